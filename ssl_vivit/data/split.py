@@ -1,0 +1,48 @@
+"""How the global batch of one optimisation step is split over processes and accumulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """One process's share of every global batch.
+
+    The global batch of a step is the same whatever the split: micro-batch ``a`` of process ``r``
+    holds the samples ``[(a · world_size + r) · micro_batch_size, … + micro_batch_size)`` of it.
+
+    Args:
+        total_batch_size: samples per optimisation step, over all processes and accumulation.
+        world_size: number of processes.
+        rank: this process, 0 ≤ rank < world_size.
+        accumulation: micro-batches per step and process.
+
+    Raises:
+        ValueError: if the batch does not divide evenly; the message names sizes that would.
+    """
+
+    total_batch_size: int
+    world_size: int = 1
+    rank: int = 0
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world_size * self.accumulation
+        if self.total_batch_size < 1 or self.total_batch_size % parts:
+            below = self.total_batch_size // parts * parts
+            near = sorted({size for size in (below, below + parts) if size > 0})
+            raise ValueError(
+                f"total_batch_size {self.total_batch_size} does not divide over {self.world_size} "
+                f"processes × {self.accumulation} accumulation steps; "
+                f"{' or '.join(map(str, near))} would"
+            )
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.total_batch_size // (self.world_size * self.accumulation)
+
+    def positions(self, micro_step: int) -> range:
+        """Positions within the step's global batch that this process's micro-batch holds."""
+        start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
+        return range(start, start + self.micro_batch_size)

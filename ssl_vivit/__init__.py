@@ -1,0 +1,10 @@
+"""Self-supervised pretraining of ViViT video encoders, and the way to a model of neurons."""
+
+from importlib.metadata import version
+
+from ssl_vivit.encoders import ViViT, ViViTConfig, create_encoder, load_encoder
+from ssl_vivit.grid import Grid
+
+__version__ = version("ssl_vivit")
+
+__all__ = ["Grid", "ViViT", "ViViTConfig", "__version__", "create_encoder", "load_encoder"]

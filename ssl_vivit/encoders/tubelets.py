@@ -1,0 +1,106 @@
+"""Tubelet embedding: video → tokens (Arnab et al. 2021, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.grid import Grid
+
+
+def inflate(
+    kernel: Float[Tensor, "d c h w"], frames: int, how: Literal["central_frame", "average"]
+) -> Float[Tensor, "d c t h w"]:
+    """A tubelet kernel from an image kernel (Sec. 3.4).
+
+    Args:
+        kernel: weights of a 2D patch embedding.
+        frames: temporal size t of the tubelet.
+        how: ``central_frame`` puts the kernel at frame t // 2 and zeros elsewhere (Eq. 9);
+            ``average`` repeats it over time, divided by t (Eq. 8).
+    """
+    if how == "average":
+        return repeat(kernel, "d c h w -> d c t h w", t=frames) / frames
+    inflated = kernel.new_zeros(*kernel.shape[:2], frames, *kernel.shape[2:])
+    inflated[:, :, frames // 2] = kernel
+    return inflated
+
+
+class TubeletEmbedding(nn.Module):
+    """Linear embedding of spatio-temporal tubelets.
+
+    The weight has Conv3d's layout ``(d, c, t, h, w)``. Tubelets that do not overlap are embedded
+    by one matrix product on rearranged pixels, which on CPUs is many times faster than a Conv3d of
+    the same numbers.
+    """
+
+    def __init__(self, config: ViViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(
+            torch.empty(config.embed_dim, config.in_channels, *config.tubelet_size)
+        )
+        self.bias = nn.Parameter(torch.zeros(config.embed_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """LeCun-normal weights over the kernel's fan-in, inflated as ``tubelet_init`` says."""
+        frames = self.config.tubelet_size[0]
+        fan_in = self.weight[0].numel()
+        with torch.no_grad():
+            if self.config.tubelet_init == "random":
+                nn.init.trunc_normal_(self.weight, std=fan_in**-0.5)
+            else:
+                image_kernel = torch.empty_like(self.weight[:, :, 0])
+                nn.init.trunc_normal_(image_kernel, std=(fan_in // frames) ** -0.5)
+                self.weight.copy_(inflate(image_kernel, frames, self.config.tubelet_init))
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        visible: Int[Tensor, "b v"] | None = None,
+    ) -> tuple[Float[Tensor, "b t n d"], Grid]:
+        """Embed all tubelets, or at every time step only those at the ``visible`` positions.
+
+        Args:
+            video: (B, C, T, H, W) floats.
+            visible: indices into the h·w spatial positions; tokens come in their order.
+
+        Returns:
+            tokens (b, t, n, d), n the number of visible positions where they are given, and the
+            grid of the whole clip.
+        """
+        config = self.config
+        grid = config.grid_of(*video.shape[2:])
+        size, stride = config.tubelet_size, config.tubelet_stride
+        assert stride is not None
+        if config.temporal_padding == "causal":
+            video = F.pad(video, (0, 0, 0, 0, size[0] - stride[0], 0))
+        ends = [(count - 1) * s + p for count, s, p in zip(grid, stride, size, strict=True)]
+        video = video[:, :, : ends[0], : ends[1], : ends[2]]
+
+        if size != stride and visible is None:
+            tokens = F.conv3d(video, self.weight, self.bias, stride)
+            return rearrange(tokens, "b d t h w -> b t (h w) d"), grid
+        if visible is None:
+            pixels = rearrange(
+                video,
+                "b c (t pt) (h ph) (w pw) -> b t (h w) (c pt ph pw)",
+                pt=size[0], ph=size[1], pw=size[2],
+            )  # fmt: skip
+        else:
+            # Views, until the gather copies the visible tubelets and no others.
+            tubelets = video
+            for axis in range(3):
+                tubelets = tubelets.unfold(2 + axis, size[axis], stride[axis])
+            batch = torch.arange(len(video), device=video.device)[:, None]
+            tubelets = tubelets[batch, :, :, visible // grid.w, visible % grid.w]
+            pixels = rearrange(tubelets, "b v c t pt ph pw -> b t v (c pt ph pw)")
+        return F.linear(pixels, self.weight.flatten(1), self.bias), grid

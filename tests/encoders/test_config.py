@@ -1,0 +1,76 @@
+"""ViViTConfig: what it resolves, what it refuses, and that it survives JSON."""
+
+import json
+
+import pytest
+
+from ssl_vivit import Grid, ViViTConfig, create_encoder
+from ssl_vivit.encoders import named_config, sizes
+
+
+@pytest.mark.parametrize("name", sizes())
+def test_every_size_survives_json(name):
+    config = named_config(name)
+    assert ViViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_values_are_resolved():
+    config = ViViTConfig()
+    assert config.head_dim == 64
+    assert config.tubelet_stride == (4, 16, 16)
+    assert (config.spatial_depth, config.temporal_depth, config.depth) == (8, 4, None)
+    assert (config.class_token, config.pooling) == (True, "cls_mean")
+    model3 = named_config("small", variant="factorized_self_attention")
+    assert (model3.depth, model3.class_token, model3.pooling) == (12, False, "mean")
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        ({}, Grid(5, 16, 16)),
+        ({"tubelet_stride": (2, 16, 16)}, Grid(9, 16, 16)),
+        ({"tubelet_stride": (2, 16, 16), "temporal_padding": "causal"}, Grid(10, 16, 16)),
+        ({"image_size": (250, 270), "remainder": "crop"}, Grid(5, 15, 16)),
+    ],
+)
+def test_grid(settings, grid):
+    assert ViViTConfig(**settings).grid == grid
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "factorised"}, "variant 'factorised' is unknown; choose one of factorized_"),
+        ({"image_size": (250, 256)}, "image_size height 250 is not filled.*use 240 or 256, or rem"),
+        ({"num_frames": 2}, "num_frames 2 is not filled by tubelets of 4.*use 4$"),
+        ({"tubelet_stride": (5, 16, 16)}, "exceeds tubelet_size"),
+        ({"embed_dim": 100}, "embed_dim 100 does not divide into num_heads 6; give head_dim"),
+        ({"depth": 12}, "give spatial_depth and temporal_depth"),
+        ({"pooling": "cls_mean", "class_token": False}, "needs class_token"),
+        ({"drop_path": 1.0}, "drop_path 1.0 must lie in"),
+        ({"image_size": (256,)}, "image_size .* must be 2 positive whole numbers"),
+        ({"joint_positions": "learned"}, "set both of those to 'none'"),
+        ({"head_dim": 6, "spatial_positions": "rotary"}, "multiple of 4 for rotary"),
+        (
+            {"variant": "factorized_self_attention", "class_token": True},
+            "class_token is not a setting of factorized_self_attention",
+        ),
+        (
+            {"variant": "factorized_self_attention", "spatial_depth": 2},
+            "spatial_depth is not a setting",
+        ),
+        ({"attention_order": "time_space"}, "attention_order is a setting of factorized_self"),
+        ({"frame_pooling": "mean", "class_token": True}, "exclude each other"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        ViViTConfig(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="encoder size 'vivit_smal' is unknown; did you mean "):
+        create_encoder("vivit_smal")
+    with pytest.raises(ValueError, match="'embed_dims' is unknown; did you mean 'embed_dim'"):
+        create_encoder("vivit_small", embed_dims=4)

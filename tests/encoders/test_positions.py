@@ -1,0 +1,72 @@
+"""Positions against their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from ssl_vivit import Grid
+from ssl_vivit.encoders.positions import (
+    rotation,
+    sinusoidal_1d,
+    sinusoidal_2d,
+    spatial_coordinates,
+)
+
+
+def test_sinusoidal_1d_is_the_published_formula():
+    table = sinusoidal_1d(5, 8)
+    for position in range(5):
+        for i in range(8):
+            angle = position / 10000 ** (2 * (i // 2) / 8)
+            expected = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+            assert table[position, i].item() == pytest.approx(expected, abs=1e-14)
+
+
+def test_sinusoidal_2d_is_row_major_on_a_grid_that_is_not_square():
+    table = sinusoidal_2d(Grid(1, 2, 3), 8)
+    for row in range(2):
+        for column in range(3):
+            token = table[row * 3 + column]
+            for i in range(2):
+                omega = 10000 ** (-i / 2)
+                expected = [math.sin(column * omega), math.cos(column * omega),
+                            math.sin(row * omega), math.cos(row * omega)]  # fmt: skip
+                assert token[i::2].tolist() == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rotary_scores_depend_on_differences_of_coordinates_alone(axes):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def score(at: list[int], other: list[int]) -> float:
+        turned = [
+            rotation(torch.tensor([place]), 8, 100.0, torch.float64).apply(x)
+            for place, x in ((at, query), (other, key))
+        ]
+        return (turned[0] * turned[1]).sum().item()
+
+    first = score([3] * axes, [1, 5][:axes])
+    assert score([13] * axes, [11, 15][:axes]) == pytest.approx(first, abs=1e-12)
+    assert score([4] * axes, [1, 5][:axes]) != pytest.approx(first, abs=1e-3)
+
+
+def test_rotary_is_rotation_of_pairs_axis_by_axis():
+    x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
+    coordinates = spatial_coordinates(Grid(1, 2, 3), torch.device("cpu"))
+    turned = rotation(coordinates, 8, 100.0, torch.float64).apply(x)
+    for token, (row, column) in enumerate(coordinates.tolist()):
+        for pair, angle in enumerate([row, row / 10, column, column / 10]):
+            a, b = x[0, 0, token, pair].item(), x[0, 0, token, pair + 4].item()
+            expected = complex(a, b) * complex(math.cos(angle), math.sin(angle))
+            got = complex(turned[0, 0, token, pair].item(), turned[0, 0, token, pair + 4].item())
+            assert abs(got - expected) < 1e-12
+
+
+def test_padding_leaves_special_tokens_unrotated():
+    turn = rotation(torch.arange(3)[:, None] + 5, 8, 100.0, torch.float64).padded(2, 1)
+    x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
+    turned = turn.apply(x)
+    assert torch.equal(turned[:, :, [0, 1, 5]], x[:, :, [0, 1, 5]])
+    assert not torch.allclose(turned[:, :, 2:5], x[:, :, 2:5])

@@ -183,7 +183,7 @@ class Renderer:
 
 def _bytes(planes: np.ndarray) -> np.ndarray:
     """Planes (3, H, W) of pixel values as a uint8 picture (H, W, 3)."""
-    return np.clip(np.moveaxis(planes, 0, -1) + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(np.moveaxis(planes, 0, -1) + 0.5, 0, 255).astype(np.uint8, order="C")
 
 
 def _floor(camera: Camera, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class Lamp:
 LAMPS = (
     Lamp(azimuth=5, elevation=36, strength=0.26, shadow=0.10, softness=(0.04, 0.16)),
     Lamp(azimuth=-110, elevation=34, strength=0.10, shadow=0.07, softness=(0.05, 0.20)),
-    Lamp(azimuth=142, elevation=60, strength=0.24, shadow=0.26, softness=(0.04, 0.12)),
+    Lamp(azimuth=142, elevation=60, strength=0.24, shadow=0.24, softness=(0.025, 0.07)),
 )
 SKY, BOUNCE = 0.26, 0.14
 
@@ -96,8 +96,11 @@ def shade(
         Linear colours (3, n), 1 is white.
     """
     if item.material == "metal":
-        return _metal(item, points, normals, rays, others)
-    return _rubber(item, points, normals, rays)
+        light = _metal(item, points, normals, rays, others)
+    else:
+        light = _rubber(item, points, normals, rays)
+    # CLEVRER's exposure holds bright paints back, as film does.
+    return light / (1 + 0.55 * light)
 
 
 def _rubber(item: SceneObject, points: Vectors, normals: Vectors, rays: Vectors) -> np.ndarray:
@@ -113,7 +116,8 @@ def _rubber(item: SceneObject, points: Vectors, normals: Vectors, rays: Vectors)
         hx, hy, hz = x - rays[0], y - rays[1], z - rays[2]
         half = (nx * hx + ny * hy + nz * hz) / np.sqrt(hx * hx + hy * hy + hz * hz)
         gloss += lamp.strength * np.maximum(half, 0) ** 8
-    return albedo(item)[:, None] * light + 0.03 * gloss
+    # The surface itself scatters a little white, which takes the edge off the paint's colour.
+    return (albedo(item)[:, None] + np.float32(0.04)) * light + 0.03 * gloss
 
 
 def _metal(
@@ -156,7 +160,7 @@ def _metal(
         glare += lamp.strength * (
             9.0 * _smoothstep(0.955, 0.985, toward) + 0.5 * np.maximum(toward, 0) ** 12
         )
-    rim = 0.15 * (1 - np.minimum(np.abs(twice) / 2, 1)) ** 4
+    rim = 0.012 + 0.15 * (1 - np.minimum(np.abs(twice) / 2, 1)) ** 4
     white = 0.35 * tint + 0.12
     return light + base[:, None] * (0.25 * diffuse) + white[:, None] * glare + rim
 
@@ -191,7 +195,7 @@ def ground_light(
     else:
         turn = np.eye(2)
         close = 1 - _smoothstep(0.02, 0.24, np.sqrt(x * x + y * y))
-    clear = 1 - 0.38 * close
+    clear = 1 - 0.28 * close
     for lamp in LAMPS:
         clear *= 1 - np.float32(lamp.shadow) * _shadow(item, lamp, turn @ lamp.fall, x, y)
     colour = (1 - 0.22 * np.sqrt(albedo(item)))[:, None, None]

@@ -1,0 +1,178 @@
+"""Which frames of a video make a clip: view starts, strides and frame rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_vivit.data.shards import DataError
+
+# A time that falls on a frame's border by arithmetic must not miss it by rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How clips are cut from a video.
+
+    Args:
+        num_frames: frames in a clip.
+        frame_stride: steps between a clip's frames, in frames of the video, or of the rate that
+            ``fps`` asks for.
+        views: clips drawn from each video.
+        fps: frames per second that the stride counts in; a slower video's frames are repeated, a
+            faster one's left out. None takes each video's own rate.
+        view_gap: time between two views: "near" makes short gaps more frequent, the density
+            falling linearly to zero at the longest possible gap (CVRL, Qian et al. 2021,
+            Sec. 3.2); "uniform" makes all gaps equally frequent.
+    """
+
+    num_frames: int = 16
+    frame_stride: int = 1
+    views: int = 2
+    fps: float | None = None
+    view_gap: Literal["near", "uniform"] = "near"
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_stride", "views"):
+            if getattr(self, name) < 1:
+                raise DataError(
+                    f"--data.clip.{name} is {getattr(self, name)}; it must be 1 or more"
+                )
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise DataError(f"--data.clip.fps is {self.fps}; it must be above 0, or null")
+        if self.view_gap not in ("near", "uniform"):
+            raise DataError(
+                f'--data.clip.view_gap is "{self.view_gap}"; it must be "near" or "uniform"'
+            )
+
+    @property
+    def span(self) -> int:
+        """Steps from a clip's first frame to its last, both counted."""
+        return (self.num_frames - 1) * self.frame_stride + 1
+
+
+class VideoIndex(Protocol):
+    """What is known of videos without opening them; a ShardSet has it."""
+
+    keys: list[str]
+    num_frames: np.ndarray
+    fps: np.ndarray
+
+
+def timeline_length(
+    num_frames: Int[np.ndarray, "n"], source_fps: Float[np.ndarray, "n"], fps: float | None
+) -> Int[np.ndarray, "n"]:
+    """Steps of a clip's time grid that a video covers.
+
+    Step k lies at k / fps seconds; it is covered when the video shows a frame then. Without
+    ``fps`` a step is a frame of the video.
+    """
+    frames = np.asarray(num_frames, dtype=np.int64)
+    if fps is None:
+        return frames
+    steps = np.ceil((frames - _ROUNDING) * fps / np.asarray(source_fps, dtype=np.float64))
+    return steps.astype(np.int64)
+
+
+def start_counts(videos: VideoIndex, config: ClipConfig) -> Int[np.ndarray, "n"]:
+    """The number of places in each video at which a clip can start.
+
+    Args:
+        videos: a ShardSet, or anything with its index.
+        config: what is to be cut.
+
+    Raises:
+        DataError: if a video is shorter than a clip, has fewer starts than views, or names no
+            frame rate where one is needed.
+    """
+    num_frames, source_fps = np.asarray(videos.num_frames), np.asarray(videos.fps, dtype=float)
+    if config.fps is not None:
+        timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
+        if len(timeless):
+            raise DataError(
+                f"{_some(videos.keys, timeless)} names no frame rate, which --data.clip.fps "
+                f"{config.fps:g} needs; set --data.clip.fps to null or pack the videos again"
+            )
+    steps = timeline_length(num_frames, source_fps, config.fps)
+    counts = steps - config.span + 1
+    short = np.flatnonzero(counts < 1)
+    if len(short):
+        worst = short[np.argmin(steps[short])]
+        raise DataError(
+            f"{_some(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
+            f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
+            f"{config.frame_stride} needs {config.span}; lower either, or leave short videos out"
+        )
+    few = np.flatnonzero(counts < config.views)
+    if len(few):
+        worst = few[np.argmin(counts[few])]
+        raise DataError(
+            f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
+            f"which clips of {config.span} can start at {counts[worst]} "
+            f"{'place' if counts[worst] == 1 else 'places'}; --data.clip.views {config.views} "
+            f"needs as many; lower views, num_frames or frame_stride"
+        )
+    return counts
+
+
+def _some(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> str:
+    named = keys[which[0] if first is None else first]
+    return named if len(which) == 1 else f"{named} (one of {len(which)} such videos)"
+
+
+def _length(videos: VideoIndex, i: int, steps: np.ndarray, config: ClipConfig) -> str:
+    if config.fps is None:
+        return f"{videos.num_frames[i]} frames"
+    return f"{videos.num_frames[i]} frames, {steps[i]} at --data.clip.fps {config.fps:g}"
+
+
+def draw_starts(
+    rng: np.random.Generator, count: int, views: int, view_gap: Literal["near", "uniform"]
+) -> Int[np.ndarray, "views"]:
+    """Draw where the views of one video start: distinct steps in [0, count), in random order.
+
+    "near" draws ``views`` distinct starts, every set of them equally likely. The gap g ≥ 1 between
+    any two of them then has a probability proportional to count − g, which is CVRL's linearly
+    decreasing density (Qian et al. 2021, Sec. 3.2), for any number of views. (CVRL draws the gap
+    first and then a uniform start; for two views that is the same distribution.) "uniform" draws
+    the gap between the first and the last view uniformly, then the place, then the views between.
+
+    Args:
+        rng: the sample's generator.
+        count: possible starts, at least ``views``.
+    """
+    if view_gap == "near":
+        starts = rng.choice(count, size=views, replace=False)
+    elif views == 1:
+        starts = rng.integers(count, size=1)
+    else:
+        gap = int(rng.integers(views - 1, count))
+        inner = rng.choice(gap - 1, size=views - 2, replace=False) + 1 if views > 2 else []
+        starts = rng.integers(count - gap) + np.array([0, gap, *inner])
+    return rng.permutation(starts).astype(np.int64)
+
+
+def even_starts(count: int, views: int) -> Int[np.ndarray, "views"]:
+    """Starts spread evenly over [0, count), first and last included; one view starts midway."""
+    if views == 1:
+        return np.array([(count - 1) // 2], dtype=np.int64)
+    return np.arange(views, dtype=np.int64) * (count - 1) // (views - 1)
+
+
+def clip_frames(
+    starts: Int[np.ndarray, "views"], config: ClipConfig, source_fps: float
+) -> Int[np.ndarray, "views t"]:
+    """The frame numbers of the clips that start at the given steps.
+
+    Frame j of a clip lies at (start + j · frame_stride) / fps seconds and is the frame which the
+    video shows then: the last one that has begun. No frame of the future is ever taken.
+    """
+    steps = starts[:, None] + np.arange(config.num_frames) * config.frame_stride
+    if config.fps is None:
+        return steps.astype(np.int64)
+    return np.floor(steps * (source_fps / config.fps) + _ROUNDING).astype(np.int64)

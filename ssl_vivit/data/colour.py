@@ -1,0 +1,61 @@
+"""Colour changes of RGB clips in [0, 1], one factor a clip, as torchvision defines them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def luma(video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 1 t h w"]:
+    """Brightness as ITU-R 601 weighs the channels, with torchvision's digits."""
+    red, green, blue = video.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(other, video, factor).clamp_(0, 1)
+
+
+def _brightness(video: Tensor, factor: Tensor) -> Tensor:
+    return (video * factor).clamp_(0, 1)
+
+
+def _contrast(video: Tensor, factor: Tensor) -> Tensor:
+    """Away from or towards the clip's mean luma.
+
+    The mean is over all frames, where torchvision would take each image's own: a bright object
+    that enters must not darken the frames that it enters.
+    """
+    return _blend(video, luma(video).mean((1, 2, 3, 4), keepdim=True), factor)
+
+
+def _saturation(video: Tensor, factor: Tensor) -> Tensor:
+    return _blend(video, luma(video), factor)
+
+
+def _hue(video: Tensor, shift: Tensor) -> Tensor:
+    """Rotate the hue of HSV by ``shift`` turns, value and saturation unchanged."""
+    red, green, blue = video.split(1, dim=1)
+    value = video.amax(1, keepdim=True)
+    chroma = value - video.amin(1, keepdim=True)
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    place = sixths + 6 * shift + video.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1)
+    place = torch.remainder(place, 6)
+    return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+
+
+adjust: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+}
+JITTERS = tuple(adjust)

@@ -1,0 +1,215 @@
+"""Checkpoints on disk: written whole or not at all, without pickle.
+
+step_00001000/
+    model.safetensors      all parameters and buffers by name
+    optimizer.safetensors  optimiser states, ``<parameter>/<key>``
+    optimizer.json         parameter groups by name
+    state.json             step, data position, schedule, processes, versions
+    rng_<rank>.safetensors and rng_<rank>.json, the generators of each process
+    encoder/               the exported encoder
+    manifest.json          size and CRC-32 of every other file, written last
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssl_vivit.training.errors import RunError
+from ssl_vivit.training.gathered import TrainingState
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def write_checkpoint(
+    parent: Path,
+    step: int,
+    training: TrainingState,
+    state: dict[str, Any],
+    generators: list[dict[str, Any]],
+    export: Callable[[Path], None],
+) -> Path:
+    """Write ``parent/step_<step>`` under another name, then rename it.
+
+    Args:
+        state: what goes to state.json.
+        generators: for each process ``{"tensors": {name: bytes as ints}, "values": JSON}``.
+        export: writes the encoder to the directory that it is given.
+
+    Raises:
+        RunError: if the file system refuses; what was written is removed, other checkpoints stay.
+    """
+    final = parent / f"step_{step:08d}"
+    partial = parent / f"{PARTIAL}{final.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_unshared(training.model), partial / "model.safetensors")
+        save_file(_unshared(training.optimizer), partial / "optimizer.safetensors")
+        _write_json(partial / "optimizer.json", training.groups)
+        _write_json(partial / "state.json", {"step": step, **state})
+        for rank, generator in enumerate(generators):
+            tensors = {
+                name: torch.tensor(values, dtype=torch.uint8)
+                for name, values in generator["tensors"].items()
+            }
+            save_file(tensors, partial / f"rng_{rank}.safetensors")
+            _write_json(partial / f"rng_{rank}.json", generator["values"])
+        export(partial / "encoder")
+        files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
+        _write_json(partial / MANIFEST, {"step": step, "files": files})
+        for path in [*_files(partial), partial / "encoder", partial]:
+            _flush(path)
+        if final.exists():
+            _remove(final)
+        os.replace(partial, final)
+        _flush(parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(_refusal(error, parent, step)) from error
+    return final
+
+
+def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
+    """Training state and state.json of a whole checkpoint."""
+    training = TrainingState(
+        load_file(path / "model.safetensors"),
+        load_file(path / "optimizer.safetensors"),
+        json.loads((path / "optimizer.json").read_text()),
+    )
+    return training, json.loads((path / "state.json").read_text())
+
+
+def read_generators(path: Path, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The random generators' states of one process."""
+    values = json.loads((path / f"rng_{rank}.json").read_text())
+    return load_file(path / f"rng_{rank}.safetensors"), values
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint directory is named for."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise RunError(f"{path} is no checkpoint: its name is not step_<number>")
+    return int(match[1])
+
+
+def fault(path: Path) -> str | None:
+    """Why a checkpoint directory is not whole; None if it is."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest is missing or damaged"
+    for name, expected in files.items():
+        try:
+            found = _fingerprint(path / name)
+        except OSError:
+            return f"{name} is missing"
+        if found["bytes"] != expected["bytes"]:
+            return f"{name} has {found['bytes']} of {expected['bytes']} bytes"
+        if found != expected:
+            return f"{name} is damaged"
+    return None
+
+
+def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint to continue from; one line to ``warn`` for each newer one that is not whole."""
+    for path in reversed(_checkpoints(parent)):
+        reason = fault(path)
+        if reason is None:
+            return path
+        warn(f"checkpoint {path} is skipped: {reason}")
+    return None
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Of ``newest`` and the checkpoints before it keep ``keep`` (0 keeps all).
+
+    A later one, cut off and thus skipped, must not count: it would push out a whole one.
+    """
+    upto = [path for path in _checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
+    for path in upto[:-keep] if keep else []:
+        _remove(path)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what a killed run left half written."""
+    for leftover in parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def later_than(path: Path) -> list[Path]:
+    """Checkpoints of the same run after this one."""
+    return [other for other in _checkpoints(path.parent) if step_of(other) > step_of(path)]
+
+
+def _checkpoints(parent: Path) -> list[Path]:
+    found = [path for path in parent.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def _remove(path: Path) -> None:
+    """Rename first: half of a removed checkpoint must not look like a damaged one."""
+    doomed = path.with_name(f"{PARTIAL}old-{path.name}")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights are stored once for each name, as safetensors demands."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return result
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            size += len(block)
+            crc = zlib.crc32(block, crc)
+    return {"bytes": size, "crc32": crc}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(error: Exception, parent: Path, step: int) -> str:
+    text = str(error)
+    full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text
+    reason = f"no space left in {parent}" if full else f"{parent} cannot be written ({text})"
+    kept = _checkpoints(parent)
+    last = f"the last whole checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
+    mend = "free space or lower training.keep_checkpoints" if full else "mend that"
+    return f"{reason} while saving step {step}; {last}: {mend} and continue with --training.resume auto"

@@ -1,0 +1,115 @@
+"""From the command line to a config dataclass, and from an exception to one line and a status."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ssl_vivit.training.errors import RunError
+
+T = TypeVar("T")
+
+_UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
+_UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
+_UNKNOWN_AT_TOP = re.compile(r"Option '([\w.]+)' is not accepted")
+
+
+def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
+    """Read a config dataclass from ``--config`` files and dotted options.
+
+    ``--config file.yaml`` may come several times; what comes later wins. ``--print_config`` prints
+    the resolved config. A mistake prints one line that names what is allowed and exits with 2.
+
+    Args:
+        config_class: a dataclass whose fields all have defaults; nested dataclasses become dotted
+            options, dictionaries take ``--a.dictionary.key value``.
+        argv: the arguments; by default those of the process.
+    """
+    parser = ArgumentParser(
+        description=(config_class.__doc__ or "").strip().splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the options below; may be repeated"
+    )
+    parser.add_class_arguments(config_class)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        namespace = parser.parse_args(arguments)
+        namespace.pop("config")
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return config_class(**vars(instantiate(namespace)))
+    except (ArgumentError, ValueError, TypeError) as error:
+        _fail(_explain(str(error), _keys(parser)), status=2)
+        raise AssertionError("unreachable") from error
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call ``main``; a mistake that a person can mend becomes one line and a non-zero status.
+
+    A run that SIGTERM or SIGUSR1 ended cleanly exits with 0: what it had learned is saved, and a
+    batch system may requeue it. With SSL_VIVIT_TRACEBACK set, mistakes keep their traceback.
+
+    Raises:
+        SystemExit: with 1 after an error line, with 130 after Ctrl-C.
+    """
+    try:
+        main()
+    except (RunError, ValueError) as error:
+        if os.environ.get("SSL_VIVIT_TRACEBACK"):
+            raise
+        _fail(str(error), status=1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing since the last checkpoint is kept", status=130)
+
+
+def _fail(message: str, status: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    """All dotted keys that the parser knows, without the groups that hold them."""
+    dests = [action.dest for action in parser._actions]
+    return [dest for dest in dests if dest not in ("help", "config", "print_config")]
+
+
+def _explain(message: str, keys: list[str]) -> str:
+    """One line that names what would have been right."""
+    if match := _UNKNOWN_OPTION.search(message):
+        words = match[1].split()
+        option = next((word for word in words if word.startswith("--")), None)
+        if option is None:
+            return f"unexpected argument {words[0]}; settings are given as --name value"
+        return _unknown(option.lstrip("-").split("=")[0], keys)
+    if match := _UNKNOWN_IN_GROUP.search(message):
+        return _unknown(f"{match[1]}.{match[2]}", keys)
+    if match := _UNKNOWN_AT_TOP.search(message):
+        return _unknown(match[1], keys)
+    line = " ".join(message.split())
+    line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
+    line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
+    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)
+    line = re.sub(r"Expected a ([^.]+)\.", r"expected \1;", line)
+    return line.replace("Got value:", "got")
+
+
+def _unknown(key: str, keys: list[str]) -> str:
+    """Name the allowed keys beside the wrong one, nearest first."""
+    parents = key.split(".")[:-1]
+    while parents and not any(known.startswith(".".join(parents) + ".") for known in keys):
+        parents.pop()
+    prefix = "".join(f"{part}." for part in parents)
+    allowed = sorted(
+        {known[len(prefix) :].split(".")[0] for known in keys if known.startswith(prefix)}
+    )
+    allowed = [f"{prefix}{name}" for name in allowed]
+    near = difflib.get_close_matches(key, [*keys, *allowed], n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    return f"unknown setting {key}{hint} allowed here: {', '.join(allowed)}"

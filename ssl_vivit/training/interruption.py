@@ -1,0 +1,53 @@
+"""SIGTERM and SIGUSR1: finish the step, save, end. A second one: end now."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+# torchrun passes on to every worker the SIGTERM that a process group has already delivered to it.
+FORWARDED_WITHIN = 2.0
+
+
+class Interruption:
+    """While entered, notes a request to stop instead of dying from it.
+
+    Attributes:
+        received: name of the first signal, None as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._first = 0.0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        # Python allows signal handlers in the main thread alone; elsewhere signals keep their meaning.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._first = signal.Signals(number).name, now
+            return
+        if "TORCHELASTIC_RUN_ID" in os.environ and now - self._first < FORWARDED_WITHIN:
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

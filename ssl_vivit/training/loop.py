@@ -1,0 +1,416 @@
+"""The training loop: an objective, batches and a config in; a run directory out.
+
+One iteration is one optimisation step. Whatever ends or saves a run (a signal, a loss that is not
+finite) is agreed on by all processes on the host, so the GPUs never wait for a decision.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+from ssl_vivit.training import checkpoints, random_state
+from ssl_vivit.training.batches import Batches, RepeatedBatches
+from ssl_vivit.training.config import TrainingConfig, to_plain
+from ssl_vivit.training.errors import RunError
+from ssl_vivit.training.gathered import gather_state, scatter_state
+from ssl_vivit.training.host import Host
+from ssl_vivit.training.interruption import Interruption
+from ssl_vivit.training.optim import (
+    build_optimizer,
+    peak_learning_rate,
+    schedule_factor,
+    set_learning_rate,
+)
+from ssl_vivit.training.pace import Pace
+from ssl_vivit.training.periodic import Moment, Periodic, unnoticed
+from ssl_vivit.training.processes import (
+    prepare,
+    split_batch,
+    start_accelerator,
+    synchronise_norms,
+)
+from ssl_vivit.training.record import Record
+from ssl_vivit.training.run_directory import open_run, run_directory
+from ssl_vivit.training.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run left behind.
+
+    Attributes:
+        run_dir: the run's directory.
+        step: optimisation steps done.
+        metrics: the last logged numbers.
+        checkpoint: the last whole checkpoint.
+        encoder: the exported encoder; None if the run was interrupted.
+        interrupted: the signal that ended the run early, if one did.
+    """
+
+    run_dir: Path
+    step: int
+    metrics: dict[str, float]
+    checkpoint: Path | None
+    encoder: Path | None
+    interrupted: str | None
+
+
+def fit(
+    objective: nn.Module,
+    batches: Batches | Iterable[dict[str, Any]],
+    config: TrainingConfig,
+    *,
+    run_config: dict[str, Any] | None = None,
+    periodic: Sequence[Periodic] = (),
+    card: dict[str, Any] | None = None,
+) -> FitResult:
+    """Train an objective.
+
+    SIGTERM and SIGUSR1 save a checkpoint and end the run cleanly: the result then has
+    ``interrupted`` set, and the process may exit with status 0, since nothing was lost.
+
+    Args:
+        objective: see :class:`ssl_vivit.objectives.step.Objective`.
+        batches: a loader with ``stream`` and ``steps_per_epoch``, or any re-iterable of batches,
+            one for each micro-step, which is repeated.
+        config: how to train.
+        run_config: the recipe's full resolved config, saved as config.yaml.
+        periodic: jobs beside training.
+        card: facts for the model card of the exported encoder.
+
+    Raises:
+        RunError: with one line that says what is wrong and what to do.
+    """
+    config.check()
+    full_config = run_config if run_config is not None else {"training": to_plain(config)}
+    with Interruption() as interruption:
+        run = _Run(objective, batches, config, full_config, periodic, card or {}, interruption)
+        try:
+            return run.to_the_end()
+        finally:
+            run.close()
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: nn.Module,
+        batches: Batches | Iterable[dict[str, Any]],
+        config: TrainingConfig,
+        run_config: dict[str, Any],
+        periodic: Sequence[Periodic],
+        card: dict[str, Any],
+        interruption: Interruption,
+    ) -> None:
+        self.config, self.periodic, self.card = config, periodic, card
+        self.interruption, self.stopping = interruption, False
+        self.accelerator = start_accelerator(config)
+        self.host = Host()
+        self.split = split_batch(config, self.host)
+        self.run_dir = run_directory(config)
+        found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
+        self.checkpoint = Path(found) if found else None
+        self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+
+        objective = synchronise_norms(objective, self.host)
+        # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
+        self.exporter = objective
+        if self.accelerator.is_fsdp2:
+            self.exporter = copy.deepcopy(objective).cpu()
+        optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
+        if config.compile:
+            getattr(objective, "encoder", objective).compile()
+        self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
+        random_state.seed_process(config.seed, self.step, self.host.rank)
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint)
+
+        source = batches if isinstance(batches, Batches) else RepeatedBatches(batches)
+        self.stream = source.stream(
+            self.split, start_step=self.step, device=self.accelerator.device
+        )
+        self.peak = peak_learning_rate(config.optimizer, config.total_batch_size)
+        # With a GPU the record of a step is read while the next one runs.
+        self.lag = 1 if self.accelerator.device.type == "cuda" else 0
+        self.pending: deque[Record] = deque()
+        self.metrics: dict[str, float] = {}
+        self.tracking: Tracking | None = None
+        self.host.from_main(lambda: self._start_tracking(run_config))
+        self.progress = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc=self.run_dir.name,
+            unit="step",
+            disable=not self.host.is_main,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        )
+        self.pace = Pace()
+
+    def to_the_end(self) -> FitResult:
+        self.model.train()
+        if self.step == 0:
+            self._run_periodic()
+        while self.step < self.config.steps:
+            micro_batches = list(islice(self.stream, self.config.accumulation))
+            self._settle(self.lag)
+            if self.stopping:
+                break
+            self._advance(micro_batches)
+            self._run_periodic()
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                self._save()
+        self._settle_all()
+        if self.step < self.config.steps:
+            return self._interrupted()
+        return self._finished()
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.tracking is not None:
+            self.tracking.close()
+
+    def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
+        """One optimisation step."""
+        learning_rate = self.peak * schedule_factor(
+            self.config.optimizer, self.step, self.config.steps
+        )
+        set_learning_rate(self.optimizer, learning_rate)
+        steps = []
+        for batch in micro_batches:
+            with self.accelerator.accumulate(self.model):
+                # Accelerate wraps the forward pass of all but FSDP2 models in autocast itself.
+                with self.accelerator.autocast():
+                    step = self.model(batch)
+                self.accelerator.backward(step.loss)
+                if self.accelerator.sync_gradients:
+                    norm = self._clip()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            steps.append(step)
+        self.step += 1
+        self.pending.append(
+            Record.of(self.step, steps, norm, micro_batches, learning_rate=learning_rate)
+        )
+
+    def _clip(self) -> torch.Tensor:
+        limit = self.config.clip_grad_norm
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), float("inf") if limit is None else limit
+        )
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _settle(self, lag: int) -> None:
+        """Read the oldest record beyond ``lag`` and agree with all processes on what it says."""
+        record = self.pending.popleft() if len(self.pending) > lag else None
+        signalled = float(self.interruption.received is not None)
+        means = self.host.mean([signalled, *(record.read() if record else ())])
+        self.stopping |= means[0] > 0
+        if record is None:
+            return
+        losses, norm, metrics = record.split(means[1:])
+        self._refuse_nonfinite(record, losses, norm)
+        loss = sum(losses) / len(losses)
+        self.pace.add(record.clips * self.host.world_size)
+        self.progress.update(record.step - self.progress.n)
+        if record.step % self.config.log_every and record.step not in (1, self.config.steps):
+            return
+        pace = self.pace.read()
+        self.progress.set_postfix(loss=f"{loss:.4f}", clips_per_s=f"{pace:.1f}", refresh=False)
+        values = {
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/lr": record.learning_rate,
+            "train/clips_per_second": pace,
+            **{f"train/{name}": value for name, value in metrics.items()},
+        }
+        if torch.cuda.is_available():
+            values["system/gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
+        self._log(record.step, values)
+
+    def _settle_all(self) -> None:
+        while self.pending:
+            self._settle(0)
+
+    def _refuse_nonfinite(self, record: Record, losses: list[float], norm: float) -> None:
+        # Loss scaling for fp16 meets infinite gradients as a matter of course and skips such steps.
+        scaled = self.accelerator.scaler is not None
+        loss_is_fine = all(map(math.isfinite, losses))
+        if loss_is_fine and (scaled or math.isfinite(norm)):
+            return
+        what = "gradient norm" if loss_is_fine else "loss"
+        suspects = list(chain(*record.keys)) if loss_is_fine else record.suspects()
+        keys = sorted({key for part in self.host.gather(suspects) for key in part})
+        shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
+        raise RunError(
+            f"the {what} is not finite at step {record.step}; batch: {shown or 'without keys'}; "
+            f"last good checkpoint: {self.checkpoint or 'none'}. Lower "
+            "training.optimizer.learning_rate or try training.precision fp32"
+        )
+
+    def _run_periodic(self) -> None:
+        due = [job for job in self.periodic if job.due(self.step, self.config.steps)]
+        if not due:
+            return
+        self._settle_all()
+        moment = Moment(self.step, self.model, self.run_dir, self.accelerator, self.progress)
+        with self.pace.paused():
+            for job in due:
+                with unnoticed(self.model):
+                    numbers = job.run(moment)
+                if numbers:
+                    self._log(self.step, numbers)
+
+    def _save(self) -> None:
+        self._settle_all()
+        with self.pace.paused():
+            state = gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
+            tensors, values = random_state.capture()
+            bytes_of = {name: tensor.tolist() for name, tensor in tensors.items()}
+            generators = self.host.gather({"tensors": bytes_of, "values": values})
+
+            def write() -> str:
+                if self.tracking is not None:
+                    self.tracking.flush()
+                if self.accelerator.is_fsdp2:
+                    self.exporter.load_state_dict(state.model)
+                path = checkpoints.write_checkpoint(
+                    self.run_dir / "checkpoints",
+                    self.step,
+                    state,
+                    self._facts(),
+                    generators,
+                    lambda directory: self.exporter.export(directory, training=self._card()),  # type: ignore[operator]
+                )
+                checkpoints.prune(path, self.config.keep_checkpoints)
+                return str(path)
+
+            self.checkpoint = Path(self.host.from_main(write))
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state, facts = checkpoints.read_checkpoint(path)
+            scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
+            if self.accelerator.scaler is not None and facts["grad_scaler"]:
+                self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
+            if facts["world_size"] == self.host.world_size:
+                random_state.restore(*checkpoints.read_generators(path, self.host.rank))
+            else:
+                self._say(
+                    f"{path.name} was saved by {facts['world_size']} processes, now there are "
+                    f"{self.host.world_size}: samples keep their order, random generators start anew"
+                )
+        except (OSError, KeyError) as error:
+            raise RunError(
+                f"checkpoint {path} cannot be read on process {self.host.rank} ({error}); "
+                "the run directory must be visible to all nodes"
+            ) from error
+
+    def _facts(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "data": {"next_step": self.step, "samples": self.step * self.config.total_batch_size},
+            "schedule": {
+                "peak_learning_rate": self.peak,
+                "steps": self.config.steps,
+                **to_plain(self.config.optimizer),
+            },
+            "seed": self.config.seed,
+            "world_size": self.host.world_size,
+            "total_batch_size": self.config.total_batch_size,
+            "accumulation": self.config.accumulation,
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+            "versions": _versions(),
+        }
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            **self.card,
+            "steps": self.step,
+            "total_batch_size": self.config.total_batch_size,
+            "versions": _versions(),
+        }
+
+    def _start_tracking(self, run_config: dict[str, Any]) -> None:
+        config = self.config
+        self.tracking = Tracking(
+            self.run_dir, config.tracker, config.project, run_config, first_step=self.step
+        )
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        self.metrics = {**self.metrics, **values}
+        if self.tracking is not None:
+            self.tracking.log(step, values)
+
+    def _say(self, line: str) -> None:
+        if self.host.is_main:
+            tqdm.write(line, file=sys.stderr)
+
+    def _interrupted(self) -> FitResult:
+        saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint) == self.step
+        if self.step and not saved:
+            self._save()
+        signals = [name for name in self.host.gather(self.interruption.received) if name]
+        self._say(
+            f"{signals[0]}: stopped after step {self.step}"
+            + (
+                f", saved in {self.checkpoint}"
+                if self.checkpoint
+                else ", before anything was learned"
+            )
+            + "; continue with --training.resume auto"
+        )
+        return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, None, signals[0])
+
+    def _finished(self) -> FitResult:
+        assert self.checkpoint is not None
+        source = self.checkpoint / "encoder"
+        self.host.from_main(lambda: _place(source, self.run_dir / "encoder"))
+        return FitResult(
+            self.run_dir, self.step, self.metrics, self.checkpoint, self.run_dir / "encoder", None
+        )
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copy a directory so that ``target`` is never half there."""
+    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ssl_vivit", "torch", "timm", "accelerate")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        found[package] = version(package)
+    return found
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

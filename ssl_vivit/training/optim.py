@@ -1,0 +1,159 @@
+"""Parameter groups, optimiser and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightly.utils.lars import LARS
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+from ssl_vivit.training.errors import RunError
+
+REFERENCE_BATCH = 256
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its learning rate over time.
+
+    Args:
+        name: adamw (Loshchilov & Hutter 2019) or lars (You et al. 2017) with momentum 0.9.
+        learning_rate: peak learning rate for 256 samples per step.
+        scaling: how it grows with total_batch_size / 256.
+        weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
+        betas: of AdamW.
+        layer_decay: factor on the learning rate per layer below the top (Clark et al. 2020); 1 is none.
+        warmup_steps: steps over which the learning rate rises linearly to its peak.
+        schedule: cosine falls to min_ratio of the peak at the last step, constant stays.
+        min_ratio: where the cosine ends, as a share of the peak.
+    """
+
+    name: Literal["adamw", "lars"] = "adamw"
+    learning_rate: float = 5e-4
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    warmup_steps: int = 500
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_ratio: float = 0.0
+
+    def check(self, steps: int) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            RunError: naming the setting and its range.
+        """
+        if not 0 <= self.warmup_steps < steps:
+            raise RunError(
+                f"training.optimizer.warmup_steps is {self.warmup_steps}; with training.steps {steps} "
+                f"it must lie between 0 and {steps - 1}"
+            )
+        if self.learning_rate < 0 or self.weight_decay < 0:
+            raise RunError(
+                "training.optimizer: learning_rate and weight_decay must not be negative"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise RunError(
+                f"training.optimizer.layer_decay is {self.layer_decay}; it must lie in (0, 1]"
+            )
+        if not 0 <= self.min_ratio <= 1:
+            raise RunError(
+                f"training.optimizer.min_ratio is {self.min_ratio}; it must lie in [0, 1]"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise RunError(f"training.optimizer.betas are {self.betas}; each must lie in [0, 1)")
+
+
+def peak_learning_rate(config: OptimConfig, total_batch_size: int) -> float:
+    """The learning rate after warm-up, scaled to the batch (Goyal et al. 2017, section 2.1)."""
+    ratio = total_batch_size / REFERENCE_BATCH
+    scale = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[config.scaling]
+    return config.learning_rate * scale
+
+
+def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step.
+
+    A function of the step alone, so that a resumed run needs no schedule state.
+
+    Args:
+        step: steps done before this one, 0 ≤ step < steps.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / (steps - config.warmup_steps)
+    return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, total_batch_size: int) -> Optimizer:
+    """AdamW from timm or LARS from lightly over :func:`parameter_groups`.
+
+    Raises:
+        RunError: if nothing of the model is trainable.
+    """
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if not groups:
+        raise RunError("no parameter of the objective is trainable")
+    learning_rate = peak_learning_rate(config, total_batch_size)
+    if config.name == "lars":
+        return LARS(groups, lr=learning_rate, momentum=0.9, weight_decay=config.weight_decay)
+    return create_optimizer_v2(groups, opt="adamw", lr=learning_rate, betas=tuple(config.betas))
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters by weight decay and share of the learning rate.
+
+    Vectors and scalars (biases, norms) have no weight decay, nor what a submodule's
+    ``no_weight_decay()`` names. With ``layer_decay`` below 1, the submodule that has a
+    ``group_matcher`` gets timm's layer-wise shares; all else, the head above it, learns at 1.
+    """
+    exempt: set[str] = set()
+    for prefix, module in model.named_modules():
+        if callable(names := getattr(module, "no_weight_decay", None)):
+            exempt |= {_join(prefix, name) for name in names()}
+    shares = _layer_shares(model, layer_decay)
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        share = shares.get(name, 1.0)
+        group = groups.setdefault(
+            (decays, share),
+            {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": share},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    if layer_decay == 1:
+        return {}
+    for prefix, module in model.named_modules():
+        if callable(matcher := getattr(module, "group_matcher", None)):
+            layers = group_parameters(module, matcher(coarse=False), reverse=True)
+            top = max(layers.values())
+            return {
+                _join(prefix, name): layer_decay ** (top - layer) for name, layer in layers.items()
+            }
+    raise RunError("training.optimizer.layer_decay is below 1, but the model has no group_matcher")
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

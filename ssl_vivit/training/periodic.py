@@ -1,0 +1,78 @@
+"""What happens every so often beside training: probes, figures. Training never notices it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from ssl_vivit.training.processes import call
+from ssl_vivit.training.random_state import preserved
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state of a run at which a periodic job is called, on every process.
+
+    Attributes:
+        step: optimisation steps done.
+        model: the wrapped objective, in eval mode.
+        run_dir: the run's directory.
+        accelerator: knows device and processes.
+        progress: the progress bar; ``progress.write(line)`` prints above it.
+    """
+
+    step: int
+    model: nn.Module
+    run_dir: Path
+    accelerator: Accelerator
+    progress: tqdm
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the objective other than ``forward``, under DDP and FSDP2 too."""
+        return call(self.accelerator, self.model, method, *args)
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A job and when to do it.
+
+    It runs on every process, without gradients, and the random generators are put back after it,
+    so a run with it trains to the same bits as one without.
+
+    Args:
+        every: steps between calls.
+        run: the job; the numbers that it returns are logged under their names.
+        at_start: also before the first step of a run (not when a run is continued).
+        at_end: also after the last step.
+    """
+
+    every: int
+    run: Callable[[Moment], dict[str, float] | None]
+    at_start: bool = False
+    at_end: bool = True
+
+    def due(self, step: int, steps: int) -> bool:
+        if step == 0:
+            return self.at_start
+        return step % self.every == 0 or (self.at_end and step == steps)
+
+
+@contextmanager
+def unnoticed(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; modes and random generators are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with preserved(), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

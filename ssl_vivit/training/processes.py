@@ -1,0 +1,136 @@
+"""Start Accelerate on whatever the launcher gave: one CPU, one GPU, DDP or FSDP2."""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
+from torch.optim import Optimizer
+
+from ssl_vivit.data.split import BatchSplit
+from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.errors import RunError
+from ssl_vivit.training.host import Host
+
+_SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Join the processes that the launcher started, in the precision asked for.
+
+    Raises:
+        RunError: if this machine has not that precision.
+    """
+    on_gpu = torch.cuda.is_available()
+    # Accelerate joins processes on CPUs only when told that they are meant to be CPUs.
+    joins_cpus = "LOCAL_RANK" in os.environ and not on_gpu
+    if joins_cpus or not on_gpu:
+        _use_the_cores()
+    accelerator = Accelerator(
+        mixed_precision=_precision(config, on_gpu),
+        cpu=joins_cpus,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.accumulation, sync_with_dataloader=False
+        ),
+    )
+    if accelerator.distributed_type not in _SUPPORTED or (
+        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise RunError(
+            f"the launcher's configuration asks for {accelerator.distributed_type.value}; "
+            "supported are one process, DDP, and FSDP with fsdp_version: 2"
+        )
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # Gradients of many processes add up in full precision; Accelerate's own policy has them in half.
+        compute = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32
+        )
+    return accelerator
+
+
+def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
+    """This process's share of the total batch.
+
+    Raises:
+        RunError: if it does not divide, with the numbers of processes that would.
+    """
+    try:
+        return BatchSplit(
+            config.total_batch_size, host.world_size, host.rank, accumulation=config.accumulation
+        )
+    except ValueError as error:
+        per_process, rest = divmod(config.total_batch_size, config.accumulation)
+        counts = [str(n) for n in range(1, per_process + 1) if per_process % n == 0]
+        mend = "" if rest else f"; so would {', '.join(counts[:12])} processes"
+        raise RunError(f"training.{error}{mend}") from None
+
+
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer]:
+    """Wrap model and optimiser as the launcher's configuration says."""
+    if accelerator.is_fsdp2:
+        name_blocks(objective)
+        objective.to(accelerator.device)
+        # DDP hands the main process's weights round by itself, FSDP2 shards whatever each has.
+        for tensor in chain(objective.parameters(), objective.buffers()):
+            dist.broadcast(tensor.data, src=0)
+    model, prepared = accelerator.prepare(objective, optimizer)
+    return model, prepared
+
+
+def synchronise_norms(objective: nn.Module, host: Host) -> nn.Module:
+    """Batch norms over the batch of all processes; CPUs have no such kernel."""
+    if host.world_size > 1 and torch.cuda.is_available():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    return objective
+
+
+def name_blocks(objective: nn.Module) -> None:
+    """Tell FSDP which blocks to shard: those that the encoder declares in ``_no_split_modules``."""
+    present = {type(module).__name__ for module in objective.modules()}
+    declared: set[str] = set()
+    for module in objective.modules():
+        declared |= set(getattr(module, "_no_split_modules", None) or ())
+    objective._no_split_modules = sorted(declared & present)  # type: ignore[assignment]
+
+
+def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:
+    """Call a method of the objective behind whatever wraps it, with its parameters in place."""
+    inner = accelerator.unwrap_model(model)
+    if accelerator.is_fsdp2:
+        register_fsdp_forward_method(inner, method)
+    with accelerator.autocast():
+        return getattr(inner, method)(*args)
+
+
+def _precision(config: TrainingConfig, on_gpu: bool) -> str:
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "auto":
+        return "bf16" if has_bf16 else "no"
+    if config.precision == "bf16" and on_gpu and not has_bf16:
+        raise RunError("training.precision bf16: this GPU has no bfloat16; fp16 and fp32 work")
+    if config.precision == "fp16" and not on_gpu:
+        raise RunError("training.precision fp16 needs a GPU; here auto, fp32 and bf16 work")
+    return {"fp32": "no"}.get(config.precision, config.precision)
+
+
+def _use_the_cores() -> None:
+    """Launchers set one thread a process, whatever the number of cores."""
+    launched = any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ)
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        usable = getattr(os, "sched_getaffinity", None)  # macOS has none
+        cores = len(usable(0)) if usable else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

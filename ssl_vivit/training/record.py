@@ -1,0 +1,94 @@
+"""What one optimisation step measured, on its way from the device to the log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.objectives.step import Step
+
+
+@dataclass
+class Record:
+    """Numbers of one step, copied to the host without waiting for the device.
+
+    Attributes:
+        step: the step, counted from 1.
+        names: of the metrics.
+        numbers: micro-batch losses, gradient norm, metrics (mean over micro-batches); on the host.
+        copied: marks the end of the copy; None on the CPU.
+        keys: the samples' names, for each micro-batch.
+        clips: clips in this process's micro-batches.
+        learning_rate: of the step.
+    """
+
+    step: int
+    names: list[str]
+    numbers: Tensor
+    copied: torch.cuda.Event | None
+    keys: list[list[str]]
+    clips: int
+    learning_rate: float
+    _values: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        steps: list[Step],
+        norm: Tensor,
+        micro_batches: list[dict[str, Any]],
+        learning_rate: float,
+    ) -> Record:
+        names = list(steps[0].metrics)
+        metrics = [
+            torch.stack([part.metrics[name].detach().double() for part in steps]).mean()
+            for name in names
+        ]
+        losses = [part.loss.detach().double() for part in steps]
+        numbers = torch.stack([*losses, norm.detach().double(), *metrics])
+        copied = None
+        if numbers.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        keys = [list(map(str, batch.get("key", ()))) for batch in micro_batches]
+        clips = sum(_clips(batch) for batch in micro_batches)
+        return cls(step, names, numbers, copied, keys, clips, learning_rate)
+
+    def read(self) -> list[float]:
+        """The numbers; waits for the step to end."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        self._values = self.numbers.tolist()
+        return self._values
+
+    def split(self, values: list[float]) -> tuple[list[float], float, dict[str, float]]:
+        """Losses, gradient norm and metrics among numbers in the order of :meth:`read`."""
+        count = len(self.keys)
+        metrics = dict(zip(self.names, values[count + 1 :], strict=True))
+        return values[:count], values[count], metrics
+
+    def suspects(self) -> list[str]:
+        """Keys of this process's micro-batches whose loss is not finite."""
+        losses = self._values[: len(self.keys)]
+        return [
+            key
+            for keys, loss in zip(self.keys, losses, strict=True)
+            if not math.isfinite(loss)
+            for key in keys
+        ]
+
+
+def _clips(batch: dict[str, Any]) -> int:
+    """b · views of (b, views, C, T, H, W); else the first tensor's length."""
+    clips = batch.get("clips")
+    if isinstance(clips, Tensor) and clips.ndim == 6:
+        return clips.shape[0] * clips.shape[1]
+    return next(
+        (len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0
+    )

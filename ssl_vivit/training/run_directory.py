@@ -1,0 +1,143 @@
+"""One directory a run: whose it is, what it was configured with, where it continues."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_vivit.training.checkpoints import fault, later_than, newest_whole, step_of, sweep
+from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.errors import RunError
+
+# What a run is called and how it is watched; two runs that differ in these alone are the same run.
+NAMES = ("name", "training.run_dir", "training.resume")
+FREE_ON_RESUME = (
+    "training.steps",
+    "training.accumulation",
+    "training.compile",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.tracker",
+    "training.project",
+)
+FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
+
+
+def run_directory(config: TrainingConfig) -> Path:
+    """Where the run lives: ``training.run_dir``, or runs/<name of the recipe>."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    return Path("runs") / (Path(sys.argv[0]).stem or "run")
+
+
+def open_run(
+    config: TrainingConfig, run_config: dict[str, Any], warn: Callable[[str], None]
+) -> Path | None:
+    """Claim the run's directory and write its config.yaml.
+
+    Returns:
+        The checkpoint to continue from, None for a start from nothing.
+
+    Raises:
+        RunError: if the directory holds another run, or the checkpoint asked for is not whole.
+    """
+    run_dir = run_directory(config)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file; choose another --training.run_dir")
+    checkpoint: Path | None = None
+    if config.resume == "auto":
+        checkpoint = newest_whole(run_dir / "checkpoints", warn)
+        _same_settings(run_dir / "config.yaml", run_config)
+    elif config.resume != "never":
+        checkpoint = _named_checkpoint(Path(config.resume), warn)
+        _same_settings(checkpoint.parent.parent / "config.yaml", run_config)
+    inside = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
+    if inside and config.resume != "auto" and checkpoint is not None:
+        whole = [path for path in later_than(checkpoint) if fault(path) is None]
+        if whole:
+            raise RunError(
+                f"{run_dir} has checkpoints after {checkpoint.name}, up to {whole[-1].name}; "
+                "branch off into another --training.run_dir, or continue with --training.resume auto"
+            )
+    continues_here = inside or config.resume == "auto"
+    if not continues_here and run_dir.is_dir() and any(run_dir.iterdir()):
+        raise RunError(
+            f"{run_dir} holds another run; continue it with --training.resume auto, "
+            "or choose another --training.run_dir"
+        )
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        sweep(run_dir / "checkpoints")
+        partial = run_dir / ".config.yaml.partial"
+        partial.write_text(yaml.safe_dump(without_names(run_config), sort_keys=False))
+        os.replace(partial, run_dir / "config.yaml")
+    except OSError as error:
+        raise RunError(
+            f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
+        ) from error
+    return checkpoint
+
+
+def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
+    """A copy without what names the run, so that the file repeats it elsewhere."""
+
+    def copy(part: dict[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            key: copy(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+            for key, value in part.items()
+            if f"{prefix}{key}" not in NAMES
+        }
+
+    return copy(run_config, "")
+
+
+def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
+    if not path.is_dir():
+        raise RunError(
+            f"--training.resume {path}: no such directory; give never, auto, or a checkpoint's path"
+        )
+    if (path / "checkpoints").is_dir():
+        newest = newest_whole(path / "checkpoints", warn)
+        if newest is None:
+            raise RunError(f"--training.resume {path}: that run has no whole checkpoint")
+        return newest
+    step_of(path)
+    if reason := fault(path):
+        raise RunError(f"--training.resume {path}: the checkpoint is not whole, {reason}")
+    return path
+
+
+def _same_settings(path: Path, run_config: dict[str, Any]) -> None:
+    if not path.exists():
+        return
+    saved = _flat(yaml.safe_load(path.read_text()) or {})
+    current = _flat(yaml.safe_load(yaml.safe_dump(without_names(run_config))))
+    differing = [
+        key
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+        and key not in FREE_ON_RESUME
+        and key.rsplit(".", 1)[-1] not in FREE_ENDINGS
+    ]
+    if differing:
+        changes = ", ".join(f"{key} ({saved.get(key)} → {current.get(key)})" for key in differing)
+        raise RunError(
+            f"the run in {path.parent} was configured otherwise: {changes}; "
+            "set it back to continue, or start anew in another --training.run_dir"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -31,7 +31,6 @@ def save_pretrained(
     *,
     preprocessing: dict[str, Any] | None = None,
     card: dict[str, Any] | None = None,
-    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write an encoder to a directory that :func:`load_encoder` rebuilds it from.
 
@@ -43,18 +42,18 @@ def save_pretrained(
         preprocessing: pixel range, mean, std, frames per second, frame stride and resize; None
             keeps the encoder's own.
         card: facts for the model card, name → value (objective, data, steps, versions).
-        weights: state dict to save in place of the encoder's own, for weights gathered from
-            several processes.
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     preprocessing = preprocessing or encoder.preprocessing
-    weights = encoder.state_dict() if weights is None else weights
     config = {"format": FORMAT, "encoder": encoder.config.to_dict(), "preprocessing": preprocessing}
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         save_file(
-            {name: value.detach().cpu().contiguous() for name, value in weights.items()},
+            {
+                name: value.detach().cpu().contiguous()
+                for name, value in encoder.state_dict().items()
+            },
             staging / "model.safetensors",
             metadata={"format": "pt"},
         )

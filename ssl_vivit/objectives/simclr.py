@@ -1,0 +1,170 @@
+"""SimCLR on video: two clips of one video agree, clips of different videos differ.
+
+Chen et al. 2020 (arXiv 2002.05709) for the objective, Qian et al. 2021 (CVRL, arXiv 2008.03800) for
+video: augmentations are drawn once a clip, and views close in time more often than distant ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.utils import dist
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
+from ssl_vivit.objectives.step import Step
+
+
+@dataclass
+class SimCLRConfig:
+    """Settings of the SimCLR objective.
+
+    Args:
+        features: what is contrasted: the ``pooled`` vector of a clip, or the mean of its patch
+            ``tokens``, so that the weights which a dense readout uses are the ones trained.
+        temperature: of the softmax over candidates.
+        hidden_dim: hidden width of the projection head.
+        output_dim: width of the embeddings that are contrasted.
+        num_layers: linear layers of the projection head (2 as SimCLR v1, 3 as v2).
+        batch_norm: batch normalisation in the projection head, synchronised over GPUs. There is no
+            synchronised one on CPUs: turn it off for several CPU processes.
+    """
+
+    features: Literal["pooled", "tokens"] = "pooled"
+    temperature: float = 0.1
+    hidden_dim: int = 512
+    output_dim: int = 128
+    num_layers: int = 2
+    batch_norm: bool = True
+
+
+class SimCLR(nn.Module):
+    """Contrastive learning with lightly's projection head and NT-Xent loss.
+
+    Negatives are gathered from all processes. Both views go through the encoder in one call.
+    Encoder parameters that the chosen features do not depend on are frozen.
+
+    Args:
+        encoder: the encoder to be trained.
+        config: settings; None takes the defaults.
+        preprocessing: how the clips were prepared, saved with the exported encoder.
+        overrides: single settings of :class:`SimCLRConfig`, for calls in code.
+
+    Raises:
+        ValueError: if the temperature is not positive, or a width is not.
+    """
+
+    def __init__(
+        self,
+        encoder: ViViT,
+        config: SimCLRConfig | None = None,
+        *,
+        preprocessing: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        settings = (vars(config) if config else {}) | overrides
+        config = SimCLRConfig(**settings)
+        if config.temperature <= 0:
+            raise ValueError(f"temperature {config.temperature} must be positive")
+        if config.features not in ("pooled", "tokens"):
+            raise ValueError(f"features {config.features!r} is unknown; choose pooled or tokens")
+        if min(config.hidden_dim, config.output_dim) < 1 or config.num_layers < 2:
+            raise ValueError("hidden_dim and output_dim must be at least 1, num_layers at least 2")
+        self.config = config
+        self.preprocessing = preprocessing
+        self.encoder = encoder
+        self.head = SimCLRProjectionHead(
+            encoder.embed_dim,
+            config.hidden_dim,
+            config.output_dim,
+            num_layers=config.num_layers,
+            batch_norm=config.batch_norm,
+        )
+        self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
+        for name, parameter in encoder.named_parameters():
+            if config.features == "tokens" and _serves_pooling_alone(name, encoder):
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """The loss of a batch.
+
+        Args:
+            batch: with ``clips`` (b, 2, C, T, H, W), normalised floats.
+
+        Returns:
+            :class:`Step`; metrics are top-1 accuracy of the positive among all candidates,
+            alignment, uniformity and the effective rank of the embeddings.
+
+        Raises:
+            ValueError: if the batch does not hold two views of each video.
+        """
+        views = batch["clips"].shape[1]
+        if views != 2:
+            raise ValueError(f"SimCLR contrasts two views, the batch has {views}; set views to 2")
+        hidden = rearrange(self.features(batch), "b views d -> (b views) d")
+        embeddings = self.head(hidden)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if embeddings.dtype in (torch.float16, torch.bfloat16):
+                embeddings = embeddings.float()
+            first, second = rearrange(embeddings, "(b views) d -> views b d", views=2)
+            return Step(self.loss(first, second), _metrics(first.detach(), second.detach()))
+
+    def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
+        """What is contrasted, before the projection head: (b, views, d) for any number of views."""
+        clips: Float[Tensor, "b views c T H W"] = batch["clips"]
+        video = rearrange(clips, "b views c T H W -> (b views) c T H W")
+        if self.config.features == "pooled":
+            features = self.encoder(video, tokens=False).pooled
+        else:
+            features = self.encoder(video, tokens=True).tokens.mean((1, 2))
+        return rearrange(features, "(b views) d -> b views d", views=clips.shape[1])
+
+    def export(self, directory: Path, *, training: dict[str, Any]) -> None:
+        """Write the encoder (without the projection head) to ``directory``.
+
+        Args:
+            directory: where to.
+            training: facts for the model card.
+        """
+        card = {"objective": f"SimCLR on {self.config.features} features", **training}
+        save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the encoder's activations in the backward pass."""
+        self.encoder.set_grad_checkpointing(enable)
+
+
+def _serves_pooling_alone(name: str, encoder: ViViT) -> bool:
+    """Whether patch tokens do not depend on this parameter."""
+    # Under a causal mask no frame attends to the temporal class token.
+    unseen = name == "temporal_class_token" and encoder.config.temporal_causal
+    return unseen or name.startswith(("attention_pooling.", "pooled_norm."))
+
+
+@torch.no_grad()
+def _metrics(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"]) -> dict[str, Tensor]:
+    first, second = (nn.functional.normalize(z, dim=1) for z in (first, second))
+    start = dist.rank() * len(first)
+    if dist.world_size() > 1:
+        first, second = (torch.cat(dist.gather(z)) for z in (first, second))
+    both = torch.cat((first, second))
+    count, own = len(first), slice(start, start + len(first) // dist.world_size())
+    similarity = both @ both.T
+    similarity.fill_diagonal_(-torch.inf)
+    partner = torch.arange(2 * count, device=both.device).roll(count)
+    hit = (similarity.argmax(1) == partner).to(both.dtype).view(2, count)
+    return {
+        "top1": hit[:, own].mean(),
+        "alignment": alignment(first, second),
+        "uniformity": uniformity(both),
+        "effective_rank": effective_rank(both),
+    }

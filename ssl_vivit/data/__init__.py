@@ -1,0 +1,1 @@
+"""Files → batches. Nothing is imported here: packing shards should not wait for torch."""

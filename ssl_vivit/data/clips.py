@@ -65,8 +65,8 @@ class VideoIndex(Protocol):
 
 
 def timeline_length(
-    num_frames: Int[np.ndarray, "n"], source_fps: Float[np.ndarray, "n"], fps: float | None
-) -> Int[np.ndarray, "n"]:
+    num_frames: Int[np.ndarray, " n"], source_fps: Float[np.ndarray, " n"], fps: float | None
+) -> Int[np.ndarray, " n"]:
     """Steps of a clip's time grid that a video covers.
 
     Step k lies at k / fps seconds; it is covered when the video shows a frame then. Without
@@ -79,7 +79,7 @@ def timeline_length(
     return steps.astype(np.int64)
 
 
-def start_counts(videos: VideoIndex, config: ClipConfig) -> Int[np.ndarray, "n"]:
+def start_counts(videos: VideoIndex, config: ClipConfig) -> Int[np.ndarray, " n"]:
     """The number of places in each video at which a clip can start.
 
     Args:
@@ -133,7 +133,7 @@ def _length(videos: VideoIndex, i: int, steps: np.ndarray, config: ClipConfig) -
 
 def draw_starts(
     rng: np.random.Generator, count: int, views: int, view_gap: Literal["near", "uniform"]
-) -> Int[np.ndarray, "views"]:
+) -> Int[np.ndarray, " views"]:
     """Draw where the views of one video start: distinct steps in [0, count), in random order.
 
     "near" draws ``views`` distinct starts, every set of them equally likely. The gap g ≥ 1 between
@@ -157,7 +157,7 @@ def draw_starts(
     return rng.permutation(starts).astype(np.int64)
 
 
-def even_starts(count: int, views: int) -> Int[np.ndarray, "views"]:
+def even_starts(count: int, views: int) -> Int[np.ndarray, " views"]:
     """Starts spread evenly over [0, count), first and last included; one view starts midway."""
     if views == 1:
         return np.array([(count - 1) // 2], dtype=np.int64)
@@ -165,7 +165,7 @@ def even_starts(count: int, views: int) -> Int[np.ndarray, "views"]:
 
 
 def clip_frames(
-    starts: Int[np.ndarray, "views"], config: ClipConfig, source_fps: float
+    starts: Int[np.ndarray, " views"], config: ClipConfig, source_fps: float
 ) -> Int[np.ndarray, "views t"]:
     """The frame numbers of the clips that start at the given steps.
 

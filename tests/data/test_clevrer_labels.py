@@ -64,7 +64,9 @@ def test_labels_equal_those_of_slow_loops(seed: int, frames: list[int]) -> None:
     for i in visible:
         what = scene["object_property"][i]
         s = ["cube", "sphere", "cylinder"].index(what["shape"])
-        c = "gray red blue green brown cyan purple yellow".split().index(what["color"])
+        c = ["gray", "red", "blue", "green", "brown", "cyan", "purple", "yellow"].index(
+            what["color"]
+        )
         m = ["metal", "rubber"].index(what["material"])
         presence[(s * 8 + c) * 2 + m] = 1.0
     hits = sum(min(frames) <= hit["frame_id"] <= max(frames) for hit in scene["collision"])

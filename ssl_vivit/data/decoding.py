@@ -93,6 +93,31 @@ def decode_frames(
     return np.stack([kept[i] for i in wanted])
 
 
+def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+    """Decode JPEG pictures.
+
+    Args:
+        pictures: each one file's bytes.
+        size: (H, W) of the result; a picture of another size is resized.
+
+    Returns:
+        uint8 RGB of shape (len(pictures), H, W, 3).
+
+    Raises:
+        DecodingError: if one is no JPEG picture.
+    """
+    codec = av.CodecContext.create("mjpeg", "r")
+    codec.thread_count = 1
+    frames = np.empty((len(pictures), *size, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        try:
+            (frame,) = codec.decode(av.Packet(picture))
+        except (av.FFmpegError, ValueError) as error:
+            raise DecodingError(f"broken JPEG picture: {_reason(error)}") from error
+        frames[i] = _rgb(frame, None if (frame.height, frame.width) == size else size)
+    return frames
+
+
 def iterate_frames(source: Source, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
     """Decode a whole video, frame by frame, in presentation order.
 

@@ -83,10 +83,19 @@ def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
 
     space.on_collision(begin=begin)
 
+    waiting = set(range(len(objects)))
+
+    def push(now: float) -> None:
+        for number in sorted(waiting):
+            if objects[number].start <= now:
+                waiting.remove(number)
+                bodies[number].velocity = objects[number].velocity
+                bodies[number].angular_velocity = objects[number].spin
+
+    push(0.0)
     shape = (num_frames, len(objects), 3)
     location, velocity, turn, orientation = (np.zeros(shape) for _ in range(4))
     rotations = [_about_z(item.yaw) for item in objects]
-    waiting = set(range(len(objects)))
     for frame in range(num_frames):
         for number, (item, body) in enumerate(zip(objects, bodies, strict=True)):
             spin = [0.0, 0.0, body.angular_velocity]
@@ -103,16 +112,12 @@ def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
             turn[frame, number] = spin
             orientation[frame, number] = _euler(rotations[number])
         for _ in range(substeps if frame + 1 < num_frames else 0):
-            for number in sorted(waiting):
-                if objects[number].start <= step * dt:
-                    waiting.remove(number)
-                    bodies[number].velocity = objects[number].velocity
-                    bodies[number].angular_velocity = objects[number].spin
             for item, body in zip(objects, bodies, strict=True):
                 _slow(item, body, dt)
             step += 1
             space.step(dt)
-            touching -= {pair for pair in touching if _apart(space, bodies, pair)}
+            touching -= {pair for pair in touching if _apart(bodies, pair)}
+            push(step * dt)
     return Motion(location, orientation, velocity, turn, tuple(collisions))
 
 
@@ -145,7 +150,7 @@ def _slow(item: SceneObject, body: pymunk.Body, dt: float) -> None:
         body.angular_velocity *= max(0.0, 1.0 - loss / spin)
 
 
-def _apart(space: pymunk.Space, bodies: list[pymunk.Body], pair: tuple[int, int]) -> bool:
+def _apart(bodies: list[pymunk.Body], pair: tuple[int, int]) -> bool:
     (first,), (second,) = (tuple(bodies[k].shapes) for k in pair)
     if isinstance(first, pymunk.Circle) and isinstance(second, pymunk.Circle):
         gap = first.body.position.get_distance(second.body.position) - first.radius - second.radius

@@ -7,7 +7,7 @@ import numpy as np
 from data_prep.synthetic_camera import Camera
 from data_prep.synthetic_scenes import SceneObject
 from data_prep.synthetic_shading import ground_light, shade, shadow_reach
-from data_prep.synthetic_shapes import Vectors, hit_distance, shading_normals
+from data_prep.synthetic_shapes import hit_distance, shading_normals
 
 Pose = tuple[SceneObject, np.ndarray, float]
 """An object, its centre (3,) and its turn about the vertical in radians."""
@@ -84,14 +84,6 @@ class Renderer:
             self._depth[fine] = np.inf
             self._color[:, *fine] = 0
         return picture
-
-    def silhouette(self, item: SceneObject, location: np.ndarray, yaw: float) -> np.ndarray:
-        """Share of each pixel that an object alone covers: float32 (H, W) in 0..1."""
-        n = self.samples
-        rays: Vectors = (self._rays[0], self._rays[1], self._rays[2])
-        hit = hit_distance(item, location, yaw, self.camera.position, rays) < np.inf
-        height, width = self.camera.height, self.camera.width
-        return hit.reshape(height, n, width, n).mean((1, 3), dtype=np.float32)
 
     def _draw(
         self,

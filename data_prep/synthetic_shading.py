@@ -158,10 +158,10 @@ def _metal(
         diffuse += lamp.strength * np.maximum(nx * x + ny * y + nz * z, 0)
         toward = rx * x + ry * y + rz * z
         glare += lamp.strength * (
-            9.0 * _smoothstep(0.955, 0.985, toward) + 0.5 * np.maximum(toward, 0) ** 12
+            20.0 * _smoothstep(0.955, 0.985, toward) + 0.5 * np.maximum(toward, 0) ** 12
         )
     rim = 0.012 + 0.15 * (1 - np.minimum(np.abs(twice) / 2, 1)) ** 4
-    white = 0.35 * tint + 0.12
+    white = 0.3 * tint + 0.16
     return light + base[:, None] * (0.25 * diffuse) + white[:, None] * glare + rim
 
 

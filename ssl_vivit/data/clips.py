@@ -152,7 +152,7 @@ def draw_starts(
         starts = rng.integers(count, size=1)
     else:
         gap = int(rng.integers(views - 1, count))
-        inner = rng.choice(gap - 1, size=views - 2, replace=False) + 1 if views > 2 else []
+        inner = rng.permutation(gap - 1)[: views - 2] + 1
         starts = rng.integers(count - gap) + np.array([0, gap, *inner])
     return rng.permutation(starts).astype(np.int64)
 

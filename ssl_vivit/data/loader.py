@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,7 @@ class ClipBatches:
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Micro-batches from the given optimisation step on, without end, over epoch borders.
 
         Each step yields ``split.accumulation`` of them. What step k yields does not depend on
@@ -212,7 +212,7 @@ class ClipBatches:
 
     def once(
         self, batch_size: int, device: torch.device | str, *, epoch: int = 0
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """One pass over ``indices`` in their order; the last batch may be smaller.
 
         Broken videos are left out instead of replaced. Every process that asks gets all batches.
@@ -244,7 +244,7 @@ class ClipBatches:
 
     def _batches(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         with closing(self._messages(schedule, device, replace)) as messages:
             for message in messages:
                 if "refusal" in message:
@@ -255,8 +255,8 @@ class ClipBatches:
 
     def _messages(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
-    ) -> Iterator[dict[str, Any]]:
-        loader = DataLoader(
+    ) -> Generator[dict[str, Any], None, None]:
+        loader: DataLoader = DataLoader(
             SampleFetcher(self.dataset, self.indices, replace),  # type: ignore[arg-type]
             batch_sampler=schedule,  # type: ignore[arg-type]
             num_workers=self.workers,

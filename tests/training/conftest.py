@@ -1,0 +1,50 @@
+"""One thread: the numbers compared here must not depend on who else uses the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_vivit.training import OptimConfig, TrainingConfig
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., TrainingConfig]:
+    def make(name: str = "run", **changes: Any) -> TrainingConfig:
+        optimizer = {"learning_rate": 0.5, "warmup_steps": 2, **changes.pop("optimizer", {})}
+        settings = {
+            "run_dir": str(tmp_path / name),
+            "steps": 12,
+            "total_batch_size": 4,
+            "checkpoint_every": 4,
+            "log_every": 1,
+            "tracker": "none",
+            **changes,
+        }
+        return TrainingConfig(optimizer=OptimConfig(**optimizer), **settings)
+
+    return make
+
+
+@pytest.fixture
+def metrics() -> Callable[[Path | str], list[dict[str, float]]]:
+    def read(run_dir: Path | str) -> list[dict[str, float]]:
+        """All lines but what the clock measured."""
+        lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [{k: v for k, v in r.items() if k != "train/clips_per_second"} for r in rows]
+
+    return read

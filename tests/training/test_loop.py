@@ -1,0 +1,212 @@
+"""The loop against a hand-written one, and what it must not change or overlook."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
+
+from ssl_vivit.training import Moment, Periodic, RunError, fit
+from ssl_vivit.training.batches import RepeatedBatches
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def test_agrees_with_a_hand_written_loop(config, metrics) -> None:
+    batches = toy_batches(count=3)
+    settings = config(steps=7, total_batch_size=4, clip_grad_norm=0.5, checkpoint_every=100)
+    result = fit(toy(dropout=0.0), batches, settings)
+
+    model = toy(dropout=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    exempt = {id(model.encoder.position)} | {id(p) for p in trained if p.ndim == 1}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
+            {"params": [p for p in trained if id(p) not in exempt], "weight_decay": 0.05},
+        ]
+    )
+    expected = []
+    for step in range(7):
+        peak = 0.5 * 4 / 256
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 2) / 5))
+        rate = peak * ((step + 1) / 2 if step < 2 else cosine)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss, spread = model(batches[step % 3])
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        expected.append(
+            {
+                "step": step + 1,
+                "train/loss": loss.item(),
+                "train/grad_norm": norm.item(),
+                "train/lr": rate,
+                "train/spread": spread["spread"].item(),
+            }
+        )
+    for row, reference in zip(metrics(settings.run_dir), expected, strict=True):
+        assert row == pytest.approx(reference, rel=1e-5)
+    assert result.step == 7
+    assert result.checkpoint is not None
+    for name, value in _weights(result.checkpoint).items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_equals_one_big_batch(config) -> None:
+    whole = fit(
+        toy(dropout=0.0, dtype=torch.float64), ToyLoader(), config("whole", total_batch_size=12)
+    )
+    parts = fit(
+        toy(dropout=0.0, dtype=torch.float64),
+        ToyLoader(),
+        config("parts", total_batch_size=12, accumulation=3),
+    )
+    assert whole.checkpoint is not None
+    assert parts.checkpoint is not None
+    a, b = _weights(whole.checkpoint), _weights(parts.checkpoint)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-12)
+    assert not torch.equal(a["head.weight"], toy(dtype=torch.float64).head.weight)
+
+
+def test_periodic_jobs_leave_no_trace_in_training(config, metrics) -> None:
+    calls: list[tuple[int, bool, bool]] = []
+
+    def job(moment: Moment) -> dict[str, float]:
+        torch.rand(7), np.random.rand(3), random.random()  # noqa: NPY002, B018
+        with torch.random.fork_rng():
+            moment.model(toy_batches(1)[0])
+        moment.call("embed", torch.zeros(1, 6))
+        calls.append((moment.step, moment.model.training, torch.is_grad_enabled()))
+        return {"probe/drawn": 1.0}
+
+    plain = fit(toy(), toy_batches(), config("plain"))
+    probed = fit(toy(), toy_batches(), config("probed"), periodic=[Periodic(5, job, at_start=True)])
+    assert calls == [(0, False, False), (5, False, False), (10, False, False), (12, False, False)]
+    assert plain.checkpoint is not None
+    assert probed.checkpoint is not None
+    for name in ("model", "optimizer", "rng_0"):
+        plain_bytes = (plain.checkpoint / f"{name}.safetensors").read_bytes()
+        assert plain_bytes == (probed.checkpoint / f"{name}.safetensors").read_bytes()
+    trained = [row for row in metrics(probed.run_dir) if "probe/drawn" not in row]
+    assert trained == metrics(plain.run_dir)
+    probes = [row["step"] for row in metrics(probed.run_dir) if "probe/drawn" in row]
+    assert probes == [0, 5, 10, 12]
+
+
+def test_modes_of_submodules_are_put_back(config) -> None:
+    class Half(ToyObjective):
+        def train(self, mode: bool = True) -> Half:
+            super().train(mode)
+            self.head.eval()
+            return self
+
+    modes: list[bool] = []
+    objective = Half()
+    objective.encoder.register_forward_pre_hook(lambda *_: modes.append(objective.head.training))
+    fit(objective, toy_batches(), config(steps=3), periodic=[Periodic(1, lambda moment: None)])
+    assert modes == [False] * 3
+    assert objective.encoder.training
+
+
+def test_nonfinite_loss_names_step_keys_and_checkpoint(config) -> None:
+    batches = toy_batches(count=12)
+    batches[5]["target"][2] = float("nan")
+    settings = config(checkpoint_every=2)
+    with pytest.raises(RunError) as caught:
+        fit(toy(), batches, settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "loss is not finite at step 6" in message
+    assert "sample_20, sample_21, sample_22, sample_23" in message
+    assert "step_00000004" in message
+    saved = sorted(path.name for path in (Path(settings.run_dir) / "checkpoints").iterdir())
+    assert saved == ["step_00000002", "step_00000004"]
+
+
+def test_nonfinite_gradient_is_refused_before_it_is_saved(config) -> None:
+    objective = toy()
+    objective.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(RunError, match="gradient norm is not finite at step 1;.*none"):
+        fit(objective, toy_batches(), config(checkpoint_every=1))
+
+
+def test_only_the_bad_micro_batch_is_named(config) -> None:
+    batches = toy_batches(count=4)
+    batches[3]["clips"][0] = float("inf")
+    with pytest.raises(RunError) as caught:
+        fit(toy(), batches, config(total_batch_size=8, accumulation=2))
+    assert "sample_12" in str(caught.value)
+    assert "sample_8" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
+    def strike(moment: Moment) -> None:
+        os.kill(os.getpid(), number)
+
+    settings = config("stopped")
+    stopped = fit(toy(), toy_batches(), settings, periodic=[Periodic(6, strike, at_end=False)])
+    assert (stopped.interrupted, stopped.step, stopped.encoder) == (number.name, 6, None)
+    settings.resume = "auto"
+    continued = fit(toy(), toy_batches(), settings)
+    whole = fit(toy(), toy_batches(), config("whole"))
+    assert (continued.step, continued.interrupted) == (12, None)
+    assert metrics(continued.run_dir) == metrics(whole.run_dir)
+    assert continued.checkpoint is not None
+    assert whole.checkpoint is not None
+    for name, value in _weights(whole.checkpoint).items():
+        assert torch.equal(value, _weights(continued.checkpoint)[name])
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_plain_batches_start_where_asked() -> None:
+    from ssl_vivit.data.split import BatchSplit
+
+    batches = toy_batches(count=5)
+    stream = RepeatedBatches(batches).stream(
+        BatchSplit(8, accumulation=2), start_step=4, device=torch.device("cpu")
+    )
+    first = [next(stream)["key"][0] for _ in range(4)]
+    assert first == [batches[i]["key"][0] for i in (3, 4, 0, 1)]
+
+
+def test_plain_batches_serve_one_process_only() -> None:
+    from ssl_vivit.data.split import BatchSplit
+
+    stream = RepeatedBatches(toy_batches()).stream(
+        BatchSplit(8, world_size=2), start_step=0, device=torch.device("cpu")
+    )
+    with pytest.raises(RunError, match="one process"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 0}, "training.steps"),
+        ({"clip_grad_norm": -1.0}, "training.clip_grad_norm"),
+        ({"precision": "fp16"}, "training.precision fp16 needs a GPU"),
+        ({"total_batch_size": 5, "accumulation": 2}, "total_batch_size 5 does not divide"),
+    ],
+)
+def test_impossible_settings_are_named(config, change: dict, named: str) -> None:
+    if named.endswith("GPU") and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    settings = config(**change)
+    with pytest.raises(RunError, match=named):
+        fit(toy(), toy_batches(), settings)
+    assert not Path(settings.run_dir).exists()

@@ -16,7 +16,7 @@ RESTITUTION = {"metal": 0.8, "rubber": 0.6}
 CONTACT_FRICTION = 0.2
 MASS = 1.0
 STEPS_PER_SECOND = 500
-"""Least rate of the physics: an object moves under 1 % of its size between steps."""
+"""Least rate of the physics: a fast object moves some 2 % of its size between steps."""
 SEPARATION = 0.02
 """A pair meets anew only after a gap of this width, so that a lasting touch is one collision."""
 

@@ -66,15 +66,15 @@ def _cylinder(o: np.ndarray, d: Vectors) -> np.ndarray:
 
 def _box(o: np.ndarray, d: Vectors) -> np.ndarray:
     half = np.float32(HALF_SIDE)
-    near: np.ndarray | None = None
-    far: np.ndarray | None = None
+    near = np.full_like(d[0], -np.inf)
+    far = np.full_like(d[0], np.inf)
     for start, along in zip(o, d, strict=True):
         with np.errstate(divide="ignore"):
             inverse = 1 / along
         one, two = (-half - start) * inverse, (half - start) * inverse
         low, high = np.minimum(one, two), np.maximum(one, two)
-        near = low if near is None else np.maximum(near, low)
-        far = high if far is None else np.minimum(far, high)
+        near = np.maximum(near, low)
+        far = np.minimum(far, high)
     return np.where((near <= far) & (near > 0), near, np.float32(np.inf))
 
 

@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader
 
 from ssl_vivit.data.augment import Augment, AugmentConfig
 from ssl_vivit.data.clips import ClipConfig
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.samples import ClipDataset, SampleFetcher, collate
-from ssl_vivit.data.shards import DataError, ShardSet
+from ssl_vivit.data.shards import ShardSet
 from ssl_vivit.data.split import BatchSplit
 
 logger = logging.getLogger(__name__)

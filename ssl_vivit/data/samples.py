@@ -8,14 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ssl_vivit.data.augment import Augment
 from ssl_vivit.data.clevrer import clip_labels
 from ssl_vivit.data.clips import ClipConfig, clip_frames, draw_starts, even_starts, start_counts
 from ssl_vivit.data.decoding import DecodingError
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
-from ssl_vivit.data.shards import DataError
 
 # Eight broken videos in a row are no accident in a set that is 1 % broken.
 _ATTEMPTS = 8
@@ -29,6 +30,7 @@ class Videos(Protocol):
     heights: np.ndarray
     widths: np.ndarray
     fps: np.ndarray
+    has_annotation: np.ndarray
 
     def __len__(self) -> int: ...
 
@@ -53,7 +55,8 @@ class ClipDataset:
 
     Raises:
         DataError: if there are no videos, or they are of several sizes and ``frame_size`` is
-            None, or a clip does not fit into one of them.
+            None, or a clip does not fit into one of them, or one lacks the annotation that
+            labels need.
     """
 
     def __init__(
@@ -72,6 +75,9 @@ class ClipDataset:
         self.videos, self.clip, self.augment, self.seed = videos, clip, augment, seed
         self.labels, self.frame_size, self.evaluation = labels, frame_size, evaluation
         self.start_counts = start_counts(videos, clip)
+        if labels and not videos.has_annotation.all():
+            without = int(np.argmin(videos.has_annotation))
+            clip_labels(None, [], videos.keys[without])
         if frame_size is None:
             sizes = sorted({*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)})
             if len(sizes) > 1:
@@ -101,7 +107,7 @@ class ClipDataset:
 
         Raises:
             DecodingError: if the video is broken.
-            DataError: if it lacks an annotation and labels are asked for.
+            DataError: if labels are asked for and its annotation does not fit.
         """
         videos, key = self.videos, self.videos.keys[index]
         count, views = int(self.start_counts[index]), self.clip.views
@@ -114,8 +120,7 @@ class ClipDataset:
         frames = clip_frames(starts, self.clip, fps)
         labels = {}
         if self.labels:
-            annotation = videos.annotation(index)
-            labels = _stack([clip_labels(annotation, view.tolist(), key) for view in frames])
+            labels = _stack(self._labels(index, frames))
         pixels = videos.frames(index, frames.ravel().tolist(), self.frame_size)
         params = [
             self.augment.draw(
@@ -131,6 +136,19 @@ class ClipDataset:
             "fps": fps,
             "labels": labels,
         }
+
+    def _labels(self, index: int, frames: np.ndarray) -> list[dict[str, Tensor]]:
+        key, annotation = self.videos.keys[index], self.videos.annotation(index)
+        if annotation is not None:
+            told = len(annotation.get("motion_trajectory", ()))
+            if told != self.videos.num_frames[index]:
+                # Packed at another rate, say: the frame numbers would not be the annotation's.
+                raise DataError(
+                    f"the annotation of {key} tells of {told} frames, the video has "
+                    f"{self.videos.num_frames[index]}; labels need shards packed at the videos' "
+                    f"own frame rate"
+                )
+        return [clip_labels(annotation, view.tolist(), key) for view in frames]
 
 
 class SampleFetcher:

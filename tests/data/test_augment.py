@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from ssl_vivit.data.augment import Augment, AugmentConfig
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
-from ssl_vivit.data.shards import DataError
 
 RAW = {"mean": (0.0,), "std": (1.0,)}
 

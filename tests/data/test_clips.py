@@ -17,8 +17,8 @@ from ssl_vivit.data.clips import (
     start_counts,
     timeline_length,
 )
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
-from ssl_vivit.data.shards import DataError
 
 
 def videos(num_frames: list[int], fps: float = 25.0) -> SimpleNamespace:

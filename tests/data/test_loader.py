@@ -22,9 +22,9 @@ import torch
 from ssl_vivit.data.augment import Augment, AugmentConfig
 from ssl_vivit.data.clips import ClipConfig
 from ssl_vivit.data.decoding import DecodingError
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import ClipBatches, ClipDataset, split_keys
 from ssl_vivit.data.randomness import named_generator
-from ssl_vivit.data.shards import DataError
 from ssl_vivit.data.split import BatchSplit
 
 CLIP = ClipConfig(num_frames=4, frame_stride=2, views=2)
@@ -40,6 +40,7 @@ class MemoryVideos:
         self.num_frames = 20 + np.arange(n) % 5
         self.heights, self.widths = np.full(n, height), np.full(n, width)
         self.fps = np.full(n, 25.0)
+        self.has_annotation = np.zeros(n, dtype=bool)
         self.broken = broken
 
     def __len__(self) -> int:
@@ -266,20 +267,31 @@ def test_one_pass_leaves_broken_videos_out() -> None:
     assert list(clips.broken) == ["video_00004"]
 
 
+def test_missing_annotations_are_refused_before_the_first_batch() -> None:
+    with pytest.raises(DataError, match=r"video_00000 has no annotation.*pack --annotations"):
+        batches(labels=True)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_missing_annotations_are_one_line_from_workers_too(workers: int) -> None:
-    clips = batches(workers=workers, labels=True)
-    with pytest.raises(DataError, match=r"video_\d+ has no annotation") as caught:
+def test_an_annotation_of_another_length_is_one_line_from_workers_too(workers: int) -> None:
+    clips = batches(workers=workers)
+    videos = clips.dataset.videos
+    videos.annotation = lambda i: {"motion_trajectory": [{}] * 40}  # type: ignore[method-assign]
+    videos.has_annotation[:] = True
+    clips.dataset.labels = True
+    with pytest.raises(DataError, match=r"video_\d+ tells of 40 frames, the video has 2") as caught:
         take(clips, 1)
     assert "\n" not in str(caught.value)
 
 
 def test_labels_come_with_each_view() -> None:
     videos = MemoryVideos(8)
+    videos.num_frames[:] = 20
+    videos.has_annotation[:] = True
     thing = {"object_id": 0, "velocity": [0.0, 3.0, 4.0], "inside_camera_view": True}
     scene = {
         "object_property": [{"object_id": 0, "color": "red", "material": "metal", "shape": "cube"}],
-        "motion_trajectory": [{"frame_id": f, "objects": [thing]} for f in range(24)],
+        "motion_trajectory": [{"frame_id": f, "objects": [thing]} for f in range(20)],
         "collision": [{"frame_id": 8}],
     }
     videos.annotation = lambda i: scene  # type: ignore[method-assign]

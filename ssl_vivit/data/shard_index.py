@@ -4,7 +4,8 @@
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
-                  "members": {extension: [offset, size, crc32]}}]}
+                  "members": {extension: [offset, size, crc32]}}],
+     "left_out": {name: reason}}
 
 A sample is either one video file (storage ``original`` or ``h264``), or its frames as
 ``KEY.0000.jpg`` … (storage ``jpeg``) with their measures in ``KEY.video.json``. ``KEY.json`` is the
@@ -44,37 +45,46 @@ def is_video(extension: str) -> bool:
     return extension.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
 
 
-def write_index(shard: Path) -> dict[str, Any]:
-    """Index a tar of videos, or of JPEG frames with measures, and write the index beside it.
+def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
+    """Read a tar of videos, or of JPEG frames with measures, and say what is where.
 
     Args:
-        shard: an uncompressed tar; its samples' files stand together, as webdataset asks.
+        tar: uncompressed; the files of a sample stand together, as webdataset asks.
+        storage: of the video files in it.
 
     Returns:
-        The index. Its ``skipped`` (not written) maps keys that hold no readable video to reasons.
+        The index. ``left_out`` maps keys that hold no readable video to the reason.
 
     Raises:
         DataError: if the file is no whole tar or holds no video.
     """
-    samples, skipped = [], {}
-    for key, members, video in _read_samples(shard):
+    samples: list[dict[str, Any]] = []
+    left_out = {}
+    for key, members, video in _read_samples(tar):
         try:
-            samples.append({"key": key, **_measures(members, video), "members": members})
+            samples.append({"key": key, **_measures(members, video, storage), "members": members})
         except (DecodingError, KeyError, TypeError, ValueError) as error:
-            skipped[key] = str(error)
+            left_out[key] = str(error)
     if not samples:
-        raise DataError(f"{shard} holds no readable video")
-    index = {
+        reason = f": {next(iter(left_out.values()))}" if left_out else ""
+        raise DataError(f"{tar} holds no readable video{reason}")
+    return {
         "format": FORMAT,
         "version": VERSION,
-        "bytes": shard.stat().st_size,
+        "bytes": tar.stat().st_size,
         "samples": samples,
+        "left_out": left_out,
     }
-    target = Path(index_path(str(shard)))
+
+
+def save_index(index: dict[str, Any], target: Path) -> None:
+    """Write an index, whole or not at all."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(index, separators=(",", ":")))
-    os.replace(temporary, target)
-    return {**index, "skipped": skipped}
+    try:
+        temporary.write_text(json.dumps(index, separators=(",", ":")))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse_index(text: bytes, name: str) -> dict[str, Any]:
@@ -104,6 +114,9 @@ def parse_index(text: bytes, name: str) -> dict[str, Any]:
 def remake(name: str) -> str:
     """The line that tells how to make an index anew."""
     shard = name.removesuffix(".json").removesuffix(".tar") + ".tar"
+    if "://" in shard:
+        local = shard.rpartition("/")[2]
+        return f"make it from a copy and upload it: python -m data_prep.clevrer index '{local}'"
     return f"make it with: python -m data_prep.clevrer index '{shard}'"
 
 
@@ -136,10 +149,10 @@ def _read_samples(shard: Path) -> Any:
         yield key, members, video
 
 
-def _measures(members: dict[str, list[int]], video: bytes) -> dict[str, Any]:
+def _measures(members: dict[str, list[int]], video: bytes, storage: str) -> dict[str, Any]:
     if MEASURES in members:
         facts = json.loads(video)
         return {name: facts[name] for name in ("num_frames", "height", "width", "fps", "storage")}
     if not any(map(is_video, members)):
         raise ValueError("holds no video file")
-    return {**probe_video(video)._asdict(), "storage": "original"}
+    return {**probe_video(video)._asdict(), "storage": storage}

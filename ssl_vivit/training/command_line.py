@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -18,6 +19,10 @@ T = TypeVar("T")
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
 _UNKNOWN_AT_TOP = re.compile(r"Option '([\w.]+)' is not accepted")
+_UNION = re.compile(
+    r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes '
+    r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)"
+)
 
 
 def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
@@ -45,7 +50,7 @@ def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         return config_class(**vars(instantiate(namespace)))
     except (ArgumentError, ValueError, TypeError) as error:
-        _fail(_explain(str(error), _keys(parser)), status=2)
+        _fail(_explain(str(error), _keys(config_class())), status=2)
         raise AssertionError("unreachable") from error
 
 
@@ -74,10 +79,16 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    """All dotted keys that the parser knows, without the groups that hold them."""
-    dests = [action.dest for action in parser._actions]
-    return [dest for dest in dests if dest not in ("help", "config", "print_config")]
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a config dataclass."""
+    keys = []
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            keys += _keys(value, f"{prefix}{entry.name}.")
+        else:
+            keys.append(f"{prefix}{entry.name}")
+    return keys
 
 
 def _explain(message: str, keys: list[str]) -> str:
@@ -93,6 +104,9 @@ def _explain(message: str, keys: list[str]) -> str:
     if match := _UNKNOWN_AT_TOP.search(message):
         return _unknown(match[1], keys)
     line = " ".join(message.split())
+    if match := _UNION.search(line):
+        kinds = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("NoneType", "null")
+        return f"{match[1]}: expected one of {kinds}; got {match[3]}"
     line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)

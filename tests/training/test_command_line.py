@@ -1,0 +1,154 @@
+"""A config from files and dotted options; each mistake is one line that names what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ssl_vivit.training import RunError, TrainingConfig, parse, run, to_plain
+
+
+@dataclass
+class EncoderChoice:
+    """Which encoder.
+
+    Args:
+        name: a named size.
+        overrides: fields of its config.
+    """
+
+    name: str = "vivit_tiny"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Recipe:
+    """A job.
+
+    Args:
+        encoder: the model.
+        training: the run.
+    """
+
+    encoder: EncoderChoice = field(default_factory=EncoderChoice)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def test_defaults() -> None:
+    assert parse(Recipe, []) == Recipe()
+
+
+def test_dotted_options_and_dictionary_entries() -> None:
+    recipe = parse(
+        Recipe,
+        [
+            "--encoder.name=vivit_small",
+            "--encoder.overrides.variant=factorized_self_attention",
+            "--encoder.overrides.image_size=[36, 64]",
+            "--training.optimizer.learning_rate=1e-3",
+            "--training.clip_grad_norm=null",
+            "--training.optimizer.betas=[0.9, 0.95]",
+        ],
+    )
+    assert recipe.encoder == EncoderChoice(
+        "vivit_small", {"variant": "factorized_self_attention", "image_size": [36, 64]}
+    )
+    assert recipe.training.optimizer.learning_rate == 1e-3
+    assert recipe.training.optimizer.betas == (0.9, 0.95)
+    assert recipe.training.clip_grad_norm is None
+
+
+def test_files_then_options_and_round_trip(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("encoder: {name: vivit_base, overrides: {depth: 3}}\ntraining: {steps: 7}\n")
+    second.write_text("training: {seed: 5, optimizer: {name: lars}}\n")
+    options = ["--config", str(first), "--config", str(second), "--training.steps", "9"]
+    recipe = parse(Recipe, options)
+    assert recipe.encoder == EncoderChoice("vivit_base", {"depth": 3})
+    assert (recipe.training.steps, recipe.training.seed) == (9, 5)
+    assert recipe.training.optimizer.name == "lars"
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(to_plain(recipe)))
+    assert parse(Recipe, ["--config", str(whole)]) == recipe
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(Recipe, ["--training.steps", "3", "--print_config"])
+    assert ended.value.code == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert parse(Recipe, ["--config", str(path)]).training.steps == 3
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("docstring_parser", reason="of jsonargparse's extra signatures")
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "micro-batches per process and step" in text
+    assert "peak learning rate for 256 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "words"),
+    [
+        (["--training.stepz", "4"], None, ["training.stepz", "mean training.steps?", "log_every"]),
+        (["--bogus=4"], None, ["bogus", "allowed here: encoder, training"]),
+        (["--training.optimizer.lr=1"], None, ["optimizer.lr", "training.optimizer.learning_rate"]),
+        ([], "encoder: {nam: x}", ["encoder.nam", "encoder.name", "encoder.overrides"]),
+        ([], "enkoder: {name: x}", ["enkoder", "encoder, training"]),
+        ([], "training: {optimizer: {lr: 1}}", ["training.optimizer.lr", "learning_rate"]),
+        ([], "training: {steps: many}", ["training.steps", "int", "many"]),
+        ([], "training: [1,", ["config"]),
+        (["--training.optimizer.name=sgd"], None, ["training.optimizer.name", "adamw", "lars", "sgd"]),
+        (["--training.precision=fp64"], None, ["training.precision", "auto", "bf16", "fp64"]),
+        (["--training.clip_grad_norm=no"], None, ["training.clip_grad_norm", "float, null", "no"]),
+        (["--training.steps"], None, ["--training.steps", "expected one argument"]),
+        (["--config", "absent.yaml"], None, ["config", "absent.yaml"]),
+        (["steps=4"], None, ["steps=4", "--name value"]),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str],
+    file: str | None,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    if file is not None:
+        path = tmp_path / "given.yaml"
+        path.write_text(file)
+        options = ["--config", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        parse(Recipe, options)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize("error", [RunError("mend\nthis"), ValueError("mend this")])
+def test_run_turns_mistakes_into_a_line_and_a_status(
+    error: Exception, capsys: pytest.CaptureFixture
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: mend this\n"
+
+
+def test_run_leaves_faults_of_the_program_alone() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+    run(lambda: None)

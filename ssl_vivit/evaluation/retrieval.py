@@ -1,0 +1,72 @@
+"""Does the encoder find the other view of a video among the views of all others?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class ViewFeatures(NamedTuple):
+    """Features of some views of each video.
+
+    Attributes:
+        features: (n, views, d).
+        keys: names of the videos.
+        middle_frames: (n, views, C, H, W), each clip's middle frame as the encoder got it.
+    """
+
+    features: Tensor
+    keys: list[str]
+    middle_frames: Tensor
+
+
+@torch.no_grad()
+def collect(
+    features: Callable[[dict[str, Any]], Float[Tensor, "b views d"]],
+    batches: Iterable[dict[str, Any]],
+) -> ViewFeatures:
+    """Run a feature function over batches; results are gathered on the CPU in float32."""
+    parts, keys, frames = [], [], []
+    for batch in batches:
+        parts.append(features(batch).float().cpu())
+        keys += batch["key"]
+        frames.append(batch["clips"][:, :, :, batch["clips"].shape[3] // 2].float().cpu())
+    return ViewFeatures(torch.cat(parts), keys, torch.cat(frames))
+
+
+def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
+    """How often the nearest of all other clips, by cosine, is a view of the same video.
+
+    Args:
+        features: (n, views, d) with n ≥ 2 videos and views ≥ 2.
+
+    Returns:
+        A share; :func:`chance` is what random features reach.
+    """
+    n, views, _ = features.shape
+    z = F.normalize(rearrange(features, "n views d -> (n views) d"), dim=1)
+    similarity = (z @ z.T).fill_diagonal_(-torch.inf)
+    video = torch.arange(n * views) // views
+    return (video[similarity.argmax(1)] == video).float().mean().item()
+
+
+def chance(n: int, views: int) -> float:
+    """Retrieval of random features: views of the same video over all other clips."""
+    return (views - 1) / (n * views - 1)
+
+
+def nearest_videos(
+    features: Float[Tensor, "n d"], queries: Int[Tensor, " q"], count: int
+) -> tuple[Int[Tensor, "q count"], Float[Tensor, "q count"]]:
+    """The nearest other videos of each query, nearest first, and their cosine similarities."""
+    z = F.normalize(features, dim=1)
+    similarity = z[queries] @ z.T
+    similarity[torch.arange(len(queries)), queries] = -torch.inf
+    found = similarity.topk(min(count, len(features) - 1), dim=1)
+    return found.indices, found.values

@@ -132,7 +132,7 @@ class _Run:
         objective = synchronise_norms(objective, self.host)
         # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
         self.exporter = objective
-        if self.accelerator.is_fsdp2:
+        if self.accelerator.is_fsdp2 and self.host.is_main:
             self.exporter = copy.deepcopy(objective).cpu()
         optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
         if config.compile:

@@ -105,7 +105,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
         ([], "training: {optimizer: {lr: 1}}", ["training.optimizer.lr", "learning_rate"]),
         ([], "training: {steps: many}", ["training.steps", "int", "many"]),
         ([], "training: [1,", ["config"]),
-        (["--training.optimizer.name=sgd"], None, ["training.optimizer.name", "adamw", "lars", "sgd"]),
+        (
+            ["--training.optimizer.name=sgd"],
+            None,
+            ["training.optimizer.name", "adamw", "lars", "sgd"],
+        ),
         (["--training.precision=fp64"], None, ["training.precision", "auto", "bf16", "fp64"]),
         (["--training.clip_grad_norm=no"], None, ["training.clip_grad_norm", "float, null", "no"]),
         (["--training.steps"], None, ["--training.steps", "expected one argument"]),

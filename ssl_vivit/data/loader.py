@@ -274,7 +274,9 @@ class ClipBatches:
         try:
             yield from iterator
         finally:
-            del iterator
+            if self.workers:
+                # The iterator's finaliser does it too, unless an exception's traceback holds it.
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
             for worker in started:
                 # One that is still busy with a long video does not listen to anything milder.
                 if worker.is_alive():

@@ -14,14 +14,13 @@ import av
 import numpy as np
 import pytest
 import torch
-import webdataset
 
+from data_prep.packing import pack
 from ssl_vivit.data.augment import AugmentConfig
 from ssl_vivit.data.clips import ClipConfig
 from ssl_vivit.data.decoding import decode_frames
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import DataConfig, build_clips
-from ssl_vivit.data.shard_index import write_index
 from ssl_vivit.data.split import BatchSplit
 
 NUM_FRAMES = 24
@@ -47,23 +46,31 @@ def encoded(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    for shard in range(2):
-        path = folder / f"some-{shard:06d}.tar"
-        with webdataset.TarWriter(str(path)) as tar:
-            for i in range(60 * shard, 60 * (shard + 1)):
-                thing = {"object_id": 0, "velocity": [0.0, 0.0, i], "inside_camera_view": True}
-                annotation = {
-                    "object_property": [
-                        {"object_id": 0, "color": "cyan", "material": "rubber", "shape": "sphere"}
-                    ],
-                    "motion_trajectory": [
-                        {"frame_id": f, "objects": [thing]} for f in range(NUM_FRAMES)
-                    ],
-                    "collision": [],
-                }
-                tar.write({"__key__": f"v{i:03d}", "mp4": encoded(i), "json": annotation})
-        write_index(path)
+    folder = tmp_path_factory.mktemp("packed")
+    for i in range(120):
+        (folder / "videos").mkdir(exist_ok=True)
+        (folder / "annotations").mkdir(exist_ok=True)
+        thing = {"object_id": 0, "velocity": [0.0, 0.0, i], "inside_camera_view": True}
+        annotation = {
+            "object_property": [
+                {"object_id": 0, "color": "cyan", "material": "rubber", "shape": "sphere"}
+            ],
+            "motion_trajectory": [{"frame_id": f, "objects": [thing]} for f in range(NUM_FRAMES)],
+            "collision": [],
+        }
+        (folder / "videos" / f"video_{i:05d}.mp4").write_bytes(encoded(i))
+        (folder / "annotations" / f"annotation_{i:05d}.json").write_text(json.dumps(annotation))
+    pack(
+        folder / "videos",
+        folder,
+        folder / "annotations",
+        prefix="some",
+        storage="original",
+        frames=NUM_FRAMES,
+        samples_per_shard=60,
+        workers=1,
+        progress=False,
+    )
     return folder
 
 
@@ -107,7 +114,7 @@ def test_workers_resumption_and_rates_on_encoded_videos(shards: Path) -> None:
             assert a["key"] == b["key"]
             for name in ("clips", "frames", "fps", "mean_speed", "presence"):
                 assert torch.equal(a[name], b[name])
-    speeds = [float(key[1:]) for key in whole[0]["key"]]
+    speeds = [float(key[-5:]) for key in whole[0]["key"]]
     assert whole[0]["mean_speed"].tolist() == [[speed, speed] for speed in speeds]
     assert set(whole[0]["frames"].diff().unique().tolist()) == {0, 1}
 
@@ -115,7 +122,7 @@ def test_workers_resumption_and_rates_on_encoded_videos(shards: Path) -> None:
 def test_damaged_bytes_are_replaced_and_named(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for source in shards.iterdir():
+    for source in shards.glob("some-*"):
         (tmp_path / source.name).write_bytes(source.read_bytes())
     index = json.loads((tmp_path / "some-000000.json").read_text())
     sample = index["samples"][7]
@@ -126,11 +133,11 @@ def test_damaged_bytes_are_replaced_and_named(
     stream = train.stream(BatchSplit(40), start_step=0, device="cpu")
     with caplog.at_level(logging.WARNING):
         keys = [key for batch in itertools.islice(stream, 3) for key in batch["key"]]
-    assert list(train.broken) == ["v007"]
-    assert "CRC" in train.broken["v007"]
-    assert "v007" in caplog.text
+    assert list(train.broken) == ["video_00007"]
+    assert "CRC" in train.broken["video_00007"]
+    assert "video_00007" in caplog.text
     assert len(keys) == 120
-    assert "v007" not in keys
+    assert "video_00007" not in keys
 
 
 def test_settings_that_cannot_be_are_named(shards: Path) -> None:

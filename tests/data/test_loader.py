@@ -25,6 +25,7 @@ from ssl_vivit.data.decoding import DecodingError
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import ClipBatches, ClipDataset, split_keys
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.samples import SampleFetcher
 from ssl_vivit.data.split import BatchSplit
 
 CLIP = ClipConfig(num_frames=4, frame_stride=2, views=2)
@@ -207,15 +208,15 @@ def test_a_broken_video_is_replaced_named_and_counted_once(
 ) -> None:
     clips = batches(n=120, workers=workers, broken=(50,))
     with caplog.at_level(logging.WARNING, logger="ssl_vivit.data.loader"):
-        taken = take(clips, 3 * 20)
+        taken = take(clips, 2 * 6, total_batch_size=20)
     assert clips.broken == {"video_00050": "frame 3 of 20 is damaged"}
     assert len(caplog.messages) == 1
     assert "video_00050" in caplog.messages[0]
     assert "frame 3 of 20 is damaged" in caplog.messages[0]
-    whole = take(batches(n=120), 3 * 20)
+    whole = take(batches(n=120), 2 * 6, total_batch_size=20)
     replaced = 0
     for with_fault, without in zip(taken, whole, strict=True):
-        assert len(with_fault["key"]) == 6
+        assert len(with_fault["key"]) == 20
         for i, key in enumerate(without["key"]):
             if key == "video_00050":
                 replaced += 1
@@ -224,7 +225,7 @@ def test_a_broken_video_is_replaced_named_and_counted_once(
             else:
                 assert with_fault["key"][i] == key
                 assert torch.equal(with_fault["clips"][i], without["clips"][i])
-    assert replaced == 3
+    assert replaced == 2
 
 
 def test_a_replacement_is_another_clip_than_the_videos_own() -> None:
@@ -252,6 +253,31 @@ def test_too_many_broken_videos_stop_with_their_names(workers: int) -> None:
     assert message.count("video_") == 10
     assert "and 18 more" in message
     assert "\n" not in message
+    assert not multiprocessing.active_children()
+
+
+def test_replacements_that_are_broken_are_replaced_as_well() -> None:
+    dataset = batches(n=10, broken=(0, 1, 2, 3, 4, 5)).dataset
+    fetcher = SampleFetcher(dataset, np.arange(10), replace=True)
+    samples = [fetcher[index, epoch] for index in range(6) for epoch in range(4)]
+    found = [sample for sample in samples if "clips" in sample]
+    assert len(found) > 20
+    assert max(len(sample["broken"]) for sample in found) > 2
+    assert {sample["key"] for sample in found} == {f"video_{i:05d}" for i in (6, 7, 8, 9)}
+    again = [fetcher[index, epoch] for index in range(6) for epoch in range(4)]
+    assert [sample.get("key") for sample in samples] == [sample.get("key") for sample in again]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_of_another_kind_is_shown_and_ends_the_workers(workers: int) -> None:
+    clips = batches(workers=workers)
+
+    def fail(*arguments: Any) -> np.ndarray:
+        raise PermissionError("the disk is gone")
+
+    clips.dataset.videos.frames = fail  # type: ignore[method-assign]
+    with pytest.raises(PermissionError, match="the disk is gone"):
+        take(clips, 1)
     assert not multiprocessing.active_children()
 
 

@@ -20,7 +20,7 @@ from data_prep.storage import Encoding, Storage
 from data_prep.video_sources import Sample, VideoSource, open_source
 from ssl_vivit.data.decoding import DecodingError, probe_video
 from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.shard_index import build_index, index_path, parse_index, save_index
+from ssl_vivit.data.shard_index import ANNOTATION, build_index, index_path, parse_index, save_index
 
 CLEVRER_FRAMES = 128
 DEFAULT_STORAGE: Storage = "h264"
@@ -35,12 +35,14 @@ class PackReport:
         packed: samples in them.
         annotated: those of them with an annotation.
         skipped: file name → reason, of videos left out.
+        too_many_skipped: more than 1 % of a source named as CLEVRER's: something is wrong with it.
     """
 
     shards: list[Path]
     packed: int
     annotated: int
     skipped: dict[str, str]
+    too_many_skipped: bool
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def pack(
         sum(report["packed"] for report in reports),
         sum(report["annotated"] for report in reports),
         skipped,
+        source.is_clevrer and len(skipped) > 0.01 * len(source.samples),
     )
 
 
@@ -287,6 +290,6 @@ def _whole(job: _Job) -> dict[str, Any] | None:
 def _report(index: dict[str, Any]) -> dict[str, Any]:
     return {
         "packed": len(index["samples"]),
-        "annotated": sum("json" in sample["members"] for sample in index["samples"]),
+        "annotated": sum(ANNOTATION in sample["members"] for sample in index["samples"]),
         "skipped": index.get("left_out", {}),
     }

@@ -1,0 +1,213 @@
+"""CLEVRER's published archives, fetched so that a broken connection costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from ssl_vivit.data.errors import DataError
+
+Split = Literal["train", "validation", "test"]
+
+BASE_URL = "http://data.csail.mit.edu/clevrer"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published file: path under the base address; size in bytes and digest where known."""
+
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    "train": (
+        Archive("videos/train/video_train.zip"),
+        Archive(
+            "annotations/train/annotation_train.zip",
+            156_761_889,
+            "e7f9185ad3dde8139b839b00f0f75483374dd0325a3cbec2dac882078497784c",
+        ),
+    ),
+    "validation": (
+        Archive("videos/validation/video_validation.zip"),
+        Archive(
+            "annotations/validation/annotation_validation.zip",
+            78_386_966,
+            "d89e74714dff7a1117fd113b54af99fbbc51583ebd742c788c484d708eb426d2",
+        ),
+    ),
+    "test": (Archive("videos/test/video_test.zip"),),
+}
+
+
+def download(
+    split: Split,
+    out: str | Path,
+    base_url: str = BASE_URL,
+    *,
+    progress: bool = True,
+    timeout: float = 60,
+    attempts: int = 5,
+) -> list[Path]:
+    """Fetch a split's videos and annotations (the test split has none).
+
+    What has arrived stays in ``NAME.part``, also when the connection breaks, and is not fetched
+    again if the server can resume. Archives that are there already are kept.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        out: folder; made if missing.
+        base_url: of a mirror with CLEVRER's folders.
+        progress: whether to show a bar.
+        timeout: seconds without a byte after which a connection counts as broken.
+        attempts: connections in a row that bring nothing before giving up.
+
+    Raises:
+        DataError: if an archive cannot be fetched whole, or is not the published one.
+    """
+    if split not in ARCHIVES:
+        raise DataError(f"--split {split} must be one of {', '.join(ARCHIVES)}")
+    if not base_url.startswith(("http://", "https://")):
+        raise DataError(f"--base-url {base_url} must be an http:// or https:// address")
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for archive in ARCHIVES[split]:
+            url = f"{base_url.rstrip('/')}/{archive.path}"
+            paths.append(fetch(archive, url, out, progress, timeout, attempts))
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return paths
+
+
+def fetch(
+    archive: Archive, url: str, out: Path, progress: bool, timeout: float, attempts: int
+) -> Path:
+    """Fetch one archive to ``out``; see :func:`download`."""
+    target, part = out / archive.name, out / f"{archive.name}.part"
+    if target.exists():
+        return target
+    left = attempts
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            total = _go_on(url, part, archive, progress, timeout)
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise DataError(f"{url}: the server says {error.code} {error.reason}") from error
+            reason: object = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+        except TimeoutError:
+            reason = f"nothing came for {timeout:g} s"
+        else:
+            have = part.stat().st_size
+            if total is None or have == total:
+                break
+            reason = f"the connection ended at {have:,} of {total:,} bytes"
+        have = part.stat().st_size if part.exists() else 0
+        left = attempts if have > before else left - 1
+        if left <= 0:
+            raise DataError(f"{url}: {reason}; {part} keeps {have:,} bytes, run again to go on")
+    _check(archive, part, url)
+    os.replace(part, target)
+    _validator_file(part).unlink(missing_ok=True)
+    return target
+
+
+def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
+    """Append what is missing; return the whole size if the server tells."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)
+    memo = _validator_file(part)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if memo.exists():
+            # If the file has changed meanwhile the server then sends it from the start.
+            request.add_header("If-Range", memo.read_text())
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        total = _total(error.headers.get("Content-Range"))
+        if total != have:
+            part.unlink()
+        return total
+    with response:
+        resumed = response.status == http.client.PARTIAL_CONTENT
+        if resumed:
+            total = _total(response.headers.get("Content-Range"))
+        else:
+            have = 0
+            length = response.headers.get("Content-Length")
+            total = int(length) if length else archive.size
+        if archive.size is not None and total is not None and total != archive.size:
+            raise DataError(
+                f"{url} has {total:,} bytes where CLEVRER's has {archive.size:,}: another file"
+            )
+        room = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > room:
+            raise DataError(
+                f"{part.parent} has room for {room:,} bytes, {archive.name} still needs "
+                f"{total - have:,}; choose another --out"
+            )
+        # Weak ETags and mere dates of the same second do not prove equality, strong ETags do.
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if validator and not validator.startswith("W/"):
+            memo.write_text(validator)
+        else:
+            memo.unlink(missing_ok=True)
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(
+                total=total,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=archive.name,
+                disable=not progress,
+            ) as bar,
+        ):
+            while chunk := response.read1(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return total
+
+
+def _total(content_range: str | None) -> int | None:
+    match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", content_range or "")
+    return int(match[1]) if match else None
+
+
+def _check(archive: Archive, part: Path, url: str) -> None:
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if archive.sha256 else None
+    whole = digest == archive.sha256 and zipfile.is_zipfile(part)
+    if not whole:
+        part.unlink()
+        _validator_file(part).unlink(missing_ok=True)
+        raise DataError(f"{url} is not CLEVRER's archive (an error page, or damaged): removed")
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.validator")

@@ -143,7 +143,7 @@ class Augment:
         windows, chances, factors = rng.random((10, 4)), rng.random(4), rng.random(4)
         order, sigma = np.argsort(rng.random(4), kind="stable"), rng.random()
         if config.strength == "none":
-            chances[:] = 1.0
+            chances[:] = 1.0  # Below no probability.
             crop = _central_window(height, width, *_aspects(self.size, (1.0, 1.0)))
         else:
             crop = _random_window(windows, height, width, self.size, config)
@@ -154,8 +154,6 @@ class Augment:
             config.grey_probability,
             config.blur_probability,
         )
-        if config.strength == "none":
-            flipped = jittered = greyed = blurred = False
         jitter = np.array([1.0, 1.0, 1.0, 0.0])
         if jittered:
             spread = np.array([config.brightness, config.contrast, config.saturation, config.hue])

@@ -322,6 +322,8 @@ def _decode_by_torchcodec(source: Source, indices: Sequence[int]) -> np.ndarray:
         raise DecodingError("decoder torchcodec does not load; install it or choose pyav")
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _open(data):  # refuses playlists, which torchcodec would follow
+            pass
         video = video_decoder(data, dimension_order="NHWC", num_ffmpeg_threads=1)
         _check_indices(indices, len(video))
         return video.get_frames_at(indices=list(indices)).data.numpy()

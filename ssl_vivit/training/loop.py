@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import platform
-import shutil
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -47,8 +43,9 @@ from ssl_vivit.training.processes import (
     synchronise_norms,
 )
 from ssl_vivit.training.record import Record
-from ssl_vivit.training.run_directory import open_run, run_directory
+from ssl_vivit.training.run_directory import open_run, place, run_directory
 from ssl_vivit.training.tracking import Tracking
+from ssl_vivit.training.versions import versions
 
 
 @dataclass(frozen=True)
@@ -169,8 +166,8 @@ class _Run:
         if self.step == 0:
             self._run_periodic()
         while self.step < self.config.steps:
-            micro_batches = list(islice(self.stream, self.config.accumulation))
-            self._settle(self.lag)
+            micro_batches, failure = self._fetch()
+            self._settle(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
@@ -217,15 +214,32 @@ class _Run:
         )
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _settle(self, lag: int) -> None:
-        """Read the oldest record beyond ``lag`` and agree with all processes on what it says."""
+    def _fetch(self) -> tuple[list[dict[str, Any]], str | None]:
+        """A step's micro-batches, or what is wrong with the data of this process."""
+        try:
+            return list(islice(self.stream, self.config.accumulation)), None
+        except (ValueError, RunError) as error:
+            return [], str(error)
+
+    def _settle(self, lag: int, failure: str | None = None) -> None:
+        """Read the oldest record beyond ``lag`` and agree with all processes on what it says.
+
+        Raises:
+            RunError: on all processes, if one of them has met data or numbers to stop for.
+        """
         record = self.pending.popleft() if len(self.pending) > lag else None
         signalled = float(self.interruption.received is not None)
-        means = self.host.mean([signalled, *(record.read() if record else ())])
+        failed = float(failure is not None)
+        means = self.host.mean([signalled, failed, *(record.read() if record else ())])
         self.stopping |= means[0] > 0
-        if record is None:
-            return
-        losses, norm, metrics = record.split(means[1:])
+        if record is not None:
+            self._report(record, means[2:])
+        if means[1] > 0:
+            raise RunError(next(filter(None, self.host.gather(failure))))
+
+    def _report(self, record: Record, means: list[float]) -> None:
+        """Check a step's numbers, which all processes agree on, and log them."""
+        losses, norm, metrics = record.split(means)
         self._refuse_nonfinite(record, losses, norm)
         loss = sum(losses) / len(losses)
         self.pace.add(record.clips * self.host.world_size)
@@ -337,7 +351,7 @@ class _Run:
             "total_batch_size": self.config.total_batch_size,
             "accumulation": self.config.accumulation,
             "grad_scaler": None if scaler is None else scaler.state_dict(),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def _card(self) -> dict[str, Any]:
@@ -345,7 +359,7 @@ class _Run:
             **self.card,
             "steps": self.step,
             "total_batch_size": self.config.total_batch_size,
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def _start_tracking(self, run_config: dict[str, Any]) -> None:
@@ -382,34 +396,10 @@ class _Run:
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None
         source = self.checkpoint / "encoder"
-        self.host.from_main(lambda: _place(source, self.run_dir / "encoder"))
+        self.host.from_main(lambda: place(source, self.run_dir / "encoder"))
         return FitResult(
             self.run_dir, self.step, self.metrics, self.checkpoint, self.run_dir / "encoder", None
         )
-
-
-def _place(source: Path, target: Path) -> None:
-    """Copy a directory so that ``target`` is never half there."""
-    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("ssl_vivit", "torch", "timm", "accelerate")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        found[package] = version(package)
-    return found
 
 
 def _text(path: Path | None) -> str | None:

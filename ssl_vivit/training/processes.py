@@ -52,10 +52,11 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             "supported are one process, DDP, and FSDP with fsdp_version: 2"
         )
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
-        # Gradients of many processes add up in full precision; Accelerate's own policy has them in half.
+        # Weights travel and multiply in half precision, gradients add up in full. Inputs are left to
+        # autocast, as under DDP: cast at the door, losses would be computed in half precision too.
         compute = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=compute, reduce_dtype=torch.float32
+            param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     return accelerator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,22 @@ def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
         }
 
     return copy(run_config, "")
+
+
+def place(source: Path, target: Path) -> None:
+    """Copy a directory so that ``target`` is never half there."""
+    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:

@@ -43,6 +43,16 @@ class Poisoned(ToyLoader):
             yield batch
 
 
+class Broken(ToyLoader):
+    """The last process finds a fault in its data."""
+
+    def stream(self, split, *, start_step, device):
+        for micro, batch in enumerate(super().stream(split, start_step=start_step, device=device)):
+            if split.rank == split.world_size - 1 and micro == 5:
+                raise ValueError("data.shards: clevrer-train-000001.tar is cut off")
+            yield batch
+
+
 def strike_one(moment: Moment) -> None:
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -85,6 +95,10 @@ def main(folder: Path) -> None:
         fit(objective(0), Poisoned(), config(folder / "poisoned"))
     except RunError as error:
         report["poisoned"] = str(error)
+    try:
+        fit(objective(0), Broken(), config(folder / "broken"))
+    except RunError as error:
+        report["broken"] = str(error)
     (folder / f"report_{RANK}.json").write_text(json.dumps(report))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_refused_write_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path
 def test_file_system_errors_are_told_apart(tmp_path: Path, number: int, said: str) -> None:
     def export(directory: Path) -> None:
         directory.mkdir()
-        raise OSError(number, __import__("os").strerror(number))
+        raise OSError(number, os.strerror(number))
 
     state = TrainingState({}, {}, {"groups": [], "state": {}})
     with pytest.raises(RunError, match=said):
@@ -71,7 +72,7 @@ def test_full_device_on_the_metrics_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     tracking = Tracking(tmp_path, "none", "p", {}, first_step=1)
     tracking._file.close()
-    tracking._file = Path("/dev/full").open("a")
+    tracking._file = Path("/dev/full").open("a")  # noqa: SIM115 -- closed by the tracking
     with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: No space left"):
         tracking.log(1, {"a": 1.0})
     tracking.close()

@@ -86,7 +86,9 @@ def test_periodic_jobs_leave_no_trace_in_training(config, metrics) -> None:
     calls: list[tuple[int, bool, bool]] = []
 
     def job(moment: Moment) -> dict[str, float]:
-        torch.rand(7), np.random.rand(3), random.random()  # noqa: NPY002, B018
+        torch.rand(7)
+        np.random.rand(3)  # noqa: NPY002
+        random.random()
         with torch.random.fork_rng():
             moment.model(toy_batches(1)[0])
         moment.call("embed", torch.zeros(1, 6))
@@ -140,7 +142,7 @@ def test_nonfinite_loss_names_step_keys_and_checkpoint(config) -> None:
 def test_nonfinite_gradient_is_refused_before_it_is_saved(config) -> None:
     objective = toy()
     objective.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(RunError, match="gradient norm is not finite at step 1;.*none"):
+    with pytest.raises(RunError, match=r"gradient norm is not finite at step 1;.*none"):
         fit(objective, toy_batches(), config(checkpoint_every=1))
 
 

@@ -136,6 +136,12 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(launched: Path) -> N
     assert saved == ["step_00000003"]
 
 
+def test_a_data_fault_on_one_process_is_the_line_of_all(launched: Path) -> None:
+    said = "data.shards: clevrer-train-000001.tar is cut off"
+    assert [report["broken"] for report in _reports(launched)] == [said, said]
+    assert [row["step"] for row in _rows(launched / "broken")] == [1, 2]
+
+
 def test_continued_by_one_process(launched: Path, alone: Path, tmp_path: Path, capfd) -> None:
     path = launched / "whole" / "checkpoints" / "step_00000003"
     settings = _one_process(tmp_path / "run", resume=str(path))

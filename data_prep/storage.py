@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-import torch
-from torchvision.io import encode_jpeg
+from PIL import Image
 
 from ssl_vivit.data.decoding import DecodingError, VideoInfo, iterate_frames, probe_video
 from ssl_vivit.data.errors import DataError
@@ -130,8 +129,9 @@ def encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
 def _jpeg_members(frames: Iterator[np.ndarray], fps: float) -> dict[str, bytes]:
     members, shape = {}, (0, 0)
     for i, frame in enumerate(frames):
-        picture = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
-        members[f"{i:04d}.jpg"] = encode_jpeg(picture, quality=JPEG_QUALITY).numpy().tobytes()
+        picture = io.BytesIO()
+        Image.fromarray(frame).save(picture, "JPEG", quality=JPEG_QUALITY)
+        members[f"{i:04d}.jpg"] = picture.getvalue()
         shape = frame.shape[:2]
     measures = {
         "num_frames": len(members),

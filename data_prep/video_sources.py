@@ -96,7 +96,7 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
     if annotations is not None:
         for file in _list(Path(annotations), "--annotations"):
             by_number[_number(_CLEVRER_ANNOTATION, file)] = file
-        del by_number[None]
+        by_number.pop(None, None)
         if not by_number.keys() & set(numbers):
             raise DataError(
                 f"--annotations {annotations} holds none for the videos of {root}: annotation_00007"
@@ -134,7 +134,8 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def _number(pattern: re.Pattern[str], file: StoredFile) -> int | None:

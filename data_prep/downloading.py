@@ -108,7 +108,7 @@ def fetch(
         return target
     left = attempts
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _have(part)
         try:
             total = _go_on(url, part, archive, progress, timeout)
         except urllib.error.HTTPError as error:
@@ -120,11 +120,11 @@ def fetch(
         except TimeoutError:
             reason = f"nothing came for {timeout:g} s"
         else:
-            have = part.stat().st_size
+            have = _have(part)
             if total is None or have == total:
                 break
             reason = f"the connection ended at {have:,} of {total:,} bytes"
-        have = part.stat().st_size if part.exists() else 0
+        have = _have(part)
         left = attempts if have > before else left - 1
         if left <= 0:
             raise DataError(f"{url}: {reason}; {part} keeps {have:,} bytes, run again to go on")
@@ -136,7 +136,7 @@ def fetch(
 
 def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
     """Append what is missing; return the whole size if the server tells."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _have(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)
     if have:
@@ -171,7 +171,7 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
                 f"{part.parent} has room for {room:,} bytes, {archive.name} still needs "
                 f"{total - have:,}; choose another --out"
             )
-        # Weak ETags and mere dates of the same second do not prove equality, strong ETags do.
+        # Weak ETags do not promise the same bytes, and servers ignore them here.
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if validator and not validator.startswith("W/"):
             memo.write_text(validator)
@@ -192,6 +192,10 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
                 file.write(chunk)
                 bar.update(len(chunk))
     return total
+
+
+def _have(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _total(content_range: str | None) -> int | None:

@@ -82,7 +82,7 @@ def info(shards: str | Sequence[str], *, cache_dir: str | Path | None = None) ->
         "shards": len(videos.shards),
         "samples": len(videos),
         "annotated": int(videos.has_annotation.sum()),
-        "megabytes": round(sum(map(videos.stored_bytes, range(len(videos)))) / 1e6, 1),
+        "megabytes": round(sum(map(videos.stored_bytes, range(len(videos)))) / 1e6, 3),
         "hours": round(float((videos.num_frames / rates).sum()) / 3600, 3),
         "storage": dict(Counter(STORAGES[s] for s in videos.storages)),
         "size": dict(Counter(f"{height}x{width}" for height, width in sizes)),

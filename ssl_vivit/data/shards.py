@@ -190,7 +190,7 @@ class ShardSet:
         shard = self.shards[number]
         if number in self._remote:
             shard = str(cached(shard, *self._remote[number], self._cache_dir))
-        handle = self._open(shard).handle
+        opened = self._open(shard)
         runs: list[list[int]] = []
         for member in members:
             if runs:
@@ -204,7 +204,10 @@ class ShardSet:
         for run in runs:
             start = int(self._offsets[run[0]])
             stop = int(self._offsets[run[-1]] + self._sizes[run[-1]])
-            span = memoryview(os.pread(handle, stop - start, start))
+            try:
+                span = memoryview(os.pread(opened.handle, stop - start, start))
+            except OSError as error:
+                raise DecodingError(f"cannot be read: {error.strerror}") from error
             for member in run:
                 at = int(self._offsets[member]) - start
                 content = bytes(span[at : at + int(self._sizes[member])])

@@ -23,7 +23,8 @@ from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.shard_index import ANNOTATION, build_index, index_path, parse_index, save_index
 
 CLEVRER_FRAMES = 128
-DEFAULT_STORAGE: Storage = "h264"
+# The fastest to sample clips from by tests/benchmarks/bench_storage.py.
+DEFAULT_STORAGE: Storage = "jpeg"
 
 
 @dataclass(frozen=True)

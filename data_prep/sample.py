@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.clevrer import pack
+from data_prep.packing import pack
 from data_prep.synthetic_clevrer import render
 
 NUM_VIDEOS = 320
@@ -28,5 +28,5 @@ def clevrer_sample(
     pattern = str(shards / "sample-train-*.tar")
     if not any(shards.glob("sample-train-*.tar")):
         render(videos, num_videos, size=FRAME_SIZE)
-    pack(videos, annotations=videos, out=shards, prefix="sample-train")
+    pack(videos, shards, videos, prefix="sample-train", samples_per_shard=64)
     return pattern

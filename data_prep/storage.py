@@ -114,11 +114,11 @@ class Encoding:
 
 
 def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
-    """Numbers of the frames that stay at ``fps`` frames per second."""
+    """Numbers of the frames that stay at ``fps`` frames per second: those shown at each time."""
     if fps is None or not info.fps or fps >= info.fps:
         return list(range(info.num_frames))
     step = info.fps / fps
-    numbers = (round(k * step) for k in range(info.num_frames))
+    numbers = (int(k * step + 1e-6) for k in range(info.num_frames))
     return list(itertools.takewhile(lambda i: i < info.num_frames, numbers))
 
 

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 
 from data_prep.sample import clevrer_sample
-from ssl_vivit.data import DataConfig, build_clips
+from ssl_vivit.data.loader import DataConfig, build_clips
 from ssl_vivit.data.preprocessing import preprocessing
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.choice import EncoderChoice
@@ -61,7 +61,8 @@ def main() -> None:
         with processes.local_main_process_first():
             data = replace(data, shards=clevrer_sample())
     clips = build_clips(
-        replace(data, clip=replace(data.clip, num_frames=architecture.num_frames)),
+        data,
+        num_frames=architecture.num_frames,
         size=architecture.image_size,
         in_channels=architecture.in_channels,
         seed=config.training.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ class ClipConfig:
     """How clips are cut from a video.
 
     Args:
-        num_frames: frames in a clip.
+        num_frames: frames in a clip; null takes the encoder's.
         frame_stride: steps between a clip's frames, in frames of the video, or of the rate that
             ``fps`` asks for.
         views: clips drawn from each video.
@@ -31,7 +31,7 @@ class ClipConfig:
             Sec. 3.2); "uniform" makes all gaps equally frequent.
     """
 
-    num_frames: int = 16
+    num_frames: int | None = None
     frame_stride: int = 1
     views: int = 2
     fps: float | None = None
@@ -39,10 +39,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_stride", "views"):
-            if getattr(self, name) < 1:
-                raise DataError(
-                    f"--data.clip.{name} is {getattr(self, name)}; it must be 1 or more"
-                )
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"--data.clip.{name} is {value}; it must be 1 or more")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise DataError(f"--data.clip.fps is {self.fps}; it must be above 0, or null")
         if self.view_gap not in ("near", "uniform"):
@@ -53,7 +52,27 @@ class ClipConfig:
     @property
     def span(self) -> int:
         """Steps from a clip's first frame to its last, both counted."""
-        return (self.num_frames - 1) * self.frame_stride + 1
+        return (self.length - 1) * self.frame_stride + 1
+
+    @property
+    def length(self) -> int:
+        """Frames in a clip, once it is known."""
+        if self.num_frames is None:
+            raise DataError("--data.clip.num_frames is not set, and no encoder says it")
+        return self.num_frames
+
+    def for_encoder(self, num_frames: int) -> ClipConfig:
+        """The same with the encoder's number of frames.
+
+        Raises:
+            DataError: if this one asks for another number.
+        """
+        if self.num_frames not in (None, num_frames):
+            raise DataError(
+                f"--data.clip.num_frames is {self.num_frames}, the encoder takes {num_frames}; set "
+                "--encoder.overrides.num_frames, and leave --data.clip.num_frames out"
+            )
+        return replace(self, num_frames=num_frames)
 
 
 class VideoIndex(Protocol):
@@ -172,7 +191,7 @@ def clip_frames(
     Frame j of a clip lies at (start + j · frame_stride) / fps seconds and is the frame which the
     video shows then: the last one that has begun. No frame of the future is ever taken.
     """
-    steps = starts[:, None] + np.arange(config.num_frames) * config.frame_stride
+    steps = starts[:, None] + np.arange(config.length) * config.frame_stride
     if config.fps is None:
         return steps.astype(np.int64)
     return np.floor(steps * (source_fps / config.fps) + _ROUNDING).astype(np.int64)

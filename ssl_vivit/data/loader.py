@@ -87,6 +87,7 @@ class Clips(NamedTuple):
 def build_clips(
     config: DataConfig,
     *,
+    num_frames: int | None = None,
     size: tuple[int, int],
     in_channels: int = 3,
     seed: int = 0,
@@ -96,6 +97,7 @@ def build_clips(
 
     Args:
         config: which videos, and how clips come from them.
+        num_frames: frames in a clip, the encoder's; None leaves it to ``config.clip``.
         size: (H, W) of the clips, the encoder's image size.
         in_channels: 3 for RGB, 1 for luma, the encoder's.
         seed: of every draw.
@@ -110,10 +112,12 @@ def build_clips(
     videos = ShardSet(config.shards, cache_dir=config.cache_dir, decoder=config.decoder)
     train, held_out = split_keys(videos.keys, config.held_out)
 
+    clip = config.clip if num_frames is None else config.clip.for_encoder(num_frames)
+
     def batches(indices: np.ndarray, evaluation: bool) -> ClipBatches:
         dataset = ClipDataset(
             videos,
-            config.clip,
+            clip,
             augment.without_randomness() if evaluation else augment,
             seed,
             labels=labels,
@@ -315,7 +319,7 @@ class ClipBatches:
     def _check_shared_memory(self, batch_size: int) -> None:
         if not self.workers or not Path("/dev/shm").is_dir():
             return
-        frames = batch_size * self.dataset.clip.views * self.dataset.clip.num_frames
+        frames = batch_size * self.dataset.clip.views * self.dataset.clip.length
         batch = frames * 3 * self.dataset.decoded_size[0] * self.dataset.decoded_size[1]
         # Beside those that wait, one batch is in use and one is being made.
         needed = batch * (self.workers * _PREFETCH + 2) * _local_processes()

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -25,7 +26,9 @@ _UNION = re.compile(
 )
 
 
-def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
+def parse(
+    config_class: type[T], argv: Sequence[str] | None = None, *, preset: Path | None = None
+) -> T:
     """Read a config dataclass from ``--config`` files and dotted options.
 
     ``--config file.yaml`` may come several times; what comes later wins. ``--print_config`` prints
@@ -35,6 +38,7 @@ def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
         config_class: a dataclass whose fields all have defaults; nested dataclasses become dotted
             options, dictionaries take ``--a.dictionary.key value``.
         argv: the arguments; by default those of the process.
+        preset: the config file that holds where none is named.
     """
     parser = ArgumentParser(
         description=(config_class.__doc__ or "").strip().splitlines()[0], exit_on_error=False
@@ -44,6 +48,8 @@ def parse(config_class: type[T], argv: Sequence[str] | None = None) -> T:
     )
     parser.add_class_arguments(config_class)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if preset is not None and not any(word.split("=")[0] == "--config" for word in arguments):
+        arguments = ["--config", str(preset), *arguments]
     try:
         namespace = parser.parse_args(arguments)
         namespace.pop("config")

@@ -151,7 +151,7 @@ def test_videos_that_do_not_fit_are_named(
 
 def test_a_video_without_a_rate_is_refused_where_one_is_needed() -> None:
     unknown = videos([60], fps=float("nan"))
-    assert start_counts(unknown, ClipConfig()).tolist() == [45]
+    assert start_counts(unknown, ClipConfig(num_frames=16)).tolist() == [45]
     with pytest.raises(DataError, match=r"video_00000 names no frame rate.*--data\.clip\.fps 30"):
         start_counts(unknown, ClipConfig(fps=30.0))
 
@@ -172,3 +172,13 @@ def test_named_generators_depend_on_names_alone() -> None:
 
 
 PINNED = [361098701, 691085283, 1523197977]
+
+
+def test_the_encoder_says_how_long_a_clip_is():
+    config = ClipConfig(frame_stride=3)
+    assert config.for_encoder(5).span == 13
+    assert ClipConfig(num_frames=5).for_encoder(5).length == 5
+    with pytest.raises(DataError, match="num_frames is 8, the encoder takes 5; set --encoder"):
+        ClipConfig(num_frames=8).for_encoder(5)
+    with pytest.raises(DataError, match="num_frames is not set"):
+        _ = config.span

@@ -23,7 +23,10 @@ _CHUNK_ELEMENTS = 128 * 2**20
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How two views of a video are made to differ. Near SimCLR's and CVRL's recipe.
+    """How two views of a video are made to differ: SimCLR's and CVRL's operations.
+
+    The defaults are milder than theirs: CLEVRER's scenes differ in the colours of small objects
+    alone, which must survive.
 
     All is drawn once a clip and is the same in its frames, as in CVRL (Qian et al. 2021,
     Sec. 3.2). Every probability may be 0.
@@ -46,16 +49,16 @@ class AugmentConfig:
     """
 
     strength: Literal["full", "none"] = "full"
-    scale: tuple[float, float] = (0.3, 1.0)
+    scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
     flip_probability: float = 0.5
     jitter_probability: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grey_probability: float = 0.2
-    blur_probability: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.02
+    grey_probability: float = 0.0
+    blur_probability: float = 0.2
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
     def __post_init__(self) -> None:

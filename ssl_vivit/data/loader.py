@@ -55,7 +55,7 @@ class DataConfig:
         clip: how clips are cut.
         augment: how they are changed.
         mean: of each channel, for normalisation, in units of the pixel range [0, 1]; one number
-            serves all.
+            serves all. The default is CLEVRER's, most of which is its grey ground.
         std: the same.
     """
 
@@ -68,7 +68,7 @@ class DataConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.1,)
 
 
 class Clips(NamedTuple):

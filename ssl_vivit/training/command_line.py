@@ -41,7 +41,9 @@ def parse(
         preset: the config file that holds where none is named.
     """
     parser = ArgumentParser(
-        description=(config_class.__doc__ or "").strip().splitlines()[0], exit_on_error=False
+        description=(config_class.__doc__ or "").strip().splitlines()[0],
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action="config", help="YAML file with any of the options below; may be repeated"

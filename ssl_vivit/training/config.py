@@ -67,7 +67,7 @@ class TrainingConfig:
             raise RunError(
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"
             )
-        self.optimizer.check(self.steps)
+        self.optimizer.check()
 
 
 def to_plain(config: Any) -> Any:

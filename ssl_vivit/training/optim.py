@@ -28,7 +28,8 @@ class OptimConfig:
         weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
         betas: of AdamW.
         layer_decay: factor on the learning rate per layer below the top (Clark et al. 2020); 1 is none.
-        warmup_steps: steps over which the learning rate rises linearly to its peak.
+        warmup_steps: steps over which the learning rate rises linearly to its peak; a shorter run
+            ends while it rises.
         schedule: cosine falls to min_ratio of the peak at the last step, constant stays.
         min_ratio: where the cosine ends, as a share of the peak.
     """
@@ -43,16 +44,15 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     min_ratio: float = 0.0
 
-    def check(self, steps: int) -> None:
+    def check(self) -> None:
         """Refuse values outside their range.
 
         Raises:
             RunError: naming the setting and its range.
         """
-        if not 0 <= self.warmup_steps < steps:
+        if self.warmup_steps < 0:
             raise RunError(
-                f"training.optimizer.warmup_steps is {self.warmup_steps}; with training.steps {steps} "
-                f"it must lie between 0 and {steps - 1}"
+                f"training.optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0"
             )
         if self.learning_rate < 0 or self.weight_decay < 0:
             raise RunError(

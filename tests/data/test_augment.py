@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,12 @@ from torchvision.transforms import RandomResizedCrop
 from ssl_vivit.data.augment import Augment, AugmentConfig
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
+
+# SimCLR's strengths, so that all operations take part in most draws.
+STRONG = AugmentConfig(
+    scale=(0.3, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
+    grey_probability=0.2, blur_probability=0.5,
+)  # fmt: skip
 
 RAW = {"mean": (0.0,), "std": (1.0,)}
 
@@ -96,7 +104,7 @@ def test_crop_and_resize_equal_torchvision(source: tuple[int, int], size: tuple[
 @pytest.mark.parametrize("operation", [0, 1, 2, 3])
 def test_each_colour_change_equals_torchvision(operation: int) -> None:
     clips = some_clips(6, 2, 18, 22)
-    augment = Augment(AugmentConfig(), (18, 22), **RAW)
+    augment = Augment(STRONG, (18, 22), **RAW)
     params = neutral(6, 18, 22)
     values = [0.2, 0.7, 1.3, 1.9, 1.0, 0.0] if operation < 3 else [-0.5, -0.1, 0.05, 0.3, 0.0, 0.5]
     params["jitter"][:, operation] = torch.tensor(values)
@@ -110,7 +118,7 @@ def test_each_colour_change_equals_torchvision(operation: int) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (36, 64), (224, 100)])
 def test_blur_equals_torchvision(size: tuple[int, int]) -> None:
     clips = some_clips(4, 2, *size)
-    augment = Augment(AugmentConfig(), size, **RAW)
+    augment = Augment(STRONG, size, **RAW)
     assert augment.blur_radius == max(1, min(size) // 20)
     params = {**neutral(4, *size), "blur": torch.tensor([0.1, 0.8, 0.0, 2.0])}
     out = augment(clips, params)
@@ -121,7 +129,7 @@ def test_blur_equals_torchvision(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("in_channels", [3, 1])
 def test_everything_drawn_equals_torchvision(in_channels: int) -> None:
     clips = some_clips(24, 2, 48, 64)
-    config = AugmentConfig(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+    config = replace(STRONG, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
     augment = Augment(config, (40, 40), in_channels, mean=(0.45,), std=(0.225,))
     params = draw_many(augment, 24, 48, 64)
     assert {bool(b) for b in params["grey"]} == {True, False}
@@ -150,7 +158,7 @@ def test_a_clip_is_treated_as_its_frames_are() -> None:
 def test_contrast_keeps_the_clips_mean_not_each_frames() -> None:
     clips = torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8)
     clips[:, 1] = 200
-    augment = Augment(AugmentConfig(), (8, 8), **RAW)
+    augment = Augment(STRONG, (8, 8), **RAW)
     params = neutral(1, 8, 8)
     params["jitter"][:, 1] = 0.5
     out = augment(clips, params)
@@ -159,7 +167,7 @@ def test_contrast_keeps_the_clips_mean_not_each_frames() -> None:
 
 
 def test_parts_of_a_batch_are_as_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    augment = Augment(AugmentConfig(), (20, 28))
+    augment = Augment(STRONG, (20, 28))
     clips = some_clips(7, 2, 30, 34)
     params = draw_many(augment, 7, 30, 34)
     one_by_one = augment(clips, params)
@@ -168,7 +176,7 @@ def test_parts_of_a_batch_are_as_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_autocast_does_not_reach_the_pixels() -> None:
-    augment = Augment(AugmentConfig(), (20, 20))
+    augment = Augment(STRONG, (20, 20))
     clips = some_clips(3, 2, 30, 34)
     params = draw_many(augment, 3, 30, 34)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -178,7 +186,7 @@ def test_autocast_does_not_reach_the_pixels() -> None:
 
 @pytest.mark.gpu
 def test_the_device_gives_what_the_cpu_gives() -> None:
-    augment = Augment(AugmentConfig(), (112, 112))
+    augment = Augment(STRONG, (112, 112))
     clips = some_clips(32, 4, 120, 160)
     params = draw_many(augment, 32, 120, 160)
     difference = (augment(clips.cuda(), params).cpu() - augment(clips, params)).abs()
@@ -186,14 +194,16 @@ def test_the_device_gives_what_the_cpu_gives() -> None:
 
 
 def test_draws_depend_on_the_generator_alone() -> None:
-    augment = Augment(AugmentConfig(), (32, 32))
+    augment = Augment(STRONG, (32, 32))
     torch.manual_seed(0)
     first = augment.draw(named_generator(3), 40, 50)
     torch.manual_seed(1)
     np.random.seed(2)  # noqa: NPY002
     second = augment.draw(named_generator(3), 40, 50)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    calm = Augment(AugmentConfig(jitter_probability=0.0), (32, 32)).draw(named_generator(3), 40, 50)
+    calm = Augment(replace(STRONG, jitter_probability=0.0), (32, 32)).draw(
+        named_generator(3), 40, 50
+    )
     assert torch.equal(calm["crop"], first["crop"])
     assert torch.equal(calm["blur"], first["blur"])
 
@@ -223,7 +233,7 @@ def test_shapes_are_relative_to_the_outputs_aspect() -> None:
 
 
 def test_chances_and_ranges_of_draws() -> None:
-    config = AugmentConfig()
+    config = STRONG
     params = draw_many(Augment(config, (32, 32)), 3000, 40, 50)
     changed = (params["jitter"] != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(1)
     for drawn, probability in (

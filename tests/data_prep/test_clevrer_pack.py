@@ -101,7 +101,7 @@ def test_size_and_rate(archives, tmp_path, storage):
     assert np.abs(every - expected).mean() < 12
     assert np.abs(np.roll(every, 1, axis=0) - expected).mean() > 40
     annotation = shards.annotation(2)
-    assert [e["frame_id"] for e in annotation["motion_trajectory"]] == list(range(51))
+    assert [e["frame_id"] for e in annotation["motion_trajectory"]] == list(range(52))
     # Frame 41 went; 40 stays, as the 16th.
     assert annotation["collision"] == [{"frame_id": 16, "object_ids": [0, 1]}]
 

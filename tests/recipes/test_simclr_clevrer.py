@@ -1,0 +1,228 @@
+"""The SimCLR recipe: presets, learning, exact resume and the mistakes a person makes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from data_prep.packing import pack
+from data_prep.synthetic_clevrer import render
+from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
+from ssl_vivit import load_encoder
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.training import parse
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "recipes" / "configs").glob("simclr_*.yaml"))
+COLLISIONS = ROOT / "tests" / "assets" / "collision_clips"
+
+# A model and a run small enough for seconds.
+SMALL = {
+    "encoder.name": "vivit_tiny",
+    "encoder.overrides": {
+        "num_frames": 4, "image_size": [16, 24], "tubelet_size": [2, 8, 8], "embed_dim": 24,
+        "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1, "drop_path": 0.2,
+    },
+    "data.clip.frame_stride": 4,
+    "data.held_out": 0.3,
+    "data.workers": 0,
+    "objective.hidden_dim": 16,
+    "objective.output_dim": 8,
+    "training.steps": 6,
+    "training.total_batch_size": 4,
+    "training.checkpoint_every": 2,
+    "training.log_every": 1,
+    "training.optimizer.warmup_steps": 2,
+    "training.tracker": "none",
+    "evaluation.every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("rendered")
+    render(folder / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
+    pack(folder / "videos", folder / "shards", folder / "videos", frames=32, workers=1,
+         progress=False)  # fmt: skip
+    return str(folder / "shards" / "*.tar")
+
+
+def arguments(settings: dict) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", json.dumps(value))]
+
+
+def command(shards: str | None, run_dir: Path, **changes) -> list[str]:
+    settings = SMALL | {"training.run_dir": str(run_dir)}
+    if shards is not None:
+        settings["data.shards"] = shards
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    words = [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+    return [sys.executable, str(ROOT / "recipes" / "simclr_clevrer.py"), *words]
+
+
+def launch(*args, cwd: Path, **changes) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*args, **changes), cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_builds_an_encoder_that_fits_its_clips(preset):
+    config = parse(SimCLRRecipe, ["--config", str(preset)])
+    architecture = config.encoder.config()
+    with torch.device("meta"):
+        ViViT(architecture)
+    clip = config.data.clip.for_encoder(architecture.num_frames)
+    steps = 128 if clip.fps is None else int(128 / 25 * clip.fps)
+    assert steps - clip.span + 1 >= clip.views
+    config.training.check()
+    given = yaml.safe_load(preset.read_text())
+    assert config.training.steps == given["training"]["steps"]
+
+
+def test_the_sample_preset_holds_where_no_config_is_named():
+    bare = parse(SimCLRRecipe, [], preset=SAMPLE_PRESET)
+    assert bare == parse(SimCLRRecipe, ["--config", str(SAMPLE_PRESET)])
+    named = parse(SimCLRRecipe, [f"--config={PRESETS[-1]}"], preset=SAMPLE_PRESET)
+    assert named == parse(SimCLRRecipe, ["--config", str(PRESETS[-1])])
+
+
+def test_the_variant_can_be_set_by_dotted_keys():
+    words = ["--encoder.name", "vivit_small",
+             "--encoder.overrides.variant", "factorized_self_attention"]  # fmt: skip
+    architecture = parse(SimCLRRecipe, words).encoder.config()
+    assert (architecture.variant, architecture.depth) == ("factorized_self_attention", 12)
+
+
+def test_a_run_leaves_encoder_curves_and_figures(shards, tmp_path):
+    done = launch(shards, tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert "retrieval top-1 of the positive view" in done.stdout
+    assert f'load_encoder("{run / "encoder"}")' in done.stdout
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {"augmented_views.png", "curves.png"} | {
+        f"nearest_neighbours_step_{step:08d}.png" for step in (0, 3, 6)
+    }
+    encoder = load_encoder(run / "encoder")
+    assert encoder.preprocessing == {
+        "pixel_range": [0.0, 1.0], "channels": "rgb", "mean": [0.5] * 3, "std": [0.1] * 3,
+        "fps": 25.0, "frame_stride": 4, "resize": [16, 24],
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "val/retrieval_top1" in line] == [0, 3, 6]
+    kinds = {path.suffix for path in run.rglob("*") if path.is_file()}
+    assert kinds == {".safetensors", ".json", ".jsonl", ".yaml", ".md", ".png"}
+
+    # Its config repeats the run, bit for bit, elsewhere.
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "simclr_clevrer.py"),
+         "--config", str(run / "config.yaml"), "--training.run_dir", str(tmp_path / "again")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    first, second = (
+        load_file(path / "encoder" / "model.safetensors") for path in (run, tmp_path / "again")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_run_continues_to_the_same_bits(shards, tmp_path):
+    """SIGKILL between two checkpoints; what follows equals the run that was never stopped."""
+    whole = launch(shards, tmp_path / "whole", cwd=tmp_path, data__workers=1)
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(shards, killed, training__steps=6, data__workers=1),
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics, deadline = killed / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and '"step": 3, "train' in metrics.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = launch(shards, killed, cwd=tmp_path, training__resume="auto", data__workers=1)
+    assert resumed.returncode == 0, resumed.stderr
+    expected = load_file(tmp_path / "whole" / "checkpoints" / "step_00000006" / "model.safetensors")
+    got = load_file(killed / "checkpoints" / "step_00000006" / "model.safetensors")
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+    def losses(run: Path) -> list[float]:
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+
+    assert losses(killed) == losses(tmp_path / "whole")
+
+
+def test_pretraining_on_real_footage(tmp_path):
+    """Real collisions, 512×512 yuv444p without annotations: packed, trained on, exported."""
+    clips = tmp_path / "clips"
+    report = pack(COLLISIONS, clips, size=(32, 48), workers=1, progress=False)
+    assert not report.skipped
+    done = launch(str(clips / "*.tar"), tmp_path / "run", cwd=tmp_path, training__steps=2,
+                  data__held_out=0.0)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)
+    assert load_encoder(tmp_path / "run" / "encoder").config.image_size == (16, 24)
+
+
+MISTAKES = {
+    "no shards there": ({"data__shards": "nowhere/*.tar"}, "nowhere/*.tar"),
+    "unknown size": ({"encoder__name": "vivit_tini"}, "did you mean 'vivit_tiny'"),
+    "unknown variant": ({"encoder__overrides": {"variant": "factorized"}}, "choose one of fact"),
+    "not divisible": (
+        {"encoder__overrides": {"num_frames": 4, "image_size": [20, 24], "tubelet_size": [2, 8, 8]}},
+        "image_size height 20 is not filled by tubelets of 8",
+    ),
+    "unknown key": ({"trainin__steps": 5}, "training"),
+    "unknown nested key": ({"training__step": 5}, "did you mean training.steps"),
+    "clip too long": ({"data__clip__frame_stride": 11}, "has 32 frames"),
+    "more views than starts": ({"data__clip__views": 30}, "lower views, num_frames or frame_str"),
+    "three views": ({"data__clip__views": 3}, "set views to 2"),
+    "batch too large": ({"training__total_batch_size": 64}, "fewer than one batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line(shards, tmp_path, monkeypatch, capsys, name):
+    from recipes import simclr_clevrer
+    from ssl_vivit.training import run
+
+    changes, message = MISTAKES[name]
+    words = command(shards, tmp_path / "run", **changes)[1:]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run(simclr_clevrer.main)
+    assert end.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_a_directory_with_another_run_is_left_alone(shards, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    done = launch(shards, tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "holds another run; continue it with --training.resume auto" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]

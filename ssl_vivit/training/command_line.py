@@ -32,7 +32,8 @@ def parse(
     """Read a config dataclass from ``--config`` files and dotted options.
 
     ``--config file.yaml`` may come several times; what comes later wins. ``--print_config`` prints
-    the resolved config. A mistake prints one line that names what is allowed and exits with 2.
+    the resolved config. Settings of ``training`` may be given without that prefix: ``--resume auto``
+    is ``--training.resume auto``. A mistake prints one line that names what is allowed and exits with 2.
 
     Args:
         config_class: a dataclass whose fields all have defaults; nested dataclasses become dotted
@@ -52,6 +53,7 @@ def parse(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if preset is not None and not any(word.split("=")[0] == "--config" for word in arguments):
         arguments = ["--config", str(preset), *arguments]
+    arguments = [_with_prefix(word, _keys(parser)) for word in arguments]
     try:
         namespace = parser.parse_args(arguments)
         namespace.pop("config")
@@ -97,6 +99,14 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{entry.name}")
     return keys
+
+
+def _with_prefix(word: str, keys: list[str]) -> str:
+    """``--resume`` → ``--training.resume``, for every such setting of ``training``."""
+    name = word.removeprefix("--").split("=")[0]
+    if word.startswith("--") and name not in keys and f"training.{name}" in keys:
+        return f"--training.{word[2:]}"
+    return word
 
 
 def _explain(message: str, keys: list[str]) -> str:

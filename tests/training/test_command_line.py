@@ -62,6 +62,22 @@ def test_dotted_options_and_dictionary_entries() -> None:
     assert recipe.training.clip_grad_norm is None
 
 
+def test_settings_of_training_need_no_prefix() -> None:
+    short = ["--resume", "auto", "--tracker=none", "--optimizer.name", "lars"]
+    full = ["--training.resume", "auto", "--training.tracker=none",
+            "--training.optimizer.name", "lars"]  # fmt: skip
+    assert parse(Recipe, short) == parse(Recipe, full) != Recipe()
+
+
+def test_a_preset_holds_until_a_config_is_named(tmp_path: Path) -> None:
+    preset, other = tmp_path / "preset.yaml", tmp_path / "other.yaml"
+    preset.write_text("training: {steps: 7, seed: 3}\n")
+    other.write_text("training: {steps: 8}\n")
+    assert parse(Recipe, ["--seed", "4"], preset=preset).training.steps == 7
+    named = parse(Recipe, [f"--config={other}"], preset=preset).training
+    assert (named.steps, named.seed) == (8, TrainingConfig().seed)
+
+
 def test_files_then_options_and_round_trip(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("encoder: {name: vivit_base, overrides: {depth: 3}}\ntraining: {steps: 7}\n")

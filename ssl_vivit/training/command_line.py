@@ -53,14 +53,15 @@ def parse(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if preset is not None and not any(word.split("=")[0] == "--config" for word in arguments):
         arguments = ["--config", str(preset), *arguments]
-    arguments = [_with_prefix(word, _keys(parser)) for word in arguments]
+    keys = _keys(config_class())
+    arguments = [_with_prefix(word, keys) for word in arguments]
     try:
         namespace = parser.parse_args(arguments)
         namespace.pop("config")
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         return config_class(**vars(instantiate(namespace)))
     except (ArgumentError, ValueError, TypeError) as error:
-        _fail(_explain(str(error), _keys(config_class())), status=2)
+        _fail(_explain(str(error), keys), status=2)
         raise AssertionError("unreachable") from error
 
 

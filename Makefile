@@ -22,7 +22,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/accelerate launch recipes/simclr_clevrer.py --training.run_dir runs/demo --training.resume auto
+	$(BIN)/accelerate launch --quiet recipes/simclr_clevrer.py --run_dir runs/demo --resume auto
 
 test: $(READY)
 	$(BIN)/python -m pytest

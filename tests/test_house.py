@@ -1,0 +1,165 @@
+"""The rules that the tree itself keeps: which way imports run, what a module may be called, what
+no file may do with users' work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ssl_vivit", "recipes", "data_prep")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EVERYTHING = [*SOURCES, *sorted(path for path in (ROOT / "tests").rglob("*.py"))]
+
+# What the files of a room may import of the project, beside their own room.
+MAY_IMPORT = {
+    "ssl_vivit": {"ssl_vivit.encoders", "ssl_vivit.grid"},
+    "ssl_vivit.grid": set(),
+    "ssl_vivit.encoders": {"ssl_vivit.grid"},
+    "ssl_vivit.data": set(),
+    "ssl_vivit.neural": {"ssl_vivit.encoders", "ssl_vivit.grid", "ssl_vivit.data"},
+    "ssl_vivit.objectives": {
+        "ssl_vivit.neural", "ssl_vivit.encoders", "ssl_vivit.grid", "ssl_vivit.data",
+    },
+    "ssl_vivit.training": {"ssl_vivit.objectives", "ssl_vivit.data"},
+    "ssl_vivit.evaluation": {
+        "ssl_vivit.training", "ssl_vivit.objectives", "ssl_vivit.neural", "ssl_vivit.encoders",
+        "ssl_vivit.grid", "ssl_vivit.data",
+    },
+    "data_prep": {"ssl_vivit.data"},
+    "recipes": {
+        "ssl_vivit.training", "ssl_vivit.evaluation", "ssl_vivit.objectives", "ssl_vivit.neural",
+        "ssl_vivit.encoders", "ssl_vivit.data", "data_prep",
+    },
+}  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def room_of(module: str) -> str:
+    """The part of the house that a module belongs to: its package, or a subpackage of ssl_vivit."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "ssl_vivit" else parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the project that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: imports are absolute"
+            # `from package import name` takes a module of the package where there is one.
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else str(node.module) for name in inner]
+        else:
+            continue
+        found |= {name for name in names if name.split(".")[0] in PACKAGES}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    room = room_of(module_of(path))
+    others = {name for name in imports_of(path) if room_of(name) != room}
+    wrong = sorted(name for name in others if room_of(name) not in MAY_IMPORT[room])
+    assert not wrong, f"{module_of(path)} imports {', '.join(wrong)}"
+
+
+def test_the_rules_themselves_have_no_circle():
+    above = {room: set(below) for room, below in MAY_IMPORT.items() if room != "ssl_vivit"}
+    while above:
+        ground = {room for room, below in above.items() if not below & above.keys()}
+        assert ground, f"a circle among {sorted(above)}"
+        above = {room: below for room, below in above.items() if room not in ground}
+
+
+def test_the_encoder_loads_without_the_rest_of_the_project():
+    """What is imported when it runs, whoever imports it: the encoders and grid alone."""
+    script = (
+        "import sys, ssl_vivit\n"
+        "print(*sorted(m for m in sys.modules if m.split('.')[0] in "
+        f"{PACKAGES!r}), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rooms = {room_of(module) for module in done.stdout.split()}
+    assert rooms == {"ssl_vivit", "ssl_vivit.encoders", "ssl_vivit.grid"}
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_named_for_what_it_serves(path):
+    vague = {"util", "utils", "helper", "helpers", "common", "misc"}
+    assert not vague & {*path.relative_to(ROOT).with_suffix("").parts}
+
+
+def hazards(text: str) -> list[str]:
+    """Lines that could execute what a file of a user holds."""
+    found = []
+    tree = ast.parse(text)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    # To know such an address by its start is how one is refused.
+    refusals = {a for c in calls if ast.unparse(c.func).endswith(".startswith") for a in c.args}
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        if {name.split(".")[0] for name in names} & {"pickle", "dill", "cloudpickle", "joblib"}:
+            found.append(f"line {node.lineno}: imports {', '.join(names)}")
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if called == "torch.load" and given.get("weights_only") != "True":
+                found.append(f"line {node.lineno}: torch.load without weights_only=True")
+            if given.get("allow_pickle") == "True":
+                found.append(f"line {node.lineno}: allow_pickle=True")
+            if called == "yaml.load":
+                found.append(f"line {node.lineno}: yaml.load; use yaml.safe_load")
+        address = isinstance(node, ast.Constant) and str(node.value).startswith("pipe:")
+        if address and node not in refusals:
+            found.append(f"line {node.lineno}: a pipe address")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_reads_files_that_can_execute(path):
+    assert hazards(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader)",
+        "open('pipe:cat file')",
+    ],
+)
+def test_hazards_are_seen(line):
+    assert len(hazards(line)) == 1
+
+
+def test_imports_inside_functions_are_seen(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "def f():\n    from ssl_vivit import training\n    import ssl_vivit.data.loader\n"
+        "    from ssl_vivit.encoders.vivit import ViViT\n"
+    )
+    expected = {"ssl_vivit.training", "ssl_vivit.data.loader", "ssl_vivit.encoders.vivit"}
+    assert imports_of(file) == expected

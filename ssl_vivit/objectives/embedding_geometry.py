@@ -34,13 +34,16 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007, Sec. 2).
 
-    Between 1 (all embeddings on one line) and min(n, d).
+    Between 1 (all embeddings on one line) and min(n, d); NaN where an embedding is not finite.
     """
     gram = (
         embeddings.T @ embeddings
         if embeddings.shape[0] > embeddings.shape[1]
         else (embeddings @ embeddings.T)
     )
+    # The solver raises on what is not finite; the loop's own refusal names the batch.
+    finite = gram.isfinite().all()
+    gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum()
-    return torch.special.entr(share).sum().exp()
+    return torch.where(finite, torch.special.entr(share).sum().exp(), torch.nan)

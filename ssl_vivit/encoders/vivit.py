@@ -86,7 +86,9 @@ class ViViT(nn.Module):
         self._make_positions()
         registers = (config.register_tokens, config.embed_dim)
         self.spatial_registers = _parameter(*registers) if config.register_tokens else None
-        self.temporal_registers = _parameter(*registers) if config.register_tokens else None
+        self.temporal_registers = (
+            _parameter(*registers) if config.register_tokens and self._attends_over_time else None
+        )
         self.class_token = _parameter(config.embed_dim, std=1e-6) if config.class_token else None
         self.temporal_class_token = (
             _parameter(config.embed_dim, std=1e-6) if config.pooling == "temporal_cls" else None
@@ -112,6 +114,12 @@ class ViViT(nn.Module):
     def embed_dim(self) -> int:
         """Width d of tokens and of the pooled vector."""
         return self.config.embed_dim
+
+    @property
+    def _attends_over_time(self) -> bool:
+        # What only a temporal transformer reads must not exist without one: DDP refuses parameters
+        # that have no gradient.
+        return self.config.variant != "factorized_encoder" or self.config.temporal_depth != 0
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -141,6 +149,9 @@ class ViViT(nn.Module):
         kept = self._drop_patches(video, visible)
         positions = visible if kept is None else kept.positions
         x, grid = self.tubelets(video, positions)
+        # Under autocast the embedding is in half precision; residuals add up in the weights' own,
+        # also where no learned positions would have raised them.
+        x = x.to(self.tubelets.weight.dtype)
         x = self._add_positions(x, grid, positions)
         rotations = self._rotations(grid, positions, x.dtype)
         if self.config.variant == "factorized_encoder":
@@ -178,13 +189,12 @@ class ViViT(nn.Module):
     def _make_positions(self) -> None:
         config, grid = self.config, self.config.grid
         width = config.embed_dim
-        has_time = config.variant != "factorized_encoder" or config.temporal_depth != 0
         class_slots = int(bool(config.class_token))
         temporal_slots = int(config.pooling == "temporal_cls")
         self.spatial_positions = self.temporal_positions = self.joint_positions = None
         if config.spatial_positions == "learned":
             self.spatial_positions = _parameter(class_slots + grid.n, width)
-        if config.temporal_positions == "learned" and has_time:
+        if config.temporal_positions == "learned" and self._attends_over_time:
             self.temporal_positions = _parameter(temporal_slots + grid.t, width)
         if config.joint_positions == "learned":
             self.joint_positions = _parameter(grid.t * grid.n, width)

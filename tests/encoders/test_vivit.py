@@ -298,6 +298,29 @@ def test_gradient_checkpointing_changes_no_number(settings):
         assert torch.equal(plain, recomputed)
 
 
+@pytest.mark.parametrize("settings", [MODEL2 | {"temporal_causal": True}, MODEL3 | ROTARY])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_compiles_without_graph_breaks(settings, tokens):
+    encoder, video = make(**settings), clip()
+    encoder.set_grad_checkpointing()
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    expected, got = encoder(video, tokens=tokens).pooled, compiled(video, tokens=tokens).pooled
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "none"])
+def test_residuals_add_up_in_full_precision_under_autocast(positions):
+    settings = {"spatial_positions": positions, "temporal_positions": positions}
+    encoder, video = make(**(MODEL3 | settings)).float(), clip().float()
+    between = []
+    encoder.blocks[0].register_forward_hook(lambda module, args, out: between.append(out[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(video)
+    assert between[0].dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["patch_dropout", "attention_dropout", "mlp_dropout", "drop_path"])
 @pytest.mark.parametrize("settings", [MODEL2, MODEL3, MODEL2 | {"block": "parallel"},
                                       MODEL3 | {"block": "parallel"}])  # fmt: skip

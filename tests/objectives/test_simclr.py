@@ -99,7 +99,7 @@ MODELS = [
     {"pooling": "temporal_cls", "temporal_causal": True},
     {"pooling": "attention", "final_norm": "pooled"},
     {"frame_pooling": "mean", "register_tokens": 2},
-    {"temporal_depth": 0},
+    {"temporal_depth": 0, "register_tokens": 1},
     {"variant": "factorized_self_attention", "depth": 2, "spatial_depth": None,
      "temporal_depth": None, "register_tokens": 1},
     {"block": "parallel", "register_tokens": 1, "temporal_causal": True},
@@ -115,6 +115,15 @@ def test_exactly_the_unused_parameters_are_frozen(settings, features):
         assert (parameter.grad is not None) == parameter.requires_grad, name
     if features == "pooled":
         assert all(parameter.requires_grad for parameter in simclr.parameters())
+
+
+def test_a_clip_that_is_not_finite_gives_a_loss_that_is_not():
+    """The loop then refuses the step and names the batch; nothing raises before."""
+    bad = batch()
+    bad["clips"][0, 0, 0, 0, 0, 0] = torch.nan
+    step = objective()(bad)
+    assert step.loss.isnan()
+    assert step.metrics["effective_rank"].isnan()
 
 
 def test_features_come_with_their_views():

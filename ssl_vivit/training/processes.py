@@ -111,7 +111,8 @@ def name_blocks(objective: nn.Module) -> None:
 def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:
     """Call a method of the objective behind whatever wraps it, with its parameters in place."""
     inner = accelerator.unwrap_model(model)
-    if accelerator.is_fsdp2:
+    # Registered twice, the method would be wrapped twice, and deeper at every call.
+    if accelerator.is_fsdp2 and method not in vars(inner):
         register_fsdp_forward_method(inner, method)
     with accelerator.autocast():
         return getattr(inner, method)(*args)

@@ -16,6 +16,7 @@ from ssl_vivit.training import Moment, OptimConfig, Periodic, RunError, Training
 
 RANK = int(os.environ["RANK"])
 embedded: list[float] = []
+layers: list[int] = []
 sharded: set[str] = set()
 
 
@@ -64,6 +65,10 @@ def embed(moment: Moment) -> dict[str, float]:
         type(module).__name__ for module in moment.model.modules() if isinstance(module, FSDPModule)
     )
     embedded.append(moment.call("embed", x).sum().item())
+    method, depth = vars(moment.accelerator.unwrap_model(moment.model)).get("embed"), 0
+    while method := getattr(method, "__wrapped__", None):
+        depth += 1
+    layers.append(depth)
     moment.model({"clips": x, "target": torch.zeros(1, 3, dtype=torch.float64)})
     return {"probe/sum": embedded[-1]}
 
@@ -78,6 +83,7 @@ def main(folder: Path) -> None:
     result = fit(objective(0), ToyLoader(), config(folder / "whole"), periodic=[Periodic(4, embed)])
     report["world"] = torch.distributed.get_world_size()
     report["whole"], report["embedded"] = result.step, embedded
+    report["layers"] = layers
     report["sharded"], report["threads"] = sorted(sharded), torch.get_num_threads()
 
     stopped = fit(

@@ -101,6 +101,11 @@ def test_probes_call_the_wrapped_objective(launched: Path) -> None:
     assert first["embedded"][-1] == pytest.approx(expected, rel=1e-10)
 
 
+def test_a_method_is_wrapped_once_however_often_it_is_called(launched: Path) -> None:
+    expected = [1, 1] if "fsdp2" in launched.name else [0, 0]
+    assert [report["layers"] for report in _reports(launched)] == [expected] * 2
+
+
 def test_the_encoders_blocks_are_sharded_one_by_one(launched: Path) -> None:
     expected = ["FSDPBlock", "FSDPToyObjective"] if "fsdp2" in launched.name else []
     assert [report["sharded"] for report in _reports(launched)] == [expected] * 2

@@ -89,7 +89,9 @@ class ContrastiveEvaluation:
                 path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"
                 nearest_neighbours(plain, self.mean, self.std, path)
         if drawing:
-            learning_curves(read_metrics(moment.run_dir / "metrics.jsonl"), figures / "curves.png")
+            # The loop writes this moment's numbers when they are returned, after the drawing.
+            logged = read_metrics(moment.run_dir / "metrics.jsonl")
+            learning_curves([*logged, {"step": moment.step, **numbers}], figures / "curves.png")
         return numbers
 
     def _batches(self, clips: ClipBatches, moment: Moment) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from data_prep.synthetic_clevrer import render
 from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.evaluation.figures import learning_curves, read_metrics
 from ssl_vivit.training import parse
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,10 @@ def test_a_run_leaves_encoder_curves_and_figures(shards, tmp_path):
     assert figures == {"augmented_views.png", "curves.png"} | {
         f"nearest_neighbours_step_{step:08d}.png" for step in (0, 3, 6)
     }
+    # The curves of the last step hold the last step's own retrieval.
+    learning_curves(read_metrics(run / "metrics.jsonl"), tmp_path / "curves.png")
+    drawn = (run / "figures" / "curves.png").read_bytes()
+    assert drawn == (tmp_path / "curves.png").read_bytes()
     encoder = load_encoder(run / "encoder")
     assert encoder.preprocessing == {
         "pixel_range": [0.0, 1.0], "channels": "rgb", "mean": [0.5] * 3, "std": [0.1] * 3,

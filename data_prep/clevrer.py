@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.arguments import OneLineParser
 from data_prep.downloading import ARCHIVES, BASE_URL, download
 from data_prep.inspection import contact_sheet, info, verify
 from data_prep.packing import CLEVRER_FRAMES, DEFAULT_STORAGE, PackReport, pack
@@ -94,12 +95,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.contact_sheet:
+        contact_sheet(args.shards, args.contact_sheet, cache_dir=args.cache_dir)
     for name, value in info(args.shards, cache_dir=args.cache_dir).items():
         if isinstance(value, dict):
             value = ", ".join(f"{v} ({count})" for v, count in sorted(value.items()))
         print(f"{name:10} {value}")
-    if args.contact_sheet:
-        contact_sheet(args.shards, args.contact_sheet, cache_dir=args.cache_dir)
     return 0
 
 
@@ -131,7 +132,7 @@ def _name(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m data_prep.clevrer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -194,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (DataError, DecodingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Here shards are the arguments themselves, not a recipe's setting.
+        print(f"error: {str(error).replace('--data.shards', 'SHARDS')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

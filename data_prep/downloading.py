@@ -88,6 +88,8 @@ def download(
     if not base_url.startswith(("http://", "https://")):
         raise DataError(f"--base-url {base_url} must be an http:// or https:// address")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; name a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         paths = []

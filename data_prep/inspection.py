@@ -111,9 +111,11 @@ def contact_sheet(
         width: of one frame, in pixels; its height follows from the first video's shape.
 
     Raises:
-        DataError: if the picture cannot be written.
+        DataError: if the picture cannot be written, or the path is no .png.
         DecodingError: if a chosen video is broken.
     """
+    if Path(path).suffix.lower() != ".png":
+        raise DataError(f"--contact-sheet {path} must end in .png")
     source = ShardSet(shards, cache_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
     height = max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]]))

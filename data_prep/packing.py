@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -102,8 +103,12 @@ def pack(
     source = open_source(videos, annotations)
     out = Path(out)
     prefix = prefix or source.prefix
-    if "/" in prefix or prefix.startswith("."):
-        raise DataError(f"--prefix {prefix!r} must be a plain name; --out is the folder")
+    # What globs and brace patterns give a meaning to would make shards that no pattern finds.
+    if not re.fullmatch(r"[\w-][\w.-]*", prefix):
+        raise DataError(
+            f"--prefix {prefix!r} must be a plain name of letters, digits, '-', '_' and '.'; "
+            "--out is the folder"
+        )
     if source.is_clevrer and frames is None:
         frames = CLEVRER_FRAMES
     _claim(out, prefix, source, encoding, frames, samples_per_shard)
@@ -120,6 +125,8 @@ def pack(
     written = [job.shard for job, report in zip(jobs, reports, strict=True) if report["packed"]]
     skipped = {name: why for report in reports for name, why in report["skipped"].items()}
     if not written:
+        # Else the settings that packed nothing would stand in the way of those that do.
+        _manifest(out, prefix).unlink(missing_ok=True)
         name, why = next(iter(skipped.items()))
         others = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         hint = "; --frames N packs videos of N frames" if "asked for" in why else ""
@@ -155,8 +162,10 @@ def _claim(
         "samples_per_shard": samples_per_shard,
         "videos": source.digest(),
     }
-    manifest = out / f"{prefix}.manifest.json"
+    manifest = _manifest(out, prefix)
     text = json.dumps(settings, indent=1)
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; name a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if manifest.exists():
@@ -179,6 +188,10 @@ def _claim(
         raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def _manifest(out: Path, prefix: str) -> Path:
+    return out / f"{prefix}.manifest.json"
 
 
 def _other_settings(out: Path, prefix: str, name: str, before: Any, now: Any) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +35,8 @@ from ssl_vivit.data.shard_index import ANNOTATION, MEASURES
 Storage = Literal["original", "h264", "jpeg"]
 
 JPEG_QUALITY = 90
+# What x264 and FFmpeg's scaler both take.
+LARGEST_SIDE = 16384
 H264 = {
     # As close to the source as JPEG_QUALITY is, at a fourth of the bytes.
     "crf": "22",
@@ -72,12 +75,17 @@ class Encoding:
                 "--storage original keeps the files as they are; "
                 "--size and --fps need --storage h264 or jpeg"
             )
-        if self.size and (len(self.size) != 2 or min(self.size) < 1):
-            raise DataError(f"--size {self.size} must be a height and a width of at least 1")
+        if self.size and (
+            len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LARGEST_SIDE
+        ):
+            words = " ".join(map(str, self.size))
+            raise DataError(
+                f"--size {words} must be a height and a width from 1 to {LARGEST_SIDE} pixels"
+            )
         if self.storage == "h264" and self.size and (self.size[0] % 2 or self.size[1] % 2):
             raise DataError(f"--size {self.size[0]} {self.size[1]}: h264 needs even numbers")
-        if self.fps is not None and not self.fps > 0:
-            raise DataError(f"--fps {self.fps} must be more than 0")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise DataError(f"--fps {self.fps} must be more than 0; leave it out to keep all")
 
     def members(
         self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.arguments import OneLineParser
 from data_prep.synthetic_camera import Camera
 from data_prep.synthetic_motion import annotation, simulate
 from data_prep.synthetic_rendering import Renderer
@@ -91,7 +92,8 @@ def render(
         The videos' paths in order, those that were already there as well.
 
     Raises:
-        RenderError: a setting is impossible, or `out` holds videos made with other settings.
+        RenderError: a setting is impossible, `out` holds videos made with other settings or cannot
+            be written.
     """
     out = Path(out)
     _check(num_videos, size, num_frames, fps, seed, start_index, workers)
@@ -102,21 +104,35 @@ def render(
         "fps": float(fps),
         "seed": seed,
     }
-    _claim(out, settings)
+    with _written("--out", out):
+        _claim(out, settings)
     indices = range(start_index, start_index + num_videos)
     missing = [i for i in indices if not _is_whole(out, i)]
     if workers is None:
         workers = min(_usable_cores(), math.ceil(len(missing) / 4))
-    with tqdm(
+    bar = tqdm(
         total=num_videos,
         initial=num_videos - len(missing),
         desc="rendering",
         unit="video",
         disable=not progress,
-    ) as bar:
+    )
+    with _written("--out", out), bar:
         for _ in _rendered(out, missing, size, num_frames, fps, seed, workers):
             bar.update()
     return [video_path(out, i) for i in indices]
+
+
+@contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    """Makes one line of what the file system refuses; whole videos stay in any case."""
+    try:
+        yield
+    except OSError as error:
+        which = error.filename2 or error.filename or path
+        raise RenderError(
+            f"{option} {path}: {which} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def _check(
@@ -310,7 +326,7 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
         frames: how many frames of each.
 
     Raises:
-        RenderError: `out` holds no videos, or `path` is no .png.
+        RenderError: `out` holds no videos, or `path` is no .png or cannot be written.
     """
     path = _check_picture(path)
     found = sorted(Path(out).glob("video_*/video_*.mp4"))[:videos]
@@ -322,7 +338,7 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
             pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
         rows.append(np.concatenate([pictures[k] for k in chosen], axis=1))
-    with _replacing(path) as part:
+    with _written("--contact-sheet", path), _replacing(path) as part:
         Image.fromarray(np.concatenate(rows)).save(part, format="png")
 
 
@@ -334,12 +350,17 @@ def _check_picture(path: str | Path) -> Path:
 
 def frame_size(text: str) -> list[int]:
     """`320x480` or `320`, as heights and widths."""
-    return [int(number) for number in text.lower().split("x")]
+    try:
+        return [int(number) for number in text.lower().split("x")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no height and width, as in --size 320x480"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of `python -m data_prep.synthetic_clevrer`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m data_prep.synthetic_clevrer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -385,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if options.contact_sheet:
             contact_sheet(options.out, options.contact_sheet)
-    except (RenderError, OSError) as error:
+    except RenderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

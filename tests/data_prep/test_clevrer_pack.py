@@ -242,7 +242,7 @@ def one_line(arguments, capsys):
         (["--videos", "own", "--workers", "0"], "--workers 0 must be at least 1"),
         (["--videos", "own", "--samples-per-shard", "0"], "must be at least 1"),
         (["--videos", "own", "--prefix", "../x"], "must be a plain name"),
-        (["--videos", "own", "--out", "bad.zip"], "--out bad.zip cannot be written"),
+        (["--videos", "own", "--out", "bad.zip"], "--out bad.zip is a file"),
     ],
 )
 def test_mistakes_get_one_line(tmp_path, capsys, monkeypatch, options, message):

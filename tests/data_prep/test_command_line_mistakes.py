@@ -1,0 +1,130 @@
+"""A mistake on the command lines of data_prep: one line that names the setting, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import clevrer, synthetic_clevrer
+from data_prep.synthetic_clevrer import render
+
+REAL = Path(__file__).parents[1] / "assets" / "collision_clips"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    out = tmp_path_factory.mktemp("videos")
+    render(out, 3, size=(16, 24), num_frames=8, workers=1, progress=False)
+    return str(out)
+
+
+def line(command, argv, capsys):
+    """Exit status and the one line on standard error, progress bars aside."""
+    try:
+        status = command(argv)
+    except SystemExit as end:
+        status = end.code
+    text = capsys.readouterr().err
+    lines = [piece for piece in text.splitlines() if piece.strip() and "it/s" not in piece]
+    lines = [piece for piece in lines if "video/s" not in piece]
+    assert len(lines) == 1, text
+    return status, lines[0]
+
+
+def test_settings_that_packed_nothing_do_not_stand_in_the_way(videos, tmp_path, capsys):
+    out = ["--out", str(tmp_path), "--workers", "1"]
+    status, text = line(clevrer.main, ["pack", "--videos", videos, *out], capsys)
+    assert status == 1
+    assert "8 frames where 128 are asked for" in text
+    assert "--frames N" in text
+    assert clevrer.main(["pack", "--videos", videos, *out, "--frames", "8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--size", ["999999", "24"]),
+        ("--size", ["0", "24"]),
+        ("--fps", ["inf"]),
+        ("--prefix", ["a*b"]),
+        ("--prefix", ["a{0..3}"]),
+        ("--storage", ["png"]),
+    ],
+)
+def test_pack_refuses_values(option, value, videos, tmp_path, capsys):
+    argv = ["pack", "--videos", videos, "--out", str(tmp_path / "out"), "--workers", "1"]
+    status, text = line(clevrer.main, [*argv, "--frames", "8", option, *value], capsys)
+    assert status != 0
+    assert text.startswith("error: ")
+    assert option in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["pick"], ["pack", "--out", "x"], ["download", "--split", "x"]]
+)
+def test_usage_mistakes_are_one_line(argv, capsys):
+    status, text = line(clevrer.main, argv, capsys)
+    assert status == 2
+    assert text.startswith("error: ")
+    assert "--help" in text
+
+
+def test_out_that_is_a_file(videos, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = ["--out", str(tmp_path / "file")]
+    for command in (["pack", "--videos", videos], ["download", "--split", "test"]):
+        status, text = line(clevrer.main, [*command, *out], capsys)
+        assert status == 1
+        assert "is a file; name a folder" in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_contact_sheet_is_a_png_before_anything_is_printed(videos, tmp_path, capsys):
+    assert (
+        clevrer.main(["pack", "--videos", str(REAL), "--out", str(tmp_path), "--size", "16", "16"])
+        == 0
+    )
+    capsys.readouterr()
+    sheet = ["--contact-sheet", str(tmp_path / "sheet.jpg")]
+    assert clevrer.main(["info", str(tmp_path), *sheet]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "must end in .png" in captured.err
+
+
+def test_shards_are_named_as_this_command_line_knows_them(tmp_path, capsys):
+    status, text = line(clevrer.main, ["verify", str(tmp_path / "*.tar")], capsys)
+    assert status == 1
+    assert text.startswith("error: SHARDS ")
+    assert "--data.shards" not in text
+
+
+@pytest.mark.parametrize("size", [["abc"], ["24", "36", "12"]])
+def test_render_size(size, tmp_path, capsys):
+    argv = ["--out", str(tmp_path / "out"), "--size", *size]
+    status, text = line(synthetic_clevrer.main, argv, capsys)
+    assert status == 2
+    assert "--size 320x480" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_render_where_nothing_can_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "below"
+    status, text = line(synthetic_clevrer.main, ["--out", str(out), "--num-videos", "1"], capsys)
+    assert status == 1
+    assert text.startswith(f"error: --out {out}: ")
+    assert "cannot be written" in text
+
+
+def test_contact_sheet_where_nothing_can_be_written(videos, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    sheet = tmp_path / "file" / "sheet.png"
+    settings = ["--num-videos", "3", "--size", "16x24", "--num-frames", "8"]
+    argv = ["--out", videos, *settings, "--contact-sheet", str(sheet)]
+    status, text = line(synthetic_clevrer.main, argv, capsys)
+    assert status == 1
+    assert f"--contact-sheet {sheet}: " in text

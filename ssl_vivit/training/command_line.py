@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit.training.errors import RunError
@@ -55,6 +56,9 @@ def parse(
         arguments = ["--config", str(preset), *arguments]
     keys = _keys(config_class())
     arguments = [_with_prefix(word, keys) for word in arguments]
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.split("=")[0] == "--config":
+            _check_file(Path(word.partition("=")[2] or following))
     try:
         namespace = parser.parse_args(arguments)
         namespace.pop("config")
@@ -63,6 +67,19 @@ def parse(
     except (ArgumentError, ValueError, TypeError) as error:
         _fail(_explain(str(error), keys), status=2)
         raise AssertionError("unreachable") from error
+
+
+def _check_file(path: Path) -> None:
+    """Name a config file that cannot be one; what it says is jsonargparse's to check."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        _fail(f"--config {path} cannot be read: {error.strerror}", status=2)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        _fail(f"--config {path} is no YAML file: {error}", status=2)
+    else:
+        if not isinstance(content, dict):
+            _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
 
 
 def run(main: Callable[[], object]) -> None:

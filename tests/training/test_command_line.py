@@ -172,3 +172,24 @@ def test_run_leaves_faults_of_the_program_alone() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
     run(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "settings.yaml cannot be read: No such file"),
+        ("no settings", "settings.yaml holds no settings"),
+        ("", "settings.yaml holds no settings"),
+        ("[1, 2", "settings.yaml is no YAML file"),
+    ],
+)
+def test_config_file_that_is_none(tmp_path, capsys, content, message) -> None:
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        parse(Recipe, ["--config", str(path)])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 
 from data_prep.sample import clevrer_sample
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import DataConfig, build_clips
 from ssl_vivit.data.preprocessing import preprocessing
 from ssl_vivit.encoders import ViViT
@@ -67,6 +68,10 @@ def main() -> None:
         in_channels=architecture.in_channels,
         seed=config.training.seed,
     )
+    if data.clip.views != 2:
+        raise DataError(
+            f"--data.clip.views is {data.clip.views}; SimCLR contrasts two: set it to 2"
+        )
     prepared = preprocessing(clips.train.dataset)
     objective = SimCLR(encoder, config.objective, preprocessing=prepared)
     watch = ContrastiveEvaluation(config.evaluation, clips)

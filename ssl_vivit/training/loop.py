@@ -121,6 +121,9 @@ class _Run:
         self.accelerator = start_accelerator(config)
         self.host = Host()
         self.split = split_batch(config, self.host)
+        if isinstance(batches, Batches):
+            # Too few samples for a step are refused before the run's directory is claimed.
+            batches.steps_per_epoch(config.total_batch_size)
         self.run_dir = run_directory(config)
         found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
         self.checkpoint = Path(found) if found else None

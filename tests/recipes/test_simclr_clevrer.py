@@ -201,7 +201,7 @@ MISTAKES = {
     "unknown nested key": ({"training__step": 5}, "did you mean training.steps"),
     "clip too long": ({"data__clip__frame_stride": 11}, "has 32 frames"),
     "more views than starts": ({"data__clip__views": 30}, "lower views, num_frames or frame_str"),
-    "three views": ({"data__clip__views": 3}, "set views to 2"),
+    "three views": ({"data__clip__views": 3}, "--data.clip.views is 3"),
     "batch too large": ({"training__total_batch_size": 64}, "fewer than one batch"),
 }  # fmt: skip
 
@@ -221,6 +221,7 @@ def test_mistakes_get_one_line(shards, tmp_path, monkeypatch, capsys, name):
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1
     assert message in errors[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_with_another_run_is_left_alone(shards, tmp_path):

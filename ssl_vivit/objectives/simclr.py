@@ -125,7 +125,10 @@ class SimCLR(nn.Module):
         if self.config.features == "pooled":
             features = self.encoder(video, tokens=False).pooled
         else:
-            features = self.encoder(video, tokens=True).tokens.mean((1, 2))
+            tokens = self.encoder(video, tokens=True).tokens
+            # Tubes that patch dropout left out are zeros, which have no part in the mean.
+            seen = tokens.any(-1, keepdim=True)
+            features = tokens.sum((1, 2)) / seen.sum((1, 2))
         return rearrange(features, "(b views) d -> b views d", views=clips.shape[1])
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:

@@ -126,6 +126,19 @@ def test_a_clip_that_is_not_finite_gives_a_loss_that_is_not():
     assert step.metrics["effective_rank"].isnan()
 
 
+def test_dropped_tubes_have_no_part_in_the_mean_of_tokens():
+    """What patch dropout left out scales nothing: the mean is that of the tokens which are there."""
+    simclr = objective({"patch_dropout": 0.5}, features="tokens")
+    torch.manual_seed(2)
+    features = simclr.features(batch())
+    torch.manual_seed(2)
+    tokens = simclr.encoder(batch()["clips"].flatten(0, 1)).tokens
+    for got, clip in zip(features.flatten(0, 1), tokens.flatten(1, 2), strict=True):
+        kept = clip[(clip != 0).all(-1)]
+        assert len(kept) == 2 * 3
+        torch.testing.assert_close(got, kept.mean(0), rtol=0, atol=1e-12)
+
+
 def test_features_come_with_their_views():
     simclr = objective().eval()
     clips = torch.randn(2, 3, 3, 4, 16, 24, dtype=torch.float64)

@@ -141,10 +141,6 @@ class SimCLR(nn.Module):
         card = {"objective": f"SimCLR on {self.config.features} features", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the encoder's activations in the backward pass."""
-        self.encoder.set_grad_checkpointing(enable)
-
 
 def _serves_pooling_alone(name: str, encoder: ViViT) -> bool:
     """Whether patch tokens do not depend on this parameter."""

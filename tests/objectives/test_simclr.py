@@ -126,6 +126,17 @@ def test_a_clip_that_is_not_finite_gives_a_loss_that_is_not():
     assert step.metrics["effective_rank"].isnan()
 
 
+def test_the_loss_is_computed_in_full_precision_under_autocast():
+    simclr = objective(batch_norm=False).float().eval()
+    clips = batch()["clips"].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step = simclr({"clips": clips})
+        embeddings = simclr.head(simclr.features({"clips": clips}).flatten(0, 1))
+    assert step.loss.dtype == torch.float32
+    first, second = embeddings.float().view(5, 2, -1).unbind(1)
+    assert step.loss.item() == pytest.approx(slow_ntxent(first, second, 0.1).item(), abs=1e-5)
+
+
 def test_dropped_tubes_have_no_part_in_the_mean_of_tokens():
     """What patch dropout left out scales nothing: the mean is that of the tokens which are there."""
     simclr = objective({"patch_dropout": 0.5}, features="tokens")

@@ -212,3 +212,11 @@ def test_impossible_settings_are_named(config, change: dict, named: str) -> None
     with pytest.raises(RunError, match=named):
         fit(toy(), toy_batches(), settings)
     assert not Path(settings.run_dir).exists()
+
+
+def test_compile_compiles_the_encoder(config) -> None:
+    objective = toy()
+    # Eager all the same: what a compiler makes of it is not this test's matter.
+    with torch.compiler.set_stance("force_eager"):
+        fit(objective, toy_batches(), config(steps=1, compile=True))
+    assert objective.encoder._compiled_call_impl is not None

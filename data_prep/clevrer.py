@@ -22,6 +22,7 @@ from data_prep.arguments import OneLineParser
 from data_prep.downloading import ARCHIVES, BASE_URL, download
 from data_prep.inspection import contact_sheet, info, verify
 from data_prep.packing import CLEVRER_FRAMES, DEFAULT_STORAGE, PackReport, pack
+from data_prep.stopping import stop_on_sigterm
 from ssl_vivit.data.decoding import DecodingError
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.shard_index import build_index, index_path, save_index
@@ -192,6 +193,7 @@ def _shard_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
+    stop_on_sigterm()
     try:
         return int(args.run(args))
     except (DataError, DecodingError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from data_prep.stopping import start_worker, stop_workers
 from data_prep.storage import Encoding, Storage
 from data_prep.video_sources import Sample, VideoSource, open_source
 from ssl_vivit.data.decoding import DecodingError, probe_video
@@ -220,7 +221,7 @@ def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, A
         if min(workers, len(jobs)) == 1:
             return [_pack_shard(job, bar.update) for job in jobs]
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), context)
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=start_worker)
         try:
             futures = {pool.submit(_pack_shard, job): k for k, job in enumerate(jobs)}
             for future in as_completed(futures):
@@ -231,6 +232,9 @@ def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, A
             raise DataError(
                 "a worker was ended from outside (out of memory?); run again with fewer --workers"
             ) from error
+        except KeyboardInterrupt:
+            stop_workers()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return [reports[k] for k in range(len(jobs))]

@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.arguments import OneLineParser
+from data_prep.stopping import start_worker, stop_on_sigterm, stop_workers
 from data_prep.synthetic_camera import Camera
 from data_prep.synthetic_motion import annotation, simulate
 from data_prep.synthetic_rendering import Renderer
@@ -232,25 +232,28 @@ def _rendered(
             yield index
         return
     # Spawned, not forked: the caller may have threads (torch's, say), and they do not survive a fork.
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         min(workers, len(indices)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(size,),
-    ) as pool:
+    )
+    try:
         jobs = {pool.submit(_work, out, i, num_frames, fps, seed): i for i in indices}
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        except BrokenProcessPool:
-            raise RenderError(
-                "a rendering process was killed (was memory short?); the same command with fewer "
-                "--workers goes on where it stopped"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
+    except BrokenProcessPool:
+        raise RenderError(
+            "a rendering process was killed (was memory short?); the same command with fewer "
+            "--workers goes on where it stopped"
+        ) from None
+    except KeyboardInterrupt:
+        stop_workers()
+        raise
+    finally:
+        # Once: a second call, as the end of a `with` makes, would forget that the rest is cancelled.
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_renderer: Renderer | None = None
@@ -258,8 +261,7 @@ _worker_renderer: Renderer | None = None
 
 def _start_worker(size: tuple[int, int]) -> None:
     global _worker_renderer
-    # Ctrl-C reaches the whole process group; the parent decides, workers finish their video.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_worker()
     _worker_renderer = Renderer(Camera(*size))
 
 
@@ -388,6 +390,7 @@ def main(argv: list[str] | None = None) -> int:
         "--contact-sheet", type=Path, metavar="FILE.png", help="also save a picture of some frames"
     )
     options = parser.parse_args(argv)
+    stop_on_sigterm()
     size = [number for part in options.size for number in part]
     if len(size) != 2:
         parser.error("argument --size: give height and width, as in --size 320x480")

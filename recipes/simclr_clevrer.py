@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from data_prep.sample import clevrer_sample
 from ssl_vivit.data.errors import DataError
@@ -23,7 +22,7 @@ from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.choice import EncoderChoice
 from ssl_vivit.evaluation.pretraining import ContrastiveEvaluation, EvaluationConfig
 from ssl_vivit.objectives import SimCLR, SimCLRConfig
-from ssl_vivit.training import TrainingConfig, fit, parse, run, to_plain
+from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "simclr_vivit_sample.yaml"
 
@@ -50,7 +49,7 @@ class SimCLRRecipe:
 def main() -> None:
     """Build the parts and fit."""
     config = parse(SimCLRRecipe, preset=SAMPLE_PRESET)
-    processes = PartialState()
+    processes = join_processes()
     architecture = config.encoder.config()
     torch.manual_seed(config.training.seed)
     encoder = ViViT(architecture)

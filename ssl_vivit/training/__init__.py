@@ -6,6 +6,7 @@ from ssl_vivit.training.errors import RunError
 from ssl_vivit.training.loop import FitResult, fit
 from ssl_vivit.training.optim import OptimConfig
 from ssl_vivit.training.periodic import Moment, Periodic
+from ssl_vivit.training.processes import join_processes
 
 __all__ = [
     "FitResult",
@@ -15,6 +16,7 @@ __all__ = [
     "RunError",
     "TrainingConfig",
     "fit",
+    "join_processes",
     "parse",
     "run",
     "to_plain",

@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
@@ -26,6 +26,16 @@ _SUPPORTED = (
 )
 
 
+def join_processes() -> PartialState:
+    """Join the processes that the launcher started; what needs them before ``fit`` calls this.
+
+    Accelerate keeps what it was told first, and joins processes on CPUs only when told that they
+    are meant to be CPUs: a bare ``PartialState()`` would leave each of them alone for good.
+    """
+    joins_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    return PartialState(cpu=joins_cpus)
+
+
 def start_accelerator(config: TrainingConfig) -> Accelerator:
     """Join the processes that the launcher started, in the precision asked for.
 
@@ -33,10 +43,9 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         RunError: if this machine has not that precision.
     """
     on_gpu = torch.cuda.is_available()
-    # Accelerate joins processes on CPUs only when told that they are meant to be CPUs.
-    joins_cpus = "LOCAL_RANK" in os.environ and not on_gpu
-    if joins_cpus or not on_gpu:
+    if not on_gpu:
         _use_the_cores()
+    joins_cpus = join_processes().distributed_type == DistributedType.MULTI_CPU
     accelerator = Accelerator(
         mixed_precision=_precision(config, on_gpu),
         cpu=joins_cpus,
@@ -92,11 +101,27 @@ def prepare(
     return model, prepared
 
 
-def synchronise_norms(objective: nn.Module, host: Host) -> nn.Module:
-    """Batch norms over the batch of all processes; CPUs have no such kernel."""
-    if host.world_size > 1 and torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    return objective
+def synchronise_norms(objective: nn.Module, host: Host, accelerator: Accelerator) -> nn.Module:
+    """Batch norms over the batch of all processes.
+
+    Raises:
+        RunError: where there is no such kernel: on CPUs, and under FSDP2 in half precision, which
+            would halve a batch norm's weights but not its running statistics.
+    """
+    norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in objective.modules())
+    if host.world_size == 1 or not norms:
+        return objective
+    if not torch.cuda.is_available():
+        raise RunError(
+            f"batch norm is not synchronised over {host.world_size} CPU processes; set "
+            "--objective.batch_norm false, or train in one process"
+        )
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        raise RunError(
+            f"batch norm does not go with FSDP2 in {accelerator.mixed_precision}; set "
+            "--objective.batch_norm false or --training.precision fp32"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
 
 
 def name_blocks(objective: nn.Module) -> None:

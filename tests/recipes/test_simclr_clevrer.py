@@ -1,6 +1,7 @@
 """The SimCLR recipe: presets, learning, exact resume and the mistakes a person makes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -232,3 +233,28 @@ def test_a_directory_with_another_run_is_left_alone(shards, tmp_path):
     assert "holds another run; continue it with --training.resume auto" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_two_processes_make_one_run(shards, tmp_path):
+    """Both see each other before the loop starts: the sample is rendered by one of them."""
+    changes = {
+        "objective__batch_norm": False, "training__steps": 2,
+        "encoder__overrides": SMALL["encoder.overrides"] | {"drop_path": 0.0},
+    }  # fmt: skip
+    words = command(shards, tmp_path / "run", **changes)[1:]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = subprocess.run(
+        [sys.executable, *launcher, *words], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("retrieval top-1 of the positive view") == 1
+    one = launch(shards, tmp_path / "one", cwd=tmp_path, **changes)
+    assert one.returncode == 0, one.stderr
+    of_two, of_one = (
+        [line["train/loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")
+         if "train/loss" in line]
+        for name in ("run", "one")
+    )  # fmt: skip
+    assert len(of_one) == 2
+    assert of_two == pytest.approx(of_one, rel=1e-4)

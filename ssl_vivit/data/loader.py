@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -275,17 +277,17 @@ class ClipBatches:
         others = set(multiprocessing.active_children())
         iterator = iter(loader)
         started = set(multiprocessing.active_children()) - others
+        # Workers ignore SIGTERM, and an interpreter that ends with this generator open waits for them.
+        end_workers = functools.partial(_end, started)
+        atexit.register(end_workers)
         try:
             yield from iterator
         finally:
             if self.workers:
                 # The iterator's finaliser does it too, unless an exception's traceback holds it.
                 iterator._shutdown_workers()  # type: ignore[attr-defined]
-            for worker in started:
-                # One that is still busy with a long video does not listen to anything milder.
-                if worker.is_alive():
-                    worker.kill()
-                worker.join()
+            end_workers()
+            atexit.unregister(end_workers)
 
     def _finish(self, message: dict[str, Any], device: torch.device) -> dict[str, Any]:
         clips = message["clips"].to(device, non_blocking=True)
@@ -330,6 +332,14 @@ class ClipBatches:
                 f"for the batches on their way, and /dev/shm has {free / 2**20:,.0f} MiB free; "
                 f"lower --data.workers or --data.frame_size, or enlarge it (docker: --shm-size)"
             )
+
+
+def _end(workers: set[Any]) -> None:
+    for worker in workers:
+        # One that is still busy with a long video does not listen to anything milder.
+        if worker.is_alive():
+            worker.kill()
+        worker.join()
 
 
 def _start_worker(worker: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
@@ -336,3 +339,20 @@ def _add(state: tuple, change: tuple) -> tuple[Tensor, Tensor, Tensor]:
         x if dx is None else x + dx for x, dx in zip(state, change, strict=True)
     )
     return tokens, spatial, temporal
+
+
+def token_norm(config: ViViTConfig) -> nn.Module:
+    """The norm after a transformer, where the config puts it on tokens."""
+    return norm_layer(config) if config.final_norm == "tokens" else nn.Identity()
+
+
+def drop_path_rates(config: ViViTConfig, depth: int) -> list[float]:
+    """Stochastic depth rising linearly from 0 to ``drop_path`` (Huang et al. 2016, Sec. 3)."""
+    return [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def run_block(block: nn.Module, recompute: bool, *args: Any) -> Any:
+    """Call a block; with ``recompute`` its activations are made again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)

@@ -47,8 +47,8 @@ class ViViTConfig:
             over frames (Table 3's baseline).
         attention_order: which attention comes first in a Model 3 block.
         block: ``pre_norm``, or ``parallel``: attention and MLP side by side from one
-            normalisation, with QKV and the MLP's input fused in one product
-            (Dehghani et al. 2023, Sec. 2).
+            normalisation (Dehghani et al. 2023, Sec. 2), in Model 2 with QKV and the MLP's input
+            fused in one product.
         activation: of the MLP. ``gelu_tanh`` is flax's default GELU; ``swiglu`` gates.
         norm_eps: LayerNorm's epsilon.
         final_norm: LayerNorm on the ``tokens`` after each transformer, on the ``pooled`` vector
@@ -123,7 +123,7 @@ class ViViTConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "tubelet_size", "tubelet_stride"):
             value = getattr(self, name)
-            if value is not None:
+            if isinstance(value, list):
                 self._set(name, tuple(value))
         self._check_choices()
         self._resolve()
@@ -165,7 +165,8 @@ class ViViTConfig:
         assert self.tubelet_stride is not None
         for name, length in (("image_size", 2), ("tubelet_size", 3), ("tubelet_stride", 3)):
             value = getattr(self, name)
-            if len(value) != length or any(type(v) is not int or v < 1 for v in value):
+            whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
+            if not whole or len(value) != length:
                 raise ValueError(f"{name} {value} must be {length} positive whole numbers")
         if any(s > p for s, p in zip(self.tubelet_stride, self.tubelet_size, strict=True)):
             raise ValueError(
@@ -314,7 +315,7 @@ def _listed(names: Any) -> str:
 
 def _unknown(what: str, name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{what} {name!r} is unknown{hint} Known: {_listed(names)}"
 
 

@@ -74,7 +74,7 @@ class SimCLR(nn.Module):
         settings = (vars(config) if config else {}) | overrides
         config = SimCLRConfig(**settings)
         if config.temperature <= 0:
-            raise ValueError(f"temperature {config.temperature} must be positive")
+            raise ValueError(f"objective.temperature {config.temperature} must be positive")
         if config.features not in ("pooled", "tokens"):
             raise ValueError(f"features {config.features!r} is unknown; choose pooled or tokens")
         if min(config.hidden_dim, config.output_dim) < 1 or config.num_layers < 2:
@@ -145,7 +145,7 @@ class SimCLR(nn.Module):
 def _serves_pooling_alone(name: str, encoder: ViViT) -> bool:
     """Whether patch tokens do not depend on this parameter."""
     # Under a causal mask no frame attends to the temporal class token.
-    unseen = name == "temporal_class_token" and encoder.config.temporal_causal
+    unseen = name == "trunk.temporal_class_token" and encoder.config.temporal_causal
     return unseen or name.startswith(("attention_pooling.", "pooled_norm."))
 
 

@@ -10,7 +10,7 @@ import copy
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -124,12 +124,12 @@ class _Run:
         if isinstance(batches, Batches):
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
+        objective = synchronise_norms(objective, self.host, self.accelerator)
         self.run_dir = run_directory(config)
         found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
 
-        objective = synchronise_norms(objective, self.host)
         # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
         self.exporter = objective
         if self.accelerator.is_fsdp2 and self.host.is_main:
@@ -183,6 +183,8 @@ class _Run:
         return self._finished()
 
     def close(self) -> None:
+        if isinstance(self.stream, Generator):
+            self.stream.close()
         self.progress.close()
         if self.tracking is not None:
             self.tracking.close()

@@ -7,10 +7,14 @@ import math
 import netrc
 import os
 import secrets
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
+
+from tqdm import tqdm
 
 from ssl_vivit.training.errors import RunError
 
@@ -54,8 +58,7 @@ class Tracking:
                 f"{self.path} cannot be written: {error.strerror}; mend that and continue with "
                 "--training.resume auto"
             ) from error
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        self._tell_wandb(lambda wandb: wandb.log(values, step=step))
 
     def flush(self) -> None:
         """Make sure that the lines outlive a crash of the machine."""
@@ -64,8 +67,20 @@ class Tracking:
     def close(self) -> None:
         with suppress(OSError):  # what a full disk did not take was reported when it was logged
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._tell_wandb(lambda wandb: wandb.finish())
+
+    def _tell_wandb(self, what: Callable[[Any], object]) -> None:
+        """A tracker that fails is left behind; the run goes on, its numbers are in metrics.jsonl."""
+        if self._wandb is None:
+            return
+        try:
+            what(self._wandb)
+        except Exception as error:
+            self._wandb = None
+            tqdm.write(
+                f"wandb failed ({type(error).__name__}: {error}); numbers go to {self.path} alone",
+                file=sys.stderr,
+            )
 
 
 def cut_off(path: Path, step: int) -> None:

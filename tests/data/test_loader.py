@@ -418,6 +418,27 @@ def test_ctrl_c_leaves_neither_workers_nor_their_tracebacks() -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+LEFT_OPEN = """
+import multiprocessing, sys
+sys.path[:0] = {paths!r}
+from test_loader import BatchSplit, batches
+stream = batches(workers=2).stream(BatchSplit(6), start_step=0, device="cpu")
+next(stream)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+raise RuntimeError("with the stream open")
+"""
+
+
+def test_a_crash_with_an_open_stream_does_not_wait_for_its_workers() -> None:
+    root = Path(__file__).parents[2]
+    script = LEFT_OPEN.format(paths=[str(root), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "with the stream open" in done.stderr
+    assert not [pid for pid in done.stdout.split() if Path(f"/proc/{pid}").exists()]
+
+
 def test_the_held_out_part_does_not_move_when_videos_are_added() -> None:
     keys = [f"video_{i:05d}" for i in range(10_000)]
     train, held_out = split_keys(keys, 0.1)

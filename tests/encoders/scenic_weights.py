@@ -106,22 +106,22 @@ class ScenicCase:
         ):
             if f"{theirs}/encoder_norm/scale" not in names:
                 continue
-            state[f"{ours}_positions"] = get(f"{theirs}/posembed_input/pos_embedding")[0]
-            state |= norm(f"{ours}_norm", f"{theirs}/encoder_norm")
+            state[f"positions.{ours}"] = get(f"{theirs}/posembed_input/pos_embedding")[0]
+            state |= norm(f"trunk.{ours}_norm", f"{theirs}/encoder_norm")
             if f"cls_{theirs}" in names:
-                token = "class_token" if ours == "spatial" else "temporal_class_token"
+                token = "trunk.class_token" if ours == "spatial" else "trunk.temporal_class_token"
                 state[token] = get(f"cls_{theirs}")[0, 0]
             for i in range(self.facts["config"][f"{ours}_transformer"]["num_layers"]):
-                a, b = f"{ours}_blocks.{i}", f"{theirs}/encoderblock_{i}"
+                a, b = f"trunk.{ours}_blocks.{i}", f"{theirs}/encoderblock_{i}"
                 state |= norm(f"{a}.attention_norm", f"{b}/LayerNorm_0")
                 state |= attention(f"{a}.attention", f"{b}/MultiHeadDotProductAttention_0")
                 state |= norm(f"{a}.mlp_norm", f"{b}/LayerNorm_1")
                 state |= mlp(f"{a}.mlp", f"{b}/MlpBlock_0")
         if "Transformer/encoder_norm/scale" in names:
-            state["joint_positions"] = get("Transformer/posembed_input/pos_embedding")[0]
-            state |= norm("norm", "Transformer/encoder_norm")
+            state["positions.joint"] = get("Transformer/posembed_input/pos_embedding")[0]
+            state |= norm("trunk.norm", "Transformer/encoder_norm")
             for i in range(self.facts["config"]["num_layers"]):
-                a, b = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+                a, b = f"trunk.blocks.{i}", f"Transformer/encoderblock_{i}"
                 for axis in ("space", "time"):
                     state |= norm(f"{a}.{axis}_norm", f"{b}/LayerNorm_{axis}")
                     state |= attention(f"{a}.{axis}", f"{b}/MultiHeadDotProductAttention_{axis}")

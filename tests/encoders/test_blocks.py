@@ -106,7 +106,9 @@ def test_rotary_bases_are_the_configs():
     encoder = ViViT(
         ViViTConfig(**SMALL, **settings, rotary_base_spatial=50.0, rotary_base_temporal=900.0)
     )
-    space, time = encoder._rotations(encoder.config.grid, None, torch.float64)
+    space, time = encoder.positions.rotations(
+        encoder.config.grid, None, torch.zeros(1, dtype=torch.float64)
+    )
     # The second pair of frequencies turns by 1 / base^(1 / pairs) for a step along its axis.
     assert space.sin[1 + 1, 1].item() == pytest.approx(0.0)  # token 1 is in row 0
     assert space.sin[1 + 1, 3].asin().item() == pytest.approx(50.0**-0.5)
@@ -136,6 +138,6 @@ def test_checkpointing_runs_each_block_again_in_the_backward_pass(enable):
     encoder = ViViT(ViViTConfig(**SMALL))
     encoder.set_grad_checkpointing(enable)
     calls = []
-    encoder.spatial_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    encoder.trunk.spatial_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     encoder(torch.randn(1, 3, 8, 16, 24)).pooled.sum().backward()
     assert len(calls) == (2 if enable else 1)

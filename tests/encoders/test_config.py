@@ -49,6 +49,7 @@ def test_grid(settings, grid):
         ({"pooling": "cls_mean", "class_token": False}, "needs class_token"),
         ({"drop_path": 1.0}, "drop_path 1.0 must lie in"),
         ({"image_size": (256,)}, "image_size .* must be 2 positive whole numbers"),
+        ({"image_size": "foo"}, "image_size foo must be 2 positive whole numbers"),
         ({"joint_positions": "learned"}, "set both of those to 'none'"),
         ({"head_dim": 6, "spatial_positions": "rotary"}, "multiple of 4 for rotary"),
         (

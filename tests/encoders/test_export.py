@@ -133,5 +133,5 @@ def test_damaged_directories_are_refused_in_one_line(exported, what, message):
 
 def test_overrides_that_the_weights_do_not_fit_are_named(exported):
     _, path = exported
-    with pytest.raises(ValueError, match="with image_size overridden: spatial_positions"):
+    with pytest.raises(ValueError, match=r"with image_size overridden: positions\.spatial"):
         load_encoder(path, image_size=(64, 64))

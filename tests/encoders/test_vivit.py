@@ -92,23 +92,23 @@ def test_model_2_equals_loops_over_frames_and_positions():
     for b in range(len(video)):
         frames = []
         for t in range(4):
-            tubelets = [encoder.class_token + encoder.spatial_positions[0]]
+            tubelets = [encoder.trunk.class_token + encoder.positions.spatial[0]]
             for row in range(2):
                 for column in range(3):
                     pixels = video[b, :, 2 * t : 2 * t + 2, 8 * row : 8 * row + 8,
                                    8 * column : 8 * column + 8]  # fmt: skip
                     token = (encoder.tubelets.weight * pixels).sum((1, 2, 3, 4))
-                    place = encoder.spatial_positions[1 + 3 * row + column]
+                    place = encoder.positions.spatial[1 + 3 * row + column]
                     tubelets.append(token + encoder.tubelets.bias + place)
             x = torch.stack(tubelets)
-            for block in encoder.spatial_blocks:
+            for block in encoder.trunk.spatial_blocks:
                 x = slow_block(x, block, 12)
-            frames.append(encoder.spatial_norm(x))
+            frames.append(encoder.trunk.spatial_norm(x))
         for position in range(7):
-            x = torch.stack([frame[position] for frame in frames]) + encoder.temporal_positions
-            for block in encoder.temporal_blocks:
+            x = torch.stack([frame[position] for frame in frames]) + encoder.positions.temporal
+            for block in encoder.trunk.temporal_blocks:
                 x = slow_block(x, block, 12)
-            x = encoder.temporal_norm(x)
+            x = encoder.trunk.temporal_norm(x)
             got = output.cls[b] if position == 0 else output.tokens[b, :, position - 1]
             torch.testing.assert_close(got, x, rtol=0, atol=1e-12)
 
@@ -118,8 +118,8 @@ def test_model_2_equals_loops_over_frames_and_positions():
 def test_model_3_equals_loops_over_frames_and_positions(order):
     encoder, video = make(**MODEL3, attention_order=order), clip(batch=1)
     x, grid = encoder.tubelets(video)
-    x = (x + encoder.spatial_positions + encoder.temporal_positions[:, None])[0]
-    for block in encoder.blocks:
+    x = (x + encoder.positions.spatial + encoder.positions.temporal[:, None])[0]
+    for block in encoder.trunk.blocks:
         for axis in order.split("_"):
             y = x.clone()
             if axis == "space":
@@ -130,7 +130,7 @@ def test_model_3_equals_loops_over_frames_and_positions(order):
                     y[:, n] += slow_attention(block.time_norm(x[:, n]), block.time, 12)
             x = y
         x = x + block.mlp(block.mlp_norm(x))
-    x = encoder.norm(x)
+    x = encoder.trunk.norm(x)
     output = encoder(video)
     torch.testing.assert_close(output.tokens[0], x, rtol=0, atol=1e-12)
     torch.testing.assert_close(output.pooled[0], x.flatten(0, 1).mean(0), rtol=0, atol=1e-12)
@@ -151,10 +151,10 @@ def test_fresh_model_3_equals_its_spatial_only_twin_bit_for_bit(order):
         )
     ).eval()
     renamed = {
-        name.replace("blocks.", "spatial_blocks.")
+        name.replace(".blocks.", ".spatial_blocks.")
         .replace("space_norm", "attention_norm")
         .replace(".space.", ".attention.")
-        .replace("norm.", "spatial_norm." if name.startswith("norm") else "norm."): value
+        .replace("norm.", "spatial_norm." if name.startswith("trunk.norm") else "norm."): value
         for name, value in model3.state_dict().items()
         if ".time" not in name
     }
@@ -167,7 +167,7 @@ def test_fresh_model_3_equals_its_spatial_only_twin_bit_for_bit(order):
 def test_temporal_attention_of_a_fresh_model_3_still_learns():
     encoder = ViViT(ViViTConfig(**MODEL3))
     encoder(clip().float()).pooled.square().sum().backward()
-    assert encoder.blocks[0].time.proj.weight.grad.abs().sum() > 0
+    assert encoder.trunk.blocks[0].time.proj.weight.grad.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -262,7 +262,7 @@ def test_causal_registers_are_not_inert():
     settings = MODEL2 | {"register_tokens": 1, "temporal_causal": True}
     encoder, video = make(**settings), clip()
     before = encoder(video).tokens
-    encoder.temporal_registers.add_(torch.randn_like(encoder.temporal_registers))
+    encoder.trunk.temporal_registers.add_(torch.randn_like(encoder.trunk.temporal_registers))
     assert (encoder(video).tokens - before).abs().amax((0, 2, 3)).min() > 1e-3
 
 
@@ -315,7 +315,7 @@ def test_residuals_add_up_in_full_precision_under_autocast(positions):
     settings = {"spatial_positions": positions, "temporal_positions": positions}
     encoder, video = make(**(MODEL3 | settings)).float(), clip().float()
     between = []
-    encoder.blocks[0].register_forward_hook(lambda module, args, out: between.append(out[0]))
+    encoder.trunk.blocks[0].register_forward_hook(lambda module, args, out: between.append(out[0]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoder(video)
     assert between[0].dtype == torch.float32
@@ -349,13 +349,13 @@ def test_patch_dropout_leaves_zeros_for_whole_tubes():
 
 def test_stochastic_depth_keeps_the_expectation():
     encoder = make(**(MODEL2 | {"spatial_depth": 1, "temporal_depth": 1}), drop_path=0.5).train()
-    branch = encoder.temporal_blocks[0].mlp_branch
+    branch = encoder.trunk.temporal_blocks[0].mlp_branch
     torch.manual_seed(0)
     x = torch.ones(20_000, 1, 1, dtype=torch.float64)
     out = branch(x)
     assert set(out.unique().tolist()) == {0.0, 2.0}
     assert abs(out.mean().item() - 1.0) < 0.03
-    first = encoder.spatial_blocks[0].mlp_branch.drop_path
+    first = encoder.trunk.spatial_blocks[0].mlp_branch.drop_path
     assert isinstance(first, nn.Identity)
 
 
@@ -370,9 +370,14 @@ def test_layer_groups_follow_depth():
         scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
         by_name = {name: scale[id(p)] for name, p in encoder.named_parameters()}
         blocks = (
-            ["spatial_blocks.0", "spatial_blocks.1", "temporal_blocks.0", "temporal_blocks.1"]
+            [
+                "trunk.spatial_blocks.0",
+                "trunk.spatial_blocks.1",
+                "trunk.temporal_blocks.0",
+                "trunk.temporal_blocks.1",
+            ]
             if settings is MODEL2
-            else ["blocks.0", "blocks.1"]
+            else ["trunk.blocks.0", "trunk.blocks.1"]
         )
         scales = [by_name[next(n for n in by_name if n.startswith(b))] for b in blocks]
         assert by_name["tubelets.weight"] < scales[0]

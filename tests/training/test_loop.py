@@ -6,7 +6,9 @@ import math
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 
 from ssl_vivit.training import Moment, Periodic, RunError, fit
 from ssl_vivit.training.batches import RepeatedBatches
+from ssl_vivit.training.processes import synchronise_norms
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
@@ -220,3 +223,42 @@ def test_compile_compiles_the_encoder(config) -> None:
     with torch.compiler.set_stance("force_eager"):
         fit(objective, toy_batches(), config(steps=1, compile=True))
     assert objective.encoder._compiled_call_impl is not None
+
+
+def test_the_stream_is_closed_however_a_run_ends(config) -> None:
+    closed = []
+
+    class Watched:
+        def steps_per_epoch(self, total_batch_size: int) -> int:
+            return 5
+
+        def stream(self, split, *, start_step: int, device) -> Iterator[dict]:
+            try:
+                while True:
+                    yield from toy_batches()
+            finally:
+                closed.append(start_step)
+
+    fit(toy(), Watched(), config(steps=3))
+
+    class Breaks(Exception):
+        pass
+
+    def fail(moment: Moment) -> None:
+        raise Breaks
+
+    job = Periodic(every=2, run=fail)
+    with pytest.raises(Breaks) as error:
+        fit(toy(), Watched(), config("broken", steps=3), periodic=[job])
+    assert error.traceback, "the traceback keeps the run's frames, and with them the stream"
+    assert closed == [0, 0]
+
+
+def test_batch_norm_over_cpu_processes_is_refused() -> None:
+    norm = torch.nn.BatchNorm1d(3)
+    accelerator = SimpleNamespace(is_fsdp2=False, mixed_precision="no")
+    one, two = SimpleNamespace(world_size=1), SimpleNamespace(world_size=2)
+    assert synchronise_norms(norm, one, accelerator) is norm
+    assert isinstance(synchronise_norms(torch.nn.Linear(2, 2), two, accelerator), torch.nn.Linear)
+    with pytest.raises(RunError, match="over 2 CPU processes"):
+        synchronise_norms(norm, two, accelerator)

@@ -68,3 +68,18 @@ def test_wandb_runs_offline_without_an_account(config, no_account: Path) -> None
     written = files[0].read_bytes()
     assert b"train/loss" in written
     assert b"train/clips_per_second" in written
+
+
+def test_a_failing_tracker_does_not_end_the_run(tmp_path: Path, capsys) -> None:
+    class Gone:
+        def log(self, values: dict, step: int) -> None:
+            raise ConnectionResetError("connection lost")
+
+    tracking = Tracking(tmp_path, "none", "p", {}, first_step=0)
+    tracking._wandb = Gone()
+    tracking.log(1, {"a": 1.0})
+    tracking.log(2, {"a": 2.0})
+    tracking.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [row["a"] for row in rows] == [1.0, 2.0]
+    assert capsys.readouterr().err.count("wandb failed (ConnectionResetError") == 1

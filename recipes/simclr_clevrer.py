@@ -9,6 +9,10 @@ Without --config the preset of the sample holds; without --data.shards a sample 
 
 from __future__ import annotations
 
+import recipes  # noqa: F401  (before torch)
+
+# isort: split
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 

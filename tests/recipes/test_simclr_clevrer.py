@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 import signal
 import subprocess
 import sys
@@ -258,3 +259,21 @@ def test_two_processes_make_one_run(shards, tmp_path):
     )  # fmt: skip
     assert len(of_one) == 2
     assert of_two == pytest.approx(of_one, rel=1e-4)
+
+
+def test_recipes_load_before_torch():
+    """OpenMP reads its wait policy once; see recipes/__init__.py."""
+    script = (
+        "import os, sys, runpy\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch':\n"
+        "            sys.exit(os.environ.get('OMP_WAIT_POLICY', 'unset'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"runpy.run_path({str(ROOT / 'recipes' / 'simclr_clevrer.py')!r})\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.stderr.strip() == "PASSIVE"

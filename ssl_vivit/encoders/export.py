@@ -139,6 +139,12 @@ def _check_weights(
         raise ValueError(f"{file} does not fit the encoder {cause}: {shown}")
 
 
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)
+
+
 def _model_card(
     config: ViViTConfig, preprocessing: dict[str, Any] | None, card: dict[str, Any]
 ) -> str:
@@ -152,7 +158,7 @@ def _model_card(
         **{f"preprocessing {name}": value for name, value in (preprocessing or {}).items()},
         **card,
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = "\n".join(f"| {name} | {_in_words(value)} |" for name, value in facts.items())
     channels, frames, (height, width) = config.in_channels, config.num_frames, config.image_size
     return f"""---
 library_name: ssl_vivit

@@ -18,7 +18,9 @@ def exported(tmp_path):
     torch.manual_seed(0)
     encoder = create_encoder("vivit_tiny", **SETTINGS).eval()
     encoder.save_pretrained(
-        tmp_path / "encoder", preprocessing=PREPROCESSING, card={"objective": "SimCLR"}
+        tmp_path / "encoder",
+        preprocessing=PREPROCESSING,
+        card={"objective": "SimCLR", "versions": {"torch": "2.0", "timm": "1.0"}},
     )
     return encoder, tmp_path / "encoder"
 
@@ -33,6 +35,7 @@ def test_the_directory_holds_safetensors_json_and_the_card_only(exported):
     assert [file.name for file in path.parent.iterdir()] == ["encoder"]
     card = (path / "README.md").read_text()
     assert "| objective | SimCLR |" in card
+    assert "| versions | torch 2.0, timm 1.0 |" in card
     assert "torch.rand(1, 3, 8, 32, 48)" in card
 
 

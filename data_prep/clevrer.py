@@ -193,7 +193,6 @@ def _shard_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
-    stop_on_sigterm()
     try:
         return int(args.run(args))
     except (DataError, DecodingError) as error:
@@ -206,4 +205,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_sigterm()
     sys.exit(main())

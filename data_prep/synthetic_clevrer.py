@@ -390,7 +390,6 @@ def main(argv: list[str] | None = None) -> int:
         "--contact-sheet", type=Path, metavar="FILE.png", help="also save a picture of some frames"
     )
     options = parser.parse_args(argv)
-    stop_on_sigterm()
     size = [number for part in options.size for number in part]
     if len(size) != 2:
         parser.error("argument --size: give height and width, as in --size 320x480")
@@ -419,4 +418,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_on_sigterm()
     sys.exit(main())

@@ -62,6 +62,11 @@ class HeadAttention(nn.Module):
         return rearrange(out, "b heads n width -> b n (heads width)")
 
 
+def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
+    """Some of a linear layer's outputs."""
+    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection of queries, keys and values.
 
@@ -106,14 +111,8 @@ class Attention(nn.Module):
         if num_queries is None:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight = self.qkv.weight.split((self.inner, 2 * self.inner))
-            bias = (
-                (None, None)
-                if self.qkv.bias is None
-                else self.qkv.bias.split((self.inner, 2 * self.inner))
-            )
-            query = F.linear(x[:, :num_queries], weight[0], bias[0])
-            key, value = F.linear(x, weight[1], bias[1]).chunk(2, dim=-1)
+            query = part_of(self.qkv, x[:, :num_queries], slice(self.inner))
+            key, value = part_of(self.qkv, x, slice(self.inner, None)).chunk(2, dim=-1)
         return self.proj_drop(self.proj(self.heads(query, key, value, rotation, causal)))
 
 
@@ -238,10 +237,8 @@ class ParallelBlock(nn.Module):
             key, value, query, hidden = self.fused_in(normed).split(self.widths, dim=-1)
         else:
             keys = sum(self.widths[:2])
-            weight, bias = self.fused_in.weight, self.fused_in.bias
-            bias_in = (None, None) if bias is None else (bias[:keys], bias[keys:])
-            key, value = F.linear(normed, weight[:keys], bias_in[0]).chunk(2, dim=-1)
-            first = F.linear(normed[:, :num_queries], weight[keys:], bias_in[1])
+            key, value = part_of(self.fused_in, normed, slice(keys)).chunk(2, dim=-1)
+            first = part_of(self.fused_in, normed[:, :num_queries], slice(keys, None))
             query, hidden = first.split(self.widths[2:], dim=-1)
             x = x[:, :num_queries]
         attended = self.heads(query, key, value, rotation, causal)

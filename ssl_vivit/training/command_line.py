@@ -56,7 +56,7 @@ def parse(
         arguments = ["--config", str(preset), *arguments]
     keys = _keys(config_class())
     arguments = [_with_prefix(word, keys) for word in arguments]
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word.split("=")[0] == "--config":
             _check_file(Path(word.partition("=")[2] or following))
     try:

@@ -272,7 +272,7 @@ def test_a_zip_cut_off_and_a_member_damaged(archives, tmp_path, capsys):
 def test_names_that_point_out_of_the_folder_stay_in_the_shard(tmp_path):
     content = video(0, num_frames=4)
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
-        for name in ("../../up.mp4", "/root/up.mp4", "a/b.c d.mp4", "a b.mp4", "a.b.mp4"):
+        for name in ("../../up.mp4", "/etc/up.mp4", "a/b.c d.mp4", "a b.mp4", "a.b.mp4"):
             archive.writestr(name, content)
         archive.writestr("__MACOSX/._x.mp4", b"junk")
     before = {p for p in tmp_path.parent.rglob("*") if "out" not in p.parts}

@@ -276,3 +276,18 @@ def test_recipes_load_before_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment
     )
     assert done.stderr.strip() == "PASSIVE"
+
+
+@pytest.mark.slow
+def test_the_sample_preset_learns(tmp_path):
+    """Held-out videos' other views are found far above chance, and training's loss halves."""
+    words = ["--run_dir", "run", "--tracker", "none", "--steps", "100"]
+    recipe = str(ROOT / "recipes" / "simclr_clevrer.py")
+    subprocess.run([sys.executable, recipe, *words], cwd=tmp_path, check=True)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    retrieval = [line["val/retrieval_top1"] for line in lines if "val/retrieval_top1" in line]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    chance = 1 / (2 * 55 - 1)
+    assert retrieval[0] < 5 * chance
+    assert retrieval[-1] > 10 * chance
+    assert sum(losses[-5:]) / 5 < losses[0] / 2

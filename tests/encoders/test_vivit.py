@@ -404,3 +404,19 @@ def test_hidden_tokens_have_no_map():
     output = make(**MODEL2)(clip(), torch.tensor([[0], [1]]))
     with pytest.raises(ValueError, match="encode without visible"):
         _ = output.map
+
+
+def test_coarse_layer_groups_hold_whole_transformers():
+    from timm.models import group_parameters
+
+    for settings, transformers in ((MODEL2, ["spatial", "temporal"]), (MODEL3, [""])):
+        encoder = make(**settings)
+        layer = group_parameters(encoder, encoder.group_matcher(coarse=True), reverse=True)
+        found = []
+        for name in transformers:
+            prefix = f"trunk.{name}_blocks." if name else "trunk.blocks."
+            layers = {layer[n] for n, _ in encoder.named_parameters() if n.startswith(prefix)}
+            assert len(layers) == 1
+            found += layers
+        assert layer["tubelets.weight"] < min(found)
+        assert found == sorted(set(found))

@@ -71,9 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         limit = mirror.limits.pop(0) if mirror.limits else len(content)
         piece = content[start : start + limit]
+        mirror.sent += len(piece)  # before the client can have read the last byte
         self.wfile.write(piece)
         self.wfile.flush()
-        mirror.sent += len(piece)
         if mirror.stalls and len(piece) < len(content) - start:
             mirror.released.wait(10)
 

@@ -2,9 +2,23 @@
 
 from importlib.metadata import version
 
-from ssl_vivit.encoders import ViViT, ViViTConfig, create_encoder, load_encoder
+from ssl_vivit.encoders import (
+    VideoClassifier,
+    ViViT,
+    ViViTConfig,
+    create_encoder,
+    load_encoder,
+)
 from ssl_vivit.grid import Grid
 
 __version__ = version("ssl_vivit")
 
-__all__ = ["Grid", "ViViT", "ViViTConfig", "__version__", "create_encoder", "load_encoder"]
+__all__ = [
+    "Grid",
+    "ViViT",
+    "ViViTConfig",
+    "VideoClassifier",
+    "__version__",
+    "create_encoder",
+    "load_encoder",
+]

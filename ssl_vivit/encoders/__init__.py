@@ -1,13 +1,16 @@
 """Video → tokens. Knows nothing of losses, data or training."""
 
-from ssl_vivit.encoders.config import ViViTConfig, named_config, sizes
+from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.export import load_encoder, save_pretrained
+from ssl_vivit.encoders.named_sizes import named_config, sizes
 from ssl_vivit.encoders.vivit import EncoderOutput, ViViT, create_encoder
 
 __all__ = [
     "EncoderOutput",
     "ViViT",
     "ViViTConfig",
+    "VideoClassifier",
     "create_encoder",
     "load_encoder",
     "named_config",

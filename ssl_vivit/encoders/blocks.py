@@ -1,8 +1,8 @@
-"""Transformer blocks: attention, MLP, pre-norm and parallel blocks, and the block of Model 3."""
+"""What transformer blocks are made of, and blocks over one sequence (Models 1 and 2)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,23 @@ def norm_layer(config: ViViTConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
 
 
-class HeadAttention(nn.Module):
-    """Scaled dot-product attention on projected queries, keys and values, split into heads."""
+# What a query may attend to: everything (None), itself and what comes before it ("causal"), or the
+# keys that are True in a tensor that broadcasts to (b, heads, q, k).
+Mask = Literal["causal"] | Tensor | None
 
-    def __init__(self, config: ViViTConfig) -> None:
+
+class HeadAttention(nn.Module):
+    """Scaled dot-product attention on projected queries, keys and values, split into heads.
+
+    Args:
+        config: head width, dropout and norms.
+        num_heads: how many heads; None is all of the config's.
+    """
+
+    def __init__(self, config: ViViTConfig, num_heads: int | None = None) -> None:
         super().__init__()
         assert config.head_dim is not None
-        self.num_heads = config.num_heads
+        self.num_heads = config.num_heads if num_heads is None else num_heads
         self.dropout = config.attention_dropout
         if config.qk_norm:
             self.query_norm: nn.Module = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
@@ -41,25 +51,36 @@ class HeadAttention(nn.Module):
         query: Float[Tensor, "b q inner"],
         key: Float[Tensor, "b k inner"],
         value: Float[Tensor, "b k inner"],
-        rotation: Rotation | None,
-        causal: bool,
+        rotation: Rotation | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "b q inner"]:
-        query, key, value = (
-            rearrange(x, "b n (heads width) -> b heads n width", heads=self.num_heads)
-            for x in (query, key, value)
-        )
-        query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            first = Rotation(*(part[..., : query.shape[2], :] for part in rotation))
-            query, key = first.apply(query), rotation.apply(key)
+        query, key = self.prepare(query, key, rotation)
+        value = self._split(value)
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=mask if isinstance(mask, Tensor) else None,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
+            is_causal=isinstance(mask, str),
         )
         return rearrange(out, "b heads n width -> b n (heads width)")
+
+    def prepare(
+        self,
+        query: Float[Tensor, "b q inner"],
+        key: Float[Tensor, "b k inner"],
+        rotation: Rotation | None,
+    ) -> tuple[Float[Tensor, "b heads q width"], Float[Tensor, "b heads k width"]]:
+        """Queries and keys as they meet in the dot product: split, normalised, turned."""
+        query, key = self.query_norm(self._split(query)), self.key_norm(self._split(key))
+        if rotation is not None:
+            first = Rotation(*(part[..., : query.shape[2], :] for part in rotation))
+            query, key = first.apply(query), rotation.apply(key)
+        return query, key
+
+    def _split(self, x: Float[Tensor, "b n inner"]) -> Float[Tensor, "b heads n width"]:
+        return rearrange(x, "b n (heads width) -> b heads n width", heads=self.num_heads)
 
 
 def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
@@ -83,21 +104,15 @@ class Attention(nn.Module):
         self.heads = HeadAttention(config)
         self.proj = nn.Linear(self.inner, config.embed_dim)
         self.proj_drop = nn.Dropout(config.mlp_dropout)
-        for part in self.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(part)
-        if config.qkv_bias:
-            nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.proj.bias)
+        init_attention(self.qkv, self.proj)
         if zero_init:
             nn.init.zeros_(self.proj.weight)
-        else:
-            nn.init.xavier_uniform_(self.proj.weight)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         rotation: Rotation | None = None,
-        causal: bool = False,
+        mask: Mask = None,
         num_queries: int | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend within each sequence.
@@ -105,7 +120,7 @@ class Attention(nn.Module):
         Args:
             x: tokens (b, n, d), normalised.
             rotation: rotary tables of length n.
-            causal: no token attends to later ones.
+            mask: what each token attends to.
             num_queries: compute the first so many outputs only; None is all.
         """
         if num_queries is None:
@@ -113,7 +128,22 @@ class Attention(nn.Module):
         else:
             query = part_of(self.qkv, x[:, :num_queries], slice(self.inner))
             key, value = part_of(self.qkv, x, slice(self.inner, None)).chunk(2, dim=-1)
-        return self.proj_drop(self.proj(self.heads(query, key, value, rotation, causal)))
+        return self.proj_drop(self.proj(self.heads(query, key, value, rotation, mask)))
+
+
+def init_attention(qkv: nn.Linear, proj: nn.Linear) -> None:
+    """Xavier-uniform weights, for queries, keys and values each by itself; zero biases."""
+    init_fused(qkv, (qkv.out_features // 3,) * 3)
+    nn.init.xavier_uniform_(proj.weight)
+    nn.init.zeros_(proj.bias)
+
+
+def init_fused(layer: nn.Linear, widths: tuple[int, ...]) -> None:
+    """Xavier-uniform weights for each part of a fused projection by itself; zero biases."""
+    for part in layer.weight.split(widths):
+        nn.init.xavier_uniform_(part)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class Activation(nn.Module):
@@ -132,7 +162,8 @@ class Activation(nn.Module):
 
 def mlp_widths(config: ViViTConfig) -> tuple[int, int]:
     """Widths before and after the activation; SwiGLU's gate doubles the former."""
-    hidden = int(config.embed_dim * config.mlp_ratio)
+    # An imported width over embed_dim need not be exact in floating point.
+    hidden = int(config.embed_dim * config.mlp_ratio + 1e-6)
     return (2 * hidden if config.activation == "swiglu" else hidden), hidden
 
 
@@ -191,10 +222,10 @@ class PreNormBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         rotation: Rotation | None = None,
-        causal: bool = False,
+        mask: Mask = None,
         num_queries: int | None = None,
     ) -> Float[Tensor, "b q d"]:
-        attended = self.attention(self.attention_norm(x), rotation, causal, num_queries)
+        attended = self.attention(self.attention_norm(x), rotation, mask, num_queries)
         x = x[:, :num_queries] + self.attention_branch(attended)
         return x + self.mlp_branch(self.mlp(self.mlp_norm(x)))
 
@@ -229,7 +260,7 @@ class ParallelBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         rotation: Rotation | None = None,
-        causal: bool = False,
+        mask: Mask = None,
         num_queries: int | None = None,
     ) -> Float[Tensor, "b q d"]:
         normed = self.norm(x)
@@ -241,101 +272,16 @@ class ParallelBlock(nn.Module):
             first = part_of(self.fused_in, normed[:, :num_queries], slice(keys, None))
             query, hidden = first.split(self.widths[2:], dim=-1)
             x = x[:, :num_queries]
-        attended = self.heads(query, key, value, rotation, causal)
+        attended = self.heads(query, key, value, rotation, mask)
         hidden = self.mlp_drop(self.activation(hidden))
         out = self.out_drop(self.fused_out(torch.cat((attended, hidden), dim=-1)))
         return x + self.branch(out)
-
-
-def init_fused(layer: nn.Linear, widths: tuple[int, ...]) -> None:
-    """Xavier-uniform weights for each part of a fused projection by itself; zero biases."""
-    for part in layer.weight.split(widths):
-        nn.init.xavier_uniform_(part)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 def make_block(config: ViViTConfig, drop_path: float) -> nn.Module:
     """A block of the kind that the config names, for attention along one axis."""
     kind = ParallelBlock if config.block == "parallel" else PreNormBlock
     return kind(config, drop_path)
-
-
-class SpaceTimeBlock(nn.Module):
-    """Model 3's block: attention over space, attention over time, MLP, each with its residual.
-
-    The temporal output projection starts at zero, so that a fresh block equals its spatial-only
-    twin (Arnab et al. 2021, Sec. 3.3 and 3.4). A ``parallel`` config computes the three branches
-    side by side from one normalisation.
-    """
-
-    def __init__(self, config: ViViTConfig, drop_path: float) -> None:
-        super().__init__()
-        self.parallel = config.block == "parallel"
-        self.order = config.attention_order.split("_")
-        self.causal = config.temporal_causal
-        self.registers = config.register_tokens
-        self.space = Attention(config)
-        self.time = Attention(config, zero_init=True)
-        self.space_branch = Branch(config, drop_path)
-        self.time_branch = Branch(config, drop_path)
-        if self.parallel:
-            self.norm = norm_layer(config)
-        else:
-            self.space_norm = norm_layer(config)
-            self.time_norm = norm_layer(config)
-            self.mlp_norm = norm_layer(config)
-        self.mlp = MLP(config)
-        self.mlp_branch = Branch(config, drop_path)
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "b t n d"],
-        spatial_registers: Float[Tensor, "b t r d"],
-        temporal_registers: Float[Tensor, "b r n d"],
-        spatial_rotation: Rotation | None,
-        temporal_rotation: Rotation | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        state = (tokens, spatial_registers, temporal_registers)
-        if self.parallel:
-            normed = tuple(self.norm(x) for x in state)
-            space = self._space(normed, spatial_rotation)
-            time = self._time(normed, temporal_rotation)
-            mlp = tuple(self.mlp_branch(self.mlp(x)) for x in normed)
-            return _add(_add(_add(state, space), time), mlp)
-        for axis in self.order:
-            if axis == "space":
-                normed = tuple(self.space_norm(x) for x in state)
-                state = _add(state, self._space(normed, spatial_rotation))
-            else:
-                normed = tuple(self.time_norm(x) for x in state)
-                state = _add(state, self._time(normed, temporal_rotation))
-        return _add(state, tuple(self.mlp_branch(self.mlp(self.mlp_norm(x))) for x in state))
-
-    def _space(self, state: tuple[Tensor, ...], rotation: Rotation | None) -> tuple:
-        tokens, registers, _ = state
-        batch = len(tokens)
-        sequence = torch.cat((registers, tokens), dim=2) if self.registers else tokens
-        sequence = rearrange(sequence, "b t n d -> (b t) n d")
-        out = rearrange(self.space(sequence, rotation), "(b t) n d -> b t n d", b=batch)
-        out = self.space_branch(out)
-        return out[:, :, self.registers :], out[:, :, : self.registers], None
-
-    def _time(self, state: tuple[Tensor, ...], rotation: Rotation | None) -> tuple:
-        tokens, _, registers = state
-        batch = len(tokens)
-        sequence = torch.cat((registers, tokens), dim=1) if self.registers else tokens
-        sequence = rearrange(sequence, "b t n d -> (b n) t d")
-        out = rearrange(self.time(sequence, rotation, self.causal), "(b n) t d -> b t n d", b=batch)
-        out = self.time_branch(out)
-        return out[:, self.registers :], None, out[:, : self.registers]
-
-
-def _add(state: tuple, change: tuple) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, spatial, temporal = (
-        x if dx is None else x + dx for x, dx in zip(state, change, strict=True)
-    )
-    return tokens, spatial, temporal
 
 
 def token_norm(config: ViViTConfig) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vivit.encoders.config import ViViTConfig, named_config
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.named_sizes import named_config
 
 
 @dataclass

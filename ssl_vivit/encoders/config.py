@@ -7,9 +7,12 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from ssl_vivit.encoders.frame_sampling import uniform_frames
 from ssl_vivit.grid import Grid
 
-Variant = Literal["factorized_encoder", "factorized_self_attention"]
+Variant = Literal[
+    "joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"
+]
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Pooling = Literal["cls_mean", "mean", "max", "sum", "first", "temporal_cls", "attention"]
 
@@ -22,15 +25,21 @@ class ViViTConfig:
     at ``None`` are resolved at construction, so that a saved config is always complete.
 
     Args:
-        variant: ``factorized_encoder`` is the paper's Model 2 (Sec. 3.3), a spatial transformer
-            within each time step followed by a temporal one; ``factorized_self_attention`` is
-            Model 3, where each block attends over space, then over time.
+        variant: the paper's models (Sec. 3.3). ``joint`` is Model 1, attention over all tokens at
+            once; ``factorized_encoder`` Model 2, a spatial transformer within each time step
+            followed by a temporal one; ``factorized_self_attention`` Model 3, where each block
+            attends over space, then over time; ``factorized_dot_product`` Model 4, where half of
+            the heads attend over time and half over space.
         in_channels: 3 for colour, 1 for grey video.
         num_frames: frames in a clip.
         image_size: (H, W) in pixels.
         tubelet_size: pixels of one tubelet, (t, h, w).
         tubelet_stride: step between tubelets, at most tubelet_size (smaller overlaps);
             None is tubelet_size.
+        tubelet_embedding: ``tubelet``, or ``uniform_frames``: each token is a patch of one frame,
+            and the frames are spread evenly over the clip (Sec. 3.2).
+        sampled_frames: how many frames uniform_frames takes of a clip of any length; None is one
+            for every tubelet_size[0] frames.
         tubelet_init: ``random``; ``central_frame`` and ``average`` inflate a random image kernel
             (Sec. 3.4), so a fresh encoder starts as an image encoder of the tubelet's middle frame
             or of its mean frame.
@@ -41,14 +50,14 @@ class ViViTConfig:
         num_heads: attention heads.
         head_dim: width of a head; None is embed_dim / num_heads.
         mlp_ratio: hidden width of the MLP over embed_dim.
-        depth: blocks of Model 3; None is 12. Not used by Model 2.
+        depth: blocks of Models 1, 3 and 4; None is 12. Not used by Model 2.
         spatial_depth: spatial blocks of Model 2; None is 8.
         temporal_depth: temporal blocks of Model 2; None is 4, and 0 is the paper's average pooling
             over frames (Table 3's baseline).
         attention_order: which attention comes first in a Model 3 block.
         block: ``pre_norm``, or ``parallel``: attention and MLP side by side from one
-            normalisation (Dehghani et al. 2023, Sec. 2), in Model 2 with QKV and the MLP's input
-            fused in one product.
+            normalisation, with queries, keys, values and the MLP's input from one product
+            (Dehghani et al. 2023, Sec. 2).
         activation: of the MLP. ``gelu_tanh`` is flax's default GELU; ``swiglu`` gates.
         norm_eps: LayerNorm's epsilon.
         final_norm: LayerNorm on the ``tokens`` after each transformer, on the ``pooled`` vector
@@ -57,16 +66,22 @@ class ViViTConfig:
             block fuses it with them).
         qk_norm: LayerNorm on queries and keys of each head.
         layer_scale: start of a learned scale on each residual branch; None is no scale.
-        class_token: a class token for each time step (Model 2); None is on for Model 2.
+        class_token: a class token for each time step (Model 2) or for the clip (Model 1); None is
+            on for these two. Models 3 and 4 have none.
         register_tokens: registers for each attention axis (Darcet et al. 2024).
-        temporal_causal: time attention sees no later frame.
-        spatial_positions: positions within a frame. Rotary is axial in (row, column).
-        temporal_positions: positions in time. Rotary's unit is one tubelet stride.
+        temporal_causal: no token attends to later ones.
+        spatial_positions: positions within a frame. Rotary is axial in (row, column). None is
+            ``learned``, or ``none`` where joint_positions is set.
+        temporal_positions: positions in time. Rotary's unit is one tubelet stride; in Model 1
+            it shares the pairs of each head with rotary spatial_positions. None as above.
         joint_positions: one table over all t·h·w tokens instead of the two above.
+        interpolate_positions: resample learned tables for clips of another size than configured,
+            in place of refusing them. Under temporal_causal, time is cropped and never stretched.
         rotary_base_spatial: base of rotary frequencies in space.
         rotary_base_temporal: base of rotary frequencies in time.
         pooling: how tokens become one vector. ``cls_mean`` is the mean over time of the class
-            tokens; ``temporal_cls`` a class token of the temporal transformer (Model 2);
+            tokens (Model 1 has one); ``temporal_cls`` a class token of the temporal transformer
+            (Model 2);
             ``mean``, ``max``, ``sum``, ``first`` and ``attention`` go over all tokens, or over the
             frame vectors where frame_pooling makes them. None is ``cls_mean`` with a class token,
             otherwise ``mean``.
@@ -87,6 +102,8 @@ class ViViTConfig:
     image_size: tuple[int, int] = (256, 256)
     tubelet_size: tuple[int, int, int] = (4, 16, 16)
     tubelet_stride: tuple[int, int, int] | None = None
+    tubelet_embedding: Literal["tubelet", "uniform_frames"] = "tubelet"
+    sampled_frames: int | None = None
     tubelet_init: Literal["central_frame", "average", "random"] = "random"
     temporal_padding: Literal["none", "causal"] = "none"
     remainder: Literal["error", "crop"] = "error"
@@ -108,9 +125,10 @@ class ViViTConfig:
     class_token: bool | None = None
     register_tokens: int = 0
     temporal_causal: bool = False
-    spatial_positions: Positions = "learned"
-    temporal_positions: Positions = "learned"
+    spatial_positions: Positions | None = None
+    temporal_positions: Positions | None = None
     joint_positions: Literal["learned", "sinusoidal"] | None = None
+    interpolate_positions: bool = False
     rotary_base_spatial: float = 100.0
     rotary_base_temporal: float = 10000.0
     pooling: Pooling | None = None
@@ -148,7 +166,9 @@ class ViViTConfig:
             "depth": None if model2 else 12,
             "spatial_depth": 8 if model2 else None,
             "temporal_depth": 4 if model2 else None,
-            "class_token": model2 and self.frame_pooling == "none",
+            "class_token": self.variant == "joint" or (model2 and self.frame_pooling == "none"),
+            "spatial_positions": "none" if self.joint_positions else "learned",
+            "temporal_positions": "none" if self.joint_positions else "learned",
         }
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise ValueError(
@@ -173,7 +193,30 @@ class ViViTConfig:
                 f"tubelet_stride {self.tubelet_stride} exceeds tubelet_size {self.tubelet_size}: "
                 "pixels between tubelets would never be seen; use a stride of at most the size"
             )
+        if self.tubelet_embedding == "uniform_frames":
+            self._check_uniform_frames()
+        elif self.sampled_frames is not None:
+            raise ValueError(
+                "sampled_frames is a setting of tubelet_embedding='uniform_frames'; leave it out"
+            )
         self.grid_of(self.num_frames, *self.image_size)
+
+    def _check_uniform_frames(self) -> None:
+        assert self.tubelet_stride is not None
+        if self.tubelet_stride[0] != self.tubelet_size[0]:
+            raise ValueError(
+                f"tubelet_stride {self.tubelet_stride}: uniform_frames embeds single frames, which "
+                f"cannot overlap in time; use {self.tubelet_size[0]} in time, or 'tubelet'"
+            )
+        if self.temporal_causal or self.temporal_padding == "causal":
+            raise ValueError(
+                "tubelet_embedding 'uniform_frames' cannot be causal: which frames it takes "
+                "depends on how many will follow; use 'tubelet'"
+            )
+        if self.sampled_frames is not None and (
+            type(self.sampled_frames) is not int or self.sampled_frames < 1
+        ):
+            raise ValueError(f"sampled_frames {self.sampled_frames!r} must be a positive number")
 
     def _check_architecture(self) -> None:
         model2 = self.variant == "factorized_encoder"
@@ -196,14 +239,20 @@ class ViViTConfig:
             for name in ("spatial_depth", "temporal_depth"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is not a setting of {self.variant}; give depth")
-            if self.class_token:
+            if self.class_token and self.variant != "joint":
                 raise ValueError(
                     f"class_token is not a setting of {self.variant}: its attention over time "
                     "would have no frames to relate; use pooling='mean' or 'attention'"
                 )
             if self.frame_pooling != "none":
                 raise ValueError(f"frame_pooling is not a setting of {self.variant}; use pooling")
-        if self.attention_order != "space_time" and (model2 or self.block == "parallel"):
+        if self.variant == "factorized_dot_product" and self.num_heads % 2:
+            raise ValueError(
+                f"num_heads {self.num_heads} must be even for factorized_dot_product, half of them "
+                f"over time and half over space; use {self.num_heads + 1}"
+            )
+        in_turn = self.variant == "factorized_self_attention" and self.block == "pre_norm"
+        if self.attention_order != "space_time" and not in_turn:
             raise ValueError(
                 "attention_order is a setting of factorized_self_attention with pre_norm blocks; "
                 "leave it out"
@@ -230,8 +279,15 @@ class ViViTConfig:
         given = (self.spatial_positions, self.temporal_positions)
         if self.joint_positions is not None and given != ("none", "none"):
             raise ValueError(
-                "joint_positions replaces spatial_positions and temporal_positions; set both of "
-                "those to 'none'"
+                "joint_positions replaces spatial_positions and temporal_positions; leave both of "
+                "those out"
+            )
+        assert self.head_dim is not None
+        rotary = given.count("rotary")
+        if self.variant == "joint" and rotary == 2 and (self.head_dim % 2 or self.head_dim < 6):
+            raise ValueError(
+                f"head_dim {self.head_dim} must be even and at least 6 for rotary positions of "
+                "rows, columns and time in one sequence"
             )
         if self.embed_dim % 4 and self.spatial_positions == "sinusoidal":
             raise ValueError(
@@ -239,7 +295,8 @@ class ViViTConfig:
             )
         if self.embed_dim % 2 and "sinusoidal" in (self.temporal_positions, self.joint_positions):
             raise ValueError(f"embed_dim {self.embed_dim} must be even for sinusoidal positions")
-        assert self.head_dim is not None
+        if self.variant == "joint" and rotary == 2:
+            return
         if self.spatial_positions == "rotary" and self.head_dim % 4:
             raise ValueError(
                 f"head_dim {self.head_dim} must be a multiple of 4 for rotary spatial_positions"
@@ -260,10 +317,14 @@ class ViViTConfig:
                 where not even one fits; the message names the sizes that would.
         """
         assert self.tubelet_stride is not None
+        sampled = self.sampled_frames is not None
         counts = []
         for axis, (name, size) in enumerate(
             (("num_frames", frames), ("image_size height", height), ("image_size width", width))
         ):
+            if axis == 0 and sampled:
+                counts.append(len(self.frames_of(size)))
+                continue
             kernel, stride = self.tubelet_size[axis], self.tubelet_stride[axis]
             padding = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
             span = size + padding - kernel
@@ -277,7 +338,28 @@ class ViViTConfig:
                     f"(tubelet_size, tubelet_stride); use {fits}{crop}"
                 )
             counts.append(span // stride + 1)
+        if self.tubelet_embedding == "uniform_frames":
+            counts[0] = len(self.frames_of(frames))
         return Grid(*counts)
+
+    @property
+    def kernel_size(self) -> tuple[int, int, int]:
+        """Pixels that one token sees, (t, h, w): tubelet_size, or one frame of it."""
+        if self.tubelet_embedding == "uniform_frames":
+            return (1, *self.tubelet_size[1:])
+        return self.tubelet_size
+
+    @property
+    def kernel_stride(self) -> tuple[int, int, int]:
+        """Step between tokens in the frames that are embedded, (t, h, w)."""
+        assert self.tubelet_stride is not None
+        if self.tubelet_embedding == "uniform_frames":
+            return (1, *self.tubelet_stride[1:])
+        return self.tubelet_stride
+
+    def frames_of(self, frames: int) -> list[int]:
+        """Which of T frames ``uniform_frames`` embeds."""
+        return uniform_frames(frames, self.sampled_frames or max(frames // self.tubelet_size[0], 1))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-serialisable values."""
@@ -296,7 +378,7 @@ class ViViTConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
             if name not in names:
-                raise ValueError(_unknown("encoder setting", name, names))
+                raise ValueError(unknown_name("encoder setting", name, names))
         return cls(**settings)
 
 
@@ -313,75 +395,8 @@ def _listed(names: Any) -> str:
     return ", ".join(map(str, names))
 
 
-def _unknown(what: str, name: str, names: list[str]) -> str:
+def unknown_name(what: str, name: str, names: list[str]) -> str:
+    """One line that names the nearest known name and all of them."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{what} {name!r} is unknown{hint} Known: {_listed(names)}"
-
-
-# embed_dim, num_heads, spatial and temporal depth (Model 2); the other variants use their sum.
-_WIDTHS: dict[str, tuple[int, int, int, int]] = {
-    "vivit_tiny": (192, 3, 8, 4),
-    "vivit_small": (384, 6, 8, 4),
-    "vivit_base": (768, 12, 8, 4),
-    "vivit_large": (1024, 16, 20, 4),
-    "vivit_base_16x2": (768, 12, 12, 4),
-    "vivit_large_16x2": (1024, 16, 24, 4),
-    "vivit_neural_small": (192, 4, 4, 4),
-    "vivit_neural_baseline": (384, 6, 6, 6),
-}
-_PAPER: dict[str, Any] = {
-    "num_frames": 32,
-    "image_size": (224, 224),
-    "tubelet_size": (2, 16, 16),
-    "tubelet_init": "central_frame",
-    "activation": "gelu_tanh",
-    "pooling": "temporal_cls",
-}
-_NEURAL: dict[str, Any] = {
-    "in_channels": 1,
-    "num_frames": 300,
-    "image_size": (36, 64),
-    "tubelet_size": (4, 4, 4),
-    "temporal_padding": "causal",
-    "temporal_causal": True,
-    "block": "parallel",
-    "class_token": False,
-    "spatial_positions": "rotary",
-    "temporal_positions": "rotary",
-}
-
-
-def named_config(name: str, **overrides: Any) -> ViViTConfig:
-    """The configuration of a named size, with any of its settings overridden.
-
-    Args:
-        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base``, ``vivit_large`` (the prefix may be
-            left out), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
-            ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli.
-        overrides: fields of :class:`ViViTConfig`.
-
-    Raises:
-        ValueError: for an unknown size or setting, naming those that exist.
-    """
-    if f"vivit_{name}" in _WIDTHS:
-        name = f"vivit_{name}"
-    if name not in _WIDTHS:
-        raise ValueError(_unknown("encoder size", name, list(_WIDTHS)))
-    embed_dim, num_heads, spatial_depth, temporal_depth = _WIDTHS[name]
-    settings: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
-    if name.endswith("16x2"):
-        settings |= _PAPER
-    if name.startswith("vivit_neural"):
-        settings |= _NEURAL
-    if overrides.get("variant", "factorized_encoder") == "factorized_encoder":
-        settings |= {"spatial_depth": spatial_depth, "temporal_depth": temporal_depth}
-    else:
-        settings["depth"] = spatial_depth + temporal_depth
-        settings.pop("pooling", None)
-    return ViViTConfig.from_dict(settings | overrides)
-
-
-def sizes() -> list[str]:
-    """Names that :func:`named_config` and ``create_encoder`` know."""
-    return list(_WIDTHS)

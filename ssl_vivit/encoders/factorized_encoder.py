@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ssl_vivit.encoders.blocks import drop_path_rates, make_block, run_block, token_norm
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.pooling import reduce_tokens
-from ssl_vivit.encoders.positions import Positions, Rotation, token_parameter
-from ssl_vivit.grid import Grid
+from ssl_vivit.encoders.positions import Places, Positions, Rotation, token_parameter
 
 
 class FactorizedOutput(NamedTuple):
@@ -63,7 +62,7 @@ class FactorizedEncoder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t n d"],
-        grid: Grid,
+        places: Places,
         positions: Positions,
         rotations: tuple[Rotation | None, Rotation | None],
         tokens: bool,
@@ -74,7 +73,7 @@ class FactorizedEncoder(nn.Module):
 
         Args:
             x: embedded patches with their spatial positions.
-            grid: token grid of the clip.
+            places: which tokens of the clip there are.
             positions: of class tokens and time steps.
             rotations: of sequences over space and over time.
             tokens: whether patches go through time as well.
@@ -86,7 +85,7 @@ class FactorizedEncoder(nn.Module):
         last = len(self.spatial_blocks) - 1
         for index, block in enumerate(self.spatial_blocks):
             queries = 1 if class_only and index == last else None
-            x = run_block(block, self.grad_checkpointing, x, rotations[0], False, queries)
+            x = run_block(block, self.grad_checkpointing, x, rotations[0], None, queries)
         x = self.spatial_norm(x)
 
         patches = x[:, config.register_tokens + int(bool(config.class_token)) :]
@@ -97,7 +96,7 @@ class FactorizedEncoder(nn.Module):
             frames = reduce_tokens(patches, config.frame_pooling)[:, None]
         through_time = [part for part in (frames, patches if tokens else None) if part is not None]
         x = rearrange(torch.cat(through_time, dim=1), "(b t) m d -> b t m d", b=batch)
-        x, temporal_class = self._through_time(x, grid, positions, rotations[1])
+        x, temporal_class = self._through_time(x, places, positions, rotations[1])
         if frames is None:
             return FactorizedOutput(x, None, None)
         return FactorizedOutput(x[:, :, 1:], x[:, :, 0], temporal_class)
@@ -121,7 +120,7 @@ class FactorizedEncoder(nn.Module):
     def _through_time(
         self,
         x: Float[Tensor, "b t m d"],
-        grid: Grid,
+        places: Places,
         positions: Positions,
         time_rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
@@ -129,7 +128,7 @@ class FactorizedEncoder(nn.Module):
         if not self.temporal_blocks:
             return x, None
         batch = len(x)
-        x = rearrange(positions.add_temporal(x, grid), "b t m d -> (b m) t d")
+        x = rearrange(positions.add_temporal(x, places), "b t m d -> (b m) t d")
         parts = [x]
         if self.temporal_registers is not None:
             parts.insert(0, repeat(self.temporal_registers, "r d -> b r d", b=len(x)))
@@ -139,13 +138,13 @@ class FactorizedEncoder(nn.Module):
             token = token if place is None else token + place
             parts.append(repeat(token, "d -> b 1 d", b=len(x)))
         x = torch.cat(parts, dim=1)
+        mask = "causal" if self.config.temporal_causal else None
         for block in self.temporal_blocks:
-            causal = self.config.temporal_causal
-            x = run_block(block, self.grad_checkpointing, x, time_rotation, causal)
+            x = run_block(block, self.grad_checkpointing, x, time_rotation, mask)
         x = rearrange(self.temporal_norm(x), "(b m) t d -> b t m d", b=batch)
         before = self.config.register_tokens
         temporal_class = x[:, -1, 0] if self.temporal_class_token is not None else None
-        return x[:, before : before + grid.t], temporal_class
+        return x[:, before : before + places.grid.t], temporal_class
 
     def group_matcher(self) -> dict[str, str]:
         """Parameter names → depth, in the order of the computation."""

@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
-from einops import repeat
-from jaxtyping import Float
-from torch import Tensor, nn
+from einops import rearrange
+from torch import nn
 
-from ssl_vivit.encoders.blocks import SpaceTimeBlock, drop_path_rates, run_block, token_norm
+from ssl_vivit.encoders.blocks import MLP, Attention, Branch, norm_layer
 from ssl_vivit.encoders.config import ViViTConfig
-from ssl_vivit.encoders.positions import Rotation, token_parameter
+from ssl_vivit.encoders.positions import Rotation
+from ssl_vivit.encoders.space_time import (
+    ParallelSpaceTimeBlock,
+    SpaceTime,
+    SpaceTimeTrunk,
+    joined,
+)
 
 
-class FactorizedSelfAttention(nn.Module):
-    """Blocks of spatial and temporal attention over all tokens; no class token."""
+class SpaceThenTimeBlock(nn.Module):
+    """Attention over space, attention over time, MLP, each with its norm and its residual.
 
-    def __init__(self, config: ViViTConfig) -> None:
+    The temporal output projection starts at zero, so that a fresh block equals its spatial-only
+    twin (Arnab et al. 2021, Sec. 3.3 and 3.4). ``attention_order`` may put time first.
+    """
+
+    def __init__(self, config: ViViTConfig, drop_path: float) -> None:
         super().__init__()
-        assert config.depth is not None
-        self.grad_checkpointing = False
-        registers, width = config.register_tokens, config.embed_dim
-        self.spatial_registers = token_parameter(registers, width) if registers else None
-        self.temporal_registers = token_parameter(registers, width) if registers else None
-        rates = drop_path_rates(config, config.depth)
-        self.blocks = nn.ModuleList(SpaceTimeBlock(config, rate) for rate in rates)
-        self.norm = token_norm(config)
+        self.order = config.attention_order.split("_")
+        self.causal = config.temporal_causal
+        self.space_norm = norm_layer(config)
+        self.space = Attention(config)
+        self.space_branch = Branch(config, drop_path)
+        self.time_norm = norm_layer(config)
+        self.time = Attention(config, zero_init=True)
+        self.time_branch = Branch(config, drop_path)
+        self.mlp_norm = norm_layer(config)
+        self.mlp = MLP(config)
+        self.mlp_branch = Branch(config, drop_path)
 
     def forward(
         self,
-        x: Float[Tensor, "b t n d"],
-        rotations: tuple[Rotation | None, Rotation | None],
-    ) -> Float[Tensor, "b t n d"]:
-        """Send patch tokens, with all their positions, through the blocks."""
-        b, t, n, d = x.shape
-        if self.spatial_registers is None or self.temporal_registers is None:
-            spatial, temporal = x.new_zeros(b, t, 0, d), x.new_zeros(b, 0, n, d)
-        else:
-            spatial = repeat(self.spatial_registers, "r d -> b t r d", b=b, t=t)
-            temporal = repeat(self.temporal_registers, "r d -> b r n d", b=b, n=n)
-        for block in self.blocks:
-            x, spatial, temporal = run_block(
-                block, self.grad_checkpointing, x, spatial, temporal, *rotations
-            )
-        return self.norm(x)
+        state: SpaceTime,
+        spatial_rotation: Rotation | None,
+        temporal_rotation: Rotation | None,
+    ) -> SpaceTime:
+        for axis in self.order:
+            if axis == "space":
+                state = self._over_space(state, spatial_rotation)
+            else:
+                state = self._over_time(state, temporal_rotation)
+        return state.each(lambda x: x + self.mlp_branch(self.mlp(self.mlp_norm(x))))
 
-    def group_matcher(self) -> dict[str, str]:
-        """Parameter names → depth, in the order of the computation."""
-        return {
-            "stem": r"^(?:tubelets|positions|trunk\.\w+_registers)",
-            "blocks": r"^trunk\.blocks\.(\d+)",
-            "norm": r"^trunk\.norm",
-        }
+    def _over_space(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
+        tokens, registers, _ = state
+        before = registers.shape[2]
+        x = rearrange(joined(registers, tokens, dim=2), "b t n d -> (b t) n d")
+        out = self.space(self.space_norm(x), rotation)
+        out = self.space_branch(rearrange(out, "(b t) n d -> b t n d", b=len(tokens)))
+        return state._replace(
+            tokens=tokens + out[:, :, before:], spatial_registers=registers + out[:, :, :before]
+        )
+
+    def _over_time(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
+        tokens, _, registers = state
+        before = registers.shape[1]
+        x = rearrange(joined(registers, tokens, dim=1), "b t n d -> (b n) t d")
+        out = self.time(self.time_norm(x), rotation, "causal" if self.causal else None)
+        out = self.time_branch(rearrange(out, "(b n) t d -> b t n d", b=len(tokens)))
+        return state._replace(
+            tokens=tokens + out[:, before:], temporal_registers=registers + out[:, :before]
+        )
+
+
+def factorized_self_attention(config: ViViTConfig) -> SpaceTimeTrunk:
+    """The transformer of Model 3."""
+
+    def block(config: ViViTConfig, drop_path: float) -> nn.Module:
+        if config.block == "parallel":
+            return ParallelSpaceTimeBlock(config, drop_path, config.num_heads, zero_time=True)
+        return SpaceThenTimeBlock(config, drop_path)
+
+    return SpaceTimeTrunk(config, block)

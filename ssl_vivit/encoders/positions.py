@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
 from ssl_vivit.grid import Grid
 
 
@@ -40,6 +41,11 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    @classmethod
+    def of(cls, angle: Tensor) -> Rotation:
+        """The rotation by these angles."""
+        return cls(angle.cos(), angle.sin())
+
     def padded(self, before: int, after: int = 0) -> Rotation:
         """With unrotated tokens (class token, registers) before and after in the sequence."""
         pad = (0, 0, before, after)
@@ -52,134 +58,225 @@ class Rotation(NamedTuple):
         return torch.cat(turned, dim=-1).type_as(x)
 
 
-def rotation(
-    coordinates: Int[Tensor, "length axes"], head_dim: int, base: float, dtype: torch.dtype
-) -> Rotation:
-    """Axial rotary embedding by coordinates (Su et al. 2021, Sec. 3.2.2, one share an axis).
+def angles(
+    coordinates: Int[Tensor, "*shape length"], pairs: int, base: float, dtype: torch.dtype
+) -> Float[Tensor, "*shape length pairs"]:
+    """Angles of rotary embedding along one axis (Su et al. 2021, Sec. 3.2.2).
 
     Taking coordinates instead of indices lets dropped or masked tokens keep their places.
 
     Args:
         coordinates: positions of the tokens, in tokens (space) or tubelet strides (time).
-        head_dim: width of a head; each axis turns head_dim / axes of it.
+        pairs: how many pairs of a head's numbers turn with this axis.
         base: wavelengths run geometrically from 2π towards 2π · base.
         dtype: of the model; angles are float64 for float64, float32 for all others.
     """
-    axes = coordinates.shape[-1]
-    pairs = head_dim // 2 // axes
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     order = torch.arange(pairs, dtype=exact, device=coordinates.device)
-    angle = coordinates.to(exact)[:, :, None] * base ** (-order / pairs)
-    angle = rearrange(angle, "length axes pairs -> length (axes pairs)")
-    return Rotation(angle.cos(), angle.sin())
+    return coordinates.to(exact)[..., None] * base ** (-order / pairs)
 
 
-def spatial_coordinates(grid: Grid, device: torch.device) -> Int[Tensor, "n 2"]:
-    """(row, column) of each spatial token, row-major."""
-    rows = torch.arange(grid.h, device=device).repeat_interleave(grid.w)
-    columns = torch.arange(grid.w, device=device).repeat(grid.h)
-    return torch.stack((rows, columns), dim=1)
+class Places(NamedTuple):
+    """Which tokens of a clip there are, and where.
 
+    Attributes:
+        grid: token grid of the whole clip.
+        visible: (b, v) kept spatial positions, the same at all times, or None.
+        visible_tokens: (b, k) kept tokens among t·h·w, or None.
+    """
 
-def temporal_coordinates(grid: Grid, device: torch.device) -> Int[Tensor, "t 1"]:
-    """Time of each token, in tubelet strides."""
-    return torch.arange(grid.t, device=device)[:, None]
+    grid: Grid
+    visible: Tensor | None = None
+    visible_tokens: Tensor | None = None
+
+    @property
+    def space(self) -> Tensor | slice:
+        """Index of the tokens into spatial positions: (b, v), (b, k), or all."""
+        if self.visible_tokens is not None:
+            return self.visible_tokens % self.grid.n
+        return slice(None) if self.visible is None else self.visible
+
+    def times(self, device: torch.device) -> Int[Tensor, "... length"]:
+        """Time step of each token in the flattened sequence, (t·n,) or (b, k)."""
+        if self.visible_tokens is not None:
+            return self.visible_tokens // self.grid.n
+        n = self.grid.n if self.visible is None else self.visible.shape[1]
+        return torch.arange(self.grid.t, device=device).repeat_interleave(n)
+
+    def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
+        """The entries of a table over the whole grid that belong to the tokens."""
+        if self.visible_tokens is not None:
+            return table.flatten(0, 1)[self.visible_tokens][:, None]
+        if self.visible is not None:
+            return table[:, self.visible].transpose(0, 1)
+        return table[None]
 
 
 class Positions(nn.Module):
     """Where each token is, as the config says: learned tables, sinusoids or rotations.
 
-    Learned tables have a slot before the patches for the class token (space) and for the temporal
-    class token (time).
+    Learned tables have a slot before the patches for the class token (space, or all tokens of
+    Model 1) and for the temporal class token (time).
     """
 
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
         self.config = config
         grid, width = config.grid, config.embed_dim
+        self.class_slots = int(bool(config.class_token))
         self.temporal_slots = int(config.pooling == "temporal_cls")
+        # Model 1's class token is one of all tokens; Model 2's belongs to a time step.
+        self.joint_slots = self.class_slots if config.variant == "joint" else 0
         # What only a temporal transformer reads must not exist without one: DDP refuses parameters
         # that have no gradient.
         has_time = config.variant != "factorized_encoder" or config.temporal_depth != 0
         self.spatial = self.temporal = self.joint = None
         if config.spatial_positions == "learned":
-            self.spatial = token_parameter(int(bool(config.class_token)) + grid.n, width)
+            self.spatial = token_parameter(self.class_slots + grid.n, width)
         if config.temporal_positions == "learned" and has_time:
             self.temporal = token_parameter(self.temporal_slots + grid.t, width)
         if config.joint_positions == "learned":
-            self.joint = token_parameter(grid.t * grid.n, width)
+            self.joint = token_parameter(self.joint_slots + grid.t * grid.n, width)
 
-    def add_spatial(
-        self, x: Float[Tensor, "b t n d"], grid: Grid, visible: Int[Tensor, "b v"] | None
-    ) -> Float[Tensor, "b t n d"]:
+    def add_spatial(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
         """Spatial or joint positions on patch tokens."""
-        config = self.config
-        table: Tensor | None = None
-        if config.spatial_positions == "sinusoidal":
-            table = sinusoidal_2d(grid, config.embed_dim).to(x)
-        elif self.spatial is not None:
-            self._check_grid(grid[1:] == config.grid[1:], grid)
-            table = self.spatial[-grid.n :]
+        table = self._spatial_table(places.grid, x)
         if table is not None:
-            x = x + (table if visible is None else table[visible][:, None])
-        if config.joint_positions == "sinusoidal":
-            table = sinusoidal_1d(grid.t * grid.n, config.embed_dim).to(x)
-        elif self.joint is not None:
-            self._check_grid(grid == config.grid, grid)
-            table = self.joint
-        else:
-            return x
-        table = rearrange(table, "(t n) d -> t n d", t=grid.t)
-        return x + (table if visible is None else table[:, visible].transpose(0, 1))
+            placed = table[places.space]
+            x = x + (placed if placed.ndim == 2 else placed[:, None])
+        table = self._joint_table(places.grid, x)
+        return x if table is None else x + places.spread(table)
 
     def of_class_token(self) -> Float[Tensor, " d"] | None:
-        """The class token's own spatial position, where it is learned."""
+        """The class token's own position, where it is learned."""
+        if self.joint is not None and self.joint_slots:
+            return self.joint[0]
         return None if self.spatial is None else self.spatial[0]
 
-    def add_temporal(self, x: Float[Tensor, "b t n d"], grid: Grid) -> Float[Tensor, "b t n d"]:
+    def add_temporal(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
         """Temporal positions on every token of each time step."""
-        config = self.config
-        if config.temporal_positions == "sinusoidal":
-            return x + sinusoidal_1d(grid.t, config.embed_dim).to(x)[:, None]
-        if self.temporal is None:
+        table = self._temporal_table(places.grid, x)
+        if table is None:
             return x
-        # Causal tokens know nothing of later ones, so a shorter clip is the start of a longer one.
-        fits = grid.t <= config.grid.t if config.temporal_causal else grid.t == config.grid.t
-        self._check_grid(fits, grid)
-        return x + self.temporal[self.temporal_slots :][: grid.t, None]
+        if places.visible_tokens is not None:
+            return x + table[places.times(x.device)][:, None]
+        return x + table[:, None]
 
     def of_temporal_class_token(self) -> Float[Tensor, " d"] | None:
         """The temporal class token's own position, where it is learned."""
         return None if self.temporal is None else self.temporal[0]
 
-    def rotations(
-        self, grid: Grid, visible: Int[Tensor, "b v"] | None, like: Tensor
-    ) -> tuple[Rotation | None, Rotation | None]:
+    def rotations(self, places: Places, like: Tensor) -> tuple[Rotation | None, Rotation | None]:
         """Rotations of sequences over space and over time, special tokens left unrotated."""
-        config, device = self.config, like.device
+        config = self.config
         assert config.head_dim is not None
         space = time = None
         if config.spatial_positions == "rotary":
-            places, base = spatial_coordinates(grid, device), config.rotary_base_spatial
-            space = rotation(places, config.head_dim, base, like.dtype)
-            if visible is not None:
+            space = Rotation.of(self._spatial_angles(places, config.head_dim // 4, like))
+            if places.visible is not None:
                 shape = "b v f -> (b t) 1 v f"
-                space = Rotation(*(repeat(part[visible], shape, t=grid.t) for part in space))
-            space = space.padded(config.register_tokens + int(bool(config.class_token)))
+                space = Rotation(*(repeat(part, shape, t=places.grid.t) for part in space))
+            space = space.padded(config.register_tokens + self.class_slots)
         if config.temporal_positions == "rotary":
-            places, base = temporal_coordinates(grid, device), config.rotary_base_temporal
-            time = rotation(places, config.head_dim, base, like.dtype)
+            steps = torch.arange(places.grid.t, device=like.device)
+            base = config.rotary_base_temporal
+            time = Rotation.of(angles(steps, config.head_dim // 2, base, like.dtype))
             time = time.padded(config.register_tokens, self.temporal_slots)
         return space, time
 
-    def _check_grid(self, fits: bool, grid: Grid) -> None:
-        if not fits:
-            config = self.config
-            raise ValueError(
-                f"a clip of {grid.t}×{grid.h}×{grid.w} tokens does not fit the learned positions "
-                f"of {'×'.join(map(str, config.grid))}; use num_frames {config.num_frames} and "
-                f"image_size {config.image_size}, or rotary or sinusoidal positions"
-            )
+    def joint_rotation(self, places: Places, like: Tensor) -> Rotation | None:
+        """Rotation of Model 1's sequence of all tokens, special tokens left unrotated.
+
+        Where both axes are rotary, the pairs of a head are shared between row, column and time,
+        a third each as far as it goes (the rest to time).
+        """
+        config = self.config
+        assert config.head_dim is not None
+        pairs = config.head_dim // 2
+        in_space = config.spatial_positions == "rotary"
+        in_time = config.temporal_positions == "rotary"
+        if not (in_space or in_time):
+            return None
+        per_axis = 0 if not in_space else pairs // (3 if in_time else 2)
+        parts = []
+        if in_space:
+            parts.append(self._spatial_angles(places, per_axis, like))
+            if places.visible_tokens is None:
+                parts[0] = repeat(parts[0], "... n f -> ... (t n) f", t=places.grid.t)
+        if in_time:
+            base, times = config.rotary_base_temporal, places.times(like.device)
+            parts.append(angles(times, pairs - 2 * per_axis, base, like.dtype))
+        lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        angle = torch.cat([part.expand(*lead, -1) for part in parts], dim=-1)
+        if angle.ndim == 3:
+            angle = angle[:, None]
+        return Rotation.of(angle).padded(config.register_tokens + self.class_slots)
+
+    def _spatial_angles(
+        self, places: Places, pairs: int, like: Tensor
+    ) -> Float[Tensor, "... n angles"]:
+        grid, base = places.grid, self.config.rotary_base_spatial
+        rows = torch.arange(grid.h, device=like.device).repeat_interleave(grid.w)
+        columns = torch.arange(grid.w, device=like.device).repeat(grid.h)
+        parts = [angles(axis, pairs, base, like.dtype) for axis in (rows, columns)]
+        return torch.cat(parts, dim=-1)[places.space]
+
+    def _spatial_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "n d"] | None:
+        config = self.config
+        if config.spatial_positions == "sinusoidal":
+            return sinusoidal_2d(grid, config.embed_dim).to(like)
+        if self.spatial is None:
+            return None
+        self._check_fit(grid[1:] == config.grid[1:], grid)
+        return resample_spatial(self.spatial[self.class_slots :], config.grid[1:], grid[1:])
+
+    def _temporal_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t d"] | None:
+        config = self.config
+        if config.temporal_positions == "sinusoidal":
+            return sinusoidal_1d(grid.t, config.embed_dim).to(like)
+        if self.temporal is None:
+            return None
+        return self._in_time(self.temporal[self.temporal_slots :], grid)
+
+    def _joint_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t n d"] | None:
+        config = self.config
+        if config.joint_positions == "sinusoidal":
+            table = sinusoidal_1d(grid.t * grid.n, config.embed_dim).to(like)
+            return rearrange(table, "(t n) d -> t n d", t=grid.t)
+        if self.joint is None:
+            return None
+        table = self.joint[self.joint_slots :]
+        if grid == config.grid:
+            return rearrange(table, "(t n) d -> t n d", t=grid.t)
+        self._check_fit(grid[1:] == config.grid[1:], grid)
+        table = rearrange(table, "(t n) d -> t (n d)", n=config.grid.n)
+        table = rearrange(self._in_time(table, grid), "t (n d) -> n (t d)", n=config.grid.n)
+        table = resample_spatial(table, config.grid[1:], grid[1:])
+        return rearrange(table, "n (t d) -> t n d", t=grid.t)
+
+    def _in_time(self, table: Float[Tensor, "t d"], grid: Grid) -> Float[Tensor, "t d"]:
+        """A learned table at the clip's length."""
+        config = self.config
+        # Causal tokens know nothing of later ones, so a shorter clip is the start of a longer one.
+        if config.temporal_causal and grid.t <= config.grid.t:
+            return table[: grid.t]
+        self._check_fit(grid.t == config.grid.t, grid, stretch=not config.temporal_causal)
+        return resample_temporal(table, grid.t)
+
+    def _check_fit(self, fits: bool, grid: Grid, stretch: bool = True) -> None:
+        config = self.config
+        if fits or (config.interpolate_positions and stretch):
+            return
+        mend = (
+            "interpolate_positions=True"
+            if stretch
+            else f"at most {config.grid.t} time steps, since causal tables are not stretched"
+        )
+        raise ValueError(
+            f"a clip of {'×'.join(map(str, grid))} tokens does not fit the learned positions of "
+            f"{'×'.join(map(str, config.grid))}; use num_frames {config.num_frames} and image_size "
+            f"{config.image_size}, {mend}, or rotary or sinusoidal positions"
+        )
 
 
 def token_parameter(*shape: int, std: float = 0.02) -> nn.Parameter:

@@ -37,21 +37,21 @@ class TubeletEmbedding(nn.Module):
 
     The weight has Conv3d's layout ``(d, c, t, h, w)``. Tubelets that do not overlap are embedded
     by one matrix product on rearranged pixels, which on CPUs is many times faster than a Conv3d of
-    the same numbers.
+    the same numbers. Uniformly sampled frames are tubelets of one frame.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(
-            torch.empty(config.embed_dim, config.in_channels, *config.tubelet_size)
+            torch.empty(config.embed_dim, config.in_channels, *config.kernel_size)
         )
         self.bias = nn.Parameter(torch.zeros(config.embed_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """LeCun-normal weights over the kernel's fan-in, inflated as ``tubelet_init`` says."""
-        frames = self.config.tubelet_size[0]
+        frames = self.config.kernel_size[0]
         fan_in = self.weight[0].numel()
         with torch.no_grad():
             if self.config.tubelet_init == "random":
@@ -66,41 +66,57 @@ class TubeletEmbedding(nn.Module):
         self,
         video: Float[Tensor, "b c T H W"],
         visible: Int[Tensor, "b v"] | None = None,
+        visible_tokens: Int[Tensor, "b k"] | None = None,
     ) -> tuple[Float[Tensor, "b t n d"], Grid]:
-        """Embed all tubelets, or at every time step only those at the ``visible`` positions.
+        """Embed all tubelets, or only the visible ones.
 
         Args:
             video: (B, C, T, H, W) floats.
-            visible: indices into the h·w spatial positions; tokens come in their order.
+            visible: indices into the h·w spatial positions, visible at every time step; tokens
+                come in their order.
+            visible_tokens: indices into all t·h·w tubelets, in place of ``visible``.
 
         Returns:
-            tokens (b, t, n, d), n the number of visible positions where they are given, and the
-            grid of the whole clip.
+            tokens (b, t, n, d), n the number of visible positions where they are given, or
+            (b, 1, k, d) for visible_tokens, and the grid of the whole clip.
         """
         config = self.config
         grid = config.grid_of(*video.shape[2:])
-        size, stride = config.tubelet_size, config.tubelet_stride
-        assert stride is not None
-        if config.temporal_padding == "causal":
+        size, stride = config.kernel_size, config.kernel_stride
+        if config.tubelet_embedding == "uniform_frames":
+            video = video[:, :, config.frames_of(video.shape[2])]
+        elif config.temporal_padding == "causal":
             video = F.pad(video, (0, 0, 0, 0, size[0] - stride[0], 0))
         ends = [(count - 1) * s + p for count, s, p in zip(grid, stride, size, strict=True)]
         video = video[:, :, : ends[0], : ends[1], : ends[2]]
 
-        if size != stride and visible is None:
-            tokens = F.conv3d(video, self.weight, self.bias, stride)
-            return rearrange(tokens, "b d t h w -> b t (h w) d"), grid
-        if visible is None:
+        if visible is not None or visible_tokens is not None:
+            pixels = self._visible_pixels(video, grid, visible, visible_tokens)
+        elif size == stride:
             pixels = rearrange(
                 video,
                 "b c (t pt) (h ph) (w pw) -> b t (h w) (c pt ph pw)",
                 pt=size[0], ph=size[1], pw=size[2],
             )  # fmt: skip
         else:
-            # Views, until the gather copies the visible tubelets and no others.
-            tubelets = video
-            for axis in range(3):
-                tubelets = tubelets.unfold(2 + axis, size[axis], stride[axis])
-            batch = torch.arange(len(video), device=video.device)[:, None]
-            tubelets = tubelets[batch, :, :, visible // grid.w, visible % grid.w]
-            pixels = rearrange(tubelets, "b v c t pt ph pw -> b t v (c pt ph pw)")
+            tokens = F.conv3d(video, self.weight, self.bias, stride)
+            return rearrange(tokens, "b d t h w -> b t (h w) d"), grid
         return F.linear(pixels, self.weight.flatten(1), self.bias), grid
+
+    def _visible_pixels(
+        self, video: Tensor, grid: Grid, visible: Tensor | None, visible_tokens: Tensor | None
+    ) -> Float[Tensor, "b t v pixels"]:
+        """Pixels of visible tubelets; all are views until the gather copies these and no others."""
+        tubelets = video
+        for axis, (size, stride) in enumerate(
+            zip(self.config.kernel_size, self.config.kernel_stride, strict=True)
+        ):
+            tubelets = tubelets.unfold(2 + axis, size, stride)
+        batch = torch.arange(len(video), device=video.device)[:, None]
+        if visible is not None:
+            tubelets = tubelets[batch, :, :, visible // grid.w, visible % grid.w]
+            return rearrange(tubelets, "b v c t pt ph pw -> b t v (c pt ph pw)")
+        assert visible_tokens is not None
+        time, place = visible_tokens // grid.n, visible_tokens % grid.n
+        tubelets = tubelets[batch, :, time, place // grid.w, place % grid.w]
+        return rearrange(tubelets, "b k c pt ph pw -> b 1 k (c pt ph pw)")

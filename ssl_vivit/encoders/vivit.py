@@ -1,8 +1,10 @@
 """ViViT: video → tokens → one vector a clip (Arnab et al. 2021, arXiv 2103.15691).
 
-- tubelet embedding, overlapping and causally padded where the config says so
+- tubelet embedding, overlapping and causally padded where the config says so; uniform frames
+- Model 1, joint: every token attends to every other
 - Model 2, factorised encoder: a spatial transformer within each time step, a temporal one over them
 - Model 3, factorised self-attention: space and time in turn in every block
+- Model 4, factorised dot product: half of the heads over time, half over space
 - learned, sinusoidal and rotary positions; class tokens; registers for each axis
 - tube masks: only the visible tubelets are ever embedded
 - gradient checkpointing, patch dropout, stochastic depth
@@ -19,11 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.blocks import norm_layer
-from ssl_vivit.encoders.config import ViViTConfig, named_config
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.factorized_dot_product import factorized_dot_product
 from ssl_vivit.encoders.factorized_encoder import FactorizedEncoder
-from ssl_vivit.encoders.factorized_self_attention import FactorizedSelfAttention
+from ssl_vivit.encoders.factorized_self_attention import factorized_self_attention
+from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
-from ssl_vivit.encoders.positions import Positions, Rotation
+from ssl_vivit.encoders.positions import Places, Positions
+from ssl_vivit.encoders.space_time import SpaceTimeTrunk
 from ssl_vivit.encoders.tubelets import TubeletEmbedding
 from ssl_vivit.grid import Grid
 
@@ -32,8 +38,10 @@ class EncoderOutput(NamedTuple):
     """What an encoder returns.
 
     Attributes:
-        tokens: (b, t, n, d) patch tokens, or None where they were not asked for.
-        cls: (b, t, d) class token of each time step (or pooled frame vectors), or None.
+        tokens: (b, t, n, d) patch tokens, or None where they were not asked for; (b, 1, k, d) of
+            ``visible_tokens``.
+        cls: (b, t, d) class token of each time step (or pooled frame vectors), (b, 1, d) the one
+            of Model 1, or None.
         pooled: (b, d), one vector a clip.
         grid: token grid of the clip.
     """
@@ -52,12 +60,30 @@ class EncoderOutput(NamedTuple):
         """
         if self.tokens is None:
             raise ValueError("there is no map without tokens; call encoder(video, tokens=True)")
-        if self.tokens.shape[2] != self.grid.n:
+        t, h, w = self.grid
+        if self.tokens.shape[1:3] != (t, h * w):
             raise ValueError(
-                f"{self.tokens.shape[2]} visible tokens do not fill a map of {self.grid.h}×"
-                f"{self.grid.w}; encode without visible"
+                f"{self.tokens.shape[1]}×{self.tokens.shape[2]} visible tokens do not fill a map "
+                f"of {t}×{h}×{w}; encode without visible"
             )
         return rearrange(self.tokens, "b t (h w) d -> b d t h w", h=self.grid.h)
+
+
+class Encoded(NamedTuple):
+    """Tokens before pooling.
+
+    Attributes:
+        tokens: (b, t, n, d) patch tokens; n = 0 where they were not needed.
+        cls: (b, t, d) as in :class:`EncoderOutput`.
+        summary: (b, d), the vector that pooling takes where it does not go over patch tokens: of
+            class tokens or frame vectors. None where it does.
+        grid: token grid of the clip.
+    """
+
+    tokens: Tensor
+    cls: Tensor | None
+    summary: Tensor | None
+    grid: Grid
 
 
 class ViViT(nn.Module):
@@ -69,7 +95,13 @@ class ViViT(nn.Module):
             second, frame stride, resize), or None for a fresh encoder.
     """
 
-    _no_split_modules = ("PreNormBlock", "ParallelBlock", "SpaceTimeBlock")
+    _no_split_modules = (
+        "PreNormBlock",
+        "ParallelBlock",
+        "SpaceThenTimeBlock",
+        "DotProductBlock",
+        "ParallelSpaceTimeBlock",
+    )
 
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
@@ -77,13 +109,20 @@ class ViViT(nn.Module):
         self.preprocessing: dict[str, Any] | None = None
         self.tubelets = TubeletEmbedding(config)
         self.positions = Positions(config)
-        self.trunk: FactorizedEncoder | FactorizedSelfAttention
-        if config.variant == "factorized_encoder":
+        self.trunk: Joint | FactorizedEncoder | SpaceTimeTrunk
+        if config.variant == "joint":
+            self.trunk = Joint(config)
+        elif config.variant == "factorized_encoder":
             self.trunk = FactorizedEncoder(config)
+        elif config.variant == "factorized_self_attention":
+            self.trunk = factorized_self_attention(config)
         else:
-            self.trunk = FactorizedSelfAttention(config)
+            self.trunk = factorized_dot_product(config)
         self.attention_pooling = AttentionPooling(config) if config.pooling == "attention" else None
         self.pooled_norm = norm_layer(config) if config.final_norm == "pooled" else nn.Identity()
+        self.pools_patches = config.pooling not in ("cls_mean", "temporal_cls") and (
+            config.frame_pooling == "none"
+        )
 
     @property
     def embed_dim(self) -> int:
@@ -95,6 +134,7 @@ class ViViT(nn.Module):
         video: Float[Tensor, "b c T H W"],
         visible: Int[Tensor, "b v"] | None = None,
         *,
+        visible_tokens: Int[Tensor, "b k"] | None = None,
         tokens: bool = True,
     ) -> EncoderOutput:
         """Encode clips.
@@ -103,33 +143,85 @@ class ViViT(nn.Module):
             video: (B, C, T, H, W) floats, normalised as ``preprocessing`` says.
             visible: tube mask, indices of the kept spatial positions, the same at all times;
                 tokens come out in their order.
+            visible_tokens: indices of the kept tokens among all t·h·w, in the order of time, row,
+                column; Model 1 alone, which returns them as (b, 1, k, d).
             tokens: whether patch tokens are wanted. Without them Model 2 sends the class tokens
-                alone through time, and its last spatial block computes the class query alone.
+                alone through time, and the last (spatial) block of Models 1 and 2 computes the
+                class query alone.
 
         Returns:
             :class:`EncoderOutput` with tokens (b, t, n, d), cls (b, t, d) or None, pooled (b, d).
 
         Raises:
-            ValueError: for video of another shape or geometry than the encoder takes.
+            ValueError: for video of another shape or geometry than the encoder takes, and for masks
+                that do not fit it.
         """
         self._check(video)
-        kept = self._drop_patches(video, visible)
-        embedded = visible if kept is None else kept.positions
-        x, grid = self.tubelets(video, embedded)
+        self._check_visible(video, visible, visible_tokens)
+        kept = self._drop_patches(video, visible, visible_tokens)
+        if kept is not None:
+            visible, visible_tokens = kept.visible, kept.visible_tokens
+        out = self.encode(video, visible, visible_tokens, tokens)
+        pooled = self.pool(out.tokens, out.summary)
+        patches = out.tokens if kept is None else kept.restore(out.tokens)
+        return EncoderOutput(patches if tokens else None, out.cls, pooled, out.grid)
+
+    def encode(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        visible: Int[Tensor, "b v"] | None = None,
+        visible_tokens: Int[Tensor, "b k"] | None = None,
+        tokens: bool = True,
+    ) -> Encoded:
+        """The encoder without its pooling; arguments as in :meth:`forward`."""
+        x, grid = self.tubelets(video, visible, visible_tokens)
         # Under autocast the embedding is in half precision; residuals add up in the weights' own,
         # also where no learned positions would have raised them.
         x = x.to(self.tubelets.weight.dtype)
-        x = self.positions.add_spatial(x, grid, embedded)
-        rotations = self.positions.rotations(grid, embedded, x)
+        places = Places(grid, visible, visible_tokens)
+        x = self.positions.add_spatial(x, places)
+        patches = tokens or self.pools_patches
         if isinstance(self.trunk, FactorizedEncoder):
-            out = self._factorized_encoder(x, grid, rotations, tokens)
-        else:
-            x = self.trunk(self.positions.add_temporal(x, grid), rotations)
-            pooled = self._pool(rearrange(x, "b t n d -> b (t n) d"))
-            out = EncoderOutput(x if tokens else None, None, self.pooled_norm(pooled), grid)
-        if kept is not None and out.tokens is not None:
-            out = out._replace(tokens=kept.restore(out.tokens))
-        return out
+            rotations = self.positions.rotations(places, x)
+            x, cls, last = self.trunk(x, places, self.positions, rotations, patches)
+            return Encoded(x, cls, self._summary(cls, last), grid)
+        x = self.positions.add_temporal(x, places)
+        if isinstance(self.trunk, SpaceTimeTrunk):
+            return Encoded(self.trunk(x, self.positions.rotations(places, x)), None, None, grid)
+        steps = x.shape[1]
+        x, cls = self.trunk(
+            rearrange(x, "b t n d -> b (t n) d"),
+            self.positions,
+            places.times(x.device),
+            self.positions.joint_rotation(places, x),
+            class_only=not patches,
+        )
+        x = rearrange(x, "b (t n) d -> b t n d", t=steps)
+        return Encoded(x, cls, self._summary(cls, None), grid)
+
+    def pool(
+        self, tokens: Float[Tensor, "b t n d"], summary: Float[Tensor, "b d"] | None
+    ) -> Float[Tensor, "b d"]:
+        """One vector a clip of what :meth:`encode` returns."""
+        if summary is None:
+            summary = self._pooled(rearrange(tokens, "b t n d -> b (t n) d"))
+        return self.pooled_norm(summary)
+
+    def _summary(
+        self, cls: Float[Tensor, "b t d"] | None, temporal_class: Float[Tensor, "b d"] | None
+    ) -> Float[Tensor, "b d"] | None:
+        if self.pools_patches:
+            return None
+        if self.config.pooling == "temporal_cls":
+            return temporal_class
+        assert cls is not None
+        return cls.mean(1) if self.config.pooling == "cls_mean" else self._pooled(cls)
+
+    def _pooled(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        if self.attention_pooling is not None:
+            return self.attention_pooling(x)
+        assert self.config.pooling is not None
+        return reduce_tokens(x, self.config.pooling)
 
     def _check(self, video: Tensor) -> None:
         if video.ndim != 5 or video.shape[1] != self.config.in_channels:
@@ -142,46 +234,43 @@ class ViViT(nn.Module):
                 f"video is {video.dtype}; give floats, normalised as encoder.preprocessing says"
             )
 
-    def _drop_patches(self, video: Tensor, visible: Tensor | None) -> _KeptTubes | None:
-        """In training, a random choice of tubes to keep for each clip."""
+    def _check_visible(
+        self, video: Tensor, visible: Tensor | None, visible_tokens: Tensor | None
+    ) -> None:
+        if visible_tokens is not None and self.config.variant != "joint":
+            raise ValueError(
+                f"visible_tokens would break up the axes of {self.config.variant}; use visible, "
+                "the same positions at all times, or variant='joint'"
+            )
+        if visible is not None and visible_tokens is not None:
+            raise ValueError("give visible or visible_tokens, not both")
+        for name, index in (("visible", visible), ("visible_tokens", visible_tokens)):
+            if index is None:
+                continue
+            if index.ndim != 2 or len(index) != len(video) or index.is_floating_point():
+                raise ValueError(
+                    f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "
+                    f"indices (B, kept) for {len(video)} clips"
+                )
+            if index.dtype == torch.bool:
+                raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
+
+    def _drop_patches(
+        self, video: Tensor, visible: Tensor | None, visible_tokens: Tensor | None
+    ) -> _Kept | None:
+        """In training, a random choice of tubes (or of visible tokens) to keep for each clip."""
         if not (self.training and self.config.patch_dropout > 0):
             return None
         grid = self.config.grid_of(*video.shape[2:])
-        total = grid.n if visible is None else visible.shape[1]
+        given = visible if visible_tokens is None else visible_tokens
+        total = grid.n if given is None else given.shape[1]
         keep = max(1, total - int(total * self.config.patch_dropout))
         order = torch.rand(len(video), total, device=video.device).argsort(1)[:, :keep]
         slots = order.sort(1).values
-        return _KeptTubes(slots, slots if visible is None else visible.gather(1, slots), total)
-
-    def _factorized_encoder(
-        self,
-        x: Float[Tensor, "b t n d"],
-        grid: Grid,
-        rotations: tuple[Rotation | None, Rotation | None],
-        tokens: bool,
-    ) -> EncoderOutput:
-        config = self.config
-        pools_frames = config.pooling in ("cls_mean", "temporal_cls") or (
-            config.frame_pooling != "none"
-        )
-        patches, frames, temporal_class = self.trunk(
-            x, grid, self.positions, rotations, tokens or not pools_frames
-        )
-        if config.pooling == "temporal_cls":
-            pooled = temporal_class
-        elif config.pooling == "cls_mean":
-            pooled = frames.mean(1)
-        elif config.frame_pooling != "none":
-            pooled = self._pool(frames)
-        else:
-            pooled = self._pool(rearrange(patches, "b t n d -> b (t n) d"))
-        return EncoderOutput(patches if tokens else None, frames, self.pooled_norm(pooled), grid)
-
-    def _pool(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        if self.attention_pooling is not None:
-            return self.attention_pooling(x)
-        assert self.config.pooling is not None
-        return reduce_tokens(x, self.config.pooling)
+        index = slots if given is None else given.gather(1, slots)
+        if visible_tokens is None:
+            return _Kept(slots, total, index, None)
+        return _Kept(slots, total, None, index)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
@@ -220,15 +309,16 @@ class ViViT(nn.Module):
         save_pretrained(self, directory, preprocessing=preprocessing, card=card)
 
 
-class _KeptTubes(NamedTuple):
-    """Tubes that patch dropout kept: their slots among the asked-for ones, and their positions."""
+class _Kept(NamedTuple):
+    """What patch dropout kept: the slots among the asked-for ones, and the mask that says so."""
 
     slots: Tensor
-    positions: Tensor
     total: int
+    visible: Tensor | None
+    visible_tokens: Tensor | None
 
     def restore(self, tokens: Float[Tensor, "b t k d"]) -> Float[Tensor, "b t n d"]:
-        """Tokens back in their slots, zeros where tubes were dropped."""
+        """Tokens back in their slots, zeros where some were dropped."""
         b, t, _, d = tokens.shape
         index = repeat(self.slots, "b k -> b t k d", t=t, d=d)
         return tokens.new_zeros(b, t, self.total, d).scatter(2, index, tokens)
@@ -238,7 +328,7 @@ def create_encoder(name: str, **overrides: Any) -> ViViT:
     """A fresh encoder of a named size.
 
     Args:
-        name: a size, see :func:`ssl_vivit.encoders.config.named_config`.
+        name: a size, see :func:`ssl_vivit.encoders.named_sizes.named_config`.
         overrides: settings of :class:`ViViTConfig` to change.
 
     Raises:

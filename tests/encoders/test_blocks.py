@@ -7,7 +7,7 @@ from torch.nn.functional import layer_norm
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.blocks import make_block
 from ssl_vivit.encoders.pooling import reduce_tokens
-from ssl_vivit.encoders.positions import rotation
+from ssl_vivit.encoders.positions import Places, Rotation, angles
 
 SMALL = {
     "num_frames": 8,
@@ -71,13 +71,15 @@ def test_a_pre_norm_block_is_its_definition(causal):
     torch.manual_seed(0)
     block = randomised(make_block(ViViTConfig(**SMALL, **ALL_OPTIONS), 0.0))
     x = torch.randn(5, 24, dtype=torch.float64)
-    turn = rotation(torch.arange(5)[:, None], 8, 100.0, torch.float64)
+    turn = Rotation.of(angles(torch.arange(5), 4, 100.0, torch.float64))
     query, key, value = block.attention.qkv(block.attention_norm(x)).split(16, dim=-1)
     attended = slow_heads(block.attention.heads, query, key, value, causal)
     y = x + block.attention_branch.scale.gamma * block.attention.proj(attended)
     hidden = swiglu(block.mlp.fc1(block.mlp_norm(y)))
     y = y + block.mlp_branch.scale.gamma * block.mlp.fc2(hidden)
-    torch.testing.assert_close(block(x[None], turn, causal)[0], y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        block(x[None], turn, "causal" if causal else None)[0], y, rtol=0, atol=1e-12
+    )
 
 
 @torch.no_grad()
@@ -87,12 +89,14 @@ def test_a_parallel_block_is_its_definition(causal):
     config = ViViTConfig(**SMALL, **ALL_OPTIONS, block="parallel")
     block = randomised(make_block(config, 0.0))
     x = torch.randn(5, 24, dtype=torch.float64)
-    turn = rotation(torch.arange(5)[:, None], 8, 100.0, torch.float64)
+    turn = Rotation.of(angles(torch.arange(5), 4, 100.0, torch.float64))
     key, value, query, hidden = block.fused_in(block.norm(x)).split((16, 16, 16, 192), dim=-1)
     attended = slow_heads(block.heads, query, key, value, causal)
     out = block.fused_out(torch.cat((attended, swiglu(hidden)), dim=-1))
     expected = x + block.branch.scale.gamma * out
-    torch.testing.assert_close(block(x[None], turn, causal)[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        block(x[None], turn, "causal" if causal else None)[0], expected, rtol=0, atol=1e-12
+    )
 
 
 def test_layer_scale_starts_where_the_config_says():
@@ -107,7 +111,7 @@ def test_rotary_bases_are_the_configs():
         ViViTConfig(**SMALL, **settings, rotary_base_spatial=50.0, rotary_base_temporal=900.0)
     )
     space, time = encoder.positions.rotations(
-        encoder.config.grid, None, torch.zeros(1, dtype=torch.float64)
+        Places(encoder.config.grid), torch.zeros(1, dtype=torch.float64)
     )
     # The second pair of frequencies turns by 1 / base^(1 / pairs) for a step along its axis.
     assert space.sin[1 + 1, 1].item() == pytest.approx(0.0)  # token 1 is in row 0

@@ -40,7 +40,10 @@ def test_grid(settings, grid):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "factorised"}, "variant 'factorised' is unknown; choose one of factorized_"),
+        (
+            {"variant": "factorised"},
+            "variant 'factorised' is unknown; choose one of joint, factorized_",
+        ),
         ({"image_size": (250, 256)}, "image_size height 250 is not filled.*use 240 or 256, or rem"),
         ({"num_frames": 2}, "num_frames 2 is not filled by tubelets of 4.*use 4$"),
         ({"tubelet_stride": (5, 16, 16)}, "exceeds tubelet_size"),
@@ -50,7 +53,10 @@ def test_grid(settings, grid):
         ({"drop_path": 1.0}, "drop_path 1.0 must lie in"),
         ({"image_size": (256,)}, "image_size .* must be 2 positive whole numbers"),
         ({"image_size": "foo"}, "image_size foo must be 2 positive whole numbers"),
-        ({"joint_positions": "learned"}, "set both of those to 'none'"),
+        (
+            {"joint_positions": "learned", "spatial_positions": "rotary"},
+            "leave both of those out",
+        ),
         ({"head_dim": 6, "spatial_positions": "rotary"}, "multiple of 4 for rotary"),
         (
             {"variant": "factorized_self_attention", "class_token": True},

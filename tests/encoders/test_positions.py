@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from ssl_vivit import Grid
-from ssl_vivit.encoders.positions import (
-    rotation,
-    sinusoidal_1d,
-    sinusoidal_2d,
-    spatial_coordinates,
-)
+from ssl_vivit.encoders.positions import Rotation, angles, sinusoidal_1d, sinusoidal_2d
+
+
+def rotation(coordinates: torch.Tensor) -> Rotation:
+    """The axial rotation of heads of width 8 at (length, axes) coordinates."""
+    axes = coordinates.shape[1]
+    parts = [angles(axis, 4 // axes, 100.0, torch.float64) for axis in coordinates.unbind(1)]
+    return Rotation.of(torch.cat(parts, dim=-1))
 
 
 def test_sinusoidal_1d_is_the_published_formula():
@@ -42,8 +44,7 @@ def test_rotary_scores_depend_on_differences_of_coordinates_alone(axes):
 
     def score(at: list[int], other: list[int]) -> float:
         turned = [
-            rotation(torch.tensor([place]), 8, 100.0, torch.float64).apply(x)
-            for place, x in ((at, query), (other, key))
+            rotation(torch.tensor([place])).apply(x) for place, x in ((at, query), (other, key))
         ]
         return (turned[0] * turned[1]).sum().item()
 
@@ -54,8 +55,8 @@ def test_rotary_scores_depend_on_differences_of_coordinates_alone(axes):
 
 def test_rotary_is_rotation_of_pairs_axis_by_axis():
     x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
-    coordinates = spatial_coordinates(Grid(1, 2, 3), torch.device("cpu"))
-    turned = rotation(coordinates, 8, 100.0, torch.float64).apply(x)
+    coordinates = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    turned = rotation(coordinates).apply(x)
     for token, (row, column) in enumerate(coordinates.tolist()):
         for pair, angle in enumerate([row, row / 10, column, column / 10]):
             a, b = x[0, 0, token, pair].item(), x[0, 0, token, pair + 4].item()
@@ -65,7 +66,7 @@ def test_rotary_is_rotation_of_pairs_axis_by_axis():
 
 
 def test_padding_leaves_special_tokens_unrotated():
-    turn = rotation(torch.arange(3)[:, None] + 5, 8, 100.0, torch.float64).padded(2, 1)
+    turn = rotation(torch.arange(3)[:, None] + 5).padded(2, 1)
     x = torch.randn(1, 1, 6, 8, dtype=torch.float64)
     turned = turn.apply(x)
     assert torch.equal(turned[:, :, [0, 1, 5]], x[:, :, [0, 1, 5]])

@@ -1,0 +1,80 @@
+"""The named sizes of encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_vivit.encoders.config import ViViTConfig, unknown_name
+
+# embed_dim, num_heads, spatial and temporal depth (Model 2); the other variants use their sum.
+_WIDTHS: dict[str, tuple[int, int, int, int]] = {
+    "vivit_tiny": (192, 3, 8, 4),
+    "vivit_small": (384, 6, 8, 4),
+    "vivit_base": (768, 12, 8, 4),
+    "vivit_large": (1024, 16, 20, 4),
+    "vivit_base_16x2": (768, 12, 12, 4),
+    "vivit_large_16x2": (1024, 16, 24, 4),
+    "vivit_neural_small": (192, 4, 4, 4),
+    "vivit_neural_baseline": (384, 6, 6, 6),
+}
+_PAPER: dict[str, Any] = {
+    "num_frames": 32,
+    "image_size": (224, 224),
+    "tubelet_size": (2, 16, 16),
+    "tubelet_init": "central_frame",
+    "activation": "gelu_tanh",
+}
+_NEURAL: dict[str, Any] = {
+    "in_channels": 1,
+    "num_frames": 300,
+    "image_size": (36, 64),
+    "tubelet_size": (4, 4, 4),
+    "temporal_padding": "causal",
+    "temporal_causal": True,
+    "block": "parallel",
+    "class_token": False,
+    "spatial_positions": "rotary",
+    "temporal_positions": "rotary",
+}
+
+
+def named_config(name: str, **overrides: Any) -> ViViTConfig:
+    """The configuration of a named size, with any of its settings overridden.
+
+    Args:
+        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base``, ``vivit_large`` (the prefix may be
+            left out), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
+            ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. Models 1,
+            3 and 4 take the depth of both transformers of Model 2 together, except the paper's,
+            which have that of the spatial one, and one learned table for all tokens.
+        overrides: fields of :class:`ViViTConfig`.
+
+    Raises:
+        ValueError: for an unknown size or setting, naming those that exist.
+    """
+    if f"vivit_{name}" in _WIDTHS:
+        name = f"vivit_{name}"
+    if name not in _WIDTHS:
+        raise ValueError(unknown_name("encoder size", name, list(_WIDTHS)))
+    embed_dim, num_heads, spatial_depth, temporal_depth = _WIDTHS[name]
+    settings: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
+    variant = overrides.get("variant", "factorized_encoder")
+    paper = name.endswith("16x2")
+    if paper:
+        settings |= _PAPER
+    if name.startswith("vivit_neural"):
+        settings |= _NEURAL
+    if variant == "factorized_encoder":
+        settings |= {"spatial_depth": spatial_depth, "temporal_depth": temporal_depth}
+        if paper and overrides.get("class_token", True) and "frame_pooling" not in overrides:
+            settings["pooling"] = "temporal_cls"
+    else:
+        settings["depth"] = spatial_depth if paper else spatial_depth + temporal_depth
+        if paper and not {"spatial_positions", "temporal_positions"} & set(overrides):
+            settings["joint_positions"] = "learned"
+    return ViViTConfig.from_dict(settings | overrides)
+
+
+def sizes() -> list[str]:
+    """Names that :func:`named_config` and ``create_encoder`` know."""
+    return list(_WIDTHS)

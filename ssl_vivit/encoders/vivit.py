@@ -308,6 +308,12 @@ class ViViT(nn.Module):
 
         save_pretrained(self, directory, preprocessing=preprocessing, card=card)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload this encoder to the Hugging Face hub; see :func:`ssl_vivit.encoders.hub.push_to_hub`."""
+        from ssl_vivit.encoders.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
 
 class _Kept(NamedTuple):
     """What patch dropout kept: the slots among the asked-for ones, and the mask that says so."""

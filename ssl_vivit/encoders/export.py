@@ -1,9 +1,10 @@
 """Encoders as directories: weights, config and a model card, and nothing that executes.
 
 encoder/
-  model.safetensors   weights
-  config.json         the ViViTConfig and how pixels were prepared
-  README.md           model card
+  model.safetensors        weights
+  config.json              the ViViTConfig and how pixels were prepared
+  README.md                model card
+  classifier.safetensors   head and representation layer, where a classifier was saved
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from ssl_vivit.encoders.adapt import GEOMETRY, adapt
+from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.hub import FILES, locate
+from ssl_vivit.encoders.model_card import model_card
 from ssl_vivit.encoders.vivit import ViViT
 
 FORMAT = 1
+WEIGHTS, CONFIG, CARD, HEAD = FILES
 
 
 def save_pretrained(
@@ -43,26 +49,78 @@ def save_pretrained(
             keeps the encoder's own.
         card: facts for the model card, name → value (objective, data, steps, versions).
     """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    _write(encoder, None, Path(directory), preprocessing, card or {})
+
+
+def save_classifier(
+    model: VideoClassifier,
+    directory: str | Path,
+    *,
+    preprocessing: dict[str, Any] | None = None,
+    card: dict[str, Any] | None = None,
+) -> None:
+    """Write a classifier to a directory that :func:`load_classifier` rebuilds it from.
+
+    :func:`load_encoder` opens the same directory, for the encoder alone. Arguments and promise as
+    of :func:`save_pretrained`.
+    """
+    _write(model.encoder, model, Path(directory), preprocessing, card or {})
+
+
+def _write(
+    encoder: ViViT,
+    classifier: VideoClassifier | None,
+    directory: Path,
+    preprocessing: dict[str, Any] | None,
+    card: dict[str, Any],
+) -> None:
     preprocessing = preprocessing or encoder.preprocessing
-    config = {"format": FORMAT, "encoder": encoder.config.to_dict(), "preprocessing": preprocessing}
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "encoder": encoder.config.to_dict(),
+        "preprocessing": preprocessing,
+    }
+    directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        save_file(
-            {
-                name: value.detach().cpu().contiguous()
-                for name, value in encoder.state_dict().items()
-            },
-            staging / "model.safetensors",
-            metadata={"format": "pt"},
+        _save_weights(encoder.state_dict(), staging / WEIGHTS)
+        if classifier is not None:
+            config["classifier"] = _classifier_settings(classifier)
+            _save_weights(_head_of(classifier), staging / HEAD)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / CARD).write_text(
+            model_card(encoder.config, preprocessing, config.get("classifier"), card)
         )
-        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (staging / "README.md").write_text(_model_card(encoder.config, preprocessing, card or {}))
         staging.chmod(0o755)
         _replace(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _save_weights(state: dict[str, Tensor], file: Path) -> None:
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in state.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+
+
+def _head_of(classifier: VideoClassifier) -> dict[str, Tensor]:
+    """The classifier's own weights, without its encoder's."""
+    return {
+        name: value
+        for name, value in classifier.state_dict().items()
+        if not name.startswith("encoder.")
+    }
+
+
+def _classifier_settings(classifier: VideoClassifier) -> dict[str, Any]:
+    layer = classifier.representation
+    return {
+        "num_classes": classifier.num_classes,
+        "representation_size": None if layer is None else layer.out_features,
+        "drop_rate": classifier.head_drop.p,
+    }
 
 
 def _replace(new: Path, directory: Path) -> None:
@@ -75,57 +133,134 @@ def _replace(new: Path, directory: Path) -> None:
     shutil.rmtree(old)
 
 
-def load_encoder(path: str | Path, **overrides: Any) -> ViViT:
-    """Rebuild an exported encoder from its directory alone, in eval mode.
+def load_encoder(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **overrides: Any,
+) -> ViViT:
+    """Rebuild an exported encoder from its directory or hub name alone, in eval mode.
 
     Args:
-        path: a directory written by :func:`save_pretrained`.
-        overrides: settings of :class:`ViViTConfig` to change that the weights do not depend on,
-            such as ``drop_path`` or, with rotary positions, ``num_frames``.
+        path: a directory written by :func:`save_pretrained`, or ``"org/name"`` on the Hugging
+            Face hub; an existing directory wins.
+        revision: branch, tag or commit on the hub.
+        token: for private models of the hub.
+        overrides: settings of :class:`ViViTConfig` to change. Weights and positions are fitted to
+            another geometry by :func:`ssl_vivit.encoders.adapt.adapt`; others must be settings
+            that the weights do not depend on, such as ``drop_path``.
 
     Raises:
         FileNotFoundError: if there is no encoder at that path.
-        ValueError: for unreadable or incomplete files, or overrides that the weights do not fit.
+        ValueError: for unreadable or incomplete files, overrides that the weights do not fit, or
+            a hub that cannot be reached or does not have it.
     """
-    path = Path(path)
-    config_file, weights_file = path / "config.json", path / "model.safetensors"
-    for file in (config_file, weights_file):
-        if not file.is_file():
+    path = locate(path, revision=revision, token=token)
+    return _load_encoder(path, _read_config(path), overrides)
+
+
+def load_classifier(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    drop_rate: float | None = None,
+    **overrides: Any,
+) -> VideoClassifier:
+    """Rebuild an exported classifier from its directory or hub name alone, in eval mode.
+
+    Args:
+        path: a directory written by :func:`save_classifier`, or ``"org/name"`` on the hub.
+        revision: branch, tag or commit on the hub.
+        token: for private models of the hub.
+        drop_rate: dropout before the head; None keeps the saved one.
+        overrides: settings of the encoder, as for :func:`load_encoder`.
+
+    Raises:
+        FileNotFoundError: if there is no encoder at that path.
+        ValueError: as of :func:`load_encoder`, and where the directory holds no classifier.
+    """
+    path = locate(path, revision=revision, token=token)
+    saved = _read_config(path)
+    if not isinstance(saved.get("classifier"), dict):
+        raise ValueError(
+            f"{path} holds an encoder without a classifier; give a fresh one its head by "
+            "VideoClassifier(load_encoder(path), num_classes)"
+        )
+    settings = saved["classifier"] | ({} if drop_rate is None else {"drop_rate": drop_rate})
+    encoder = _load_encoder(path, saved, overrides)
+    try:
+        model = VideoClassifier(encoder, **settings)
+    except TypeError as error:
+        raise ValueError(f"{path / CONFIG} describes no classifier: {error}") from None
+    weights = _read_weights(path / HEAD)
+    _check_weights(_head_of(model), weights, path / HEAD, "classifier of config.json")
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
             raise FileNotFoundError(
-                f"{path} is no exported encoder: {file.name} is missing; give the directory that "
+                f"{path} is no exported encoder: {name} is missing; give the directory that "
                 "a run writes as RUN/encoder"
             )
+    file = path / CONFIG
     try:
-        saved = json.loads(config_file.read_text())
+        saved = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{config_file} is not readable as JSON: {error}") from None
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT or "encoder" not in saved:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from None
+    if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):
         raise ValueError(
-            f"{config_file} is not of encoder format {FORMAT}; it was written by another program "
+            f"{file} is a config of transformers ({saved.get('model_type', 'unnamed')}); turn the "
+            "checkpoint into an encoder directory by `python -m ssl_vivit.encoders.imports`"
+        )
+    if (
+        not isinstance(saved, dict)
+        or saved.get("format") != FORMAT
+        or not isinstance(saved.get("encoder"), dict)
+    ):
+        raise ValueError(
+            f"{file} is not of encoder format {FORMAT}; it was written by another program "
             "or a newer version of ssl_vivit"
         )
-    encoder = ViViT(ViViTConfig.from_dict(_with_overrides(saved["encoder"], overrides)))
+    return saved
+
+
+def _load_encoder(path: Path, saved: dict[str, Any], overrides: dict[str, Any]) -> ViViT:
+    geometry = {name: value for name, value in overrides.items() if name in GEOMETRY}
+    others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
     try:
-        weights = load_file(weights_file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights_file} is damaged ({error}); export the encoder again") from None
-    _check_weights(encoder, weights, weights_file, overrides)
+        config = ViViTConfig.from_dict(saved["encoder"] | others)
+    except TypeError as error:
+        raise ValueError(
+            f"{path / CONFIG} or an override has a value of the wrong type: {error}"
+        ) from None
+    encoder = ViViT(config)
+    weights = _read_weights(path / WEIGHTS)
+    cause = f"encoder with {', '.join(others)} overridden" if others else "encoder of config.json"
+    _check_weights(encoder.state_dict(), weights, path / WEIGHTS, cause)
     encoder.load_state_dict(weights)
     encoder.preprocessing = saved.get("preprocessing")
+    if geometry:
+        encoder = adapt(encoder, **geometry)
     return encoder.eval()
 
 
-def _with_overrides(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    settings = settings | overrides
-    if "tubelet_size" in overrides and "tubelet_stride" not in overrides:
-        settings["tubelet_stride"] = None
-    return settings
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; export the model again")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}); export the encoder again") from None
 
 
 def _check_weights(
-    encoder: ViViT, weights: dict[str, torch.Tensor], file: Path, overrides: dict[str, Any]
+    own: dict[str, Tensor], weights: dict[str, Tensor], file: Path, what: str
 ) -> None:
-    own = encoder.state_dict()
     wrong = [
         f"{name} {tuple(weights[name].shape)} ≠ {tuple(own[name].shape)}"
         for name in own
@@ -135,49 +270,4 @@ def _check_weights(
     wrong += [f"{name} unexpected" for name in weights if name not in own]
     if wrong:
         shown = ", ".join(wrong[:10]) + (f" and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        cause = f"with {', '.join(overrides)} overridden" if overrides else "of config.json"
-        raise ValueError(f"{file} does not fit the encoder {cause}: {shown}")
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    return str(value)
-
-
-def _model_card(
-    config: ViViTConfig, preprocessing: dict[str, Any] | None, card: dict[str, Any]
-) -> str:
-    facts = {
-        "variant": config.variant,
-        "clip": f"{config.in_channels} × {config.num_frames} × {config.image_size[0]} × "
-        f"{config.image_size[1]} (C, T, H, W)",
-        "tubelet": " × ".join(map(str, config.tubelet_size)),
-        "width": config.embed_dim,
-        "causal in time": "yes" if config.temporal_causal else "no",
-        **{f"preprocessing {name}": value for name, value in (preprocessing or {}).items()},
-        **card,
-    }
-    rows = "\n".join(f"| {name} | {_in_words(value)} |" for name, value in facts.items())
-    channels, frames, (height, width) = config.in_channels, config.num_frames, config.image_size
-    return f"""---
-library_name: ssl_vivit
-tags: [video, vivit, self-supervised]
----
-
-# ViViT encoder
-
-| | |
-|---|---|
-{rows}
-
-```python
-import torch
-from ssl_vivit import load_encoder
-
-encoder = load_encoder("path/to/this/directory")
-video = torch.rand(1, {channels}, {frames}, {height}, {width})  # (B, C, T, H, W), see preprocessing
-output = encoder(video)
-output.pooled, output.tokens  # (B, {config.embed_dim}), (B, t, h·w, {config.embed_dim})
-```
-"""
+        raise ValueError(f"{file} does not fit the {what}: {shown}")

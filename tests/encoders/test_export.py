@@ -6,8 +6,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ssl_vivit import create_encoder, load_encoder
+from ssl_vivit.encoders.adapt import adapt
+from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.export import load_classifier, save_classifier
 
 SETTINGS = {"num_frames": 8, "image_size": (32, 48), "tubelet_size": (4, 16, 16)}
 PREPROCESSING = {"mean": [0.5], "std": [0.2], "fps": 25.0, "frame_stride": 2}
@@ -54,8 +58,6 @@ def test_another_process_gives_the_same_features_bit_for_bit(exported, tmp_path)
     )
     target = tmp_path / "features.safetensors"
     subprocess.run([sys.executable, "-c", script, path, target], check=True, cwd=tmp_path)
-    from safetensors.torch import load_file
-
     features = load_file(target)
     with torch.no_grad():
         expected = encoder(video)
@@ -134,7 +136,133 @@ def test_damaged_directories_are_refused_in_one_line(exported, what, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "vivit", "architectures": ["VivitModel"]},
+            r"config of transformers \(vivit\); turn .* `python -m ssl_vivit.encoders.imports`",
+        ),
+        ({"architecture": "vit_base_patch16_224", "num_classes": 0}, "by another program"),
+        (["a", "list"], "by another program"),
+    ],
+)
+def test_a_config_of_another_program_is_refused(exported, config, message):
+    _, path = exported
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_encoder(path)
+    assert "\n" not in str(refusal.value)
+
+
 def test_overrides_that_the_weights_do_not_fit_are_named(exported):
     _, path = exported
-    with pytest.raises(ValueError, match=r"with image_size overridden: positions\.spatial"):
-        load_encoder(path, image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"encoder with embed_dim overridden: .* and \d+ more"):
+        load_encoder(path, embed_dim=96)
+    with pytest.raises(ValueError, match="'image_sise' is unknown; did you mean 'image_size'"):
+        load_encoder(path, image_sise=(64, 64))
+    with pytest.raises(ValueError, match="wrong type"):
+        load_encoder(path, num_heads="3")
+
+
+def test_missing_and_extra_weights_are_named_at_most_ten(exported):
+    _, path = exported
+    weights = load_file(path / "model.safetensors")
+    moved = [name for name in weights if name.startswith("trunk.spatial_blocks.0.")][:7]
+    weights = {("old." + name if name in moved else name): v for name, v in weights.items()}
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit the encoder of config.json") as refusal:
+        load_encoder(path)
+    message = str(refusal.value)
+    assert message.count(" missing") == 7
+    assert message.count(" unexpected") == 3
+    assert message.endswith("and 4 more")
+    assert "trunk.spatial_blocks.0.attention_norm.weight missing" in message
+
+
+def test_another_geometry_loads_as_adapt_gives_it(exported, tmp_path):
+    _, path = exported
+    geometry = {"image_size": (64, 96), "num_frames": 16, "in_channels": 1}
+    loaded = load_encoder(path, **geometry, drop_path=0.1, tubelet_size=(4, 8, 8))
+    expected = adapt(load_encoder(path), **geometry, tubelet_size=(4, 8, 8))
+    assert not loaded.training
+    assert loaded.config.drop_path == 0.1
+    assert loaded.config.tubelet_stride == (4, 8, 8)
+    assert loaded.config.grid == (4, 8, 12)
+    for (name, one), other in zip(loaded.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert loaded.preprocessing == PREPROCESSING
+    # saved and loaded again: the same bits, without a trace of the old geometry
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_encoder(tmp_path / "again")
+    assert again.config == loaded.config
+    assert again.preprocessing == loaded.preprocessing
+    for one, other in zip(again.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_causal_checkpoints_refuse_more_frames_with_the_number_that_fits(tmp_path):
+    create_encoder("vivit_tiny", **SETTINGS, temporal_causal=True).save_pretrained(tmp_path / "e")
+    assert load_encoder(tmp_path / "e", num_frames=4).config.grid.t == 1
+    with pytest.raises(ValueError, match="use num_frames of at most 8"):
+        load_encoder(tmp_path / "e", num_frames=12)
+
+
+def test_a_causal_request_is_warned_of(exported):
+    _, path = exported
+    with pytest.warns(UserWarning, match="temporal_causal=True on weights trained without it"):
+        assert load_encoder(path, temporal_causal=True).config.temporal_causal
+
+
+@pytest.fixture(params=[(5, None), (5, 24), (0, 24), (0, None)])
+def classifier(request, tmp_path):
+    torch.manual_seed(0)
+    num_classes, representation_size = request.param
+    encoder = create_encoder("vivit_tiny", **SETTINGS)
+    encoder.preprocessing = PREPROCESSING
+    model = VideoClassifier(encoder, num_classes, representation_size, drop_rate=0.25).eval()
+    save_classifier(model, tmp_path / "model", card={"objective": "labels"})
+    return model, tmp_path / "model"
+
+
+def test_classifiers_come_back_bit_for_bit(classifier):
+    model, path = classifier
+    video = torch.rand(2, 3, 8, 32, 48)
+    loaded = load_classifier(path)
+    assert not loaded.training
+    assert loaded.head_drop.p == 0.25
+    assert load_classifier(path, drop_rate=0.0).head_drop.p == 0.0
+    assert loaded.encoder.preprocessing == PREPROCESSING
+    with torch.no_grad():
+        assert torch.equal(loaded(video), model(video))
+        assert torch.equal(load_encoder(path)(video).tokens, model.encoder(video).tokens)
+    assert f"| classes | {model.num_classes} |" in (path / "README.md").read_text()
+
+
+def test_classifiers_load_at_another_geometry(classifier):
+    model, path = classifier
+    larger = load_classifier(path, image_size=(64, 96), tubelet_size=(4, 32, 32))
+    video = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 2, 3), (8, 32, 48))
+    upsampled = torch.nn.functional.interpolate(video, (8, 64, 96))
+    with torch.no_grad():
+        assert torch.allclose(larger(upsampled), model(video), atol=1e-5)
+
+
+def test_a_head_that_is_not_there_or_does_not_fit_is_refused(classifier, exported):
+    _, path = classifier
+    with pytest.raises(ValueError, match="holds an encoder without a classifier"):
+        load_classifier(exported[1])
+    config = json.loads((path / "config.json").read_text())
+    config["classifier"]["representation_size"] = 7
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit the classifier of config.json: .*weight"):
+        load_classifier(path)
+    (path / "classifier.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classifier\.safetensors is missing"):
+        load_classifier(path)
+
+
+def test_an_encoder_over_a_classifier_leaves_no_head_behind(classifier):
+    model, path = classifier
+    model.encoder.save_pretrained(path)
+    assert not (path / "classifier.safetensors").exists()

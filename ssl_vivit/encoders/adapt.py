@@ -1,0 +1,313 @@
+"""One encoder at any geometry: tubelet kernels, learned positions and channels made to fit.
+
+- tubelet kernels in space and time by the pseudo-inverse of the resizing (FlexiViT)
+- learned positions interpolated, class slots kept apart; causal time cropped, never stretched
+- colour ↔ grey, with the channels' mean and std folded into kernel and bias
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.encoders.config import ViViTConfig, unknown_name
+from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
+from ssl_vivit.encoders.vivit import ViViT
+
+GEOMETRY = (
+    "image_size",
+    "num_frames",
+    "in_channels",
+    "tubelet_size",
+    "tubelet_stride",
+    "temporal_padding",
+    "temporal_causal",
+    "remainder",
+)
+LITTLE_ENERGY = 0.9
+
+logger = logging.getLogger(__name__)
+
+
+def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
+    """The same encoder for clips of another geometry; the given one is left as it is.
+
+    The same geometry gives the same bits. A longer or wider tubelet means the same content at a
+    finer sampling, never more of it: (8, 32, 32) in place of (4, 16, 16) is for video at double
+    frame rate and resolution, and ``preprocessing`` then names the new rate and size. Rotary and
+    sinusoidal positions go on counting tokens.
+
+    Between colour and grey, a clip whose three channels are equal gives the same tokens through
+    both encoders, each with the normalisation in its own ``preprocessing`` (without one, channels
+    count as normalised alike). Causal padding is the one exception where the channels' means
+    differ: zeros in front are the mean colour for a colour encoder and the mean grey for a grey
+    one, so tokens that reach into it differ.
+
+    Args:
+        encoder: the encoder.
+        geometry: settings of :class:`ViViTConfig` to change, any of ``image_size``,
+            ``num_frames``, ``in_channels`` (1 or 3), ``tubelet_size``, ``tubelet_stride``,
+            ``temporal_padding``, ``temporal_causal`` and ``remainder``. A ``tubelet_stride`` that
+            is left out keeps its ratio to ``tubelet_size``.
+
+    Raises:
+        ValueError: for settings that are no geometry or do not fit each other, and for more time
+            steps than causal learned positions have.
+
+    Warns:
+        UserWarning: where ``temporal_causal`` changes what attention over time sees.
+    """
+    config = adapted_config(encoder.config, geometry)
+    state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+    state |= _adapted_positions(encoder, config)
+    preprocessing = copy.deepcopy(encoder.preprocessing)
+
+    kernel, bias = encoder.tubelets.weight.detach(), encoder.tubelets.bias.detach()
+    if kernel.shape[2:] != config.kernel_size:
+        kernel, kept = resample_kernel(kernel, config.kernel_size)
+        level = logging.WARNING if kept < LITTLE_ENERGY else logging.INFO
+        sizes = [
+            "×".join(map(str, size)) for size in (encoder.config.kernel_size, config.kernel_size)
+        ]
+        logger.log(level, "tubelet kernel %s → %s keeps %.1f %% of its energy", *sizes, 100 * kept)
+    if config.in_channels != encoder.config.in_channels:
+        old, new = _channel_statistics(preprocessing, encoder.config.in_channels)
+        kernel, bias = _recoloured(kernel, bias, old, new)
+        if preprocessing is not None:
+            preprocessing |= {"mean": new.mean.tolist(), "std": new.std.tolist()}
+            if "channels" in preprocessing:
+                preprocessing["channels"] = "luma" if config.in_channels == 1 else "rgb"
+    state |= {"tubelets.weight": kernel.clone(), "tubelets.bias": bias.clone()}
+
+    with torch.random.fork_rng(devices=[]):  # initialising draws numbers that nobody will see
+        adapted = ViViT(config)
+    adapted.load_state_dict(state, assign=True)
+    for name, parameter in encoder.named_parameters():
+        adapted.get_parameter(name).requires_grad_(parameter.requires_grad)
+    adapted.preprocessing = _at_new_sampling(preprocessing, encoder.config, config)
+    _warn_of_causality(encoder.config, config)
+    return adapted.train(encoder.training)
+
+
+def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
+    """An encoder's config at another geometry; arguments and errors as of :func:`adapt`."""
+    names = [field.name for field in dataclasses.fields(ViViTConfig)]
+    for name in geometry:
+        if name not in names:
+            raise ValueError(unknown_name("encoder setting", name, names))
+        if name not in GEOMETRY:
+            raise ValueError(
+                f"{name} is no geometry but part of what the weights are; adapt changes "
+                f"{', '.join(GEOMETRY)}, and create_encoder makes an encoder of another {name}"
+            )
+    settings = old.to_dict() | geometry
+    if "tubelet_size" in geometry and geometry.get("tubelet_stride") is None:
+        settings["tubelet_stride"] = _scaled_stride(old, settings["tubelet_size"])
+    new = ViViTConfig.from_dict(settings)
+    if old.in_channels != new.in_channels and {old.in_channels, new.in_channels} != {1, 3}:
+        raise ValueError(
+            f"in_channels {old.in_channels} cannot become {new.in_channels}: only colour (3) and "
+            "grey (1) can stand for each other; prepare the video with "
+            f"{old.in_channels} channels"
+        )
+    return new
+
+
+def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
+    """The old ratio of stride to size; None (the size itself) where tubelets do not overlap."""
+    if old.tubelet_stride == old.tubelet_size or not isinstance(size, tuple | list):
+        return None
+    assert old.tubelet_stride is not None
+    scaled = [
+        divmod(new * stride, kernel)
+        for new, stride, kernel in zip(size, old.tubelet_stride, old.tubelet_size, strict=False)
+    ]
+    if any(rest or not stride for stride, rest in scaled):
+        raise ValueError(
+            f"tubelet_size {tuple(size)} does not scale the overlapping tubelet_stride "
+            f"{old.tubelet_stride} of {old.tubelet_size} to whole numbers; give tubelet_stride too"
+        )
+    return [stride for stride, _ in scaled]
+
+
+def resample_kernel(
+    kernel: Float[Tensor, "d c t h w"], size: tuple[int, int, int]
+) -> tuple[Float[Tensor, "d c t2 h2 w2"], float]:
+    """A tubelet kernel for tubelets of the same content at another sampling.
+
+    With B the resizing of a tubelet (bicubic in space, linear in time, antialiased), the new
+    kernel is the one whose product with B·x is closest to the old kernel's with x, for white x:
+    the pseudo-inverse of B on every axis (FlexiViT, Beyer et al. 2023, arXiv 2212.08013,
+    Sec. 3.4, there for images). For finer tubelets the products are equal.
+
+    Args:
+        kernel: weights in Conv3d's layout; computed in float64, returned in its own precision.
+        size: (t, h, w) of the new tubelet.
+
+    Returns:
+        the kernel, and the share of the old one's energy (sum of squares) that tubelets of the
+        new size can carry: 1 for finer ones, less for coarser ones.
+    """
+    resampled = projected = kernel.double()
+    for axis, (new, mode) in enumerate(zip(size, ("bilinear", "bicubic", "bicubic"), strict=True)):
+        if kernel.shape[2 + axis] == new:
+            continue
+        resize = _resize_matrix(kernel.shape[2 + axis], new, mode).to(kernel.device)
+        inverse = torch.linalg.pinv(resize)
+        resampled = _along(resampled, 2 + axis, inverse)
+        projected = _along(projected, 2 + axis, inverse @ resize)
+    energy = kernel.double().square().sum()
+    share = float(projected.square().sum() / energy) if energy else 1.0
+    return resampled.to(kernel.dtype), share
+
+
+def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tensor:
+    moved = einsum(kernel.movedim(axis, -1), matrix, "... old, old new -> ... new")
+    return moved.movedim(-1, axis)
+
+
+def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
+    """What interpolation of one axis does, as a matrix."""
+    # On columns (of width one), torch's antialiased interpolation is wrong; on rows it is right.
+    basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
+    resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)
+    return rearrange(resized, "i 1 1 j -> j i")
+
+
+def _adapted_positions(encoder: ViViT, config: ViViTConfig) -> dict[str, Tensor]:
+    """The learned tables at the new grid, slots of class tokens untouched in front."""
+    old, new, tables = encoder.config.grid, config.grid, encoder.positions
+    adapted: dict[str, Tensor] = {}
+    if tables.spatial is not None and old[1:] != new[1:]:
+        slots, table = _split(tables.spatial, old.n)
+        table = resample_spatial(table, old[1:], new[1:])
+        adapted["positions.spatial"] = torch.cat([slots, table])
+    if tables.temporal is not None and old.t != new.t:
+        slots, table = _split(tables.temporal, old.t)
+        adapted["positions.temporal"] = torch.cat([slots, _in_time(table, config)])
+    if tables.joint is not None and old != new:
+        slots, table = _split(tables.joint, old.t * old.n)
+        table = _in_time(rearrange(table, "(t n) d -> t (n d)", n=old.n), config)
+        table = rearrange(table, "t (n d) -> n (t d)", n=old.n)
+        table = resample_spatial(table, old[1:], new[1:])
+        table = rearrange(table, "n (t d) -> (t n) d", t=new.t)
+        adapted["positions.joint"] = torch.cat([slots, table])
+    if config.joint_positions == "sinusoidal" and old[1:] != new[1:]:
+        warnings.warn(
+            f"sinusoidal joint_positions number the tokens one after the other: at {new.h}×{new.w} "
+            f"tokens in place of {old.h}×{old.w} the same number means another place; expect worse "
+            "features until the encoder is fine-tuned",
+            stacklevel=3,
+        )
+    dtype = encoder.tubelets.weight.dtype
+    return {name: table.to(dtype) for name, table in adapted.items()}
+
+
+def _split(table: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Slots of class tokens, and places in double precision."""
+    table = table.detach().double()
+    return table[:-places], table[-places:]
+
+
+def _in_time(table: Float[Tensor, "t d"], config: ViViTConfig) -> Float[Tensor, "t2 d"]:
+    steps = config.grid.t
+    if not config.temporal_causal:
+        return resample_temporal(table, steps)
+    if steps > len(table):
+        assert config.tubelet_stride is not None
+        size, stride = config.tubelet_size[0], config.tubelet_stride[0]
+        padding = size - stride if config.temporal_padding == "causal" else 0
+        fits = (len(table) - 1) * stride + size - padding
+        raise ValueError(
+            f"num_frames {config.num_frames} makes {steps} time steps of the {len(table)} that the "
+            f"learned positions hold, and with temporal_causal they are cropped, never stretched; "
+            f"use num_frames of at most {fits}"
+        )
+    return table[:steps]
+
+
+class _Statistics(NamedTuple):
+    """Mean and standard deviation of each channel."""
+
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
+
+
+def _channel_statistics(
+    preprocessing: dict[str, Any] | None, channels: int
+) -> tuple[_Statistics, _Statistics]:
+    """How channels are normalised before and after the change between colour and grey."""
+    given = preprocessing or {}
+    old = []
+    for name, neutral in (("mean", 0.0), ("std", 1.0)):
+        value = torch.tensor(given.get(name, neutral), dtype=torch.float64).flatten()
+        if len(value) not in (1, channels):
+            raise ValueError(
+                f"preprocessing {name} {given[name]} does not fit in_channels {channels}; give one "
+                "number a channel"
+            )
+        old.append(value.expand(channels))
+    # The mean written so that equal values give themselves, to the last bit.
+    means = [value[:1] + (value - value[0]).mean() for value in old]
+    new = [value.expand(1 if channels == 3 else 3) for value in means]
+    return _Statistics(*old), _Statistics(*new)
+
+
+def _recoloured(
+    kernel: Float[Tensor, "d c t h w"],
+    bias: Float[Tensor, " d"],
+    old: _Statistics,
+    new: _Statistics,
+) -> tuple[Float[Tensor, "d c2 t h w"], Float[Tensor, " d"]]:
+    """Kernel and bias for which equal channels, normalised the new way, give the old tokens.
+
+    Of a pixel value g, the old kernel made Σ w_c (g − mean_c) / std_c in every pixel. With
+    g = std' · x + mean' this is a kernel on x and a constant, which joins the bias. A grey kernel
+    is spread evenly over three channels.
+    """
+    old, new = (_Statistics(*(part.to(kernel.device) for part in each)) for each in (old, new))
+    weights = kernel.double()
+    scaled = einsum(weights, new.std[0] / old.std, "d c t h w, c -> d t h w")
+    offset = einsum(weights, (new.mean[0] - old.mean) / old.std, "d c t h w, c -> d")
+    channels = len(new.mean)
+    spread = (scaled / channels)[:, None].repeat(1, channels, 1, 1, 1)
+    return spread.to(kernel.dtype), (bias.double() + offset).to(bias.dtype)
+
+
+def _at_new_sampling(
+    preprocessing: dict[str, Any] | None, old: ViViTConfig, new: ViViTConfig
+) -> dict[str, Any] | None:
+    """The frame rate and size of video that the adapted encoder is meant for."""
+    if preprocessing is None:
+        return None
+    finer = new.kernel_size[0] / old.kernel_size[0]
+    if finer != 1 and preprocessing.get("fps") is not None:
+        preprocessing["fps"] = preprocessing["fps"] * finer
+    if new.image_size != old.image_size and "resize" in preprocessing:
+        preprocessing["resize"] = list(new.image_size)
+    return preprocessing
+
+
+def _warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
+    if old.temporal_causal == new.temporal_causal or new.temporal_depth == 0:
+        return
+    if new.temporal_causal:
+        message = (
+            "temporal_causal=True on weights trained without it: attention over time learned to "
+            "use later frames and now sees none; expect worse features until it is fine-tuned"
+        )
+    else:
+        message = (
+            "temporal_causal=False on weights trained with it: attention over time now sees later "
+            "frames, which it never learned to use; expect worse features until it is fine-tuned"
+        )
+    warnings.warn(message, stacklevel=3)

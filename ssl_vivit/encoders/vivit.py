@@ -156,9 +156,9 @@ class ViViT(nn.Module):
             ValueError: for video of another shape or geometry than the encoder takes, and for masks
                 that do not fit it.
         """
-        self._check(video)
+        self.check(video)
         self._check_visible(video, visible, visible_tokens)
-        kept = self._drop_patches(video, visible, visible_tokens)
+        kept = self.drop_patches(video, visible, visible_tokens)
         if kept is not None:
             visible, visible_tokens = kept.visible, kept.visible_tokens
         out = self.encode(video, visible, visible_tokens, tokens)
@@ -223,7 +223,8 @@ class ViViT(nn.Module):
         assert self.config.pooling is not None
         return reduce_tokens(x, self.config.pooling)
 
-    def _check(self, video: Tensor) -> None:
+    def check(self, video: Tensor) -> None:
+        """Refuse video that is not (B, C, T, H, W) floats of the configured channels."""
         if video.ndim != 5 or video.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"video of shape {tuple(video.shape)} is not (B, C, T, H, W) with C = in_channels "
@@ -255,9 +256,12 @@ class ViViT(nn.Module):
             if index.dtype == torch.bool:
                 raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
 
-    def _drop_patches(
-        self, video: Tensor, visible: Tensor | None, visible_tokens: Tensor | None
-    ) -> _Kept | None:
+    def drop_patches(
+        self,
+        video: Tensor,
+        visible: Tensor | None = None,
+        visible_tokens: Tensor | None = None,
+    ) -> Kept | None:
         """In training, a random choice of tubes (or of visible tokens) to keep for each clip."""
         if not (self.training and self.config.patch_dropout > 0):
             return None
@@ -269,8 +273,8 @@ class ViViT(nn.Module):
         slots = order.sort(1).values
         index = slots if given is None else given.gather(1, slots)
         if visible_tokens is None:
-            return _Kept(slots, total, index, None)
-        return _Kept(slots, total, None, index)
+            return Kept(slots, total, index, None)
+        return Kept(slots, total, None, index)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
@@ -315,7 +319,7 @@ class ViViT(nn.Module):
         return push_to_hub(self, repo_id, **options)
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What patch dropout kept: the slots among the asked-for ones, and the mask that says so."""
 
     slots: Tensor

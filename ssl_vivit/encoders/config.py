@@ -317,12 +317,11 @@ class ViViTConfig:
                 where not even one fits; the message names the sizes that would.
         """
         assert self.tubelet_stride is not None
-        sampled = self.sampled_frames is not None
-        counts = []
+        counts, misfits, crop = [], [], ""
         for axis, (name, size) in enumerate(
             (("num_frames", frames), ("image_size height", height), ("image_size width", width))
         ):
-            if axis == 0 and sampled:
+            if axis == 0 and self.sampled_frames is not None:
                 counts.append(len(self.frames_of(size)))
                 continue
             kernel, stride = self.tubelet_size[axis], self.tubelet_stride[axis]
@@ -332,12 +331,14 @@ class ViViTConfig:
                 below = size - span % stride if span >= 0 else None
                 above = size + (-span) % stride if span >= 0 else kernel - padding
                 fits = " or ".join(str(v) for v in (below, above) if v)
-                crop = "" if span < 0 else ", or remainder='crop'"
-                raise ValueError(
-                    f"{name} {size} is not filled by tubelets of {kernel} at stride {stride} "
-                    f"(tubelet_size, tubelet_stride); use {fits}{crop}"
+                misfits.append(
+                    f"{name} {size} is not filled by tubelets of {kernel} at stride {stride}, "
+                    f"use {fits}"
                 )
+                crop = crop if span < 0 else ", or remainder='crop'"
             counts.append(span // stride + 1)
+        if misfits:
+            raise ValueError("; ".join(misfits) + crop)
         if self.tubelet_embedding == "uniform_frames":
             counts[0] = len(self.frames_of(frames))
         return Grid(*counts)

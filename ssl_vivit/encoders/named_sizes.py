@@ -46,7 +46,8 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
             left out), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
             ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. Models 1,
             3 and 4 take the depth of both transformers of Model 2 together, except the paper's,
-            which have that of the spatial one, and one learned table for all tokens.
+            which have that of the spatial one, and one learned table for all tokens. Model 4
+            shares its heads between two axes, so ``vivit_tiny`` has 4 of them there.
         overrides: fields of :class:`ViViTConfig`.
 
     Raises:
@@ -57,8 +58,10 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
     if name not in _WIDTHS:
         raise ValueError(unknown_name("encoder size", name, list(_WIDTHS)))
     embed_dim, num_heads, spatial_depth, temporal_depth = _WIDTHS[name]
-    settings: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
     variant = overrides.get("variant", "factorized_encoder")
+    if variant == "factorized_dot_product":
+        num_heads += num_heads % 2
+    settings: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
     paper = name.endswith("16x2")
     if paper:
         settings |= _PAPER

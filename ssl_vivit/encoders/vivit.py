@@ -255,6 +255,16 @@ class ViViT(nn.Module):
                 )
             if index.dtype == torch.bool:
                 raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
+            # On a GPU this would wait for the device, and its own bounds check follows anyway.
+            if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
+                grid = self.config.grid_of(*video.shape[2:])
+                count = grid.n if name == "visible" else grid.t * grid.n
+                low, high = int(index.min()), int(index.max())
+                if low < 0 or high >= count:
+                    raise ValueError(
+                        f"{name} holds indices from {low} to {high}; a clip of this size has 0 to "
+                        f"{count - 1}"
+                    )
 
     def drop_patches(
         self,

@@ -22,6 +22,10 @@ def test_values_are_resolved():
     assert (config.class_token, config.pooling) == (True, "cls_mean")
     model3 = named_config("small", variant="factorized_self_attention")
     assert (model3.depth, model3.class_token, model3.pooling) == (12, False, "mean")
+    model1 = named_config("small", variant="joint")
+    assert (model1.depth, model1.class_token, model1.pooling) == (12, True, "cls_mean")
+    one_table = ViViTConfig(joint_positions="learned")
+    assert (one_table.spatial_positions, one_table.temporal_positions) == ("none", "none")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,46 @@ def test_grid(settings, grid):
         ),
         ({"attention_order": "time_space"}, "attention_order is a setting of factorized_self"),
         ({"frame_pooling": "mean", "class_token": True}, "exclude each other"),
+        ({"variant": "joint", "frame_pooling": "mean"}, "frame_pooling is not a setting of joint"),
+        ({"variant": "joint", "pooling": "temporal_cls"}, "needs factorized_encoder"),
+        ({"variant": "joint", "temporal_depth": 2}, "temporal_depth is not a setting of joint"),
+        (
+            {"variant": "factorized_dot_product", "num_heads": 3},
+            "num_heads 3 must be even for factorized_dot_product.*use 4",
+        ),
+        (
+            {"variant": "factorized_dot_product", "class_token": True},
+            "class_token is not a setting of factorized_dot_product",
+        ),
+        (
+            {"variant": "factorized_dot_product", "attention_order": "time_space"},
+            "attention_order is a setting of factorized_self_attention",
+        ),
+        (
+            {"sampled_frames": 4},
+            "sampled_frames is a setting of tubelet_embedding='uniform_frames'",
+        ),
+        (
+            {"tubelet_embedding": "uniform_frames", "temporal_causal": True},
+            "cannot be causal: which frames it takes depends on how many will follow",
+        ),
+        (
+            {"tubelet_embedding": "uniform_frames", "tubelet_stride": (2, 16, 16)},
+            "cannot overlap in time; use 4 in time",
+        ),
+        (
+            {"tubelet_embedding": "uniform_frames", "sampled_frames": 0},
+            "sampled_frames 0 must be a positive",
+        ),
+        (
+            {
+                "variant": "joint",
+                "spatial_positions": "rotary",
+                "temporal_positions": "rotary",
+                "head_dim": 4,
+            },
+            "at least 6 for rotary positions of rows, columns and time",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(settings, message):

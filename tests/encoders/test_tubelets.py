@@ -94,3 +94,57 @@ def test_crop_leaves_the_remainder_out():
     cropped, larger = module(F.pad(video(), (0, 3, 0, 1, 0, 2), value=9.0))
     assert larger == grid
     assert torch.equal(cropped, whole)
+
+
+FRAMES = {"tubelet_embedding": "uniform_frames"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "count", "indices"),
+    [(8, 4, [2, 3, 5, 6]), (10, 4, [2, 4, 6, 8]), (4, 4, [0, 1, 2, 3]), (3, 4, [0, 1, 2])],
+)
+def test_uniform_frames_are_patches_of_the_frames_taken(frames, count, indices):
+    module = embedding(**FRAMES, num_frames=frames, sampled_frames=count)
+    clip = video(frames=frames)
+    assert module.weight.shape == (16, 3, 1, 4, 4)
+    tokens, grid = module(clip)
+    assert tuple(grid) == (len(indices), 3, 5)
+    visible = torch.tensor([[14, 3], [0, 7]])
+    masked, _ = module(clip, visible)
+    some, _ = module(clip, visible_tokens=visible + 15)
+    for step, index in enumerate(indices):
+        image = F.conv2d(clip[:, :, index], module.weight[:, :, 0], module.bias, stride=4)
+        image = rearrange(image, "b d h w -> b (h w) d")
+        torch.testing.assert_close(tokens[:, step], image, rtol=0, atol=1e-12)
+        for b in range(2):
+            torch.testing.assert_close(masked[b, step], image[b, visible[b]], rtol=0, atol=1e-12)
+            if step == 1:
+                torch.testing.assert_close(some[b, 0], image[b, visible[b]], rtol=0, atol=1e-12)
+
+
+def test_uniform_frames_take_one_of_each_tubelet_unless_told():
+    module = embedding(**FRAMES, num_frames=16)
+    for frames, steps in ((16, 4), (32, 8), (4, 1)):
+        assert module(video(frames=frames))[1].t == steps
+    with pytest.raises(ValueError, match="num_frames 18 is not filled"):
+        module(video(frames=18))
+
+
+def test_a_float_step_can_give_one_frame_more_than_asked():
+    """As in google-research/scenic: 64 frames, 27 asked for, 28 taken."""
+    config = ViViTConfig(**(BASE | FRAMES), sampled_frames=27)
+    assert config.grid_of(64, 12, 20).t == 28
+    assert config.frames_of(64)[0] == 2
+    assert config.frames_of(64)[-1] == 63
+
+
+@pytest.mark.parametrize("stride", [(4, 4, 4), (2, 2, 4)])
+def test_visible_tokens_are_the_tokens_at_these_places(stride):
+    module = embedding(tubelet_stride=stride, temporal_padding="causal")
+    tokens, grid = module(video())
+    index = torch.stack([torch.randperm(grid.t * grid.n)[:5] for _ in range(2)])
+    got, same = module(video(), visible_tokens=index)
+    assert same == grid
+    for b in range(2):
+        expected = tokens[b].flatten(0, 1)[index[b]]
+        torch.testing.assert_close(got[b, 0], expected, rtol=0, atol=1e-12)

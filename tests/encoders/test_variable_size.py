@@ -1,0 +1,100 @@
+"""Clips of other sizes than configured: what positions allow, and the tables at those sizes."""
+
+import pytest
+import torch
+from small_encoders import MODEL1, MODEL2, MODEL3, MODEL4, MODELS, ROTARY, clip, make
+from timm.layers import resample_abs_pos_embed
+
+from ssl_vivit import ViViT, ViViTConfig
+from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
+
+SINUSOIDAL = {"spatial_positions": "sinusoidal", "temporal_positions": "sinusoidal"}
+by_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+
+
+@torch.no_grad()
+@by_model
+@pytest.mark.parametrize(
+    "positions",
+    [ROTARY, SINUSOIDAL, {"joint_positions": "sinusoidal"},
+     {"spatial_positions": "none", "temporal_positions": "none"}],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(2, 16, 24), (12, 16, 24), (8, 32, 16)])
+def test_any_size_equals_an_encoder_made_for_it(model, positions, size):
+    frames, height, width = size
+    encoder = make(**model, **positions)
+    own = ViViT(ViViTConfig(**(model | positions | {"num_frames": frames,
+                                                   "image_size": (height, width)})))  # fmt: skip
+    own = own.double().eval()
+    own.load_state_dict(encoder.state_dict())
+    video = clip(frames=frames, height=height, width=width)
+    assert torch.equal(encoder(video).tokens, own(video).tokens)
+    assert encoder(video).map.shape[2:] == (frames // 2, height // 8, width // 8)
+
+
+@by_model
+@pytest.mark.parametrize("size", [{"frames": 12}, {"height": 32}])
+def test_learned_tables_refuse_another_size_unless_asked(model, size):
+    with pytest.raises(ValueError, match=r"does not fit the learned.*interpolate_positions=True"):
+        make(**model)(clip(**size))
+
+
+@torch.no_grad()
+@by_model
+@pytest.mark.parametrize("joint", [False, True])
+def test_interpolated_tables_equal_an_encoder_that_has_them(model, joint):
+    tables = {"joint_positions": "learned"} if joint else {}
+    encoder = make(**model, **tables, interpolate_positions=True)
+    own = ViViT(ViViTConfig(**(model | tables | {"num_frames": 12, "image_size": (32, 24)})))
+    own = own.double().eval()
+    state, slots = encoder.state_dict(), int(bool(encoder.config.class_token))
+    if joint:
+        slots = slots if model is MODEL1 else 0
+        table = state["positions.joint"][slots:].unflatten(0, (4, 6))
+        table = torch.stack([resample_spatial(step, (2, 3), (4, 3)) for step in table])
+        table = torch.stack([resample_temporal(table[:, n], 6) for n in range(12)], dim=1)
+        state["positions.joint"] = torch.cat(
+            (state["positions.joint"][:slots], table.flatten(0, 1))
+        )
+    else:
+        table = state["positions.spatial"]
+        state["positions.spatial"] = torch.cat(
+            (table[:slots], resample_spatial(table[slots:], (2, 3), (4, 3)))
+        )
+        state["positions.temporal"] = resample_temporal(state["positions.temporal"], 6)
+    own.load_state_dict(state)
+    video = clip(frames=12, height=32)
+    torch.testing.assert_close(encoder(video).tokens, own(video).tokens, rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoder(video).pooled, own(video).pooled, rtol=0, atol=1e-12)
+    mask = torch.tensor([[7, 2], [0, 11]])
+    torch.testing.assert_close(
+        encoder(video, mask).tokens, own(video, mask).tokens, rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (8, 12)), ((4, 6), (6, 4)), ((5, 4), (3, 3))])
+def test_spatial_tables_are_resampled_as_timm_does(old, new):
+    table = torch.randn(old[0] * old[1], 8)
+    expected = resample_abs_pos_embed(table[None], list(new), list(old), num_prefix_tokens=0)[0]
+    torch.testing.assert_close(resample_spatial(table, old, new), expected, rtol=0, atol=1e-6)
+    assert resample_spatial(table, old, old) is table
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (4, 6), (8, 4), (5, 3)])
+def test_temporal_tables_are_linear_between_the_centres_of_steps(old, new):
+    table = torch.randn(old, 3, dtype=torch.float64)
+    got = resample_temporal(table, new)
+    for i in range(new):
+        place = min(max((i + 0.5) * old / new - 0.5, 0.0), old - 1.0)
+        low = int(place)
+        high = min(low + 1, old - 1)
+        expected = table[low] + (place - low) * (table[high] - table[low])
+        torch.testing.assert_close(got[i], expected, rtol=0, atol=1e-12)
+    assert resample_temporal(table, old) is table
+
+
+def test_what_users_of_the_neural_core_call():
+    encoder = make(**(MODEL2 | ROTARY), remainder="crop", temporal_causal=True)
+    assert encoder(clip(frames=9, height=19, width=31)).map.shape == (2, 24, 4, 2, 3)
+    for model in (MODEL3, MODEL4):
+        assert make(**model, **ROTARY)(clip(frames=2)).tokens.shape == (2, 1, 6, 24)

@@ -106,6 +106,8 @@ def push_to_hub(
             save_classifier(model, directory, preprocessing=preprocessing, card=card)
         else:
             save_pretrained(model, directory, preprocessing=preprocessing, card=card)
+        # An encoder pushed over a classifier must not leave the old head behind.
+        stale = [name for name in FILES if not (directory / name).exists()]
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
@@ -115,8 +117,7 @@ def push_to_hub(
                 folder_path=directory,
                 revision=revision,
                 commit_message=commit_message or "Upload with ssl_vivit",
-                # An encoder pushed over a classifier must not leave the old head behind.
-                delete_patterns=list(FILES),
+                delete_patterns=stale,
             )
         except _FAILURES as error:
             raise HubError(

@@ -5,8 +5,15 @@ import math
 import pytest
 import torch
 
-from ssl_vivit import Grid
-from ssl_vivit.encoders.positions import Rotation, angles, sinusoidal_1d, sinusoidal_2d
+from ssl_vivit import Grid, ViViTConfig
+from ssl_vivit.encoders.positions import (
+    Places,
+    Positions,
+    Rotation,
+    angles,
+    sinusoidal_1d,
+    sinusoidal_2d,
+)
 
 
 def rotation(coordinates: torch.Tensor) -> Rotation:
@@ -71,3 +78,28 @@ def test_padding_leaves_special_tokens_unrotated():
     turned = turn.apply(x)
     assert torch.equal(turned[:, :, [0, 1, 5]], x[:, :, [0, 1, 5]])
     assert not torch.allclose(turned[:, :, 2:5], x[:, :, 2:5])
+
+
+@pytest.mark.parametrize(
+    ("rotary", "pairs"),
+    [(("row", "column", "time"), (5, 5, 6)), (("row", "column"), (8, 8)), (("time",), (16,))],
+)
+def test_rotary_positions_of_model_1_share_each_head_between_its_axes(rotary, pairs):
+    config = ViViTConfig(
+        variant="joint", num_frames=4, image_size=(4, 6), tubelet_size=(2, 2, 2), depth=1,
+        embed_dim=32, num_heads=1, register_tokens=1, rotary_base_spatial=50.0,
+        spatial_positions="rotary" if "row" in rotary else "none",
+        temporal_positions="rotary" if "time" in rotary else "none",
+    )  # fmt: skip
+    like = torch.zeros(1, dtype=torch.float64)
+    turn = Positions(config).joint_rotation(Places(config.grid), like)
+    bases = {"row": 50.0, "column": 50.0, "time": 10000.0}
+    expected = torch.zeros(2 + 12, 16, dtype=torch.float64)
+    for token in range(12):
+        at = {"time": token // 6, "row": token % 6 // 3, "column": token % 3}
+        expected[2 + token] = torch.tensor([
+            at[axis] / bases[axis] ** (i / count)
+            for axis, count in zip(rotary, pairs, strict=True) for i in range(count)
+        ])  # fmt: skip
+    torch.testing.assert_close(turn.cos, expected.cos(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(turn.sin, expected.sin(), rtol=0, atol=1e-12)

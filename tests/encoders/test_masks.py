@@ -82,7 +82,10 @@ def test_pixels_of_hidden_tokens_reach_nothing(settings):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, ROTARY, {"class_token": False, "register_tokens": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, ROTARY, {"class_token": False, "register_tokens": 2}, {"temporal_causal": True}],
+)
 @pytest.mark.parametrize("block", [{}, PARALLEL])
 @pytest.mark.parametrize("model", [MODEL1, MODEL2])
 def test_class_only_path_equals_the_dense_one(model, block, settings):

@@ -1,0 +1,9 @@
+"""Weights of others: checkpoints of Scenic, transformers, timm and a public Model 3.
+
+Each import is exact: the same video gives the same numbers. ``python -m ssl_vivit.encoders.imports
+SOURCE OUT_DIR`` turns a checkpoint into a directory that ``load_encoder`` opens.
+"""
+
+from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoint
+
+__all__ = ["from_scenic", "read_scenic_checkpoint"]

@@ -1,0 +1,124 @@
+"""Arrays of another program's checkpoint, taken one by one; what does not fit is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.vivit import ViViT
+
+_SHOWN = 10
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ForeignWeights:
+    """Arrays by name, each to be taken once with the shape that the architecture asks for.
+
+    A missing or misshapen array is noted and zeros are given in its place, so that
+    :meth:`finish` names all that is wrong at once.
+
+    Args:
+        arrays: name → numpy array or tensor.
+        source: what they are of, for messages.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], source: str) -> None:
+        self.arrays = arrays
+        self.source = source
+        self._taken: set[str] = set()
+        self._wrong: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The array as a tensor that shares no memory with it; half precision becomes float32."""
+        self._taken.add(name)
+        if name not in self.arrays:
+            near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
+            hint = f" (there is {near[0]})" if near else ""
+            self._wrong.append(f"{name} missing{hint}")
+            return torch.zeros(shape)
+        value = as_tensor(self.arrays[name], name)
+        if tuple(value.shape) != shape:
+            self._wrong.append(f"{name} {tuple(value.shape)} ≠ {shape}")
+            return torch.zeros(shape)
+        return value
+
+    def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
+        """Refuse what was missing, misshapen or not taken.
+
+        Args:
+            ignored: names that may stay behind.
+
+        Raises:
+            ValueError: naming at most ten arrays.
+        """
+        extra = [name for name in self.arrays if name not in self._taken and not ignored(name)]
+        wrong = self._wrong + [f"{name} unexpected" for name in extra]
+        if wrong:
+            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise ValueError(
+                f"{self.source} does not hold the weights of the model that its config describes: "
+                f"{', '.join(wrong[:_SHOWN])}{more}"
+            )
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor of its own of a numeric array; float64 stays, other floats become float32.
+
+    Raises:
+        ValueError: for what is no numeric array.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "fiu":
+            raise ValueError(f"{name} is no array of numbers but of {value.dtype}")
+        value = torch.from_numpy(np.array(value, order="C"))
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is no array but {type(value).__name__}")
+    return value.detach().to(
+        "cpu", torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True
+    )
+
+
+def built(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
+    """A module in eval mode whose every parameter is taken from ``state``, in its precision."""
+    with torch.device("meta"):
+        module = make()
+    state = {name: value.contiguous() for name, value in state.items()}
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def built_classifier(
+    config: ViViTConfig,
+    state: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    num_classes: int,
+    representation_size: int | None = None,
+) -> VideoClassifier:
+    """A classifier of an encoder's ``state`` and of its own part, ``head``."""
+    return built(
+        lambda: VideoClassifier(ViViT(config), num_classes, representation_size),
+        {f"encoder.{name}": value for name, value in state.items()} | dict(head),
+    )
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts: of a mapping, an ml_collections or a transformers config."""
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the config is {type(config).__name__}; give a dict or a config object")
+    return {
+        name: as_dict(value) if isinstance(value, Mapping) or hasattr(value, "to_dict") else value
+        for name, value in config.items()
+    }

@@ -1,0 +1,131 @@
+"""Checkpoint files of google-research/scenic: flax's msgpack, read without flax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+# flax.serialization: extension types, and the dtypes that arrays of numbers can have there.
+_NDARRAY, _SCALAR = 1, 3
+_DTYPES = (
+    "float16", "float32", "float64", "bfloat16", "bool",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+)  # fmt: skip
+_CHUNKED = "__msgpack_chunked_array__"
+
+
+class _Extension(NamedTuple):
+    """An extension object, not looked into until it is known to be a parameter."""
+
+    code: int
+    data: bytes
+
+
+def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
+    """Parameters of a Scenic checkpoint file.
+
+    Both published layouts are read: ``{optimizer: {target: …}}`` of flax.optim, with or without a
+    ``params`` level, and ``{params: …}`` of optax. Nothing in the file is executed; what is not a
+    parameter (optimiser state, random state) is not looked at.
+
+    Args:
+        path: the file, named ``checkpoint`` or ``checkpoint_N`` by flax.
+
+    Returns:
+        '/'-joined flax names → arrays, bfloat16 as float32. They may be read-only.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated or no checkpoint, or a parameter is no array of numbers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give the checkpoint file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a Scenic checkpoint file")
+    data = path.read_bytes()
+    try:
+        # Arrays are extensions and everything else is maps with short keys, so that a damaged
+        # length cannot ask for more memory than the file has bytes.
+        tree = msgpack.unpackb(
+            data, raw=False, ext_hook=_Extension, max_array_len=1 << 16, max_map_len=1 << 20
+        )
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is truncated or no flax msgpack checkpoint ({reason})") from None
+    try:
+        return dict(_leaves(_parameters(tree), ""))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parameters(tree: Any) -> Mapping[str, Any]:
+    if not isinstance(tree, dict):
+        raise ValueError(f"a Scenic checkpoint holds a map of names, not {type(tree).__name__}")
+    found = tree.get("params")
+    if found is None and isinstance(tree.get("optimizer"), dict):
+        found = tree["optimizer"].get("target")
+    if isinstance(found, dict) and isinstance(found.get("params"), dict):
+        found = found["params"]
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"holds neither params nor optimizer/target but {', '.join(map(str, tree)) or 'nothing'}; "
+            "give a checkpoint of Scenic"
+        )
+    return found
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value.get(_CHUNKED) is True:
+            yield name, _chunked(value, name)
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{name}/")
+        else:
+            yield name, _array(value, name)
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    if not isinstance(value, _Extension):
+        raise ValueError(f"{name} is no array but {type(value).__name__}")
+    if value.code not in (_NDARRAY, _SCALAR):
+        raise ValueError(f"{name} is no array but msgpack extension {value.code}")
+    try:
+        shape, dtype, buffer = msgpack.unpackb(value.data, raw=True, use_list=False)
+        dtype = dtype.decode()
+        sizes = all(type(size) is int and size >= 0 for size in shape)
+    except (ValueError, TypeError, AttributeError, msgpack.UnpackException):
+        raise ValueError(f"{name} is a damaged array") from None
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} is an array of {dtype[:40]}, not of numbers")
+    if not sizes or not isinstance(buffer, bytes):
+        raise ValueError(f"{name} is a damaged array")
+    try:
+        if dtype == "bfloat16":
+            # A bfloat16 is the upper half of a float32.
+            halves = np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16
+            return halves.view(np.float32).reshape(shape)
+        return np.frombuffer(buffer, dtype).reshape(shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} is a damaged array: {len(buffer)} bytes for {dtype} of shape {shape}"
+        ) from None
+
+
+def _chunked(value: Mapping[str, Any], name: str) -> np.ndarray:
+    """An array that flax cut, since msgpack holds no more than 2³² bytes in one object."""
+    try:
+        shape = [value["shape"][str(axis)] for axis in range(len(value["shape"]))]
+        parts = [value["chunks"][str(index)] for index in range(len(value["chunks"]))]
+    except (KeyError, TypeError):
+        raise ValueError(f"{name} is a damaged chunked array") from None
+    flat = np.concatenate([_array(part, name).reshape(-1) for part in parts] or [np.empty(0)])
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) != flat.size:
+        raise ValueError(f"{name} is a damaged chunked array: {flat.size} numbers for {shape}")
+    return flat.reshape(shape)

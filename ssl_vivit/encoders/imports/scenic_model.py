@@ -1,0 +1,278 @@
+"""What a Scenic ViViT is: read from its arrays, and from its config what they cannot say."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# attention_config.type → variant; where the transformers' names are, and the name of a block's MLP.
+KINDS = {
+    "spacetime": "joint",
+    "factorized_encoder": "factorized_encoder",
+    "factorized_self_attention_block": "factorized_self_attention",
+    "factorized_dot_product_attention": "factorized_dot_product",
+}
+CLASSIFIERS = ("token", "0", "gap", "gmp", "gsp")
+
+
+@dataclass(frozen=True)
+class ScenicTransformer:
+    """One transformer's size.
+
+    Args:
+        depth: blocks.
+        num_heads: attention heads.
+        head_dim: width of a head.
+        mlp_dim: hidden width of the MLP.
+    """
+
+    depth: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+
+
+@dataclass(frozen=True)
+class ScenicModel:
+    """A Scenic ViViT, as far as its arrays and its config say.
+
+    Args:
+        kind: attention_config.type.
+        classifier: token, 0 (the first token), gap, gmp or gsp.
+        attention_order: of Model 3, time_space or space_time; "" for others.
+        kernel: (t, h, w) of a patch; t is 1 where frames are sampled.
+        channels: of the video.
+        width: hidden_size.
+        sampled_frames: temporal_encoding_config.n_sampled_frames, None for tubelets.
+        transformers: name → size; of Model 2 SpatialTransformer and, unless it averages over
+            frames, TemporalTransformer; Transformer of the others.
+        representation_size: width of pre_logits, or None.
+        num_classes: of output_projection, 0 without one.
+    """
+
+    kind: str
+    classifier: str
+    attention_order: str
+    kernel: tuple[int, int, int]
+    channels: int
+    width: int
+    sampled_frames: int | None
+    transformers: dict[str, ScenicTransformer]
+    representation_size: int | None
+    num_classes: int
+
+    @property
+    def class_slots(self) -> int:
+        """How many class tokens stand before the patches of a sequence."""
+        return int(self.classifier == "token")
+
+
+def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, Any]) -> ScenicModel:
+    """Read a model from its arrays, and check them against its config.
+
+    Args:
+        params: '/'-joined flax names → arrays.
+        model_config: the model part of a Scenic config, as plain dicts; what the arrays say may be
+            left out.
+
+    Raises:
+        ValueError: where the two disagree, or neither says what the model is.
+    """
+    kind = _kind(params, model_config.get("attention_config") or {})
+    embedding = _shape(params, "embedding/kernel", (4, 5))
+    kernel = (1, *embedding[:2]) if len(embedding) == 4 else embedding[:3]
+    patches = (model_config.get("patches") or {}).get("size")
+    if patches is not None:
+        found = (*kernel[1:], kernel[0]) if len(embedding) == 5 else kernel[1:]
+        _agree("patches.size", tuple(patches), found)
+    _agree("hidden_size", model_config.get("hidden_size"), embedding[-1])
+    layer = "pre_logits/kernel"
+    size = _shape(params, layer, (2,))[1] if layer in params else None
+    if "representation_size" in model_config:
+        _agree("representation_size", model_config["representation_size"] or None, size, none=True)
+    head = "output_projection/kernel"
+    classifier = _classifier(params, model_config)
+    if classifier in ("token", "0") and KINDS[kind] not in ("joint", "factorized_encoder"):
+        raise ValueError(f"classifier {classifier!r} does not exist for {kind}; use gap")
+    return ScenicModel(
+        kind=kind,
+        classifier=classifier,
+        attention_order=_order(kind, model_config.get("attention_config") or {}),
+        kernel=kernel,
+        channels=embedding[-2],
+        width=embedding[-1],
+        sampled_frames=_sampled_frames(params, model_config, len(embedding) == 4),
+        transformers=_transformers(params, model_config, kind),
+        representation_size=size,
+        num_classes=_shape(params, head, (2,))[1] if head in params else 0,
+    )
+
+
+def video_shape_of(
+    params: Mapping[str, np.ndarray], model: ScenicModel
+) -> tuple[int, int, int, int]:
+    """(T, H, W, C) of the clips that a Model 2 was made for, with a square grid of tokens.
+
+    Raises:
+        ValueError: where the arrays do not say it.
+    """
+    mend = "give the video shape (T, H, W) that it was trained with"
+    counts = []
+    for name in ("SpatialTransformer", "TemporalTransformer"):
+        table = f"{name}/posembed_input/pos_embedding"
+        if table not in params:
+            raise ValueError(f"the arrays of this {model.kind} do not say its clips' size; {mend}")
+        counts.append(_shape(params, table, (3,))[1] - model.class_slots)
+    side = round(counts[0] ** 0.5)
+    if side * side != counts[0]:
+        raise ValueError(f"{counts[0]} spatial positions are no square grid; {mend}")
+    t, h, w = model.kernel
+    return counts[1] * t, side * h, side * w, model.channels
+
+
+def _kind(params: Mapping[str, np.ndarray], attention: Mapping[str, Any]) -> str:
+    if any(name.startswith("SpatialTransformer/") for name in params):
+        possible = ["factorized_encoder"]
+    elif any("/MultiHeadDotProductAttention_time/" in name for name in params):
+        possible = ["factorized_self_attention_block"]
+    elif any(name.startswith("Transformer/") for name in params):
+        possible = ["spacetime"]
+        if "cls" not in params:
+            possible.append("factorized_dot_product_attention")
+    else:
+        names = ", ".join(list(params)[:10]) or "nothing"
+        raise ValueError(f"the arrays are of no Scenic ViViT: {names}")
+    given = attention.get("type")
+    if given is not None and given not in KINDS:
+        raise ValueError(
+            f"attention_config.type {given!r} is unknown; it is one of {', '.join(KINDS)}"
+        )
+    if given is not None and given not in possible:
+        raise ValueError(
+            f"attention_config.type is {given}, but the arrays are of {' or '.join(possible)}; "
+            "give the config of this checkpoint"
+        )
+    if given is None and len(possible) > 1:
+        raise ValueError(
+            f"the arrays could be of {' or '.join(possible)}; give attention_config.type"
+        )
+    return given or possible[0]
+
+
+def _classifier(params: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> str:
+    given = config.get("classifier")
+    has_token = "cls" in params or "cls_SpatialTransformer" in params
+    if given is None and not has_token:
+        raise ValueError(
+            "the arrays have no class token and do not say how they are pooled; give classifier, "
+            "one of gap, gmp, gsp or 0"
+        )
+    classifier = "token" if given is None else str(given)
+    if classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier {given!r} is unknown; it is one of {', '.join(CLASSIFIERS)}")
+    return classifier
+
+
+def _order(kind: str, attention: Mapping[str, Any]) -> str:
+    if KINDS[kind] != "factorized_self_attention":
+        return ""
+    order = attention.get("attention_order")
+    if order not in ("time_space", "space_time"):
+        raise ValueError(
+            f"attention_config.attention_order {order!r} must be time_space or space_time: the "
+            "arrays do not say which came first"
+        )
+    return str(order)
+
+
+def _sampled_frames(
+    params: Mapping[str, np.ndarray], config: Mapping[str, Any], of_frames: bool
+) -> int | None:
+    encoding = config.get("temporal_encoding_config") or {}
+    method = "temporal_sampling" if of_frames else "3d_conv"
+    _agree("temporal_encoding_config.method", encoding.get("method"), method)
+    if not of_frames:
+        return None
+    count = encoding.get("n_sampled_frames")
+    if count is None:
+        raise ValueError(
+            "the arrays embed single frames and do not say how many of a clip; give "
+            "temporal_encoding_config.n_sampled_frames"
+        )
+    return int(count)
+
+
+def _transformers(
+    params: Mapping[str, np.ndarray], config: Mapping[str, Any], kind: str
+) -> dict[str, ScenicTransformer]:
+    if kind != "factorized_encoder":
+        return {"Transformer": _transformer(params, "Transformer", config)}
+    spatial_only = (config.get("attention_config") or {}).get("spatial_only_baseline")
+    if spatial_only is None:
+        spatial_only = not any(name.startswith("TemporalTransformer/") for name in params)
+    names = ("spatial",) if spatial_only else ("spatial", "temporal")
+    return {
+        f"{name.title()}Transformer": _transformer(
+            params,
+            f"{name.title()}Transformer",
+            config.get(f"{name}_transformer") or {},
+            f"{name}_transformer.",
+        )
+        for name in names
+    }
+
+
+def _transformer(
+    params: Mapping[str, np.ndarray], name: str, config: Mapping[str, Any], prefix: str = ""
+) -> ScenicTransformer:
+    pattern = re.compile(rf"{name}/encoderblock_(\d+)/(?:(.*)/query/kernel|(.*)/Dense_0/kernel)?")
+    blocks: set[str] = set()
+    heads = mlps = None
+    for key in params:
+        match = pattern.match(key)
+        if match is None:
+            continue
+        blocks.add(match[1])
+        if match[2] is not None:
+            heads = heads or _shape(params, key, (3,))[1:]
+        if match[3] is not None:
+            mlps = mlps or _shape(params, key, (2,))[1:]
+    if heads is None or mlps is None:
+        raise ValueError(f"{name} has no blocks with attention and an MLP in the arrays")
+    _agree(f"{prefix}num_heads", config.get("num_heads"), heads[0])
+    _agree(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
+    given = config.get("num_layers") or 0
+    if 0 < given < len(blocks):
+        # Published so: the config of ViViT-B's factorised encoder says 12 + 4, the file has 12 + 12.
+        warnings.warn(
+            f"{prefix}num_layers is {given}, but the checkpoint has {len(blocks)} blocks in {name}; "
+            "all of them are taken",
+            stacklevel=5,
+        )
+    return ScenicTransformer(max(len(blocks), given), heads[0], heads[1], mlps[0])
+
+
+def _shape(
+    params: Mapping[str, np.ndarray], name: str, dimensions: tuple[int, ...]
+) -> tuple[int, ...]:
+    if name not in params:
+        raise ValueError(f"the arrays are of no Scenic ViViT: {name} missing")
+    shape = np.shape(params[name])
+    if len(shape) not in dimensions:
+        counts = " or ".join(map(str, dimensions))
+        raise ValueError(f"{name} {shape} must have {counts} dimensions")
+    return tuple(shape)
+
+
+def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
+    """Refuse a config that the arrays contradict; None says nothing unless ``none``."""
+    if (given is not None or none) and given != found:
+        raise ValueError(
+            f"{name} is {given} in the config but {found} in the arrays; give the config of this "
+            "checkpoint"
+        )

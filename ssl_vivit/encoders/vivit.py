@@ -163,8 +163,10 @@ class ViViT(nn.Module):
             visible, visible_tokens = kept.visible, kept.visible_tokens
         out = self.encode(video, visible, visible_tokens, tokens)
         pooled = self.pool(out.tokens, out.summary)
-        patches = out.tokens if kept is None else kept.restore(out.tokens)
-        return EncoderOutput(patches if tokens else None, out.cls, pooled, out.grid)
+        patches = out.tokens if tokens else None
+        if patches is not None and kept is not None:
+            patches = kept.restore(patches)
+        return EncoderOutput(patches, out.cls, pooled, out.grid)
 
     def encode(
         self,
@@ -292,7 +294,7 @@ class ViViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights: positions, class tokens and registers."""
-        tokens = ("class_token", "_registers", "attention_pooling.query")
+        tokens = ("class_token", "registers", "attention_pooling.query")
         return {
             name
             for name, _ in self.named_parameters()

@@ -1,0 +1,148 @@
+"""What each block of an encoder gives, read by hooks: the encoder itself knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.factorized_encoder import FactorizedEncoder
+from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.encoders.vivit import Encoded, ViViT
+
+
+class BlockFeatures(NamedTuple):
+    """Tokens after a block.
+
+    Attributes:
+        tokens: (b, t, n, d) patch tokens.
+        cls: (b, t, d) class tokens, (b, 1, d) the one of Model 1, None without.
+    """
+
+    tokens: Tensor
+    cls: Tensor | None
+
+
+class _Enough(Exception):
+    """The blocks that were asked for have run."""
+
+
+def block_names(encoder: ViViT) -> list[str]:
+    """Names of the encoder's blocks in the order of the computation."""
+    lists = ["blocks"]
+    if isinstance(encoder.trunk, FactorizedEncoder):
+        lists = ["spatial_blocks", "temporal_blocks"]
+    return [f"trunk.{name}.{i}" for name in lists for i in range(len(getattr(encoder.trunk, name)))]
+
+
+def block_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Numbers of blocks among ``count``, rising, each once.
+
+    Args:
+        indices: the last so many, a sequence (negative from the end), None for all.
+        count: how many blocks there are.
+
+    Raises:
+        ValueError: for none, or for blocks that do not exist.
+    """
+    if isinstance(indices, int):
+        wanted: Sequence[int] = range(-indices, 0)
+    else:
+        wanted = range(count) if indices is None else indices
+    if not wanted or not all(-count <= index < count for index in wanted):
+        raise ValueError(
+            f"indices {indices} do not fit {count} blocks; give 1 to {count} for the last so many, "
+            f"or a list of numbers from {-count} to {count - 1}"
+        )
+    return sorted({index % count for index in wanted})
+
+
+def encode_with_blocks(
+    encoder: ViViT,
+    video: Float[Tensor, "b c T H W"],
+    indices: int | Sequence[int] | None,
+    *,
+    norm: bool,
+    stop_early: bool,
+) -> tuple[Encoded | None, list[BlockFeatures]]:
+    """Encode clips and keep what blocks give.
+
+    Args:
+        encoder: the encoder.
+        video: (B, C, T, H, W).
+        indices: which blocks, see :func:`block_indices`.
+        norm: apply the norm that follows the blocks.
+        stop_early: compute no block after the last that is asked for.
+
+    Returns:
+        The encoder's own output before pooling, without the patches dropped in training (None
+        where it was stopped before its last block), and the features in the order of computation,
+        with zeros for dropped patches.
+
+    Raises:
+        ValueError: for blocks that do not exist.
+    """
+    blocks = [encoder.get_submodule(name) for name in block_names(encoder)]
+    taken = block_indices(indices, len(blocks))
+    encoder.check(video)
+    kept = encoder.drop_patches(video)
+    outputs: dict[int, Any] = {}
+    handles = [_keep(blocks[index], outputs, index) for index in taken]
+    # Before the next block and not after the last: a block that is left in the middle could not
+    # be recomputed by gradient checkpointing.
+    if stop_early and taken[-1] + 1 < len(blocks):
+        handles.append(blocks[taken[-1] + 1].register_forward_pre_hook(_stop))
+    encoded = None
+    try:
+        encoded = encoder.encode(video, None if kept is None else kept.visible)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    steps = encoder.config.grid_of(*video.shape[2:]).t
+    features = []
+    for index in taken:
+        tokens, cls = _features(encoder, index, outputs[index], len(video), steps, norm)
+        features.append(BlockFeatures(tokens if kept is None else kept.restore(tokens), cls))
+    return encoded, features
+
+
+def _keep(block: nn.Module, outputs: dict[int, Any], index: int) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        outputs[index] = output
+
+    return block.register_forward_hook(hook)
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Enough
+
+
+def _features(
+    encoder: ViViT, index: int, output: Any, batch: int, steps: int, norm: bool
+) -> BlockFeatures:
+    """Patch and class tokens of a block's output, without registers."""
+    trunk, config = encoder.trunk, encoder.config
+    after: nn.Module
+    if isinstance(trunk, Joint):
+        x = trunk.norm(output) if norm else output
+        specials = int(bool(config.class_token)) + config.register_tokens
+        tokens = rearrange(x[:, specials:], "b (t n) d -> b t n d", t=steps)
+        return BlockFeatures(tokens, x[:, :1] if config.class_token else None)
+    if not isinstance(trunk, FactorizedEncoder):
+        return BlockFeatures(trunk.norm(output.tokens) if norm else output.tokens, None)
+    if index < len(trunk.spatial_blocks):
+        after, specials = trunk.spatial_norm, int(bool(config.class_token)) + config.register_tokens
+        x = rearrange(output, "(b t) m d -> b t m d", b=batch)
+    else:
+        # Frame vectors go through time as class tokens do.
+        after = trunk.temporal_norm
+        specials = int(bool(config.class_token) or config.frame_pooling != "none")
+        x = output[:, config.register_tokens : config.register_tokens + steps]
+        x = rearrange(x, "(b m) t d -> b t m d", b=batch)
+    x = after(x) if norm else x
+    return BlockFeatures(x[:, :, specials:], x[:, :, 0] if config.class_token else None)

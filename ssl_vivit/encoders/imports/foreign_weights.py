@@ -90,10 +90,12 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def built(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
-    """A module in eval mode whose every parameter is taken from ``state``, in its precision."""
+    """A module in eval mode with every parameter from ``state``, in the widest precision there."""
     with torch.device("meta"):
         module = make()
-    state = {name: value.contiguous() for name, value in state.items()}
+    wide = any(value.dtype == torch.float64 for value in state.values())
+    dtype = torch.float64 if wide else torch.float32
+    state = {name: value.to(dtype).contiguous() for name, value in state.items()}
     module.load_state_dict(state, assign=True)
     return module.eval()
 

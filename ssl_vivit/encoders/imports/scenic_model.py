@@ -85,10 +85,10 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
     """
     kind = _kind(params, model_config.get("attention_config") or {})
     embedding = _shape(params, "embedding/kernel", (4, 5))
-    kernel = (1, *embedding[:2]) if len(embedding) == 4 else embedding[:3]
+    t, h, w = (1, *embedding[:2]) if len(embedding) == 4 else embedding[:3]
     patches = (model_config.get("patches") or {}).get("size")
     if patches is not None:
-        found = (*kernel[1:], kernel[0]) if len(embedding) == 5 else kernel[1:]
+        found = (h, w, t) if len(embedding) == 5 else (h, w)
         _agree("patches.size", tuple(patches), found)
     _agree("hidden_size", model_config.get("hidden_size"), embedding[-1])
     layer = "pre_logits/kernel"
@@ -103,7 +103,7 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
         kind=kind,
         classifier=classifier,
         attention_order=_order(kind, model_config.get("attention_config") or {}),
-        kernel=kernel,
+        kernel=(t, h, w),
         channels=embedding[-2],
         width=embedding[-1],
         sampled_frames=_sampled_frames(params, model_config, len(embedding) == 4),

@@ -1,5 +1,6 @@
 """Video → tokens. Knows nothing of losses, data or training."""
 
+from ssl_vivit.encoders import timm_registry as timm_registry
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.export import load_encoder, save_pretrained

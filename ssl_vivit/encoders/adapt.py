@@ -155,7 +155,8 @@ def resample_kernel(
 
     Returns:
         the kernel, and the share of the old one's energy (sum of squares) that tubelets of the
-        new size can carry: 1 for finer ones, less for coarser ones.
+        new size can carry: 1 for finer ones, less for coarser ones. Video with little fine detail
+        loses less than that.
     """
     resampled = projected = kernel.double()
     for axis, (new, mode) in enumerate(zip(size, ("bilinear", "bicubic", "bicubic"), strict=True)):

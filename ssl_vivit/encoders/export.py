@@ -91,6 +91,9 @@ def _write(
         (staging / CARD).write_text(
             model_card(encoder.config, preprocessing, config.get("classifier"), card)
         )
+        # safetensors and tempfile make what they write private, whatever the umask says.
+        for file in staging.glob("*.safetensors"):
+            shutil.copymode(staging / CARD, file)
         staging.chmod(0o755)
         _replace(staging, directory)
     finally:

@@ -127,6 +127,8 @@ def push_to_hub(
 
 
 def _reason(repo_id: str, revision: str | None, error: BaseException) -> str:
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # an answer, if not the wanted one, and nothing in the cache
     if isinstance(error, GatedRepoError):
         return f"the hub gates it; ask for access at {constants.ENDPOINT}/{repo_id}"
     if isinstance(error, RepositoryNotFoundError):

@@ -36,9 +36,9 @@ def model_card(
     channels, frames, (height, width) = config.in_channels, config.num_frames, config.image_size
     logits = (
         f"""
-from ssl_vivit.encoders.export import load_classifier
+from ssl_vivit import VideoClassifier
 
-logits = load_classifier("path/to/this/directory")(video)  # (B, {classifier["num_classes"]})
+logits = VideoClassifier.from_pretrained("path/to/this/directory")(video)  # (B, {classifier["num_classes"]})
 """
         if classifier
         else ""

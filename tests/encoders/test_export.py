@@ -37,6 +37,7 @@ def test_the_directory_holds_safetensors_json_and_the_card_only(exported):
         "README.md",
     }
     assert [file.name for file in path.parent.iterdir()] == ["encoder"]
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
     card = (path / "README.md").read_text()
     assert "| objective | SimCLR |" in card
     assert "| versions | torch 2.0, timm 1.0 |" in card

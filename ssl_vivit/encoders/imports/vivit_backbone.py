@@ -74,7 +74,7 @@ def from_vivit_backbone(
         raise ValueError(
             f"pos_embedding {tuple(table.shape)} must be (1, {ours.grid.t}, {ours.grid.n}, {width})"
         )
-    state = {}
+    state: dict[str, Tensor] = {}
     if bool((table == table[:, :1]).all()):
         state["positions.spatial"] = table[0, 0].clone()
     else:
@@ -147,7 +147,7 @@ def _block(
     assert config.head_dim is not None
     width, inner = config.embed_dim, config.num_heads * config.head_dim
     hidden = round(config.mlp_ratio * width)
-    state = {}
+    state: dict[str, Tensor] = {}
     for index, axis in enumerate(("space", "time")):
         name = f"{theirs}.{index}"
         state |= _pair(weights, f"{name}.norm", f"{ours}.{axis}_norm", width)

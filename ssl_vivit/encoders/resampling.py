@@ -22,9 +22,12 @@ def resample_spatial(
     """
     if tuple(old) == tuple(new):
         return table
-    image = rearrange(table, "(h w) d -> 1 d h w", h=old[0])
-    image = F.interpolate(image, size=tuple(new), mode="bicubic", antialias=True)
-    return rearrange(image, "1 d h w -> (h w) d")
+    # One axis after the other, each as a row: torch is wrong where the output is one column.
+    rows = rearrange(table, "(h w) d -> h d 1 w", h=old[0])
+    rows = F.interpolate(rows, size=(1, new[1]), mode="bicubic", antialias=True)
+    columns = rearrange(rows, "h d 1 w -> w d 1 h")
+    columns = F.interpolate(columns, size=(1, new[0]), mode="bicubic", antialias=True)
+    return rearrange(columns, "w d 1 h -> (h w) d")
 
 
 def resample_temporal(table: Float[Tensor, "t d"], new: int) -> Float[Tensor, "new d"]:

@@ -80,6 +80,14 @@ def test_spatial_tables_are_resampled_as_timm_does(old, new):
     assert resample_spatial(table, old, old) is table
 
 
+def test_tables_of_one_column_are_resampled_as_those_of_one_row():
+    table = torch.randn(4, 8, dtype=torch.float64)
+    for length in (8, 3, 1):
+        row = resample_spatial(table, (1, 4), (1, length))
+        assert torch.equal(resample_spatial(table, (4, 1), (length, 1)), row)
+    assert (resample_spatial(table, (4, 1), (8, 1)).std(0) > 0.1).all()
+
+
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (4, 6), (8, 4), (5, 3)])
 def test_temporal_tables_are_linear_between_the_centres_of_steps(old, new):
     table = torch.randn(old, 3, dtype=torch.float64)

@@ -1,6 +1,14 @@
 """What a model is trained for: modules that turn a batch into a loss and what to log."""
 
+from ssl_vivit.objectives.masked_tubelets import MaskedTubelets, MaskedTubeletsConfig
 from ssl_vivit.objectives.simclr import SimCLR, SimCLRConfig
 from ssl_vivit.objectives.step import Objective, Step
 
-__all__ = ["Objective", "SimCLR", "SimCLRConfig", "Step"]
+__all__ = [
+    "MaskedTubelets",
+    "MaskedTubeletsConfig",
+    "Objective",
+    "SimCLR",
+    "SimCLRConfig",
+    "Step",
+]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
 from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 
 @dataclass
@@ -90,9 +91,8 @@ class SimCLR(nn.Module):
             batch_norm=config.batch_norm,
         )
         self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
-        for name, parameter in encoder.named_parameters():
-            if config.features == "tokens" and _serves_pooling_alone(name, encoder):
-                parameter.requires_grad_(False)
+        if config.features == "tokens":
+            freeze_what_serves_pooling_alone(encoder)
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """The loss of a batch.
@@ -140,13 +140,6 @@ class SimCLR(nn.Module):
         """
         card = {"objective": f"SimCLR on {self.config.features} features", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
-
-
-def _serves_pooling_alone(name: str, encoder: ViViT) -> bool:
-    """Whether patch tokens do not depend on this parameter."""
-    # Under a causal mask no frame attends to the temporal class token.
-    unseen = name == "trunk.temporal_class_token" and encoder.config.temporal_causal
-    return unseen or name.startswith(("attention_pooling.", "pooled_norm."))
 
 
 @torch.no_grad()

@@ -1,0 +1,247 @@
+"""Masked tubelets: most of a clip is hidden, its pixels are predicted from the rest.
+
+VideoMAE's recipe (Tong et al. 2022, arXiv 2203.12602) for every ViViT: tube masks keep the
+factorised structure, only visible tubelets are embedded and encoded, a narrow decoder predicts the
+hidden ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.embedding_geometry import effective_rank
+from ssl_vivit.objectives.masking import MaskKind, TubeletMask, draw_mask, hidden_count
+from ssl_vivit.objectives.pixel_targets import (
+    PixelScale,
+    denormalised,
+    squared_error,
+    tubelet_pixels,
+    video_of,
+)
+from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
+from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
+
+
+@dataclass
+class MaskedTubeletsConfig:
+    """Settings of the masked-tubelets objective.
+
+    Args:
+        mask_ratio: share of the spatial positions that is hidden, rounded down.
+        mask: ``tube`` hides random positions at all times, ``block`` rectangles at all times,
+            ``random`` other positions at every time (Model 1 alone).
+        decoder_depth: blocks of the decoder.
+        decoder_dim: its width; null is half the encoder's.
+        normalize_targets: whether pixels are normalised within each tubelet and channel.
+    """
+
+    mask_ratio: float = 0.9
+    mask: MaskKind = "tube"
+    decoder_depth: int = 4
+    decoder_dim: int | None = None
+    normalize_targets: bool = True
+
+
+class Reconstruction(NamedTuple):
+    """Clips beside what the decoder makes of them, as pixels in [0, 1].
+
+    Attributes:
+        video: (b, c, T, H, W) the clips, as far as tubelets fill them.
+        predicted: (b, c, T, H, W) with hidden tubelets as predicted and visible ones as they are.
+        hidden: (b, t, h, w) True where a tubelet was hidden.
+    """
+
+    video: Tensor
+    predicted: Tensor
+    hidden: Tensor
+
+
+class MaskedTubelets(nn.Module):
+    """Prediction of hidden tubelets from visible ones.
+
+    Encoder parameters that patch tokens do not depend on (of pooling) are frozen.
+
+    Args:
+        encoder: the encoder to be trained, any variant.
+        config: settings; None takes the defaults.
+        preprocessing: how the clips were prepared: ``mean`` and ``std`` make pixels of them again,
+            and all of it is saved with the exported encoder. None takes clips as pixels in [0, 1].
+        overrides: single settings of :class:`MaskedTubeletsConfig`, for calls in code.
+
+    Raises:
+        ValueError: for masks that the encoder or its clips cannot have.
+    """
+
+    def __init__(
+        self,
+        encoder: ViViT,
+        config: MaskedTubeletsConfig | None = None,
+        *,
+        preprocessing: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        config = MaskedTubeletsConfig(**((vars(config) if config else {}) | overrides))
+        _check(config, encoder)
+        self.config = config
+        self.preprocessing = preprocessing
+        self.encoder = encoder
+        size = encoder.config.kernel_stride
+        self.decoder = TubeletDecoder(
+            encoder.config,
+            encoder.embed_dim // 2 if config.decoder_dim is None else config.decoder_dim,
+            config.decoder_depth,
+            size[0] * size[1] * size[2] * encoder.config.in_channels,
+        )
+        statistics = preprocessing or {}
+        for name, neutral in (("mean", 0.0), ("std", 1.0)):
+            value = torch.tensor(statistics.get(name, neutral)).flatten()
+            self.register_buffer(name, value, persistent=False)
+        freeze_what_serves_pooling_alone(encoder)
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """The loss of a batch: mean squared error over the pixels of hidden tubelets.
+
+        Args:
+            batch: with ``clips`` (b, views, C, T, H, W), normalised floats; a mask is drawn for
+                each view, unless ``mask`` (:class:`TubeletMask` of b · views clips) is there.
+
+        Returns:
+            :class:`Step`; metrics are the effective rank and the standard deviation of the visible
+            tokens' mean over clips, which fall when the encoder collapses.
+        """
+        video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
+        mask = batch["mask"] if "mask" in batch else self.draw_mask(video)
+        predicted, tokens = self.predict(video, mask)
+        loss = squared_error(predicted, self.targets(video, mask))
+        return Step(loss, _metrics(tokens.detach().float().mean((1, 2))))
+
+    def draw_mask(
+        self, video: Float[Tensor, "b c T H W"], generator: torch.Generator | None = None
+    ) -> TubeletMask:
+        """A mask for each clip, on the clips' device."""
+        grid = self.encoder.config.grid_of(*video.shape[2:])
+        mask = draw_mask(self.config.mask, grid, self.config.mask_ratio, len(video), generator)
+        return mask.to(video.device)
+
+    def predict(
+        self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
+    ) -> tuple[Float[Tensor, "b m p"], Float[Tensor, "b t v d"]]:
+        """Predictions of the hidden tubelets in the order of time and mask, and visible tokens."""
+        out = self.encoder(video, **mask.for_encoder)
+        predicted = self.decoder(out.tokens, mask, out.grid)
+        return rearrange(predicted, "b t m p -> b (t m) p"), out.tokens
+
+    @torch.no_grad()
+    def targets(
+        self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
+    ) -> Float[Tensor, "b m p"]:
+        """What the hidden tubelets are, in the order of :meth:`predict`."""
+        pixels = self._pixels(video)
+        if self.config.normalize_targets:
+            pixels = PixelScale(pixels).normalised(pixels)
+        return rearrange(_at(pixels, mask), "b m pixels c -> b m (pixels c)")
+
+    @torch.no_grad()
+    def reconstruct(
+        self, video: Float[Tensor, "b c T H W"], mask: TubeletMask | None = None
+    ) -> Reconstruction:
+        """Clips with their hidden tubelets as the decoder predicts them.
+
+        Normalised predictions get the mean and spread of the tubelet that they stand for, as in
+        VideoMAE's figures: they show structure, and not the colour that was hidden.
+        """
+        mask = self.draw_mask(video) if mask is None else mask
+        pixels = self._pixels(video)
+        predicted, _ = self.predict(video, mask)
+        predicted = rearrange(predicted, "b m (p c) -> b m p c", c=pixels.shape[-1]).to(pixels)
+        if self.config.normalize_targets:
+            predicted = PixelScale(_at(pixels, mask)).restored(predicted)
+        grid = self.encoder.config.grid_of(*video.shape[2:])
+        index = _flat_index(mask, grid.t, grid.n)
+        flat = rearrange(pixels, "b t n p c -> b (t n) p c").clone()
+        flat.scatter_(1, index[..., None, None].expand_as(predicted), predicted)
+        hidden = torch.zeros(flat.shape[:2], dtype=torch.bool, device=video.device)
+        hidden.scatter_(1, index, True)
+        config = self.encoder.config
+        return Reconstruction(
+            video_of(pixels, config, grid.h),
+            video_of(rearrange(flat, "b (t n) p c -> b t n p c", t=grid.t), config, grid.h),
+            rearrange(hidden, "b (t h w) -> b t h w", t=grid.t, h=grid.h),
+        )
+
+    def export(self, directory: Path, *, training: dict[str, Any]) -> None:
+        """Write the encoder (without the decoder) to ``directory``.
+
+        Args:
+            directory: where to.
+            training: facts for the model card.
+        """
+        masks = f"{self.config.mask} masks of {self.config.mask_ratio:g}"
+        card = {"objective": f"masked tubelets, {masks}", **training}
+        save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
+
+    def _pixels(self, video: Tensor) -> Float[Tensor, "b t n pixels c"]:
+        assert isinstance(self.mean, Tensor)
+        assert isinstance(self.std, Tensor)
+        return tubelet_pixels(denormalised(video, self.mean, self.std), self.encoder.config)
+
+
+def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
+    architecture = encoder.config
+    hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
+    if config.mask not in ("tube", "block", "random"):
+        raise ValueError(f"mask {config.mask!r} is unknown; choose tube, block or random")
+    if config.decoder_depth < 1:
+        raise ValueError(f"objective.decoder_depth {config.decoder_depth} must be at least 1")
+    if config.mask == "random" and architecture.variant != "joint":
+        raise ValueError(
+            f"objective.mask 'random' would break up the axes of {architecture.variant}; use "
+            "'tube' or 'block', or encoder.overrides.variant joint"
+        )
+    size, stride = architecture.kernel_size, architecture.kernel_stride
+    overlaps = size[1:] != stride[1:] or (config.mask == "random" and size[0] != stride[0])
+    if overlaps:
+        raise ValueError(
+            f"tubelet_stride {stride} lets tubelets of {size} overlap, so that visible ones show "
+            "pixels of hidden ones; use encoder.overrides.tubelet_stride equal to tubelet_size"
+            + (", or overlap in time with objective.mask tube" if size[1:] == stride[1:] else "")
+        )
+    if architecture.patch_dropout > 0:
+        raise ValueError(
+            f"patch_dropout {architecture.patch_dropout} would hide more than mask_ratio; set "
+            "encoder.overrides.patch_dropout to 0"
+        )
+
+
+def _at(pixels: Float[Tensor, "b t n p c"], mask: TubeletMask) -> Float[Tensor, "b m p c"]:
+    """The pixels of hidden tubelets, in the order of time and mask."""
+    _, t, n, _, _ = pixels.shape
+    flat = rearrange(pixels, "b t n p c -> b (t n) p c")
+    index = _flat_index(mask, t, n)[..., None, None]
+    return flat.gather(1, index.expand(-1, -1, *flat.shape[2:]))
+
+
+def _flat_index(mask: TubeletMask, t: int, n: int) -> Tensor:
+    """Hidden tubelets as indices into t·n."""
+    if mask.by_token:
+        return mask.hidden
+    steps = torch.arange(t, device=mask.hidden.device)[:, None] * n
+    return (mask.hidden[:, None] + steps).flatten(1)
+
+
+@torch.no_grad()
+def _metrics(features: Float[Tensor, "b d"]) -> dict[str, Tensor]:
+    return {
+        "effective_rank": effective_rank(nn.functional.normalize(features, dim=1)),
+        "feature_std": features.std(0).mean(),
+    }

@@ -1,0 +1,85 @@
+"""What a masked tubelet is to be: its pixels, normalised by themselves."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.encoders import ViViTConfig
+
+_EPSILON = 1e-6
+
+
+def tubelet_pixels(
+    video: Float[Tensor, "b c T H W"], config: ViViTConfig
+) -> Float[Tensor, "b t n pixels c"]:
+    """The pixels that each token stands for, in the order of time, row, column.
+
+    Where tubelets overlap in time a token stands for the frames that are its own: the newest
+    stride under causal padding (frames i · stride to (i + 1) · stride − 1), otherwise the first.
+    """
+    grid = config.grid_of(*video.shape[2:])
+    if config.tubelet_embedding == "uniform_frames":
+        video = video[:, :, config.frames_of(video.shape[2])]
+    size = config.kernel_stride
+    video = video[:, :, : grid.t * size[0], : grid.h * size[1], : grid.w * size[2]]
+    return rearrange(
+        video,
+        "b c (t pt) (h ph) (w pw) -> b t (h w) (pt ph pw) c",
+        pt=size[0], ph=size[1], pw=size[2],
+    )  # fmt: skip
+
+
+def video_of(
+    pixels: Float[Tensor, "b t n pixels c"], config: ViViTConfig, height: int
+) -> Float[Tensor, "b c T H W"]:
+    """The inverse of :func:`tubelet_pixels`, ``height`` the number of token rows."""
+    size = config.kernel_stride
+    return rearrange(
+        pixels,
+        "b t (h w) (pt ph pw) c -> b c (t pt) (h ph) (w pw)",
+        h=height, pt=size[0], ph=size[1], pw=size[2],
+    )  # fmt: skip
+
+
+class PixelScale:
+    """Mean and spread of each tubelet and channel.
+
+    Normalised pixels are (x − mean) / (standard deviation + 1e-6), with the unbiased variance, as
+    in VideoMAE (Tong et al. 2022, Sec. 4.1). A tubelet of one colour has zeros.
+
+    Args:
+        pixels: (b, t, n, pixels, c) in [0, 1].
+    """
+
+    def __init__(self, pixels: Float[Tensor, "... pixels c"]) -> None:
+        self.mean = pixels.mean(-2, keepdim=True)
+        self.spread = pixels.var(-2, keepdim=True).sqrt() + _EPSILON
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels as targets."""
+        return (pixels - self.mean) / self.spread
+
+    def restored(self, targets: Tensor) -> Tensor:
+        """Targets, or predictions of them, as pixels."""
+        return targets * self.spread + self.mean
+
+
+def denormalised(
+    video: Float[Tensor, "b c T H W"], mean: Tensor, std: Tensor
+) -> Float[Tensor, "b c T H W"]:
+    """Clips as pixels in [0, 1], in float32 at least."""
+    shape = (-1, 1, 1, 1)
+    exact = video if video.dtype == torch.float64 else video.float()
+    return exact * std.to(exact).view(shape) + mean.to(exact).view(shape)
+
+
+def squared_error(
+    predicted: Float[Tensor, "b m p"], target: Float[Tensor, "b m p"]
+) -> Float[Tensor, ""]:
+    """Mean squared error, in float32 at least."""
+    exact = target.dtype
+    return F.mse_loss(predicted.to(exact), target)

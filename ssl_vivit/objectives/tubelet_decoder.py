@@ -1,0 +1,105 @@
+"""The narrow decoder of masked tubelets: visible tokens and mask tokens → hidden pixels."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViTConfig
+from ssl_vivit.encoders.factorized_self_attention import factorized_self_attention
+from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.encoders.positions import Places, Positions, token_parameter
+from ssl_vivit.encoders.space_time import SpaceTimeTrunk
+from ssl_vivit.grid import Grid
+from ssl_vivit.objectives.masking import TubeletMask
+
+_HEAD_DIM = 64
+
+
+class TubeletDecoder(nn.Module):
+    """A transformer over visible tokens and mask tokens, with its own positions.
+
+    It attends as its encoder does: over all tokens at once for Model 1, as VideoMAE's (Tong et al.
+    2022, Sec. 3.3), by axes in turn for the others. Positions are fixed sinusoids.
+
+    Args:
+        encoder: config of the encoder.
+        dim: width, a multiple of 4.
+        depth: blocks.
+        outputs: numbers predicted for each hidden tubelet.
+    """
+
+    def __init__(self, encoder: ViViTConfig, dim: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        config = decoder_config(encoder, dim, depth)
+        self.project = nn.Linear(encoder.embed_dim, dim, bias=False)
+        self.mask_token = token_parameter(dim)
+        self.positions = Positions(config)
+        self.trunk: Joint | SpaceTimeTrunk
+        self.trunk = (
+            Joint(config) if config.variant == "joint" else factorized_self_attention(config)
+        )
+        self.head = nn.Linear(dim, outputs)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, tokens: Float[Tensor, "b t v d"], mask: TubeletMask, grid: Grid
+    ) -> Float[Tensor, "b t m outputs"]:
+        """Predict the hidden tubelets.
+
+        Args:
+            tokens: of the visible tubelets, (b, 1, v, d) where the mask is by token.
+            mask: which they are, and which are hidden.
+            grid: tokens of the whole clip.
+        """
+        # In the residuals' precision also under autocast, as in the encoder.
+        visible = self.project(tokens).to(self.mask_token.dtype)
+        b, t, v, _ = visible.shape
+        hidden = self.mask_token.expand(b, t, mask.hidden.shape[1], -1)
+        x = torch.cat((visible, hidden), dim=2)
+        index = torch.cat((mask.visible, mask.hidden), dim=1)
+        places = Places(grid, **{"visible_tokens" if mask.by_token else "visible": index})
+        x = self.positions.add_spatial(x, places)
+        x = self.positions.add_temporal(x, places)
+        if isinstance(self.trunk, SpaceTimeTrunk):
+            x = self.trunk(x, (None, None))
+        else:
+            x, _ = self.trunk(
+                rearrange(x, "b t n d -> b (t n) d"),
+                self.positions,
+                places.times(x.device),
+                None,
+                class_only=False,
+            )
+            x = rearrange(x, "b (t n) d -> b t n d", t=t)
+        return self.head(x[:, :, v:])
+
+
+def decoder_config(encoder: ViViTConfig, dim: int, depth: int) -> ViViTConfig:
+    """The decoder's architecture; heads are as wide as divides ``dim``, up to 64."""
+    if dim < 4 or dim % 4:
+        raise ValueError(f"objective.decoder_dim {dim} must be a multiple of 4, for its sinusoids")
+    joint = encoder.variant == "joint"
+    return ViViTConfig(
+        variant="joint" if joint else "factorized_self_attention",
+        depth=depth,
+        embed_dim=dim,
+        num_heads=next(h for h in range(1, dim + 1) if dim % h == 0 and dim // h <= _HEAD_DIM),
+        in_channels=encoder.in_channels,
+        num_frames=encoder.num_frames,
+        image_size=encoder.image_size,
+        tubelet_size=encoder.tubelet_size,
+        tubelet_stride=encoder.tubelet_stride,
+        tubelet_embedding=encoder.tubelet_embedding,
+        sampled_frames=encoder.sampled_frames,
+        temporal_padding=encoder.temporal_padding,
+        remainder=encoder.remainder,
+        class_token=False,
+        joint_positions="sinusoidal" if joint else None,
+        spatial_positions=None if joint else "sinusoidal",
+        temporal_positions=None if joint else "sinusoidal",
+    )

@@ -1,0 +1,306 @@
+"""Masked tubelets against transformers' VideoMAE, slow loops and invariants."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssl_vivit import Grid, ViViTConfig, create_encoder, load_encoder
+from ssl_vivit.encoders.imports.transformers import from_videomae
+from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.objectives import MaskedTubelets
+from ssl_vivit.objectives.masking import draw_mask, mask_from_bool
+from ssl_vivit.objectives.pixel_targets import PixelScale, tubelet_pixels, video_of
+
+PARITY = Path(__file__).parent / "parity"
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+VARIANTS = [
+    "joint",
+    "factorized_encoder",
+    "factorized_self_attention",
+    "factorized_dot_product",
+]
+SMALL = {"num_frames": 8, "image_size": (64, 96), "tubelet_size": (2, 16, 16), "num_heads": 4}
+
+
+def small(variant="factorized_encoder", **settings):
+    torch.manual_seed(0)
+    depth = (
+        {"spatial_depth": 2, "temporal_depth": 1}
+        if variant == "factorized_encoder"
+        else {"depth": 2}
+    )
+    return create_encoder("tiny", variant=variant, **(SMALL | depth | settings))
+
+
+def videomae() -> tuple[MaskedTubelets, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """transformers' VideoMAEForPreTraining as an objective, its state dict, and its numbers."""
+    config = json.loads((PARITY / "hf_videomae.json").read_text())["config"]
+    state = load_file(PARITY / "hf_videomae.v5.safetensors")
+    arrays = np.load(PARITY / "hf_videomae.npz")
+    numbers = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    encoder = from_videomae(state, config).encoder
+    objective = MaskedTubelets(
+        encoder,
+        mask="random",
+        mask_ratio=0.75,
+        decoder_depth=config["decoder_num_hidden_layers"],
+        decoder_dim=config["decoder_hidden_size"],
+        preprocessing=IMAGENET,
+    )
+    decoder = objective.decoder
+    with torch.no_grad():
+        decoder.project.weight.copy_(state["encoder_to_decoder.weight"])
+        decoder.mask_token.copy_(state["mask_token"].flatten())
+        decoder.head.weight.copy_(state["decoder.head.weight"])
+        decoder.head.bias.copy_(state["decoder.head.bias"])
+        decoder.trunk.norm.weight.copy_(state["decoder.norm.weight"])
+        decoder.trunk.norm.bias.copy_(state["decoder.norm.bias"])
+    decoder.trunk.norm.eps = 1e-5
+    return objective, state, numbers
+
+
+def with_their_blocks(objective, state, config):
+    """The decoder's blocks with heads and MLP of VideoMAE's widths."""
+    own = objective.decoder.trunk.config
+    settings = own.to_dict() | {
+        "num_heads": config["decoder_num_attention_heads"],
+        "head_dim": None,
+        "mlp_ratio": config["decoder_intermediate_size"] / config["decoder_hidden_size"],
+        "norm_eps": config["layer_norm_eps"],
+    }
+    trunk = Joint(ViViTConfig.from_dict(settings))
+    for i, block in enumerate(trunk.blocks):
+        prefix = f"decoder.decoder_layers.{i}."
+        attention = prefix + "attention.attention."
+        width = own.embed_dim
+        biases = [
+            state.get(attention + f"{part}.bias", torch.zeros(width))
+            for part in ("query", "key", "value")
+        ]
+        block.load_state_dict(
+            {
+                "attention.qkv.weight": torch.cat(
+                    [state[attention + f"{part}.weight"] for part in ("query", "key", "value")]
+                ),
+                "attention.qkv.bias": torch.cat(biases),
+            }
+            | {
+                f"{ours}.{part}": state[f"{prefix}{theirs}.{part}"]
+                for ours, theirs in (
+                    ("attention.proj", "attention.output.dense"),
+                    ("mlp.fc1", "intermediate.dense"),
+                    ("mlp.fc2", "output.dense"),
+                    ("attention_norm", "layernorm_before"),
+                    ("mlp_norm", "layernorm_after"),
+                )
+                for part in ("weight", "bias")
+            }
+        )
+    trunk.norm = objective.decoder.trunk.norm
+    objective.decoder.trunk = trunk
+    return objective
+
+
+def test_loss_labels_and_gradients_equal_videomae():
+    objective, state, numbers = videomae()
+    config = json.loads((PARITY / "hf_videomae.json").read_text())["config"]
+    objective = with_their_blocks(objective, state, config)
+    video = numbers["pixel_values"].transpose(1, 2).contiguous()
+    mask = mask_from_bool(numbers["bool_masked_pos"], by_token=True)
+
+    labels = objective.targets(video, mask)
+    torch.testing.assert_close(labels, numbers["labels"], rtol=0, atol=1e-6)
+    predicted, _ = objective.predict(video, mask)
+    torch.testing.assert_close(predicted, numbers["logits"], rtol=0, atol=1e-5)
+    step = objective({"clips": video[:, None], "mask": mask})
+    torch.testing.assert_close(step.loss, numbers["loss"], rtol=0, atol=1e-6)
+    step.loss.backward()
+    for ours, theirs in (
+        (objective.decoder.mask_token, "mask_token"),
+        (
+            objective.encoder.tubelets.weight,
+            "videomae.embeddings.patch_embeddings.projection.weight",
+        ),
+        (objective.decoder.project.weight, "encoder_to_decoder.weight"),
+    ):
+        expected = numbers[f"grad/{theirs}"].reshape(ours.shape)
+        torch.testing.assert_close(ours.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_targets_are_each_tubelets_pixels_normalised_by_a_slow_loop():
+    objective = MaskedTubelets(small(), preprocessing=IMAGENET, mask_ratio=0.5)
+    video = torch.randn(2, 3, 8, 64, 96, dtype=torch.float64)
+    mask = objective.draw_mask(video)
+    targets = objective.targets(video, mask)
+    assert targets.shape == (2, 4 * 12, 2 * 16 * 16 * 3)
+    for b in range(2):
+        for t in range(4):
+            for i, position in enumerate(mask.hidden[b].tolist()):
+                row, column = divmod(position, 6)
+                expected = torch.zeros(2, 16, 16, 3, dtype=torch.float64)
+                for c in range(3):
+                    cell = video[b, c, 2 * t : 2 * t + 2, 16 * row : 16 * row + 16,
+                                 16 * column : 16 * column + 16]  # fmt: skip
+                    x = cell * IMAGENET["std"][c] + IMAGENET["mean"][c]
+                    spread = ((x - x.mean()).square().sum() / (x.numel() - 1)).sqrt()
+                    expected[..., c] = (x - x.mean()) / (spread + 1e-6)
+                got = targets[b, t * 12 + i].view(2, 16, 16, 3)
+                torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_constant_tubelets_give_finite_losses_and_gradients():
+    objective = MaskedTubelets(small(), preprocessing=IMAGENET)
+    step = objective({"clips": torch.full((2, 1, 3, 8, 64, 96), 0.3)})
+    step.loss.backward()
+    assert step.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["tube", "block", "random"])
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 21), (0.5, 12), (0.75, 18)])
+def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden):
+    mask = draw_mask(kind, Grid(3, 4, 6), ratio, 5)
+    steps = 3 if kind == "random" else 1
+    assert mask.by_token == (kind == "random")
+    assert mask.hidden.shape == (5, steps * hidden)
+    everything = torch.cat((mask.visible, mask.hidden), dim=1).sort(1).values
+    assert torch.equal(everything, torch.arange(steps * 24).expand(5, -1))
+    assert torch.equal(mask.hidden, mask.hidden.sort(1).values)
+    assert torch.equal(mask.visible, mask.visible.sort(1).values)
+    if kind == "random":
+        by_time = torch.zeros(5, 72).scatter(1, mask.hidden, 1.0).view(5, 3, 24)
+        assert (by_time.sum(-1) == hidden).all()
+        assert (by_time[:, 0] != by_time[:, 1]).any()
+
+
+def test_every_position_is_hidden_as_often_and_blocks_hold_together():
+    grid = Grid(1, 8, 8)
+    torch.manual_seed(0)
+    masks = {kind: torch.zeros(4000, 64).scatter(1, draw_mask(kind, grid, 0.5, 4000).hidden, 1.0)
+             for kind in ("tube", "block")}  # fmt: skip
+    # Four standard errors of a share of 0.5 over 4000 masks.
+    assert (masks["tube"].mean(0) - 0.5).abs().max() < 4 * 0.5 / 4000**0.5
+    neighbours = {
+        kind: (mask.view(-1, 8, 8)[:, :, 1:] == mask.view(-1, 8, 8)[:, :, :-1]).float().mean()
+        for kind, mask in masks.items()
+    }
+    assert neighbours["tube"] == pytest.approx(0.5, abs=0.02)
+    assert neighbours["block"] > 0.75
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(variant, causal):
+    encoder = small(variant, temporal_causal=causal, register_tokens=1)
+    objective = MaskedTubelets(encoder, mask_ratio=0.75)
+    video = torch.randn(1, 3, 8, 64, 96, requires_grad=True)
+    mask = objective.draw_mask(video)
+    predicted, _ = objective.predict(video, mask)
+    predicted.square().sum().backward()
+    seen = torch.zeros(24, dtype=torch.bool)
+    seen[mask.visible[0]] = True
+    seen = seen.view(4, 6).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    gradient = video.grad.abs().amax((0, 1, 2))
+    assert torch.equal(gradient > 0, seen)
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_predictions_do_not_depend_on_the_order_of_the_mask(variant):
+    objective = MaskedTubelets(small(variant), mask_ratio=0.75).double().eval()
+    video = torch.randn(1, 3, 8, 64, 96, dtype=torch.float64)
+    mask = objective.draw_mask(video)
+    order, other = torch.randperm(6), torch.randperm(18)
+    shuffled = mask._replace(visible=mask.visible[:, order], hidden=mask.hidden[:, other])
+    with torch.no_grad():
+        first = objective.predict(video, mask)[0].unflatten(1, (4, 18))
+        second = objective.predict(video, shuffled)[0].unflatten(1, (4, 18))
+    torch.testing.assert_close(second, first[:, :, other], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tubelet_size": (4, 16, 16), "tubelet_stride": (2, 16, 16), "temporal_padding": "causal"},
+        {"tubelet_size": (4, 16, 16), "tubelet_embedding": "uniform_frames"},
+        {"in_channels": 1, "image_size": (70, 100), "remainder": "crop"},
+    ],
+)
+def test_pixels_of_tubelets_tile_the_video(settings):
+    config = small(**settings).config
+    height, width = config.image_size
+    video = torch.rand(2, config.in_channels, 8, height, width)
+    pixels = tubelet_pixels(video, config)
+    assert pixels.shape[1:3] == (config.grid.t, config.grid.n)
+    frames = config.frames_of(8) if config.tubelet_embedding == "uniform_frames" else range(8)
+    assert torch.equal(video_of(pixels, config, config.grid.h), video[:, :, frames, :64, :96])
+    scale = PixelScale(pixels)
+    torch.testing.assert_close(scale.restored(scale.normalised(pixels)), pixels, rtol=0, atol=1e-5)
+
+
+def test_a_reconstruction_pastes_what_was_visible():
+    objective = MaskedTubelets(small(), preprocessing={"mean": [0.5], "std": [0.1]})
+    video = (torch.rand(2, 3, 8, 64, 96) - 0.5) / 0.1
+    out = objective.reconstruct(video)
+    torch.testing.assert_close(out.video, video * 0.1 + 0.5)
+    hidden = out.hidden.repeat_interleave(2, 1).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    changed = (out.video != out.predicted).any(1)
+    assert (changed <= hidden).all()
+    assert changed[hidden].float().mean() > 0.9
+    assert out.hidden.float().mean().item() == pytest.approx(21 / 24)
+
+
+def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
+    torch.manual_seed(0)
+    objective = MaskedTubelets(small(), mask_ratio=0.5, preprocessing={"mean": [0.5], "std": [0.1]})
+    optimizer = torch.optim.AdamW(objective.parameters(), 1e-3)
+    ramp = torch.linspace(-1, 1, 96).expand(4, 1, 3, 8, 64, 96)
+    clips = ramp * torch.tensor([1.0, -1.0, 0.5, -0.5]).view(4, 1, 1, 1, 1, 1)
+    losses = []
+    for _ in range(60):
+        step = objective({"clips": clips})
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    # Whether a tubelet brightens to the left or to the right must be read off the visible ones.
+    assert losses[0] > 1.0
+    assert losses[-1] < 0.1
+    objective.export(tmp_path / "encoder", training={"steps": 60})
+    loaded = load_encoder(tmp_path / "encoder")
+    for name, value in objective.encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert "tube masks of 0.5" in (tmp_path / "encoder" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        ({}, {"mask_ratio": 1.0}, r"hides 24 of 24 positions.*use 0\.042 to 0\.958"),
+        ({}, {"mask_ratio": 0.01}, "hides 0 of 24"),
+        ({}, {"mask_ratio": -0.5}, "hides 0 of 24"),
+        ({}, {"mask": "random"}, "would break up the axes of factorized_encoder"),
+        ({}, {"mask": "tubes"}, "choose tube, block or random"),
+        ({}, {"decoder_depth": 0}, "decoder_depth 0 must be at least 1"),
+        ({}, {"decoder_dim": 50}, "decoder_dim 50 must be a multiple of 4"),
+        ({"patch_dropout": 0.1}, {}, "patch_dropout 0.1 would hide more"),
+        ({"tubelet_stride": (2, 8, 8)}, {}, "visible ones show pixels of hidden ones"),
+        ({"tubelet_size": (4, 16, 16), "tubelet_stride": (2, 16, 16), "variant": "joint"},
+         {"mask": "random"}, "with objective.mask tube"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_masked_is_refused(architecture, settings, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        MaskedTubelets(small(**architecture), **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_masks_of_one_batch_hide_as_many():
+    with pytest.raises(ValueError, match="hide 1 to 2 tubelets"):
+        mask_from_bool(torch.tensor([[True, False, False], [True, True, False]]), by_token=True)

@@ -1,0 +1,153 @@
+"""Turn a checkpoint of another program into an exported encoder.
+
+python -m ssl_vivit.encoders.imports SOURCE OUT_DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.imports.sources import Request, open_source
+
+_EPILOG = """
+sources:
+  checkpoint_30                a flax msgpack file of google-research/scenic
+  vivit-b-16x2-kinetics400/    a directory of transformers (ViViT, VideoMAE), or its weights
+  timm:vit_base_patch16_224    an image ViT of timm, downloaded where it is not in the cache
+  vit.safetensors --timm-architecture vit_base_patch16_224
+  backbone.pt --config '{"t": 32, "h": 64, "w": 64, "patch_t": 8, "patch_h": 4, "patch_w": 4, "heads": 10}'
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status, 1 for a mistake, told in one line."""
+    options = _parser().parse_args(arguments)
+    out = Path(options.out_dir)
+    warnings.showwarning = _one_line
+    # The hub's client tells of each retry; the last error says it all.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    try:
+        _check_replaceable(out)
+        request = Request(
+            config=None if options.config is None else _settings(options.config, "--config"),
+            video_shape=None if options.video_shape is None else tuple(options.video_shape),
+            timm_architecture=options.timm_architecture,
+            settings=dict(_setting(text) for text in options.set),
+        )
+        model, made_of = open_source(options.source, request)
+        _save(model, out, {"weights": made_of})
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{out}: {_in_words(model)}, from {made_of}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl_vivit.encoders.imports",
+        description="Turn a checkpoint of Scenic, transformers, timm or a ViViTBackbone into a "
+        "directory that load_encoder opens.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint; see below")
+    parser.add_argument(
+        "out_dir", metavar="OUT_DIR", help="made new, or an exported encoder that is replaced"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="JSON",
+        help="a JSON file or text with what the weights do not say: the model part of a Scenic "
+        "config, a config of transformers, or the arguments of ViViTBackbone",
+    )
+    parser.add_argument(
+        "--video-shape",
+        nargs=3,
+        type=int,
+        metavar=("T", "H", "W"),
+        help="clips of a Scenic model; by default read from the tables of a Model 2",
+    )
+    parser.add_argument(
+        "--timm-architecture", metavar="NAME", help="timm's name of the model in a safetensors file"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of ViViTConfig for an image ViT, such as variant=joint or "
+        "'image_size=[64, 96]'; may be given again",
+    )
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text} must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _settings(text: str, option: str) -> dict[str, Any]:
+    file = None if text.lstrip().startswith("{") else Path(text)
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{option} {text} is neither a file nor JSON text in braces")
+    try:
+        content = json.loads(text if file is None else file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{option} {text} is not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{option} must hold settings by name, not {type(content).__name__}")
+    return content
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace what is no exported encoder, before any work is done."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        saved = json.loads((out / "config.json").read_text())
+        exported = isinstance(saved, dict) and "encoder" in saved and "format" in saved
+    except (OSError, ValueError):
+        exported = False
+    if not exported:
+        raise ValueError(f"{out} exists and is no exported encoder; give a new directory")
+
+
+def _save(model: VideoClassifier, out: Path, card: dict[str, Any]) -> None:
+    if model.num_classes or model.representation is not None:
+        model.save_pretrained(out, card=card)
+    else:
+        model.encoder.save_pretrained(out, card=card)
+
+
+def _in_words(model: VideoClassifier) -> str:
+    config = model.encoder.config
+    two = config.variant == "factorized_encoder"
+    blocks = f"{config.spatial_depth} + {config.temporal_depth}" if two else f"{config.depth}"
+    clip = "×".join(map(str, (config.in_channels, config.num_frames, *config.image_size)))
+    classes = f", {model.num_classes} classes" if model.num_classes else ""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{config.variant} of {blocks} blocks, width {config.embed_dim}, clips {clip}{classes}, "
+        f"{count:,} parameters"
+    )
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

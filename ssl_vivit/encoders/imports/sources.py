@@ -1,0 +1,211 @@
+"""Checkpoints as they lie on a disk: which program's they are is seen by looking at them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoint
+from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
+from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
+from ssl_vivit.encoders.imports.vivit_backbone import from_vivit_backbone
+
+_TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
+_BACKBONE_KEY = "to_tubelet_embedding.1.weight"
+
+
+@dataclass
+class Request:
+    """What is known of a checkpoint beside its weights.
+
+    Args:
+        config: what the weights do not say: Scenic's model config, transformers' config.json, or
+            the arguments of ViViTBackbone.
+        video_shape: (T, H, W) of a Scenic model's clips.
+        timm_architecture: timm's name of the model that a safetensors file belongs to.
+        settings: of the encoder that an image ViT goes into.
+    """
+
+    config: dict[str, Any] | None = None
+    video_shape: tuple[int, int, int] | None = None
+    timm_architecture: str | None = None
+    settings: dict[str, Any] | None = None
+
+
+def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
+    """A model of a checkpoint, and in words what it was made of.
+
+    Args:
+        source: a flax msgpack file of Scenic; a directory of transformers, or the weights in one;
+            a safetensors file of a timm model; ``timm:NAME`` or a name of timm; the weights of a
+            ViViTBackbone as safetensors, or as a torch file, of which only tensors are read.
+        request: what the weights do not say.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none of these, or not whole.
+    """
+    path = Path(source)
+    if source.startswith("timm:") or (not path.exists() and timm.is_model(source)):
+        return _of_timm(source.removeprefix("timm:"), None, request)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{source} is neither a file or directory nor the name of a timm model"
+        )
+    if path.is_dir():
+        return _of_directory(path, request)
+    if request.timm_architecture is not None:
+        return _of_timm(request.timm_architecture, path, request)
+    if path.suffix == ".safetensors" or path.suffix in _TORCH_FILES:
+        return _of_weights(path, _read_tensors(path), _config_beside(path), request)
+    _only(request, "a Scenic checkpoint", "config", "video_shape")
+    params = read_scenic_checkpoint(path)
+    shape = None
+    if request.video_shape is not None:
+        kernel = params.get("embedding/kernel")
+        channels = 3 if kernel is None or kernel.ndim < 2 else kernel.shape[-2]
+        shape = (*request.video_shape, channels)
+    return from_scenic(params, request.config, shape), "google-research/scenic"
+
+
+def _of_directory(path: Path, request: Request) -> tuple[VideoClassifier, str]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = _read_json(index).get("weight_map", {})
+        parts = [path / Path(name).name for name in sorted(set(files.values()))]
+    else:
+        names = ("model.safetensors", "pytorch_model.bin")
+        parts = [path / name for name in names if (path / name).is_file()][:1]
+    if not parts:
+        raise ValueError(
+            f"{path} holds no model.safetensors; give a directory of transformers, or the "
+            "checkpoint file itself"
+        )
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        weights |= _read_tensors(part)
+    return _of_weights(parts[0], weights, _config_beside(parts[0]), request)
+
+
+def _of_weights(
+    path: Path, weights: Mapping[str, Tensor], beside: dict[str, Any], request: Request
+) -> tuple[VideoClassifier, str]:
+    if _BACKBONE_KEY in weights:
+        _only(request, "a ViViTBackbone", "config")
+        if request.config is None:
+            raise ValueError(
+                "the weights of a ViViTBackbone do not say its clips; give --config with t, h, w, "
+                "patch_t, patch_h, patch_w and heads"
+            )
+        return from_vivit_backbone(weights, request.config), "ViViTBackbone"
+    if "architecture" in beside and request.config is None:
+        return _of_timm(str(beside["architecture"]), path, request)
+    config = beside | (request.config or {})
+    kind = config.get("model_type", "vivit" if _has_class_token(weights) else "videomae")
+    if not config:
+        raise ValueError(
+            f"{path} is not recognised by itself; give --config with the config.json of "
+            "transformers or the arguments of ViViTBackbone, or --timm-architecture"
+        )
+    if kind not in ("vivit", "videomae"):
+        raise ValueError(f"{path}: its config is of {kind}, not of vivit or videomae")
+    _only(request, f"a {kind} of transformers", "config")
+    make = from_hf_vivit if kind == "vivit" else from_videomae
+    model = make(weights, config)
+    model.encoder.preprocessing = _preprocessing(path.parent, model)
+    return model, f"transformers' {kind}"
+
+
+def _has_class_token(weights: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith("embeddings.cls_token") for name in weights)
+
+
+def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoClassifier, str]:
+    _only(request, "an image ViT of timm", "settings", "timm_architecture")
+    if weights is not None and weights.suffix != ".safetensors":
+        raise ValueError(f"{weights} must be a safetensors file for timm's {name}")
+    config = config_from_timm(name, **(request.settings or {}))
+    return VideoClassifier(from_timm(name, config, weights), 0), f"timm's {name}"
+
+
+def _only(request: Request, what: str, *used: str) -> None:
+    """Refuse what was asked for and says nothing about this source."""
+    options = {
+        "config": "--config",
+        "video_shape": "--video-shape",
+        "timm_architecture": "--timm-architecture",
+        "settings": "--set",
+    }
+    for name, option in options.items():
+        if name not in used and getattr(request, name):
+            raise ValueError(f"{option} is no option for {what}; leave it out")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a torch file in which nothing else is read."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is no torch file of tensors alone: {reason}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no state dict but {type(content).__name__}")
+    return content
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    file = path.parent / "config.json"
+    return _read_json(file) if file.is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings but {type(content).__name__}")
+    return content
+
+
+def _preprocessing(directory: Path, model: VideoClassifier) -> dict[str, Any] | None:
+    """What preprocessor_config.json says, as mean and std of pixels in [0, 1]."""
+    file = directory / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    given = _read_json(file)
+    config = model.encoder.config
+    scale = 255 * given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 255.0
+    offset = float(bool(given.get("offset", False)))
+    zeros, ones = [0.0] * config.in_channels, [1.0] * config.in_channels
+    normalised = given.get("do_normalize", True)
+    mean = given.get("image_mean", zeros) if normalised else zeros
+    std = given.get("image_std", ones) if normalised else ones
+    # There a pixel p in [0, 1] becomes (scale · p − offset − mean) / std.
+    return {
+        "pixel_range": [0.0, 1.0],
+        "channels": "rgb" if config.in_channels == 3 else "luma",
+        "mean": [(value + offset) / scale for value in mean],
+        "std": [value / scale for value in std],
+        "fps": None,
+        "frame_stride": None,
+        "resize": list(config.image_size),
+    }

@@ -146,10 +146,10 @@ class MaskedTubelets(nn.Module):
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> Float[Tensor, "b m p"]:
         """What the hidden tubelets are, in the order of :meth:`predict`."""
-        pixels = self._pixels(video)
+        pixels = _at(self._pixels(video), mask)
         if self.config.normalize_targets:
             pixels = PixelScale(pixels).normalised(pixels)
-        return rearrange(_at(pixels, mask), "b m pixels c -> b m (pixels c)")
+        return rearrange(pixels, "b m c p -> b m (p c)")
 
     @torch.no_grad()
     def reconstruct(
@@ -163,19 +163,19 @@ class MaskedTubelets(nn.Module):
         mask = self.draw_mask(video) if mask is None else mask
         pixels = self._pixels(video)
         predicted, _ = self.predict(video, mask)
-        predicted = rearrange(predicted, "b m (p c) -> b m p c", c=pixels.shape[-1]).to(pixels)
+        predicted = rearrange(predicted, "b m (p c) -> b m c p", c=pixels.shape[3]).to(pixels)
         if self.config.normalize_targets:
             predicted = PixelScale(_at(pixels, mask)).restored(predicted)
         grid = self.encoder.config.grid_of(*video.shape[2:])
         index = _flat_index(mask, grid.t, grid.n)
-        flat = rearrange(pixels, "b t n p c -> b (t n) p c").clone()
+        flat = rearrange(pixels, "b t n c p -> b (t n) c p").clone()
         flat.scatter_(1, index[..., None, None].expand_as(predicted), predicted)
         hidden = torch.zeros(flat.shape[:2], dtype=torch.bool, device=video.device)
         hidden.scatter_(1, index, True)
         config = self.encoder.config
         return Reconstruction(
             video_of(pixels, config, grid.h),
-            video_of(rearrange(flat, "b (t n) p c -> b t n p c", t=grid.t), config, grid.h),
+            video_of(rearrange(flat, "b (t n) c p -> b t n c p", t=grid.t), config, grid.h),
             rearrange(hidden, "b (t h w) -> b t h w", t=grid.t, h=grid.h),
         )
 
@@ -190,7 +190,7 @@ class MaskedTubelets(nn.Module):
         card = {"objective": f"masked tubelets, {masks}", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
 
-    def _pixels(self, video: Tensor) -> Float[Tensor, "b t n pixels c"]:
+    def _pixels(self, video: Tensor) -> Float[Tensor, "b t n c pixels"]:
         assert isinstance(self.mean, Tensor)
         assert isinstance(self.std, Tensor)
         return tubelet_pixels(denormalised(video, self.mean, self.std), self.encoder.config)
@@ -223,10 +223,10 @@ def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
         )
 
 
-def _at(pixels: Float[Tensor, "b t n p c"], mask: TubeletMask) -> Float[Tensor, "b m p c"]:
+def _at(pixels: Float[Tensor, "b t n c p"], mask: TubeletMask) -> Float[Tensor, "b m c p"]:
     """The pixels of hidden tubelets, in the order of time and mask."""
     _, t, n, _, _ = pixels.shape
-    flat = rearrange(pixels, "b t n p c -> b (t n) p c")
+    flat = rearrange(pixels, "b t n c p -> b (t n) c p")
     index = _flat_index(mask, t, n)[..., None, None]
     return flat.gather(1, index.expand(-1, -1, *flat.shape[2:]))
 

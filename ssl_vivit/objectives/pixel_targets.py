@@ -15,7 +15,7 @@ _EPSILON = 1e-6
 
 def tubelet_pixels(
     video: Float[Tensor, "b c T H W"], config: ViViTConfig
-) -> Float[Tensor, "b t n pixels c"]:
+) -> Float[Tensor, "b t n c pixels"]:
     """The pixels that each token stands for, in the order of time, row, column.
 
     Where tubelets overlap in time a token stands for the frames that are its own: the newest
@@ -28,19 +28,19 @@ def tubelet_pixels(
     video = video[:, :, : grid.t * size[0], : grid.h * size[1], : grid.w * size[2]]
     return rearrange(
         video,
-        "b c (t pt) (h ph) (w pw) -> b t (h w) (pt ph pw) c",
+        "b c (t pt) (h ph) (w pw) -> b t (h w) c (pt ph pw)",
         pt=size[0], ph=size[1], pw=size[2],
     )  # fmt: skip
 
 
 def video_of(
-    pixels: Float[Tensor, "b t n pixels c"], config: ViViTConfig, height: int
+    pixels: Float[Tensor, "b t n c pixels"], config: ViViTConfig, height: int
 ) -> Float[Tensor, "b c T H W"]:
     """The inverse of :func:`tubelet_pixels`, ``height`` the number of token rows."""
     size = config.kernel_stride
     return rearrange(
         pixels,
-        "b t (h w) (pt ph pw) c -> b c (t pt) (h ph) (w pw)",
+        "b t (h w) c (pt ph pw) -> b c (t pt) (h ph) (w pw)",
         h=height, pt=size[0], ph=size[1], pw=size[2],
     )  # fmt: skip
 
@@ -52,12 +52,12 @@ class PixelScale:
     in VideoMAE (Tong et al. 2022, Sec. 4.1). A tubelet of one colour has zeros.
 
     Args:
-        pixels: (b, t, n, pixels, c) in [0, 1].
+        pixels: (…, c, pixels) in [0, 1].
     """
 
-    def __init__(self, pixels: Float[Tensor, "... pixels c"]) -> None:
-        self.mean = pixels.mean(-2, keepdim=True)
-        self.spread = pixels.var(-2, keepdim=True).sqrt() + _EPSILON
+    def __init__(self, pixels: Float[Tensor, "... c pixels"]) -> None:
+        self.mean = pixels.mean(-1, keepdim=True)
+        self.spread = pixels.var(-1, keepdim=True).sqrt() + _EPSILON
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixels as targets."""

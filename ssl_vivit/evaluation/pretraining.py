@@ -15,6 +15,7 @@ from ssl_vivit.evaluation.figures import (
     view_pairs,
 )
 from ssl_vivit.evaluation.retrieval import chance, collect, retrieval_top1
+from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"
@@ -35,6 +36,13 @@ class EvaluationConfig:
     videos: int = 256
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.videos < 2 or self.batch_size < 1:
+            raise ValueError(
+                "evaluation.every and evaluation.batch_size must be at least 1, "
+                "evaluation.videos at least 2"
+            )
+
 
 class ContrastiveEvaluation:
     """Retrieval of the positive view on held-out videos, and the figures of a run.
@@ -48,11 +56,6 @@ class ContrastiveEvaluation:
     """
 
     def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
-        if config.every < 1 or config.videos < 2 or config.batch_size < 1:
-            raise ValueError(
-                "evaluation.every and evaluation.batch_size must be at least 1, "
-                "evaluation.videos at least 2"
-            )
         self.config, self.clips = config, clips
         dataset, workers = clips.train.dataset, clips.train.workers
         self.mean, self.std = dataset.augment.mean, dataset.augment.std
@@ -99,23 +102,12 @@ class ContrastiveEvaluation:
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made: encoder, retrieval before and after, speed, how to load."""
-        lines = read_metrics(run_dir / "metrics.jsonl")
-        retrieval = [line[RETRIEVAL] for line in lines if RETRIEVAL in line]
-        speed = [
-            line["train/clips_per_second"] for line in lines if "train/clips_per_second" in line
-        ]
-        rows = {"encoder": str(run_dir / "encoder")}
-        if retrieval and self.augmented is not None:
+        measured = {}
+        retrieval = first_and_last(run_dir, RETRIEVAL)
+        if retrieval is not None and self.augmented is not None:
             by_chance = chance(len(self.augmented), self.augmented.dataset.clip.views)
-            rows["retrieval top-1 of the positive view"] = (
-                f"{retrieval[0]:.3f} untrained, {retrieval[-1]:.3f} trained "
+            measured["retrieval top-1 of the positive view"] = (
+                f"{retrieval[0]:.3f} untrained, {retrieval[1]:.3f} trained "
                 f"({by_chance:.3f} by chance, {len(self.augmented)} held-out videos)"
             )
-        if speed:
-            rows["speed"] = f"{sorted(speed)[len(speed) // 2]:.1f} clips/s"
-        rows["figures"] = str(run_dir / "figures")
-        rows["load it"] = (
-            f'from ssl_vivit import load_encoder; encoder = load_encoder("{run_dir / "encoder"}")'
-        )
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+        return run_summary(run_dir, measured)

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.embedding_geometry import effective_rank
-from ssl_vivit.objectives.masking import MaskKind, TubeletMask, draw_mask, hidden_count
+from ssl_vivit.objectives.masking import (
+    MaskKind,
+    TubeletMask,
+    draw_mask,
+    hidden_count,
+    nearest_visible,
+)
 from ssl_vivit.objectives.pixel_targets import (
     PixelScale,
     denormalised,
@@ -178,6 +184,35 @@ class MaskedTubelets(nn.Module):
             video_of(rearrange(flat, "b (t n) c p -> b t n c p", t=grid.t), config, grid.h),
             rearrange(hidden, "b (t h w) -> b t h w", t=grid.t, h=grid.h),
         )
+
+    @torch.no_grad()
+    def errors(self, batch: dict[str, Any], seed: int) -> dict[str, Float[Tensor, " clips"]]:
+        """How far predictions are off, beside the nearest visible tubelet in their place.
+
+        Args:
+            batch: as in :meth:`forward`.
+            seed: of the masks.
+
+        Returns:
+            ``error`` and ``copy_error``: mean squared error over the hidden tubelets of each clip,
+            in units of the targets. Where these are normalised, the mean of each tubelet has 1.
+        """
+        video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
+        mask = self.draw_mask(video, torch.Generator().manual_seed(seed))
+        grid = self.encoder.config.grid_of(*video.shape[2:])
+        targets = self.targets(video, mask)
+        copied = self.targets(video, mask._replace(hidden=nearest_visible(mask, grid)))
+        predicted, _ = self.predict(video, mask)
+        guesses = {"error": predicted.to(targets), "copy_error": copied}
+        return {name: (x - targets).square().mean((1, 2)) for name, x in guesses.items()}
+
+    @torch.no_grad()
+    def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
+        """The mean of the patch tokens of whole clips, (b, views, d) for any number of views."""
+        views = batch["clips"].shape[1]
+        video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
+        tokens = self.encoder(video).tokens.mean((1, 2))
+        return rearrange(tokens, "(b views) d -> b views d", views=views)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the encoder (without the decoder) to ``directory``.

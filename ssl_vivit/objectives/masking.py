@@ -85,9 +85,11 @@ def draw_mask(
         rank = torch.rand(batch, steps, grid.n, generator=generator)
     order = rank.argsort(-1)
     offset = torch.arange(steps)[:, None] * grid.n
-    parts = [(part.sort(-1).values + offset).flatten(1)
-             for part in (order[..., hidden:], order[..., :hidden])]  # fmt: skip
-    return TubeletMask(*parts, by_token=kind == "random")
+    visible, hidden_ones = (
+        (part.sort(-1).values + offset).flatten(1)
+        for part in (order[..., hidden:], order[..., :hidden])
+    )
+    return TubeletMask(visible, hidden_ones, by_token=kind == "random")
 
 
 def mask_from_bool(hidden: Bool[Tensor, "b k"], by_token: bool) -> TubeletMask:
@@ -101,6 +103,18 @@ def mask_from_bool(hidden: Bool[Tensor, "b k"], by_token: bool) -> TubeletMask:
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     visible = hidden.shape[1] - int(counts[0])
     return TubeletMask(order[:, :visible], order[:, visible:], by_token)
+
+
+def nearest_visible(mask: TubeletMask, grid: Grid) -> Int[Tensor, "b m"]:
+    """For each hidden tubelet the nearest visible one, as an index of the mask's own kind.
+
+    Distances are between tubelets' centres in steps of the grid, time included where indices are
+    over tokens; of several nearest the first.
+    """
+    axes = [torch.arange(count, device=mask.visible.device, dtype=torch.float) for count in grid]
+    places = torch.cartesian_prod(*(axes if mask.by_token else axes[1:]))
+    distance = torch.cdist(places[mask.hidden], places[mask.visible])
+    return mask.visible.gather(1, distance.argmin(-1))
 
 
 def _block_rank(

@@ -12,7 +12,7 @@ from ssl_vivit import Grid, ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.encoders.imports.transformers import from_videomae
 from ssl_vivit.encoders.joint import Joint
 from ssl_vivit.objectives import MaskedTubelets
-from ssl_vivit.objectives.masking import draw_mask, mask_from_bool
+from ssl_vivit.objectives.masking import draw_mask, mask_from_bool, nearest_visible
 from ssl_vivit.objectives.pixel_targets import PixelScale, tubelet_pixels, video_of
 
 PARITY = Path(__file__).parent / "parity"
@@ -254,6 +254,38 @@ def test_a_reconstruction_pastes_what_was_visible():
     assert (changed <= hidden).all()
     assert changed[hidden].float().mean() > 0.9
     assert out.hidden.float().mean().item() == pytest.approx(21 / 24)
+
+
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_the_copied_tubelet_is_the_nearest_visible_one(kind):
+    grid = Grid(3, 4, 5)
+    mask = draw_mask(kind, grid, 0.8, 2)
+    got = nearest_visible(mask, grid)
+
+    def place(index):
+        t, n = divmod(index, 20) if kind == "random" else (0, index)
+        return torch.tensor([t, n // 5, n % 5], dtype=torch.float)
+
+    for b in range(2):
+        for hidden, copied in zip(mask.hidden[b].tolist(), got[b].tolist(), strict=True):
+            distances = {
+                v: (place(v) - place(hidden)).norm().item() for v in mask.visible[b].tolist()
+            }
+            assert distances[copied] == min(distances.values())
+
+
+def test_errors_are_measured_clip_by_clip_with_the_seeds_masks():
+    objective = MaskedTubelets(small(), preprocessing={"mean": [0.5], "std": [0.1]}).eval()
+    clips = torch.randn(3, 1, 3, 8, 64, 96)
+    errors = objective.errors({"clips": clips}, seed=4)
+    mask = objective.draw_mask(clips[:, 0], torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        loss = objective({"clips": clips, "mask": mask}).loss
+    torch.testing.assert_close(errors["error"].mean(), loss)
+    # Independent normalised noise in place of the truth has twice its variance.
+    assert errors["copy_error"].mean().item() == pytest.approx(2.0, abs=0.05)
+    assert torch.equal(objective.errors({"clips": clips}, seed=4)["error"], errors["error"])
+    assert not torch.equal(objective.errors({"clips": clips}, seed=5)["error"], errors["error"])
 
 
 def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):

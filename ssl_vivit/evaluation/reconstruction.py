@@ -1,0 +1,83 @@
+"""What is measured and drawn beside masked pretraining, on held-out videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ssl_vivit.data.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.figures import learning_curves, read_metrics
+from ssl_vivit.evaluation.pretraining import EvaluationConfig
+from ssl_vivit.evaluation.reconstruction_figure import reconstructions
+from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
+from ssl_vivit.objectives.masked_tubelets import Reconstruction
+from ssl_vivit.training import Moment, Periodic
+
+ERROR, COPY_ERROR = "val/error", "val/copy_error"
+_SHOWN = 4
+
+
+class MaskedEvaluation:
+    """Error on hidden tubelets of held-out videos, always with the same masks, and figures.
+
+    ``val/copy_error`` is what the nearest visible tubelet in their place would have.
+
+    Args:
+        config: how often and how much.
+        clips: training and held-out videos; without held-out ones only curves are drawn.
+    """
+
+    def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
+        self.config = config
+        self.clips = None
+        if clips.held_out is not None:
+            chosen = clips.held_out.indices[: config.videos]
+            self.clips = ClipBatches(
+                clips.held_out.dataset, workers=clips.train.workers, shuffle=False, indices=chosen
+            )
+
+    def periodic(self) -> Periodic:
+        """The evaluation as a job of the training loop."""
+        return Periodic(self.config.every, self, at_start=True)
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        """Measure and draw; every process measures, the main one draws."""
+        numbers = {} if self.clips is None else self._measured(moment)
+        if moment.accelerator.is_main_process:
+            logged = read_metrics(moment.run_dir / "metrics.jsonl")
+            path = moment.run_dir / "figures" / "curves.png"
+            learning_curves([*logged, {"step": moment.step, **numbers}], path)
+        return numbers
+
+    def _measured(self, moment: Moment) -> dict[str, float]:
+        assert self.clips is not None
+        errors, copied = [], []
+        device = moment.accelerator.device
+        for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
+            found = moment.call("errors", batch, seed)
+            errors.append(found["error"].cpu())
+            copied.append(found["copy_error"].cpu())
+            if seed == 0:
+                few = batch["clips"][:_SHOWN, 0]
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    shown = moment.call("reconstruct", few)
+                self._draw(moment, shown, batch["key"][:_SHOWN])
+        return {ERROR: torch.cat(errors).mean().item(), COPY_ERROR: torch.cat(copied).mean().item()}
+
+    def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
+        if moment.accelerator.is_main_process:
+            path = moment.run_dir / "figures" / f"reconstructions_step_{moment.step:08d}.png"
+            reconstructions(Reconstruction(*(part.cpu() for part in shown)), keys, path)
+
+    def summary(self, run_dir: Path) -> str:
+        """A table of what the run made."""
+        measured = {}
+        error, copied = first_and_last(run_dir, ERROR), first_and_last(run_dir, COPY_ERROR)
+        if error is not None and copied is not None and self.clips is not None:
+            measured["error on hidden tubelets"] = (
+                f"{error[0]:.3f} untrained, {error[1]:.3f} trained ({copied[1]:.3f} with the "
+                f"nearest visible tubelet in their place, {len(self.clips)} held-out videos)"
+            )
+        return run_summary(run_dir, measured)

@@ -1,0 +1,36 @@
+"""The table that a run prints at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_vivit.evaluation.figures import read_metrics
+
+
+def run_summary(run_dir: Path, measured: dict[str, str]) -> str:
+    """Encoder, what was measured, speed, figures and how to load the encoder, a line each.
+
+    Args:
+        run_dir: the run's directory.
+        measured: what to say → how much it was.
+    """
+    speeds = [
+        line["train/clips_per_second"]
+        for line in read_metrics(run_dir / "metrics.jsonl")
+        if "train/clips_per_second" in line
+    ]
+    rows = {"encoder": str(run_dir / "encoder"), **measured}
+    if speeds:
+        rows["speed"] = f"{sorted(speeds)[len(speeds) // 2]:.1f} clips/s"
+    rows["figures"] = str(run_dir / "figures")
+    rows["load it"] = (
+        f'from ssl_vivit import load_encoder; encoder = load_encoder("{run_dir / "encoder"}")'
+    )
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
+    """The first and the last value of a metric in a run, or None where there is none."""
+    values = [line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line]
+    return (values[0], values[-1]) if values else None

@@ -49,7 +49,8 @@ def learning_curves(metrics: list[dict[str, float]], path: Path) -> None:
         "error on hidden tubelets": ["val/error", "val/copy_error"],
         "learning rate": ["train/lr"],
         "top-1 of the positive view": ["train/top1", "val/retrieval_top1"],
-        "effective rank": ["train/effective_rank"],
+        "effective rank": ["train/effective_rank", "val/effective_rank"],
+        "spread of features": ["val/feature_std"],
     }
     curves = {
         title: {

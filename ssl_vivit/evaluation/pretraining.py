@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vivit.data.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.collapse import collapse_warning, feature_geometry
 from ssl_vivit.evaluation.figures import (
     learning_curves,
     nearest_neighbours,
@@ -86,7 +87,13 @@ class ContrastiveEvaluation:
             found = collect(
                 lambda b: moment.call("features", b), self._batches(self.augmented, moment)
             )
-            numbers[RETRIEVAL] = retrieval_top1(found.features)
+            numbers = {
+                RETRIEVAL: retrieval_top1(found.features),
+                **feature_geometry(found.features),
+            }
+            warning = collapse_warning(numbers, moment.run_dir, moment.step)
+            if warning and drawing:
+                moment.progress.write(warning)
             plain = collect(lambda b: moment.call("features", b), self._batches(self.plain, moment))
             if drawing:
                 path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ssl_vivit.data.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.collapse import collapse_warning, feature_geometry
 from ssl_vivit.evaluation.figures import learning_curves, read_metrics
 from ssl_vivit.evaluation.pretraining import EvaluationConfig
 from ssl_vivit.evaluation.reconstruction_figure import reconstructions
@@ -52,19 +53,28 @@ class MaskedEvaluation:
 
     def _measured(self, moment: Moment) -> dict[str, float]:
         assert self.clips is not None
-        errors, copied = [], []
+        errors, copied, features = [], [], []
         device = moment.accelerator.device
         for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
             found = moment.call("errors", batch, seed)
             errors.append(found["error"].cpu())
             copied.append(found["copy_error"].cpu())
+            features.append(moment.call("features", batch).float().cpu())
             if seed == 0:
                 few = batch["clips"][:_SHOWN, 0]
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     shown = moment.call("reconstruct", few)
                 self._draw(moment, shown, batch["key"][:_SHOWN])
-        return {ERROR: torch.cat(errors).mean().item(), COPY_ERROR: torch.cat(copied).mean().item()}
+        geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
+        warning = geometry and collapse_warning(geometry, moment.run_dir, moment.step)
+        if warning and moment.accelerator.is_main_process:
+            moment.progress.write(warning)
+        return {
+            ERROR: torch.cat(errors).mean().item(),
+            COPY_ERROR: torch.cat(copied).mean().item(),
+            **geometry,
+        }
 
     def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
         if moment.accelerator.is_main_process:

@@ -37,7 +37,7 @@ def reconstructions(
     error = (found.video - found.predicted).abs().mean(1, keepdim=True) * 2
     sheets = {
         "clip": found.video,
-        "visible": torch.where(hidden[:, None], 0.5, found.video),
+        "visible": torch.where(hidden[:, None], 0.15, found.video),
         "predicted": found.predicted,
         "error": error,
     }

@@ -1,0 +1,202 @@
+"""Attention rollout on sequences over space, over time, and on both in turn.
+
+Abnar & Zuidema 2020 (arXiv 2005.00928, Sec. 3): a layer passes on ½·A + ½·I, A its attention
+averaged over heads and I its residual path, and layers multiply. What the pooled vector takes from
+each input token is one row of that product, so a row alone is carried back, from the last layer to
+the first, and no matrix over all tokens is ever formed for factorised attention.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.encoders import ViViTConfig
+from ssl_vivit.encoders.vivit import EncoderOutput
+from ssl_vivit.grid import Grid
+
+
+class Readout(NamedTuple):
+    """How the pooled vector reads the tokens, as shares that sum to 1.
+
+    Attributes:
+        patches: (b, t, n), of the patch tokens after the last layer, or None where it reads class
+            tokens or frame vectors.
+        frames: (b, t), of those, or None where it reads patches or a class token of the clip.
+        places: (b, t, n), of the patches in the frame vector of each time step, or None where
+            there are no pooled frame vectors.
+    """
+
+    patches: Tensor | None
+    frames: Tensor | None
+    places: Tensor | None
+
+
+def readout(config: ViViTConfig, out: EncoderOutput, seen: dict[str, Tensor]) -> Readout:
+    """Shares in the pooled vector by the config's pooling.
+
+    Mean and sum read all alike, ``first`` the first alone, ``max`` each by its share of the features
+    that are greatest in it, attention pooling by its weights.
+
+    Args:
+        config: the architecture.
+        out: what the encoder returned, with tokens.
+        seen: ``pooling`` (b, k), the weights of attention pooling; ``frames`` ((b t), k, d), the
+            tokens that frame_pooling="max" goes over, behind special ones.
+    """
+    assert out.tokens is not None
+    b, t, n, _ = out.tokens.shape
+    places = None
+    if config.frame_pooling != "none":
+        frames = seen.get("frames", rearrange(out.tokens, "b t n d -> (b t) n d"))
+        places = _shares(frames[:, -n:], config.frame_pooling)
+        places = rearrange(places, "(b t) n -> b t n", b=b)
+    if config.pooling == "temporal_cls" or (
+        config.variant == "joint" and config.pooling == "cls_mean"
+    ):
+        return Readout(None, None, places)
+    if config.pooling == "cls_mean" or config.frame_pooling != "none":
+        assert out.cls is not None
+        how = "mean" if config.pooling == "cls_mean" else config.pooling
+        return Readout(None, seen.get("pooling", _shares(out.cls, how)), places)
+    flat = rearrange(out.tokens, "b t n d -> b (t n) d")
+    shares = seen.get("pooling", _shares(flat, config.pooling))
+    return Readout(rearrange(shares, "b (t n) -> b t n", t=t), None, None)
+
+
+def _shares(x: Float[Tensor, "b n d"], how: str | None) -> Float[Tensor, "b n"]:
+    wide = x.new_zeros(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
+    if how == "max":
+        winner = x.argmax(1)
+        return wide.scatter_add(1, winner, torch.ones_like(winner, dtype=wide.dtype)) / x.shape[2]
+    if how == "first":
+        wide[:, 0] = 1
+        return wide
+    return wide + 1 / x.shape[1]
+
+
+Maps = dict[int, Tensor]
+
+
+def rollout(
+    config: ViViTConfig, grid: Grid, read: Readout, spatial: Maps, temporal: Maps, joint: Maps
+) -> Float[Tensor, "b t h w"]:
+    """How much each input tubelet has part in the pooled vector.
+
+    Shares are not negative; they sum to 1 where there are no special tokens, and otherwise to what
+    does not end on class tokens and registers, which are no input. MLPs and norms are left out, and
+    values count alike, as in the paper. Beyond it:
+
+    - Model 2 goes back through time at every position, then through space within every time step.
+    - Model 3 passes through two layers a block, one for each axis, in the order of the block.
+    - Attention over both axes side by side (Model 4, parallel blocks of Model 3) is the mean of the
+      two axes' matrices; a register, which knows one axis, has that one's alone.
+
+    Args:
+        config: the architecture.
+        grid: token grid of the clips.
+        read: how the pooled vector reads the tokens.
+        spatial: layer → weights (b, t, heads, q, k), all layers.
+        temporal: layer → weights (b, m, heads, q, k), all layers.
+        joint: layer → weights (b, heads, q, k), all layers.
+    """
+    if config.variant == "joint":
+        shares = _through_joint(config, read, joint)
+        return rearrange(shares, "b (t h w) -> b t h w", t=grid.t, h=grid.h)
+    if config.variant == "factorized_encoder":
+        shares = _through_factorized_encoder(config, grid, read, spatial, temporal)
+    else:
+        shares = _through_both_axes(config, read, spatial, temporal)
+    return rearrange(shares, "b t (h w) -> b t h w", h=grid.h)
+
+
+def _back(row: Float[Tensor, "... q"], weights: Float[Tensor, "... heads q k"]) -> Tensor:
+    """A row times ½·A + ½·I."""
+    return (row + _attended(row, weights)) / 2
+
+
+def _attended(row: Float[Tensor, "... q"], weights: Float[Tensor, "... heads q k"]) -> Tensor:
+    return (row[..., None, :] @ weights.mean(-3))[..., 0, :]
+
+
+def _through_joint(config: ViViTConfig, read: Readout, joint: Maps) -> Float[Tensor, "b k"]:
+    first = joint[0]
+    before = int(bool(config.class_token)) + config.register_tokens
+    row = first.new_zeros(first.shape[0], first.shape[-1])
+    if read.patches is None:
+        row[:, 0] = 1
+    else:
+        row[:, before:] = read.patches.flatten(1)
+    for layer in sorted(joint, reverse=True):
+        row = _back(row, joint[layer])
+    return row[:, before:]
+
+
+def _through_factorized_encoder(
+    config: ViViTConfig, grid: Grid, read: Readout, spatial: Maps, temporal: Maps
+) -> Float[Tensor, "b t n"]:
+    b, t = spatial[0].shape[:2]
+    summary = int(bool(config.class_token) or config.frame_pooling != "none")
+    over_time = _row_over_time(config, grid, read, spatial[0].new_zeros(b, summary + grid.n, t))
+    for layer in sorted(temporal, reverse=True):
+        over_time = _back(over_time, temporal[layer])
+    registers = config.register_tokens if temporal else 0
+    steps = rearrange(over_time[..., registers : registers + t], "b m t -> b t m")
+
+    row = spatial[0].new_zeros(b, t, spatial[0].shape[-1])
+    before = row.shape[2] - grid.n
+    row[..., before:] = steps[..., summary:]
+    if read.places is not None:
+        row[..., before:] += steps[..., :1] * read.places
+    elif summary:
+        row[..., 0] = steps[..., 0]
+    for layer in sorted(spatial, reverse=True):
+        row = _back(row, spatial[layer])
+    return row[..., before:]
+
+
+def _row_over_time(
+    config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
+) -> Float[Tensor, "b m k"]:
+    """Where the pooled vector reads sequences over time: [registers, time steps, temporal class]."""
+    if read.patches is not None:
+        steps[:, -grid.n :] = rearrange(read.patches, "b t n -> b n t")
+    elif read.frames is not None:
+        steps[:, 0] = read.frames
+    if not config.temporal_depth:
+        return steps
+    before = steps.new_zeros(*steps.shape[:2], config.register_tokens)
+    after = steps.new_zeros(*steps.shape[:2], int(config.pooling == "temporal_cls"))
+    after[:, 0] = 1
+    return torch.cat((before, steps, after), dim=-1)
+
+
+def _through_both_axes(
+    config: ViViTConfig, read: Readout, spatial: Maps, temporal: Maps
+) -> Float[Tensor, "b t n"]:
+    assert read.patches is not None
+    tokens, registers = read.patches.to(spatial[0].dtype), config.register_tokens
+    b, t, n = tokens.shape
+    over_space, over_time = tokens.new_zeros(b, t, registers), tokens.new_zeros(b, n, registers)
+    at_once = config.variant == "factorized_dot_product" or config.block == "parallel"
+    for layer in sorted(spatial, reverse=True):
+        if at_once:
+            half = tokens / 2
+            space = _attended(torch.cat((over_space, half), dim=2), spatial[layer])
+            time = _attended(torch.cat((over_time, half.mT), dim=2), temporal[layer])
+            over_space = (over_space + space[..., :registers]) / 2
+            over_time = (over_time + time[..., :registers]) / 2
+            tokens = (tokens + space[..., registers:] + time[..., registers:].mT) / 2
+            continue
+        for axis in reversed(config.attention_order.split("_")):
+            if axis == "space":
+                row = _back(torch.cat((over_space, tokens), dim=2), spatial[layer])
+                over_space, tokens = row[..., :registers], row[..., registers:]
+            else:
+                row = _back(torch.cat((over_time, tokens.mT), dim=2), temporal[layer])
+                over_time, tokens = row[..., :registers], row[..., registers:].mT
+    return tokens

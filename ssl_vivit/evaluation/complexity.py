@@ -65,7 +65,7 @@ def count(model: ViViT | VideoClassifier | ViViTConfig, batch: int = 1) -> Compl
     shape = (batch, config.in_channels, config.num_frames, *config.image_size)
     video = torch.empty(shape, device="meta", dtype=next(model.parameters()).dtype)
     done = multiply_adds(model, video, **options)
-    with _whole_blocks(model):
+    with whole_blocks(model):
         whole = multiply_adds(model, video, **options)
     return Complexity(sum(p.numel() for p in model.parameters()), whole, done)
 
@@ -92,7 +92,7 @@ def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
 
 
 @contextmanager
-def _whole_blocks(model: nn.Module) -> Iterator[None]:
+def whole_blocks(model: nn.Module) -> Iterator[None]:
     """Blocks compute all tokens also where the class token alone will be read."""
 
     def all_queries(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

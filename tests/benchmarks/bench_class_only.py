@@ -1,0 +1,90 @@
+"""What a vector a clip costs where no patch tokens are wanted: ours against computing them all.
+
+    python tests/benchmarks/bench_class_only.py [--device cuda]
+
+Models 1 and 2 with class tokens: (a) all tokens through everything, `encoder(video)`; (b) class
+tokens alone through time (Model 2), each spatial block whole; (c) as (b), and the class query alone
+in the last (spatial) block, which is `encoder(video, tokens=False)`. The same pooled vector, which
+is asserted. Prints shares of (a): medians of rounds in turn, in brackets the range of their middle
+half; memory is what one more clip adds to the peak of forward with backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from peers import Sizes, ours
+from side_by_side import mebibytes_a_clip, ratio, seconds, table
+from torch import Tensor, nn
+
+from ssl_vivit.evaluation.complexity import multiply_adds, whole_blocks
+
+SIZES = Sizes()
+
+
+def pooled(encoder: nn.Module, tokens: bool, whole: bool, video: Tensor) -> Tensor:
+    if not whole:
+        return encoder(video, tokens=tokens).pooled
+    with whole_blocks(encoder):
+        return encoder(video, tokens=tokens).pooled
+
+
+def backward(encoder: nn.Module, tokens: bool, whole: bool, video: Tensor) -> None:
+    pooled(encoder, tokens, whole, video).square().mean().backward()
+    encoder.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def clips(batch: int) -> Tensor:
+        return torch.randn(batch, 3, SIZES.frames, SIZES.side, SIZES.side, device=args.device)
+
+    rows = []
+    for name, variant in (("Model 1", "joint"), ("Model 2", "factorized_encoder")):
+        torch.manual_seed(0)
+        encoder = ours(SIZES, variant, tokens=False).model.to(args.device)
+        video = clips(1)
+        ways = {f"{name} (a)": (True, False), f"{name} (b)": (False, True)}
+        ways[f"{name} (c)"] = (False, False)
+        first = f"{name} (a)"
+        with torch.no_grad():
+            vectors = {way: pooled(encoder, *flags, video) for way, flags in ways.items()}
+            for vector in vectors.values():
+                torch.testing.assert_close(vector, vectors[first], atol=1e-4, rtol=1e-4)
+            calls = {way: partial(pooled, encoder, *flags, video) for way, flags in ways.items()}
+            forward = seconds(calls, args.rounds, args.device)
+        calls = {way: partial(backward, encoder, *flags, video) for way, flags in ways.items()}
+        both = seconds(calls, args.rounds, args.device)
+        memory, work = {}, {}
+        for way, (tokens, whole) in ways.items():
+            step = partial(backward, encoder, tokens, whole)
+            memory[way] = mebibytes_a_clip(step, clips, (4, 8), args.device)
+            work[way] = multiply_adds(_Way(encoder, tokens, whole), video)
+        for way in ways:
+            shares = [ratio(times[way], times[first]) for times in (forward, both)]
+            counted = f"{work[way] / work[first]:.2f}"
+            rows.append([way, counted, *shares, f"{memory[way] / memory[first]:.2f}"])
+    head = ["share of (a)", "multiply-adds", "forward", "forward + backward", "memory"]
+    print(table(head, rows))
+
+
+class _Way(nn.Module):
+    """One of the ways as a module, to be counted."""
+
+    def __init__(self, encoder: nn.Module, tokens: bool, whole: bool) -> None:
+        super().__init__()
+        self.encoder, self.tokens, self.whole = encoder, tokens, whole
+
+    def forward(self, video: Tensor) -> Tensor:
+        return pooled(self.encoder, self.tokens, self.whole, video)
+
+
+if __name__ == "__main__":
+    main()

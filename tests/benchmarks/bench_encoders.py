@@ -1,0 +1,114 @@
+"""Models 1–4 against vit-pytorch's ViViT and transformers' VivitModel and VideoMAEModel.
+
+    python tests/benchmarks/bench_encoders.py [--device cuda --bf16]
+
+Equal width, depth, heads and tokens, attention by scaled_dot_product_attention in all. Model 1
+gives all tokens, Models 2–4 one vector a clip. Forward without gradients, and forward with
+backward, all models in turn; ratios are medians of the rounds, in brackets the range of their
+middle half. Memory is what one more clip adds to the peak of forward with backward. On a CPU one
+thread computes a small size in float32; on a GPU it is ViViT-B/16x2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from peers import OURS, PEERS, Contestant, Sizes, contestant
+from side_by_side import mebibytes_a_clip, ratio, seconds, table
+from torch import Tensor
+
+from ssl_vivit.evaluation.complexity import multiply_adds
+
+SMALL = Sizes()
+PAPER = Sizes(width=768, heads=12, depth=12, frames=32, side=224)
+
+
+def clips_of(sizes: Sizes, batch: int, device: str) -> Tensor:
+    return torch.randn(batch, 3, sizes.frames, sizes.side, sizes.side, device=device)
+
+
+def forward(model: Contestant, video: Tensor, bf16: bool) -> None:
+    with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
+        model(video)
+
+
+def forward_backward(model: Contestant, video: Tensor, bf16: bool) -> None:
+    with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(video).float().square().mean()
+    loss.backward()
+    model.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--batch", type=int, help="clips a call; default: 1, on a GPU 8")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    gpu = args.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    sizes = PAPER if gpu else SMALL
+    video = clips_of(sizes, args.batch or (8 if gpu else 1), args.device)
+
+    entries, missing = [], set()
+    made: dict[tuple[str, bool], Contestant] = {}
+    for model in OURS:
+        entries.append((model, True))
+        made[model, True] = contestant(sizes, model, True).to(args.device)
+        if model in PEERS:
+            try:
+                made[model, False] = contestant(sizes, model, False).to(args.device)
+                entries.append((model, False))
+            except ImportError as error:
+                missing.add(error.name or str(error))
+    for name in sorted(missing):
+        print(f"{name} is not installed, so its rows are left out: pip install 'ssl_vivit[bench]'")
+
+    def measure(step: Callable[[Contestant, Tensor, bool], None]) -> dict:
+        calls = {entry: partial(step, made[entry], video, args.bf16) for entry in entries}
+        return seconds(calls, args.rounds, args.device)
+
+    def memory(entry: tuple[str, bool]) -> float:
+        step = partial(forward_backward, made[entry], bf16=args.bf16)
+        clips = partial(clips_of, sizes, device=args.device)
+        return mebibytes_a_clip(step, clips, (4, 8), args.device)
+
+    work = {entry: multiply_adds(made[entry], video[:1]) / 1e9 for entry in entries}
+    times = [measure(forward), measure(forward_backward)]
+    memories = {entry: memory(entry) for entry in entries}
+
+    rows = []
+    for model, (peer, _) in PEERS.items():
+        if (model, False) in entries:
+            us, them = (model, True), (model, False)
+            gflops = f"{work[them]:.2f} / {work[us]:.2f}"
+            ratios = [ratio(t[them], t[us]) for t in times]
+            shares = f"{memories[them] / memories[us]:.2f}"
+            rows.append([f"{peer} / {model}", gflops, *ratios, shares])
+    print(table(["theirs / ours", "GFLOPs", "forward", "forward + backward", "memory"], rows))
+    print()
+    first = ("Model 1", True)
+    head = ["ours / Model 1", "GFLOPs", "forward", "forward + backward", "memory"]
+    rows = []
+    for model in OURS:
+        us = (model, True)
+        ratios = [ratio(t[us], t[first]) for t in times]
+        row = [model, f"{work[us]:.2f}", *ratios, f"{memories[us] / memories[first]:.2f}"]
+        if gpu:
+            row += [f"{len(video) / statistics.median(t[us]):.0f}" for t in times]
+            row.append(f"{memories[us]:.0f}")
+        rows.append(row)
+    if gpu:
+        head += ["clips/s forward", "clips/s forward + backward", "MiB a clip"]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()

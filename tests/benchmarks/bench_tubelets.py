@@ -1,0 +1,80 @@
+"""Tubelet embedding: one matrix product against Conv3d of the same numbers.
+
+    python tests/benchmarks/bench_tubelets.py [--device cuda]
+
+Contiguous video in, contiguous tokens (b, t, n, d) out, in float32 and bfloat16, one thread on a CPU,
+both in turn. Forward, and forward with the weights' gradients. Prints how many times longer Conv3d
+takes: the median of the rounds and the range of their middle half.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from side_by_side import ratio, seconds, table
+from torch import Tensor
+
+from ssl_vivit.encoders import named_config
+from ssl_vivit.encoders.tubelets import TubeletEmbedding
+
+CASES = {
+    "vivit_small, 2 × 3×20×256×256": ("vivit_small", 2),
+    "vivit_base_16x2, 1 × 3×32×224×224": ("vivit_base_16x2", 1),
+    "vivit_neural_small, 2 × 1×300×36×64": ("vivit_neural_small", 2),
+}
+
+
+def product(embed: TubeletEmbedding, video: Tensor) -> Tensor:
+    return embed(video)[0]
+
+
+def conv3d(embed: TubeletEmbedding, video: Tensor) -> Tensor:
+    tokens = F.conv3d(video, embed.weight, embed.bias, embed.config.kernel_stride)
+    return rearrange(tokens, "b d t h w -> b t (h w) d").contiguous()
+
+
+def backward(embedding: Callable[[], Tensor]) -> None:
+    embedding().square().sum().backward()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=11)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    rows = []
+    for label, (name, batch) in CASES.items():
+        config = named_config(name)
+        row = [label]
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.manual_seed(0)
+            embed = TubeletEmbedding(config).to(args.device, dtype)
+            clips = (batch, config.in_channels, config.num_frames, *config.image_size)
+            video = torch.randn(clips).to(args.device, dtype)
+            calls = {
+                "product": partial(product, embed, video),
+                "conv3d": partial(conv3d, embed, video),
+            }
+            tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+            torch.testing.assert_close(
+                calls["product"](), calls["conv3d"](), atol=tolerance, rtol=tolerance
+            )
+            with torch.no_grad():
+                forward = seconds(calls, args.rounds, args.device)
+            trained = {name: partial(backward, call) for name, call in calls.items()}
+            both = seconds(trained, args.rounds, args.device)
+            row += [ratio(times["conv3d"], times["product"]) for times in (forward, both)]
+        rows.append(row)
+    head = ["Conv3d over matrix product", "float32 forward", "+ backward"]
+    print(table([*head, "bfloat16 forward", "+ backward"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Time and memory of several things in one run, in turn, so that a machine's moods hit all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+def seconds(
+    cases: dict[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round; before the first round, each is called once untimed.
+
+    Processor time of the one thread on CPUs, which other programs do not lengthen, and wall time
+    between two synchronisations on GPUs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for call in cases.values():
+        call()
+    for _ in range(rounds):
+        for name, call in cases.items():
+            start = now(device)
+            call()
+            times[name].append(now(device) - start)
+    return times
+
+
+def now(device: str) -> float:
+    """A clock that has waited for the device."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ratio(times: list[float], reference: list[float]) -> str:
+    """Median of the rounds' ratios, and in brackets the range of their middle half."""
+    ratios = [a / b for a, b in zip(times, reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def mebibytes_a_clip(
+    step: Callable[[Tensor], object],
+    clips: Callable[[int], Tensor],
+    batches: tuple[int, int],
+    device: str,
+) -> float:
+    """By how much each further clip of a batch raises the peak of allocated memory.
+
+    Between two batch sizes, so that gradients and whatever else does not grow cancel. Tensors are
+    counted, not what the allocator keeps beside them; scratch space of matrix libraries is not.
+
+    Args:
+        step: called with a batch; leaves no gradients behind.
+        clips: makes so many clips.
+        batches: the two batch sizes, large enough that activations are what fills the memory.
+        device: cpu or cuda.
+    """
+    peak = _peak_on_gpu if device == "cuda" else _peak_on_cpu
+    few, many = (peak(partial(step, clips(batch))) for batch in batches)
+    return (many - few) / (batches[1] - batches[0]) / 2**20
+
+
+def _peak_on_gpu(call: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int:
+    """The profiler knows each allocation; their running sum's highest value."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -30,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status, 1 for a mistake, told in one line."""
     options = _parser().parse_args(arguments)
     out = Path(options.out_dir)
-    warnings.showwarning = _one_line
     # The hub's client tells of each retry; the last error says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
@@ -41,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
             timm_architecture=options.timm_architecture,
             settings=dict(_setting(text) for text in options.set),
         )
-        model, made_of = open_source(options.source, request)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            model, made_of = open_source(options.source, request)
         _save(model, out, {"weights": made_of})
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,10 +161,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is no torch file of tensors alone: {reason}") from None
+        with warnings.catch_warnings():
+            # torch warns of foreign files in several ways; what counts is whether they are read.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        # torch's own message would advise to execute the file.
+        raise ValueError(
+            f"{path} is truncated or holds more than tensors; save its state_dict as safetensors"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:

@@ -111,11 +111,13 @@ def config_from_timm(name_or_model: str | nn.Module, **overrides: Any) -> ViViTC
     settings = _fixed_settings(model)
     variant = overrides.get("variant", "factorized_encoder")
     depth = "spatial_depth" if variant == "factorized_encoder" else "depth"
+    size, patch = model.patch_embed.img_size or (224, 224), model.patch_embed.patch_size
     settings |= {
         "in_channels": model.patch_embed.proj.in_channels,
         "num_frames": 32,
-        "image_size": tuple(model.patch_embed.img_size or (224, 224)),
-        "tubelet_size": (2, *model.patch_embed.patch_size),
+        "image_size": tuple(size),
+        "tubelet_size": (2, *patch),
+        "remainder": "crop" if size[0] % patch[0] or size[1] % patch[1] else "error",
         "tubelet_init": "central_frame",
         "layer_scale": _layer_scale(model),
         depth: len(model.blocks),

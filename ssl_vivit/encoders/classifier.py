@@ -248,6 +248,12 @@ class VideoClassifier(nn.Module):
 
         save_classifier(self, directory, preprocessing=preprocessing, card=card)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish encoder and head; see :func:`ssl_vivit.encoders.hub.push_to_hub`."""
+        from ssl_vivit.encoders.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> VideoClassifier:
         """Rebuild from a directory or hub name; see :func:`ssl_vivit.encoders.export.load_classifier`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ def block_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
     return sorted({index % count for index in wanted})
 
 
+# Tracing hooks that come and go, and an exception through them, loses what they kept.
+@torch.compiler.disable
 def encode_with_blocks(
     encoder: ViViT,
     video: Float[Tensor, "b c T H W"],

@@ -28,6 +28,11 @@ by_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 def classifier(num_classes=5, representation_size=None, drop_rate=0.0, **settings):
     encoder = make(**settings)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            # One norm must not pass for another.
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return VideoClassifier(encoder, num_classes, representation_size, drop_rate).double().eval()
 
 
@@ -239,6 +244,18 @@ def test_checkpointing_changes_no_gradient_of_features(settings):
         assert torch.equal(plain, recomputed)
 
 
+@torch.no_grad()
+def test_compiled_or_not_the_features_are_the_same():
+    model, video = classifier(**(MODEL3 | {"depth": 4})), clip()
+    compiled = torch.compile(model.forward_intermediates, backend="eager")
+    for settings in ({"indices": 2}, {"indices": [2], "stop_early": True}):
+        got = compiled(video, intermediates_only=True, **settings)
+        expected = model.forward_intermediates(video, intermediates_only=True, **settings)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    tokens = torch.compile(model.forward_features, backend="eager", fullgraph=True)(video)
+    torch.testing.assert_close(tokens, model.forward_features(video), rtol=0, atol=1e-12)
+
+
 def depth_of(name: str, variant: str) -> int:
     """Where a parameter stands in the order of the computation, counted by hand."""
     if name.startswith(("representation.", "head.")):
@@ -338,6 +355,8 @@ def test_saved_and_rebuilt_from_its_directory(model, tmp_path):
     again = VideoClassifier.from_pretrained(tmp_path / "model", drop_path=0.1).double()
     torch.testing.assert_close(again(clip()), model(clip()), rtol=0, atol=1e-6)
     assert (again.head_drop.p, again.encoder.config.drop_path) == (0.25, 0.1)
+    with pytest.raises(ValueError, match="two/many/parts"):
+        model.push_to_hub("two/many/parts")
 
 
 def test_the_call_of_a_public_model_3():

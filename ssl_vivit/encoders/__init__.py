@@ -1,5 +1,6 @@
 """Video → tokens. Knows nothing of losses, data or training."""
 
+# Importing it puts the sizes into timm's registry.
 from ssl_vivit.encoders import timm_registry as timm_registry
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig

@@ -1,0 +1,140 @@
+"""The masked-tubelets recipe: presets, a run and what it leaves, exact resume, refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from data_prep.packing import pack
+from data_prep.synthetic_clevrer import render
+from recipes.mae_clevrer import SAMPLE_PRESET, MaskedTubeletsRecipe, main
+from ssl_vivit import ViViT, load_encoder
+from ssl_vivit.objectives import MaskedTubelets
+from ssl_vivit.training import parse, run
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "mae_clevrer.py"
+PRESETS = sorted((ROOT / "recipes" / "configs").glob("mae_*.yaml"))
+SMALL = {
+    "encoder.name": "vivit_tiny",
+    "encoder.overrides": {
+        "num_frames": 4, "image_size": [16, 24], "tubelet_size": [2, 8, 8], "embed_dim": 24,
+        "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
+    },
+    "data.clip.frame_stride": 4,
+    "data.clip.views": 1,
+    "data.held_out": 0.3,
+    "data.workers": 0,
+    "objective.mask_ratio": 0.5,
+    "objective.decoder_depth": 1,
+    "training.steps": 6,
+    "training.total_batch_size": 4,
+    "training.checkpoint_every": 2,
+    "training.log_every": 1,
+    "training.optimizer.warmup_steps": 2,
+    "training.tracker": "none",
+    "evaluation.every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("rendered")
+    render(folder / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
+    pack(folder / "videos", folder / "shards", folder / "videos", frames=32, workers=1,
+         progress=False)  # fmt: skip
+    return str(folder / "shards" / "*.tar")
+
+
+def launch(shards: str, run_dir: Path, **changes) -> subprocess.CompletedProcess:
+    settings = SMALL | {"training.run_dir": str(run_dir), "data.shards": shards}
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    words = [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+    return subprocess.run(
+        [sys.executable, str(RECIPE), *words], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_builds_an_objective_that_fits_its_clips(preset):
+    config = parse(MaskedTubeletsRecipe, ["--config", str(preset)])
+    architecture = config.encoder.config()
+    with torch.device("meta"):
+        MaskedTubelets(ViViT(architecture), config.objective)
+    clip = config.data.clip.for_encoder(architecture.num_frames)
+    steps = 128 if clip.fps is None else int(128 / 25 * clip.fps)
+    assert steps - clip.span + 1 >= clip.views == 1
+    config.training.check()
+    assert config.training.steps == yaml.safe_load(preset.read_text())["training"]["steps"]
+
+
+def test_the_sample_preset_holds_where_no_config_is_named():
+    bare = parse(MaskedTubeletsRecipe, [], preset=SAMPLE_PRESET)
+    assert bare == parse(MaskedTubeletsRecipe, ["--config", str(SAMPLE_PRESET)])
+
+
+def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_same_bits(
+    shards, tmp_path
+):
+    done = launch(shards, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "run"
+    assert "error on hidden tubelets" in done.stdout
+    assert {path.name for path in (made / "figures").iterdir()} == {"curves.png"} | {
+        f"reconstructions_step_{step:08d}.png" for step in (0, 3, 6)
+    }
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "val/error" in line]
+    assert [line["step"] for line in measured] == [0, 3, 6]
+    # Masks and clips are the same at every evaluation, so copying is off by the same.
+    assert len({line["val/copy_error"] for line in measured}) == 1
+    assert measured[-1]["val/error"] < measured[0]["val/error"]
+    encoder = load_encoder(made / "encoder")
+    assert "tube masks of 0.5" in (made / "encoder" / "README.md").read_text()
+    assert encoder(torch.rand(1, 3, 4, 16, 24)).tokens.shape == (1, 2, 6, 24)
+
+    # As if it had been killed after its second checkpoint.
+    half = tmp_path / "half"
+    shutil.copytree(made, half)
+    shutil.rmtree(half / "checkpoints" / "step_00000006")
+    shutil.rmtree(half / "encoder")
+    again = launch(shards, half, training__resume="auto")
+    assert again.returncode == 0, again.stderr
+    assert "4/6 [00:00" in again.stderr
+    first, second = (load_file(r / "encoder" / "model.safetensors") for r in (made, half))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.mask_ratio": 1.0}, "mask_ratio 1.0 hides 6 of 6 positions"),
+        ({"objective.mask_ratio": 0.1}, "mask_ratio 0.1 hides 0 of 6 positions"),
+        ({"objective.mask": "random"}, "would break up the axes of factorized_encoder"),
+        ({"objective.mask_rato": 0.5}, "mask_rato"),
+        ({"evaluation.every": 0}, "evaluation.every"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = SMALL | {"training.run_dir": str(tmp_path / "run"), "data.shards": shards} | changes
+    words = [word for name, value in settings.items()
+             for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["mae_clevrer.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,23 +49,24 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is a directory; give the checkpoint file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a Scenic checkpoint file")
-    data = path.read_bytes()
     try:
-        # Arrays are extensions and everything else is maps with short keys, so that a damaged
-        # length cannot ask for more memory than the file has bytes.
-        tree = msgpack.unpackb(
-            data, raw=False, ext_hook=_Extension, max_array_len=1 << 16, max_map_len=1 << 20
-        )
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            # Arrays are extensions and everything else is maps with short keys, so that a damaged
+            # length cannot ask for more memory than the file has bytes.
+            tree = msgpack.unpackb(
+                data, raw=False, ext_hook=_Extension, max_array_len=1 << 16, max_map_len=1 << 20
+            )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is truncated or no flax msgpack checkpoint ({reason})") from None
     try:
-        return dict(_leaves(_parameters(tree), ""))
+        tree = _parameters(tree)
+        return dict(_leaves(tree, ""))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _parameters(tree: Any) -> Mapping[str, Any]:
+def _parameters(tree: Any) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"a Scenic checkpoint holds a map of names, not {type(tree).__name__}")
     found = tree.get("params")
@@ -80,8 +82,10 @@ def _parameters(tree: Any) -> Mapping[str, Any]:
     return found
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in tree.items():
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays by name; the tree is emptied on the way, since it may be as large as they are."""
+    for key in list(tree):
+        value = tree.pop(key)
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value.get(_CHUNKED) is True:
             yield name, _chunked(value, name)

@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         video = clip_of_video(encoder, args.video, start=args.start)
         attention_over_frames(encoder, video, args.out, heads=args.heads, columns=args.columns)
     except (ValueError, OSError, DecodingError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        which = f"{args.video}: " if isinstance(error, DecodingError) else ""
+        print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,218 @@
+"""Frozen features of clips: of encoders, and of pixels to compare them with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.training import RunError
+
+Summary = Literal["pooled", "mean", "both"]
+
+
+class Described(NamedTuple):
+    """Clips as vectors and as tokens.
+
+    Attributes:
+        vectors: (b, d).
+        tokens: (b, l, d), or None where they were not asked for.
+    """
+
+    vectors: Tensor
+    tokens: Tensor | None
+
+
+class Describer(Protocol):
+    """What turns clips into features."""
+
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool) -> Described: ...
+
+
+class EncoderFeatures:
+    """An encoder's features, in eval mode, without gradients, in bf16 on GPUs that have it.
+
+    Args:
+        encoder: stays where it is and as it is.
+        summary: a clip's vector: ``pooled``, the ``mean`` of its patch tokens, or ``both`` side by
+            side. What an objective trained is in one or the other.
+    """
+
+    def __init__(self, encoder: ViViT, summary: Summary = "both") -> None:
+        self.encoder, self.summary = encoder, summary
+
+    @torch.no_grad()
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
+        """Features in float32: vectors (b, d or 2 d), tokens (b, t·n, d)."""
+        wanted = tokens or self.summary != "pooled"
+        with evaluating(self.encoder), half_precision(clips.device):
+            out = self.encoder(clips, tokens=wanted)
+        if out.tokens is None:
+            return Described(out.pooled.float(), None)
+        patches = rearrange(out.tokens.float(), "b t n d -> b (t n) d")
+        parts = {"pooled": (out.pooled.float(),), "mean": (patches.mean(1),)}
+        vectors = torch.cat(parts.get(self.summary) or parts["pooled"] + parts["mean"], 1)
+        return Described(vectors, patches if tokens else None)
+
+
+class PixelFeatures:
+    """Clips averaged to a few numbers: what can be told without any encoder.
+
+    Args:
+        grid: (t, h, w) that a clip is averaged to, at most its own.
+    """
+
+    def __init__(self, grid: tuple[int, int, int] = (4, 8, 12)) -> None:
+        self.grid = grid
+
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
+        """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, h·w·c)."""
+        t, h, w = (min(own, there) for own, there in zip(self.grid, clips.shape[2:], strict=True))
+        small = F.adaptive_avg_pool3d(clips.float(), (t, h, w))
+        frames = rearrange(small, "b c t h w -> b t (h w c)")
+        return Described(frames.flatten(1), frames if tokens else None)
+
+
+def half_precision(device: torch.device) -> Any:
+    """Autocast to bf16 on GPUs that have it; nothing elsewhere."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
+
+
+class TokenStore:
+    """Tokens of many clips in half precision in a scratch file, so that memory is bounded.
+
+    The file has no name: nothing is left behind, however the process ends.
+
+    Args:
+        folder: where there is room.
+        shape: (n, views, l, d).
+
+    Raises:
+        RunError: if there is not enough room.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        size = torch.Size(shape).numel()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tokens-", dir=folder)
+        try:
+            # A mapped file that meets a full disk would kill the process without a word.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size * 2)
+            self._values = torch.from_file(name, shared=True, size=size, dtype=torch.float16)
+        except OSError as error:
+            raise RunError(
+                f"{folder} has no room for {size * 2 / 2**30:.1f} GiB of tokens "
+                f"({error.strerror}); lower --train_videos, or leave attentive out of --probes"
+            ) from error
+        finally:
+            os.close(handle)
+            os.unlink(name)
+        self._values = self._values.view(shape)
+        self.filled = 0
+
+    def append(self, tokens: Float[Tensor, "b views l d"]) -> None:
+        """Add the next clips."""
+        self._values[self.filled : self.filled + len(tokens)] = tokens
+        self.filled += len(tokens)
+
+    def read(self, index: Tensor, views: slice) -> Float[Tensor, "b l d"]:
+        """Tokens of clips, those of several views one after the other, in float32."""
+        return rearrange(self._values[index][:, views].float(), "b v l d -> b (v l) d")
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, views, l, d), n counting what has been added."""
+        return torch.Size((self.filled, *self._values.shape[1:]))
+
+
+class ClipFeatures(NamedTuple):
+    """Features and labels of videos.
+
+    Attributes:
+        vectors: describer → (n, views, d) float32 on the CPU.
+        tokens: describer → a :class:`TokenStore`; empty where they were not asked for.
+        labels: name → (n, …) as ``labels`` told them.
+        keys: names of the n videos.
+    """
+
+    vectors: dict[str, Tensor]
+    tokens: dict[str, TokenStore]
+    labels: dict[str, Tensor]
+    keys: list[str]
+
+
+def clip_features(
+    describers: Mapping[str, Describer],
+    batches: Iterable[dict[str, Any]],
+    labels: Callable[[dict[str, Any]], dict[str, Tensor]],
+    *,
+    videos: int,
+    token_folder: Path | None = None,
+    title: str = "features",
+) -> ClipFeatures:
+    """One pass over batches of clips, which all describers share.
+
+    Args:
+        describers: name → what makes features.
+        batches: with ``clips`` (b, views, C, T, H, W) and ``key``, on the device of the encoders.
+        labels: what a batch's videos are labelled with, each (b, …).
+        videos: how many are expected, for the progress bar and the room for tokens.
+        token_folder: where tokens are kept; None takes none.
+        title: of the progress bar.
+
+    Raises:
+        ValueError: if there is no video.
+        RunError: if there is no room for tokens.
+    """
+    vectors: dict[str, list[Tensor]] = {name: [] for name in describers}
+    stores: dict[str, TokenStore] = {}
+    told: list[dict[str, Tensor]] = []
+    keys: list[str] = []
+    with tqdm(total=videos, desc=title, unit="video", leave=False, dynamic_ncols=True) as progress:
+        for batch in batches:
+            views = batch["clips"].shape[1]
+            clips = rearrange(batch["clips"], "b v c T H W -> (b v) c T H W")
+            for name, describe in describers.items():
+                found = describe(clips, tokens=token_folder is not None)
+                vectors[name].append(rearrange(found.vectors.cpu(), "(b v) d -> b v d", v=views))
+                if token_folder is not None and found.tokens is not None:
+                    tokens = rearrange(found.tokens.cpu(), "(b v) l d -> b v l d", v=views)
+                    if name not in stores:
+                        stores[name] = TokenStore(token_folder, (videos, *tokens.shape[1:]))
+                    stores[name].append(tokens)
+            told.append({name: value.cpu() for name, value in labels(batch).items()})
+            keys += batch["key"]
+            progress.update(len(batch["key"]))
+    if not keys:
+        raise ValueError("there is no readable video to take features of")
+    return ClipFeatures(
+        {name: torch.cat(parts) for name, parts in vectors.items()},
+        stores,
+        {name: torch.cat([part[name] for part in told]) for name in told[0]},
+        keys,
+    )
+
+
+def untrained(encoder: ViViT, seed: int) -> ViViT:
+    """The same architecture with fresh weights, on the same device."""
+    device = next(encoder.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = ViViT(encoder.config)
+    fresh.preprocessing = encoder.preprocessing
+    return fresh.to(device).eval()

@@ -1,0 +1,162 @@
+"""How clips must be cut and normalised for an encoder: as its pretraining did, unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ssl_vivit.data.augment import Augment, AugmentConfig
+from ssl_vivit.data.clips import ClipConfig
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.samples import ClipDataset, Videos
+from ssl_vivit.encoders import ViViT, load_encoder
+
+# What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
+MEAN, STD = (0.5,), (0.1,)
+# Labels tell of whole frames, so a clip must not leave much of them out.
+LEAST_SHOWN = 0.9
+
+
+@dataclass(frozen=True)
+class ClipChoice:
+    """What differs from the clips that an encoder was trained on; null leaves it.
+
+    Args:
+        num_frames: frames in a clip; the encoder's positions are fitted to it.
+        frame_stride: steps between a clip's frames.
+        fps: frames per second that the stride counts in.
+    """
+
+    num_frames: int | None = None
+    frame_stride: int | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The clips that an encoder takes; equal ones can share a pass over the videos.
+
+    Attributes:
+        clip: frames, stride, rate and number of clips.
+        size: (H, W).
+        in_channels: 3 for RGB, 1 for luma.
+        mean, std: of each channel in units of [0, 1].
+    """
+
+    clip: ClipConfig
+    size: tuple[int, int]
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def dataset(
+        self,
+        videos: Videos,
+        *,
+        labels: bool = False,
+        frame_size: tuple[int, int] | None = None,
+        spread: bool = True,
+    ) -> ClipDataset:
+        """Videos as clips without augmentation.
+
+        Args:
+            videos: a ShardSet or a VideoFolder.
+            labels: whether to check and read CLEVRER's annotations.
+            frame_size: (H, W) that frames are decoded to; None keeps theirs.
+            spread: clips at even distances over the video; otherwise drawn for each epoch.
+        """
+        augment = Augment(
+            AugmentConfig(strength="none"), self.size, self.in_channels, self.mean, self.std
+        )
+        return ClipDataset(
+            videos, self.clip, augment, 0, labels=labels, frame_size=frame_size, evaluation=spread
+        )
+
+    def one_long_clip(self) -> Preparation:
+        """One clip with the frames of all."""
+        clip = replace(self.clip, num_frames=self.clip.length * self.clip.views, views=1)
+        return replace(self, clip=clip)
+
+
+def open_encoder(path: str, choice: ClipChoice, image_size: Sequence[int] | None = None) -> ViViT:
+    """Load an exported encoder, fitted to the geometry asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
+    """
+    geometry: dict[str, Any] = {
+        "num_frames": choice.num_frames,
+        "image_size": None if image_size is None else tuple(image_size),
+    }
+    return load_encoder(path, **{name: value for name, value in geometry.items() if value})
+
+
+def preparation(
+    encoder: ViViT, videos: Videos, choice: ClipChoice | None = None, clips: int = 1
+) -> Preparation:
+    """Clips for an encoder.
+
+    Frame rate, stride and normalisation are what ``choice`` says, else what the encoder's
+    ``preprocessing`` says, else the videos' own rate, every frame, and CLEVRER's statistics. Where
+    a video names no rate, frames are counted as they come.
+
+    Args:
+        encoder: fitted to the geometry that is wanted, see :func:`open_encoder`.
+        videos: what the clips are cut from.
+        choice: what is to differ.
+        clips: clips from each video.
+
+    Raises:
+        DataError: for channels that clips do not have.
+    """
+    choice = choice or ClipChoice()
+    known = encoder.preprocessing or {}
+    config = encoder.config
+    rates = np.asarray(videos.fps, dtype=float)
+    fps = choice.fps or known.get("fps")
+    if choice.fps is None and not (np.isfinite(rates) & (rates > 0)).all():
+        fps = None
+    if config.in_channels not in (1, 3):
+        raise DataError(
+            f"the encoder takes {config.in_channels} channels, clips have 3 (RGB) or 1 (luma); "
+            "adapt it by load_encoder(path, in_channels=3)"
+        )
+    return Preparation(
+        ClipConfig(
+            num_frames=config.num_frames,
+            frame_stride=choice.frame_stride or known.get("frame_stride") or 1,
+            views=clips,
+            fps=fps,
+        ),
+        (config.image_size[0], config.image_size[1]),
+        config.in_channels,
+        tuple(known.get("mean") or MEAN),
+        tuple(known.get("std") or STD),
+    )
+
+
+def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
+    """Refuse an encoder whose clips leave out much of what the labels tell of.
+
+    Args:
+        encoder: it takes a central window of the shape of its clips.
+        dataset: the videos.
+        name: the encoder's, for messages.
+
+    Raises:
+        DataError: with the image_size that would fit.
+    """
+    (height, width), frames = encoder.config.image_size, dataset.decoded_size
+    ours, theirs = width / height, frames[1] / frames[0]
+    shown = min(ours, theirs) / max(ours, theirs)
+    if shown < LEAST_SHOWN:
+        tubelet = encoder.config.kernel_stride[2]
+        fitting = max(1, round(height * theirs / tubelet)) * tubelet
+        raise DataError(
+            f"{name} takes clips of {height}×{width}, which show {shown:.0%} of frames of "
+            f"{frames[0]}×{frames[1]} while the labels tell of all; fit it to them by "
+            f"--data.image_size '[{height}, {fitting}]'"
+        )

@@ -1,0 +1,95 @@
+"""Supervised training of a whole encoder on labels of clips: what frozen features are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import VideoClassifier, ViViT
+from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.targets import (
+    NumberScale,
+    Target,
+    in_label_units,
+    split_outputs,
+    target_loss,
+)
+
+
+class Supervised(nn.Module):
+    """A classifier whose outputs, side by side, predict several targets.
+
+    Args:
+        encoder: the encoder to be trained.
+        targets: what is predicted.
+        scale: mean and deviation of the targets that are numbers.
+        preprocessing: how the clips were prepared, saved with the exported classifier.
+        drop_rate: dropout before the head.
+
+    Raises:
+        ValueError: if there is no target.
+    """
+
+    def __init__(
+        self,
+        encoder: ViViT,
+        targets: tuple[Target, ...],
+        scale: NumberScale,
+        *,
+        preprocessing: dict[str, Any] | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not targets:
+            raise ValueError("there is no target to train for")
+        self.targets, self.scale, self.preprocessing = targets, scale, preprocessing
+        outputs = sum(target.width for target in targets)
+        self.classifier = VideoClassifier(encoder, outputs, drop_rate=drop_rate)
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """The mean of the targets' losses.
+
+        Args:
+            batch: with ``clips`` (b, views, C, T, H, W) and ``labels``, name → (b, …).
+
+        Returns:
+            :class:`Step`; metrics are the losses of the targets, ``loss_<name>``.
+        """
+        outputs = self.outputs(batch["clips"]).float()
+        losses = {
+            t.name: target_loss(part, batch["labels"][t.name], t, self.scale)
+            for t, part in zip(
+                self.targets, split_outputs(outputs, self.targets).values(), strict=True
+            )
+        }
+        metrics = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+        return Step(torch.stack(list(losses.values())).mean(), metrics)
+
+    def outputs(self, clips: Float[Tensor, "b views c T H W"]) -> Float[Tensor, "b outputs"]:
+        """Outputs of each video, averaged over its clips."""
+        video = rearrange(clips, "b views c T H W -> (b views) c T H W")
+        return rearrange(self.classifier(video), "(b v) k -> b v k", v=clips.shape[1]).mean(1)
+
+    @torch.no_grad()
+    def predict(
+        self, clips: Float[Tensor, "b views c T H W"]
+    ) -> dict[str, Float[Tensor, "b width"]]:
+        """Each target's prediction: logits, or numbers in the labels' units."""
+        parts = split_outputs(self.outputs(clips).float(), self.targets)
+        return in_label_units(parts, self.targets, self.scale)
+
+    def export(self, directory: Path, *, training: dict[str, Any]) -> None:
+        """Write encoder and head to ``directory``.
+
+        Args:
+            directory: where to.
+            training: facts for the model card.
+        """
+        names = ", ".join(target.name for target in self.targets)
+        card = {"objective": f"supervised training on {names}", **training}
+        self.classifier.save_pretrained(directory, preprocessing=self.preprocessing, card=card)

@@ -47,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (AttributeError, KeyError, TypeError) as error:
+        if options.config is None and not options.set:
+            raise
+        # Values come from the user's JSON, and a string for a number shows wherever it is used.
+        print(f"error: --config or --set has a value of the wrong type: {error}", file=sys.stderr)
+        return 1
     print(f"{out}: {_in_words(model)}, from {made_of}")
     return 0
 

@@ -195,6 +195,8 @@ def test_mistakes_get_one_line(tmp_path, capsys):
         ((bare, out), "not recognised by itself; give --config"),
         ((bare, out, "--config", '{"model_type": "bert"}'), "its config is of bert"),
         ((bare, out, "--config", "{broken"), "--config {broken is not readable as JSON"),
+        ((bare, out, "--config", '{"hidden_size": "wide"}'), "value of the wrong type"),
+        ((SCENIC, out, "--config", '{"attention_config": 3}'), "value of the wrong type"),
         ((bare, out, "--config", "[1]"), "neither a file nor JSON text in braces"),
         ((bare, out, "--video-shape", 1, 2, 3, "--config", '{"num_frames": 8}'), "--video-shape"),
         ((source, out, "--set", "depth=2"), "--set is no option for a vivit of transformers"),

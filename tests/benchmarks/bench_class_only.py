@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_class_only.py [--device cuda]
 
-Models 1 and 2 with class tokens: (a) all tokens through everything, `encoder(video)`; (b) class
-tokens alone through time (Model 2), each spatial block whole; (c) as (b), and the class query alone
-in the last (spatial) block, which is `encoder(video, tokens=False)`. The same pooled vector, which
-is asserted. Prints shares of (a): medians of rounds in turn, in brackets the range of their middle
-half; memory is what one more clip adds to the peak of forward with backward.
+Models 1 and 2 with class tokens. "All tokens" is `encoder(video)`. The last row of each model is
+`encoder(video, tokens=False)`: class tokens alone go through time (Model 2), and the last (spatial)
+block computes the class query alone; for Model 2 the first of the two by itself stands between. The
+pooled vector is the same, which is asserted. Shares of all tokens: medians of rounds in turn, in
+brackets the range of their middle half; memory is what one more clip adds to the peak of forward
+with backward.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 
 import torch
 from peers import Sizes, ours
-from side_by_side import mebibytes_a_clip, ratio, seconds, table
+from side_by_side import mebibytes_a_clip, ratio, rounds, seconds, table
 from torch import Tensor, nn
 
 from ssl_vivit.evaluation.complexity import multiply_adds, whole_blocks
@@ -39,7 +40,7 @@ def backward(encoder: nn.Module, tokens: bool, whole: bool, video: Tensor) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=rounds, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -51,9 +52,11 @@ def main() -> None:
         torch.manual_seed(0)
         encoder = ours(SIZES, variant, tokens=False).model.to(args.device)
         video = clips(1)
-        ways = {f"{name} (a)": (True, False), f"{name} (b)": (False, True)}
-        ways[f"{name} (c)"] = (False, False)
-        first = f"{name} (a)"
+        first = f"{name}, all tokens"
+        ways = {first: (True, False)}
+        if variant == "factorized_encoder":
+            ways[f"{name}, class tokens through time"] = (False, True)
+        ways[f"{name}, and one query in the last block"] = (False, False)
         with torch.no_grad():
             vectors = {way: pooled(encoder, *flags, video) for way, flags in ways.items()}
             for vector in vectors.values():
@@ -71,7 +74,7 @@ def main() -> None:
             shares = [ratio(times[way], times[first]) for times in (forward, both)]
             counted = f"{work[way] / work[first]:.2f}"
             rows.append([way, counted, *shares, f"{memory[way] / memory[first]:.2f}"])
-    head = ["share of (a)", "multiply-adds", "forward", "forward + backward", "memory"]
+    head = ["share of all tokens", "multiply-adds", "forward", "forward + backward", "memory"]
     print(table(head, rows))
 
 

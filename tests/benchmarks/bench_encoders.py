@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 from peers import OURS, PEERS, Contestant, Sizes, contestant
-from side_by_side import mebibytes_a_clip, ratio, seconds, table
+from side_by_side import mebibytes_a_clip, ratio, rounds, seconds, table
 from torch import Tensor
 
 from ssl_vivit.evaluation.complexity import multiply_adds
@@ -47,15 +47,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--batch", type=int, help="clips a call; default: 1, on a GPU 8")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, help="clips a call; default: 1, on a GPU 4")
+    parser.add_argument("--rounds", type=rounds, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     gpu = args.device == "cuda"
     if gpu and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     sizes = PAPER if gpu else SMALL
-    video = clips_of(sizes, args.batch or (8 if gpu else 1), args.device)
+    video = clips_of(sizes, args.batch or (4 if gpu else 1), args.device)
 
     entries, missing = [], set()
     made: dict[tuple[str, bool], Contestant] = {}
@@ -78,7 +78,7 @@ def main() -> None:
     def memory(entry: tuple[str, bool]) -> float:
         step = partial(forward_backward, made[entry], bf16=args.bf16)
         clips = partial(clips_of, sizes, device=args.device)
-        return mebibytes_a_clip(step, clips, (4, 8), args.device)
+        return mebibytes_a_clip(step, clips, (1, 2) if gpu else (4, 8), args.device)
 
     work = {entry: multiply_adds(made[entry], video[:1]) / 1e9 for entry in entries}
     times = [measure(forward), measure(forward_backward)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,11 +13,21 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+# The profiler would print its starts and stops.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def rounds(text: str) -> int:
+    """How many rounds a command was asked for."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 2")
+    return int(text)
+
 
 def seconds(
-    cases: dict[str, Callable[[], object]], rounds: int, device: str
+    cases: dict[str, Callable[[], object]], count: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; before the first round, each is called once untimed.
+    """Seconds of each call in each of ``count`` rounds; before the first round, each is called once untimed.
 
     Processor time of the one thread on CPUs, which other programs do not lengthen, and wall time
     between two synchronisations on GPUs.
@@ -23,7 +35,7 @@ def seconds(
     times: dict[str, list[float]] = {name: [] for name in cases}
     for call in cases.values():
         call()
-    for _ in range(rounds):
+    for _ in range(count):
         for name, call in cases.items():
             start = now(device)
             call()

@@ -44,7 +44,7 @@ class ClevrerLabels:
         videos: with annotations.
     """
 
-    targets = CLEVRER_TARGETS
+    targets: tuple[Target, ...] = CLEVRER_TARGETS
     annotated = True
 
     def __init__(self, videos: Videos) -> None:
@@ -85,7 +85,7 @@ class FolderLabels:
                 f"{option} {videos.root} must hold a folder for each class, two or more, with the "
                 f"videos in them; {what}"
             )
-        self.targets = (Target("class", "class", len(self.classes)),)
+        self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The class of each video, int64 (b,)."""

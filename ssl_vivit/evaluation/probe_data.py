@@ -32,8 +32,6 @@ class ProbeData:
         workers: processes that decode; null takes the cores that are free, 8 at most.
         held_out: share of the videos to test on, chosen by their names. The same share as in
             pretraining chooses the same videos.
-        train_videos: to train probes on, at most; each seed draws its own where there are more.
-        test_videos: to test them on, at most.
         clip: what differs from the clips of an encoder's pretraining.
         image_size: height and width that encoders are fitted to; null keeps theirs.
     """
@@ -46,8 +44,6 @@ class ProbeData:
     frame_size: tuple[int, int] | None = None
     workers: int | None = None
     held_out: float = 0.2
-    train_videos: int = 2000
-    test_videos: int = 1000
     clip: ClipChoice = field(default_factory=ClipChoice)
     image_size: tuple[int, int] | None = None
 
@@ -99,15 +95,20 @@ class Parts(NamedTuple):
     test: Part
 
 
-def open_parts(data: ProbeData) -> Parts:
+def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:
     """Open the videos and part them.
+
+    Args:
+        data: which videos.
+        train_videos: to train probes on, at most; each seed draws its own where there are more.
+        test_videos: to test them on, at most.
 
     Raises:
         DataError: if there are none, they lack annotations, or both parts share one.
     """
-    for name in ("train_videos", "test_videos"):
-        if getattr(data, name) < 1:
-            raise DataError(f"--data.{name} is {getattr(data, name)}; it must be at least 1")
+    for name, count in (("train_videos", train_videos), ("test_videos", test_videos)):
+        if count < 1:
+            raise DataError(f"--{name} is {count}; it must be at least 1")
     train: Videos
     labels: Labels
     if data.folder is not None:
@@ -129,8 +130,8 @@ def open_parts(data: ProbeData) -> Parts:
             )
         everything = np.arange(len(train)), np.arange(len(test))
         return Parts(
-            Part(train, everything[0], labels, data.train_videos, data),
-            Part(test, everything[1], _annotated(test), data.test_videos, data),
+            Part(train, everything[0], labels, train_videos, data),
+            Part(test, everything[1], _annotated(test), test_videos, data),
         )
     kept, held_out = split_keys(train.keys, data.held_out)
     if not len(kept) or not len(held_out):
@@ -139,8 +140,8 @@ def open_parts(data: ProbeData) -> Parts:
             f"probes on and {len(held_out)} to test them on; choose another share"
         )
     return Parts(
-        Part(train, kept, labels, data.train_videos, data),
-        Part(train, held_out, labels, data.test_videos, data),
+        Part(train, kept, labels, train_videos, data),
+        Part(train, held_out, labels, test_videos, data),
     )
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ssl_vivit.evaluation.figures import save
 from ssl_vivit.evaluation.probe_scores import METRICS
 from ssl_vivit.objectives.targets import Target
+from ssl_vivit.training import RunError
 
 SHORT = {"mean average precision": "mAP"}
 
@@ -215,3 +216,14 @@ def distinct(names: Iterable[str]) -> dict[str, str]:
         if len(set(short.values())) == len(names) and not {"encoder"} & {*short.values()}:
             return short
     return {name: name for name in names}
+
+
+def claim(run_dir: Path) -> Path:
+    """Where results may go.
+
+    Raises:
+        RunError: if there are some already.
+    """
+    if run_dir.is_file() or (run_dir / "probes.json").exists():
+        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+    return run_dir

@@ -1,0 +1,157 @@
+"""What frozen encoders have learned, beside the same encoders untrained and raw pixels.
+
+    accelerate launch recipes/probe_clevrer.py
+    accelerate launch recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\
+        --data.shards 'shards/clevrer-train-*.tar' --data.test_shards 'shards/clevrer-validation-*.tar'
+
+Without --encoders the demo's is probed; without --data.shards a sample is rendered once.
+"""
+
+from __future__ import annotations
+
+import recipes  # noqa: F401  (before torch)
+
+# isort: split
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data_prep.sample import clevrer_sample
+from ssl_vivit.encoders import ViViT, create_encoder
+from ssl_vivit.evaluation.attentive_probe import AttentiveConfig
+from ssl_vivit.evaluation.clip_features import Summary
+from ssl_vivit.evaluation.clip_preparation import open_encoder
+from ssl_vivit.evaluation.finetuning import FinetuneConfig, finetune
+from ssl_vivit.evaluation.probe_comparison import Protocol, compare, subject
+from ssl_vivit.evaluation.probe_data import ProbeData, open_parts
+from ssl_vivit.evaluation.probe_report import claim, distinct
+from ssl_vivit.training import join_processes, parse, run, to_plain
+
+DEMO = "runs/demo/encoder"
+
+
+@dataclass
+class ProbeRecipe:
+    """Probe frozen encoders on what clips show.
+
+    Args:
+        encoders: exported directories or names on the hub, one or more; an imported image ViT is
+            one as well (``python -m ssl_vivit.encoders.imports``). null takes runs/demo/encoder.
+        data: labelled videos.
+        train_videos: to train probes on, at most; each seed draws its own where there are more.
+        test_videos: to test them on, at most.
+        probes: knn, linear, attentive; any of them.
+        clips: clips of each video; features are averaged, attentive probes see the tokens of all.
+        long_clip: beside several clips, show one clip with the frames of all.
+        summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
+            its patch tokens, or both side by side.
+        attentive: the attentive probe.
+        finetune: full supervised training as a further row.
+        seeds: repetitions with other clips, fits and untrained weights.
+        batch_size: videos that an encoder sees at once.
+        run_dir: where table, chart and JSON go.
+    """
+
+    encoders: list[str] | None = None
+    data: ProbeData = field(default_factory=ProbeData)
+    train_videos: int = 2000
+    test_videos: int = 1000
+    probes: list[Literal["knn", "linear", "attentive"]] = field(
+        default_factory=lambda: ["knn", "linear", "attentive"]
+    )
+    clips: int = 1
+    long_clip: bool = False
+    summary: Summary = "both"
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    seeds: int = 3
+    batch_size: int = 16
+    run_dir: str = "runs/probe_clevrer"
+
+
+def main() -> None:
+    """Load encoders and videos, measure, report."""
+    config = parse(ProbeRecipe, _lists(sys.argv[1:], "--encoders", "--probes"))
+    processes = join_processes()
+    run_dir = claim(Path(config.run_dir))
+    protocol = Protocol(
+        tuple(config.probes), config.seeds, config.clips, config.long_clip, config.summary,
+        config.attentive, config.batch_size,
+    )  # fmt: skip
+    data = config.data
+    encoders = dict(_encoders(config, processes.print))
+    if not data.shards and not data.folder:
+        processes.print("no --data.shards given: using the rendered sample in samples/clevrer")
+        with processes.local_main_process_first():
+            data = replace(data, shards=clevrer_sample())
+    parts = open_parts(data, config.train_videos, config.test_videos)
+    device = processes.device
+    subjects = [
+        subject(name, encoder.to(device).eval(), parts, data.clip, config.clips)
+        for name, encoder in encoders.items()
+    ]
+    tuned = []
+    for seed in range(config.seeds if config.finetune.steps else 0):
+        for each in subjects:
+            for fresh in [False, True][: 1 + config.finetune.from_scratch]:
+                name = f"{each.name.replace('/', '_')}{'_fresh' * fresh}_seed{seed}"
+                row = finetune(
+                    each, parts, config.finetune, seed=seed, fresh=fresh,
+                    run_dir=run_dir / "finetuned" / name, batch_size=config.batch_size,
+                )  # fmt: skip
+                if row is None:
+                    return
+                tuned.append(row)
+    if not processes.is_main_process:
+        return
+    found = compare(subjects, parts, protocol, device=device, scratch=run_dir)
+    for row in tuned:
+        found.add(*row)
+    found.facts["settings"] = to_plain(config)
+    found.write(run_dir)
+    print(found.table())
+    print(found.legend())
+    print(f"scores  {run_dir / 'probes.json'}\nchart   {run_dir / 'probes.png'}")
+
+
+def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
+    paths: Sequence[str] = config.encoders or ([DEMO] if Path(DEMO).is_dir() else [])
+    if not paths:
+        tell(
+            f"no --encoders given, and {DEMO} is not there (`make demo` makes it): a fresh encoder "
+            "is probed in its place"
+        )
+        torch.manual_seed(0)
+        fresh = create_encoder("vivit_tiny", num_frames=16, image_size=(64, 96))
+        return [("fresh vivit_tiny", fresh)]
+    names = distinct(paths)
+    data = config.data
+    return [(names[path], open_encoder(path, data.clip, data.image_size)) for path in paths]
+
+
+def _lists(arguments: list[str], *options: str) -> list[str]:
+    """``--encoders a b`` as ``--encoders ["a", "b"]``, which is how the parser reads lists."""
+    words: list[str] = []
+    taken: list[str] | None = None
+    for word in [*arguments, "--"]:
+        if word.startswith("--") and taken is not None:
+            one = len(taken) == 1 and taken[0].startswith(("[", "null"))
+            words.append(taken[0] if one else json.dumps(taken))
+            taken = None
+        if taken is not None:
+            taken.append(word)
+        else:
+            words.append(word)
+            if word in options:
+                taken = []
+    return words[:-1]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -16,9 +16,9 @@ from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
 
 
-def norm_layer(config: ViViTConfig) -> nn.LayerNorm:
-    """LayerNorm over the token width."""
-    return nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
+    """LayerNorm over the token width; ``eps`` None is the config's."""
+    return nn.LayerNorm(config.embed_dim, eps=config.norm_eps if eps is None else eps)
 
 
 # What a query may attend to: everything (None), itself and what comes before it ("causal"), or the

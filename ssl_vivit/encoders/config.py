@@ -62,6 +62,8 @@ class ViViTConfig:
         norm_eps: LayerNorm's epsilon.
         final_norm: LayerNorm on the ``tokens`` after each transformer, on the ``pooled`` vector
             only, or ``none``.
+        pooled_norm_eps: epsilon of the norm on the pooled vector, with final_norm ``pooled``; None
+            is norm_eps.
         qkv_bias: biases on queries, keys and values (and on the MLP's input where a parallel
             block fuses it with them).
         qk_norm: LayerNorm on queries and keys of each head.
@@ -119,6 +121,7 @@ class ViViTConfig:
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     norm_eps: float = 1e-6
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    pooled_norm_eps: float | None = None
     qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
@@ -256,6 +259,11 @@ class ViViTConfig:
             raise ValueError(
                 "attention_order is a setting of factorized_self_attention with pre_norm blocks; "
                 "leave it out"
+            )
+        if self.pooled_norm_eps is not None and self.final_norm != "pooled":
+            raise ValueError(
+                f"pooled_norm_eps {self.pooled_norm_eps} is a setting of final_norm='pooled'; leave "
+                "it out"
             )
         self._check_pooling(model2)
         self._check_positions()

@@ -119,7 +119,9 @@ class ViViT(nn.Module):
         else:
             self.trunk = factorized_dot_product(config)
         self.attention_pooling = AttentionPooling(config) if config.pooling == "attention" else None
-        self.pooled_norm = norm_layer(config) if config.final_norm == "pooled" else nn.Identity()
+        self.pooled_norm: nn.Module = nn.Identity()
+        if config.final_norm == "pooled":
+            self.pooled_norm = norm_layer(config, config.pooled_norm_eps)
         self.pools_patches = config.pooling not in ("cls_mean", "temporal_cls") and (
             config.frame_pooling == "none"
         )

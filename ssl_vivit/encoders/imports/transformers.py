@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
@@ -143,6 +143,7 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
         "joint_positions": "sinusoidal",
         "pooling": "mean" if mean else "first",
         "final_norm": final_norm if mean else "tokens",
+        "pooled_norm_eps": _FC_NORM_EPS if mean and pooled_norm else None,
     }
     ours = ViViTConfig(**encoder)
     state = _tubelets(weights, root, ours)
@@ -160,10 +161,7 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
         state |= _block(weights, theirs, index, _V4, ours, biases if bias else None)
     decoder = ("decoder.", "encoder_to_decoder.", "mask_token")
     weights.finish(ignored=lambda name: name.startswith(decoder))
-    classifier = built_classifier(ours, state, head, classes)
-    if isinstance(classifier.encoder.pooled_norm, nn.LayerNorm):
-        classifier.encoder.pooled_norm.eps = _FC_NORM_EPS
-    return classifier
+    return built_classifier(ours, state, head, classes)
 
 
 def _config(given: Mapping[str, Any], tubelet: tuple[int, ...]) -> dict[str, Any]:

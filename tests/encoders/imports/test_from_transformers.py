@@ -8,6 +8,7 @@ import torch
 from parity_files import PARITY
 from safetensors.torch import load_file
 
+from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.imports import from_hf_vivit, from_videomae
 
 # A grid that is not square, and 2 frames a tubelet.
@@ -192,6 +193,18 @@ def test_masked_videomae_equals_transformers(transformers, kind, mean):
             torch.testing.assert_close(out.tokens.flatten(1, 2), expected, rtol=0, atol=1e-6)
     pooled = expected.mean(1) if mean else expected[:, 0]
     torch.testing.assert_close(ours(video), pooled, rtol=0, atol=1e-6)
+
+
+def test_the_norm_of_the_head_keeps_its_epsilon_when_saved(transformers, tmp_path):
+    config = transformers.VideoMAEConfig(**SIZES, patch_size=4, num_labels=7)
+    model = peer(lambda: transformers.VideoMAEForVideoClassification(config))
+    ours = from_videomae(model.state_dict(), config)
+    ours.save_pretrained(tmp_path / "saved")
+    video = clips()
+    with torch.no_grad():
+        again = VideoClassifier.from_pretrained(tmp_path / "saved").double()(video)
+    assert ours.encoder.pooled_norm.eps != ours.encoder.config.norm_eps
+    torch.testing.assert_close(again, ours(video), rtol=0, atol=1e-10)
 
 
 def test_wrong_weights_are_named():

@@ -77,15 +77,8 @@ class VideoFolder:
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Frames of a video as :func:`~ssl_vivit.data.decoding.decode_frames` gives them.
-
-        Raises:
-            DecodingError: naming the video.
-        """
-        try:
-            return decode_frames(self.root / self.keys[i], indices, size, decoder=self._decoder)
-        except DecodingError as error:
-            raise DecodingError(f"{self.keys[i]}: {error}") from error
+        """Frames of a video as :func:`~ssl_vivit.data.decoding.decode_frames` gives them."""
+        return decode_frames(self.root / self.keys[i], indices, size, decoder=self._decoder)
 
     def _probe(self, names: list[str]) -> tuple[dict[str, VideoInfo], dict[str, str]]:
         def look(name: str) -> VideoInfo | str:

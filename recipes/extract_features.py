@@ -1,0 +1,165 @@
+"""Features of any videos by any exported encoder, as safetensors files.
+
+    accelerate launch recipes/extract_features.py --encoder runs/demo/encoder --videos FOLDER --out features
+    accelerate launch recipes/extract_features.py --shards 'shards/clevrer-*.tar' --features both --clips 4
+
+Killed and started again, it goes on where it was. ``load_features(out)`` of
+``ssl_vivit.evaluation.feature_files`` reads the result.
+"""
+
+from __future__ import annotations
+
+import recipes  # noqa: F401  (before torch)
+
+# isort: split
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.samples import Videos
+from ssl_vivit.data.shards import ShardSet
+from ssl_vivit.evaluation.clip_preparation import ClipChoice, open_encoder, preparation
+from ssl_vivit.evaluation.feature_files import (
+    FeatureFiles,
+    Kept,
+    TolerantBatches,
+    fingerprint,
+    refuse_many_broken,
+    write_parts,
+)
+from ssl_vivit.evaluation.usable_videos import Chosen, of_one_size, too_short
+from ssl_vivit.evaluation.video_folder import VideoFolder
+from ssl_vivit.training import join_processes, parse, run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read.
+
+    Args:
+        cache_dir: where shards from afar are kept.
+        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
+        frame_size: height and width that frames are decoded to; null keeps theirs, and takes
+            central windows of the encoder's shape where videos have several sizes.
+        workers: processes that decode; null takes the cores that are free, 8 at most.
+        clip: what differs from the clips of the encoder's pretraining.
+        image_size: height and width that the encoder is fitted to; null keeps its own.
+    """
+
+    cache_dir: str | None = None
+    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
+    frame_size: tuple[int, int] | None = None
+    workers: int | None = None
+    clip: ClipChoice = field(default_factory=ClipChoice)
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass
+class ExtractRecipe:
+    """Extract features of videos.
+
+    Args:
+        encoder: an exported directory or a name on the hub.
+        videos: a folder, searched at any depth.
+        shards: in place of a folder, shards.
+        out: folder for the features; one that was begun is continued.
+        features: ``pooled`` vectors, patch ``tokens``, or both.
+        clips: clips of each video, evenly spread; pooled vectors are averaged.
+        part_size: videos in a file.
+        batch_size: videos that the encoder sees at once.
+        data: how videos are read.
+    """
+
+    encoder: str = "runs/demo/encoder"
+    videos: str | None = None
+    shards: str | list[str] | None = None
+    out: str = "features"
+    features: Kept = "pooled"
+    clips: int = 1
+    part_size: int = 256
+    batch_size: int = 16
+    data: Reading = field(default_factory=Reading)
+
+
+def main() -> None:
+    """Open encoder and videos, make the parts that are missing."""
+    config = parse(ExtractRecipe)
+    for name in ("clips", "part_size", "batch_size"):
+        if getattr(config, name) < 1:
+            raise DataError(f"--{name} is {getattr(config, name)}; it must be at least 1")
+    processes = join_processes()
+    device = processes.device
+    data = config.data
+    encoder = open_encoder(config.encoder, data.clip, data.image_size).to(device)
+    videos, skipped = _open(config)
+    prepared = preparation(encoder, videos, data.clip, config.clips)
+    short = too_short(videos, prepared.clip)
+    if len(short) < len(videos):  # where none is long enough, the clips' own check says so
+        skipped |= {videos.keys[i]: reason for i, reason in short.items()}
+        videos = Chosen(videos, np.setdiff1d(np.arange(len(videos)), list(short)))
+    refuse_many_broken(len(skipped), len(videos) + len(skipped), skipped)
+    if data.frame_size is None:
+        videos = of_one_size(videos, prepared.size)
+    dataset = prepared.dataset(videos, frame_size=data.frame_size)
+
+    parts = np.split(np.arange(len(videos)), range(config.part_size, len(videos), config.part_size))
+    settings = {
+        "encoder": fingerprint(encoder), "videos_digest": _digest(videos),
+        "features": config.features, "part_size": config.part_size,
+        "batch_size": config.batch_size, "frame_size": data.frame_size,
+        "prepared": asdict(prepared),
+    }  # fmt: skip
+    files = FeatureFiles(Path(config.out), settings, len(parts))
+    with processes.main_process_first():
+        if processes.is_main_process:
+            files.begin()
+    missing = files.missing()
+    processes.wait_for_everyone()
+    own = missing[processes.process_index :: processes.num_processes]
+
+    def batches(indices: np.ndarray) -> TolerantBatches:
+        loader = TolerantBatches(dataset, workers=data.workers, shuffle=False, indices=indices)
+        loader.left_out = len(skipped)
+        return loader
+
+    todo = sum(len(parts[i]) for i in own)
+    with tqdm(total=todo, desc=config.out, unit="video", dynamic_ncols=True,
+              disable=not processes.is_main_process) as progress:  # fmt: skip
+        write_parts(encoder, batches, [(i, parts[i]) for i in own], files, kept=config.features,
+                    batch_size=config.batch_size, device=device, seen=progress.update)  # fmt: skip
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        index = files.finish(skipped)
+        for name, reason in index["skipped"].items():
+            print(f"skipped {name}: {reason}")
+        print(f"{index['videos']} videos, {len(index['skipped'])} skipped: {config.out}")
+        print(
+            "read it  from ssl_vivit.evaluation.feature_files import load_features; "
+            f'load_features("{config.out}")'
+        )
+
+
+def _open(config: ExtractRecipe) -> tuple[Videos, dict[str, str]]:
+    data = config.data
+    if (config.videos is None) == (config.shards is None):
+        raise DataError("give --videos FOLDER or --shards PATTERN, one of them")
+    if config.shards is not None:
+        return ShardSet(config.shards, data.cache_dir, data.decoder), {}
+    folder = VideoFolder(str(config.videos), decoder=data.decoder)
+    return folder, dict(folder.broken)
+
+
+def _digest(videos: Videos) -> str:
+    facts = json.dumps([videos.keys, videos.num_frames.tolist()])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    run(main)

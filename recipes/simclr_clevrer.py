@@ -24,6 +24,7 @@ from ssl_vivit.data.loader import DataConfig, build_clips
 from ssl_vivit.data.preprocessing import preprocessing
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.choice import EncoderChoice
+from ssl_vivit.evaluation.online_probe import OnlineProbe, OnlineProbeConfig
 from ssl_vivit.evaluation.pretraining import ContrastiveEvaluation, EvaluationConfig
 from ssl_vivit.objectives import SimCLR, SimCLRConfig
 from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
@@ -41,6 +42,7 @@ class SimCLRRecipe:
         objective: what is contrasted and how.
         training: the loop.
         evaluation: what is measured and drawn beside training.
+        probe: what the encoder knows of CLEVRER's labels, measured beside training.
     """
 
     encoder: EncoderChoice = field(default_factory=EncoderChoice)
@@ -48,6 +50,7 @@ class SimCLRRecipe:
     objective: SimCLRConfig = field(default_factory=SimCLRConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
 
 
 def main() -> None:
@@ -78,12 +81,13 @@ def main() -> None:
     prepared = preprocessing(clips.train.dataset)
     objective = SimCLR(encoder, config.objective, preprocessing=prepared)
     watch = ContrastiveEvaluation(config.evaluation, clips)
+    probe = OnlineProbe(config.probe, clips)
     result = fit(
         objective,
         clips.train,
         config.training,
         run_config=to_plain(config),
-        periodic=[watch.periodic()],
+        periodic=[*probe.periodic(), watch.periodic()],
         card={"data": f"{len(clips.train)} videos of {data.shards}"},
     )
     if result.encoder is not None:

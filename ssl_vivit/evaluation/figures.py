@@ -51,6 +51,10 @@ def learning_curves(metrics: list[dict[str, float]], path: Path) -> None:
         "top-1 of the positive view": ["train/top1", "val/retrieval_top1"],
         "effective rank": ["train/effective_rank", "val/effective_rank"],
         "spread of features": ["val/feature_std"],
+        "linear probe": [
+            f"probe/linear_{name}"
+            for name in ("presence", "num_objects", "num_collisions", "has_collision", "mean_speed")
+        ],
     }
     curves = {
         title: {

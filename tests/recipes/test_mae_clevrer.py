@@ -40,6 +40,7 @@ SMALL = {
     "training.optimizer.warmup_steps": 2,
     "training.tracker": "none",
     "evaluation.every": 3,
+    "probe.every": 3,
 }  # fmt: skip
 
 
@@ -99,6 +100,12 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     # Masks and clips are the same at every evaluation, so copying is off by the same.
     assert len({line["val/copy_error"] for line in measured}) == 1
     assert measured[-1]["val/error"] < measured[0]["val/error"]
+    # Probes of five targets by two methods, where the few test videos differ in them at all.
+    probed = [line for line in lines if any(name.startswith("probe/") for name in line)]
+    assert [line["step"] for line in probed] == [0, 3, 6]
+    assert {"probe/knn_presence", "probe/linear_presence"} <= probed[0].keys()
+    assert 0 < probed[0]["probe/linear_presence"] <= 1
+    assert "step 6, linear probe: presence" in done.stderr + done.stdout
     encoder = load_encoder(made / "encoder")
     assert "tube masks of 0.5" in (made / "encoder" / "README.md").read_text()
     assert encoder(torch.rand(1, 3, 4, 16, 24)).tokens.shape == (1, 2, 6, 24)
@@ -123,6 +130,8 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
         ({"objective.mask": "random"}, "would break up the axes of factorized_encoder"),
         ({"objective.mask_rato": 0.5}, "mask_rato"),
         ({"evaluation.every": 0}, "evaluation.every"),
+        ({"data.held_out": 0.0}, "probe.every needs held-out videos; set data.held_out"),
+        ({"probe.train_videos": 1}, "probe.train_videos 1 must be at least 5"),
     ],
 )
 def test_mistakes_are_told_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from peers import Sizes, ours
-from side_by_side import mebibytes_a_clip, ratio, rounds, seconds, table
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
 from torch import Tensor, nn
 
 from ssl_vivit.evaluation.complexity import multiply_adds, whole_blocks
@@ -39,7 +39,7 @@ def backward(encoder: nn.Module, tokens: bool, whole: bool, video: Tensor) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)

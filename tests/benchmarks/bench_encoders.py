@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 from peers import OURS, PEERS, Contestant, Sizes, contestant
-from side_by_side import mebibytes_a_clip, ratio, rounds, seconds, table
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
 from torch import Tensor
 
 from ssl_vivit.evaluation.complexity import multiply_adds
@@ -45,15 +45,13 @@ def forward_backward(model: Contestant, video: Tensor, bf16: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--batch", type=int, help="clips a call; default: 1, on a GPU 4")
     parser.add_argument("--rounds", type=rounds, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     gpu = args.device == "cuda"
-    if gpu and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
     sizes = PAPER if gpu else SMALL
     video = clips_of(sizes, args.batch or (4 if gpu else 1), args.device)
 
@@ -67,7 +65,7 @@ def main() -> None:
                 made[model, False] = contestant(sizes, model, False).to(args.device)
                 entries.append((model, False))
             except ImportError as error:
-                missing.add(error.name or str(error))
+                missing.add(str(error.name).partition(".")[0])
     for name in sorted(missing):
         print(f"{name} is not installed, so its rows are left out: pip install 'ssl_vivit[bench]'")
 

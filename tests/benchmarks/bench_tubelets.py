@@ -16,7 +16,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from side_by_side import ratio, rounds, seconds, table
+from side_by_side import device, ratio, rounds, seconds, table
 from torch import Tensor
 
 from ssl_vivit.encoders import named_config
@@ -44,7 +44,7 @@ def backward(embedding: Callable[[], Tensor]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=11)
     args = parser.parse_args()
     torch.set_num_threads(1)

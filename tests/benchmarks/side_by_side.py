@@ -24,6 +24,15 @@ def rounds(text: str) -> int:
     return int(text)
 
 
+def device(text: str) -> str:
+    """Which device a command was asked for."""
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("torch finds no GPU here; use cpu")
+    return text
+
+
 def seconds(
     cases: dict[str, Callable[[], object]], count: int, device: str
 ) -> dict[str, list[float]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
@@ -21,21 +23,23 @@ from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.clip_features import TokenStore
 from ssl_vivit.objectives.targets import NumberScale, Target, in_label_units, target_loss
 
+MOMENTS = 20
+
 
 @dataclass
 class AttentiveConfig:
     """How the attentive probe is trained.
 
     Args:
-        epochs: passes over the training part, at most; of them each target takes the one with the
-            least loss on the validation part.
+        steps: steps of AdamW. At twenty moments the loss on the validation part is measured; each
+            target takes the weights with the least.
         batch_size: clips in a step.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW.
-        validation: share of the training part that chooses the epoch.
+        validation: share of the training part that chooses the moment.
     """
 
-    epochs: int = 40
+    steps: int = 500
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -47,19 +51,38 @@ class AttentiveConfig:
         Raises:
             ValueError: naming the setting.
         """
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError("attentive.epochs and attentive.batch_size must be at least 1")
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError("attentive.steps and attentive.batch_size must be at least 1")
         if not 0 < self.validation < 1:
             raise ValueError(
                 f"attentive.validation is {self.validation}; it must be between 0 and 1"
             )
 
 
-class AttentiveProbe(nn.Module):
-    """Tokens → one output, by a learned query.
+class OneQuery(AttentionPoolLatent):
+    """timm's latent pooling for one latent, without keys and values of every token.
 
-    timm's latent pooling: cross-attention of one query, then an MLP with a residual; a layer norm
-    and a linear layer follow.
+    Of one query, q·(W x) is (Wᵀ q)·x, and the weights' sum over W x is W times their sum over x: the
+    same numbers for a fraction of the work, which leaves frozen tokens as the only large thing.
+    """
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:  # type: ignore[override]
+        query = rearrange(self.q(self.latent[0, 0]), "(h e) -> h e", h=self.num_heads)
+        to_keys, to_values = rearrange(
+            self.kv.weight, "(two h e) d -> two h e d", two=2, h=self.num_heads
+        )
+        # The keys' bias adds the same to all scores, which the softmax takes away again.
+        asked = einsum(query, to_keys, "h e, h e d -> h d") * self.scale
+        weights = einsum(asked, x, "h d, b l d -> b h l").softmax(-1)
+        seen = einsum(weights, x, "b h l, b l d -> b h d")
+        values = rearrange(einsum(seen, to_values, "b h d, h e d -> b h e"), "b h e -> b (h e)")
+        pooled = self.proj(values + self.kv.bias.chunk(2)[1])
+        return pooled + self.mlp(self.norm(pooled))
+
+
+class AttentiveProbe(nn.Module):
+    """Tokens → one output: cross-attention of a learned query, an MLP with a residual, layer norm
+    and a linear layer.
 
     Args:
         dim: width of the tokens.
@@ -71,7 +94,7 @@ class AttentiveProbe(nn.Module):
         heads = max(1, dim // 64)
         while dim % heads:
             heads -= 1
-        self.pool = AttentionPoolLatent(dim, num_heads=heads, norm_layer=nn.LayerNorm)
+        self.pool = OneQuery(dim, num_heads=heads, norm_layer=nn.LayerNorm)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -150,9 +173,12 @@ def attentive_predict(
     optimizer = torch.optim.AdamW(
         probes.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    steps = config.epochs * math.ceil(len(fitting) / config.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimizer,
+        config.learning_rate,
+        total_steps=config.steps,
+        pct_start=0.1,
+        cycle_momentum=False,
     )
 
     def losses(part: Tensor) -> dict[str, Tensor]:
@@ -163,21 +189,22 @@ def attentive_predict(
         }
 
     best = {t.name: (math.inf, copy.deepcopy(probes[t.name].state_dict())) for t in targets}
-    for epoch in range(config.epochs):
+    pause = max(1, config.steps // MOMENTS)
+    for step, part in enumerate(_shuffled(fitting, config, seed), 1):
         probes.train()
-        shuffled = torch.from_numpy(named_generator(seed, epoch, "order").permutation(len(fitting)))
-        for part in fitting[shuffled].split(config.batch_size):
-            optimizer.zero_grad()
-            # No probe shares a weight with another: the sum trains each by itself.
-            torch.stack(list(losses(part).values())).sum().backward()
-            optimizer.step()
-            schedule.step()
+        optimizer.zero_grad()
+        # No probe shares a weight with another: the sum trains each by itself.
+        torch.stack(list(losses(part).values())).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if step % pause and step < config.steps:
+            continue
         probes.eval()
         with torch.no_grad():
             sums = dict.fromkeys(best, 0.0)
-            for part in validation.split(config.batch_size):
-                for name, loss in losses(part).items():
-                    sums[name] += loss.item() * len(part)
+            for some in validation.split(config.batch_size):
+                for name, loss in losses(some).items():
+                    sums[name] += loss.item() * len(some)
         for name, value in sums.items():
             if value < best[name][0]:
                 best[name] = (value, copy.deepcopy(probes[name].state_dict()))
@@ -191,6 +218,19 @@ def attentive_predict(
                 found.append(probes[name](seen).float().cpu())
     predicted = {name: torch.cat(found) for name, found in parts.items()}
     return in_label_units(predicted, targets, scale)
+
+
+def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Tensor]:
+    """As many batches as there are steps, a new order every epoch."""
+    epochs = math.ceil(config.steps / math.ceil(len(index) / config.batch_size))
+    batches = (
+        part
+        for epoch in range(epochs)
+        for part in index[
+            torch.from_numpy(named_generator(seed, epoch, "order").permutation(len(index)))
+        ].split(config.batch_size)
+    )
+    return islice(batches, config.steps)
 
 
 def _statistics(

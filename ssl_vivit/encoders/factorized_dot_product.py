@@ -46,23 +46,23 @@ class DotProductAttention(nn.Module):
         """What attention adds to tokens and registers, all of them normalised."""
         tokens, spatial, temporal = state.each(self.qkv)
         first, second = slice(self.half_width), slice(self.half_width, None)
-        over_time, temporal = attend_over_time(
+        over_time, on_temporal = attend_over_time(
             self.time_heads,
             _heads_of(tokens, first),
-            _heads_of(temporal, first),
+            None if temporal is None else _heads_of(temporal, first),
             temporal_rotation,
             self.causal,
         )
-        over_space, spatial = attend_over_space(
+        over_space, on_spatial = attend_over_space(
             self.space_heads,
             _heads_of(tokens, second),
-            _heads_of(spatial, second),
+            None if spatial is None else _heads_of(spatial, second),
             spatial_rotation,
         )
         return SpaceTime(
             self.proj(torch.cat((over_time, over_space), dim=-1)),
-            columns_of(self.proj, spatial, second),
-            columns_of(self.proj, temporal, first),
+            None if spatial is None else columns_of(self.proj, on_spatial, second),
+            None if temporal is None else columns_of(self.proj, on_temporal, first),
         ).each(self.proj_drop)
 
 

@@ -78,7 +78,7 @@ class FactorizedEncoder(nn.Module):
             rotations: of sequences over space and over time.
             tokens: whether patches go through time as well.
         """
-        config, batch = self.config, len(x)
+        config, batch = self.config, x.shape[0]
         class_only = bool(config.class_token) and not tokens
         x = rearrange(x, "b t n d -> (b t) n d")
         x = self._with_spatial_specials(x, positions)
@@ -114,7 +114,7 @@ class FactorizedEncoder(nn.Module):
             specials.append(self.spatial_registers)
         if not specials:
             return x
-        special = repeat(torch.cat(specials), "r d -> b r d", b=len(x))
+        special = repeat(torch.cat(specials), "r d -> b r d", b=x.shape[0])
         return torch.cat((special, x), dim=1)
 
     def _through_time(
@@ -127,16 +127,16 @@ class FactorizedEncoder(nn.Module):
         """The temporal transformer at m positions, and the class token of position 0."""
         if not self.temporal_blocks:
             return x, None
-        batch = len(x)
+        batch = x.shape[0]
         x = rearrange(positions.add_temporal(x, places), "b t m d -> (b m) t d")
         parts = [x]
         if self.temporal_registers is not None:
-            parts.insert(0, repeat(self.temporal_registers, "r d -> b r d", b=len(x)))
+            parts.insert(0, repeat(self.temporal_registers, "r d -> b r d", b=x.shape[0]))
         if self.temporal_class_token is not None:
             place = positions.of_temporal_class_token()
             token: Tensor = self.temporal_class_token
             token = token if place is None else token + place
-            parts.append(repeat(token, "d -> b 1 d", b=len(x)))
+            parts.append(repeat(token, "d -> b 1 d", b=x.shape[0]))
         x = torch.cat(parts, dim=1)
         mask = "causal" if self.config.temporal_causal else None
         for block in self.temporal_blocks:

@@ -51,23 +51,28 @@ class SpaceThenTimeBlock(nn.Module):
         return state.each(lambda x: x + self.mlp_branch(self.mlp(self.mlp_norm(x))))
 
     def _over_space(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
-        tokens, registers, _ = state
-        before = registers.shape[2]
-        x = rearrange(joined(registers, tokens, dim=2), "b t n d -> (b t) n d")
+        registers = state.spatial_registers
+        x = rearrange(joined(registers, state.tokens, dim=2), "b t n d -> (b t) n d")
         out = self.space(self.space_norm(x), rotation)
-        out = self.space_branch(rearrange(out, "(b t) n d -> b t n d", b=len(tokens)))
+        out = self.space_branch(rearrange(out, "(b t) n d -> b t n d", b=state.tokens.shape[0]))
+        if registers is None:
+            return state._replace(tokens=state.tokens + out)
+        before = registers.shape[2]
         return state._replace(
-            tokens=tokens + out[:, :, before:], spatial_registers=registers + out[:, :, :before]
+            tokens=state.tokens + out[:, :, before:],
+            spatial_registers=registers + out[:, :, :before],
         )
 
     def _over_time(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
-        tokens, _, registers = state
-        before = registers.shape[1]
-        x = rearrange(joined(registers, tokens, dim=1), "b t n d -> (b n) t d")
+        registers = state.temporal_registers
+        x = rearrange(joined(registers, state.tokens, dim=1), "b t n d -> (b n) t d")
         out = self.time(self.time_norm(x), rotation, "causal" if self.causal else None)
-        out = self.time_branch(rearrange(out, "(b n) t d -> b t n d", b=len(tokens)))
+        out = self.time_branch(rearrange(out, "(b n) t d -> b t n d", b=state.tokens.shape[0]))
+        if registers is None:
+            return state._replace(tokens=state.tokens + out)
+        before = registers.shape[1]
         return state._replace(
-            tokens=tokens + out[:, before:], temporal_registers=registers + out[:, :before]
+            tokens=state.tokens + out[:, before:], temporal_registers=registers + out[:, :before]
         )
 
 

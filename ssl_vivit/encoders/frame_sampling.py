@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
 
 def uniform_frames(num_frames: int, count: int) -> list[int]:
@@ -19,5 +19,6 @@ def uniform_frames(num_frames: int, count: int) -> list[int]:
     if num_frames <= count:
         return list(range(num_frames))
     step = num_frames / (count + 1)
-    points = np.round(np.arange(step, num_frames, step))
-    return [int(point) for point in np.minimum(points, num_frames - 1)]
+    # Python's numbers, in numpy's steps: torch.compile and torch.export would trace numpy's.
+    points = math.ceil((num_frames - step) / step)
+    return [min(round(step + i * step), num_frames - 1) for i in range(points)]

@@ -69,10 +69,7 @@ def export_graph(encoder: ViViT, *, dynamic_batch: bool = True) -> torch.export.
     # A batch of one would be taken for a constant.
     video = _clip(encoder, 2 if dynamic_batch else 1)
     with evaluating(encoder), torch.no_grad():
-        # strict: dynamo reads len(x) as a size that may change, the other tracer as a constant.
-        return torch.export.export(
-            TensorEncoder(encoder), (video,), dynamic_shapes=shapes, strict=True
-        )
+        return torch.export.export(TensorEncoder(encoder), (video,), dynamic_shapes=shapes)
 
 
 def export_onnx(

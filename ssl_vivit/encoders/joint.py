@@ -66,7 +66,7 @@ class Joint(nn.Module):
         if self.registers is not None:
             specials.append(self.registers)
         if specials:
-            x = torch.cat((repeat(torch.cat(specials), "r d -> b r d", b=len(x)), x), dim=1)
+            x = torch.cat((repeat(torch.cat(specials), "r d -> b r d", b=x.shape[0]), x), dim=1)
         mask = self._mask(times) if self.config.temporal_causal else None
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):

@@ -32,7 +32,7 @@ class AttentionPooling(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        query = self.query.expand(len(x), -1, -1)
+        query = self.query.expand(x.shape[0], -1, -1)
         return self.attention(query, x, x, need_weights=False)[0][:, 0]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,10 @@ class Rotation(NamedTuple):
     def apply(self, x: Float[Tensor, "b heads length head_dim"]) -> Tensor:
         """Rotate the pairs (i, i + head_dim / 2) of ``x``."""
         first, second = x.chunk(2, dim=-1)
-        turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        turned = (
+            torch.addcmul(first * self.cos, second, self.sin, value=-1),
+            torch.addcmul(second * self.cos, first, self.sin),
+        )
         return torch.cat(turned, dim=-1).type_as(x)
 
 
@@ -131,6 +135,7 @@ class Positions(nn.Module):
         # that have no gradient.
         has_time = config.variant != "factorized_encoder" or config.temporal_depth != 0
         self.spatial = self.temporal = self.joint = None
+        self._sinusoids: dict[tuple[Hashable, ...], Tensor] = {}
         if config.spatial_positions == "learned":
             self.spatial = token_parameter(self.class_slots + grid.n, width)
         if config.temporal_positions == "learned" and has_time:
@@ -224,7 +229,7 @@ class Positions(nn.Module):
     def _spatial_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "n d"] | None:
         config = self.config
         if config.spatial_positions == "sinusoidal":
-            return sinusoidal_2d(grid, config.embed_dim).to(like)
+            return self._sinusoid(like, sinusoidal_2d, grid)
         if self.spatial is None:
             return None
         self._check_fit(grid[1:] == config.grid[1:], grid)
@@ -233,7 +238,7 @@ class Positions(nn.Module):
     def _temporal_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t d"] | None:
         config = self.config
         if config.temporal_positions == "sinusoidal":
-            return sinusoidal_1d(grid.t, config.embed_dim).to(like)
+            return self._sinusoid(like, sinusoidal_1d, grid.t)
         if self.temporal is None:
             return None
         return self._in_time(self.temporal[self.temporal_slots :], grid)
@@ -241,7 +246,7 @@ class Positions(nn.Module):
     def _joint_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t n d"] | None:
         config = self.config
         if config.joint_positions == "sinusoidal":
-            table = sinusoidal_1d(grid.t * grid.n, config.embed_dim).to(like)
+            table = self._sinusoid(like, sinusoidal_1d, grid.t * grid.n)
             return rearrange(table, "(t n) d -> t n d", t=grid.t)
         if self.joint is None:
             return None
@@ -253,6 +258,19 @@ class Positions(nn.Module):
         table = rearrange(self._in_time(table, grid), "t (n d) -> n (t d)", n=config.grid.n)
         table = resample_spatial(table, config.grid[1:], grid[1:])
         return rearrange(table, "n (t d) -> t n d", t=grid.t)
+
+    def _sinusoid(
+        self, like: Tensor, make: Callable[[Any, int], Tensor], size: Grid | int
+    ) -> Float[Tensor, "places d"]:
+        """A sinusoidal table as ``like`` needs it, kept: making one takes as long as a block."""
+        key = (make, size, like.dtype, like.device)
+        if not torch.compiler.is_compiling() and key in self._sinusoids:
+            return self._sinusoids[key]
+        table = make(size, self.config.embed_dim).to(like)
+        # A tensor of a tracer, or of inference mode, would be of no use outside.
+        if not torch.compiler.is_compiling() and type(table) is Tensor and not table.is_inference():
+            self._sinusoids[key] = table
+        return table
 
     def _in_time(self, table: Float[Tensor, "t d"], grid: Grid) -> Float[Tensor, "t d"]:
         """A learned table at the clip's length."""

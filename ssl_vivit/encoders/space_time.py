@@ -31,71 +31,84 @@ class SpaceTime(NamedTuple):
 
     Attributes:
         tokens: (b, t, n, d).
-        spatial_registers: (b, t, r, d), r of them in each time step.
-        temporal_registers: (b, r, n, d), r of them at each position.
+        spatial_registers: (b, t, r, d), r of them in each time step, or None.
+        temporal_registers: (b, r, n, d), r of them at each position, or None.
     """
 
     tokens: Tensor
-    spatial_registers: Tensor
-    temporal_registers: Tensor
+    spatial_registers: Tensor | None
+    temporal_registers: Tensor | None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> SpaceTime:
-        """The function of each part."""
-        return SpaceTime(*(function(part) for part in self))
+        """The function of each part that there is."""
+        tokens, spatial, temporal = self
+        return SpaceTime(
+            function(tokens),
+            None if spatial is None else function(spatial),
+            None if temporal is None else function(temporal),
+        )
 
     def plus(self, change: SpaceTime) -> SpaceTime:
         """The sum of two, part by part."""
-        return SpaceTime(*(x + dx for x, dx in zip(self, change, strict=True)))
+        tokens, spatial, temporal = (
+            None if x is None or dx is None else x + dx for x, dx in zip(self, change, strict=True)
+        )
+        assert tokens is not None
+        return SpaceTime(tokens, spatial, temporal)
 
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
 def attend_over_space(
-    heads: HeadAttention, tokens: QKV, registers: QKV, rotation: Rotation | None
+    heads: HeadAttention, tokens: QKV, registers: QKV | None, rotation: Rotation | None
 ) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b t r inner"]]:
     """Attention within each time step, [registers, tokens] a sequence.
 
     Args:
         heads: the attention.
         tokens: queries, keys and values (b, t, n, inner).
-        registers: of the spatial registers (b, t, r, inner).
+        registers: of the spatial registers (b, t, r, inner), or None.
         rotation: of a sequence.
     """
-    batch, before = len(tokens[0]), registers[0].shape[2]
+    batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[2]
     query, key, value = (
         rearrange(joined(r, x, dim=2), "b t n i -> (b t) n i")
-        for r, x in zip(registers, tokens, strict=True)
+        for r, x in zip(registers or (None,) * 3, tokens, strict=True)
     )
     out = rearrange(heads(query, key, value, rotation), "(b t) n i -> b t n i", b=batch)
     return out[:, :, before:], out[:, :, :before]
 
 
 def attend_over_time(
-    heads: HeadAttention, tokens: QKV, registers: QKV, rotation: Rotation | None, causal: bool
+    heads: HeadAttention,
+    tokens: QKV,
+    registers: QKV | None,
+    rotation: Rotation | None,
+    causal: bool,
 ) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b r n inner"]]:
     """Attention at each position over [registers, time steps], each a sequence.
 
     Args:
         heads: the attention.
         tokens: queries, keys and values (b, t, n, inner).
-        registers: of the temporal registers (b, r, n, inner).
+        registers: of the temporal registers (b, r, n, inner), or None.
         rotation: of a sequence.
         causal: no time step attends to later ones.
     """
-    batch, before = len(tokens[0]), registers[0].shape[1]
+    batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[1]
     query, key, value = (
         rearrange(joined(r, x, dim=1), "b t n i -> (b n) t i")
-        for r, x in zip(registers, tokens, strict=True)
+        for r, x in zip(registers or (None,) * 3, tokens, strict=True)
     )
     mask = "causal" if causal else None
     out = rearrange(heads(query, key, value, rotation, mask), "(b n) t i -> b t n i", b=batch)
     return out[:, before:], out[:, :before]
 
 
-def joined(registers: Tensor, tokens: Tensor, dim: int) -> Tensor:
-    """Registers before tokens along an axis; without any, the tokens themselves, not a copy."""
-    return torch.cat((registers, tokens), dim) if registers.shape[dim] else tokens
+def joined(registers: Tensor | None, tokens: Tensor, dim: int) -> Tensor:
+    """Registers before tokens along an axis."""
+    return tokens if registers is None else torch.cat((registers, tokens), dim)
 
 
 class ParallelSpaceTimeBlock(nn.Module):
@@ -146,26 +159,44 @@ class ParallelSpaceTimeBlock(nn.Module):
         token_time, token_mlp, token_space = self.fused_in(normed.tokens).split(
             (time, mlp, space), dim=-1
         )
-        spatial_mlp, spatial_qkv = part_of(
-            self.fused_in, normed.spatial_registers, slice(time, None)
-        ).split((mlp, space), dim=-1)
-        temporal_qkv, temporal_mlp = part_of(
-            self.fused_in, normed.temporal_registers, slice(time + mlp)
-        ).split((time, mlp), dim=-1)
+        spatial_mlp = spatial_space = temporal_time = temporal_mlp = None
+        if normed.spatial_registers is not None:
+            projected = part_of(self.fused_in, normed.spatial_registers, slice(time, None))
+            spatial_mlp, spatial_space = projected.split((mlp, space), dim=-1)
+        if normed.temporal_registers is not None:
+            projected = part_of(self.fused_in, normed.temporal_registers, slice(time + mlp))
+            temporal_time, temporal_mlp = projected.split((time, mlp), dim=-1)
 
         over_time, temporal = attend_over_time(
-            self.time_heads, _qkv(token_time), _qkv(temporal_qkv), temporal_rotation, self.causal
+            self.time_heads,
+            _qkv(token_time),
+            None if temporal_time is None else _qkv(temporal_time),
+            temporal_rotation,
+            self.causal,
         )
         over_space, spatial = attend_over_space(
-            self.space_heads, _qkv(token_space), _qkv(spatial_qkv), spatial_rotation
+            self.space_heads,
+            _qkv(token_space),
+            None if spatial_space is None else _qkv(spatial_space),
+            spatial_rotation,
         )
-        tokens = torch.cat((over_time, self._mlp(token_mlp), over_space), dim=-1)
-        spatial = torch.cat((self._mlp(spatial_mlp), spatial), dim=-1)
-        temporal = torch.cat((temporal, self._mlp(temporal_mlp)), dim=-1)
+        inner, after = self.inner, self.after
         change = SpaceTime(
-            self.fused_out(tokens),
-            columns_of(self.fused_out, spatial, slice(self.inner, None)),
-            columns_of(self.fused_out, temporal, slice(self.inner + self.after)),
+            self.fused_out(torch.cat((over_time, self._mlp(token_mlp), over_space), dim=-1)),
+            None
+            if spatial_mlp is None
+            else columns_of(
+                self.fused_out,
+                torch.cat((self._mlp(spatial_mlp), spatial), dim=-1),
+                slice(inner, None),
+            ),
+            None
+            if temporal_mlp is None
+            else columns_of(
+                self.fused_out,
+                torch.cat((temporal, self._mlp(temporal_mlp)), dim=-1),
+                slice(inner + after),
+            ),
         )
         return state.plus(change.each(lambda x: self.branch(self.out_drop(x))))
 
@@ -210,9 +241,9 @@ class SpaceTimeTrunk(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
     ) -> Float[Tensor, "b t n d"]:
         """Send patch tokens, with all their positions, through the blocks."""
-        b, t, n, d = x.shape
+        b, t, n, _ = x.shape
         if self.spatial_registers is None or self.temporal_registers is None:
-            state = SpaceTime(x, x.new_zeros(b, t, 0, d), x.new_zeros(b, 0, n, d))
+            state = SpaceTime(x, None, None)
         else:
             state = SpaceTime(
                 x,

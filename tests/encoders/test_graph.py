@@ -40,7 +40,10 @@ CASES = {
     | PARALLEL
     | CAUSAL
     | {"register_tokens": 1, "activation": "swiglu"},
-    "3, rotary, attention pooling": MODEL3 | SHALLOW | ROTARY | {"pooling": "attention"},
+    "3, rotary, attention pooling, uniform frames": MODEL3
+    | SHALLOW
+    | ROTARY
+    | {"pooling": "attention", "tubelet_embedding": "uniform_frames"},
     "4, sinusoidal, causal": MODEL4 | SHALLOW | SINUSOIDAL | CAUSAL | {"qk_norm": True},
     "4, rotary, parallel, causal": MODEL4
     | SHALLOW

@@ -97,9 +97,11 @@ def test_rotary_positions_of_model_1_share_each_head_between_its_axes(rotary, pa
     expected = torch.zeros(2 + 12, 16, dtype=torch.float64)
     for token in range(12):
         at = {"time": token // 6, "row": token % 6 // 3, "column": token % 3}
-        expected[2 + token] = torch.tensor([
+        turns = [
             at[axis] / bases[axis] ** (i / count)
-            for axis, count in zip(rotary, pairs, strict=True) for i in range(count)
-        ])  # fmt: skip
+            for axis, count in zip(rotary, pairs, strict=True)
+            for i in range(count)
+        ]
+        expected[2 + token] = torch.tensor(turns, dtype=torch.float64)
     torch.testing.assert_close(turn.cos, expected.cos(), rtol=0, atol=1e-12)
     torch.testing.assert_close(turn.sin, expected.sin(), rtol=0, atol=1e-12)

@@ -78,7 +78,7 @@ def test_stochastic_depth_rises_linearly_through_all_blocks():
 @pytest.mark.parametrize("model", [MODEL3, MODEL4])
 def test_a_branch_is_dropped_for_a_whole_clip(model):
     """With the last block's branches dropped, all tokens of a clip equal those of the block before."""
-    settings = model | {"drop_path": 0.9, "final_norm": "none"}
+    settings = model | {"drop_path": 0.7, "final_norm": "none"}
     encoder, video = make(**settings).train(), clip(batch=16)
     before = []
     encoder.trunk.blocks[1].register_forward_pre_hook(lambda _, args: before.append(args[0].tokens))

@@ -31,8 +31,8 @@ class AttentiveConfig:
     """How the attentive probe is trained.
 
     Args:
-        steps: steps of AdamW. At twenty moments the loss on the validation part is measured; each
-            target takes the weights with the least.
+        steps: steps of AdamW. At the start and at twenty moments the loss on the validation part is
+            measured; each target takes the weights with the least.
         batch_size: clips in a step.
         learning_rate: of AdamW, at its peak.
         weight_decay: of AdamW.
@@ -188,7 +188,21 @@ def attentive_predict(
             for t in targets
         }
 
-    best = {t.name: (math.inf, copy.deepcopy(probes[t.name].state_dict())) for t in targets}
+    best: dict[str, tuple[float, dict[str, Tensor]]] = {t.name: (math.inf, {}) for t in targets}
+
+    @torch.no_grad()
+    def keep_the_best() -> None:
+        probes.eval()
+        sums = dict.fromkeys(best, 0.0)
+        for some in validation.split(config.batch_size):
+            for name, loss in losses(some).items():
+                sums[name] += loss.item() * len(some)
+        for name, value in sums.items():
+            if value < best[name][0]:
+                best[name] = (value, copy.deepcopy(probes[name].state_dict()))
+
+    # The probe that knows nothing is a candidate too: where nothing can be learned, it stays.
+    keep_the_best()
     pause = max(1, config.steps // MOMENTS)
     for step, part in enumerate(_shuffled(fitting, config, seed), 1):
         probes.train()
@@ -197,17 +211,8 @@ def attentive_predict(
         torch.stack(list(losses(part).values())).sum().backward()
         optimizer.step()
         schedule.step()
-        if step % pause and step < config.steps:
-            continue
-        probes.eval()
-        with torch.no_grad():
-            sums = dict.fromkeys(best, 0.0)
-            for some in validation.split(config.batch_size):
-                for name, loss in losses(some).items():
-                    sums[name] += loss.item() * len(some)
-        for name, value in sums.items():
-            if value < best[name][0]:
-                best[name] = (value, copy.deepcopy(probes[name].state_dict()))
+        if step % pause == 0 or step == config.steps:
+            keep_the_best()
     for name, (_, state) in best.items():
         probes[name].load_state_dict(state)
     parts: dict[str, list[Tensor]] = {t.name: [] for t in targets}

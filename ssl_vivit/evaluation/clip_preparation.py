@@ -17,7 +17,7 @@ from ssl_vivit.encoders import ViViT, load_encoder
 # What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
 MEAN, STD = (0.5,), (0.1,)
 # Labels tell of whole frames, so a clip must not leave much of them out.
-LEAST_SHOWN = 0.9
+LEAST_SHOWN = 0.8
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,34 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
     Raises:
         DataError: with the image_size that would fit.
     """
-    (height, width), frames = encoder.config.image_size, dataset.decoded_size
-    ours, theirs = width / height, frames[1] / frames[0]
-    shown = min(ours, theirs) / max(ours, theirs)
+    frames = dataset.decoded_size
+    shown = _share_shown(encoder.config.image_size, frames)
     if shown < LEAST_SHOWN:
-        tubelet = encoder.config.kernel_stride[2]
-        fitting = max(1, round(height * theirs / tubelet)) * tubelet
+        height, width = encoder.config.image_size
+        fitting = _fitting_size(encoder, frames)
         raise DataError(
             f"{name} takes clips of {height}×{width}, which show {shown:.0%} of frames of "
             f"{frames[0]}×{frames[1]} while the labels tell of all; fit it to them by "
-            f"--data.image_size '[{height}, {fitting}]'"
+            f"--data.image_size '{list(fitting)}'"
         )
+
+
+def _share_shown(size: Sequence[int], frames: Sequence[int]) -> float:
+    """Share of a frame that its largest central window of the size's shape holds."""
+    ours, theirs = size[1] / size[0], frames[1] / frames[0]
+    return min(ours, theirs) / max(ours, theirs)
+
+
+def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
+    """The size of whole tubelets that shows almost all of a frame, as many pixels as now."""
+    (height, width), (_, down, across) = encoder.config.image_size, encoder.config.kernel_stride
+    (_, tall, wide) = encoder.config.kernel_size
+    sizes = [
+        (tall + i * down, wide + j * across)
+        for i in range(2 * height // down)
+        for j in range(2 * width // across)
+    ]
+    good = [size for size in sizes if _share_shown(size, frames) > 0.95]
+    if not good:
+        return max(sizes, key=lambda size: _share_shown(size, frames))
+    return min(good, key=lambda size: abs(size[0] * size[1] - height * width))

@@ -83,9 +83,9 @@ class ProbeScores:
         _append(self.chance, levels)
 
     def beats_baselines(self, row: Row, target: str) -> bool:
-        """Whether a row lies more than two standard errors of the difference above each baseline.
+        """Whether a row lies more than two standard errors above each baseline and chance.
 
-        Baselines are those with the same probe, and the same clips where they have any such. Errors
+        Of the difference, that is. Baselines are those with the same probe, and the same clips where they have any such. Errors
         of both add up as if seeds were not shared, which is the wider margin.
         """
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]
@@ -94,6 +94,7 @@ class ProbeScores:
         if row.baseline or not others or math.isnan(ours.error):
             return False
         theirs = [Mean.of(self.rows[other][target]) for other in others]
+        theirs.append(Mean(Mean.of(self.chance[target]).mean, 0.0))
         return all(ours.mean - t.mean > 2 * math.hypot(ours.error, t.error) for t in theirs)
 
     def table(self) -> str:
@@ -123,7 +124,7 @@ class ProbeScores:
             f"{facts['train_videos']} videos to train probes on, {facts['test_videos']} others to "
             f"test them on; mean ± standard error over {facts['seeds']} seeds (clips, folds and "
             "fits; not the choice of test videos where all take part). *: more than two standard "
-            "errors above every baseline with that probe"
+            "errors above every baseline with that probe, and above chance"
         )
 
     def to_json(self) -> dict[str, Any]:

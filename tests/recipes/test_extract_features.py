@@ -1,0 +1,200 @@
+"""Feature extraction: what is in the files, resuming after a kill, and the mistakes a person makes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.packing import pack
+from data_prep.synthetic_clevrer import render
+from recipes import extract_features
+from ssl_vivit import load_encoder
+from ssl_vivit.data.augment import Augment, AugmentConfig
+from ssl_vivit.data.decoding import decode_frames
+from ssl_vivit.encoders import create_encoder, save_pretrained
+from ssl_vivit.evaluation.feature_files import load_features
+from ssl_vivit.training import run
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "tests" / "assets"
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered_to_extract")
+    render(folder, 9, size=(24, 36), num_frames=32, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    made = create_encoder(
+        "vivit_tiny", num_frames=4, image_size=(16, 24), tubelet_size=(2, 8, 8), embed_dim=24,
+        num_heads=2, spatial_depth=1, temporal_depth=1,
+    )  # fmt: skip
+    prepared = {"mean": [0.5] * 3, "std": [0.1] * 3, "fps": 25.0, "frame_stride": 3}
+    directory = tmp_path_factory.mktemp("exported_to_extract") / "encoder"
+    save_pretrained(made, directory, preprocessing=prepared)
+    return str(directory)
+
+
+def words(encoder: str, out: Path, **settings) -> list[str]:
+    given = {"encoder": encoder, "out": str(out), "data.workers": 0, "part_size": 4}
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    return [
+        word
+        for name, value in given.items()
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    def _call(arguments: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["extract_features.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        run(extract_features.main)
+
+    return _call
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_features_are_those_of_the_encoder_on_the_frames_that_are_named(
+    videos, encoder, tmp_path, call
+):
+    call(words(encoder, tmp_path / "f", videos=str(videos), features="both", clips=2))
+    found = load_features(tmp_path / "f")
+    names = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.mp4"))
+    assert found.keys == names
+    assert found.frames.shape == (9, 2, 4)
+    assert found.frames[0].tolist() == [[0, 3, 6, 9], [22, 25, 28, 31]]
+    loaded = load_encoder(encoder)
+    augment = Augment(AugmentConfig(strength="none"), (16, 24), 3, (0.5,), (0.1,))
+    for i in (0, 5):
+        outs = []
+        for view in range(2):
+            pixels = decode_frames(videos / names[i], found.frames[i, view].tolist())
+            params = augment.draw(np.random.default_rng(0), 24, 36)
+            clip = augment(torch.from_numpy(pixels)[None], {k: v[None] for k, v in params.items()})
+            with torch.no_grad():
+                outs.append(loaded(clip))
+        pooled = (outs[0].pooled + outs[1].pooled)[0] / 2
+        torch.testing.assert_close(found.pooled[i], pooled, rtol=1e-4, atol=1e-5)
+        for view in range(2):
+            tokens = found.tokens[i, view].float()
+            torch.testing.assert_close(tokens, outs[view].tokens[0], rtol=2e-3, atol=2e-3)
+    assert load_features(tmp_path / "f", "pooled").tokens is None
+
+
+def test_a_killed_extraction_continues_to_the_same_bytes(videos, encoder, tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "extract_features.py")]
+    settings = {"videos": str(videos), "features": "tokens", "part_size": 1, "clips": 3}
+    whole = subprocess.run(
+        command + words(encoder, tmp_path / "whole", **settings), capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command + words(encoder, killed, **settings),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (killed / "features-00001.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    parts = sorted(killed.glob("features-*.safetensors"))
+    if len(parts) < 9:
+        with pytest.raises(ValueError, match="of 9 parts; run the same command again"):
+            load_features(killed)
+    before = {path: path.stat().st_mtime_ns for path in parts}
+    again = subprocess.run(
+        command + words(encoder, killed, **settings), capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert contents(killed) == contents(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == made for path, made in before.items())
+
+
+def test_folder_and_shards_give_the_same_features(videos, encoder, tmp_path, call):
+    pack(videos, tmp_path / "s", storage="original", workers=1, progress=False)
+    call(words(encoder, tmp_path / "a", videos=str(videos)))
+    call(words(encoder, tmp_path / "b", shards=str(tmp_path / "s" / "*.tar"), part_size=9))
+    folder, shards = load_features(tmp_path / "a"), load_features(tmp_path / "b")
+    assert [Path(key).stem for key in folder.keys] == shards.keys
+    torch.testing.assert_close(folder.pooled, shards.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_videos_of_any_kind_and_broken_ones(encoder, tmp_path, call, capsys):
+    """Several sizes, codecs and lengths; what cannot be read is named, and few are no reason to stop."""
+    call(words(encoder, tmp_path / "f", videos=str(ASSETS), data__clip__frame_stride=1))
+    found = load_features(tmp_path / "f")
+    assert len(found.keys) + len(found.skipped) == 14
+    assert "awkward_videos/corrupted.mp4" in found.skipped
+    assert "has 3 frames" in found.skipped["awkward_videos/video_90.mov"]
+    assert "skipped awkward_videos/corrupted.mp4" in capsys.readouterr().out
+    assert found.pooled.isfinite().all()
+
+
+def test_many_broken_videos_stop_it(videos, encoder, tmp_path, call, capsys):
+    shutil.copytree(videos, tmp_path / "v")
+    for i in range(6):
+        (tmp_path / "v" / f"broken_{i}.mp4").write_bytes(b"no video")
+    with pytest.raises(SystemExit):
+        call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
+    assert "6 of 15 videos are left out" in capsys.readouterr().err
+    (tmp_path / "v" / "broken_0.mp4").unlink()
+    call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
+    assert len(load_features(tmp_path / "f").keys) == 9
+
+
+def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path, call, capsys):
+    call(words(encoder, tmp_path / "f", videos=str(videos)))
+    before = contents(tmp_path / "f")
+    with pytest.raises(SystemExit):
+        call(words(encoder, tmp_path / "f", videos=str(videos), features="tokens"))
+    assert "features (pooled → tokens)" in capsys.readouterr().err
+    call(words(encoder, tmp_path / "f", videos=str(videos)))
+    assert contents(tmp_path / "f") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(SystemExit):
+        call(words(encoder, tmp_path / "mine", videos=str(videos)))
+    assert "holds other files" in capsys.readouterr().err
+    assert contents(tmp_path / "mine") == {"notes.txt": b"keep"}
+
+
+MISTAKES = {
+    "nothing to read": ({}, "give --videos FOLDER or --shards PATTERN"),
+    "two things to read": ({"videos": "a", "shards": "b"}, "one of them"),
+    "no folder": ({"videos": "nowhere"}, "--videos nowhere is no folder"),
+    "no clips": ({"videos": "HERE", "clips": 0}, "--clips is 0"),
+    "clips too long": ({"videos": "HERE", "data__clip__frame_stride": 30}, "has 32 frames"),
+    "unknown features": ({"videos": "HERE", "features": "all"}, "features"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line(videos, encoder, tmp_path, call, capsys, name):
+    settings, message = MISTAKES[name]
+    settings = {k: str(videos) if v == "HERE" else v for k, v in settings.items()}
+    with pytest.raises(SystemExit) as end:
+        call(words(encoder, tmp_path / "f", **settings))
+    assert end.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "f").exists()

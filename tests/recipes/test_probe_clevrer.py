@@ -1,0 +1,210 @@
+"""The probe recipe end to end on a few rendered videos, and the mistakes a person makes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.packing import pack
+from data_prep.synthetic_clevrer import render
+from recipes import probe_clevrer
+from recipes.probe_clevrer import ProbeRecipe, _lists
+from ssl_vivit import load_encoder
+from ssl_vivit.encoders import create_encoder, save_pretrained
+from ssl_vivit.training import parse, run
+
+ROOT = Path(__file__).parents[2]
+COLLISIONS = ROOT / "tests" / "assets" / "collision_clips"
+TARGETS = ["presence", "num_objects", "num_collisions", "has_collision", "mean_speed"]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("rendered_for_probes")
+    render(folder / "v", 16, size=(24, 36), num_frames=32, workers=1, progress=False)
+    pack(folder / "v", folder / "s", folder / "v", frames=32, workers=1, progress=False)
+    return str(folder / "s" / "*.tar")
+
+
+def export(directory: Path, seed: int = 0, **overrides) -> str:
+    torch.manual_seed(seed)
+    settings = {
+        "num_frames": 4, "image_size": (16, 24), "tubelet_size": (2, 8, 8), "embed_dim": 24,
+        "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
+    }  # fmt: skip
+    encoder = create_encoder("vivit_tiny", **(settings | overrides))
+    prepared = {"mean": [0.5] * 3, "std": [0.1] * 3, "fps": 25.0, "frame_stride": 2}
+    save_pretrained(encoder, directory, preprocessing=prepared)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> str:
+    return export(tmp_path_factory.mktemp("exported") / "demo" / "encoder")
+
+
+def words(shards: str, *encoders: str, run_dir: Path, **changes) -> list[str]:
+    settings = {
+        "data.shards": shards, "data.workers": 0, "data.held_out": 0.4, "seeds": 2,
+        "attentive.steps": 4, "run_dir": str(run_dir),
+    }  # fmt: skip
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    return ["--encoders", *encoders] + [
+        word
+        for name, value in settings.items()
+        if value is not None
+        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    def _call(arguments: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["probe_clevrer.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        run(probe_clevrer.main)
+
+    return _call
+
+
+def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call, capsys):
+    """Of several clips and of one long one; a grey encoder of another geometry has its own rows."""
+    grey = export(
+        tmp_path / "grey" / "encoder", 1, in_channels=1, image_size=(24, 32), num_frames=2
+    )
+    # The mean of one channel goes with one channel.
+    config = json.loads((tmp_path / "grey" / "encoder" / "config.json").read_text())
+    config["preprocessing"] |= {"mean": [0.5], "std": [0.1], "channels": "luma"}
+    (tmp_path / "grey" / "encoder" / "config.json").write_text(json.dumps(config))
+    call(words(shards, encoder, grey, run_dir=tmp_path / "run", clips=2, long_clip=True))
+    told = capsys.readouterr().out
+    saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    rows = {(r["subject"], r["clips"], r["probe"]) for r in saved["results"]}
+    first, second = ("4×16×24, stride 2 at 25 frames/s", "2×24×32, stride 2 at 25 frames/s")
+    subjects = {"demo/encoder", "grey/encoder"} | {
+        f"{name} at {where}" for name in ("untrained", "raw pixels") for where in (first, second)
+    }
+    assert rows == {
+        (subject, clips, probe)
+        for subject in subjects
+        for clips in ("1 clip", "2 clips", "1 long clip")
+        for probe in ("knn", "linear", "attentive")
+    }
+    assert {r["target"] for r in saved["results"]} == set(TARGETS) == set(saved["chance"])
+    assert all(len(r["scores"]) == 2 for r in saved["results"])
+    facts = saved["facts"]
+    assert facts["train_videos"] + facts["test_videos"] == 16
+    assert "demo/encoder" in told
+    assert "presence (mAP)" in told
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"probes.json", "probes.png"}
+
+
+def test_the_same_call_gives_the_same_bytes_and_nothing_is_overwritten(
+    shards, encoder, tmp_path, call, capsys
+):
+    texts = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(texts))  # what the process drew before has no part in it
+        call(words(shards, encoder, run_dir=tmp_path / name, probes=["linear", "attentive"]))
+        texts.append((tmp_path / name / "probes.json").read_text())
+    assert texts[0] == texts[1].replace(str(tmp_path / "b"), str(tmp_path / "a"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        call(words(shards, encoder, run_dir=tmp_path / "a"))
+    assert end.value.code == 1
+    assert "holds other results; choose another --run_dir" in capsys.readouterr().err
+    assert (tmp_path / "a" / "probes.json").read_text() == texts[0]
+
+
+def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
+    before = load_encoder(encoder).tubelets.weight
+    call(
+        words(shards, encoder, run_dir=tmp_path / "run", seeds=1, probes=["linear"],
+              finetune={"steps": 2, "total_batch_size": 4, "from_scratch": True})
+    )  # fmt: skip
+    saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    rows = {(r["subject"], r["baseline"]) for r in saved["results"] if r["probe"] == "fine-tuned"}
+    assert rows == {("demo/encoder", False), ("demo/encoder, trained from scratch", True)}
+    tuned = load_encoder(tmp_path / "run" / "finetuned" / "demo_encoder_seed0" / "encoder")
+    assert not torch.equal(tuned.tubelets.weight, before)
+    assert torch.equal(load_encoder(encoder).tubelets.weight, before)
+
+
+def test_a_labelled_folder_is_probed_and_finetuned(encoder, tmp_path, call):
+    for i, clip in enumerate(sorted(COLLISIONS.glob("*.mp4"))):
+        folder = tmp_path / "videos" / ("hit", "miss")[i // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder)
+    square = export(tmp_path / "square" / "encoder", image_size=(16, 16))
+    call(
+        words(None, square, run_dir=tmp_path / "run", seeds=1, probes=["knn", "linear"],
+              data__folder=str(tmp_path / "videos"), data__held_out=0.55, data__frame_size=[32, 32],
+              finetune={"steps": 2, "total_batch_size": 2})
+    )  # fmt: skip
+    saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    assert {(r["target"], r["metric"]) for r in saved["results"]} == {("class", "accuracy")}
+    assert {r["probe"] for r in saved["results"]} == {"knn", "linear", "fine-tuned"}
+
+
+MISTAKES = {
+    "no encoder there": ({}, ["a/b/encoder"], "a/b/encoder"),
+    "no shards there": ({"data__shards": "nowhere/*.tar"}, None, "nowhere/*.tar"),
+    "clips too long": ({"data__clip__frame_stride": 11}, None, "has 32 frames"),
+    "unknown probe": ({"probes": ["svm"]}, None, "probes"),
+    "a long clip of one": ({"long_clip": True}, None, "set --clips to 2 or more"),
+    "no seeds": ({"seeds": 0}, None, "--seeds is 0"),
+    "square": ({"data__image_size": [16, 16]}, None, "--data.image_size '[16, 24]'"),
+    "no tubelets": ({"data__image_size": [20, 24]}, None, "image_size height 20"),
+    "unknown key": ({"data__shard": "x"}, None, "did you mean data.shards"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_one_line(shards, encoder, tmp_path, call, capsys, name):
+    changes, encoders, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as end:
+        call(words(shards, *(encoders or [encoder]), run_dir=tmp_path / "run", **changes))
+    assert end.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_videos_without_labels_name_the_command_that_adds_them(encoder, tmp_path, call, capsys):
+    pack(COLLISIONS, tmp_path / "s", size=(16, 24), workers=1, progress=False)
+    with pytest.raises(SystemExit):
+        call(words(str(tmp_path / "s" / "*.tar"), encoder, run_dir=tmp_path / "run"))
+    assert "`python -m data_prep.clevrer pack --annotations …`" in capsys.readouterr().err
+
+
+def test_encoders_are_words_or_a_json_list():
+    for given in (["--encoders", "a", "b"], ["--encoders", '["a", "b"]'], ["--encoders=[a, b]"]):
+        arguments = [*given, "--seeds", "4", "--probes", "knn", "linear"]
+        config = parse(ProbeRecipe, _lists(arguments, "--encoders", "--probes"))
+        assert (config.encoders, config.probes) == (["a", "b"], ["knn", "linear"])
+        assert config.seeds == 4
+    assert parse(ProbeRecipe, _lists(["--encoders", "a"], "--encoders")).encoders == ["a"]
+    assert parse(ProbeRecipe, []).encoders is None
+
+
+def test_two_processes_print_one_table(shards, encoder, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    recipe = str(ROOT / "recipes" / "probe_clevrer.py")
+    arguments = words(
+        shards, encoder, run_dir=tmp_path / "run", seeds=1, probes=["linear"],
+        finetune={"steps": 1, "total_batch_size": 2},
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, recipe, *arguments], cwd=tmp_path, capture_output=True,
+        text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("features of") == 1
+    assert (tmp_path / "run" / "probes.json").exists()

@@ -13,6 +13,7 @@ from ssl_vivit.data.clips import ClipConfig
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.samples import ClipDataset, Videos
 from ssl_vivit.encoders import ViViT, load_encoder
+from ssl_vivit.training import RunError
 
 # What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
 MEAN, STD = (0.5,), (0.1,)
@@ -85,13 +86,17 @@ def open_encoder(path: str, choice: ClipChoice, image_size: Sequence[int] | None
     """Load an exported encoder, fitted to the geometry asked for.
 
     Raises:
-        FileNotFoundError, ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
+        RunError: if there is no encoder at that path.
+        ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
     """
     geometry: dict[str, Any] = {
         "num_frames": choice.num_frames,
         "image_size": None if image_size is None else tuple(image_size),
     }
-    return load_encoder(path, **{name: value for name, value in geometry.items() if value})
+    try:
+        return load_encoder(path, **{name: value for name, value in geometry.items() if value})
+    except FileNotFoundError as error:
+        raise RunError(f"{error}; `make demo` makes runs/demo/encoder") from None
 
 
 def preparation(

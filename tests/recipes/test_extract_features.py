@@ -130,7 +130,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(videos, encoder, tmp_pa
 
 
 def test_folder_and_shards_give_the_same_features(videos, encoder, tmp_path, call):
-    pack(videos, tmp_path / "s", storage="original", workers=1, progress=False)
+    pack(videos, tmp_path / "s", storage="original", frames=32, workers=1, progress=False)
     call(words(encoder, tmp_path / "a", videos=str(videos)))
     call(words(encoder, tmp_path / "b", shards=str(tmp_path / "s" / "*.tar"), part_size=9))
     folder, shards = load_features(tmp_path / "a"), load_features(tmp_path / "b")
@@ -140,7 +140,7 @@ def test_folder_and_shards_give_the_same_features(videos, encoder, tmp_path, cal
 
 def test_videos_of_any_kind_and_broken_ones(encoder, tmp_path, call, capsys):
     """Several sizes, codecs and lengths; what cannot be read is named, and few are no reason to stop."""
-    call(words(encoder, tmp_path / "f", videos=str(ASSETS), data__clip__frame_stride=1))
+    call(words(encoder, tmp_path / "f", videos=str(ASSETS), clips=2, data__clip__frame_stride=1))
     found = load_features(tmp_path / "f")
     assert len(found.keys) + len(found.skipped) == 14
     assert "awkward_videos/corrupted.mp4" in found.skipped
@@ -181,6 +181,7 @@ MISTAKES = {
     "nothing to read": ({}, "give --videos FOLDER or --shards PATTERN"),
     "two things to read": ({"videos": "a", "shards": "b"}, "one of them"),
     "no folder": ({"videos": "nowhere"}, "--videos nowhere is no folder"),
+    "no encoder": ({"videos": "HERE", "encoder": "a/b/c"}, "a/b/c is no exported encoder"),
     "no clips": ({"videos": "HERE", "clips": 0}, "--clips is 0"),
     "clips too long": ({"videos": "HERE", "data__clip__frame_stride": 30}, "has 32 frames"),
     "unknown features": ({"videos": "HERE", "features": "all"}, "features"),

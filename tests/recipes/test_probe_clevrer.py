@@ -144,7 +144,7 @@ def test_a_labelled_folder_is_probed_and_finetuned(encoder, tmp_path, call):
     square = export(tmp_path / "square" / "encoder", image_size=(16, 16))
     call(
         words(None, square, run_dir=tmp_path / "run", seeds=1, probes=["knn", "linear"],
-              data__folder=str(tmp_path / "videos"), data__held_out=0.55, data__frame_size=[32, 32],
+              data__folder=str(tmp_path / "videos"), data__held_out=0.195, data__frame_size=[32, 32],
               finetune={"steps": 2, "total_batch_size": 2})
     )  # fmt: skip
     saved = json.loads((tmp_path / "run" / "probes.json").read_text())
@@ -153,7 +153,7 @@ def test_a_labelled_folder_is_probed_and_finetuned(encoder, tmp_path, call):
 
 
 MISTAKES = {
-    "no encoder there": ({}, ["a/b/encoder"], "a/b/encoder"),
+    "no encoder there": ({}, ["a/b/encoder"], "a/b/encoder is no exported encoder"),
     "no shards there": ({"data__shards": "nowhere/*.tar"}, None, "nowhere/*.tar"),
     "clips too long": ({"data__clip__frame_stride": 11}, None, "has 32 frames"),
     "unknown probe": ({"probes": ["svm"]}, None, "probes"),

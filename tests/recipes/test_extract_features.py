@@ -193,7 +193,7 @@ def test_mistakes_get_one_line(videos, encoder, tmp_path, call, capsys, name):
     settings, message = MISTAKES[name]
     settings = {k: str(videos) if v == "HERE" else v for k, v in settings.items()}
     with pytest.raises(SystemExit) as end:
-        call(words(encoder, tmp_path / "f", **settings))
+        call(words(settings.pop("encoder", encoder), tmp_path / "f", **settings))
     assert end.value.code in (1, 2)
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from ssl_vivit.encoders.frame_sampling import uniform_frames
+from ssl_vivit.encoders.setting_types import check_type, listed
 from ssl_vivit.grid import Grid
 
 Variant = Literal[
@@ -146,7 +147,7 @@ class ViViTConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 self._set(name, tuple(value))
-        self._check_choices()
+        self._check_values()
         self._resolve()
         self._check_geometry()
         self._check_architecture()
@@ -154,12 +155,28 @@ class ViViTConfig:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_choices(self) -> None:
+    def _check_values(self) -> None:
+        """What each setting may be by itself."""
         for name, hint in get_type_hints(type(self)).items():
-            allowed = _literals(hint)
+            check_type(name, getattr(self, name), hint)
+        for name, least in (
+            ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
+            ("depth", 1), ("spatial_depth", 1), ("temporal_depth", 0), ("register_tokens", 0),
+            ("sampled_frames", 1),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if allowed and value not in allowed:
-                raise ValueError(f"{name} {value!r} is unknown; choose one of {_listed(allowed)}")
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value} must be a whole number of at least {least}")
+        for name in (
+            "mlp_ratio", "norm_eps", "pooled_norm_eps", "rotary_base_spatial",
+            "rotary_base_temporal",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} {value} must be positive")
+        for name in ("patch_dropout", "attention_dropout", "mlp_dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
 
     def _resolve(self) -> None:
         model2 = self.variant == "factorized_encoder"
@@ -185,12 +202,12 @@ class ViViTConfig:
             self._set("pooling", "cls_mean" if self.class_token else "mean")
 
     def _check_geometry(self) -> None:
-        assert self.tubelet_stride is not None
         for name, length in (("image_size", 2), ("tubelet_size", 3), ("tubelet_stride", 3)):
             value = getattr(self, name)
             whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
             if not whole or len(value) != length:
                 raise ValueError(f"{name} {value} must be {length} positive whole numbers")
+        assert self.tubelet_stride is not None
         if any(s > p for s, p in zip(self.tubelet_stride, self.tubelet_size, strict=True)):
             raise ValueError(
                 f"tubelet_stride {self.tubelet_stride} exceeds tubelet_size {self.tubelet_size}: "
@@ -216,23 +233,9 @@ class ViViTConfig:
                 "tubelet_embedding 'uniform_frames' cannot be causal: which frames it takes "
                 "depends on how many will follow; use 'tubelet'"
             )
-        if self.sampled_frames is not None and (
-            type(self.sampled_frames) is not int or self.sampled_frames < 1
-        ):
-            raise ValueError(f"sampled_frames {self.sampled_frames!r} must be a positive number")
 
     def _check_architecture(self) -> None:
         model2 = self.variant == "factorized_encoder"
-        for name, least in (
-            ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
-            ("depth", 1), ("spatial_depth", 1), ("temporal_depth", 0), ("register_tokens", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ValueError(f"{name} {value!r} must be a whole number of at least {least}")
-        for name in ("patch_dropout", "attention_dropout", "mlp_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
         if model2 and self.depth is not None:
             raise ValueError(
                 f"depth {self.depth} is not a setting of factorized_encoder; "
@@ -391,21 +394,8 @@ class ViViTConfig:
         return cls(**settings)
 
 
-def _literals(hint: Any) -> list[Any]:
-    """Allowed values of a ``Literal`` type, also inside a union with None; [] for other types."""
-    if type(hint) is type(Literal["a"]):
-        return list(get_args(hint))
-    inner = get_args(hint)
-    allowed = [value for part in inner for value in _literals(part)]
-    return [*allowed, None] if allowed and type(None) in inner else allowed
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(map(str, names))
-
-
 def unknown_name(what: str, name: str, names: list[str]) -> str:
     """One line that names the nearest known name and all of them."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{what} {name!r} is unknown{hint} Known: {_listed(names)}"
+    return f"{what} {name!r} is unknown{hint} Known: {listed(names)}"

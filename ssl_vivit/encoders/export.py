@@ -235,12 +235,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _load_encoder(path: Path, saved: dict[str, Any], overrides: dict[str, Any]) -> ViViT:
     geometry = {name: value for name, value in overrides.items() if name in GEOMETRY}
     others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
-    try:
-        config = ViViTConfig.from_dict(saved["encoder"] | others)
-    except TypeError as error:
-        raise ValueError(
-            f"{path / CONFIG} or an override has a value of the wrong type: {error}"
-        ) from None
+    config = ViViTConfig.from_dict(saved["encoder"] | others)
     encoder = ViViT(config)
     weights = _read_weights(path / WEIGHTS)
     cause = f"encoder with {', '.join(others)} overridden" if others else "encoder of config.json"

@@ -69,12 +69,19 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
         settings |= _NEURAL
     if variant == "factorized_encoder":
         settings |= {"spatial_depth": spatial_depth, "temporal_depth": temporal_depth}
-        if paper and overrides.get("class_token", True) and "frame_pooling" not in overrides:
+        class_tokens = overrides.get("class_token") is not False and overrides.get(
+            "temporal_depth", temporal_depth
+        )
+        if paper and class_tokens and overrides.get("frame_pooling", "none") == "none":
             settings["pooling"] = "temporal_cls"
     else:
         settings["depth"] = spatial_depth if paper else spatial_depth + temporal_depth
         if paper and not {"spatial_positions", "temporal_positions"} & set(overrides):
             settings["joint_positions"] = "learned"
+    if overrides.get("joint_positions") is not None:
+        # The table replaces what the size itself has; what the caller gives is checked as it is.
+        settings.pop("spatial_positions", None)
+        settings.pop("temporal_positions", None)
     return ViViTConfig.from_dict(settings | overrides)
 
 

@@ -101,8 +101,23 @@ def test_grid(settings, grid):
         ),
         (
             {"tubelet_embedding": "uniform_frames", "sampled_frames": 0},
-            "sampled_frames 0 must be a positive",
+            "sampled_frames 0 must be a whole number of at least 1",
         ),
+        ({"num_heads": 0}, "num_heads 0 must be a whole number of at least 1"),
+        ({"num_frames": "8"}, "num_frames '8' must be a whole number"),
+        ({"num_frames": 8.0}, "num_frames 8.0 must be a whole number"),
+        ({"num_heads": "6"}, "num_heads '6' must be a whole number"),
+        ({"register_tokens": True}, "register_tokens True must be a whole number"),
+        ({"tubelet_size": None}, "tubelet_size None must be 3 positive whole numbers"),
+        ({"temporal_causal": "no"}, "temporal_causal 'no' must be True or False"),
+        ({"class_token": "no"}, "class_token 'no' must be True or False"),
+        ({"qk_norm": 1}, "qk_norm 1 must be True or False"),
+        ({"norm_eps": "1e-6"}, "norm_eps '1e-6' must be a number; YAML reads 1e-6 as text"),
+        ({"norm_eps": -1.0}, "norm_eps -1.0 must be positive"),
+        ({"mlp_ratio": 0}, "mlp_ratio 0 must be positive"),
+        ({"layer_scale": True}, "layer_scale True must be a number"),
+        ({"drop_path": None}, "drop_path None must be a number"),
+        ({"rotary_base_temporal": 0.0}, "rotary_base_temporal 0.0 must be positive"),
         (
             {
                 "variant": "joint",
@@ -118,6 +133,22 @@ def test_what_does_not_fit_is_refused_in_one_line(settings, message):
     with pytest.raises(ValueError, match=message) as refusal:
         ViViTConfig(**settings)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", sizes())
+@pytest.mark.parametrize("variant", ["joint", "factorized_encoder", "factorized_self_attention"])
+def test_every_size_takes_one_table_in_place_of_its_own_positions(name, variant):
+    config = named_config(name, variant=variant, joint_positions="sinusoidal")
+    assert (config.spatial_positions, config.temporal_positions) == ("none", "none")
+    with pytest.raises(ValueError, match="leave both of those out"):
+        named_config(name, variant=variant, joint_positions="learned", spatial_positions="rotary")
+
+
+def test_the_papers_average_pooling_row_needs_the_depth_alone():
+    config = named_config("vivit_base_16x2", temporal_depth=0)
+    assert (config.pooling, config.spatial_depth) == ("cls_mean", 12)
+    assert named_config("vivit_base_16x2", frame_pooling="none").pooling == "temporal_cls"
+    assert named_config("vivit_base_16x2", class_token=None).pooling == "temporal_cls"
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

@@ -278,5 +278,5 @@ def _flat_index(mask: TubeletMask, t: int, n: int) -> Tensor:
 def _metrics(features: Float[Tensor, "b d"]) -> dict[str, Tensor]:
     return {
         "effective_rank": effective_rank(nn.functional.normalize(features, dim=1)),
-        "feature_std": features.std(0).mean(),
+        "feature_std": features.std(0, correction=0).mean(),
     }

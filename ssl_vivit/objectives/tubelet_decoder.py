@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViTConfig
-from ssl_vivit.encoders.factorized_self_attention import factorized_self_attention
+from ssl_vivit.encoders.factorized_dot_product import factorized_dot_product
 from ssl_vivit.encoders.joint import Joint
 from ssl_vivit.encoders.positions import Places, Positions, token_parameter
 from ssl_vivit.encoders.space_time import SpaceTimeTrunk
@@ -21,8 +21,9 @@ _HEAD_DIM = 64
 class TubeletDecoder(nn.Module):
     """A transformer over visible tokens and mask tokens, with its own positions.
 
-    It attends as its encoder does: over all tokens at once for Model 1, as VideoMAE's (Tong et al.
-    2022, Sec. 3.3), by axes in turn for the others. Positions are fixed sinusoids.
+    Over all tokens at once for Model 1, as VideoMAE's (Tong et al. 2022, Sec. 3.3); for the others
+    half of the heads attend over time and half over space, which costs no more than a plain block.
+    Positions are fixed sinusoids.
 
     Args:
         encoder: config of the encoder.
@@ -38,9 +39,7 @@ class TubeletDecoder(nn.Module):
         self.mask_token = token_parameter(dim)
         self.positions = Positions(config)
         self.trunk: Joint | SpaceTimeTrunk
-        self.trunk = (
-            Joint(config) if config.variant == "joint" else factorized_self_attention(config)
-        )
+        self.trunk = Joint(config) if config.variant == "joint" else factorized_dot_product(config)
         self.head = nn.Linear(dim, outputs)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.xavier_uniform_(self.head.weight)
@@ -80,15 +79,15 @@ class TubeletDecoder(nn.Module):
 
 
 def decoder_config(encoder: ViViTConfig, dim: int, depth: int) -> ViViTConfig:
-    """The decoder's architecture; heads are as wide as divides ``dim``, up to 64."""
+    """The decoder's architecture; as few heads, an even number, as leave each up to 64 wide."""
     if dim < 4 or dim % 4:
         raise ValueError(f"objective.decoder_dim {dim} must be a multiple of 4, for its sinusoids")
     joint = encoder.variant == "joint"
     return ViViTConfig(
-        variant="joint" if joint else "factorized_self_attention",
+        variant="joint" if joint else "factorized_dot_product",
         depth=depth,
         embed_dim=dim,
-        num_heads=next(h for h in range(1, dim + 1) if dim % h == 0 and dim // h <= _HEAD_DIM),
+        num_heads=next(h for h in range(2, dim + 1, 2) if dim % h == 0 and dim // h <= _HEAD_DIM),
         in_channels=encoder.in_channels,
         num_frames=encoder.num_frames,
         image_size=encoder.image_size,

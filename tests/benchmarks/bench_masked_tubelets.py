@@ -1,0 +1,129 @@
+"""A masked-tubelets step at 0.9 against one whose encoder sees everything, and against VideoMAE.
+
+    python tests/benchmarks/bench_masked_tubelets.py [--device cuda]
+
+Forward with backward of the whole objective in float32, one CPU thread, all contestants in turn;
+ratios are medians of the rounds, in brackets the range of their middle half. The encoder that sees
+everything feeds the same decoder the same visible tokens. transformers' VideoMAEForPreTraining has
+the same sizes as our Model 1. The last table gives multiples of one 2048³ float32 matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
+from torch import Tensor, nn
+
+from ssl_vivit import create_encoder
+from ssl_vivit.objectives import MaskedTubelets
+from ssl_vivit.objectives.pixel_targets import squared_error
+
+Step = Callable[[Tensor], Tensor]
+
+
+def objective(size: str, variant: str, frames: int, side: int, tubelet: int) -> MaskedTubelets:
+    encoder = create_encoder(
+        size, variant=variant, num_frames=frames, image_size=(side, side),
+        tubelet_size=(tubelet, 16, 16),
+    )  # fmt: skip
+    return MaskedTubelets(encoder)
+
+
+def masked(model: MaskedTubelets, video: Tensor) -> Tensor:
+    return model({"clips": video[:, None]}).loss
+
+
+def unmasked(model: MaskedTubelets, video: Tensor) -> Tensor:
+    """The same decoder and loss behind an encoder that sees every token."""
+    mask = model.draw_mask(video)
+    out = model.encoder(video)
+    kept = mask.visible[:, None, :, None].expand(-1, out.grid.t, -1, out.tokens.shape[-1])
+    predicted = model.decoder(out.tokens.gather(2, kept), mask, out.grid)
+    return squared_error(predicted.flatten(1, 2), model.targets(video, mask))
+
+
+def videomae(frames: int, side: int) -> nn.Module:
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    config = VideoMAEConfig(
+        image_size=side, num_frames=frames, hidden_size=192, num_hidden_layers=12,
+        num_attention_heads=3, intermediate_size=768, decoder_hidden_size=96,
+        decoder_num_hidden_layers=4, decoder_num_attention_heads=2, decoder_intermediate_size=384,
+    )  # fmt: skip
+    return VideoMAEForPreTraining(config)
+
+
+def of_videomae(model: nn.Module, positions: int, video: Tensor) -> Tensor:
+    steps = video.shape[2] // 2
+    hidden = torch.zeros(len(video), positions, dtype=torch.bool, device=video.device)
+    for row in hidden:
+        row[torch.randperm(positions)[: int(0.9 * positions)]] = True
+    mask = hidden.repeat(1, steps)
+    return model(video.transpose(1, 2), bool_masked_pos=mask).loss
+
+
+def backward(model: nn.Module, step: Step, video: Tensor) -> None:
+    step(video).backward()
+    model.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=rounds, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def clips(batch: int, frames: int, side: int) -> Tensor:
+        return torch.rand(batch, 3, frames, side, side, device=args.device)
+
+    rows = []
+    for name, variant in (("Model 1", "joint"), ("Model 2", "factorized_encoder")):
+        model = objective("small", variant, 20, 256, 4).to(args.device)
+        calls = {
+            kind: partial(backward, model, partial(step, model))
+            for kind, step in (("masked", masked), ("unmasked", unmasked))
+        }
+        video = clips(1, 20, 256)
+        times = seconds(
+            {kind: partial(call, video) for kind, call in calls.items()}, args.rounds, args.device
+        )
+        memory = {
+            kind: mebibytes_a_clip(call, partial(clips, frames=20, side=256), (2, 4), args.device)
+            for kind, call in calls.items()
+        }
+        share = f"{memory['masked'] / memory['unmasked']:.2f}"
+        rows.append([f"{name}, small, 20×256×256", ratio(*times.values()), share])
+    print(table(["0.9 hidden / all visible to the encoder", "time", "memory"], rows))
+    print()
+
+    video = clips(4, 16, 112)
+    model = objective("tiny", "joint", 16, 112, 2).to(args.device)
+    square = torch.rand(2048, 2048, device=args.device)
+    cases: dict[str, Callable[[], object]] = {
+        "ours": partial(backward, model, partial(masked, model), video),
+        "product": partial(torch.mm, square, square),
+    }
+    try:
+        other = videomae(16, 112).to(args.device)
+        step = partial(of_videomae, other, 49)
+        cases["transformers"] = partial(backward, other, step, video)
+    except ImportError:
+        print(
+            "transformers is not installed, so its row is left out: pip install 'ssl_vivit[bench]'"
+        )
+    times = seconds(cases, args.rounds, args.device)
+    rows = [["Model 1, tiny, 4 × 3×16×112×112", ratio(times["ours"], times["product"])]]
+    if "transformers" in times:
+        rows.append(
+            ["transformers VideoMAEForPreTraining", ratio(times["transformers"], times["product"])]
+        )
+    print(table(["0.9 hidden, forward with backward", "2048³ products"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -203,6 +203,7 @@ class _Pass:
                 {**describers, **baselines},
                 _remembered(short),
                 title,
+                spread=True,
             )
             for (part, drawn, title), short in zip(self._both(), (train, test), strict=True)
         )
@@ -237,8 +238,10 @@ class _Pass:
         describers: Mapping[str, Describer],
         labels: Callable[[dict[str, Any]], dict[str, Tensor]],
         title: str,
+        *,
+        spread: bool = False,
     ) -> ClipFeatures:
-        batches = part.batches(prepared, drawn)
+        batches = part.batches(prepared, drawn, spread=spread)
         return clip_features(
             describers,
             batches.once(self.protocol.batch_size, self.device, epoch=self.seed),

@@ -72,19 +72,22 @@ class Part(NamedTuple):
         order = named_generator(seed, name).permutation(len(self.indices))
         return np.sort(self.indices[order[: self.limit]])
 
-    def dataset(self, prepared: Preparation) -> ClipDataset:
-        """Their clips; a single one is drawn anew for each epoch, several are spread evenly."""
+    def dataset(self, prepared: Preparation, *, spread: bool = False) -> ClipDataset:
+        """Their clips: several at even distances; one at a place drawn for each epoch, or ``spread``,
+        in the middle."""
         return prepared.dataset(
             self.videos,
             labels=self.labels.annotated,
             frame_size=self.config.frame_size,
-            spread=prepared.clip.views > 1,
+            spread=spread or prepared.clip.views > 1,
         )
 
-    def batches(self, prepared: Preparation, indices: np.ndarray) -> ClipBatches:
-        """Loader over some of them, in order."""
+    def batches(
+        self, prepared: Preparation, indices: np.ndarray, *, spread: bool = False
+    ) -> ClipBatches:
+        """Loader over some of them, in order; see :meth:`dataset`."""
         workers = self.config.workers
-        dataset = self.dataset(prepared)
+        dataset = self.dataset(prepared, spread=spread)
         return ClipBatches(dataset, workers=workers, shuffle=False, indices=indices)
 
 

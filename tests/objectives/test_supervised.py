@@ -80,7 +80,7 @@ def test_it_learns_and_its_encoder_can_be_loaded(tmp_path):
         made(batch).loss.backward()
         optimizer.step()
     made.eval()
-    assert made(batch).loss.item() < first / 20
+    assert made(batch).loss.item() < first / 10
     predicted = made.predict(batch["clips"])["mean_speed"].flatten()
     torch.testing.assert_close(predicted, LABELS["mean_speed"], atol=0.6, rtol=0)
     made.export(tmp_path / "encoder", training={})

@@ -5,7 +5,6 @@ python -m ssl_vivit.encoders.graph ENCODER_DIR OUT.onnx
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -14,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.encoders.export import load_encoder
+from ssl_vivit.encoders.one_line_parser import OneLineParser
 from ssl_vivit.encoders.vivit import ViViT
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
@@ -198,14 +198,9 @@ def _check(path: Path, encoder: ViViT) -> None:
                 )
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write an exported encoder as an ONNX graph; returns the exit status."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m ssl_vivit.encoders.graph",
         description="Write an exported encoder as an ONNX graph, checked with onnxruntime.",
     )
@@ -219,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
     config = encoder.config
     clip = (config.in_channels, config.num_frames, *config.image_size)
     print(f"{args.out}: video (batch, {', '.join(map(str, clip))}) → pooled, tokens")

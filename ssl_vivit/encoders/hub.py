@@ -21,7 +21,7 @@ from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.vivit import ViViT
 
 FILES = ("model.safetensors", "config.json", "README.md", "classifier.safetensors")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What the hub's client raises when it gets no answer or not the one that it wanted. The first is
 # the error of whichever HTTP library it uses.
 _FAILURES: tuple[type[BaseException], ...] = (
@@ -53,7 +53,7 @@ def locate(
         ValueError: for a revision of a local directory.
     """
     local = Path(path)
-    if not isinstance(path, str) or local.exists() or not _REPO_ID.fullmatch(path):
+    if not isinstance(path, str) or local.exists() or not REPO_ID.fullmatch(path):
         if revision is not None:
             raise ValueError(
                 f"revision {revision!r} is for models on the hub, and {path} is none; leave it out"

@@ -229,14 +229,29 @@ class ViViT(nn.Module):
 
     def check(self, video: Tensor) -> None:
         """Refuse video that is not (B, C, T, H, W) floats of the configured channels."""
-        if video.ndim != 5 or video.shape[1] != self.config.in_channels:
+        if not isinstance(video, Tensor):
+            raise ValueError(f"video is a {type(video).__name__}; give a tensor (B, C, T, H, W)")
+        channels = self.config.in_channels
+        if video.ndim != 5 or video.shape[1] != channels:
+            mend = ""
+            if video.ndim == 4 and video.shape[0] == channels:
+                mend = "; a single clip is video[None]"
+            elif video.ndim == 5 and video.shape[2] == channels:
+                mend = "; frames before channels are put right by video.transpose(1, 2)"
+            elif video.ndim == 5 and {video.shape[1], channels} == {1, 3}:
+                mend = f"; load_encoder(…, in_channels={video.shape[1]}) makes an encoder for it"
             raise ValueError(
                 f"video of shape {tuple(video.shape)} is not (B, C, T, H, W) with C = in_channels "
-                f"= {self.config.in_channels}"
+                f"= {channels}{mend}"
             )
         if not video.is_floating_point():
             raise ValueError(
                 f"video is {video.dtype}; give floats, normalised as encoder.preprocessing says"
+            )
+        weights = self.tubelets.weight.dtype
+        if video.dtype != weights and not torch.is_autocast_enabled(video.device.type):
+            raise ValueError(
+                f"video is {video.dtype} and the encoder {weights}; give video.to({weights})"
             )
 
     def _check_visible(
@@ -252,6 +267,8 @@ class ViViT(nn.Module):
         for name, index in (("visible", visible), ("visible_tokens", visible_tokens)):
             if index is None:
                 continue
+            if not isinstance(index, Tensor):
+                raise ValueError(f"{name} is a {type(index).__name__}; give a tensor of indices")
             if index.ndim != 2 or len(index) != len(video) or index.is_floating_point():
                 raise ValueError(
                     f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "

@@ -5,11 +5,9 @@ python -m ssl_vivit.evaluation.attention_figure ENCODER_DIR VIDEO OUT.png
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ssl_vivit.data.decoding import DecodingError
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
+from ssl_vivit.encoders.one_line_parser import OneLineParser
 from ssl_vivit.evaluation.attention import AttentionMaps, attention_maps
 from ssl_vivit.evaluation.figures import pixels, save
 from ssl_vivit.evaluation.video_clip import clip_of_video, normalisation
@@ -126,14 +125,9 @@ def _frame(axis: Axes, frame: Float[Tensor, "h w 3"]) -> None:
     axis.autoscale(False)
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw an exported encoder's attention over a video; returns the exit status."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m ssl_vivit.evaluation.attention_figure",
         description="Draw what an exported encoder attends to over the frames of a video.",
     )
@@ -154,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         which = f"{args.video}: " if isinstance(error, DecodingError) else ""
         print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

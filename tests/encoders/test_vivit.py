@@ -160,8 +160,16 @@ def test_layer_groups_follow_depth():
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        (torch.zeros(1, 8, 3, 16, 24), "in_channels = 3"),
+        (torch.zeros(1, 8, 3, 16, 24), r"in_channels = 3; .* video\.transpose\(1, 2\)"),
+        (torch.zeros(3, 8, 16, 24), r"in_channels = 3; a single clip is video\[None\]"),
+        (torch.zeros(1, 1, 8, 16, 24), r"in_channels = 3; load_encoder\(…, in_channels=1\)"),
+        (torch.zeros(1, 2, 8, 16, 24), "in_channels = 3$"),
+        (torch.zeros(1, 3, 8, 16, 24).numpy(), "video is a ndarray; give a tensor"),
         (torch.zeros(1, 3, 8, 16, 24, dtype=torch.uint8), "give floats"),
+        (
+            torch.zeros(1, 3, 8, 16, 24).double(),
+            r"encoder torch\.float32; give video\.to\(torch\.f",
+        ),
         (torch.zeros(1, 3, 9, 16, 24), "num_frames 9 is not filled.*use 8 or 10"),
         (torch.zeros(1, 3, 8, 16, 25), "image_size width 25"),
     ],
@@ -169,6 +177,23 @@ def test_layer_groups_follow_depth():
 def test_wrong_video_is_refused(video, message):
     with pytest.raises(ValueError, match=message):
         make(**MODEL2).float()(video)
+
+
+def test_video_in_half_precision_is_taken_under_autocast_alone():
+    encoder, video = make(**MODEL2).float(), torch.rand(1, 3, 8, 16, 24).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        pooled = encoder(video).pooled
+        torch.testing.assert_close(encoder(video.float()).pooled, pooled, rtol=0, atol=0)
+    with pytest.raises(
+        ValueError, match=r"video is torch\.bfloat16 and the encoder torch\.float32"
+    ):
+        encoder(video)
+
+
+def test_masks_that_are_no_tensors_are_refused():
+    encoder, video = make(**MODEL2).float(), torch.rand(1, 3, 8, 16, 24)
+    with pytest.raises(ValueError, match="visible is a list; give a tensor"):
+        encoder(video, [[0, 1]])
 
 
 def test_coarse_layer_groups_hold_whole_transformers():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.imports.sources import Request, open_source
+from ssl_vivit.encoders.one_line_parser import OneLineParser
 
 _EPILOG = """
 sources:
@@ -45,8 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             model, made_of = open_source(options.source, request)
         _save(model, out, {"weights": made_of})
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
     except (AttributeError, KeyError, TypeError) as error:
         if options.config is None and not options.set:
             raise
@@ -57,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m ssl_vivit.encoders.imports",
         description="Turn a checkpoint of Scenic, transformers, timm or a ViViTBackbone into a "
         "directory that load_encoder opens.",
@@ -120,7 +125,10 @@ def _settings(text: str, option: str) -> dict[str, Any]:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to replace what is no exported encoder, before any work is done."""
+    """Refuse what cannot be made or is no exported encoder to replace, before any work is done."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{out} cannot be made in {parent}; give a directory that can be written")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

@@ -121,7 +121,7 @@ def video_shape_of(
     Raises:
         ValueError: where the arrays do not say it.
     """
-    mend = "give the video shape (T, H, W) that it was trained with"
+    mend = "give the video shape (T, H, W) that it was trained with, the command's --video-shape"
     counts = []
     for name in ("SpatialTransformer", "TemporalTransformer"):
         table = f"{name}/posembed_input/pos_embedding"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.hub import REPO_ID
 from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoint
 from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
 from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
@@ -60,8 +61,13 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
     if source.startswith("timm:") or (not path.exists() and timm.is_model(source)):
         return _of_timm(source.removeprefix("timm:"), None, request)
     if not path.exists():
+        mend = ""
+        if REPO_ID.fullmatch(source):
+            mend = (
+                f"; of a model on the hub, get the files by `hf download {source} --local-dir DIR`"
+            )
         raise FileNotFoundError(
-            f"{source} is neither a file or directory nor the name of a timm model"
+            f"{source} is neither a file or directory nor the name of a timm model{mend}"
         )
     if path.is_dir():
         return _of_directory(path, request)
@@ -101,6 +107,8 @@ def _of_directory(path: Path, request: Request) -> tuple[VideoClassifier, str]:
 def _of_weights(
     path: Path, weights: Mapping[str, Tensor], beside: dict[str, Any], request: Request
 ) -> tuple[VideoClassifier, str]:
+    if "format" in beside and "encoder" in beside:
+        raise ValueError(f"{path.parent} is an exported encoder already; load_encoder opens it")
     if _BACKBONE_KEY in weights:
         _only(request, "a ViViTBackbone", "config")
         if request.config is None:

@@ -35,10 +35,9 @@ def from_vivit_backbone(
     happens there whenever a checkpoint is loaded, and the output is another.
 
     Args:
-        state_dict: its weights.
+        state_dict: its weights, with pos_embedding where it was put there by hand.
         config: the arguments it was built with; t, h, w, patch_t, patch_h, patch_w and heads are
-            needed, dim_head and channels are 3 where they are left out, the others are read from
-            the weights.
+            needed, channels are 3 where they are left out, the others are read from the weights.
         pos_embedding: (1, t, h·w, dim); a table over space alone where it is the same at all times.
 
     Returns:
@@ -48,7 +47,7 @@ def from_vivit_backbone(
         ValueError: for weights that are missing or unexpected (at most ten are named), and for
             arguments that they contradict.
     """
-    given: dict[str, Any] = {"dim_head": 3, "channels": 3, "model": 3, **as_dict(config)}
+    given: dict[str, Any] = {"channels": 3, "model": 3, **as_dict(config)}
     if given["model"] != 3:
         raise ValueError(f"model {given['model']} of ViViTBackbone returns nothing; only 3 does")
     lacking = [name for name in (*_SIZES, "heads") if name not in given]
@@ -66,7 +65,8 @@ def from_vivit_backbone(
     if table is None:
         warnings.warn(
             "the positions of a ViViTBackbone are not in its state dict; new ones are drawn, and "
-            "the output differs from the trained model's: give pos_embedding=model.pos_embedding",
+            "the output differs from the trained model's: give pos_embedding=model.pos_embedding, "
+            "or put it into the state dict under that name",
             stacklevel=2,
         )
         table = torch.randn(1, 1, ours.grid.n, width).expand(1, ours.grid.t, -1, -1)
@@ -99,6 +99,7 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
     shapes = {}
     for name in (
         "to_tubelet_embedding.1.weight",
+        "transformer.layers.0.0.fn.to_qkv.weight",
         "transformer.layers.0.2.fn.net.0.weight",
         "mlp_head.1.weight",
     ):
@@ -107,6 +108,12 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
         shapes[name] = tuple(weights.arrays[name].shape)
     width = shapes["to_tubelet_embedding.1.weight"][0]
     hidden = shapes["transformer.layers.0.2.fn.net.0.weight"][0]
+    inner = shapes["transformer.layers.0.0.fn.to_qkv.weight"][0] // 3
+    heads = given["heads"]
+    if type(heads) is not int or heads < 1 or inner % heads:
+        raise ValueError(
+            f"heads {heads!r} must be a whole number that divides the {inner} queries of the weights"
+        )
     blocks = {
         match[1]
         for name in weights.arrays
@@ -114,6 +121,7 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
     }
     found = {
         "dim": width,
+        "dim_head": inner // heads,
         "mlp_dim": hidden,
         "depth": len(blocks),
         "num_classes": shapes["mlp_head.1.weight"][0],
@@ -129,8 +137,8 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
         image_size=(h, w),
         tubelet_size=(patch_t, patch_h, patch_w),
         embed_dim=width,
-        num_heads=given["heads"],
-        head_dim=given["dim_head"],
+        num_heads=heads,
+        head_dim=found["dim_head"],
         mlp_ratio=hidden / width,
         depth=len(blocks),
         norm_eps=1e-5,

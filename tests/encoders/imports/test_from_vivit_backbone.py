@@ -108,6 +108,14 @@ def test_without_positions_new_ones_are_drawn_with_a_warning():
     assert 0.7 < float(table.std()) < 1.3
 
 
+def test_the_width_of_heads_is_read_from_the_weights():
+    state, positions = tiny()
+    settings = {name: value for name, value in TINY.items() if name != "dim_head"}
+    model = from_vivit_backbone(state, settings, positions)
+    assert model.encoder.config == from_vivit_backbone(state, TINY, positions).encoder.config
+    assert model.encoder.config.head_dim == 8
+
+
 def test_one_head_of_full_width_has_no_output_projection():
     settings = TINY | {"heads": 1, "dim_head": 24}
     state = backbone_state(**settings, num_classes=5)
@@ -121,7 +129,9 @@ def test_one_head_of_full_width_has_no_output_projection():
     [
         ({"dim": 48}, "dim is 48 in the config but 24"),
         ({"depth": 3}, "depth is 3 in the config but 2"),
-        ({"heads": 6}, r"to_qkv\.weight \(72, 24\) ≠ \(144, 24\)"),
+        ({"heads": 6}, "dim_head is 8 in the config but 4 in the weights"),
+        ({"heads": 5}, "heads 5 must be a whole number that divides the 24 queries"),
+        ({"heads": 0}, "heads 0 must be"),
         ({"w": 16}, r"pos_embedding \(1, 2, 6, 24\) must be \(1, 2, 8, 24\)"),
         ({"model": 4}, "model 4 of ViViTBackbone returns nothing"),
         ({"channels": 1}, r"to_tubelet_embedding\.1\.weight \(24, 96\) ≠ \(24, 32\)"),

@@ -185,11 +185,18 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     backbone = backbone_file(tmp_path / "backbone.safetensors")
+    exported = tmp_path / "exported"
+    assert run(source, exported) == 0
+    capsys.readouterr()
     cases = [
         ((tmp_path / "none", out), "neither a file or directory nor the name of a timm model"),
+        (("org/name", out), "get the files by `hf download org/name --local-dir DIR`"),
+        ((exported, out), "exported is an exported encoder already; load_encoder opens it"),
+        ((exported / "model.safetensors", out), "is an exported encoder already"),
+        ((source, text / "out"), f"cannot be made in {text}; give a directory that can be written"),
         ((text, out), "truncated or no flax msgpack checkpoint"),
         ((empty, out), "holds no model.safetensors"),
-        ((SCENIC, out), "6 spatial positions are no square grid; give the video shape"),
+        ((SCENIC, out), "6 spatial positions are no square grid; give the video shape (T, H, W)"),
         ((SCENIC, out, "--video-shape", 8, 8, 16), "pos_embedding (1, 7, 48) ≠ (1, 9, 48)"),
         ((SCENIC, out, "--set", "depth=2"), "--set is no option for a Scenic checkpoint"),
         ((bare, out), "not recognised by itself; give --config"),
@@ -208,6 +215,28 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     for arguments, message in cases:
         line = refused(capsys, *arguments)
         assert message in line
+
+
+def test_unknown_options_get_one_line(capsys):
+    with pytest.raises(SystemExit) as status:
+        run("source", "out", "--confg", "{}")
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unrecognized arguments: --confg {}; see python -m ")
+    assert error.count("\n") == 1
+
+
+def test_an_import_that_is_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):
+    source, out = vivit_directory(tmp_path / "source"), tmp_path / "made" / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    # The last step before the directory gets its name.
+    monkeypatch.setattr(os, "rename", interrupted)
+    assert run(source, out) == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing was written\n"
+    assert list(out.parent.iterdir()) == []
 
 
 def test_damaged_files_get_one_line(tmp_path, capsys):

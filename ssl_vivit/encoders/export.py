@@ -40,7 +40,8 @@ def save_pretrained(
 ) -> None:
     """Write an encoder to a directory that :func:`load_encoder` rebuilds it from.
 
-    The directory appears whole or not at all; an older one of that name is replaced.
+    The directory appears whole or not at all. An older export of that name is replaced, other
+    files in it stay; what is no export is never touched.
 
     Args:
         encoder: the encoder.
@@ -48,6 +49,9 @@ def save_pretrained(
         preprocessing: pixel range, mean, std, frames per second, frame stride and resize; None
             keeps the encoder's own.
         card: facts for the model card, name → value (objective, data, steps, versions).
+
+    Raises:
+        ValueError: if something else stands there, or nothing can be written there.
     """
     _write(encoder, None, Path(directory), preprocessing, card or {})
 
@@ -67,6 +71,29 @@ def save_classifier(
     _write(model.encoder, model, Path(directory), preprocessing, card or {})
 
 
+def check_place(directory: str | Path) -> None:
+    """Refuse a place where no export can be made without harm.
+
+    Raises:
+        ValueError: if something stands there that is no export, or nothing can be written there.
+    """
+    place = Path(directory).resolve()
+    parent = next((folder for folder in place.parents if folder.exists()), place)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(
+            f"{directory} cannot be made in {parent}; give a directory that can be written"
+        )
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        saved = json.loads((place / CONFIG).read_text())
+        exported = isinstance(saved, dict) and "encoder" in saved and "format" in saved
+    except (OSError, ValueError):
+        exported = False
+    if not exported:
+        raise ValueError(f"{directory} exists and is no exported encoder; give a new directory")
+
+
 def _write(
     encoder: ViViT,
     classifier: VideoClassifier | None,
@@ -74,6 +101,9 @@ def _write(
     preprocessing: dict[str, Any] | None,
     card: dict[str, Any],
 ) -> None:
+    check_place(directory)
+    # What a link points to is replaced, not the link.
+    directory = directory.resolve()
     preprocessing = preprocessing or encoder.preprocessing
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -132,7 +162,14 @@ def _replace(new: Path, directory: Path) -> None:
         return
     old = directory.with_name(f".{directory.name}-old-{os.getpid()}")
     os.rename(directory, old)
-    os.rename(new, directory)
+    try:
+        os.rename(new, directory)
+    except BaseException:
+        os.rename(old, directory)
+        raise
+    for entry in old.iterdir():
+        if entry.name not in FILES:
+            os.rename(entry, directory / entry.name)
     shutil.rmtree(old)
 
 

@@ -83,6 +83,52 @@ def test_a_second_export_replaces_the_first(exported):
     assert [file.name for file in path.parent.iterdir()] == ["encoder"]
 
 
+def test_files_beside_an_export_outlive_its_replacement(exported):
+    encoder, path = exported
+    (path / "notes").mkdir()
+    (path / "notes" / "a.txt").write_text("precious")
+    save_classifier(VideoClassifier(encoder, 3), path)
+    encoder.save_pretrained(path)
+    assert (path / "notes" / "a.txt").read_text() == "precious"
+    assert sorted(file.name for file in path.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "notes",
+    ]  # fmt: skip
+    assert [file.name for file in path.parent.iterdir()] == ["encoder"]
+
+
+def test_nothing_but_an_export_is_ever_replaced(exported, monkeypatch):
+    encoder, path = exported
+    other = path.parent / "other"
+    other.mkdir()
+    encoder.save_pretrained(other)  # nothing in it, nothing to lose
+    data, file, config = (path.parent / name for name in ("data", "file", "config"))
+    data.mkdir()
+    (data / "session.npy").write_text("precious")
+    file.write_text("precious")
+    config.mkdir()
+    (config / "config.json").write_text('{"model_type": "vivit"}')
+    before = sorted(path.parent.rglob("*"))
+    for place in (data, file, config, path.parent, file / "encoder"):
+        with pytest.raises(ValueError, match=r"give a (new )?directory") as error:
+            encoder.save_pretrained(place)
+        assert str(error.value).startswith(str(place))
+    monkeypatch.chdir(data)
+    with pytest.raises(ValueError, match=r"^\. exists and is no exported encoder"):
+        encoder.save_pretrained(".")
+    assert sorted(path.parent.rglob("*")) == before
+    assert file.read_text() == (data / "session.npy").read_text() == "precious"
+
+
+def test_an_export_through_a_link_replaces_what_it_points_to(exported):
+    encoder, path = exported
+    link = path.parent / "latest"
+    link.symlink_to(path)
+    VideoClassifier(encoder, 3).save_pretrained(link)
+    assert link.is_symlink()
+    assert (path / "classifier.safetensors").exists()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["encoder", "latest"]
+
+
 def test_a_failed_export_leaves_the_old_one(exported):
     encoder, path = exported
     before = (path / "model.safetensors").read_bytes()

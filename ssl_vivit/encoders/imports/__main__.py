@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.export import check_place
 from ssl_vivit.encoders.imports.sources import Request, open_source
 from ssl_vivit.encoders.one_line_parser import OneLineParser
 
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The hub's client tells of each retry; the last error says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
-        _check_replaceable(out)
+        check_place(out)
         request = Request(
             config=None if options.config is None else _settings(options.config, "--config"),
             video_shape=None if options.video_shape is None else tuple(options.video_shape),
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
+            # What the weights do not hold is drawn; the same command writes the same bytes.
+            torch.manual_seed(0)
             model, made_of = open_source(options.source, request)
         _save(model, out, {"weights": made_of})
     except (ValueError, OSError) as error:
@@ -122,22 +126,6 @@ def _settings(text: str, option: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{option} must hold settings by name, not {type(content).__name__}")
     return content
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse what cannot be made or is no exported encoder to replace, before any work is done."""
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{out} cannot be made in {parent}; give a directory that can be written")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        saved = json.loads((out / "config.json").read_text())
-        exported = isinstance(saved, dict) and "encoder" in saved and "format" in saved
-    except (OSError, ValueError):
-        exported = False
-    if not exported:
-        raise ValueError(f"{out} exists and is no exported encoder; give a new directory")
 
 
 def _save(model: VideoClassifier, out: Path, card: dict[str, Any]) -> None:

@@ -156,6 +156,16 @@ def test_a_backbone(tmp_path, suffix):
     torch.testing.assert_close(out, torch.from_numpy(arrays["output"]), rtol=0, atol=1e-6)
 
 
+def test_the_same_command_writes_the_same_bytes(tmp_path):
+    backbone = load_file(backbone_file(tmp_path / "backbone.safetensors"))
+    del backbone["pos_embedding"]
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    for out in ("a", "b"):
+        assert run(tmp_path / "backbone.safetensors", tmp_path / out, "--config", BACKBONE) == 0
+    files = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("a", "b")]
+    assert files[0] == files[1]
+
+
 def test_an_exported_encoder_is_replaced_and_anything_else_is_not(tmp_path, capsys):
     out = tmp_path / "out"
     shape = ("--video-shape", 8, 8, 12)

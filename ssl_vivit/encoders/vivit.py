@@ -269,8 +269,6 @@ class ViViT(nn.Module):
                 continue
             if not isinstance(index, Tensor):
                 raise ValueError(f"{name} is a {type(index).__name__}; give a tensor of indices")
-            if not isinstance(index, Tensor):
-                raise ValueError(f"{name} is a {type(index).__name__}; give a tensor (B, kept)")
             if index.ndim != 2 or len(index) != len(video) or index.is_floating_point():
                 raise ValueError(
                     f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "

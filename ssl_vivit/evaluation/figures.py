@@ -17,11 +17,20 @@ from ssl_vivit.evaluation.retrieval import ViewFeatures, nearest_videos
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file appears whole."""
+    """Write a figure as PNG; the file appears whole.
+
+    Raises:
+        ValueError: if ``path`` is a directory.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give the name of a PNG file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(partial)
-    os.replace(partial, path)
+    try:
+        FigureCanvasAgg(figure).print_png(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def pixels(

@@ -182,6 +182,8 @@ def load_encoder(
 ) -> ViViT:
     """Rebuild an exported encoder from its directory or hub name alone, in eval mode.
 
+    Weights keep the precision that they were saved in.
+
     Args:
         path: a directory written by :func:`save_pretrained`, or ``"org/name"`` on the Hugging
             Face hub; an existing directory wins.
@@ -210,6 +212,8 @@ def load_classifier(
 ) -> VideoClassifier:
     """Rebuild an exported classifier from its directory or hub name alone, in eval mode.
 
+    Weights keep the precision that they were saved in.
+
     Args:
         path: a directory written by :func:`save_classifier`, or ``"org/name"`` on the hub.
         revision: branch, tag or commit on the hub.
@@ -236,7 +240,7 @@ def load_classifier(
         raise ValueError(f"{path / CONFIG} describes no classifier: {error}") from None
     weights = _read_weights(path / HEAD)
     _check_weights(_head_of(model), weights, path / HEAD, "classifier of config.json")
-    model.load_state_dict(weights, strict=False)
+    model.to(encoder.tubelets.weight.dtype).load_state_dict(weights, strict=False)
     return model.eval()
 
 
@@ -277,7 +281,7 @@ def _load_encoder(path: Path, saved: dict[str, Any], overrides: dict[str, Any]) 
     weights = _read_weights(path / WEIGHTS)
     cause = f"encoder with {', '.join(others)} overridden" if others else "encoder of config.json"
     _check_weights(encoder.state_dict(), weights, path / WEIGHTS, cause)
-    encoder.load_state_dict(weights)
+    encoder.to(weights["tubelets.weight"].dtype).load_state_dict(weights)
     encoder.preprocessing = saved.get("preprocessing")
     if geometry:
         encoder = adapt(encoder, **geometry)

@@ -313,3 +313,18 @@ def test_an_encoder_over_a_classifier_leaves_no_head_behind(classifier):
     model, path = classifier
     model.encoder.save_pretrained(path)
     assert not (path / "classifier.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_keep_their_precision(dtype, tmp_path):
+    torch.manual_seed(0)
+    encoder = create_encoder(
+        "tiny", num_frames=8, image_size=(32, 32), spatial_depth=1, temporal_depth=1
+    ).to(dtype)
+    model = VideoClassifier(encoder, 3, representation_size=8).to(dtype)
+    model.save_pretrained(tmp_path / "model")
+    again = VideoClassifier.from_pretrained(tmp_path / "model")
+    for name, value in model.state_dict().items():
+        assert again.state_dict()[name].dtype == dtype
+        assert torch.equal(again.state_dict()[name], value)
+    assert load_encoder(tmp_path / "model").tubelets.weight.dtype == dtype

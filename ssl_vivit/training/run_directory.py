@@ -99,7 +99,7 @@ def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def place(source: Path, target: Path) -> None:
-    """Copy a directory so that ``target`` is never half there."""
+    """Copy a directory so that ``target`` is never half there; other files in it stay."""
     partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -111,6 +111,10 @@ def place(source: Path, target: Path) -> None:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
+    if old.is_dir():
+        for entry in old.iterdir():
+            if not (target / entry.name).exists():
+                os.replace(entry, target / entry.name)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -25,6 +25,8 @@ from tqdm import tqdm
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.samples import Videos
 from ssl_vivit.data.shards import ShardSet
+from ssl_vivit.data.usable_videos import Chosen, of_one_size, too_short
+from ssl_vivit.data.video_folder import VideoFolder
 from ssl_vivit.evaluation.clip_preparation import ClipChoice, open_encoder, preparation
 from ssl_vivit.evaluation.feature_files import (
     FeatureFiles,
@@ -34,8 +36,6 @@ from ssl_vivit.evaluation.feature_files import (
     refuse_many_broken,
     write_parts,
 )
-from ssl_vivit.evaluation.usable_videos import Chosen, of_one_size, too_short
-from ssl_vivit.evaluation.video_folder import VideoFolder
 from ssl_vivit.training import join_processes, parse, run
 
 

@@ -15,8 +15,8 @@ from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import ClipBatches
 from ssl_vivit.data.samples import Videos
 from ssl_vivit.data.split import BatchSplit
+from ssl_vivit.data.video_folder import VideoFolder
 from ssl_vivit.evaluation.probe_scores import CLEVRER_TARGETS
-from ssl_vivit.evaluation.video_folder import VideoFolder
 from ssl_vivit.objectives.targets import Target
 
 

@@ -13,9 +13,9 @@ from ssl_vivit.data.loader import ClipBatches, split_keys
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.samples import ClipDataset, Videos
 from ssl_vivit.data.shards import ShardSet
+from ssl_vivit.data.video_folder import VideoFolder
 from ssl_vivit.evaluation.clip_preparation import ClipChoice, Preparation
 from ssl_vivit.evaluation.labelled_videos import ClevrerLabels, FolderLabels, Labels
-from ssl_vivit.evaluation.video_folder import VideoFolder
 
 
 @dataclass(frozen=True)

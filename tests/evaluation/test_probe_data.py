@@ -10,10 +10,10 @@ import torch
 from ssl_vivit.data.decoding import decode_frames
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.shards import ShardSet
+from ssl_vivit.data.usable_videos import CentralWindows, Chosen, too_short
+from ssl_vivit.data.video_folder import VideoFolder
 from ssl_vivit.evaluation.labelled_videos import FolderLabels
 from ssl_vivit.evaluation.probe_data import ProbeData, open_parts
-from ssl_vivit.evaluation.usable_videos import CentralWindows, Chosen, too_short
-from ssl_vivit.evaluation.video_folder import VideoFolder
 
 ASSETS = Path(__file__).parents[1] / "assets"
 CLIPS = sorted((ASSETS / "collision_clips").glob("*.mp4"))

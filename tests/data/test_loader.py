@@ -408,6 +408,8 @@ def test_ctrl_c_leaves_neither_workers_nor_their_tracebacks() -> None:
         text=True,
         timeout=100,
         start_new_session=True,
+        # Under `nohup make test &` SIGINT would be ignored from the start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         check=False,
     )
     assert done.returncode not in (0, None)

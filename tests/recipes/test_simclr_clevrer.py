@@ -193,7 +193,7 @@ def test_pretraining_on_real_footage(tmp_path):
 MISTAKES = {
     "no shards there": ({"data__shards": "nowhere/*.tar"}, "nowhere/*.tar"),
     "unknown size": ({"encoder__name": "vivit_tini"}, "did you mean 'vivit_tiny'"),
-    "unknown variant": ({"encoder__overrides": {"variant": "factorized"}}, "choose one of fact"),
+    "unknown variant": ({"encoder__overrides": {"variant": "factorized"}}, "choose one of joint, fact"),
     "not divisible": (
         {"encoder__overrides": {"num_frames": 4, "image_size": [20, 24], "tubelet_size": [2, 8, 8]}},
         "image_size height 20 is not filled by tubelets of 8",

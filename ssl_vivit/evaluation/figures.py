@@ -55,7 +55,7 @@ def learning_curves(metrics: list[dict[str, float]], path: Path) -> None:
     """Loss, learning rate and, where they were measured, accuracies over steps."""
     panels = {
         "loss": ["train/loss"],
-        "error on hidden tubelets": ["val/error", "val/copy_error"],
+        "error on hidden tubelets": ["val/error", "val/copy_error", "val/mean_error"],
         "learning rate": ["train/lr"],
         "top-1 of the positive view": ["train/top1", "val/retrieval_top1"],
         "effective rank": ["train/effective_rank", "val/effective_rank"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ssl_vivit.data.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.collapse import collapse_warning, feature_geometry
@@ -15,14 +16,15 @@ from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
 from ssl_vivit.training import Moment, Periodic
 
-ERROR, COPY_ERROR = "val/error", "val/copy_error"
+ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
 _SHOWN = 4
 
 
 class MaskedEvaluation:
     """Error on hidden tubelets of held-out videos, always with the same masks, and figures.
 
-    ``val/copy_error`` is what the nearest visible tubelet in their place would have.
+    ``val/copy_error`` is what the nearest visible tubelet in their place would have,
+    ``val/mean_error`` what each tubelet's own mean colour would.
 
     Args:
         config: how often and how much.
@@ -53,12 +55,13 @@ class MaskedEvaluation:
 
     def _measured(self, moment: Moment) -> dict[str, float]:
         assert self.clips is not None
-        errors, copied, features = [], [], []
+        errors: dict[str, list[Tensor]] = {ERROR: [], COPY_ERROR: [], MEAN_ERROR: []}
+        features = []
         device = moment.accelerator.device
         for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
             found = moment.call("errors", batch, seed)
-            errors.append(found["error"].cpu())
-            copied.append(found["copy_error"].cpu())
+            for name, values in errors.items():
+                values.append(found[name.removeprefix("val/")].cpu())
             features.append(moment.call("features", batch).float().cpu())
             if seed == 0:
                 few = batch["clips"][:_SHOWN, 0]
@@ -70,11 +73,8 @@ class MaskedEvaluation:
         warning = geometry and collapse_warning(geometry, moment.run_dir, moment.step)
         if warning and moment.accelerator.is_main_process:
             moment.progress.write(warning)
-        return {
-            ERROR: torch.cat(errors).mean().item(),
-            COPY_ERROR: torch.cat(copied).mean().item(),
-            **geometry,
-        }
+        means = {name: torch.cat(values).mean().item() for name, values in errors.items()}
+        return means | geometry
 
     def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
         if moment.accelerator.is_main_process:
@@ -84,10 +84,13 @@ class MaskedEvaluation:
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made."""
         measured = {}
-        error, copied = first_and_last(run_dir, ERROR), first_and_last(run_dir, COPY_ERROR)
-        if error is not None and copied is not None and self.clips is not None:
+        error, copied, mean = (
+            first_and_last(run_dir, name) for name in (ERROR, COPY_ERROR, MEAN_ERROR)
+        )
+        if error and copied and mean and self.clips is not None:
             measured["error on hidden tubelets"] = (
                 f"{error[0]:.3f} untrained, {error[1]:.3f} trained ({copied[1]:.3f} with the "
-                f"nearest visible tubelet in their place, {len(self.clips)} held-out videos)"
+                f"nearest visible tubelet in their place, {mean[1]:.3f} with their own mean "
+                f"colour, {len(self.clips)} held-out videos)"
             )
         return run_summary(run_dir, measured)

@@ -36,11 +36,13 @@ def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
     Between 1 (all embeddings on one line) and min(n, d); NaN where an embedding is not finite.
     """
-    gram = (
-        embeddings.T @ embeddings
-        if embeddings.shape[0] > embeddings.shape[1]
-        else (embeddings @ embeddings.T)
-    )
+    # Autocast would halve the product's precision, in which no GPU's solver works.
+    with torch.autocast(embeddings.device.type, enabled=False):
+        gram = (
+            embeddings.T @ embeddings
+            if embeddings.shape[0] > embeddings.shape[1]
+            else (embeddings @ embeddings.T)
+        )
     # The solver raises on what is not finite; the loop's own refusal names the batch.
     finite = gram.isfinite().all()
     gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))

@@ -187,15 +187,18 @@ class MaskedTubelets(nn.Module):
 
     @torch.no_grad()
     def errors(self, batch: dict[str, Any], seed: int) -> dict[str, Float[Tensor, " clips"]]:
-        """How far predictions are off, beside the nearest visible tubelet in their place.
+        """How far predictions are off, beside two guesses without any model.
 
         Args:
             batch: as in :meth:`forward`.
             seed: of the masks.
 
         Returns:
-            ``error`` and ``copy_error``: mean squared error over the hidden tubelets of each clip,
-            in units of the targets. Where these are normalised, the mean of each tubelet has 1.
+            Mean squared errors over the hidden tubelets of each clip, in units of the targets:
+            ``error`` of the predictions; ``copy_error`` of the nearest visible tubelet in their
+            place; ``mean_error`` of each hidden tubelet's own mean colour. Where targets are
+            normalised the last is near 1, less with tubelets of one colour, and lower than what
+            copying has: the harder one to beat.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         mask = self.draw_mask(video, torch.Generator().manual_seed(seed))
@@ -203,7 +206,11 @@ class MaskedTubelets(nn.Module):
         targets = self.targets(video, mask)
         copied = self.targets(video, mask._replace(hidden=nearest_visible(mask, grid)))
         predicted, _ = self.predict(video, mask)
-        guesses = {"error": predicted.to(targets), "copy_error": copied}
+        by_channel = rearrange(targets, "b m (p c) -> b m p c", c=video.shape[1])
+        mean = rearrange(
+            by_channel.mean(2, keepdim=True).expand_as(by_channel), "b m p c -> b m (p c)"
+        )
+        guesses = {"error": predicted.to(targets), "copy_error": copied, "mean_error": mean}
         return {name: (x - targets).square().mean((1, 2)) for name, x in guesses.items()}
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -47,11 +48,18 @@ def hidden_count(total: int, ratio: float, what: str) -> int:
     Raises:
         ValueError: if that is none or all of them; the message names the ratios that would do.
     """
-    hidden = int(total * ratio + 1e-9)
-    if not 0 < ratio < 1 or not 0 < hidden < total:
+    if total < 2:
         raise ValueError(
-            f"mask_ratio {ratio} hides {max(hidden, 0)} of {total} {what}; some must be hidden and "
-            f"some visible: use {1 / total:.3f} to {(total - 1) / total:.3f}"
+            f"there is {total} of {what}, so none can be hidden beside a visible one; use smaller "
+            "tubelets or larger images"
+        )
+    hidden = int(total * min(max(ratio, 0.0), 1.0) + 1e-9) if math.isfinite(ratio) else 0
+    if not 0 < hidden < total:
+        # Rounded inwards: both bounds must do.
+        least, most = math.ceil(1e4 / total) / 1e4, math.floor(1e4 * (1 - 1 / total)) / 1e4
+        raise ValueError(
+            f"objective.mask_ratio {ratio} hides {hidden} of {total} {what}; some must be hidden "
+            f"and some visible: use {least:g} to {most:g}"
         )
     return hidden
 

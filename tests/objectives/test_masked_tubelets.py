@@ -12,7 +12,13 @@ from ssl_vivit import Grid, ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.encoders.imports.transformers import from_videomae
 from ssl_vivit.encoders.joint import Joint
 from ssl_vivit.objectives import MaskedTubelets
-from ssl_vivit.objectives.masking import draw_mask, mask_from_bool, nearest_visible
+from ssl_vivit.objectives.embedding_geometry import effective_rank
+from ssl_vivit.objectives.masking import (
+    draw_mask,
+    hidden_count,
+    mask_from_bool,
+    nearest_visible,
+)
 from ssl_vivit.objectives.pixel_targets import PixelScale, tubelet_pixels, video_of
 
 PARITY = Path(__file__).parent / "parity"
@@ -284,6 +290,10 @@ def test_errors_are_measured_clip_by_clip_with_the_seeds_masks():
     torch.testing.assert_close(errors["error"].mean(), loss)
     # Independent normalised noise in place of the truth has twice its variance.
     assert errors["copy_error"].mean().item() == pytest.approx(2.0, abs=0.05)
+    targets = objective.targets(clips[:, 0], mask).unflatten(2, (512, 3))
+    by_hand = targets.var(2, correction=0).mean((1, 2))
+    torch.testing.assert_close(errors["mean_error"], by_hand)
+    assert by_hand[0].item() == pytest.approx(511 / 512, abs=1e-4)
     assert torch.equal(objective.errors({"clips": clips}, seed=4)["error"], errors["error"])
     assert not torch.equal(objective.errors({"clips": clips}, seed=5)["error"], errors["error"])
 
@@ -314,7 +324,10 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ({}, {"mask_ratio": 1.0}, r"hides 24 of 24 positions.*use 0\.042 to 0\.958"),
+        ({}, {"mask_ratio": 1.0}, r"hides 24 of 24 positions.*use 0\.0417 to 0\.9583"),
+        ({}, {"mask_ratio": float("nan")}, "hides 0 of 24"),
+        ({}, {"mask_ratio": float("inf")}, "objective.mask_ratio inf hides 0 of 24"),
+        ({"image_size": (16, 16)}, {}, "none can be hidden beside a visible one"),
         ({}, {"mask_ratio": 0.01}, "hides 0 of 24"),
         ({}, {"mask_ratio": -0.5}, "hides 0 of 24"),
         ({}, {"mask": "random"}, "would break up the axes of factorized_encoder"),
@@ -331,6 +344,29 @@ def test_what_cannot_be_masked_is_refused(architecture, settings, message):
     with pytest.raises(ValueError, match=message) as refusal:
         MaskedTubelets(small(**architecture), **settings)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("total", [2, 3, 7, 12, 24, 384, 999, 4096])
+def test_the_ratios_that_a_refusal_names_will_do(total):
+    with pytest.raises(ValueError, match="use ") as refusal:
+        hidden_count(total, 1.0, "positions")
+    least, most = map(float, str(refusal.value).split("use ")[1].split(" to "))
+    assert hidden_count(total, least, "positions") >= 1
+    assert hidden_count(total, most, "positions") <= total - 1
+
+
+def test_the_effective_rank_is_computed_in_full_precision_under_autocast():
+    objective = MaskedTubelets(small())
+    clips = torch.randn(6, 1, 3, 8, 64, 96)
+    mask = objective.draw_mask(clips[:, 0])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        step = objective({"clips": clips, "mask": mask})
+        features = objective.predict(clips[:, 0], mask)[1].float().mean((1, 2))
+    assert step.loss.dtype == torch.float32
+    expected = effective_rank(torch.nn.functional.normalize(features, dim=1))
+    torch.testing.assert_close(step.metrics["effective_rank"], expected, rtol=1e-6, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (features @ features.T).dtype == torch.bfloat16  # which no GPU decomposes
 
 
 def test_masks_of_one_batch_hide_as_many():

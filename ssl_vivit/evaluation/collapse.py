@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -28,8 +27,9 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
     Returns:
         ``val/feature_std``, the standard deviation over videos times √d: 1 where features spread
         evenly over all directions, 0 where they are all the same (Chen & He 2021, Sec. 4.1);
-        ``val/effective_rank``, of how many directions their differences make use; with two views
-        or more ``val/alignment`` and ``val/uniformity`` of the first two (Wang & Isola 2020).
+        ``val/effective_rank``, of how many directions their differences make use;
+        ``val/uniformity`` of the first two views, or of the one, and with two or more
+        ``val/alignment`` of the first two (Wang & Isola 2020).
     """
     unit = F.normalize(features.double(), dim=-1)
     first = unit[:, 0]
@@ -38,11 +38,9 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
         STD: first.std(0).mean() * first.shape[1] ** 0.5,
         RANK: effective_rank(centred),
     }
+    numbers["val/uniformity"] = uniformity(unit[:, :2].flatten(0, 1))
     if features.shape[1] > 1:
-        numbers |= {
-            "val/alignment": alignment(first, unit[:, 1]),
-            "val/uniformity": uniformity(torch.cat((first, unit[:, 1]))),
-        }
+        numbers["val/alignment"] = alignment(first, unit[:, 1])
     return {name: float(value) for name, value in numbers.items()}
 
 

@@ -19,6 +19,11 @@ _ROWS = ("clip", "visible", "predicted", "error")
 def reconstructions(
     found: Reconstruction, keys: Sequence[str], path: Path, *, frames: int = 6
 ) -> None:
+    """Write :func:`reconstruction_sheet` as PNG."""
+    save(reconstruction_sheet(found, keys, frames), path)
+
+
+def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int = 6) -> Figure:
     """A sheet of reconstructions: four rows a clip, frames from left to right.
 
     Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
@@ -28,7 +33,6 @@ def reconstructions(
     Args:
         found: clips and predictions, pixels in [0, 1].
         keys: the clips' names.
-        path: where to.
         frames: frames shown of each clip.
     """
     total = found.video.shape[2]
@@ -58,7 +62,7 @@ def reconstructions(
                 axis.set_title(f"frame {time}", fontsize=8)
         label = f"{keys[clip]}\n{name}" if name == "clip" else name
         axes[row][0].set_ylabel(label, fontsize=7)
-    save(figure, path)
+    return figure
 
 
 def upsampled(hidden: Bool[Tensor, "b t h w"], shape: Sequence[int]) -> Bool[Tensor, "b T H W"]:

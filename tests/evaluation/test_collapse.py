@@ -13,6 +13,7 @@ def test_even_features_have_std_one_and_full_rank():
     numbers = feature_geometry(torch.randn(4000, 2, 16))
     assert numbers[STD] == pytest.approx(1.0, abs=0.02)
     assert numbers[RANK] == pytest.approx(16.0, abs=0.1)
+    assert numbers["val/uniformity"] < -3
     # Independent views: E|x − y|² = 2 for unit vectors of mean zero.
     assert numbers["val/alignment"] == pytest.approx(2.0, abs=0.05)
 
@@ -21,6 +22,7 @@ def test_equal_and_collinear_features_are_told_apart():
     same = feature_geometry(torch.ones(50, 1, 8) + 1e-4 * torch.randn(50, 1, 8))
     assert same[STD] < 1e-3
     assert "val/alignment" not in same
+    assert same["val/uniformity"] == pytest.approx(0.0, abs=1e-3)
     line = torch.linspace(-1, 1, 50)[:, None, None] * torch.eye(8)[0] + torch.eye(8)[1]
     along = feature_geometry(line)
     assert along[STD] > 0.1

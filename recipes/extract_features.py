@@ -99,7 +99,12 @@ def main() -> None:
     data = config.data
     encoder = open_encoder(config.encoder, data.clip, data.image_size).to(device)
     videos, skipped = _open(config)
-    prepared = preparation(encoder, videos, data.clip, config.clips)
+    prepared = preparation(encoder, videos.fps, data.clip, config.clips)
+    if prepared.clip.fps is None and (encoder.preprocessing or {}).get("fps"):
+        processes.print(
+            "some videos name no frame rate, so every frame of all counts as one step; set "
+            "--data.clip.fps and leave them out to go by time"
+        )
     short = too_short(videos, prepared.clip)
     if len(short) < len(videos):  # where none is long enough, the clips' own check says so
         skipped |= {videos.keys[i]: reason for i, reason in short.items()}
@@ -116,8 +121,8 @@ def main() -> None:
         "batch_size": config.batch_size, "frame_size": data.frame_size,
         "prepared": asdict(prepared),
     }  # fmt: skip
-    files = FeatureFiles(Path(config.out), settings, len(parts))
     with processes.main_process_first():
+        files = FeatureFiles(Path(config.out), settings, len(parts))
         if processes.is_main_process:
             files.begin()
     missing = files.missing()

@@ -19,8 +19,9 @@ from ssl_vivit.data.decoding import DecodingError
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.encoders.one_line_parser import OneLineParser
 from ssl_vivit.evaluation.attention import AttentionMaps, attention_maps
+from ssl_vivit.evaluation.clip_preparation import normalisation
 from ssl_vivit.evaluation.figures import pixels, save
-from ssl_vivit.evaluation.video_clip import clip_of_video, normalisation
+from ssl_vivit.evaluation.video_clip import clip_of_video
 
 
 def attention_over_frames(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ssl_vivit.data.augment import Augment, AugmentConfig
 from ssl_vivit.data.clips import ClipConfig
@@ -69,12 +70,20 @@ class Preparation:
             frame_size: (H, W) that frames are decoded to; None keeps theirs.
             spread: clips at even distances over the video; otherwise drawn for each epoch.
         """
-        augment = Augment(
-            AugmentConfig(strength="none"), self.size, self.in_channels, self.mean, self.std
-        )
         return ClipDataset(
-            videos, self.clip, augment, 0, labels=labels, frame_size=frame_size, evaluation=spread
+            videos,
+            self.clip,
+            self.augment(),
+            0,
+            labels=labels,
+            frame_size=frame_size,
+            evaluation=spread,
         )
+
+    def augment(self, config: AugmentConfig | None = None) -> Augment:
+        """Frames → normalised clips, without augmentation unless told otherwise."""
+        config = config or AugmentConfig(strength="none")
+        return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
     def one_long_clip(self) -> Preparation:
         """One clip with the frames of all."""
@@ -100,7 +109,10 @@ def open_encoder(path: str, choice: ClipChoice, image_size: Sequence[int] | None
 
 
 def preparation(
-    encoder: ViViT, videos: Videos, choice: ClipChoice | None = None, clips: int = 1
+    encoder: ViViT,
+    rates: Float[np.ndarray, " videos"],
+    choice: ClipChoice | None = None,
+    clips: int = 1,
 ) -> Preparation:
     """Clips for an encoder.
 
@@ -110,17 +122,16 @@ def preparation(
 
     Args:
         encoder: fitted to the geometry that is wanted, see :func:`open_encoder`.
-        videos: what the clips are cut from.
+        rates: frames per second of the videos that clips are cut from, 0 or NaN where unknown.
         choice: what is to differ.
         clips: clips from each video.
 
     Raises:
-        DataError: for channels that clips do not have.
+        DataError: for channels that clips do not have, or statistics that do not fit them.
     """
     choice = choice or ClipChoice()
     known = encoder.preprocessing or {}
     config = encoder.config
-    rates = np.asarray(videos.fps, dtype=float)
     fps = choice.fps or known.get("fps")
     if choice.fps is None and not (np.isfinite(rates) & (rates > 0)).all():
         fps = None
@@ -129,6 +140,8 @@ def preparation(
             f"the encoder takes {config.in_channels} channels, clips have 3 (RGB) or 1 (luma); "
             "adapt it by load_encoder(path, in_channels=3)"
         )
+    named = "mean" in known and "std" in known
+    mean, std = normalisation(encoder) if named else (MEAN, STD)
     return Preparation(
         ClipConfig(
             num_frames=config.num_frames,
@@ -138,9 +151,34 @@ def preparation(
         ),
         (config.image_size[0], config.image_size[1]),
         config.in_channels,
-        tuple(known.get("mean") or MEAN),
-        tuple(known.get("std") or STD),
+        tuple(mean),
+        tuple(std),
     )
+
+
+def normalisation(encoder: ViViT) -> tuple[list[float], list[float]]:
+    """Mean and std of pixels in [0, 1], one of each channel.
+
+    Raises:
+        DataError: where the encoder has no ``preprocessing`` that names them.
+    """
+    prepared: dict[str, Any] = encoder.preprocessing or {}
+    channels = encoder.config.in_channels
+    if "mean" not in prepared or "std" not in prepared or channels not in (1, 3):
+        raise DataError(
+            "the encoder does not say how pixels are normalised; set encoder.preprocessing, "
+            'such as {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, and save it again'
+        )
+    low, high = prepared.get("pixel_range") or (0.0, 1.0)
+    mean = [(value - low) / (high - low) for value in prepared["mean"]]
+    std = [value / (high - low) for value in prepared["std"]]
+    if len(mean) != len(std) or len(mean) not in (1, channels):
+        raise DataError(
+            f"the encoder's preprocessing has {len(mean)} means and {len(std)} stds for "
+            f"{channels} channels; give one for each"
+        )
+    repeats = channels // len(mean)
+    return mean * repeats, std * repeats
 
 
 def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_vivit.data.errors import DataError
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.adapt import adapt
+from ssl_vivit.encoders.adapt import adapt, adapted_config
 from ssl_vivit.evaluation.attentive_probe import AttentiveConfig, TokenPart, attentive_predict
 from ssl_vivit.evaluation.clip_features import (
     ClipFeatures,
@@ -92,7 +93,7 @@ def subject(
     name: str, encoder: ViViT, parts: Parts, choice: ClipChoice | None = None, clips: int = 1
 ) -> Subject:
     """Find out which clips an encoder takes of the videos, and refuse one that they do not fit."""
-    prepared = preparation(encoder, parts.train.videos, choice, clips)
+    prepared = preparation(encoder, parts.train.videos.fps, choice, clips)
     for part in parts:
         check_whole_frames(encoder, part.dataset(prepared), name)
     return Subject(name, encoder, prepared)
@@ -117,7 +118,13 @@ def compare(
         protocol: what is measured.
         device: where encoders are.
         scratch: a folder with room for tokens.
+
+    Raises:
+        ValueError: where a long clip does not fit the videos or an encoder.
     """
+    if protocol.long_clip:
+        for each in subjects:
+            _check_long_clip(each, parts)
     found = ProbeScores(parts.train.labels.targets)
     groups: dict[Preparation, list[Subject]] = {}
     for each in subjects:
@@ -138,6 +145,20 @@ def compare(
         "clips_of": {each.name: _geometry(each.prepared) for each in subjects},
     }
     return found
+
+
+def _check_long_clip(each: Subject, parts: Parts) -> None:
+    """Refuse it before anything is measured."""
+    prepared = each.prepared.one_long_clip()
+    adapted_config(each.encoder.config, {"num_frames": prepared.clip.length})
+    for part in parts:
+        try:
+            part.dataset(prepared, spread=True)
+        except DataError as error:
+            clips = each.prepared.clip.views
+            raise DataError(
+                f"--long_clip puts the frames of {clips} clips into one: {error}; or lower --clips"
+            ) from None
 
 
 @dataclass

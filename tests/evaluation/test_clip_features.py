@@ -44,7 +44,7 @@ def encoder():
 
 
 def test_several_clips_are_described_as_each_by_itself(videos, encoder):
-    prepared = preparation(encoder, videos, clips=3)
+    prepared = preparation(encoder, videos.fps, clips=3)
     dataset = prepared.dataset(videos, labels=True)
 
     loader = ClipBatches(dataset, shuffle=False)
@@ -66,7 +66,7 @@ def test_several_clips_are_described_as_each_by_itself(videos, encoder):
 
 def test_tokens_of_all_clips_are_kept(videos, encoder, tmp_path):
 
-    loader = ClipBatches(preparation(encoder, videos, clips=2).dataset(videos), shuffle=False)
+    loader = ClipBatches(preparation(encoder, videos.fps, clips=2).dataset(videos), shuffle=False)
     found = clip_features(
         {"e": EncoderFeatures(encoder, "pooled"), "p": PixelFeatures((2, 2, 3))},
         loader.once(4, "cpu"), lambda batch: {"n": torch.ones(len(batch["key"]))},
@@ -100,38 +100,43 @@ def test_pixels_are_averaged_over_blocks():
 
 
 def test_clips_are_cut_as_in_pretraining_unless_told_otherwise(videos, encoder):
-    own = preparation(encoder, videos)
+    own = preparation(encoder, videos.fps)
     assert (own.clip.length, own.clip.frame_stride, own.clip.fps) == (4, 3, 25.0)
     assert (own.size, own.in_channels) == ((16, 24), 3)
     assert (own.mean, own.std) == ((0.4,) * 3, (0.2,) * 3)
-    other = preparation(encoder, videos, ClipChoice(frame_stride=2, fps=12.5), clips=4).clip
+    other = preparation(encoder, videos.fps, ClipChoice(frame_stride=2, fps=12.5), clips=4).clip
     assert (other.frame_stride, other.fps, other.views) == (2, 12.5, 4)
-    assert preparation(encoder, videos, clips=4).one_long_clip().clip.length == 16
+    assert preparation(encoder, videos.fps, clips=4).one_long_clip().clip.length == 16
     encoder.preprocessing = None
-    bare = preparation(encoder, videos)
+    bare = preparation(encoder, videos.fps)
     assert (bare.clip.frame_stride, bare.clip.fps, bare.mean) == (1, None, (0.5,))
 
 
-def test_videos_that_name_no_rate_are_counted_in_frames(videos, encoder):
-    class Timeless:
-        fps = np.array([25.0, 0.0])
+@pytest.mark.parametrize("unknown", [0.0, np.nan])
+def test_videos_that_name_no_rate_are_counted_in_frames(encoder, unknown):
+    assert preparation(encoder, np.array([25.0, unknown])).clip.fps is None
 
-    assert preparation(encoder, Timeless()).clip.fps is None
+
+def test_statistics_may_be_in_another_pixel_range(videos, encoder):
+    encoder.preprocessing |= {"pixel_range": [0, 255], "mean": [102.0], "std": [51.0]}
+    got = preparation(encoder, videos.fps)
+    assert got.mean == pytest.approx((0.4,) * 3)
+    assert got.std == pytest.approx((0.2,) * 3)
 
 
 def test_a_geometry_that_shows_too_little_of_the_frames_is_refused(videos):
     square = create_encoder("vivit_tiny", num_frames=4, image_size=(32, 32))
-    dataset = preparation(square, videos).dataset(videos)
+    dataset = preparation(square, videos.fps).dataset(videos)
     with pytest.raises(DataError, match=r"67% of frames.*--data.image_size '\[32, 48\]'"):
         check_whole_frames(square, dataset, "it")
     fitting = create_encoder("vivit_tiny", num_frames=4, image_size=(32, 48))
-    check_whole_frames(fitting, preparation(fitting, videos).dataset(videos), "it")
+    check_whole_frames(fitting, preparation(fitting, videos.fps).dataset(videos), "it")
 
 
 @pytest.mark.parametrize("clips", [1, 3])
 def test_several_clips_are_labelled_as_one(videos, encoder, clips):
 
-    dataset = preparation(encoder, videos, clips=clips).dataset(videos, labels=True)
+    dataset = preparation(encoder, videos.fps, clips=clips).dataset(videos, labels=True)
     batch = next(ClipBatches(dataset, shuffle=False).once(6, "cpu"))
     told = ClevrerLabels(videos)(batch)
     for i in range(6):

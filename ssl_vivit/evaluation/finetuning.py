@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vivit.data.augment import Augment, AugmentConfig
+from ssl_vivit.data.augment import AugmentConfig
 from ssl_vivit.data.clips import clip_frames, even_starts
 from ssl_vivit.data.loader import ClipBatches
 from ssl_vivit.data.samples import ClipDataset
+from ssl_vivit.encoders import VideoClassifier
 from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.evaluation.clip_features import half_precision, untrained
+from ssl_vivit.evaluation.feature_files import fingerprint
 from ssl_vivit.evaluation.labelled_videos import LabelledBatches, Labels
 from ssl_vivit.evaluation.probe_comparison import Subject
 from ssl_vivit.evaluation.probe_data import Part, Parts
@@ -23,7 +25,7 @@ from ssl_vivit.evaluation.probe_report import Row
 from ssl_vivit.evaluation.probes import scores
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale
-from ssl_vivit.training import OptimConfig, TrainingConfig, fit
+from ssl_vivit.training import OptimConfig, TrainingConfig, fit, to_plain
 
 
 @dataclass
@@ -45,6 +47,11 @@ class FinetuneConfig:
     layer_decay: float = 0.75
     drop_rate: float = 0.1
     from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("total_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"finetune.{name} {getattr(self, name)} must be at least {least}")
 
 
 def finetune(
@@ -70,8 +77,17 @@ def finetune(
 
     Returns:
         The row and its scores; None if a signal ended the run.
+
+    Raises:
+        ValueError: if there are fewer videos than a step takes.
+        RunError: if ``run_dir`` holds a run of another encoder or with other settings.
     """
     train = parts.train.drawn(seed, "train videos")
+    if len(train) < config.total_batch_size:
+        raise ValueError(
+            f"there are {len(train)} videos to fine-tune on, fewer than "
+            f"--finetune.total_batch_size {config.total_batch_size}; lower it"
+        )
     targets = parts.train.labels.targets
     dataset = _augmented(subject, parts.train, seed)
     train_labels = _middle_labels(dataset, train, parts.train.labels)
@@ -87,14 +103,26 @@ def finetune(
             drop_rate=config.drop_rate,
         )
     batches = ClipBatches(dataset, workers=parts.train.config.workers, indices=train)
+    training = _training(config, seed, run_dir, fresh)
     result = fit(
         objective,
         LabelledBatches(batches, parts.train.labels),
-        _training(config, seed, run_dir, fresh),
+        training,
+        # A run that was stopped goes on with the same encoder and videos or not at all.
+        run_config={
+            "training": to_plain(training),
+            "finetune": to_plain(config),
+            "encoder": fingerprint(subject.encoder),
+            "videos": [parts.train.videos.keys[i] for i in train],
+            "clip": asdict(dataset.clip),
+        },
         card={"data": f"{len(train)} labelled videos"},
     )
-    if result.interrupted is not None:
+    if result.encoder is None:
         return None
+    # What was exported is what is scored, and no launcher shards it.
+    device = next(subject.encoder.parameters()).device
+    objective.classifier = VideoClassifier.from_pretrained(result.encoder).to(device)
     predicted, test_labels = _predict(subject, objective, parts.test, seed, batch_size)
     name = f"{subject.name}, trained from scratch" if fresh else subject.name
     clips = f"{subject.prepared.clip.views} clips" if subject.prepared.clip.views > 1 else ""
@@ -109,7 +137,7 @@ def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
     return ClipDataset(
         part.videos,
         replace(prepared.clip, views=1),
-        Augment(mild, prepared.size, prepared.in_channels, prepared.mean, prepared.std),
+        prepared.augment(mild),
         seed,
         labels=part.labels.annotated,
         frame_size=part.config.frame_size,

@@ -85,8 +85,9 @@ class ProbeScores:
     def beats_baselines(self, row: Row, target: str) -> bool:
         """Whether a row lies more than two standard errors above each baseline and chance.
 
-        Of the difference, that is. Baselines are those with the same probe, and the same clips where they have any such. Errors
-        of both add up as if seeds were not shared, which is the wider margin.
+        Baselines are those with the same probe, and the same clips where they have any such. The
+        standard error is that of the difference; errors of both add up as if seeds were not
+        shared, which is the wider margin.
         """
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]
         others = [r for r in others if r.clips == row.clips] or others
@@ -120,10 +121,13 @@ class ProbeScores:
     def legend(self) -> str:
         """What the table's numbers are."""
         facts = self.facts
+        varied = "folds and fits; not the clips, which are spread evenly, nor"
+        if facts.get("clips", 1) == 1:
+            varied = "clips, folds and fits; not"
         return (
             f"{facts['train_videos']} videos to train probes on, {facts['test_videos']} others to "
-            f"test them on; mean ± standard error over {facts['seeds']} seeds (clips, folds and "
-            "fits; not the choice of test videos where all take part). *: more than two standard "
+            f"test them on; mean ± standard error over {facts['seeds']} seeds ({varied} "
+            "the choice of videos where all take part). *: more than two standard "
             "errors above every baseline with that probe, and above chance"
         )
 

@@ -134,6 +134,24 @@ def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
     tuned = load_encoder(tmp_path / "run" / "finetuned" / "demo_encoder_seed0" / "encoder")
     assert not torch.equal(tuned.tubelets.weight, before)
     assert torch.equal(load_encoder(encoder).tubelets.weight, before)
+    assert {r["clips"] for r in saved["results"]} == {""}
+
+
+def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, capsys):
+    """One that stands at the same place and has the same name, but other weights, is refused."""
+    tune = {"finetune": {"steps": 1, "total_batch_size": 4}, "seeds": 1, "probes": ["knn"]}
+    where = export(tmp_path / "it" / "encoder")
+    call(words(shards, where, run_dir=tmp_path / "run", **tune))
+    first = json.loads((tmp_path / "run" / "probes.json").read_text())
+    (tmp_path / "run" / "probes.json").unlink()  # as if it had been killed before the probes
+    call(words(shards, where, run_dir=tmp_path / "run", **tune))
+    assert json.loads((tmp_path / "run" / "probes.json").read_text()) == first
+    (tmp_path / "run" / "probes.json").unlink()
+    shutil.rmtree(tmp_path / "it")
+    export(tmp_path / "it" / "encoder", seed=1)
+    with pytest.raises(SystemExit):
+        call(words(shards, where, run_dir=tmp_path / "run", **tune))
+    assert "was configured otherwise: encoder (" in capsys.readouterr().err
 
 
 def test_a_labelled_folder_is_probed_and_finetuned(encoder, tmp_path, call):
@@ -158,6 +176,17 @@ MISTAKES = {
     "clips too long": ({"data__clip__frame_stride": 11}, None, "has 32 frames"),
     "unknown probe": ({"probes": ["svm"]}, None, "probes"),
     "a long clip of one": ({"long_clip": True}, None, "set --clips to 2 or more"),
+    "a long clip longer than the videos": (
+        {"clips": 5, "long_clip": True},
+        None,
+        "--long_clip puts the frames of 5 clips into one",
+    ),
+    "too few to fine-tune on": (
+        {"finetune": {"steps": 1, "total_batch_size": 64}},
+        None,
+        "--finetune.total_batch_size 64",
+    ),
+    "steps below 0": ({"finetune": {"steps": -1}}, None, "finetune.steps -1"),
     "no seeds": ({"seeds": 0}, None, "--seeds is 0"),
     "square": ({"data__image_size": [16, 16]}, None, "--data.image_size '[16, 24]'"),
     "no tubelets": ({"data__image_size": [20, 24]}, None, "image_size height 20"),

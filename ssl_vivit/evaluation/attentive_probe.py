@@ -147,7 +147,7 @@ def attentive_predict(
         Target → (m, width): logits, or numbers in the labels' units.
 
     Raises:
-        ValueError: for settings that cannot be, or too few clips.
+        ValueError: for settings that cannot be, too few clips, or tokens that are not finite.
     """
     config = config or AttentiveConfig()
     config.check()
@@ -203,6 +203,8 @@ def attentive_predict(
 
     # The probe that knows nothing is a candidate too: where nothing can be learned, it stays.
     keep_the_best()
+    if not all(state for _, state in best.values()):
+        raise ValueError("tokens are not finite, so nothing can be read from them")
     pause = max(1, config.steps // MOMENTS)
     for step, part in enumerate(_shuffled(fitting, config, seed), 1):
         probes.train()

@@ -114,6 +114,18 @@ def test_a_store_keeps_what_was_added_and_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_tokens_that_are_not_finite_are_refused(tmp_path, place):
+    tokens, store, labels = needle(8, 1, tmp_path)
+    bad = TokenStore(tmp_path, tuple(tokens.shape))
+    tokens[place, 0, 5, 2] = torch.inf
+    bad.append(tokens)
+    with pytest.raises(ValueError, match="tokens are not finite"):
+        attentive_predict(
+            TokenPart(bad, slice(0, 1)), labels, TokenPart(store, slice(0, 1)), targets=(EVENT,)
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

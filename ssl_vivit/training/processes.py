@@ -32,6 +32,8 @@ def join_processes() -> PartialState:
     Accelerate keeps what it was told first, and joins processes on CPUs only when told that they
     are meant to be CPUs: a bare ``PartialState()`` would leave each of them alone for good.
     """
+    if not torch.cuda.is_available():
+        _use_the_cores()
     joins_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     return PartialState(cpu=joins_cpus)
 
@@ -43,8 +45,6 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         RunError: if this machine has not that precision.
     """
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        _use_the_cores()
     joins_cpus = join_processes().distributed_type == DistributedType.MULTI_CPU
     accelerator = Accelerator(
         mixed_precision=_precision(config, on_gpu),

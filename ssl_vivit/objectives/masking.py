@@ -108,6 +108,11 @@ def mask_from_bool(hidden: Bool[Tensor, "b k"], by_token: bool) -> TubeletMask:
             f"masks hide {counts.min()} to {counts.max()} tubelets; every clip of a batch must "
             "hide as many"
         )
+    if not 0 < counts[0] < hidden.shape[1]:
+        raise ValueError(
+            f"masks hide {counts[0]} of {hidden.shape[1]} tubelets; some must be hidden and some "
+            "visible"
+        )
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     visible = hidden.shape[1] - int(counts[0])
     return TubeletMask(order[:, :visible], order[:, visible:], by_token)

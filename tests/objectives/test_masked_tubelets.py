@@ -372,3 +372,6 @@ def test_the_effective_rank_is_computed_in_full_precision_under_autocast():
 def test_masks_of_one_batch_hide_as_many():
     with pytest.raises(ValueError, match="hide 1 to 2 tubelets"):
         mask_from_bool(torch.tensor([[True, False, False], [True, True, False]]), by_token=True)
+    for nothing in (torch.zeros(2, 3), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match="some must be hidden and some visible"):
+            mask_from_bool(nothing.bool(), by_token=True)

@@ -293,7 +293,8 @@ report["push"] = refusal(push_to_hub, encoder, "org/encoder")
     assert not any("\n" in text for _, text in (report["new"], report["push"]))
 
 
-def test_only_plain_names_go_to_the_hub(tmp_path):
+def test_only_plain_names_go_to_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # elsewhere a run may have left runs/demo/encoder
     for path in (tmp_path / "none", "./org/name", "runs/demo/encoder", "../x", "encoder"):
         assert locate(path) == Path(path)
         with pytest.raises(FileNotFoundError, match="is no exported encoder"):

@@ -1,0 +1,300 @@
+"""Writes one session of recorded or simulated neurons in the Sensorium 2023 layout.
+
+    OUT/data/{videos,responses,behavior,pupil_center}/N.npy    trial N
+    OUT/meta/neurons/{cell_motor_coordinates,unit_ids}.npy
+    OUT/meta/statistics/KIND/all/{mean,std,min,max}.npy         of the training trials
+    OUT/meta/trials/tiers.npy
+    OUT/meta/session.json                                       frames per second, spikes or calcium
+
+- Trials go to disk one by one, into ``OUT.partial``; the folder takes its name when it is whole.
+- Arrays are handed over with time first, as everywhere in the project, and stored with time last,
+  as Sensorium has it.
+- Statistics are exact and come from the tier ``train`` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from einops import rearrange
+
+from ssl_vivit.data.errors import DataError
+
+TIERS = (
+    "train",
+    "oracle",
+    "validation",
+    "live_test_main",
+    "live_test_bonus",
+    "final_test_main",
+    "final_test_bonus",
+    "none",
+)
+
+
+class SessionWriter:
+    """A session that is being written; a context manager that finishes or removes it.
+
+        with SessionWriter("sessions/a", frames_per_second=30, kind="spikes", unit_ids=ids) as session:
+            session.add("train", video, spikes, behaviour=behaviour)
+
+    Args:
+        out: the session's folder; must not be there yet.
+        frames_per_second: of videos, responses and behaviour alike.
+        kind: whether responses are counts for each frame or a calcium signal.
+        unit_ids: integers, one a neuron, all different.
+        coordinates: (N, 3) positions in the brain in micrometres; None writes zeros, which readers
+            take for unmeasured.
+        facts: more entries for ``meta/session.json``, such as where the session came from.
+
+    Attributes:
+        path: the folder being written to, for files beside the layout; ``out`` in the end.
+        trials: trials written so far.
+
+    Raises:
+        DataError: if ``out`` is there, cannot be written, or an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        frames_per_second: float,
+        kind: Literal["spikes", "calcium"],
+        unit_ids: Sequence[int] | np.ndarray,
+        coordinates: np.ndarray | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.out = Path(out)
+        self.path = self.out.with_name(f"{self.out.name}.partial")
+        self._units = np.asarray(unit_ids, np.int64)
+        count = len(self._units)
+        if not count or len(np.unique(self._units)) != count:
+            raise DataError(
+                f"--out {out}: unit ids must be different from one another and not none"
+            )
+        self._coordinates = np.zeros((count, 3)) if coordinates is None else np.asarray(coordinates)
+        if self._coordinates.shape != (count, 3):
+            raise DataError(
+                f"--out {out}: coordinates are {self._coordinates.shape}, not ({count}, 3)"
+            )
+        if not (np.isfinite(frames_per_second) and frames_per_second > 0):
+            raise DataError(f"--out {out}: {frames_per_second} frames per second; give more than 0")
+        self._facts = {
+            "frames_per_second": float(frames_per_second),
+            "responses": kind,
+            **(facts or {}),
+        }
+        self._tiers: list[str] = []
+        # Name of a kind of data → its shape but for time, as the first trial had it.
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._statistics: dict[str, _Statistics] = {}
+        self._claim()
+
+    def __enter__(self) -> SessionWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self.finish()
+                return
+            except BaseException:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def trials(self) -> int:
+        return len(self._tiers)
+
+    def add(
+        self,
+        tier: str,
+        video: np.ndarray,
+        responses: np.ndarray,
+        *,
+        behaviour: np.ndarray | None = None,
+        pupil_centre: np.ndarray | None = None,
+        true_rates: np.ndarray | None = None,
+    ) -> int:
+        """Write the next trial.
+
+        Args:
+            tier: one of ``TIERS``.
+            video: (T, H, W), uint8 or float in [0, 255].
+            responses: (T, N); NaN where unknown.
+            behaviour: (T, K); in all trials or in none, as the ones below.
+            pupil_centre: (T, 2) in the recording's own units.
+            true_rates: (T, N), expected responses, where they are known.
+
+        Returns:
+            The trial's number.
+
+        Raises:
+            DataError: if the tier is unknown, or an array does not fit the others or the trials
+                before; the message names the trial.
+        """
+        trial = self.trials
+        if tier not in TIERS:
+            raise DataError(f"trial {trial}: tier {tier!r} is unknown; use {', '.join(TIERS)}")
+        given = {
+            "videos": video,
+            "responses": responses,
+            "behavior": behaviour,
+            "pupil_center": pupil_centre,
+            "true_rates": true_rates,
+        }
+        arrays = {name: _stored(name, array) for name, array in given.items() if array is not None}
+        self._check(trial, arrays)
+        for name, array in arrays.items():
+            folder = self.path / "data" / name
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                np.save(folder / f"{trial}.npy", rearrange(array, "t ... -> ... t"))
+            except OSError as error:
+                raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+            if tier == "train" and name != "true_rates":
+                self._statistics.setdefault(name, _Statistics(by_row=name != "videos")).add(array)
+        self._tiers.append(tier)
+        return trial
+
+    def finish(self) -> Path:
+        """Write what belongs to the whole session and give the folder its name.
+
+        Raises:
+            DataError: if no trial was written or the folder has appeared meanwhile.
+        """
+        if not self._tiers:
+            raise DataError(f"--out {self.out}: no trials, so no session")
+        meta = self.path / "meta"
+        try:
+            for folder in ("neurons", "trials"):
+                (meta / folder).mkdir(parents=True, exist_ok=True)
+            np.save(meta / "neurons/unit_ids.npy", self._units)
+            np.save(
+                meta / "neurons/cell_motor_coordinates.npy", self._coordinates.astype(np.float32)
+            )
+            np.save(meta / "trials/tiers.npy", np.array(self._tiers))
+            for name, statistics in self._statistics.items():
+                folder = meta / "statistics" / name / "all"
+                folder.mkdir(parents=True, exist_ok=True)
+                for number, value in statistics.values().items():
+                    np.save(folder / f"{number}.npy", value.astype(np.float32))
+            (meta / "session.json").write_text(json.dumps(self._facts, indent=2) + "\n")
+            if self.out.exists():
+                raise DataError(f"--out {self.out} is there already; choose another or remove it")
+            os.rename(self.path, self.out)
+        except OSError as error:
+            raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
+        self.path = self.out
+        return self.out
+
+    def _claim(self) -> None:
+        if self.out.exists():
+            raise DataError(f"--out {self.out} is there already; choose another or remove it")
+        try:
+            if self.path.exists():
+                # What a killed run has left; anything else of that name is not ours to remove.
+                if {entry.name for entry in self.path.iterdir()} - {"data", "meta"}:
+                    raise DataError(
+                        f"{self.path} is in the way of --out {self.out}; move it elsewhere"
+                    )
+                shutil.rmtree(self.path)
+            (self.path / "meta").mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
+
+    def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
+        frames = len(arrays["videos"])
+        for name, array in arrays.items():
+            axes = 3 if name == "videos" else 2
+            if array.ndim != axes or not array.size:
+                raise DataError(f"trial {trial}: {name} has shape {array.shape}; give {axes} axes")
+            if len(array) != frames:
+                raise DataError(
+                    f"trial {trial}: {name} has {len(array)} frames, its video {frames}"
+                )
+            if name in ("responses", "true_rates") and array.shape[1] != len(self._units):
+                raise DataError(
+                    f"trial {trial}: {name} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
+                )
+            if name == "pupil_center" and array.shape[1] != 2:
+                raise DataError(
+                    f"trial {trial}: pupil_center has {array.shape[1]} columns, not x, y"
+                )
+            finite = array if name != "responses" else array[~np.isnan(array)]
+            if not np.isfinite(finite).all():
+                raise DataError(f"trial {trial}: {name} holds numbers that are not finite")
+        shapes = {name: array.shape[1:] for name, array in arrays.items()}
+        if self._tiers and shapes != self._shapes:
+            odd = next(
+                n for n in {**self._shapes, **shapes} if shapes.get(n) != self._shapes.get(n)
+            )
+            raise DataError(
+                f"trial {trial}: {odd} {shapes.get(odd, 'is missing')}, "
+                f"in the trials before {self._shapes.get(odd, 'missing')}"
+            )
+        self._shapes = shapes
+
+
+def _stored(name: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    return array if name == "videos" and array.dtype == np.uint8 else array.astype(np.float32)
+
+
+class _Statistics:
+    """Mean, standard deviation and extremes over time, without what is NaN, trial by trial.
+
+    The deviations are merged as by Chan et al. 1979, which loses nothing where the mean is large.
+
+    Args:
+        by_row: one number a row (neuron, channel) or one over everything.
+    """
+
+    def __init__(self, by_row: bool) -> None:
+        self._by_row = by_row
+        self._count: np.ndarray = np.zeros(())
+        self._mean: np.ndarray = np.zeros(())
+        self._squares: np.ndarray = np.zeros(())
+        self._low: np.ndarray = np.full((), np.inf)
+        self._high: np.ndarray = np.full((), -np.inf)
+
+    def add(self, array: np.ndarray) -> None:
+        flat = array.astype(np.float64)
+        if not self._by_row:
+            flat = flat.reshape(-1)
+        known = ~np.isnan(flat)
+        count = known.sum(0)
+        safe = np.maximum(count, 1)
+        mean = np.where(known, flat, 0).sum(0) / safe
+        squares = np.where(known, (flat - mean) ** 2, 0).sum(0)
+        self._low = np.minimum(self._low, np.where(known, flat, np.inf).min(0))
+        self._high = np.maximum(self._high, np.where(known, flat, -np.inf).max(0))
+        total = np.maximum(self._count + count, 1)
+        apart = mean - self._mean
+        self._mean = self._mean + apart * count / total
+        self._squares = self._squares + squares + apart**2 * self._count * count / total
+        self._count = self._count + count
+
+    def values(self) -> dict[str, np.ndarray]:
+        known = self._count > 0
+        numbers = {
+            "mean": self._mean,
+            "std": np.sqrt(self._squares / np.maximum(self._count, 1)),
+            "min": self._low,
+            "max": self._high,
+        }
+        return {name: np.where(known, value, np.nan) for name, value in numbers.items()}

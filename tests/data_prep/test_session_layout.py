@@ -1,0 +1,162 @@
+"""The session layout: what is stored where, exact statistics, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.session_layout import SessionWriter
+from ssl_vivit.data.errors import DataError
+
+UNITS = [7, 3, 11]
+
+
+def trial(seed, frames=6):
+    draw = np.random.default_rng(seed)
+    responses = draw.poisson(2.0, (frames, 3)).astype(np.float32)
+    responses[-1, 1] = np.nan
+    return {
+        "video": draw.integers(0, 256, (frames, 4, 5), dtype=np.uint8),
+        "responses": responses,
+        "behaviour": draw.normal(1e4, 1.0, (frames, 2)).astype(np.float32),
+        "pupil_centre": draw.normal(size=(frames, 2)).astype(np.float32),
+    }
+
+
+def writer(out, **options):
+    defaults = {"frames_per_second": 30, "kind": "spikes", "unit_ids": UNITS}
+    return SessionWriter(out, **{**defaults, **options})
+
+
+def write(out, trials):
+    with writer(out) as session:
+        for given in trials:
+            session.add(**{"tier": "train", **given})
+
+
+@pytest.fixture
+def session(tmp_path):
+    out = tmp_path / "session"
+    with writer(out, facts={"source": "a test"}) as session:
+        for seed, tier in enumerate(["train", "oracle", "train"]):
+            assert session.add(tier, **trial(seed, 6 + seed)) == seed
+    return out
+
+
+def test_every_part_lies_where_sensorium_has_it(session):
+    names = sorted(str(p.relative_to(session)) for p in session.rglob("*.npy"))
+    kinds = ("behavior", "pupil_center", "responses", "videos")
+    expected = [f"data/{kind}/{n}.npy" for kind in kinds for n in range(3)]
+    expected += ["meta/neurons/cell_motor_coordinates.npy", "meta/neurons/unit_ids.npy"]
+    expected += [
+        f"meta/statistics/{kind}/all/{number}.npy"
+        for kind in kinds
+        for number in ("max", "mean", "min", "std")
+    ]
+    assert names == [*expected, "meta/trials/tiers.npy"]
+    assert json.loads((session / "meta/session.json").read_text()) == {
+        "frames_per_second": 30.0,
+        "responses": "spikes",
+        "source": "a test",
+    }
+    assert np.load(session / "meta/trials/tiers.npy").tolist() == ["train", "oracle", "train"]
+    assert np.load(session / "meta/neurons/unit_ids.npy").tolist() == UNITS
+    assert not list(session.parent.glob("*.partial"))
+
+
+def test_time_is_the_last_axis_on_disk(session):
+    given = trial(1, 7)
+    video = np.load(session / "data/videos/1.npy")
+    assert video.dtype == np.uint8
+    np.testing.assert_array_equal(video, np.moveaxis(given["video"], 0, -1))
+    np.testing.assert_array_equal(np.load(session / "data/responses/1.npy"), given["responses"].T)
+    np.testing.assert_array_equal(np.load(session / "data/behavior/1.npy"), given["behaviour"].T)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("responses", "responses"), ("behavior", "behaviour"), ("pupil_center", "pupil_centre")],
+)
+def test_statistics_are_those_of_the_training_trials_alone(session, kind, key):
+    pooled = np.concatenate([trial(0, 6)[key], trial(2, 8)[key]]).astype(np.float64)
+    for name, slow in [
+        ("mean", np.nanmean),
+        ("std", np.nanstd),
+        ("min", np.nanmin),
+        ("max", np.nanmax),
+    ]:
+        found = np.load(session / "meta/statistics" / kind / "all" / f"{name}.npy")
+        np.testing.assert_allclose(found, slow(pooled, axis=0), rtol=1e-6)
+
+
+def test_statistics_of_videos_are_single_numbers(session):
+    pooled = np.concatenate([trial(0, 6)["video"].ravel(), trial(2, 8)["video"].ravel()])
+    folder = session / "meta/statistics/videos/all"
+    np.testing.assert_allclose(np.load(folder / "mean.npy"), pooled.mean(), rtol=1e-6)
+    np.testing.assert_allclose(np.load(folder / "std.npy"), pooled.std(), rtol=1e-6)
+    assert np.load(folder / "std.npy").shape == ()
+
+
+def test_a_session_that_fails_leaves_nothing(tmp_path):
+    def stopped():
+        yield trial(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", stopped())
+    with pytest.raises(DataError, match="no trials"):
+        write(tmp_path / "a", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_written_anew(tmp_path):
+    (tmp_path / "a.partial/data/videos").mkdir(parents=True)
+    (tmp_path / "a.partial/data/videos/5.npy").write_bytes(b"half")
+    write(tmp_path / "a", [trial(0)])
+    assert [p.name for p in (tmp_path / "a/data/videos").iterdir()] == ["0.npy"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path, session):
+    with pytest.raises(DataError, match="there already; choose another"):
+        writer(session)
+    (tmp_path / "b.partial").mkdir()
+    (tmp_path / "b.partial/thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"b\.partial is in the way"):
+        writer(tmp_path / "b")
+    assert (tmp_path / "b.partial/thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"responses": np.zeros((6, 4))}, "trial 1: responses of 4 neurons, unit ids of 3"),
+        ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, its video 6"),
+        ({"behaviour": np.zeros((6, 3))}, r"trial 1: behavior \(3,\), in the trials before \(2,\)"),
+        ({"behaviour": None}, r"trial 1: behavior is missing, in the trials before \(2,\)"),
+        ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behavior holds numbers that are not"),
+        ({"responses": np.full((6, 3), np.inf)}, "trial 1: responses holds numbers that are not"),
+        ({"pupil_centre": np.zeros((6, 3))}, "trial 1: pupil_center has 3 columns"),
+        ({"video": np.zeros((6, 4), np.uint8)}, r"trial 1: videos has shape \(6, 4\); give 3 axes"),
+        ({"tier": "trian"}, "trial 1: tier 'trian' is unknown; use train, oracle"),
+    ],
+)
+def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        write(tmp_path / "a", [trial(0), {**trial(1), **change}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit_ids": [1, 1, 2]}, "unit ids must be different"),
+        ({"coordinates": np.zeros((3, 2))}, r"coordinates are \(3, 2\), not \(3, 3\)"),
+        ({"frames_per_second": 0}, "0 frames per second"),
+    ],
+)
+def test_settings_of_a_session_that_do_not_fit(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        writer(tmp_path / "a", **options)
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ $(READY): pyproject.toml requirements.lock
 	  || { echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,onnx]'
+	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,onnx,neural]'
 	@touch $@
 
 demo: $(READY)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, multilabel_average_precision
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.functional.regression import r2_score
 
 from ssl_vivit.data.clevrer import KINDS
@@ -68,10 +68,12 @@ def score(
     scored = scored_kinds(labels, train_labels)
     if not scored.any():
         return math.nan
-    each = multilabel_average_precision(
-        ranks[:, scored], labels[:, scored].long(), int(scored.sum()), average="none"
-    )
-    return float(each.mean())
+    # torchmetrics' multilabel form refuses a single kind.
+    each = [
+        binary_average_precision(ranks[:, k], labels[:, k].long())
+        for k in torch.nonzero(scored).flatten().tolist()
+    ]
+    return float(torch.stack(each).mean())
 
 
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:

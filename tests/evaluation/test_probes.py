@@ -159,6 +159,13 @@ def test_presence_is_the_mean_average_precision_of_kinds_seen_in_both_parts():
     assert got == pytest.approx(sum(expected) / 2, abs=1e-6)
 
 
+def test_presence_of_a_single_kind_is_its_average_precision():
+    labels = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    scores = torch.tensor([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
+    got = score(scores, labels, Target("presence", "kinds", 2), torch.ones(4, 2))
+    assert got == pytest.approx((1 + 2 / 3) / 2)
+
+
 def test_large_scores_do_not_become_ties():
     """As logits, scores beyond 40 would all be the same probability in float32."""
     labels = torch.tensor([0.0, 1.0, 0.0, 1.0])

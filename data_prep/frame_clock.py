@@ -1,0 +1,113 @@
+"""What happened during each frame of a stimulus: spikes counted, behaviour averaged.
+
+A frame lasts from its onset to the next one's, [t_k, t_k+1), in seconds on the recording's clock,
+float64. What falls exactly on an edge belongs to the frame that begins there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# An interval this many times the usual one is a pause: no frame is shown in it.
+PAUSE = 2.5
+# Share of a bin by which two clocks may disagree and still mean the same edge.
+_TOLERANCE = 1e-6
+
+
+def frame_ends(onsets: np.ndarray) -> np.ndarray:
+    """When each frame ends: at the next onset, or after one usual interval before a pause.
+
+    Args:
+        onsets: (F,) seconds, strictly increasing, at least two.
+
+    Returns:
+        (F,) seconds; the usual interval is the median.
+    """
+    usual = float(np.median(np.diff(onsets)))
+    lasts = np.append(np.diff(onsets), np.inf)
+    ends = np.append(onsets[1:], np.inf)
+    paused = lasts > PAUSE * usual
+    ends[paused] = onsets[paused] + usual
+    return ends
+
+
+def even_edges(start: float, stop: float, rate: float) -> np.ndarray:
+    """Edges of as many whole bins of ``1 / rate`` seconds as lie between two times.
+
+    Returns:
+        (bins + 1,) seconds; each is ``start + k / rate``, nothing is summed up.
+    """
+    bins = int(np.floor((stop - start) * rate + 1e-3))
+    return start + np.arange(bins + 1) / rate
+
+
+def frame_at(onsets: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Which frame is on at the start of each bin: the last one whose onset is not after it.
+
+    Args:
+        onsets: (F,) seconds.
+        edges: (bins + 1,) seconds, the first not before ``onsets[0]``.
+
+    Returns:
+        (bins,) positions in ``onsets``. A frame that begins within a bin is not seen before the
+        next, so that no response precedes its stimulus.
+    """
+    slack = _TOLERANCE * np.diff(edges)
+    return np.searchsorted(onsets, edges[:-1] + slack, side="right") - 1
+
+
+def spike_counts(spike_times: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Spikes in each bin [edge_k, edge_k+1), compared in float64 without any tolerance.
+
+    Args:
+        spike_times: (S,) seconds, sorted.
+        edges: (bins + 1,) seconds, increasing.
+
+    Returns:
+        (bins,) int64.
+    """
+    return np.diff(np.searchsorted(spike_times, edges, side="left"))
+
+
+def observed(intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Which bins lie wholly within one of the intervals in which a unit was recorded.
+
+    Args:
+        intervals: (I, 2) seconds, start and stop.
+        edges: (bins + 1,) seconds.
+
+    Returns:
+        (bins,) bool.
+    """
+    slack = _TOLERANCE * np.diff(edges)
+    begins = edges[:-1, None] + slack[:, None] >= intervals[:, 0]
+    ends = edges[1:, None] - slack[:, None] <= intervals[:, 1]
+    return (begins & ends).any(1)
+
+
+def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Resample a signal to bins without looking ahead.
+
+    A bin has the mean of the samples in [edge_k, edge_k+1); one without samples has the last value
+    from before it. Missing samples (NaN) count as not there.
+
+    Args:
+        times: (S,) seconds, sorted.
+        values: (S, K).
+        edges: (bins + 1,) seconds.
+
+    Returns:
+        (bins, K) float64; NaN before the first sample.
+    """
+    columns = []
+    for column in np.asarray(values, np.float64).T:
+        known = ~np.isnan(column)
+        when, what = times[known], column[known]
+        cuts = np.searchsorted(when, edges, side="left")
+        count = np.diff(cuts)
+        # Sums of one bin each: a difference of running sums would lose digits over a session.
+        bins = np.repeat(np.arange(len(count)), count)
+        total = np.bincount(bins, what[cuts[0] : cuts[-1]], minlength=len(count))
+        held = np.append(what, np.nan)[cuts[:-1] - 1]
+        columns.append(np.where(count > 0, total / np.maximum(count, 1), held))
+    return np.stack(columns, axis=1)

@@ -23,7 +23,11 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """An ``nn.Module`` around a model: a batch in, a :class:`Step` out."""
+    """An ``nn.Module`` around a model: a batch in, a :class:`Step` out.
+
+    Where it has them, the loop also heeds ``export_name``, what the exported directory is called
+    ("encoder" without), and ``begin_step(step)``, called with the steps done before each one.
+    """
 
     def __call__(self, batch: dict[str, Any]) -> Step: ...
 

@@ -6,7 +6,7 @@ step_00001000/
     optimizer.json         parameter groups by name
     state.json             step, data position, schedule, processes, versions
     rng_<rank>.safetensors and rng_<rank>.json, the generators of each process
-    encoder/               the exported encoder
+    encoder/               the exported encoder, or what the objective's export_name says
     manifest.json          size and CRC-32 of every other file, written last
 """
 
@@ -42,6 +42,7 @@ def write_checkpoint(
     state: dict[str, Any],
     generators: list[dict[str, Any]],
     export: Callable[[Path], None],
+    export_name: str = "encoder",
 ) -> Path:
     """Write ``parent/step_<step>`` under another name, then rename it.
 
@@ -49,6 +50,7 @@ def write_checkpoint(
         state: what goes to state.json.
         generators: for each process ``{"tensors": {name: bytes as ints}, "values": JSON}``.
         export: writes the encoder to the directory that it is given.
+        export_name: what that directory is called.
 
     Raises:
         RunError: if the file system refuses; what was written is removed, other checkpoints stay.
@@ -69,10 +71,10 @@ def write_checkpoint(
             }
             save_file(tensors, partial / f"rng_{rank}.safetensors")
             _write_json(partial / f"rng_{rank}.json", generator["values"])
-        export(partial / "encoder")
+        export(partial / export_name)
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
         _write_json(partial / MANIFEST, {"step": step, "files": files})
-        for path in [*_files(partial), partial / "encoder", partial]:
+        for path in [*_files(partial), *_folders(partial / export_name), partial]:
             _flush(path)
         if final.exists():
             _remove(final)
@@ -186,6 +188,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _folders(directory: Path) -> Iterator[Path]:
+    yield directory
+    yield from (path for path in sorted(directory.rglob("*")) if path.is_dir())
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

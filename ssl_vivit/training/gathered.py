@@ -58,6 +58,13 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
     return TrainingState(weights, tensors, {"groups": groups, "state": values})  # type: ignore[arg-type]
 
 
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's part of :func:`gather_state`; all processes must call it."""
+    return get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+
+
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
     """Load a full state, of which every process has a copy, into model and optimiser.
 

@@ -25,11 +25,12 @@ from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, RepeatedBatches
 from ssl_vivit.training.config import TrainingConfig, to_plain
 from ssl_vivit.training.errors import RunError
-from ssl_vivit.training.gathered import gather_state, scatter_state
+from ssl_vivit.training.gathered import gather_state, gather_weights, scatter_state
 from ssl_vivit.training.host import Host
 from ssl_vivit.training.interruption import Interruption
 from ssl_vivit.training.optim import (
     build_optimizer,
+    drop_early_gradients,
     peak_learning_rate,
     schedule_factor,
     set_learning_rate,
@@ -57,7 +58,8 @@ class FitResult:
         step: optimisation steps done.
         metrics: the last logged numbers.
         checkpoint: the last whole checkpoint.
-        encoder: the exported encoder; None if the run was interrupted.
+        encoder: the exported encoder, or what else the objective exports; None if the run was
+            interrupted.
         interrupted: the signal that ended the run early, if one did.
     """
 
@@ -125,6 +127,7 @@ class _Run:
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
         objective = synchronise_norms(objective, self.host, self.accelerator)
+        self.export_name: str = getattr(objective, "export_name", "encoder")
         self.run_dir = run_directory(config)
         found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
         self.checkpoint = Path(found) if found else None
@@ -137,6 +140,7 @@ class _Run:
         optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
         if config.compile:
             getattr(objective, "encoder", objective).compile()
+        self.bare = objective
         self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
         random_state.seed_process(config.seed, self.step, self.host.rank)
         if self.checkpoint is not None:
@@ -194,7 +198,10 @@ class _Run:
         learning_rate = self.peak * schedule_factor(
             self.config.optimizer, self.step, self.config.steps
         )
-        set_learning_rate(self.optimizer, learning_rate)
+        warmup = self.config.optimizer.warmup_steps
+        set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
+        if callable(begin := getattr(self.bare, "begin_step", None)):
+            begin(self.step)
         steps = []
         for batch in micro_batches:
             with self.accelerator.accumulate(self.model):
@@ -203,6 +210,7 @@ class _Run:
                     step = self.model(batch)
                 self.accelerator.backward(step.loss)
                 if self.accelerator.sync_gradients:
+                    drop_early_gradients(self.optimizer, self.step)
                     norm = self._clip()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -289,13 +297,31 @@ class _Run:
         if not due:
             return
         self._settle_all()
-        moment = Moment(self.step, self.model, self.run_dir, self.accelerator, self.progress)
+        moment = Moment(
+            self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export
+        )
         with self.pace.paused():
             for job in due:
                 with unnoticed(self.model):
                     numbers = job.run(moment)
                 if numbers:
                     self._log(self.step, numbers)
+
+    def _export(self, directory: Path) -> None:
+        """Write the model as it is now; the weights of FSDP2 come together for it."""
+        weights = None
+        if self.accelerator.is_fsdp2:
+            weights = gather_weights(self.model)
+
+        def write() -> None:
+            if weights is not None:
+                self.exporter.load_state_dict(weights)
+            try:
+                self.exporter.export(directory, training=self._card())  # type: ignore[operator]
+            except OSError as error:
+                raise RunError(f"{directory} cannot be written: {error.strerror}") from error
+
+        self.host.from_main(write)
 
     def _save(self) -> None:
         self._settle_all()
@@ -317,6 +343,7 @@ class _Run:
                     self._facts(),
                     generators,
                     lambda directory: self.exporter.export(directory, training=self._card()),  # type: ignore[operator]
+                    self.export_name,
                 )
                 checkpoints.prune(path, self.config.keep_checkpoints)
                 return str(path)
@@ -400,11 +427,10 @@ class _Run:
 
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None
-        source = self.checkpoint / "encoder"
-        self.host.from_main(lambda: place(source, self.run_dir / "encoder"))
-        return FitResult(
-            self.run_dir, self.step, self.metrics, self.checkpoint, self.run_dir / "encoder", None
-        )
+        exported = self.run_dir / self.export_name
+        source = self.checkpoint / self.export_name
+        self.host.from_main(lambda: place(source, exported))
+        return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, exported, None)
 
 
 def _text(path: Path | None) -> str | None:

@@ -93,10 +93,32 @@ def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
     return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Give every group its share of the learning rate."""
+def set_learning_rate(
+    optimizer: Optimizer, learning_rate: float, *, step: int = 0, warmup_steps: int = 0
+) -> None:
+    """Give every group its share of the learning rate; one that starts later warms up from then.
+
+    Args:
+        step: steps done before this one.
+        warmup_steps: over which a group that starts later reaches its share.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_scale"]
+        share = group["lr_scale"]
+        if group["first_step"]:
+            share *= min(1.0, max(0, step - group["first_step"] + 1) / max(1, warmup_steps))
+        group["lr"] = learning_rate * share
+
+
+def drop_early_gradients(optimizer: Optimizer, step: int) -> None:
+    """Leave what starts later untouched, weights and moments: without a gradient it takes no step.
+
+    Args:
+        step: steps done before this one.
+    """
+    for group in optimizer.param_groups:
+        if step < group["first_step"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, total_batch_size: int) -> Optimizer:
@@ -121,25 +143,41 @@ def parameter_groups(
 
     Vectors and scalars (biases, norms) have no weight decay, nor what a submodule's
     ``no_weight_decay()`` names. With ``layer_decay`` below 1, the submodule that has a
-    ``group_matcher`` gets timm's layer-wise shares; all else, the head above it, learns at 1.
+    ``group_matcher`` gets timm's layer-wise shares; all else, the head above it, learns at 1. A
+    submodule's ``learning_rate_shares()`` (name → factor on these shares) and ``first_steps()``
+    (name → steps before it is trained at all) say more of single parameters.
     """
     exempt: set[str] = set()
     for prefix, module in model.named_modules():
         if callable(names := getattr(module, "no_weight_decay", None)):
             exempt |= {_join(prefix, name) for name in names()}
     shares = _layer_shares(model, layer_decay)
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    factors = _declared(model, "learning_rate_shares")
+    starts = _declared(model, "first_steps")
+    groups: dict[tuple[bool, float, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
-        share = shares.get(name, 1.0)
-        group = groups.setdefault(
-            (decays, share),
-            {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": share},
-        )
+        share = shares.get(name, 1.0) * factors.get(name, 1.0)
+        start = int(starts.get(name, 0))
+        settings = {
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": share,
+            "first_step": start,
+        }
+        group = groups.setdefault((decays, share, start), {"params": [], **settings})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _declared(model: nn.Module, method: str) -> dict[str, float]:
+    """What submodules say of their parameters by a method of that name."""
+    said: dict[str, float] = {}
+    for prefix, module in model.named_modules():
+        if callable(ask := getattr(module, method, None)):
+            said |= {_join(prefix, name): value for name, value in ask().items()}
+    return said
 
 
 def _layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Moment:
         run_dir: the run's directory.
         accelerator: knows device and processes.
         progress: the progress bar; ``progress.write(line)`` prints above it.
+        export: writes the model as it is now to a directory; every process must call it.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Moment:
     run_dir: Path
     accelerator: Accelerator
     progress: tqdm
+    export: Callable[[Path], None]
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the objective other than ``forward``, under DDP and FSDP2 too."""

@@ -85,10 +85,11 @@ class Record:
 
 
 def _clips(batch: dict[str, Any]) -> int:
-    """b · views of (b, views, C, T, H, W); else the first tensor's length."""
+    """b · views of (b, views, C, T, H, W); else the first tensor's length, or the number of keys."""
     clips = batch.get("clips")
     if isinstance(clips, Tensor) and clips.ndim == 6:
         return clips.shape[0] * clips.shape[1]
     return next(
-        (len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0
+        (len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim),
+        len(batch.get("key", ())),
     )

@@ -1,0 +1,238 @@
+"""One pass over a session's trials: what is wrong with them, how long they are, what they hold.
+
+Everything that needs all numbers of a session (lengths without padding, statistics, which movies
+are the same) is taken from this pass, one trial in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vivit.data.errors import SessionError
+
+VIDEOS, RESPONSES, BEHAVIOUR, PUPIL = "videos", "responses", "behavior", "pupil_center"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of values, mergeable without loss.
+
+    Chan et al. 1983, Algorithms for computing the sample variance.
+
+    Args:
+        count: of values, for each entry.
+        mean: float64, for each entry.
+        deviation: sum of squared deviations from the mean.
+    """
+
+    count: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Of (entries, observations); NaN are no observations."""
+        known = ~np.isnan(values)
+        count = known.sum(axis=1)
+        filled = np.where(known, values, 0).astype(np.float64)
+        mean = filled.sum(axis=1) / np.maximum(count, 1)
+        deviation = np.where(known, (filled - mean[:, None]) ** 2, 0).sum(axis=1)
+        return cls(count, mean, deviation)
+
+    @classmethod
+    def of_pixels(cls, values: np.ndarray) -> Moments:
+        """Of all values together; without a float copy where they are uint8."""
+        if values.dtype != np.uint8:
+            return cls.of(values.reshape(1, -1))
+        numbers = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
+        mean = float(numbers @ np.arange(256)) / values.size
+        deviation = float(numbers @ (np.arange(256) - mean) ** 2)
+        return cls(np.array([values.size]), np.array([mean]), np.array([deviation]))
+
+    @classmethod
+    def merged(cls, parts: Iterable[Moments]) -> Moments:
+        """Of the values of all parts together."""
+        first, *others = parts
+        for other in others:
+            count = first.count + other.count
+            shift = other.mean - first.mean
+            share = other.count / np.maximum(count, 1)
+            first = cls(
+                count,
+                first.mean + shift * share,
+                first.deviation + other.deviation + shift**2 * first.count * share,
+            )
+        return first
+
+    @property
+    def std(self) -> np.ndarray:
+        """Of the population (divided by the count); 0 where nothing was observed."""
+        return np.sqrt(self.deviation / np.maximum(self.count, 1))
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """What the pass keeps of a trial.
+
+    Args:
+        length: frames without the padding.
+        content: names the movie; equal for equal frames.
+        video: moments of all pixels, in units of [0, 255].
+        brightest: the largest pixel.
+        behaviour: moments of each channel; None if absent.
+        pupil: moments of x and y; None if absent.
+        responses: moments of each neuron's known responses.
+        counts: whether all known responses are counts: 0, 1, 2, …
+        unknown: responses that are NaN within the length.
+    """
+
+    length: int
+    content: str
+    video: Moments
+    brightest: float
+    behaviour: Moments | None
+    pupil: Moments | None
+    responses: Moments
+    counts: bool
+    unknown: int
+
+
+def open_array(path: Path, dimensions: int) -> np.ndarray:
+    """A memory-mapped .npy file.
+
+    Raises:
+        SessionError: if it is missing, damaged, or not of that many dimensions of numbers.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise SessionError(
+            f"{path} is missing; every trial needs one, or tier 'none' in meta/trials/tiers.npy"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise SessionError(f"{path} is no readable .npy file of numbers: {error}") from None
+    if array.ndim != dimensions or array.dtype.kind not in "uif" or array.size == 0:
+        raise SessionError(
+            f"{path} holds {array.dtype} {_shape(array)}; expected numbers of {dimensions} "
+            f"dimensions ending with time, none of them empty"
+        )
+    return array
+
+
+def scan_trial(data: Path, trial: int, *, neurons: int, behaviour: bool, pupil: bool) -> TrialFacts:
+    """Read and check one trial.
+
+    Args:
+        data: the session's ``data`` folder.
+        trial: its number.
+        neurons: how many there must be.
+        behaviour: whether ``behavior`` is to be there.
+        pupil: whether ``pupil_center`` is to be there.
+
+    Raises:
+        SessionError: that names the file and what is wrong with it.
+    """
+    paths = {name: data / name / f"{trial}.npy" for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)}
+    video = open_array(paths[VIDEOS], 3)
+    responses = open_array(paths[RESPONSES], 2)
+    others = {
+        name: open_array(paths[name], 2)
+        for name, there in ((BEHAVIOUR, behaviour), (PUPIL, pupil))
+        if there
+    }
+    frames = video.shape[-1]
+    for name, array in {RESPONSES: responses, **others}.items():
+        if array.shape[-1] != frames:
+            raise SessionError(
+                f"{paths[name]} has {array.shape[-1]} frames, the video of trial {trial} has "
+                f"{frames}; bring both to the same clock"
+            )
+    if responses.shape[0] != neurons:
+        raise SessionError(
+            f"{paths[RESPONSES]} has {responses.shape[0]} neurons, meta/neurons/unit_ids.npy "
+            f"names {neurons}; all trials need the same neurons"
+        )
+    if PUPIL in others and others[PUPIL].shape[0] != 2:
+        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected x and y")
+
+    length = min(_length(video.reshape(-1, frames)), _length(responses))
+    if length == 0:
+        raise SessionError(
+            f"trial {trial} of {data.parent} holds no frame with a response; set its tier to "
+            f"'none' in meta/trials/tiers.npy"
+        )
+    video, responses = video[..., :length], responses[:, :length]
+    _check_pixels(video, paths[VIDEOS])
+    if np.isinf(responses).any():
+        raise SessionError(f"{paths[RESPONSES]} holds infinite responses; NaN marks unknown ones")
+    moments = {}
+    for name, array in others.items():
+        values = array[:, :length]
+        if not np.isfinite(values).all():
+            frame = int(np.argmin(np.isfinite(values).all(axis=0)))
+            raise SessionError(
+                f"{paths[name]} is not finite at frame {frame} of {length}; interpolate it, or "
+                f"set the trial's tier to 'none'"
+            )
+        moments[name] = Moments.of(values)
+    known = responses[~np.isnan(responses)]
+    return TrialFacts(
+        length=length,
+        content=movie_name(video),
+        video=Moments.of_pixels(video),
+        brightest=float(video.max()),
+        behaviour=moments.get(BEHAVIOUR),
+        pupil=moments.get(PUPIL),
+        responses=Moments.of(responses),
+        counts=bool((known >= 0).all() and (known == np.floor(known)).all()),
+        unknown=responses.size - known.size,
+    )
+
+
+def movie_name(video: np.ndarray) -> str:
+    """A hash of a movie's pixels; the same whether whole grey values are stored as uint8 or not.
+
+    Args:
+        video: (H, W, T), finite.
+    """
+    if video.dtype != np.uint8:
+        rounded = video.astype(np.uint8)
+        video = rounded if (rounded == video).all() else video.astype(np.float32)
+    hashed = hashlib.blake2b(digest_size=16)
+    hashed.update(f"{video.dtype} {_shape(video)}".encode())
+    hashed.update(np.ascontiguousarray(video).data)
+    return hashed.hexdigest()
+
+
+def _length(array: np.ndarray) -> int:
+    """Frames up to the last that is not NaN throughout; (rows, frames)."""
+    if array.dtype.kind != "f":
+        return array.shape[1]
+    there = ~np.isnan(array).all(axis=0)
+    return int(there.nonzero()[0][-1]) + 1 if there.any() else 0
+
+
+def _check_pixels(video: np.ndarray, path: Path) -> None:
+    if video.dtype == np.uint8:
+        return
+    if not np.isfinite(video).all():
+        frame = int(np.argmin(np.isfinite(video).all(axis=(0, 1))))
+        raise SessionError(
+            f"{path} is not finite at frame {frame} of {video.shape[-1]}; mend the video, or set "
+            f"the trial's tier to 'none'"
+        )
+    low, high = float(video.min()), float(video.max())
+    if low < 0 or high > 255:
+        raise SessionError(
+            f"{path} has values from {low:g} to {high:g}; videos are pixels from 0 to 255, "
+            f"standardised when they are read"
+        )
+
+
+def _shape(array: np.ndarray) -> str:
+    return "×".join(map(str, array.shape)) or "scalar"

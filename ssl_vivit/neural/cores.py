@@ -1,0 +1,101 @@
+"""What a model of neurons stands on: video → a causal feature map."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@runtime_checkable
+class Core(Protocol):
+    """What :class:`~ssl_vivit.neural.model.NeuralModel` asks of the module that sees the video.
+
+    Attributes:
+        channels: width d of the map.
+        temporal_stride: frames from one step of the map to the next; step i depends on frames up
+            to (i + 1) · temporal_stride − 1 and on no later one.
+    """
+
+    channels: int
+    temporal_stride: int
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
+        """The feature map, t = T // temporal_stride."""
+
+    def to_config(self) -> dict[str, Any]:
+        """What :func:`build_core` makes the module from: ``kind`` and its settings."""
+
+
+class ViViTCore:
+    """A causal ViViT as a core.
+
+    Args:
+        encoder: the encoder, which stays a module of its own.
+
+    Raises:
+        NeuralModelError: for an encoder some of whose tokens see frames after their own tubelet.
+    """
+
+    def __init__(self, encoder: ViViT) -> None:
+        config = encoder.config
+        needed: list[str] = []
+        if config.tubelet_embedding == "uniform_frames":
+            needed.append("tubelet_embedding='tubelet'")
+        if not config.temporal_causal:
+            needed.append("temporal_causal=True")
+        if config.tubelet_size[0] > config.kernel_stride[0] and config.temporal_padding != "causal":
+            needed.append("temporal_padding='causal'")
+        if needed:
+            raise NeuralModelError(
+                "the encoder's tokens see frames that come after them, and rates must not: give "
+                f"load_encoder or create_encoder {', '.join(needed)}"
+            )
+        self.encoder = encoder
+        self.channels = config.embed_dim
+        self.in_channels = config.in_channels
+        self.temporal_stride = config.kernel_stride[0]
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
+        """The tokens of all tubelets that have ended; there may be none."""
+        frames = video.shape[2] // self.temporal_stride * self.temporal_stride
+        if frames:
+            return self.encoder(video[:, :, :frames]).map
+        grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
+        return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
+
+    def to_config(self) -> dict[str, Any]:
+        """The architecture."""
+        return {"kind": "vivit", "encoder": self.encoder.config.to_dict()}
+
+
+def core_of(encoder: nn.Module) -> Core:
+    """A module's view as a core.
+
+    Raises:
+        NeuralModelError: for a module that is none, or a ViViT that is not causal.
+    """
+    if isinstance(encoder, ViViT):
+        return ViViTCore(encoder)
+    if not isinstance(encoder, Core):
+        raise NeuralModelError(
+            f"{type(encoder).__name__} is no core: give a ViViT, or a module with dense(video), "
+            "channels, temporal_stride and to_config()"
+        )
+    return encoder
+
+
+def build_core(config: dict[str, Any]) -> nn.Module:
+    """A fresh module of what a core's ``to_config`` says.
+
+    Raises:
+        NeuralModelError: for an unknown kind.
+    """
+    if config.get("kind") != "vivit":
+        raise NeuralModelError(f"core kind {config.get('kind')!r} is unknown; known: vivit")
+    return ViViT(ViViTConfig.from_dict(config["encoder"]))

@@ -1,0 +1,105 @@
+"""Two frame rates: that of a recording, and that of the video that an encoder was trained on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ssl_vivit.neural.errors import NeuralModelError
+
+# Exact for whole rates and for 30000/1001, the rate of NTSC video.
+LARGEST_DENOMINATOR = 1001
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FrameRates:
+    """Causal resampling of a stimulus from its recorded rate r to an encoder's rate e.
+
+    Resampled frame j shows recorded frame ⌊j·r/e⌋, the last one that had begun by then; nothing is
+    blended. Recorded frame t may read resampled frames up to the last one that shows no frame
+    later than t. Rates so stay at the recorded bins.
+
+    Args:
+        recorded: frames per second of the recording.
+        encoder: frames per second that the encoder was trained on.
+
+    Raises:
+        NeuralModelError: for a rate that is not positive.
+    """
+
+    recorded: float
+    encoder: float
+
+    def __post_init__(self) -> None:
+        for name, rate in (("recorded", self.recorded), ("encoder", self.encoder)):
+            if not 0 < rate < float("inf") or not _fraction(rate):
+                raise NeuralModelError(
+                    f"the {name} frame rate {rate} must be a positive number of frames per second"
+                )
+
+    @property
+    def recorded_per_resampled(self) -> Fraction:
+        """r/e, as an exact ratio of whole numbers."""
+        return _fraction(self.recorded) / _fraction(self.encoder)
+
+    def shown(self, frames: int) -> Int[Tensor, " resampled"]:
+        """Which of T recorded frames each resampled frame shows."""
+        ratio = self.recorded_per_resampled
+        resampled = torch.arange(_ceil_of_product(frames, 1 / ratio))
+        return resampled * ratio.numerator // ratio.denominator
+
+    def seen(self, frames: int) -> Int[Tensor, " T"]:
+        """How many resampled frames show no frame later than t, for each recorded frame t."""
+        ratio = 1 / self.recorded_per_resampled
+        ends = torch.arange(1, frames + 1)
+        return -(-ends * ratio.numerator // ratio.denominator)
+
+    def span(self, resampled: int) -> int:
+        """Recorded frames that so many resampled ones reach over."""
+        return max(_ceil_of_product(resampled, self.recorded_per_resampled), resampled, 1)
+
+
+def match_fps(
+    preprocessing: dict[str, Any] | None, recorded: float, session: str = "the recording"
+) -> FrameRates | None:
+    """How a recording is resampled for an encoder; None where nothing is to be done.
+
+    An encoder without ``preprocessing`` takes any rate as its own. Otherwise its rate is ``fps``
+    over ``frame_stride``. One line in the log states both rates where they differ.
+
+    Args:
+        preprocessing: of the encoder.
+        recorded: frames per second of the recording.
+        session: what the line in the log calls the recording.
+
+    Raises:
+        NeuralModelError: for rates that are not positive.
+    """
+    fps = (preprocessing or {}).get("fps")
+    if fps is None:
+        return None
+    rates = FrameRates(float(recorded), float(fps) / (preprocessing or {}).get("frame_stride", 1))
+    if rates.recorded_per_resampled == 1:
+        return None
+    logger.info(
+        "%s has %g frames per second and the encoder was trained at %g: the stimulus is resampled "
+        "for the encoder, rates stay at %g Hz",
+        session, rates.recorded, rates.encoder, rates.recorded,
+    )  # fmt: skip
+    return rates
+
+
+def _fraction(rate: float) -> Fraction:
+    return Fraction(rate).limit_denominator(LARGEST_DENOMINATOR)
+
+
+def _ceil_of_product(count: int, ratio: Fraction) -> int:
+    return -(-count * ratio.numerator // ratio.denominator)

@@ -1,0 +1,71 @@
+"""A causal convolution at full frame rate: what tokens of several frames cannot say of this one."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class FrameStream(nn.Module):
+    """Features of every frame and the few before it, on the grid of an encoder's tokens.
+
+    A space-time convolution at stride 1 in time, a GELU, and a projection to the tokens' width.
+    The same span of behaviour scales and shifts the hidden features; both start without effect.
+
+    Args:
+        in_channels: of the video.
+        channels: width d of what comes out.
+        kernel: frames, height and width that one output sees; it ends at its own frame.
+        stride: step of the grid in pixels, (height, width).
+        hidden: space-time filters.
+        behaviour_channels: measured at every frame; 0 for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: tuple[int, int, int],
+        stride: tuple[int, int],
+        *,
+        hidden: int = 64,
+        behaviour_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.hidden = kernel, stride, hidden
+        pixels = in_channels * kernel[0] * kernel[1] * kernel[2]
+        self.filters = nn.Linear(pixels, hidden)
+        self.project = nn.Linear(hidden, channels)
+        self.modulate: nn.Linear | None = None
+        if behaviour_channels:
+            self.modulate = nn.Linear(kernel[0] * behaviour_channels, 2 * hidden)
+            nn.init.zeros_(self.modulate.weight)
+            nn.init.zeros_(self.modulate.bias)
+        for layer in (self.filters, self.project):
+            nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+    ) -> Float[Tensor, "b d T h w"]:
+        """Features of each frame.
+
+        Args:
+            video: (B, C, T, H, W) floats.
+            behaviour: standardised; None stands for its mean at all times.
+        """
+        span, height, width = self.kernel
+        tubelets = F.pad(video, (0, 0, 0, 0, span - 1, 0)).unfold(2, span, 1)
+        tubelets = tubelets.unfold(3, height, self.stride[0]).unfold(4, width, self.stride[1])
+        pixels = rearrange(tubelets, "b c T h w pt ph pw -> b T h w (c pt ph pw)")
+        x = F.gelu(self.filters(pixels))
+        if self.modulate is not None and behaviour is not None:
+            history = F.pad(behaviour, (0, 0, span - 1, 0)).unfold(1, span, 1)
+            changes = self.modulate(rearrange(history, "b T k s -> b T 1 1 (s k)"))
+            gain, offset = changes.chunk(2, dim=-1)
+            x = x * (1 + gain) + offset
+        return rearrange(self.project(x), "b T h w d -> b d T h w")

@@ -1,0 +1,269 @@
+"""NeuralModel: video and behaviour → the rate of every neuron in every frame.
+
+    video ─ adapter ─▶ encoder ─▶ tokens ─ modulator ─▶ held to frames ─▶ + ─ readout ─▶ rates
+               │                               ▲                          ▲
+               │                           behaviour                      │
+               └──────────────────────▶ frame stream ─────────────────────┘
+
+- causal exactly: the rate at frame t has no gradient to any later frame or later behaviour
+- frame t reads the last token that ended by then, and the frame stream, which ends at t itself
+- an encoder that was trained at another frame rate gets the stimulus resampled to its own
+- one readout for each session; everything before it is shared
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.neural.cores import Core, ViViTCore, core_of
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.frame_rates import FrameRates
+from ssl_vivit.neural.frame_stream import FrameStream
+
+Nonlinearity = Literal["softplus", "elu"]
+
+# A rate that underflows to nothing would make a spike impossible, and the Poisson loss infinite.
+LEAST_RATE = 1e-8
+
+
+class NeuralModel(nn.Module):
+    """A causal model of recorded neurons.
+
+    Args:
+        encoder: a causal :class:`ViViT`, or another module with the protocol of
+            :class:`ssl_vivit.neural.cores.Core`.
+        adapter: resampling of the stimulus before all else; None for none.
+        modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without one, behaviour is left out.
+        readouts: session → a module with ``forward(map, pupil_centre) → (b, t, neurons)``, linear.
+        nonlinearity: from drive to rate: ``softplus``, or ``elu``, which is ELU + 1.
+        frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it a
+            rate depends on frames up to the end of the last whole tubelet alone.
+        stream_filters: space-time filters of the frame stream.
+        frame_rates: session → its rate and the encoder's, where the stimulus is resampled for the
+            encoder (:func:`ssl_vivit.neural.frame_rates.match_fps`); other sessions are not.
+
+    Attributes:
+        sessions: names, in the order of their readouts.
+
+    Raises:
+        NeuralModelError: for parts that do not fit each other, and an encoder that is not causal.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        adapter: nn.Module | None = None,
+        modulator: nn.Module | None = None,
+        readouts: Mapping[str, nn.Module] | None = None,
+        *,
+        nonlinearity: Nonlinearity = "softplus",
+        frame_stream: bool = True,
+        stream_filters: int = 64,
+        frame_rates: Mapping[str, FrameRates | None] | None = None,
+    ) -> None:
+        super().__init__()
+        if not readouts:
+            raise NeuralModelError("readouts is empty; give one for each session")
+        if nonlinearity not in ("softplus", "elu"):
+            raise NeuralModelError(
+                f"nonlinearity {nonlinearity!r} is unknown; choose softplus or elu"
+            )
+        core = core_of(encoder)
+        self.encoder = encoder
+        self.adapter = adapter
+        self.modulator = modulator
+        self.sessions = tuple(readouts)
+        # A ModuleDict takes no names with dots.
+        self.session_readouts = nn.ModuleList(readouts.values())
+        self.nonlinearity = nonlinearity
+        given = dict(frame_rates or {})
+        unknown = [name for name in given if name not in self.sessions]
+        if unknown:
+            raise NeuralModelError(
+                f"frame_rates names {', '.join(unknown)}; the readouts are of "
+                f"{', '.join(self.sessions)}"
+            )
+        self.frame_rates = {name: given.get(name) for name in self.sessions}
+        self.frame_stream: FrameStream | None = None
+        if isinstance(core, ViViTCore):
+            if frame_stream:
+                self.frame_stream = self._stream_for(core, stream_filters)
+        elif core.temporal_stride != 1:
+            raise NeuralModelError(
+                f"{type(encoder).__name__} has temporal_stride {core.temporal_stride}; cores "
+                "beside ViViT must give one step of the map for each frame"
+            )
+
+    def _stream_for(self, core: ViViTCore, filters: int) -> FrameStream:
+        config = core.encoder.config
+        stride = core.temporal_stride
+        # As long as the encoder may be silent, in recorded frames.
+        span = max(
+            stride if rates is None else rates.span(stride) for rates in self.frame_rates.values()
+        )
+        return FrameStream(
+            config.in_channels,
+            core.channels,
+            (span, *config.kernel_size[1:]),
+            config.kernel_stride[1:],
+            hidden=filters,
+            behaviour_channels=self.behaviour_channels,
+        )
+
+    @property
+    def readouts(self) -> dict[str, nn.Module]:
+        """Session → its readout."""
+        return dict(zip(self.sessions, self.session_readouts, strict=True))
+
+    @property
+    def behaviour_channels(self) -> int:
+        """Channels of behaviour that the model takes; 0 where it takes none."""
+        return getattr(self.modulator, "behaviour_channels", 0)
+
+    def forward(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+        session: str | None = None,
+        pupil_centre: Float[Tensor, "b T 2"] | None = None,
+    ) -> Float[Tensor, "b T neurons"]:
+        """Expected response in every frame.
+
+        Args:
+            video: standardised as the session's facts say.
+            behaviour: standardised; None stands for its mean. Not used without a modulator.
+            session: whose neurons; None where there is one session.
+            pupil_centre: standardised, where the readout shifts with it.
+
+        Raises:
+            NeuralModelError: for an unknown session, or behaviour of another shape.
+        """
+        # An unknown session is refused before the encoder has worked.
+        session = self.session_named(session)
+        return self.read(self.core(video, behaviour, session), session, pupil_centre)
+
+    def core(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+        session: str | None = None,
+    ) -> Float[Tensor, "b d T h w"]:
+        """The feature map in every frame, shared by all sessions of one frame rate.
+
+        Args:
+            video: as of :meth:`forward`.
+            behaviour: as of :meth:`forward`.
+            session: any whose ``frame_rates`` hold; None where all have the same.
+
+        Raises:
+            NeuralModelError: as of :meth:`forward`, and for no session where rates differ.
+        """
+        behaviour = self._checked(behaviour, video)
+        rates = self._rates_of(session)
+        if self.adapter is not None:
+            video = self.adapter(video)
+        tokens, seen = self.tokens(video, behaviour, rates)
+        # Slot 0 is for frames before the first token has ended.
+        held = F.pad(tokens, (0, 0, 0, 0, 1, 0))[:, :, seen]
+        if self.frame_stream is None:
+            return held
+        return held + self.frame_stream(video, behaviour)
+
+    def tokens(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+        rates: FrameRates | None = None,
+    ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
+        """Modulated tokens of adapted video, and how many of them have ended by each frame."""
+        core = core_of(self.encoder)
+        frames = video.shape[2]
+        ended = torch.arange(1, frames + 1)
+        if rates is not None:
+            shown = rates.shown(frames).to(video.device)
+            ended = rates.seen(frames)
+            video = video[:, :, shown]
+            behaviour = None if behaviour is None else behaviour[:, shown]
+        tokens = core.dense(video)
+        if self.modulator is not None and tokens.shape[2]:
+            tokens, _ = self.modulator(tokens, behaviour)
+        return tokens, (ended // core.temporal_stride).to(video.device)
+
+    def read(
+        self,
+        map: Float[Tensor, "b d T h w"] | Float[Tensor, "b d h w"],
+        session: str | None = None,
+        pupil_centre: Float[Tensor, "b T 2"] | Float[Tensor, "b 2"] | None = None,
+    ) -> Float[Tensor, "b T neurons"] | Float[Tensor, "b neurons"]:
+        """Rates of one session's neurons from a feature map, of all frames or of one."""
+        drive = self.readout(session)(map, pupil_centre)
+        # The exponential tail has few digits in half precision.
+        drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
+        return rate(drive, self.nonlinearity)
+
+    def readout(self, session: str | None = None) -> nn.Module:
+        """The readout of a session."""
+        return self.readouts[self.session_named(session)]
+
+    def session_named(self, session: str | None) -> str:
+        """A session's name, None being the only one.
+
+        Raises:
+            NeuralModelError: for a name that the model does not have, or None among several.
+        """
+        if session is None and len(self.sessions) == 1:
+            return self.sessions[0]
+        if session not in self.sessions:
+            asked = "no session is named" if session is None else f"session {session!r} is unknown"
+            raise NeuralModelError(f"{asked}; the model has {', '.join(self.sessions)}")
+        return session
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the encoder's activations in the backward pass instead of keeping them.
+
+        Raises:
+            NeuralModelError: for a core that cannot.
+        """
+        if not isinstance(self.encoder, ViViT):
+            raise NeuralModelError(
+                f"{type(self.encoder).__name__} has no gradient checkpointing; leave it off"
+            )
+        self.encoder.set_grad_checkpointing(enable)
+
+    def _rates_of(self, session: str | None) -> FrameRates | None:
+        if session is not None:
+            return self.frame_rates[self.session_named(session)]
+        different = set(self.frame_rates.values())
+        if len(different) > 1:
+            raise NeuralModelError(
+                "sessions of this model have different frame rates; say which session it is"
+            )
+        return different.pop()
+
+    def _checked(self, behaviour: Tensor | None, video: Tensor) -> Tensor | None:
+        if not self.behaviour_channels or behaviour is None:
+            return None
+        expected = (len(video), video.shape[2], self.behaviour_channels)
+        if behaviour.shape != expected:
+            raise NeuralModelError(
+                f"behaviour of shape {tuple(behaviour.shape)} is not (B, T, channels) = {expected}"
+            )
+        return behaviour
+
+
+def rate(drive: Tensor, nonlinearity: Nonlinearity) -> Tensor:
+    """Strictly positive rates of any drive."""
+    if nonlinearity == "softplus":
+        return F.softplus(drive) + LEAST_RATE
+    # F.elu(x) + 1 would cancel to nothing from about −17 on.
+    return torch.where(drive >= 0, drive + 1, drive.clamp(max=0).exp()) + LEAST_RATE
+
+
+__all__ = ["Core", "NeuralModel", "Nonlinearity", "rate"]

@@ -1,0 +1,121 @@
+"""NeuralModel: which token a frame reads, what it adds, and what it refuses."""
+
+import pytest
+import torch
+from small_models import WholeMapReadout, clip, encoder, model
+
+from ssl_vivit import create_encoder
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.model import NeuralModel, rate
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_a_frame_reads_the_last_token_that_ended_and_the_stream(stride):
+    whole = model(encoder(tubelet_size=(4, 4, 4), tubelet_stride=(stride, 4, 4)))
+    video = clip(batch=2, frames=11)
+    tokens = whole.encoder(video[:, :, : 11 // stride * stride]).map
+    stream = whole.frame_stream(video)
+    features = whole.core(video)
+    for t in range(11):
+        token = (t + 1) // stride - 1
+        expected = stream[:, :, t] + (tokens[:, :, token] if token >= 0 else 0)
+        torch.testing.assert_close(features[:, :, t], expected, rtol=0, atol=0)
+    assert features.shape == (2, 24, 11, 2, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_frame_stream_is_a_slow_loop_over_frames_and_places(overlap):
+    stride = (2, 2, 2) if overlap else (4, 4, 4)
+    whole = model(
+        encoder(tubelet_stride=stride), readouts={"a": WholeMapReadout(2, 24, 15)}
+    ).frame_stream
+    video = clip(frames=6)
+    padded = torch.cat([torch.zeros(1, 1, 3, 8, 12), video], 2)[:, :, 4 - whole.kernel[0] :]
+    found = whole(video)
+    for t in range(6):
+        for y in range(found.shape[3]):
+            for x in range(found.shape[4]):
+                rows = slice(y * stride[1], y * stride[1] + 4)
+                columns = slice(x * stride[2], x * stride[2] + 4)
+                seen = padded[:, :, t : t + whole.kernel[0], rows, columns]
+                hidden = torch.nn.functional.gelu(whole.filters(seen.reshape(1, -1)))
+                expected = whole.project(hidden)
+                torch.testing.assert_close(found[:, :, t, y, x], expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_clips_shorter_than_a_tubelet_get_rates():
+    whole = model()
+    video = clip(frames=7)
+    rates = whole(video)
+    for frames in (1, 3, 5):
+        torch.testing.assert_close(whole(video[:, :, :frames]), rates[:, :frames])
+
+
+@torch.no_grad()
+def test_rates_of_the_last_frame_alone_are_the_last_rates():
+    whole, video = model(), clip(batch=2)
+    features = whole.core(video)
+    torch.testing.assert_close(whole.read(features[:, :, -1]), whole(video)[:, -1])
+
+
+@pytest.mark.parametrize("nonlinearity", ["softplus", "elu"])
+def test_rates_are_positive_and_the_nonlinearity_is_what_it_is_called(nonlinearity):
+    drive = torch.linspace(-200, 50, 501, requires_grad=True)
+    rates = rate(drive, nonlinearity)
+    assert (rates > 0).all()
+    exact = torch.nn.functional.softplus if nonlinearity == "softplus" else (
+        lambda x: torch.nn.functional.elu(x) + 1
+    )  # fmt: skip
+    torch.testing.assert_close(rates, exact(drive), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(rates.sum(), drive)
+    assert gradient.isfinite().all()
+    assert (gradient[drive > -50] > 0).all()
+
+
+def test_sessions_have_names_of_any_kind_and_readouts_of_their_own():
+    readouts = {"mouse.1/a": WholeMapReadout(3, 24), "mouse.1/b": WholeMapReadout(4, 24)}
+    whole, video = model(readouts=readouts), clip()
+    assert whole.sessions == ("mouse.1/a", "mouse.1/b")
+    assert whole(video, session="mouse.1/a").shape == (1, 10, 3)
+    assert whole(video, session="mouse.1/b").shape == (1, 10, 4)
+    with pytest.raises(NeuralModelError, match="no session is named; the model has mouse"):
+        whole(video)
+    with pytest.raises(NeuralModelError, match="session 'c' is unknown"):
+        whole(video, session="c")
+
+
+def test_encoders_that_are_not_causal_are_refused_with_what_would_make_them_so():
+    readouts = {"a": WholeMapReadout(3, 24)}
+    with pytest.raises(NeuralModelError, match=r"give load_encoder or create_encoder temp.*=True$"):
+        NeuralModel(encoder(temporal_causal=False), readouts=readouts)
+    overlapping = encoder(tubelet_stride=(2, 4, 4), temporal_padding="none")
+    with pytest.raises(NeuralModelError, match="temporal_padding='causal'"):
+        NeuralModel(overlapping, readouts=readouts)
+    uniform = encoder(
+        temporal_causal=False, temporal_padding="none", tubelet_embedding="uniform_frames"
+    )
+    with pytest.raises(NeuralModelError, match="tubelet_embedding='tubelet', temporal_causal=True"):
+        NeuralModel(uniform, readouts=readouts)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(NeuralModelError, match="readouts is empty"):
+        NeuralModel(encoder())
+    with pytest.raises(NeuralModelError, match="nonlinearity 'relu' is unknown"):
+        NeuralModel(encoder(), readouts={"a": WholeMapReadout(3, 24)}, nonlinearity="relu")
+    with pytest.raises(NeuralModelError, match="Linear is no core"):
+        NeuralModel(torch.nn.Linear(2, 2), readouts={"a": WholeMapReadout(3, 24)})
+
+
+@pytest.mark.slow
+def test_the_baseline_at_its_full_size():
+    whole = NeuralModel(
+        create_encoder("vivit_neural_baseline"), readouts={"a": WholeMapReadout(7, 384, 144)}
+    )
+    with torch.no_grad():
+        video = torch.randn(1, 1, 300, 36, 64)
+        assert whole.tokens(video)[0].shape == (1, 384, 75, 9, 16)
+        assert whole(video).shape == (1, 300, 7)

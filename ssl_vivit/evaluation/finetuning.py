@@ -22,6 +22,7 @@ from ssl_vivit.evaluation.labelled_videos import LabelledBatches, Labels
 from ssl_vivit.evaluation.probe_comparison import Subject
 from ssl_vivit.evaluation.probe_data import Part, Parts
 from ssl_vivit.evaluation.probe_report import Row
+from ssl_vivit.evaluation.probe_uncertainty import resampled_scores, video_weights
 from ssl_vivit.evaluation.probes import scores
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale
@@ -63,7 +64,7 @@ def finetune(
     run_dir: Path,
     batch_size: int,
     fresh: bool = False,
-) -> tuple[Row, dict[str, float]] | None:
+) -> tuple[Row, dict[str, float], dict[str, np.ndarray]] | None:
     """Train a copy of an encoder on the training part and score it on the test part.
 
     Args:
@@ -76,7 +77,7 @@ def finetune(
         fresh: train the architecture from fresh weights, at one learning rate for all layers.
 
     Returns:
-        The row and its scores; None if a signal ended the run.
+        The row, its scores, and those on resamples of the test videos; None if a signal ended the run.
 
     Raises:
         ValueError: if there are fewer videos than a step takes.
@@ -123,11 +124,12 @@ def finetune(
     # What was exported is what is scored, and no launcher shards it.
     device = next(subject.encoder.parameters()).device
     objective.classifier = VideoClassifier.from_pretrained(result.encoder).to(device)
-    predicted, test_labels = _predict(subject, objective, parts.test, seed, batch_size)
+    predicted, test_labels, keys = _predict(subject, objective, parts.test, seed, batch_size)
     name = f"{subject.name}, trained from scratch" if fresh else subject.name
     clips = f"{subject.prepared.clip.views} clips" if subject.prepared.clip.views > 1 else ""
     row = Row(name, clips, "fine-tuned", baseline=fresh)
-    return row, scores(predicted, test_labels, train_labels, targets)
+    told = predicted, test_labels, train_labels, targets
+    return row, scores(*told), resampled_scores(*told, video_weights(keys))
 
 
 def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
@@ -177,20 +179,22 @@ def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) ->
 
 def _predict(
     subject: Subject, objective: Supervised, part: Part, seed: int, batch_size: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Predictions for the test part, averaged over the clips of a video, and its labels."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Predictions for the test part, averaged over the clips of a video, its labels and names."""
     device = next(objective.parameters()).device
     batches = part.batches(subject.prepared, part.drawn(seed, "test videos"))
     found: list[dict[str, Tensor]] = []
     told: list[dict[str, Tensor]] = []
+    keys: list[str] = []
     for batch in batches.once(batch_size, device, epoch=seed):
         with evaluating(objective), half_precision(device):
             predicted = objective.predict(batch["clips"])
         found.append({name: value.cpu() for name, value in predicted.items()})
         told.append(part.labels(batch))
+        keys += batch["key"]
     if not told:
         raise ValueError("there is no readable video to test on")
-    return _joined(found), _joined(told)
+    return _joined(found), _joined(told), keys
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

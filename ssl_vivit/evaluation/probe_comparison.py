@@ -33,6 +33,7 @@ from ssl_vivit.evaluation.clip_preparation import (
 from ssl_vivit.evaluation.probe_data import Part, Parts
 from ssl_vivit.evaluation.probe_report import ProbeScores, Row
 from ssl_vivit.evaluation.probe_scores import chances
+from ssl_vivit.evaluation.probe_uncertainty import resampled_scores, video_weights
 from ssl_vivit.evaluation.probes import predict, scores
 
 PROBES = ("knn", "linear", "attentive")
@@ -302,8 +303,12 @@ class _Pass:
                     targets=targets,
                     seed=self.seed,
                 )
-            reached = scores(predicted, test.labels, train.labels, targets)
-            self.found.add(Row(name, clips, kind, baseline), reached)
+            told = predicted, test.labels, train.labels, targets
+            self.found.add(
+                Row(name, clips, kind, baseline),
+                scores(*told),
+                resampled_scores(*told, video_weights(test.keys)),
+            )
 
 
 def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:

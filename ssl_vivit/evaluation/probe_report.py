@@ -1,4 +1,9 @@
-"""Scores of probes as a table, a JSON file and a bar chart."""
+"""Scores of probes as a table, a JSON file and a bar chart.
+
+± is one standard error of a row's mean score, over seeds (clips, folds, fits, fresh weights) and
+over the choice of test videos together; see :mod:`ssl_vivit.evaluation.probe_uncertainty`. What
+other training videos would have changed is in it only where seeds draw their own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ssl_vivit.evaluation.figures import save
 from ssl_vivit.evaluation.probe_scores import METRICS
+from ssl_vivit.evaluation.probe_uncertainty import Estimate
 from ssl_vivit.objectives.targets import Target
 from ssl_vivit.training import RunError
 
@@ -37,27 +43,6 @@ class Row(NamedTuple):
     baseline: bool = False
 
 
-class Mean(NamedTuple):
-    """Mean over seeds and its standard error, NaN for a single seed."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, scores: list[float]) -> Mean:
-        """Of the scores that are numbers."""
-        known = np.array([value for value in scores if math.isfinite(value)])
-        if not len(known):
-            return cls(math.nan, math.nan)
-        error = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-        return cls(float(known.mean()), float(error))
-
-    def __str__(self) -> str:
-        if math.isnan(self.mean):
-            return "–"
-        return f"{self.mean:.3f}" + ("" if math.isnan(self.error) else f" ± {self.error:.3f}")
-
-
 @dataclass
 class ProbeScores:
     """Scores of every row, target and seed.
@@ -65,38 +50,66 @@ class ProbeScores:
     Attributes:
         targets: the columns.
         rows: row → target → a score for each seed.
+        resampled: row → target → for each seed its score on resamples of the test videos.
         chance: target → what predictions that know nothing reach, for each seed.
         facts: what was measured on.
     """
 
     targets: tuple[Target, ...]
     rows: dict[Row, dict[str, list[float]]] = field(default_factory=dict)
+    resampled: dict[Row, dict[str, list[np.ndarray]]] = field(default_factory=dict)
     chance: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, row: Row, scores: Mapping[str, float]) -> None:
-        """One seed's scores of a row."""
+    def add(
+        self, row: Row, scores: Mapping[str, float], resampled: Mapping[str, np.ndarray]
+    ) -> None:
+        """One seed's scores of a row, and the same on resamples of the test videos."""
         _append(self.rows.setdefault(row, {}), scores)
+        _append(self.resampled.setdefault(row, {}), resampled)
 
     def add_chance(self, levels: Mapping[str, float]) -> None:
         """One seed's chance levels."""
         _append(self.chance, levels)
 
+    def estimate(self, row: Row, target: str) -> Estimate:
+        """A row's score."""
+        return Estimate.of(self.rows[row][target], self.resampled[row][target])
+
+    def difference(self, row: Row, other: Row, target: str) -> Estimate:
+        """How much higher a row's score is than another's, paired by seed and by test video."""
+        return Estimate.of(
+            [a - b for a, b in zip(self.rows[row][target], self.rows[other][target], strict=True)],
+            [
+                a - b
+                for a, b in zip(
+                    self.resampled[row][target], self.resampled[other][target], strict=True
+                )
+            ],
+        )
+
+    def baselines(self, row: Row) -> list[Row]:
+        """What a row must beat: the same probe, and the same clips where any baseline has them."""
+        if row.baseline:
+            return []
+        others = [r for r in self.rows if r.baseline and r.probe == row.probe]
+        return [r for r in others if r.clips == row.clips] or others
+
     def beats_baselines(self, row: Row, target: str) -> bool:
         """Whether a row lies more than two standard errors above each baseline and chance.
 
-        Baselines are those with the same probe, and the same clips where they have any such. The
-        standard error is that of the difference; errors of both add up as if seeds were not
-        shared, which is the wider margin.
+        The standard error is that of the difference, over seeds and test videos together.
         """
-        others = [r for r in self.rows if r.baseline and r.probe == row.probe]
-        others = [r for r in others if r.clips == row.clips] or others
-        ours = Mean.of(self.rows[row][target])
-        if row.baseline or not others or math.isnan(ours.error):
-            return False
-        theirs = [Mean.of(self.rows[other][target]) for other in others]
-        theirs.append(Mean(Mean.of(self.chance[target]).mean, 0.0))
-        return all(ours.mean - t.mean > 2 * math.hypot(ours.error, t.error) for t in theirs)
+        others = self.baselines(row)
+        ours, level = self.estimate(row, target), self.chance_level(target)
+        margins = [self.difference(row, other, target) for other in others]
+        margins.append(ours._replace(mean=ours.mean - level))
+        return bool(others) and all(margin.mean > 2 * margin.error for margin in margins)
+
+    def chance_level(self, target: str) -> float:
+        """Mean over seeds; NaN where the labels cannot give it."""
+        known = [value for value in self.chance[target] if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
 
     def table(self) -> str:
         """The scores in columns; a star marks what beats every baseline."""
@@ -104,13 +117,13 @@ class ProbeScores:
         head = ["features of", *["clips"] * clips, "probe"]
         head += [f"{t.name} ({SHORT.get(METRICS[t.kind], METRICS[t.kind])})" for t in self.targets]
         lines = [head]
-        for row, scores in self.rows.items():
+        for row in self.rows:
             cells = [
-                f"{Mean.of(scores[t.name])}{' *' if self.beats_baselines(row, t.name) else ''}"
+                f"{self.estimate(row, t.name)}{' *' if self.beats_baselines(row, t.name) else ''}"
                 for t in self.targets
             ]
             lines.append([row.subject, *[row.clips] * clips, row.probe, *cells])
-        level = [str(Mean.of(self.chance[t.name]).mean.__format__(".3f")) for t in self.targets]
+        level = [f"{self.chance_level(t.name):.3f}" for t in self.targets]
         lines.append(["chance", *[""] * clips, "", *level])
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join(
@@ -121,14 +134,16 @@ class ProbeScores:
     def legend(self) -> str:
         """What the table's numbers are."""
         facts = self.facts
-        varied = "folds and fits; not the clips, which are spread evenly, nor"
+        varied = "folds and fits"
         if facts.get("clips", 1) == 1:
-            varied = "clips, folds and fits; not"
+            varied = "clips, folds and fits"
         return (
             f"{facts['train_videos']} videos to train probes on, {facts['test_videos']} others to "
-            f"test them on; mean ± standard error over {facts['seeds']} seeds ({varied} "
-            "the choice of videos where all take part). *: more than two standard "
-            "errors above every baseline with that probe, and above chance"
+            f"test them on; mean over {facts['seeds']} seeds ± standard error, over seeds "
+            f"({varied}) and the choice of test videos together, not over the choice of training "
+            "videos where all take part. *: above every baseline with that probe by more than two "
+            "standard errors of the difference, on the same seeds and videos, and as far above "
+            "chance"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,15 +156,24 @@ class ProbeScores:
                 "baseline": row.baseline,
                 "target": t.name,
                 "metric": METRICS[t.kind],
-                "mean": _number(Mean.of(scores[t.name]).mean),
-                "standard_error": _number(Mean.of(scores[t.name]).error),
+                "mean": _number(self.estimate(row, t.name).mean),
+                **_errors(self.estimate(row, t.name)),
                 "scores": [_number(value) for value in scores[t.name]],
                 "beats_baselines": self.beats_baselines(row, t.name),
+                "above": [
+                    {
+                        "subject": other.subject,
+                        "clips": other.clips,
+                        "difference": _number(self.difference(row, other, t.name).mean),
+                        **_errors(self.difference(row, other, t.name)),
+                    }
+                    for other in self.baselines(row)
+                ],
             }
             for row, scores in self.rows.items()
             for t in self.targets
         ]
-        levels = {name: _number(Mean.of(values).mean) for name, values in self.chance.items()}
+        levels = {name: _number(self.chance_level(name)) for name in self.chance}
         return {"facts": self.facts, "chance": levels, "results": results}
 
     def write(self, run_dir: Path) -> None:
@@ -169,14 +193,14 @@ class ProbeScores:
         ):
             for place, name in enumerate(names):
                 own = [row for row in self.rows if _label(row) == name]
-                values = [Mean.of(self.rows[row][target.name]) for row in own]
+                values = [self.estimate(row, target.name) for row in own]
                 at = [
                     probes.index(row.probe) + (place - (len(names) - 1) / 2) * width for row in own
                 ]
                 errors = [0 if math.isnan(v.error) else v.error for v in values]
                 axis.bar(at, [v.mean for v in values], width * 0.92, yerr=errors, capsize=2,
                          label=name, color=f"C{place}", error_kw={"linewidth": 1})  # fmt: skip
-            level = Mean.of(self.chance[target.name]).mean
+            level = self.chance_level(target.name)
             axis.axhline(level, color="0.3", linestyle="--", linewidth=1, label="chance")
             axis.set(title=target.name, ylabel=METRICS[target.kind])
             axis.set_xticks(range(len(probes)), probes)
@@ -198,13 +222,21 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     os.replace(partial, path)
 
 
-def _append(lists: dict[str, list[float]], values: Mapping[str, float]) -> None:
+def _append(lists: dict[str, list[Any]], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         lists.setdefault(name, []).append(value)
 
 
 def _label(row: Row) -> str:
     return f"{row.subject}, {row.clips}" if row.clips else row.subject
+
+
+def _errors(estimate: Estimate) -> dict[str, float | None]:
+    return {
+        "standard_error": _number(estimate.error),
+        "standard_error_over_seeds": _number(estimate.over_seeds),
+        "standard_error_over_videos": _number(estimate.over_videos),
+    }
 
 
 def _number(value: float) -> float | None:

@@ -60,7 +60,7 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's part of :func:`gather_state`; all processes must call it."""
-    return get_model_state_dict(
+    return get_model_state_dict(  # type: ignore[return-value]
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
 

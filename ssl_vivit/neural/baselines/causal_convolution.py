@@ -1,0 +1,68 @@
+"""Convolutions and norms that never look ahead, in training as little as in eval."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class CausalConv3d(nn.Conv3d):
+    """A 3D convolution whose output at frame t sees frames up to t.
+
+    Zeros stand before the first frame and around the edges, so the number of frames stays, and
+    sizes are divided by the spatial stride, rounded up.
+
+    Args:
+        channels_in: of the input.
+        channels_out: of the output.
+        kernel: (t, h, w); h and w odd.
+        stride: in space.
+        groups: as in ``nn.Conv3d``.
+        bias: whether there is one.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: tuple[int, int, int],
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        _, height, width = kernel
+        super().__init__(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=(1, stride, stride),
+            padding=(0, height // 2, width // 2),
+            groups=groups,
+            bias=bias,
+        )
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
+        return super().forward(F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0)))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels at each frame and place.
+
+    Batch statistics would tell each frame of later ones while training.
+    """
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        normed = super().forward(rearrange(x, "b c t h w -> b t h w c"))
+        return rearrange(normed, "b t h w c -> b c t h w")
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """He et al. 2015 for every convolution within; biases at zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

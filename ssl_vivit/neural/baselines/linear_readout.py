@@ -1,0 +1,178 @@
+"""One causal filter of stimulus and behaviour for each neuron.
+
+Chichilnisky 2001 (Network 12:199), fitted by maximum likelihood (Paninski 2004). Behaviour enters
+linearly with the same lags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@dataclass(frozen=True)
+class LinearNonlinearConfig:
+    """Settings of :func:`linear_nonlinear`.
+
+    Args:
+        filters: ``full`` has a weight for every pixel and lag, ``separable`` a sum of ``rank``
+            products of an image and a time course.
+        lags: frames that a filter spans, the frame itself among them.
+        pool: stimuli are averaged over squares of this many pixels.
+        rank: products of a separable filter.
+    """
+
+    filters: Literal["full", "separable"] = "separable"
+    lags: int = 10
+    pool: int = 2
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.filters not in ("full", "separable"):
+            raise NeuralModelError(f"filters {self.filters!r} is unknown; choose full or separable")
+        for name in ("lags", "pool", "rank"):
+            if getattr(self, name) < 1:
+                raise NeuralModelError(f"{name} {getattr(self, name)} must be at least 1")
+
+
+class LinearReadout(nn.Module):
+    """The filters of one session's neurons; lag 0 is the frame itself.
+
+    Args:
+        neurons: how many.
+        pooled: (c, h, w) of the stimulus.
+        behaviour_channels: signals, which follow the pixels.
+        config: which filters.
+    """
+
+    def __init__(
+        self,
+        neurons: int,
+        pooled: tuple[int, int, int],
+        behaviour_channels: int,
+        config: LinearNonlinearConfig,
+    ) -> None:
+        super().__init__()
+        self.pooled, self.behaviour_channels, self.config = pooled, behaviour_channels, config
+        pixels = pooled[0] * pooled[1] * pooled[2]
+        if config.filters == "full":
+            self.filters = nn.Parameter(torch.zeros(neurons, config.lags, *pooled))
+        else:
+            shape = (neurons, config.rank, *pooled)
+            self.images = nn.Parameter(torch.randn(shape) / pixels**0.5)
+            self.courses = nn.Parameter(torch.zeros(neurons, config.rank, config.lags))
+        self.behaviour = nn.Parameter(torch.zeros(neurons, config.lags, behaviour_channels))
+        self.bias = nn.Parameter(torch.zeros(neurons))
+
+    def forward(
+        self,
+        map: Float[Tensor, "b d t 1 1"],
+        pupil_centre: Float[Tensor, "b t 2"] | None = None,
+    ) -> Float[Tensor, "b t neurons"]:
+        """Drive of each neuron: filtered signals plus bias; zeros stand before the first frame.
+
+        Args:
+            map: pooled pixels, then behaviour, as channels.
+            pupil_centre: not used; filters do not move with the pupil.
+        """
+        lags, signals = self.config.lags, map[..., 0, 0]
+        pixels = signals.shape[1] - self.behaviour.shape[-1]
+        stimulus, behaviour = signals.split([pixels, signals.shape[1] - pixels], dim=1)
+        if self.config.filters == "full":
+            kernel = rearrange(self.filters.flip(1), "n lag c h w -> n (c h w) lag")
+            drive = F.conv1d(F.pad(stimulus, (lags - 1, 0)), kernel)
+        else:
+            images = rearrange(self.images, "n rank c h w -> (n rank) (c h w)")
+            courses = rearrange(self.courses.flip(-1), "n rank lag -> (n rank) 1 lag")
+            seen = F.pad(einsum(images, stimulus, "m p, b p t -> b m t"), (lags - 1, 0))
+            each = F.conv1d(seen, courses, groups=len(courses))
+            drive = rearrange(each, "b (n rank) t -> b n t rank", rank=self.config.rank).sum(-1)
+        if behaviour.shape[1]:
+            kernel = rearrange(self.behaviour.flip(1), "n lag k -> n k lag")
+            drive = drive + F.conv1d(F.pad(behaviour, (lags - 1, 0)), kernel)
+        return rearrange(drive, "b n t -> b t n") + self.bias
+
+    @torch.no_grad()
+    def initialise_bias(
+        self, mean_response: Float[Tensor, " neurons"], nonlinearity: Literal["softplus", "elu"]
+    ) -> None:
+        """Start at each neuron's mean response.
+
+        Args:
+            mean_response: of the training trials; silent neurons get a small rate.
+            nonlinearity: from drive to rate.
+        """
+        rates = torch.as_tensor(mean_response, dtype=torch.float64).clamp(min=1e-3)
+        if nonlinearity == "softplus":
+            drive = rates + torch.log(-torch.expm1(-rates))
+        else:
+            drive = torch.where(rates < 1, rates.log(), rates - 1)
+        self.bias.copy_(drive)
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the readout of, JSON-serialisable."""
+        return {
+            "kind": "linear",
+            "neurons": len(self.bias),
+            "pooled": list(self.pooled),
+            "behaviour_channels": self.behaviour_channels,
+            **asdict(self.config),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LinearReadout:
+        """A readout as :meth:`to_config` describes it, with fresh weights."""
+        own = {"kind", "neurons", "pooled", "behaviour_channels"}
+        settings = {name: value for name, value in config.items() if name not in own}
+        channels, height, width = config["pooled"]
+        return cls(
+            config["neurons"],
+            (channels, height, width),
+            config["behaviour_channels"],
+            LinearNonlinearConfig(**settings),
+        )
+
+    def spacetime(self) -> Float[Tensor, "neurons lags c h w"]:
+        """The filter of each neuron over pooled pixels."""
+        if self.config.filters == "full":
+            return self.filters
+        return einsum(self.images, self.courses, "n r c h w, n r lag -> n lag c h w")
+
+    def regularisation(self) -> dict[str, Tensor]:
+        """Unweighted penalties, each the mean over neurons of a sum over the filter.
+
+        Returns:
+            ``filter_l2``: squared weights, those of behaviour among them; ``smoothness``: squared
+            second differences over time, height and width (the filter is zero beyond its edges in
+            space).
+        """
+        if self.config.filters == "full":
+            weights = self.filters.square().flatten(1).sum(1)
+            rough = _roughness(self.filters, (1,)) + _roughness(self.filters, (3, 4), edges=True)
+        else:
+            images, courses = self.images, self.courses
+            weights = images.square().flatten(1).sum(1) + courses.square().flatten(1).sum(1)
+            rough = _roughness(images, (3, 4), edges=True) + _roughness(courses, (2,))
+        weights = weights + self.behaviour.square().flatten(1).sum(1)
+        return {"filter_l2": weights.mean(), "smoothness": rough.mean()}
+
+
+def _roughness(
+    filters: Float[Tensor, "neurons ..."], axes: Sequence[int], *, edges: bool = False
+) -> Float[Tensor, " neurons"]:
+    """Sum of squared second differences along each axis."""
+    total = filters.new_zeros(len(filters))
+    for axis in axes:
+        moved = filters.movedim(axis, -1)
+        second = (F.pad(moved, (1, 1)) if edges else moved).diff(n=2, dim=-1)
+        total = total + second.square().flatten(1).sum(1)
+    return total

@@ -1,0 +1,101 @@
+"""The parts of a linear model before its filters: pixels and behaviour as channels of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+class PooledPixels(nn.Module):
+    """A core without weights: the pixels of each frame, averaged over squares, as its features.
+
+    Args:
+        image_size: (H, W) of the video.
+        pool: side of the squares.
+        in_channels: of the video.
+
+    Raises:
+        NeuralModelError: if ``pool`` does not divide the image size.
+    """
+
+    temporal_stride = 1
+
+    def __init__(self, image_size: tuple[int, int], *, pool: int = 1, in_channels: int = 1) -> None:
+        super().__init__()
+        height, width = image_size
+        if height % pool or width % pool:
+            raise NeuralModelError(f"pool {pool} does not divide frames of {height}×{width}")
+        self.image_size, self.pool, self.in_channels = (height, width), pool, in_channels
+        self.pooled = (in_channels, height // pool, width // pool)
+        self.channels = self.pooled[0] * self.pooled[1] * self.pooled[2]
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T 1 1"]:
+        """A channel for each pooled pixel, at one place.
+
+        Raises:
+            NeuralModelError: for video of another size.
+        """
+        channels, (height, width) = video.shape[1], video.shape[-2:]
+        if (channels, height, width) != (self.in_channels, *self.image_size):
+            raise NeuralModelError(
+                f"video has {channels} channels of {height}×{width}; the filters are for "
+                f"{self.in_channels} of {self.image_size[0]}×{self.image_size[1]}"
+            )
+        pixels = F.avg_pool3d(video, (1, self.pool, self.pool)) if self.pool > 1 else video
+        return rearrange(pixels, "b c t h w -> b (c h w) t 1 1")
+
+    forward = dense
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        return {
+            "kind": "pixels",
+            "image_size": list(self.image_size),
+            "pool": self.pool,
+            "in_channels": self.in_channels,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> PooledPixels:
+        """The core that :meth:`to_config` describes."""
+        height, width = config["image_size"]
+        return cls((height, width), pool=config["pool"], in_channels=config["in_channels"])
+
+
+class AppendedBehaviour(nn.Module):
+    """A modulator that hands behaviour on, as channels after those of the map.
+
+    Args:
+        behaviour_channels: how many.
+    """
+
+    def __init__(self, behaviour_channels: int) -> None:
+        super().__init__()
+        self.behaviour_channels = behaviour_channels
+
+    def forward(
+        self, map: Float[Tensor, "b d t 1 1"], behaviour: Float[Tensor, "b t k"] | None = None
+    ) -> tuple[Float[Tensor, "b dk t 1 1"], None]:
+        """The longer map, and no state; without behaviour its mean, which is zero, stands in."""
+        if behaviour is None:
+            shape = (len(map), map.shape[2], self.behaviour_channels)
+            behaviour = map.new_zeros(shape)
+        signals = rearrange(behaviour, "b t k -> b k t 1 1").to(map.dtype)
+        return torch.cat((map, signals), dim=1), None
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        return {"kind": "appended", "behaviour_channels": self.behaviour_channels}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> AppendedBehaviour:
+        """The modulator that :meth:`to_config` describes."""
+        return cls(config["behaviour_channels"])

@@ -1,0 +1,267 @@
+"""Predict the responses of recorded neurons to the video that they were shown.
+
+Poisson regression on counts (or non-negative calcium activity), as Lurz et al. 2021 (ICLR,
+"Generalization in data-driven models of primary visual cortex") and Sensorium 2023 train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
+
+
+@dataclass(frozen=True)
+class NeuralPredictionConfig:
+    """Settings of the Poisson objective.
+
+    Args:
+        regularisation: weight of each penalty that the readouts name (``feature_l1``, ``spread``,
+            …); those that are not named weigh nothing.
+        spread_start: what the width of the readouts' Gaussians is multiplied with at the start;
+            above 1, positions feel the map from further away.
+        spread_passes: forward passes in training (steps × accumulation) over which that factor
+            goes to 1, in equal ratios; 0 leaves the widths alone.
+        eps: added to rates within the logarithm.
+    """
+
+    regularisation: dict[str, float] = field(default_factory=dict)
+    spread_start: float = 1.0
+    spread_passes: int = 0
+    eps: float = 1e-12
+
+
+class NeuralPrediction(nn.Module):
+    """Poisson loss of a model of neurons over the responses that are known, and penalties.
+
+    The loss is the mean over all known responses of the batch of all processes, whatever part of
+    them each process holds. A penalty of a session counts by its share of those responses, so a
+    session's data and its penalties keep their ratio, however sessions are batched.
+
+    Sessions that a batch lacks get gradients of exactly zero, since DistributedDataParallel wants
+    one for every parameter. An optimiser with momentum still moves their readouts by what it
+    remembers, and weight decay goes on; Adam's step falls off within some 1 / (1 − beta1) steps.
+
+    Args:
+        model: the model of neurons.
+        config: settings; None takes the defaults.
+        facts: of each session of the model, for the mean responses and for the checkpoint.
+
+    Raises:
+        ValueError: if a setting is out of its range, a penalty is unknown, or the facts are of
+            other sessions.
+    """
+
+    export_name = "model"
+
+    # For type checkers: a buffer.
+    passes: Tensor
+
+    def __init__(
+        self,
+        model: NeuralModel,
+        config: NeuralPredictionConfig | None = None,
+        *,
+        facts: Sequence[SessionFacts],
+    ) -> None:
+        super().__init__()
+        self.config = config or NeuralPredictionConfig()
+        self.facts = list(facts)
+        self.model = model
+        self._check()
+        for module in model.modules():
+            if isinstance(module, ViViT):
+                freeze_what_serves_pooling_alone(module)
+        means = [torch.tensor(fact.mean_response, dtype=torch.float64) for fact in self.facts]
+        for index, mean in enumerate(means):
+            self.register_buffer(f"mean_response_{index}", mean, persistent=False)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that is worth compiling: what comes after changes shape with the session."""
+        return self.model.encoder
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """The loss of a batch.
+
+        Args:
+            batch: with ``parts``, one dict a session: ``session``, ``video`` (b, C, T, H, W),
+                ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T, 2) or None, ``responses``
+                (b, T, neurons) with NaN where unknown.
+
+        Returns:
+            :class:`Step`; metrics are the Poisson loss, bits per spike against each neuron's mean
+            of the training trials (0 without any spike), and the weighted penalties.
+        """
+        parts = batch["parts"]
+        if self.training:
+            self._anneal()
+        all_rates = predict_parts(self.model, parts)
+        with torch.autocast(all_rates[0].device.type, enabled=False):
+            return self._step(parts, [_full(rates) for rates in all_rates])
+
+    def export(self, directory: Path, *, training: dict[str, Any]) -> None:
+        """Write the model, with what it knows of its sessions, to ``directory``.
+
+        Args:
+            directory: where to.
+            training: facts for the model card.
+        """
+        from ssl_vivit.neural.checkpoint import save_neural_model
+
+        card = {"objective": "Poisson loss on recorded responses", **training}
+        save_neural_model(self.model, directory, self.facts, training=card)
+
+    def _step(self, parts: list[dict[str, Any]], all_rates: list[Tensor]) -> Step:
+        data, penalty = all_rates[0].new_zeros(()), all_rates[0].new_zeros(())
+        gain, spikes = data.new_zeros((), dtype=torch.float64), data.new_zeros(())
+        known = [~part["responses"].isnan() for part in parts]
+        count = self._count(sum(mask.sum() for mask in known))  # type: ignore[arg-type]
+        for part, mask, rates in zip(parts, known, all_rates, strict=True):
+            session = part["session"]
+            responses = part["responses"].to(rates.dtype).masked_fill(~mask, 0)
+            loss = poisson_sum(rates, responses, mask, self.config.eps)
+            data = data + loss / count
+            penalty = penalty + self._penalty(session) * (mask.sum() / count)
+            with torch.no_grad():
+                null = self._mean_response(session).to(rates.dtype).expand_as(rates)
+                worse = poisson_sum(null, responses, mask, self.config.eps)
+                gain = gain + worse.double() - loss.double()
+                spikes = spikes + responses.sum()
+        bits = torch.where(spikes > 0, gain / (spikes * math.log(2)), 0.0)
+        loss = data + penalty + self._nothing({part["session"] for part in parts})
+        metrics = {"poisson": data.detach(), "bps": bits}
+        if self.config.regularisation:
+            metrics["regularisation"] = penalty.detach()
+        return Step(loss, metrics)
+
+    def _count(self, known: Tensor) -> Tensor:
+        """Known responses, as the mean over processes, whose gradients are averaged."""
+        known = known.double()
+        # Outside training a single process may call.
+        if self.training and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(known)
+            known = known / dist.get_world_size()
+        return known.clamp(min=1.0).to(torch.float32)
+
+    def _penalty(self, session: str) -> Tensor:
+        terms = _terms(self.model.readout(session))
+        weights = self.config.regularisation
+        weighted = [weights[name] * term for name, term in terms.items() if weights.get(name)]
+        return torch.stack(weighted).sum() if weighted else self.passes.new_zeros(()).float()
+
+    def _nothing(self, present: set[str]) -> Tensor | float:
+        """Zero, by way of every trainable parameter of the sessions that the batch lacks."""
+        absent = [
+            parameter.flatten()[:1].sum() * 0
+            for session in self.model.sessions
+            if session not in present
+            for parameter in self.model.readout(session).parameters()
+            if parameter.requires_grad
+        ]
+        return torch.stack(absent).sum() if absent else 0.0
+
+    def _mean_response(self, session: str) -> Tensor:
+        index = [fact.name for fact in self.facts].index(session)
+        return getattr(self, f"mean_response_{index}")
+
+    def _anneal(self) -> None:
+        if self.config.spread_passes:
+            left = (1 - self.passes / self.config.spread_passes).clamp(min=0)
+            # On the device: reading it would wait for the GPU at every step.
+            scale = self.config.spread_start**left
+            for readout in self.model.readouts.values():
+                readout.spread_scale = scale  # type: ignore[assignment]
+        self.passes += 1
+
+    def _check(self) -> None:
+        config, sessions = self.config, list(self.model.sessions)
+        if config.eps <= 0:
+            raise ValueError(f"objective.eps {config.eps} must be positive")
+        if config.spread_start <= 0 or config.spread_passes < 0:
+            raise ValueError(
+                f"objective.spread_start {config.spread_start} must be positive and "
+                f"objective.spread_passes {config.spread_passes} not negative"
+            )
+        names = [fact.name for fact in self.facts]
+        if sorted(names) != sorted(sessions):
+            raise ValueError(
+                f"the model reads sessions {', '.join(sessions)}; the facts are of "
+                f"{', '.join(names) or 'none'}"
+            )
+        terms = {name for readout in self.model.readouts.values() for name in _terms(readout)}
+        for name, weight in config.regularisation.items():
+            if name not in terms:
+                raise ValueError(
+                    f"objective.regularisation names {name!r}; these readouts have "
+                    f"{', '.join(sorted(terms)) or 'no penalty'}"
+                )
+            if not weight >= 0:
+                raise ValueError(f"objective.regularisation.{name} {weight} must not be negative")
+
+
+def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """Rates (b, T, neurons) for each part; parts that can share one call of the core.
+
+    Those can whose videos have equal sizes and whose stimuli are resampled in the same way.
+
+    Args:
+        model: the model of neurons.
+        parts: as :meth:`NeuralPrediction.forward` takes them.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, part in enumerate(parts):
+        behaviour = part.get("behaviour")
+        channels = None if behaviour is None else behaviour.shape[-1]
+        resampling = model.frame_rates[part["session"]]
+        alike.setdefault((part["video"].shape[1:], resampling, channels), []).append(index)
+    rates: dict[int, Tensor] = {}
+    for (*_, channels), indices in alike.items():
+        together = [parts[index] for index in indices]
+        video = torch.cat([part["video"] for part in together])
+        behaviour = None if channels is None else torch.cat([p["behaviour"] for p in together])
+        maps = model.core(video, behaviour, together[0]["session"])
+        each = maps.split([len(part["video"]) for part in together])
+        for index, part, map in zip(indices, together, each, strict=True):
+            rates[index] = model.read(map, part["session"], part.get("pupil_centre"))
+    return [rates[index] for index in range(len(parts))]
+
+
+def poisson_sum(
+    rates: Float[Tensor, "b T neurons"],
+    responses: Float[Tensor, "b T neurons"],
+    known: Bool[Tensor, "b T neurons"],
+    eps: float,
+) -> Float[Tensor, ""]:
+    """Negative Poisson log likelihood, without the term of the responses alone, summed where known.
+
+    Args:
+        rates: expected responses, positive.
+        responses: finite everywhere; what stands where unknown does not matter.
+        known: which count.
+        eps: added to rates within the logarithm.
+    """
+    terms = rates - responses * torch.log(rates + eps)
+    return terms.masked_fill(~known, 0).sum()
+
+
+def _terms(readout: nn.Module) -> dict[str, Tensor]:
+    return readout.regularisation()  # type: ignore[operator]
+
+
+def _full(rates: Tensor) -> Tensor:
+    return rates.float() if rates.dtype in (torch.float16, torch.bfloat16) else rates

@@ -1,0 +1,237 @@
+"""The Poisson objective against a slow loop, over sessions, processes and what is unknown."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.neural.baselines import LinearNonlinearConfig
+from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
+
+NEURONS = {"a.1": 3, "b": 5}
+
+
+def facts(neurons=NEURONS):
+    means = {"a.1": (0.5, 1.0, 0.0), "b": (0.2, 0.4, 0.6, 0.8, 1.0)}
+    return [
+        SessionFacts(
+            name=name,
+            unit_ids=tuple(range(count)),
+            frames_per_second=30.0,
+            kind="spikes",
+            frame_size=(4, 6),
+            video_mean=0.5,
+            video_std=0.2,
+            behaviour_channels=(0, 1),
+            behaviour_mean=(0.0, 0.0),
+            behaviour_std=(1.0, 1.0),
+            pupil_mean=None,
+            pupil_std=None,
+            mean_response=means[name],
+            coordinates=None,
+            split={"train": (0, 1)},
+        )
+        for name, count in neurons.items()
+    ]
+
+
+def model(neurons=NEURONS, behaviour=2, **settings):
+    torch.manual_seed(0)
+    config = LinearNonlinearConfig(**{"filters": "full", "lags": 3, "pool": 2, **settings})
+    built = linear_nonlinear(neurons, (4, 6), behaviour_channels=behaviour, config=config)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    return built.double()
+
+
+def part(session, count=2, frames=6, seed=0, unknown=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, frames, NEURONS[session])
+    responses = torch.poisson(torch.rand(shape, generator=generator) * 2, generator).double()
+    responses[torch.rand(shape, generator=generator) < unknown] = math.nan
+    random = torch.randn(count, 1, frames, 4, 6, generator=generator, dtype=torch.float64)
+    behaviour = torch.randn(count, frames, 2, generator=generator, dtype=torch.float64)
+    return {
+        "session": session,
+        "video": random,
+        "behaviour": behaviour,
+        "pupil_centre": None,
+        "responses": responses,
+    }
+
+
+def batch(*parts):
+    return {"parts": list(parts), "key": ["x"]}
+
+
+def slow_poisson(model, parts, eps=1e-12):
+    """One term after another."""
+    terms = []
+    for given in parts:
+        rates = model(given["video"], given["behaviour"], given["session"])
+        for rate, count in zip(rates.flatten(), given["responses"].flatten(), strict=True):
+            if not math.isnan(count):
+                terms.append(rate - count * torch.log(rate + eps))
+    return torch.stack(terms).mean()
+
+
+def gradients(module):
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def test_loss_and_gradients_are_those_of_a_slow_loop_over_what_is_known():
+    parts = [part("a.1", seed=1), part("b", count=3, seed=2), part("b", frames=4, seed=3)]
+    ours = NeuralPrediction(model(), facts=facts())
+    step = ours(batch(*parts))
+    step.loss.backward()
+    reference = model()
+    expected = slow_poisson(reference, parts)
+    expected.backward()
+    assert step.loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    for name, gradient in gradients(reference).items():
+        torch.testing.assert_close(gradients(ours.model)[name], gradient, rtol=0, atol=1e-9)
+
+
+def test_what_stands_at_unknown_responses_and_their_frames_does_not_matter():
+    given = part("b")
+    given["responses"][:, 4:] = math.nan
+    shorter = {
+        **given,
+        "video": given["video"][:, :, :4],
+        "behaviour": given["behaviour"][:, :4],
+        "responses": given["responses"][:, :4],
+    }
+    ours = NeuralPrediction(model(), facts=facts())
+    long, short = ours(batch(given)), ours(batch(shorter))
+    assert long.loss.item() == pytest.approx(short.loss.item(), abs=1e-12)
+    assert long.metrics["bps"].item() == pytest.approx(short.metrics["bps"].item(), abs=1e-12)
+
+
+def test_a_batch_without_any_known_response_has_no_loss():
+    given = part("b")
+    given["responses"].fill_(math.nan)
+    ours = NeuralPrediction(model(), facts=facts())
+    step = ours(batch(given))
+    step.loss.backward()
+    assert step.loss == 0
+    assert step.metrics["bps"] == 0
+    assert all(not gradient.any() for gradient in gradients(ours).values())
+
+
+def test_one_call_of_the_core_serves_all_parts_of_one_size():
+    """The same numbers as part by part, and no more calls than there are sizes."""
+    parts = [part("a.1", seed=1), part("b", seed=2), part("a.1", frames=4, seed=3)]
+    ours = NeuralPrediction(model(), facts=facts()).eval()
+    calls = []
+    dense = ours.model.encoder.dense
+    ours.model.encoder.dense = lambda video: calls.append(len(video)) or dense(video)
+    together = ours(batch(*parts)).loss
+    assert calls == [4, 2]
+    assert together.item() == pytest.approx(slow_poisson(ours.model, parts).item(), abs=1e-9)
+
+
+def test_bits_per_spike_are_against_the_mean_of_training():
+    given = part("b", unknown=0.3)
+    ours = NeuralPrediction(model(), facts=facts())
+    bits = ours(batch(given)).metrics["bps"].item()
+    rates = ours.model(given["video"], given["behaviour"], "b")
+    gain, spikes = 0.0, 0.0
+    for index in torch.cartesian_prod(*map(torch.arange, rates.shape)).tolist():
+        rate, count = rates[tuple(index)].item(), given["responses"][tuple(index)].item()
+        if not math.isnan(count):
+            null = facts()[1].mean_response[index[-1]]
+            gain += (null - count * math.log(null)) - (rate - count * math.log(rate))
+            spikes += count
+    assert bits == pytest.approx(gain / spikes / math.log(2), abs=1e-9)
+
+
+def test_penalties_count_by_the_share_of_their_session():
+    config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1, "smoothness": 0.01})
+    parts = [part("a.1", seed=1), part("b", seed=2)]
+    ours = NeuralPrediction(model(), config, facts=facts())
+    step = ours(batch(*parts))
+    known = [int((~given["responses"].isnan()).sum()) for given in parts]
+    expected = 0.0
+    for given, count in zip(parts, known, strict=True):
+        terms = ours.model.readout(given["session"]).regularisation()
+        weighted = 0.1 * terms["filter_l2"] + 0.01 * terms["smoothness"]
+        expected += weighted.item() * count / sum(known)
+    assert step.metrics["regularisation"].item() == pytest.approx(expected, rel=1e-6)
+    poisson = slow_poisson(ours.model, parts).item()
+    assert step.loss.item() == pytest.approx(poisson + expected, rel=1e-6)
+    alone = ours(batch(parts[1])).metrics["regularisation"].item()
+    terms = ours.model.readout("b").regularisation()
+    assert alone == pytest.approx(
+        (0.1 * terms["filter_l2"] + 0.01 * terms["smoothness"]).item(), rel=1e-6
+    )
+
+
+def test_sessions_that_the_batch_lacks_get_gradients_of_zero():
+    config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
+    ours = NeuralPrediction(model(), config, facts=facts())
+    ours(batch(part("a.1"))).loss.backward()
+    absent, present = ours.model.readout("b"), ours.model.readout("a.1")
+    for parameter in absent.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+    assert all(parameter.grad.any() for parameter in present.parameters())
+
+
+def test_a_frozen_readout_stays_without_gradient():
+    ours = NeuralPrediction(model(), facts=facts())
+    ours.model.readout("b").requires_grad_(False)
+    ours(batch(part("a.1"))).loss.backward()
+    assert all(parameter.grad is None for parameter in ours.model.readout("b").parameters())
+
+
+def test_half_precision_rates_are_scored_in_full():
+    single = model().float()
+    given = {
+        name: value.float() if isinstance(value, torch.Tensor) else value
+        for name, value in part("b").items()
+    }
+    ours = NeuralPrediction(single, facts=facts())
+    exact = ours(batch(given)).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = ours(batch(given)).loss
+    assert halved.dtype == torch.float32
+    assert halved.item() == pytest.approx(exact.item(), abs=0.02)
+
+
+def test_widths_go_to_one_in_equal_ratios_and_resume():
+    config = NeuralPredictionConfig(spread_start=8.0, spread_passes=3)
+    ours = NeuralPrediction(model(), config, facts=facts())
+    scales = []
+    for _ in range(5):
+        ours(batch(part("b")))
+        scales.append(float(ours.model.readout("b").spread_scale))
+    assert scales == pytest.approx([8, 4, 2, 1, 1])
+    saved = copy.deepcopy(ours.state_dict())
+    saved["passes"].fill_(1)
+    again = NeuralPrediction(model(), config, facts=facts())
+    again.load_state_dict(saved)
+    again(batch(part("b")))
+    assert float(again.model.readout("b").spread_scale) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"regularisation": {"feature_l9": 1.0}}, "'feature_l9'.*filter_l2, smoothness"),
+        ({"regularisation": {"filter_l2": -1.0}}, "filter_l2 -1.0 must not be negative"),
+        ({"eps": 0.0}, "objective.eps"),
+        ({"spread_start": 0.0}, "spread_start"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(config, said):
+    with pytest.raises(ValueError, match=said):
+        NeuralPrediction(model(), NeuralPredictionConfig(**config), facts=facts())
+
+
+def test_facts_of_other_sessions_are_refused():
+    with pytest.raises(ValueError, match=r"reads sessions a\.1, b; the facts are of b"):
+        NeuralPrediction(model(), facts=facts({"b": 5}))

@@ -25,6 +25,7 @@ from ssl_vivit.data.session_scan import (
     PUPIL,
     RESPONSES,
     VIDEOS,
+    Moments,
     TrialFacts,
     open_array,
     scan_trial,
@@ -282,8 +283,7 @@ class Session:
 
     def _pupil_varies(self) -> bool:
         found = [trial.pupil for trial in self.trials.values() if trial.pupil is not None]
-        means = np.stack([pupil.mean for pupil in found])
-        return bool(np.ptp(means, axis=0).any() or any(pupil.deviation.any() for pupil in found))
+        return bool(Moments.merged(found).varies.any())
 
     def _kind(self, told: str | None) -> Literal["spikes", "calcium"]:
         wrong = [number for number, trial in self.trials.items() if not trial.counts]

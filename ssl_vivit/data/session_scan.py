@@ -74,6 +74,11 @@ class Moments:
         """Of the population (divided by the count); 0 where nothing was observed."""
         return np.sqrt(self.deviation / np.maximum(self.count, 1))
 
+    @property
+    def varies(self) -> np.ndarray:
+        """Whether an entry's values differ by more than float32 rounds: bool, for each entry."""
+        return self.std > np.finfo(np.float32).eps * np.abs(self.mean)
+
 
 @dataclass(frozen=True)
 class TrialFacts:

@@ -1,0 +1,117 @@
+"""What a model's neurons look at, by the gradients of their rates, and the truth where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+Rates = Callable[[Tensor], Tensor]
+
+# Pixels below this share of the largest count as none of the field: a mean over the whole frame
+# would be drawn to its middle.
+_FIELD = 0.3
+
+
+class ReceptiveFields(NamedTuple):
+    """Gradients of rates with respect to the video, over many stimuli.
+
+    Attributes:
+        filters: (n, lags, H, W), the direction in stimulus space along which gradients vary most
+            between stimuli, times its root mean square; the last lag is the frame itself. For a
+            linear unit its filter, for an energy unit one phase of it.
+        energy: (n, H, W), mean square of the gradients, summed over lags.
+        centres: (n, 2), (x, y) of the energy's centre of mass; −1 and 1 are the frame's edges.
+    """
+
+    filters: Float[Tensor, "n lags H W"]
+    energy: Float[Tensor, "n H W"]
+    centres: Float[Tensor, "n 2"]
+
+
+def receptive_fields(
+    rates: Rates,
+    videos: Float[Tensor, "b c T H W"],
+    units: Sequence[int],
+    *,
+    lags: int = 12,
+    batch_size: int = 16,
+) -> ReceptiveFields:
+    """Receptive fields from gradients at natural stimuli.
+
+    A gradient at a blank stimulus would miss units that respond to the energy of a pattern,
+    whatever its phase: theirs is zero there.
+
+    Args:
+        rates: standardised video (b, c, T, H, W) → rates (b, T, neurons), differentiable, each
+            clip by itself.
+        videos: clips; the gradients are those of the rates at their last frame.
+        units: neurons.
+        lags: how many frames back, the last one included.
+        batch_size: clips at once.
+
+    Raises:
+        ValueError: if the clips are shorter than ``lags``.
+    """
+    if videos.shape[2] < lags:
+        raise ValueError(f"clips of {videos.shape[2]} frames are shorter than {lags} lags")
+    found: list[list[Tensor]] = [[] for _ in units]
+    for clips in videos.split(batch_size):
+        with torch.enable_grad():
+            seen = clips.detach().requires_grad_(True)
+            last = rates(seen)[:, -1]
+            for index, unit in enumerate(units):
+                # Clips do not see each other, so the gradient of the sum is that of each.
+                (gradient,) = torch.autograd.grad(
+                    last[:, unit].sum(), seen, retain_graph=index + 1 < len(units)
+                )
+                found[index].append(gradient[:, :, -lags:].mean(1).cpu())
+    gradients = torch.stack([torch.cat(parts) for parts in found]).double()
+    energy = gradients.square().mean(1).sum(1)
+    return ReceptiveFields(_main_direction(gradients).float(), energy.float(), centres_of(energy))
+
+
+def _main_direction(gradients: Float[Tensor, "n b lags H W"]) -> Float[Tensor, "n lags H W"]:
+    flat = rearrange(gradients, "n b t h w -> n b (t h w)")
+    _, strength, directions = torch.linalg.svd(flat, full_matrices=False)
+    main = directions[:, 0] * strength[:, :1] / flat.shape[1] ** 0.5
+    # The sign of a direction is free: the mean gradient's, so that excitation comes out positive.
+    sign = torch.where(einsum(main, flat.mean(1), "n p, n p -> n") < 0, -1.0, 1.0)
+    shape = gradients.shape[2:]
+    return (main * sign[:, None]).reshape(len(main), *shape)
+
+
+def centres_of(energy: Float[Tensor, "n H W"]) -> Float[Tensor, "n 2"]:
+    """Centres of mass (x, y) of maps that are not negative; −1 and 1 are the frame's outer edges.
+
+    A map that is zero everywhere has none: NaN.
+    """
+    energy = energy.double()
+    peak = energy.amax((1, 2), keepdim=True)
+    weights = torch.where(energy >= _FIELD * peak, energy, 0.0)
+    total = weights.sum((1, 2))
+    places = [(2 * torch.arange(size).double() + 1) / size - 1 for size in energy.shape[1:]]
+    y = einsum(weights, places[0].to(energy.device), "n h w, h -> n") / total
+    x = einsum(weights, places[1].to(energy.device), "n h w, w -> n") / total
+    return torch.stack([x, y], 1).float()
+
+
+def position_correlation(
+    found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"]
+) -> tuple[float, float]:
+    """Pearson's r of found and true positions over neurons, for x and for y.
+
+    NaN where there are fewer than three neurons or a coordinate does not vary.
+    """
+    known = np.isfinite(found).all(1) & np.isfinite(true).all(1)
+    rs = []
+    for axis in (0, 1):
+        a, b = found[known, axis], true[known, axis]
+        varies = known.sum() > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
+        rs.append(float(np.corrcoef(a, b)[0, 1]) if varies else float("nan"))
+    return rs[0], rs[1]

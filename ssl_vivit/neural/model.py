@@ -248,9 +248,12 @@ class NeuralModel(nn.Module):
         return different.pop()
 
     def _checked(self, behaviour: Tensor | None, video: Tensor) -> Tensor | None:
-        if not self.behaviour_channels or behaviour is None:
+        if not self.behaviour_channels:
             return None
         expected = (len(video), video.shape[2], self.behaviour_channels)
+        if behaviour is None:
+            # Zeros, not nothing: DistributedDataParallel wants a gradient for every parameter.
+            return video.new_zeros(expected)
         if behaviour.shape != expected:
             raise NeuralModelError(
                 f"behaviour of shape {tuple(behaviour.shape)} is not (B, T, channels) = {expected}"

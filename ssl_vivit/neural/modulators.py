@@ -1,0 +1,254 @@
+"""What behaviour and the past do to an encoder's tokens, step by step in time.
+
+- ConvGRU: recurrent state on the token grid, driven by tokens and behaviour
+- FiLM: a gain and an offset for each channel, of the behaviour of the moment
+
+Both take behaviour at the encoder's frame rate. Token i gets the frames of its own stride,
+i·s … (i + 1)·s − 1, side by side and not averaged. Both start as the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@dataclass(frozen=True)
+class ModulatorConfig:
+    """Settings of the modulator between encoder and readouts.
+
+    Args:
+        kind: ``convgru``, ``film`` or ``none``; without a modulator behaviour is left out.
+        hidden: channels of the ConvGRU's state; None is as many as the encoder's tokens have.
+        kernel: width of the ConvGRU's kernels in tokens, odd.
+        embedding: features that the behaviour of a token's frames becomes.
+    """
+
+    kind: Literal["convgru", "film", "none"] = "convgru"
+    hidden: int | None = None
+    kernel: int = 3
+    embedding: int = 64
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("convgru", "film", "none"):
+            raise NeuralModelError(
+                f"modulator.kind {self.kind!r} is unknown; choose convgru, film or none"
+            )
+        if self.hidden is not None and self.hidden < 1:
+            raise NeuralModelError(f"modulator.hidden {self.hidden} must be at least 1")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise NeuralModelError(f"modulator.kernel {self.kernel} must be odd and positive")
+        if self.embedding < 1:
+            raise NeuralModelError(f"modulator.embedding {self.embedding} must be at least 1")
+
+
+class BehaviourEmbedding(nn.Module):
+    """Behaviour of each token's frames → one vector a token.
+
+    Args:
+        channels: measured at every frame.
+        stride: frames of a token.
+        width: of the vector.
+    """
+
+    def __init__(self, channels: int, stride: int, width: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.linear = nn.Linear(stride * channels, width)
+
+    def forward(self, behaviour: Float[Tensor, "b T k"]) -> Float[Tensor, "b t e"]:
+        """The vectors of all tokens whose frames are complete."""
+        whole = behaviour.shape[1] // self.stride * self.stride
+        windows = rearrange(behaviour[:, :whole], "b (t s) k -> b t (s k)", s=self.stride)
+        return F.gelu(self.linear(windows))
+
+
+class ConvGRU(nn.Module):
+    """Gated recurrence on the token grid (Ballas et al. 2016, arXiv 1511.06432), added to the tokens.
+
+    With x the tokens, b the embedded behaviour and ∗ a convolution over space,
+
+        r, z = σ(W ∗ x + V b + U ∗ h)
+        n = tanh(W ∗ x + V b + r · (U ∗ h))
+        h ← (1 − z) · n + z · h
+
+    with the reset gate behind the convolution, as in cuDNN's GRU, so that one convolution a step
+    serves all three. All input convolutions of a clip are one call before the loop. What is added
+    to the tokens is a projection of h that starts at zero.
+
+    Args:
+        channels: of the tokens.
+        behaviour_channels: measured at every frame; 0 for none.
+        stride: frames of a token.
+        hidden: channels of the state; None is ``channels``.
+        kernel: width of the convolutions in tokens, odd.
+        embedding: features that the behaviour of a token's frames becomes.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        behaviour_channels: int = 0,
+        stride: int = 1,
+        *,
+        hidden: int | None = None,
+        kernel: int = 3,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        hidden = hidden or channels
+        self.behaviour_channels, self.stride, self.hidden = behaviour_channels, stride, hidden
+        self.settings = {"hidden": hidden, "kernel": kernel, "embedding": embedding}
+        self.input = nn.Conv2d(channels, 3 * hidden, kernel, padding=kernel // 2)
+        self.recurrent = nn.Conv2d(hidden, 3 * hidden, kernel, padding=kernel // 2)
+        self.project = nn.Conv2d(hidden, channels, 1)
+        self.behaviour: BehaviourEmbedding | None = None
+        self.of_behaviour: nn.Linear | None = None
+        if behaviour_channels:
+            self.behaviour = BehaviourEmbedding(behaviour_channels, stride, embedding)
+            self.of_behaviour = nn.Linear(embedding, 3 * hidden, bias=False)
+        for layer in (self.input, self.recurrent):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        map: Float[Tensor, "b d t h w"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+        state: Float[Tensor, "b e h w"] | None = None,
+    ) -> tuple[Float[Tensor, "b d t h w"], Float[Tensor, "b e h w"]]:
+        """Modulated tokens.
+
+        Args:
+            map: tokens.
+            behaviour: standardised, at least ``stride`` frames for each token; None stands for the
+                mean of all behaviour, which is zero.
+            state: what an earlier call returned for the tokens before these; None is the start.
+
+        Returns:
+            tokens, and the state after the last of them.
+        """
+        drive = self.drive(map, behaviour)
+        if state is None:
+            state = drive.new_zeros(map.shape[0], self.hidden, *map.shape[3:])
+        states = _recurrence(drive, state, self.recurrent)
+        change = self.project(rearrange(states, "t b e h w -> (t b) e h w"))
+        change = rearrange(change, "(t b) d h w -> b d t h w", b=len(map))
+        return map + change, states[-1]
+
+    def drive(
+        self, map: Float[Tensor, "b d t h w"], behaviour: Float[Tensor, "b T k"] | None
+    ) -> Float[Tensor, "t b gates h w"]:
+        """What input and behaviour send to the three gates at all steps."""
+        frames = rearrange(map, "b d t h w -> (t b) d h w")
+        drive = rearrange(self.input(frames), "(t b) g h w -> t b g h w", b=len(map))
+        if self.behaviour is None or self.of_behaviour is None:
+            return drive
+        if behaviour is None:
+            behaviour = map.new_zeros(len(map), map.shape[2] * self.stride, self.behaviour_channels)
+        gates = self.of_behaviour(self.behaviour(behaviour))
+        return drive + rearrange(gates, "b t g -> t b g 1 1")
+
+
+@torch.compiler.disable
+def _recurrence(
+    drive: Float[Tensor, "t b gates h w"], state: Float[Tensor, "b e h w"], recurrent: nn.Conv2d
+) -> Float[Tensor, "t b e h w"]:
+    """The states at all steps; a loop that a compiler would only unroll."""
+    states = []
+    for step in drive:
+        state = gru_step(step, recurrent(state), state)
+        states.append(state)
+    return torch.stack(states)
+
+
+def gru_step(
+    drive: Float[Tensor, "b gates h w"],
+    recurrent: Float[Tensor, "b gates h w"],
+    state: Float[Tensor, "b e h w"],
+) -> Float[Tensor, "b e h w"]:
+    """The next state, of what input and state send to the gates."""
+    e = state.shape[1]
+    reset, update = torch.sigmoid(drive[:, : 2 * e] + recurrent[:, : 2 * e]).chunk(2, dim=1)
+    candidate = torch.tanh(drive[:, 2 * e :] + reset * recurrent[:, 2 * e :])
+    return torch.lerp(candidate, state, update)
+
+
+class FiLM(nn.Module):
+    """A gain and an offset for each channel (Perez et al. 2018, arXiv 1709.07871), of behaviour.
+
+    Arguments as of :class:`ConvGRU`.
+
+    Raises:
+        NeuralModelError: without behaviour.
+    """
+
+    def __init__(
+        self, channels: int, behaviour_channels: int, stride: int = 1, *, embedding: int = 64
+    ) -> None:
+        super().__init__()
+        if not behaviour_channels:
+            raise NeuralModelError(
+                "modulator.kind film needs behaviour, and the sessions have none; use convgru or "
+                "none"
+            )
+        self.behaviour_channels, self.stride = behaviour_channels, stride
+        self.settings = {"embedding": embedding}
+        self.behaviour = BehaviourEmbedding(behaviour_channels, stride, embedding)
+        self.project = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(
+        self,
+        map: Float[Tensor, "b d t h w"],
+        behaviour: Float[Tensor, "b T k"] | None = None,
+        state: None = None,
+    ) -> tuple[Float[Tensor, "b d t h w"], None]:
+        """Modulated tokens, and no state; arguments as of :meth:`ConvGRU.forward`."""
+        if behaviour is None:
+            behaviour = map.new_zeros(len(map), map.shape[2] * self.stride, self.behaviour_channels)
+        changes = rearrange(self.project(self.behaviour(behaviour)), "b t d -> b d t 1 1")
+        gain, offset = changes.chunk(2, dim=1)
+        return map * (1 + gain) + offset, None
+
+
+def build_modulator(
+    config: ModulatorConfig, channels: int, behaviour_channels: int, stride: int
+) -> ConvGRU | FiLM | None:
+    """The modulator that a config describes, for an encoder and its sessions' behaviour.
+
+    Args:
+        config: the settings.
+        channels: width of the encoder's tokens.
+        behaviour_channels: measured at every frame; 0 for none.
+        stride: frames of a token.
+
+    Raises:
+        NeuralModelError: for FiLM without behaviour.
+    """
+    if config.kind == "convgru":
+        return ConvGRU(
+            channels, behaviour_channels, stride,
+            hidden=config.hidden, kernel=config.kernel, embedding=config.embedding,
+        )  # fmt: skip
+    if config.kind == "film":
+        return FiLM(channels, behaviour_channels, stride, embedding=config.embedding)
+    return None
+
+
+def modulator_config(modulator: nn.Module | None) -> ModulatorConfig:
+    """The inverse of :func:`build_modulator`."""
+    settings: dict[str, Any] = {} if modulator is None else modulator.settings  # type: ignore[assignment]
+    kinds: dict[type, Literal["convgru", "film", "none"]] = {ConvGRU: "convgru", FiLM: "film"}
+    return ModulatorConfig(kind=kinds.get(type(modulator), "none"), **settings)

@@ -1,0 +1,87 @@
+"""The ConvGRU, its input convolutions hoisted out of the loop, against one that has all inside.
+
+    python tests/benchmarks/bench_convgru.py [--device cuda] [--hidden 384]
+
+Forward with backward on tokens (1, 384, 75, 9, 16) in float32, one CPU thread, as multiples of one
+2048³ float32 matrix product; all contestants in turn, medians of the rounds, in brackets the range
+of their middle half.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from einops import rearrange
+from side_by_side import device, ratio, rounds, seconds, table
+from torch import Tensor, nn
+
+from ssl_vivit.neural.modulators import ConvGRU, gru_step
+
+SHAPE = (1, 384, 75, 9, 16)
+
+
+def all_inside(model: ConvGRU, map: Tensor) -> Tensor:
+    """The same numbers, with every convolution at its own step."""
+    state = map.new_zeros(map.shape[0], model.hidden, *map.shape[3:])
+    out = []
+    for step in map.unbind(2):
+        state = gru_step(model.input(step), model.recurrent(state), state)
+        out.append(step + model.project(state))
+    return rearrange(out, "t b d h w -> b d t h w")
+
+
+def textbook(layers: nn.ModuleList, map: Tensor) -> Tensor:
+    """The reset gate before the convolution: one for both gates and one for the candidate."""
+    gates, candidate = layers
+    state = torch.zeros_like(map[:, :, 0])
+    out = []
+    for step in map.unbind(2):
+        both = torch.sigmoid(gates(torch.cat([step, state], 1)))
+        reset, update = both.chunk(2, dim=1)
+        new = torch.tanh(candidate(torch.cat([step, reset * state], 1)))
+        state = torch.lerp(new, state, update)
+        out.append(state)
+    return torch.stack(out, 2)
+
+
+def backward(model: nn.Module, step: Callable[[Tensor], Tensor], map: Tensor) -> None:
+    step(map).square().mean().backward()
+    model.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=rounds, default=5)
+    parser.add_argument("--hidden", type=int, default=SHAPE[1], help="channels of the state")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    map = torch.randn(SHAPE, device=args.device, requires_grad=True)
+    model = ConvGRU(SHAPE[1], hidden=args.hidden).to(args.device)
+    with torch.no_grad():
+        torch.testing.assert_close(model(map)[0], all_inside(model, map))
+    cases: dict[str, Callable[[], object]] = {
+        "ConvGRU": partial(backward, model, lambda video: model(video)[0], map),
+        "the same, all inside the loop": partial(backward, model, partial(all_inside, model), map),
+    }
+    if args.hidden == SHAPE[1]:
+        convolutions = nn.ModuleList(
+            nn.Conv2d(2 * args.hidden, n * args.hidden, 3, padding=1) for n in (2, 1)
+        ).to(args.device)
+        cases["textbook cell"] = partial(
+            backward, convolutions, partial(textbook, convolutions), map
+        )
+    square = torch.rand(2048, 2048, device=args.device)
+    cases["product"] = partial(torch.mm, square, square)
+    times = seconds(cases, args.rounds, args.device)
+    product = times.pop("product")
+    rows = [[name, ratio(found, product)] for name, found in times.items()]
+    print(table([f"{tuple(SHAPE)}, state {args.hidden}", "2048³ products"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""ConvGRU and FiLM against step-by-step references; behaviour in its own time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import walk
+
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.modulators import (
+    ConvGRU,
+    FiLM,
+    ModulatorConfig,
+    build_modulator,
+    modulator_config,
+)
+
+KINDS = ("convgru", "film")
+by_kind = pytest.mark.parametrize("kind", KINDS)
+by_behaviour = pytest.mark.parametrize("channels", [2, 42])
+
+
+def make(kind, channels=2, stride=4, randomised=True, **settings):
+    torch.manual_seed(0)
+    modulator = build_modulator(ModulatorConfig(kind=kind, **settings), 6, channels, stride)
+    if randomised:
+        with torch.no_grad():
+            for parameter in modulator.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return modulator.double()
+
+
+def tokens(steps=5, batch=2):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, 6, steps, 3, 4, generator=generator, dtype=torch.float64)
+
+
+@torch.no_grad()
+@by_behaviour
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convgru_is_its_equations_step_by_step(channels, kernel):
+    modulator = make("convgru", channels, hidden=5, kernel=kernel, embedding=7)
+    map, behaviour = tokens(), walk(2, 20, channels)
+    weights, bias = modulator.input.weight, modulator.input.bias
+    linear = modulator.behaviour.linear
+    state, out = torch.zeros(2, 5, 3, 4, dtype=torch.float64), []
+    for i in range(5):
+        frames = torch.stack([behaviour[:, 4 * i + j] for j in range(4)], 1).flatten(1)
+        embedded = F.gelu(frames @ linear.weight.T + linear.bias)
+        gates = []
+        for part in range(3):
+            rows = slice(5 * part, 5 * part + 5)
+            x = F.conv2d(map[:, :, i], weights[rows], bias[rows], padding=kernel // 2)
+            b = embedded @ modulator.of_behaviour.weight[rows].T
+            u = F.conv2d(
+                state, modulator.recurrent.weight[rows], modulator.recurrent.bias[rows],
+                padding=kernel // 2,
+            )  # fmt: skip
+            gates.append((x + b[:, :, None, None], u))
+        reset, update = (torch.sigmoid(x + u) for x, u in gates[:2])
+        new = torch.tanh(gates[2][0] + reset * gates[2][1])
+        state = (1 - update) * new + update * state
+        out.append(map[:, :, i] + modulator.project(state))
+    found, last = modulator(map, behaviour)
+    torch.testing.assert_close(found, torch.stack(out, 2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(last, state, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@by_behaviour
+def test_film_is_its_equation_step_by_step(channels):
+    modulator, map, behaviour = make("film", channels), tokens(), walk(2, 20, channels)
+    found, _ = modulator(map, behaviour)
+    for i in range(5):
+        embedded = F.gelu(modulator.behaviour.linear(behaviour[:, 4 * i : 4 * i + 4].flatten(1)))
+        gain, offset = modulator.project(embedded)[:, :, None, None].chunk(2, 1)
+        expected = map[:, :, i] * (1 + gain) + offset
+        torch.testing.assert_close(found[:, :, i], expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@by_kind
+def test_token_by_token_with_the_state_is_the_whole_clip(kind):
+    modulator, map, behaviour = make(kind), tokens(), walk(2, 20)
+    state, steps = None, []
+    for i in range(5):
+        step, state = modulator(map[:, :, i : i + 1], behaviour[:, 4 * i : 4 * i + 4], state)
+        steps.append(step)
+    expected = modulator(map, behaviour)[0]
+    torch.testing.assert_close(torch.cat(steps, 2), expected, rtol=0, atol=1e-12)
+
+
+@by_kind
+def test_a_fresh_modulator_is_the_identity_and_learns(kind):
+    modulator, map = make(kind, randomised=False), tokens()
+    found, _ = modulator(map, walk(2, 20))
+    assert torch.equal(found, map)
+    found.square().sum().backward()
+    assert modulator.project.weight.grad.abs().max() > 0.1
+
+
+@torch.no_grad()
+@by_kind
+def test_the_order_of_behaviour_within_a_token_counts(kind):
+    """Which its mean over those frames would hide."""
+    modulator, map, behaviour = make(kind), tokens(), walk(2, 20)
+    other = behaviour.clone()
+    other[:, [8, 9]] = behaviour[:, [9, 8]]
+    change = (modulator(map, behaviour)[0] - modulator(map, other)[0]).abs().amax((0, 1, 3, 4))
+    assert change[2] > 1e-4
+    assert change[:2].max() == 0
+
+
+@torch.no_grad()
+@by_kind
+def test_no_behaviour_is_behaviour_of_zeros_and_a_rest_of_frames_is_left_out(kind):
+    modulator, map, behaviour = make(kind), tokens(), walk(2, 23)
+    assert torch.equal(modulator(map)[0], modulator(map, torch.zeros_like(behaviour))[0])
+    assert torch.equal(modulator(map, behaviour)[0], modulator(map, behaviour[:, :20])[0])
+
+
+def test_convgru_works_without_behaviour_and_film_says_that_it_does_not():
+    modulator = build_modulator(ModulatorConfig(), 6, 0, 4)
+    assert modulator(tokens().float())[0].shape == (2, 6, 5, 3, 4)
+    with pytest.raises(NeuralModelError, match=r"modulator\.kind film needs behaviour"):
+        build_modulator(ModulatorConfig(kind="film"), 6, 0, 4)
+
+
+def test_configs_are_read_back_from_modulators_and_mistakes_refused():
+    for config in (
+        ModulatorConfig("convgru", hidden=5, kernel=1, embedding=7),
+        ModulatorConfig("film", embedding=9),
+        ModulatorConfig("none"),
+    ):
+        assert modulator_config(build_modulator(config, 6, 2, 4)) == config
+    assert isinstance(build_modulator(ModulatorConfig("film"), 6, 2, 4), FiLM)
+    assert isinstance(build_modulator(ModulatorConfig(), 6, 2, 4), ConvGRU)
+    for wrong in ({"kind": "lstm"}, {"kernel": 2}, {"hidden": 0}, {"embedding": 0}):
+        (name,) = wrong
+        with pytest.raises(NeuralModelError, match=f"modulator.{name}"):
+            ModulatorConfig(**wrong)
+
+
+def test_gradients_of_the_convgru_are_exact():
+    modulator = make("convgru", stride=2, hidden=2, kernel=3, embedding=3)
+    map = tokens(3, 1)[:, :, :, :2, :2].requires_grad_()
+    behaviour = walk(1, 6).requires_grad_()
+    torch.autograd.gradcheck(lambda m, b: modulator(m, b)[0], (map, behaviour))

@@ -21,6 +21,7 @@ import torch
 from data_prep.sample import clevrer_sample
 from ssl_vivit.data.loader import DataConfig, build_clips
 from ssl_vivit.data.preprocessing import preprocessing
+from ssl_vivit.data.pretraining_data import pretraining_data
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.choice import EncoderChoice
 from ssl_vivit.evaluation.online_probe import OnlineProbe, OnlineProbeConfig
@@ -78,13 +79,15 @@ def main() -> None:
     objective = MaskedTubelets(encoder, config.objective, preprocessing=prepared)
     watch = MaskedEvaluation(config.evaluation, clips)
     probe = OnlineProbe(config.probe, clips)
+    train = clips.train
+    trained = pretraining_data(data, train.dataset.videos, train.indices, config.training.seed)
     result = fit(
         objective,
         clips.train,
         config.training,
         run_config=to_plain(config),
         periodic=[*probe.periodic(), watch.periodic()],
-        card={"data": f"{len(clips.train)} videos of {data.shards}"},
+        card={"data": trained},
     )
     if result.encoder is not None:
         processes.print(watch.summary(result.run_dir))

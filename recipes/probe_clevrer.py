@@ -29,7 +29,7 @@ from ssl_vivit.evaluation.clip_features import Summary
 from ssl_vivit.evaluation.clip_preparation import open_encoder
 from ssl_vivit.evaluation.finetuning import FinetuneConfig, finetune
 from ssl_vivit.evaluation.probe_comparison import Protocol, compare, subject
-from ssl_vivit.evaluation.probe_data import ProbeData, open_parts
+from ssl_vivit.evaluation.probe_data import ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probe_report import claim, distinct
 from ssl_vivit.training import join_processes, parse, run, to_plain
 
@@ -91,6 +91,9 @@ def main() -> None:
         with processes.local_main_process_first():
             data = replace(data, shards=clevrer_sample())
     parts = open_parts(data, config.train_videos, config.test_videos)
+    for name, encoder in encoders.items():
+        if warning := not_unseen(name, encoder.provenance, parts.test):
+            processes.print(warning)
     device = processes.device
     subjects = [
         subject(name, encoder.to(device).eval(), parts, data.clip, config.clips)

@@ -100,6 +100,11 @@ class ShardSet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _open=functools.lru_cache(_OPEN_SHARDS)(_OpenShard))
 
+    @property
+    def annotation_crcs(self) -> np.ndarray:
+        """CRC-32 of each sample's annotation, uint32 (len,); 0 where it has none."""
+        return np.where(self.has_annotation, self._crcs[self._first[1:] - 1], np.uint32(0))
+
     def annotation(self, i: int) -> dict[str, Any] | None:
         """A sample's annotation as stored; None if it has none.
 

@@ -94,6 +94,7 @@ def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
     for name, parameter in encoder.named_parameters():
         adapted.get_parameter(name).requires_grad_(parameter.requires_grad)
     adapted.preprocessing = _at_new_sampling(preprocessing, encoder.config, config)
+    adapted.provenance = copy.deepcopy(encoder.provenance)
     _warn_of_causality(encoder.config, config)
     return adapted.train(encoder.training)
 

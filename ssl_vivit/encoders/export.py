@@ -2,7 +2,7 @@
 
 encoder/
   model.safetensors        weights
-  config.json              the ViViTConfig and how pixels were prepared
+  config.json              the ViViTConfig, how pixels were prepared, and of which run the weights are
   README.md                model card
   classifier.safetensors   head and representation layer, where a classifier was saved
 """
@@ -48,7 +48,10 @@ def save_pretrained(
         directory: where to; parents are made.
         preprocessing: pixel range, mean, std, frames per second, frame stride and resize; None
             keeps the encoder's own.
-        card: facts for the model card, name → value (objective, data, steps, versions).
+        card: facts of the run that made the weights, name → value (objective, data, steps,
+            versions): rows of the model card, and ``training`` in config.json, which becomes the
+            loaded encoder's ``provenance``. An earlier run's, from which the encoder was loaded,
+            are kept as its ``before``.
 
     Raises:
         ValueError: if something else stands there, or nothing can be written there.
@@ -109,6 +112,7 @@ def _write(
         "format": FORMAT,
         "encoder": encoder.config.to_dict(),
         "preprocessing": preprocessing,
+        "training": _training(encoder, card),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -128,6 +132,14 @@ def _write(
         _replace(staging, directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _training(encoder: ViViT, card: dict[str, Any]) -> dict[str, Any] | None:
+    """Facts of the run, and of the one before it."""
+    if not card:
+        return encoder.provenance
+    facts = json.loads(json.dumps(card, default=str))  # a card may hold anything that has words
+    return facts if encoder.provenance is None else {**facts, "before": encoder.provenance}
 
 
 def _save_weights(state: dict[str, Tensor], file: Path) -> None:
@@ -283,6 +295,7 @@ def _load_encoder(path: Path, saved: dict[str, Any], overrides: dict[str, Any]) 
     _check_weights(encoder.state_dict(), weights, path / WEIGHTS, cause)
     encoder.to(weights["tubelets.weight"].dtype).load_state_dict(weights)
     encoder.preprocessing = saved.get("preprocessing")
+    encoder.provenance = saved.get("training")
     if geometry:
         encoder = adapt(encoder, **geometry)
     return encoder.eval()

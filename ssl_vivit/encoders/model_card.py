@@ -68,5 +68,7 @@ output.pooled, output.tokens  # (B, {config.embed_dim}), (B, t, h·w, {config.em
 
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
+        # Lists are for programs; config.json has them.
+        rows = {name: part for name, part in value.items() if not isinstance(part, list)}
+        return ", ".join(f"{name} {part}" for name, part in rows.items())
     return str(value)

@@ -93,6 +93,8 @@ class ViViT(nn.Module):
         config: the architecture.
         preprocessing: how pixels were prepared in pretraining (pixel range, mean, std, frames per
             second, frame stride, resize), or None for a fresh encoder.
+        provenance: what is known of the run that made the weights (objective, data, steps,
+            versions), or None.
     """
 
     _no_split_modules = (
@@ -107,6 +109,7 @@ class ViViT(nn.Module):
         super().__init__()
         self.config = config
         self.preprocessing: dict[str, Any] | None = None
+        self.provenance: dict[str, Any] | None = None
         self.tubelets = TubeletEmbedding(config)
         self.positions = Positions(config)
         self.trunk: Joint | FactorizedEncoder | SpaceTimeTrunk

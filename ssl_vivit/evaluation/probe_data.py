@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ssl_vivit.data.clevrer import clip_labels
 from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import ClipBatches, split_keys
+from ssl_vivit.data.pretraining_data import trained_on
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.samples import ClipDataset, Videos
 from ssl_vivit.data.shards import ShardSet
@@ -146,6 +147,31 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         Part(train, kept, labels, train_videos, data),
         Part(train, held_out, labels, test_videos, data),
     )
+
+
+def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str | None:
+    """One line where test videos may have been in an encoder's training, or None.
+
+    Args:
+        name: the encoder's, for the line.
+        provenance: what the encoder says of the runs that made its weights.
+        test: the videos that probes are tested on.
+    """
+    while provenance is not None:
+        record, provenance = provenance.get("data"), provenance.get("before")
+        if not isinstance(record, dict) or not isinstance(test.videos, ShardSet):
+            continue
+        count = trained_on(record, test.videos, test.indices)
+        if count:
+            share = record["held_out"]
+            mend = "name others by --data.test_shards"
+            if share and not test.config.test_shards:
+                mend = f"set --data.held_out {share:g} as in its pretraining, or {mend}"
+            return (
+                f"warning: {count} of the {len(test.indices)} videos to test on may have been in "
+                f"the training of {name}: {mend}"
+            )
+    return None
 
 
 def _annotated(videos: ShardSet) -> ClevrerLabels:

@@ -75,6 +75,21 @@ def test_preprocessing_and_config_travel_with_the_weights(exported):
     assert load_encoder(path, drop_path=0.1).config.drop_path == 0.1
 
 
+def test_facts_of_the_run_travel_with_the_weights_and_those_of_the_run_before(exported, tmp_path):
+    _, path = exported
+    first = {"objective": "SimCLR", "versions": {"torch": "2.0", "timm": "1.0"}}
+    loaded = load_encoder(path, num_frames=4)
+    assert loaded.provenance == first
+    loaded.save_pretrained(tmp_path / "same")
+    assert load_encoder(tmp_path / "same").provenance == first
+    model = VideoClassifier(loaded, 3)
+    save_classifier(model, tmp_path / "tuned", card={"data": {"videos": 2, "contents": ["a", "b"]}})
+    tuned = load_encoder(tmp_path / "tuned").provenance
+    assert tuned == {"data": {"videos": 2, "contents": ["a", "b"]}, "before": first}
+    assert "| data | videos 2 |" in (tmp_path / "tuned" / "README.md").read_text()
+    assert create_encoder("vivit_tiny", **SETTINGS).provenance is None
+
+
 def test_a_second_export_replaces_the_first(exported):
     _, path = exported
     other = create_encoder("vivit_tiny", **SETTINGS)

@@ -15,6 +15,9 @@ from data_prep.packing import pack
 from data_prep.synthetic_clevrer import render
 from recipes.mae_clevrer import SAMPLE_PRESET, MaskedTubeletsRecipe, main
 from ssl_vivit import ViViT, load_encoder
+from ssl_vivit.data.loader import split_keys
+from ssl_vivit.data.pretraining_data import trained_on
+from ssl_vivit.data.shards import ShardSet
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.training import parse, run
 
@@ -107,6 +110,11 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     assert 0 < probed[0]["probe/linear_presence"] <= 1
     assert "step 6, linear probe: presence" in done.stderr + done.stdout
     encoder = load_encoder(made / "encoder")
+    record = encoder.provenance["data"]
+    assert (record["shards"], record["held_out"]) == (shards, 0.3)
+    videos = ShardSet(shards)
+    assert trained_on(record, videos, range(14)) == record["videos"] < 14
+    assert trained_on(record, videos, split_keys(videos.keys, 0.3)[1]) == 0
     assert "tube masks of 0.5" in (made / "encoder" / "README.md").read_text()
     assert encoder(torch.rand(1, 3, 4, 16, 24)).tokens.shape == (1, 2, 6, 24)
 

@@ -15,6 +15,9 @@ from data_prep.synthetic_clevrer import render
 from recipes import probe_clevrer
 from recipes.probe_clevrer import ProbeRecipe, _lists
 from ssl_vivit import load_encoder
+from ssl_vivit.data.loader import DataConfig, split_keys
+from ssl_vivit.data.pretraining_data import pretraining_data
+from ssl_vivit.data.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
 from ssl_vivit.training import parse, run
 
@@ -120,6 +123,26 @@ def test_the_same_call_gives_the_same_bytes_and_nothing_is_overwritten(
     assert end.value.code == 1
     assert "holds other results; choose another --run_dir" in capsys.readouterr().err
     assert (tmp_path / "a" / "probes.json").read_text() == texts[0]
+
+
+def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
+    """Where pretraining held out fewer of the same shards; the same share is no reason to warn."""
+    path = Path(export(tmp_path / "seen" / "encoder"))
+    saved = json.loads((path / "config.json").read_text())
+    videos = ShardSet(shards)
+    kept, tested = (split_keys(videos.keys, share) for share in (0.2, 0.4))
+    record = pretraining_data(DataConfig(shards=shards, held_out=0.2), videos, kept[0], 0)
+    (path / "config.json").write_text(json.dumps(saved | {"training": {"data": record}}))
+    few = {"seeds": 1, "probes": ["knn"]}
+    call(words(shards, str(path), run_dir=tmp_path / "a", **few))
+    count = len(set(tested[1]) & set(kept[0]))
+    assert count
+    assert (
+        f"warning: {count} of the {len(tested[1])} videos to test on may have been in the training "
+        "of seen/encoder: set --data.held_out 0.2 as in its pretraining, or name others"
+    ) in capsys.readouterr().out
+    call(words(shards, str(path), run_dir=tmp_path / "b", data__held_out=0.2, **few))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):

@@ -1,0 +1,64 @@
+"""A simulated animal: pupil size, running speed and gaze, all of them smooth and stationary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What an animal does in one trial.
+
+    Attributes:
+        state: (T, 2), pupil size and running speed in standard deviations from their means, which
+            is what neurons follow.
+        gaze: (T, 2), direction of gaze (x, y) in standard deviations.
+    """
+
+    state: Float[np.ndarray, "t 2"]
+    gaze: Float[np.ndarray, "t 2"]
+
+    @property
+    def recorded(self) -> Float[np.ndarray, "t 2"]:
+        """Pupil diameter in pixels of an eye camera and running speed in cm/s, as Sensorium orders them."""
+        return (self.state * [6.0, 4.0] + [45.0, 5.0]).astype(np.float32)
+
+    @property
+    def pupil_centre(self) -> Float[np.ndarray, "t 2"]:
+        """Centre of the pupil in pixels of an eye camera."""
+        return (self.gaze * [4.0, 3.0] + [90.0, 70.0]).astype(np.float32)
+
+
+def draw_behaviour(draw: np.random.Generator, frames: int, frames_per_second: float) -> Behaviour:
+    """Draw a trial's behaviour.
+
+    Running speed keeps for about 1.5 seconds, pupil size for 3 and follows running (correlation
+    0.6), gaze for 1 second.
+
+    Args:
+        draw: where the numbers come from.
+        frames: T.
+        frames_per_second: of the movie.
+    """
+    running = _wander(draw, frames, 1.5 * frames_per_second, 1)
+    own = _wander(draw, frames, 3.0 * frames_per_second, 1)
+    pupil = 0.6 * running + 0.8 * own
+    gaze = _wander(draw, frames, 1.0 * frames_per_second, 2)
+    return Behaviour(np.concatenate([pupil, running], 1), gaze)
+
+
+def _wander(
+    draw: np.random.Generator, frames: int, memory: float, channels: int
+) -> Float[np.ndarray, "t channels"]:
+    """An Ornstein-Uhlenbeck process of unit variance that forgets within ``memory`` frames."""
+    keep = math.exp(-1 / memory)
+    noise = draw.standard_normal((frames, channels))
+    path = np.empty_like(noise)
+    path[0] = noise[0]
+    for t in range(1, frames):
+        path[t] = keep * path[t - 1] + math.sqrt(1 - keep**2) * noise[t]
+    return path

@@ -1,0 +1,313 @@
+"""Model neurons of visual cortex whose receptive fields are known: movie and behaviour → rates.
+
+- Space: an even and an odd Gabor function of one envelope, both without response to grey.
+- Time: a fast and a slow kernel about a quarter of a cycle apart; no frame after t reaches t.
+- Direction: sums of products of the two pairs that prefer one direction of motion (Adelson & Bergen
+  1985, figures 9 and 10). Complex units add the squares of a pair in quadrature, simple units
+  square one rectified sum.
+- Divisive normalisation by the unit itself and by contrast around it (Heeger 1992).
+- Behaviour multiplies (Niell & Stryker 2010). A power and a baseline make the rate.
+
+Before a trial's first frame the screen is grey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from ssl_vivit.data.randomness import named_generator
+
+GREY = 127.5
+KERNEL_SECONDS = 0.5
+_SURROUND_SECONDS = 0.1
+# The paper's 3 and 5 are an eighth of a cycle apart where they answer best; these are a quarter.
+_ORDERS = (3, 7)
+# Widths in pixels: of the blur that local contrast is measured against, and of the surround in
+# widths of the receptive field.
+_CONTRAST_BLUR = 3.0
+_SURROUND_WIDTH = 3.0
+
+
+@dataclass(frozen=True)
+class Population:
+    """Everything that decides the rates, one row a neuron.
+
+    Attributes:
+        size: (H, W) of the movies in pixels.
+        frames_per_second: of the movies.
+        center: (N, 2), x and y in [−1, 1], where −1 and 1 are the outer edges of the frame.
+        sigma: (N, 2), standard deviations of the envelope in pixels, along and across the
+            preferred motion.
+        direction: (N,), preferred motion in radians: 0 is to the right, π/2 downwards. Bars and
+            gratings are preferred at right angles to it.
+        spatial_frequency: (N,), cycles a pixel.
+        phase: (N,), of the even Gabor function at the centre, in radians.
+        speed: (N,), 1/s: how fast the temporal kernels run.
+        transience: (N,), 1 answers to change alone, 0 also to what stays.
+        selectivity: (N,), 1 answers to one direction, 0 to both alike.
+        complex: (N,), 1 for complex units, 0 for simple ones.
+        surround: (N,), weight of the contrast around.
+        exponent: (N,), of the output.
+        baseline: (N,), share of the mean rate that needs no stimulus.
+        behaviour: (N, 2), log gain for one standard deviation of pupil size and running speed.
+        mean_rate: (N,), expected responses a frame on the movies that it was calibrated with.
+        drive_scale, surround_scale, output_scale: (N,), what :func:`calibrated` measures.
+    """
+
+    size: tuple[int, int]
+    frames_per_second: float
+    center: Float[Tensor, "n 2"]
+    sigma: Float[Tensor, "n 2"]
+    direction: Float[Tensor, " n"]
+    spatial_frequency: Float[Tensor, " n"]
+    phase: Float[Tensor, " n"]
+    speed: Float[Tensor, " n"]
+    transience: Float[Tensor, " n"]
+    selectivity: Float[Tensor, " n"]
+    complex: Float[Tensor, " n"]
+    surround: Float[Tensor, " n"]
+    exponent: Float[Tensor, " n"]
+    baseline: Float[Tensor, " n"]
+    behaviour: Float[Tensor, "n 2"]
+    mean_rate: Float[Tensor, " n"]
+    drive_scale: Float[Tensor, " n"]
+    surround_scale: Float[Tensor, " n"]
+    output_scale: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.center)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is for each neuron, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def draw_population(
+    neurons: int,
+    size: tuple[int, int],
+    frames_per_second: float,
+    *,
+    mean_rate: tuple[float, float] = (2.0, 10.0),
+    complex_share: float = 0.5,
+    seed: int = 0,
+) -> Population:
+    """Draw neurons; :func:`calibrated` then fits their scales to the movies.
+
+    Widths are made for frames of 36×64 pixels and grow with other frames.
+
+    Args:
+        neurons: how many.
+        size: (H, W) of the movies in pixels.
+        frames_per_second: of the movies.
+        mean_rate: lowest and highest mean rate in spikes a second, drawn evenly on a log scale.
+        complex_share: share of complex units.
+        seed: with ``neurons`` decides everything.
+    """
+    draw = named_generator(seed, "population", neurons)
+    unit = min(size[0] / 36, size[1] / 64)
+    sigma = np.exp(draw.uniform(math.log(2.2), math.log(4.0), neurons))
+    # About one cycle within the envelope, so that bandwidths are those of cells: 1 to 2 octaves.
+    frequency = draw.uniform(0.32, 0.5, neurons) / sigma
+    low, high = (math.log(rate / frames_per_second) for rate in mean_rate)
+    ones = np.ones(neurons)
+    drawn = {
+        "center": draw.uniform(-0.85, 0.85, (neurons, 2)),
+        "sigma": unit * np.stack([sigma, sigma * draw.uniform(1.0, 1.6, neurons)], 1),
+        "direction": draw.uniform(0, 2 * math.pi, neurons),
+        "spatial_frequency": frequency / unit,
+        "phase": draw.uniform(0, 2 * math.pi, neurons),
+        "speed": draw.uniform(45.0, 80.0, neurons),
+        "transience": draw.uniform(0.7, 1.0, neurons),
+        "selectivity": draw.beta(1.2, 0.8, neurons),
+        "complex": (draw.permutation(neurons) < round(complex_share * neurons)).astype(float),
+        "surround": draw.uniform(0.2, 1.0, neurons),
+        "exponent": draw.uniform(1.0, 1.4, neurons),
+        "baseline": draw.uniform(0.05, 0.25, neurons),
+        "behaviour": draw.normal([0.15, 0.25], 0.12, (neurons, 2)),
+        "mean_rate": np.exp(draw.uniform(low, high, neurons)),
+        "drive_scale": ones,
+        "surround_scale": ones,
+        "output_scale": ones,
+    }
+    tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in drawn.items()}
+    return Population(size=tuple(size), frames_per_second=float(frames_per_second), **tensors)
+
+
+def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w"]]) -> Population:
+    """The population with scales such that on these movies drives are comparable and mean rates meant.
+
+    Drive and surround get a root mean square of 1, so that normalisation bends every neuron's
+    response alike, whatever its preferences and the movies' contrast; behaviour at its mean.
+    """
+    plain = replace(population, **{
+        name: torch.ones(len(population))
+        for name in ("drive_scale", "surround_scale", "output_scale")
+    })  # fmt: skip
+    filters = Filters(plain)
+    parts = [filters.parts(filters.contrast(movie)) for movie in movies]
+    drive = torch.cat([part[0] for part in parts]).square().mean(0).sqrt()
+    surround = torch.cat([part[1] for part in parts]).square().mean(0).sqrt()
+    # A neuron that these movies never reach keeps its baseline instead of dividing by nothing.
+    scaled = replace(
+        plain, drive_scale=drive.clamp(min=1e-6), surround_scale=surround.clamp(min=1e-6)
+    )
+    outputs = [normalised(scaled, *part) for part in parts]
+    return replace(scaled, output_scale=torch.cat(outputs).mean(0).clamp(min=1e-6))
+
+
+class Filters:
+    """A population's filters, ready to be applied to movies.
+
+    Attributes:
+        even, odd: (N, H, W), the Gabor pair.
+        around: (N, H, W), weights of the surround, which add up to 1.
+        fast, slow: (N, L), temporal kernels; entry j weighs the frame j before the present one.
+    """
+
+    def __init__(self, population: Population) -> None:
+        self.population = population
+        self.even, self.odd, self.around = spatial_filters(population)
+        self.fast, self.slow = temporal_kernels(population)
+        self._flat = rearrange([self.even, self.odd], "pair n h w -> (h w) (pair n)").contiguous()
+        self._around = rearrange(self.around, "n h w -> (h w) n").contiguous()
+        lags = torch.arange(self.fast.shape[1]) / population.frames_per_second
+        decay = torch.exp(-lags / _SURROUND_SECONDS)
+        self._decay = (decay / decay.sum()).expand(len(population), -1)
+
+    def rates(
+        self,
+        movie: UInt8[np.ndarray, "t h w"],
+        behaviour: Float[np.ndarray, "t 2"] | None = None,
+        shift: Float[np.ndarray, "t 2"] | None = None,
+    ) -> Float[Tensor, "t n"]:
+        """Expected responses a frame; those at t depend on frames and behaviour up to t alone.
+
+        Args:
+            movie: grey levels, 0 to 255.
+            behaviour: pupil size and running speed in standard deviations from their means; None
+                stands for the means.
+            shift: by how many pixels (x, y) gaze moves all receptive fields in each frame.
+        """
+        population = self.population
+        drive, surround = self.parts(self.contrast(movie, shift))
+        output = normalised(population, drive, surround) / population.output_scale
+        if behaviour is not None:
+            z = torch.as_tensor(behaviour, dtype=torch.float32)
+            output = output * torch.exp(z @ population.behaviour.T)
+        baseline = population.baseline
+        return population.mean_rate * (baseline + (1 - baseline) * output)
+
+    def contrast(
+        self, movie: UInt8[np.ndarray, "t h w"], shift: Float[np.ndarray, "t 2"] | None = None
+    ) -> Float[Tensor, "t h w"]:
+        """What the retina gets, −1 to 1: the movie, moved against the gaze."""
+        contrast = (torch.as_tensor(movie).float() - GREY) / GREY
+        if shift is None:
+            return contrast
+        height, width = contrast.shape[1:]
+        pixels = torch.as_tensor(shift, dtype=torch.float32)
+        moved = 2 * pixels / torch.tensor([width, height])
+        x, y = (pixel_centres(length) for length in (width, height))
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) + moved[:, None, None]
+        return functional.grid_sample(
+            contrast[:, None], grid, padding_mode="border", align_corners=False
+        )[:, 0]
+
+    def parts(
+        self, contrast: Float[Tensor, "t h w"]
+    ) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n"]]:
+        """Drive of the receptive field and contrast of the surround, neither scaled yet."""
+        population = self.population
+        seen = rearrange(contrast, "t h w -> t (h w)") @ self._flat
+        even, odd = rearrange(seen, "t (pair n) -> pair t n", pair=2)
+        even_fast, even_slow = causal(even, self.fast), causal(even, self.slow)
+        odd_fast, odd_slow = causal(odd, self.fast), causal(odd, self.slow)
+        other = 1 - population.selectivity
+        energy = (even_slow + odd_fast) ** 2 + (odd_slow - even_fast) ** 2
+        energy = energy + other * ((even_slow - odd_fast) ** 2 + (odd_slow + even_fast) ** 2)
+        linear = (even_slow + odd_fast) + other * (even_slow - odd_fast)
+        drive = torch.where(population.complex > 0, energy.sqrt(), linear.clamp(min=0))
+        local = contrast - _blurred(contrast, _CONTRAST_BLUR)
+        power = rearrange(local**2, "t h w -> t (h w)") @ self._around
+        return drive, causal(power, self._decay).clamp(min=0).sqrt()
+
+
+def normalised(
+    population: Population, drive: Float[Tensor, "t n"], surround: Float[Tensor, "t n"]
+) -> Float[Tensor, "t n"]:
+    """Divisive normalisation and the output's power; in [0, 1) (Heeger 1992, equation 8)."""
+    power = (drive / population.drive_scale) ** 2
+    around = (population.surround * surround / population.surround_scale) ** 2
+    return (power / (1 + power + around)) ** population.exponent
+
+
+def spatial_filters(
+    population: Population,
+) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
+    """Even and odd Gabor functions of unit norm without response to grey, and surround weights."""
+    height, width = population.size
+    column, row = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    place = (population.center + 1) / 2 * torch.tensor([width, height])
+    x = (column - place[:, :1])[:, None, :]
+    y = (row - place[:, 1:])[:, :, None]
+    cosine, sine = (f(population.direction)[:, None, None] for f in (torch.cos, torch.sin))
+    along, across = x * cosine + y * sine, y * cosine - x * sine
+    wide, high = (s[:, None, None] for s in population.sigma.unbind(1))
+    envelope = torch.exp(-0.5 * ((along / wide) ** 2 + (across / high) ** 2))
+    angle = 2 * math.pi * population.spatial_frequency[:, None, None] * along
+    angle = angle + population.phase[:, None, None]
+    pair = []
+    for wave in (angle.cos(), angle.sin()):
+        grey = (envelope * wave).sum((1, 2), keepdim=True) / envelope.sum((1, 2), keepdim=True)
+        gabor = envelope * (wave - grey)
+        pair.append(gabor / gabor.square().sum((1, 2), keepdim=True).sqrt())
+    spread = _SURROUND_WIDTH * population.sigma.mean(1)[:, None, None]
+    around = torch.exp(-0.5 * (x**2 + y**2) / spread**2) * (1 - envelope)
+    return pair[0], pair[1], around / around.sum((1, 2), keepdim=True)
+
+
+def temporal_kernels(population: Population) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
+    """Fast and slow kernels of unit norm (Adelson & Bergen 1985, equation 1)."""
+    rate = population.frames_per_second
+    # The middle of each frame: the present one is half over when the response is asked for.
+    lag = (torch.arange(math.ceil(KERNEL_SECONDS * rate)) + 0.5) / rate
+    time = population.speed[:, None] * lag
+    kernels = []
+    for order in _ORDERS:
+        rebound = population.transience[:, None] * time**2 / math.factorial(order + 2)
+        kernel = time**order * torch.exp(-time) * (1 / math.factorial(order) - rebound)
+        kernels.append(kernel / kernel.square().sum(1, keepdim=True).sqrt())
+    return kernels[0], kernels[1]
+
+
+def causal(signal: Float[Tensor, "t n"], kernels: Float[Tensor, "n l"]) -> Float[Tensor, "t n"]:
+    """Each column convolved with its own kernel; zeros before the first frame."""
+    taps = kernels.shape[1]
+    padded = functional.pad(rearrange(signal, "t n -> 1 n t"), (taps - 1, 0))
+    done = functional.conv1d(padded, kernels.flip(1)[:, None], groups=len(kernels))
+    return rearrange(done, "1 n t -> t n")
+
+
+def pixel_centres(length: int) -> Float[Tensor, " length"]:
+    """Coordinates of an axis's pixels in [−1, 1], where −1 and 1 are its outer edges."""
+    return (2 * torch.arange(length) + 1) / length - 1
+
+
+def _blurred(movie: Float[Tensor, "t h w"], sigma: float) -> Float[Tensor, "t h w"]:
+    radius = math.ceil(2 * sigma)
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(movie[:, None], (radius,) * 4, mode="replicate")
+    rows = functional.conv2d(padded, kernel[None, None, :, None])
+    return functional.conv2d(rows, kernel[None, None, None])[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.neural.baselines import CausalResNet, CausalX3D, PooledPixels
 from ssl_vivit.neural.errors import NeuralModelError
 
 
@@ -96,6 +98,15 @@ def build_core(config: dict[str, Any]) -> nn.Module:
     Raises:
         NeuralModelError: for an unknown kind.
     """
-    if config.get("kind") != "vivit":
-        raise NeuralModelError(f"core kind {config.get('kind')!r} is unknown; known: vivit")
-    return ViViT(ViViTConfig.from_dict(config["encoder"]))
+    kind = config.get("kind")
+    if kind not in _KINDS:
+        raise NeuralModelError(f"core kind {kind!r} is unknown; known: {', '.join(_KINDS)}")
+    return _KINDS[kind](config)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "vivit": lambda config: ViViT(ViViTConfig.from_dict(config["encoder"])),
+    "resnet": CausalResNet.from_config,
+    "x3d": CausalX3D.from_config,
+    "pixels": PooledPixels.from_config,
+}

@@ -54,6 +54,8 @@ class CausalResNetConfig:
 class CausalResNet(nn.Module):
     """Video to a map of features for each frame, which sees that frame and earlier ones.
 
+    2,065,888 parameters by default.
+
     Args:
         config: architecture; None takes the defaults.
     """

@@ -65,6 +65,8 @@ class CausalX3DConfig:
 class CausalX3D(nn.Module):
     """Video to a map of features for each frame, which sees that frame and earlier ones.
 
+    678,562 parameters by default.
+
     The last convolution widens the map by the expansion, as X3D's before its pooling.
 
     Args:

@@ -70,7 +70,10 @@ class LinearReadout(nn.Module):
             shape = (neurons, config.rank, *pooled)
             self.images = nn.Parameter(torch.randn(shape) / pixels**0.5)
             self.courses = nn.Parameter(torch.zeros(neurons, config.rank, config.lags))
-        self.behaviour = nn.Parameter(torch.zeros(neurons, config.lags, behaviour_channels))
+        # An empty parameter would never get a gradient.
+        self.behaviour: nn.Parameter | None = None
+        if behaviour_channels:
+            self.behaviour = nn.Parameter(torch.zeros(neurons, config.lags, behaviour_channels))
         self.bias = nn.Parameter(torch.zeros(neurons))
 
     def forward(
@@ -85,8 +88,8 @@ class LinearReadout(nn.Module):
             pupil_centre: not used; filters do not move with the pupil.
         """
         lags, signals = self.config.lags, map[..., 0, 0]
-        pixels = signals.shape[1] - self.behaviour.shape[-1]
-        stimulus, behaviour = signals.split([pixels, signals.shape[1] - pixels], dim=1)
+        pixels = signals.shape[1] - self.behaviour_channels
+        stimulus, behaviour = signals.split([pixels, self.behaviour_channels], dim=1)
         if self.config.filters == "full":
             kernel = rearrange(self.filters.flip(1), "n lag c h w -> n (c h w) lag")
             drive = F.conv1d(F.pad(stimulus, (lags - 1, 0)), kernel)
@@ -96,7 +99,7 @@ class LinearReadout(nn.Module):
             seen = F.pad(einsum(images, stimulus, "m p, b p t -> b m t"), (lags - 1, 0))
             each = F.conv1d(seen, courses, groups=len(courses))
             drive = rearrange(each, "b (n rank) t -> b n t rank", rank=self.config.rank).sum(-1)
-        if behaviour.shape[1]:
+        if self.behaviour is not None:
             kernel = rearrange(self.behaviour.flip(1), "n lag k -> n k lag")
             drive = drive + F.conv1d(F.pad(behaviour, (lags - 1, 0)), kernel)
         return rearrange(drive, "b n t -> b t n") + self.bias
@@ -162,7 +165,8 @@ class LinearReadout(nn.Module):
             images, courses = self.images, self.courses
             weights = images.square().flatten(1).sum(1) + courses.square().flatten(1).sum(1)
             rough = _roughness(images, (3, 4), edges=True) + _roughness(courses, (2,))
-        weights = weights + self.behaviour.square().flatten(1).sum(1)
+        if self.behaviour is not None:
+            weights = weights + self.behaviour.square().flatten(1).sum(1)
         return {"filter_l2": weights.mean(), "smoothness": rough.mean()}
 
 

@@ -27,6 +27,7 @@ from ssl_vivit.data.samples import Videos
 from ssl_vivit.data.shards import ShardSet
 from ssl_vivit.data.usable_videos import Chosen, of_one_size, too_short
 from ssl_vivit.data.video_folder import VideoFolder
+from ssl_vivit.evaluation.clip_features import Summary
 from ssl_vivit.evaluation.clip_preparation import ClipChoice, open_encoder, preparation
 from ssl_vivit.evaluation.feature_files import (
     FeatureFiles,
@@ -71,6 +72,8 @@ class ExtractRecipe:
         shards: in place of a folder, shards.
         out: folder for the features; one that was begun is continued.
         features: ``pooled`` vectors, patch ``tokens``, or both.
+        summary: what is pooled: the encoder's own ``pooled`` vector, the ``mean`` of its patch
+            tokens, or both side by side. Masked tubelets train patch tokens alone: take their mean.
         clips: clips of each video, evenly spread; pooled vectors are averaged.
         part_size: videos in a file.
         batch_size: videos that the encoder sees at once.
@@ -82,6 +85,7 @@ class ExtractRecipe:
     shards: str | list[str] | None = None
     out: str = "features"
     features: Kept = "pooled"
+    summary: Summary = "pooled"
     clips: int = 1
     part_size: int = 256
     batch_size: int = 16
@@ -117,7 +121,7 @@ def main() -> None:
     parts = np.split(np.arange(len(videos)), range(config.part_size, len(videos), config.part_size))
     settings = {
         "encoder": fingerprint(encoder), "videos_digest": _digest(videos),
-        "features": config.features, "part_size": config.part_size,
+        "features": config.features, "summary": config.summary, "part_size": config.part_size,
         "batch_size": config.batch_size, "frame_size": data.frame_size,
         "prepared": asdict(prepared),
     }  # fmt: skip
@@ -138,7 +142,7 @@ def main() -> None:
     with tqdm(total=todo, desc=config.out, unit="video", dynamic_ncols=True,
               disable=not processes.is_main_process) as progress:  # fmt: skip
         write_parts(encoder, batches, [(i, parts[i]) for i in own], files, kept=config.features,
-                    batch_size=config.batch_size, device=device, seen=progress.update)  # fmt: skip
+                    summary=config.summary, batch_size=config.batch_size, device=device, seen=progress.update)  # fmt: skip
     processes.wait_for_everyone()
     if processes.is_main_process:
         index = files.finish(skipped)

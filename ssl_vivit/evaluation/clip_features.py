@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.encoders.vivit import EncoderOutput
 from ssl_vivit.training import RunError
 
 Summary = Literal["pooled", "mean", "both"]
@@ -41,6 +42,23 @@ class Describer(Protocol):
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool) -> Described: ...
 
 
+def vectors_of(out: EncoderOutput, summary: Summary) -> Float[Tensor, "b d"]:
+    """A clip's vector in float32: ``pooled``, the ``mean`` of its patch tokens, or ``both`` side by
+    side, (b, 2 d).
+
+    Args:
+        out: with tokens, except for ``pooled``.
+        summary: which.
+    """
+    parts = []
+    if summary != "mean":
+        parts.append(out.pooled.float())
+    if summary != "pooled":
+        assert out.tokens is not None
+        parts.append(out.tokens.float().mean((1, 2)))
+    return torch.cat(parts, 1)
+
+
 class EncoderFeatures:
     """An encoder's features, in eval mode, without gradients, in bf16 on GPUs that have it.
 
@@ -59,12 +77,10 @@ class EncoderFeatures:
         wanted = tokens or self.summary != "pooled"
         with evaluating(self.encoder), half_precision(clips.device):
             out = self.encoder(clips, tokens=wanted)
-        if out.tokens is None:
-            return Described(out.pooled.float(), None)
-        patches = rearrange(out.tokens.float(), "b t n d -> b (t n) d")
-        parts = {"pooled": (out.pooled.float(),), "mean": (patches.mean(1),)}
-        vectors = torch.cat(parts.get(self.summary) or parts["pooled"] + parts["mean"], 1)
-        return Described(vectors, patches if tokens else None)
+        patches = None
+        if tokens:
+            patches = rearrange(out.tokens.float(), "b t n d -> b (t n) d")
+        return Described(vectors_of(out, self.summary), patches)
 
 
 class PixelFeatures:

@@ -3,7 +3,7 @@
 out/
   index.json               settings, what was skipped and why, whether all parts are there
   features-00000.safetensors
-      frames (n, clips, T) int64, pooled (n, d) float32, tokens (n, clips, t, h·w, d) float16;
+      frames (n, clips, T) int64, pooled (n, d or 2 d) float32, tokens (n, clips, t, h·w, d) float16;
       the videos' names in its metadata
 """
 
@@ -29,7 +29,7 @@ from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.loader import BROKEN_LIMIT, ClipBatches
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
-from ssl_vivit.evaluation.clip_features import half_precision
+from ssl_vivit.evaluation.clip_features import Summary, half_precision, vectors_of
 from ssl_vivit.evaluation.probe_report import write_json
 from ssl_vivit.training import RunError
 
@@ -47,7 +47,8 @@ class Features(NamedTuple):
     Attributes:
         keys: names of the n videos.
         frames: int64 (n, clips, T), the frame numbers of their clips.
-        pooled: (n, d), averaged over clips; None where not kept.
+        pooled: (n, d), or (n, 2 d) with ``--summary both``: clips' vectors, averaged over clips;
+            None where not kept.
         tokens: float16 (n, clips, t, h·w, d), or None.
         skipped: name → why a video has no features.
     """
@@ -68,7 +69,8 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
     Raises:
         FileNotFoundError: if there is no index.
-        ValueError: if the extraction did not finish, or a part is damaged.
+        ValueError: if the extraction did not finish, a part is damaged, no video had features, or
+            ``kept`` was not extracted.
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
@@ -82,6 +84,11 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
         )
     wanted = ["frames"]
     wanted += [name for name in ("pooled", "tokens") if _is_kept(name, kept or index["features"])]
+    if missing := [name for name in wanted[1:] if not _is_kept(name, index["features"])]:
+        raise ValueError(
+            f"{directory} holds {index['features']}, not {missing[0]}; extract them by "
+            f"--features {kept} into another folder"
+        )
     keys: list[str] = []
     tensors: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for i in range(index["parts"]):
@@ -98,6 +105,11 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
             raise ValueError(
                 f"{path} cannot be read ({error}); remove it and run the same command again"
             ) from None
+    if not keys:
+        raise ValueError(
+            f"{directory} holds features of no video: all {len(index['skipped'])} were skipped; "
+            f"{INDEX} there says why"
+        )
     joined = {name: torch.cat(parts) for name, parts in tensors.items()}
     return Features(
         keys, joined["frames"], joined.get("pooled"), joined.get("tokens"), index["skipped"]
@@ -221,6 +233,7 @@ def extract(
     encoder: ViViT,
     batches: Iterable[dict[str, Any]],
     kept: Kept,
+    summary: Summary,
     seen: Callable[[int], object],
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Features of the videos of some batches.
@@ -229,6 +242,7 @@ def extract(
         encoder: on the batches' device.
         batches: with ``clips`` (b, clips, C, T, H, W), ``key`` and ``frames``.
         kept: which features.
+        summary: what a pooled vector is.
         seen: told how many videos a batch held.
 
     Returns:
@@ -240,14 +254,14 @@ def extract(
         clips = batch["clips"]
         views = clips.shape[1]
         with torch.no_grad(), evaluating(encoder), half_precision(clips.device):
-            out = encoder(
-                rearrange(clips, "b v c T H W -> (b v) c T H W"), tokens=_is_kept("tokens", kept)
-            )
+            video = rearrange(clips, "b v c T H W -> (b v) c T H W")
+            keep_tokens = _is_kept("tokens", kept)
+            out = encoder(video, tokens=keep_tokens or summary != "pooled")
         made = {"frames": batch["frames"].cpu()}
         if _is_kept("pooled", kept):
-            pooled = rearrange(out.pooled.float().cpu(), "(b v) d -> b v d", v=views)
-            made["pooled"] = pooled.mean(1)
-        if out.tokens is not None:
+            vectors = vectors_of(out, summary).cpu()
+            made["pooled"] = rearrange(vectors, "(b v) d -> b v d", v=views).mean(1)
+        if keep_tokens:
             tokens = out.tokens.to("cpu", torch.float16)
             made["tokens"] = rearrange(tokens, "(b v) t n d -> b v t n d", v=views)
         for name, value in made.items():
@@ -264,6 +278,7 @@ def write_parts(
     files: FeatureFiles,
     *,
     kept: Kept,
+    summary: Summary,
     batch_size: int,
     device: torch.device,
     seen: Callable[[int], object],
@@ -276,6 +291,7 @@ def write_parts(
         parts: (number, videos) of each part to make.
         files: where they go.
         kept: which features.
+        summary: what a pooled vector is.
         batch_size: videos that the encoder sees at once.
         device: where.
         seen: told how many videos are done.
@@ -285,7 +301,7 @@ def write_parts(
         loader = batches(indices)
         before, loader.broken = len(broken), dict(broken)
         with closing(loader.once(batch_size, device)) as stream:
-            keys, tensors = extract(encoder, stream, kept, seen)
+            keys, tensors = extract(encoder, stream, kept, summary, seen)
         new = dict(list(loader.broken.items())[before:])
         broken |= new
         files.write(number, keys, tensors, new)

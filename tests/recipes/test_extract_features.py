@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data_prep.packing import pack
 from data_prep.synthetic_clevrer import render
@@ -95,6 +96,36 @@ def test_features_are_those_of_the_encoder_on_the_frames_that_are_named(
             tokens = found.tokens[i, view].float()
             torch.testing.assert_close(tokens, outs[view].tokens[0], rtol=2e-3, atol=2e-3)
     assert load_features(tmp_path / "f", "pooled").tokens is None
+
+
+@pytest.mark.parametrize("features", ["pooled", "both"])
+def test_a_vector_is_the_mean_of_patch_tokens_where_that_is_asked_for(
+    videos, encoder, tmp_path, call, features
+):
+    found = {}
+    for summary in ("pooled", "mean", "both"):
+        out = tmp_path / summary
+        call(words(encoder, out, videos=str(videos), features=features, summary=summary, clips=2))
+        found[summary] = load_features(out)
+        assert (found[summary].tokens is None) == (features == "pooled")
+    both = torch.cat((found["pooled"].pooled, found["mean"].pooled), 1)
+    torch.testing.assert_close(found["both"].pooled, both)
+    assert not torch.allclose(found["mean"].pooled, found["pooled"].pooled, atol=1e-2)
+    if features == "both":
+        tokens = found["mean"].tokens.float().mean((1, 2, 3))
+        torch.testing.assert_close(found["mean"].pooled, tokens, rtol=1e-2, atol=2e-3)
+
+
+def test_features_that_are_not_there_are_told_in_one_line(videos, encoder, tmp_path, call):
+    call(words(encoder, tmp_path / "f", videos=str(videos), part_size=9))
+    with pytest.raises(ValueError, match=r"f holds pooled, not tokens; .* --features both"):
+        load_features(tmp_path / "f", "both")
+    path = tmp_path / "f" / "features-00000.safetensors"
+    save_file(load_file(path), path, metadata={"part": '{"keys": [], "skipped": {"a": "cut"}}'})
+    index = tmp_path / "f" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"skipped": {"a": "cut"}}))
+    with pytest.raises(ValueError, match=r"f holds features of no video: all 1 were skipped"):
+        load_features(tmp_path / "f")
 
 
 def test_a_killed_extraction_continues_to_the_same_bytes(videos, encoder, tmp_path):

@@ -10,9 +10,6 @@ encoder/
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.hub import FILES, locate
 from ssl_vivit.encoders.model_card import model_card
+from ssl_vivit.encoders.staging import check_export_place, staged
 from ssl_vivit.encoders.vivit import ViViT
 
 FORMAT = 1
@@ -80,21 +78,7 @@ def check_place(directory: str | Path) -> None:
     Raises:
         ValueError: if something stands there that is no export, or nothing can be written there.
     """
-    place = Path(directory).resolve()
-    parent = next((folder for folder in place.parents if folder.exists()), place)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(
-            f"{directory} cannot be made in {parent}; give a directory that can be written"
-        )
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    try:
-        saved = json.loads((place / CONFIG).read_text())
-        exported = isinstance(saved, dict) and "encoder" in saved and "format" in saved
-    except (OSError, ValueError):
-        exported = False
-    if not exported:
-        raise ValueError(f"{directory} exists and is no exported encoder; give a new directory")
+    check_export_place(directory, CONFIG, "encoder", "exported encoder")
 
 
 def _write(
@@ -105,8 +89,6 @@ def _write(
     card: dict[str, Any],
 ) -> None:
     check_place(directory)
-    # What a link points to is replaced, not the link.
-    directory = directory.resolve()
     preprocessing = preprocessing or encoder.preprocessing
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -114,9 +96,7 @@ def _write(
         "preprocessing": preprocessing,
         "training": _training(encoder, card),
     }
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with staged(directory, FILES) as staging:
         _save_weights(encoder.state_dict(), staging / WEIGHTS)
         if classifier is not None:
             config["classifier"] = _classifier_settings(classifier)
@@ -125,13 +105,6 @@ def _write(
         (staging / CARD).write_text(
             model_card(encoder.config, preprocessing, config.get("classifier"), card)
         )
-        # safetensors and tempfile make what they write private, whatever the umask says.
-        for file in staging.glob("*.safetensors"):
-            shutil.copymode(staging / CARD, file)
-        staging.chmod(0o755)
-        _replace(staging, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _training(encoder: ViViT, card: dict[str, Any]) -> dict[str, Any] | None:
@@ -166,23 +139,6 @@ def _classifier_settings(classifier: VideoClassifier) -> dict[str, Any]:
         "representation_size": None if layer is None else layer.out_features,
         "drop_rate": classifier.head_drop.p,
     }
-
-
-def _replace(new: Path, directory: Path) -> None:
-    if not directory.exists():
-        os.rename(new, directory)
-        return
-    old = directory.with_name(f".{directory.name}-old-{os.getpid()}")
-    os.rename(directory, old)
-    try:
-        os.rename(new, directory)
-    except BaseException:
-        os.rename(old, directory)
-        raise
-    for entry in old.iterdir():
-        if entry.name not in FILES:
-            os.rename(entry, directory / entry.name)
-    shutil.rmtree(old)
 
 
 def load_encoder(

@@ -12,7 +12,9 @@ Arrays stay on disk, memory-mapped; ``meta/statistics`` is not read.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +89,12 @@ class Session:
 
     def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
         self.path = Path(path)
-        self.name = self.path.resolve().name
+        # The name that the user gave, where it is a link, too.
+        self.name = os.path.basename(os.path.abspath(self.path))
         self._data, self._in_memory = self.path / "data", in_memory
         self._kept: dict[tuple[str, int], np.ndarray] = {}
+        # Opening a file takes longer than reading a window; a process may have 65,530 maps.
+        self._mapped = lru_cache(maxsize=2048)(self._map)
         if not self.path.is_dir():
             raise SessionError(f"session {path} is no folder; give one in the Sensorium layout")
         for part in (VIDEOS, RESPONSES):
@@ -175,14 +180,15 @@ class Session:
             raise SessionError(f"trial {trial} of session {self.name} is not used (tier 'none')")
         kept = self._kept.get((part, trial))
         if kept is None:
-            stored = np.load(self._data / part / f"{trial}.npy", mmap_mode="r", allow_pickle=False)[
-                ..., :length
-            ]
+            stored = self._mapped(part, trial)[..., :length]
             if not self._in_memory:
                 return np.array(rearrange(stored[..., start:stop], "... t -> t ..."), order="C")
             kept = np.array(rearrange(stored, "... t -> t ..."), order="C")
             self._kept[part, trial] = kept
         return kept[start:stop].copy()
+
+    def _map(self, part: str, trial: int) -> np.ndarray:
+        return np.load(self._data / part / f"{trial}.npy", mmap_mode="r", allow_pickle=False)
 
     def _read_unit_ids(self) -> np.ndarray:
         path = self.path / "meta" / "neurons" / "unit_ids.npy"

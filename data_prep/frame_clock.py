@@ -31,6 +31,17 @@ def frame_ends(onsets: np.ndarray) -> np.ndarray:
     return ends
 
 
+def frame_rate(onsets: np.ndarray) -> float:
+    """Frames per second over all intervals that are no pauses.
+
+    Args:
+        onsets: (F,) seconds, at least two. Their mean interval counts, not the usual one, which a
+            clock of whole milliseconds would round.
+    """
+    lasts = np.diff(onsets)
+    return float(1 / lasts[lasts <= PAUSE * np.median(lasts)].mean())
+
+
 def even_edges(start: float, stop: float, rate: float) -> np.ndarray:
     """Edges of as many whole bins of ``1 / rate`` seconds as lie between two times.
 

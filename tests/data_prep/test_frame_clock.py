@@ -10,6 +10,7 @@ from data_prep.frame_clock import (
     even_edges,
     frame_at,
     frame_ends,
+    frame_rate,
     observed,
     spike_counts,
 )
@@ -56,6 +57,12 @@ def test_a_frame_before_a_pause_lasts_as_long_as_usual():
     onsets = np.array([0.0, 0.1, 0.2, 0.4, 0.5, 2.0, 2.1])
     # 0.2 s is a dropped frame: the one before it stayed on. 1.5 s is a pause.
     np.testing.assert_allclose(frame_ends(onsets), [0.1, 0.2, 0.4, 0.5, 0.6, 2.1, 2.2])
+
+
+def test_the_rate_of_a_clock_of_whole_milliseconds():
+    onsets = np.round(np.arange(600) / 60, 3)
+    assert frame_rate(onsets) == pytest.approx(60, rel=1e-4)
+    assert frame_rate(np.append(onsets, onsets + 60)) == pytest.approx(60, rel=1e-4)
 
 
 def test_even_edges_do_not_drift():

@@ -1,6 +1,8 @@
 """Masked tubelets against transformers' VideoMAE, slow loops and invariants."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from ssl_vivit.encoders.joint import Joint
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (
+    TubeletMask,
     draw_mask,
     hidden_count,
     mask_from_bool,
@@ -40,6 +43,19 @@ def small(variant="factorized_encoder", **settings):
         else {"depth": 2}
     )
     return create_encoder("tiny", variant=variant, **(SMALL | depth | settings))
+
+
+def small_objective(variant: str) -> MaskedTubelets:
+    """In float64, the same on every process."""
+    return MaskedTubelets(small(variant), decoder_depth=2, preprocessing=IMAGENET).double()
+
+
+def masked_batch(objective: MaskedTubelets, part: slice) -> dict:
+    """Some of six clips, each with a mask of its own."""
+    generator = torch.Generator().manual_seed(1)
+    clips = torch.randn(6, 1, 3, 8, 64, 96, dtype=torch.float64, generator=generator)
+    visible, hidden, by_token = objective.draw_mask(clips[:, 0], generator)
+    return {"clips": clips[part], "mask": TubeletMask(visible[part], hidden[part], by_token)}
 
 
 def videomae() -> tuple[MaskedTubelets, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -375,3 +391,45 @@ def test_masks_of_one_batch_hide_as_many():
     for nothing in (torch.zeros(2, 3), torch.ones(2, 3)):
         with pytest.raises(ValueError, match="some must be hidden and some visible"):
             mask_from_bool(nothing.bool(), by_token=True)
+
+
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
+    """Loss and gradients of every variant under DDP, which refuses parameters without gradients."""
+    script = Path(__file__).parent / "masked_tubelets_on_ranks.py"
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+         "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
+         script, tmp_path],
+        check=True,
+    )  # fmt: skip
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
+    for variant in VARIANTS:
+        objective = small_objective(variant)
+        step = objective(masked_batch(objective, slice(0, 6)))
+        step.loss.backward()
+        halves = [rank[f"{variant}/loss"].item() for rank in ranks]
+        assert sum(halves) / 2 == pytest.approx(step.loss.item(), abs=1e-10)
+        assert halves[0] != pytest.approx(halves[1], abs=1e-6)
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad:
+                for rank in ranks:
+                    got = rank[f"{variant}/{name}"]
+                    torch.testing.assert_close(got, parameter.grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_in_half_precision_on_the_device(variant):
+    """Near the loss in full precision, and every gradient finite."""
+    torch.manual_seed(0)
+    objective = MaskedTubelets(small(variant), decoder_depth=2, preprocessing=IMAGENET).cuda()
+    batch = {"clips": torch.randn(6, 1, 3, 8, 64, 96).cuda()}
+    batch["mask"] = objective.draw_mask(batch["clips"][:, 0])
+    expected = objective(batch).loss.item()
+    with torch.autocast("cuda", torch.bfloat16):
+        step = objective(batch)
+    step.loss.backward()
+    assert step.loss.item() == pytest.approx(expected, rel=0.01)
+    assert all(value.isfinite() for value in step.metrics.values())
+    learning = [p for p in objective.parameters() if p.requires_grad]
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in learning)

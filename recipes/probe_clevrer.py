@@ -13,7 +13,6 @@ import recipes  # noqa: F401  (before torch)
 
 # isort: split
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from ssl_vivit.evaluation.finetuning import FinetuneConfig, finetune
 from ssl_vivit.evaluation.probe_comparison import Protocol, compare, subject
 from ssl_vivit.evaluation.probe_data import ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probe_report import claim, distinct
-from ssl_vivit.training import join_processes, parse, run, to_plain
+from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
 
 DEMO = "runs/demo/encoder"
 
@@ -77,7 +76,7 @@ class ProbeRecipe:
 
 def main() -> None:
     """Load encoders and videos, measure, report."""
-    config = parse(ProbeRecipe, _lists(sys.argv[1:], "--encoders", "--probes"))
+    config = parse(ProbeRecipe, with_lists(sys.argv[1:], "--encoders", "--probes"))
     processes = join_processes()
     run_dir = claim(Path(config.run_dir))
     protocol = Protocol(
@@ -136,24 +135,6 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
     names = distinct(paths)
     data = config.data
     return [(names[path], open_encoder(path, data.clip, data.image_size)) for path in paths]
-
-
-def _lists(arguments: list[str], *options: str) -> list[str]:
-    """``--encoders a b`` as ``--encoders ["a", "b"]``, which is how the parser reads lists."""
-    words: list[str] = []
-    taken: list[str] | None = None
-    for word in [*arguments, "--"]:
-        if word.startswith("--") and taken is not None:
-            one = len(taken) == 1 and taken[0].startswith(("[", "null"))
-            words.append(taken[0] if one else json.dumps(taken))
-            taken = None
-        if taken is not None:
-            taken.append(word)
-        else:
-            words.append(word)
-            if word in options:
-                taken = []
-    return words[:-1]
 
 
 if __name__ == "__main__":

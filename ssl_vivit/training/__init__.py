@@ -1,6 +1,6 @@
 """Training: one loop for all objectives, one directory for a run."""
 
-from ssl_vivit.training.command_line import parse, run
+from ssl_vivit.training.command_line import parse, run, with_lists
 from ssl_vivit.training.config import TrainingConfig, to_plain
 from ssl_vivit.training.errors import RunError
 from ssl_vivit.training.loop import FitResult, fit
@@ -20,4 +20,5 @@ __all__ = [
     "parse",
     "run",
     "to_plain",
+    "with_lists",
 ]

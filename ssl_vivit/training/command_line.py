@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -80,6 +81,29 @@ def _check_file(path: Path) -> None:
     else:
         if not isinstance(content, dict):
             _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
+
+
+def with_lists(arguments: Sequence[str], *options: str) -> list[str]:
+    """``--option a b`` as ``--option ["a", "b"]``, which is how :func:`parse` reads lists.
+
+    Args:
+        arguments: of the command line.
+        options: those that take several values.
+    """
+    words: list[str] = []
+    taken: list[str] | None = None
+    for word in [*arguments, "--"]:
+        if word.startswith("--") and taken is not None:
+            one = len(taken) == 1 and taken[0].startswith(("[", "null"))
+            words.append(taken[0] if one else json.dumps(taken))
+            taken = None
+        if taken is not None:
+            taken.append(word)
+        else:
+            words.append(word)
+            if word in options:
+                taken = []
+    return words[:-1]
 
 
 def run(main: Callable[[], object]) -> None:

@@ -13,13 +13,13 @@ import torch
 from data_prep.packing import pack
 from data_prep.synthetic_clevrer import render
 from recipes import probe_clevrer
-from recipes.probe_clevrer import ProbeRecipe, _lists
+from recipes.probe_clevrer import ProbeRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.data.loader import DataConfig, split_keys
 from ssl_vivit.data.pretraining_data import pretraining_data
 from ssl_vivit.data.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
-from ssl_vivit.training import parse, run
+from ssl_vivit.training import parse, run, with_lists
 
 ROOT = Path(__file__).parents[2]
 COLLISIONS = ROOT / "tests" / "assets" / "collision_clips"
@@ -239,10 +239,10 @@ def test_videos_without_labels_name_the_command_that_adds_them(encoder, tmp_path
 def test_encoders_are_words_or_a_json_list():
     for given in (["--encoders", "a", "b"], ["--encoders", '["a", "b"]'], ["--encoders=[a, b]"]):
         arguments = [*given, "--seeds", "4", "--probes", "knn", "linear"]
-        config = parse(ProbeRecipe, _lists(arguments, "--encoders", "--probes"))
+        config = parse(ProbeRecipe, with_lists(arguments, "--encoders", "--probes"))
         assert (config.encoders, config.probes) == (["a", "b"], ["knn", "linear"])
         assert config.seeds == 4
-    assert parse(ProbeRecipe, _lists(["--encoders", "a"], "--encoders")).encoders == ["a"]
+    assert parse(ProbeRecipe, with_lists(["--encoders", "a"], "--encoders")).encoders == ["a"]
     assert parse(ProbeRecipe, []).encoders is None
 
 

@@ -34,8 +34,8 @@ def neural_sample(
     Returns:
         The session's folder.
 
-    Raises:
-        DataError: if the folder holds something else.
     """
-    simulate(directory, config, videos=videos or clevrer_sample())
+    # Asked first, as it takes its name when it is whole: else videos would be rendered for nothing.
+    if not Path(directory).exists():
+        simulate(directory, config, videos=videos or clevrer_sample())
     return str(directory)

@@ -53,7 +53,7 @@ class Ceiling:
             "correlation": _ratio(apart.mean(0), scale),
             "signal_share": _ratio(signal, signal + noise),
         }
-        values = {name: float(np.nanmean(each)) for name, each in neurons.items()}
+        values = {name: float(each[~np.isnan(each)].mean()) for name, each in neurons.items()}
         if counts:
             spikes = responses.sum(0)
             null = responses.mean(0)

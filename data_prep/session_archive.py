@@ -1,0 +1,213 @@
+"""Published Sensorium sessions, zip archives or folders, made folders that training reads."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from ssl_vivit.data.errors import DataError
+
+# What belongs to a session; anything else in an archive stays there.
+_BELONGS = re.compile(
+    r"(?P<root>.*?)(?P<name>data/\w+/\d+\.npy|meta/(?:.+/)?[^/]+\.(?:npy|json|safetensors))"
+)
+_MANIFEST = "unpacking.json"
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file of a session, in an archive or a folder.
+
+    Attributes:
+        source: where it is read from.
+        name: below the session's folder.
+        size: bytes.
+        mark: tells contents apart: the CRC, or the time of the last change.
+    """
+
+    source: str
+    name: str
+    size: int
+    mark: int
+
+
+def convert(
+    sources: Sequence[str | Path], out: str | Path, *, progress: bool = True
+) -> tuple[list[Path], list[Path]]:
+    """Write every session that the sources hold as ``OUT/NAME``, the files' bytes unchanged.
+
+    A session takes its name when it is whole; running again goes on where it was stopped. Files that
+    are no part of the layout are left behind.
+
+    Args:
+        sources: zip archives or folders, each with one session or more at any depth.
+        out: folder of the sessions.
+        progress: whether to show a bar.
+
+    Returns:
+        The sessions that were written, and those that had been there already.
+
+    Raises:
+        DataError: if a source cannot be read, holds no session or entries that lead elsewhere, or
+            a session of the name is there with other content.
+    """
+    plans: list[tuple[Path, str, list[_Member]]] = []
+    for source in map(Path, sources):
+        plans += [(source, name, members) for name, members in _sessions(source).items()]
+    names = [name for _, name, _ in plans]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{', '.join(twice)}: several sessions have this name; convert them apart")
+    written, there = [], []
+    for source, name, members in plans:
+        target = Path(out) / name
+        if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
+            raise DataError(f"{source} is itself --out {out}: it is a folder already, so check it")
+        (there if _is_there(target, members) else written).append(target)
+    for source, name, members in plans:
+        if Path(out) / name in written:
+            _write(source, members, Path(out) / name, progress)
+    return written, there
+
+
+def _sessions(source: Path) -> dict[str, list[_Member]]:
+    """The sessions of a source: name → files."""
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        members = [
+            _Member(p.relative_to(source).as_posix(), "", p.stat().st_size, p.stat().st_mtime_ns)
+            for p in files
+        ]
+    elif not source.exists():
+        raise DataError(f"{source} does not exist")
+    else:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                members = [
+                    _member(source, entry) for entry in archive.infolist() if not entry.is_dir()
+                ]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(
+                f"{source} is neither a folder nor a whole zip archive; fetch it again ({error})"
+            ) from error
+    roots: dict[str, list[_Member]] = {}
+    for member in members:
+        found = _BELONGS.fullmatch(member.source)
+        if found and not any(
+            part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.source).parts
+        ):
+            whole = _Member(member.source, found["name"], member.size, member.mark)
+            roots.setdefault(found["root"], []).append(whole)
+    roots = {r: m for r, m in roots.items() if any(x.name.startswith("data/videos/") for x in m)}
+    if not roots:
+        raise DataError(f"{source} holds no session: no data/videos/0.npy at any depth")
+    own = source.resolve().name if source.is_dir() else source.stem
+    sessions: dict[str, list[_Member]] = {}
+    for root, files in roots.items():
+        name = PurePosixPath(root).name or own
+        if name in sessions:
+            raise DataError(f"{source} holds two sessions named {name}; convert them apart")
+        sessions[name] = files
+    return sessions
+
+
+def _member(source: Path, entry: zipfile.ZipInfo) -> _Member:
+    """An archive's entry, if it can be trusted."""
+    name = entry.filename
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        raise DataError(
+            f"{source} holds the entry {name!r}, which leads out of --out; not unpacked"
+        )
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise DataError(f"{source} holds the link {name!r}; not unpacked")
+    if entry.flag_bits & 1:
+        raise DataError(f"{source} is encrypted; decrypt it first")
+    return _Member(name, "", entry.file_size, entry.CRC)
+
+
+def _is_there(target: Path, members: Sequence[_Member]) -> bool:
+    if not target.exists():
+        return False
+    sizes = {m.name: m.size for m in members}
+    if target.is_dir() and all(
+        (target / name).is_file() and (target / name).stat().st_size == size
+        for name, size in sizes.items()
+    ):
+        return True
+    raise DataError(
+        f"{target} is there already with other content; remove it or choose another --out"
+    )
+
+
+def _write(source: Path, members: Sequence[_Member], target: Path, progress: bool) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    manifest = json.dumps([[m.name, m.size, m.mark] for m in members])
+    try:
+        _claim(partial, manifest)
+        missing = [m for m in members if not _whole(partial / m.name, m)]
+        needed, free = sum(m.size for m in missing), shutil.disk_usage(partial).free
+        if needed > free:
+            raise DataError(
+                f"{target} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} are free; choose another "
+                "--out or make room"
+            )
+        bar = tqdm(total=needed, desc=target.name, unit="B", unit_scale=True, disable=not progress)
+        with bar:
+            if source.is_dir():
+                for member in missing:
+                    with open(source / member.source, "rb") as stream:
+                        _copy(stream, partial / member.name, bar)
+            else:
+                with zipfile.ZipFile(source) as archive:
+                    for member in missing:
+                        with archive.open(member.source) as stream:
+                            _copy(stream, partial / member.name, bar)
+        (partial / _MANIFEST).unlink()
+        os.rename(partial, target)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise DataError(f"{source} is damaged, fetch it again: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DataError(f"no space left for {target}; make room and run again") from error
+        raise DataError(f"{target} cannot be written: {error}") from error
+
+
+def _claim(partial: Path, manifest: str) -> None:
+    """Keep what a stopped run of the same source has left; begin anew for another one."""
+    note = partial / _MANIFEST
+    if partial.exists():
+        if not note.is_file():
+            raise DataError(f"{partial} is in the way and not of this command; move it elsewhere")
+        if note.read_text() == manifest:
+            return
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    temporary = partial / f"{_MANIFEST}.tmp"
+    temporary.write_text(manifest)
+    os.replace(temporary, note)
+
+
+def _whole(path: Path, member: _Member) -> bool:
+    return path.is_file() and path.stat().st_size == member.size
+
+
+def _copy(stream: BinaryIO, path: Path, bar: tqdm) -> None:
+    """Write a file under another name first; reading an archive's entry to its end checks its CRC."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        while block := stream.read(1 << 20):
+            file.write(block)
+            bar.update(len(block))
+    os.replace(temporary, path)

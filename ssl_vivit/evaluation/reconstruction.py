@@ -79,7 +79,7 @@ class MaskedEvaluation:
     def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
         if moment.accelerator.is_main_process:
             path = moment.run_dir / "figures" / f"reconstructions_step_{moment.step:08d}.png"
-            reconstructions(Reconstruction(*(part.cpu() for part in shown)), keys, path)
+            reconstructions(shown.cpu(), keys, path)
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made."""

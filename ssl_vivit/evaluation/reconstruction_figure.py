@@ -13,6 +13,10 @@ from torch import Tensor
 from ssl_vivit.evaluation.figures import pixels, save
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
+RESCALED = (
+    "predicted: structure alone; each hidden tubelet is drawn with the mean colour and spread of "
+    "the true one"
+)
 _ROWS = ("clip", "visible", "predicted", "error")
 
 
@@ -27,8 +31,9 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
     """A sheet of reconstructions: four rows a clip, frames from left to right.
 
     Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
-    tubelet has the mean and the spread of the one that it stands for. Errors are absolute, from
-    black (0) to white (0.5 of the pixel range).
+    tubelet has the mean and the spread of the one that it stands for, and a caption says so.
+    Errors are absolute, from black (0) to white (0.5 of the pixel range). Frames are numbered as
+    in the clip.
 
     Args:
         found: clips and predictions, pixels in [0, 1].
@@ -59,9 +64,11 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
             axis.imshow(images[name][clip, column].numpy())
             axis.set(xticks=[], yticks=[])
             if row == 0:
-                axis.set_title(f"frame {time}", fontsize=8)
+                axis.set_title(f"frame {found.frames[time]}", fontsize=8)
         label = f"{keys[clip]}\n{name}" if name == "clip" else name
         axes[row][0].set_ylabel(label, fontsize=7)
+    if found.rescaled:
+        figure.supxlabel(RESCALED, fontsize=7)
     return figure
 
 

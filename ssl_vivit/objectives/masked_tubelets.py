@@ -28,6 +28,7 @@ from ssl_vivit.objectives.masking import (
 from ssl_vivit.objectives.pixel_targets import (
     PixelScale,
     denormalised,
+    shown_frames,
     squared_error,
     tubelet_pixels,
     video_of,
@@ -64,11 +65,21 @@ class Reconstruction(NamedTuple):
         video: (b, c, T, H, W) the clips, as far as tubelets fill them.
         predicted: (b, c, T, H, W) with hidden tubelets as predicted and visible ones as they are.
         hidden: (b, t, h, w) True where a tubelet was hidden.
+        frames: which of the clip's frames the T are.
+        rescaled: whether predictions were given the mean and spread of what was hidden.
     """
 
     video: Tensor
     predicted: Tensor
     hidden: Tensor
+    frames: list[int]
+    rescaled: bool
+
+    def cpu(self) -> Reconstruction:
+        """The same on the CPU."""
+        return self._replace(
+            video=self.video.cpu(), predicted=self.predicted.cpu(), hidden=self.hidden.cpu()
+        )
 
 
 class MaskedTubelets(nn.Module):
@@ -183,6 +194,8 @@ class MaskedTubelets(nn.Module):
             video_of(pixels, config, grid.h),
             video_of(rearrange(flat, "b (t n) c p -> b t n c p", t=grid.t), config, grid.h),
             rearrange(hidden, "b (t h w) -> b t h w", t=grid.t, h=grid.h),
+            shown_frames(config, video.shape[2]),
+            self.config.normalize_targets,
         )
 
     @torch.no_grad()

@@ -33,6 +33,19 @@ def tubelet_pixels(
     )  # fmt: skip
 
 
+def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
+    """Which frames of a clip :func:`tubelet_pixels` takes, and :func:`video_of` gives back.
+
+    Args:
+        config: of the encoder.
+        frames: frames T of the clip.
+    """
+    if config.tubelet_embedding == "uniform_frames":
+        return config.frames_of(frames)
+    steps = config.grid_of(frames, *config.image_size).t
+    return list(range(steps * config.kernel_stride[0]))
+
+
 def video_of(
     pixels: Float[Tensor, "b t n c pixels"], config: ViViTConfig, height: int
 ) -> Float[Tensor, "b c T H W"]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_vivit.evaluation.reconstruction_figure import reconstruction_sheet, upsampled
+from ssl_vivit.evaluation.reconstruction_figure import RESCALED, reconstruction_sheet, upsampled
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 
@@ -12,7 +12,7 @@ def found() -> Reconstruction:
     torch.manual_seed(0)
     hidden = torch.rand(2, 3, 2, 3) < 0.5
     video, predicted = torch.rand(2, 2, 1, 6, 8, 12)
-    return Reconstruction(video, predicted, hidden)
+    return Reconstruction(video, predicted, hidden, list(range(6)), False)
 
 
 def test_hidden_pixels_are_those_of_hidden_tubelets(found):
@@ -42,3 +42,12 @@ def test_rows_show_clip_what_was_visible_prediction_and_error(found):
             error = ((video - predicted).abs() * 2).clamp(max=1)
             for got, expected in zip(shown, (video, visible, predicted, error), strict=True):
                 torch.testing.assert_close(got, expected)
+
+
+def test_frames_are_numbered_as_in_the_clip_and_true_colours_are_owned_up_to(found):
+    """Every third frame of a clip of 18 was embedded."""
+    sampled = found._replace(frames=list(range(1, 18, 3)), rescaled=True)
+    figure = reconstruction_sheet(sampled, ["a", "b"], frames=3)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["frame 1", "frame 7", "frame 16"]
+    assert figure.get_supxlabel() == RESCALED
+    assert not reconstruction_sheet(found, ["a", "b"], frames=3).get_supxlabel()

@@ -187,6 +187,22 @@ def paired_moments(
     return torch.stack((number, mean, mean_rate, *(term.sum(0) for term in squares)))
 
 
+def merged_moments(
+    one: Float[Tensor, "6 neurons"], two: Float[Tensor, "6 neurons"]
+) -> Float[Tensor, "6 neurons"]:
+    """:func:`paired_moments` of two sets of responses together (Chan et al. 1983)."""
+    number = one[0] + two[0]
+    share = two[0] / number.clamp(min=1)
+    apart, apart_rate = two[1] - one[1], two[2] - one[2]
+    spread = torch.stack((apart.square(), apart_rate.square(), apart * apart_rate))
+    return torch.cat(
+        (
+            torch.stack((number, one[1] + apart * share, one[2] + apart_rate * share)),
+            one[3:] + two[3:] + spread * one[0] * share,
+        )
+    )
+
+
 def correlation_of_moments(moments: Float[Tensor, "6 neurons"]) -> Float[Tensor, " neurons"]:
     """Pearson's correlation from :func:`paired_moments`."""
     number, mean, mean_rate, first, second, both = moments

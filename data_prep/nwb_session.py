@@ -259,10 +259,7 @@ def _with_signals(
         missing = False
         for signal in signals:
             missing |= bool(np.isnan(bin_means(signal.times, signal.values, trial.edges)).any())
-            known = signal.times[~np.isnan(signal.values).any(1)]
-            last = np.searchsorted(known, trial.edges[1:], side="left") - 1
-            if not missing and (trial.edges[1:] - known[last] > _STALE_SECONDS).any():
-                stale[signal.name] += 1
+            stale[signal.name] += not missing and _is_stale(signal, trial.edges)
         keep.append(not missing)
     if not all(keep):
         left_out["trials begin before the first sample of a signal"] += keep.count(False)
@@ -270,15 +267,24 @@ def _with_signals(
         f"{name} has no sample for more than {_STALE_SECONDS:g} s in {count} trials; its last value "
         "is kept"
         for name, count in stale.items()
+        if count
     ]
     chosen = None if given is None else [t for t, k in zip(given, keep, strict=True) if k]
     return [trial for trial, k in zip(cut, keep, strict=True) if k], chosen
 
 
+def _is_stale(signal: Signal, edges: np.ndarray) -> bool:
+    known = signal.times[~np.isnan(signal.values).all(1)]
+    last = known[np.searchsorted(known, edges[1:], side="left") - 1]
+    return bool((edges[1:] - last > _STALE_SECONDS).any())
+
+
 def _no_trials(path: str | Path, left_out: Counter[str]) -> str:
     why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
     return (
-        f"{path} gives no trial" + (f": {why}" if why else "") + "; look at its clocks with --list"
+        f"{path} gives no trial"
+        + (f": {why}" if why else "")
+        + "; compare its clocks with --list, or cut without a table by --trial-seconds"
     )
 
 

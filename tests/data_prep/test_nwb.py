@@ -171,6 +171,55 @@ def test_unit_that_was_not_recorded_throughout(recording, tmp_path):
     np.testing.assert_array_equal(video, np.round(frames.astype(np.float32) * 255))
 
 
+def film_and_speed(path, times, speed):
+    """A film of 4 s at 30 Hz in the acquisition group, one unit, and running of two wheels."""
+    from pynwb import TimeSeries
+    from pynwb.image import ImageSeries
+
+    nwb = new_file()
+    frames = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
+    nwb.add_acquisition(ImageSeries(name="film", data=frames, unit="n.a.", format="raw", rate=30.0))
+    nwb.add_acquisition(TimeSeries(name="speed", data=speed, unit="m/s", timestamps=times))
+    nwb.add_unit(spike_times=[0.5], id=1)
+    write(nwb, path)
+
+
+def test_a_trial_before_a_signal_begins_is_left_out(tmp_path):
+    times = np.arange(0.9, 4, 0.01)
+    speed = np.stack([times, 2 * times], axis=1)
+    speed[times > 3, 1] = np.nan
+    film_and_speed(tmp_path / "f.nwb", times, speed)
+    report = convert(
+        tmp_path / "f.nwb",
+        tmp_path / "s",
+        behaviour=["speed"],
+        trial_seconds=1,
+        size=(8, 8),
+        progress=False,
+    )
+    assert "left out: 1 trials begin before the first sample of a signal" in report.notes
+    session = Session(tmp_path / "s")
+    assert session.lengths.tolist() == [30, 30, 30]
+    behaviour = np.concatenate([session.behaviour(t) for t in range(3)])
+    centres = 1 + (np.arange(90) + 0.5) / 30
+    np.testing.assert_allclose(behaviour[:, 0], centres, atol=0.011)
+    np.testing.assert_allclose(behaviour[:60, 1], 2 * centres[:60], atol=0.022)
+    # The second wheel is not measured after 3 s: its last value stays.
+    np.testing.assert_allclose(behaviour[61:, 1], 6.0, atol=0.021)
+    assert np.ptp(behaviour[61:, 1]) == 0
+
+
+def test_a_signal_that_stops_is_named(tmp_path):
+    times = np.arange(0, 2.2, 0.01)
+    film_and_speed(tmp_path / "f.nwb", times, times)
+    settings = {"running": "speed", "trial_seconds": 1, "size": (8, 8), "progress": False}
+    report = convert(tmp_path / "f.nwb", tmp_path / "s", **settings)
+    assert (
+        "acquisition/speed has no sample for more than 1 s in 1 trials; its last value is kept"
+        in report.notes
+    )
+
+
 def test_listing(recording, capsys):
     assert main([str(recording.path), "--list"]) == 0
     text = capsys.readouterr().out

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import session_archive
 from data_prep.sensorium import check, convert, main
 from data_prep.session_layout import SessionWriter
 from ssl_vivit.data.errors import DataError
@@ -178,29 +177,33 @@ def test_several_sessions_in_one_zip_and_in_a_folder(session, tmp_path):
     assert contents(tmp_path / "copy/two") == contents(session)
 
 
-def test_goes_on_where_it_was_stopped(session, tmp_path, monkeypatch):
-    archive = pack(session, tmp_path / "dynamic1.zip")
-    copy = session_archive._copy
-    done = []
+def damaged(session, archive, name):
+    """An archive with one wrong byte in one file, and the whole archive's bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path, content in sorted(contents(session).items()):
+            file.writestr(f"dynamic1/{path}", content)
+    whole, inside = archive.read_bytes(), (session / name).read_bytes()
+    at = whole.index(inside) + len(inside) - 9
+    archive.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    return whole
 
-    def stop_after_ten(stream, path, bar):
-        if len(done) == 10:
-            stream.read(5)
-            path.with_name(f"{path.name}.tmp").write_bytes(b"half")
-            raise KeyboardInterrupt
-        done.append(path)
-        copy(stream, path, bar)
 
-    monkeypatch.setattr(session_archive, "_copy", stop_after_ten)
-    with pytest.raises(KeyboardInterrupt):
+def test_goes_on_where_it_was_stopped(session, tmp_path):
+    archive = tmp_path / "dynamic1.zip"
+    whole = damaged(session, archive, "data/videos/3.npy")
+    with pytest.raises(DataError, match="is damaged"):
         convert([archive], tmp_path / "out", progress=False)
     assert not (tmp_path / "out/dynamic1").exists()
-    times = {path: path.stat().st_mtime_ns for path in done}
-    monkeypatch.setattr(session_archive, "_copy", copy)
+    partial = tmp_path / "out/dynamic1.partial"
+    before = {
+        path.relative_to(partial): path.stat().st_mtime_ns for path in partial.rglob("[0-9]*.npy")
+    }
+    assert Path("data/videos/2.npy") in before
+    assert Path("data/videos/3.npy") not in before
+    archive.write_bytes(whole)
     convert([archive], tmp_path / "out", progress=False)
     assert contents(tmp_path / "out/dynamic1") == contents(session)
-    for path, time in times.items():
-        name = path.relative_to(tmp_path / "out/dynamic1.partial")
+    for name, time in before.items():
         assert (tmp_path / "out/dynamic1" / name).stat().st_mtime_ns == time
 
 
@@ -237,13 +240,7 @@ def test_links_are_not_unpacked(session, tmp_path, capsys):
 
 def test_damage_is_found_and_nothing_takes_the_name(session, tmp_path, capsys):
     archive = tmp_path / "a.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for path, content in contents(session).items():
-            file.writestr(f"dynamic1/{path}", content)
-    whole = (session / "data/videos/3.npy").read_bytes()
-    stored = archive.read_bytes()
-    at = stored.index(whole) + len(whole) - 9
-    archive.write_bytes(stored[:at] + bytes([stored[at] ^ 255]) + stored[at + 1 :])
+    stored = damaged(session, archive, "meta/trials/tiers.npy")
     lines = errors(["convert", str(archive), "--out", str(tmp_path / "out")], capsys)
     assert "is damaged, fetch it again" in lines[0]
     assert not (tmp_path / "out/dynamic1").exists()

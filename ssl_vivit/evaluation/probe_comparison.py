@@ -31,7 +31,7 @@ from ssl_vivit.evaluation.clip_preparation import (
     preparation,
 )
 from ssl_vivit.evaluation.probe_data import Part, Parts
-from ssl_vivit.evaluation.probe_report import ProbeScores, Row
+from ssl_vivit.evaluation.probe_report import LONG, ProbeScores, Row
 from ssl_vivit.evaluation.probe_scores import chances
 from ssl_vivit.evaluation.probe_uncertainty import resampled_scores, video_weights
 from ssl_vivit.evaluation.probes import predict, scores
@@ -230,7 +230,7 @@ class _Pass:
             for (part, drawn, title), short in zip(self._both(), (train, test), strict=True)
         )
         for name in (*describers, *baselines):
-            self._probe(name, "1 long clip", name in baselines, long_train, long_test, slice(0, 1))
+            self._probe(name, LONG, name in baselines, long_train, long_test, slice(0, 1))
 
     def _untrained(
         self, encoders: Sequence[tuple[str, ViViT]], suffix: str

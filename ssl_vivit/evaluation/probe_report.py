@@ -24,6 +24,11 @@ from ssl_vivit.evaluation.probe_uncertainty import Estimate
 from ssl_vivit.objectives.targets import Target
 from ssl_vivit.training import RunError
 
+LONG = "1 long clip"
+LONG_CLIP = (
+    "Several clips are spread over the whole video; 1 long clip is as many frames in a row, from "
+    "its middle, labelled as the several are"
+)
 SHORT = {"mean average precision": "mAP"}
 
 
@@ -143,7 +148,7 @@ class ProbeScores:
             f"({varied}) and the choice of test videos together, not over the choice of training "
             "videos where all take part. *: above every baseline with that probe by more than two "
             "standard errors of the difference, on the same seeds and videos, and as far above "
-            "chance"
+            "chance" + (f". {LONG_CLIP}" if any(row.clips == LONG for row in self.rows) else "")
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call
     assert facts["train_videos"] + facts["test_videos"] == 16
     assert "demo/encoder" in told
     assert "presence (mAP)" in told
+    assert "1 long clip is as many frames in a row" in told
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"probes.json", "probes.png"}
 

@@ -34,7 +34,7 @@ class NeuralPredictionConfig:
         spread_start: what the width of the readouts' Gaussians is multiplied with at the start;
             above 1, positions feel the map from further away.
         spread_passes: forward passes in training (steps × accumulation) over which that factor
-            goes to 1, in equal ratios; 0 leaves the widths alone.
+            goes to 1, in equal ratios; 0 leaves the widths alone. Linear baselines have none.
         eps: added to rates within the logarithm.
     """
 
@@ -185,7 +185,8 @@ class NeuralPrediction(nn.Module):
             # On the device: reading it would wait for the GPU at every step.
             scale = self.config.spread_start**left
             for readout in self.model.readouts.values():
-                readout.spread_scale = scale  # type: ignore[assignment]
+                if hasattr(readout, "spread_scale"):
+                    readout.spread_scale = scale  # type: ignore[assignment]
         self.passes += 1
 
     def _check(self) -> None:

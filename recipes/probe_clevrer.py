@@ -47,10 +47,15 @@ class ProbeRecipe:
         test_videos: to test them on, at most.
         probes: knn, linear, attentive; any of them.
         clips: clips of each video; features are averaged, attentive probes see the tokens of all.
-        long_clip: beside several clips, show one clip with the frames of all.
+        long_clip: beside several clips, which are spread over the whole video, show one clip of as
+            many frames as all of them, in a row at the same stride from the middle of the video.
+            Its labels are those of the several: what any of them shows, and the collisions from
+            the first to the last.
         summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
             its patch tokens, or both side by side.
-        attentive: the attentive probe.
+        attentive: the attentive probe. Meanwhile the tokens of all clips lie in a file without a
+            name in ``run_dir``, two bytes a number, not in memory: 2,000 clips of 8 × 96 tokens of
+            width 384 take 1.2 GB for each encoder.
         finetune: full supervised training as a further row.
         seeds: repetitions with other clips, fits and untrained weights.
         batch_size: videos that an encoder sees at once.

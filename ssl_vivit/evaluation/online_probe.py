@@ -15,6 +15,7 @@ from ssl_vivit.evaluation.probes import ProbeKind, probe
 from ssl_vivit.training import Moment, Periodic
 
 _KINDS: tuple[ProbeKind, ...] = ("knn", "linear")
+_ON_BAR = ("probe/knn_presence", "probe/linear_presence")
 _NAMES = tuple(target.name for target in CLEVRER_TARGETS)
 
 
@@ -48,7 +49,7 @@ class OnlineProbeConfig:
 class OnlineProbe:
     """Nearest neighbours and ridge regression on one plain clip of each video.
 
-    Logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``; see
+    Logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``, ``presence`` on the progress bar; see
     :func:`ssl_vivit.evaluation.probe_scores.score` for the figures.
 
     Args:
@@ -85,7 +86,9 @@ class OnlineProbe:
 
     def periodic(self) -> list[Periodic]:
         """The probe as a job of the training loop; none where it is turned off."""
-        return [Periodic(self.config.every, self, at_start=True)] if self.config.every else []
+        if not self.config.every:
+            return []
+        return [Periodic(self.config.every, self, at_start=True, on_bar=_ON_BAR)]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
         """Probe; every process does, and all come to the same numbers."""

@@ -166,6 +166,7 @@ class _Run:
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )
+        self.bar: dict[str, str] = {}
         self.pace = Pace()
 
     def to_the_end(self) -> FitResult:
@@ -260,7 +261,7 @@ class _Run:
         if record.step % self.config.log_every and record.step not in (1, self.config.steps):
             return
         pace = self.pace.read()
-        self.progress.set_postfix(loss=f"{loss:.4f}", clips_per_s=f"{pace:.1f}", refresh=False)
+        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{pace:.1f}")
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
@@ -306,6 +307,8 @@ class _Run:
                     numbers = job.run(moment)
                 if numbers:
                     self._log(self.step, numbers)
+                    shown = {name: numbers[name] for name in job.on_bar if name in numbers}
+                    self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
 
     def _export(self, directory: Path) -> None:
         """Write the model as it is now; the weights of FSDP2 come together for it."""
@@ -404,6 +407,11 @@ class _Run:
         self.metrics = {**self.metrics, **values}
         if self.tracking is not None:
             self.tracking.log(step, values)
+
+    def _on_bar(self, **values: str) -> None:
+        """Put values on the progress bar, beside those that are there."""
+        self.bar |= values
+        self.progress.set_postfix(self.bar, refresh=False)
 
     def _say(self, line: str) -> None:
         if self.host.is_main:

@@ -54,12 +54,14 @@ class Periodic:
         run: the job; the numbers that it returns are logged under their names.
         at_start: also before the first step of a run (not when a run is continued).
         at_end: also after the last step.
+        on_bar: names of numbers that stay beside the loss on the progress bar.
     """
 
     every: int
     run: Callable[[Moment], dict[str, float] | None]
     at_start: bool = False
     at_end: bool = True
+    on_bar: tuple[str, ...] = ()
 
     def due(self, step: int, steps: int) -> bool:
         if step == 0:

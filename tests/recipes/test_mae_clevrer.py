@@ -109,6 +109,9 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     assert {"probe/knn_presence", "probe/linear_presence"} <= probed[0].keys()
     assert 0 < probed[0]["probe/linear_presence"] <= 1
     assert "step 6, linear probe: presence" in done.stderr + done.stdout
+    last = f"linear_presence={probed[-1]['probe/linear_presence']:.3f}"
+    assert "knn_presence=" in done.stderr
+    assert last in done.stderr
     encoder = load_encoder(made / "encoder")
     record = encoder.provenance["data"]
     assert (record["shards"], record["held_out"]) == (shards, 0.3)

@@ -112,7 +112,7 @@ class Session:
 
         behaviour = (self._data / BEHAVIOUR).is_dir()
         pupil = (self._data / PUPIL).is_dir()
-        self.trials: dict[int, TrialFacts] = {
+        found = {
             int(trial): scan_trial(
                 self._data,
                 int(trial),
@@ -122,6 +122,13 @@ class Session:
             )
             for trial in used
         }
+        self.trials: dict[int, TrialFacts] = {
+            number: trial for number, trial in found.items() if trial is not None
+        }
+        withheld = [number for number, trial in found.items() if trial is None]
+        self.tiers = {tier: np.setdiff1d(self.tiers[tier], withheld) for tier in TIERS}
+        if not len(self.tiers["train"]):
+            raise SessionError(f"all responses of the training trials of session {path} are NaN")
         self.frame_size = self._same_frame_size()
         self.behaviour_channels = self._same_behaviour_channels() if behaviour else 0
         self.has_pupil = pupil and self._pupil_varies()
@@ -133,7 +140,7 @@ class Session:
             self.lengths[number] = trial.length
             self.contents[number] = movies.setdefault(trial.content, len(movies))
         self.kind = self._kind(told_kind)
-        self.notes = self._notes(pupil)
+        self.notes = self._notes(withheld, pupil)
 
     def __repr__(self) -> str:
         return (
@@ -177,7 +184,10 @@ class Session:
         """Frames [start, stop) of a part, time first, without the padding, in memory of its own."""
         length = int(self.lengths[trial])
         if not length:
-            raise SessionError(f"trial {trial} of session {self.name} is not used (tier 'none')")
+            raise SessionError(
+                f"trial {trial} of session {self.name} is not used: its tier is 'none', or it has "
+                f"no responses"
+            )
         kept = self._kept.get((part, trial))
         if kept is None:
             stored = self._mapped(part, trial)[..., :length]
@@ -301,8 +311,13 @@ class Session:
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"
 
-    def _notes(self, pupil: bool) -> list[str]:
+    def _notes(self, withheld: list[int], pupil: bool) -> list[str]:
         notes = []
+        if withheld:
+            notes.append(
+                f"{self.name}: all responses of {len(withheld)} trials are NaN (first trial "
+                f"{withheld[0]}); they are not used"
+            )
         unknown = {number: trial.unknown for number, trial in self.trials.items() if trial.unknown}
         if unknown:
             notes.append(

@@ -129,8 +129,10 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
     return array
 
 
-def scan_trial(data: Path, trial: int, *, neurons: int, behaviour: bool, pupil: bool) -> TrialFacts:
-    """Read and check one trial.
+def scan_trial(
+    data: Path, trial: int, *, neurons: int, behaviour: bool, pupil: bool
+) -> TrialFacts | None:
+    """Read and check one trial; None if all of its responses are NaN, which are then withheld.
 
     Args:
         data: the session's ``data`` folder.
@@ -165,12 +167,12 @@ def scan_trial(data: Path, trial: int, *, neurons: int, behaviour: bool, pupil: 
     if PUPIL in others and others[PUPIL].shape[0] != 2:
         raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected x and y")
 
-    length = min(_length(video.reshape(-1, frames)), _length(responses))
-    if length == 0:
-        raise SessionError(
-            f"trial {trial} of {data.parent} holds no frame with a response; set its tier to "
-            f"'none' in meta/trials/tiers.npy"
-        )
+    told, shown = _length(responses), _length(video.reshape(-1, frames))
+    if shown == 0:
+        raise SessionError(f"{paths[VIDEOS]} is NaN throughout; set the trial's tier to 'none'")
+    if told == 0:
+        return None
+    length = min(told, shown)
     video, responses = video[..., :length], responses[:, :length]
     _check_pixels(video, paths[VIDEOS])
     if np.isinf(responses).any():

@@ -55,7 +55,7 @@ def test_what_a_session_says_of_itself(tmp_path: Path) -> None:
     assert session.coordinates is not None
     assert session.coordinates.shape == (6, 3)
     assert session.notes == []
-    with pytest.raises(SessionError, match=r"trial 8 of session a is not used \(tier 'none'\)"):
+    with pytest.raises(SessionError, match="trial 8 of session a is not used: its tier is 'none'"):
         session.video(8)
 
 
@@ -86,6 +86,27 @@ def test_unknown_responses_within_a_trial_stay_unknown_and_are_counted(tmp_path:
     assert session.kind == "spikes"
     assert len(session.notes) == 1
     assert session.notes[0].startswith("a: 9 responses of 1 trials are NaN within the trial")
+
+
+def test_trials_whose_responses_are_withheld_are_left_out(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for trial in (0, 7):
+        change(path, "responses", trial, lambda x: x * np.nan)
+    session = Session(path)
+    assert {tier: len(trials) for tier, trials in session.tiers.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 0,
+    }
+    assert session.notes == [
+        "a: all responses of 2 trials are NaN (first trial 0); they are not used"
+    ]
+    for trial in range(5):
+        change(path, "responses", trial, lambda x: x * np.nan)
+    with pytest.raises(
+        SessionError, match=r"all responses of the training trials of session .* are"
+    ):
+        Session(path)
 
 
 def test_absent_and_constant_parts(tmp_path: Path) -> None:
@@ -159,7 +180,7 @@ def nan_at(row: int, frame: int):
         ("videos", lambda x: x / 1.0 - 300, "has values from -.* to .*; videos are pixels from 0"),
         ("videos", lambda x: x[0], "videos/2.npy holds uint8 4×12; expected numbers of 3"),
         ("videos", lambda x: x[:, :2], r"several sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
-        ("responses", lambda x: x * np.nan, "trial 2 of .* holds no frame with a response"),
+        ("videos", lambda x: x * np.nan, "videos/2.npy is NaN throughout"),
         ("responses", lambda x: x + np.inf, "holds infinite responses"),
         ("responses", lambda x: x.astype(str), "holds <U.*; expected numbers"),
         ("responses", lambda x: x.astype(object), "is no readable .npy file of numbers"),

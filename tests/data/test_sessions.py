@@ -243,6 +243,8 @@ def test_seeds_and_epochs_differ(paths: list[str]) -> None:
     steps = sessions.train.steps_per_epoch(6)
     keys = [batch["key"] for batch in take(sessions, 2 * steps)]
     assert keys[:steps] != keys[steps:]
+    trials = [key.split("@")[0] for batch in keys[:steps] for key in batch if key[0] == "a"]
+    assert trials != sorted(trials), "windows come in another order than their trials"
     assert keys[:steps] != [batch["key"] for batch in take(build(paths, seed=4), steps)]
 
 

@@ -1,0 +1,214 @@
+"""Products of the neurons' features with the pixels that each of them reads, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Entries that one of many equal products takes, where pixels are not taken one after another.
+_LARGEST_BLOCK = 128
+# Numbers that are gathered at a time there: what a CPU's cache holds, or few launches elsewhere.
+_GATHERED = {"cpu": 2**20}
+_GATHERED_ELSEWHERE = 2**26
+# Multiplications of one pixel that take as long on a CPU as to call for them.
+_WORTH_A_CALL = 2**20
+
+
+def read_pixels(
+    map: Float[Tensor, "b d t h w"],
+    features: Float[Tensor, "n d"],
+    pixel: Int[Tensor, " e"],
+    neuron: Int[Tensor, " e"],
+    weight: Float[Tensor, "e times"],
+) -> Float[Tensor, "b t n"]:
+    """Sum of weighted pixels, each read by the features of its neuron.
+
+    Entry e adds ``weight[e] · features[neuron[e]] · map[b, :, t, y, x]``, with pixel[e] =
+    (b h + y) w + x, to neuron[e] at every time of clip b. Entries are sorted by pixel, and each
+    pixel's times meet its neurons in one matrix product: e·t·d multiplications and few copies.
+    Differentiable once, by the map, the features and the weights, with nothing kept for it but the
+    arguments. Pixels are taken in turn where many read each on a CPU, in padded blocks otherwise.
+
+    Args:
+        map: features of the core. Channels last in memory (as tokens are) is fastest.
+        features: of each neuron. Their type may differ from the map's: under autocast both are
+            cast to autocast's, otherwise to the larger one.
+        pixel: which pixel of which clip.
+        neuron: which neuron reads it.
+        weight: (e, 1), or (e, t) to weight every time on its own; float32 or float64.
+
+    Returns:
+        (b, t, n) in the type of the weights.
+    """
+    kind = map.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = torch.promote_types(map.dtype, features.dtype)
+    out = _products(map.to(dtype), features.to(dtype), pixel, neuron, weight)
+    return rearrange(out, "b n t -> b t n")
+
+
+@torch.library.custom_op("ssl_vivit::pixel_products", mutates_args=())
+def _products(
+    map: Tensor, features: Tensor, pixel: Tensor, neuron: Tensor, weight: Tensor
+) -> Tensor:
+    """(b, n, t); an operator of its own, so that compiled graphs need not look inside."""
+    (b, _, t, h, w), n = map.shape, len(features)
+    out = weight.new_zeros(b * n, t)
+    neuron, weight = _with_padding(neuron), _with_padding(weight)
+    with torch.autocast(map.device.type, enabled=False):
+        for group, entries in _together(map, pixel):
+            reader = neuron[entries]
+            seen = features[reader] @ _at(map, group).mT
+            rows = reader + (group // (h * w) * n)[:, None]
+            out.index_add_(0, rows.flatten(), (seen * weight[entries]).flatten(0, 1))
+    return out.view(b, n, t)
+
+
+@torch.library.custom_op("ssl_vivit::pixel_products_backward", mutates_args=())
+def _products_backward(
+    grad: Tensor,
+    map: Tensor,
+    features: Tensor,
+    pixel: Tensor,
+    neuron: Tensor,
+    weight: Tensor,
+    by_map: bool,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the map (b·h·w, t, d), the features and the weights; empty if not asked for."""
+    (b, d, t, h, w), n, dtype = map.shape, len(features), map.dtype
+    to_map = map.new_zeros((b * h * w, t, d) if by_map else 0)
+    to_features = weight.new_zeros(n, d)
+    to_weight = weight.new_zeros((len(weight) + 1, weight.shape[1]) if by_weight else 0)
+    neuron, weight = _with_padding(neuron), _with_padding(weight)
+    grad = grad.flatten(0, 1).contiguous()
+    with torch.autocast(map.device.type, enabled=False):
+        for group, entries in _together(map, pixel):
+            reader, scale, here = neuron[entries], weight[entries], _at(map, group)
+            used = features[reader]
+            coming = grad[reader + (group // (h * w) * n)[:, None]]
+            weighted = (coming * scale).to(dtype)
+            if scale.shape[-1] == 1:
+                # Unweighted, so that one product serves both the features and the weights.
+                pulled = (coming.to(dtype) @ here).to(weight.dtype)
+                if by_weight:
+                    to_weight[entries] = (pulled * used).sum(-1, keepdim=True)
+                pulled = pulled * scale
+            else:
+                pulled = (weighted @ here).to(weight.dtype)
+                if by_weight:
+                    to_weight[entries] = coming * (used @ here.mT)
+            to_features.index_add_(0, reader.flatten(), pulled.flatten(0, 1))
+            if by_map:
+                to_map.index_add_(0, group, weighted.mT @ used)
+    return to_map, to_features.to(features.dtype), to_weight[:-1].clone()
+
+
+@_products.register_fake
+def _(map: Tensor, features: Tensor, pixel: Tensor, neuron: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty(map.shape[0], len(features), map.shape[2])
+
+
+@_products_backward.register_fake
+def _(
+    grad: Tensor,
+    map: Tensor,
+    features: Tensor,
+    pixel: Tensor,
+    neuron: Tensor,
+    weight: Tensor,
+    by_map: bool,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, d, t, h, w = map.shape
+    return (
+        map.new_empty((b * h * w, t, d) if by_map else 0),
+        torch.empty_like(features, memory_format=torch.contiguous_format),
+        weight.new_empty(weight.shape if by_weight else 0),
+    )
+
+
+def _keep(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    map, *others = ctx.saved_tensors
+    by_map, by_features, _, _, by_weight = ctx.needs_input_grad
+    to_map, to_features, to_weight = _products_backward(grad, map, *others, by_map, by_weight)
+    b, _, _, h, w = map.shape
+    return (
+        rearrange(to_map, "(b h w) t d -> b d t h w", b=b, h=h, w=w) if by_map else None,
+        to_features if by_features else None,
+        None,
+        None,
+        to_weight if by_weight else None,
+    )
+
+
+_products.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _with_padding(rows: Tensor) -> Tensor:
+    """One row of zeros more, for places of a block that no entry fills."""
+    return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
+
+
+def _at(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
+    """All times of some pixels."""
+    h, w = map.shape[-2:]
+    pixels = rearrange(map, "b d t h w -> b h w t d")
+    return pixels[group // (h * w), group // w % h, group % w].contiguous()
+
+
+def _together(
+    map: Float[Tensor, "b d t h w"], pixel: Int[Tensor, " e"]
+) -> Iterator[tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]]:
+    """Pixels, and for each as many entries that read it; e stands for none."""
+    b, d, t, h, w = map.shape
+    order = pixel.argsort(stable=True)
+    kind = map.device.type
+    if kind == "cpu":
+        counts = pixel.bincount(minlength=b * h * w)
+        read = counts.nonzero().flatten()
+        if len(pixel) * t * d >= len(read) * _WORTH_A_CALL:
+            parts = order.split(counts[read].tolist())
+            for one, entries in zip(read.split(1), parts, strict=True):
+                yield one, entries[None]
+            return
+    groups, blocks = _blocks(pixel[order], order, b * h * w)
+    size = blocks.shape[1]
+    limit = _GATHERED.get(kind, _GATHERED_ELSEWHERE) // max(t * d, size * d, size * t)
+    yield from zip(groups.split(max(1, limit)), blocks.split(max(1, limit)), strict=True)
+
+
+def _blocks(
+    pixel: Int[Tensor, " e"], order: Int[Tensor, " e"], pixels: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]:
+    """Entries, sorted by pixel, in blocks of one size and of one pixel each.
+
+    How many blocks there are depends on shapes alone, so that nothing waits for a device; some are
+    empty.
+
+    Args:
+        pixel: of each entry, ascending.
+        order: the entries' numbers.
+        pixels: how many there are.
+    """
+    e = len(pixel)
+    size = min(2 ** max(0, e // pixels - 1).bit_length(), _LARGEST_BLOCK)
+    total = (e + (size - 1) * min(e, pixels)) // size
+    starts = torch.searchsorted(pixel, torch.arange(pixels + 1, device=pixel.device))
+    ends = ((starts.diff() + size - 1) // size).cumsum(0)
+    firsts = torch.cat((ends.new_zeros(1), ends[:-1]))
+    slot = firsts[pixel] * size + torch.arange(e, device=pixel.device) - starts[pixel]
+    entries = pixel.new_full((total * size,), e)
+    entries[slot] = order
+    group = torch.searchsorted(ends, torch.arange(total, device=pixel.device), right=True)
+    return group.clamp(max=pixels - 1), entries.view(total, size)

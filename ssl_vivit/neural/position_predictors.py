@@ -1,0 +1,89 @@
+"""Where receptive fields are, told from the cortex and from the eye."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.neural.errors import NeuralModelError
+
+_SHIFT_WIDTH = 5
+
+
+class CorticalMap(nn.Module):
+    """A retinotopic map: where in the cortex a neuron is → where its receptive field is.
+
+    The ``grid_mean_predictor`` of Sensorium's baselines (Willeke et al. 2022, Sec. 4). Coordinates
+    are centred and divided by the largest.
+
+    Args:
+        coordinates: of each neuron, in any unit.
+        hidden: width of each hidden layer (ELU); none is an affine map.
+        zero: start with every position at 0, for positions that are added to learned ones.
+
+    Raises:
+        NeuralModelError: for coordinates that are not finite or all the same.
+    """
+
+    coordinates: Tensor
+
+    def __init__(
+        self, coordinates: Float[Tensor, "n k"], hidden: tuple[int, ...] = (), *, zero: bool = False
+    ) -> None:
+        super().__init__()
+        centred = coordinates.detach().float()
+        centred = centred - centred.mean(0)
+        largest = centred.abs().max()
+        if not (largest > 0 and largest.isfinite()):
+            raise NeuralModelError(
+                "coordinates must be finite and differ between neurons; leave them out of the "
+                "readout where they were not measured"
+            )
+        self.register_buffer("coordinates", centred / largest)
+        widths = (coordinates.shape[1], *hidden, 2)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.ELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        last = layers[-2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.bias)
+        if zero:
+            nn.init.zeros_(last.weight)
+
+    def forward(self) -> Float[Tensor, "n 2"]:
+        """Positions (x, y)."""
+        return self.layers(self.coordinates)
+
+
+class PupilShift(nn.Module):
+    """Where the eye looks → how far all receptive fields move on the screen.
+
+    Sensorium's MLP shifter (Willeke et al. 2022, Sec. 4), which starts without any shift. Frames
+    whose pupil is unknown (NaN) are not shifted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2, _SHIFT_WIDTH), nn.Tanh(),
+            nn.Linear(_SHIFT_WIDTH, _SHIFT_WIDTH), nn.Tanh(),
+            nn.Linear(_SHIFT_WIDTH, 2),
+        )  # fmt: skip
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, pupil_centre: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
+        """Shifts in units of the positions, less than 1 each way.
+
+        Args:
+            pupil_centre: standardised.
+        """
+        known = pupil_centre.isfinite().all(-1, keepdim=True)
+        shift = self.layers(torch.where(known, pupil_centre, 0)).tanh()
+        return torch.where(known, shift, 0)

@@ -1,0 +1,108 @@
+"""Positions on the map, and the weights of the pixels that are read there.
+
+Positions are (x, y). −1 and 1 are the outer edges of the map, or with ``align_corners`` the centres
+of its outermost pixels, as in ``torch.nn.functional.grid_sample``.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Added to the widths of masks: a quarter of a pixel's pitch, below which all would look the same
+# and a mask's shape would have no gradient.
+_LEAST_WIDTH = 0.25
+
+
+def corners(
+    position: Float[Tensor, "*any 2"], size: tuple[int, int], *, align_corners: bool
+) -> tuple[Int[Tensor, "*any 4"], Float[Tensor, "*any 4"]]:
+    """The four pixels around positions and their bilinear weights, as ``grid_sample`` has them.
+
+    Args:
+        position: (x, y).
+        size: height and width of the map.
+        align_corners: where −1 and 1 are.
+
+    Returns:
+        Number of each pixel, y·w + x, and its weight; a corner outside of the map weighs 0.
+    """
+    extent = position.new_tensor((size[1], size[0]))
+    if align_corners:
+        place = (position + 1) / 2 * (extent - 1)
+    else:
+        place = ((position + 1) * extent - 1) / 2
+    low = place.detach().floor()
+    high = place - low
+    # (…, 2 ends, 2 axes), then every end in x with every end in y.
+    cell = torch.stack((low, low + 1), dim=-2)
+    inside = (cell >= 0) & (cell < extent)
+    weight = torch.stack((1 - high, high), dim=-2) * inside
+    cell = torch.where(inside, cell, 0).long()
+    pixel = cell[..., :, None, 1] * size[1] + cell[..., None, :, 0]
+    return pixel.flatten(-2), (weight[..., :, None, 1] * weight[..., None, :, 0]).flatten(-2)
+
+
+def gaussian_mask(
+    position: Float[Tensor, "*any n 2"],
+    spread: Float[Tensor, "n 2 2"],
+    size: tuple[int, int],
+    *,
+    align_corners: bool,
+) -> Float[Tensor, "*any n p"]:
+    """Gaussians over the pixels of the map, each of sum 1.
+
+    The covariance is spread · spreadᵀ, plus the square of a quarter of a pixel's pitch on both axes,
+    so that a width of zero still has a mask. Only pixels of the map count towards the sum.
+
+    Args:
+        position: (x, y) of the centres.
+        spread: square root of the covariance, in units of the positions.
+        size: height and width of the map.
+        align_corners: where −1 and 1 are.
+
+    Returns:
+        Weights of the pixels, in the order y·w + x.
+    """
+    h, w = size
+    pitch = [2 / (max(n - 1, 1) if align_corners else n) for n in (w, h)]
+    covariance = spread @ spread.mT
+    covariance = covariance + (_LEAST_WIDTH * spread.new_tensor(pitch)).square().diag()
+    a, b, c = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
+    x, y = _pixel_centres(w, position, align_corners), _pixel_centres(h, position, align_corners)
+    # Squared distances in units of the covariance, by the inverse of a 2×2 matrix.
+    dx = x[None, :] - position[..., 0, None]
+    dy = y[:, None] - position[..., 1, None, None]
+    a, b, c = (part[..., None] for part in (a, b, c))
+    determinant = a * c - b.square()
+    along_x = (c * dx.square() / determinant)[..., None, :]
+    along_y = (a[..., None] * dy.square()) / determinant[..., None]
+    across = 2 * (b * dx / determinant)[..., None, :] * dy
+    return rearrange(along_x + along_y - across, "... h w -> ... (h w)").div(-2).softmax(-1)
+
+
+def _pixel_centres(count: int, like: Tensor, align_corners: bool) -> Float[Tensor, " count"]:
+    number = torch.arange(count, dtype=like.dtype, device=like.device)
+    if align_corners:
+        # grid_sample reads the one pixel of a map of one at every position.
+        return 2 * number / (count - 1) - 1 if count > 1 else number
+    return (2 * number + 1) / count - 1
+
+
+def projected(position: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
+    """Positions moved onto the map where they left it, with the gradient of where they were moved.
+
+    A plain clamp would give a position outside no gradient, and hold it there for good.
+    """
+    return position + (position.clamp(-1, 1) - position).detach()
+
+
+def drawn(
+    position: Float[Tensor, "n 2"], spread: Float[Tensor, "n 2 2"], count: int
+) -> Float[Tensor, "count n 2"]:
+    """Draws from Gaussians with covariance spread · spreadᵀ, moved onto the map."""
+    noise = torch.randn(count, *position.shape, dtype=position.dtype, device=position.device)
+    # A sum of products, as autocast would round a matrix product's to bfloat16.
+    return projected(position + (spread * noise[..., None, :]).sum(-1))

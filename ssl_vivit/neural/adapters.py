@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import einsum
@@ -55,7 +56,7 @@ class StimulusAdapter(nn.Module):
         super().__init__()
         if kind not in ("scale", "affine"):
             raise NeuralModelError(f"adapter kind {kind!r} is unknown; choose scale or affine")
-        self.kind = kind
+        self.kind: Literal["scale", "affine"] = kind
         if kind == "scale":
             self.log_scale = nn.Parameter(torch.zeros(()))
         else:
@@ -84,6 +85,15 @@ class StimulusAdapter(nn.Module):
         down = resampling(height, d, c * columns + shift_y)
         video = einsum(video, across.to(video), "b c T y x, y u x -> b c T y u")
         return einsum(video, down.to(video), "b c T y u, u v y -> b c T v u")
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the adapter of, JSON-serialisable."""
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> StimulusAdapter:
+        """A fresh adapter of the kind that :meth:`to_config` names."""
+        return cls(config["kind"])
 
 
 def from_centre(size: int, like: Tensor) -> Float[Tensor, " size"]:
@@ -123,8 +133,3 @@ def cubic(x: Tensor) -> Tensor:
 def build_adapter(config: AdapterConfig) -> StimulusAdapter | None:
     """The adapter that a config describes."""
     return None if config.kind == "none" else StimulusAdapter(config.kind)
-
-
-def adapter_config(adapter: nn.Module | None) -> AdapterConfig:
-    """The inverse of :func:`build_adapter`."""
-    return AdapterConfig(adapter.kind if isinstance(adapter, StimulusAdapter) else "none")

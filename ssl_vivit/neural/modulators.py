@@ -9,6 +9,7 @@ i·s … (i + 1)·s − 1, side by side and not averaged. Both start as the iden
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,7 +107,10 @@ class ConvGRU(nn.Module):
         super().__init__()
         hidden = hidden or channels
         self.behaviour_channels, self.stride, self.hidden = behaviour_channels, stride, hidden
-        self.settings = {"hidden": hidden, "kernel": kernel, "embedding": embedding}
+        self.settings = {
+            "channels": channels, "behaviour_channels": behaviour_channels, "stride": stride,
+            "hidden": hidden, "kernel": kernel, "embedding": embedding,
+        }  # fmt: skip
         self.input = nn.Conv2d(channels, 3 * hidden, kernel, padding=kernel // 2)
         self.recurrent = nn.Conv2d(hidden, 3 * hidden, kernel, padding=kernel // 2)
         self.project = nn.Conv2d(hidden, channels, 1)
@@ -159,6 +163,15 @@ class ConvGRU(nn.Module):
         gates = self.of_behaviour(self.behaviour(behaviour))
         return drive + rearrange(gates, "b t g -> t b g 1 1")
 
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        return {"kind": "convgru", **self.settings}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ConvGRU:
+        """The modulator that :meth:`to_config` describes, with fresh weights."""
+        return cls(**{name: value for name, value in config.items() if name != "kind"})
+
 
 @torch.compiler.disable
 def _recurrence(
@@ -203,7 +216,10 @@ class FiLM(nn.Module):
                 "none"
             )
         self.behaviour_channels, self.stride = behaviour_channels, stride
-        self.settings = {"embedding": embedding}
+        self.settings = {
+            "channels": channels, "behaviour_channels": behaviour_channels, "stride": stride,
+            "embedding": embedding,
+        }  # fmt: skip
         self.behaviour = BehaviourEmbedding(behaviour_channels, stride, embedding)
         self.project = nn.Linear(embedding, 2 * channels)
         nn.init.zeros_(self.project.weight)
@@ -221,6 +237,15 @@ class FiLM(nn.Module):
         changes = rearrange(self.project(self.behaviour(behaviour)), "b t d -> b d t 1 1")
         gain, offset = changes.chunk(2, dim=1)
         return map * (1 + gain) + offset, None
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        return {"kind": "film", **self.settings}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FiLM:
+        """The modulator that :meth:`to_config` describes, with fresh weights."""
+        return cls(**{name: value for name, value in config.items() if name != "kind"})
 
 
 def build_modulator(
@@ -245,10 +270,3 @@ def build_modulator(
     if config.kind == "film":
         return FiLM(channels, behaviour_channels, stride, embedding=config.embedding)
     return None
-
-
-def modulator_config(modulator: nn.Module | None) -> ModulatorConfig:
-    """The inverse of :func:`build_modulator`."""
-    settings: dict[str, Any] = {} if modulator is None else modulator.settings  # type: ignore[assignment]
-    kinds: dict[type, Literal["convgru", "film", "none"]] = {ConvGRU: "convgru", FiLM: "film"}
-    return ModulatorConfig(kind=kinds.get(type(modulator), "none"), **settings)

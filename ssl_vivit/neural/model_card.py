@@ -1,0 +1,66 @@
+"""The README.md of an exported model of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.neural.model import NeuralModel
+
+
+def neural_model_card(
+    model: NeuralModel, facts: Sequence[SessionFacts], training: dict[str, Any]
+) -> str:
+    """A model card in the hub's format: whose neurons it predicts, and how to use it.
+
+    Args:
+        model: the model.
+        facts: of its sessions.
+        training: further rows, name → value.
+    """
+    parts = {
+        "core": type(model.encoder).__name__,
+        "adapter": "none" if model.adapter is None else type(model.adapter).__name__,
+        "modulator": "none" if model.modulator is None else type(model.modulator).__name__,
+        "nonlinearity": model.nonlinearity,
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        **training,
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in parts.items())
+    sessions = "\n".join(
+        f"| {each.name} | {len(each.unit_ids)} | {each.kind} | {each.frames_per_second:g} | "
+        f"{each.frame_size[0]}×{each.frame_size[1]} | {len(each.split.get('train', ()))} |"
+        for each in facts
+    )
+    first = facts[0]
+    height, width = first.frame_size
+    behaviour = ""
+    if model.behaviour_channels:
+        count = max(first.behaviour_channels) + 1
+        behaviour = f"\nbehaviour = np.zeros((1, 120, {count}))  # (B, T, K), as recorded"
+    given = "video, behaviour" if behaviour else "video"
+    return f"""---
+library_name: ssl_vivit
+tags: [video, vivit, neuroscience]
+---
+
+# Model of neurons
+
+| | |
+|---|---|
+{rows}
+
+| session | neurons | responses | frames/s | screen | training trials |
+|---|---:|---|---:|---|---:|
+{sessions}
+
+```python
+import numpy as np
+from ssl_vivit.neural.checkpoint import load_neural_model
+
+model = load_neural_model("path/to/this/directory")
+video = np.zeros((1, 120, {height}, {width}), np.uint8)  # (B, T, H, W), pixels from 0 to 255{behaviour}
+rates = model.predict({given}, session={first.name!r})  # (1, 120, {len(first.unit_ids)}) in a frame
+```
+"""

@@ -1,0 +1,198 @@
+"""A trained model of neurons with what it knows of its sessions: recorded pixels → rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.data.session_files import Session, SessionFacts
+from ssl_vivit.data.session_parts import (
+    standardised_behaviour,
+    standardised_pupil,
+    standardised_video,
+)
+from ssl_vivit.neural.errors import NeuralModelError
+
+if TYPE_CHECKING:
+    from ssl_vivit.neural.model import NeuralModel
+
+Array = Tensor | np.ndarray
+
+
+class NeuralPredictor(nn.Module):
+    """A model of neurons that takes stimuli and behaviour as they were recorded.
+
+    Args:
+        model: the model.
+        facts: of its sessions, in the model's order.
+
+    Attributes:
+        sessions: names.
+
+    Raises:
+        NeuralModelError: if the facts are of other sessions or neurons than the model's.
+    """
+
+    def __init__(self, model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
+        super().__init__()
+        self.model = model
+        self.facts = facts_in_order(model, facts)
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """Names of the sessions whose neurons are predicted."""
+        return tuple(self.model.sessions)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        video: Array,
+        behaviour: Array | None = None,
+        session: str | None = None,
+        pupil_centre: Array | None = None,
+    ) -> Float[Tensor, "B T neurons"]:
+        """Expected responses in every frame, each of that frame and those before it alone.
+
+        Args:
+            video: (B, T, H, W) or (B, 1, T, H, W) pixels from 0 to 255, of any type.
+            behaviour: (B, T, K) with all recorded channels, in recorded units. None, and NaN where
+                it is unknown, stand for the session's mean.
+            session: whose neurons; None where the model has one session.
+            pupil_centre: (B, T, 2) in recorded units; None leaves receptive fields in place.
+
+        Raises:
+            NeuralModelError: for an unknown session, or inputs that it did not record.
+        """
+        session = self.model.session_named(session)
+        facts = self.facts[self.sessions.index(session)]
+        like = next(self.parameters())
+        pixels = _pixels(video, facts, like)
+        expected = (pixels.shape[0], pixels.shape[2])
+        return self.model(
+            standardised_video(pixels, facts).to(like),
+            _behaviour(behaviour, facts, expected, like),
+            session,
+            _pupil(pupil_centre, facts, expected, like),
+        )
+
+    forward = predict
+
+    def check_sessions(self, sessions: Sequence[Session | SessionFacts]) -> None:
+        """Refuse recordings that are not the model's own; some of them may be left out.
+
+        Raises:
+            NeuralModelError: naming the session that differs, and how.
+        """
+        own = {facts.name: facts for facts in self.facts}
+        for given in sessions:
+            if given.name not in own:
+                raise NeuralModelError(
+                    f"the model has no session {given.name!r} ({len(given.unit_ids)} neurons); it "
+                    f"has {_listed(self.facts)}"
+                )
+            facts = own[given.name]
+            if len(given.unit_ids) != len(facts.unit_ids):
+                raise NeuralModelError(
+                    f"session {given.name!r} has {len(given.unit_ids)} neurons, and "
+                    f"{len(facts.unit_ids)} in the model; give the session that it was trained on"
+                )
+            pairs = zip(given.unit_ids, facts.unit_ids, strict=True)
+            changed = [(int(a), int(b)) for a, b in pairs if a != b]
+            if changed:
+                raise NeuralModelError(
+                    f"session {given.name!r} has other neurons than the model: {len(changed)} of "
+                    f"{len(facts.unit_ids)} unit ids differ, the first is {changed[0][0]} in place "
+                    f"of {changed[0][1]}"
+                )
+            for name in ("frames_per_second", "frame_size"):
+                here, there = getattr(given, name), getattr(facts, name)
+                if here != there:
+                    raise NeuralModelError(
+                        f"session {given.name!r} has {name} {here}, and {there} in the model"
+                    )
+
+
+def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[SessionFacts]:
+    """The facts of a model's sessions, in its order.
+
+    Raises:
+        NeuralModelError: if they are of other sessions or counts of neurons.
+    """
+    by_name = {each.name: each for each in facts}
+    if by_name.keys() != set(model.sessions) or len(by_name) != len(facts):
+        raise NeuralModelError(
+            f"the model reads sessions {', '.join(model.sessions)}; the facts are of "
+            f"{', '.join(each.name for each in facts) or 'none'}"
+        )
+    ordered = [by_name[name] for name in model.sessions]
+    for each in ordered:
+        neurons = getattr(model.readouts[each.name], "neurons", len(each.unit_ids))
+        if neurons != len(each.unit_ids):
+            raise NeuralModelError(
+                f"session {each.name!r} has {len(each.unit_ids)} neurons and its readout {neurons}"
+            )
+    return ordered
+
+
+def _listed(facts: Sequence[SessionFacts]) -> str:
+    return ", ".join(f"{each.name!r} ({len(each.unit_ids)})" for each in facts)
+
+
+def _pixels(video: Array, facts: SessionFacts, like: Tensor) -> Float[Tensor, "B 1 T H W"]:
+    given = torch.as_tensor(video)
+    pixels = given[:, None] if given.ndim == 4 else given
+    height, width = facts.frame_size
+    if pixels.ndim != 5 or pixels.shape[1] != 1 or tuple(pixels.shape[3:]) != (height, width):
+        raise NeuralModelError(
+            f"video of shape {tuple(given.shape)} is not (B, T, H, W) or (B, 1, T, H, W) with the "
+            f"frames of {height}×{width} that session {facts.name!r} has"
+        )
+    if given.is_floating_point() and given.numel() and 0 < float(given.max()) <= 1:
+        raise NeuralModelError(
+            f"video has values up to {float(given.max()):g}; pixels are recorded from 0 to 255: "
+            "give video * 255"
+        )
+    return pixels.to(like.device)
+
+
+def _behaviour(
+    behaviour: Array | None, facts: SessionFacts, expected: tuple[int, int], like: Tensor
+) -> Tensor | None:
+    if behaviour is None or not facts.behaviour_channels:
+        return None
+    given = torch.as_tensor(behaviour).to(like)
+    most = max(facts.behaviour_channels) + 1
+    if given.ndim != 3 or tuple(given.shape[:2]) != expected or given.shape[2] < most:
+        raise NeuralModelError(
+            f"behaviour of shape {tuple(given.shape)} is not (B, T, K) = "
+            f"({expected[0]}, {expected[1]}, at least {most}) with all recorded channels of "
+            f"session {facts.name!r}"
+        )
+    return _known(standardised_behaviour(given, facts))
+
+
+def _pupil(
+    centre: Array | None, facts: SessionFacts, expected: tuple[int, int], like: Tensor
+) -> Tensor | None:
+    if centre is None:
+        return None
+    if facts.pupil_mean is None:
+        raise NeuralModelError(
+            f"session {facts.name!r} was trained without its pupil's centre; leave pupil_centre out"
+        )
+    given = torch.as_tensor(centre).to(like)
+    if tuple(given.shape) != (*expected, 2):
+        raise NeuralModelError(
+            f"pupil_centre of shape {tuple(given.shape)} is not (B, T, 2) = {(*expected, 2)}"
+        )
+    return _known(standardised_pupil(given, facts))
+
+
+def _known(standardised: Tensor) -> Tensor:
+    """The mean, which is 0, where a value is unknown; training pads with it, too."""
+    return torch.where(standardised.isnan(), 0.0, standardised)

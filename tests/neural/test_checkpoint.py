@@ -1,0 +1,274 @@
+"""Models of neurons on disk: the same rates from the directory alone, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from small_models import encoder
+
+from ssl_vivit import load_encoder
+from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.neural.adapters import StimulusAdapter
+from ssl_vivit.neural.baselines import CausalResNet, CausalResNetConfig, LinearNonlinearConfig
+from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.frame_rates import FrameRates
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.modulators import ConvGRU, FiLM
+from ssl_vivit.neural.readouts import GaussianReadout
+
+COORDINATES = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 0.0], [5.0, 4.0, 1.0]])
+
+
+def facts(name="mouse.1", units=(7, 3, 9), **others):
+    values = {
+        "name": name,
+        "unit_ids": units,
+        "frames_per_second": 30.0,
+        "kind": "spikes",
+        "frame_size": (8, 12),
+        "video_mean": 0.4,
+        "video_std": 0.2,
+        "behaviour_channels": (0, 2),
+        "behaviour_mean": (1.0, -2.0),
+        "behaviour_std": (2.0, 0.5),
+        "pupil_mean": (10.0, 20.0),
+        "pupil_std": (2.0, 4.0),
+        "mean_response": (0.1,) * len(units),
+        "coordinates": None,
+        "split": {"train": (0, 1), "validation": (2,)},
+    }
+    return SessionFacts(**(values | others))
+
+
+FACTS = [facts(), facts("mouse/2", (1, 2))]
+
+
+def vivit(**parts):
+    readouts = {
+        "mouse.1": GaussianReadout(3, 24, coordinates=COORDINATES, shifter=True),
+        "mouse/2": GaussianReadout(2, 24, sampling="mask"),
+    }
+    return NeuralModel(encoder(), readouts=readouts, **parts)
+
+
+def resnet():
+    core = CausalResNet(CausalResNetConfig())
+    channels = core.channels
+    readouts = {f.name: GaussianReadout(len(f.unit_ids), channels) for f in FACTS}
+    return NeuralModel(core, None, FiLM(channels, 2, 1), readouts, nonlinearity="elu")
+
+
+def linear():
+    return linear_nonlinear(
+        {f.name: len(f.unit_ids) for f in FACTS}, (8, 12), behaviour_channels=2,
+        config=LinearNonlinearConfig(pool=1),
+    )  # fmt: skip
+
+
+MODELS = {
+    "plain": vivit,
+    "convgru, affine": lambda: vivit(
+        modulator=ConvGRU(24, 2, 4, hidden=5), adapter=StimulusAdapter("affine")
+    ),
+    "film, resampled": lambda: vivit(
+        modulator=FiLM(24, 2, 4), frame_rates={"mouse.1": FrameRates(30.0, 25.0)}
+    ),
+    "without stream": lambda: vivit(frame_stream=False, nonlinearity="elu"),
+    "resnet": resnet,
+    "linear": linear,
+}
+
+
+def randomised(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def recorded(frames=9, batch=2):
+    generator = np.random.default_rng(0)
+    return {
+        "video": generator.integers(0, 256, (batch, frames, 8, 12), dtype=np.uint8),
+        "behaviour": generator.normal(size=(batch, frames, 4)).astype(np.float32),
+        "pupil_centre": generator.normal(15, 5, size=(batch, frames, 2)),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_a_directory_alone_gives_the_same_rates_bit_for_bit(make, tmp_path):
+    model = randomised(make)
+    save_neural_model(model, tmp_path / "model", FACTS, training={"steps": 10})
+    loaded = load_neural_model(tmp_path / "model")
+    assert not loaded.training
+    assert loaded.facts == FACTS
+    data = recorded()
+    video = (torch.tensor(data["video"])[:, None].float() - 255 * 0.4) / (255 * 0.2)
+    behaviour = (torch.tensor(data["behaviour"])[..., [0, 2]] - torch.tensor([1.0, -2.0])) / (
+        torch.tensor([2.0, 0.5])
+    )
+    pupil = torch.tensor(data["pupil_centre"]).float() - torch.tensor([10.0, 20.0])
+    pupil = pupil / torch.tensor([2.0, 4.0])
+    for session in ("mouse.1", "mouse/2"):
+        expected = model(video, behaviour, session, pupil)
+        assert torch.equal(loaded.predict(**data, session=session), expected)
+    assert loaded.model.frame_rates == model.frame_rates
+
+
+def test_a_run_directory_and_its_encoder_open_too(tmp_path):
+    model = randomised(vivit)
+    save_neural_model(model, tmp_path / "run" / "model", FACTS)
+    data = recorded()
+    found = load_neural_model(tmp_path / "run").predict(**data, session="mouse/2")
+    expected = load_neural_model(tmp_path / "run" / "model").predict(**data, session="mouse/2")
+    assert torch.equal(found, expected)
+    core = load_encoder(tmp_path / "run" / "model" / "encoder")
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(core.state_dict()[name], value)
+    assert core.preprocessing["mean"] == [0.4]
+    assert core.preprocessing["fps"] == 30.0
+
+
+def test_nothing_is_left_behind_and_other_directories_stay(tmp_path):
+    model, place = randomised(vivit), tmp_path / "model"
+    save_neural_model(model, place, FACTS)
+    (place / "notes.txt").write_text("mine")
+    save_neural_model(randomised(linear), place, FACTS)
+    assert sorted(path.name for path in place.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "notes.txt",
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "chapter.tex").write_text("…")
+    with pytest.raises(ValueError, match="exists and is no model of neurons"):
+        save_neural_model(model, other, FACTS)
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="exists and is no model of neurons"):
+        save_neural_model(model, tmp_path / "encoder", FACTS)
+
+
+def test_the_card_of_a_model_runs(tmp_path):
+    model = randomised(MODELS["convgru, affine"])
+    save_neural_model(model, tmp_path / "model", FACTS, training={"steps": 10})
+    card = (tmp_path / "model" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    names = {}
+    exec(code.replace("path/to/this/directory", str(tmp_path / "model")), names)
+    assert names["rates"].shape == (1, 120, 3)
+    assert "| mouse/2 | 2 | spikes | 30 | 8×12 | 2 |" in card
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models") / "model"
+    model = NeuralModel(encoder(), None, ConvGRU(24, 2, 4, hidden=3), {"a": GaussianReadout(3, 24)})
+    save_neural_model(model, place, [facts("a", pupil_mean=None, pupil_std=None)])
+    return load_neural_model(place)
+
+
+def test_pixels_of_any_type_give_the_same_rates(predictor):
+    video = torch.tensor(recorded()["video"])
+    rates = predictor.predict(video)
+    assert torch.equal(predictor.predict(video[:, None]), rates)
+    assert torch.equal(predictor.predict(video.double()), rates)
+    assert rates.shape == (2, 9, 3)
+
+
+def test_unknown_behaviour_is_the_mean(predictor):
+    video = recorded()["video"]
+    behaviour = np.full((2, 9, 3), np.nan)
+    rates = predictor.predict(video)
+    assert torch.equal(predictor.predict(video, behaviour), rates)
+    behaviour[...] = [1.0, 123.0, -2.0]
+    assert torch.equal(predictor.predict(video, behaviour), rates)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"video": np.zeros((1, 5, 9, 12))}, "with the frames of 8×12 that session 'a' has"),
+        (
+            {"video": np.full((1, 5, 8, 12), 0.5)},
+            r"pixels are recorded from 0 to 255: give video \*",
+        ),
+        ({"session": "b"}, "session 'b' is unknown; the model has a"),
+        ({"behaviour": np.zeros((1, 4, 3))}, r"behaviour of shape \(1, 4, 3\) is not"),
+        ({"behaviour": np.zeros((1, 5, 2))}, r"at least 3\) with all recorded channels"),
+        ({"pupil_centre": np.zeros((1, 5, 2))}, "trained without its pupil's centre"),
+    ],
+)
+def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):
+    with pytest.raises(NeuralModelError, match=message):
+        predictor.predict(**({"video": np.zeros((1, 5, 8, 12))} | inputs))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (facts("c"), r"the model has no session 'c' \(3 neurons\); it has 'a' \(3\)"),
+        (facts("a", (7, 3)), "session 'a' has 2 neurons, and 3 in the model"),
+        (facts("a", (7, 4, 9)), "1 of 3 unit ids differ, the first is 4 in place of 3"),
+        (facts("a", frames_per_second=25.0), "'a' has frames_per_second 25.0, and 30.0 in the"),
+        (facts("a", frame_size=(9, 9)), r"'a' has frame_size \(9, 9\), and \(8, 12\) in the model"),
+    ],
+)
+def test_other_sessions_are_refused_by_name_and_count(predictor, given, message):
+    predictor.check_sessions([facts("a")])
+    predictor.check_sessions([])
+    with pytest.raises(NeuralModelError, match=message):
+        predictor.check_sessions([facts("a"), given])
+
+
+def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):
+    model = vivit()
+    with pytest.raises(
+        NeuralModelError, match=r"reads sessions mouse.1, mouse/2; the facts are of"
+    ):
+        save_neural_model(model, tmp_path / "model", FACTS[:1])
+    with pytest.raises(NeuralModelError, match=r"'mouse/2' has 3 neurons and its readout 2"):
+        save_neural_model(model, tmp_path / "model", [FACTS[0], facts("mouse/2")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_directories_are_told_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is no model of neurons: config\.json is missing"):
+        load_neural_model(tmp_path)
+    place = tmp_path / "model"
+    save_neural_model(vivit(), place, FACTS)
+    saved = json.loads((place / "config.json").read_text())
+
+    def refused(change, message):
+        (place / "config.json").write_text(json.dumps(saved | change))
+        with pytest.raises(NeuralModelError, match=message) as error:
+            load_neural_model(place)
+        assert "\n" not in str(error.value)
+
+    refused({"format": 2}, "is not of neural model format 1")
+    refused({"modulator": {"kind": "lstm"}}, "modulator kind 'lstm' is unknown")
+    refused({"core": {"kind": "cnn"}}, "core kind 'cnn' is unknown")
+    refused({"adapter": {}}, "describes no model of neurons")
+    refused({"adapter": {"kind": "scale"}}, "does not fit config.json beside it: adapter.log_scale")
+    readouts = saved["readouts"] | {"mouse/2": saved["readouts"]["mouse/2"] | {"neurons": 5}}
+    refused({"readouts": readouts}, r"session_readouts\.1\.mean \(2, 2\) ≠ \(5, 2\)")
+    (place / "config.json").write_text(json.dumps(saved))
+    (place / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(NeuralModelError, match=r"model\.safetensors is damaged"):
+        load_neural_model(place)
+    encoder().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(NeuralModelError, match="holds an encoder and no model of neurons"):
+        load_neural_model(tmp_path / "encoder")
+
+
+def test_facts_are_saved_whole(tmp_path):
+    full = [dataclasses.replace(FACTS[0], held_out_units=(3,)), FACTS[1]]
+    save_neural_model(vivit(), tmp_path / "model", full)
+    assert load_neural_model(tmp_path / "model").facts == full

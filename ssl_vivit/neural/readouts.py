@@ -273,7 +273,9 @@ class GaussianReadout(nn.Module):
                 f"the map is {tuple(map.shape)}; this readout needs (b, {self.channels}, t, h, w) "
                 f"or (b, {self.channels}, h, w)"
             )
-        features, bias, widths = self.features, self.bias, self.widths()
+        features: Tensor = self.features
+        bias: Tensor | None = self.bias
+        widths = self.widths()
         if units is not None:
             chosen = torch.as_tensor(units, device=features.device)
             features, widths, positions = (

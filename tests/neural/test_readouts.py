@@ -335,6 +335,7 @@ def test_autocast_rounds_products_but_no_positions(sampling):
         assert (ours - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["point", "mask"])
 def test_compiled_numbers_are_the_same(sampling):
     readout = GaussianReadout(10, 4, sampling=sampling).eval()
@@ -402,9 +403,9 @@ def test_positions_come_from_the_cortex(cortex):
 def test_regularisation_is_a_mean_over_neurons():
     readout = GaussianReadout(5, 3, spread=0.4)
     terms = readout.regularisation()
-    expected = sum(abs(float(f)) for f in readout.features.detach().flatten()) / 5
-    assert float(terms["feature_l1"]) == pytest.approx(expected)
-    assert float(terms["spread"]) == pytest.approx(2 * 0.4**2)
+    expected = sum(abs(f) for f in readout.features.detach().flatten().tolist()) / 5
+    assert terms["feature_l1"].item() == pytest.approx(expected)
+    assert terms["spread"].item() == pytest.approx(2 * 0.4**2)
 
 
 @pytest.mark.parametrize(

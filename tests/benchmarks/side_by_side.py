@@ -84,9 +84,13 @@ def mebibytes_a_clip(
         batches: the two batch sizes, large enough that activations are what fills the memory.
         device: cpu or cuda.
     """
-    peak = _peak_on_gpu if device == "cuda" else _peak_on_cpu
-    few, many = (peak(partial(step, clips(batch))) for batch in batches)
+    few, many = (peak_bytes(partial(step, clips(batch)), device) for batch in batches)
     return (many - few) / (batches[1] - batches[0]) / 2**20
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """The most that a call has allocated at once, beside what was there before."""
+    return _peak_on_gpu(call) if device == "cuda" else _peak_on_cpu(call)
 
 
 def _peak_on_gpu(call: Callable[[], object]) -> int:

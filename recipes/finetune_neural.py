@@ -1,0 +1,158 @@
+"""Fine-tune an encoder to a causal model of recorded neurons.
+
+    accelerate launch recipes/finetune_neural.py
+    accelerate launch recipes/finetune_neural.py --sessions sessions/a sessions/b \\
+        --encoder runs/simclr/encoder --config recipes/configs/neural_small.yaml
+    accelerate launch recipes/finetune_neural.py --sessions sessions/a --core resnet
+
+Without --config the preset of the sample holds; without --sessions a population is simulated once;
+without --encoder a fresh one is trained.
+"""
+
+from __future__ import annotations
+
+import recipes  # noqa: F401  (before torch)
+
+# isort: split
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from data_prep.neural_sample import neural_sample
+from ssl_vivit.data.sessions import NeuralDataConfig, Sessions, build_sessions
+from ssl_vivit.evaluation.neural_report import place_best, report, summary
+from ssl_vivit.evaluation.neural_training import NeuralEvaluation, NeuralEvaluationConfig
+from ssl_vivit.neural.building import (
+    BaselineConfig,
+    CoreKind,
+    NeuralModelConfig,
+    build_neural_model,
+    own_penalties,
+)
+from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice
+from ssl_vivit.objectives import NeuralPredictionConfig
+from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
+from ssl_vivit.objectives.neural_tuning import TunedNeuralPrediction, TuningConfig
+from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training.host import Host
+from ssl_vivit.training.run_directory import place
+
+SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
+SHORT = {"--sessions": "--data.sessions", "--encoder": "--encoder.path"}
+
+
+@dataclass
+class NeuralRecipe:
+    """Fine-tune an encoder to a causal model of recorded neurons.
+
+    Args:
+        core: vivit takes the encoder; ln, ln_separable, resnet and x3d are what it has to beat.
+        encoder: the encoder; ``--encoder DIR`` is ``--encoder.path DIR``.
+        data: sessions and windows; ``--sessions A B`` is ``--data.sessions '["A", "B"]'``.
+        model: what stands around the core.
+        baseline: settings of the cores that are no encoders.
+        objective: the loss.
+        tuning: how the encoder takes part.
+        training: the loop.
+        evaluation: what is measured and drawn.
+    """
+
+    core: CoreKind = "vivit"
+    encoder: NeuralEncoderChoice = field(default_factory=NeuralEncoderChoice)
+    data: NeuralDataConfig = field(default_factory=NeuralDataConfig)
+    model: NeuralModelConfig = field(default_factory=NeuralModelConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    objective: NeuralPredictionConfig = field(default_factory=NeuralPredictionConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: NeuralEvaluationConfig = field(default_factory=NeuralEvaluationConfig)
+
+
+def main() -> None:
+    """Build the parts, fit, score what was exported."""
+    config = parse(NeuralRecipe, arguments(sys.argv[1:]), preset=SAMPLE_PRESET)
+    processes = join_processes()
+    config.tuning.check(config.training.steps)
+    data = config.data
+    if not data.sessions:
+        processes.print("no --sessions given: using the simulated population in samples/neural")
+        with processes.local_main_process_first():
+            data = replace(data, sessions=neural_sample())
+    sessions = build_sessions(data, seed=config.training.seed)
+    torch.manual_seed(config.training.seed)
+    built = build_neural_model(
+        config.core, config.encoder, config.model, config.baseline, sessions.facts,
+        longest=max(int(session.lengths.max()) for session in sessions.sessions),
+    )  # fmt: skip
+    for note in built.notes:
+        processes.print(note)
+    training, loss = config.training, config.objective
+    if config.core != "vivit":  # the others have no layers that timm's decay knows
+        training = replace(training, optimizer=replace(training.optimizer, layer_decay=1.0))
+    loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
+    objective = TunedNeuralPrediction(built.model, loss, config.tuning, facts=sessions.facts)
+    watch = NeuralEvaluation(config.evaluation, sessions)
+    result = fit(
+        objective,
+        sessions.train,
+        training,
+        run_config=to_plain(config),
+        periodic=watch.periodic(),
+        card={"data": ", ".join(str(session.path) for session in sessions.sessions)},
+    )
+    if result.encoder is None:
+        return
+    host = Host()
+    if config.evaluation.keep_best:
+        place_best(result.run_dir, host)
+    if any(fact.held_out_units for fact in sessions.facts):
+        processes.print("fitting the readouts of the neurons that were held out of training")
+        if not fit_held_out(result.encoder, sessions, training, loss, config.tuning, host):
+            return
+    made = report(
+        load_neural_model(result.encoder), sessions, result.run_dir, host,
+        batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
+        device=processes.device,
+    )  # fmt: skip
+    processes.print(summary(result.run_dir, made, sessions))
+
+
+def fit_held_out(
+    model: Path,
+    sessions: Sessions,
+    training: TrainingConfig,
+    loss: NeuralPredictionConfig,
+    tuning: TuningConfig,
+    host: Host,
+) -> bool:
+    """Fit readouts of held-out neurons to a finished model, which is then replaced; False if stopped."""
+    objective = HeldOutNeurons(load_neural_model(model).model, loss, facts=sessions.facts)
+    second = replace(
+        training,
+        run_dir=str(model.parent / "held_out_neurons"),
+        steps=tuning.held_out_steps,
+        optimizer=replace(training.optimizer, weight_decay=0.0, layer_decay=1.0),
+        resume="auto",
+        tracker="none",
+    )
+    settings = {"training": to_plain(second), "objective": to_plain(loss)}
+    made = fit(objective, sessions.train.for_held_out_units(), second, run_config=settings)
+    if made.encoder is not None:
+        fitted = made.encoder
+        host.from_main(lambda: place(fitted, model))
+    return made.encoder is not None
+
+
+def arguments(words: list[str]) -> list[str]:
+    """The command line with its short forms written out."""
+    pairs = [word.partition("=") for word in words]
+    longer = [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
+    return with_lists(longer, SHORT["--sessions"])
+
+
+if __name__ == "__main__":
+    run(main)

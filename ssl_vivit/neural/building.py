@@ -1,0 +1,171 @@
+"""A model of neurons put together from settings: core, adapter, modulator and readouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from ssl_vivit.neural.adapters import AdapterConfig, build_adapter
+from ssl_vivit.neural.baselines import (
+    CausalResNet,
+    CausalResNetConfig,
+    CausalX3D,
+    CausalX3DConfig,
+    LinearNonlinearConfig,
+)
+from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.cores import core_of
+from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice, fit_encoder
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.model import NeuralModel, Nonlinearity
+from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
+from ssl_vivit.neural.readouts import ReadoutConfig
+
+if TYPE_CHECKING:
+    from ssl_vivit.data.session_files import SessionFacts
+
+# Of all kinds of readouts, so that one config serves all cores.
+PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
+
+CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
+
+
+@dataclass(frozen=True)
+class NeuralModelConfig:
+    """What stands around the core.
+
+    Args:
+        adapter: resampling of the stimulus.
+        modulator: what behaviour does to the features.
+        readout: how neurons read them.
+        nonlinearity: from drive to rate; ``elu`` is ELU + 1.
+        frame_stream: a convolution at full frame rate beside an encoder's tokens.
+        stream_filters: its space-time filters.
+    """
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    modulator: ModulatorConfig = field(default_factory=ModulatorConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    nonlinearity: Nonlinearity = "softplus"
+    frame_stream: bool = True
+    stream_filters: int = 64
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Settings of the cores that are there to be beaten.
+
+    Args:
+        ln: of ``ln`` and ``ln_separable``; which of them, the core says.
+        resnet: of ``resnet``.
+        x3d: of ``x3d``.
+    """
+
+    ln: LinearNonlinearConfig = field(default_factory=LinearNonlinearConfig)
+    resnet: CausalResNetConfig = field(default_factory=CausalResNetConfig)
+    x3d: CausalX3DConfig = field(default_factory=CausalX3DConfig)
+
+
+class BuiltModel(NamedTuple):
+    """A model of neurons, and lines about what was done for it."""
+
+    model: NeuralModel
+    notes: list[str]
+
+
+def build_neural_model(
+    core: CoreKind,
+    encoder: NeuralEncoderChoice,
+    config: NeuralModelConfig,
+    baseline: BaselineConfig,
+    facts: Sequence[SessionFacts],
+    *,
+    longest: int,
+) -> BuiltModel:
+    """A fresh model for recorded sessions, whose neurons start at their mean rates.
+
+    Args:
+        core: ``vivit`` takes the encoder; the others do without.
+        encoder: which one; a named size says nothing to the other cores.
+        config: what stands around it.
+        baseline: settings of the other cores.
+        facts: of the sessions.
+        longest: frames of the longest trial.
+
+    Raises:
+        NeuralModelError: for settings that do not fit.
+    """
+    if core != "vivit" and encoder.path is not None:
+        raise NeuralModelError(
+            f"--core {core} has no encoder, and --encoder {encoder.path} is given; leave it out, "
+            "or take --core vivit"
+        )
+    if core in ("ln", "ln_separable"):
+        return BuiltModel(_linear(core, config, baseline.ln, facts), [])
+    frame_rates, notes = None, []
+    module: torch.nn.Module
+    if core == "vivit":
+        module, frame_rates, notes = fit_encoder(encoder, facts, longest)
+    elif core == "resnet":
+        module = CausalResNet(baseline.resnet)
+    else:
+        module = CausalX3D(baseline.x3d)
+    seen = core_of(module)
+    behaviour_channels = len(facts[0].behaviour_channels)
+    model = NeuralModel(
+        module,
+        build_adapter(config.adapter),
+        build_modulator(config.modulator, seen.channels, behaviour_channels, seen.temporal_stride),
+        {
+            fact.name: config.readout.build(
+                len(fact.unit_ids),
+                seen.channels,
+                coordinates=None if fact.coordinates is None else torch.tensor(fact.coordinates),
+                pupil=fact.pupil_mean is not None,
+            )
+            for fact in facts
+        },
+        nonlinearity=config.nonlinearity,
+        frame_stream=config.frame_stream,
+        stream_filters=config.stream_filters,
+        frame_rates=frame_rates,
+    )
+    if config.readout.bias:
+        _start_at_mean_rates(model, facts)
+    return BuiltModel(model, notes)
+
+
+def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
+    """Of weights for several kinds of readouts those that this model's readouts know.
+
+    A name that none of them knows stays, so that the objective refuses it.
+    """
+    known = {name for r in model.readouts.values() for name in r.regularisation()}  # type: ignore[operator]
+    return {name: w for name, w in weights.items() if name in known or name not in PENALTIES}
+
+
+def _linear(
+    core: CoreKind,
+    config: NeuralModelConfig,
+    settings: LinearNonlinearConfig,
+    facts: Sequence[SessionFacts],
+) -> NeuralModel:
+    kind: Literal["full", "separable"] = "full" if core == "ln" else "separable"
+    model = linear_nonlinear(
+        {fact.name: len(fact.unit_ids) for fact in facts},
+        facts[0].frame_size,
+        behaviour_channels=len(facts[0].behaviour_channels),
+        config=LinearNonlinearConfig(kind, settings.lags, settings.pool, settings.rank),
+        nonlinearity=config.nonlinearity,
+    )
+    _start_at_mean_rates(model, facts)
+    return model
+
+
+def _start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
+    for fact in facts:
+        means = torch.tensor(fact.mean_response, dtype=torch.float64)
+        model.readouts[fact.name].initialise_bias(means, model.nonlinearity)  # type: ignore[operator]

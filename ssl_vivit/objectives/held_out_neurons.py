@@ -1,0 +1,83 @@
+"""Readouts for neurons that a finished model was not trained on; everything else stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
+from ssl_vivit.objectives.step import Step
+
+
+class HeldOutNeurons(NeuralPrediction):
+    """Fits what belongs to single held-out neurons: positions, widths, features, biases.
+
+    Gradients of the other neurons are exactly zero, so an optimiser without weight decay leaves
+    them alone, to the bit. Core, modulator and what a session's neurons share are frozen.
+
+    Args:
+        model: a trained model; it becomes part of this objective.
+        config: settings of the loss; of the penalties, ``feature_l1`` alone holds, on the held-out
+            neurons.
+        facts: of each session, with the held-out units.
+
+    Raises:
+        ValueError: if no session has held-out neurons.
+    """
+
+    def __init__(
+        self,
+        model: NeuralModel,
+        config: NeuralPredictionConfig | None = None,
+        *,
+        facts: Sequence[SessionFacts],
+    ) -> None:
+        # Annealed widths have done their work.
+        config = replace(config or NeuralPredictionConfig(), spread_passes=0)
+        super().__init__(model, config, facts=facts)
+        self.held: dict[str, list[int]] = {}
+        model.requires_grad_(False)
+        for fact in facts:
+            held_out = set(fact.held_out_units)
+            units = [index for index, unit in enumerate(fact.unit_ids) if unit in held_out]
+            self.held[fact.name] = units
+            readout = model.readouts[fact.name]
+            for parameter in readout.parameters(recurse=False):
+                parameter.requires_grad_(bool(units))
+        if not any(self.held.values()):
+            raise ValueError("no neuron is held out; set data.held_out_neurons above 0")
+        self.train()
+
+    def train(self, mode: bool = True) -> HeldOutNeurons:
+        """As of every module; all but the readouts stay in eval mode."""
+        super().train(mode)
+        for name, part in self.model.named_children():
+            if name != "session_readouts":
+                part.eval()
+        return self
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """As of :class:`NeuralPrediction`; batches of sessions without such neurons count nothing."""
+        step = super().forward(batch)
+        fitted = [p.flatten()[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
+        return step._replace(loss=step.loss + torch.stack(fitted).sum())
+
+    def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """Rates (b, T, neurons) for each part of a batch."""
+        return [
+            self.model(p["video"], p["behaviour"], p["session"], p["pupil_centre"]) for p in parts
+        ]
+
+    def _penalty(self, session: str) -> Tensor:
+        features = getattr(self.model.readouts[session], "features", None)
+        units = self.held[session]
+        weight = self.config.regularisation.get("feature_l1", 0.0)
+        if features is None or not units or not weight:
+            return self.passes.new_zeros(()).float()
+        return weight * features[torch.tensor(units)].abs().sum(1).mean()

@@ -1,0 +1,291 @@
+"""The recipe for models of neurons: presets, a run and what it leaves, exact resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_prep.synthetic_neural import SimulationConfig, simulate
+from recipes import finetune_neural
+from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, arguments, main
+from ssl_vivit import create_encoder
+from ssl_vivit.data.session_files import Session, SessionFacts
+from ssl_vivit.evaluation.neural_training import best_score
+from ssl_vivit.neural.building import build_neural_model, own_penalties
+from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.objectives.neural_tuning import TunedNeuralPrediction
+from ssl_vivit.training import parse, run
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "recipes" / "configs").glob("neural_*.yaml"))
+TINY = {
+    "embed_dim": 8, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
+    "tubelet_size": [4, 4, 4],
+}  # fmt: skip
+SMALL = {
+    "encoder.overrides": TINY,
+    "data.window": 12,
+    "model.modulator.kind": "film",
+    "model.stream_filters": 4,
+    "training.steps": 6,
+    "training.total_batch_size": 4,
+    "training.checkpoint_every": 2,
+    "training.log_every": 1,
+    "training.optimizer.warmup_steps": 2,
+    "training.optimizer.scaling": "none",
+    "training.tracker": "none",
+    "evaluation.every": 2,
+    "evaluation.fields": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("sessions")
+    made = []
+    for name, neurons in (("a", 5), ("b", 3)):
+        config = SimulationConfig(
+            neurons=neurons, train_trials=6, held_out_movies=2, repeats=2, seconds=1.0,
+            size=(12, 20), stimuli="textures", mean_rate=(8.0, 12.0), seed=neurons,
+        )  # fmt: skip
+        made.append(str(simulate(folder / name, config, progress=False)))
+    return made
+
+
+def words(sessions: list[str], run_dir: Path, **changes) -> list[str]:
+    settings = SMALL | {"training.run_dir": str(run_dir)}
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    told = ["--sessions", *sessions]
+    for name, value in settings.items():
+        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return told
+
+
+def launch(monkeypatch, told: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *told])
+    main()
+
+
+def facts(frame_size: tuple[int, int] = (36, 64), neurons: int = 4) -> SessionFacts:
+    return SessionFacts(
+        name="s", unit_ids=tuple(range(neurons)), frames_per_second=30.0, kind="spikes",
+        frame_size=frame_size, video_mean=0.4, video_std=0.2, behaviour_channels=(0, 1),
+        behaviour_mean=(0.0, 0.0), behaviour_std=(1.0, 1.0), pupil_mean=(0.0, 0.0),
+        pupil_std=(1.0, 1.0), mean_response=(0.2,) * neurons,
+        coordinates=tuple((float(i), 0.5 * i, 1.0) for i in range(neurons)),
+        split={"train": (0,), "validation": (1,), "test": (2,)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_builds_an_objective(preset):
+    config = parse(NeuralRecipe, ["--config", str(preset)])
+    config.training.check()
+    config.data.check()
+    config.tuning.check(config.training.steps)
+    model, notes = build_neural_model(
+        config.core, config.encoder, config.model, config.baseline, [facts()], longest=300
+    )
+    assert not notes
+    penalties = own_penalties(model, config.objective.regularisation)
+    assert penalties
+    loss = replace(config.objective, regularisation=penalties)
+    objective = TunedNeuralPrediction(model, loss, config.tuning, facts=[facts()])
+    assert any(p.requires_grad for p in objective.encoder.parameters()) == (
+        config.tuning.mode != "frozen"
+    )
+
+
+def test_short_forms_and_the_sample_preset():
+    bare = parse(NeuralRecipe, [], preset=SAMPLE_PRESET)
+    assert bare == parse(NeuralRecipe, ["--config", str(SAMPLE_PRESET)])
+    told = ["--sessions", "x/a", "x/b", "--encoder", "runs/e", "--encoder.name=vivit_tiny"]
+    config = parse(NeuralRecipe, arguments(told))
+    assert config.data.sessions == ["x/a", "x/b"]
+    assert (config.encoder.path, config.encoder.name) == ("runs/e", "vivit_tiny")
+    assert parse(NeuralRecipe, arguments(["--encoder=e"])).encoder.path == "e"
+
+
+def test_a_run_leaves_a_model_scores_and_figures_and_continues_to_the_same_bits(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    told = words(sessions, tmp_path / "run", tuning__mode="readout_first", tuning__readout_steps=3)
+    launch(monkeypatch, told)
+    table = capsys.readouterr().out
+    made = tmp_path / "run"
+    assert "a, test: bits per spike" in table
+    assert "with the true rates" in table
+    assert "found and true receptive fields" in table
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line for line in lines if "val/bps_mean" in line}
+    assert list(measured) == [0, 2, 4, 6]
+    assert {"val/bps_a", "val/bps_b", "val/correlation_mean"} <= measured[6].keys()
+    kinds = ("positions", "traces", "receptive_fields")
+    expected = {f"{kind}_{name}.png" for kind in kinds for name in "ab"}
+    expected |= {"curves.png", "bits_per_spike.png", "single_trial_correlation.png"}
+    assert {path.name for path in (made / "figures").iterdir()} == expected
+
+    # The model is the best of the measured ones, and the scores are those of what was exported.
+    best = max((line["val/bps_mean"], -step) for step, line in measured.items() if step)
+    assert best_score(made) == {"step": -best[1], "name": "val/bps_mean", "score": best[0]}
+    predictor = load_neural_model(made / "model")
+    assert predictor.sessions == ("a", "b")
+    scores = json.loads((made / "scores.json").read_text())
+    assert scores["scores"]["bps_a"] == pytest.approx(by_hand(predictor, sessions[0]), abs=1e-6)
+    assert not scores["held_out"]
+    assert scores["ceiling"]["bps_a"] > 0
+    assert (made / "model" / "encoder" / "model.safetensors").is_file()
+
+    # As if it had been killed after its second checkpoint and its third evaluation.
+    half = tmp_path / "half"
+    shutil.copytree(made, half)
+    shutil.rmtree(half / "checkpoints" / "step_00000006")
+    shutil.rmtree(half / "model")
+    (half / "scores.json").unlink()
+    launch(monkeypatch, [*words(sessions, half, tuning__mode="readout_first",
+                                tuning__readout_steps=3), "--resume", "auto"])  # fmt: skip
+    for file in ("model.safetensors", "encoder/model.safetensors"):
+        one, two = (load_file(r / "model" / file) for r in (made, half))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    last = "checkpoints/step_00000006/optimizer.safetensors"
+    assert (made / last).read_bytes() == (half / last).read_bytes()
+    assert (made / "scores.json").read_text() == (half / "scores.json").read_text()
+
+
+def by_hand(predictor, path: str) -> float:
+    """Bits per spike of the test trials, from files and predictions of raw recordings."""
+    session = Session(path)
+    rates, spikes = [], []
+    for trial in session.tiers["test"].tolist():
+        video = session.video(trial)[None].astype(np.float32)
+        centre = session.pupil_centre(trial)[None] if session.has_pupil else None
+        behaviour = session.behaviour(trial)[None]
+        rates.append(predictor.predict(video, behaviour, session.name, centre)[0].double().numpy())
+        spikes.append(session.responses(trial).astype(np.float64))
+    rates, spikes = np.concatenate(rates), np.concatenate(spikes)
+    null = spikes.mean(0, keepdims=True).clip(1e-9)
+    gain = (spikes * np.log(rates / null) - rates + null).sum()
+    return gain / spikes.sum() / np.log(2)
+
+
+@pytest.mark.parametrize("core", ["ln", "ln_separable", "resnet", "x3d"])
+def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, capsys, core):
+    narrow = {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]}
+    told = words(
+        sessions[:1], tmp_path / "run", core=core, training__steps=2,
+        baseline__resnet=narrow, baseline__x3d=narrow, baseline__ln__lags=3,
+        training__optimizer__layer_decay=0.5, objective__regularisation={"feature_l1": 1e-3,
+                                                                        "smoothness": 1e-3},
+    )  # fmt: skip
+    launch(monkeypatch, told)
+    assert "a, test: bits per spike" in capsys.readouterr().out
+    assert load_neural_model(tmp_path / "run").sessions == ("a",)
+
+
+def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    stored = create_encoder(
+        "vivit_tiny", num_frames=8, image_size=(32, 48), temporal_positions="rotary",
+        embed_dim=24, num_heads=2, spatial_depth=1, temporal_depth=1,
+    )  # fmt: skip
+    prepared = {"mean": [0.5], "std": [0.1], "fps": 30.0}
+    stored.save_pretrained(tmp_path / "encoder", preprocessing=prepared)
+    told = words(sessions[:1], tmp_path / "run", encoder__path=str(tmp_path / "encoder"),
+                 encoder__overrides={}, tuning__mode="frozen", training__optimizer__layer_decay=0.7,
+                 evaluation__keep_best=False)  # fmt: skip
+    launch(monkeypatch, told)
+    said = capsys.readouterr().out
+    assert "in_channels 3 → 1" in said
+    assert "image_size 32×48 → 12×20" in said
+    assert "tubelet_size 4×16×16 → 4×6×5" in said
+    first = load_file(tmp_path / "run/checkpoints/step_00000002/model/encoder/model.safetensors")
+    last = load_file(tmp_path / "run/model/encoder/model.safetensors")
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    # All but tubelets and positions are the stored weights themselves.
+    weights = stored.state_dict()
+    same = [name for name in last if name in weights and torch.equal(last[name], weights[name])]
+    assert len(same) > 0.8 * len(last)
+
+
+def test_neurons_held_out_get_readouts_and_scores_of_their_own(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    told = words(sessions, tmp_path / "run", data__held_out_neurons=0.4, tuning__held_out_steps=4)
+    launch(monkeypatch, told)
+    assert "neurons held out of training" in capsys.readouterr().out
+    made = tmp_path / "run"
+    scores = json.loads((made / "scores.json").read_text())
+    assert "bps_a" in scores["held_out"]
+    before = load_neural_model(made / "best" / "model")
+    after = load_neural_model(made / "model")
+    for one, two in zip(before.facts, after.facts, strict=True):
+        held = torch.tensor([unit in one.held_out_units for unit in one.unit_ids])
+        assert held.any()
+        assert not held.all()
+        old, new = (p.model.readouts[two.name] for p in (before, after))
+        assert torch.equal(old.features[~held], new.features[~held])
+        assert not torch.equal(old.features[held], new.features[held])
+    for (name, one), two in zip(
+        before.model.encoder.named_parameters(), after.model.encoder.parameters(), strict=True
+    ):
+        assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning.readout_steps": 3}, "belongs to tuning.mode readout_first"),
+        ({"tuning.mode": "readout_first"}, "must lie between 1 and training.steps 6"),
+        ({"tuning.mode": "readout"}, "tuning.mode"),
+        ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
+        ({"encoder.path": "nowhere"}, "nowhere"),
+        ({"encoder.overrides": {"image_size": [16, 16]}}, "the sessions' video is grey, 12×20"),
+        ({"evaluation.every": 0}, "evaluation.every"),
+        ({"objective.regularisation": {"l7": 1.0}}, "l7"),
+        ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(sessions, tmp_path, changes, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = [*words(sessions, tmp_path / "run")]
+    for name, value in changes.items():
+        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *told])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_architecture_beside_a_directory_is_refused(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    create_encoder("vivit_neural_small", num_frames=8, **TINY).save_pretrained(tmp_path / "e")
+    told = words(sessions, tmp_path / "run", encoder__path=str(tmp_path / "e"),
+                 encoder__name="vivit_tiny", encoder__overrides={})  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *told])
+    with pytest.raises(SystemExit):
+        run(finetune_neural.main)
+    said = capsys.readouterr().err
+    assert "fixes the architecture, and encoder.name vivit_tiny is another" in said
+    assert "embed_dim 8 (asked for: 192)" in said

@@ -2,13 +2,19 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ssl_vivit.data.session_files import SessionFacts
-from ssl_vivit.neural.baselines import LinearNonlinearConfig
+from ssl_vivit.neural.baselines import CausalResNet, CausalResNetConfig, LinearNonlinearConfig
 from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.readouts import GaussianReadout
 from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
 
 NEURONS = {"a.1": 3, "b": 5}
@@ -62,6 +68,12 @@ def part(session, count=2, frames=6, seed=0, unknown=0.2):
         "pupil_centre": None,
         "responses": responses,
     }
+
+
+def of_rank(rank):
+    if rank == 0:
+        return [part("a.1", seed=1)]
+    return [part("b", count=3, seed=2, unknown=0.6), part("b", frames=4, seed=3)]
 
 
 def batch(*parts):
@@ -202,20 +214,72 @@ def test_half_precision_rates_are_scored_in_full():
     assert halved.item() == pytest.approx(exact.item(), abs=0.02)
 
 
+def convolutional():
+    """A core with Gaussian readouts."""
+    torch.manual_seed(0)
+    core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
+    readouts = {name: GaussianReadout(count, 4) for name, count in NEURONS.items()}
+    return NeuralModel(core, readouts=readouts).double()
+
+
 def test_widths_go_to_one_in_equal_ratios_and_resume():
     config = NeuralPredictionConfig(spread_start=8.0, spread_passes=3)
-    ours = NeuralPrediction(model(), config, facts=facts())
+    ours = NeuralPrediction(convolutional(), config, facts=facts())
     scales = []
     for _ in range(5):
-        ours(batch(part("b")))
-        scales.append(float(ours.model.readout("b").spread_scale))
+        ours(batch(part("b"))).loss.backward()
+        scales.append(float(ours.model.readout("a.1").spread_scale))
     assert scales == pytest.approx([8, 4, 2, 1, 1])
+    ours.eval()(batch(part("b")))
+    assert ours.passes == 5
     saved = copy.deepcopy(ours.state_dict())
     saved["passes"].fill_(1)
-    again = NeuralPrediction(model(), config, facts=facts())
+    again = NeuralPrediction(convolutional(), config, facts=facts())
     again.load_state_dict(saved)
     again(batch(part("b")))
     assert float(again.model.readout("b").spread_scale) == pytest.approx(4)
+
+
+def test_widths_are_left_alone_unless_asked():
+    ours = NeuralPrediction(convolutional(), facts=facts())
+    ours.model.readout("b").spread_scale = 3.0
+    ours(batch(part("b")))
+    assert float(ours.model.readout("b").spread_scale) == 3
+
+
+def test_penalties_of_gaussian_readouts_are_theirs():
+    config = NeuralPredictionConfig(regularisation={"feature_l1": 0.5, "spread": 2.0})
+    ours = NeuralPrediction(convolutional(), config, facts=facts()).eval()
+    step = ours(batch(part("b")))
+    readout = ours.model.readout("b")
+    features = sum(row.abs().sum() for row in readout.features) / NEURONS["b"]
+    widths = sum((one**2).sum() for one in readout.spread) / NEURONS["b"]
+    expected = (0.5 * features + 2 * widths).item()
+    assert step.metrics["regularisation"].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
+    """Other sessions and other numbers of known responses on each; to 1e-10 in float64."""
+    script = Path(__file__).parent / "neural_prediction_on_ranks.py"
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+         "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
+         script, tmp_path],
+        check=True,
+    )  # fmt: skip
+    config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
+    ours = NeuralPrediction(model(), config, facts=facts())
+    step = ours(batch(*of_rank(0), *of_rank(1)))
+    step.loss.backward()
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
+    for name in ("loss", "poisson", "regularisation"):
+        value = sum(rank.pop(name) for rank in ranks) / 2
+        expected = step.loss if name == "loss" else step.metrics[name]
+        assert value.item() == pytest.approx(expected.item(), abs=1e-9)
+    for name, parameter in ours.named_parameters():
+        for rank in ranks:
+            torch.testing.assert_close(rank[name], parameter.grad, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

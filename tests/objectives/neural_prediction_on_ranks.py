@@ -1,0 +1,25 @@
+"""Run by test_neural_prediction on every rank: one step on this rank's sessions, under DDP."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+from test_neural_prediction import batch, facts, model, of_rank
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
+objective = NeuralPrediction(model(), config, facts=facts())
+# Gradients are averaged for as long as something holds the wrapper.
+wrapped = DistributedDataParallel(objective)
+step = wrapped(batch(*of_rank(rank)))
+step.loss.backward()
+gradients = {name: parameter.grad for name, parameter in objective.named_parameters()}
+numbers = {"loss": step.loss.detach(), **step.metrics}
+numbers.pop("bps")
+save_file({**gradients, **numbers}, Path(sys.argv[1]) / f"rank{rank}.safetensors")
+dist.destroy_process_group()

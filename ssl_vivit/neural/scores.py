@@ -98,7 +98,7 @@ class NeuralScores:
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
             whole = _Seen.nothing(len(self.facts[session].unit_ids))
             for part in gather([_packed(seen.sums), _packed(seen.moments)]):
-                whole.add(_Seen(*map(_unpacked, part)))
+                whole.add(_Seen(_unpacked(part[0]), _unpacked(part[1])))
             # One by one: repeats are what is large.
             for name in names:
                 own = seen.movies.get(name)
@@ -211,7 +211,8 @@ class _Seen:
     @classmethod
     def nothing(cls, neurons: int) -> _Seen:
         """No trials yet."""
-        return cls(*(torch.zeros(rows, neurons, dtype=torch.float64) for rows in (4, 6)))
+        sums, moments = (torch.zeros(rows, neurons, dtype=torch.float64) for rows in (4, 6))
+        return cls(sums, moments)
 
     def add(self, other: _Seen) -> None:
         """Add the sums of other trials."""

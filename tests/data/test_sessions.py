@@ -340,20 +340,26 @@ def test_channels_without_variance_are_dropped_where_no_session_has_any(
 def test_a_missing_validation_tier_is_split_off_by_movie(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Session a has its own tiers and trains on movie 0; b shares movies 0 to 9 among its trials,
-    # and tests on 9, which it also trains on.
-    a = folder(tmp_path, "a", tiers=("train", "oracle"), lengths=(12,), movies=(0, 50))
+    # Session a has its own tiers and trains on movies 0 to 4; b shows movies 0 to 9 in turn, and
+    # tests on 9, which it also trains on. That leaves 5 to 8.
+    own = ("train",) * 5 + ("oracle",)
+    a = folder(tmp_path, "a", tiers=own, lengths=(12,), movies=(0, 1, 2, 3, 4, 50))
     tiers = ("train",) * 30 + ("test",) * 2
     movies = [i % 10 for i in range(30)] + [9, 60]
     b = folder(tmp_path, "b", tiers=tiers, lengths=(12,), movies=movies)
     with caplog.at_level(logging.WARNING):
-        sessions = build([str(a), str(b)], validation_share=0.25)
+        sessions = build([str(a), str(b)], validation_share=0.5)
     split = sessions.facts[1].split
     shown = {tier: {movies[trial] for trial in trials} for tier, trials in split.items()}
     assert len(shown["validation"]) == 2
-    assert not shown["validation"] & (shown["train"] | shown["test"] | {0})
+    assert shown["validation"] < {5, 6, 7, 8}
+    assert not shown["validation"] & shown["train"]
     assert sorted(split["train"] + split["validation"]) == list(range(30))
-    assert sessions.facts[0].split == {"train": (0,), "validation": (1,), "test": ()}
+    assert sessions.facts[0].split == {
+        "train": (0, 1, 2, 3, 4),
+        "validation": (5,),
+        "test": (),
+    }
     assert "b: no validation tier; 6 of 30 training trials validate" in caplog.text
     assert "tiers share movies: 1 of 2 test movies are in train, too" in caplog.text
     none = build([str(b)], validation_share=0.0)

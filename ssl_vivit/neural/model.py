@@ -171,7 +171,7 @@ class NeuralModel(nn.Module):
             video = self.adapter(video)
         tokens, seen = self.tokens(video, behaviour, rates)
         # Slot 0 is for frames before the first token has ended.
-        held = F.pad(tokens, (0, 0, 0, 0, 1, 0))[:, :, seen]
+        held = F.pad(tokens, (0, 0, 0, 0, 1, 0)).index_select(2, seen)
         if self.frame_stream is None:
             return held
         return held + self.frame_stream(video, behaviour)

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from small_models import WholeMapReadout, clip, encoder, model
+from small_models import WholeMapReadout, clip, encoder, model, walk
 
 from ssl_vivit import create_encoder
+from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel, rate
+from ssl_vivit.neural.modulators import ConvGRU, FiLM
+from ssl_vivit.neural.readouts import GaussianReadout
 
 
 @torch.no_grad()
@@ -111,11 +114,47 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_the_baseline_at_its_full_size():
+    """The published shapes: 300 frames of 36×64, 42 behavioural channels, 75×9×16 tokens of 384."""
     whole = NeuralModel(
-        create_encoder("vivit_neural_baseline"), readouts={"a": WholeMapReadout(7, 384, 144)}
-    )
-    with torch.no_grad():
-        video = torch.randn(1, 1, 300, 36, 64)
-        assert whole.tokens(video)[0].shape == (1, 384, 75, 9, 16)
-        assert whole(video).shape == (1, 300, 7)
+        create_encoder("vivit_neural_baseline"),
+        modulator=ConvGRU(384, 42, 4),
+        readouts={"a": GaussianReadout(7, 384)},
+    ).eval()
+    video, behaviour = torch.randn(1, 1, 300, 36, 64), torch.randn(1, 300, 42)
+    assert whole.tokens(video, behaviour)[0].shape == (1, 384, 75, 9, 16)
+    features = whole.core(video, behaviour)
+    assert features.shape == (1, 384, 300, 9, 16)
+    last = whole.read(features[:, :, -1])
+    assert last.shape == (1, 7)
+    rates = whole(video, behaviour)
+    assert rates.shape == (1, 300, 7)
+    torch.testing.assert_close(rates[:, -1], last)
+
+
+@pytest.mark.slow
+def test_it_compiles_with_the_recurrence_left_out():
+    whole = model(modulator=ConvGRU(24, 2, 4, hidden=5))
+    video, behaviour = clip(frames=9), walk(frames=9)
+    expected = whole(video, behaviour)
+    compiled = torch.compile(whole, backend="aot_eager")
+    found = compiled(video, behaviour)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    found.sum().backward()
+
+
+def test_half_precision_gives_rates_in_full():
+    whole = model(modulator=ConvGRU(24, 2, 4, hidden=5)).float()
+    video, behaviour = clip(frames=9).float(), walk(frames=9).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        rates = whole(video, behaviour)
+    assert rates.dtype == torch.float32
+    torch.testing.assert_close(rates, whole(video, behaviour), rtol=0.1, atol=0.05)
+
+
+def test_every_parameter_takes_part_without_behaviour_too():
+    whole = model(modulator=FiLM(24, 2, 4), adapter=StimulusAdapter("affine"))
+    whole(clip()).sum().backward()
+    without = [name for name, parameter in whole.named_parameters() if parameter.grad is None]
+    assert without == []

@@ -70,9 +70,9 @@ def fit_encoder(
         longest: frames of the longest trial.
 
     Raises:
-        NeuralModelError: for a config that names another architecture than the directory holds.
+        NeuralModelError: for a config that names another architecture than the directory holds,
+            and where there is no encoder at ``path``.
         ValueError: for settings that do not fit.
-        FileNotFoundError: if there is no encoder at ``path``.
     """
     fitted = _fresh(choice, facts, longest) if choice.path is None else None
     fitted = fitted or _exported(choice, choice.path or "", facts, longest)
@@ -106,7 +106,10 @@ def _fresh(
 def _exported(
     choice: NeuralEncoderChoice, path: str, facts: Sequence[SessionFacts], longest: int
 ) -> FittedEncoder:
-    stored = load_encoder(path).config
+    try:
+        stored = load_encoder(path).config
+    except FileNotFoundError as error:
+        raise NeuralModelError(f"--encoder {path}: {error}") from None
     _refuse_another(choice, path, stored)
     changes = _changes(stored, choice.overrides, facts[0].frame_size)
     dropouts = {name: choice.overrides[name] for name in REGULARISATION if name in choice.overrides}

@@ -119,7 +119,11 @@ def test_short_forms_and_the_sample_preset():
     config = parse(NeuralRecipe, arguments(told))
     assert config.data.sessions == ["x/a", "x/b"]
     assert (config.encoder.path, config.encoder.name) == ("runs/e", "vivit_tiny")
-    assert parse(NeuralRecipe, arguments(["--encoder=e"])).encoder.path == "e"
+    # An encoder is not held against the preset that nobody named.
+    exported = parse(NeuralRecipe, arguments(["--encoder=e"]), preset=SAMPLE_PRESET)
+    assert exported.encoder.path == "e"
+    assert (exported.encoder.name, exported.encoder.overrides) == (None, {})
+    assert bare.encoder.overrides
 
 
 def test_a_run_leaves_a_model_scores_and_figures_and_continues_to_the_same_bits(

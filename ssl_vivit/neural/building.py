@@ -20,6 +20,7 @@ from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.cores import core_of
 from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice, fit_encoder
 from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.frame_rates import FrameRates
 from ssl_vivit.neural.model import NeuralModel, Nonlinearity
 from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
 from ssl_vivit.neural.readouts import ReadoutConfig
@@ -105,7 +106,8 @@ def build_neural_model(
         )
     if core in ("ln", "ln_separable"):
         return BuiltModel(_linear(core, config, baseline.ln, facts), [])
-    frame_rates, notes = None, []
+    frame_rates: dict[str, FrameRates | None] | None = None
+    notes: list[str] = []
     module: torch.nn.Module
     if core == "vivit":
         module, frame_rates, notes = fit_encoder(encoder, facts, longest)

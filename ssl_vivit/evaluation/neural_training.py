@@ -71,7 +71,7 @@ class NeuralEvaluation:
         """The evaluation as a job of the training loop; none without validation trials."""
         if self.sessions.validation is None:
             return []
-        return [Periodic(self.config.every, self, at_start=True)]
+        return [Periodic(self.config.every, self, at_start=True, on_bar=(self.criterion,))]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
         """Score, keep the model if it is the best, draw curves."""

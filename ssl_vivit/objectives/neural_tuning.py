@@ -121,7 +121,7 @@ class TunedNeuralPrediction(NeuralPrediction):
     def forward(self, batch: dict[str, Any]) -> Step:
         """As of :class:`NeuralPrediction`."""
         tuned = [p for p in self.encoder.parameters() if p.requires_grad]
-        if not (self.training and self.resting and tuned):
+        if not (self.training and self.resting and tuned) or self._recomputes():
             return super().forward(batch)
         # Without requires_grad no graph is built through the encoder, unless what stands in front
         # of it is trained. Turned off for good, DistributedDataParallel would not see it join.
@@ -141,6 +141,15 @@ class TunedNeuralPrediction(NeuralPrediction):
     def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
         """Rates (b, T, neurons) for each part of a batch."""
         return predict_parts(self.model, parts)
+
+    def _recomputes(self) -> bool:
+        """Whether the backward pass runs the encoder again, which must then be as it was.
+
+        With an adapter in front that happens while the encoder waits, too; its gradients, which
+        the loop drops, are the price.
+        """
+        trunk = getattr(self.encoder, "trunk", None)
+        return self.model.adapter is not None and getattr(trunk, "grad_checkpointing", False)
 
     def _encoder_names(self) -> list[str]:
         inside = {id(parameter) for parameter in self.encoder.parameters()}

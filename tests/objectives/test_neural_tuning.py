@@ -93,6 +93,21 @@ def test_what_waits_rests_without_noise_and_with_zero_gradients_then_joins(adapt
     assert not objective.training
 
 
+def test_recomputed_activations_give_the_adapter_the_same_gradient_while_the_encoder_waits() -> (
+    None
+):
+    tuning = TuningConfig("readout_first", readout_steps=5)
+    found = []
+    for recompute in (False, True):
+        objective = TunedNeuralPrediction(
+            model(StimulusAdapter("scale")), None, tuning, facts=[facts()]
+        )
+        objective.model.set_grad_checkpointing(recompute)
+        objective.begin_step(0)
+        found.append(gradients(objective)["model.adapter.log_scale"])
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_frozen_encoders_are_not_optimised_at_all() -> None:
     objective = TunedNeuralPrediction(model(), None, TuningConfig("frozen"), facts=[facts()])
     objective.train()

@@ -1,5 +1,23 @@
 """Models of neurons: from an encoder's tokens to rates, and how well they predict."""
 
+from ssl_vivit.neural.adapters import StimulusAdapter
+from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
+from ssl_vivit.neural.metrics import bits_per_spike, single_trial_correlation
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.modulators import ConvGRU, FiLM
+from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.neural.readouts import GaussianReadout, ReadoutConfig
 
-__all__ = ["GaussianReadout", "ReadoutConfig"]
+__all__ = [
+    "ConvGRU",
+    "FiLM",
+    "GaussianReadout",
+    "NeuralModel",
+    "NeuralPredictor",
+    "ReadoutConfig",
+    "StimulusAdapter",
+    "bits_per_spike",
+    "load_neural_model",
+    "save_neural_model",
+    "single_trial_correlation",
+]

@@ -135,7 +135,7 @@ def summary(run_dir: Path, made: NeuralReport | None, sessions: Sessions) -> str
         rows |= _rows(fact.name, made)  # type: ignore[arg-type]
     rows["figures"] = str(run_dir / "figures")
     rows["load it"] = (
-        "from ssl_vivit.neural.checkpoint import load_neural_model; "
+        "from ssl_vivit.neural import load_neural_model; "
         f'model = load_neural_model("{run_dir / "model"}")'
     )
     width = max(map(len, rows))

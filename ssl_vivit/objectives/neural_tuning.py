@@ -118,6 +118,18 @@ class TunedNeuralPrediction(NeuralPrediction):
         """Parameter → factor on its learning rate."""
         return dict.fromkeys(self._encoder_names(), self.tuning.encoder_share)
 
+    def no_weight_decay(self) -> set[str]:
+        """Everything of readouts and adapter.
+
+        Weight decay would pull positions to the middle of the screen and widths to nothing;
+        features have penalties of their own.
+        """
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.startswith(("model.session_readouts.", "model.adapter."))
+        }
+
     def forward(self, batch: dict[str, Any]) -> Step:
         """As of :class:`NeuralPrediction`."""
         tuned = [p for p in self.encoder.parameters() if p.requires_grad]

@@ -129,6 +129,17 @@ def test_the_optimiser_knows_when_and_how_fast_the_encoder_learns() -> None:
         assert group["lr_scale"] <= 0.1 if within == {True} else group["lr_scale"] == 1.0
 
 
+def test_weight_decay_leaves_positions_and_widths_alone() -> None:
+    objective = TunedNeuralPrediction(model(StimulusAdapter("affine")), facts=[facts()])
+    decayed = {
+        id(p) for g in parameter_groups(objective, 0.1) if g["weight_decay"] for p in g["params"]
+    }
+    readout, adapter = objective.model.readouts["s"], objective.model.adapter
+    assert not decayed & {id(p) for p in [*readout.parameters(), *adapter.parameters()]}
+    assert decayed & {id(p) for p in objective.encoder.parameters()}
+    assert decayed & {id(p) for p in objective.model.frame_stream.parameters()}
+
+
 def test_only_what_belongs_to_held_out_neurons_moves() -> None:
     weights = {"feature_l1": 0.1}
     objective = HeldOutNeurons(

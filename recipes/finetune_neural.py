@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from data_prep.neural_sample import neural_sample
 from ssl_vivit.data.sessions import NeuralDataConfig, Sessions, build_sessions
@@ -76,13 +77,28 @@ def main() -> None:
     """Build the parts, fit, score what was exported."""
     config = parse(NeuralRecipe, arguments(sys.argv[1:]), preset=SAMPLE_PRESET)
     processes = join_processes()
+    table = fine_tune(replace(config, data=with_sessions(config.data, processes)), processes)
+    if table is not None:
+        processes.print(table)
+
+
+def with_sessions(data: NeuralDataConfig, processes: PartialState) -> NeuralDataConfig:
+    """The data as asked for; where no session is named, the simulated population."""
+    if data.sessions:
+        return data
+    processes.print("no --sessions given: using the simulated population in samples/neural")
+    with processes.local_main_process_first():
+        return replace(data, sessions=neural_sample())
+
+
+def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
+    """One run, from sessions to a scored model in ``training.run_dir``.
+
+    Returns:
+        The table of its scores; None if it was stopped.
+    """
     config.tuning.check(config.training.steps)
-    data = config.data
-    if not data.sessions:
-        processes.print("no --sessions given: using the simulated population in samples/neural")
-        with processes.local_main_process_first():
-            data = replace(data, sessions=neural_sample())
-    sessions = build_sessions(data, seed=config.training.seed)
+    sessions = build_sessions(config.data, seed=config.training.seed)
     torch.manual_seed(config.training.seed)
     built = build_neural_model(
         config.core, config.encoder, config.model, config.baseline, sessions.facts,
@@ -105,20 +121,20 @@ def main() -> None:
         card={"data": ", ".join(str(session.path) for session in sessions.sessions)},
     )
     if result.encoder is None:
-        return
+        return None
     host = Host()
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
     if any(fact.held_out_units for fact in sessions.facts):
         processes.print("fitting the readouts of the neurons that were held out of training")
         if not fit_held_out(result.encoder, sessions, training, loss, config.tuning, host):
-            return
+            return None
     made = report(
         load_neural_model(result.encoder), sessions, result.run_dir, host,
         batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
         device=processes.device,
     )  # fmt: skip
-    processes.print(summary(result.run_dir, made, sessions))
+    return summary(result.run_dir, made, sessions)
 
 
 def fit_held_out(

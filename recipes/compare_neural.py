@@ -1,0 +1,184 @@
+"""Models of neurons on the same sessions and the same budget, by share of the training trials.
+
+    accelerate launch recipes/compare_neural.py --sessions sessions/a \\
+        --config recipes/configs/neural_small.yaml --cores vivit ln resnet \\
+        --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
+
+Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
+own; those that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import recipes  # noqa: F401  (before torch)
+
+# isort: split
+
+import json
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from recipes.finetune_neural import (
+    SAMPLE_PRESET,
+    NeuralRecipe,
+    arguments,
+    fine_tune,
+    with_sessions,
+)
+from ssl_vivit.data.sessions import build_sessions
+from ssl_vivit.evaluation.neural_comparison import NeuralComparison, score_training_repeats
+from ssl_vivit.evaluation.probe_report import distinct
+from ssl_vivit.neural.building import CoreKind
+from ssl_vivit.neural.encoder_fitting import REGULARISATION
+from ssl_vivit.training import RunError, join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training.host import Host
+from ssl_vivit.training.run_directory import run_directory, without_names
+
+
+@dataclass
+class ComparisonRecipe(NeuralRecipe):
+    """Compare models of neurons on the same sessions, by share of the training trials.
+
+    Args:
+        cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
+            describes.
+        encoders: exported directories or names on the hub, a row each.
+        shares: of the training trials; a larger share holds all of a smaller one.
+        seeds: runs of each row and share, which differ in fresh weights, windows and dropout, not
+            in which trials make a share.
+        learning_rates: row or core → its own learning rate in place of
+            ``training.optimizer.learning_rate``.
+    """
+
+    cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
+    encoders: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=lambda: [1.0])
+    seeds: int = 3
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+
+NAMES = [entry.name for entry in fields(NeuralRecipe)]
+
+
+class Cell(NamedTuple):
+    """One run of the comparison.
+
+    Attributes:
+        row: its name in the table.
+        share: of the training trials.
+        recipe: what is run.
+    """
+
+    row: str
+    share: float
+    recipe: NeuralRecipe
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it is run."""
+        return Path(str(self.recipe.training.run_dir))
+
+
+def main() -> None:
+    """Run what is not finished, show everything."""
+    words = with_lists(arguments(sys.argv[1:]), "--cores", "--encoders", "--shares")
+    config = parse(ComparisonRecipe, words, preset=SAMPLE_PRESET)
+    processes, run_dir = join_processes(), run_directory(config.training)
+    planned = cells(replace(config, data=with_sessions(config.data, processes)), run_dir)
+    todo = Host().from_main(lambda: [n for n, cell in enumerate(planned) if not finished(cell)])
+    for number, cell in enumerate(planned):
+        if number in todo:
+            processes.print(f"run {number + 1} of {len(planned)}: {cell.run_dir.name}")
+            if fine_tune(cell.recipe, processes) is None:
+                return
+    if not processes.is_main_process:
+        return
+    found = collected(planned)
+    found.facts["settings"] = to_plain(config)
+    found.write(run_dir)
+    print(found.table())
+    print(f"mean over {config.seeds} seeds ± standard error, {config.training.steps} steps each")
+    print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
+
+
+def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
+    """All runs, in an order in which every seed's are whole before the next one's begin.
+
+    Raises:
+        RunError: for a comparison of nothing.
+    """
+    if config.encoder.path is not None:
+        raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
+    rows = {core: replace(config, core=core) for core in config.cores}
+    kept = {k: v for k, v in config.encoder.overrides.items() if k in REGULARISATION}
+    for path, name in distinct(config.encoders).items():
+        chosen = replace(config.encoder, path=path, name=None, overrides=kept)
+        rows[name] = replace(config, core="vivit", encoder=chosen)
+    unknown = config.learning_rates.keys() - rows.keys() - {*config.cores}
+    if unknown or not rows or config.seeds < 1 or not config.shares:
+        raise RunError(
+            f"learning_rates names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}"
+            if unknown
+            else "nothing to compare: give --cores or --encoders, --shares, and --seeds above 0"
+        )
+    found = []
+    for seed in range(config.seeds):
+        for share in config.shares:
+            for row, recipe in rows.items():
+                rate = config.learning_rates.get(row, config.learning_rates.get(recipe.core))
+                training = recipe.training
+                if rate is not None:
+                    optimizer = replace(training.optimizer, learning_rate=rate)
+                    training = replace(training, optimizer=optimizer)
+                folder = f"{row.replace('/', '_')}_share{share:g}_seed{seed}"
+                training = replace(
+                    training, run_dir=str(run_dir / folder), resume="auto",
+                    seed=training.seed + seed,
+                )  # fmt: skip
+                data = replace(recipe.data, train_share=share)
+                settings = {name: getattr(recipe, name) for name in NAMES}
+                settings |= {"data": data, "training": training}
+                found.append(Cell(row, share, NeuralRecipe(**settings)))
+    return found
+
+
+def finished(cell: Cell) -> bool:
+    """Whether a run has its scores.
+
+    Raises:
+        RunError: if it had other settings.
+    """
+    if not (cell.run_dir / "scores.json").is_file():
+        return False
+    stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
+    asked = without_names(to_plain(cell.recipe))
+    wrong = [name for name, value in asked.items() if stored.get(name) != value]
+    if wrong:
+        raise RunError(
+            f"{cell.run_dir} was run with other settings of {', '.join(wrong)}; choose another "
+            "--run_dir, or remove it"
+        )
+    return True
+
+
+def collected(planned: list[Cell]) -> NeuralComparison:
+    """The scores of all runs, and what they are held against."""
+    made = [json.loads((cell.run_dir / "scores.json").read_text()) for cell in planned]
+    counts = all("bps_mean" in scores["scores"] for scores in made)
+    metric = "bps_mean" if counts else "correlation_mean"
+    found = NeuralComparison(metric)
+    for cell, scores in zip(planned, made, strict=True):
+        found.add(cell.row, cell.share, scores["scores"])
+        found.refer("true rates", cell.share, scores["ceiling"].get(metric))
+    for cell in {cell.share: cell for cell in planned}.values():
+        repeats: dict[str, Any] = score_training_repeats(build_sessions(cell.recipe.data)) or {}
+        found.refer("mean of the training repeats", cell.share, repeats.get(metric))
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

@@ -69,15 +69,20 @@ def read_part(
     Returns:
         ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre``
         (b, T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding,
-        ``trial`` (b,), ``content`` (b,): equal for trials of the same movie.
+        ``trial`` (b,), ``content`` (b,): equal for trials of the same movie; ``shows``, for each
+        piece the place of the first one that has the same frames of the same movie.
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
+    first: dict[tuple[int, int, int], int] = {}
+    shows = []
     for piece in pieces:
         trial, stop = (
             piece.trial,
             min(piece.start + piece.length, int(session.lengths[piece.trial])),
         )
         span = (trial, piece.start, stop)
+        movie = (int(session.contents[trial]), piece.start, stop)
+        shows.append(first.setdefault(movie, len(shows)))
         padding = piece.length - (stop - piece.start)
         videos.append(_padded(session.video(*span), padding, mode="edge"))
         known = session.responses(*span)
@@ -100,6 +105,7 @@ def read_part(
         "frames": _stacked(frames),
         "trial": torch.from_numpy(trials),
         "content": torch.from_numpy(session.contents[trials]),
+        "shows": shows,
     }
 
 

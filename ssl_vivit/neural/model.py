@@ -13,12 +13,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
@@ -154,6 +154,7 @@ class NeuralModel(nn.Module):
         video: Float[Tensor, "b c T H W"],
         behaviour: Float[Tensor, "b T k"] | None = None,
         session: str | None = None,
+        clips: Sequence[int] | None = None,
     ) -> Float[Tensor, "b d T h w"]:
         """The feature map in every frame, shared by all sessions of one frame rate.
 
@@ -161,26 +162,31 @@ class NeuralModel(nn.Module):
             video: as of :meth:`forward`.
             behaviour: as of :meth:`forward`.
             session: any whose ``frame_rates`` hold; None where all have the same.
+            clips: for each row of behaviour and of what is returned the place of its movie in
+                ``video``, where several show one movie, which is then encoded once; None is one
+                row for each movie.
 
         Raises:
             NeuralModelError: as of :meth:`forward`, and for no session where rates differ.
         """
-        behaviour = self._checked(behaviour, video)
+        shown = None if clips is None else torch.as_tensor(clips, device=video.device)
+        behaviour = self._checked(behaviour, video, len(video) if shown is None else len(shown))
         rates = self._rates_of(session)
         if self.adapter is not None:
             video = self.adapter(video)
-        tokens, seen = self.tokens(video, behaviour, rates)
+        tokens, seen = self.tokens(video, behaviour, rates, shown)
         # Slot 0 is for frames before the first token has ended.
         held = F.pad(tokens, (0, 0, 0, 0, 1, 0)).index_select(2, seen)
         if self.frame_stream is None:
             return held
-        return held + self.frame_stream(video, behaviour)
+        return held + self.frame_stream(video if shown is None else video[shown], behaviour)
 
     def tokens(
         self,
         video: Float[Tensor, "b c T H W"],
         behaviour: Float[Tensor, "b T k"] | None = None,
         rates: FrameRates | None = None,
+        clips: Int[Tensor, " clips"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
         """Modulated tokens of adapted video, and how many of them have ended by each frame."""
         core = core_of(self.encoder)
@@ -192,6 +198,8 @@ class NeuralModel(nn.Module):
             video = video[:, :, shown]
             behaviour = None if behaviour is None else behaviour[:, shown]
         tokens = core.dense(video)
+        if clips is not None:
+            tokens = tokens[clips]
         if self.modulator is not None and tokens.shape[2]:
             tokens, _ = self.modulator(tokens, behaviour)
         return tokens, (ended // core.temporal_stride).to(video.device)
@@ -247,10 +255,10 @@ class NeuralModel(nn.Module):
             )
         return different.pop()
 
-    def _checked(self, behaviour: Tensor | None, video: Tensor) -> Tensor | None:
+    def _checked(self, behaviour: Tensor | None, video: Tensor, clips: int) -> Tensor | None:
         if not self.behaviour_channels:
             return None
-        expected = (len(video), video.shape[2], self.behaviour_channels)
+        expected = (clips, video.shape[2], self.behaviour_channels)
         if behaviour is None:
             # Zeros, not nothing: DistributedDataParallel wants a gradient for every parameter.
             return video.new_zeros(expected)

@@ -218,7 +218,9 @@ class NeuralPrediction(nn.Module):
 def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
     """Rates (b, T, neurons) for each part; parts that can share one call of the core.
 
-    Those can whose videos have equal sizes and whose stimuli are resampled in the same way.
+    Those can whose videos have equal sizes and whose stimuli are resampled in the same way. A movie
+    that several clips of a part show (``shows``) is encoded once, so they share the encoder's
+    dropout.
 
     Args:
         model: the model of neurons.
@@ -233,13 +235,28 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
     rates: dict[int, Tensor] = {}
     for (*_, channels), indices in alike.items():
         together = [parts[index] for index in indices]
-        video = torch.cat([part["video"] for part in together])
+        video, clips = _distinct([(part["video"], part.get("shows")) for part in together])
         behaviour = None if channels is None else torch.cat([p["behaviour"] for p in together])
-        maps = model.core(video, behaviour, together[0]["session"])
+        maps = model.core(video, behaviour, together[0]["session"], clips)
         each = maps.split([len(part["video"]) for part in together])
         for index, part, map in zip(indices, together, each, strict=True):
             rates[index] = model.read(map, part["session"], part.get("pupil_centre"))
     return [rates[index] for index in range(len(parts))]
+
+
+def _distinct(
+    videos: Sequence[tuple[Tensor, list[int] | None]],
+) -> tuple[Tensor, list[int] | None]:
+    """All videos that differ, and for each clip its place among them; None for its own."""
+    places: list[int] = []
+    for video, shows in videos:
+        start = len(places)
+        places += [start + place for place in shows or range(len(video))]
+    together = torch.cat([video for video, _ in videos])
+    kept = sorted(set(places))
+    if len(kept) == len(places):
+        return together, None
+    return together[kept], [kept.index(place) for place in places]
 
 
 def poisson_sum(

@@ -263,6 +263,10 @@ def test_evaluation_gives_every_trial_once_and_whole(paths: list[str]) -> None:
                 for i, trial in enumerate(part["trial"].tolist()):
                     assert np.array_equal(part["responses"][i], session.responses(trial))
                     assert part["content"][i] == session.contents[trial]
+                    first = part["shows"][i]
+                    assert first <= i
+                    assert part["content"][first] == part["content"][i]
+                    assert torch.equal(part["video"][first], part["video"][i])
                 keys += batch["key"]
         assert sorted(keys) == expected
 

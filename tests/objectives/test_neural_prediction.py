@@ -16,6 +16,7 @@ from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readouts import GaussianReadout
 from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
+from ssl_vivit.objectives.neural_prediction import predict_parts
 
 NEURONS = {"a.1": 3, "b": 5}
 
@@ -144,6 +145,31 @@ def test_one_call_of_the_core_serves_all_parts_of_one_size():
     together = ours(batch(*parts)).loss
     assert calls == [4, 2]
     assert together.item() == pytest.approx(slow_poisson(ours.model, parts).item(), abs=1e-9)
+
+
+def test_a_movie_that_several_clips_show_is_encoded_once(monkeypatch):
+    built = model()
+    parts = [part("a.1", count=4), part("b", count=3)]
+    for shown, places in zip(parts, ([0, 0, 2, 0], [0, 1, 1]), strict=True):
+        shown["video"] = shown["video"][places]
+    sizes = []
+    encode = built.encoder.dense
+    monkeypatch.setattr(
+        built.encoder, "dense", lambda video: (sizes.append(len(video)), encode(video))[1]
+    )
+    gradients = []
+    for shows in (None, ([0, 0, 2, 0], [0, 1, 1])):
+        for index, each in enumerate(parts):
+            each["shows"] = None if shows is None else shows[index]
+        rates = predict_parts(built, parts)
+        sum(r.square().sum() for r in rates).backward()
+        gradients.append([*rates, *(p.grad.clone() for p in built.parameters())])
+        built.zero_grad()
+    assert sizes == [7, 4]
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+    alone = built(parts[0]["video"], parts[0]["behaviour"], "a.1")
+    torch.testing.assert_close(gradients[1][0], alone)
 
 
 def test_bits_per_spike_are_against_the_mean_of_training():

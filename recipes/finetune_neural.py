@@ -24,7 +24,7 @@ from accelerate import PartialState
 
 from data_prep.neural_sample import neural_sample
 from ssl_vivit.data.sessions import NeuralDataConfig, Sessions, build_sessions
-from ssl_vivit.evaluation.neural_report import place_best, report, summary
+from ssl_vivit.evaluation.neural_report import place_best, positions_found, report, summary
 from ssl_vivit.evaluation.neural_training import NeuralEvaluation, NeuralEvaluationConfig
 from ssl_vivit.neural.building import (
     BaselineConfig,
@@ -35,6 +35,7 @@ from ssl_vivit.neural.building import (
 )
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice
+from ssl_vivit.neural.energy_start import start_at_energy
 from ssl_vivit.objectives import NeuralPredictionConfig
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.neural_tuning import TunedNeuralPrediction, TuningConfig
@@ -104,8 +105,11 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
         config.core, config.encoder, config.model, config.baseline, sessions.facts,
         longest=max(int(session.lengths.max()) for session in sessions.sessions),
     )  # fmt: skip
+    if config.model.readout_start == "energy":
+        built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
     for note in built.notes:
         processes.print(note)
+    started = positions_found(built.model, sessions)
     training, loss = config.training, config.objective
     if config.core != "vivit":  # the others have no layers that timm's decay knows
         training = replace(training, optimizer=replace(training.optimizer, layer_decay=1.0))
@@ -130,7 +134,7 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
         if not fit_held_out(result.encoder, sessions, training, loss, config.tuning, host):
             return None
     made = report(
-        load_neural_model(result.encoder), sessions, result.run_dir, host,
+        load_neural_model(result.encoder), sessions, result.run_dir, host, started=started,
         batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
         device=processes.device,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from ssl_vivit.evaluation import neural_figures
 from ssl_vivit.evaluation.receptive_fields import centres_of, receptive_fields
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.baselines import LinearReadout
+from ssl_vivit.neural.cores import screen_span
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readouts import GaussianReadout
 from ssl_vivit.neural.scores import NeuralScores
@@ -48,7 +49,11 @@ def found_centres(
             return centres_of(readout.spacetime().square().sum((1, 2))).cpu().numpy()
         if not isinstance(readout, GaussianReadout):
             return None
-        centres, adapter = readout.centres().cpu(), model.adapter
+        low, high = screen_span(
+            model.encoder, frame_size, align_corners=readout.config.align_corners
+        )
+        centres = low + (readout.centres().cpu() + 1) / 2 * (high - low)
+        adapter = model.adapter
         if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
             centres = centres * adapter.log_scale.exp().cpu()
         elif isinstance(adapter, StimulusAdapter):

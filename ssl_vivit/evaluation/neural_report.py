@@ -36,6 +36,7 @@ class NeuralReport(NamedTuple):
         held_out: the same of the neurons that were held out; empty where there are none.
         ceiling: the same of the true rates; empty for recorded sessions.
         positions: session → r of found and true receptive fields (x, y), where these are known.
+        started: the same before training.
         tier: "test", or "validation" where there are no test trials.
     """
 
@@ -43,6 +44,7 @@ class NeuralReport(NamedTuple):
     held_out: dict[str, float]
     ceiling: dict[str, float]
     positions: dict[str, tuple[float, float]]
+    started: dict[str, tuple[float, float]]
     tier: str
 
 
@@ -52,6 +54,7 @@ def report(
     run_dir: Path,
     host: Host,
     *,
+    started: dict[str, tuple[float, float]] | None = None,
     batch_size: int = 8,
     fields: int = 6,
     device: torch.device | str = "cpu",
@@ -63,6 +66,7 @@ def report(
         sessions: those that it was trained on.
         run_dir: the run's directory.
         host: the processes; all of them call this.
+        started: what :func:`positions_found` said of the fresh model.
         batch_size: trials at once.
         fields: neurons whose receptive fields are drawn.
         device: where to compute.
@@ -84,8 +88,8 @@ def report(
     scores = score(rates, trials, host, batch_size=batch_size, device=device, repeats=True)
     truth = score_true_rates(trials, repeats=True)
     made = NeuralReport(
-        scores.compute(), scores.compute("held_out"), truth.compute(), _positions(model, sessions),
-        tier,
+        scores.compute(), scores.compute("held_out"), truth.compute(),
+        positions_found(model, sessions), started or {}, tier,
     )  # fmt: skip
     if host.is_main:
         _write(run_dir / "scores.json", made)
@@ -99,7 +103,8 @@ def report(
     return made
 
 
-def _positions(model: NeuralModel, sessions: Sessions) -> dict[str, tuple[float, float]]:
+def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, tuple[float, float]]:
+    """Session → r of the readouts' positions and the true ones in x and y, where these are known."""
     found = {}
     for session in sessions.sessions:
         truth = true_fields(session)
@@ -162,5 +167,9 @@ def _rows(session: str, made: NeuralReport) -> dict[str, str]:
         rows[f"{session}, {made.tier}: {label}"] = said
     if session in made.positions:
         x, y = made.positions[session]
-        rows[f"{session}: found and true receptive fields"] = f"r = {x:.3f} in x, {y:.3f} in y"
+        said = f"r = {x:.3f} in x, {y:.3f} in y"
+        if session in made.started:
+            x, y = made.started[session]
+            said += f" ({x:.3f}, {y:.3f} before training)"
+        rows[f"{session}: found and true receptive fields"] = said
     return rows

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Of all kinds of readouts, so that one config serves all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
 
+ReadoutStart = Literal["energy", "centre"]
 CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
 
 
@@ -45,6 +46,8 @@ class NeuralModelConfig:
         nonlinearity: from drive to rate; ``elu`` is ELU + 1.
         frame_stream: a convolution at full frame rate beside an encoder's tokens.
         stream_filters: its space-time filters.
+        readout_start: ``energy`` puts readouts that have no cortical positions where local motion
+            and contrast predict the training responses; ``centre`` leaves them near the middle.
     """
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -53,6 +56,7 @@ class NeuralModelConfig:
     nonlinearity: Nonlinearity = "softplus"
     frame_stream: bool = True
     stream_filters: int = 64
+    readout_start: ReadoutStart = "energy"
 
 
 @dataclass(frozen=True)

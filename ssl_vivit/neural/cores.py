@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -90,6 +91,34 @@ def core_of(encoder: nn.Module) -> Core:
             "channels, temporal_stride and to_config()"
         )
     return encoder
+
+
+def screen_span(
+    encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Tensor, "2 2"]:
+    """Where on the screen −1 and 1 of the map are, each as (x, y) in [−1, 1] from edge to edge.
+
+    Tubelets that overlap leave a margin: the map's outermost pixels are centred on theirs. Maps of
+    other cores span the screen.
+
+    Args:
+        encoder: of the model.
+        frame_size: (H, W) of the video.
+        align_corners: whether −1 and 1 are the centres of the map's outermost pixels.
+    """
+    if not isinstance(encoder, ViViT):
+        return torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    config = encoder.config
+    grid = config.grid_of(config.kernel_stride[0], *frame_size)
+    ends = []
+    for length, size, stride, count in (
+        (frame_size[1], config.kernel_size[2], config.kernel_stride[2], grid.w),
+        (frame_size[0], config.kernel_size[1], config.kernel_stride[1], grid.h),
+    ):
+        low, high = size / 2, size / 2 + (count - 1) * stride
+        margin = 0.0 if align_corners else stride / 2
+        ends.append([2 * (low - margin) / length - 1, 2 * (high + margin) / length - 1])
+    return torch.tensor(ends).mT
 
 
 def build_core(config: dict[str, Any]) -> nn.Module:

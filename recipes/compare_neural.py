@@ -18,7 +18,7 @@ import json
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
@@ -51,7 +51,7 @@ class ComparisonRecipe(NeuralRecipe):
         seeds: runs of each row and share, which differ in fresh weights, windows and dropout, not
             in which trials make a share.
         learning_rates: row or core → its own learning rate in place of
-            ``training.optimizer.learning_rate``.
+            ``training.optimizer.learning_rate``; cores that are not compared may be named.
     """
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
@@ -118,7 +118,7 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     for path, name in distinct(config.encoders).items():
         chosen = replace(config.encoder, path=path, name=None, overrides=kept)
         rows[name] = replace(config, core="vivit", encoder=chosen)
-    unknown = config.learning_rates.keys() - rows.keys() - {*config.cores}
+    unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
     if unknown or not rows or config.seeds < 1 or not config.shares:
         raise RunError(
             f"learning_rates names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}"

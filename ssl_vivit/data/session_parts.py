@@ -74,7 +74,7 @@ def read_part(
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
     first: dict[tuple[int, int, int], int] = {}
-    shows = []
+    shows: list[int] = []
     for piece in pieces:
         trial, stop = (
             piece.trial,

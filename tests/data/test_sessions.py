@@ -69,6 +69,7 @@ def rows(batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
         {
             name: value[i] if isinstance(value, torch.Tensor) else value
             for name, value in part.items()
+            if name != "shows"  # counted from the start of a micro-batch
         }
         for part in batch["parts"]
         for i in range(len(part["video"]))

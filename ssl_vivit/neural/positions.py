@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Added to the widths of masks: a quarter of a pixel's pitch, below which all would look the same
-# and a mask's shape would have no gradient.
+# The least width of a mask, in pixels: below it all would look the same, and a mask's shape would
+# have no gradient.
 _LEAST_WIDTH = 0.25
 
 
@@ -54,8 +54,9 @@ def gaussian_mask(
 ) -> Float[Tensor, "*any n p"]:
     """Gaussians over the pixels of the map, each of sum 1.
 
-    The covariance is spread · spreadᵀ, plus the square of a quarter of a pixel's pitch on both axes,
-    so that a width of zero still has a mask. Only pixels of the map count towards the sum.
+    The covariance is spread · spreadᵀ; one that is narrower than a quarter of a pixel somewhere is
+    widened to that, so that a width of zero still has a mask. Only pixels of the map count towards
+    the sum.
 
     Args:
         position: (x, y) of the centres.
@@ -68,8 +69,7 @@ def gaussian_mask(
     """
     h, w = size
     pitch = [2 / (max(n - 1, 1) if align_corners else n) for n in (w, h)]
-    covariance = spread @ spread.mT
-    covariance = covariance + (_LEAST_WIDTH * spread.new_tensor(pitch)).square().diag()
+    covariance = _widened(spread @ spread.mT, spread.new_tensor(pitch))
     a, b, c = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
     x, y = _pixel_centres(w, position, align_corners), _pixel_centres(h, position, align_corners)
     # Squared distances in units of the covariance, by the inverse of a 2×2 matrix.
@@ -81,6 +81,20 @@ def gaussian_mask(
     along_y = (a[..., None] * dy.square()) / determinant[..., None]
     across = 2 * (b * dx / determinant)[..., None, :] * dy
     return rearrange(along_x + along_y - across, "... h w -> ... (h w)").div(-2).softmax(-1)
+
+
+def _widened(
+    covariance: Float[Tensor, "n 2 2"], pitch: Float[Tensor, " 2"]
+) -> Float[Tensor, "n 2 2"]:
+    """Covariances with as much of a round Gaussian (in pixels) added as the narrow ones lack.
+
+    What is added has no gradient of its own, so a narrow one learns as if it were that wide.
+    """
+    in_pixels = covariance.detach() / torch.outer(pitch, pitch)
+    a, b, c = in_pixels[..., 0, 0], in_pixels[..., 0, 1], in_pixels[..., 1, 1]
+    narrowest = (a + c) / 2 - torch.hypot((a - c) / 2, b)
+    missing = (_LEAST_WIDTH**2 - narrowest).clamp(min=0)
+    return covariance + missing[..., None, None] * pitch.square().diag()
 
 
 def _pixel_centres(count: int, like: Tensor, align_corners: bool) -> Float[Tensor, " count"]:

@@ -140,7 +140,8 @@ def test_gradients_are_those_of_finite_differences(sampling, moving):
         parameters = {"features": features, "spread": spread}
         return torch.func.functional_call(Read(readout), prefixed(parameters), (map, positions))
 
-    spread = (readout.spread + 0.2 * torch.randn(5, 2, 2)).detach().requires_grad_()
+    # Masks narrower than a quarter of a pixel learn as if they were that wide.
+    spread = (1.5 * readout.spread + 0.05 * torch.randn(5, 2, 2)).detach().requires_grad_()
     features = readout.features.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(drive, (map, positions, features, spread), fast_mode=True)
 
@@ -163,7 +164,10 @@ def slow_mask(position, spread, size, align):
     h, w = size
     pitch = [2 / (w - 1), 2 / (h - 1)] if align else [2 / w, 2 / h]
     covariance = spread @ spread.T
-    covariance = covariance + torch.tensor([(0.25 * p) ** 2 for p in pitch], dtype=DOUBLE).diag()
+    scale = torch.tensor(pitch, dtype=DOUBLE).diag()
+    narrowest = torch.linalg.eigvalsh(scale.inverse() @ covariance @ scale.inverse())[0]
+    if narrowest < 0.25**2:
+        covariance = covariance + (0.25**2 - narrowest) * scale**2
     inverse = torch.linalg.inv(covariance)
     weights = torch.zeros(h, w, dtype=torch.float64)
     for y in range(h):
@@ -209,6 +213,17 @@ def test_a_mask_has_width_and_orientation():
     map[..., 7, 7] = 1
     along, across = readout(map)[0]
     assert along > 100 * across
+
+
+def test_a_mask_is_never_too_narrow_to_learn():
+    readout = GaussianReadout(1, 1, sampling="mask", spread=1e-3).double().eval()
+    # Wide along (1, 1) and too narrow across, and too narrow both ways.
+    for spread in ([[0.3, -0.01], [0.3, 0.01]], [[0.01, 0.0], [0.0, 0.01]]):
+        readout.zero_grad()
+        readout.spread.data = torch.tensor([spread], dtype=DOUBLE)
+        readout(torch.randn(1, 1, 8, 8, dtype=DOUBLE)).sum().backward()
+        assert readout.spread.grad.isfinite().all()
+        assert readout.spread.grad[0, :, 1].norm() > 1e-6
 
 
 def test_narrow_masks_skip_pixels_but_not_what_can_be_seen():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -92,7 +93,7 @@ def _place(readout: GaussianReadout, found: FoundPlaces, span: Float[Tensor, "2 
 
 
 def energy_centres(
-    trials: Iterable[tuple[Shaped[Tensor, "T H W"], Shaped[Tensor, "T n"]]],
+    trials: Iterable[tuple[Shaped[np.ndarray, "T H W"], Shaped[np.ndarray, "T n"]]],
     *,
     frames_per_second: float,
     kind: str = "spikes",
@@ -100,8 +101,8 @@ def energy_centres(
     """Centres of receptive fields by regression of responses on local energy.
 
     Args:
-        trials: grey levels, 0 to 255, and responses (NaN where unknown) of the same frames; arrays
-            or tensors. Read once.
+        trials: grey levels, 0 to 255, and responses (NaN where unknown) of the same frames; read
+            once.
         frames_per_second: of both.
         kind: ``spikes`` or ``calcium``, which is slower.
 

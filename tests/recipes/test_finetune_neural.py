@@ -126,16 +126,14 @@ def test_short_forms_and_the_sample_preset():
     assert bare.encoder.overrides
 
 
-def test_a_run_leaves_a_model_scores_and_figures_and_continues_to_the_same_bits(
-    sessions, tmp_path, monkeypatch, capsys
-):
-    told = words(sessions, tmp_path / "run", tuning__mode="readout_first", tuning__readout_steps=3)
-    launch(monkeypatch, told)
+def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch, capsys):
+    launch(monkeypatch, words(sessions, tmp_path / "run"))
     table = capsys.readouterr().out
     made = tmp_path / "run"
     assert "a, test: bits per spike" in table
     assert "with the true rates" in table
     assert "found and true receptive fields" in table
+    assert "before training)" in table
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line for line in lines if "val/bps_mean" in line}
     assert list(measured) == [0, 2, 4, 6]
@@ -156,6 +154,12 @@ def test_a_run_leaves_a_model_scores_and_figures_and_continues_to_the_same_bits(
     assert scores["ceiling"]["bps_a"] > 0
     assert (made / "model" / "encoder" / "model.safetensors").is_file()
 
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_continues_to_the_same_bits(sessions, tmp_path, monkeypatch):
+    made = tmp_path / "run"
+    told = words(sessions, made, tuning__mode="readout_first", tuning__readout_steps=3)
+    launch(monkeypatch, told)
     # As if it had been killed after its second checkpoint and its third evaluation.
     half = tmp_path / "half"
     shutil.copytree(made, half)
@@ -188,7 +192,10 @@ def by_hand(predictor, path: str) -> float:
     return gain / spikes.sum() / np.log(2)
 
 
-@pytest.mark.parametrize("core", ["ln", "ln_separable", "resnet", "x3d"])
+@pytest.mark.parametrize(
+    "core",
+    ["ln", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ln_separable", "resnet", "x3d"))],
+)
 def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, capsys, core):
     narrow = {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]}
     told = words(
@@ -228,6 +235,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     assert len(same) > 0.8 * len(last)
 
 
+@pytest.mark.slow
 def test_neurons_held_out_get_readouts_and_scores_of_their_own(
     sessions, tmp_path, monkeypatch, capsys
 ):

@@ -1,6 +1,7 @@
 """How well rates predict responses: bits per spike, correlations, explainable variance.
 
 All of it in float64, over known responses alone (NaN is unknown), leaving what is given as it was.
+NumPy's arrays may stand for tensors.
 :class:`ssl_vivit.neural.scores.NeuralScores` computes the same from batches and on processes.
 """
 
@@ -78,7 +79,7 @@ def poisson_nll(
     known, _, total, log_rates = poisson_sums(rates, responses)
     loss = (total - log_rates) / known
     if log_factorial:
-        counts = responses.detach().double().flatten(0, -2)
+        counts = _binwise(responses)
         # The term of a count of 0 is 0.
         loss = loss + torch.lgamma(counts.masked_fill(counts.isnan(), 0) + 1).sum(0) / known
     return loss
@@ -150,7 +151,7 @@ def poisson_sums(
     Raises:
         NeuralModelError: if a rate is negative or NaN where the response is known.
     """
-    rates, responses = (x.detach().double().flatten(0, -2) for x in (rates, responses))
+    rates, responses = (_binwise(x) for x in (rates, responses))
     if rates.shape != responses.shape:
         raise NeuralModelError(
             f"rates of {tuple(rates.shape)} bins and neurons do not pair with responses of "
@@ -174,7 +175,7 @@ def paired_moments(
     In order: number, mean response, mean rate, and around the means Σ response², Σ rate²,
     Σ response · rate.
     """
-    rates, responses = (x.detach().double().flatten(0, -2) for x in (rates, responses))
+    rates, responses = (_binwise(x) for x in (rates, responses))
     known = ~responses.isnan()
     number = known.sum(0).double()
 
@@ -218,10 +219,16 @@ def bits_of_sums(
     return float(_bits(*(part.sum() for part in (*gain, sums[1])))), _bits(*gain, sums[1])
 
 
+def _binwise(values: Float[Tensor, "... neurons"]) -> Float[Tensor, "bins neurons"]:
+    return torch.as_tensor(values).detach().double().flatten(0, -2)
+
+
 def _gain(sums: Float[Tensor, "4 neurons"], null_rates: Tensor | None) -> tuple[Tensor, Tensor]:
     """Negative log likelihoods of the constant and of the rates, without what both share."""
     known, spikes, total, log_rates = sums
-    null = spikes / known.clamp(min=1) if null_rates is None else null_rates.double()
+    null = (
+        spikes / known.clamp(min=1) if null_rates is None else torch.as_tensor(null_rates).double()
+    )
     null = torch.where(null == 0, ZERO_RATE, null)
     return known * null - spikes * null.log(), total - log_rates
 

@@ -234,6 +234,7 @@ def _powers(movie: RepeatMoments) -> Tensor:
 
 
 def _with_bins(values: Tensor) -> Tensor:
+    values = torch.as_tensor(values)
     if values.ndim == 2:
         values = rearrange(values, "repeats neurons -> repeats 1 neurons")
     return rearrange(values.detach().double(), "repeats ... neurons -> repeats (...) neurons")

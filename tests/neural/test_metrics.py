@@ -51,6 +51,23 @@ def test_bits_per_spike_are_the_benchmarks(case):
         torch.testing.assert_close(given, kept, rtol=0, atol=0, equal_nan=True)
 
 
+def test_arrays_may_stand_for_tensors():
+    names = ("noisy_rates|rates", "noisy_rates|spikes")
+    rates, spikes = (NLB[name] for name in names)
+    null = spikes.mean((0, 1))
+    pairs = [
+        (bits_per_spike(rates, spikes), bits_per_spike(*tensors(NLB, *names))),
+        (bits_per_spike(rates, spikes, null_rates=null), bits_per_spike(rates, spikes)),
+        (
+            single_trial_correlation(rates, spikes),
+            single_trial_correlation(*tensors(NLB, *names)),
+        ),
+        (feve([rates], [spikes]), feve(*([each] for each in tensors(NLB, *names)))),
+    ]
+    for ours, expected in pairs:
+        assert torch.as_tensor(ours).equal(torch.as_tensor(expected))
+
+
 def test_there_are_as_many_cases_as_the_benchmark_has():
     assert len(CASES) == 9
 

@@ -31,6 +31,7 @@ from ssl_vivit.data.session_scan import (
     TrialFacts,
     open_array,
     scan_trial,
+    unreadable,
 )
 
 TIERS = ("train", "validation", "test")
@@ -100,8 +101,8 @@ class Session:
         for part in (VIDEOS, RESPONSES):
             if not (self._data / part).is_dir():
                 raise SessionError(
-                    f"session {path} has no data/{part}; `python -m data_prep.sensorium check "
-                    f"{path}` says what the layout needs"
+                    f"session {path} has no data/{part}; a session needs data/videos, "
+                    f"data/responses, meta/neurons/unit_ids.npy and meta/trials/tiers.npy"
                 )
         self.unit_ids = self._read_unit_ids()
         self.coordinates = self._read_coordinates()
@@ -411,4 +412,4 @@ def _small_array(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise SessionError(f"{path} is missing; the session needs it") from None
     except (OSError, ValueError, EOFError) as error:
-        raise SessionError(f"{path} is no readable .npy file: {error}") from None
+        raise SessionError(unreadable(path, error)) from None

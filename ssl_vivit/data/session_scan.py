@@ -120,13 +120,20 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
             f"{path} is missing; every trial needs one, or tier 'none' in meta/trials/tiers.npy"
         ) from None
     except (OSError, ValueError, EOFError) as error:
-        raise SessionError(f"{path} is no readable .npy file of numbers: {error}") from None
+        raise SessionError(unreadable(path, error)) from None
     if array.ndim != dimensions or array.dtype.kind not in "uif" or array.size == 0:
         raise SessionError(
             f"{path} holds {array.dtype} {_shape(array)}; expected numbers of {dimensions} "
             f"dimensions ending with time, none of them empty"
         )
     return array
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """One line on a .npy file that could not be read."""
+    # NumPy takes what it does not know for a pickle, and advises to trust it.
+    why = "it holds objects or is of another kind" if "pickle" in str(error) else str(error)
+    return f"{path} is no readable .npy file of numbers: {why}"
 
 
 def scan_trial(

@@ -57,6 +57,8 @@ class NeuralDataConfig:
             )
         if not 0 < self.train_share <= 1:
             raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
+        if self.batching not in ("mix", "alternate"):
+            raise SessionError(f"data.batching is {self.batching!r}; choose mix or alternate")
         for name in ("held_out_neurons", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SessionError(

@@ -100,6 +100,11 @@ def _fresh(
     if "num_frames" not in choice.overrides:
         stride = config.kernel_stride[0]
         config = named_config(name, **settings, num_frames=-(-longest // stride) * stride)
+    if _learned_in_time(config) and longest > config.num_frames:
+        raise NeuralModelError(
+            f"encoder.overrides.num_frames {config.num_frames} is shorter than the longest trial, "
+            f"{longest} frames, and learned positions are never stretched in time: leave it out"
+        )
     return FittedEncoder(ViViT(config), dict.fromkeys([fact.name for fact in facts]), [])
 
 
@@ -141,13 +146,16 @@ def _exported(
 
 
 def _refuse_longer(config: ViViTConfig, path: str, shown: int) -> None:
-    learned = "learned" in (config.temporal_positions, config.joint_positions)
-    if learned and shown > config.num_frames:
+    if _learned_in_time(config) and shown > config.num_frames:
         raise NeuralModelError(
             f"--encoder {path} has learned positions for {config.num_frames} frames and would be "
             f"shown {shown}, the longest trial; causal tables are never stretched: pretrain with "
             "--encoder.overrides.temporal_positions rotary, as the presets for neurons do"
         )
+
+
+def _learned_in_time(config: ViViTConfig) -> bool:
+    return "learned" in (config.temporal_positions, config.joint_positions)
 
 
 def _refuse_another(choice: NeuralEncoderChoice, path: str, stored: ViViTConfig) -> None:

@@ -236,6 +236,8 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     Session(path)
     (path / "data" / "responses" / "0.npy").write_bytes(b"\x93NUMPY")
     refused("0.npy is no readable .npy file of numbers")
+    (path / "data" / "responses" / "0.npy").write_text("numbers")
+    refused("of numbers: it holds objects or is of another kind$")
     shutil.rmtree(path / "data" / "responses")
     refused("has no data/responses")
 

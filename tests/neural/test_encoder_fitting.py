@@ -97,3 +97,6 @@ def test_learned_positions_are_not_stretched_in_time(tmp_path):
         NeuralModelError, match="learned positions for 8 frames and would be shown 9"
     ):
         fit_encoder(NeuralEncoderChoice(path), [FACTS], longest=9)
+    short = {**SMALL, "temporal_positions": "learned", "num_frames": 8}
+    with pytest.raises(NeuralModelError, match="num_frames 8 is shorter than the longest trial, 9"):
+        fit_encoder(NeuralEncoderChoice(overrides=short), [FACTS], longest=9)

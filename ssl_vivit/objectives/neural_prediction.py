@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ssl_vivit.data.session_files import SessionFacts
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.neural.cores import core_of
+from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.step import Step
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
@@ -109,6 +111,7 @@ class NeuralPrediction(nn.Module):
         """
         parts = batch["parts"]
         if self.training:
+            self._refuse_short(parts)
             self._anneal()
         all_rates = predict_parts(self.model, parts)
         with torch.autocast(all_rates[0].device.type, enabled=False):
@@ -178,6 +181,19 @@ class NeuralPrediction(nn.Module):
     def _mean_response(self, session: str) -> Tensor:
         index = [fact.name for fact in self.facts].index(session)
         return getattr(self, f"mean_response_{index}")
+
+    def _refuse_short(self, parts: list[dict[str, Any]]) -> None:
+        """Without a single token the encoder would get no gradient, and learn nothing."""
+        stride = core_of(self.model.encoder).temporal_stride
+        for part in parts:
+            frames = part["video"].shape[2]
+            resampling = self.model.frame_rates[part["session"]]
+            shown = frames if resampling is None else len(resampling.shown(frames))
+            if shown < stride:
+                raise NeuralModelError(
+                    f"windows of {frames} frames of session {part['session']!r} do not fill one "
+                    f"tubelet of the encoder, which takes {stride}; raise data.window"
+                )
 
     def _anneal(self) -> None:
         if self.config.spread_passes:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssl_vivit import create_encoder
 from ssl_vivit.data.session_files import SessionFacts
 from ssl_vivit.neural.baselines import CausalResNet, CausalResNetConfig, LinearNonlinearConfig
 from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readouts import GaussianReadout
 from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
@@ -320,6 +322,20 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
 def test_settings_that_do_not_fit_are_named(config, said):
     with pytest.raises(ValueError, match=said):
         NeuralPrediction(model(), NeuralPredictionConfig(**config), facts=facts())
+
+
+def test_windows_that_fill_no_tubelet_are_refused_in_training_alone():
+    settings = {"embed_dim": 8, "num_heads": 1, "spatial_depth": 1, "temporal_depth": 1}
+    encoder = create_encoder(
+        "vivit_neural_small", image_size=(4, 6), tubelet_size=(4, 2, 2), num_frames=8, **settings
+    )
+    readouts = {name: GaussianReadout(count, 8) for name, count in NEURONS.items()}
+    objective = NeuralPrediction(NeuralModel(encoder, readouts=readouts).double(), facts=facts())
+    objective.train()(batch(part("a.1", frames=4)))
+    short = batch(part("a.1", frames=4), part("b", frames=3))
+    with pytest.raises(NeuralModelError, match="3 frames of session 'b' do not fill one"):
+        objective(short)
+    assert objective.eval()(short).loss.isfinite()
 
 
 def test_facts_of_other_sessions_are_refused():

@@ -34,7 +34,7 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.step import Step
-from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
+from ssl_vivit.objectives.tubelet_decoder import DecoderPositions, TubeletDecoder
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 
@@ -48,6 +48,8 @@ class MaskedTubeletsConfig:
             ``random`` other positions at every time (Model 1 alone).
         decoder_depth: blocks of the decoder.
         decoder_dim: its width; null is half the encoder's.
+        decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which
+            learns in far fewer steps what to look at.
         normalize_targets: whether pixels are normalised within each tubelet and channel.
     """
 
@@ -55,6 +57,7 @@ class MaskedTubeletsConfig:
     mask: MaskKind = "tube"
     decoder_depth: int = 4
     decoder_dim: int | None = None
+    decoder_positions: DecoderPositions = "sinusoidal"
     normalize_targets: bool = True
 
 
@@ -118,6 +121,7 @@ class MaskedTubelets(nn.Module):
             encoder.embed_dim // 2 if config.decoder_dim is None else config.decoder_dim,
             config.decoder_depth,
             size[0] * size[1] * size[2] * encoder.config.in_channels,
+            config.decoder_positions,
         )
         statistics = preprocessing or {}
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
@@ -256,6 +260,11 @@ def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
     if config.mask not in ("tube", "block", "random"):
         raise ValueError(f"mask {config.mask!r} is unknown; choose tube, block or random")
+    if config.decoder_positions not in ("sinusoidal", "rotary"):
+        raise ValueError(
+            f"objective.decoder_positions {config.decoder_positions!r} is unknown; choose sinusoidal "
+            "or rotary"
+        )
     if config.decoder_depth < 1:
         raise ValueError(f"objective.decoder_depth {config.decoder_depth} must be at least 1")
     if config.mask == "random" and architecture.variant != "joint":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -15,6 +18,8 @@ from ssl_vivit.encoders.space_time import SpaceTimeTrunk
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.masking import TubeletMask
 
+DecoderPositions = Literal["sinusoidal", "rotary"]
+
 _HEAD_DIM = 64
 
 
@@ -23,21 +28,36 @@ class TubeletDecoder(nn.Module):
 
     Over all tokens at once for Model 1, as VideoMAE's (Tong et al. 2022, Sec. 3.3); for the others
     half of the heads attend over time and half over space, which costs no more than a plain block.
-    Positions are fixed sinusoids.
+    Positions are fixed sinusoids: of the flattened index for Model 1 (VideoMAE), otherwise of
+    (row, column) and of time. With ``rotary`` they are the latter for all models, and attention is
+    rotary besides: what lies near, in space and time, can be told from what lies far without being
+    learned, which sinusoids alone take thousands of steps for.
 
     Args:
         encoder: config of the encoder.
         dim: width, a multiple of 4.
         depth: blocks.
         outputs: numbers predicted for each hidden tubelet.
+        positions: ``sinusoidal`` or ``rotary``.
     """
 
-    def __init__(self, encoder: ViViTConfig, dim: int, depth: int, outputs: int) -> None:
+    def __init__(
+        self,
+        encoder: ViViTConfig,
+        dim: int,
+        depth: int,
+        outputs: int,
+        positions: DecoderPositions = "sinusoidal",
+    ) -> None:
         super().__init__()
-        config = decoder_config(encoder, dim, depth)
+        config = decoder_config(encoder, dim, depth, positions)
         self.project = nn.Linear(encoder.embed_dim, dim, bias=False)
         self.mask_token = token_parameter(dim)
         self.positions = Positions(config)
+        self.rotary: Positions | None = None
+        if positions == "rotary":
+            turned = {"spatial_positions": "rotary", "temporal_positions": "rotary"}
+            self.rotary = Positions(dataclasses.replace(config, **turned))
         self.trunk: Joint | SpaceTimeTrunk
         self.trunk = Joint(config) if config.variant == "joint" else factorized_dot_product(config)
         self.head = nn.Linear(dim, outputs)
@@ -65,24 +85,28 @@ class TubeletDecoder(nn.Module):
         x = self.positions.add_spatial(x, places)
         x = self.positions.add_temporal(x, places)
         if isinstance(self.trunk, SpaceTimeTrunk):
-            x = self.trunk(x, (None, None))
+            rotations = (None, None) if self.rotary is None else self.rotary.rotations(places, x)
+            x = self.trunk(x, rotations)
         else:
             x, _ = self.trunk(
                 rearrange(x, "b t n d -> b (t n) d"),
                 self.positions,
                 places.times(x.device),
-                None,
+                None if self.rotary is None else self.rotary.joint_rotation(places, x),
                 class_only=False,
             )
             x = rearrange(x, "b (t n) d -> b t n d", t=t)
         return self.head(x[:, :, v:])
 
 
-def decoder_config(encoder: ViViTConfig, dim: int, depth: int) -> ViViTConfig:
+def decoder_config(
+    encoder: ViViTConfig, dim: int, depth: int, positions: DecoderPositions
+) -> ViViTConfig:
     """The decoder's architecture; as few heads, an even number, as leave each up to 64 wide."""
     if dim < 4 or dim % 4:
         raise ValueError(f"objective.decoder_dim {dim} must be a multiple of 4, for its sinusoids")
     joint = encoder.variant == "joint"
+    flattened = joint and positions == "sinusoidal"
     return ViViTConfig(
         variant="joint" if joint else "factorized_dot_product",
         depth=depth,
@@ -98,7 +122,7 @@ def decoder_config(encoder: ViViTConfig, dim: int, depth: int) -> ViViTConfig:
         temporal_padding=encoder.temporal_padding,
         remainder=encoder.remainder,
         class_token=False,
-        joint_positions="sinusoidal" if joint else None,
-        spatial_positions=None if joint else "sinusoidal",
-        temporal_positions=None if joint else "sinusoidal",
+        joint_positions="sinusoidal" if flattened else None,
+        spatial_positions=None if flattened else "sinusoidal",
+        temporal_positions=None if flattened else "sinusoidal",
     )

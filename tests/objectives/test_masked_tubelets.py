@@ -1,5 +1,6 @@
 """Masked tubelets against transformers' VideoMAE, slow loops and invariants."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from ssl_vivit import Grid, ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.encoders.imports.transformers import from_videomae
 from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.encoders.positions import Places
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (
@@ -216,9 +218,12 @@ def test_every_position_is_hidden_as_often_and_blocks_hold_together():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(variant, causal):
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(
+    variant, causal, positions
+):
     encoder = small(variant, temporal_causal=causal, register_tokens=1)
-    objective = MaskedTubelets(encoder, mask_ratio=0.75)
+    objective = MaskedTubelets(encoder, mask_ratio=0.75, decoder_positions=positions)
     video = torch.randn(1, 3, 8, 64, 96, requires_grad=True)
     mask = objective.draw_mask(video)
     predicted, _ = objective.predict(video, mask)
@@ -233,8 +238,10 @@ def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(varian
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_predictions_do_not_depend_on_the_order_of_the_mask(variant):
-    objective = MaskedTubelets(small(variant), mask_ratio=0.75).double().eval()
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_predictions_do_not_depend_on_the_order_of_the_mask(variant, positions):
+    objective = MaskedTubelets(small(variant), mask_ratio=0.75, decoder_positions=positions)
+    objective = objective.double().eval()
     video = torch.randn(1, 3, 8, 64, 96, dtype=torch.float64)
     mask = objective.draw_mask(video)
     order, other = torch.randperm(6), torch.randperm(18)
@@ -243,6 +250,63 @@ def test_predictions_do_not_depend_on_the_order_of_the_mask(variant):
         first = objective.predict(video, mask)[0].unflatten(1, (4, 18))
         second = objective.predict(video, shuffled)[0].unflatten(1, (4, 18))
     torch.testing.assert_close(second, first[:, :, other], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_a_tube_mask_is_the_mask_of_its_tokens(positions):
+    objective = MaskedTubelets(small("joint"), mask_ratio=0.75, decoder_positions=positions)
+    objective = objective.double().eval()
+    video = torch.randn(2, 3, 8, 64, 96, dtype=torch.float64)
+    tubes = objective.draw_mask(video)
+    steps = torch.arange(4)[:, None] * 24
+    visible, hidden = ((part[:, None] + steps).flatten(1) for part in tubes[:2])
+    with torch.no_grad():
+        by_tube = objective.predict(video, tubes)[0]
+        by_token = objective.predict(video, TubeletMask(visible, hidden, by_token=True))[0]
+    torch.testing.assert_close(by_token, by_tube, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
+    """Equal queries and keys score by the offset between their places, most where it is none."""
+    objective = MaskedTubelets(small(variant), decoder_positions="rotary").double().eval()
+    decoder, grid = objective.decoder, Grid(4, 4, 6)
+    mask = TubeletMask(torch.arange(23)[None], torch.tensor([[23]]), by_token=False)
+    assert decoder.rotary is not None
+    places = Places(grid, visible=torch.cat(mask[:2], 1))
+    x = torch.zeros(1, 4, 24, 96, dtype=torch.float64)
+    if variant == "joint":
+        turned = [decoder.rotary.joint_rotation(places, x)]
+        coordinates = [[(t, n // 6, n % 6) for t in range(4) for n in range(24)]]
+    else:
+        turned = list(decoder.rotary.rotations(places, x))
+        coordinates = [[(n // 6, n % 6) for n in range(24)], [(t,) for t in range(4)]]
+    for rotation, place in zip(turned, coordinates, strict=True):
+        width = 2 * rotation.cos.shape[-1]
+        one = torch.ones(1, 1, len(place), width, dtype=torch.float64)
+        first = rotation.apply(one)[0, 0]
+        scores = first @ first.T
+        by_offset: dict[tuple, float] = {}
+        for i, j in itertools.product(range(len(place)), repeat=2):
+            offset = tuple(b - a for a, b in zip(place[i], place[j], strict=True))
+            score = float(scores[i, j])
+            assert by_offset.setdefault(offset, score) == pytest.approx(score, abs=1e-9)
+            assert any(offset) == (score < width - 1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_without_sinusoids_a_rotary_decoder_alone_tells_places_apart(
+    variant, positions, monkeypatch
+):
+    objective = MaskedTubelets(small(variant), mask_ratio=0.75, decoder_positions=positions)
+    objective = objective.double().eval()
+    for name in ("add_spatial", "add_temporal"):
+        monkeypatch.setattr(objective.decoder.positions, name, lambda x, places: x)
+    video = torch.randn(1, 3, 8, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        predicted = objective.predict(video, objective.draw_mask(video))[0].unflatten(1, (4, 18))
+    assert (predicted[0, 0].std(0).max() > 1e-4) == (positions == "rotary")
 
 
 @pytest.mark.parametrize(
@@ -362,6 +426,7 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
         ({}, {"mask": "tubes"}, "choose tube, block or random"),
         ({}, {"decoder_depth": 0}, "decoder_depth 0 must be at least 1"),
         ({}, {"decoder_dim": 50}, "decoder_dim 50 must be a multiple of 4"),
+        ({}, {"decoder_positions": "learned"}, "decoder_positions 'learned' is unknown"),
         ({"patch_dropout": 0.1}, {}, "patch_dropout 0.1 would hide more"),
         ({"tubelet_stride": (2, 8, 8)}, {}, "visible ones show pixels of hidden ones"),
         ({"tubelet_size": (4, 16, 16), "tubelet_stride": (2, 16, 16), "variant": "joint"},

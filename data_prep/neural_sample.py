@@ -9,7 +9,7 @@ from data_prep.synthetic_neural import SimulationConfig, simulate
 
 SAMPLE = SimulationConfig(
     neurons=80,
-    train_trials=120,
+    train_trials=200,
     held_out_movies=4,
     repeats=4,
     seconds=4.0,

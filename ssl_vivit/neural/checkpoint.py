@@ -130,9 +130,8 @@ def load_neural_model(path: str | Path) -> NeuralPredictor:
 
 def _build(path: Path, saved: dict[str, Any]) -> NeuralModel:
     core = saved["core"]
-    encoder = load_encoder(path / ENCODER) if core["kind"] == "vivit" else build_core(core)
     return NeuralModel(
-        encoder,
+        _load_encoder(path / ENCODER) if core["kind"] == "vivit" else build_core(core),
         _rebuilt(saved["adapter"], ADAPTERS, "adapter"),
         _rebuilt(saved["modulator"], MODULATORS, "modulator"),
         {name: _rebuilt_readout(config) for name, config in saved["readouts"].items()},
@@ -144,6 +143,13 @@ def _build(path: Path, saved: dict[str, Any]) -> NeuralModel:
             for name, rates in saved["frame_rates"].items()
         },
     )
+
+
+def _load_encoder(path: Path) -> ViViT:
+    try:
+        return load_encoder(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise NeuralModelError(f"the model's encoder cannot be read: {error}") from None
 
 
 def _described(part: nn.Module | None) -> dict[str, Any] | None:

@@ -263,6 +263,10 @@ def test_damaged_directories_are_told_in_one_line(tmp_path):
     (place / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(NeuralModelError, match=r"model\.safetensors is damaged"):
         load_neural_model(place)
+    save_neural_model(vivit(), tmp_path / "other", FACTS)
+    (tmp_path / "other/encoder/model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(NeuralModelError, match="the model's encoder cannot be read"):
+        load_neural_model(tmp_path / "other")
     encoder().save_pretrained(tmp_path / "encoder")
     with pytest.raises(NeuralModelError, match="holds an encoder and no model of neurons"):
         load_neural_model(tmp_path / "encoder")

@@ -51,8 +51,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
+_FALLING = ("loss", "error on hidden tubelets")
+
+
 def learning_curves(metrics: list[dict[str, float]], path: Path) -> None:
-    """Loss, learning rate and, where they were measured, accuracies over steps."""
+    """Loss, learning rate and, where they were measured, accuracies over steps.
+
+    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis.
+    """
     panels = {
         "loss": ["train/loss"],
         "error on hidden tubelets": ["val/error", "val/copy_error", "val/mean_error"],
@@ -83,6 +89,10 @@ def learning_curves(metrics: list[dict[str, float]], path: Path) -> None:
         for name, points in lines.items():
             marker = "o" if len(points) < 30 else None
             axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
+        values = [value for points in lines.values() for _, value in points]
+        falls_far = min(values) > 0 and max(values) >= 30 * min(values)
+        if title in _FALLING and falls_far:
+            axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

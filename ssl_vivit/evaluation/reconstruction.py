@@ -89,8 +89,8 @@ class MaskedEvaluation:
         )
         if error and copied and mean and self.clips is not None:
             measured["error on hidden tubelets"] = (
-                f"{error[0]:.3f} untrained, {error[1]:.3f} trained ({copied[1]:.3f} with the "
-                f"nearest visible tubelet in their place, {mean[1]:.3f} with their own mean "
+                f"{error[0]:.3g} untrained, {error[1]:.3g} trained ({copied[1]:.3g} with the "
+                f"nearest visible tubelet in their place, {mean[1]:.3g} with their own mean "
                 f"colour, {len(self.clips)} held-out videos)"
             )
         return run_summary(run_dir, measured)

@@ -1,9 +1,11 @@
 """Figures: that pixels are put back exactly, and that each file shows what it was given."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from ssl_vivit.evaluation import figures
 from ssl_vivit.evaluation.figures import (
     learning_curves,
     nearest_neighbours,
@@ -53,6 +55,16 @@ def test_nearest_neighbours_show_the_closest_video(tmp_path):
     shown = colours(path)
     assert {(255, 0, 0), (0, 255, 0)} <= shown
     assert (0, 0, 255) not in shown
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (0.01, "log"), (-0.5, "linear")])
+def test_losses_that_fall_far_are_drawn_on_a_logarithmic_axis(last, scale, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.extend(figure.axes))
+    losses = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": last}]
+    rates = [{"step": 1, "train/lr": 1.0}, {"step": 2, "train/lr": 0.001}]
+    learning_curves(losses + rates, tmp_path / "curves.png")
+    assert [axis.get_yscale() for axis in drawn] == [scale, "linear"]
 
 
 def test_curves_are_drawn_from_the_metrics_file(tmp_path):

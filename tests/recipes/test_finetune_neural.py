@@ -94,7 +94,7 @@ def facts(frame_size: tuple[int, int] = (36, 64), neurons: int = 4) -> SessionFa
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_builds_an_objective(preset):
+def test_every_preset_builds_a_model_that_sees_each_frame_and_no_later_one(preset):
     config = parse(NeuralRecipe, ["--config", str(preset)])
     config.training.check()
     config.data.check()
@@ -110,6 +110,13 @@ def test_every_preset_builds_an_objective(preset):
     assert any(p.requires_grad for p in objective.encoder.parameters()) == (
         config.tuning.mode != "frozen"
     )
+    video = torch.randn(1, 1, 8, *facts().frame_size, requires_grad=True)
+    rates = model.eval()(video, None, facts().name)
+    for t in range(8):
+        (seen,) = torch.autograd.grad(rates[:, t].sum(), video, retain_graph=True)
+        by_frame = seen.abs().amax((0, 1, 3, 4))
+        assert by_frame[t] > 0
+        assert not by_frame[t + 1 :].any()
 
 
 def test_short_forms_and_the_sample_preset():

@@ -56,8 +56,9 @@ class TubeletDecoder(nn.Module):
         self.positions = Positions(config)
         self.rotary: Positions | None = None
         if positions == "rotary":
-            turned = {"spatial_positions": "rotary", "temporal_positions": "rotary"}
-            self.rotary = Positions(dataclasses.replace(config, **turned))
+            self.rotary = Positions(
+                dataclasses.replace(config, spatial_positions="rotary", temporal_positions="rotary")
+            )
         self.trunk: Joint | SpaceTimeTrunk
         self.trunk = Joint(config) if config.variant == "joint" else factorized_dot_product(config)
         self.head = nn.Linear(dim, outputs)
@@ -103,15 +104,23 @@ def decoder_config(
     encoder: ViViTConfig, dim: int, depth: int, positions: DecoderPositions
 ) -> ViViTConfig:
     """The decoder's architecture; as few heads, an even number, as leave each up to 64 wide."""
-    if dim < 4 or dim % 4:
-        raise ValueError(f"objective.decoder_dim {dim} must be a multiple of 4, for its sinusoids")
+    # Heads whose width is a multiple of 8 can turn by row, column and time.
+    factor, width = (16, 8) if positions == "rotary" else (4, 1)
+    if dim < factor or dim % factor:
+        raise ValueError(
+            f"objective.decoder_dim {dim} must be a multiple of {factor}, for {positions} positions"
+        )
     joint = encoder.variant == "joint"
     flattened = joint and positions == "sinusoidal"
     return ViViTConfig(
         variant="joint" if joint else "factorized_dot_product",
         depth=depth,
         embed_dim=dim,
-        num_heads=next(h for h in range(2, dim + 1, 2) if dim % h == 0 and dim // h <= _HEAD_DIM),
+        num_heads=next(
+            heads
+            for heads in range(2, dim + 1, 2)
+            if dim % (heads * width) == 0 and dim // heads <= _HEAD_DIM
+        ),
         in_channels=encoder.in_channels,
         num_frames=encoder.num_frames,
         image_size=encoder.image_size,

@@ -426,6 +426,7 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
         ({}, {"mask": "tubes"}, "choose tube, block or random"),
         ({}, {"decoder_depth": 0}, "decoder_depth 0 must be at least 1"),
         ({}, {"decoder_dim": 50}, "decoder_dim 50 must be a multiple of 4"),
+        ({}, {"decoder_dim": 40, "decoder_positions": "rotary"}, "40 must be a multiple of 16"),
         ({}, {"decoder_positions": "learned"}, "decoder_positions 'learned' is unknown"),
         ({"patch_dropout": 0.1}, {}, "patch_dropout 0.1 would hide more"),
         ({"tubelet_stride": (2, 8, 8)}, {}, "visible ones show pixels of hidden ones"),

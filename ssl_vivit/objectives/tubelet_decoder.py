@@ -31,11 +31,11 @@ class TubeletDecoder(nn.Module):
     Positions are fixed sinusoids: of the flattened index for Model 1 (VideoMAE), otherwise of
     (row, column) and of time. With ``rotary`` they are the latter for all models, and attention is
     rotary besides: what lies near, in space and time, can be told from what lies far without being
-    learned, which sinusoids alone take thousands of steps for.
+    learned, which takes sinusoids alone far more steps.
 
     Args:
         encoder: config of the encoder.
-        dim: width, a multiple of 4.
+        dim: width, a multiple of 4, of 16 for ``rotary``.
         depth: blocks.
         outputs: numbers predicted for each hidden tubelet.
         positions: ``sinusoidal`` or ``rotary``.

@@ -46,7 +46,9 @@ class ViViTConfig:
             or of its mean frame.
         temporal_padding: ``causal`` puts tubelet_size − tubelet_stride zero frames in front, so
             that token i ends at frame (i + 1) · stride − 1.
-        remainder: what to do with pixels and frames that fill no tubelet: ``error`` or ``crop``.
+        remainder: pixels and frames that fill no tubelet: ``error`` refuses them, ``crop`` leaves
+            them out, ``pad`` completes their tubelets with zeros, at the border in space (half on
+            each side) and in front in time, so that the last token ends at the last frame.
         embed_dim: token width d.
         num_heads: attention heads.
         head_dim: width of a head; None is embed_dim / num_heads.
@@ -109,7 +111,7 @@ class ViViTConfig:
     sampled_frames: int | None = None
     tubelet_init: Literal["central_frame", "average", "random"] = "random"
     temporal_padding: Literal["none", "causal"] = "none"
-    remainder: Literal["error", "crop"] = "error"
+    remainder: Literal["error", "crop", "pad"] = "error"
     embed_dim: int = 384
     num_heads: int = 6
     head_dim: int | None = None
@@ -328,7 +330,8 @@ class ViViTConfig:
                 where not even one fits; the message names the sizes that would.
         """
         assert self.tubelet_stride is not None
-        counts, misfits, crop = [], [], ""
+        counts, misfits, mend = [], [], ""
+        padding = self.padding_of(frames, height, width)
         for axis, (name, size) in enumerate(
             (("num_frames", frames), ("image_size height", height), ("image_size width", width))
         ):
@@ -336,23 +339,42 @@ class ViViTConfig:
                 counts.append(len(self.frames_of(size)))
                 continue
             kernel, stride = self.tubelet_size[axis], self.tubelet_stride[axis]
-            padding = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
-            span = size + padding - kernel
+            padded = sum(padding[axis])
+            span = size + padded - kernel
             if span < 0 or (span % stride and self.remainder == "error"):
                 below = size - span % stride if span >= 0 else None
-                above = size + (-span) % stride if span >= 0 else kernel - padding
+                above = size + (-span) % stride if span >= 0 else kernel - padded
                 fits = " or ".join(str(v) for v in (below, above) if v)
                 misfits.append(
                     f"{name} {size} is not filled by tubelets of {kernel} at stride {stride}, "
                     f"use {fits}"
                 )
-                crop = crop if span < 0 else ", or remainder='crop'"
+                mend = mend if span < 0 else ", or remainder='crop' or 'pad'"
             counts.append(span // stride + 1)
         if misfits:
-            raise ValueError("; ".join(misfits) + crop)
+            raise ValueError("; ".join(misfits) + mend)
         if self.tubelet_embedding == "uniform_frames":
             counts[0] = len(self.frames_of(frames))
         return Grid(*counts)
+
+    def padding_of(
+        self, frames: int, height: int, width: int
+    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Zeros before and after a clip of T frames of H×W pixels, along (time, height, width)."""
+        assert self.tubelet_stride is not None
+        padding = []
+        for axis, size in enumerate((frames, height, width)):
+            kernel, stride = self.tubelet_size[axis], self.tubelet_stride[axis]
+            sampled = axis == 0 and self.tubelet_embedding == "uniform_frames"
+            causal = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
+            missing = 0
+            if self.remainder == "pad" and not sampled:
+                span = size + causal - kernel
+                missing = -span if span < 0 else -span % stride
+            before = causal + missing if axis == 0 else missing // 2
+            padding.append((before, causal + missing - before))
+        time, down, across = padding
+        return time, down, across
 
     @property
     def kernel_size(self) -> tuple[int, int, int]:

@@ -84,10 +84,11 @@ class TubeletEmbedding(nn.Module):
         config = self.config
         grid = config.grid_of(*video.shape[2:])
         size, stride = config.kernel_size, config.kernel_stride
+        time, down, across = config.padding_of(*video.shape[2:])
         if config.tubelet_embedding == "uniform_frames":
             video = video[:, :, config.frames_of(video.shape[2])]
-        elif config.temporal_padding == "causal":
-            video = F.pad(video, (0, 0, 0, 0, size[0] - stride[0], 0))
+        if any((*time, *down, *across)):
+            video = F.pad(video, (*across, *down, *time))
         ends = [(count - 1) * s + p for count, s, p in zip(grid, stride, size, strict=True)]
         video = video[:, :, : ends[0], : ends[1], : ends[2]]
 

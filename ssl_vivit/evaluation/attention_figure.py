@@ -65,7 +65,7 @@ def attention_over_frames(
                 continue
             image = axis.imshow(
                 shares[time].cpu().numpy(),
-                extent=_extent(encoder.config, *shares.shape[1:]),
+                extent=_extent(encoder.config, (height, width), *shares.shape[1:]),
                 vmin=0,
                 vmax=shares.max().item(),
                 cmap="inferno",
@@ -105,18 +105,21 @@ def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
     if config.tubelet_embedding == "uniform_frames":
         return config.frames_of(frames)[step]
     size, stride = config.tubelet_size[0], config.kernel_stride[0]
-    padding = size - stride if config.temporal_padding == "causal" else 0
+    (padding, _), *_ = config.padding_of(frames, *config.image_size)
     return max(step * stride - padding + size // 2, 0)
 
 
-def _extent(config: ViViTConfig, rows: int, columns: int) -> tuple[float, float, float, float]:
+def _extent(
+    config: ViViTConfig, frame_size: tuple[int, int], rows: int, columns: int
+) -> tuple[float, float, float, float]:
     """Where a map lies on the frame in pixels: left, right, bottom, top.
 
     Tokens are drawn one stride wide about their tubelets' centres, so that overlapping ones do not
     cover each other, and pixels that fill no tubelet stay free.
     """
     (_, height, width), (_, down, across) = config.tubelet_size, config.kernel_stride
-    left, top = (width - across) / 2 - 0.5, (height - down) / 2 - 0.5
+    _, (above, _), (beside, _) = config.padding_of(config.num_frames, *frame_size)
+    left, top = (width - across) / 2 - 0.5 - beside, (height - down) / 2 - 0.5 - above
     return left, left + columns * across, top + rows * down, top
 
 

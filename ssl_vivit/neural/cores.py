@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -38,6 +40,11 @@ class Core(Protocol):
 class ViViTCore:
     """A causal ViViT as a core.
 
+    Learned positions in time hold for the length that the encoder is configured for. A longer trial
+    is then encoded in windows of that length that overlap by half, and each token is taken from the
+    earliest window that holds it, which shows it the longest past. Windows begin at multiples of
+    half their length whatever the trial's length, so tokens never depend on what follows.
+
     Args:
         encoder: the encoder, which stays a module of its own.
 
@@ -63,14 +70,38 @@ class ViViTCore:
         self.channels = config.embed_dim
         self.in_channels = config.in_channels
         self.temporal_stride = config.kernel_stride[0]
+        # Time steps of a window; None where positions hold for any length.
+        learned = "learned" in (config.temporal_positions, config.joint_positions)
+        self.context = config.grid.t if learned else None
 
     def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
         """The tokens of all tubelets that have ended; there may be none."""
-        frames = video.shape[2] // self.temporal_stride * self.temporal_stride
-        if frames:
-            return self.encoder(video[:, :, :frames]).map
-        grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
-        return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
+        # Whole strides alone: zeros in front to complete a tubelet would depend on the trial's length.
+        steps = video.shape[2] // self.temporal_stride
+        video = video[:, :, : steps * self.temporal_stride]
+        if not steps:
+            grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
+            return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
+        if self.context is None or steps <= self.context:
+            return self.encoder(video).map
+        return self._in_windows(video, steps)[:, :, :steps]
+
+    def _in_windows(
+        self, video: Float[Tensor, "b c T H W"], steps: int
+    ) -> Float[Tensor, "b d t h w"]:
+        """Tokens of at least so many steps, each from the earliest window that holds it."""
+        assert self.context is not None
+        length, hop = self.context, max(self.context // 2, 1)
+        count = 1 + -(-(steps - length) // hop)
+        # Zeros behind the trial complete the last window: one call then serves all windows.
+        missing = ((count - 1) * hop + length - steps) * self.temporal_stride
+        video = F.pad(video, (0, 0, 0, 0, 0, missing))
+        stride = self.temporal_stride
+        windows = video.unfold(2, length * stride, hop * stride)
+        windows = rearrange(windows, "b c k H W T -> (b k) c T H W")
+        map = rearrange(self.encoder(windows).map, "(b k) d t h w -> b k d t h w", k=count)
+        later = rearrange(map[:, 1:, :, length - hop :], "b k d t h w -> b d (k t) h w")
+        return torch.cat([map[:, 0], later], dim=2)
 
     def to_config(self) -> dict[str, Any]:
         """The architecture."""
@@ -110,12 +141,14 @@ def screen_span(
         return torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     config = encoder.config
     grid = config.grid_of(config.kernel_stride[0], *frame_size)
+    _, down, across = config.padding_of(config.kernel_stride[0], *frame_size)
     ends = []
-    for length, size, stride, count in (
-        (frame_size[1], config.kernel_size[2], config.kernel_stride[2], grid.w),
-        (frame_size[0], config.kernel_size[1], config.kernel_stride[1], grid.h),
+    for length, size, stride, count, (padded, _) in (
+        (frame_size[1], config.kernel_size[2], config.kernel_stride[2], grid.w, across),
+        (frame_size[0], config.kernel_size[1], config.kernel_stride[1], grid.h, down),
     ):
-        low, high = size / 2, size / 2 + (count - 1) * stride
+        low = size / 2 - padded
+        high = low + (count - 1) * stride
         margin = 0.0 if align_corners else stride / 2
         ends.append([2 * (low - margin) / length - 1, 2 * (high + margin) / length - 1])
     return torch.tensor(ends).mT

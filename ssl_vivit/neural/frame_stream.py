@@ -19,6 +19,7 @@ class FrameStream(nn.Module):
         channels: width d of what comes out.
         kernel: frames, height and width that one output sees; it ends at its own frame.
         stride: step of the grid in pixels, (height, width).
+        padding: zeros at the border, before and after along height and width, as the encoder has.
         hidden: space-time filters.
         behaviour_channels: measured at every frame; 0 for none.
     """
@@ -30,11 +31,12 @@ class FrameStream(nn.Module):
         kernel: tuple[int, int, int],
         stride: tuple[int, int],
         *,
+        padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
         hidden: int = 64,
         behaviour_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.hidden = kernel, stride, hidden
+        self.kernel, self.stride, self.padding, self.hidden = kernel, stride, padding, hidden
         pixels = in_channels * kernel[0] * kernel[1] * kernel[2]
         self.filters = nn.Linear(pixels, hidden)
         self.project = nn.Linear(hidden, channels)
@@ -59,7 +61,8 @@ class FrameStream(nn.Module):
             behaviour: standardised; None stands for its mean at all times.
         """
         span, height, width = self.kernel
-        tubelets = F.pad(video, (0, 0, 0, 0, span - 1, 0)).unfold(2, span, 1)
+        down, across = self.padding
+        tubelets = F.pad(video, (*across, *down, span - 1, 0)).unfold(2, span, 1)
         tubelets = tubelets.unfold(3, height, self.stride[0]).unfold(4, width, self.stride[1])
         pixels = rearrange(tubelets, "b c T h w pt ph pw -> b T h w (c pt ph pw)")
         x = F.gelu(self.filters(pixels))

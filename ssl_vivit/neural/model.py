@@ -113,6 +113,7 @@ class NeuralModel(nn.Module):
             core.channels,
             (span, *config.kernel_size[1:]),
             config.kernel_stride[1:],
+            padding=config.padding_of(config.num_frames, *config.image_size)[1:],
             hidden=filters,
             behaviour_channels=self.behaviour_channels,
         )

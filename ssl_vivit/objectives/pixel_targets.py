@@ -20,10 +20,15 @@ def tubelet_pixels(
 
     Where tubelets overlap in time a token stands for the frames that are its own: the newest
     stride under causal padding (frames i · stride to (i + 1) · stride − 1), otherwise the first.
+    Where the encoder completes tubelets with zeros (``remainder`` pad), the outermost pixels and the
+    first frame are repeated instead, so that no edge has to be predicted that the video does not have.
     """
     grid = config.grid_of(*video.shape[2:])
-    if config.tubelet_embedding == "uniform_frames":
-        video = video[:, :, config.frames_of(video.shape[2])]
+    _, down, across = config.padding_of(*video.shape[2:])
+    frames = torch.tensor(shown_frames(config, video.shape[2]), device=video.device)
+    video = video[:, :, frames]
+    if any((*down, *across)):
+        video = F.pad(video, (*across, *down, 0, 0), mode="replicate")
     size = config.kernel_stride
     video = video[:, :, : grid.t * size[0], : grid.h * size[1], : grid.w * size[2]]
     return rearrange(
@@ -42,14 +47,20 @@ def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
     """
     if config.tubelet_embedding == "uniform_frames":
         return config.frames_of(frames)
-    steps = config.grid_of(frames, *config.image_size).t
-    return list(range(steps * config.kernel_stride[0]))
+    steps, stride = config.grid_of(frames, *config.image_size).t, config.kernel_stride[0]
+    (before, _), *_ = config.padding_of(frames, *config.image_size)
+    if config.temporal_padding == "causal":
+        before -= config.kernel_size[0] - stride
+    return [max(number - before, 0) for number in range(steps * stride)]
 
 
 def video_of(
     pixels: Float[Tensor, "b t n c pixels"], config: ViViTConfig, height: int
 ) -> Float[Tensor, "b c T H W"]:
-    """The inverse of :func:`tubelet_pixels`, ``height`` the number of token rows."""
+    """The inverse of :func:`tubelet_pixels`, ``height`` the number of token rows.
+
+    Repeated pixels at the border stay.
+    """
     size = config.kernel_stride
     return rearrange(
         pixels,

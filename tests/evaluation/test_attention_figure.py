@@ -108,7 +108,7 @@ def test_maps_lie_on_the_pixels_that_their_tokens_see(geometry):
         assert frames[frame_of_step(config, 8, step), step].all()
     rows = seen(3, 16)[:, 0].unflatten(-1, grid[1:])[:, :, 0]
     columns = seen(4, 24)[:, 0].unflatten(-1, grid[1:])[:, 0]
-    left, right, bottom, top = attention_figure._extent(config, grid.h, grid.w)
+    left, right, bottom, top = attention_figure._extent(config, config.image_size, grid.h, grid.w)
     for axis, (pixels, low, high, count) in enumerate(
         ((rows, top, bottom, grid.h), (columns, left, right, grid.w))
     ):

@@ -31,12 +31,15 @@ class ModulatorConfig:
         hidden: channels of the ConvGRU's state; None is as many as the encoder's tokens have.
         kernel: width of the ConvGRU's kernels in tokens, odd.
         embedding: features that the behaviour of a token's frames becomes.
+        gain: let the ConvGRU's state scale the tokens' channels, too, as FiLM does; otherwise it is
+            only added to them.
     """
 
     kind: Literal["convgru", "film", "none"] = "convgru"
     hidden: int | None = None
     kernel: int = 3
     embedding: int = 64
+    gain: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("convgru", "film", "none"):
@@ -73,7 +76,7 @@ class BehaviourEmbedding(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    """Gated recurrence on the token grid (Ballas et al. 2016, arXiv 1511.06432), added to the tokens.
+    """Gated recurrence on the token grid (Ballas et al. 2016, arXiv 1511.06432) that modulates tokens.
 
     With x the tokens, b the embedded behaviour and ∗ a convolution over space,
 
@@ -82,8 +85,8 @@ class ConvGRU(nn.Module):
         h ← (1 − z) · n + z · h
 
     with the reset gate behind the convolution, as in cuDNN's GRU, so that one convolution a step
-    serves all three. All input convolutions of a clip are one call before the loop. What is added
-    to the tokens is a projection of h that starts at zero.
+    serves all three. All input convolutions of a clip are one call before the loop. A projection of
+    h, which starts at zero, gives each channel of a token an offset and, with ``gain``, a factor.
 
     Args:
         channels: of the tokens.
@@ -92,6 +95,7 @@ class ConvGRU(nn.Module):
         hidden: channels of the state; None is ``channels``.
         kernel: width of the convolutions in tokens, odd.
         embedding: features that the behaviour of a token's frames becomes.
+        gain: whether the state scales tokens, too; otherwise it is only added to them.
     """
 
     def __init__(
@@ -103,17 +107,19 @@ class ConvGRU(nn.Module):
         hidden: int | None = None,
         kernel: int = 3,
         embedding: int = 64,
+        gain: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or channels
         self.behaviour_channels, self.stride, self.hidden = behaviour_channels, stride, hidden
         self.settings = {
             "channels": channels, "behaviour_channels": behaviour_channels, "stride": stride,
-            "hidden": hidden, "kernel": kernel, "embedding": embedding,
+            "hidden": hidden, "kernel": kernel, "embedding": embedding, "gain": gain,
         }  # fmt: skip
+        self.gain = gain
         self.input = nn.Conv2d(channels, 3 * hidden, kernel, padding=kernel // 2)
         self.recurrent = nn.Conv2d(hidden, 3 * hidden, kernel, padding=kernel // 2)
-        self.project = nn.Conv2d(hidden, channels, 1)
+        self.project = nn.Conv2d(hidden, 2 * channels if gain else channels, 1)
         self.behaviour: BehaviourEmbedding | None = None
         self.of_behaviour: nn.Linear | None = None
         if behaviour_channels:
@@ -148,6 +154,9 @@ class ConvGRU(nn.Module):
         states = _recurrence(drive, state, self.recurrent)
         change = self.project(rearrange(states, "t b e h w -> (t b) e h w"))
         change = rearrange(change, "(t b) d h w -> b d t h w", b=len(map))
+        if self.gain:
+            factor, change = change.chunk(2, dim=1)
+            map = map * (1 + factor)
         return map + change, states[-1]
 
     def drive(
@@ -266,6 +275,7 @@ def build_modulator(
         return ConvGRU(
             channels, behaviour_channels, stride,
             hidden=config.hidden, kernel=config.kernel, embedding=config.embedding,
+            gain=config.gain,
         )  # fmt: skip
     if config.kind == "film":
         return FiLM(channels, behaviour_channels, stride, embedding=config.embedding)

@@ -38,8 +38,9 @@ def tokens(steps=5, batch=2):
 @torch.no_grad()
 @by_behaviour
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_convgru_is_its_equations_step_by_step(channels, kernel):
-    modulator = make("convgru", channels, hidden=5, kernel=kernel, embedding=7)
+@pytest.mark.parametrize("gain", [False, True])
+def test_convgru_is_its_equations_step_by_step(channels, kernel, gain):
+    modulator = make("convgru", channels, hidden=5, kernel=kernel, embedding=7, gain=gain)
     map, behaviour = tokens(), walk(2, 20, channels)
     weights, bias = modulator.input.weight, modulator.input.bias
     linear = modulator.behaviour.linear
@@ -60,7 +61,11 @@ def test_convgru_is_its_equations_step_by_step(channels, kernel):
         reset, update = (torch.sigmoid(x + u) for x, u in gates[:2])
         new = torch.tanh(gates[2][0] + reset * gates[2][1])
         state = (1 - update) * new + update * state
-        out.append(map[:, :, i] + modulator.project(state))
+        change = modulator.project(state)
+        scaled = map[:, :, i]
+        if gain:
+            scaled, change = scaled * (1 + change[:, :6]), change[:, 6:]
+        out.append(scaled + change)
     found, last = modulator(map, behaviour)
     torch.testing.assert_close(found, torch.stack(out, 2), rtol=0, atol=1e-12)
     torch.testing.assert_close(last, state, rtol=0, atol=1e-12)

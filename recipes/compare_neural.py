@@ -33,7 +33,6 @@ from ssl_vivit.data.sessions import build_sessions
 from ssl_vivit.evaluation.neural_comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probe_report import distinct
 from ssl_vivit.neural.building import CoreKind
-from ssl_vivit.neural.encoder_fitting import REGULARISATION
 from ssl_vivit.training import RunError, join_processes, parse, run, to_plain, with_lists
 from ssl_vivit.training.host import Host
 from ssl_vivit.training.run_directory import run_directory, without_names
@@ -114,9 +113,8 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     if config.encoder.path is not None:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
     rows = {core: replace(config, core=core) for core in config.cores}
-    kept = {k: v for k, v in config.encoder.overrides.items() if k in REGULARISATION}
     for path, name in distinct(config.encoders).items():
-        chosen = replace(config.encoder, path=path, name=None, overrides=kept)
+        chosen = replace(config.encoder, path=path)
         rows[name] = replace(config, core="vivit", encoder=chosen)
     unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
     if unknown or not rows or config.seeds < 1 or not config.shares:

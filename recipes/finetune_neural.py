@@ -34,7 +34,7 @@ from ssl_vivit.neural.building import (
     own_penalties,
 )
 from ssl_vivit.neural.checkpoint import load_neural_model
-from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice
+from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice, pixel_statistics
 from ssl_vivit.neural.energy_start import start_at_energy
 from ssl_vivit.objectives import NeuralPredictionConfig
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
@@ -99,15 +99,17 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
         The table of its scores; None if it was stopped.
     """
     config.tuning.check(config.training.steps)
-    sessions = build_sessions(config.data, seed=config.training.seed)
+    statistics, told = encoder_statistics(config)
+    sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)
     torch.manual_seed(config.training.seed)
     built = build_neural_model(
         config.core, config.encoder, config.model, config.baseline, sessions.facts,
         longest=max(int(session.lengths.max()) for session in sessions.sessions),
+        window=config.data.window,
     )  # fmt: skip
     if config.model.readout_start == "energy":
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
-    for note in built.notes:
+    for note in [*told, *built.notes]:
         processes.print(note)
     started = positions_found(built.model, sessions)
     training, loss = config.training, config.objective
@@ -138,7 +140,33 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
         batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
         device=processes.device,
     )  # fmt: skip
-    return summary(result.run_dir, made, sessions)
+    return summary(result.run_dir, made, sessions, fresh=fresh_command(config, result.run_dir))
+
+
+def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
+    """The command that fits a finished run's model from fresh weights; None where they were fresh."""
+    if config.encoder.path is None or config.encoder.weights == "fresh":
+        return None
+    return (
+        f"accelerate launch recipes/finetune_neural.py --config {run_dir / 'config.yaml'} "
+        f"--encoder.weights fresh --run_dir {run_dir}_fresh"
+    )
+
+
+def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None, list[str]]:
+    """Mean and standard deviation by which the encoder's pixels are normalised, and a line about them.
+
+    None stands for those of the sessions.
+    """
+    path = config.encoder.path
+    if config.core != "vivit" or path is None:
+        return None, []
+    if config.data.standardize == "session":
+        return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
+    found = pixel_statistics(path)
+    if found is None:
+        return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
+    return found, [f"pixels: mean {found[0]:.3g} and std {found[1]:.3g}, as in the pretraining"]
 
 
 def fit_held_out(
@@ -171,10 +199,6 @@ def arguments(words: list[str]) -> list[str]:
     """The command line with its short forms written out."""
     pairs = [word.partition("=") for word in words]
     longer = [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
-    given = {word.partition("=")[0] for word in longer}
-    if "--encoder.path" in given and "--config" not in given:
-        # The sample's preset speaks of a fresh encoder, which nobody asked for here.
-        longer = ["--encoder.name=null", "--encoder.overrides={}", *longer]
     return with_lists(longer, SHORT["--sessions"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +34,9 @@ class NeuralDataConfig:
         train_share: share of the training trials that is used; larger ones hold smaller ones.
         validation_share: share of the training movies that validates, for sessions that have no
             validation tier of their own.
+        standardize: pixels by mean and standard deviation of the sessions' training stimuli
+            (``session``), or by those that an exported encoder was trained with (``encoder``).
+            Other cores and fresh encoders have no statistics of their own and take the sessions'.
         in_memory: keep trials in memory once they are read.
     """
 
@@ -44,6 +47,7 @@ class NeuralDataConfig:
     held_out_neurons: float = 0.0
     train_share: float = 1.0
     validation_share: float = 0.1
+    standardize: Literal["encoder", "session"] = "encoder"
     in_memory: bool = False
 
     def check(self) -> None:
@@ -57,6 +61,10 @@ class NeuralDataConfig:
             )
         if not 0 < self.train_share <= 1:
             raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
+        if self.standardize not in ("encoder", "session"):
+            raise SessionError(
+                f"data.standardize is {self.standardize!r}; choose encoder or session"
+            )
         if self.batching not in ("mix", "alternate"):
             raise SessionError(f"data.batching is {self.batching!r}; choose mix or alternate")
         for name in ("held_out_neurons", "validation_share"):
@@ -85,7 +93,11 @@ class Sessions(NamedTuple):
 
 
 def build_sessions(
-    config: NeuralDataConfig, *, seed: int = 0, facts: Sequence[SessionFacts] | None = None
+    config: NeuralDataConfig,
+    *,
+    seed: int = 0,
+    facts: Sequence[SessionFacts] | None = None,
+    pixel_statistics: tuple[float, float] | None = None,
 ) -> Sessions:
     """Open the sessions, split them and measure their statistics.
 
@@ -97,6 +109,8 @@ def build_sessions(
         facts: of a checkpoint. Its split, statistics and held-out neurons are then used as they
             are; nothing is measured, and the sessions must be those of the checkpoint or some of
             them.
+        pixel_statistics: mean and standard deviation, of pixels from 0 to 1, that standardise the
+            video in place of the training stimuli's.
 
     Raises:
         SessionError: if a session is unusable, they do not go together, or do not fit ``facts``.
@@ -119,6 +133,9 @@ def build_sessions(
         )
         found, dropped = _measure(sessions, splits, config.held_out_neurons)
         notes += told + dropped + _rates_note(sessions)
+        if pixel_statistics is not None:
+            mean, std = pixel_statistics
+            found = [replace(fact, video_mean=mean, video_std=std) for fact in found]
     else:
         found = [_known(session, facts) for session in sessions]
     _check_lengths(sessions, found, config.drop_first)

@@ -1,7 +1,7 @@
 """One encoder at any geometry: tubelet kernels, learned positions and channels made to fit.
 
 - tubelet kernels in space and time by the pseudo-inverse of the resizing (FlexiViT)
-- learned positions interpolated, class slots kept apart; causal time cropped, never stretched
+- learned positions interpolated, class slots kept apart; causal time cropped where the clip is shorter
 - colour ↔ grey, with the channels' mean and std folded into kernel and bias
 """
 
@@ -44,7 +44,8 @@ def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
     The same geometry gives the same bits. A longer or wider tubelet means the same content at a
     finer sampling, never more of it: (8, 32, 32) in place of (4, 16, 16) is for video at double
     frame rate and resolution, and ``preprocessing`` then names the new rate and size. Rotary and
-    sinusoidal positions go on counting tokens.
+    sinusoidal positions go on counting tokens. A learned table in time is resampled to another number
+    of time steps; with ``temporal_causal`` a shorter one is its start.
 
     Between colour and grey, a clip whose three channels are equal gives the same tokens through
     both encoders, each with the normalisation in its own ``preprocessing`` (without one, channels
@@ -60,8 +61,7 @@ def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
             is left out keeps its ratio to ``tubelet_size``.
 
     Raises:
-        ValueError: for settings that are no geometry or do not fit each other, and for more time
-            steps than causal learned positions have.
+        ValueError: for settings that are no geometry or do not fit each other.
 
     Warns:
         UserWarning: where ``temporal_causal`` changes what attention over time sees.
@@ -222,19 +222,10 @@ def _split(table: Tensor, places: int) -> tuple[Tensor, Tensor]:
 
 def _in_time(table: Float[Tensor, "t d"], config: ViViTConfig) -> Float[Tensor, "t2 d"]:
     steps = config.grid.t
-    if not config.temporal_causal:
-        return resample_temporal(table, steps)
-    if steps > len(table):
-        assert config.tubelet_stride is not None
-        size, stride = config.tubelet_size[0], config.tubelet_stride[0]
-        padding = size - stride if config.temporal_padding == "causal" else 0
-        fits = (len(table) - 1) * stride + size - padding
-        raise ValueError(
-            f"num_frames {config.num_frames} makes {steps} time steps of the {len(table)} that the "
-            f"learned positions hold, and with temporal_causal they are cropped, never stretched; "
-            f"use num_frames of at most {fits}"
-        )
-    return table[:steps]
+    # A causal encoder's shorter clip is the start of a longer one.
+    if config.temporal_causal and steps <= len(table):
+        return table[:steps]
+    return resample_temporal(table, steps)
 
 
 class _Statistics(NamedTuple):

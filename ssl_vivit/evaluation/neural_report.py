@@ -130,8 +130,18 @@ def place_best(run_dir: Path, host: Host) -> None:
     host.from_main(work)
 
 
-def summary(run_dir: Path, made: NeuralReport | None, sessions: Sessions) -> str:
-    """The table that a run prints at its end."""
+def summary(
+    run_dir: Path, made: NeuralReport | None, sessions: Sessions, *, fresh: str | None = None
+) -> str:
+    """The table that a run prints at its end.
+
+    Args:
+        run_dir: the run's directory.
+        made: what :func:`report` returned.
+        sessions: those that the model was trained on.
+        fresh: command that fits the same model without the pretrained weights; None where there are
+            none.
+    """
     rows = {"model": str(run_dir / "model")}
     best = best_score(run_dir)
     if best is not None:
@@ -139,6 +149,8 @@ def summary(run_dir: Path, made: NeuralReport | None, sessions: Sessions) -> str
     for fact in sessions.facts if made else []:
         rows |= _rows(fact.name, made)  # type: ignore[arg-type]
     rows["figures"] = str(run_dir / "figures")
+    if fresh is not None:
+        rows["without pretraining"] = fresh
     rows["load it"] = (
         "from ssl_vivit.neural import load_neural_model; "
         f'model = load_neural_model("{run_dir / "model"}")'

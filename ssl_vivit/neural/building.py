@@ -89,6 +89,7 @@ def build_neural_model(
     facts: Sequence[SessionFacts],
     *,
     longest: int,
+    window: int | None = None,
 ) -> BuiltModel:
     """A fresh model for recorded sessions, whose neurons start at their mean rates.
 
@@ -99,6 +100,7 @@ def build_neural_model(
         baseline: settings of the other cores.
         facts: of the sessions.
         longest: frames of the longest trial.
+        window: frames of a training window; None is ``longest``.
 
     Raises:
         NeuralModelError: for settings that do not fit.
@@ -114,7 +116,7 @@ def build_neural_model(
     notes: list[str] = []
     module: torch.nn.Module
     if core == "vivit":
-        module, frame_rates, notes = fit_encoder(encoder, facts, longest)
+        module, frame_rates, notes = fit_encoder(encoder, facts, longest, window)
     elif core == "resnet":
         module = CausalResNet(baseline.resnet)
     else:

@@ -127,8 +127,7 @@ def test_runs_differ_in_what_is_compared_alone(tmp_path):
     rates = [recipe.training.optimizer.learning_rate for recipe in (fresh, resnet, pretrained)]
     assert rates == [0.5, config.training.optimizer.learning_rate, 0.25]
     assert pretrained.encoder.path == "runs/a/encoder"
-    # What the directory fixes is left out; dropout holds for it as well.
-    assert pretrained.encoder.overrides == {"drop_path": 0.1}
+    assert pretrained.encoder == replace(fresh.encoder, path="runs/a/encoder")
     assert fresh.encoder.overrides == {"embed_dim": 8, "drop_path": 0.1}
     for cell in planned:
         assert cell.recipe.data == replace(config.data, train_share=cell.share)

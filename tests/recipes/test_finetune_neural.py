@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural import SimulationConfig, simulate
-from recipes import finetune_neural
 from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, arguments, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.session_files import Session, SessionFacts
+from ssl_vivit.data.sessions import NeuralDataConfig, build_sessions
+from ssl_vivit.data.split import BatchSplit
 from ssl_vivit.evaluation.neural_training import best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
@@ -126,11 +127,10 @@ def test_short_forms_and_the_sample_preset():
     config = parse(NeuralRecipe, arguments(told))
     assert config.data.sessions == ["x/a", "x/b"]
     assert (config.encoder.path, config.encoder.name) == ("runs/e", "vivit_tiny")
-    # An encoder is not held against the preset that nobody named.
+    # Everything but the encoder is the preset's.
     exported = parse(NeuralRecipe, arguments(["--encoder=e"]), preset=SAMPLE_PRESET)
-    assert exported.encoder.path == "e"
-    assert (exported.encoder.name, exported.encoder.overrides) == (None, {})
-    assert bare.encoder.overrides
+    assert exported.encoder == replace(bare.encoder, path="e")
+    assert replace(exported, encoder=bare.encoder) == bare
 
 
 def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch, capsys):
@@ -232,7 +232,19 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     said = capsys.readouterr().out
     assert "in_channels 3 → 1" in said
     assert "image_size 32×48 → 12×20" in said
-    assert "tubelet_size 4×16×16 → 4×6×5" in said
+    assert "tubelet_size 4×16×16 → 4×6×6" in said
+    assert "pixels: mean 0.5 and std 0.1, as in the pretraining" in said
+    assert load_neural_model(tmp_path / "run").facts[0].video_std == 0.1
+    # The command that the table names fits the same model from fresh weights.
+    command = next(line for line in said.splitlines() if "--encoder.weights fresh" in line)
+    again = command.split("finetune_neural.py ")[1].split()
+    launch(monkeypatch, again)
+    assert "no weights" in capsys.readouterr().out
+    fresh = load_neural_model(f"{tmp_path / 'run'}_fresh").model.encoder
+    assert fresh.config == load_neural_model(tmp_path / "run").model.encoder.config
+    pretrained = load_file(tmp_path / "run/model/encoder/model.safetensors")
+    matrices = [n for n, value in pretrained.items() if value.ndim > 1 and "blocks" in n]
+    assert all(not torch.equal(fresh.get_parameter(n), pretrained[n]) for n in matrices)
     first = load_file(tmp_path / "run/checkpoints/step_00000002/model/encoder/model.safetensors")
     last = load_file(tmp_path / "run/model/encoder/model.safetensors")
     assert all(torch.equal(first[name], last[name]) for name in first)
@@ -296,15 +308,31 @@ def test_mistakes_are_told_in_one_line(sessions, tmp_path, changes, message, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_another_architecture_beside_a_directory_is_refused(
-    sessions, tmp_path, monkeypatch, capsys
-):
+def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, monkeypatch, capsys):
     create_encoder("vivit_neural_small", num_frames=8, **TINY).save_pretrained(tmp_path / "e")
     told = words(sessions, tmp_path / "run", encoder__path=str(tmp_path / "e"),
-                 encoder__name="vivit_tiny", encoder__overrides={})  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *told])
-    with pytest.raises(SystemExit):
-        run(finetune_neural.main)
-    said = capsys.readouterr().err
-    assert "fixes the architecture, and encoder.name vivit_tiny is another" in said
-    assert "embed_dim 8 (asked for: 192)" in said
+                 encoder__name="vivit_tiny", encoder__overrides={"mlp_dropout": 0.1},
+                 data__standardize="session", training__steps=1)  # fmt: skip
+    launch(monkeypatch, told)
+    said = capsys.readouterr().out
+    assert "fresh encoder (name vivit_tiny); mlp_dropout still holds" in said
+    assert "standardised by the sessions' statistics (data.standardize session)" in said
+    made = load_neural_model(tmp_path / "run").model.encoder.config
+    assert (made.embed_dim, made.mlp_dropout) == (8, 0.1)
+
+
+def test_standardising_by_session_or_encoder_shows_the_encoder_other_pixels(sessions, tmp_path):
+    shown = {}
+    for statistics in (None, (0.5, 0.1)):
+        data = NeuralDataConfig(sessions=sessions[:1], window=12)
+        found = build_sessions(data, seed=3, pixel_statistics=statistics)
+        stream = found.train.stream(BatchSplit(4), start_step=0, device="cpu")
+        (part,) = next(stream)["parts"]
+        stream.close()
+        shown[statistics], fact = part["video"], found.facts[0]
+        if statistics:
+            assert (fact.video_mean, fact.video_std) == statistics
+        else:
+            own = (fact.video_mean, fact.video_std)
+    pixels = shown[None] * own[1] + own[0]
+    torch.testing.assert_close(shown[(0.5, 0.1)], (pixels - 0.5) / 0.1, rtol=0, atol=1e-4)

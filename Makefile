@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The environment, and what tests, linters and benchmarks need beside it.
 READY := $(VENV)/.ready
+EXTRAS := $(VENV)/.ready-extras
+LAUNCH := $(BIN)/accelerate launch --quiet
+FINETUNE := $(LAUNCH) recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
+  --steps 200 --evaluation.every 100
 
 .PHONY: help demo test test-slow lint bench clean
 
 help:
-	@echo "make demo   render a CLEVRER-like sample, pretrain on it, export the encoder, draw figures"
+	@echo "make demo   from rendered videos over a pretrained encoder to a model of neurons, with a figure"
 	@echo "make test   run the test suite (make test-slow: the tests that take minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory, as ratios measured side by side"
@@ -17,25 +22,33 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV): about 6 GB, some minutes"
 	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable .
+	@touch $@
+
+$(EXTRAS): $(READY)
 	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,onnx,neural]'
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/accelerate launch --quiet recipes/simclr_clevrer.py --run_dir runs/demo --resume auto
+	$(LAUNCH) recipes/simclr_clevrer.py --run_dir runs/demo --resume auto
+	$(FINETUNE) --run_dir runs/demo_neurons --resume auto
+	$(FINETUNE) --encoder.weights fresh --run_dir runs/demo_neurons_fresh --resume auto
+	@$(BIN)/python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh
 
-test: $(READY)
+test: $(EXTRAS)
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)
+test-slow: $(EXTRAS)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(READY)
+lint: $(EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(EXTRAS)
 	@set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
 
 clean:

@@ -1,0 +1,228 @@
+"""Show in one table and one figure how far `make demo` came, from videos to neurons.
+
+    python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh
+
+The arguments are a run of recipes/simclr_clevrer.py, a run of recipes/finetune_neural.py with its
+encoder, and the same run with fresh weights. The figure is written to the first run's figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+from recipes.finetune_neural import NeuralRecipe
+from recipes.simclr_clevrer import SimCLRRecipe
+from ssl_vivit import ViViT, load_encoder
+from ssl_vivit.data.loader import ClipBatches, build_clips
+from ssl_vivit.data.session_files import Session
+from ssl_vivit.evaluation.attention import attention_maps
+from ssl_vivit.evaluation.figures import pixels, save
+from ssl_vivit.evaluation.neural_drawing import found_centres, true_fields
+from ssl_vivit.evaluation.pretraining import RETRIEVAL
+from ssl_vivit.evaluation.retrieval import ViewFeatures, chance, collect, nearest_videos
+from ssl_vivit.evaluation.run_summary import first_and_last
+from ssl_vivit.neural import load_neural_model
+from ssl_vivit.training import parse
+
+SAMPLE_SHARDS = "samples/clevrer/shards/sample-train-*.tar"
+FIGURE = Path("figures") / "demo.png"
+QUERIES, NEIGHBOURS, FRAMES = 4, 3, 4
+
+
+class HeldOut(NamedTuple):
+    """Held-out videos of the pretraining run.
+
+    Attributes:
+        found: features, names and middle frames of one clip of each.
+        clip: one of the clips, (1, C, T, H, W), normalised.
+        mean, std: by which its pixels were normalised.
+    """
+
+    found: ViewFeatures
+    clip: Float[Tensor, "1 c T H W"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def main() -> int:
+    """Read the three runs, print the table, write the figure; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Table and figure of `make demo`.")
+    parser.add_argument("pretraining", type=Path, help="run of recipes/simclr_clevrer.py")
+    parser.add_argument("neurons", type=Path, help="run of recipes/finetune_neural.py")
+    parser.add_argument("fresh", type=Path, help="the same run with --encoder.weights fresh")
+    runs = parser.parse_args()
+    for run, file in (
+        (runs.pretraining, "encoder/config.json"), (runs.neurons, "scores.json"),
+        (runs.fresh, "scores.json"),
+    ):  # fmt: skip
+        if not (run / file).is_file():
+            print(f"error: {run / file} is missing; the run did not finish", file=sys.stderr)
+            return 1
+    encoder = load_encoder(runs.pretraining / "encoder")
+    videos = held_out_videos(encoder, runs.pretraining)
+    draw(encoder, videos, runs.neurons, runs.pretraining / FIGURE)
+    print(table(runs.pretraining, runs.neurons, runs.fresh, len(videos.found.keys)))
+    print(f"\nfigure  {runs.pretraining / FIGURE}\n\n{next_commands()}")
+    return 0
+
+
+def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
+    """Retrieval by the encoder and bits per spike of the model of neurons, before and after."""
+    retrieval = first_and_last(pretraining, RETRIEVAL)
+    assert retrieval is not None
+    scores = [json.loads((run / "scores.json").read_text()) for run in (fresh, neurons)]
+    bits = [each["scores"]["bps_mean"] for each in scores]
+    lines = [
+        ("", "fresh weights", "pretrained", ""),
+        (
+            "retrieval top-1 of the positive view",
+            f"{retrieval[0]:.3f}",
+            f"{retrieval[1]:.3f}",
+            f"{chance(videos, 2):.3f} by chance, {videos} held-out videos",
+        ),
+        (
+            "bits per spike, test trials",
+            f"{bits[0]:.3f}",
+            f"{bits[1]:.3f}",
+            f"{scores[0]['ceiling']['bps_mean']:.3f} with the true rates",
+        ),
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def next_commands() -> str:
+    """Commands to go on with, as they are typed in this environment."""
+    outside = "VIRTUAL_ENV" not in os.environ
+    accelerate = ".venv/bin/accelerate" if outside else "accelerate"
+    return "\n".join(
+        [
+            "go on with",
+            f"  {accelerate} launch recipes/finetune_neural.py"
+            "    # the sample's own encoder, trained for neurons alone",
+            f"  {accelerate} launch recipes/finetune_neural.py --sessions YOUR_SESSION"
+            " --encoder runs/demo/encoder",
+            f"  {accelerate} launch recipes/simclr_clevrer.py"
+            " --config recipes/configs/simclr_vivit_small.yaml --data.shards 'YOUR_SHARDS/*.tar'",
+        ]
+    )
+
+
+@torch.no_grad()
+def held_out_videos(encoder: ViViT, run: Path) -> HeldOut:
+    """One clip of each video that the pretraining kept aside, with the encoder's features."""
+    config = parse(SimCLRRecipe, ["--config", str(run / "config.yaml")])
+    data = replace(config.data, shards=config.data.shards or SAMPLE_SHARDS)
+    size = encoder.config
+    clips = build_clips(
+        data, num_frames=size.num_frames, size=size.image_size, in_channels=size.in_channels,
+        seed=config.training.seed,
+    )  # fmt: skip
+    assert clips.held_out is not None
+    dataset = clips.held_out.dataset
+    chosen = clips.held_out.indices[: config.evaluation.videos]
+    batches = ClipBatches(dataset, workers=0, shuffle=False, indices=chosen)
+    found = collect(lambda batch: features(encoder, batch), batches.once(16, "cpu"))
+    clips_of = (batch["clips"][:, 0] for batch in batches.once(1, "cpu"))
+    # The one in which most moves, so that attention has something to follow.
+    moving = max(clips_of, key=lambda clip: float(clip.diff(dim=2).abs().mean()))
+    augment = dataset.augment
+    return HeldOut(found, moving, tuple(augment.mean), tuple(augment.std))
+
+
+def features(encoder: ViViT, batch: dict[str, Tensor]) -> Float[Tensor, "b views d"]:
+    """Pooled features of every view."""
+    clips = batch["clips"]
+    return encoder(clips.flatten(0, 1), tokens=False).pooled.unflatten(0, clips.shape[:2])
+
+
+def draw(encoder: ViViT, videos: HeldOut, neurons: Path, path: Path) -> None:
+    """Three panels: nearest videos, attention of the encoder, receptive fields found and true."""
+    figure = Figure(figsize=(13.5, 4.0), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.1, 0.8, 1.2), wspace=0.02)
+    draw_neighbours(left, videos)
+    draw_attention(middle, encoder, videos)
+    draw_fields(right, neurons)
+    save(figure, path)
+
+
+def draw_neighbours(panel: SubFigure, videos: HeldOut) -> None:
+    """Held-out clips and the other videos whose pooled features are closest to theirs."""
+    found = videos.found
+    queries = torch.linspace(0, len(found.keys) - 1, QUERIES).long()
+    nearest, _ = nearest_videos(found.features[:, 0], queries, NEIGHBOURS)
+    images = pixels(found.middle_frames[:, 0], videos.mean, videos.std)
+    panel.suptitle("Pretrained encoder: nearest held-out videos", fontsize=10)
+    axes = panel.subplots(QUERIES, 1 + NEIGHBOURS, squeeze=False)
+    for row, query in enumerate(queries.tolist()):
+        for column, video in enumerate([query, *nearest[row].tolist()]):
+            axis = axes[row][column]
+            axis.imshow(images[video].numpy())
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title("query" if column == 0 else f"nearest {column}", fontsize=8)
+
+
+@torch.no_grad()
+def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
+    """Frames of a held-out clip, and the share of each tubelet in the pooled vector."""
+    shares = attention_maps(encoder, videos.clip).rollout()[0]
+    size, (steps, height, width) = videos.clip.shape[-2:], shares.shape
+    shares = shares * (steps * height * width / shares.sum())
+    smooth = F.interpolate(shares[:, None], size=size, mode="bilinear")[:, 0]
+    frames = pixels(videos.clip[0].movedim(1, 0), videos.mean, videos.std)
+    panel.suptitle("Its attention (rollout, × even share)", fontsize=10)
+    axes = panel.subplots(FRAMES, 2, squeeze=False)
+    times = torch.linspace(0, steps - 1, FRAMES).round().long().tolist()
+    for line, time in zip(axes, times, strict=True):
+        frame = frames[(2 * time + 1) * len(frames) // (2 * steps)]
+        grey = frame.mean(-1, keepdim=True).expand_as(frame)
+        line[0].imshow(frame.numpy())
+        line[1].imshow(grey.numpy())
+        image = line[1].imshow(
+            smooth[time].numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=float(smooth.max())
+        )
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+    panel.colorbar(image, ax=axes[:, 1].tolist(), pad=0.02, aspect=30).ax.tick_params(labelsize=7)
+
+
+def draw_fields(panel: SubFigure, run: Path) -> None:
+    """Centres of the neurons' receptive fields on the screen, of the readouts and of the simulation."""
+    model = load_neural_model(run / "model").model
+    config = parse(NeuralRecipe, ["--config", str(run / "config.yaml")])
+    session = Session(str(config.data.sessions))
+    truth = true_fields(session)
+    found = found_centres(model, session.name, session.frame_size)
+    assert truth is not None
+    assert found is not None
+    true, axis = truth["center"], panel.subplots()
+    stimulus = session.video(int(session.tiers["test"][0]))
+    axis.imshow(stimulus[len(stimulus) // 2], cmap="gray", extent=(-1, 1, 1, -1), alpha=0.25)
+    for one, other in zip(true, found, strict=True):
+        axis.plot((one[0], other[0]), (one[1], other[1]), color="0.2", linewidth=0.6)
+    axis.scatter(*true.T, s=34, facecolors="none", edgecolors="#0072B2", label="true")
+    axis.scatter(*found.T, s=9, color="#D55E00", label="found by the readout")
+    height, width = session.frame_size
+    axis.set(xlim=(-1, 1), ylim=(1, -1), aspect=height / width, xlabel="x", ylabel="y")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
+    panel.suptitle(f"Neurons: {len(true)} receptive fields on the screen", fontsize=10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The commands of README that are marked as tested run in sequence, as they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MARK = "<!-- tested -->"
+# The commands are long runs; these words make them short and change nothing else.
+FEWER = {
+    "--num-videos 320": "--num-videos 12",
+    "--neurons 80": "--neurons 4",
+    "--train-trials 200": "--train-trials 4 --held-out-movies 1 --repeats 1",
+    "--seconds 4": "--seconds 2",
+}
+SHORT_RUN = "--steps 2 --total_batch_size 4 --evaluation.every 2 --training.tracker none"
+
+
+def marked_blocks(text: str) -> list[tuple[str, str]]:
+    """Kind (shell or python) and code of each marked block, in the order of the page."""
+    found = []
+    for part in text.split(MARK)[1:]:
+        part = part.lstrip("\n")
+        if part.startswith("```python\n"):
+            found.append(("python", part.removeprefix("```python\n").split("```")[0]))
+        else:
+            lines = re.match(r"(?:    .*\n|\n)+", part)
+            assert lines is not None, f"no block of code follows {MARK}"
+            found.append(("shell", "\n".join(line[4:] for line in lines[0].splitlines())))
+    return found
+
+
+def shortened(command: str) -> str:
+    """The command with few videos, trials and steps."""
+    for many, few in FEWER.items():
+        command = command.replace(many, few)
+    if "recipes/" in command:
+        command += f" {SHORT_RUN}"
+    return command
+
+
+def test_marked_blocks_are_found():
+    text = "a\n\n<!-- tested -->\n\n    one 1\n    two\n\nb\n\n<!-- tested -->\n\n```python\nx = 1\n```\n"
+    assert marked_blocks(text) == [("shell", "one 1\ntwo\n"), ("python", "x = 1\n")]
+
+
+def test_the_road_of_the_readme_runs_in_sequence(tmp_path):
+    blocks = marked_blocks(README.read_text())
+    assert [kind for kind, _ in blocks] == ["shell", "python"]
+    commands = [line for line in blocks[0][1].splitlines() if line]
+    assert [many for many in FEWER if many not in blocks[0][1]] == []
+    assert sum("accelerate launch" in command for command in commands) == 2
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for command in commands:
+        said = call(shlex.split(shortened(command)), tmp_path)
+    code = blocks[1][1] + "\nassert rates.shape == (1, 60, 4) and bool((rates > 0).all())\n"
+    call([sys.executable, "-c", code], tmp_path)
+
+    # The command that the last run names fits the model without pretraining; both have a report.
+    rows = [line for line in said.splitlines() if line.startswith("without pretraining")]
+    call(shlex.split(rows[0].removeprefix("without pretraining")), tmp_path)
+    runs = ["runs/simclr", "runs/neurons", "runs/neurons_fresh"]
+    said = call([sys.executable, str(ROOT / "examples" / "demo_report.py"), *runs], tmp_path)
+    scores = [
+        json.loads((tmp_path / run / "scores.json").read_text())["scores"] for run in runs[1:]
+    ]
+    bits = [each["bps_mean"] for each in scores]
+    assert re.search(rf"bits per spike, test trials +{bits[1]:.3f} +{bits[0]:.3f} ", said)
+    assert bits[0] != bits[1]
+    assert (tmp_path / "runs/simclr/figures/demo.png").stat().st_size > 50_000
+    shutil.rmtree(tmp_path / "runs/neurons_fresh")
+    with pytest.raises(AssertionError, match=r"neurons_fresh/scores\.json is missing"):
+        call([sys.executable, str(ROOT / "examples" / "demo_report.py"), *runs], tmp_path)
+
+
+def call(words: list[str], folder: Path) -> str:
+    """Output of a command that ends well."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    made = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert made.returncode == 0, f"{words}\n{made.stdout[-2000:]}\n{made.stderr[-4000:]}"
+    return made.stdout
+
+
+def test_files_that_the_readme_names_exist():
+    names = r"\b(?:recipes|examples|docs|tests|data_prep)/[\w/]+\.(?:py|yaml|md|png)\b"
+    missing = [
+        name for name in re.findall(names, README.read_text()) if not (ROOT / name).is_file()
+    ]
+    assert missing == []

@@ -70,6 +70,9 @@ def main() -> int:
         if not (run / file).is_file():
             print(f"error: {run / file} is missing; the run did not finish", file=sys.stderr)
             return 1
+    if first_and_last(runs.pretraining, RETRIEVAL) is None:
+        print(f"error: {runs.pretraining} has too few held-out videos; pack more", file=sys.stderr)
+        return 1
     encoder = load_encoder(runs.pretraining / "encoder")
     videos = held_out_videos(encoder, runs.pretraining)
     draw(encoder, videos, runs.neurons, runs.pretraining / FIGURE)
@@ -205,8 +208,9 @@ def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
 def draw_fields(panel: SubFigure, run: Path) -> None:
     """Centres of the neurons' receptive fields on the screen, of the readouts and of the simulation."""
     model = load_neural_model(run / "model").model
-    config = parse(NeuralRecipe, ["--config", str(run / "config.yaml")])
-    session = Session(str(config.data.sessions))
+    sessions = parse(NeuralRecipe, ["--config", str(run / "config.yaml")]).data.sessions
+    assert sessions is not None
+    session = Session(sessions if isinstance(sessions, str) else sessions[0])
     truth = true_fields(session)
     found = found_centres(model, session.name, session.frame_size)
     assert truth is not None

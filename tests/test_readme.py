@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 MARK = "<!-- tested -->"
 # The commands are long runs; these words make them short and change nothing else.
 FEWER = {
-    "--num-videos 320": "--num-videos 12",
+    "--num-videos 320": "--num-videos 24",
     "--neurons 80": "--neurons 4",
     "--train-trials 200": "--train-trials 4 --held-out-movies 1 --repeats 1",
     "--seconds 4": "--seconds 2",

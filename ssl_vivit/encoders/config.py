@@ -81,7 +81,9 @@ class ViViTConfig:
             it shares the pairs of each head with rotary spatial_positions. None as above.
         joint_positions: one table over all t·h·w tokens instead of the two above.
         interpolate_positions: resample learned tables for clips of another size than configured,
-            in place of refusing them. Under temporal_causal, time is cropped and never stretched.
+            in place of refusing them. Under temporal_causal a shorter clip takes the start of the table
+            in time, and a longer one is refused: where a token stands must not depend on how many
+            follow.
         rotary_base_spatial: base of rotary frequencies in space.
         rotary_base_temporal: base of rotary frequencies in time.
         pooling: how tokens become one vector. ``cls_mean`` is the mean over time of the class

@@ -288,7 +288,8 @@ class Positions(nn.Module):
         mend = (
             "interpolate_positions=True"
             if stretch
-            else f"at most {config.grid.t} time steps, since causal tables are not stretched"
+            else f"at most {config.grid.t} time steps, since causal tables are not stretched at call "
+            "time (load_encoder(…, num_frames=…) resamples them once)"
         )
         raise ValueError(
             f"a clip of {'×'.join(map(str, grid))} tokens does not fit the learned positions of "

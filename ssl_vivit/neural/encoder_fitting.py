@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -155,12 +156,8 @@ def _exported(
     dropout = {name: choice.overrides[name] for name in REGULARISATION if name in choice.overrides}
     stored = _open(path, **dropout)
     changes = _changes(stored.config, geometry, facts[0].frame_size)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        encoder = adapt(stored, **changes)
-    notes = [*_ignored(choice, dropout), *_told(stored, encoder)]
-    # The note on causality is among those above.
-    notes += [str(w.message) for w in caught if not str(w.message).startswith("temporal_causal")]
+    encoder, warned = _adapted(stored, changes)
+    notes = [*_ignored(choice, dropout), *_told(stored, encoder), *warned]
     rates, told = _frame_rates(choice, encoder, facts)
     notes += told
     if _learned_in_time(encoder.config):
@@ -180,6 +177,24 @@ def _exported(
         encoder = fresh
         notes.append(f"encoder.weights fresh: {path} gives its architecture alone, no weights")
     return FittedEncoder(encoder, rates, notes)
+
+
+def _adapted(stored: ViViT, changes: dict[str, Any]) -> tuple[ViViT, list[str]]:
+    """The encoder at the new geometry, and what :func:`adapt` warns of beside causality.
+
+    Causality and the kernel's energy are told by :func:`_told`, so the log has no line of them.
+    """
+    log = logging.getLogger(adapt.__module__)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            encoder = adapt(stored, **changes)
+    finally:
+        log.setLevel(level)
+    messages = [str(warning.message) for warning in caught]
+    return encoder, [line for line in messages if not line.startswith("temporal_causal")]
 
 
 def _geometry(choice: NeuralEncoderChoice) -> dict[str, Any]:

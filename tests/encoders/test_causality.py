@@ -99,7 +99,7 @@ def test_one_learned_table_is_cropped_too(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("interpolate", [False, True])
-def test_learned_positions_in_time_are_cropped_and_never_stretched(interpolate):
+def test_learned_positions_in_time_are_cropped_and_not_stretched_at_call_time(interpolate):
     encoder = make(**MODEL2, temporal_causal=True, interpolate_positions=interpolate)
     video = clip()
     short = encoder(video[:, :, :4]).tokens

@@ -62,7 +62,7 @@ def test_a_fresh_encoder_is_grey_causal_and_has_positions_for_the_window():
     assert not whole.notes
 
 
-def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path):
+def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path, caplog):
     path = stored(tmp_path, temporal_positions="rotary", fps=15.0)
     choice = NeuralEncoderChoice(path, overrides={"drop_path": 0.2})
     encoder, rates, notes = fit_encoder(choice, [FACTS], longest=300)
@@ -82,9 +82,19 @@ def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path):
         "30 frames per second are shown to the encoder at 15",
     ):
         assert sum(line in note for note in notes) == 1, line
+    assert "energy" not in caplog.text
     unmatched = fit_encoder(replace(choice, match_fps=False), [FACTS], longest=300)
     assert unmatched.frame_rates == {"s": None}
     assert "trained at 15 (encoder.match_fps false)" in unmatched.notes[-1]
+
+
+def test_sinusoids_over_all_tokens_are_told_to_mean_other_places(tmp_path):
+    path = stored(
+        tmp_path, variant="joint", depth=1, spatial_depth=None, temporal_depth=None,
+        joint_positions="sinusoidal",
+    )  # fmt: skip
+    notes = fit_encoder(NeuralEncoderChoice(path), [FACTS], longest=300).notes
+    assert sum("the same number means another place" in note for note in notes) == 1
 
 
 def test_nothing_is_told_of_an_encoder_that_fits(tmp_path):

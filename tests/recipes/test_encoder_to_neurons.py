@@ -60,10 +60,11 @@ def encoders(tmp_path_factory) -> dict[str, Path]:
     return {preset.stem: exported(preset, folder / preset.stem) for preset in PRETRAINING}
 
 
-def exported(preset: Path, directory: Path) -> Path:
+def exported(preset: Path, directory: Path, **changes) -> Path:
+    """The encoder of a preset, with some settings changed, shrunk and written by its objective."""
     recipe = SimCLRRecipe if preset.stem.startswith("simclr") else MaskedTubeletsRecipe
     config = parse(recipe, ["--config", str(preset)])
-    settings = config.encoder.overrides
+    settings = config.encoder.overrides | changes
     depth = (
         {"depth": 2}
         if settings.get("variant", "factorized_encoder") != "factorized_encoder"
@@ -71,9 +72,6 @@ def exported(preset: Path, directory: Path) -> Path:
     )
     torch.manual_seed(0)
     encoder = ViViT(replace(config.encoder, overrides=settings | SHRUNK | depth).config())
-    assert encoder.config.temporal_positions in ("rotary", "sinusoidal") or (
-        encoder.config.joint_positions == "sinusoidal"
-    )
     channels = encoder.config.in_channels
     clip = config.data.clip
     prepared = {
@@ -129,6 +127,33 @@ def test_an_encoder_becomes_a_model_of_neurons(
     pretraining, preset, session, sessions, encoders, tmp_path
 ):
     goes_the_road(encoders[pretraining.stem], preset, sessions[session], tmp_path)
+
+
+@pytest.mark.parametrize("preset", PRETRAINING, ids=named)
+def test_positions_in_time_of_pretraining_presets_hold_for_any_length(preset):
+    recipe = SimCLRRecipe if preset.stem.startswith("simclr") else MaskedTubeletsRecipe
+    config = parse(recipe, ["--config", str(preset)]).encoder.config()
+    assert "learned" not in (config.temporal_positions, config.joint_positions)
+    assert {config.temporal_positions, config.joint_positions} & {"rotary", "sinusoidal"}
+
+
+@pytest.mark.parametrize("session", ["simulated", "recorded"])
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("simclr_vivit_sample", {"temporal_positions": "learned"}),
+        ("mae_vivit_small_joint", {"joint_positions": "learned"}),
+    ],
+)
+def test_an_encoder_with_a_learned_table_becomes_a_model_of_bounded_context(
+    preset, changes, session, sessions, tmp_path, capsys
+):
+    encoder = exported(CONFIGS / f"{preset}.yaml", tmp_path / "encoder", **changes)
+    goes_the_road(encoder, None, sessions[session], tmp_path)
+    assert (
+        "each frame is read from the window that shows it the longest past"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

@@ -263,11 +263,16 @@ def test_another_geometry_loads_as_adapt_gives_it(exported, tmp_path):
         assert torch.equal(one, other)
 
 
-def test_causal_checkpoints_refuse_more_frames_with_the_number_that_fits(tmp_path):
+def test_causal_checkpoints_get_a_table_for_more_frames_once(tmp_path):
     create_encoder("vivit_tiny", **SETTINGS, temporal_causal=True).save_pretrained(tmp_path / "e")
-    assert load_encoder(tmp_path / "e", num_frames=4).config.grid.t == 1
-    with pytest.raises(ValueError, match="use num_frames of at most 8"):
-        load_encoder(tmp_path / "e", num_frames=12)
+    table = load_encoder(tmp_path / "e").positions.temporal
+    assert torch.equal(load_encoder(tmp_path / "e", num_frames=4).positions.temporal, table[:1])
+    longer = load_encoder(tmp_path / "e", num_frames=12)
+    # Of two steps three, linear between their centres.
+    expected = torch.stack([table[0], table.mean(0), table[1]])
+    torch.testing.assert_close(longer.positions.temporal, expected)
+    with pytest.raises(ValueError, match="at most 3 time steps, since causal tables are not"):
+        longer(torch.zeros(1, 3, 16, *longer.config.image_size))
 
 
 def test_a_causal_request_is_warned_of(exported):

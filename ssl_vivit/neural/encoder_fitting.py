@@ -211,7 +211,7 @@ def _geometry(choice: NeuralEncoderChoice) -> dict[str, Any]:
 
 
 def _ignored(choice: NeuralEncoderChoice, dropout: dict[str, Any]) -> list[str]:
-    """A line for what the directory's architecture takes the place of."""
+    """A line that names the settings of the config which the directory replaces."""
     older = () if choice.name else GEOMETRY
     names = [n for n in choice.overrides if n not in (*REGULARISATION, *older)]
     if not names and choice.name is None:
@@ -256,7 +256,7 @@ def _bounded(config: ViViTConfig) -> str:
 
 
 def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]) -> int:
-    """Whole time steps of so many recorded frames, of the session that is shown the most; at least 1."""
+    """Whole time steps in so many recorded frames, at least 1; the most of all sessions."""
     shown = max(frames if r is None else len(r.shown(frames)) for r in rates.values())
     return max(shown // config.kernel_stride[0], 1)
 
@@ -318,7 +318,7 @@ def fitting_patch(stored: ViViTConfig, size: tuple[int, int]) -> tuple[int, int]
 
 
 def _told(stored: ViViT, fitted: ViViT) -> list[str]:
-    """What was changed in an exported encoder and what that costs, a line each."""
+    """A line for each change that fitting made to an exported encoder, with its cost."""
     old, new = stored.config, fitted.config
     notes = []
     if old.in_channels != new.in_channels:

@@ -55,7 +55,7 @@ def sessions(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory) -> dict[str, Path]:
-    """What each pretraining preset exports, by its own objective and preprocessing."""
+    """The exported encoder of each pretraining preset, written by the preset's objective."""
     folder = tmp_path_factory.mktemp("encoders")
     return {preset.stem: exported(preset, folder / preset.stem) for preset in PRETRAINING}
 
@@ -126,7 +126,7 @@ def named(value) -> str:
 def test_an_encoder_becomes_a_model_of_neurons(
     pretraining, preset, session, sessions, encoders, tmp_path
 ):
-    goes_the_road(encoders[pretraining.stem], preset, sessions[session], tmp_path)
+    assert_goes_the_road(encoders[pretraining.stem], preset, sessions[session], tmp_path)
 
 
 @pytest.mark.parametrize("preset", PRETRAINING, ids=named)
@@ -149,7 +149,7 @@ def test_an_encoder_with_a_learned_table_becomes_a_model_of_bounded_context(
     preset, changes, session, sessions, tmp_path, capsys
 ):
     encoder = exported(CONFIGS / f"{preset}.yaml", tmp_path / "encoder", **changes)
-    goes_the_road(encoder, None, sessions[session], tmp_path)
+    assert_goes_the_road(encoder, None, sessions[session], tmp_path)
     assert (
         "each frame is read from the window that shows it the longest past"
         in capsys.readouterr().out
@@ -165,10 +165,10 @@ def test_an_encoder_with_a_learned_table_becomes_a_model_of_bounded_context(
 def test_every_other_pair_of_presets_does_so(
     pretraining, preset, session, sessions, encoders, tmp_path
 ):
-    goes_the_road(encoders[pretraining.stem], preset, sessions[session], tmp_path)
+    assert_goes_the_road(encoders[pretraining.stem], preset, sessions[session], tmp_path)
 
 
-def goes_the_road(encoder: Path, preset: Path | None, path: str, folder: Path) -> None:
+def assert_goes_the_road(encoder: Path, preset: Path | None, path: str, folder: Path) -> None:
     """Fine-tune, then score, causality and prediction after loading."""
     config = neural_config(preset, encoder, path, folder / "run")
     table = fine_tune(config, PartialState())

@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # The environment, and what tests, linters and benchmarks need beside it.
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.ready-extras
-LAUNCH := $(BIN)/accelerate launch --quiet
+# What the launcher would choose itself, and print a notice about.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 FINETUNE := $(LAUNCH) recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 

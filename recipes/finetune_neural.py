@@ -15,6 +15,7 @@ import recipes  # noqa: F401  (before torch)
 
 # isort: split
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,10 +148,9 @@ def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
     """The command that fits a finished run's model from fresh weights; None where they were fresh."""
     if config.encoder.path is None or config.encoder.weights == "fresh":
         return None
-    return (
-        f"accelerate launch recipes/finetune_neural.py --config {run_dir / 'config.yaml'} "
-        f"--encoder.weights fresh --run_dir {run_dir}_fresh"
-    )
+    words = ["--config", str(run_dir / "config.yaml"), "--encoder.weights", "fresh"]
+    words += ["--run_dir", f"{run_dir}_fresh"]
+    return f"accelerate launch recipes/finetune_neural.py {shlex.join(words)}"
 
 
 def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None, list[str]]:
@@ -166,7 +166,8 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
     found = pixel_statistics(path)
     if found is None:
         return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
-    return found, [f"pixels: mean {found[0]:.3g} and std {found[1]:.3g}, as in the pretraining"]
+    mean, std = found
+    return found, [f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the encoder's own"]
 
 
 def fit_held_out(

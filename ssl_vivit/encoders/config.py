@@ -210,7 +210,10 @@ class ViViTConfig:
             value = getattr(self, name)
             whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
             if not whole or len(value) != length:
-                raise ValueError(f"{name} {value} must be {length} positive whole numbers")
+                example = [4, 16, 16][-length:]
+                raise ValueError(
+                    f"{name} {value} must be {length} positive whole numbers, as {example}"
+                )
         assert self.tubelet_stride is not None
         if any(s > p for s, p in zip(self.tubelet_stride, self.tubelet_size, strict=True)):
             raise ValueError(

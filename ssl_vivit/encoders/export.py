@@ -27,6 +27,8 @@ from ssl_vivit.encoders.vivit import ViViT
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD, HEAD = FILES
+# Where runs, and models of neurons, keep their encoder.
+_IN_A_RUN = ("encoder", "model/encoder")
 
 
 def save_pretrained(
@@ -215,10 +217,13 @@ def load_classifier(
 def _read_config(path: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
-            raise FileNotFoundError(
-                f"{path} is no exported encoder: {name} is missing; give the directory that "
-                "a run writes as RUN/encoder"
+            inside = [path / place for place in _IN_A_RUN if (path / place / CONFIG).is_file()]
+            mend = (
+                f"{inside[0]} is one"
+                if inside
+                else "give the directory that a run writes as RUN/encoder"
             )
+            raise FileNotFoundError(f"{path} is no exported encoder: {name} is missing; {mend}")
     file = path / CONFIG
     try:
         saved = json.loads(file.read_text())

@@ -125,7 +125,7 @@ def _open(path: str, **overrides: Any) -> ViViT:
     try:
         return load_encoder(path, **overrides)
     except FileNotFoundError as error:
-        raise NeuralModelError(f"--encoder {path}: {error}") from None
+        raise NeuralModelError(f"--encoder: {error}") from None
 
 
 def _fresh(
@@ -157,7 +157,13 @@ def _exported(
     stored = _open(path, **dropout)
     changes = _changes(stored.config, geometry, facts[0].frame_size)
     encoder, warned = _adapted(stored, changes)
-    notes = [*_ignored(choice, dropout), *_told(stored, encoder), *warned]
+    notes = [*_ignored(choice, dropout)]
+    if choice.weights == "fresh":
+        notes.append(
+            f"encoder.weights fresh: {path} gives its architecture and preprocessing, and its weights "
+            "are drawn anew"
+        )
+    notes += [*_told(stored, encoder), *warned]
     rates, told = _frame_rates(choice, encoder, facts)
     notes += told
     if _learned_in_time(encoder.config):
@@ -175,7 +181,6 @@ def _exported(
         fresh = ViViT(encoder.config)
         fresh.preprocessing = encoder.preprocessing
         encoder = fresh
-        notes.append(f"encoder.weights fresh: {path} gives its architecture alone, no weights")
     return FittedEncoder(encoder, rates, notes)
 
 
@@ -216,11 +221,13 @@ def _ignored(choice: NeuralEncoderChoice, dropout: dict[str, Any]) -> list[str]:
     names = [n for n in choice.overrides if n not in (*REGULARISATION, *older)]
     if not names and choice.name is None:
         return []
-    of_config = ([f"name {choice.name}"] if choice.name else []) + names
+    ignored = ([f"encoder.name {choice.name}"] if choice.name else []) + [
+        f"encoder.overrides.{name}" for name in names
+    ]
     kept = f"; {', '.join(dropout)} still holds" if dropout else ""
     return [
-        f"--encoder {choice.path} takes the place of the config's fresh encoder "
-        f"({', '.join(of_config)}){kept}; encoder.geometry changes an exported one"
+        f"ignored beside --encoder {choice.path}, whose architecture holds: {', '.join(ignored)}{kept} "
+        "(encoder.geometry changes tubelets)"
     ]
 
 
@@ -322,10 +329,7 @@ def _told(stored: ViViT, fitted: ViViT) -> list[str]:
     old, new = stored.config, fitted.config
     notes = []
     if old.in_channels != new.in_channels:
-        notes.append(
-            f"in_channels {old.in_channels} → {new.in_channels}: exact for grey video; the channels' "
-            "mean and std are folded into the kernel"
-        )
+        notes.append(f"in_channels {old.in_channels} → {new.in_channels}: exact for grey video")
     if old.image_size != new.image_size:
         notes.append(
             f"image_size {_shown(old.image_size)} → {_shown(new.image_size)}: "
@@ -335,12 +339,12 @@ def _told(stored: ViViT, fitted: ViViT) -> list[str]:
         _, kept = resample_kernel(stored.tubelets.weight.detach(), new.kernel_size)
         notes.append(
             f"tubelet_size {_shown(old.tubelet_size)} → {_shown(new.tubelet_size)}: the resampled "
-            f"kernel keeps {kept:.0%} of its energy"
+            f"kernel keeps {kept:.0%} of its energy (natural video loses less than that)"
         )
-    if old.kernel_stride != new.kernel_stride:
+    if old.kernel_stride != new.kernel_stride and new.kernel_stride != new.kernel_size:
         notes.append(
-            f"tubelet_stride {_shown(old.kernel_stride)} → {_shown(new.kernel_stride)}: positions "
-            "count these steps"
+            f"tubelet_stride {_shown(old.kernel_stride)} → {_shown(new.kernel_stride)}: tubelets "
+            "overlap, and positions count tokens as before"
         )
     if old.temporal_padding != new.temporal_padding:
         notes.append(
@@ -350,8 +354,8 @@ def _told(stored: ViViT, fitted: ViViT) -> list[str]:
     _, *padding = new.padding_of(new.num_frames, *new.image_size)
     if any(sum(pair) for pair in padding):
         notes.append(
-            f"remainder {old.remainder} → {new.remainder}: {sum(padding[0])} rows and "
-            f"{sum(padding[1])} columns of zeros complete the tubelets at the border"
+            f"border: zeros complete the outermost tubelets, {sum(padding[0])} pixels in height and "
+            f"{sum(padding[1])} in width (remainder {new.remainder})"
         )
     if old.grid[1:] != new.grid[1:] and "learned" in (old.spatial_positions, old.joint_positions):
         notes.append(

@@ -76,7 +76,7 @@ def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path, cap
         "in_channels 3 → 1: exact for grey video",
         "image_size 32×48 → 12×20: 2×4 tokens a time step in place of 2×3",
         f"tubelet_size 4×16×16 → 4×6×6: the resampled kernel keeps {kept:.0%} of its energy",
-        "remainder error → pad: 0 rows and 4 columns of zeros",
+        "border: zeros complete the outermost tubelets, 0 pixels in height and 4 in width",
         "learned table of 2×3 is interpolated to 2×4",
         "temporal_causal False → True: attention over time was trained to use later frames",
         "30 frames per second are shown to the encoder at 15",
@@ -117,7 +117,8 @@ def test_the_directory_takes_the_place_of_the_fresh_encoder(tmp_path):
     )
     config = encoder.config
     assert (config.embed_dim, config.tubelet_size, config.mlp_dropout) == (16, (4, 6, 6), 0.1)
-    assert "(name vivit_neural_small, embed_dim, tubelet_size); mlp_dropout still holds" in notes[0]
+    assert "holds: encoder.name vivit_neural_small, encoder.overrides.embed_dim" in notes[0]
+    assert "encoder.overrides.tubelet_size; mlp_dropout still holds" in notes[0]
 
 
 def test_geometry_changes_an_exported_encoder(tmp_path):
@@ -139,7 +140,7 @@ def test_fresh_weights_have_the_architecture_of_the_directory_alone(tmp_path):
     fresh = fit_encoder(replace(choice, weights="fresh"), [FACTS], longest=8)
     assert fresh.encoder.config == pretrained.encoder.config
     assert fresh.frame_rates == pretrained.frame_rates
-    assert "no weights" in fresh.notes[-1]
+    assert "its weights are drawn anew" in fresh.notes[0]
     weights = [dict(fitted.encoder.named_parameters()) for fitted in (fresh, pretrained)]
     matrices = [name for name, value in weights[0].items() if value.ndim > 1]
     assert all((weights[0][name] - weights[1][name]).abs().mean() > 1e-3 for name in matrices)

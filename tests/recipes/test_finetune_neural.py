@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -225,7 +226,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     )  # fmt: skip
     prepared = {"mean": [0.5], "std": [0.1], "fps": 30.0}
     stored.save_pretrained(tmp_path / "encoder", preprocessing=prepared)
-    told = words(sessions[:1], tmp_path / "run", encoder__path=str(tmp_path / "encoder"),
+    told = words(sessions[:1], tmp_path / "run 1", encoder__path=str(tmp_path / "encoder"),
                  encoder__overrides={}, tuning__mode="frozen", training__optimizer__layer_decay=0.7,
                  evaluation__keep_best=False)  # fmt: skip
     launch(monkeypatch, told)
@@ -233,20 +234,20 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     assert "in_channels 3 → 1" in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
-    assert "pixels: mean 0.5 and std 0.1, as in the pretraining" in said
-    assert load_neural_model(tmp_path / "run").facts[0].video_std == 0.1
+    assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
+    assert load_neural_model(tmp_path / "run 1").facts[0].video_std == 0.1
     # The command that the table names fits the same model from fresh weights.
     command = next(line for line in said.splitlines() if "--encoder.weights fresh" in line)
-    again = command.split("finetune_neural.py ")[1].split()
+    again = shlex.split(command.split("finetune_neural.py ")[1])
     launch(monkeypatch, again)
-    assert "no weights" in capsys.readouterr().out
-    fresh = load_neural_model(f"{tmp_path / 'run'}_fresh").model.encoder
-    assert fresh.config == load_neural_model(tmp_path / "run").model.encoder.config
-    pretrained = load_file(tmp_path / "run/model/encoder/model.safetensors")
+    assert "its weights are drawn anew" in capsys.readouterr().out
+    fresh = load_neural_model(f"{tmp_path / 'run 1'}_fresh").model.encoder
+    assert fresh.config == load_neural_model(tmp_path / "run 1").model.encoder.config
+    pretrained = load_file(tmp_path / "run 1/model/encoder/model.safetensors")
     matrices = [n for n, value in pretrained.items() if value.ndim > 1 and "blocks" in n]
     assert all(not torch.equal(fresh.get_parameter(n), pretrained[n]) for n in matrices)
-    first = load_file(tmp_path / "run/checkpoints/step_00000002/model/encoder/model.safetensors")
-    last = load_file(tmp_path / "run/model/encoder/model.safetensors")
+    first = load_file(tmp_path / "run 1/checkpoints/step_00000002/model/encoder/model.safetensors")
+    last = load_file(tmp_path / "run 1/model/encoder/model.safetensors")
     assert all(torch.equal(first[name], last[name]) for name in first)
     # All but tubelets and positions are the stored weights themselves.
     weights = stored.state_dict()
@@ -315,7 +316,7 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
                  data__standardize="session", training__steps=1)  # fmt: skip
     launch(monkeypatch, told)
     said = capsys.readouterr().out
-    assert "fresh encoder (name vivit_tiny); mlp_dropout still holds" in said
+    assert "whose architecture holds: encoder.name vivit_tiny; mlp_dropout still holds" in said
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config
     assert (made.embed_dim, made.mlp_dropout) == (8, 0.1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,9 @@ def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
 
 def next_commands() -> str:
     """Commands to go on with, as they are typed in this environment."""
-    outside = "VIRTUAL_ENV" not in os.environ
-    accelerate = ".venv/bin/accelerate" if outside else "accelerate"
+    beside = Path(sys.executable).parent / "accelerate"
+    found = shutil.which("accelerate") == str(beside)
+    accelerate = "accelerate" if found else os.path.relpath(beside)
     return "\n".join(
         [
             "go on with",

@@ -373,7 +373,8 @@ class ViViTConfig:
             sampled = axis == 0 and self.tubelet_embedding == "uniform_frames"
             causal = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
             missing = 0
-            if self.remainder == "pad" and not sampled:
+            # An empty clip stays empty, and is refused.
+            if self.remainder == "pad" and not sampled and size > 0:
                 span = size + causal - kernel
                 missing = -span if span < 0 else -span % stride
             before = causal + missing if axis == 0 else missing // 2

@@ -263,7 +263,7 @@ def _bounded(config: ViViTConfig) -> str:
 
 
 def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]) -> int:
-    """Whole time steps in so many recorded frames, at least 1; the most of all sessions."""
+    """The largest number of whole time steps that a session's frames make at its frame rate, or 1."""
     shown = max(frames if r is None else len(r.shown(frames)) for r in rates.values())
     return max(shown // config.kernel_stride[0], 1)
 

@@ -26,14 +26,14 @@ from torch import Tensor
 from recipes.finetune_neural import NeuralRecipe
 from recipes.simclr_clevrer import SimCLRRecipe
 from ssl_vivit import ViViT, load_encoder
-from ssl_vivit.data.loader import ClipBatches, build_clips
-from ssl_vivit.data.session_files import Session
-from ssl_vivit.evaluation.attention import attention_maps
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.video.loader import ClipBatches, build_clips
+from ssl_vivit.evaluation.attention.maps import attention_maps
 from ssl_vivit.evaluation.figures import pixels, save
-from ssl_vivit.evaluation.neural_drawing import found_centres, true_fields
-from ssl_vivit.evaluation.pretraining import RETRIEVAL
-from ssl_vivit.evaluation.retrieval import ViewFeatures, chance, collect, nearest_videos
-from ssl_vivit.evaluation.run_summary import first_and_last
+from ssl_vivit.evaluation.monitors.contrastive import RETRIEVAL
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, nearest_videos
+from ssl_vivit.evaluation.monitors.run_summary import first_and_last
+from ssl_vivit.evaluation.neurons.drawing import found_centres, true_fields
 from ssl_vivit.neural import load_neural_model
 from ssl_vivit.training import parse
 

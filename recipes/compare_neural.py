@@ -29,9 +29,9 @@ from recipes.finetune_neural import (
     fine_tune,
     with_sessions,
 )
-from ssl_vivit.data.sessions import build_sessions
-from ssl_vivit.evaluation.neural_comparison import NeuralComparison, score_training_repeats
-from ssl_vivit.evaluation.probe_report import distinct
+from ssl_vivit.data.sessions.loader import build_sessions
+from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
+from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.building import CoreKind
 from ssl_vivit.training import RunError, join_processes, parse, run, to_plain, with_lists
 from ssl_vivit.training.host import Host

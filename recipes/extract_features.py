@@ -4,7 +4,7 @@
     accelerate launch recipes/extract_features.py --shards 'shards/clevrer-*.tar' --features both --clips 4
 
 Killed and started again, it goes on where it was. ``load_features(out)`` of
-``ssl_vivit.evaluation.feature_files`` reads the result.
+``ssl_vivit.evaluation.features.files`` reads the result.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.samples import Videos
-from ssl_vivit.data.shards import ShardSet
-from ssl_vivit.data.usable_videos import Chosen, of_one_size, too_short
-from ssl_vivit.data.video_folder import VideoFolder
-from ssl_vivit.evaluation.clip_features import Summary
-from ssl_vivit.evaluation.clip_preparation import ClipChoice, open_encoder, preparation
-from ssl_vivit.evaluation.feature_files import (
+from ssl_vivit.data.video.samples import Videos
+from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.usable_videos import Chosen, of_one_size, too_short
+from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.evaluation.features.extraction import Summary
+from ssl_vivit.evaluation.features.files import (
     FeatureFiles,
     Kept,
     TolerantBatches,
@@ -37,6 +36,7 @@ from ssl_vivit.evaluation.feature_files import (
     refuse_many_broken,
     write_parts,
 )
+from ssl_vivit.evaluation.features.preparation import ClipChoice, open_encoder, preparation
 from ssl_vivit.training import join_processes, parse, run
 
 
@@ -150,7 +150,7 @@ def main() -> None:
             print(f"skipped {name}: {reason}")
         print(f"{index['videos']} videos, {len(index['skipped'])} skipped: {config.out}")
         print(
-            "read it  from ssl_vivit.evaluation.feature_files import load_features; "
+            "read it  from ssl_vivit.evaluation.features.files import load_features; "
             f'load_features("{config.out}")'
         )
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from data_prep.neural_sample import neural_sample
-from ssl_vivit.data.sessions import NeuralDataConfig, Sessions, build_sessions
-from ssl_vivit.evaluation.neural_report import place_best, positions_found, report, summary
-from ssl_vivit.evaluation.neural_training import NeuralEvaluation, NeuralEvaluationConfig
+from data_prep.samples import neural_sample
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
+from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation, NeuralEvaluationConfig
+from ssl_vivit.evaluation.neurons.report import place_best, positions_found, report, summary
 from ssl_vivit.neural.building import (
     BaselineConfig,
     CoreKind,
@@ -35,11 +35,11 @@ from ssl_vivit.neural.building import (
     own_penalties,
 )
 from ssl_vivit.neural.checkpoint import load_neural_model
-from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice, pixel_statistics
-from ssl_vivit.neural.energy_start import start_at_energy
+from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, pixel_statistics
+from ssl_vivit.neural.readout.energy_start import start_at_energy
 from ssl_vivit.objectives import NeuralPredictionConfig
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
-from ssl_vivit.objectives.neural_tuning import TunedNeuralPrediction, TuningConfig
+from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
 from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain, with_lists
 from ssl_vivit.training.host import Host
 from ssl_vivit.training.run_directory import place

@@ -21,15 +21,15 @@ from typing import Literal
 
 import torch
 
-from data_prep.sample import clevrer_sample
+from data_prep.samples import clevrer_sample
 from ssl_vivit.encoders import ViViT, create_encoder
-from ssl_vivit.evaluation.attentive_probe import AttentiveConfig
-from ssl_vivit.evaluation.clip_features import Summary
-from ssl_vivit.evaluation.clip_preparation import open_encoder
-from ssl_vivit.evaluation.finetuning import FinetuneConfig, finetune
-from ssl_vivit.evaluation.probe_comparison import Protocol, compare, subject
-from ssl_vivit.evaluation.probe_data import ProbeData, not_unseen, open_parts
-from ssl_vivit.evaluation.probe_report import claim, distinct
+from ssl_vivit.evaluation.features.extraction import Summary
+from ssl_vivit.evaluation.features.preparation import open_encoder
+from ssl_vivit.evaluation.probes.attentive import AttentiveConfig
+from ssl_vivit.evaluation.probes.comparison import Protocol, compare, subject
+from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
+from ssl_vivit.evaluation.probes.full import FinetuneConfig, finetune
+from ssl_vivit.evaluation.probes.report import claim, distinct
 from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
 
 DEMO = "runs/demo/encoder"

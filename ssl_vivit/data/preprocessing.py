@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_vivit.data.samples import ClipDataset
+from ssl_vivit.data.video.samples import ClipDataset
 
 
 def preprocessing(dataset: ClipDataset) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.encoders.factorized_encoder import FactorizedEncoder
-from ssl_vivit.encoders.joint import Joint
+from ssl_vivit.encoders.trunks.factorized_encoder import FactorizedEncoder
+from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.vivit import Encoded, ViViT
 
 

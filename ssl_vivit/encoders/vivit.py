@@ -20,16 +20,16 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vivit.encoders.blocks import norm_layer
 from ssl_vivit.encoders.config import ViViTConfig
-from ssl_vivit.encoders.factorized_dot_product import factorized_dot_product
-from ssl_vivit.encoders.factorized_encoder import FactorizedEncoder
-from ssl_vivit.encoders.factorized_self_attention import factorized_self_attention
-from ssl_vivit.encoders.joint import Joint
 from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Positions
-from ssl_vivit.encoders.space_time import SpaceTimeTrunk
+from ssl_vivit.encoders.trunks.blocks import norm_layer
+from ssl_vivit.encoders.trunks.factorized_dot_product import factorized_dot_product
+from ssl_vivit.encoders.trunks.factorized_encoder import FactorizedEncoder
+from ssl_vivit.encoders.trunks.factorized_self_attention import factorized_self_attention
+from ssl_vivit.encoders.trunks.joint import Joint
+from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
 from ssl_vivit.encoders.tubelets import TubeletEmbedding
 from ssl_vivit.grid import Grid
 

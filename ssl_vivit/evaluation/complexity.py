@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vivit.encoders import VideoClassifier, ViViT, ViViTConfig, named_config
-from ssl_vivit.encoders.blocks import ParallelBlock, PreNormBlock
 from ssl_vivit.encoders.config import Variant
+from ssl_vivit.encoders.trunks.blocks import ParallelBlock, PreNormBlock
 from ssl_vivit.training import parse, run
 
 # Arnab et al. 2021, Table 3: millions of parameters and GFLOPs of ViViT-B/16x2 on Kinetics-400.

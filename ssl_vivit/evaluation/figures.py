@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_vivit.evaluation.retrieval import ViewFeatures, nearest_videos
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, nearest_videos
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.metrics import bits_per_spike, single_trial_correlation
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.prediction import NeuralPredictor
-from ssl_vivit.neural.readouts import GaussianReadout, ReadoutConfig
+from ssl_vivit.neural.readout.gaussian import GaussianReadout, ReadoutConfig
+from ssl_vivit.neural.scoring.metrics import bits_per_spike, single_trial_correlation
 
 __all__ = [
     "ConvGRU",

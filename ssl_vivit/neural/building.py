@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from ssl_vivit.neural.adapters import AdapterConfig, build_adapter
-from ssl_vivit.neural.baselines import (
-    CausalResNet,
-    CausalResNetConfig,
-    CausalX3D,
-    CausalX3DConfig,
-    LinearNonlinearConfig,
-)
-from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
-from ssl_vivit.neural.cores import core_of
-from ssl_vivit.neural.encoder_fitting import NeuralEncoderChoice, fit_encoder
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
+from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
+from ssl_vivit.neural.cores.core import core_of
+from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, fit_encoder
+from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.errors import NeuralModelError
-from ssl_vivit.neural.frame_rates import FrameRates
+from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel, Nonlinearity
 from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
-from ssl_vivit.neural.readouts import ReadoutConfig
+from ssl_vivit.neural.readout.gaussian import ReadoutConfig
+from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
 if TYPE_CHECKING:
-    from ssl_vivit.data.session_files import SessionFacts
+    from ssl_vivit.data.sessions.files import SessionFacts
 
 # Of all kinds of readouts, so that one config serves all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")

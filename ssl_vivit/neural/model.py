@@ -22,10 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.neural.cores import Core, ViViTCore, core_of
+from ssl_vivit.neural.cores.core import Core, ViViTCore, core_of
+from ssl_vivit.neural.cores.frame_rates import FrameRates
+from ssl_vivit.neural.cores.frame_stream import FrameStream
 from ssl_vivit.neural.errors import NeuralModelError
-from ssl_vivit.neural.frame_rates import FrameRates
-from ssl_vivit.neural.frame_stream import FrameStream
 
 Nonlinearity = Literal["softplus", "elu"]
 
@@ -38,7 +38,7 @@ class NeuralModel(nn.Module):
 
     Args:
         encoder: a causal :class:`ViViT`, or another module with the protocol of
-            :class:`ssl_vivit.neural.cores.Core`.
+            :class:`ssl_vivit.neural.cores.core.Core`.
         adapter: resampling of the stimulus before all else; None for none.
         modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without one, behaviour is left out.
         readouts: session → a module with ``forward(map, pupil_centre) → (b, t, neurons)``, linear.
@@ -47,7 +47,7 @@ class NeuralModel(nn.Module):
             rate depends on frames up to the end of the last whole tubelet alone.
         stream_filters: space-time filters of the frame stream.
         frame_rates: session → its rate and the encoder's, where the stimulus is resampled for the
-            encoder (:func:`ssl_vivit.neural.frame_rates.match_fps`); other sessions are not.
+            encoder (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`); other sessions are not.
 
     Attributes:
         sessions: names, in the order of their readouts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
 
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.data.session_files import Session, SessionFacts
-from ssl_vivit.data.session_parts import (
+from ssl_vivit.data.sessions.files import Session, SessionFacts
+from ssl_vivit.data.sessions.parts import (
     standardised_behaviour,
     standardised_pupil,
     standardised_video,

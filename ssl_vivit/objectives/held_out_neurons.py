@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
-from ssl_vivit.objectives.step import Step
 
 
 class HeldOutNeurons(NeuralPrediction):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (
     MaskKind,
@@ -33,7 +34,6 @@ from ssl_vivit.objectives.pixel_targets import (
     tubelet_pixels,
     video_of,
 )
-from ssl_vivit.objectives.step import Step
 from ssl_vivit.objectives.tubelet_decoder import DecoderPositions, TubeletDecoder
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.neural.cores import core_of
+from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 

@@ -19,8 +19,8 @@ from lightly.utils import dist
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
-from ssl_vivit.objectives.step import Step
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 

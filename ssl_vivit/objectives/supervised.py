@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import VideoClassifier, ViViT
-from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.targets import (
     NumberScale,
     Target,

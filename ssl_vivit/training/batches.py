@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate.utils import send_to_device
 
-from ssl_vivit.data.split import BatchSplit
+from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.training.errors import RunError
 
 

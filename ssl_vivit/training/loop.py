@@ -86,7 +86,7 @@ def fit(
     ``interrupted`` set, and the process may exit with status 0, since nothing was lost.
 
     Args:
-        objective: see :class:`ssl_vivit.objectives.step.Objective`.
+        objective: see :class:`ssl_vivit.objectives.contract.Objective`.
         batches: a loader with ``stream`` and ``steps_per_epoch``, or any re-iterable of batches,
             one for each micro-step, which is repeated.
         config: how to train.

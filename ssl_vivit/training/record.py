@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.contract import Step
 
 
 @dataclass

@@ -23,7 +23,7 @@ from side_by_side import device, peak_bytes, ratio, rounds, seconds, table
 from torch import Tensor
 
 from ssl_vivit.neural import GaussianReadout
-from ssl_vivit.neural.positions import corners
+from ssl_vivit.neural.readout.positions import corners
 
 CHANNELS, SIZE = 384, (9, 16)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.packing import pack
-from ssl_vivit.data.shards import ShardSet
+from data_prep.clevrer.packing import pack
+from ssl_vivit.data.video.shards import ShardSet
 
 VIEWS, FRAMES, STRIDE = 2, 16, 2
 
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = args.videos
         if source is None:
-            from data_prep.synthetic_clevrer import render
+            from data_prep.synthetic_clevrer.videos import render
 
             source = Path(folder, "rendered")
             render(source, 6, workers=1)

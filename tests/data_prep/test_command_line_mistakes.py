@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import clevrer, synthetic_clevrer
-from data_prep.synthetic_clevrer import render
+from data_prep.clevrer import __main__ as clevrer
+from data_prep.synthetic_clevrer import __main__ as synthetic_clevrer
+from data_prep.synthetic_clevrer.videos import render
 
 REAL = Path(__file__).parents[1] / "assets" / "collision_clips"
 

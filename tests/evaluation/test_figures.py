@@ -13,7 +13,7 @@ from ssl_vivit.evaluation.figures import (
     read_metrics,
     view_pairs,
 )
-from ssl_vivit.evaluation.retrieval import ViewFeatures
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures
 
 
 def test_pixels_undo_the_normalisation():

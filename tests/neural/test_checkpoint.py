@@ -10,16 +10,17 @@ import torch
 from small_models import encoder
 
 from ssl_vivit import load_encoder
-from ssl_vivit.data.session_files import SessionFacts
+from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.baselines import CausalResNet, CausalResNetConfig, LinearNonlinearConfig
-from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
+from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.errors import NeuralModelError
-from ssl_vivit.neural.frame_rates import FrameRates
+from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
-from ssl_vivit.neural.readouts import GaussianReadout
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
+from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
 COORDINATES = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 0.0], [5.0, 4.0, 1.0]])
 

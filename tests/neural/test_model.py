@@ -9,7 +9,7 @@ from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel, rate
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
-from ssl_vivit.neural.readouts import GaussianReadout
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
 
 
 @torch.no_grad()

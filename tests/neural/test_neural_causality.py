@@ -6,10 +6,10 @@ from small_models import VARIANTS, clip, encoder, model, walk
 
 from ssl_vivit import create_encoder
 from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.frame_rates import FrameRates
+from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
-from ssl_vivit.neural.readouts import GaussianReadout
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
 
 FRAMES = 11
 RANDOM = {"patch_dropout": 0.2, "attention_dropout": 0.1, "mlp_dropout": 0.1, "drop_path": 0.2}

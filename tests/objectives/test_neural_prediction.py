@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from ssl_vivit import create_encoder
-from ssl_vivit.data.session_files import SessionFacts
-from ssl_vivit.neural.baselines import CausalResNet, CausalResNetConfig, LinearNonlinearConfig
-from ssl_vivit.neural.baselines.linear_nonlinear import linear_nonlinear
+from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.neural.readouts import GaussianReadout
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
+from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 from ssl_vivit.objectives import NeuralPrediction, NeuralPredictionConfig
 from ssl_vivit.objectives.neural_prediction import predict_parts
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.synthetic_neural import SimulationConfig, simulate
+from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.compare_neural import ComparisonRecipe, cells, main
 from ssl_vivit import create_encoder
 from ssl_vivit.neural.checkpoint import load_neural_model

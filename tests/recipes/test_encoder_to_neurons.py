@@ -13,11 +13,11 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from data_prep.synthetic_neural import SimulationConfig, simulate
+from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.finetune_neural import NeuralRecipe, fine_tune
 from recipes.mae_clevrer import MaskedTubeletsRecipe
 from recipes.simclr_clevrer import SimCLRRecipe
-from ssl_vivit.data.session_files import Session
+from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives import MaskedTubelets, SimCLR

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.packing import pack
-from data_prep.synthetic_clevrer import render
+from data_prep.clevrer.packing import pack
+from data_prep.synthetic_clevrer.videos import render
 from recipes import extract_features
 from ssl_vivit import load_encoder
-from ssl_vivit.data.augment import Augment, AugmentConfig
-from ssl_vivit.data.decoding import decode_frames
+from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.encoders import create_encoder, save_pretrained
-from ssl_vivit.evaluation.feature_files import load_features
+from ssl_vivit.evaluation.features.files import load_features
 from ssl_vivit.training import run
 
 ROOT = Path(__file__).parents[2]

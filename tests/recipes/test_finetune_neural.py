@@ -14,16 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.synthetic_neural import SimulationConfig, simulate
+from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, arguments, main
 from ssl_vivit import create_encoder
-from ssl_vivit.data.session_files import Session, SessionFacts
-from ssl_vivit.data.sessions import NeuralDataConfig, build_sessions
-from ssl_vivit.data.split import BatchSplit
-from ssl_vivit.evaluation.neural_training import best_score
+from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.sessions.files import Session, SessionFacts
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.evaluation.monitors.neural import best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
-from ssl_vivit.objectives.neural_tuning import TunedNeuralPrediction
+from ssl_vivit.objectives.tuning import TunedNeuralPrediction
 from ssl_vivit.training import parse, run
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.synthetic_neural import SimulationConfig, simulate
+from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs" / "accelerate"

@@ -11,13 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data_prep.packing import pack
-from data_prep.synthetic_clevrer import render
+from data_prep.clevrer.packing import pack
+from data_prep.synthetic_clevrer.videos import render
 from recipes.mae_clevrer import SAMPLE_PRESET, MaskedTubeletsRecipe, main
 from ssl_vivit import ViViT, load_encoder
-from ssl_vivit.data.loader import split_keys
-from ssl_vivit.data.pretraining_data import trained_on
-from ssl_vivit.data.shards import ShardSet
+from ssl_vivit.data.video.loader import split_keys
+from ssl_vivit.data.video.pretraining_data import trained_on
+from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.training import parse, run
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data_prep.packing import pack
-from data_prep.synthetic_clevrer import render
+from data_prep.clevrer.packing import pack
+from data_prep.synthetic_clevrer.videos import render
 from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT

@@ -179,7 +179,7 @@ def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
 
 
 def test_plain_batches_start_where_asked() -> None:
-    from ssl_vivit.data.split import BatchSplit
+    from ssl_vivit.data.batch_split import BatchSplit
 
     batches = toy_batches(count=5)
     stream = RepeatedBatches(batches).stream(
@@ -190,7 +190,7 @@ def test_plain_batches_start_where_asked() -> None:
 
 
 def test_plain_batches_serve_one_process_only() -> None:
-    from ssl_vivit.data.split import BatchSplit
+    from ssl_vivit.data.batch_split import BatchSplit
 
     stream = RepeatedBatches(toy_batches()).stream(
         BatchSplit(8, world_size=2), start_step=0, device=torch.device("cpu")

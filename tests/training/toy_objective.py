@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from ssl_vivit.objectives.step import Step
+from ssl_vivit.objectives.contract import Step
 
 
 class Block(nn.Module):

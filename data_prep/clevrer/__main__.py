@@ -1,0 +1,183 @@
+"""CLEVRER, or any folder of videos, made into shards to train on.
+
+    python -m data_prep.clevrer download --split train --out raw/
+    python -m data_prep.clevrer pack --videos raw/video_train.zip \\
+        --annotations raw/annotation_train.zip --out shards/
+    python -m data_prep.clevrer verify 'shards/clevrer-train-*.tar'
+    python -m data_prep.clevrer info 'shards/clevrer-train-*.tar' --contact-sheet sheet.png
+    python -m data_prep.clevrer index 'elsewhere/*.tar'
+
+`index` makes webdataset tars of videos that come from elsewhere readable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from data_prep.arguments import OneLineParser
+from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
+from data_prep.clevrer.indexing import index
+from data_prep.clevrer.inspection import contact_sheet, info, verify
+from data_prep.clevrer.packing import CLEVRER_FRAMES, DEFAULT_STORAGE, pack
+from data_prep.stopping import stop_on_sigterm
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import DecodingError
+from ssl_vivit.data.video.shards import STORAGES
+
+_NAMED = 20
+
+
+def _pack(args: argparse.Namespace) -> int:
+    report = pack(
+        args.videos,
+        args.out,
+        args.annotations,
+        prefix=args.prefix,
+        storage=args.storage,
+        size=tuple(args.size) if args.size else None,
+        fps=args.fps,
+        frames=args.frames,
+        samples_per_shard=args.samples_per_shard,
+        workers=args.workers,
+    )
+    pattern = f"{report.shards[0].name[: -len('000000.tar')]}*.tar"
+    shards = os.path.join(args.out, pattern)
+    print(
+        f"packed {report.packed} videos, {report.annotated} with annotation, in "
+        f"{len(report.shards)} shards: --data.shards '{shards}'"
+    )
+    _name("skipped", report.skipped)
+    if report.too_many_skipped:
+        print(
+            "more than 1 % of CLEVRER's videos were skipped: fetch the archive again, or say "
+            "what to expect by --frames",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    failures = verify(args.shards, cache_dir=args.cache_dir, workers=args.workers)
+    if failures:
+        _name("broken", failures, all_of_them=True)
+        return 1
+    print("every sample decodes and every CRC holds")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    if args.contact_sheet:
+        contact_sheet(args.shards, args.contact_sheet, cache_dir=args.cache_dir)
+    for name, value in info(args.shards, cache_dir=args.cache_dir).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{v} ({count})" for v, count in sorted(value.items()))
+        print(f"{name:10} {value}")
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    left_out = index(args.shards)
+    print(f"indexed {len(left_out)} shards")
+    _name(
+        "left out", {f"{k} in {s}": why for s, keys in left_out.items() for k, why in keys.items()}
+    )
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    paths = download(args.split, args.out, args.base_url)
+    print("have " + ", ".join(map(str, paths)))
+    return 0
+
+
+def _name(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None:
+    """Name samples and reasons on standard error, the first of very many."""
+    if not reasons:
+        return
+    shown = list(reasons.items()) if all_of_them else list(reasons.items())[:_NAMED]
+    print(f"{what}: {len(reasons)}", file=sys.stderr)
+    for name, why in shown:
+        print(f"  {name}: {why}", file=sys.stderr)
+    if len(shown) < len(reasons):
+        print(f"  … and {len(reasons) - len(shown)} more, in the indexes", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m data_prep.clevrer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("pack", help="videos to shards; run again to go on")
+    p.set_defaults(run=_pack)
+    p.add_argument("--videos", required=True, help="zip archive or folder, any depth")
+    p.add_argument("--annotations", help="zip archive or folder of annotation_00000.json …")
+    p.add_argument("--out", required=True, help="folder of the shards")
+    p.add_argument("--prefix", help="of the shards' names (default: from the source's name)")
+    p.add_argument(
+        "--storage",
+        choices=STORAGES,
+        default=DEFAULT_STORAGE,
+        help="keep the files, encode for quick access, or store each frame (default: %(default)s)",
+    )
+    p.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the videos'")
+    p.add_argument("--fps", type=float, help="frames kept per second (default: all)")
+    p.add_argument(
+        "--frames",
+        type=int,
+        help=f"that each video must hold (default: {CLEVRER_FRAMES} for files named as CLEVRER's, "
+        "any number for others)",
+    )
+    p.add_argument("--samples-per-shard", type=int, default=256, help="default: %(default)s")
+    p.add_argument("--workers", type=int, help="processes (default: one a core)")
+
+    p = commands.add_parser("verify", help="decode everything, check every CRC")
+    p.set_defaults(run=_verify)
+    _shard_arguments(p)
+    p.add_argument("--workers", type=int, help="threads (default: one a core)")
+
+    p = commands.add_parser("info", help="counts, sizes, a contact sheet")
+    p.set_defaults(run=_info)
+    _shard_arguments(p)
+    p.add_argument("--contact-sheet", metavar="FILE.png", help="frames of some videos")
+
+    p = commands.add_parser("index", help="make tars of videos from elsewhere readable")
+    p.set_defaults(run=_index)
+    p.add_argument("shards", nargs="+", help="local paths or patterns")
+
+    p = commands.add_parser("download", help="fetch the published archives; run again to go on")
+    p.set_defaults(run=_download)
+    p.add_argument("--split", required=True, choices=list(ARCHIVES))
+    p.add_argument("--out", required=True, help="folder of the archives")
+    p.add_argument("--base-url", default=BASE_URL, help="of a mirror (default: %(default)s)")
+    return parser
+
+
+def _shard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", nargs="+", help="paths, patterns or addresses")
+    parser.add_argument("--cache-dir", help="of remote shards")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (DataError, DecodingError) as error:
+        # Here shards are the arguments themselves, not a recipe's setting.
+        print(f"error: {str(error).replace('--data.shards', 'SHARDS')}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What shards hold, and whether all of it can be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep.clevrer.packing import usable_cores
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import DecodingError
+from ssl_vivit.data.video.shards import STORAGES, ShardSet
+
+_FRAMES_AT_ONCE = 128
+
+
+def verify(
+    shards: str | Sequence[str],
+    *,
+    cache_dir: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Read every byte and decode every frame of every sample.
+
+    Args:
+        shards: as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them.
+        cache_dir: where remote shards are kept.
+        workers: threads; by default one a usable core.
+        progress: whether to show a bar.
+
+    Returns:
+        Key → what is wrong, of the samples that fail.
+
+    Raises:
+        DataError: if a shard cannot be opened at all.
+    """
+    if workers is not None and workers < 1:
+        raise DataError(f"--workers {workers} must be at least 1")
+    videos = ShardSet(shards, cache_dir)
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+        found = pool.map(lambda i: _failure(videos, i), range(len(videos)))
+        bar = tqdm(found, total=len(videos), desc="verify", unit="video", disable=not progress)
+        return {videos.keys[i]: why for i, why in enumerate(bar) if why}
+
+
+def _failure(videos: ShardSet, i: int) -> str | None:
+    total = int(videos.num_frames[i])
+    expected = (int(videos.heights[i]), int(videos.widths[i]), 3)
+    try:
+        videos.annotation(i)
+        for start in range(0, total, _FRAMES_AT_ONCE):
+            frames = videos.frames(i, range(start, min(total, start + _FRAMES_AT_ONCE)))
+            if frames.shape[1:] != expected:
+                return f"{frames.shape[1]}×{frames.shape[2]} pixels, its index says otherwise"
+    except DecodingError as error:
+        return str(error)
+    return None
+
+
+def info(shards: str | Sequence[str], *, cache_dir: str | Path | None = None) -> dict[str, Any]:
+    """What a set of shards holds, from the indexes alone.
+
+    Returns:
+        ``shards``, ``samples``, ``annotated``: counts; ``megabytes``; ``hours`` of video;
+        ``storage``, ``size`` (HxW), ``frames``, ``fps``: value → number of samples.
+
+    Raises:
+        DataError: if a shard cannot be opened.
+    """
+    videos = ShardSet(shards, cache_dir)
+    rates = np.where(videos.fps > 0, videos.fps, np.inf)
+    sizes = zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)
+    return {
+        "shards": len(videos.shards),
+        "samples": len(videos),
+        "annotated": int(videos.has_annotation.sum()),
+        "megabytes": round(sum(map(videos.stored_bytes, range(len(videos)))) / 1e6, 3),
+        "hours": round(float((videos.num_frames / rates).sum()) / 3600, 3),
+        "storage": dict(Counter(STORAGES[s] for s in videos.storages)),
+        "size": dict(Counter(f"{height}x{width}" for height, width in sizes)),
+        "frames": dict(Counter(videos.num_frames.tolist())),
+        "fps": dict(Counter(round(rate, 3) for rate in videos.fps.tolist())),
+    }
+
+
+def contact_sheet(
+    shards: str | Sequence[str],
+    path: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    videos: int = 6,
+    frames: int = 6,
+    width: int = 240,
+) -> None:
+    """Save a picture of evenly chosen videos (rows) and frames (columns).
+
+    Args:
+        shards: as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them.
+        path: PNG file to write.
+        cache_dir: where remote shards are kept.
+        videos: rows.
+        frames: columns.
+        width: of one frame, in pixels; its height follows from the first video's shape.
+
+    Raises:
+        DataError: if the picture cannot be written, or the path is no .png.
+        DecodingError: if a chosen video is broken.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise DataError(f"--contact-sheet {path} must end in .png")
+    source = ShardSet(shards, cache_dir)
+    rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
+    height = max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]]))
+    sheet = np.stack(
+        [
+            source.frames(
+                int(i),
+                np.linspace(0, source.num_frames[i] - 1, frames).astype(int),
+                (height, width),
+            )
+            for i in rows
+        ]
+    )
+    picture = Image.fromarray(rearrange(sheet, "v f h w c -> (v h) (f w) c"))
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise DataError(f"--contact-sheet {path} cannot be written: {error.strerror}") from error

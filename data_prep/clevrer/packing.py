@@ -1,0 +1,319 @@
+"""Videos → shards with an index beside each: in parallel, resumable, the same bytes each time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from data_prep.clevrer.storage import Encoding, Storage
+from data_prep.clevrer.video_sources import Sample, VideoSource, open_source
+from data_prep.stopping import start_worker, stop_workers
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import DecodingError, probe_video
+from ssl_vivit.data.video.shard_index import (
+    ANNOTATION,
+    build_index,
+    index_path,
+    parse_index,
+    save_index,
+)
+
+CLEVRER_FRAMES = 128
+# The fastest to sample clips from by tests/benchmarks/bench_storage.py.
+DEFAULT_STORAGE: Storage = "jpeg"
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        shards: paths of the tars.
+        packed: samples in them.
+        annotated: those of them with an annotation.
+        skipped: file name → reason, of videos left out.
+        too_many_skipped: more than 1 % of a source named as CLEVRER's: something is wrong with it.
+    """
+
+    shards: list[Path]
+    packed: int
+    annotated: int
+    skipped: dict[str, str]
+    too_many_skipped: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    shard: Path
+    samples: Sequence[Sample]
+    encoding: Encoding
+    num_frames: int | None
+    source_size: tuple[int, int] | None
+
+
+def pack(
+    videos: str | Path,
+    out: str | Path,
+    annotations: str | Path | None = None,
+    *,
+    prefix: str | None = None,
+    storage: Storage = DEFAULT_STORAGE,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
+    samples_per_shard: int = 256,
+    workers: int | None = None,
+    progress: bool = True,
+) -> PackReport:
+    """Pack videos into ``out/PREFIX-000000.tar`` …, each with its index.
+
+    Broken videos, and those of another length or size than asked for, are left out and reported.
+    Running again keeps whole shards and makes the missing ones.
+
+    Args:
+        videos: zip archive or folder; CLEVRER's or any other.
+        out: folder of the shards; made if missing.
+        annotations: zip archive or folder of CLEVRER's annotations, joined by video number.
+        prefix: of the shards' names; by default from the archive's name (``clevrer-train`` …).
+        storage: see :class:`~data_prep.clevrer.storage.Encoding`.
+        size: (H, W) of the stored frames; None keeps the videos'.
+        fps: frames kept per second; None keeps all.
+        frames: how many frames each video must hold. By default 128 for videos with CLEVRER's
+            names, which must also agree in size; any number for others.
+        samples_per_shard: videos a shard, those left out included.
+        workers: processes; by default one a usable core, at most one a shard. More than one
+            start anew (``spawn``), so a script calls this under ``if __name__ == "__main__"``.
+        progress: whether to show a bar.
+
+    Raises:
+        DataError: if the source or a setting cannot be used, the folder holds shards of other
+            settings under this prefix, or nothing could be packed.
+    """
+    encoding = Encoding(storage, size, fps)
+    for option, value in (("frames", frames), ("samples-per-shard", samples_per_shard)):
+        if value is not None and value < 1:
+            raise DataError(f"--{option} {value} must be at least 1")
+    if workers is not None and workers < 1:
+        raise DataError(f"--workers {workers} must be at least 1")
+    source = open_source(videos, annotations)
+    out = Path(out)
+    prefix = prefix or source.prefix
+    # What globs and brace patterns give a meaning to would make shards that no pattern finds.
+    if not re.fullmatch(r"[\w-][\w.-]*", prefix):
+        raise DataError(
+            f"--prefix {prefix!r} must be a plain name of letters, digits, '-', '_' and '.'; "
+            "--out is the folder"
+        )
+    if source.is_clevrer and frames is None:
+        frames = CLEVRER_FRAMES
+    _claim(out, prefix, source, encoding, frames, samples_per_shard)
+    groups = [
+        source.samples[at : at + samples_per_shard]
+        for at in range(0, len(source.samples), samples_per_shard)
+    ]
+    source_size = _first_size(source.samples) if source.is_clevrer else None
+    jobs = [
+        _Job(out / f"{prefix}-{number:06d}.tar", group, encoding, frames, source_size)
+        for number, group in enumerate(groups)
+    ]
+    reports = _run(jobs, workers or usable_cores(), progress)
+    written = [job.shard for job, report in zip(jobs, reports, strict=True) if report["packed"]]
+    skipped = {name: why for report in reports for name, why in report["skipped"].items()}
+    if not written:
+        # Else the settings that packed nothing would stand in the way of those that do.
+        _manifest(out, prefix).unlink(missing_ok=True)
+        name, why = next(iter(skipped.items()))
+        others = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        hint = "; --frames N packs videos of N frames" if "asked for" in why else ""
+        raise DataError(f"nothing was packed: {name}: {why}{others}{hint}")
+    return PackReport(
+        written,
+        sum(report["packed"] for report in reports),
+        sum(report["annotated"] for report in reports),
+        skipped,
+        source.is_clevrer and len(skipped) > 0.01 * len(source.samples),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _claim(
+    out: Path,
+    prefix: str,
+    source: VideoSource,
+    encoding: Encoding,
+    frames: int | None,
+    samples_per_shard: int,
+) -> None:
+    """Write down what the shards of this prefix are made of, or refuse if it is something else."""
+    settings: dict[str, Any] = {
+        **asdict(encoding),
+        "frames": frames,
+        "samples_per_shard": samples_per_shard,
+        "videos": source.digest(),
+    }
+    manifest = _manifest(out, prefix)
+    text = json.dumps(settings, indent=1)
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; name a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if manifest.exists():
+            before = json.loads(manifest.read_text())
+            now = json.loads(text)
+            for name in now:
+                if before.get(name) != now[name]:
+                    raise DataError(_other_settings(out, prefix, name, before.get(name), now[name]))
+            return
+        if any(out.glob(f"{prefix}-*.tar")):
+            raise DataError(
+                f"{out} holds {prefix} shards from elsewhere; choose another --out or --prefix"
+            )
+        temporary = manifest.with_name(f".{manifest.name}.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, manifest)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def _manifest(out: Path, prefix: str) -> Path:
+    return out / f"{prefix}.manifest.json"
+
+
+def _other_settings(out: Path, prefix: str, name: str, before: Any, now: Any) -> str:
+    mend = f"choose another --out or --prefix, or remove {prefix}-* and {prefix}.manifest.json"
+    if name == "videos":
+        return f"{out} holds {prefix} shards of other videos or annotations; {mend}"
+    option = name.replace("_", "-")
+    return f"{out} holds {prefix} shards packed with --{option} {before}, now {now}; {mend}"
+
+
+def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
+    """(H, W) of the first video that can be read: the one that all must have."""
+    for sample in samples:
+        try:
+            info = probe_video(sample.video.read())
+        except (DecodingError, OSError):
+            continue
+        return info.height, info.width
+    return None
+
+
+def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
+    total = sum(len(job.samples) for job in jobs)
+    reports: dict[int, dict[str, Any]] = {}
+    with tqdm(total=total, desc="pack", unit="video", disable=not progress) as bar:
+        if min(workers, len(jobs)) == 1:
+            return [_pack_shard(job, bar.update) for job in jobs]
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=start_worker)
+        try:
+            futures = {pool.submit(_pack_shard, job): k for k, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                k = futures[future]
+                reports[k] = future.result()
+                bar.update(len(jobs[k].samples))
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker was ended from outside (out of memory?); run again with fewer --workers"
+            ) from error
+        except KeyboardInterrupt:
+            stop_workers()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [reports[k] for k in range(len(jobs))]
+
+
+def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
+    if (report := _whole(job)) is not None:
+        advance(len(job.samples))
+        return report
+    temporary = job.shard.with_name(f".{job.shard.name}.{os.getpid()}.tmp")
+    skipped: dict[str, str] = {}
+    try:
+        with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in job.samples:
+                try:
+                    members = _members(job, sample)
+                except (DecodingError, _Unreadable) as error:
+                    skipped[sample.video.name] = str(error)
+                else:
+                    tar.write({"__key__": sample.key, **members})
+                advance(1)
+        if len(skipped) == len(job.samples):
+            return {"packed": 0, "annotated": 0, "skipped": skipped}
+        index = build_index(temporary, job.encoding.storage)
+        index["left_out"] = skipped
+        # The index first: a tar without one would be a shard that cannot be read.
+        save_index(index, Path(index_path(str(job.shard))))
+        os.replace(temporary, job.shard)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DataError(
+                f"no space left for {job.shard}; whole shards stay, run again when there is room"
+            ) from error
+        raise DataError(f"{job.shard} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _report(index)
+
+
+class _Unreadable(Exception):
+    """A source file that cannot be read."""
+
+
+def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
+    try:
+        video = sample.video.read()
+        annotation = sample.annotation.read() if sample.annotation else None
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {error}") from error
+    if job.source_size is not None:
+        info = probe_video(video)
+        if (info.height, info.width) != job.source_size:
+            raise DecodingError(
+                f"{info.height}×{info.width} pixels where the others have "
+                f"{job.source_size[0]}×{job.source_size[1]}"
+            )
+    return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
+
+
+def _whole(job: _Job) -> dict[str, Any] | None:
+    index_file = Path(index_path(str(job.shard)))
+    if not (job.shard.is_file() and index_file.is_file()):
+        return None
+    try:
+        index = parse_index(index_file.read_bytes(), str(index_file))
+    except DataError:
+        return None
+    return _report(index) if job.shard.stat().st_size == index["bytes"] else None
+
+
+def _report(index: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "packed": len(index["samples"]),
+        "annotated": sum(ANNOTATION in sample["members"] for sample in index["samples"]),
+        "skipped": index.get("left_out", {}),
+    }

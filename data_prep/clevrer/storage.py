@@ -1,0 +1,204 @@
+"""How a video lies in a shard: as it came, as h264 for quick access, or as JPEG frames.
+
+JPEG frames are the fastest to sample clips from and the largest. Of CLEVRER-like videos (320×480,
+128 frames, one key frame) two views of 16 frames at stride 2 take, by tests/benchmarks/bench_storage.py:
+
+    stored at     jpeg       h264             original
+    128×192       1          1.4 × the time   6.0 × the time, resized while reading
+                  390 KiB    58 KiB           47 KiB
+    240×320       1          1.4              3.2
+                  797 KiB    190 KiB          47 KiB
+    320×480       1          1.0              1.1
+                  1462 KiB   388 KiB          47 KiB
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import av
+import numpy as np
+from PIL import Image
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import DecodingError, VideoInfo, iterate_frames, probe_video
+from ssl_vivit.data.video.shard_index import ANNOTATION, MEASURES
+
+Storage = Literal["original", "h264", "jpeg"]
+
+JPEG_QUALITY = 90
+# What x264 and FFmpeg's scaler both take.
+LARGEST_SIDE = 16384
+H264 = {
+    # As close to the source as JPEG_QUALITY is, at a fourth of the bytes.
+    "crf": "22",
+    "preset": "veryfast",
+    # Decoding a clip starts at a key frame: with one every 8 frames, 3.5 are decoded in vain.
+    "g": "8",
+    "bf": "0",
+    # Leaves out what costs a decoder most: CABAC and deblocking.
+    "tune": "fastdecode",
+    # With macroblock-tree rate control one encode in some twenty differs from the others.
+    "x264-params": "mbtree=0",
+}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What becomes of a video.
+
+    Args:
+        storage: ``original`` keeps the file; ``h264`` encodes it with a key frame every 8 frames;
+            ``jpeg`` stores every frame as a picture.
+        size: (H, W) of the stored frames; None keeps the video's.
+        fps: frames kept per second, evenly; None, or more than the video has, keeps all.
+
+    Raises:
+        DataError: if a value is out of range, or ``original`` is asked to change anything.
+    """
+
+    storage: Storage
+    size: tuple[int, int] | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage == "original" and (self.size or self.fps):
+            raise DataError(
+                "--storage original keeps the files as they are; "
+                "--size and --fps need --storage h264 or jpeg"
+            )
+        if self.size and (
+            len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LARGEST_SIDE
+        ):
+            words = " ".join(map(str, self.size))
+            raise DataError(
+                f"--size {words} must be a height and a width from 1 to {LARGEST_SIDE} pixels"
+            )
+        if self.storage == "h264" and self.size and (self.size[0] % 2 or self.size[1] % 2):
+            raise DataError(f"--size {self.size[0]} {self.size[1]}: h264 needs even numbers")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise DataError(f"--fps {self.fps} must be more than 0; leave it out to keep all")
+
+    def members(
+        self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None
+    ) -> dict[str, bytes]:
+        """A sample's members, by extension. Every frame of the video is decoded on the way.
+
+        Args:
+            name: the video's file name.
+            video: its content.
+            annotation: CLEVRER's JSON; its frame numbers are changed along with ``fps``.
+            num_frames: how many frames the video must hold; None takes any number.
+
+        Raises:
+            DecodingError: if the video is broken or of another length, or the annotation is no JSON.
+        """
+        info = probe_video(video)
+        if num_frames is not None and info.num_frames != num_frames:
+            raise DecodingError(f"{info.num_frames} frames where {num_frames} are asked for")
+        kept = kept_frames(info, self.fps)
+        chosen = set(kept)
+        frames = (frame for i, frame in enumerate(iterate_frames(video, self.size)) if i in chosen)
+        fps = info.fps if self.fps is None else min(self.fps, info.fps)
+        if self.storage == "original":
+            for _ in frames:
+                pass
+            members = {PurePosixPath(name).suffix[1:].lower(): video}
+        elif self.storage == "h264":
+            members = {"mp4": encode_h264(frames, fps)}
+        else:
+            members = _jpeg_members(frames, fps)
+        if annotation is not None:
+            members[ANNOTATION] = renumbered(annotation, kept, info.num_frames)
+        return members
+
+
+def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
+    """Numbers of the frames that stay at ``fps`` frames per second: those shown at each time."""
+    if fps is None or not info.fps or fps >= info.fps:
+        return list(range(info.num_frames))
+    step = info.fps / fps
+    numbers = (int(k * step + 1e-6) for k in range(info.num_frames))
+    return list(itertools.takewhile(lambda i: i < info.num_frames, numbers))
+
+
+def encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
+    """Encode to mp4, the same bytes for the same frames.
+
+    Args:
+        frames: uint8 RGB of shape (H, W, 3).
+        fps: frames per second.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001 * 60) if fps else Fraction(25)
+        stream = container.add_stream("libx264", rate=rate, options=H264)
+        stream.codec_context.thread_count = 1
+        first = True
+        for frame in frames:
+            if first:
+                stream.height, stream.width = frame.shape[:2]
+                odd = stream.height % 2 or stream.width % 2
+                stream.pix_fmt = "yuv444p" if odd else "yuv420p"
+                first = False
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _jpeg_members(frames: Iterator[np.ndarray], fps: float) -> dict[str, bytes]:
+    members, shape = {}, (0, 0)
+    for i, frame in enumerate(frames):
+        picture = io.BytesIO()
+        Image.fromarray(frame).save(picture, "JPEG", quality=JPEG_QUALITY)
+        members[f"{i:04d}.jpg"] = picture.getvalue()
+        shape = frame.shape[:2]
+    measures = {
+        "num_frames": len(members),
+        "height": shape[0],
+        "width": shape[1],
+        "fps": fps,
+        "storage": "jpeg",
+    }
+    return {**members, MEASURES: json.dumps(measures).encode()}
+
+
+def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
+    """CLEVRER's annotation in the numbers of the kept frames.
+
+    Trajectories of frames that were left out go; a collision moves to the nearest kept frame.
+
+    Args:
+        annotation: the JSON.
+        kept: numbers of the frames that stay, ascending.
+        num_frames: of the video before.
+
+    Raises:
+        DecodingError: if it is no JSON object.
+    """
+    try:
+        content: dict[str, Any] = json.loads(annotation)
+        if len(kept) == num_frames:
+            return annotation
+        place = {frame: k for k, frame in enumerate(kept)}
+        content["motion_trajectory"] = [
+            {**entry, "frame_id": place[entry["frame_id"]]}
+            for entry in content.get("motion_trajectory", [])
+            if entry["frame_id"] in place
+        ]
+        content["collision"] = [
+            {**entry, "frame_id": place[min(kept, key=lambda f: abs(f - entry["frame_id"]))]}
+            for entry in content.get("collision", [])
+        ]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise DecodingError(f"its annotation is none of CLEVRER's: {error}") from error
+    return json.dumps(content).encode()

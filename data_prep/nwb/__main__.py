@@ -1,0 +1,132 @@
+"""An NWB file made a session to train on: spike times and the stimulus that was shown.
+
+    python -m data_prep.nwb SESSION.nwb --list
+    python -m data_prep.nwb SESSION.nwb --out sessions/name
+    python -m data_prep.nwb SESSION.nwb --out sessions/name --stimulus movie_one movie_two \\
+        --running running_speed --pupil pupil_position --trials trials --tiers tier
+
+A bin is a frame of the stimulus, from its onset to the next one's, or 1 / --rate seconds. A spike on
+an edge belongs to the bin that begins there. Signals are averaged over each bin; one without samples
+keeps the last value from before it, so that nothing is taken from later bins. Frames become grey,
+8 bit, of --size, their aspect not kept.
+
+Without --tiers, movies that were shown repeatedly are held out first, as oracle and live_test_main
+in turn, and no movie of these is left in train: trials that share half of their frames show the same
+movie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_prep.arguments import OneLineParser
+from data_prep.nwb.file import NwbFile
+from data_prep.nwb.session import convert
+from data_prep.stopping import stop_on_sigterm
+from ssl_vivit.data.errors import DataError
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, as in --size 36x64")
+    return int(parts[0]), int(parts[1])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m data_prep.nwb",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="SESSION.nwb")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", metavar="DIR", help="the session's folder, such as sessions/name")
+    what.add_argument("--list", action="store_true", help="say what the file holds, write nothing")
+    parser.add_argument(
+        "--stimulus", nargs="+", default=[], metavar="NAME", help="default: the only one"
+    )
+    parser.add_argument("--running", metavar="NAME", help="TimeSeries of running speed")
+    parser.add_argument(
+        "--pupil",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="TimeSeries of the pupil: of its centre (2 columns) and of its size (1)",
+    )
+    parser.add_argument(
+        "--behaviour", nargs="+", default=[], metavar="NAME", help="further TimeSeries"
+    )
+    parser.add_argument("--rate", type=float, metavar="HZ", help="of bins (default: the frames')")
+    parser.add_argument(
+        "--size",
+        type=_frame_size,
+        default=(36, 64),
+        metavar="HxW",
+        help="of the frames (default: 36x64)",
+    )
+    parser.add_argument(
+        "--trials", metavar="TABLE", help="of intervals (default: the file's trials, if any)"
+    )
+    parser.add_argument(
+        "--trial-seconds",
+        type=float,
+        metavar="S",
+        help="cut into trials of about this length instead (default without a table: 10)",
+    )
+    parser.add_argument(
+        "--tiers", metavar="COLUMN", help="of the table: each trial's tier (default: by movie)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, help="share of trials (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--transpose", action="store_true", help="frames are stored (frame, column, row)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List or convert one file; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.list:
+            with NwbFile(args.file) as file:
+                print("\n".join(file.listing()))
+            return 0
+        report = convert(
+            args.file,
+            args.out,
+            stimuli=args.stimulus,
+            running=args.running,
+            pupil=args.pupil,
+            behaviour=args.behaviour,
+            rate=args.rate,
+            size=args.size,
+            trials=args.trials,
+            trial_seconds=args.trial_seconds,
+            tiers=args.tiers,
+            held_out=args.held_out,
+            transpose=args.transpose,
+        )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    tiers = ", ".join(f"{count} {tier}" for tier, count in report.tiers.items())
+    print(
+        f"wrote {report.path}: {report.neurons} neurons at {report.frames_per_second:g} frames per "
+        f"second, trials {tiers}"
+    )
+    for note in report.notes:
+        print(f"  {note}")
+    return 0
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A recording's stimuli on one clock, cut into trials of frames."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.nwb.file import ShownFrames
+from data_prep.nwb.frame_clock import PAUSE, even_edges, frame_at, frame_ends, frame_rate
+from ssl_vivit.data.errors import DataError
+
+_SAME_RATE = 0.01
+# Trial tables and frame clocks are often written by different machines.
+_EARLY = 0.01
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All frames that were shown, in order.
+
+    Attributes:
+        onsets: (F,) seconds.
+        ends: (F,) seconds; at the next onset, or one usual interval later before a pause.
+        stimulus: (F,) number of the stimulus that a frame belongs to.
+        position: (F,) which of its frames it is.
+        interval: usual seconds between frames, the median.
+    """
+
+    onsets: np.ndarray
+    ends: np.ndarray
+    stimulus: np.ndarray
+    position: np.ndarray
+    interval: float
+
+
+@dataclass(frozen=True)
+class TrialFrames:
+    """The bins of a trial and the frame shown in each.
+
+    Attributes:
+        edges: (T + 1,) seconds.
+        stimulus: (T,) number of the stimulus.
+        position: (T,) frame of the stimulus.
+        row: of the table of trials; None where there was no table.
+    """
+
+    edges: np.ndarray
+    stimulus: np.ndarray
+    position: np.ndarray
+    row: int | None = None
+
+
+def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
+    """Put several stimuli on one clock.
+
+    Args:
+        stimuli: as they were shown, one after the other.
+        rate: of the bins to come; None for one bin a frame, where all must have one frame rate.
+
+    Raises:
+        DataError: if two were shown at once, or their rates differ and ``rate`` is None.
+    """
+    intervals = [float(np.median(np.diff(shown.onsets))) for shown in stimuli]
+    rates = [frame_rate(shown.onsets) for shown in stimuli]
+    if rate is None and max(rates) > min(rates) * (1 + _SAME_RATE):
+        told = ", ".join(f"{s.name} at {r:.4g} Hz" for s, r in zip(stimuli, rates, strict=True))
+        raise DataError(f"the stimuli have different frame rates ({told}); give one by --rate")
+    onsets = np.concatenate([shown.onsets for shown in stimuli])
+    ends = np.concatenate([frame_ends(shown.onsets) for shown in stimuli])
+    # Whether a frame lasted until another one of its own stimulus.
+    followed = np.concatenate([np.append(_lasting(s.onsets), False) for s in stimuli])
+    number = np.repeat(np.arange(len(stimuli)), [len(shown.onsets) for shown in stimuli])
+    position = np.concatenate([shown.positions for shown in stimuli])
+    order = np.argsort(onsets, kind="stable")
+    onsets, ends, number, position = (a[order] for a in (onsets, ends, number, position))
+    broken = followed[order][:-1] & (number[:-1] != number[1:])
+    if (at_once := np.flatnonzero(broken | (np.diff(onsets) <= 0))).size:
+        k = int(at_once[0])
+        raise DataError(
+            f"{stimuli[number[k]].name} and {stimuli[number[k + 1]].name} were shown at once, at "
+            f"{onsets[k + 1]:.3f} s; choose one of them by --stimulus"
+        )
+    return Timeline(
+        onsets,
+        np.minimum(ends, np.append(onsets[1:], np.inf)),
+        number,
+        position,
+        float(np.median(intervals)),
+    )
+
+
+def cut_by_table(
+    timeline: Timeline, starts: np.ndarray, stops: np.ndarray, rate: float | None
+) -> tuple[list[TrialFrames], Counter[str]]:
+    """The frames whose onset lies in each row's [start, stop).
+
+    Args:
+        timeline: what was shown.
+        starts: (R,) seconds.
+        stops: (R,) seconds.
+        rate: of even bins; None for the frame clock.
+
+    Returns:
+        The trials, and how many rows gave none, by reason.
+    """
+    early = _EARLY * timeline.interval
+    trials = []
+    left_out: Counter[str] = Counter()
+    for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        first, last = np.searchsorted(timeline.onsets, [start - early, stop - early]).tolist()
+        if last - first < 2:
+            left_out["rows show fewer than two frames of the stimulus"] += 1
+        elif _pauses(timeline, first, last):
+            left_out["rows hold a pause between frames"] += 1
+        else:
+            trials.append(_trial(timeline, first, last, rate, row))
+    return trials, left_out
+
+
+def cut_evenly(timeline: Timeline, seconds: float, rate: float | None) -> list[TrialFrames]:
+    """Cut what was shown into trials of about equal length.
+
+    A trial ends at pauses, where another stimulus begins, and where a movie that ran in order starts
+    again; what lies between is divided into pieces as near to ``seconds`` as whole pieces come, so
+    that every frame is used and repeats are cut alike.
+
+    Args:
+        timeline: what was shown.
+        seconds: length to aim at.
+        rate: of even bins; None for the frame clock.
+    """
+    trials = []
+    for first, last in _stretches(timeline):
+        duration = timeline.ends[last - 1] - timeline.onsets[first]
+        pieces = max(1, round(duration / seconds))
+        cuts = np.linspace(first, last, pieces + 1).round().astype(int)
+        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            if b - a >= 2:
+                trials.append(_trial(timeline, a, b, rate, None))
+    return trials
+
+
+def _stretches(timeline: Timeline) -> list[tuple[int, int]]:
+    paused = timeline.ends[:-1] < timeline.onsets[1:]
+    changed = timeline.stimulus[:-1] != timeline.stimulus[1:]
+    starts = np.flatnonzero(paused | changed) + 1
+    found = []
+    for first, last in zip([0, *starts], [*starts, len(timeline.onsets)], strict=True):
+        steps = np.diff(timeline.position[first:last])
+        back = np.flatnonzero(steps < 0)
+        # Images in random order go back all the time; that is no movie starting again.
+        in_order = (np.delete(steps, back) <= 1).all() and len(back) < len(steps) / 4
+        inner = first + back + 1 if in_order else []
+        found += list(zip([first, *inner], [*inner, last], strict=True))
+    return [(int(a), int(b)) for a, b in found]
+
+
+def _lasting(onsets: np.ndarray) -> np.ndarray:
+    lasts = np.diff(onsets)
+    return lasts <= PAUSE * np.median(lasts)
+
+
+def _pauses(timeline: Timeline, first: int, last: int) -> bool:
+    lasts = np.diff(timeline.onsets[first:last])
+    return bool((lasts > PAUSE * timeline.interval).any())
+
+
+def _trial(
+    timeline: Timeline, first: int, last: int, rate: float | None, row: int | None
+) -> TrialFrames:
+    onsets = timeline.onsets[first:last]
+    if rate is None:
+        edges = np.append(onsets, timeline.ends[last - 1])
+        frames = np.arange(first, last)
+    else:
+        edges = even_edges(onsets[0], timeline.ends[last - 1], rate)
+        frames = first + frame_at(onsets, edges)
+    return TrialFrames(edges, timeline.stimulus[frames], timeline.position[frames], row)

@@ -1,0 +1,91 @@
+"""Sessions in the layout of Sensorium 2023: unpacked, and looked at before training.
+
+    python -m data_prep.sensorium convert dynamic29515-10-12-Video-….zip --out sessions/
+    python -m data_prep.sensorium check sessions/dynamic29515-10-12-Video-… --sheet sheet.png
+
+`convert` takes published archives or folders, one session or more in each, and changes no byte of
+their arrays; stopped, it goes on. `check` reads a session as training does and exits with 1 if it
+could not be trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.arguments import OneLineParser
+from data_prep.sensorium.archive import convert
+from data_prep.sensorium.checking import check, sheet
+from data_prep.stopping import stop_on_sigterm
+from ssl_vivit.data.errors import DataError
+
+_NAMED = 20
+
+
+def _check(args: argparse.Namespace) -> int:
+    if args.sheet and Path(args.sheet).suffix.lower() != ".png":
+        raise DataError(f"--sheet {args.sheet} must end in .png")
+    found = check(args.session)
+    for line in found.problems[:_NAMED]:
+        print(f"error: {line}", file=sys.stderr)
+    if len(found.problems) > _NAMED:
+        print(f"error: … and {len(found.problems) - _NAMED} more", file=sys.stderr)
+    if found.session is None:
+        return 1
+    for name, value in found.facts.items():
+        print(f"{name:13}{value}")
+    for line in found.notes:
+        print(f"note         {line}")
+    if args.sheet:
+        sheet(found.session, args.sheet)
+        print(f"sheet        {args.sheet}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    written, there = convert(args.sources, args.out)
+    for path in there:
+        print(f"have {path}")
+    for path in written:
+        print(f"wrote {path}; next: python -m data_prep.sensorium check {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m data_prep.sensorium",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("check", help="counts, tiers, padding, repeats; what is wrong")
+    p.set_defaults(run=_check)
+    p.add_argument("session", metavar="DIR", help="one session's folder")
+    p.add_argument("--sheet", metavar="FILE.png", help="frames and traces of some trials")
+
+    p = commands.add_parser("convert", help="archives to folders; run again to go on")
+    p.set_defaults(run=_convert)
+    p.add_argument("sources", nargs="+", metavar="FILE.zip", help="zip archives, or folders")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of the sessions")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

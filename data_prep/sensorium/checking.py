@@ -1,0 +1,235 @@
+"""What a session folder holds, and everything that keeps it from being trained on."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ssl_vivit.data.errors import DataError, SessionError
+from ssl_vivit.data.sessions.files import Session, tier_of
+from ssl_vivit.data.sessions.scan import Moments, scan_trial
+
+_TRACES = 4
+
+
+@dataclass(frozen=True)
+class SessionCheck:
+    """What was found.
+
+    Attributes:
+        session: opened; None if there are problems.
+        facts: heading → what a person should know.
+        problems: lines that name what is wrong and the mend; none if the session can be used.
+        notes: lines on what is unusual and can be used all the same.
+    """
+
+    session: Session | None
+    facts: dict[str, str]
+    problems: list[str]
+    notes: list[str]
+
+
+def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
+    """Read a whole session as training would, and all of its trials where one is wrong.
+
+    Args:
+        path: the session's folder.
+        progress: whether to show a bar while faulty trials are looked for.
+    """
+    try:
+        session = Session(path)
+    except SessionError as error:
+        found = [str(error), *_trial_problems(Path(path), progress)]
+        return SessionCheck(None, {}, list(dict.fromkeys(found)), [])
+    facts = {
+        "frames": f"{session.frame_size[0]}×{session.frame_size[1]} pixels, "
+        f"{session.frames_per_second:g} a second",
+        "neurons": f"{len(session.unit_ids)}, {session.kind}, "
+        + ("coordinates unmeasured" if session.coordinates is None else "with coordinates"),
+        "trials": f"{len(session.tier_names)}, {_range(session.lengths[session.lengths > 0])} frames",
+        "tiers": ", ".join(f"{name} {n}" for name, n in _raw_tiers(session).items()),
+        "movies": _movies(session),
+        "padding": _padding(session),
+        "responses": _responses(session),
+        "silent": f"{int(session.silent_units().sum())} neurons in training trials",
+        "behaviour": _behaviour(session),
+        "pupil centre": "measured" if session.has_pupil else "unmeasured",
+    }
+    return SessionCheck(session, facts, [], [*session.notes, *_shared(session)])
+
+
+def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 6) -> None:
+    """Draw frames and traces of some trials of every tier.
+
+    Args:
+        session: what to draw.
+        path: the PNG file; appears whole.
+        trials: rows.
+        frames: of each trial.
+
+    Raises:
+        DataError: if the path is no .png or cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise DataError(f"--sheet {path} must end in .png")
+    chosen = _some_trials(session, trials)
+    figure = Figure(figsize=(14, 1.6 * len(chosen) + 0.4), layout="constrained")
+    axes = figure.subplots(len(chosen), 3, squeeze=False, width_ratios=(3, 2, 2))
+    # The same neurons in every row: those that vary most in training.
+    deviations = [session.trials[int(t)].responses for t in session.tiers["train"]]
+    busiest = np.argsort(-Moments.merged(deviations).deviation, kind="stable")[:_TRACES]
+    for (film, neural, behaviour), trial in zip(axes, chosen, strict=True):
+        length = int(session.lengths[trial])
+        at = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
+        pictures = np.stack([session.video(trial, t, t + 1)[0] for t in at])
+        film.imshow(rearrange(pictures, "t h w -> h (t w)"), cmap="gray", vmin=0, vmax=255)
+        film.set(xticks=[], yticks=[])
+        film.set_ylabel(f"{trial}\n{session.tier_names[trial]}", fontsize=7)
+        seconds = np.arange(length) / session.frames_per_second
+        responses = session.responses(trial)
+        labels = [f"unit {session.unit_ids[n]}" for n in busiest]
+        _traces(neural, seconds, responses[:, busiest], labels)
+        channels = session.behaviour(trial)
+        _traces(behaviour, seconds, channels, [f"behaviour {k}" for k in range(channels.shape[1])])
+        if session.has_pupil:
+            _traces(behaviour, seconds, session.pupil_centre(trial), ["pupil x", "pupil y"])
+    for axis in axes[-1, 1:]:
+        axis.set_xlabel("seconds", fontsize=7)
+    for axis in axes[0, 1:]:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=5, loc="upper right", ncols=4)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(picture.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"--sheet {path} cannot be written: {error.strerror}") from error
+
+
+def _trial_problems(path: Path, progress: bool) -> list[str]:
+    """What is wrong with each trial that is used, where the folder allows to look at all."""
+    parts = {name: (path / "data" / name).is_dir() for name in ("behavior", "pupil_center")}
+    try:
+        ids = np.load(path / "meta/neurons/unit_ids.npy", allow_pickle=False)
+        tiers = np.load(path / "meta/trials/tiers.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return []
+    if tiers.dtype.kind != "U" or not all(
+        (path / "data" / name).is_dir() for name in ("videos", "responses")
+    ):
+        return []
+    found = []
+    for trial in tqdm(range(len(tiers)), desc="check", unit="trial", disable=not progress):
+        try:
+            if tier_of(str(tiers[trial])) is not None:
+                scan_trial(
+                    path / "data",
+                    trial,
+                    neurons=len(ids),
+                    behaviour=parts["behavior"],
+                    pupil=parts["pupil_center"],
+                )
+        except SessionError as error:
+            found.append(str(error))
+    return found
+
+
+def _raw_tiers(session: Session) -> dict[str, int]:
+    return dict(Counter(str(name) for name in session.tier_names).most_common())
+
+
+def _range(numbers: np.ndarray) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _movies(session: Session) -> str:
+    shown = Counter(session.contents[session.contents >= 0].tolist())
+    often = [count for count in shown.values() if count > 1]
+    repeated = f", {len(often)} of them repeated {_range(np.array(often))} times" if often else ""
+    return f"{len(shown)} different{repeated}"
+
+
+def _shared(session: Session) -> list[str]:
+    """Lines on movies that training shares with other tiers, as it is written in tiers.npy."""
+    train = set(session.contents[session.tiers["train"]].tolist())
+    lines = []
+    for name in _raw_tiers(session):
+        if tier_of(name) in ("validation", "test"):
+            movies = set(session.contents[session.tier_names == name].tolist())
+            if movies & train:
+                lines.append(
+                    f"{len(movies & train)} of {len(movies)} movies of {name} are shown in train, "
+                    "too: that tier tests repeats, not new movies"
+                )
+    return lines
+
+
+def _padding(session: Session) -> str:
+    padded = []
+    for trial in session.trials:
+        file = session.path / "data/videos" / f"{trial}.npy"
+        stored = np.load(file, mmap_mode="r", allow_pickle=False).shape[-1]
+        padded.append(stored - int(session.lengths[trial]))
+    cut = np.array([frames for frames in padded if frames])
+    if not len(cut):
+        return "none"
+    return f"{_range(cut)} frames at the end of {len(cut)} trials"
+
+
+def _responses(session: Session) -> str:
+    means = []
+    for tier in ("train", "validation", "test"):
+        moments = [session.trials[int(t)].responses for t in session.tiers[tier]]
+        if moments:
+            merged = Moments.merged(moments)
+            known = merged.mean[merged.count > 0]
+            means.append(f"{known.mean():.4g} in {tier}" if len(known) else f"none in {tier}")
+    scale = session.frames_per_second if session.kind == "spikes" else 1.0
+    moments = [session.trials[int(t)].responses for t in session.tiers["train"]]
+    rates = np.quantile(Moments.merged(moments).mean * scale, (0, 0.5, 1))
+    unit = " spikes/s" if session.kind == "spikes" else ""
+    low, middle, high = (f"{rate:.3g}" for rate in rates)
+    return f"mean a frame {', '.join(means)}; neurons from {low} to {high}{unit}, median {middle}{unit}"
+
+
+def _behaviour(session: Session) -> str:
+    if not session.behaviour_channels:
+        return "none"
+    parts = [trial.behaviour for trial in session.trials.values() if trial.behaviour is not None]
+    constant = np.flatnonzero(Moments.merged(parts).std == 0).tolist()
+    without = ", ".join(map(str, constant))
+    return f"{session.behaviour_channels} channels" + (
+        f", without variance: {without}" if constant else ", all of them vary"
+    )
+
+
+def _some_trials(session: Session, count: int) -> list[int]:
+    """Trials of every tier in turn, evenly spaced within each."""
+    tiers = [session.tiers[t] for t in ("train", "validation", "test") if len(session.tiers[t])]
+    share = -(-count // len(tiers))
+    rows = [
+        trials[np.unique(np.linspace(0, len(trials) - 1, share).astype(int))] for trials in tiers
+    ]
+    return [int(trial) for trials in rows for trial in trials][:count]
+
+
+def _traces(axis: Axes, seconds: np.ndarray, values: np.ndarray, labels: list[str]) -> None:
+    """Lines, each over its own deviation, so that all fit one axis."""
+    for column, label in zip(values.T, labels, strict=True):
+        spread = float(np.nanstd(column)) if np.isfinite(column).any() else 0.0
+        axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.7, label=label)
+    axis.set_yticks([])
+    axis.tick_params(labelsize=6)

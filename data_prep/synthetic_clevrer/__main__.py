@@ -1,0 +1,91 @@
+"""Renders a stand-in for CLEVRER in its own folders, file names and annotation schema.
+
+    python -m data_prep.synthetic_clevrer --out DIR --num-videos 64
+
+makes DIR/video_00000-01000/video_00000.mp4 … and DIR/annotation_00000-01000/annotation_00000.json …:
+3 to 6 cubes, spheres and cylinders in 8 colours and 2 materials that enter, collide and spin on a grey
+ground. By default 128 frames of 480×320 (width × height) at 25 frames per second, h264 in yuv420p.
+
+The same seed and number give the same video, whatever the number of workers, the first number or the
+order. Running again keeps the videos that are there and makes the missing ones.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.arguments import OneLineParser
+from data_prep.stopping import stop_on_sigterm
+from data_prep.synthetic_clevrer.videos import RenderError, check_picture, contact_sheet, render
+
+
+def frame_size(text: str) -> list[int]:
+    """`320x480` or `320`, as heights and widths."""
+    try:
+        return [int(number) for number in text.lower().split("x")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no height and width, as in --size 320x480"
+        ) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `python -m data_prep.synthetic_clevrer`; returns the exit status."""
+    parser = OneLineParser(
+        prog="python -m data_prep.synthetic_clevrer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument("--num-videos", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--size",
+        type=frame_size,
+        nargs="+",
+        default=[[320, 480]],
+        metavar="H W",
+        help="frame height and width in pixels, as 320x480 or 320 480 (default)",
+    )
+    parser.add_argument("--num-frames", type=int, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--fps", type=float, default=25, help="frames per second (default: 25)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--start-index", type=int, default=0, metavar="N", help="first video's number (default: 0)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes (default: one a core)"
+    )
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE.png", help="also save a picture of some frames"
+    )
+    options = parser.parse_args(argv)
+    size = [number for part in options.size for number in part]
+    if len(size) != 2:
+        parser.error("argument --size: give height and width, as in --size 320x480")
+    try:
+        if options.contact_sheet:
+            check_picture(options.contact_sheet)
+        render(
+            options.out,
+            options.num_videos,
+            size=(size[0], size[1]),
+            num_frames=options.num_frames,
+            fps=options.fps,
+            seed=options.seed,
+            start_index=options.start_index,
+            workers=options.workers,
+        )
+        if options.contact_sheet:
+            contact_sheet(options.out, options.contact_sheet)
+    except RenderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""Videos of synthetic scenes with annotations, in the folders and files of CLEVRER."""
+
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep.stopping import start_worker, stop_workers
+from data_prep.synthetic_clevrer.camera import Camera
+from data_prep.synthetic_clevrer.motion import annotation, simulate
+from data_prep.synthetic_clevrer.rendering import Renderer
+from data_prep.synthetic_clevrer.scenes import draw_scene
+
+FOLDER_SIZE = 1000
+MANIFEST = "synthetic_clevrer.json"
+RENDERING = 1
+"""Counts up whenever a seed and number come to give another video."""
+# Macroblock-tree rate control does not always give the same bytes.
+QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
+
+
+class RenderError(ValueError):
+    """A setting that cannot be rendered; the message is one line that names it and the mend."""
+
+
+def video_path(out: str | Path, index: int) -> Path:
+    """Where video number `index` lies, as in CLEVRER's video archives."""
+    return Path(out) / f"video_{_folder(index)}" / f"video_{index:05d}.mp4"
+
+
+def annotation_path(out: str | Path, index: int) -> Path:
+    """Where the annotation of video number `index` lies, as in CLEVRER's annotation archives."""
+    return Path(out) / f"annotation_{_folder(index)}" / f"annotation_{index:05d}.json"
+
+
+def _folder(index: int) -> str:
+    first = index // FOLDER_SIZE * FOLDER_SIZE
+    return f"{first:05d}-{first + FOLDER_SIZE:05d}"
+
+
+def render(
+    out: str | Path,
+    num_videos: int,
+    *,
+    size: tuple[int, int] = (320, 480),
+    num_frames: int = 128,
+    fps: float = 25,
+    seed: int = 0,
+    start_index: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Renders the videos that are missing and their annotations.
+
+    Args:
+        out: folder to fill; made when it is not there.
+        num_videos: how many videos.
+        size: (height, width) in pixels, both even. A frame that is not 3:2 shows a centred crop of
+            CLEVRER's view.
+        num_frames: frames a video. A shorter video shows the beginning of a longer one.
+        fps: frames per second.
+        seed: with the video's number decides its scene.
+        start_index: number of the first video.
+        workers: processes; by default one a usable core, and no more than a few videos each need.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The videos' paths in order, those that were already there as well.
+
+    Raises:
+        RenderError: a setting is impossible, `out` holds videos made with other settings or cannot
+            be written.
+    """
+    out = Path(out)
+    _check(num_videos, size, num_frames, fps, seed, start_index, workers)
+    settings = {
+        "rendering": RENDERING,
+        "size": list(size),
+        "num_frames": num_frames,
+        "fps": float(fps),
+        "seed": seed,
+    }
+    with _written("--out", out):
+        _claim(out, settings)
+    indices = range(start_index, start_index + num_videos)
+    missing = [i for i in indices if not _is_whole(out, i)]
+    if workers is None:
+        workers = min(_usable_cores(), math.ceil(len(missing) / 4))
+    bar = tqdm(
+        total=num_videos,
+        initial=num_videos - len(missing),
+        desc="rendering",
+        unit="video",
+        disable=not progress,
+    )
+    with _written("--out", out), bar:
+        for _ in _rendered(out, missing, size, num_frames, fps, seed, workers):
+            bar.update()
+    return [video_path(out, i) for i in indices]
+
+
+@contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    """Makes one line of what the file system refuses; whole videos stay in any case."""
+    try:
+        yield
+    except OSError as error:
+        which = error.filename2 or error.filename or path
+        raise RenderError(
+            f"{option} {path}: {which} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def _check(
+    num_videos: int,
+    size: tuple[int, int],
+    num_frames: int,
+    fps: float,
+    seed: int,
+    start_index: int,
+    workers: int | None,
+) -> None:
+    if num_videos < 1:
+        raise RenderError(f"--num-videos is {num_videos}; it must be at least 1")
+    if num_frames < 1:
+        raise RenderError(f"--num-frames is {num_frames}; it must be at least 1")
+    if not 1 <= fps <= 1000:
+        raise RenderError(f"--fps is {fps:g}; it must lie between 1 and 1000")
+    if seed < 0:
+        raise RenderError(f"--seed is {seed}; it must not be negative")
+    if start_index < 0:
+        raise RenderError(f"--start-index is {start_index}; it must not be negative")
+    if workers is not None and workers < 1:
+        raise RenderError(f"--workers is {workers}; it must be at least 1")
+    height, width = size
+    if height < 16 or width < 16 or height % 2 or width % 2:
+        even = (max(16, height + height % 2), max(16, width + width % 2))
+        raise RenderError(
+            f"--size {height} {width} does not fit the video format (yuv420p), which needs an even "
+            f"height and width of at least 16; the next one that does is --size {even[0]} {even[1]}"
+        )
+
+
+def _claim(out: Path, settings: dict) -> None:
+    """Writes the manifest of a fresh folder, or refuses one that was filled in another way."""
+    manifest = out / MANIFEST
+    if out.exists() and not out.is_dir():
+        raise RenderError(f"--out {out} is a file; name a folder")
+    if manifest.exists():
+        try:
+            found = json.loads(manifest.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            raise RenderError(f"{manifest} cannot be read; choose another --out")
+        if found.get("rendering") != RENDERING:
+            raise RenderError(
+                f"--out {out} holds videos of another version of the renderer; choose another --out"
+            )
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise RenderError(
+                    f"--out {out} holds videos rendered with --{name.replace('_', '-')} "
+                    f"{_words(found.get(name))}, not {_words(value)}; "
+                    "choose another --out or the same settings"
+                )
+        return
+    if any(out.glob("video_*")) or any(out.glob("annotation_*")):
+        raise RenderError(
+            f"--out {out} holds videos or annotations that this command did not make; choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with _replacing(manifest) as part:
+        part.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_whole(out: Path, index: int) -> bool:
+    # Files get their names when they are complete, and the video is the last of the two.
+    return video_path(out, index).exists() and annotation_path(out, index).exists()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _rendered(
+    out: Path,
+    indices: list[int],
+    size: tuple[int, int],
+    num_frames: int,
+    fps: float,
+    seed: int,
+    workers: int,
+) -> Iterator[int]:
+    """Renders the videos and yields their numbers as they are done."""
+    if workers <= 1 or len(indices) <= 1:
+        renderer = Renderer(Camera(*size))
+        for index in indices:
+            _render_one(renderer, out, index, num_frames, fps, seed)
+            yield index
+        return
+    # Spawned, not forked: the caller may have threads (torch's, say), and they do not survive a fork.
+    pool = ProcessPoolExecutor(
+        min(workers, len(indices)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(size,),
+    )
+    try:
+        jobs = {pool.submit(_work, out, i, num_frames, fps, seed): i for i in indices}
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
+    except BrokenProcessPool:
+        raise RenderError(
+            "a rendering process was killed (was memory short?); the same command with fewer "
+            "--workers goes on where it stopped"
+        ) from None
+    except KeyboardInterrupt:
+        stop_workers()
+        raise
+    finally:
+        # Once: a second call, as the end of a `with` makes, would forget that the rest is cancelled.
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_renderer: Renderer | None = None
+
+
+def _start_worker(size: tuple[int, int]) -> None:
+    global _worker_renderer
+    start_worker()
+    _worker_renderer = Renderer(Camera(*size))
+
+
+def _work(out: Path, index: int, num_frames: int, fps: float, seed: int) -> None:
+    assert _worker_renderer is not None
+    _render_one(_worker_renderer, out, index, num_frames, fps, seed)
+
+
+def _render_one(
+    renderer: Renderer, out: Path, index: int, num_frames: int, fps: float, seed: int
+) -> None:
+    objects = draw_scene(seed, index)
+    motion = simulate(objects, num_frames, fps)
+    text = json.dumps(annotation(index, objects, motion, renderer.camera))
+    with _replacing(annotation_path(out, index)) as part:
+        part.write_text(text)
+    frames = (
+        renderer.frame(objects, motion.location[f], motion.orientation[f, :, 2])
+        for f in range(num_frames)
+    )
+    with _replacing(video_path(out, index)) as part:
+        write_video(part, frames, renderer.camera, fps)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its name at the end and is removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], camera: Camera, fps: float) -> None:
+    """Encodes frames as an h264 mp4 in yuv420p.
+
+    Args:
+        path: the file to write, whatever its name ends in.
+        frames: uint8 (H, W, 3) each, RGB.
+        camera: whose frame size they have.
+        fps: frames per second.
+    """
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=dict(QUALITY))
+        stream.width, stream.height, stream.pix_fmt = camera.width, camera.height, "yuv420p"
+        # One thread: every core has a worker of its own, and threads change the bytes.
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: int = 6) -> None:
+    """Saves a picture of evenly spaced frames of the first videos in a folder, one video a row.
+
+    Args:
+        out: folder that `render` filled.
+        path: the picture to write, a .png.
+        videos: how many videos.
+        frames: how many frames of each.
+
+    Raises:
+        RenderError: `out` holds no videos, or `path` is no .png or cannot be written.
+    """
+    path = check_picture(path)
+    found = sorted(Path(out).glob("video_*/video_*.mp4"))[:videos]
+    if not found:
+        raise RenderError(f"--out {out} holds no videos")
+    rows = []
+    for video in found:
+        with av.open(str(video)) as container:
+            pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
+        rows.append(np.concatenate([pictures[k] for k in chosen], axis=1))
+    with _written("--contact-sheet", path), _replacing(path) as part:
+        Image.fromarray(np.concatenate(rows)).save(part, format="png")
+
+
+def check_picture(path: str | Path) -> Path:
+    if Path(path).suffix.lower() != ".png":
+        raise RenderError(f"--contact-sheet {path} must end in .png")
+    return Path(path)

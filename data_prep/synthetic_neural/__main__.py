@@ -1,0 +1,126 @@
+"""Simulates a recording of visual neurons whose receptive fields are known.
+
+    python -m data_prep.synthetic_neural --videos 'shards/clevrer-train-*.tar' --out sessions/sim
+
+makes a session in the Sensorium 2023 layout: grey movies of 36×64 pixels at 30 Hz cut out of the
+shards' videos and mixed with moving textures, pupil size and running speed, gaze, and the spikes of
+simple and complex cells with direction tuning, surround and behavioural gain. Beside it stand
+
+    meta/ground_truth.safetensors   what decides the rates, receptive fields and kernels, by neuron
+    meta/ground_truth.json          settings, units, the movie of each trial, and what the true rates
+                                    score on the test trials: the ceiling of every model
+    data/true_rates/N.npy           expected responses a frame, (neurons, frames)
+
+Movies of the tiers oracle and live_test_main repeat while the animal behaves anew; none of them and
+none of the videos they are cut from is in the tier train. The same settings give the same session.
+A session takes its name when it is whole; a command that was stopped begins again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.arguments import OneLineParser
+from data_prep.stopping import stop_on_sigterm
+from data_prep.synthetic_neural.settings import SimulationConfig
+from data_prep.synthetic_neural.sheet import save_sheet
+from data_prep.synthetic_neural.simulation import simulate
+from data_prep.synthetic_neural.truth import summary
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import DecodingError
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """`36x64` as height and width."""
+    try:
+        height, width = (int(number) for number in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no height and width, as in --size 36x64"
+        ) from None
+    return height, width
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `python -m data_prep.synthetic_neural`; returns the exit status."""
+    parser = OneLineParser(
+        prog="python -m data_prep.synthetic_neural",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = SimulationConfig()
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the session's folder")
+    add("--videos", nargs="+", metavar="SHARDS", help="paths, globs or addresses of shards")
+    add("--neurons", type=int, metavar="N", help=f"default: {default.neurons}")
+    add("--train-trials", type=int, metavar="N", help=f"default: {default.train_trials}")
+    add(
+        "--held-out-movies",
+        type=int,
+        metavar="N",
+        help=f"of each of the tiers oracle and live_test_main (default: {default.held_out_movies})",
+    )
+    add("--repeats", type=int, metavar="N", help=f"of those movies (default: {default.repeats})")
+    add("--seconds", type=float, help=f"a trial's length (default: {default.seconds:g})")
+    add("--fps", type=float, dest="frames_per_second", metavar="HZ", help="default: 30")
+    add("--size", type=frame_size, metavar="HxW", help="of a frame in pixels (default: 36x64)")
+    add(
+        "--stimuli",
+        choices=("videos", "textures", "mix"),
+        help="textures need no --videos (default: mix)",
+    )
+    add(
+        "--mean-rate",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="range of mean rates in spikes a second (default: {:g} {:g})".format(
+            *default.mean_rate
+        ),
+    )
+    add(
+        "--complex-share",
+        type=float,
+        metavar="SHARE",
+        help=f"of complex cells; the others are simple (default: {default.complex_share:g})",
+    )
+    add("--calcium", action="store_true", default=None, help="a calcium signal instead of spikes")
+    add(
+        "--gaze-shift",
+        type=float,
+        metavar="PIXELS",
+        help="how far gaze moves receptive fields, a standard deviation (default: 0)",
+    )
+    add("--seed", type=int, help="default: 0")
+    add(
+        "--contact-sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="also save a picture of movies, receptive fields, rates and responses",
+    )
+    options = vars(parser.parse_args(argv))
+    out, videos, sheet = (options.pop(name) for name in ("out", "videos", "contact_sheet"))
+    given = {name: value for name, value in options.items() if value is not None}
+    if "mean_rate" in given:
+        given["mean_rate"] = tuple(given["mean_rate"])
+    try:
+        if sheet is not None and sheet.suffix.lower() != ".png":
+            raise DataError(f"--contact-sheet {sheet} must end in .png")
+        simulate(out, SimulationConfig(**given), videos=videos)
+        print(summary(out))
+        if sheet is not None:
+            save_sheet(out, sheet)
+    except (DataError, DecodingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    sys.exit(main())

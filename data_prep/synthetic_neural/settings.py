@@ -1,0 +1,80 @@
+"""Settings of a simulated recording."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_vivit.data.errors import DataError
+
+StimulusKind = Literal["videos", "textures", "mix"]
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """A simulated recording.
+
+    Args:
+        neurons: how many.
+        train_trials: trials for training, each with a movie of its own.
+        held_out_movies: movies of each of the tiers oracle and live_test_main.
+        repeats: how often each held-out movie is shown.
+        seconds: a trial's length.
+        frames_per_second: of movies, behaviour and responses.
+        size: (H, W) of the movies in pixels.
+        stimuli: videos (needs shards), textures (needs none) or a mix of both, half and half.
+        mean_rate: lowest and highest mean rate in spikes a second.
+        complex_share: share of complex units; the others are simple.
+        calcium: record a calcium signal instead of spikes.
+        gaze_shift: pixels by which receptive fields move for one standard deviation of gaze.
+        seed: with the other settings decides everything.
+    """
+
+    neurons: int = 200
+    train_trials: int = 300
+    held_out_movies: int = 6
+    repeats: int = 8
+    seconds: float = 5.0
+    frames_per_second: float = 30.0
+    size: tuple[int, int] = (36, 64)
+    stimuli: StimulusKind = "mix"
+    mean_rate: tuple[float, float] = (3.0, 12.0)
+    complex_share: float = 0.5
+    calcium: bool = False
+    gaze_shift: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("neurons", "train_trials", "held_out_movies", "repeats"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{option(name)} {getattr(self, name)} must be at least 1")
+        for name in ("seconds", "frames_per_second"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"{option(name)} {getattr(self, name):g} must be above 0")
+        if self.frames < 2:
+            raise DataError(
+                f"--seconds {self.seconds:g} at --fps {self.frames_per_second:g} is "
+                "less than two frames; make it longer"
+            )
+        if min(self.size) < 8:
+            raise DataError(f"--size {self.size[0]}x{self.size[1]} must be at least 8x8")
+        if not 0 < self.mean_rate[0] <= self.mean_rate[1] < math.inf:
+            low, high = self.mean_rate
+            raise DataError(f"--mean-rate {low:g} {high:g} must rise and lie above 0")
+        if not 0 <= self.complex_share <= 1:
+            raise DataError(f"--complex-share {self.complex_share:g} must lie between 0 and 1")
+        if not math.isfinite(self.gaze_shift):
+            raise DataError(f"--gaze-shift {self.gaze_shift} must be a number of pixels")
+        if self.seed < 0:
+            raise DataError(f"--seed {self.seed} must not be negative")
+
+    @property
+    def frames(self) -> int:
+        """Of a trial."""
+        return round(self.seconds * self.frames_per_second)
+
+
+def option(name: str) -> str:
+    """The command-line option that sets a field of :class:`SimulationConfig`."""
+    return "--fps" if name == "frames_per_second" else f"--{name.replace('_', '-')}"

@@ -1,0 +1,175 @@
+"""A simulated session: movies, an animal that behaves, neurons that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.session_layout import SessionWriter
+from data_prep.synthetic_neural.behaviour import draw_behaviour
+from data_prep.synthetic_neural.population import Filters, Population, calibrated, draw_population
+from data_prep.synthetic_neural.recording import calcium_signal, expected_calcium
+from data_prep.synthetic_neural.settings import SimulationConfig, option
+from data_prep.synthetic_neural.stimuli import Movie, Screen
+from data_prep.synthetic_neural.truth import Ceiling, settings_of, write_ground_truth
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.randomness import named_generator, permutation
+from ssl_vivit.data.video.shards import ShardSet
+
+SIMULATION = 1
+"""Counts up whenever the same settings come to give another session."""
+_CALIBRATION_MOVIES = 48
+
+
+def simulate(
+    out: str | Path,
+    config: SimulationConfig | None = None,
+    *,
+    videos: str | list[str] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Simulate a session and write it; one that is there with the same settings is left alone.
+
+    Args:
+        out: the session's folder.
+        config: what to simulate; its defaults when None.
+        videos: shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them; may be None where
+            all stimuli are textures.
+        progress: whether to show a bar.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError: if a setting does not fit, shards cannot be used, or ``out`` holds another session.
+        DecodingError: if a video is broken.
+    """
+    out, config = Path(out), config or SimulationConfig()
+    source = None
+    if config.stimuli != "textures":
+        if not videos:
+            raise DataError(
+                f"--stimuli {config.stimuli} needs --videos SHARDS; or use --stimuli textures"
+            )
+        source = ShardSet(videos)
+    settings = _settings(config, source)
+    if out.exists():
+        _refuse_other(out, settings)
+        return out
+    screen = Screen(
+        config.size, config.frames, config.frames_per_second, seed=config.seed, videos=source
+    )
+    train, held_out = screen.plan(config.stimuli, config.train_trials, 2 * config.held_out_movies)
+    # Every few movies, so that both kinds of a mix are there.
+    chosen = [train[i] for i in _spread(len(train), _CALIBRATION_MOVIES)]
+    population = calibrated(
+        draw_population(
+            config.neurons,
+            config.size,
+            config.frames_per_second,
+            mean_rate=config.mean_rate,
+            complex_share=config.complex_share,
+            seed=config.seed,
+        ),
+        [screen.show(movie) for movie in chosen],
+    )
+    filters = Filters(population)
+    trials = _trials(config, train, held_out)
+    session = SessionWriter(
+        out,
+        frames_per_second=config.frames_per_second,
+        kind="calcium" if config.calcium else "spikes",
+        unit_ids=np.arange(config.neurons),
+        coordinates=_cortex(population, config.seed),
+        facts={"source": "data_prep.synthetic_neural"},
+    )
+    with session, tqdm(trials, desc="simulating", unit="trial", disable=not progress) as bar:
+        ceiling = _record(session, screen, filters, config, bar)
+        write_ground_truth(session.path, filters, settings, [movie for _, movie in trials], ceiling)
+    return out
+
+
+def _record(
+    session: SessionWriter,
+    screen: Screen,
+    filters: Filters,
+    config: SimulationConfig,
+    trials: Iterable[tuple[str, Movie]],
+) -> Ceiling:
+    """Show every trial's movie to the neurons and write what they do; return the test's ceiling."""
+    ceiling = Ceiling()
+    repeated: dict[int, np.ndarray] = {}
+    for number, (tier, movie) in enumerate(trials):
+        video = repeated[movie.number] if movie.number in repeated else screen.show(movie)
+        if tier != "train":
+            repeated[movie.number] = video
+        draw = named_generator(config.seed, "trial", number)
+        animal = draw_behaviour(draw, config.frames, config.frames_per_second)
+        shift = animal.gaze * config.gaze_shift if config.gaze_shift else None
+        rates = filters.rates(video, animal.state, shift).double().numpy()
+        if config.calcium:
+            resting = (filters.population.baseline * filters.population.mean_rate).numpy()
+            responses = calcium_signal(draw, rates, resting, config.frames_per_second)
+            rates = expected_calcium(rates, resting, config.frames_per_second)
+        else:
+            responses = draw.poisson(rates)
+        session.add(
+            tier,
+            video,
+            responses,
+            behaviour=animal.recorded,
+            pupil_centre=animal.pupil_centre,
+            true_rates=rates,
+        )
+        if tier == "live_test_main":
+            ceiling.add(rates, responses)
+    return ceiling
+
+
+def _trials(
+    config: SimulationConfig, train: list[Movie], held_out: list[Movie]
+) -> list[tuple[str, Movie]]:
+    """Tier and movie of every trial, all tiers mixed over the session as in a recording."""
+    half = config.held_out_movies
+    tiers = [("oracle", movie) for movie in held_out[:half]]
+    tiers += [("live_test_main", movie) for movie in held_out[half:]]
+    trials = [("train", movie) for movie in train] + tiers * config.repeats
+    return [trials[i] for i in permutation(config.seed, 1, len(trials))]
+
+
+def _cortex(population: Population, seed: int) -> np.ndarray:
+    """Positions in cortex in micrometres: a map of the visual field, with scatter, and depth."""
+    draw = named_generator(seed, "cortex", len(population))
+    place = population.center.numpy() * [400.0, -250.0] + draw.normal(0, 30.0, (len(population), 2))
+    return np.column_stack([place, draw.uniform(150.0, 350.0, len(population))])
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """Up to ``most`` positions of a list, some even and some odd ones."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
+
+
+def _settings(config: SimulationConfig, source: ShardSet | None) -> dict[str, Any]:
+    keys = [] if source is None else source.keys
+    return {
+        "simulation": SIMULATION,
+        **asdict(config),
+        "size": list(config.size),
+        "mean_rate": list(config.mean_rate),
+        "videos": {"count": len(keys), "first": keys[:1], "last": keys[-1:]},
+    }
+
+
+def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
+    found = settings_of(out)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise DataError(
+                f"--out {out} holds a session made with {option(name)} {found.get(name)}, "
+                f"not {value}; choose another --out or the same settings"
+            )

@@ -1,0 +1,1 @@
+"""Recorded sessions → windows for training and whole trials for evaluation."""

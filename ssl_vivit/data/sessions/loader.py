@@ -1,0 +1,320 @@
+"""Recorded sessions → batches for a model of neurons, and the facts that such a model keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ssl_vivit.data.errors import SessionError
+from ssl_vivit.data.sessions.files import TIERS, Session, SessionFacts
+from ssl_vivit.data.sessions.scan import Moments, TrialFacts
+from ssl_vivit.data.sessions.split import Split, held_out_units, split_trials
+from ssl_vivit.data.sessions.trials import TrialBatches
+from ssl_vivit.data.sessions.windows import WindowBatches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NeuralDataConfig:
+    """Which sessions, and how batches come from them.
+
+    Args:
+        sessions: folders in the Sensorium 2023 layout.
+        window: frames in a training window; shorter trials are padded.
+        batching: "mix": every batch holds windows of all sessions; "alternate": of one.
+        drop_first: frames at the start of a training window or a whole trial whose responses
+            count neither for the loss nor for scores.
+        held_out_neurons: share of each session's neurons whose responses are kept from training.
+        train_share: share of the training trials that is used; larger ones hold smaller ones.
+        validation_share: share of the training movies that validates, for sessions that have no
+            validation tier of their own.
+        standardize: pixels by mean and standard deviation of the sessions' training stimuli
+            (``session``), or by those that an exported encoder was trained with (``encoder``).
+            Other cores and fresh encoders have no statistics of their own and take the sessions'.
+        in_memory: keep trials in memory once they are read.
+    """
+
+    sessions: str | list[str] | None = None
+    window: int = 60
+    batching: Literal["mix", "alternate"] = "mix"
+    drop_first: int = 0
+    held_out_neurons: float = 0.0
+    train_share: float = 1.0
+    validation_share: float = 0.1
+    standardize: Literal["encoder", "session"] = "encoder"
+    in_memory: bool = False
+
+    def check(self) -> None:
+        """Raises: SessionError: if a setting is out of range."""
+        if self.window < 1:
+            raise SessionError(f"data.window is {self.window}; it must be 1 frame or more")
+        if not 0 <= self.drop_first < self.window:
+            raise SessionError(
+                f"data.drop_first is {self.drop_first}; it must be 0 or more and below "
+                f"data.window {self.window}"
+            )
+        if not 0 < self.train_share <= 1:
+            raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
+        if self.standardize not in ("encoder", "session"):
+            raise SessionError(
+                f"data.standardize is {self.standardize!r}; choose encoder or session"
+            )
+        if self.batching not in ("mix", "alternate"):
+            raise SessionError(f"data.batching is {self.batching!r}; choose mix or alternate")
+        for name in ("held_out_neurons", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SessionError(
+                    f"data.{name} is {getattr(self, name)}; it must be 0 or more and below 1"
+                )
+
+
+class Sessions(NamedTuple):
+    """What :func:`build_sessions` makes of a NeuralDataConfig.
+
+    Attributes:
+        train: windows of the training trials.
+        validation: whole trials; None if there are none.
+        test: the same.
+        facts: of each session, in the order of the config.
+        sessions: the open sessions, in the same order.
+    """
+
+    train: WindowBatches
+    validation: TrialBatches | None
+    test: TrialBatches | None
+    facts: list[SessionFacts]
+    sessions: list[Session]
+
+
+def build_sessions(
+    config: NeuralDataConfig,
+    *,
+    seed: int = 0,
+    facts: Sequence[SessionFacts] | None = None,
+    pixel_statistics: tuple[float, float] | None = None,
+) -> Sessions:
+    """Open the sessions, split them and measure their statistics.
+
+    What a person should know of them is logged as warnings, by the main process.
+
+    Args:
+        config: which sessions, and how batches come from them.
+        seed: of every draw.
+        facts: of a checkpoint. Its split, statistics and held-out neurons are then used as they
+            are; nothing is measured, and the sessions must be those of the checkpoint or some of
+            them.
+        pixel_statistics: mean and standard deviation, of pixels from 0 to 1, that standardise the
+            video in place of the training stimuli's.
+
+    Raises:
+        SessionError: if a session is unusable, they do not go together, or do not fit ``facts``.
+    """
+    config.check()
+    paths = [config.sessions] if isinstance(config.sessions, str) else config.sessions
+    if not paths:
+        raise SessionError(
+            "data.sessions is not set; name folders of sessions, or simulate one by "
+            "`python -m data_prep.synthetic_neural`"
+        )
+    sessions = [Session(path, in_memory=config.in_memory) for path in paths]
+    notes = [note for session in sessions for note in session.notes]
+    _check_together(sessions)
+    if facts is None:
+        splits, told = split_trials(
+            sessions,
+            validation_share=config.validation_share,
+            train_share=config.train_share,
+        )
+        found, dropped = _measure(sessions, splits, config.held_out_neurons)
+        notes += told + dropped + _rates_note(sessions)
+        if pixel_statistics is not None:
+            mean, std = pixel_statistics
+            found = [replace(fact, video_mean=mean, video_std=std) for fact in found]
+    else:
+        found = [_known(session, facts) for session in sessions]
+    _check_lengths(sessions, found, config.drop_first)
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            logger.warning("%s", note)
+    train = WindowBatches(
+        sessions,
+        found,
+        window=config.window,
+        batching=config.batching,
+        seed=seed,
+        drop_first=config.drop_first,
+    )
+    whole = {}
+    for tier in ("validation", "test"):
+        trials = [(i, trial) for i, fact in enumerate(found) for trial in fact.split[tier]]
+        whole[tier] = (
+            TrialBatches(sessions, found, trials, drop_first=config.drop_first) if trials else None
+        )
+    return Sessions(train, whole["validation"], whole["test"], found, sessions)
+
+
+def _check_together(sessions: Sequence[Session]) -> None:
+    names = [session.name for session in sessions]
+    for name in names:
+        if names.count(name) > 1:
+            raise SessionError(
+                f"{names.count(name)} sessions are called {name}; rename folders, since a model "
+                f"knows its sessions by these names"
+            )
+    sizes = {session.name: session.frame_size for session in sessions}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {h}×{w}" for name, (h, w) in sizes.items())
+        raise SessionError(
+            f"the sessions' videos have different sizes (H×W): {told}; resize them to one, or "
+            f"train a model for each size"
+        )
+    channels = {session.name: session.behaviour_channels for session in sessions}
+    if len(set(channels.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in channels.items())
+        raise SessionError(
+            f"the sessions have different numbers of behaviour channels: {told}; write the same "
+            f"channels for all, or move data/behavior away in all"
+        )
+
+
+def _check_lengths(
+    sessions: Sequence[Session], facts: Sequence[SessionFacts], drop_first: int
+) -> None:
+    for session, fact in zip(sessions, facts, strict=True):
+        for tier in TIERS:
+            for trial in fact.split[tier]:
+                if session.lengths[trial] <= drop_first:
+                    raise SessionError(
+                        f"data.drop_first {drop_first} leaves nothing of trial {trial} of "
+                        f"{session.name}, which has {session.lengths[trial]} frames; lower it"
+                    )
+
+
+def _measure(
+    sessions: Sequence[Session], splits: Sequence[Split], held_out: float
+) -> tuple[list[SessionFacts], list[str]]:
+    """Statistics of the training trials that are used."""
+    trained: list[list[TrialFacts]] = [
+        [session.trials[int(trial)] for trial in split["train"]]
+        for session, split in zip(sessions, splits, strict=True)
+    ]
+    video = Moments.merged(trial.video for trials in trained for trial in trials)
+    behaviours = [
+        Moments.merged(trial.behaviour for trial in trials if trial.behaviour is not None)
+        if session.behaviour_channels
+        else None
+        for session, trials in zip(sessions, trained, strict=True)
+    ]
+    varying = [moments.varies for moments in behaviours if moments is not None]
+    kept = np.flatnonzero(np.any(varying, axis=0)) if varying else np.zeros(0, dtype=np.int64)
+    notes = []
+    if len(kept) < sessions[0].behaviour_channels:
+        dropped = sorted({*range(sessions[0].behaviour_channels)} - {*kept.tolist()})
+        notes.append(
+            f"behaviour channels without variance in training trials are dropped: "
+            f"{', '.join(map(str, dropped))} of {sessions[0].behaviour_channels}"
+        )
+    facts = []
+    for session, split, trials, behaviour in zip(
+        sessions, splits, trained, behaviours, strict=True
+    ):
+        hidden = held_out_units(session, held_out)
+        if hidden.any():
+            notes.append(
+                f"{session.name}: {hidden.sum()} of {len(hidden)} neurons are held out of training"
+            )
+        pupil = (
+            Moments.merged(trial.pupil for trial in trials if trial.pupil is not None)
+            if session.has_pupil
+            else None
+        )
+        coordinates = session.coordinates
+        facts.append(
+            SessionFacts(
+                name=session.name,
+                unit_ids=tuple(session.unit_ids.tolist()),
+                frames_per_second=session.frames_per_second,
+                kind=session.kind,
+                frame_size=session.frame_size,
+                video_mean=float(video.mean[0]) / 255,
+                video_std=_divisors(video)[0] / 255,
+                behaviour_channels=tuple(kept.tolist()),
+                behaviour_mean=tuple(behaviour.mean[kept].tolist()) if behaviour else (),
+                behaviour_std=tuple(_divisors(behaviour)[i] for i in kept) if behaviour else (),
+                pupil_mean=(float(pupil.mean[0]), float(pupil.mean[1])) if pupil else None,
+                pupil_std=(_divisors(pupil)[0], _divisors(pupil)[1]) if pupil else None,
+                mean_response=tuple(
+                    Moments.merged(trial.responses for trial in trials).mean.tolist()
+                ),
+                coordinates=None
+                if coordinates is None
+                else tuple(map(tuple, coordinates.tolist())),
+                split={tier: tuple(split[tier].tolist()) for tier in TIERS},
+                held_out_units=tuple(session.unit_ids[hidden].tolist()),
+            )
+        )
+    return facts, notes
+
+
+def _divisors(moments: Moments) -> list[float]:
+    """Standard deviations, 1 where nothing varies."""
+    return np.where(moments.varies, moments.std, 1.0).tolist()
+
+
+def _rates_note(sessions: Sequence[Session]) -> list[str]:
+    if len({session.frames_per_second for session in sessions}) == 1:
+        return []
+    told = ", ".join(f"{session.name} {session.frames_per_second:g} Hz" for session in sessions)
+    return [f"sessions have different frame rates, a frame of each is one step: {told}"]
+
+
+def _known(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
+    """The checkpoint's facts of a session, which must be the one that it was trained on."""
+    by_name = {fact.name: fact for fact in facts}
+    fact = by_name.get(session.name)
+    if fact is None:
+        raise SessionError(
+            f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
+            f"which knows "
+            + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
+        )
+    told = f"session {session.name} is not as the checkpoint knows it:"
+    ids = tuple(session.unit_ids.tolist())
+    if ids != fact.unit_ids:
+        counts = f"{len(ids)} neurons instead of {len(fact.unit_ids)}"
+        common = len({*ids} & {*fact.unit_ids})
+        raise SessionError(
+            f"{told} {counts}, {common} of them with the same ids"
+            + (", in another order" if sorted(ids) == sorted(fact.unit_ids) else "")
+            + "; give the folder that the model was trained on"
+        )
+    for what, here, there in (
+        ("frame size", session.frame_size, fact.frame_size),
+        ("frames per second", session.frames_per_second, fact.frames_per_second),
+        ("kind of responses", session.kind, fact.kind),
+        ("measured pupil centre", session.has_pupil, fact.pupil_mean is not None),
+        (
+            "behaviour",
+            session.behaviour_channels > max(fact.behaviour_channels, default=-1),
+            True,
+        ),
+    ):
+        if here != there:
+            raise SessionError(
+                f"{told} {what} is {here} instead of {there}; give the folder that the model was "
+                f"trained on"
+            )
+    for tier, trials in fact.split.items():
+        gone = [trial for trial in trials if trial not in session.trials]
+        if gone:
+            raise SessionError(
+                f"{told} trial {gone[0]} of its {tier} split is not there or has tier 'none' "
+                f"({len(gone)} of {len(trials)}); give the folder that the model was trained on"
+            )
+    return fact

@@ -1,0 +1,160 @@
+"""Pieces of trials as the parts of a batch: standardised, padded, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from ssl_vivit.data.sessions.files import Session, SessionFacts
+
+
+def standardised_video(
+    video: Shaped[Tensor, "*dims"], facts: SessionFacts
+) -> Float[Tensor, "*dims"]:
+    """Pixels from 0 to 255, uint8 or float, as the model gets them."""
+    return (video.float() - 255 * facts.video_mean) / (255 * facts.video_std)
+
+
+def standardised_behaviour(
+    behaviour: Float[Tensor, "*dims k_all"], facts: SessionFacts
+) -> Float[Tensor, "*dims k"]:
+    """All recorded channels → those that the model gets, with mean 0 and variance 1."""
+    kept = behaviour[..., list(facts.behaviour_channels)]
+    mean, std = kept.new_tensor(facts.behaviour_mean), kept.new_tensor(facts.behaviour_std)
+    return (kept - mean) / std
+
+
+def standardised_pupil(
+    centre: Float[Tensor, "*dims 2"], facts: SessionFacts
+) -> Float[Tensor, "*dims 2"]:
+    """The pupil's centre as recorded → with mean 0 and variance 1; it must have been measured."""
+    return (centre - centre.new_tensor(facts.pupil_mean)) / centre.new_tensor(facts.pupil_std)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames [start, start + length) of a trial, of which those past its end are padding.
+
+    Args:
+        session: its place among the sessions.
+        trial: its number.
+        start: first frame.
+        length: frames, padding included.
+    """
+
+    session: int
+    trial: int
+    start: int
+    length: int
+
+
+def read_part(
+    session: Session, pieces: Sequence[Piece], hidden: np.ndarray, drop_first: int
+) -> dict[str, Any]:
+    """Equally long pieces of one session, from disk, not standardised yet.
+
+    Args:
+        session: of all pieces.
+        pieces: to be stacked.
+        hidden: bool (N,), neurons whose responses are given out as unknown.
+        drop_first: frames at the start of a piece whose responses are given out as unknown.
+
+    Returns:
+        ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre``
+        (b, T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding,
+        ``trial`` (b,), ``content`` (b,): equal for trials of the same movie; ``shows``, for each
+        piece the place of the first one that has the same frames of the same movie.
+    """
+    videos, behaviours, pupils, responses, frames = [], [], [], [], []
+    first: dict[tuple[int, int, int], int] = {}
+    shows: list[int] = []
+    for piece in pieces:
+        trial, stop = (
+            piece.trial,
+            min(piece.start + piece.length, int(session.lengths[piece.trial])),
+        )
+        span = (trial, piece.start, stop)
+        movie = (int(session.contents[trial]), piece.start, stop)
+        shows.append(first.setdefault(movie, len(shows)))
+        padding = piece.length - (stop - piece.start)
+        videos.append(_padded(session.video(*span), padding, mode="edge"))
+        known = session.responses(*span)
+        known[:drop_first] = np.nan
+        known[:, hidden] = np.nan
+        responses.append(_padded(known, padding, constant_values=np.nan))
+        frames.append(_padded(np.arange(piece.start, stop), padding, constant_values=-1))
+        if session.behaviour_channels:
+            # What stands in for padding here is put to zero once it is standardised.
+            behaviours.append(_padded(session.behaviour(*span), padding, mode="edge"))
+        if session.has_pupil:
+            pupils.append(_padded(session.pupil_centre(*span), padding, mode="edge"))
+    trials = np.array([piece.trial for piece in pieces], dtype=np.int64)
+    return {
+        "session": session.name,
+        "video": _stacked(videos),
+        "behaviour": _stacked(behaviours) if behaviours else None,
+        "pupil_centre": _stacked(pupils) if pupils else None,
+        "responses": _stacked(responses),
+        "frames": _stacked(frames),
+        "trial": torch.from_numpy(trials),
+        "content": torch.from_numpy(session.contents[trials]),
+        "shows": shows,
+    }
+
+
+def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device) -> dict[str, Any]:
+    """A part of :func:`read_part` on its device, with video (b, 1, T, H, W) standardised."""
+    moved = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in part.items()
+    }
+    valid = rearrange(moved["frames"] >= 0, "b t -> b t 1")
+    video = rearrange(moved["video"], "b t h w -> b 1 t h w")
+    moved["video"] = standardised_video(video, facts)
+    behaviour, pupil = moved["behaviour"], moved["pupil_centre"]
+    if behaviour is not None:
+        moved["behaviour"] = (
+            standardised_behaviour(behaviour, facts).where(valid, 0)
+            if facts.behaviour_channels
+            else None
+        )
+    if pupil is not None:
+        moved["pupil_centre"] = (
+            standardised_pupil(pupil, facts).where(valid, 0) if facts.pupil_mean else None
+        )
+    return moved
+
+
+def finish_batch(
+    parts: Sequence[dict[str, Any]], facts: Sequence[SessionFacts], device: torch.device
+) -> dict[str, Any]:
+    """The parts and, for all of them in their order, ``key`` and ``trial`` (b,)."""
+    finished = [finish_part(p, f, device) for p, f in zip(parts, facts, strict=True)]
+    return {
+        "parts": finished,
+        "key": [
+            f"{part['session']}/{trial}@{start}"
+            for part in parts
+            for trial, start in zip(
+                part["trial"].tolist(), part["frames"][:, 0].tolist(), strict=True
+            )
+        ],
+        "trial": torch.cat([part["trial"] for part in finished]),
+    }
+
+
+def _padded(array: np.ndarray, padding: int, **how: Any) -> np.ndarray:
+    if not padding:
+        return array
+    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1), **how)
+
+
+def _stacked(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))

@@ -1,0 +1,124 @@
+"""Which trials train, validate and test, and which neurons are kept from training.
+
+A session's own tiers are honoured. What is split here never parts the trials of one movie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import numpy as np
+
+from ssl_vivit.data.errors import SessionError
+from ssl_vivit.data.randomness import name_fraction
+from ssl_vivit.data.sessions.files import TIERS, Session
+
+Split = dict[str, np.ndarray]
+
+
+def split_trials(
+    sessions: Sequence[Session], *, validation_share: float, train_share: float
+) -> tuple[list[Split], list[str]]:
+    """Trials of each tier of each session.
+
+    A session without validation trials gives some of its training trials: all those of the movies
+    whose content hashes come first, leaving out movies that test trials or the training trials of
+    sessions with a validation tier show. After that ``train_share`` takes a part of the training
+    trials, chosen by their names, so that a larger share holds all of a smaller one.
+
+    Args:
+        sessions: with tiers of their own.
+        validation_share: share of a session's movies that go to validation if it has none.
+        train_share: share of the training trials that are used, at least one of each session.
+
+    Returns:
+        For each session, tier → numbers of trials, int64, ascending; and lines on what was done.
+
+    Raises:
+        SessionError: if a session were left without training trials.
+    """
+    notes: list[str] = []
+    splits = [dict(session.tiers) for session in sessions]
+    asking = [
+        i for i, split in enumerate(splits) if validation_share and not len(split["validation"])
+    ]
+    fixed = {
+        movie
+        for i, session in enumerate(sessions)
+        for tier in (("test",) if i in asking else ("test", "train"))
+        for movie in _movies(session, splits[i][tier])
+    }
+    moved = {
+        movie
+        for i in asking
+        for movie in _first(set(_movies(sessions[i], splits[i]["train"])) - fixed, validation_share)
+    }
+    for i in asking:
+        session, train = sessions[i], splits[i]["train"]
+        goes = np.array([movie in moved for movie in _movies(session, train)], dtype=bool)
+        if goes.all():
+            raise SessionError(
+                f"session {session.name} has no validation tier, and all of its training movies "
+                f"would be needed for validation; name tiers, or set validation_share 0"
+            )
+        splits[i] = {**splits[i], "train": train[~goes], "validation": train[goes]}
+        notes.append(
+            f"{session.name}: no validation tier; {goes.sum()} of {len(train)} training trials "
+            f"validate, sharing no movie with others"
+            if goes.any()
+            else f"{session.name}: no validation tier, and no movie that could be split off for one"
+        )
+    for session, split in zip(sessions, splits, strict=True):
+        split["train"] = _nested_share(session.name, split["train"], train_share)
+    if train_share < 1:
+        told = ", ".join(
+            f"{s.name} {len(p['train'])}" for s, p in zip(sessions, splits, strict=True)
+        )
+        notes.append(f"train_share {train_share:g} leaves these training trials: {told}")
+    return splits, notes + _shared_movies(sessions, splits)
+
+
+def held_out_units(session: Session, share: float) -> np.ndarray:
+    """Neurons kept from training, chosen by the names of session and unit: bool (N,).
+
+    Args:
+        session: whose neurons.
+        share: of them, rounded; above 0 at least one, and never all.
+    """
+    number = len(session.unit_ids)
+    if share and number < 2:
+        raise SessionError(
+            f"session {session.name} has one neuron; held_out_neurons needs two or more"
+        )
+    held = min(max(round(share * number), 1), number - 1) if share else 0
+    order = np.argsort([name_fraction(f"{session.name}\x1f{unit}") for unit in session.unit_ids])
+    chosen = np.zeros(number, dtype=bool)
+    chosen[order[:held]] = True
+    return chosen
+
+
+def _nested_share(name: str, trials: np.ndarray, share: float) -> np.ndarray:
+    order = np.argsort([name_fraction(f"{name}\x1ftrial {trial}") for trial in trials])
+    # 0.1 · 30 is a little more than 3 in floats.
+    return np.sort(trials[order[: max(1, ceil(share * len(trials) - 1e-9))]])
+
+
+def _movies(session: Session, trials: np.ndarray) -> list[str]:
+    return [session.trials[int(trial)].content for trial in trials]
+
+
+def _first(movies: set[str], share: float) -> list[str]:
+    """The share of movies whose hashes come first; at least one, and one less than all at most."""
+    return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
+
+
+def _shared_movies(sessions: Sequence[Session], splits: Sequence[Split]) -> list[str]:
+    pairs = list(zip(sessions, splits, strict=True))
+    shown = {tier: {m for s, p in pairs for m in _movies(s, p[tier])} for tier in TIERS}
+    parts = [
+        f"{len(shown[tier] & shown[other])} of {len(shown[tier])} {tier} movies are in {other}, too"
+        for tier, other in (("validation", "train"), ("test", "train"), ("test", "validation"))
+        if shown[tier] & shown[other]
+    ]
+    return [f"tiers share movies: {'; '.join(parts)}"] if parts else []

@@ -1,0 +1,189 @@
+"""Training windows of sessions, the same ones on any number of processes and after any stop.
+
+- An epoch takes as many windows of each trial as it holds, give or take one, so that all frames
+  count the same; where they start depends on (seed, epoch, session, trial, number) alone.
+- "mix": every global batch holds windows of all sessions in proportion to their frames.
+- "alternate": every global batch is of one session; sessions take turns in the same proportion.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.sessions.files import Session, SessionFacts
+from ssl_vivit.data.sessions.parts import Piece, finish_batch, read_part
+
+_PREFETCH = 2
+
+
+class WindowBatches:
+    """Endless training batches of windows.
+
+    A batch is a dict: ``parts``, one for each session in it; for all parts in their order ``key``
+    ("session/trial@first frame") and ``trial`` int64 (b,). A part holds
+
+    - ``session``: its name;
+    - ``video`` float (b, 1, T, H, W), standardised; padding repeats the last frame;
+    - ``behaviour`` float (b, T, K), standardised, and ``pupil_centre`` (b, T, 2); padded with 0;
+      None where it was not recorded;
+    - ``responses`` float (b, T, N), NaN where unknown, padded, or not to be trained on;
+    - ``frames`` int64 (b, T), numbers within the trial, −1 for padding;
+    - ``trial`` and ``content`` int64 (b,): the trial and, within the session, the movie it shows.
+
+    Never pass it to ``accelerator.prepare``: it is split over processes already.
+
+    Args:
+        sessions: to draw from.
+        facts: of each, with the statistics and the training trials.
+        window: frames in a window; shorter trials are padded.
+        batching: "mix" or "alternate".
+        seed: of every draw.
+        drop_first: frames at a window's start without responses.
+        fit_held_out: give out the responses of held-out neurons alone instead of all others.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        facts: Sequence[SessionFacts],
+        *,
+        window: int,
+        batching: Literal["mix", "alternate"] = "mix",
+        seed: int = 0,
+        drop_first: int = 0,
+        fit_held_out: bool = False,
+    ) -> None:
+        self.sessions, self.facts = list(sessions), list(facts)
+        self.window, self.batching, self.seed = window, batching, seed
+        self.drop_first = drop_first
+        self._trials = [np.array(f.split["train"], dtype=np.int64) for f in facts]
+        # A trial shorter than a window cannot take part by less than one.
+        self._weights = [
+            np.maximum(session.lengths[trials], window)
+            for session, trials in zip(sessions, self._trials, strict=True)
+        ]
+        held = [
+            np.isin(session.unit_ids, fact.held_out_units)
+            for session, fact in zip(sessions, facts, strict=True)
+        ]
+        self._hidden = [~units for units in held] if fit_held_out else held
+
+    def for_held_out_units(self) -> WindowBatches:
+        """The same windows, with the responses of the held-out neurons and no others."""
+        return WindowBatches(
+            self.sessions,
+            self.facts,
+            window=self.window,
+            batching=self.batching,
+            seed=self.seed,
+            drop_first=self.drop_first,
+            fit_held_out=True,
+        )
+
+    def windows_per_epoch(self) -> list[int]:
+        """Windows that the training trials of each session hold."""
+        return [max(1, round(weights.sum() / self.window)) for weights in self._weights]
+
+    def steps_per_epoch(self, total_batch_size: int) -> int:
+        """Whole global batches in an epoch, at least one (of one session, if they alternate).
+
+        Sessions with fewer windows than a batch give several from each trial.
+        """
+        counts = self._counts(total_batch_size)
+        if self.batching == "alternate":
+            return sum(count // total_batch_size for count in counts)
+        return sum(counts) // total_batch_size
+
+    def stream(
+        self, split: BatchSplit, *, start_step: int, device: torch.device | str
+    ) -> Generator[dict[str, Any], None, None]:
+        """Micro-batches from the given optimisation step on, without end, over epoch borders.
+
+        Each step yields ``split.accumulation`` of them. What step k yields does not depend on
+        where the stream began.
+        """
+        return self._batches(self._schedule(split, start_step), torch.device(device))
+
+    def _batches(
+        self, schedule: Iterator[list[Piece]], device: torch.device
+    ) -> Generator[dict[str, Any], None, None]:
+        reading: deque[Future] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="windows") as reader:
+            for pieces in schedule:
+                reading.append(reader.submit(self._read, pieces))
+                if len(reading) > _PREFETCH:
+                    numbers, parts = reading.popleft().result()
+                    yield finish_batch(parts, [self.facts[i] for i in numbers], device)
+
+    def _read(self, pieces: list[Piece]) -> tuple[list[int], list[dict[str, Any]]]:
+        numbers = sorted({piece.session for piece in pieces})
+        return numbers, [
+            read_part(
+                self.sessions[i],
+                [piece for piece in pieces if piece.session == i],
+                self._hidden[i],
+                self.drop_first,
+            )
+            for i in numbers
+        ]
+
+    def _schedule(self, split: BatchSplit, start_step: int) -> Iterator[list[Piece]]:
+        size = split.total_batch_size
+        steps, order, order_epoch = self.steps_per_epoch(size), [], -1
+        for step in itertools.count(start_step):
+            epoch, place = divmod(step, steps)
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch, size), epoch
+            batch = order[place * size : (place + 1) * size]
+            for micro_step in range(split.accumulation):
+                yield [self._piece(epoch, *batch[i]) for i in split.positions(micro_step)]
+
+    def _counts(self, size: int) -> list[int]:
+        """Windows of each session in an epoch of batches of that size."""
+        counts = self.windows_per_epoch()
+        if self.batching == "alternate":
+            return [count * -(-size // count) for count in counts]
+        return [count * -(-size // sum(counts)) for count in counts]
+
+    def _order(self, epoch: int, size: int) -> list[tuple[int, int, int]]:
+        """(session, trial, number among the windows of that trial) of an epoch's windows."""
+        windows, places = [], []
+        for i, count in enumerate(self._counts(size)):
+            name = self.sessions[i].name
+            trials = self._drawn_trials(epoch, i, count)
+            first = np.searchsorted(trials, trials)
+            found = [
+                (i, int(self._trials[i][trial]), int(number))
+                for trial, number in zip(trials, np.arange(count) - first, strict=True)
+            ]
+            keys = named_generator(self.seed, epoch, name, "order").random(count)
+            phase = named_generator(self.seed, epoch, name, "turn").random()
+            block = size if self.batching == "alternate" else 1
+            turns = count // block
+            windows += [found[j] for j in np.argsort(keys, kind="stable")[: turns * block]]
+            # Evenly spaced places in the epoch, so that every stretch has its share of all sessions.
+            places.append(np.repeat((np.arange(turns) + phase) / turns, block))
+        return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
+
+    def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
+        """Systematic sampling: each trial floor or ceil of its expected number, ascending."""
+        name = self.sessions[i].name
+        phase = named_generator(self.seed, epoch, name, "trials").random()
+        ends = np.cumsum(self._weights[i])
+        picks = (np.arange(count) + phase) * (ends[-1] / count)
+        return np.searchsorted(ends, picks, side="right").clip(max=len(ends) - 1)
+
+    def _piece(self, epoch: int, session: int, trial: int, number: int) -> Piece:
+        name, length = self.sessions[session].name, int(self.sessions[session].lengths[trial])
+        rng = named_generator(self.seed, epoch, name, trial, number, "start")
+        start = int(rng.integers(max(0, length - self.window) + 1))
+        return Piece(session, trial, start, self.window)

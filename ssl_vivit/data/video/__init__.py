@@ -1,0 +1,1 @@
+"""Videos and shards → clips and batches of clips."""

@@ -1,0 +1,84 @@
+"""Which videos an encoder was trained on, as it is saved with it, so that none is tested on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssl_vivit.data.randomness import name_fraction
+from ssl_vivit.data.video.loader import DataConfig
+from ssl_vivit.data.video.shards import ShardSet
+
+_NOT_KNOWN = "-"
+
+
+def pretraining_data(
+    config: DataConfig, videos: ShardSet, indices: Sequence[int] | np.ndarray, seed: int
+) -> dict[str, Any]:
+    """A record of a run's training videos, as JSON values.
+
+    Args:
+        config: which shards, and which share of their videos was held out.
+        videos: the shards, opened.
+        indices: the videos that were trained on.
+        seed: of the run's draws; which videos are held out does not depend on it.
+
+    Returns:
+        ``videos``, how many; ``shards`` as they were named; ``held_out``; ``seed``; ``contents``,
+        for each shard a checksum of its annotations and its file's name.
+    """
+    shards = config.shards
+    return {
+        "videos": len(indices),
+        "shards": shards if shards is None or isinstance(shards, str) else list(shards),
+        "held_out": config.held_out,
+        "seed": seed,
+        "contents": [f"{checksum}  {name}" for checksum, name in _contents(videos)],
+    }
+
+
+def trained_on(
+    record: Mapping[str, Any], videos: ShardSet, indices: Sequence[int] | np.ndarray
+) -> int:
+    """How many videos a recorded run may have trained on.
+
+    Those are the ones in shards of the same name and annotations (of the same name where a
+    shard has none) that the run did not hold out.
+
+    Args:
+        record: of :func:`pretraining_data`.
+        videos: shards, opened.
+        indices: the videos in question.
+    """
+    known: dict[str, set[str]] = {}
+    for line in record["contents"]:
+        checksum, _, name = line.partition("  ")
+        known.setdefault(name, set()).add(checksum)
+    shared = np.array(
+        [
+            name in known and bool({checksum, _NOT_KNOWN} & known[name] or checksum == _NOT_KNOWN)
+            for checksum, name in _contents(videos)
+        ]
+    )
+    return sum(
+        bool(shared[videos.shard_of[i]]) and name_fraction(videos.keys[i]) >= record["held_out"]
+        for i in indices
+    )
+
+
+def _contents(videos: ShardSet) -> list[tuple[str, str]]:
+    """Checksum and file name of each shard."""
+    crcs = videos.annotation_crcs
+    found = []
+    for number, shard in enumerate(videos.shards):
+        own = np.flatnonzero(videos.shard_of == number)
+        checksum = _NOT_KNOWN
+        if videos.has_annotation[own].all():
+            # Annotations are the same bytes however the frames are packed.
+            keys = "\n".join(videos.keys[i] for i in own).encode()
+            checksum = f"{zlib.crc32(crcs[own].astype('<u4').tobytes(), zlib.crc32(keys)):08x}"
+        found.append((checksum, shard.rstrip("/").rsplit("/", 1)[-1]))
+    return found

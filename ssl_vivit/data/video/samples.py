@@ -1,0 +1,215 @@
+"""Videos as views: the workers' half of the loader, from (index, epoch) to uint8 clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.video.augment import Augment
+from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.clips import (
+    ClipConfig,
+    clip_frames,
+    draw_starts,
+    even_starts,
+    start_counts,
+)
+from ssl_vivit.data.video.decoding import DecodingError
+
+# Eight broken videos in a row are no accident in a set that is 1 % broken.
+_ATTEMPTS = 8
+
+
+class Videos(Protocol):
+    """What is asked of a ShardSet."""
+
+    keys: list[str]
+    num_frames: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    fps: np.ndarray
+    has_annotation: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def annotation(self, i: int) -> dict | None: ...
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray: ...
+
+
+class ClipDataset:
+    """Videos as views: uint8 clips and what is to be done to them.
+
+    Args:
+        videos: a ShardSet; its index is checked whole, no video is opened.
+        clip: how clips are cut.
+        augment: how they are changed; its draws are made here, its work is done in ClipBatches.
+        seed: of every draw.
+        labels: whether to make labels from CLEVRER's annotations.
+        frame_size: (H, W) that frames are decoded to; None keeps the size they have.
+        evaluation: views start at even distances instead of random places.
+
+    Raises:
+        DataError: if there are no videos, or they are of several sizes and ``frame_size`` is
+            None, or a clip does not fit into one of them, or one lacks the annotation that
+            labels need.
+    """
+
+    def __init__(
+        self,
+        videos: Videos,
+        clip: ClipConfig,
+        augment: Augment,
+        seed: int,
+        *,
+        labels: bool = False,
+        frame_size: tuple[int, int] | None = None,
+        evaluation: bool = False,
+    ) -> None:
+        if len(videos) == 0:
+            raise DataError("there are no videos in the shards; name others by --data.shards")
+        self.videos, self.clip, self.augment, self.seed = videos, clip, augment, seed
+        self.labels, self.frame_size, self.evaluation = labels, frame_size, evaluation
+        self.start_counts = start_counts(videos, clip)
+        if labels and not videos.has_annotation.all():
+            without = int(np.argmin(videos.has_annotation))
+            clip_labels(None, [], videos.keys[without])
+        if frame_size is None:
+            sizes = sorted({*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)})
+            if len(sizes) > 1:
+                raise DataError(
+                    f"the videos have {len(sizes)} different sizes, from "
+                    f"{sizes[0][0]}×{sizes[0][1]} to {sizes[-1][0]}×{sizes[-1][1]} (H×W); choose "
+                    f"one that all are decoded to by --data.frame_size"
+                )
+            self.decoded_size = sizes[0]
+        else:
+            self.decoded_size = frame_size
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
+        """The views of one video.
+
+        Args:
+            index: the video.
+            epoch: names the draws, together with the seed and ``names``.
+            names: the sample's key, if it replaces another then that one's and the attempt.
+
+        Returns:
+            ``clips`` uint8 (views, T, H, W, 3), ``params`` (views, …) by name, ``key``,
+            ``frames`` int64 (views, T), ``fps`` (the video's own rate), ``labels`` by name.
+
+        Raises:
+            DecodingError: if the video is broken.
+            DataError: if labels are asked for and its annotation does not fit.
+        """
+        videos, key = self.videos, self.videos.keys[index]
+        count, views = int(self.start_counts[index]), self.clip.views
+        if self.evaluation:
+            starts = even_starts(count, views)
+        else:
+            rng = named_generator(self.seed, epoch, *names, "starts")
+            starts = draw_starts(rng, count, views, self.clip.view_gap)
+        fps = float(videos.fps[index])
+        frames = clip_frames(starts, self.clip, fps)
+        labels = {}
+        if self.labels:
+            labels = _stack(self._labels(index, frames))
+        pixels = videos.frames(index, frames.ravel().tolist(), self.frame_size)
+        params = [
+            self.augment.draw(
+                named_generator(self.seed, epoch, *names, "augment", view), *pixels.shape[1:3]
+            )
+            for view in range(views)
+        ]
+        return {
+            "clips": torch.from_numpy(rearrange(pixels, "(v t) h w c -> v t h w c", v=views)),
+            "params": _stack(params),
+            "key": key,
+            "frames": frames,
+            "fps": fps,
+            "labels": labels,
+        }
+
+    def _labels(self, index: int, frames: np.ndarray) -> list[dict[str, Tensor]]:
+        key, annotation = self.videos.keys[index], self.videos.annotation(index)
+        if annotation is not None:
+            told = len(annotation.get("motion_trajectory", ()))
+            if told != self.videos.num_frames[index]:
+                # Packed at another rate, say: the frame numbers would not be the annotation's.
+                raise DataError(
+                    f"the annotation of {key} tells of {told} frames, the video has "
+                    f"{self.videos.num_frames[index]}; labels need shards packed at the videos' "
+                    f"own frame rate"
+                )
+        return [clip_labels(annotation, view.tolist(), key) for view in frames]
+
+
+class SampleFetcher:
+    """The data set as a DataLoader sees it: (index, epoch) → a sample or the reason for none."""
+
+    def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
+        self.dataset, self.indices, self.replace = dataset, indices, replace
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        index, epoch = item
+        key = self.dataset.videos.keys[index]
+        names: list[int | str] = [key]
+        broken: dict[str, str] = {}
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return {**self.dataset.sample(index, epoch, *names), "broken": broken}
+            except DecodingError as error:
+                broken[self.dataset.videos.keys[index]] = str(error)
+            except DataError as error:
+                # Raised here, it would reach the user as a worker's traceback.
+                return {"refusal": str(error)}
+            if not self.replace:
+                break
+            names = [key, attempt]
+            rng = named_generator(self.dataset.seed, epoch, *names, "replacement")
+            index = int(self.indices[rng.integers(len(self.indices))])
+        return {"broken": broken}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One message to the consumer. Its clips alone are a tensor, and so take one descriptor."""
+    refusals = [sample["refusal"] for sample in samples if "refusal" in sample]
+    if refusals:
+        return {"refusal": refusals[0]}
+    broken = {name: reason for sample in samples for name, reason in sample["broken"].items()}
+    whole = [sample for sample in samples if "clips" in sample]
+    message: dict[str, Any] = {
+        "broken": broken,
+        "lost": len(samples) - len(whole),
+        "key": [sample["key"] for sample in whole],
+    }
+    if whole:
+        clips = [sample["clips"] for sample in whole]
+        out = torch.empty((len(clips), *clips[0].shape), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            out.share_memory_()
+        message |= {
+            "clips": torch.stack(clips, out=out),
+            "params": _stack([sample["params"] for sample in whole]),
+            "labels": _stack([sample["labels"] for sample in whole]),
+            "frames": np.stack([sample["frames"] for sample in whole]),
+            "fps": np.array([sample["fps"] for sample in whole], dtype=np.float32),
+        }
+    return message
+
+
+def _stack(dicts: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([np.asarray(entry[name]) for entry in dicts]) for name in dicts[0]}

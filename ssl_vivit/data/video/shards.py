@@ -1,0 +1,264 @@
+"""Samples by number out of indexed webdataset shards.
+
+- Nothing but the index is read at the start; a sample costs one read at its offset.
+- Of JPEG samples only the frames asked for are read, neighbours in one go.
+- Positioned reads, no shared file position: safe in forked and spawned workers.
+- Every byte used is checked against the index's CRC.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import Decoder, DecodingError, decode_frames, decode_jpegs
+from ssl_vivit.data.video.shard_index import ANNOTATION, index_path, is_video, parse_index, remake
+from ssl_vivit.data.video.shard_store import (
+    cached,
+    cut_off,
+    default_cache_dir,
+    find_shards,
+    is_remote,
+    read_remote,
+)
+
+__all__ = ["DataError", "ShardSet"]
+
+STORAGES = ("original", "h264", "jpeg")
+# Reading over a gap this wide is cheaper than a second read.
+_GAP = 1 << 16
+_OPEN_SHARDS = 64
+
+
+class ShardSet:
+    """All samples of a set of shards, numbered through in the shards' order.
+
+    Args:
+        shards: paths, directories, globs, brace patterns or fsspec addresses.
+        cache_dir: where remote shards are kept; default ``~/.cache/ssl_vivit/shards``.
+        decoder: of video files, see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
+
+    Attributes:
+        shards: list of paths or addresses.
+        keys: list of str, unique over all shards.
+        shard_of: int array (len,), position in ``shards``.
+        num_frames, heights, widths: int arrays (len,).
+        fps: float array (len,), frames per second as stored.
+        storages: int array (len,), position in ``STORAGES``.
+        has_annotation: bool array (len,).
+
+    Raises:
+        DataError: if nothing matches, or a shard is empty, cut off or without index, or two
+            samples have one key.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        cache_dir: str | Path | None = None,
+        decoder: Decoder = "auto",
+    ) -> None:
+        self.shards = find_shards(shards)
+        self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self._decoder: Decoder = decoder
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_OpenShard)
+        # Remote shards are fetched when a sample of theirs is first read: (size, index).
+        self._remote: dict[int, tuple[int, bytes]] = {}
+        self.keys: list[str] = []
+        columns: list[dict[str, np.ndarray]] = []
+        for number, shard in enumerate(self.shards):
+            samples = self._load_index(number, shard)
+            self.keys += [sample["key"] for sample in samples]
+            columns.append(_columns(samples, number))
+        joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+        self.shard_of: np.ndarray = joined["shard_of"]
+        self.num_frames: np.ndarray = joined["num_frames"]
+        self.heights: np.ndarray = joined["heights"]
+        self.widths: np.ndarray = joined["widths"]
+        self.fps: np.ndarray = joined["fps"]
+        self.storages: np.ndarray = joined["storages"]
+        self.has_annotation: np.ndarray = joined["has_annotation"]
+        # Members of sample i, in its order: frames (or the video), then the annotation.
+        self._offsets, self._sizes, self._crcs = (joined[n] for n in ("offsets", "sizes", "crcs"))
+        self._first = np.concatenate([[0], np.cumsum(joined["member_counts"])])
+        self._refuse_double_keys()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open=functools.lru_cache(_OPEN_SHARDS)(_OpenShard))
+
+    @property
+    def annotation_crcs(self) -> np.ndarray:
+        """CRC-32 of each sample's annotation, uint32 (len,); 0 where it has none."""
+        return np.where(self.has_annotation, self._crcs[self._first[1:] - 1], np.uint32(0))
+
+    def annotation(self, i: int) -> dict[str, Any] | None:
+        """A sample's annotation as stored; None if it has none.
+
+        Raises:
+            DecodingError: if its bytes are damaged.
+        """
+        if not self.has_annotation[i]:
+            return None
+        try:
+            return json.loads(self._read(i, [int(self._first[i + 1]) - 1])[0])
+        except (DecodingError, ValueError) as error:
+            raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Decode frames of a sample.
+
+        Args:
+            i: sample number.
+            indices: frame numbers in presentation order; any order, repeats allowed.
+            size: (H, W) to resize to; None keeps the stored size.
+
+        Returns:
+            uint8 RGB of shape (len(indices), H, W, 3).
+
+        Raises:
+            DecodingError: if a frame is missing or its bytes are damaged; names the sample.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        total = int(self.num_frames[i])
+        try:
+            if wanted.size and not (wanted.min() >= 0 and wanted.max() < total):
+                odd = wanted[(wanted < 0) | (wanted >= total)][0]
+                raise DecodingError(f"frame {odd} of {total} is missing")
+            start = int(self._first[i])
+            if STORAGES[self.storages[i]] != "jpeg":
+                (video,) = self._read(i, [start])
+                return decode_frames(video, wanted.tolist(), size, decoder=self._decoder)
+            distinct, place = np.unique(wanted, return_inverse=True)
+            pictures = self._read(i, (start + distinct).tolist())
+            size = size or (int(self.heights[i]), int(self.widths[i]))
+            return decode_jpegs(pictures, size)[place]
+        except DecodingError as error:
+            raise DecodingError(f"{self._name(i)}: {error}") from error
+
+    def stored_bytes(self, i: int) -> int:
+        """Bytes of a sample's members, without the tar's own."""
+        return int(self._sizes[self._first[i] : self._first[i + 1]].sum())
+
+    def _name(self, i: int) -> str:
+        return f"{self.keys[i]} in {self.shards[self.shard_of[i]]}"
+
+    def _load_index(self, number: int, shard: str) -> list[dict[str, Any]]:
+        name = index_path(shard)
+        text: bytes | None
+        if is_remote(shard):
+            text = read_remote(name)
+        else:
+            if os.path.getsize(shard) == 0:
+                raise DataError(f"{shard} is empty; remove it or pack it again")
+            text = Path(name).read_bytes() if os.path.exists(name) else None
+        if text is None:
+            raise DataError(f"{shard} has no index beside it; {remake(shard)}")
+        index = parse_index(text, name)
+        if not index["samples"]:
+            raise DataError(f"{shard} holds no samples; remove it or pack it again")
+        if is_remote(shard):
+            self._remote[number] = (index["bytes"], text)
+        elif (found := os.path.getsize(shard)) != index["bytes"]:
+            raise DataError(cut_off(shard, found, index["bytes"]))
+        return index["samples"]
+
+    def _refuse_double_keys(self) -> None:
+        seen: dict[str, int] = {}
+        for i, key in enumerate(self.keys):
+            if key in seen:
+                first, second = (self.shards[self.shard_of[k]] for k in (seen[key], i))
+                raise DataError(
+                    f"the sample {key} is in {first} and again in {second}; keys must be unique: "
+                    "leave one shard out or pack one source under other names"
+                )
+            seen[key] = i
+
+    def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
+        """Members' bytes, checked. ``members`` ascend."""
+        number = int(self.shard_of[i])
+        shard = self.shards[number]
+        if number in self._remote:
+            shard = str(cached(shard, *self._remote[number], self._cache_dir))
+        opened = self._open(shard)
+        runs: list[list[int]] = []
+        for member in members:
+            if runs:
+                last = runs[-1][-1]
+                gap = self._offsets[member] - self._offsets[last] - self._sizes[last]
+                if 0 <= gap <= _GAP:
+                    runs[-1].append(member)
+                    continue
+            runs.append([member])
+        contents = []
+        for run in runs:
+            start = int(self._offsets[run[0]])
+            stop = int(self._offsets[run[-1]] + self._sizes[run[-1]])
+            try:
+                span = memoryview(os.pread(opened.handle, stop - start, start))
+            except OSError as error:
+                raise DecodingError(f"cannot be read: {error.strerror}") from error
+            for member in run:
+                at = int(self._offsets[member]) - start
+                content = bytes(span[at : at + int(self._sizes[member])])
+                if zlib.crc32(content) != self._crcs[member]:
+                    raise DecodingError("the bytes differ from the index's CRC; pack it again")
+                contents.append(content)
+        return contents
+
+
+class _OpenShard:
+    """A descriptor that lives as long as someone reads by it, also when the cache drops it."""
+
+    def __init__(self, path: str) -> None:
+        self.handle = -1
+        try:
+            self.handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+    def __del__(self) -> None:
+        if self.handle >= 0:
+            os.close(self.handle)
+
+
+def _columns(samples: list[dict[str, Any]], shard: int) -> dict[str, np.ndarray]:
+    members = []
+    for sample in samples:
+        entries = sample["members"]
+        if sample["storage"] == "jpeg":
+            names = sorted(name for name in entries if name.endswith(".jpg"))
+        else:
+            names = [next(filter(is_video, entries))]
+        members.append([entries[name] for name in names])
+        if ANNOTATION in entries:
+            members[-1].append(entries[ANNOTATION])
+    flat = [member for entries in members for member in entries]
+    return {
+        "shard_of": np.full(len(samples), shard, np.int32),
+        "num_frames": np.array([s["num_frames"] for s in samples], np.int64),
+        "heights": np.array([s["height"] for s in samples], np.int64),
+        "widths": np.array([s["width"] for s in samples], np.int64),
+        "fps": np.array([s["fps"] for s in samples], np.float64),
+        "storages": np.array([STORAGES.index(s["storage"]) for s in samples], np.int8),
+        "has_annotation": np.array([ANNOTATION in s["members"] for s in samples], bool),
+        "member_counts": np.array([len(entries) for entries in members], np.int64),
+        "offsets": np.array([m[0] for m in flat], np.int64),
+        "sizes": np.array([m[1] for m in flat], np.int64),
+        "crcs": np.array([m[2] for m in flat], np.uint32),
+    }

@@ -1,0 +1,91 @@
+"""Videos of several sizes and lengths made usable as clips of one kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl_vivit.data.video.clips import ClipConfig, timeline_length
+from ssl_vivit.data.video.samples import Videos
+
+
+class CentralWindows:
+    """Videos of several sizes, each resized and cut to the central window of one size.
+
+    Args:
+        videos: a ShardSet or a VideoFolder.
+        size: (H, W) of the window; a video's shorter side, as the window sees it, fills it.
+    """
+
+    def __init__(self, videos: Videos, size: tuple[int, int]) -> None:
+        self._videos, self.size = videos, size
+        self.keys, self.num_frames, self.fps = videos.keys, videos.num_frames, videos.fps
+        self.has_annotation = videos.has_annotation
+        self.heights, self.widths = (np.full(len(videos), side, np.int64) for side in size)
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def annotation(self, i: int) -> dict | None:
+        """The video's own."""
+        return self._videos.annotation(i)
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Frames of the window's size, uint8 (n, H, W, 3)."""
+        height, width = size or self.size
+        own = int(self._videos.heights[i]), int(self._videos.widths[i])
+        scale = max(height / own[0], width / own[1])
+        # Rounding must not make a side shorter than the window.
+        whole = max(height, math.ceil(own[0] * scale)), max(width, math.ceil(own[1] * scale))
+        pixels = self._videos.frames(i, indices, whole)
+        top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+        return np.ascontiguousarray(pixels[:, top : top + height, left : left + width])
+
+
+def of_one_size(videos: Videos, size: tuple[int, int]) -> Videos:
+    """The videos themselves where they are of one size, else their central windows."""
+    sizes = {*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)}
+    return videos if len(sizes) <= 1 else CentralWindows(videos, size)
+
+
+def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
+    """Videos in which the clips do not fit, and why."""
+    steps = timeline_length(videos.num_frames, videos.fps, clip.fps)
+    needed = clip.span + clip.views - 1
+    return {
+        int(i): f"has {videos.num_frames[i]} frames, {clip.views} of {clip.span} do not fit"
+        for i in np.flatnonzero(steps < needed)
+    }
+
+
+class Chosen:
+    """Some of a set's videos, numbered anew.
+
+    Args:
+        videos: the set.
+        indices: which of them.
+    """
+
+    def __init__(self, videos: Videos, indices: np.ndarray) -> None:
+        self._videos, self._indices = videos, indices
+        self.keys = [videos.keys[i] for i in indices]
+        self.num_frames, self.fps = videos.num_frames[indices], videos.fps[indices]
+        self.heights, self.widths = videos.heights[indices], videos.widths[indices]
+        self.has_annotation = videos.has_annotation[indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def annotation(self, i: int) -> dict | None:
+        """The video's own."""
+        return self._videos.annotation(int(self._indices[i]))
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The video's own."""
+        return self._videos.frames(int(self._indices[i]), indices, size)

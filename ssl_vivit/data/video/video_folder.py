@@ -1,0 +1,105 @@
+"""Videos lying in a folder, read where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import (
+    Decoder,
+    DecodingError,
+    VideoInfo,
+    decode_frames,
+    probe_video,
+)
+from ssl_vivit.data.video.shard_index import is_video
+
+
+class VideoFolder:
+    """All videos below a folder, with the index of a ShardSet.
+
+    Each is opened once and its first frame decoded; those that cannot be are left out.
+
+    Args:
+        root: the folder, searched at any depth; hidden files and folders are not.
+        decoder: see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
+        option: the setting that names the folder, for messages.
+
+    Attributes:
+        keys: paths below the root with forward slashes, sorted.
+        num_frames, heights, widths: int arrays (len,).
+        fps: float array (len,).
+        has_annotation: all False.
+        broken: name → reason of what was left out.
+
+    Raises:
+        DataError: if there is no folder or no readable video in it.
+    """
+
+    def __init__(
+        self, root: str | Path, *, decoder: Decoder = "auto", option: str = "--videos"
+    ) -> None:
+        self.root, self._decoder = Path(root), decoder
+        if not self.root.is_dir():
+            raise DataError(f"{option} {root} is no folder; give one that holds videos")
+        names = sorted(
+            name
+            for path in self.root.rglob("*")
+            if is_video(name := path.relative_to(self.root).as_posix())
+            and not any(part.startswith(".") for part in name.split("/"))
+            and path.is_file()
+        )
+        if not names:
+            raise DataError(f"{option} {root} holds no videos")
+        infos, self.broken = self._probe(names)
+        if not infos:
+            first = next(iter(self.broken.items()))
+            raise DataError(
+                f"none of the {len(names)} videos in {option} {root} is readable; "
+                f"{first[0]}: {first[1]}"
+            )
+        self.keys = list(infos)
+        columns = list(zip(*infos.values(), strict=True))
+        self.num_frames, self.heights, self.widths = (
+            np.array(column, dtype=np.int64) for column in columns[:3]
+        )
+        self.fps = np.array(columns[3], dtype=np.float64)
+        self.has_annotation = np.zeros(len(self.keys), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def annotation(self, i: int) -> dict[str, Any] | None:
+        """None: a folder has none."""
+        return None
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Frames of a video as :func:`~ssl_vivit.data.video.decoding.decode_frames` gives them."""
+        return decode_frames(self.root / self.keys[i], indices, size, decoder=self._decoder)
+
+    def _probe(self, names: list[str]) -> tuple[dict[str, VideoInfo], dict[str, str]]:
+        def look(name: str) -> VideoInfo | str:
+            try:
+                return probe_video(self.root / name)
+            except DecodingError as error:
+                return str(error)
+
+        # Reading waits for the disk, and FFmpeg works outside Python's lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = list(
+                tqdm(pool.map(look, names), total=len(names), desc="looking at videos",
+                     unit="video", leave=False, dynamic_ncols=True)
+            )  # fmt: skip
+        pairs = list(zip(names, found, strict=True))
+        infos = {name: info for name, info in pairs if isinstance(info, VideoInfo)}
+        broken = {name: reason for name, reason in pairs if isinstance(reason, str)}
+        return infos, broken

@@ -1,0 +1,1 @@
+"""Transformer blocks and the four ways in which ViViT attends over space and time."""

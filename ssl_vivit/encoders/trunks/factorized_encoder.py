@@ -1,0 +1,160 @@
+"""Model 2, the factorised encoder: space within each time step, then time (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.pooling import reduce_tokens
+from ssl_vivit.encoders.positions import Places, Positions, Rotation, token_parameter
+from ssl_vivit.encoders.trunks.blocks import drop_path_rates, make_block, run_block, token_norm
+
+
+class FactorizedOutput(NamedTuple):
+    """What Model 2's transformers return.
+
+    Attributes:
+        patches: (b, t, n, d) after the temporal transformer, n = 0 where they were not asked for.
+        frames: (b, t, d) class tokens or pooled frame vectors, or None where there are none.
+        temporal_class: (b, d) class token of the temporal transformer over frame vectors, or None.
+    """
+
+    patches: Tensor
+    frames: Tensor | None
+    temporal_class: Tensor | None
+
+
+class FactorizedEncoder(nn.Module):
+    """Spatial transformer over [class, registers, patches], temporal one over time steps.
+
+    The temporal transformer attends over [registers, time steps, temporal class] at every token
+    position that is asked for. Its class token stands last, so that under a causal mask it sees all
+    frames and no frame sees it.
+    """
+
+    def __init__(self, config: ViViTConfig) -> None:
+        super().__init__()
+        assert config.spatial_depth is not None
+        assert config.temporal_depth is not None
+        self.config = config
+        self.grad_checkpointing = False
+        registers, width = config.register_tokens, config.embed_dim
+        self.class_token = token_parameter(width, std=1e-6) if config.class_token else None
+        self.temporal_class_token = (
+            token_parameter(width, std=1e-6) if config.pooling == "temporal_cls" else None
+        )
+        self.spatial_registers = token_parameter(registers, width) if registers else None
+        self.temporal_registers = (
+            token_parameter(registers, width) if registers and config.temporal_depth else None
+        )
+        rates = drop_path_rates(config, config.spatial_depth + config.temporal_depth)
+        blocks = [make_block(config, rate) for rate in rates]
+        self.spatial_blocks = nn.ModuleList(blocks[: config.spatial_depth])
+        self.spatial_norm = token_norm(config)
+        self.temporal_blocks = nn.ModuleList(blocks[config.spatial_depth :])
+        self.temporal_norm = token_norm(config) if config.temporal_depth else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t n d"],
+        places: Places,
+        positions: Positions,
+        rotations: tuple[Rotation | None, Rotation | None],
+        tokens: bool,
+    ) -> FactorizedOutput:
+        """Send patch tokens through space, then frame vectors and, with ``tokens``, patches on.
+
+        Without ``tokens`` the last spatial block computes the class query alone.
+
+        Args:
+            x: embedded patches with their spatial positions.
+            places: which tokens of the clip there are.
+            positions: of class tokens and time steps.
+            rotations: of sequences over space and over time.
+            tokens: whether patches go through time as well.
+        """
+        config, batch = self.config, x.shape[0]
+        class_only = bool(config.class_token) and not tokens
+        x = rearrange(x, "b t n d -> (b t) n d")
+        x = self._with_spatial_specials(x, positions)
+        last = len(self.spatial_blocks) - 1
+        for index, block in enumerate(self.spatial_blocks):
+            queries = 1 if class_only and index == last else None
+            x = run_block(block, self.grad_checkpointing, x, rotations[0], None, queries)
+        x = self.spatial_norm(x)
+
+        patches = x[:, config.register_tokens + int(bool(config.class_token)) :]
+        frames = None
+        if config.class_token:
+            frames = x[:, :1]
+        elif config.frame_pooling != "none":
+            frames = reduce_tokens(patches, config.frame_pooling)[:, None]
+        through_time = [part for part in (frames, patches if tokens else None) if part is not None]
+        x = rearrange(torch.cat(through_time, dim=1), "(b t) m d -> b t m d", b=batch)
+        x, temporal_class = self._through_time(x, places, positions, rotations[1])
+        if frames is None:
+            return FactorizedOutput(x, None, None)
+        return FactorizedOutput(x[:, :, 1:], x[:, :, 0], temporal_class)
+
+    def _with_spatial_specials(
+        self, x: Float[Tensor, "b n d"], positions: Positions
+    ) -> Float[Tensor, "b m d"]:
+        """[class, registers, patches]; the class token has a position, registers have none."""
+        specials = []
+        if self.class_token is not None:
+            place = positions.of_class_token()
+            token = self.class_token if place is None else self.class_token + place
+            specials.append(token[None])
+        if self.spatial_registers is not None:
+            specials.append(self.spatial_registers)
+        if not specials:
+            return x
+        special = repeat(torch.cat(specials), "r d -> b r d", b=x.shape[0])
+        return torch.cat((special, x), dim=1)
+
+    def _through_time(
+        self,
+        x: Float[Tensor, "b t m d"],
+        places: Places,
+        positions: Positions,
+        time_rotation: Rotation | None,
+    ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
+        """The temporal transformer at m positions, and the class token of position 0."""
+        if not self.temporal_blocks:
+            return x, None
+        batch = x.shape[0]
+        x = rearrange(positions.add_temporal(x, places), "b t m d -> (b m) t d")
+        parts = [x]
+        if self.temporal_registers is not None:
+            parts.insert(0, repeat(self.temporal_registers, "r d -> b r d", b=x.shape[0]))
+        if self.temporal_class_token is not None:
+            place = positions.of_temporal_class_token()
+            token: Tensor = self.temporal_class_token
+            token = token if place is None else token + place
+            parts.append(repeat(token, "d -> b 1 d", b=x.shape[0]))
+        x = torch.cat(parts, dim=1)
+        mask = "causal" if self.config.temporal_causal else None
+        for block in self.temporal_blocks:
+            x = run_block(block, self.grad_checkpointing, x, time_rotation, mask)
+        x = rearrange(self.temporal_norm(x), "(b m) t d -> b t m d", b=batch)
+        before = self.config.register_tokens
+        temporal_class = x[:, -1, 0] if self.temporal_class_token is not None else None
+        return x[:, before : before + places.grid.t], temporal_class
+
+    def group_matcher(self) -> dict[str, str]:
+        """Parameter names → depth, in the order of the computation."""
+        between = (
+            r"^trunk\.(?:spatial_norm|temporal_class_token|temporal_registers)|^positions\.temporal"
+        )
+        return {
+            "stem": r"^(?:tubelets|positions\.(?:spatial|joint)|trunk\.(?:class_token|spatial_registers))",
+            "spatial_blocks": r"^trunk\.spatial_blocks\.(\d+)",
+            "between": between,
+            "temporal_blocks": r"^trunk\.temporal_blocks\.(\d+)",
+            "norm": r"^trunk\.temporal_norm",
+        }

@@ -1,0 +1,87 @@
+"""Model 3, factorised self-attention: space and time in turn in every block (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import nn
+
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.positions import Rotation
+from ssl_vivit.encoders.trunks.blocks import MLP, Attention, Branch, norm_layer
+from ssl_vivit.encoders.trunks.space_time import (
+    ParallelSpaceTimeBlock,
+    SpaceTime,
+    SpaceTimeTrunk,
+    joined,
+)
+
+
+class SpaceThenTimeBlock(nn.Module):
+    """Attention over space, attention over time, MLP, each with its norm and its residual.
+
+    The temporal output projection starts at zero, so that a fresh block equals its spatial-only
+    twin (Arnab et al. 2021, Sec. 3.3 and 3.4). ``attention_order`` may put time first.
+    """
+
+    def __init__(self, config: ViViTConfig, drop_path: float) -> None:
+        super().__init__()
+        self.order = config.attention_order.split("_")
+        self.causal = config.temporal_causal
+        self.space_norm = norm_layer(config)
+        self.space = Attention(config)
+        self.space_branch = Branch(config, drop_path)
+        self.time_norm = norm_layer(config)
+        self.time = Attention(config, zero_init=True)
+        self.time_branch = Branch(config, drop_path)
+        self.mlp_norm = norm_layer(config)
+        self.mlp = MLP(config)
+        self.mlp_branch = Branch(config, drop_path)
+
+    def forward(
+        self,
+        state: SpaceTime,
+        spatial_rotation: Rotation | None,
+        temporal_rotation: Rotation | None,
+    ) -> SpaceTime:
+        for axis in self.order:
+            if axis == "space":
+                state = self._over_space(state, spatial_rotation)
+            else:
+                state = self._over_time(state, temporal_rotation)
+        return state.each(lambda x: x + self.mlp_branch(self.mlp(self.mlp_norm(x))))
+
+    def _over_space(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
+        registers = state.spatial_registers
+        x = rearrange(joined(registers, state.tokens, dim=2), "b t n d -> (b t) n d")
+        out = self.space(self.space_norm(x), rotation)
+        out = self.space_branch(rearrange(out, "(b t) n d -> b t n d", b=state.tokens.shape[0]))
+        if registers is None:
+            return state._replace(tokens=state.tokens + out)
+        before = registers.shape[2]
+        return state._replace(
+            tokens=state.tokens + out[:, :, before:],
+            spatial_registers=registers + out[:, :, :before],
+        )
+
+    def _over_time(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
+        registers = state.temporal_registers
+        x = rearrange(joined(registers, state.tokens, dim=1), "b t n d -> (b n) t d")
+        out = self.time(self.time_norm(x), rotation, "causal" if self.causal else None)
+        out = self.time_branch(rearrange(out, "(b n) t d -> b t n d", b=state.tokens.shape[0]))
+        if registers is None:
+            return state._replace(tokens=state.tokens + out)
+        before = registers.shape[1]
+        return state._replace(
+            tokens=state.tokens + out[:, before:], temporal_registers=registers + out[:, :before]
+        )
+
+
+def factorized_self_attention(config: ViViTConfig) -> SpaceTimeTrunk:
+    """The transformer of Model 3."""
+
+    def block(config: ViViTConfig, drop_path: float) -> nn.Module:
+        if config.block == "parallel":
+            return ParallelSpaceTimeBlock(config, drop_path, config.num_heads, zero_time=True)
+        return SpaceThenTimeBlock(config, drop_path)
+
+    return SpaceTimeTrunk(config, block)

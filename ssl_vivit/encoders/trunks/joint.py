@@ -1,0 +1,98 @@
+"""Model 1, joint space-time attention: every token attends to every other (Sec. 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.positions import Positions, Rotation, token_parameter
+from ssl_vivit.encoders.trunks.blocks import (
+    Mask,
+    drop_path_rates,
+    make_block,
+    run_block,
+    token_norm,
+)
+
+
+class Joint(nn.Module):
+    """One transformer over [class, registers, tokens], tokens in the order of time, row, column.
+
+    Under ``temporal_causal`` a token attends to the registers and to tokens of its own and of
+    earlier time steps; registers attend to each other alone, and the class token to everything,
+    while nothing attends to it.
+    """
+
+    def __init__(self, config: ViViTConfig) -> None:
+        super().__init__()
+        assert config.depth is not None
+        self.config = config
+        self.grad_checkpointing = False
+        registers, width = config.register_tokens, config.embed_dim
+        self.class_token = token_parameter(width, std=1e-6) if config.class_token else None
+        self.registers = token_parameter(registers, width) if registers else None
+        rates = drop_path_rates(config, config.depth)
+        self.blocks = nn.ModuleList(make_block(config, rate) for rate in rates)
+        self.norm = token_norm(config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b k d"],
+        positions: Positions,
+        times: Int[Tensor, "... k"],
+        rotation: Rotation | None,
+        class_only: bool,
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b 1 d"] | None]:
+        """Send all tokens through the blocks.
+
+        Args:
+            x: embedded tokens with their positions.
+            positions: of the class token.
+            times: time step of each token, (k,) or (b, k).
+            rotation: of [class, registers, tokens].
+            class_only: tokens are not wanted, so the last block computes the class query alone.
+
+        Returns:
+            tokens (none of them where ``class_only``) and the class token, or None without one.
+        """
+        specials = []
+        if self.class_token is not None:
+            place = positions.of_class_token()
+            token = self.class_token if place is None else self.class_token + place
+            specials.append(token[None])
+        if self.registers is not None:
+            specials.append(self.registers)
+        if specials:
+            x = torch.cat((repeat(torch.cat(specials), "r d -> b r d", b=x.shape[0]), x), dim=1)
+        mask = self._mask(times) if self.config.temporal_causal else None
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            if class_only and index == last:
+                x = run_block(block, self.grad_checkpointing, x, rotation, None, 1)
+            else:
+                x = run_block(block, self.grad_checkpointing, x, rotation, mask)
+        x = self.norm(x)
+        before = self.config.register_tokens + int(self.class_token is not None)
+        return x[:, before:], None if self.class_token is None else x[:, :1]
+
+    def _mask(self, times: Int[Tensor, "... k"]) -> Mask:
+        """Which tokens (columns) each token (row) attends to."""
+        lead = times.shape[:-1]
+        # The class token comes after all time steps, registers before the first.
+        end = torch.iinfo(times.dtype).max
+        after = times.new_full((*lead, int(self.class_token is not None)), end)
+        before = times.new_full((*lead, self.config.register_tokens), -1)
+        when = torch.cat((after, before, times), dim=-1)
+        mask: Bool[Tensor, "... q k"] = when[..., :, None] >= when[..., None, :]
+        return mask if mask.ndim == 2 else mask[:, None]
+
+    def group_matcher(self) -> dict[str, str]:
+        """Parameter names → depth, in the order of the computation."""
+        return {
+            "stem": r"^(?:tubelets|positions|trunk\.(?:class_token|registers)$)",
+            "blocks": r"^trunk\.blocks\.(\d+)",
+            "norm": r"^trunk\.norm",
+        }

@@ -1,0 +1,263 @@
+"""What Models 3 and 4 share: tokens and registers of two axes, and the way through the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.positions import Rotation, token_parameter
+from ssl_vivit.encoders.trunks.blocks import (
+    Activation,
+    Branch,
+    HeadAttention,
+    drop_path_rates,
+    init_fused,
+    mlp_widths,
+    norm_layer,
+    part_of,
+    run_block,
+    token_norm,
+)
+
+
+class SpaceTime(NamedTuple):
+    """Tokens, and the registers that stand before them in sequences over space and over time.
+
+    Attributes:
+        tokens: (b, t, n, d).
+        spatial_registers: (b, t, r, d), r of them in each time step, or None.
+        temporal_registers: (b, r, n, d), r of them at each position, or None.
+    """
+
+    tokens: Tensor
+    spatial_registers: Tensor | None
+    temporal_registers: Tensor | None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> SpaceTime:
+        """The function of each part that there is."""
+        tokens, spatial, temporal = self
+        return SpaceTime(
+            function(tokens),
+            None if spatial is None else function(spatial),
+            None if temporal is None else function(temporal),
+        )
+
+    def plus(self, change: SpaceTime) -> SpaceTime:
+        """The sum of two, part by part."""
+        tokens, spatial, temporal = (
+            None if x is None or dx is None else x + dx for x, dx in zip(self, change, strict=True)
+        )
+        assert tokens is not None
+        return SpaceTime(tokens, spatial, temporal)
+
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+def attend_over_space(
+    heads: HeadAttention, tokens: QKV, registers: QKV | None, rotation: Rotation | None
+) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b t r inner"]]:
+    """Attention within each time step, [registers, tokens] a sequence.
+
+    Args:
+        heads: the attention.
+        tokens: queries, keys and values (b, t, n, inner).
+        registers: of the spatial registers (b, t, r, inner), or None.
+        rotation: of a sequence.
+    """
+    batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[2]
+    query, key, value = (
+        rearrange(joined(r, x, dim=2), "b t n i -> (b t) n i")
+        for r, x in zip(registers or (None,) * 3, tokens, strict=True)
+    )
+    out = rearrange(heads(query, key, value, rotation), "(b t) n i -> b t n i", b=batch)
+    return out[:, :, before:], out[:, :, :before]
+
+
+def attend_over_time(
+    heads: HeadAttention,
+    tokens: QKV,
+    registers: QKV | None,
+    rotation: Rotation | None,
+    causal: bool,
+) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b r n inner"]]:
+    """Attention at each position over [registers, time steps], each a sequence.
+
+    Args:
+        heads: the attention.
+        tokens: queries, keys and values (b, t, n, inner).
+        registers: of the temporal registers (b, r, n, inner), or None.
+        rotation: of a sequence.
+        causal: no time step attends to later ones.
+    """
+    batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[1]
+    query, key, value = (
+        rearrange(joined(r, x, dim=1), "b t n i -> (b n) t i")
+        for r, x in zip(registers or (None,) * 3, tokens, strict=True)
+    )
+    mask = "causal" if causal else None
+    out = rearrange(heads(query, key, value, rotation, mask), "(b n) t i -> b t n i", b=batch)
+    return out[:, before:], out[:, :before]
+
+
+def joined(registers: Tensor | None, tokens: Tensor, dim: int) -> Tensor:
+    """Registers before tokens along an axis."""
+    return tokens if registers is None else torch.cat((registers, tokens), dim)
+
+
+class ParallelSpaceTimeBlock(nn.Module):
+    """Attention over time, MLP and attention over space side by side from one normalisation.
+
+    One product makes keys, values and queries of both axes and the MLP's input, another joins what
+    the three give (Dehghani et al. 2023, Sec. 2, for two axes). Rows and columns are ordered time,
+    MLP, space, so that registers, which know one axis, use a part of them.
+
+    Args:
+        config: widths and options.
+        drop_path: rate of stochastic depth.
+        heads: attention heads of each axis.
+        zero_time: start the temporal part of the output at zero.
+    """
+
+    def __init__(self, config: ViViTConfig, drop_path: float, heads: int, zero_time: bool) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        before, after = mlp_widths(config)
+        self.inner, self.before, self.after = heads * config.head_dim, before, after
+        self.causal = config.temporal_causal
+        self.norm = norm_layer(config)
+        widths = (*[self.inner] * 3, before, *[self.inner] * 3)
+        self.fused_in = nn.Linear(config.embed_dim, sum(widths), bias=config.qkv_bias)
+        self.time_heads = HeadAttention(config, heads)
+        self.space_heads = HeadAttention(config, heads)
+        self.activation = Activation(config.activation)
+        self.mlp_drop = nn.Dropout(config.mlp_dropout)
+        self.fused_out = nn.Linear(2 * self.inner + after, config.embed_dim)
+        self.out_drop = nn.Dropout(config.mlp_dropout)
+        self.branch = Branch(config, drop_path)
+        init_fused(self.fused_in, widths)
+        for part in self.fused_out.weight.split((self.inner, after, self.inner), dim=1):
+            nn.init.xavier_uniform_(part)
+        nn.init.zeros_(self.fused_out.bias)
+        if zero_time:
+            nn.init.zeros_(self.fused_out.weight[:, : self.inner])
+
+    def forward(
+        self,
+        state: SpaceTime,
+        spatial_rotation: Rotation | None,
+        temporal_rotation: Rotation | None,
+    ) -> SpaceTime:
+        normed = state.each(self.norm)
+        time, mlp, space = 3 * self.inner, self.before, 3 * self.inner
+        token_time, token_mlp, token_space = self.fused_in(normed.tokens).split(
+            (time, mlp, space), dim=-1
+        )
+        spatial_mlp = spatial_space = temporal_time = temporal_mlp = None
+        if normed.spatial_registers is not None:
+            projected = part_of(self.fused_in, normed.spatial_registers, slice(time, None))
+            spatial_mlp, spatial_space = projected.split((mlp, space), dim=-1)
+        if normed.temporal_registers is not None:
+            projected = part_of(self.fused_in, normed.temporal_registers, slice(time + mlp))
+            temporal_time, temporal_mlp = projected.split((time, mlp), dim=-1)
+
+        over_time, temporal = attend_over_time(
+            self.time_heads,
+            _qkv(token_time),
+            None if temporal_time is None else _qkv(temporal_time),
+            temporal_rotation,
+            self.causal,
+        )
+        over_space, spatial = attend_over_space(
+            self.space_heads,
+            _qkv(token_space),
+            None if spatial_space is None else _qkv(spatial_space),
+            spatial_rotation,
+        )
+        inner, after = self.inner, self.after
+        change = SpaceTime(
+            self.fused_out(torch.cat((over_time, self._mlp(token_mlp), over_space), dim=-1)),
+            None
+            if spatial_mlp is None
+            else columns_of(
+                self.fused_out,
+                torch.cat((self._mlp(spatial_mlp), spatial), dim=-1),
+                slice(inner, None),
+            ),
+            None
+            if temporal_mlp is None
+            else columns_of(
+                self.fused_out,
+                torch.cat((temporal, self._mlp(temporal_mlp)), dim=-1),
+                slice(inner + after),
+            ),
+        )
+        return state.plus(change.each(lambda x: self.branch(self.out_drop(x))))
+
+    def _mlp(self, hidden: Tensor) -> Tensor:
+        return self.mlp_drop(self.activation(hidden))
+
+
+def _qkv(projected: Tensor) -> QKV:
+    key, value, query = projected.chunk(3, dim=-1)
+    return query, key, value
+
+
+def columns_of(layer: nn.Linear, x: Float[Tensor, "... part"], columns: slice) -> Tensor:
+    """A linear layer's output where all but some of its inputs are zero."""
+    return nn.functional.linear(x, layer.weight[:, columns], layer.bias)
+
+
+class SpaceTimeTrunk(nn.Module):
+    """Blocks that attend over space and over time, with registers for each axis.
+
+    Args:
+        config: depth, registers and norms.
+        block: makes a block from the config and its rate of stochastic depth.
+    """
+
+    def __init__(
+        self, config: ViViTConfig, block: Callable[[ViViTConfig, float], nn.Module]
+    ) -> None:
+        super().__init__()
+        assert config.depth is not None
+        self.grad_checkpointing = False
+        registers, width = config.register_tokens, config.embed_dim
+        self.spatial_registers = token_parameter(registers, width) if registers else None
+        self.temporal_registers = token_parameter(registers, width) if registers else None
+        rates = drop_path_rates(config, config.depth)
+        self.blocks = nn.ModuleList(block(config, rate) for rate in rates)
+        self.norm = token_norm(config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t n d"],
+        rotations: tuple[Rotation | None, Rotation | None],
+    ) -> Float[Tensor, "b t n d"]:
+        """Send patch tokens, with all their positions, through the blocks."""
+        b, t, n, _ = x.shape
+        if self.spatial_registers is None or self.temporal_registers is None:
+            state = SpaceTime(x, None, None)
+        else:
+            state = SpaceTime(
+                x,
+                repeat(self.spatial_registers, "r d -> b t r d", b=b, t=t),
+                repeat(self.temporal_registers, "r d -> b r n d", b=b, n=n),
+            )
+        for block in self.blocks:
+            state = run_block(block, self.grad_checkpointing, state, *rotations)
+        return self.norm(state.tokens)
+
+    def group_matcher(self) -> dict[str, str]:
+        """Parameter names → depth, in the order of the computation."""
+        return {
+            "stem": r"^(?:tubelets|positions|trunk\.\w+_registers)",
+            "blocks": r"^trunk\.blocks\.(\d+)",
+            "norm": r"^trunk\.norm",
+        }

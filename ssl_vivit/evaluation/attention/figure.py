@@ -1,0 +1,158 @@
+"""What an encoder attends to, drawn over the frames of a clip.
+
+python -m ssl_vivit.evaluation.attention.figure ENCODER_DIR VIDEO OUT.png
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ssl_vivit.data.video.decoding import DecodingError
+from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
+from ssl_vivit.encoders.one_line_parser import OneLineParser
+from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
+from ssl_vivit.evaluation.features.preparation import normalisation
+from ssl_vivit.evaluation.features.video_clip import clip_of_video
+from ssl_vivit.evaluation.figures import pixels, save
+
+
+def attention_over_frames(
+    encoder: ViViT,
+    video: Float[Tensor, "1 c T H W"],
+    path: Path,
+    *,
+    heads: bool = False,
+    columns: int = 8,
+) -> None:
+    """Draw attention over a clip's frames: a column a time step, its tubelets' middle frame.
+
+    The rows are the frames alone; the rollout to the pooled vector; and what, in the last layer
+    over space, the class token attends to (without one: what the patches of a frame attend to on
+    average). All are multiples of the even share: 1 is what every tubelet would have if all had
+    the same.
+
+    Args:
+        encoder: the encoder, whose ``preprocessing`` says how to put the pixels back.
+        video: one clip, normalised.
+        path: the PNG file; appears whole.
+        heads: a row for each head of that layer in addition.
+        columns: the most time steps that are shown, evenly spaced.
+    """
+    mean, std = normalisation(encoder)
+    maps = attention_maps(encoder, video)
+    times = torch.linspace(0, maps.grid.t - 1, min(columns, maps.grid.t)).round().long().tolist()
+    frames = pixels(video[0].movedim(1, 0), mean, std)
+    rows = {"frames": None, **_rows(maps, heads)}
+    height, width = frames.shape[1:3]
+    size = (1.7 * len(times) + 1.2, (1.7 * height / width + 0.15) * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(times), squeeze=False)
+    for line, (title, shares) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(title, fontsize=7)
+        for axis, time in zip(line, times, strict=True):
+            number = frame_of_step(encoder.config, video.shape[2], time)
+            _frame(axis, frames[number])
+            if shares is None:
+                axis.set_title(f"frame {number}", fontsize=8)
+                continue
+            image = axis.imshow(
+                shares[time].cpu().numpy(),
+                extent=_extent(encoder.config, (height, width), *shares.shape[1:]),
+                vmin=0,
+                vmax=shares.max().item(),
+                cmap="inferno",
+                alpha=0.55,
+                interpolation="nearest",
+            )
+        if shares is not None:
+            bar = figure.colorbar(image, ax=list(line), pad=0.01, aspect=12)
+            bar.ax.tick_params(labelsize=6)
+            bar.set_label("× even share", fontsize=6)
+    save(figure, path)
+
+
+def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]:
+    """Maps of the first clip in multiples of the even share, by title."""
+    config, (t, h, w) = maps.config, maps.grid
+    rollout = maps.rollout()[0]
+    last = (config.spatial_depth or config.depth or 1) - 1
+    if config.class_token:
+        name, shares = "class token", maps.class_attention(last)[0]
+    else:
+        received = maps.within_frames(last)[0].mean(-2)
+        name, shares = "patches", received.unflatten(-1, (h, w))
+    # Model 1's class token attends to all frames at once, the others to one.
+    even = t * h * w if config.variant == "joint" and config.class_token else h * w
+    rows = {
+        "rollout": rollout * (t * h * w / rollout.sum()),
+        f"{name},\nlayer {last}": shares.mean(1) * even,
+    }
+    if heads:
+        rows |= {f"head {i}": shares[:, i] * even for i in range(shares.shape[1])}
+    return rows
+
+
+def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
+    """The middle frame of the tubelets of a time step, in a clip of so many frames."""
+    if config.tubelet_embedding == "uniform_frames":
+        return config.frames_of(frames)[step]
+    size, stride = config.tubelet_size[0], config.kernel_stride[0]
+    (padding, _), *_ = config.padding_of(frames, *config.image_size)
+    return max(step * stride - padding + size // 2, 0)
+
+
+def _extent(
+    config: ViViTConfig, frame_size: tuple[int, int], rows: int, columns: int
+) -> tuple[float, float, float, float]:
+    """Where a map lies on the frame in pixels: left, right, bottom, top.
+
+    Tokens are drawn one stride wide about their tubelets' centres, so that overlapping ones do not
+    cover each other, and pixels that fill no tubelet stay free.
+    """
+    (_, height, width), (_, down, across) = config.tubelet_size, config.kernel_stride
+    _, (above, _), (beside, _) = config.padding_of(config.num_frames, *frame_size)
+    left, top = (width - across) / 2 - 0.5 - beside, (height - down) / 2 - 0.5 - above
+    return left, left + columns * across, top + rows * down, top
+
+
+def _frame(axis: Axes, frame: Float[Tensor, "h w 3"]) -> None:
+    axis.imshow(frame.numpy())
+    axis.set(xticks=[], yticks=[])
+    axis.autoscale(False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw an exported encoder's attention over a video; returns the exit status."""
+    parser = OneLineParser(
+        prog="python -m ssl_vivit.evaluation.attention",
+        description="Draw what an exported encoder attends to over the frames of a video.",
+    )
+    parser.add_argument("encoder", help="directory of an exported encoder, or its name on the hub")
+    parser.add_argument("video", help="a video file")
+    parser.add_argument("out", type=Path, help="the figure, a PNG file")
+    parser.add_argument("--start", type=float, help="of the clip, in seconds (default: its middle)")
+    parser.add_argument("--heads", action="store_true", help="a row for each head")
+    parser.add_argument("--columns", type=int, default=8, help="time steps (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.columns < 1:
+        parser.error(f"--columns is {args.columns}; it must be 1 or more")
+    try:
+        encoder = load_encoder(args.encoder)
+        video = clip_of_video(encoder, args.video, start=args.start)
+        attention_over_frames(encoder, video, args.out, heads=args.heads, columns=args.columns)
+    except (ValueError, OSError, DecodingError) as error:
+        which = f"{args.video}: " if isinstance(error, DecodingError) else ""
+        print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0

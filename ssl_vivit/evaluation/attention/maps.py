@@ -1,0 +1,270 @@
+"""What attends to what: the exact attention weights of an encoder, which its fast path never forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT, ViViTConfig
+from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.encoders.pooling import AttentionPooling
+from ssl_vivit.encoders.trunks.blocks import HeadAttention, Mask
+from ssl_vivit.evaluation.attention.rollout import Readout, readout, rollout
+from ssl_vivit.grid import Grid
+
+Axis = Literal["spatial", "temporal", "joint"]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention weights of the layers that were asked for; each row sums to 1.
+
+    Layers are numbered in the order of the computation, in Model 2 through the spatial blocks and
+    on through the temporal ones. Sequences are as the encoder makes them: over space [class,
+    registers, patches]; over time [registers, time steps, temporal class]; in Model 1 [class,
+    registers, patches of all time steps]. ``special_tokens`` and ``temporal_registers`` say how
+    many stand in front.
+
+    Attributes:
+        config: the encoder's architecture.
+        grid: token grid of the clips.
+        spatial: layer → (b, t, heads, q, k), within each time step (Models 2 to 4).
+        temporal: layer → (b, m, heads, q, k), over time at each position (Models 2 to 4). In
+            Model 2 the class token's position, or the pooled frame vector's, is the first of m.
+        joint: layer → (b, heads, q, k), over all tokens (Model 1).
+        readout: how the pooled vector reads the tokens.
+    """
+
+    config: ViViTConfig
+    grid: Grid
+    readout: Readout
+    spatial: dict[int, Tensor] = field(default_factory=dict)
+    temporal: dict[int, Tensor] = field(default_factory=dict)
+    joint: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def special_tokens(self) -> int:
+        """Class token and registers in front of the patches of a sequence over space (or of all)."""
+        return int(bool(self.config.class_token)) + self.config.register_tokens
+
+    @property
+    def temporal_registers(self) -> int:
+        """Registers in front of the time steps of a sequence over time."""
+        return self.config.register_tokens
+
+    def within_frames(self, layer: int) -> Float[Tensor, "b t heads n n"]:
+        """Attention of patches to patches of their own time step, special tokens left out.
+
+        In Model 1 a row holds what of a token's attention stays in its own time step.
+
+        Raises:
+            ValueError: for a layer without attention over space, or that was not recorded.
+        """
+        before, steps = self.special_tokens, self.grid.t
+        if self.config.variant == "joint":
+            weights = rearrange(
+                self._of(self.joint, layer)[..., before:, before:],
+                "b heads (t n) (s k) -> b heads n k t s",
+                t=steps,
+                s=steps,
+            )
+            return rearrange(weights.diagonal(dim1=-2, dim2=-1), "b heads n k t -> b t heads n k")
+        return self._of(self.spatial, layer)[..., before:, before:]
+
+    def over_time(self, layer: int) -> Float[Tensor, "b n heads t t"]:
+        """Attention of patches to time steps, special tokens left out.
+
+        In Model 1 it is summed over all tokens of a time step; in the others a patch attends to
+        its own position alone.
+
+        Raises:
+            ValueError: for a layer without attention over time, or that was not recorded.
+        """
+        if self.config.variant == "joint":
+            before = self.special_tokens
+            weights = self._of(self.joint, layer)[..., before:, before:]
+            shape = "b heads (t n) (s k) -> b n heads t s k"
+            return rearrange(weights, shape, t=self.grid.t, s=self.grid.t).sum(-1)
+        weights = self._of(self.temporal, layer)[:, -self.grid.n :]
+        steps = slice(self.temporal_registers, self.temporal_registers + self.grid.t)
+        return weights[..., steps, steps]
+
+    def class_attention(self, layer: int) -> Float[Tensor, "b t heads h w"]:
+        """What the class token attends to among the patches: of its frame, or of the clip (Model 1).
+
+        Raises:
+            ValueError: for an encoder without a class token, a layer without attention over space,
+                or one that was not recorded.
+        """
+        if not self.config.class_token:
+            raise ValueError("the encoder has no class token; use rollout()")
+        before, (t, h, _) = self.special_tokens, self.grid
+        if self.config.variant == "joint":
+            weights = self._of(self.joint, layer)[:, :, 0, before:]
+            return rearrange(weights, "b heads (t h w) -> b t heads h w", t=t, h=h)
+        weights = self._of(self.spatial, layer)[..., 0, before:]
+        return rearrange(weights, "b t heads (h w) -> b t heads h w", h=h)
+
+    def rollout(self) -> Float[Tensor, "b t h w"]:
+        """How much each input tubelet has part in the pooled vector, by attention rollout.
+
+        See :func:`ssl_vivit.evaluation.attention.rollout.rollout` for conventions and source.
+
+        Raises:
+            ValueError: where only some of the layers were recorded.
+        """
+        recorded = self.joint.keys() | self.spatial.keys() | self.temporal.keys()
+        if len(recorded) < num_layers(self.config):
+            raise ValueError(
+                f"rollout goes through all {num_layers(self.config)} layers, {len(recorded)} were "
+                "recorded; call attention_maps without layers"
+            )
+        return rollout(
+            self.config, self.grid, self.readout, self.spatial, self.temporal, self.joint
+        )
+
+    def _of(self, maps: dict[int, Tensor], layer: int) -> Tensor:
+        index = layer + num_layers(self.config) if layer < 0 else layer
+        if index not in maps:
+            there = ", ".join(map(str, sorted(maps))) or "none"
+            raise ValueError(f"layer {layer} has no such map; those recorded are {there}")
+        return maps[index]
+
+
+def num_layers(config: ViViTConfig) -> int:
+    """How many blocks an encoder has."""
+    if config.variant == "factorized_encoder":
+        assert config.spatial_depth is not None
+        assert config.temporal_depth is not None
+        return config.spatial_depth + config.temporal_depth
+    assert config.depth is not None
+    return config.depth
+
+
+def attention_maps(
+    encoder: ViViT, video: Float[Tensor, "b c T H W"], *, layers: Sequence[int] | None = None
+) -> AttentionMaps:
+    """Encode clips in eval mode and keep the attention weights.
+
+    They are formed anew, softmax(q·kᵀ/√width) in float32 or wider, from the queries and keys that
+    the encoder's own attention meets, normalised, rotated and masked as there. The encoder is left
+    as it was.
+
+    Args:
+        encoder: the encoder, compiled or not.
+        video: (B, C, T, H, W), normalised as ``encoder.preprocessing`` says.
+        layers: which layers to keep, −1 for the last; None is all. One of L tokens a sequence
+            takes heads · L² numbers for each sequence.
+
+    Raises:
+        ValueError: for a layer that does not exist.
+    """
+    encoder = getattr(encoder, "_orig_mod", encoder)  # what torch.compile wraps
+    config = encoder.config
+    wanted = _checked(layers, num_layers(config))
+    kept: dict[Axis, dict[int, Tensor]] = {"spatial": {}, "temporal": {}, "joint": {}}
+    seen: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        # Hooks need their modules to be called: compiled ones run as they were written.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(evaluating(encoder))
+        stack.enter_context(torch.no_grad())
+        for name, module in encoder.trunk.named_modules():
+            if not isinstance(module, HeadAttention):
+                continue
+            axis, layer = _place(name, config)
+            if layer in wanted:
+                hook = _recorder(kept[axis], layer, axis, len(video))
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+        if config.frame_pooling == "max":
+            norm = encoder.trunk.get_submodule("spatial_norm")
+            stack.callback(norm.register_forward_hook(_keep_frames(seen)).remove)
+        if encoder.attention_pooling is not None:
+            pooling = encoder.attention_pooling
+            stack.callback(pooling.register_forward_pre_hook(_keep_pooling(seen)).remove)
+        out = encoder(video)
+    return AttentionMaps(config, out.grid, readout(config, out, seen), **kept)
+
+
+def _checked(layers: Sequence[int] | None, depth: int) -> set[int]:
+    if layers is None:
+        return set(range(depth))
+    for layer in layers:
+        if not -depth <= layer < depth:
+            raise ValueError(f"layer {layer} does not exist; the encoder has 0 to {depth - 1}")
+    return {layer % depth for layer in layers}
+
+
+def _place(name: str, config: ViViTConfig) -> tuple[Axis, int]:
+    """Axis and layer of an attention, by its name in the transformer."""
+    group, index, *inner = name.split(".")
+    if config.variant == "joint":
+        return "joint", int(index)
+    if config.variant == "factorized_encoder":
+        assert config.spatial_depth is not None
+        spatial = group == "spatial_blocks"
+        return (
+            ("spatial", int(index))
+            if spatial
+            else (
+                "temporal",
+                int(index) + config.spatial_depth,
+            )
+        )
+    over_space = any(part.startswith("space") for part in inner)
+    return "spatial" if over_space else "temporal", int(index)
+
+
+def _recorder(
+    kept: dict[int, Tensor], layer: int, axis: Axis, batch: int
+) -> Callable[[Any, Any, Any], None]:
+    def record(module: HeadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        weights = weights_of(module, *args, **kwargs)
+        if axis != "joint":
+            weights = rearrange(weights, "(b s) heads q k -> b s heads q k", b=batch)
+        kept[layer] = weights
+
+    return record
+
+
+def weights_of(
+    attention: HeadAttention,
+    query: Float[Tensor, "b q inner"],
+    key: Float[Tensor, "b k inner"],
+    value: Float[Tensor, "b k inner"],
+    rotation: Any = None,
+    mask: Mask = None,
+) -> Float[Tensor, "b heads q k"]:
+    """The weights by which an attention, called with these arguments, averages the values."""
+    query, key = attention.prepare(query, key, rotation)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(wide) @ key.to(wide).mT / query.shape[-1] ** 0.5
+    if isinstance(mask, str):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1)
+
+
+def _keep_frames(seen: dict[str, Tensor]) -> Callable[[Any, Any, Any], None]:
+    def keep(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen["frames"] = output
+
+    return keep
+
+
+def _keep_pooling(seen: dict[str, Tensor]) -> Callable[[Any, Any], None]:
+    def keep(module: AttentionPooling, args: tuple[Tensor]) -> None:
+        (x,) = args
+        query = module.query.expand(x.shape[0], -1, -1)
+        seen["pooling"] = module.attention(query, x, x, need_weights=True)[1][:, 0]
+
+    return keep

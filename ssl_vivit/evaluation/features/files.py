@@ -1,0 +1,325 @@
+"""Features of videos as files: safetensors parts beside an index, made part by part.
+
+out/
+  index.json               settings, what was skipped and why, whether all parts are there
+  features-00000.safetensors
+      frames (n, clips, T) int64, pooled (n, d or 2 d) float32, tokens (n, clips, t, h·w, d) float16;
+      the videos' names in its metadata
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.loader import BROKEN_LIMIT, ClipBatches
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.evaluation.features.extraction import Summary, half_precision, vectors_of
+from ssl_vivit.evaluation.probes.report import write_json
+from ssl_vivit.training import RunError
+
+FORMAT = 1
+INDEX = "index.json"
+# So many broken videos are no reason to stop, however few there are in all.
+FEW = 5
+
+Kept = Literal["pooled", "tokens", "both"]
+
+
+class Features(NamedTuple):
+    """What :func:`load_features` returns, in the order of the videos.
+
+    Attributes:
+        keys: names of the n videos.
+        frames: int64 (n, clips, T), the frame numbers of their clips.
+        pooled: (n, d), or (n, 2 d) with ``--summary both``: clips' vectors, averaged over clips;
+            None where not kept.
+        tokens: float16 (n, clips, t, h·w, d), or None.
+        skipped: name → why a video has no features.
+    """
+
+    keys: list[str]
+    frames: Tensor
+    pooled: Tensor | None
+    tokens: Tensor | None
+    skipped: dict[str, str]
+
+
+def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
+    """Read what ``recipes/extract_features.py`` wrote.
+
+    Args:
+        directory: its ``--out``.
+        kept: what to read; None reads all that is there.
+
+    Raises:
+        FileNotFoundError: if there is no index.
+        ValueError: if the extraction did not finish, a part is damaged, no video had features, or
+            ``kept`` was not extracted.
+    """
+    directory = Path(directory)
+    if not (directory / INDEX).is_file():
+        raise FileNotFoundError(f"{directory} holds no features: {INDEX} is missing")
+    index = json.loads((directory / INDEX).read_text())
+    if not index["complete"]:
+        there = sum(part_path(directory, i).exists() for i in range(index["parts"]))
+        raise ValueError(
+            f"{directory} holds {there} of {index['parts']} parts; run the same command again to "
+            "finish it"
+        )
+    wanted = ["frames"]
+    wanted += [name for name in ("pooled", "tokens") if _is_kept(name, kept or index["features"])]
+    if missing := [name for name in wanted[1:] if not _is_kept(name, index["features"])]:
+        raise ValueError(
+            f"{directory} holds {index['features']}, not {missing[0]}; extract them by "
+            f"--features {kept} into another folder"
+        )
+    keys: list[str] = []
+    tensors: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    for i in range(index["parts"]):
+        path = part_path(directory, i)
+        try:
+            with safe_open(path, "pt") as part:
+                names = json.loads(part.metadata()["part"])["keys"]
+                if not names:
+                    continue
+                keys += names
+                for name in wanted:
+                    tensors[name].append(part.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); remove it and run the same command again"
+            ) from None
+    if not keys:
+        raise ValueError(
+            f"{directory} holds features of no video: all {len(index['skipped'])} were skipped; "
+            f"{INDEX} there says why"
+        )
+    joined = {name: torch.cat(parts) for name, parts in tensors.items()}
+    return Features(
+        keys, joined["frames"], joined.get("pooled"), joined.get("tokens"), index["skipped"]
+    )
+
+
+class FeatureFiles:
+    """The directory that features are written to; one that was begun is continued.
+
+    Args:
+        directory: where to.
+        settings: all that the features depend on, as JSON values.
+        parts: how many parts there will be.
+
+    Raises:
+        RunError: if the directory holds something else, or features made otherwise.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any], parts: int) -> None:
+        self.directory = directory
+        self.index = {"format": FORMAT, **settings, "parts": parts}
+        if directory.is_dir() and any(directory.iterdir()):
+            self._check()
+        elif directory.exists() and not directory.is_dir():
+            raise RunError(f"--out {directory} is a file; choose another")
+
+    def _check(self) -> None:
+        path = self.directory / INDEX
+        if not path.is_file():
+            raise RunError(f"--out {self.directory} holds other files; choose another folder")
+        saved = json.loads(path.read_text())
+        own = json.loads(json.dumps(self.index))
+        differing = [name for name in own if own[name] != saved.get(name)]
+        if differing:
+            changes = ", ".join(f"{name} ({saved.get(name)} → {own[name]})" for name in differing)
+            raise RunError(
+                f"--out {self.directory} holds features made otherwise: {changes}; set it back to "
+                "continue, or choose another folder"
+            )
+
+    def begin(self) -> None:
+        """Write the index of a begun extraction, unless a whole one is there."""
+        if not (self.directory / INDEX).is_file():
+            write_json({**self.index, "complete": False, "skipped": {}}, self.directory / INDEX)
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there yet."""
+        count = self.index["parts"]
+        return [i for i in range(count) if not part_path(self.directory, i).exists()]
+
+    def write(
+        self, number: int, keys: list[str], tensors: dict[str, Tensor], skipped: dict[str, str]
+    ) -> None:
+        """Write a part; it appears whole.
+
+        Raises:
+            RunError: if the disk does not take it.
+        """
+        path = part_path(self.directory, number)
+        partial = path.with_name(f".{path.name}.partial")
+        # One entry alone: the order of several in the file is not the same every time.
+        facts = json.dumps({"keys": keys, "skipped": skipped})
+        try:
+            save_file(tensors, partial, metadata={"part": facts})
+            shutil.copymode(self.directory / INDEX, partial)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(
+                f"{path} cannot be written ({error}); mend that and run the same command again"
+            ) from error
+
+    def finish(self, skipped: dict[str, str]) -> dict[str, Any]:
+        """Write the index of a whole extraction and return it.
+
+        Args:
+            skipped: what was left out before any part was made.
+        """
+        count = 0
+        skipped = dict(skipped)
+        for i in range(self.index["parts"]):
+            with safe_open(part_path(self.directory, i), "pt") as part:
+                facts = json.loads(part.metadata()["part"])
+            count += len(facts["keys"])
+            skipped |= facts["skipped"]
+        whole = {**self.index, "complete": True, "videos": count, "skipped": skipped}
+        write_json(whole, self.directory / INDEX)
+        return whole
+
+
+class TolerantBatches(ClipBatches):
+    """Clips of any videos: a few broken ones are no reason to stop, in whatever share.
+
+    Args:
+        left_out: videos that were broken from the start.
+    """
+
+    left_out: int = 0
+
+    def _count_broken(self, broken: dict[str, str], given_up: bool) -> None:
+        self.broken |= broken
+        count = self.left_out + len(self.broken)
+        refuse_many_broken(count, self.left_out + len(self.dataset), self.broken)
+
+
+def refuse_many_broken(count: int, total: int, broken: dict[str, str]) -> None:
+    """Stop where more than 1 % of the videos, and more than a few, are left out.
+
+    Raises:
+        DataError: naming some of them.
+    """
+    if count > max(FEW, BROKEN_LIMIT * total):
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:3])
+        raise DataError(
+            f"{count} of {total} videos are left out, more than {BROKEN_LIMIT:.0%} and more than "
+            f"{FEW}: {named}; mend them or move them away"
+        )
+
+
+def extract(
+    encoder: ViViT,
+    batches: Iterable[dict[str, Any]],
+    kept: Kept,
+    summary: Summary,
+    seen: Callable[[int], object],
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Features of the videos of some batches.
+
+    Args:
+        encoder: on the batches' device.
+        batches: with ``clips`` (b, clips, C, T, H, W), ``key`` and ``frames``.
+        kept: which features.
+        summary: what a pooled vector is.
+        seen: told how many videos a batch held.
+
+    Returns:
+        Names, and the tensors of a part.
+    """
+    keys: list[str] = []
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        clips = batch["clips"]
+        views = clips.shape[1]
+        with torch.no_grad(), evaluating(encoder), half_precision(clips.device):
+            video = rearrange(clips, "b v c T H W -> (b v) c T H W")
+            keep_tokens = _is_kept("tokens", kept)
+            out = encoder(video, tokens=keep_tokens or summary != "pooled")
+        made = {"frames": batch["frames"].cpu()}
+        if _is_kept("pooled", kept):
+            vectors = vectors_of(out, summary).cpu()
+            made["pooled"] = rearrange(vectors, "(b v) d -> b v d", v=views).mean(1)
+        if keep_tokens:
+            tokens = out.tokens.to("cpu", torch.float16)
+            made["tokens"] = rearrange(tokens, "(b v) t n d -> b v t n d", v=views)
+        for name, value in made.items():
+            found.setdefault(name, []).append(value)
+        keys += batch["key"]
+        seen(len(batch["key"]))
+    return keys, {name: torch.cat(parts).contiguous() for name, parts in found.items()}
+
+
+def write_parts(
+    encoder: ViViT,
+    batches: Callable[[np.ndarray], TolerantBatches],
+    parts: Sequence[tuple[int, np.ndarray]],
+    files: FeatureFiles,
+    *,
+    kept: Kept,
+    summary: Summary,
+    batch_size: int,
+    device: torch.device,
+    seen: Callable[[int], object],
+) -> None:
+    """Make and write parts one after the other.
+
+    Args:
+        encoder: on the device.
+        batches: a loader over videos with the given numbers.
+        parts: (number, videos) of each part to make.
+        files: where they go.
+        kept: which features.
+        summary: what a pooled vector is.
+        batch_size: videos that the encoder sees at once.
+        device: where.
+        seen: told how many videos are done.
+    """
+    broken: dict[str, str] = {}
+    for number, indices in parts:
+        loader = batches(indices)
+        before, loader.broken = len(broken), dict(broken)
+        with closing(loader.once(batch_size, device)) as stream:
+            keys, tensors = extract(encoder, stream, kept, summary, seen)
+        new = dict(list(loader.broken.items())[before:])
+        broken |= new
+        files.write(number, keys, tensors, new)
+
+
+def part_path(directory: Path, number: int) -> Path:
+    """The file of a part."""
+    return directory / f"features-{number:05d}.safetensors"
+
+
+def fingerprint(encoder: ViViT) -> str:
+    """Tells encoders apart by their architecture and weights."""
+    digest = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _is_kept(name: str, kept: str) -> bool:
+    return kept in (name, "both")

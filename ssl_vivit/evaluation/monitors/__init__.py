@@ -1,0 +1,1 @@
+"""Jobs that watch a training run: curves, figures, probes, early warnings."""

@@ -1,0 +1,120 @@
+"""What is measured and drawn beside contrastive pretraining, and the table at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_vivit.data.video.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.figures import (
+    learning_curves,
+    nearest_neighbours,
+    read_metrics,
+    view_pairs,
+)
+from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.retrieval import chance, collect, retrieval_top1
+from ssl_vivit.evaluation.monitors.run_summary import first_and_last, run_summary
+from ssl_vivit.training import Moment, Periodic
+
+RETRIEVAL = "val/retrieval_top1"
+_SHOWN = 6
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured and drawn beside training, on the held-out videos.
+
+    Args:
+        every: steps between evaluations; there is one before the first step and one at the end.
+        videos: how many held-out videos take part at most.
+        batch_size: videos that the encoder sees at once.
+    """
+
+    every: int = 1000
+    videos: int = 256
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.videos < 2 or self.batch_size < 1:
+            raise ValueError(
+                "evaluation.every and evaluation.batch_size must be at least 1, "
+                "evaluation.videos at least 2"
+            )
+
+
+class ContrastiveEvaluation:
+    """Retrieval of the positive view on held-out videos, and the figures of a run.
+
+    Retrieval uses views augmented as in training, drawn once for all: which other clip is nearest?
+    Neighbours are shown for clips without augmentation.
+
+    Args:
+        config: how often and how much.
+        clips: training and held-out videos.
+    """
+
+    def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
+        self.config, self.clips = config, clips
+        dataset, workers = clips.train.dataset, clips.train.workers
+        self.mean, self.std = dataset.augment.mean, dataset.augment.std
+        few = clips.train.indices[:_SHOWN]
+        self.shown = ClipBatches(dataset, workers=0, shuffle=False, indices=few)
+        self.augmented = self.plain = None
+        if clips.held_out is not None and len(clips.held_out) > 1:
+            chosen = clips.held_out.indices[: config.videos]
+            self.augmented = ClipBatches(dataset, workers=workers, shuffle=False, indices=chosen)
+            self.plain = ClipBatches(
+                clips.held_out.dataset, workers=workers, shuffle=False, indices=chosen
+            )
+
+    def periodic(self) -> Periodic:
+        """The evaluation as a job of the training loop."""
+        return Periodic(self.config.every, self, at_start=True)
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        """Measure and draw; every process measures, the main one draws."""
+        drawing = moment.accelerator.is_main_process
+        figures = moment.run_dir / "figures"
+        if moment.step == 0 and drawing:
+            batch = next(self.shown.once(_SHOWN, "cpu"))
+            path = figures / "augmented_views.png"
+            view_pairs(batch["clips"], batch["key"], self.mean, self.std, path)
+        numbers = {}
+        if self.augmented is not None and self.plain is not None:
+            found = collect(
+                lambda b: moment.call("features", b), self._batches(self.augmented, moment)
+            )
+            numbers = {
+                RETRIEVAL: retrieval_top1(found.features),
+                **feature_geometry(found.features),
+            }
+            warning = collapse_warning(numbers, moment.run_dir, moment.step)
+            if warning and drawing:
+                moment.progress.write(warning)
+            plain = collect(lambda b: moment.call("features", b), self._batches(self.plain, moment))
+            if drawing:
+                path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"
+                nearest_neighbours(plain, self.mean, self.std, path)
+        if drawing:
+            # The loop writes this moment's numbers when they are returned, after the drawing.
+            logged = read_metrics(moment.run_dir / "metrics.jsonl")
+            learning_curves([*logged, {"step": moment.step, **numbers}], figures / "curves.png")
+        return numbers
+
+    def _batches(self, clips: ClipBatches, moment: Moment) -> Iterator[dict[str, Any]]:
+        return clips.once(self.config.batch_size, moment.accelerator.device)
+
+    def summary(self, run_dir: Path) -> str:
+        """A table of what the run made: encoder, retrieval before and after, speed, how to load."""
+        measured = {}
+        retrieval = first_and_last(run_dir, RETRIEVAL)
+        if retrieval is not None and self.augmented is not None:
+            by_chance = chance(len(self.augmented), self.augmented.dataset.clip.views)
+            measured["retrieval top-1 of the positive view"] = (
+                f"{retrieval[0]:.3f} untrained, {retrieval[1]:.3f} trained "
+                f"({by_chance:.3f} by chance, {len(self.augmented)} held-out videos)"
+            )
+        return run_summary(run_dir, measured)

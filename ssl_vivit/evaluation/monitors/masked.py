@@ -1,0 +1,96 @@
+"""What is measured and drawn beside masked pretraining, on held-out videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.video.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.figures import learning_curves, read_metrics
+from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
+from ssl_vivit.evaluation.monitors.reconstruction_figure import reconstructions
+from ssl_vivit.evaluation.monitors.run_summary import first_and_last, run_summary
+from ssl_vivit.objectives.masked_tubelets import Reconstruction
+from ssl_vivit.training import Moment, Periodic
+
+ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
+_SHOWN = 4
+
+
+class MaskedEvaluation:
+    """Error on hidden tubelets of held-out videos, always with the same masks, and figures.
+
+    ``val/copy_error`` is what the nearest visible tubelet in their place would have,
+    ``val/mean_error`` what each tubelet's own mean colour would.
+
+    Args:
+        config: how often and how much.
+        clips: training and held-out videos; without held-out ones only curves are drawn.
+    """
+
+    def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
+        self.config = config
+        self.clips = None
+        if clips.held_out is not None:
+            chosen = clips.held_out.indices[: config.videos]
+            self.clips = ClipBatches(
+                clips.held_out.dataset, workers=clips.train.workers, shuffle=False, indices=chosen
+            )
+
+    def periodic(self) -> Periodic:
+        """The evaluation as a job of the training loop."""
+        return Periodic(self.config.every, self, at_start=True)
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        """Measure and draw; every process measures, the main one draws."""
+        numbers = {} if self.clips is None else self._measured(moment)
+        if moment.accelerator.is_main_process:
+            logged = read_metrics(moment.run_dir / "metrics.jsonl")
+            path = moment.run_dir / "figures" / "curves.png"
+            learning_curves([*logged, {"step": moment.step, **numbers}], path)
+        return numbers
+
+    def _measured(self, moment: Moment) -> dict[str, float]:
+        assert self.clips is not None
+        errors: dict[str, list[Tensor]] = {ERROR: [], COPY_ERROR: [], MEAN_ERROR: []}
+        features = []
+        device = moment.accelerator.device
+        for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
+            found = moment.call("errors", batch, seed)
+            for name, values in errors.items():
+                values.append(found[name.removeprefix("val/")].cpu())
+            features.append(moment.call("features", batch).float().cpu())
+            if seed == 0:
+                few = batch["clips"][:_SHOWN, 0]
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    shown = moment.call("reconstruct", few)
+                self._draw(moment, shown, batch["key"][:_SHOWN])
+        geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
+        warning = geometry and collapse_warning(geometry, moment.run_dir, moment.step)
+        if warning and moment.accelerator.is_main_process:
+            moment.progress.write(warning)
+        means = {name: torch.cat(values).mean().item() for name, values in errors.items()}
+        return means | geometry
+
+    def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
+        if moment.accelerator.is_main_process:
+            path = moment.run_dir / "figures" / f"reconstructions_step_{moment.step:08d}.png"
+            reconstructions(shown.cpu(), keys, path)
+
+    def summary(self, run_dir: Path) -> str:
+        """A table of what the run made."""
+        measured = {}
+        error, copied, mean = (
+            first_and_last(run_dir, name) for name in (ERROR, COPY_ERROR, MEAN_ERROR)
+        )
+        if error and copied and mean and self.clips is not None:
+            measured["error on hidden tubelets"] = (
+                f"{error[0]:.3g} untrained, {error[1]:.3g} trained ({copied[1]:.3g} with the "
+                f"nearest visible tubelet in their place, {mean[1]:.3g} with their own mean "
+                f"colour, {len(self.clips)} held-out videos)"
+            )
+        return run_summary(run_dir, measured)

@@ -1,0 +1,127 @@
+"""What is measured beside training a model of neurons: validation trials, and the best model."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssl_vivit.data.sessions.loader import Sessions
+from ssl_vivit.evaluation.figures import read_metrics
+from ssl_vivit.evaluation.neurons.figures import session_curves
+from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
+from ssl_vivit.neural.scoring.scores import NeuralScores
+from ssl_vivit.training import Moment, Periodic
+from ssl_vivit.training.host import Host
+
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class NeuralEvaluationConfig:
+    """What is measured and drawn beside training, and at its end.
+
+    Args:
+        every: steps between evaluations on the validation trials; there is one before the first
+            step and one at the end.
+        batch_size: trials that the model sees at once.
+        keep_best: the run's model is the one that did best on the validation trials, by
+            bits per spike (correlation where responses are no counts), instead of the last one.
+        fields: neurons whose receptive fields are drawn; 0 leaves the figure out.
+    """
+
+    every: int = 500
+    batch_size: int = 8
+    keep_best: bool = True
+    fields: int = 6
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batch_size < 1 or self.fields < 0:
+            raise ValueError(
+                "evaluation.every and evaluation.batch_size must be at least 1, "
+                "evaluation.fields at least 0"
+            )
+
+
+class NeuralEvaluation:
+    """Scores of whole validation trials every so often, and the best model so far.
+
+    The best model is kept in ``run_dir/best``; ``score.json`` there says at which step and how
+    good. A run that is continued compares with what it finds, so it keeps the same one.
+
+    Args:
+        config: how often.
+        sessions: what is trained on and scored.
+    """
+
+    def __init__(self, config: NeuralEvaluationConfig, sessions: Sessions) -> None:
+        self.config, self.sessions = config, sessions
+        self.ceiling: NeuralScores | None = None
+        if sessions.validation is not None:
+            self.ceiling = score_true_rates(sessions.validation)
+        counts = all(fact.kind == "spikes" for fact in sessions.facts)
+        self.criterion = "val/bps_mean" if counts else "val/correlation_mean"
+        self._host: Host | None = None
+
+    def periodic(self) -> list[Periodic]:
+        """The evaluation as a job of the training loop; none without validation trials."""
+        if self.sessions.validation is None:
+            return []
+        return [Periodic(self.config.every, self, at_start=True, on_bar=(self.criterion,))]
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        """Score, keep the model if it is the best, draw curves."""
+        assert self.sessions.validation is not None
+        self._host = self._host or Host()
+
+        def rates(part: dict[str, Any]) -> Tensor:
+            return moment.call("rates", [part])[0]
+
+        scores = score(
+            rates, self.sessions.validation, self._host,
+            batch_size=self.config.batch_size, device=moment.accelerator.device,
+        )  # fmt: skip
+        numbers = {f"val/{name}": value for name, value in scores.compute().items()}
+        if self.config.keep_best and self.criterion in numbers and moment.step:
+            self._keep(moment, numbers[self.criterion])
+        if moment.accelerator.is_main_process:
+            self._draw(moment, numbers)
+        return numbers
+
+    def _keep(self, moment: Moment, found: float) -> None:
+        assert self._host is not None
+        known = self._host.from_main(lambda: best_score(moment.run_dir))
+        # An equal one is this very step, met again after the run was killed: nothing to do.
+        if known is not None and found <= known["score"]:
+            return
+        moment.export(moment.run_dir / BEST / "model")
+        if moment.accelerator.is_main_process:
+            file = moment.run_dir / BEST / "score.json"
+            partial = file.with_name(".score.json.partial")
+            said = {"step": moment.step, "name": self.criterion, "score": found}
+            partial.write_text(json.dumps(said) + "\n")
+            os.replace(partial, file)
+
+    def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
+        ceiling = {} if self.ceiling is None else self.ceiling.compute()
+        names = [fact.name for fact in self.sessions.facts]
+        # The loop writes this moment's numbers when they are returned, after the drawing.
+        logged = read_metrics(moment.run_dir / "metrics.jsonl")
+        session_curves(
+            [*logged, {"step": moment.step, **numbers}],
+            names,
+            moment.run_dir / "figures" / "curves.png",
+            ceiling={name: ceiling[f"bps_{name}"] for name in names if f"bps_{name}" in ceiling},
+        )
+
+
+def best_score(run_dir: Path) -> dict[str, Any] | None:
+    """Step, name and value of the best validation score of a run; None if there is none yet."""
+    try:
+        return json.loads((run_dir / BEST / "score.json").read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,121 @@
+"""What the encoder has learned so far: probes on CLEVRER's labels beside pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.video.loader import ClipBatches, Clips
+from ssl_vivit.data.video.samples import ClipDataset
+from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
+from ssl_vivit.training import Moment, Periodic
+
+_KINDS: tuple[ProbeKind, ...] = ("knn", "linear")
+_ON_BAR = ("probe/knn_presence", "probe/linear_presence")
+_NAMES = tuple(target.name for target in CLEVRER_TARGETS)
+
+
+@dataclass
+class OnlineProbeConfig:
+    """Probes beside training, on features that the objective trains, without any gradient.
+
+    Args:
+        every: steps between probes; 0 turns them off. The videos need CLEVRER's annotations.
+        train_videos: training videos that a probe learns from, at most.
+        test_videos: held-out videos that it is tested on, at most.
+        batch_size: clips that the encoder sees at once.
+    """
+
+    every: int = 0
+    train_videos: int = 512
+    test_videos: int = 256
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("every", 0),
+            ("train_videos", 5),
+            ("test_videos", 2),
+            ("batch_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"probe.{name} {getattr(self, name)} must be at least {least}")
+
+
+class OnlineProbe:
+    """Nearest neighbours and ridge regression on one plain clip of each video.
+
+    Logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``, ``presence`` on the progress bar; see
+    :func:`ssl_vivit.evaluation.probes.scores.score` for the figures.
+
+    Args:
+        config: how often and how much.
+        clips: training and held-out videos.
+
+    Raises:
+        ValueError: if no videos are held out, or the videos have no annotations.
+    """
+
+    def __init__(self, config: OnlineProbeConfig, clips: Clips) -> None:
+        self.config = config
+        if not config.every:
+            return
+        if clips.held_out is None:
+            raise ValueError("probe.every needs held-out videos; set data.held_out above 0")
+        plain = clips.held_out.dataset
+        labelled = ClipDataset(
+            plain.videos,
+            replace(plain.clip, views=1),
+            plain.augment,
+            plain.seed,
+            labels=True,
+            frame_size=plain.frame_size,
+            evaluation=True,
+        )
+        self.train, self.test = (
+            ClipBatches(labelled, workers=part.workers, shuffle=False, indices=part.indices[:count])
+            for part, count in (
+                (clips.train, config.train_videos),
+                (clips.held_out, config.test_videos),
+            )
+        )
+
+    def periodic(self) -> list[Periodic]:
+        """The probe as a job of the training loop; none where it is turned off."""
+        if not self.config.every:
+            return []
+        return [Periodic(self.config.every, self, at_start=True, on_bar=_ON_BAR)]
+
+    def __call__(self, moment: Moment) -> dict[str, float]:
+        """Probe; every process does, and all come to the same numbers."""
+        train, test = (self._features(part, moment) for part in (self.train, self.test))
+        numbers = {
+            f"probe/{kind}_{target}": value
+            for kind in _KINDS
+            for target, value in probe(*train, *test, kind=kind).items()
+            if value == value
+        }
+        if moment.accelerator.is_main_process:
+            shown = ", ".join(
+                f"{name.removeprefix('probe/linear_')} {value:.3f}"
+                for name, value in numbers.items()
+                if name.startswith("probe/linear_")
+            )
+            moment.progress.write(f"step {moment.step}, linear probe: {shown}")
+        return numbers
+
+    def _features(self, clips: ClipBatches, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
+        features, labels = [], []
+        for batch in self._batches(clips, moment):
+            features.append(moment.call("features", batch)[:, 0].float().cpu())
+            labels.append({name: batch[name][:, 0].cpu() for name in _NAMES})
+        return torch.cat(features), {
+            name: torch.cat([part[name] for part in labels]) for name in _NAMES
+        }
+
+    def _batches(self, clips: ClipBatches, moment: Moment) -> Iterator[dict]:
+        return clips.once(self.config.batch_size, moment.accelerator.device)

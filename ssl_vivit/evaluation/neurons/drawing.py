@@ -1,0 +1,207 @@
+"""From a model of neurons and its trials to the figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.trials import TrialBatches
+from ssl_vivit.evaluation.neurons import figures as neural_figures
+from ssl_vivit.evaluation.neurons.receptive_fields import centres_of, receptive_fields
+from ssl_vivit.neural.adapters import StimulusAdapter
+from ssl_vivit.neural.cores.core import screen_span
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
+from ssl_vivit.neural.readout.linear import LinearReadout
+from ssl_vivit.neural.scoring.scores import NeuralScores
+
+Rates = Callable[[dict[str, Any]], Tensor]
+
+TRUTH = Path("meta") / "ground_truth.safetensors"
+# Gradients are taken at the ends of so many clips of so many frames.
+_CLIPS, _SPAN, _LAGS = 32, 24, 12
+
+
+def found_centres(
+    model: NeuralModel, session: str, frame_size: tuple[int, int]
+) -> Float[np.ndarray, "n 2"] | None:
+    """Where a session's neurons look on the screen, (x, y) in [−1, 1]; None if nothing says so.
+
+    Positions of a Gaussian readout, seen through the adapter; of a linear one, the centre of mass
+    of its filter.
+
+    Args:
+        model: the model.
+        session: whose neurons.
+        frame_size: (H, W) of its video.
+    """
+    readout = model.readouts[session]
+    with torch.no_grad():
+        if isinstance(readout, LinearReadout):
+            return centres_of(readout.spacetime().square().sum((1, 2))).cpu().numpy()
+        if not isinstance(readout, GaussianReadout):
+            return None
+        low, high = screen_span(
+            model.encoder, frame_size, align_corners=readout.config.align_corners
+        )
+        centres = low + (readout.centres().cpu() + 1) / 2 * (high - low)
+        adapter = model.adapter
+        if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
+            centres = centres * adapter.log_scale.exp().cpu()
+        elif isinstance(adapter, StimulusAdapter):
+            # Its matrix is of pixels from the centre.
+            half = torch.tensor(frame_size[::-1]) / 2
+            pixels = (centres * half) @ adapter.matrix.T.cpu() + adapter.shift.cpu() * 2 * half
+            centres = pixels / half
+        return centres.numpy()
+
+
+def true_fields(session: Session) -> dict[str, np.ndarray] | None:
+    """What a simulated session knows of its neurons; None for recorded ones."""
+    file = session.path / TRUTH
+    return load_file(file) if file.is_file() else None
+
+
+def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
+    """Found against true positions, where the true ones are known."""
+    truth = true_fields(session)
+    found = found_centres(model, session.name, session.frame_size)
+    if truth is not None and found is not None:
+        path = figures / f"positions_{session.name}.png"
+        title = f"{session.name}: receptive-field centres, readout against truth"
+        neural_figures.positions(found, truth["center"], path, title=title)
+
+
+def draw_scores(scores: NeuralScores, truth: NeuralScores, figures: Path) -> None:
+    """Histograms of bits per spike, of correlation for responses that are no counts."""
+    for name, label in (("bps", "bits per spike"), ("correlation", "single-trial correlation")):
+        found = {s: scores.neurons(s)[name].numpy() for s in scores.facts if _has(scores, s, name)}
+        best = {s: truth.neurons(s)[name].numpy() for s in found if _has(truth, s, name)}
+        if found:
+            path = figures / f"{label.replace(' ', '_').replace('-', '_')}.png"
+            neural_figures.histogram(found, path, label=f"{label} of a neuron", ceiling=best)
+
+
+def draw_traces(
+    rates: Rates,
+    trials: TrialBatches,
+    session: Session,
+    scores: NeuralScores,
+    figures: Path,
+    device: torch.device | str,
+) -> None:
+    """Responses of the best, the median and the worst neuron in one trial."""
+    own = _of_session(trials, session)
+    ranked = _ranked(scores, session.name)
+    if not len(own) or not len(ranked):
+        return
+    (part,) = next(own.once(1, device))["parts"]
+    predicted = rates(part)[0].float().cpu().numpy()
+    recorded = part["responses"][0].cpu().numpy()
+    true = session.true_rates(int(part["trial"][0]))
+    measure, values = _measure(scores, session.name)
+    shown = []
+    for what, unit in (
+        ("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1]),
+    ):  # fmt: skip
+        name = f"{what}: unit {session.unit_ids[unit]}, {measure} {values[unit]:.3f}"
+        shown.append(
+            neural_figures.Trace(
+                name,
+                recorded[:, unit],
+                predicted[:, unit],
+                None if true is None else true[:, unit],
+            )
+        )
+    neural_figures.traces(
+        shown, figures / f"traces_{session.name}.png",
+        frames_per_second=session.frames_per_second, kind=session.kind,
+    )  # fmt: skip
+
+
+def draw_fields(
+    model: NeuralModel,
+    trials: TrialBatches,
+    session: Session,
+    scores: NeuralScores,
+    figures: Path,
+    device: torch.device | str,
+    *,
+    count: int,
+) -> None:
+    """Receptive fields of some of the best neurons, beside the true filters where they are known."""
+    own = _of_session(trials, session)
+    units = _ranked(scores, session.name)[:count]
+    clips = _clips(own, device)
+    if clips is None or not len(units):
+        return
+    found = receptive_fields(
+        lambda video: model(video, None, session.name), clips, units.tolist(), lags=_LAGS
+    )
+    truth = true_fields(session)
+    measure, values = _measure(scores, session.name)
+    shown = []
+    for index, unit in enumerate(units):
+        lag = int(found.filters[index].square().sum((1, 2)).argmax())
+        x, y = found.centres[index].tolist()
+        name = f"unit {session.unit_ids[unit]}, {measure} {values[unit]:.2f}"
+        shown.append(
+            neural_figures.Field(
+                f"{name}\n{_LAGS - 1 - lag} frames back",
+                found.filters[index, lag].numpy(),
+                (x, y),
+                None if truth is None else truth["receptive_field"][unit],
+                None if truth is None else tuple(truth["center"][unit].tolist()),
+            )
+        )
+    neural_figures.fields(shown, figures / f"receptive_fields_{session.name}.png")
+
+
+def _of_session(trials: TrialBatches, session: Session) -> TrialBatches:
+    own = [item for item in trials.trials if trials.sessions[item[0]].name == session.name]
+    return TrialBatches(trials.sessions, trials.facts, own, drop_first=trials.drop_first)
+
+
+def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
+    """Standardised clips (b, 1, T, H, W), spread over movies and time; None if trials are short."""
+    videos: dict[int, Tensor] = {}
+    for batch in trials.once(1, device):
+        (part,) = batch["parts"]
+        movie = int(part["content"])
+        if movie not in videos and part["video"].shape[2] >= _SPAN:
+            videos[movie] = part["video"]
+    if not videos:
+        return None
+    each = -(-_CLIPS // len(videos))
+    cut = []
+    for video in videos.values():
+        starts = np.linspace(0, video.shape[2] - _SPAN, each).round().astype(int)
+        cut += [video[:, :, start : start + _SPAN] for start in starts]
+    return torch.cat(cut[:_CLIPS])
+
+
+def _measure(scores: NeuralScores, session: str) -> tuple[str, np.ndarray]:
+    """The score that neurons are ranked by, and its values."""
+    name = "bps" if _has(scores, session, "bps") else "correlation"
+    label = "bits per spike" if name == "bps" else "correlation"
+    return label, scores.neurons(session)[name].numpy()
+
+
+def _ranked(scores: NeuralScores, session: str) -> np.ndarray:
+    """Neurons whose score is defined, best first."""
+    _, values = _measure(scores, session)
+    order = np.argsort(-values, kind="stable")
+    return order[np.isfinite(values[order])]
+
+
+def _has(scores: NeuralScores, session: str, name: str) -> bool:
+    values = scores.neurons(session).get(name)
+    return values is not None and bool(values.isfinite().any())

@@ -1,0 +1,256 @@
+"""Figures of a model of neurons: receptive fields, traces, bits per spike, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ssl_vivit.evaluation.figures import save
+from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
+
+# Okabe & Ito (2008), Color Universal Design: told apart with any colour vision, and in grey.
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
+)  # fmt: skip
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+LINES = ("-", "--", ":", "-.")
+
+
+def positions(
+    found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], path: Path, *, title: str
+) -> None:
+    """Found against true centres of receptive fields, x and y, in units of half a frame.
+
+    Args:
+        found: (x, y) of each neuron in [−1, 1].
+        true: the same.
+        path: of the PNG.
+        title: whose positions.
+    """
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    rs = position_correlation(found, true)
+    for axis, name, column, r in zip(figure.subplots(1, 2), "xy", (0, 1), rs, strict=True):
+        axis.plot([-1, 1], [-1, 1], color=BLACK, lw=0.8, ls="--", label="equal")
+        axis.plot(true[:, column], found[:, column], "o", color=BLUE, ms=4, alpha=0.6, mew=0)
+        axis.set(
+            xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal",
+            title=f"{name}: r = {r:.3f}, {len(true)} neurons",
+            xlabel=f"true {name} (half frames from the centre)",
+            ylabel=f"found {name} (half frames from the centre)",
+        )  # fmt: skip
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+class Field(NamedTuple):
+    """A neuron's receptive field, found and where it is known true.
+
+    Attributes:
+        name: of the neuron.
+        found: (H, W), signed.
+        centre: found (x, y) in [−1, 1].
+        true: (H, W), signed; None if unknown.
+        true_centre: (x, y); None if unknown.
+    """
+
+    name: str
+    found: Float[np.ndarray, "H W"]
+    centre: tuple[float, float]
+    true: Float[np.ndarray, "H W"] | None = None
+    true_centre: tuple[float, float] | None = None
+
+
+def fields(shown: Sequence[Field], path: Path) -> None:
+    """Found receptive fields and, below, the true ones; each scaled to its own largest value.
+
+    A cross marks a found centre, a ring the true one.
+
+    Args:
+        shown: neurons, a column each.
+        path: of the PNG.
+    """
+    rows = 2 if any(field.true is not None for field in shown) else 1
+    height, width = shown[0].found.shape
+    aspect = height / width
+    figure = Figure(
+        figsize=(2.1 * len(shown) + 0.6, (2.1 * aspect + 0.45) * rows + 0.3), layout="constrained"
+    )
+    axes = figure.subplots(rows, len(shown), squeeze=False)
+    for column, field in enumerate(shown):
+        for row, image in enumerate((field.found, field.true)[:rows]):
+            axis = axes[row][column]
+            axis.set(xticks=[], yticks=[])
+            if image is None:
+                axis.set_axis_off()
+                continue
+            peak = float(np.abs(image).max()) or 1.0
+            axis.imshow(
+                image, cmap="PuOr", vmin=-peak, vmax=peak, extent=(-1, 1, 1, -1), aspect=aspect
+            )
+            axis.plot(*field.centre, "+", color=BLACK, ms=9, mew=1.2)
+            if field.true_centre is not None:
+                axis.plot(*field.true_centre, "o", mfc="none", mec=GREEN, ms=9, mew=1.4)
+            axis.set(xlim=(-1, 1), ylim=(1, -1))
+        axes[0][column].set_title(field.name, fontsize=8)
+    for row, name in enumerate(("found (gradient)", "true filter")[:rows]):
+        axes[row][0].set_ylabel(name, fontsize=8)
+    marks = "+ found centre" + (", green ring true centre" if rows == 2 else "")
+    figure.suptitle(f"orange excites, purple suppresses; {marks}", fontsize=8)
+    save(figure, path)
+
+
+class Trace(NamedTuple):
+    """Responses of one neuron over one trial.
+
+    Attributes:
+        name: which neuron and how good.
+        recorded: (T,), NaN where unknown.
+        predicted: (T,).
+        true: (T,) true rates; None if unknown.
+    """
+
+    name: str
+    recorded: Float[np.ndarray, " T"]
+    predicted: Float[np.ndarray, " T"]
+    true: Float[np.ndarray, " T"] | None = None
+
+
+def traces(
+    shown: Sequence[Trace], path: Path, *, frames_per_second: float, kind: str = "spikes"
+) -> None:
+    """Recorded and predicted responses over time, a neuron a row.
+
+    Args:
+        shown: neurons.
+        path: of the PNG.
+        frames_per_second: of the session.
+        kind: "spikes" are drawn as bars, "calcium" as a line.
+    """
+    figure = Figure(figsize=(9.0, 1.9 * len(shown) + 0.6), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    unit = "spikes per frame" if kind == "spikes" else "response (ΔF/F)"
+    for axis, trace in zip(axes, shown, strict=True):
+        seconds = np.arange(len(trace.recorded)) / frames_per_second
+        if kind == "spikes":
+            axis.bar(seconds, trace.recorded, 1 / frames_per_second, color="0.75", label="recorded")
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+        else:
+            axis.plot(seconds, trace.recorded, color="0.45", lw=1.0, label="recorded")
+        if trace.true is not None:
+            axis.plot(seconds, trace.true, color=ORANGE, lw=1.2, ls="--", label="true rate")
+        axis.plot(seconds, trace.predicted, color=BLUE, lw=1.4, label="predicted")
+        axis.set_title(trace.name, fontsize=9, loc="left")
+        axis.set_ylabel(unit, fontsize=8)
+        axis.margins(x=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=3)
+    axes[-1].set_xlabel("time in the trial (s)")
+    save(figure, path)
+
+
+def histogram(
+    scores: Mapping[str, Float[np.ndarray, " n"]],
+    path: Path,
+    *,
+    label: str,
+    ceiling: Mapping[str, Float[np.ndarray, " n"]] | None = None,
+) -> None:
+    """A score's distribution over neurons, a panel a session, with what the true rates reach.
+
+    Args:
+        scores: session → score of each neuron; those that are not finite are left out.
+        path: of the PNG.
+        label: of the score, with its unit.
+        ceiling: session → the same for the true rates, where they are known.
+    """
+    ceiling = ceiling or {}
+    columns = min(3, len(scores))
+    rows = -(-len(scores) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (session, values) in zip(axes, scores.items(), strict=False):
+        drawn = {"model": (values, BLUE, "-")}
+        if session in ceiling:
+            drawn["true rates"] = (ceiling[session], ORANGE, "--")
+        finite = {name: v[np.isfinite(v)] for name, (v, _, _) in drawn.items()}
+        together = np.concatenate(list(finite.values()))
+        if not len(together):
+            axis.set_axis_off()
+            continue
+        # A silent neuron's score can be anywhere; the bars are for the others.
+        low, high = np.percentile(together, [1, 99])
+        bins = np.linspace(low, high if high > low else low + 1, 31)
+        for name, (_, colour, line) in drawn.items():
+            mean = finite[name].mean() if len(finite[name]) else np.nan
+            axis.hist(
+                finite[name].clip(bins[0], bins[-1]), bins, color=colour, alpha=0.45,
+                label=f"{name}, mean {mean:.3f}",
+            )  # fmt: skip
+            axis.axvline(mean, color=colour, ls=line, lw=1.6)
+        axis.axvline(0, color=BLACK, lw=0.6)
+        axis.set(title=session, xlabel=label, ylabel="neurons")
+        axis.legend(fontsize=8)
+    for axis in axes[len(scores) :]:
+        axis.set_axis_off()
+    save(figure, path)
+
+
+def session_curves(
+    metrics: Sequence[Mapping[str, float | None]],
+    sessions: Sequence[str],
+    path: Path,
+    *,
+    ceiling: Mapping[str, float] | None = None,
+) -> None:
+    """Loss over steps, and validation scores of each session.
+
+    Args:
+        metrics: lines of metrics.jsonl.
+        sessions: names of the sessions.
+        path: of the PNG.
+        ceiling: session → bits per spike of the true rates, where they are known.
+    """
+    panels: dict[str, dict[str, str]] = {
+        "Poisson loss (training)": {"train/poisson": "all sessions"},
+        "bits per spike (validation)": {f"val/bps_{name}": name for name in sessions},
+        "single-trial correlation (validation)": {
+            f"val/correlation_{name}": name for name in sessions
+        },
+    }
+    drawn = {
+        title: {
+            label: points
+            for key, label in names.items()
+            if (points := [(line["step"], line[key]) for line in metrics if key in line])
+        }
+        for title, names in panels.items()
+    }
+    drawn = {title: lines for title, lines in drawn.items() if lines}
+    if not drawn:
+        return
+    figure = Figure(figsize=(4.6 * len(drawn), 3.4), layout="constrained")
+    for axis, (title, lines) in zip(
+        figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True
+    ):
+        for index, (label, points) in enumerate(lines.items()):
+            colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
+            steps, values = zip(*points, strict=True)
+            heights = [np.nan if value is None else value for value in values]
+            marker = "o" if len(points) < 30 else None
+            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=label)
+            if title.startswith("bits") and ceiling and label in ceiling:
+                axis.axhline(ceiling[label], color=colour, lw=0.9, ls=":")
+        axis.set(title=title, xlabel="optimisation step", ylabel=title.split(" (")[0])
+        axis.grid(alpha=0.3)
+        if len(lines) <= 12:
+            axis.legend(fontsize=8)
+    if ceiling:
+        figure.supxlabel("dotted: what the true rates reach", fontsize=8)
+    save(figure, path)

@@ -1,0 +1,81 @@
+"""Scores of a model of neurons on whole trials, shared by the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.sessions.trials import TrialBatches
+from ssl_vivit.neural.scoring.scores import NeuralScores
+from ssl_vivit.training.host import Host
+
+Rates = Callable[[dict[str, Any]], Tensor]
+
+
+def score(
+    rates: Rates,
+    trials: TrialBatches,
+    host: Host,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    repeats: bool = False,
+) -> NeuralScores:
+    """Scores over all trials, of which every process takes its share; the same on all.
+
+    Args:
+        rates: a part of a batch → rates (b, T, neurons).
+        trials: whole trials.
+        host: the processes.
+        batch_size: trials at once, at most.
+        device: where the model is.
+        repeats: also score what needs several trials of one movie, which takes memory.
+    """
+    own = trials.of_process(host.rank, host.world_size)
+    scores, last, calls = NeuralScores(trials.facts), None, 0
+    for batch in own.once(batch_size, device):
+        (part,) = batch["parts"]
+        movies = part["content"].tolist() if repeats else None
+        scores.update(part["session"], rates(part).float(), part["responses"], movies)
+        last, calls = part, calls + 1
+    _keep_step(rates, last, calls, trials, host, device)
+    return scores.over_processes(host.gather)
+
+
+def score_true_rates(trials: TrialBatches, *, repeats: bool = False) -> NeuralScores:
+    """The same of the rates that simulated sessions are known to have: what no model can pass.
+
+    Sessions that were recorded have no scores.
+    """
+    scores = NeuralScores(trials.facts)
+    known = {session.name: session for session in trials.sessions if session.has_true_rates}
+    simulated = [item for item in trials.trials if trials.sessions[item[0]].name in known]
+    part_of = TrialBatches(
+        trials.sessions, trials.facts, simulated, drop_first=trials.drop_first
+    )  # fmt: skip
+    for batch in part_of.once(1, "cpu"):
+        (part,) = batch["parts"]
+        true = known[part["session"]].true_rates(int(part["trial"]))
+        movies = part["content"].tolist() if repeats else None
+        scores.update(part["session"], torch.from_numpy(true)[None], part["responses"], movies)
+    return scores
+
+
+def _keep_step(
+    rates: Rates,
+    last: dict[str, Any] | None,
+    calls: int,
+    trials: TrialBatches,
+    host: Host,
+    device: torch.device | str,
+) -> None:
+    """Call the model as often as the process with the most batches: sharded weights need all."""
+    missing = max(host.gather(calls)) - calls
+    if missing and last is None:
+        (last,) = next(trials.once(1, device))["parts"]
+    for _ in range(missing):
+        assert last is not None
+        rates(last)

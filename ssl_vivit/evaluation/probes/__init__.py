@@ -1,0 +1,1 @@
+"""Probes: how well an encoder's features predict CLEVRER's labels."""

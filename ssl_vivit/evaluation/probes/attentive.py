@@ -1,0 +1,255 @@
+"""The attentive probe: one query for each target attends to frozen tokens, then a linear layer.
+
+V-JEPA's protocol (Bardes et al. 2024, arXiv 2404.08471, Sec. 4.2): where features are read from
+patch tokens, a learned query finds the ones that matter, which a mean over all of them drowns.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.evaluation.features.extraction import TokenStore
+from ssl_vivit.objectives.targets import NumberScale, Target, in_label_units, target_loss
+
+MOMENTS = 20
+
+
+@dataclass
+class AttentiveConfig:
+    """How the attentive probe is trained.
+
+    Args:
+        steps: steps of AdamW. At the start and at twenty moments the loss on the validation part is
+            measured; each target takes the weights with the least.
+        batch_size: clips in a step.
+        learning_rate: of AdamW, at its peak.
+        weight_decay: of AdamW.
+        validation: share of the training part that chooses the moment.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    validation: float = 0.2
+
+    def check(self) -> None:
+        """Refuse values that no probe can be trained with.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError("attentive.steps and attentive.batch_size must be at least 1")
+        if not 0 < self.validation < 1:
+            raise ValueError(
+                f"attentive.validation is {self.validation}; it must be between 0 and 1"
+            )
+
+
+class OneQuery(AttentionPoolLatent):
+    """timm's latent pooling for one latent, without keys and values of every token.
+
+    Of one query, q·(W x) is (Wᵀ q)·x, and the weights' sum over W x is W times their sum over x: the
+    same numbers for a fraction of the work, which leaves frozen tokens as the only large thing.
+    """
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:  # type: ignore[override]
+        query = rearrange(self.q(self.latent[0, 0]), "(h e) -> h e", h=self.num_heads)
+        to_keys, to_values = rearrange(
+            self.kv.weight, "(two h e) d -> two h e d", two=2, h=self.num_heads
+        )
+        # The keys' bias adds the same to all scores, which the softmax takes away again.
+        asked = einsum(query, to_keys, "h e, h e d -> h d") * self.scale
+        weights = einsum(asked, x, "h d, b l d -> b h l").softmax(-1)
+        seen = einsum(weights, x, "b h l, b l d -> b h d")
+        values = rearrange(einsum(seen, to_values, "b h d, h e d -> b h e"), "b h e -> b (h e)")
+        pooled = self.proj(values + self.kv.bias.chunk(2)[1])
+        return pooled + self.mlp(self.norm(pooled))
+
+
+class AttentiveProbe(nn.Module):
+    """Tokens → one output: cross-attention of a learned query, an MLP with a residual, layer norm
+    and a linear layer.
+
+    Args:
+        dim: width of the tokens.
+        outputs: numbers that are predicted.
+    """
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        heads = max(1, dim // 64)
+        while dim % heads:
+            heads -= 1
+        self.pool = OneQuery(dim, num_heads=heads, norm_layer=nn.LayerNorm)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, outputs)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Float[Tensor, "b l d"]) -> Float[Tensor, "b outputs"]:
+        return self.head(self.norm(self.pool(tokens)))
+
+
+class TokenPart(NamedTuple):
+    """Clips whose tokens lie in a store.
+
+    Attributes:
+        store: the tokens.
+        views: which clips of each video; their tokens are put in a row.
+    """
+
+    store: TokenStore
+    views: slice
+
+    def __len__(self) -> int:
+        return self.store.shape[0]
+
+    def read(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b l d"]:
+        """Tokens of some videos."""
+        return self.store.read(index, self.views)
+
+
+def attentive_predict(
+    train: TokenPart,
+    train_labels: Mapping[str, Tensor],
+    test: TokenPart,
+    *,
+    targets: tuple[Target, ...],
+    config: AttentiveConfig | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Float[Tensor, "m width"]]:
+    """Train a probe for each target and predict the test part.
+
+    Args:
+        train, test: tokens of different videos.
+        train_labels: of the training part.
+        targets: what is predicted; each has a probe of its own.
+        config: how they are trained.
+        seed: of the validation part, the weights and the order of the clips.
+        device: where the probes are trained.
+
+    Returns:
+        Target → (m, width): logits, or numbers in the labels' units.
+
+    Raises:
+        ValueError: for settings that cannot be, too few clips, or tokens that are not finite.
+    """
+    config = config or AttentiveConfig()
+    config.check()
+    count = len(train)
+    held_out = max(1, round(count * config.validation))
+    if count - held_out < 1:
+        raise ValueError(f"{count} clips are too few to train an attentive probe on")
+    order = torch.from_numpy(named_generator(seed, "validation").permutation(count))
+    validation, fitting = order[:held_out].sort().values, order[held_out:].sort().values
+    labels = {t.name: train_labels[t.name].to(device) for t in targets}
+    scale = NumberScale.of({name: value[fitting] for name, value in labels.items()}, targets)
+    mean, std = _statistics(train, fitting, config.batch_size)
+
+    def tokens(part: TokenPart, index: Tensor) -> Tensor:
+        return ((part.read(index) - mean) / std).to(device)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probes = nn.ModuleDict(
+            {t.name: AttentiveProbe(train.store.shape[-1], t.width) for t in targets}
+        )
+    probes.to(device)
+    optimizer = torch.optim.AdamW(
+        probes.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        config.learning_rate,
+        total_steps=config.steps,
+        pct_start=0.1,
+        cycle_momentum=False,
+    )
+
+    def losses(part: Tensor) -> dict[str, Tensor]:
+        seen = tokens(train, part)
+        return {
+            t.name: target_loss(probes[t.name](seen), labels[t.name][part.to(device)], t, scale)
+            for t in targets
+        }
+
+    best: dict[str, tuple[float, dict[str, Tensor]]] = {t.name: (math.inf, {}) for t in targets}
+
+    @torch.no_grad()
+    def keep_the_best() -> None:
+        probes.eval()
+        sums = dict.fromkeys(best, 0.0)
+        for some in validation.split(config.batch_size):
+            for name, loss in losses(some).items():
+                sums[name] += loss.item() * len(some)
+        for name, value in sums.items():
+            if value < best[name][0]:
+                best[name] = (value, copy.deepcopy(probes[name].state_dict()))
+
+    # The probe that knows nothing is a candidate too: where nothing can be learned, it stays.
+    keep_the_best()
+    if not all(state for _, state in best.values()):
+        raise ValueError("tokens are not finite, so nothing can be read from them")
+    pause = max(1, config.steps // MOMENTS)
+    for step, part in enumerate(_shuffled(fitting, config, seed), 1):
+        probes.train()
+        optimizer.zero_grad()
+        # No probe shares a weight with another: the sum trains each by itself.
+        torch.stack(list(losses(part).values())).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if step % pause == 0 or step == config.steps:
+            keep_the_best()
+    for name, (_, state) in best.items():
+        probes[name].load_state_dict(state)
+    parts: dict[str, list[Tensor]] = {t.name: [] for t in targets}
+    with torch.no_grad():
+        for part in torch.arange(len(test)).split(config.batch_size):
+            seen = tokens(test, part)
+            for name, found in parts.items():
+                found.append(probes[name](seen).float().cpu())
+    predicted = {name: torch.cat(found) for name, found in parts.items()}
+    return in_label_units(predicted, targets, scale)
+
+
+def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Tensor]:
+    """As many batches as there are steps, a new order every epoch."""
+    epochs = math.ceil(config.steps / math.ceil(len(index) / config.batch_size))
+    batches = (
+        part
+        for epoch in range(epochs)
+        for part in index[
+            torch.from_numpy(named_generator(seed, epoch, "order").permutation(len(index)))
+        ].split(config.batch_size)
+    )
+    return islice(batches, config.steps)
+
+
+def _statistics(
+    part: TokenPart, index: Tensor, batch_size: int
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and deviation of each feature over the tokens of the training part."""
+    count, total = 0, torch.zeros(2, part.store.shape[-1], dtype=torch.float64)
+    for some in index.split(batch_size):
+        tokens = part.read(some).flatten(0, 1).double()
+        count += len(tokens)
+        total += torch.stack((tokens.sum(0), tokens.square().sum(0)))
+    mean = total[0] / count
+    # A feature that never varies stays near 0 instead of being blown up.
+    std = (total[1] / count - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 1e-4 * mean.abs(), std, 1.0).float()

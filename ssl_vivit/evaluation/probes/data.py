@@ -1,0 +1,180 @@
+"""Which videos probes are trained and tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.loader import ClipBatches, split_keys
+from ssl_vivit.data.video.pretraining_data import trained_on
+from ssl_vivit.data.video.samples import ClipDataset, Videos
+from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.evaluation.features.preparation import ClipChoice, Preparation
+from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Labelled videos and how clips are cut from them.
+
+    Args:
+        shards: shards with CLEVRER's annotations; see ``python -m data_prep.clevrer pack``.
+        test_shards: others to test on; null tests on ``held_out`` of the former.
+        folder: in place of shards, a folder of videos with a folder for each class.
+        cache_dir: where shards from afar are kept.
+        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
+        frame_size: height and width that frames are decoded to; null keeps theirs.
+        workers: processes that decode; null takes the cores that are free, 8 at most.
+        held_out: share of the videos to test on, chosen by their names. The same share as in
+            pretraining chooses the same videos.
+        clip: what differs from the clips of an encoder's pretraining.
+        image_size: height and width that encoders are fitted to; null keeps theirs.
+    """
+
+    shards: str | list[str] | None = None
+    test_shards: str | list[str] | None = None
+    folder: str | None = None
+    cache_dir: str | None = None
+    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
+    frame_size: tuple[int, int] | None = None
+    workers: int | None = None
+    held_out: float = 0.2
+    clip: ClipChoice = field(default_factory=ClipChoice)
+    image_size: tuple[int, int] | None = None
+
+
+class Part(NamedTuple):
+    """Videos of one part.
+
+    Attributes:
+        videos: where they are read from.
+        indices: which of them.
+        labels: what they are labelled with.
+        limit: how many take part at most.
+        config: how they are read.
+    """
+
+    videos: Videos
+    indices: np.ndarray
+    labels: Labels
+    limit: int
+    config: ProbeData
+
+    def drawn(self, seed: int, name: str) -> np.ndarray:
+        """The videos that take part, ascending."""
+        if len(self.indices) <= self.limit:
+            return self.indices
+        order = named_generator(seed, name).permutation(len(self.indices))
+        return np.sort(self.indices[order[: self.limit]])
+
+    def dataset(self, prepared: Preparation, *, spread: bool = False) -> ClipDataset:
+        """Their clips: several at even distances; one at a place drawn for each epoch, or ``spread``,
+        in the middle."""
+        return prepared.dataset(
+            self.videos,
+            labels=self.labels.annotated,
+            frame_size=self.config.frame_size,
+            spread=spread or prepared.clip.views > 1,
+        )
+
+    def batches(
+        self, prepared: Preparation, indices: np.ndarray, *, spread: bool = False
+    ) -> ClipBatches:
+        """Loader over some of them, in order; see :meth:`dataset`."""
+        workers = self.config.workers
+        dataset = self.dataset(prepared, spread=spread)
+        return ClipBatches(dataset, workers=workers, shuffle=False, indices=indices)
+
+
+class Parts(NamedTuple):
+    """Videos to train probes on, and others to test them on."""
+
+    train: Part
+    test: Part
+
+
+def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:
+    """Open the videos and part them.
+
+    Args:
+        data: which videos.
+        train_videos: to train probes on, at most; each seed draws its own where there are more.
+        test_videos: to test them on, at most.
+
+    Raises:
+        DataError: if there are none, they lack annotations, or both parts share one.
+    """
+    for name, count in (("train_videos", train_videos), ("test_videos", test_videos)):
+        if count < 1:
+            raise DataError(f"--{name} is {count}; it must be at least 1")
+    train: Videos
+    labels: Labels
+    if data.folder is not None:
+        if data.shards or data.test_shards:
+            raise DataError("--data.folder takes the place of --data.shards; give one of them")
+        train = folder = VideoFolder(data.folder, decoder=data.decoder, option="--data.folder")
+        labels = FolderLabels(folder)
+    elif data.shards:
+        train = ShardSet(data.shards, cache_dir=data.cache_dir, decoder=data.decoder)
+        labels = _annotated(train)
+    else:
+        raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
+    if data.test_shards:
+        test = ShardSet(data.test_shards, cache_dir=data.cache_dir, decoder=data.decoder)
+        if both := sorted(set(train.keys) & set(test.keys)):
+            raise DataError(
+                f"--data.shards and --data.test_shards share {len(both)} videos, {both[0]} for one; "
+                "give other shards to test on"
+            )
+        everything = np.arange(len(train)), np.arange(len(test))
+        return Parts(
+            Part(train, everything[0], labels, train_videos, data),
+            Part(test, everything[1], _annotated(test), test_videos, data),
+        )
+    kept, held_out = split_keys(train.keys, data.held_out)
+    if not len(kept) or not len(held_out):
+        raise DataError(
+            f"--data.held_out {data.held_out} parts {len(train)} videos into {len(kept)} to train "
+            f"probes on and {len(held_out)} to test them on; choose another share"
+        )
+    return Parts(
+        Part(train, kept, labels, train_videos, data),
+        Part(train, held_out, labels, test_videos, data),
+    )
+
+
+def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str | None:
+    """One line where test videos may have been in an encoder's training, or None.
+
+    Args:
+        name: the encoder's, for the line.
+        provenance: what the encoder says of the runs that made its weights.
+        test: the videos that probes are tested on.
+    """
+    while provenance is not None:
+        record, provenance = provenance.get("data"), provenance.get("before")
+        if not isinstance(record, dict) or not isinstance(test.videos, ShardSet):
+            continue
+        count = trained_on(record, test.videos, test.indices)
+        if count:
+            share = record["held_out"]
+            mend = "name others by --data.test_shards"
+            if share and not test.config.test_shards:
+                mend = f"set --data.held_out {share:g} as in its pretraining, or {mend}"
+            return (
+                f"warning: {count} of the {len(test.indices)} videos to test on may have been in "
+                f"the training of {name}: {mend}"
+            )
+    return None
+
+
+def _annotated(videos: ShardSet) -> ClevrerLabels:
+    if not videos.has_annotation.all():
+        clip_labels(None, [], videos.keys[int(np.argmin(videos.has_annotation))])
+    return ClevrerLabels(videos)

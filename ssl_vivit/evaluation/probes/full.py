@@ -1,0 +1,201 @@
+"""Full supervised fine-tuning as a row beside the probes: all weights are trained on the labels."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.video.augment import AugmentConfig
+from ssl_vivit.data.video.clips import clip_frames, even_starts
+from ssl_vivit.data.video.loader import ClipBatches
+from ssl_vivit.data.video.samples import ClipDataset
+from ssl_vivit.encoders import VideoClassifier
+from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.evaluation.features.extraction import half_precision, untrained
+from ssl_vivit.evaluation.features.files import fingerprint
+from ssl_vivit.evaluation.probes.comparison import Subject
+from ssl_vivit.evaluation.probes.data import Part, Parts
+from ssl_vivit.evaluation.probes.labelled_videos import LabelledBatches, Labels
+from ssl_vivit.evaluation.probes.linear import scores
+from ssl_vivit.evaluation.probes.report import Row
+from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
+from ssl_vivit.objectives.supervised import Supervised
+from ssl_vivit.objectives.targets import NumberScale
+from ssl_vivit.training import OptimConfig, TrainingConfig, fit, to_plain
+
+
+@dataclass
+class FinetuneConfig:
+    """Supervised training of all weights on the labels.
+
+    Args:
+        steps: optimisation steps; 0 leaves it out.
+        total_batch_size: videos in a step.
+        learning_rate: of AdamW at its peak, which it reaches after a tenth of the steps.
+        layer_decay: factor on the learning rate per layer below the head.
+        drop_rate: dropout before the head.
+        from_scratch: also train the same architecture from fresh weights.
+    """
+
+    steps: int = 0
+    total_batch_size: int = 32
+    learning_rate: float = 3e-4
+    layer_decay: float = 0.75
+    drop_rate: float = 0.1
+    from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("total_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"finetune.{name} {getattr(self, name)} must be at least {least}")
+
+
+def finetune(
+    subject: Subject,
+    parts: Parts,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    run_dir: Path,
+    batch_size: int,
+    fresh: bool = False,
+) -> tuple[Row, dict[str, float], dict[str, np.ndarray]] | None:
+    """Train a copy of an encoder on the training part and score it on the test part.
+
+    Args:
+        subject: whose encoder is copied; it stays as it is.
+        parts: labelled videos.
+        config: how long and how fast.
+        seed: of the head, the clips and the videos.
+        run_dir: of the training run; one that was stopped goes on.
+        batch_size: test videos seen at once.
+        fresh: train the architecture from fresh weights, at one learning rate for all layers.
+
+    Returns:
+        The row, its scores, and those on resamples of the test videos; None if a signal ended the run.
+
+    Raises:
+        ValueError: if there are fewer videos than a step takes.
+        RunError: if ``run_dir`` holds a run of another encoder or with other settings.
+    """
+    train = parts.train.drawn(seed, "train videos")
+    if len(train) < config.total_batch_size:
+        raise ValueError(
+            f"there are {len(train)} videos to fine-tune on, fewer than "
+            f"--finetune.total_batch_size {config.total_batch_size}; lower it"
+        )
+    targets = parts.train.labels.targets
+    dataset = _augmented(subject, parts.train, seed)
+    train_labels = _middle_labels(dataset, train, parts.train.labels)
+    scale = NumberScale.of(train_labels, targets)
+    encoder = untrained(subject.encoder, seed) if fresh else copy.deepcopy(subject.encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = Supervised(
+            encoder.requires_grad_(True),
+            targets,
+            scale,
+            preprocessing=encoder.preprocessing,
+            drop_rate=config.drop_rate,
+        )
+    batches = ClipBatches(dataset, workers=parts.train.config.workers, indices=train)
+    training = _training(config, seed, run_dir, fresh)
+    result = fit(
+        objective,
+        LabelledBatches(batches, parts.train.labels),
+        training,
+        # A run that was stopped goes on with the same encoder and videos or not at all.
+        run_config={
+            "training": to_plain(training),
+            "finetune": to_plain(config),
+            "encoder": fingerprint(subject.encoder),
+            "videos": [parts.train.videos.keys[i] for i in train],
+            "clip": asdict(dataset.clip),
+        },
+        card={"data": f"{len(train)} labelled videos"},
+    )
+    if result.encoder is None:
+        return None
+    # What was exported is what is scored, and no launcher shards it.
+    device = next(subject.encoder.parameters()).device
+    objective.classifier = VideoClassifier.from_pretrained(result.encoder).to(device)
+    predicted, test_labels, keys = _predict(subject, objective, parts.test, seed, batch_size)
+    name = f"{subject.name}, trained from scratch" if fresh else subject.name
+    clips = f"{subject.prepared.clip.views} clips" if subject.prepared.clip.views > 1 else ""
+    row = Row(name, clips, "fine-tuned", baseline=fresh)
+    told = predicted, test_labels, train_labels, targets
+    return row, scores(*told), resampled_scores(*told, video_weights(keys))
+
+
+def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
+    """One clip a video at a random time, mirrored and recoloured; whole frames, as labels need."""
+    prepared = subject.prepared
+    mild = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), blur_probability=0.0)
+    return ClipDataset(
+        part.videos,
+        replace(prepared.clip, views=1),
+        prepared.augment(mild),
+        seed,
+        labels=part.labels.annotated,
+        frame_size=part.config.frame_size,
+    )
+
+
+def _training(config: FinetuneConfig, seed: int, run_dir: Path, fresh: bool) -> TrainingConfig:
+    return TrainingConfig(
+        run_dir=str(run_dir),
+        steps=config.steps,
+        total_batch_size=config.total_batch_size,
+        optimizer=OptimConfig(
+            learning_rate=config.learning_rate,
+            scaling="none",
+            layer_decay=1.0 if fresh else config.layer_decay,
+            warmup_steps=max(1, config.steps // 10),
+        ),
+        checkpoint_every=max(100, config.steps // 4),
+        keep_checkpoints=1,
+        resume="auto",
+        tracker="none",
+        seed=seed,
+    )
+
+
+def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) -> dict[str, Tensor]:
+    """Labels of the clip in the middle of each video; no frame is decoded."""
+    frames = [
+        clip_frames(
+            even_starts(int(dataset.start_counts[i]), 1), dataset.clip, float(dataset.videos.fps[i])
+        )
+        for i in indices
+    ]
+    keys = [dataset.videos.keys[i] for i in indices]
+    return labels({"key": keys, "frames": torch.from_numpy(np.stack(frames))})
+
+
+def _predict(
+    subject: Subject, objective: Supervised, part: Part, seed: int, batch_size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Predictions for the test part, averaged over the clips of a video, its labels and names."""
+    device = next(objective.parameters()).device
+    batches = part.batches(subject.prepared, part.drawn(seed, "test videos"))
+    found: list[dict[str, Tensor]] = []
+    told: list[dict[str, Tensor]] = []
+    keys: list[str] = []
+    for batch in batches.once(batch_size, device, epoch=seed):
+        with evaluating(objective), half_precision(device):
+            predicted = objective.predict(batch["clips"])
+        found.append({name: value.cpu() for name, value in predicted.items()})
+        told.append(part.labels(batch))
+        keys += batch["key"]
+    if not told:
+        raise ValueError("there is no readable video to test on")
+    return _joined(found), _joined(told), keys
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

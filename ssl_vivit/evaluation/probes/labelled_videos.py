@@ -1,0 +1,121 @@
+"""What videos are labelled with: CLEVRER's annotations, or the folders that they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.loader import ClipBatches
+from ssl_vivit.data.video.samples import Videos
+from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
+from ssl_vivit.objectives.targets import Target
+
+
+class Labels(Protocol):
+    """Labels for a batch's videos.
+
+    Attributes:
+        targets: what the labels are.
+        annotated: whether they come from CLEVRER's annotations.
+    """
+
+    targets: tuple[Target, ...]
+    annotated: bool
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]: ...
+
+
+class ClevrerLabels:
+    """Labels of :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
+
+    Several clips of a video are labelled as one: what is visible in any of their frames,
+    collisions from the first to the last of them.
+
+    Args:
+        videos: with annotations.
+    """
+
+    targets: tuple[Target, ...] = CLEVRER_TARGETS
+    annotated = True
+
+    def __init__(self, videos: Videos) -> None:
+        self._videos = videos
+        self._index = {key: i for i, key in enumerate(videos.keys)}
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Labels of each video, (b, …)."""
+        if batch["frames"].shape[1] == 1 and all(t.name in batch for t in self.targets):
+            # The loader's workers have read the annotations already.
+            return {t.name: batch[t.name][:, 0] for t in self.targets}
+        told = [
+            clip_labels(self._videos.annotation(self._index[key]), np.unique(frames).tolist(), key)
+            for key, frames in zip(batch["key"], batch["frames"].cpu().numpy(), strict=True)
+        ]
+        return {name: torch.stack([each[name] for each in told]) for name in told[0]}
+
+
+class FolderLabels:
+    """The class of a video: the name of the folder it lies in, ``root/class/….mp4``.
+
+    Args:
+        videos: as found in the root.
+        option: the setting that names the root, for messages.
+
+    Attributes:
+        classes: names, sorted.
+
+    Raises:
+        DataError: if a video lies in no folder of its own, or there is one folder alone.
+    """
+
+    annotated = False
+
+    def __init__(self, videos: VideoFolder, option: str = "--data.folder") -> None:
+        loose = [key for key in videos.keys if "/" not in key]
+        self.classes = sorted({key.split("/")[0] for key in videos.keys})
+        if loose or len(self.classes) < 2:
+            what = f"{loose[0]} lies beside them" if loose else f"there is {len(self.classes)}"
+            raise DataError(
+                f"{option} {videos.root} must hold a folder for each class, two or more, with the "
+                f"videos in them; {what}"
+            )
+        self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The class of each video, int64 (b,)."""
+        numbers = [self.classes.index(key.split("/")[0]) for key in batch["key"]]
+        return {"class": torch.tensor(numbers)}
+
+
+class LabelledBatches:
+    """Batches for supervised training: those of a loader, with ``labels``.
+
+    Args:
+        batches: the loader.
+        labels: what it is labelled with.
+    """
+
+    def __init__(self, batches: ClipBatches, labels: Labels) -> None:
+        self.batches, self.labels = batches, labels
+
+    def steps_per_epoch(self, total_batch_size: int) -> int:
+        """Whole batches in an epoch."""
+        return self.batches.steps_per_epoch(total_batch_size)
+
+    def stream(
+        self, split: BatchSplit, *, start_step: int, device: torch.device
+    ) -> Generator[dict[str, Any], None, None]:
+        """As of :meth:`~ssl_vivit.data.video.loader.ClipBatches.stream`."""
+        with closing(self.batches.stream(split, start_step=start_step, device=device)) as batches:
+            for batch in batches:
+                told = {name: value.to(device) for name, value in self.labels(batch).items()}
+                yield {**batch, "labels": told}

@@ -1,0 +1,191 @@
+"""Probes on frozen features: nearest neighbours and ridge regression. Quick and deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, score
+from ssl_vivit.objectives.targets import Target, columns
+
+ProbeKind = Literal["knn", "linear"]
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.1
+FOLDS = 5
+# Shares of the number of clips: features have a variance of 1.
+PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 7))
+_CHUNK = 1024
+
+
+def probe(
+    train_features: Float[Tensor, "n d"],
+    train_labels: Mapping[str, Tensor],
+    test_features: Float[Tensor, "m d"],
+    test_labels: Mapping[str, Tensor],
+    kind: ProbeKind = "linear",
+    *,
+    targets: tuple[Target, ...] = CLEVRER_TARGETS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much of each target frozen features hold.
+
+    Args:
+        train_features: (n, d).
+        train_labels: name → (n,) or (n, kinds), as of
+            :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
+        test_features: (m, d) of other videos.
+        test_labels: the same for them.
+        kind: ``knn``, see :func:`nearest_neighbours`, or ``linear``, see :func:`ridge`.
+        targets: those of them that are predicted.
+        seed: of the folds that choose the linear probe's penalty.
+
+    Returns:
+        Target → figure, see :func:`~ssl_vivit.evaluation.probes.scores.score`.
+
+    Raises:
+        ValueError: for an unknown kind, too few clips, or features that are not finite.
+    """
+    predicted = predict(
+        train_features, train_labels, test_features, kind, targets=targets, seed=seed
+    )
+    return scores(predicted, test_labels, train_labels, targets)
+
+
+def predict(
+    train_features: Float[Tensor, "n d"],
+    train_labels: Mapping[str, Tensor],
+    test_features: Float[Tensor, "m d"],
+    kind: ProbeKind,
+    *,
+    targets: tuple[Target, ...] = CLEVRER_TARGETS,
+    seed: int = 0,
+) -> dict[str, Float[Tensor, "m width"]]:
+    """What a probe says of the test part; arguments and errors as of :func:`probe`."""
+    if kind not in ("knn", "linear"):
+        raise ValueError(f"probe {kind!r} is unknown; choose knn or linear")
+    if len(train_features) < FOLDS or len(test_features) < 1:
+        raise ValueError(
+            f"{len(train_features)} clips to train a probe on and {len(test_features)} to test it "
+            f"are too few; at least {FOLDS} and 1 are needed"
+        )
+    if not (train_features.isfinite().all() and test_features.isfinite().all()):
+        raise ValueError("features are not finite, so nothing can be read from them")
+    train, test = standardised(train_features, test_features)
+    wanted = {target.name: columns(train_labels[target.name].cpu(), target) for target in targets}
+    if kind == "linear":
+        return ridge(train, wanted, test, seed)
+    together = nearest_neighbours(train, torch.cat(list(wanted.values()), 1), test)
+    parts = together.split([target.width for target in targets], dim=1)
+    return dict(zip(wanted, parts, strict=True))
+
+
+def scores(
+    predicted: Mapping[str, Tensor],
+    test_labels: Mapping[str, Tensor],
+    train_labels: Mapping[str, Tensor],
+    targets: tuple[Target, ...],
+) -> dict[str, float]:
+    """The figure of each target's prediction."""
+    return {
+        t.name: score(predicted[t.name], test_labels[t.name].cpu(), t, train_labels[t.name].cpu())
+        for t in targets
+    }
+
+
+def standardised(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Both parts in units of the training part's mean and deviation, float64 on the CPU.
+
+    Features that do not vary become 0.
+    """
+    train, test = train.double().cpu(), test.double().cpu()
+    mean, std = train.mean(0), train.std(0, correction=0)
+    # Rounding leaves a constant feature a deviation of about its size times 1e-16.
+    varies = std > 1e-9 * mean.abs().clamp(min=1e-30)
+    scale = torch.where(varies, 1 / std, 0)
+    return (train - mean) * scale, (test - mean) * scale
+
+
+def nearest_neighbours(
+    train: Float[Tensor, "n d"],
+    labels: Float[Tensor, "n k"],
+    test: Float[Tensor, "m d"],
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Float[Tensor, "m k"]:
+    """Mean label of the nearest training clips by cosine, weighted by exp(cosine / temperature).
+
+    The weights of Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4), there for classes; of indicators
+    of classes the largest mean is the class that they choose.
+
+    Args:
+        train, test: features.
+        labels: numbers or indicators.
+        neighbours: how many take part, at most all.
+        temperature: of the weights.
+    """
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    means = []
+    for part in test.split(_CHUNK):
+        near = (part @ train.T).topk(min(neighbours, len(train)), dim=1)
+        weights = (near.values / temperature).softmax(1)
+        means.append((weights[..., None] * labels[near.indices]).sum(1))
+    return torch.cat(means)
+
+
+def ridge(
+    train: Float[Tensor, "n d"],
+    labels: Mapping[str, Float[Tensor, "n k"]],
+    test: Float[Tensor, "m d"],
+    seed: int = 0,
+) -> dict[str, Float[Tensor, "m k"]]:
+    """Ridge regression in closed form, each target with a penalty of its own.
+
+    The penalty is the one of :data:`PENALTIES` with the least squared error over five folds of the
+    training part, summed over the target's columns; then all of the training part is fitted.
+
+    Args:
+        train, test: features in units of the training part's deviation.
+        labels: target → columns.
+        seed: of the folds.
+    """
+    order = torch.from_numpy(named_generator(seed, "folds").permutation(len(train)))
+    everything = torch.cat(list(labels.values()), 1)
+    widths = [part.shape[1] for part in labels.values()]
+    errors = torch.zeros(len(PENALTIES), everything.shape[1], dtype=torch.float64)
+    for left_out in order.tensor_split(FOLDS):
+        kept = torch.ones(len(train), dtype=torch.bool)
+        kept[left_out] = False
+        fitted = _ridge_path(train[kept], everything[kept], train[left_out], PENALTIES)
+        errors += (fitted - everything[left_out]).square().sum(1)
+    chosen = [int(part.sum(1).argmin()) for part in errors.split(widths, dim=1)]
+    needed = sorted(set(chosen))
+    fitted = _ridge_path(train, everything, test, [PENALTIES[i] for i in needed])
+    parts = fitted.split(widths, dim=2)
+    return {
+        name: part[needed.index(choice)]
+        for name, part, choice in zip(labels, parts, chosen, strict=True)
+    }
+
+
+def _ridge_path(
+    train: Tensor, labels: Tensor, test: Tensor, penalties: tuple[float, ...] | list[float]
+) -> Float[Tensor, "penalties m k"]:
+    """Predictions for every penalty out of one decomposition, of the smaller Gram matrix."""
+    n, d = train.shape
+    centre, level = train.mean(0), labels.mean(0)
+    x, y, z = train - centre, labels - level, test - centre
+    # With x xᵀ = v e vᵀ: z (xᵀx + λ)⁻¹ xᵀ y = (z xᵀ v) (e + λ)⁻¹ (vᵀ y), or the same through xᵀx.
+    e, v = torch.linalg.eigh(x @ x.T if n < d else x.T @ x)
+    left, right = (z @ x.T @ v, v.T @ y) if n < d else (z @ v, v.T @ x.T @ y)
+    e = e.clamp(min=0)
+    return torch.stack([(left / (e + penalty * n)) @ right + level for penalty in penalties])

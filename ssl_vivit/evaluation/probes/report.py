@@ -1,0 +1,271 @@
+"""Scores of probes as a table, a JSON file and a bar chart.
+
+± is one standard error of a row's mean score, over seeds (clips, folds, fits, fresh weights) and
+over the choice of test videos together; see :mod:`ssl_vivit.evaluation.probes.uncertainty`. What
+other training videos would have changed is in it only where seeds draw their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ssl_vivit.evaluation.figures import save
+from ssl_vivit.evaluation.probes.scores import METRICS
+from ssl_vivit.evaluation.probes.uncertainty import Estimate
+from ssl_vivit.objectives.targets import Target
+from ssl_vivit.training import RunError
+
+LONG = "1 long clip"
+LONG_CLIP = (
+    "Several clips are spread over the whole video; 1 long clip is as many frames in a row, from "
+    "its middle, labelled as the several are"
+)
+SHORT = {"mean average precision": "mAP"}
+
+
+class Row(NamedTuple):
+    """What was probed and how.
+
+    Attributes:
+        subject: whose features.
+        clips: which clips of a video.
+        probe: what read them.
+        baseline: whether it is there to be beaten.
+    """
+
+    subject: str
+    clips: str
+    probe: str
+    baseline: bool = False
+
+
+@dataclass
+class ProbeScores:
+    """Scores of every row, target and seed.
+
+    Attributes:
+        targets: the columns.
+        rows: row → target → a score for each seed.
+        resampled: row → target → for each seed its score on resamples of the test videos.
+        chance: target → what predictions that know nothing reach, for each seed.
+        facts: what was measured on.
+    """
+
+    targets: tuple[Target, ...]
+    rows: dict[Row, dict[str, list[float]]] = field(default_factory=dict)
+    resampled: dict[Row, dict[str, list[np.ndarray]]] = field(default_factory=dict)
+    chance: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(
+        self, row: Row, scores: Mapping[str, float], resampled: Mapping[str, np.ndarray]
+    ) -> None:
+        """One seed's scores of a row, and the same on resamples of the test videos."""
+        _append(self.rows.setdefault(row, {}), scores)
+        _append(self.resampled.setdefault(row, {}), resampled)
+
+    def add_chance(self, levels: Mapping[str, float]) -> None:
+        """One seed's chance levels."""
+        _append(self.chance, levels)
+
+    def estimate(self, row: Row, target: str) -> Estimate:
+        """A row's score."""
+        return Estimate.of(self.rows[row][target], self.resampled[row][target])
+
+    def difference(self, row: Row, other: Row, target: str) -> Estimate:
+        """How much higher a row's score is than another's, paired by seed and by test video."""
+        return Estimate.of(
+            [a - b for a, b in zip(self.rows[row][target], self.rows[other][target], strict=True)],
+            [
+                a - b
+                for a, b in zip(
+                    self.resampled[row][target], self.resampled[other][target], strict=True
+                )
+            ],
+        )
+
+    def baselines(self, row: Row) -> list[Row]:
+        """What a row must beat: the same probe, and the same clips where any baseline has them."""
+        if row.baseline:
+            return []
+        others = [r for r in self.rows if r.baseline and r.probe == row.probe]
+        return [r for r in others if r.clips == row.clips] or others
+
+    def beats_baselines(self, row: Row, target: str) -> bool:
+        """Whether a row lies more than two standard errors above each baseline and chance.
+
+        The standard error is that of the difference, over seeds and test videos together.
+        """
+        others = self.baselines(row)
+        ours, level = self.estimate(row, target), self.chance_level(target)
+        margins = [self.difference(row, other, target) for other in others]
+        margins.append(ours._replace(mean=ours.mean - level))
+        return bool(others) and all(margin.mean > 2 * margin.error for margin in margins)
+
+    def chance_level(self, target: str) -> float:
+        """Mean over seeds; NaN where the labels cannot give it."""
+        known = [value for value in self.chance[target] if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
+
+    def table(self) -> str:
+        """The scores in columns; a star marks what beats every baseline."""
+        clips = len({row.clips for row in self.rows}) > 1
+        head = ["features of", *["clips"] * clips, "probe"]
+        head += [f"{t.name} ({SHORT.get(METRICS[t.kind], METRICS[t.kind])})" for t in self.targets]
+        lines = [head]
+        for row in self.rows:
+            cells = [
+                f"{self.estimate(row, t.name)}{' *' if self.beats_baselines(row, t.name) else ''}"
+                for t in self.targets
+            ]
+            lines.append([row.subject, *[row.clips] * clips, row.probe, *cells])
+        level = [f"{self.chance_level(t.name):.3f}" for t in self.targets]
+        lines.append(["chance", *[""] * clips, "", *level])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def legend(self) -> str:
+        """What the table's numbers are."""
+        facts = self.facts
+        varied = "folds and fits"
+        if facts.get("clips", 1) == 1:
+            varied = "clips, folds and fits"
+        return (
+            f"{facts['train_videos']} videos to train probes on, {facts['test_videos']} others to "
+            f"test them on; mean over {facts['seeds']} seeds ± standard error, over seeds "
+            f"({varied}) and the choice of test videos together, not over the choice of training "
+            "videos where all take part. *: above every baseline with that probe by more than two "
+            "standard errors of the difference, on the same seeds and videos, and as far above "
+            "chance" + (f". {LONG_CLIP}" if any(row.clips == LONG for row in self.rows) else "")
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All scores as JSON values; what is not finite becomes null."""
+        results = [
+            {
+                "subject": row.subject,
+                "clips": row.clips,
+                "probe": row.probe,
+                "baseline": row.baseline,
+                "target": t.name,
+                "metric": METRICS[t.kind],
+                "mean": _number(self.estimate(row, t.name).mean),
+                **_errors(self.estimate(row, t.name)),
+                "scores": [_number(value) for value in scores[t.name]],
+                "beats_baselines": self.beats_baselines(row, t.name),
+                "above": [
+                    {
+                        "subject": other.subject,
+                        "clips": other.clips,
+                        "difference": _number(self.difference(row, other, t.name).mean),
+                        **_errors(self.difference(row, other, t.name)),
+                    }
+                    for other in self.baselines(row)
+                ],
+            }
+            for row, scores in self.rows.items()
+            for t in self.targets
+        ]
+        levels = {name: _number(self.chance_level(name)) for name in self.chance}
+        return {"facts": self.facts, "chance": levels, "results": results}
+
+    def write(self, run_dir: Path) -> None:
+        """probes.json and probes.png."""
+        self.chart(run_dir / "probes.png")
+        write_json(self.to_json(), run_dir / "probes.json")
+
+    def chart(self, path: Path) -> None:
+        """A panel for each target: bars by probe and features, error bars, chance dashed."""
+        probes = list(dict.fromkeys(row.probe for row in self.rows))
+        names = list(dict.fromkeys(_label(row) for row in self.rows))
+        count = len(self.targets)
+        figure = Figure(figsize=(max(3.2 * count, 6), 4.2), layout="constrained")
+        width = 0.8 / len(names)
+        for axis, target in zip(
+            figure.subplots(1, count, squeeze=False)[0], self.targets, strict=True
+        ):
+            for place, name in enumerate(names):
+                own = [row for row in self.rows if _label(row) == name]
+                values = [self.estimate(row, target.name) for row in own]
+                at = [
+                    probes.index(row.probe) + (place - (len(names) - 1) / 2) * width for row in own
+                ]
+                errors = [0 if math.isnan(v.error) else v.error for v in values]
+                axis.bar(at, [v.mean for v in values], width * 0.92, yerr=errors, capsize=2,
+                         label=name, color=f"C{place}", error_kw={"linewidth": 1})  # fmt: skip
+            level = self.chance_level(target.name)
+            axis.axhline(level, color="0.3", linestyle="--", linewidth=1, label="chance")
+            axis.set(title=target.name, ylabel=METRICS[target.kind])
+            axis.set_xticks(range(len(probes)), probes)
+            axis.grid(axis="y", alpha=0.3)
+            # A probe that overfits can fall far below zero and would squash what matters.
+            low, high = axis.get_ylim()
+            axis.set_ylim(max(low, -0.5), high)
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)),
+                      fontsize=8)  # fmt: skip
+        save(figure, path)
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """A JSON file that appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _append(lists: dict[str, list[Any]], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        lists.setdefault(name, []).append(value)
+
+
+def _label(row: Row) -> str:
+    return f"{row.subject}, {row.clips}" if row.clips else row.subject
+
+
+def _errors(estimate: Estimate) -> dict[str, float | None]:
+    return {
+        "standard_error": _number(estimate.error),
+        "standard_error_over_seeds": _number(estimate.over_seeds),
+        "standard_error_over_videos": _number(estimate.over_videos),
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def distinct(names: Iterable[str]) -> dict[str, str]:
+    """Long names → the shortest ends of their paths that tell them apart."""
+    names = list(names)
+    parts = {name: name.rstrip("/").split("/") for name in names}
+    longest = max(map(len, parts.values()), default=1)
+    for depth in range(1, longest + 1):
+        short = {name: "/".join(part[-depth:]) for name, part in parts.items()}
+        if len(set(short.values())) == len(names) and not {"encoder"} & {*short.values()}:
+            return short
+    return {name: name for name in names}
+
+
+def claim(run_dir: Path) -> Path:
+    """Where results may go.
+
+    Raises:
+        RunError: if there are some already.
+    """
+    if run_dir.is_file() or (run_dir / "probes.json").exists():
+        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+    return run_dir

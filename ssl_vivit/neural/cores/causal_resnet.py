@@ -1,0 +1,154 @@
+"""A causal 3D ResNet as the core of a model of neurons.
+
+Residual stages of Hara et al. 2018 (arXiv 1711.09577, basic blocks) with frames kept at full rate,
+every convolution causal, and norms that know no other frame. Pre-activation order (He et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ssl_vivit.neural.cores.causal_convolution import (
+    CausalConv3d,
+    ChannelNorm,
+    initialise_convolutions,
+)
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@dataclass(frozen=True)
+class CausalResNetConfig:
+    """Architecture of :class:`CausalResNet`.
+
+    Args:
+        in_channels: of the video.
+        widths: channels of each stage.
+        depths: residual blocks of each stage.
+        strides: in space, at the start of each stage.
+        stem_kernel: (t, h, w) of the first convolution.
+        kernel: (t, h, w) of all others.
+        drop_path: stochastic depth of the last block; earlier ones have less, in equal steps.
+    """
+
+    in_channels: int = 1
+    widths: tuple[int, ...] = (32, 64, 128)
+    depths: tuple[int, ...] = (2, 2, 2)
+    strides: tuple[int, ...] = (1, 2, 2)
+    stem_kernel: tuple[int, int, int] = (5, 7, 7)
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_stages("CausalResNetConfig", self.widths, self.depths, self.strides)
+        check_kernels("CausalResNetConfig", stem_kernel=self.stem_kernel, kernel=self.kernel)
+
+
+class CausalResNet(nn.Module):
+    """Video to a map of features for each frame, which sees that frame and earlier ones.
+
+    2,065,888 parameters by default.
+
+    Args:
+        config: architecture; None takes the defaults.
+    """
+
+    temporal_stride = 1
+
+    def __init__(self, config: CausalResNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CausalResNetConfig()
+        self.channels = config.widths[-1]
+        self.stem = CausalConv3d(config.in_channels, config.widths[0], config.stem_kernel)
+        blocks: list[nn.Module] = []
+        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        width = config.widths[0]
+        for out, depth, stride in zip(config.widths, config.depths, config.strides, strict=True):
+            for index in range(depth):
+                first = stride if index == 0 else 1
+                blocks.append(_Block(width, out, config.kernel, first, next(rates)))
+                width = out
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = ChannelNorm(width)
+        initialise_convolutions(self)
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
+        """Features of each frame (b, channels, T, h, w), from normalised video."""
+        return self.norm(self.blocks(self.stem(video)))
+
+    forward = dense
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        return {"kind": "resnet", **asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> CausalResNet:
+        """A core as :meth:`to_config` describes it, with fresh weights."""
+        settings = {name: value for name, value in config.items() if name != "kind"}
+        lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list | tuple)}
+        return cls(CausalResNetConfig(**{**settings, **lists}))
+
+
+class _Block(nn.Module):
+    """Norm, ReLU, convolution, twice, beside a shortcut."""
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        kernel: tuple[int, int, int],
+        stride: int,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(width)
+        self.conv1 = CausalConv3d(width, out, kernel, stride=stride)
+        self.norm2 = ChannelNorm(out)
+        self.conv2 = CausalConv3d(out, out, kernel)
+        self.drop_path = DropPath(drop_path)
+        changes = width != out or stride != 1
+        self.shortcut = CausalConv3d(width, out, (1, 1, 1), stride=stride) if changes else None
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
+        active = F.relu(self.norm1(x))
+        kept = x if self.shortcut is None else self.shortcut(active)
+        branch = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return kept + self.drop_path(branch)
+
+
+def check_stages(
+    owner: str, widths: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    """Refuse stages that do not pair up.
+
+    Raises:
+        NeuralModelError: in one line.
+    """
+    if not len(widths) == len(depths) == len(strides) > 0:
+        raise NeuralModelError(
+            f"{owner}: widths {list(widths)}, depths {list(depths)} and strides {list(strides)} "
+            "must have one entry a stage each"
+        )
+    if min(*widths, *depths, *strides) < 1:
+        raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
+
+
+def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:
+    """Refuse kernels that have no middle.
+
+    Raises:
+        NeuralModelError: in one line.
+    """
+    for name, (frames, height, width) in kernels.items():
+        if frames < 1 or height % 2 != 1 or width % 2 != 1:
+            raise NeuralModelError(
+                f"{owner}: {name} {[frames, height, width]} must have odd height and width"
+            )

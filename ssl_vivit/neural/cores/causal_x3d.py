@@ -1,0 +1,167 @@
+"""A causal X3D as the core of a model of neurons (Feichtenhofer 2020, arXiv 2004.04730).
+
+Inverted bottlenecks around a depthwise 3D convolution, squeeze and excitation in every other
+block, Swish. Three things differ, so that no frame knows of later ones: convolutions are causal,
+squeeze and excitation pools each frame by itself, and norms are over channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ssl_vivit.neural.cores.causal_convolution import (
+    CausalConv3d,
+    ChannelNorm,
+    initialise_convolutions,
+)
+from ssl_vivit.neural.cores.causal_resnet import check_kernels, check_stages
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@dataclass(frozen=True)
+class CausalX3DConfig:
+    """Architecture of :class:`CausalX3D`.
+
+    Args:
+        in_channels: of the video.
+        widths: channels of each stage.
+        depths: residual blocks of each stage.
+        strides: in space, at the start of each stage.
+        expansion: width within a block, in widths of its stage.
+        squeeze: width of squeeze and excitation, as a share of the width within a block.
+        stem_frames: frames of the stem's depthwise temporal kernel.
+        kernel: (t, h, w) of the depthwise convolutions.
+        drop_path: stochastic depth of the last block; earlier ones have less, in equal steps.
+    """
+
+    in_channels: int = 1
+    widths: tuple[int, ...] = (24, 48, 96)
+    depths: tuple[int, ...] = (3, 5, 11)
+    strides: tuple[int, ...] = (1, 2, 2)
+    expansion: float = 2.25
+    squeeze: float = 0.0625
+    stem_frames: int = 5
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_stages("CausalX3DConfig", self.widths, self.depths, self.strides)
+        check_kernels("CausalX3DConfig", kernel=self.kernel)
+        if self.expansion < 1 or not 0 < self.squeeze <= 1 or self.stem_frames < 1:
+            raise NeuralModelError(
+                f"CausalX3DConfig: expansion {self.expansion} must be at least 1, squeeze "
+                f"{self.squeeze} in (0, 1], stem_frames {self.stem_frames} at least 1"
+            )
+
+
+class CausalX3D(nn.Module):
+    """Video to a map of features for each frame, which sees that frame and earlier ones.
+
+    678,562 parameters by default.
+
+    The last convolution widens the map by the expansion, as X3D's before its pooling.
+
+    Args:
+        config: architecture; None takes the defaults.
+    """
+
+    temporal_stride = 1
+
+    def __init__(self, config: CausalX3DConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CausalX3DConfig()
+        width = config.widths[0]
+        self.stem = nn.Sequential(
+            CausalConv3d(config.in_channels, width, (1, 3, 3)),
+            CausalConv3d(width, width, (config.stem_frames, 1, 1), groups=width),
+            ChannelNorm(width),
+            nn.ReLU(),
+        )
+        blocks: list[nn.Module] = []
+        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        for out, depth, stride in zip(config.widths, config.depths, config.strides, strict=True):
+            for index in range(depth):
+                first = stride if index == 0 else 1
+                blocks.append(_Block(width, out, config, first, index % 2 == 0, next(rates)))
+                width = out
+        self.blocks = nn.Sequential(*blocks)
+        self.channels = round(config.expansion * width)
+        self.head = nn.Sequential(
+            CausalConv3d(width, self.channels, (1, 1, 1)), ChannelNorm(self.channels)
+        )
+        initialise_convolutions(self)
+        for block in blocks:
+            # A fresh block passes on what it gets.
+            nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr, arg-type]
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
+        """Features of each frame (b, channels, T, h, w), from normalised video."""
+        return self.head(self.blocks(self.stem(video)))
+
+    forward = dense
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        return {"kind": "x3d", **asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> CausalX3D:
+        """A core as :meth:`to_config` describes it, with fresh weights."""
+        settings = {name: value for name, value in config.items() if name != "kind"}
+        lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list | tuple)}
+        return cls(CausalX3DConfig(**{**settings, **lists}))
+
+
+class _Block(nn.Module):
+    """Widen, convolve each channel, squeeze and excite, narrow; beside a shortcut."""
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        config: CausalX3DConfig,
+        stride: int,
+        excites: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        inner = round(config.expansion * out)
+        self.widen = CausalConv3d(width, inner, (1, 1, 1))
+        self.norm1 = ChannelNorm(inner)
+        self.depthwise = CausalConv3d(inner, inner, config.kernel, stride=stride, groups=inner)
+        self.norm2 = ChannelNorm(inner)
+        self.excitation = _Excitation(inner, config.squeeze) if excites else nn.Identity()
+        self.narrow = CausalConv3d(inner, out, (1, 1, 1))
+        self.last_norm = ChannelNorm(out)
+        self.drop_path = DropPath(drop_path)
+        changes = width != out or stride != 1
+        self.shortcut = CausalConv3d(width, out, (1, 1, 1), stride=stride) if changes else None
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
+        wide = F.relu(self.norm1(self.widen(x)))
+        wide = F.silu(self.excitation(self.norm2(self.depthwise(wide))))
+        kept = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(kept + self.drop_path(self.last_norm(self.narrow(wide))))
+
+
+class _Excitation(nn.Module):
+    """Scale the channels of each frame by what that frame holds (Hu et al. 2018, per frame)."""
+
+    def __init__(self, width: int, share: float) -> None:
+        super().__init__()
+        # X3D rounds to multiples of eight, as mobile networks do.
+        squeezed = max(8, round(width * share / 8) * 8)
+        self.squeeze = CausalConv3d(width, squeezed, (1, 1, 1), bias=True)
+        self.excite = CausalConv3d(squeezed, width, (1, 1, 1), bias=True)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        pooled = x.mean((3, 4), keepdim=True)
+        return x * self.excite(F.relu(self.squeeze(pooled))).sigmoid()

@@ -1,0 +1,176 @@
+"""What a model of neurons stands on: video → a causal feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet
+from ssl_vivit.neural.cores.causal_x3d import CausalX3D
+from ssl_vivit.neural.cores.pooled_pixels import PooledPixels
+from ssl_vivit.neural.errors import NeuralModelError
+
+
+@runtime_checkable
+class Core(Protocol):
+    """What :class:`~ssl_vivit.neural.model.NeuralModel` asks of the module that sees the video.
+
+    Attributes:
+        channels: width d of the map.
+        temporal_stride: frames from one step of the map to the next; step i depends on frames up
+            to (i + 1) · temporal_stride − 1 and on no later one.
+    """
+
+    channels: int
+    temporal_stride: int
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
+        """The feature map, t = T // temporal_stride."""
+
+    def to_config(self) -> dict[str, Any]:
+        """What :func:`build_core` makes the module from: ``kind`` and its settings."""
+
+
+class ViViTCore:
+    """A causal ViViT as a core.
+
+    Learned positions in time hold for the length that the encoder is configured for. A longer trial
+    is then encoded in windows of that length that overlap by half, and each token is taken from the
+    earliest window that holds it, which shows it the longest past. Windows begin at multiples of
+    half their length whatever the trial's length, so tokens never depend on what follows.
+
+    Args:
+        encoder: the encoder, which stays a module of its own.
+
+    Raises:
+        NeuralModelError: for an encoder some of whose tokens see frames after their own tubelet.
+    """
+
+    def __init__(self, encoder: ViViT) -> None:
+        config = encoder.config
+        needed: list[str] = []
+        if config.tubelet_embedding == "uniform_frames":
+            needed.append("tubelet_embedding='tubelet'")
+        if not config.temporal_causal:
+            needed.append("temporal_causal=True")
+        if config.tubelet_size[0] > config.kernel_stride[0] and config.temporal_padding != "causal":
+            needed.append("temporal_padding='causal'")
+        if needed:
+            raise NeuralModelError(
+                "the encoder's tokens see frames that come after them, and rates must not: give "
+                f"load_encoder or create_encoder {', '.join(needed)}"
+            )
+        self.encoder = encoder
+        self.channels = config.embed_dim
+        self.in_channels = config.in_channels
+        self.temporal_stride = config.kernel_stride[0]
+        # Time steps of a window; None where positions hold for any length.
+        learned = "learned" in (config.temporal_positions, config.joint_positions)
+        self.context = config.grid.t if learned else None
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
+        """The tokens of all tubelets that have ended; there may be none."""
+        # Whole strides alone: zeros in front to complete a tubelet would depend on the trial's length.
+        steps = video.shape[2] // self.temporal_stride
+        video = video[:, :, : steps * self.temporal_stride]
+        if not steps:
+            grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
+            return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
+        if self.context is None or steps <= self.context:
+            return self.encoder(video).map
+        return self._in_windows(video, steps)[:, :, :steps]
+
+    def _in_windows(
+        self, video: Float[Tensor, "b c T H W"], steps: int
+    ) -> Float[Tensor, "b d t h w"]:
+        """Tokens of at least so many steps, each from the earliest window that holds it."""
+        assert self.context is not None
+        length, hop = self.context, max(self.context // 2, 1)
+        count = 1 + -(-(steps - length) // hop)
+        # Zeros behind the trial complete the last window: one call then serves all windows.
+        missing = ((count - 1) * hop + length - steps) * self.temporal_stride
+        video = F.pad(video, (0, 0, 0, 0, 0, missing))
+        stride = self.temporal_stride
+        windows = video.unfold(2, length * stride, hop * stride)
+        windows = rearrange(windows, "b c k H W T -> (b k) c T H W")
+        map = rearrange(self.encoder(windows).map, "(b k) d t h w -> b k d t h w", k=count)
+        later = rearrange(map[:, 1:, :, length - hop :], "b k d t h w -> b d (k t) h w")
+        return torch.cat([map[:, 0], later], dim=2)
+
+    def to_config(self) -> dict[str, Any]:
+        """The architecture."""
+        return {"kind": "vivit", "encoder": self.encoder.config.to_dict()}
+
+
+def core_of(encoder: nn.Module) -> Core:
+    """A module's view as a core.
+
+    Raises:
+        NeuralModelError: for a module that is none, or a ViViT that is not causal.
+    """
+    if isinstance(encoder, ViViT):
+        return ViViTCore(encoder)
+    if not isinstance(encoder, Core):
+        raise NeuralModelError(
+            f"{type(encoder).__name__} is no core: give a ViViT, or a module with dense(video), "
+            "channels, temporal_stride and to_config()"
+        )
+    return encoder
+
+
+def screen_span(
+    encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Tensor, "2 2"]:
+    """Where on the screen −1 and 1 of the map are, each as (x, y) in [−1, 1] from edge to edge.
+
+    Tubelets that overlap leave a margin: the map's outermost pixels are centred on theirs. Maps of
+    other cores span the screen.
+
+    Args:
+        encoder: of the model.
+        frame_size: (H, W) of the video.
+        align_corners: whether −1 and 1 are the centres of the map's outermost pixels.
+    """
+    if not isinstance(encoder, ViViT):
+        return torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    config = encoder.config
+    grid = config.grid_of(config.kernel_stride[0], *frame_size)
+    _, down, across = config.padding_of(config.kernel_stride[0], *frame_size)
+    ends = []
+    for length, size, stride, count, (padded, _) in (
+        (frame_size[1], config.kernel_size[2], config.kernel_stride[2], grid.w, across),
+        (frame_size[0], config.kernel_size[1], config.kernel_stride[1], grid.h, down),
+    ):
+        low = size / 2 - padded
+        high = low + (count - 1) * stride
+        margin = 0.0 if align_corners else stride / 2
+        ends.append([2 * (low - margin) / length - 1, 2 * (high + margin) / length - 1])
+    return torch.tensor(ends).mT
+
+
+def build_core(config: dict[str, Any]) -> nn.Module:
+    """A fresh module of what a core's ``to_config`` says.
+
+    Raises:
+        NeuralModelError: for an unknown kind.
+    """
+    kind = config.get("kind")
+    if kind not in _KINDS:
+        raise NeuralModelError(f"core kind {kind!r} is unknown; known: {', '.join(_KINDS)}")
+    return _KINDS[kind](config)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "vivit": lambda config: ViViT(ViViTConfig.from_dict(config["encoder"])),
+    "resnet": CausalResNet.from_config,
+    "x3d": CausalX3D.from_config,
+    "pixels": PooledPixels.from_config,
+}

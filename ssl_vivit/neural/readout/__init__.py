@@ -1,0 +1,1 @@
+"""Readouts: from a feature map to the rates of single neurons."""

@@ -1,0 +1,374 @@
+"""GaussianReadout: a feature map → the linear drive of every neuron, read at its own place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.readout.pixel_entries import of_masks, of_moving_points, of_points
+from ssl_vivit.neural.readout.pixel_products import read_pixels
+from ssl_vivit.neural.readout.position_predictors import CorticalMap, PupilShift
+from ssl_vivit.neural.readout.positions import corners, drawn, gaussian_mask, projected
+
+Sampling = Literal["point", "mask"]
+GaussianKind = Literal["full", "uncorrelated", "isotropic"]
+CortexUse = Literal["off", "add", "replace"]
+
+# Below it, a neuron that never fired would start with a drive of minus infinity.
+_LEAST_MEAN_RESPONSE = 1e-3
+
+
+@dataclass(frozen=True)
+class ReadoutConfig:
+    """How neurons read the feature map.
+
+    Args:
+        sampling: ``point`` reads one place, drawn from the neuron's Gaussian for each clip in
+            training, at its mean in evaluation; ``mask`` averages the map under the Gaussian.
+        gaussian: ``full`` learns width and orientation, ``uncorrelated`` a width for x and one for
+            y, ``isotropic`` one for both.
+        bias: learn a constant for each neuron.
+        align_corners: positions of −1 and 1 are the centres of the outermost pixels, as in old
+            models, instead of the map's edges.
+        mean_range: positions start uniformly within ± this.
+        spread: standard deviation of the Gaussians at the start; the map is 2 wide and 2 high.
+        cortex: use cortical coordinates where a session has them: ``off``, ``add`` what is mapped
+            from them to each neuron's own position, or ``replace`` that.
+        cortex_hidden: widths of the hidden layers of the map from cortical coordinates.
+        shifter: shift all positions by the pupil's centre where a session has it.
+    """
+
+    sampling: Sampling = "point"
+    gaussian: GaussianKind = "full"
+    bias: bool = True
+    align_corners: bool = False
+    mean_range: float = 0.1
+    spread: float = 0.3
+    cortex: CortexUse = "off"
+    cortex_hidden: tuple[int, ...] = ()
+    shifter: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kinds in (
+            ("sampling", Sampling), ("gaussian", GaussianKind), ("cortex", CortexUse),
+        ):  # fmt: skip
+            if getattr(self, name) not in get_args(kinds):
+                raise NeuralModelError(
+                    f"readout.{name} {getattr(self, name)!r} is unknown; choose "
+                    f"{', '.join(get_args(kinds))}"
+                )
+        if not 0 <= self.mean_range <= 1:
+            raise NeuralModelError(f"readout.mean_range {self.mean_range} must be between 0 and 1")
+        if not self.spread > 0:
+            raise NeuralModelError(f"readout.spread {self.spread} must be above 0")
+        if any(width < 1 for width in self.cortex_hidden):
+            raise NeuralModelError(
+                f"readout.cortex_hidden {list(self.cortex_hidden)} must be widths above 0"
+            )
+
+    def build(
+        self,
+        neurons: int,
+        channels: int,
+        *,
+        coordinates: Float[Tensor, "n k"] | None = None,
+        pupil: bool = False,
+    ) -> GaussianReadout:
+        """The readout of one session; what the session lacks is left out.
+
+        Args:
+            neurons: of the session.
+            channels: of the map.
+            coordinates: where in the cortex they are; None where unknown.
+            pupil: whether the session has the pupil's centre.
+        """
+        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if coordinates is None:
+            settings["cortex"] = "off"
+        settings["shifter"] = self.shifter and pupil
+        return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
+
+
+class GaussianReadout(nn.Module):
+    """Each neuron reads the map at one place, with its own features.
+
+    With ``sampling="point"`` it is the readout of Lurz et al. 2021 (Sec. 3.2; neuralpredictors'
+    FullGaussian2d): bilinear interpolation at a position that is drawn from the neuron's Gaussian
+    in training, one for each clip of the batch and constant over its time, and at the mean in
+    evaluation. Only the four pixels around a position are multiplied, so 8,000 neurons cost no more
+    than a few large matrix products. With ``sampling="mask"`` the map is averaged under a
+    normalised Gaussian; it costs a product with every pixel that the mask reaches.
+
+    Args:
+        neurons: how many.
+        channels: of the map.
+        sampling, gaussian, bias, align_corners, mean_range, spread: see :class:`ReadoutConfig`.
+        coordinates: (neurons, k), where in the cortex they are.
+        cortex: what these are used for; ``add`` by default where they are given.
+        cortex_hidden: see :class:`ReadoutConfig`.
+        shifter: see :class:`ReadoutConfig`.
+
+    Attributes:
+        mean: (neurons, 2) as (x, y) in [−1, 1]; None with ``cortex="replace"``. See :meth:`centres`.
+        spread: (neurons, 2, 2), a square root of the covariance: spread · spreadᵀ.
+        features: (neurons, channels).
+        bias: (neurons,), or None.
+        spread_scale: multiplies ``spread``; lower it in training to anneal the widths. Kept in
+            checkpoints, as masks need it in evaluation.
+
+    Raises:
+        NeuralModelError: for settings that do not fit.
+    """
+
+    _spread_scale: Tensor
+
+    def __init__(
+        self,
+        neurons: int,
+        channels: int,
+        *,
+        sampling: Sampling = "point",
+        gaussian: GaussianKind = "full",
+        bias: bool = True,
+        align_corners: bool = False,
+        mean_range: float = 0.1,
+        spread: float = 0.3,
+        coordinates: Float[Tensor, "n k"] | None = None,
+        cortex: CortexUse | None = None,
+        cortex_hidden: tuple[int, ...] = (),
+        shifter: bool = False,
+    ) -> None:
+        super().__init__()
+        if cortex is None:
+            cortex = "off" if coordinates is None else "add"
+        self.config = ReadoutConfig(
+            sampling, gaussian, bias, align_corners, mean_range, spread, cortex,
+            tuple(cortex_hidden), shifter,
+        )  # fmt: skip
+        if neurons < 1 or channels < 1:
+            raise NeuralModelError(
+                f"a readout of {neurons} neurons from {channels} channels reads nothing; both "
+                "must be at least 1"
+            )
+        self.neurons, self.channels = neurons, channels
+        self.cortical_map: CorticalMap | None = None
+        if cortex != "off":
+            if coordinates is None or coordinates.shape[0] != neurons or coordinates.ndim != 2:
+                shape = None if coordinates is None else tuple(coordinates.shape)
+                raise NeuralModelError(
+                    f"readout.cortex {cortex} needs coordinates of shape ({neurons}, k), not {shape}"
+                )
+            self.cortical_map = CorticalMap(coordinates, cortex_hidden, zero=cortex == "add")
+        self.shifter = PupilShift() if shifter else None
+        self.mean: nn.Parameter | None = None
+        if cortex != "replace":
+            self.mean = nn.Parameter(torch.empty(neurons, 2).uniform_(-mean_range, mean_range))
+        self.spread = nn.Parameter(repeat(torch.eye(2) * spread, "i j -> n i j", n=neurons).clone())
+        # As small as neuralpredictors' constant 1/d, which would read nothing of normalised tokens,
+        # whose channels add up to 0.
+        self.features = nn.Parameter(torch.randn(neurons, channels) / channels)
+        self.bias = nn.Parameter(torch.zeros(neurons)) if bias else None
+        self.register_buffer("_spread_scale", torch.ones(()))
+
+    @property
+    def spread_scale(self) -> Tensor:
+        """What multiplies ``spread``, a tensor of one number."""
+        return self._spread_scale
+
+    @spread_scale.setter
+    def spread_scale(self, value: float | Tensor) -> None:
+        self._spread_scale.fill_(value)
+
+    def forward(
+        self,
+        map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
+        pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
+        *,
+        units: Sequence[int] | Int[Tensor, " u"] | None = None,
+    ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
+        """The drive of each neuron, before any nonlinearity.
+
+        Args:
+            map: the core's features, of clips or of single frames.
+            pupil_centre: standardised; moves positions where there is a shifter. None, or NaN in a
+                frame, leaves them.
+            units: numbers of the neurons that are read; None reads all.
+
+        Raises:
+            NeuralModelError: for a map of other channels, or a pupil of other shape.
+        """
+        if pupil_centre is not None and pupil_centre.shape[:-1] != self._times(map):
+            raise NeuralModelError(
+                f"pupil_centre is {tuple(pupil_centre.shape)}; a map {tuple(map.shape)} needs "
+                f"{(*self._times(map), 2)}"
+            )
+        return self.read(map, self.positions(len(map), pupil_centre), units=units)
+
+    def centres(self) -> Float[Tensor, "n 2"]:
+        """Where the neurons' Gaussians are centred, (x, y) in [−1, 1], without any shift."""
+        if self.mean is not None and self.training:
+            # Gradient steps beyond the edge would have to be walked back.
+            with torch.no_grad():
+                self.mean.clamp_(-1, 1)
+        # Autocast would round positions to a hundredth of the map.
+        with torch.autocast(self.features.device.type, enabled=False):
+            parts = [] if self.mean is None else [self.mean]
+            if self.cortical_map is not None:
+                parts.append(self.cortical_map())
+            return projected(sum(parts[1:], parts[0]))
+
+    def widths(self) -> Float[Tensor, "n 2 2"]:
+        """The square roots of the covariances in use: ``spread`` as annealed."""
+        spread = self.spread * self.spread_scale
+        if self.config.gaussian == "full":
+            return spread
+        own = spread.diagonal(dim1=1, dim2=2)
+        if self.config.gaussian == "isotropic":
+            own = own.mean(1, keepdim=True).expand(-1, 2)
+        return own.diag_embed()
+
+    def positions(
+        self,
+        count: int,
+        pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
+    ) -> Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"]:
+        """Where the neurons read: draws in training with ``sampling="point"``, otherwise centres.
+
+        Args:
+            count: clips; each has its own draw, for all of its time.
+            pupil_centre: see :meth:`forward`. Shifts are added after draws were moved onto
+                the map, so that shifted positions may be outside.
+        """
+        places = self.centres()
+        if self.training and self.config.sampling == "point":
+            places = drawn(places, self.widths(), count)
+        else:
+            places = places.expand(count, -1, -1)
+        if self.shifter is None or pupil_centre is None:
+            return places
+        with torch.autocast(self.features.device.type, enabled=False):
+            shift = self.shifter(pupil_centre.to(places.dtype))
+        if shift.ndim == 3:
+            return places[:, None] + shift[:, :, None]
+        return places + shift[:, None]
+
+    def read(
+        self,
+        map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
+        positions: Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"],
+        *,
+        units: Sequence[int] | Int[Tensor, " u"] | None = None,
+    ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
+        """The drive at given positions; arguments and errors as of :meth:`forward`."""
+        clip = map.ndim == 5
+        if map.ndim not in (4, 5) or map.shape[1] != self.channels:
+            raise NeuralModelError(
+                f"the map is {tuple(map.shape)}; this readout needs (b, {self.channels}, t, h, w) "
+                f"or (b, {self.channels}, h, w)"
+            )
+        features: Tensor = self.features
+        bias: Tensor | None = self.bias
+        widths = self.widths()
+        if units is not None:
+            chosen = torch.as_tensor(units, device=features.device)
+            features, widths, positions = (
+                features[chosen],
+                widths[chosen],
+                positions[..., chosen, :],
+            )
+            bias = None if bias is None else bias[chosen]
+        map = map if clip else map[:, :, None]
+        size, align = (map.shape[3], map.shape[4]), self.config.align_corners
+        with torch.autocast(map.device.type, enabled=False):
+            if self.config.sampling == "mask":
+                entries = _entries_of_masks(positions, widths, size, align)
+            else:
+                pixel, weight = corners(positions, size, align_corners=align)
+                if positions.ndim == 3:
+                    entries = of_points(pixel, weight, size[0] * size[1])
+                else:
+                    entries = _entries_of_moving_points(pixel, weight, size[0] * size[1])
+        drive = read_pixels(map, features, *entries)
+        drive = drive if bias is None else drive + bias
+        return drive if clip else drive[:, 0]
+
+    @torch.no_grad()
+    def initialise_bias(
+        self, mean_response: Float[Tensor, " n"], nonlinearity: Literal["softplus", "elu"]
+    ) -> None:
+        """Let every neuron start near its mean rate.
+
+        Args:
+            mean_response: of the training part, in the unit of the rates; means below 0.001, and
+                below 0 for calcium, count as 0.001.
+            nonlinearity: from drive to rate: softplus, or ELU + 1.
+
+        Raises:
+            NeuralModelError: for an unknown nonlinearity, means of another number or not finite, or
+                a readout without bias.
+        """
+        if nonlinearity not in ("softplus", "elu"):
+            raise NeuralModelError(
+                f"nonlinearity {nonlinearity!r} is unknown; choose softplus or elu"
+            )
+        if self.bias is None:
+            raise NeuralModelError("readout.bias is off, so no mean rate can be put into it")
+        rate = torch.as_tensor(mean_response, dtype=torch.float64).to(self.bias.device)
+        if rate.shape != self.bias.shape or not rate.isfinite().all():
+            raise NeuralModelError(
+                f"mean_response must hold one finite number for each of {self.neurons} neurons"
+            )
+        rate = rate.clamp(min=_LEAST_MEAN_RESPONSE)
+        if nonlinearity == "softplus":
+            drive = rate + torch.log(-torch.expm1(-rate))
+        else:
+            drive = torch.where(rate < 1, rate.log(), rate - 1)
+        self.bias.copy_(drive)
+
+    def feature_l1(self, reduction: Literal["sum", "mean"] = "sum") -> Float[Tensor, ""]:
+        """The features' absolute values, over all neurons and channels."""
+        size = self.features.abs()
+        return size.sum() if reduction == "sum" else size.mean()
+
+    def regularisation(self) -> dict[str, Float[Tensor, ""]]:
+        """Terms that a loss may add, unweighted, each a mean over neurons.
+
+        ``feature_l1``: sum of a neuron's absolute features. ``spread``: the trace of its
+        covariance, without annealing. ``mean_offset``, with ``cortex="add"``: squared distance of
+        its position from the one that the cortical map gives.
+        """
+        terms = {
+            "feature_l1": self.features.abs().sum(1).mean(),
+            "spread": self.spread.square().sum((1, 2)).mean(),
+        }
+        if self.config.cortex == "add" and self.mean is not None:
+            terms["mean_offset"] = self.mean.square().sum(1).mean()
+        return terms
+
+    def extra_repr(self) -> str:
+        """What the readout is, in print."""
+        return f"{self.channels} channels → {self.neurons} neurons, {self.config}"
+
+    @staticmethod
+    def _times(map: Tensor) -> tuple[int, ...]:
+        """(b, t) of clips, (b,) of frames."""
+        return (map.shape[0], map.shape[2]) if map.ndim == 5 else (map.shape[0],)
+
+
+# How many entries there are depends on numbers, which a compiled graph cannot know.
+@torch.compiler.disable
+def _entries_of_masks(
+    positions: Tensor, widths: Tensor, size: tuple[int, int], align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    mask = gaussian_mask(positions, widths, size, align_corners=align_corners)
+    return of_masks(mask if positions.ndim == 4 else mask[:, None])
+
+
+_entries_of_moving_points = torch.compiler.disable(of_moving_points)

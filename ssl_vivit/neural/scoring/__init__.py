@@ -1,0 +1,1 @@
+"""Scores of predicted rates: bits per spike, correlation, explained variance."""

@@ -1,0 +1,317 @@
+"""Sessions on disk: what is read is what was written, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from session_folders import change, folder, save
+
+from ssl_vivit.data.sessions.files import Session, SessionFacts, tier_of
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, build_sessions
+from ssl_vivit.data.sessions.scan import Moments, movie_name
+
+REAL = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
+
+
+def stored(path: Path, part: str, trial: int) -> np.ndarray:
+    """Time first."""
+    return np.moveaxis(np.load(path / "data" / part / f"{trial}.npy"), -1, 0)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_frames_are_those_of_the_files(tmp_path: Path, in_memory: bool) -> None:
+    session = Session(folder(tmp_path), in_memory=in_memory)
+    for _ in range(2):
+        read = session.video(1, 3, 9)
+        assert read.dtype == np.uint8
+        assert np.array_equal(read, stored(session.path, "videos", 1)[3:9])
+        for part, got in (
+            ("responses", session.responses(1, 3, 9)),
+            ("behavior", session.behaviour(1, 3, 9)),
+            ("pupil_center", session.pupil_centre(1, 3, 9)),
+        ):
+            assert got.dtype == np.float32
+            assert np.array_equal(got, stored(session.path, part, 1)[3:9].astype(np.float32))
+            got[:] = -1  # what is given out is the reader's own
+    assert session.video(0).shape == (12, 3, 4)
+    assert session.true_rates(0) is None
+
+
+def test_what_a_session_says_of_itself(tmp_path: Path) -> None:
+    session = Session(folder(tmp_path, settings={"frames_per_second": 16.0}))
+    assert (session.name, session.frames_per_second, session.kind) == ("a", 16.0, "spikes")
+    assert session.unit_ids.tolist() == [100, 101, 102, 103, 104, 105]
+    assert {tier: trials.tolist() for tier, trials in session.tiers.items()} == {
+        "train": [0, 1, 2, 3, 4],
+        "validation": [5, 6],
+        "test": [7],
+    }
+    assert session.lengths.tolist() == [12, 15, 12, 15, 12, 15, 12, 15, 0]
+    assert (session.frame_size, session.behaviour_channels, session.has_pupil) == ((3, 4), 2, True)
+    assert session.coordinates is not None
+    assert session.coordinates.shape == (6, 3)
+    assert session.notes == []
+    with pytest.raises(SessionError, match="trial 8 of session a is not used: its tier is 'none'"):
+        session.video(8)
+
+
+def test_padding_is_cut_and_makes_no_difference(tmp_path: Path) -> None:
+    plain, padded = Session(folder(tmp_path, "p")), Session(folder(tmp_path, "q", padded=20))
+    assert padded.lengths.tolist() == plain.lengths.tolist()
+    assert padded.contents.tolist() == plain.contents.tolist()
+    assert padded.trials[1].content == plain.trials[1].content
+    for trial in range(8):
+        assert np.array_equal(padded.video(trial), plain.video(trial))
+        assert np.array_equal(padded.responses(trial), plain.responses(trial))
+        assert np.array_equal(padded.behaviour(trial, 5), plain.behaviour(trial, 5))
+    assert padded.video(0).dtype == np.float32
+
+
+def test_unknown_responses_within_a_trial_stay_unknown_and_are_counted(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+
+    def lose(responses: np.ndarray) -> np.ndarray:
+        responses[2, 4:7] = np.nan
+        responses[:, 9] = np.nan
+        return responses
+
+    change(path, "responses", 3, lose)
+    session = Session(path)
+    assert session.lengths[3] == 15
+    assert np.isnan(session.responses(3)).sum() == 9
+    assert session.kind == "spikes"
+    assert len(session.notes) == 1
+    assert session.notes[0].startswith("a: 9 responses of 1 trials are NaN within the trial")
+
+
+def test_trials_whose_responses_are_withheld_are_left_out(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for trial in (0, 7):
+        change(path, "responses", trial, lambda x: x * np.nan)
+    session = Session(path)
+    assert {tier: len(trials) for tier, trials in session.tiers.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 0,
+    }
+    assert session.notes == [
+        "a: all responses of 2 trials are NaN (first trial 0); they are not used"
+    ]
+    for trial in range(5):
+        change(path, "responses", trial, lambda x: x * np.nan)
+    with pytest.raises(
+        SessionError, match=r"all responses of the training trials of session .* are"
+    ):
+        Session(path)
+
+
+def test_absent_and_constant_parts(tmp_path: Path) -> None:
+    path = folder(tmp_path, behaviour=0)
+    for trial in range(9):
+        change(path, "pupil_center", trial, lambda x: np.full_like(x, 0.3))
+    shutil.rmtree(path / "meta" / "neurons" / "cell_motor_coordinates.npy", ignore_errors=True)
+    save(path / "meta" / "neurons" / "cell_motor_coordinates.npy", np.zeros((6, 3)))
+    session = Session(path)
+    assert (session.has_pupil, session.behaviour_channels, session.coordinates) == (False, 0, None)
+    assert session.behaviour(0, 2, 7).shape == (5, 0)
+    assert session.notes == ["a: the pupil's centre is constant and taken as unmeasured"]
+    with pytest.raises(SessionError, match="no measured pupil centre"):
+        session.pupil_centre(0)
+
+
+def test_silent_neurons_are_named(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for trial in range(5):
+        change(path, "responses", trial, lambda x: x * (np.arange(6) != 4)[:, None])
+    session = Session(path)
+    assert session.silent_units().tolist() == [False] * 4 + [True, False]
+    assert session.notes == ["a: 1 of 6 neurons never respond in training trials (unit 104)"]
+
+
+def test_the_kind_is_told_or_found(tmp_path: Path) -> None:
+    assert Session(folder(tmp_path, "s")).kind == "spikes"
+    assert Session(folder(tmp_path, "c", calcium=True)).kind == "calcium"
+    assert Session(folder(tmp_path, "t", settings={"responses": "calcium"})).kind == "calcium"
+    with pytest.raises(SessionError, match="says that responses are spikes, and those of trial 0"):
+        Session(folder(tmp_path, "w", calcium=True, settings={"responses": "spikes"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "tier"),
+    [
+        ("train", "train"),
+        ("oracle", "validation"),
+        ("validation", "validation"),
+        ("val", "validation"),
+        ("test", "test"),
+        ("live_test_main", "test"),
+        ("final_test_bonus", "test"),
+        ("none", None),
+    ],
+)
+def test_tiers(name: str, tier: str | None) -> None:
+    assert tier_of(name) == tier
+
+
+def nan_at(row: int, frame: int):
+    def edit(array: np.ndarray) -> np.ndarray:
+        array = array.astype(np.float64)
+        array[row, ..., frame] = np.nan
+        return array
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("part", "edit", "says"),
+    [
+        ("responses", lambda x: x[:-1], "2.npy has 5 neurons, meta/neurons/unit_ids.npy names 6"),
+        ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, the video of trial 2 has 12"),
+        ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, the video of trial 2"),
+        ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
+        ("behavior", lambda x: x[:1], r"several numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
+        ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
+        ("pupil_center", lambda x: x[:1], "has 1 rows; expected x and y"),
+        ("videos", nan_at(0, 4), "videos/2.npy is not finite at frame 4 of 12"),
+        ("videos", lambda x: x / 1.0 - 300, "has values from -.* to .*; videos are pixels from 0"),
+        ("videos", lambda x: x[0], "videos/2.npy holds uint8 4×12; expected numbers of 3"),
+        ("videos", lambda x: x[:, :2], r"several sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
+        ("videos", lambda x: x * np.nan, "videos/2.npy is NaN throughout"),
+        ("responses", lambda x: x + np.inf, "holds infinite responses"),
+        ("responses", lambda x: x.astype(str), "holds <U.*; expected numbers"),
+        ("responses", lambda x: x.astype(object), "is no readable .npy file of numbers"),
+    ],
+)
+def test_bad_trials_are_named(tmp_path: Path, part: str, edit, says: str) -> None:
+    path = folder(tmp_path)
+    change(path, part, 2, edit)
+    with pytest.raises(SessionError, match=says) as raised:
+        Session(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_trials_of_no_tier_are_not_looked_at(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    (path / "data" / "responses" / "8.npy").unlink()
+    assert 8 not in Session(path).trials
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    tiers = np.load(path / "meta" / "trials" / "tiers.npy")
+    ids = path / "meta" / "neurons" / "unit_ids.npy"
+
+    def refused(says: str, where: Path = path) -> None:
+        with pytest.raises(SessionError, match=says):
+            Session(where)
+
+    refused("is no folder; give one", tmp_path / "nothing")
+    save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers[:-1], "training"]))
+    refused("tier 'training' is unknown; allowed are train, oracle")
+    save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])
+    refused("names the tiers of 8 trials, data/videos holds trial 8, too")
+    save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers, "train"]))
+    refused("videos/9.npy is missing; every trial needs one")
+    save(path / "meta" / "trials" / "tiers.npy", np.full(9, "oracle"))
+    refused("has no trial of tier 'train'")
+    save(path / "meta" / "trials" / "tiers.npy", tiers)
+
+    save(ids, np.array([1, 1, 2, 3, 4, 5]))
+    refused("names some units twice")
+    ids.unlink()
+    refused("unit_ids.npy is missing")
+    save(ids, np.arange(6))
+    for text, says in (
+        ("[", "is no JSON"),
+        ('{"frames_per_second": 0}', "frames_per_second is 0; give a number of hertz"),
+        ('{"responses": "lfp"}', "responses is 'lfp'; give 'spikes' or 'calcium'"),
+    ):
+        (path / "meta" / "session.json").write_text(text)
+        refused(says)
+    (path / "meta" / "session.json").unlink()
+    Session(path)
+    (path / "data" / "responses" / "0.npy").write_bytes(b"\x93NUMPY")
+    refused("0.npy is no readable .npy file of numbers")
+    (path / "data" / "responses" / "0.npy").write_text("numbers")
+    refused("of numbers: it holds objects or is of another kind$")
+    shutil.rmtree(path / "data" / "responses")
+    refused("has no data/responses")
+
+
+def test_videos_of_another_range_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for trial in range(9):
+        change(path, "videos", trial, lambda x: x / 255)
+    with pytest.raises(SessionError, match=r"no pixel of session .* is above 1; .* multiply them"):
+        Session(path)
+
+
+def test_a_movie_is_known_by_its_frames(tmp_path: Path) -> None:
+    session = Session(folder(tmp_path, movies=[0, 1, 2, 1, 0, 3, 1, 2, 3]))
+    assert session.contents.tolist() == [0, 1, 2, 1, 0, 3, 4, 5, -1]  # 6, 7: other lengths
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert movie_name(pixels) == movie_name(pixels.astype(np.float32))
+    assert movie_name(pixels.astype(np.float64)) == movie_name(pixels.astype(np.float32))
+    assert movie_name(pixels) != movie_name(pixels + 0.25)
+    assert movie_name(pixels) != movie_name(pixels.reshape(3, 2, 4))
+
+
+def test_moments_are_those_of_all_values_together() -> None:
+    rng = np.random.default_rng(0)
+    # An offset that a sum of squares would drown in.
+    parts = [1e7 + rng.standard_normal((3, n)) for n in (5, 1, 80, 14)]
+    whole = np.concatenate(parts, axis=1)
+    parts[2][1, 4:40] = np.nan
+    whole[1, 10:46] = np.nan
+    merged = Moments.merged(map(Moments.of, parts))
+    assert np.allclose(merged.mean, np.nanmean(whole, axis=1), rtol=1e-15)
+    assert np.allclose(merged.std, np.nanstd(whole, axis=1), rtol=1e-9)
+    assert merged.count.tolist() == [100, 64, 100]
+    pixels = rng.integers(0, 256, (4, 5, 6), dtype=np.uint8)
+    quick, slow = Moments.of_pixels(pixels), Moments.of_pixels(pixels.astype(np.float32))
+    assert np.allclose([*quick.mean, *quick.std], [pixels.mean(), pixels.std()], rtol=1e-12)
+    assert np.allclose([*slow.mean, *slow.std], [pixels.mean(), pixels.std()], rtol=1e-12)
+    constant = Moments.merged([Moments.of(np.full((1, 49), np.float32(0.1)))] * 7)
+    assert constant.varies.tolist() == [False]
+
+
+def test_facts_go_through_json(tmp_path: Path) -> None:
+    config = NeuralDataConfig([str(folder(tmp_path))], held_out_neurons=0.3)
+    fact = build_sessions(config).facts[0]
+    text = json.dumps(fact.to_json())
+    assert SessionFacts.from_json(json.loads(text)) == fact
+    values = json.loads(text)
+    del values["unit_ids"]
+    with pytest.raises(SessionError, match="lack or do not know: unit_ids"):
+        SessionFacts.from_json(values)
+
+
+def test_recorded_neurons() -> None:
+    session = Session(REAL)
+    assert (session.frames_per_second, session.kind, session.frame_size) == (
+        16,
+        "calcium",
+        (36, 64),
+    )
+    assert (session.coordinates, session.has_pupil, session.behaviour_channels) == (None, False, 2)
+    assert session.lengths.tolist() == [49] * 6
+    assert session.contents.tolist() == [0, 1, 2, 0, 1, 1]
+    built = build_sessions(NeuralDataConfig(str(REAL), window=49))
+    videos = np.stack([np.load(REAL / "data" / "videos" / f"{i}.npy") for i in range(3)])
+    responses = np.stack([np.load(REAL / "data" / "responses" / f"{i}.npy") for i in range(3)])
+    assert built.facts[0].video_mean == pytest.approx(videos.mean() / 255, rel=1e-12)
+    assert built.facts[0].video_std == pytest.approx(videos.std() / 255, rel=1e-12)
+    expected = responses.mean(axis=(0, 2), dtype=np.float64)
+    assert np.allclose(built.facts[0].mean_response, expected, rtol=1e-12)
+    assert built.test is not None
+    batch = next(built.test.once(2, "cpu"))
+    assert batch["key"] == ["session_fov4_cut/4@0", "session_fov4_cut/5@0"]
+    part = batch["parts"][0]
+    assert part["pupil_centre"] is None
+    assert np.array_equal(part["responses"][1].T, np.load(REAL / "data" / "responses" / "5.npy"))
+    video = (np.load(REAL / "data" / "videos" / "5.npy") - videos.mean()) / videos.std()
+    assert np.allclose(part["video"][1, 0], np.moveaxis(video, -1, 0), atol=1e-6)

@@ -1,0 +1,460 @@
+"""Batches of sessions: the same on any number of processes, and made of what the files hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from session_folders import change, folder
+
+from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, Sessions, build_sessions
+
+TIERS = ("train",) * 7 + ("oracle",) * 2 + ("live_test_main",) * 3
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two sessions: other neurons, lengths, rates, numbers of trials, movies; one is padded."""
+    root = tmp_path_factory.mktemp("sessions")
+    first = folder(root, "a", tiers=TIERS, lengths=(20, 31, 26), movies=range(12))
+    second = folder(
+        root,
+        "b",
+        tiers=TIERS[3:],
+        lengths=(60, 75),
+        padded=80,
+        neurons=4,
+        calcium=True,
+        pupil=False,
+        movies=range(20, 29),
+        settings={"frames_per_second": 16},
+        seed=1,
+    )
+    return [str(first), str(second)]
+
+
+def build(paths: list[str], *, seed: int = 3, **settings: Any) -> Sessions:
+    return build_sessions(NeuralDataConfig(paths, **{"window": 10, **settings}), seed=seed)
+
+
+def take(sessions: Sessions, count: int, start: int = 0, **split: int) -> list[dict[str, Any]]:
+    split = {"total_batch_size": 6, **split}
+    stream = sessions.train.stream(BatchSplit(**split), start_step=start, device="cpu")
+    taken = list(itertools.islice(stream, count))
+    stream.close()
+    return taken
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(torch.nan_to_num(a, nan=-9e9), torch.nan_to_num(b, nan=-9e9))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def rows(batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A batch's windows by their keys, each with its own row of everything."""
+    windows = [
+        {
+            name: value[i] if isinstance(value, torch.Tensor) else value
+            for name, value in part.items()
+            if name != "shows"  # counted from the start of a micro-batch
+        }
+        for part in batch["parts"]
+        for i in range(len(part["video"]))
+    ]
+    return dict(zip(batch["key"], windows, strict=True))
+
+
+BATCHING = pytest.mark.parametrize("batching", ["mix", "alternate"])
+
+
+@BATCHING
+@pytest.mark.parametrize("start", [1, 9])
+def test_a_stream_that_begins_later_continues_the_first(
+    paths: list[str], batching: str, start: int
+) -> None:
+    whole = take(build(paths, batching=batching), 11)
+    assert whole[0]["key"] != whole[1]["key"]
+    assert same(whole[start:], take(build(paths, batching=batching), 11 - start, start))
+
+
+@BATCHING
+@pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 3), (3, 2)])
+def test_the_global_batch_is_the_same_however_it_is_split(
+    paths: list[str], batching: str, world_size: int, accumulation: int
+) -> None:
+    whole = take(build(paths, batching=batching), 8)
+    parts = [
+        take(
+            build(paths, batching=batching, in_memory=True),
+            8 * accumulation,
+            world_size=world_size,
+            rank=rank,
+            accumulation=accumulation,
+        )
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        micro_steps = range(step * accumulation, (step + 1) * accumulation)
+        pieces = [parts[rank][a] for a in micro_steps for rank in range(world_size)]
+        assert {len(piece["key"]) for piece in pieces} == {6 // world_size // accumulation}
+        assert sorted(k for piece in pieces for k in piece["key"]) == sorted(batch["key"])
+        found = {key: row for piece in pieces for key, row in rows(piece).items()}
+        assert same(found, rows(batch))
+
+
+def test_batches_mix_sessions_in_proportion_to_their_frames(paths: list[str]) -> None:
+    sessions = build(paths)
+    windows = sessions.train.windows_per_epoch()
+    assert windows == [round((20 + 31 + 26 + 20 + 31 + 26 + 20) / 10), round((60 + 75) * 2 / 10)]
+    steps = sessions.train.steps_per_epoch(6)
+    assert steps == sum(windows) // 6
+    for batch in take(sessions, 2 * steps):
+        shares = [len(part["video"]) for part in batch["parts"]]
+        expected = [6 * count / sum(windows) for count in windows]
+        assert np.abs(np.array(shares) - expected).max() < 1
+        assert [key.split("/")[0] for key in batch["key"]] == ["a"] * shares[0] + ["b"] * shares[1]
+
+
+def test_alternating_sessions_take_whole_steps_in_proportion(paths: list[str]) -> None:
+    sessions = build(paths, batching="alternate")
+    steps = sessions.train.steps_per_epoch(4)
+    assert steps == 17 // 4 + 27 // 4
+    turns = []
+    for batch in take(sessions, steps, total_batch_size=4):
+        assert len(batch["parts"]) == 1
+        turns.append(batch["parts"][0]["session"])
+    assert (turns.count("a"), turns.count("b")) == (4, 6)
+    assert turns != sorted(turns)
+
+
+def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) -> None:
+    """Windows that an epoch takes of each trial: the trial's share, rounded up or down."""
+    sessions = build(paths)
+    counts: dict[str, list[int]] = {}
+    starts: dict[str, set[int]] = {}
+    epochs = 60
+    for epoch in range(epochs):
+        seen: dict[str, int] = {}
+        for i, trial, number in sessions.train._order(epoch, 1):
+            piece = sessions.train._piece(epoch, i, trial, number)
+            key = f"{sessions.facts[i].name}/{trial}"
+            seen[key] = seen.get(key, 0) + 1
+            starts.setdefault(key, set()).add(piece.start)
+        for key, number in seen.items():
+            counts.setdefault(key, []).append(number)
+    lengths = {"a": (20, 31, 26), "b": (60, 75)}
+    assert set(counts) == {f"a/{i}" for i in range(7)} | {f"b/{i}" for i in range(4)}
+    for key, numbers in counts.items():
+        name, trial = key.split("/")
+        length = lengths[name][int(trial) % len(lengths[name])]
+        expected = length / 10 * (17 / 17.4 if name == "a" else 1)
+        assert {*numbers} <= {int(expected), int(expected) + 1}
+        assert np.mean(numbers) == pytest.approx(expected, abs=0.2)
+        assert starts[key] == {*range(length - 9)}, "every start comes up"
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_window_is_what_its_key_says(paths: list[str], name: str) -> None:
+    """Everything once more by hand from the files."""
+    path = Path(paths["ab".index(name)])
+    trained = range(7) if name == "a" else range(4)
+
+    def stored(part: str, trial: int) -> np.ndarray:
+        return np.moveaxis(np.load(path / "data" / part / f"{trial}.npy"), -1, 0).astype(float)
+
+    def moments(part: str) -> tuple[np.ndarray, np.ndarray]:
+        values = np.concatenate([stored(part, trial) for trial in trained])
+        values = values[~np.isnan(values).any(axis=tuple(range(1, values.ndim)))]
+        return values.mean(axis=0), values.std(axis=0)
+
+    pixels = np.concatenate(
+        [
+            np.load(Path(p) / "data" / "videos" / f"{trial}.npy").reshape(-1).astype(float)
+            for p, trials in zip(paths, (range(7), range(4)), strict=True)
+            for trial in trials
+        ]
+    )
+    mean, std = np.nanmean(pixels), np.nanstd(pixels)
+    checked = 0
+    for batch in take(build(paths, drop_first=2), 12):
+        for key, window in rows(batch).items():
+            if window["session"] != name:
+                continue
+            trial, start = map(int, key.removeprefix(f"{name}/").split("@"))
+            span = slice(start, start + 10)
+            assert window["trial"] == trial
+            assert window["frames"].tolist() == list(range(start, start + 10))
+            video = (stored("videos", trial)[span] - mean) / std
+            assert window["video"].shape == (1, 10, 3, 4)
+            assert np.allclose(window["video"][0], video, atol=1e-5)
+            responses = stored("responses", trial)[span].astype(np.float32)
+            responses[:2] = np.nan
+            assert np.array_equal(window["responses"], responses, equal_nan=True)
+            for part, standard in (("behavior", "behaviour"), ("pupil_center", "pupil_centre")):
+                if name == "b" and part == "pupil_center":
+                    assert window[standard] is None
+                    continue
+                average, spread = moments(part)
+                expected = (stored(part, trial)[span] - average) / spread
+                assert np.allclose(window[standard], expected, atol=1e-4)
+            checked += 1
+    assert checked > 10
+
+
+def test_a_window_longer_than_the_trial_is_padded(paths: list[str]) -> None:
+    for batch in take(build(paths[:1], window=28), 3):
+        for key, window in rows(batch).items():
+            trial, start = map(int, key.removeprefix("a/").split("@"))
+            length = (20, 31, 26)[trial % 3]
+            valid = min(28, length - start)
+            assert window["frames"].tolist() == [*range(start, start + valid)] + [-1] * (28 - valid)
+            assert window["responses"][:valid].isfinite().all()
+            assert window["responses"][valid:].isnan().all()
+            assert (window["video"][:, valid:] == window["video"][:, valid - 1 : valid]).all()
+            assert (window["behaviour"][valid:] == 0).all()
+            assert (window["pupil_centre"][valid:] == 0).all()
+            assert (window["behaviour"][:valid] != 0).all()
+
+
+def test_fewer_windows_than_a_batch_are_taken_more_often(paths: list[str]) -> None:
+    sessions = build(paths[:1], window=30, train_share=0.1)
+    assert sessions.train.windows_per_epoch() == [1]
+    batch = take(sessions, 1, total_batch_size=16)[0]
+    assert len(batch["key"]) == 16
+    assert len({key.split("@")[0] for key in batch["key"]}) == 1
+    alternating = build(paths, window=30, batching="alternate")
+    assert alternating.train.steps_per_epoch(64) == 2
+
+
+def test_seeds_and_epochs_differ(paths: list[str]) -> None:
+    sessions = build(paths)
+    steps = sessions.train.steps_per_epoch(6)
+    keys = [batch["key"] for batch in take(sessions, 2 * steps)]
+    assert keys[:steps] != keys[steps:]
+    trials = [key.split("@")[0] for batch in keys[:steps] for key in batch if key[0] == "a"]
+    assert trials != sorted(trials), "windows come in another order than their trials"
+    assert keys[:steps] != [batch["key"] for batch in take(build(paths, seed=4), steps)]
+
+
+def test_evaluation_gives_every_trial_once_and_whole(paths: list[str]) -> None:
+    sessions = build(paths)
+    assert sessions.test is not None
+    expected = sorted([f"a/{i}@0" for i in (9, 10, 11)] + [f"b/{i}@0" for i in (6, 7, 8)])
+    for batch_size, world_size in ((1, 1), (2, 1), (9, 1), (2, 2), (1, 4)):
+        keys = []
+        for rank in range(world_size):
+            for batch in sessions.test.of_process(rank, world_size).once(batch_size, "cpu"):
+                assert len(batch["parts"]) == 1
+                assert len(batch["key"]) <= batch_size
+                part = batch["parts"][0]
+                session = sessions.sessions["ab".index(part["session"])]
+                for i, trial in enumerate(part["trial"].tolist()):
+                    assert np.array_equal(part["responses"][i], session.responses(trial))
+                    assert part["content"][i] == session.contents[trial]
+                    first = part["shows"][i]
+                    assert first <= i
+                    assert part["content"][first] == part["content"][i]
+                    assert torch.equal(part["video"][first], part["video"][i])
+                keys += batch["key"]
+        assert sorted(keys) == expected
+
+
+def test_held_out_neurons_are_hidden_from_training_alone(paths: list[str]) -> None:
+    sessions = build(paths, held_out_neurons=0.34)
+    assert [len(fact.held_out_units) for fact in sessions.facts] == [2, 1]
+    held = {
+        fact.name: np.isin(fact.unit_ids, fact.held_out_units).tolist() for fact in sessions.facts
+    }
+    later = sessions._replace(train=sessions.train.for_held_out_units())
+    for batch, other in zip(take(sessions, 4), take(later, 4), strict=True):
+        assert batch["key"] == other["key"]
+        for part, rest in zip(batch["parts"], other["parts"], strict=True):
+            assert part["responses"].isnan().all(1)[0].tolist() == held[part["session"]]
+            assert rest["responses"].isfinite().all(1)[0].tolist() == held[part["session"]]
+    assert sessions.validation is not None
+    for batch in sessions.validation.once(1, "cpu"):
+        assert batch["parts"][0]["responses"].isfinite().all()
+    more = build(paths, held_out_neurons=0.5).facts
+    for fact, larger in zip(sessions.facts, more, strict=True):
+        assert {*fact.held_out_units} < {*larger.held_out_units}
+
+
+def test_shares_of_training_are_nested_and_measured_alone(paths: list[str]) -> None:
+    shares = [build(paths, train_share=share) for share in (0.1, 0.25, 0.5, 1.0)]
+    for i, sizes in ((0, [1, 2, 4, 7]), (1, [1, 1, 2, 4])):
+        chosen = [set(sessions.facts[i].split["train"]) for sessions in shares]
+        assert [len(trials) for trials in chosen] == sizes
+        assert all(smaller <= larger for smaller, larger in itertools.pairwise(chosen))
+    one = shares[0].facts[0].split["train"][0]
+    expected = Session(paths[0]).responses(one).mean(axis=0)
+    assert np.allclose(shares[0].facts[0].mean_response, expected, rtol=1e-6)
+    assert shares[0].facts[0].split["test"] == shares[3].facts[0].split["test"]
+
+
+def test_statistics_know_the_training_trials_alone(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    before = build([str(path)]).facts
+    for trial in (5, 6, 7):
+        change(path, "videos", trial, lambda x: 255 - x // 2)
+        change(path, "responses", trial, lambda x: x + 5)
+        change(path, "behavior", trial, lambda x: x + 5)
+        change(path, "pupil_center", trial, lambda x: x + 5)
+    assert build([str(path)]).facts == before
+    change(path, "behavior", 0, lambda x: x + 5)
+    assert build([str(path)]).facts != before
+
+
+def test_channels_without_variance_are_dropped_where_no_session_has_any(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [folder(tmp_path, name, behaviour=4) for name in ("a", "b")]
+    for path, constant in zip(paths, ([1, 2], [2, 3]), strict=True):
+        for trial in range(9):
+
+            def edit(x: np.ndarray, constant: list[int] = constant) -> np.ndarray:
+                x[constant] = 0.1
+                return x
+
+            change(path, "behavior", trial, edit)
+    with caplog.at_level(logging.WARNING):
+        sessions = build([str(path) for path in paths])
+    assert (
+        "behaviour channels without variance in training trials are dropped: 2 of 4" in caplog.text
+    )
+    assert [fact.behaviour_channels for fact in sessions.facts] == [(0, 1, 3)] * 2
+    assert sessions.facts[0].behaviour_std[1] == 1
+    for part in take(sessions, 1)[0]["parts"]:
+        assert part["behaviour"].shape[-1] == 3
+        still = 1 if part["session"] == "a" else 2
+        assert part["behaviour"][..., still].abs().max() < 1e-5
+
+
+def test_a_missing_validation_tier_is_split_off_by_movie(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Session a has its own tiers and trains on movies 0 to 4; b shows movies 0 to 9 in turn, and
+    # tests on 9, which it also trains on. That leaves 5 to 8.
+    own = ("train",) * 5 + ("oracle",)
+    a = folder(tmp_path, "a", tiers=own, lengths=(12,), movies=(0, 1, 2, 3, 4, 50))
+    tiers = ("train",) * 30 + ("test",) * 2
+    movies = [i % 10 for i in range(30)] + [9, 60]
+    b = folder(tmp_path, "b", tiers=tiers, lengths=(12,), movies=movies)
+    with caplog.at_level(logging.WARNING):
+        sessions = build([str(a), str(b)], validation_share=0.5)
+    split = sessions.facts[1].split
+    shown = {tier: {movies[trial] for trial in trials} for tier, trials in split.items()}
+    assert len(shown["validation"]) == 2
+    assert shown["validation"] < {5, 6, 7, 8}
+    assert not shown["validation"] & shown["train"]
+    assert sorted(split["train"] + split["validation"]) == list(range(30))
+    assert sessions.facts[0].split == {
+        "train": (0, 1, 2, 3, 4),
+        "validation": (5,),
+        "test": (),
+    }
+    assert "b: no validation tier; 6 of 30 training trials validate" in caplog.text
+    assert "tiers share movies: 1 of 2 test movies are in train, too" in caplog.text
+    none = build([str(b)], validation_share=0.0)
+    assert none.validation is None
+    assert build([str(a)]).test is None
+
+
+def test_sessions_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    a = folder(tmp_path, "a")
+    other = folder(tmp_path / "elsewhere", "a")
+    small = folder(tmp_path, "small")
+    for trial in range(9):
+        change(small, "videos", trial, lambda x: x[:, :2])
+    still = folder(tmp_path, "still", behaviour=0)
+    for second, says in (
+        (other, "2 sessions are called a; rename"),
+        (small, r"different sizes \(H×W\): a 3×4, small 3×2; resize"),
+        (still, "different numbers of behaviour channels: a 2, still 0; write"),
+    ):
+        with pytest.raises(SessionError, match=says):
+            build([str(a), str(second)])
+
+
+def test_wrong_settings_are_named(paths: list[str]) -> None:
+    for settings, says in (
+        ({"window": 0}, "data.window is 0"),
+        ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
+        ({"window": 40, "drop_first": 20}, "data.drop_first 20 leaves nothing of trial 0 of a"),
+        ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
+        ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),
+        ({"validation_share": -0.1}, "data.validation_share is -0.1"),
+        ({"batching": "mixed"}, "data.batching is 'mixed'; choose mix or alternate"),
+        ({"sessions": []}, "data.sessions is not set"),
+    ):
+        with pytest.raises(SessionError, match=says):
+            build_sessions(NeuralDataConfig(**{"sessions": paths, "window": 10, **settings}))
+
+
+def test_facts_of_a_checkpoint_are_used_as_they_are(tmp_path: Path) -> None:
+    paths = [str(folder(tmp_path, name, neurons=n)) for name, n in (("a", 6), ("b", 4))]
+    facts = build(paths, train_share=0.5, held_out_neurons=0.3).facts
+    for trial in range(9):
+        change(Path(paths[0]), "videos", trial, lambda x: x // 2)
+    config = NeuralDataConfig(paths, window=10)
+    again = build_sessions(config, facts=facts)
+    assert again.facts == facts
+    assert build_sessions(config).facts != facts
+    assert build_sessions(NeuralDataConfig(paths[1]), facts=facts).facts == facts[1:]
+    assert take(again, 2)
+    assert {*again.train.facts[0].split["train"]} == {*facts[0].split["train"]}
+
+
+def test_other_sessions_than_the_checkpoints_are_named(tmp_path: Path) -> None:
+    facts = build([str(folder(tmp_path, "a")), str(folder(tmp_path, "b", neurons=4))]).facts
+
+    def refused(path: Path, says: str) -> None:
+        with pytest.raises(SessionError, match=says):
+            build_sessions(NeuralDataConfig(str(path)), facts=facts)
+
+    refused(
+        folder(tmp_path, "c", neurons=5),
+        r"session c \(5 neurons\) is not in the checkpoint, which knows a \(6 neurons\), b \(4 neu",
+    )
+    elsewhere = tmp_path / "elsewhere"
+    refused(
+        folder(elsewhere, "b", neurons=5),
+        "session b is not as the checkpoint knows it: 5 neurons instead of 4, 4 of them with the",
+    )
+    same_size = folder(elsewhere, "a")
+    ids = same_size / "meta" / "neurons" / "unit_ids.npy"
+    np.save(ids, np.load(ids)[::-1])
+    refused(same_size, "6 neurons instead of 6, 6 of them with the same ids, in another order")
+    for name, settings, says in (
+        ("d", {"settings": {"frames_per_second": 25}}, "frames per second is 25.0 instead of 30.0"),
+        ("e", {"calcium": True}, "kind of responses is calcium instead of spikes"),
+        ("f", {"pupil": False}, "measured pupil centre is False instead of True"),
+        ("g", {"behaviour": 1}, "behaviour is False instead of True"),
+        ("h", {"tiers": ("train",) * 5 + ("oracle",) * 2 + ("none",)}, "trial 7 of its test split"),
+    ):
+        refused(folder(tmp_path / name, "a", **settings), says)
+
+
+def test_a_stream_left_open_leaves_no_thread_busy(paths: list[str]) -> None:
+    stream = build(paths).train.stream(BatchSplit(6), start_step=0, device="cpu")
+    assert isinstance(next(stream), dict)
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_settings_that_do_not_matter_do_not_change_facts(paths: list[str]) -> None:
+    assert build(paths, window=10).facts == build(paths, window=20, in_memory=True).facts
+    assert dataclasses.asdict(build(paths).facts[0])["split"]["train"] == tuple(range(7))

@@ -1,0 +1,84 @@
+"""Stimuli joined on one clock and cut into trials."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_prep.nwb.file import ShownFrames
+from data_prep.nwb.stimulus_trials import cut_by_table, cut_evenly, join
+from ssl_vivit.data.errors import DataError
+
+
+def shown(onsets, positions=None, name="a"):
+    onsets = np.asarray(onsets, float)
+    positions = np.arange(len(onsets)) if positions is None else np.asarray(positions)
+    return ShownFrames(name, onsets, positions, None)
+
+
+def positions(trials):
+    return [trial.position.tolist() for trial in trials]
+
+
+def test_rows_take_the_frames_that_begin_in_them():
+    timeline = join([shown(np.arange(20) / 10)], None)
+    starts, stops = np.array([0.0, 0.55, 1.0, 7.0]), np.array([0.5, 0.95, 1.3, 8.0])
+    trials, left_out = cut_by_table(timeline, starts, stops, None)
+    assert positions(trials) == [[0, 1, 2, 3, 4], [6, 7, 8, 9], [10, 11, 12]]
+    assert [trial.row for trial in trials] == [0, 1, 2]
+    np.testing.assert_allclose(trials[1].edges, [0.6, 0.7, 0.8, 0.9, 1.0])
+    assert left_out == {"rows show fewer than two frames of the stimulus": 1}
+
+
+def test_a_row_across_a_pause_is_left_out():
+    timeline = join([shown([0, 0.1, 0.2, 0.3, 1.3, 1.4])], None)
+    trials, left_out = cut_by_table(timeline, np.array([0.0, 0.0]), np.array([0.4, 2.0]), None)
+    assert positions(trials) == [[0, 1, 2, 3]]
+    assert left_out == {"rows hold a pause between frames": 1}
+
+
+def test_cuts_at_pauses_restarts_and_other_stimuli():
+    a = shown(np.arange(12) / 10, [*range(6), *range(6)], "a")
+    b = shown(1.2 + np.arange(10) / 10, name="b")
+    trials = cut_evenly(join([a, b], None), 0.5, None)
+    # movie a is 0.6 s long: one piece; b is 1 s long: two.
+    assert positions(trials) == [[*range(6)], [*range(6)], [*range(5)], [*range(5, 10)]]
+    assert [trial.stimulus.tolist() for trial in trials[1:3]] == [[0] * 6, [1] * 5]
+    np.testing.assert_allclose(trials[1].edges[-1], 1.2)
+
+
+def test_images_in_random_order_are_no_movie_that_starts_again():
+    order = np.random.default_rng(0).permutation(40)
+    trials = cut_evenly(join([shown(np.arange(40) / 4, order)], None), 5.0, None)
+    assert positions(trials) == [order[:20].tolist(), order[20:].tolist()]
+
+
+def test_every_frame_is_used_and_repeats_are_cut_alike():
+    trials = cut_evenly(
+        join([shown(np.arange(94) / 10, [*range(47), *range(47)])], None), 1.0, None
+    )
+    assert [k for trial in positions(trials) for k in trial] == [*range(47), *range(47)]
+    assert positions(trials)[:5] == positions(trials)[5:]
+    assert {len(trial.position) for trial in trials} == {9, 10}
+
+
+def test_bins_of_another_rate():
+    trials = cut_evenly(join([shown(3 + np.arange(10) / 10)], 20.0), 10.0, 20.0)
+    assert positions(trials) == [[k // 2 for k in range(20)]]
+    np.testing.assert_array_equal(trials[0].edges, 3 + np.arange(21) / 20)
+
+
+def test_stimuli_shown_at_once_are_refused():
+    onsets = np.arange(10) / 10
+    for other in (onsets + 0.05, onsets, onsets[4:8] + 0.0001):
+        with pytest.raises(DataError, match="were shown at once"):
+            join([shown(onsets), shown(other, name="b")], None)
+
+
+def test_stimuli_of_other_rates_need_a_rate():
+    both = [shown(np.arange(10) / 10), shown(5 + np.arange(10) / 30, name="b")]
+    with pytest.raises(DataError, match=r"a at 10 Hz, b at 30 Hz\); give one by --rate"):
+        join(both, None)
+    # Even bins of another rate hold every stimulus's frame.
+    trials = cut_evenly(join(both, 30.0), 10.0, 30.0)
+    assert positions(trials) == [[k // 3 for k in range(30)], [*range(10)]]

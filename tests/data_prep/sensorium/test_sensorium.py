@@ -1,0 +1,267 @@
+"""Sessions unpacked from archives made here, and checked."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.sensorium import check, convert
+from data_prep.sensorium.__main__ import main
+from data_prep.session_layout import SessionWriter
+from ssl_vivit.data.errors import DataError
+
+FRAMES, NEURONS = 12, 4
+TIERS = ["train"] * 4 + ["oracle"] * 2 + ["live_test_main", "none"]
+
+
+def write_session(path):
+    """8 trials; trials 0, 4 and 5 show one movie; neuron 2 is silent, behaviour 1 is constant."""
+    rng = np.random.default_rng(0)
+    movies = rng.integers(0, 256, (8, FRAMES, 6, 8), dtype=np.uint8)
+    with SessionWriter(path, frames_per_second=30, kind="spikes", unit_ids=[5, 6, 7, 9]) as session:
+        for trial, tier in enumerate(TIERS):
+            spikes = rng.poisson(0.5, (FRAMES, NEURONS))
+            spikes[:, 2] = 0
+            behaviour = np.stack([rng.random(FRAMES), np.ones(FRAMES)], axis=1)
+            movie = movies[0 if trial in (0, 4, 5) else trial]
+            session.add(
+                tier, movie, spikes, behaviour=behaviour, pupil_centre=np.zeros((FRAMES, 2))
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return write_session(tmp_path_factory.mktemp("made") / "dynamic1")
+
+
+@pytest.fixture
+def session(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "dynamic1"))
+
+
+def pack(folder, archive, prefix="dynamic1/", extra=()):
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                file.write(path, prefix + path.relative_to(folder).as_posix())
+        for name, content in extra:
+            file.writestr(name, content)
+    return archive
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def errors(argv, capsys):
+    assert main(argv) == 1
+    text = capsys.readouterr().err
+    lines = [piece for piece in text.splitlines() if piece.startswith("error: ")]
+    return lines
+
+
+def test_check_counts(session, capsys):
+    assert main(["check", str(session)]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        "frames       6×8 pixels, 30 a second",
+        "neurons      4, spikes, coordinates unmeasured",
+        "trials       8, 12 frames",
+        "tiers        train 4, oracle 2, live_test_main 1, none 1",
+        "movies       5 different, 1 of them repeated 3 times",
+        "padding      none",
+        "silent       1 neurons in training trials",
+        "behaviour    2 channels, without variance: 1",
+        "pupil centre unmeasured",
+        "1 of 1 movies of oracle are shown in train, too",
+    ):
+        assert line in text
+    assert "live_test_main are shown" not in text
+    rates = [np.load(session / f"data/responses/{t}.npy").mean(1) * 30 for t in range(4)]
+    rates = np.mean(rates, axis=0)
+    assert f"neurons from 0 to {rates.max():.3g} spikes/s" in text
+
+
+def test_check_finds_padding(session, capsys):
+    for trial in (1, 6):
+        for name in ("videos", "responses", "behavior", "pupil_center"):
+            file = session / f"data/{name}/{trial}.npy"
+            array = np.load(file).astype(np.float32)
+            array[..., FRAMES - trial :] = np.nan
+            np.save(file, array)
+    found = check(session, progress=False)
+    assert found.problems == []
+    assert found.facts["padding"] == "1 to 6 frames at the end of 2 trials"
+    assert found.facts["trials"] == "8, 6 to 12 frames"
+
+
+def test_check_names_every_faulty_trial(session, capsys):
+    np.save(session / "data/responses/1.npy", np.zeros((3, FRAMES), np.float32))
+    (session / "data/videos/2.npy").unlink()
+    np.save(session / "data/behavior/5.npy", np.zeros((2, FRAMES - 1), np.float32))
+    # Of a trial that is not used nothing is asked.
+    (session / "data/videos/7.npy").unlink()
+    lines = errors(["check", str(session)], capsys)
+    assert len(lines) == 3
+    assert "responses/1.npy has 3 neurons" in lines[0]
+    assert "videos/2.npy is missing" in lines[1]
+    assert "behavior/5.npy has 11 frames" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("data/videos", "has no data/videos"),
+        ("data/responses", "has no data/responses"),
+        ("meta/trials/tiers.npy", "tiers.npy"),
+        ("meta/neurons/unit_ids.npy", "unit_ids.npy"),
+        ("", "is no folder"),
+    ],
+)
+def test_check_of_a_session_that_lacks_a_part(part, expected, session, capsys):
+    path = session / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    lines = errors(["check", str(session)], capsys)
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_sheet_shows_the_frames(session, tmp_path, capsys):
+    picture = tmp_path / "sheet.png"
+    assert main(["check", str(session), "--sheet", str(picture)]) == 0
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.std() > 20
+    lines = errors(["check", str(session), "--sheet", str(tmp_path / "sheet.jpg")], capsys)
+    assert "must end in .png" in lines[0]
+    lines = errors(["check", str(session), "--sheet", str(tmp_path / "none/s.png")], capsys)
+    assert "cannot be written" in lines[0]
+
+
+@pytest.mark.parametrize("prefix", ["dynamic1/", "sensorium/all/dynamic1/", ""])
+def test_zip_to_folder(prefix, session, tmp_path, capsys):
+    extra = [
+        ("README.txt", "x"),
+        ("__MACOSX/dynamic1/data/videos/0.npy", "x"),
+        (f"{prefix}a.py", ""),
+    ]
+    archive = pack(session, tmp_path / "dynamic1.zip", prefix, extra)
+    assert main(["convert", str(archive), "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dynamic1"]
+    assert contents(tmp_path / "out/dynamic1") == contents(session)
+    assert main(["check", str(tmp_path / "out/dynamic1")]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(archive), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"have {tmp_path / 'out/dynamic1'}\n"
+
+
+def test_several_sessions_in_one_zip_and_in_a_folder(session, tmp_path):
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("one", "two"):
+            for path, content in contents(session).items():
+                file.writestr(f"all/{name}/{path}", content)
+    written, there = convert([archive], tmp_path / "out", progress=False)
+    assert [path.name for path in written] == ["one", "two"]
+    assert there == []
+    again, _ = convert([tmp_path / "out"], tmp_path / "copy", progress=False)
+    assert [path.name for path in again] == ["one", "two"]
+    assert contents(tmp_path / "copy/two") == contents(session)
+
+
+def damaged(session, archive, name):
+    """An archive with one wrong byte in one file, and the whole archive's bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path, content in sorted(contents(session).items()):
+            file.writestr(f"dynamic1/{path}", content)
+    whole, inside = archive.read_bytes(), (session / name).read_bytes()
+    at = whole.index(inside) + len(inside) - 9
+    archive.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    return whole
+
+
+def test_goes_on_where_it_was_stopped(session, tmp_path):
+    archive = tmp_path / "dynamic1.zip"
+    whole = damaged(session, archive, "data/videos/3.npy")
+    with pytest.raises(DataError, match="is damaged"):
+        convert([archive], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out/dynamic1").exists()
+    partial = tmp_path / "out/dynamic1.partial"
+    before = {
+        path.relative_to(partial): path.stat().st_mtime_ns for path in partial.rglob("[0-9]*.npy")
+    }
+    assert Path("data/videos/2.npy") in before
+    assert Path("data/videos/3.npy") not in before
+    archive.write_bytes(whole)
+    convert([archive], tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out/dynamic1") == contents(session)
+    for name, time in before.items():
+        assert (tmp_path / "out/dynamic1" / name).stat().st_mtime_ns == time
+
+
+def test_what_another_archive_left_is_not_kept(session, tmp_path):
+    (tmp_path / "out/dynamic1.partial/data/videos").mkdir(parents=True)
+    partial = tmp_path / "out/dynamic1.partial"
+    (partial / "unpacking.json").write_text("[]")
+    wrong = (session / "data/videos/0.npy").read_bytes()[::-1]
+    (partial / "data/videos/0.npy").write_bytes(wrong)
+    convert([session], tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out/dynamic1") == contents(session)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.npy", "/evil.npy", "a/../../evil.npy", "..\\evil.npy", "C:/e"]
+)
+def test_entries_that_lead_elsewhere(name, session, tmp_path, capsys):
+    archive = pack(session, tmp_path / "a.zip", extra=[(name, "x")])
+    lines = errors(["convert", str(archive), "--out", str(tmp_path / "out/below")], capsys)
+    assert "leads out of --out" in lines[0]
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_links_are_not_unpacked(session, tmp_path, capsys):
+    link = zipfile.ZipInfo("dynamic1/data/videos/9.npy")
+    link.external_attr = 0o120777 << 16
+    archive = pack(session, tmp_path / "a.zip", extra=[(link, "/etc/passwd")])
+    assert (
+        "holds the link"
+        in errors(["convert", str(archive), "--out", str(tmp_path / "o")], capsys)[0]
+    )
+
+
+def test_damage_is_found_and_nothing_takes_the_name(session, tmp_path, capsys):
+    archive = tmp_path / "a.zip"
+    stored = damaged(session, archive, "meta/trials/tiers.npy")
+    lines = errors(["convert", str(archive), "--out", str(tmp_path / "out")], capsys)
+    assert "is damaged, fetch it again" in lines[0]
+    assert not (tmp_path / "out/dynamic1").exists()
+    archive.write_bytes(stored[: len(stored) // 2])
+    lines = errors(["convert", str(archive), "--out", str(tmp_path / "out")], capsys)
+    assert "neither a folder nor a whole zip archive" in lines[0]
+
+
+def test_sources_that_cannot_be_converted(session, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for sources, expected in (
+        ([tmp_path / "none.zip"], "does not exist"),
+        ([tmp_path / "empty"], "holds no session"),
+        ([session, session], "several sessions have this name"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            convert(sources, out, progress=False)
+    with pytest.raises(DataError, match="is a folder already"):
+        convert([session], session.parent, progress=False)
+    (out / "dynamic1").mkdir(parents=True)
+    with pytest.raises(DataError, match="is there already with other content"):
+        convert([session], out, progress=False)

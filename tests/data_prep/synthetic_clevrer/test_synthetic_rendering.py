@@ -1,0 +1,174 @@
+"""Camera, shapes and drawing of the CLEVRER stand-in."""
+
+import math
+
+import numpy as np
+import pytest
+
+from data_prep.synthetic_clevrer.camera import Camera
+from data_prep.synthetic_clevrer.rendering import Renderer
+from data_prep.synthetic_clevrer.scenes import HALF_SIDE, RADIUS, SHAPES, SceneObject
+from data_prep.synthetic_clevrer.shapes import hit_distance, shading_normals
+
+CAMERA = Camera(48, 72)
+
+
+def thing(shape, color="red", material="rubber"):
+    return SceneObject(color, material, shape, (0.0, 0.0))
+
+
+def centre(item, x, y):
+    return np.array([x, y, item.half_height])
+
+
+def is_inside(shape, local):
+    x, y, z = local
+    if shape == "sphere":
+        return x * x + y * y + z * z <= RADIUS**2
+    if shape == "cylinder":
+        return x * x + y * y <= RADIUS**2 and abs(z) <= RADIUS
+    return max(abs(x), abs(y), abs(z)) <= HALF_SIDE
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rays_meet_shapes_where_a_march_along_each_ray_enters_them(shape):
+    item, yaw = thing(shape), 0.5
+    location = centre(item, 0.3, -0.4)
+    x, y = np.meshgrid(np.arange(72) + 0.5, np.arange(48) + 0.5)
+    box = (slice(14, 34), slice(16, 40))
+    rays = CAMERA.rays(x[box], y[box])
+    found = hit_distance(item, location, yaw, CAMERA.position, tuple(rays.astype(np.float32)))
+    c, s = math.cos(yaw), math.sin(yaw)
+    turned = np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+    middle = np.linalg.norm(location - CAMERA.position)
+    step = 0.003
+    disagreements = hits = 0
+    for row in range(rays.shape[1]):
+        for column in range(rays.shape[2]):
+            ray = rays[:, row, column]
+            entered = math.inf
+            for reach in np.arange(middle - 0.4, middle + 0.4, step):
+                local = turned @ (CAMERA.position + reach * ray - location)
+                if is_inside(shape, local):
+                    entered = reach
+                    break
+            hits += entered < math.inf
+            if math.isinf(entered) != np.isinf(found[row, column]):
+                # A march may step over a corner that a ray just grazes.
+                disagreements += 1
+            elif entered < math.inf:
+                assert 0 <= entered - found[row, column] < step + 1e-4
+    assert hits > 20
+    assert disagreements <= 2
+    assert np.isinf(found[0]).all()
+    assert np.isinf(found[-1]).all()
+    assert np.isinf(found[:, 0]).all()
+    assert np.isinf(found[:, -1]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_normals_are_unit_and_face_the_camera(shape):
+    item, yaw = thing(shape), 0.5
+    location = centre(item, 0.3, -0.4)
+    x, y = np.meshgrid(np.arange(144) / 2, np.arange(96) / 2)
+    rays = CAMERA.rays(x, y).astype(np.float32)
+    reach = hit_distance(item, location, yaw, CAMERA.position, tuple(rays))
+    hit = reach < np.inf
+    points = tuple(
+        np.float32(o) + reach[hit] * d[hit] for o, d in zip(CAMERA.position, rays, strict=True)
+    )
+    normals = np.stack(shading_normals(item, location, yaw, points))
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=0), 1.0, atol=1e-5)
+    facing = -(normals * rays[:, hit]).sum(axis=0)
+    # Bevels turn normals at the outline a little away.
+    assert np.mean(facing > 0) > 0.9
+    if shape == "sphere":
+        expected = (np.stack(points) - location[:, None]) / RADIUS
+        np.testing.assert_allclose(normals, expected, atol=2e-4)
+
+
+def test_red_pixels_lie_where_the_object_projects():
+    renderer = Renderer(Camera(96, 144))
+    item = thing("sphere")
+    for x, y in ((0.0, 0.0), (1.0, -1.0), (-1.0, 1.2)):
+        location = centre(item, x, y)
+        picture = renderer.frame([item], location[None], np.zeros(1)).astype(float)
+        weight = np.clip(picture[..., 0] - picture[..., 1:].mean(axis=-1) - 15, 0, None)
+        rows, columns = np.mgrid[:96, :144] + 0.5
+        seen = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
+        np.testing.assert_allclose(seen, renderer.camera.project(location), atol=0.6)
+        radius = math.sqrt((weight > 0.4 * weight.max()).sum() / math.pi)
+        expected = renderer.camera.focal * RADIUS / renderer.camera.depth(location)
+        assert radius == pytest.approx(expected, rel=0.1)
+
+
+def test_nearer_object_hides_the_other_whatever_the_order():
+    renderer = Renderer(Camera(96, 144))
+    near, far = thing("cylinder", "red"), thing("sphere", "blue")
+    items = [near, far]
+    # On one line of sight: the far one's centre projects onto the near one.
+    away = -renderer.camera.axes[2] * [1, 1, 0]
+    locations = np.stack([centre(near, 0.5, 0.0), centre(far, 0.5, 0.0) - 0.8 * away])
+    yaws = np.zeros(2)
+    one = renderer.frame(items, locations, yaws)
+    other = renderer.frame(items[::-1], locations[::-1], yaws)
+    np.testing.assert_array_equal(one, other)
+    x, y = renderer.camera.project(locations[0]).astype(int)
+    assert one[y, x, 0] > one[y, x, 2] + 40
+    alone = renderer.frame([near], locations[:1], yaws[:1])
+    np.testing.assert_array_equal(
+        one[y - 3 : y + 4, x - 3 : x + 4], alone[y - 3 : y + 4, x - 3 : x + 4]
+    )
+
+
+def test_frames_do_not_depend_on_what_was_drawn_before():
+    items = [thing("cube", "green", "metal"), thing("sphere", "yellow"), thing("cylinder", "cyan")]
+    places = np.stack(
+        [centre(i, x, y) for i, x, y in zip(items, (0, 0.2, 0.6), (0, 0.5, -0.6), strict=True)]
+    )
+    used, fresh = Renderer(CAMERA), Renderer(CAMERA)
+    moved = places + np.array([0.1, -0.05, 0.0])
+    used.frame(items, places, np.zeros(3))
+    used.frame(items, moved, np.ones(3))
+    half_moved = np.stack([places[0], moved[1], places[2]])
+    np.testing.assert_array_equal(
+        used.frame(items, half_moved, np.array([1.0, 0.0, 0.0])),
+        fresh.frame(items, half_moved, np.array([1.0, 0.0, 0.0])),
+    )
+
+
+def test_objects_throw_a_shadow_and_leave_the_rest_of_the_floor_alone():
+    renderer = Renderer(Camera(96, 144))
+    item = thing("sphere", "gray")
+    empty = renderer.frame([], np.zeros((0, 3)), np.zeros(0)).astype(int)
+    location = centre(item, 0.0, 0.0)
+    picture = renderer.frame([item], location[None], np.zeros(1)).astype(int)
+    foot = renderer.camera.project(np.array([0.12, -0.2, 0.0])).astype(int)
+    assert picture[foot[1], foot[0]].mean() < 0.9 * empty[foot[1], foot[0]].mean()
+    np.testing.assert_array_equal(picture[:, :36], empty[:, :36])
+    np.testing.assert_array_equal(picture[:20], empty[:20])
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 72), (96, 128), (64, 64), (80, 48)])
+def test_frames_of_other_shapes_show_a_crop_of_the_same_view(height, width):
+    camera = Camera(height, width)
+    corners = camera.ground(np.array([0.0, width]), np.array([0.0, height]))
+    wide = Camera(320, 480)
+    pixels = wide.project(corners)
+    assert np.all(pixels >= -1e-6)
+    assert np.all(pixels <= np.array([480, 320]) + 1e-6)
+    full = pixels[1] - pixels[0]
+    assert math.isclose(full[0] / full[1], width / height, rel_tol=1e-6)
+    assert math.isclose(full[0], 480, rel_tol=1e-6) or math.isclose(full[1], 320, rel_tol=1e-6)
+
+
+def test_metal_shines_and_rubber_does_not():
+    renderer = Renderer(Camera(96, 144))
+    place = centre(thing("sphere"), 0.0, 0.0)[None]
+    x, y = renderer.camera.project(place[0]).astype(int)
+    brightest = {}
+    for material in ("metal", "rubber"):
+        picture = renderer.frame([thing("sphere", "red", material)], place, np.zeros(1))
+        brightest[material] = int(picture[y - 3 : y + 4, x - 3 : x + 4, 1].max())
+    assert brightest["metal"] > 140
+    assert brightest["rubber"] < 80

@@ -1,0 +1,147 @@
+"""Blocks with every option against their definitions, written one head and one row at a time."""
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm
+
+from ssl_vivit import ViViT, ViViTConfig
+from ssl_vivit.encoders.pooling import reduce_tokens
+from ssl_vivit.encoders.positions import Places, Rotation, angles
+from ssl_vivit.encoders.trunks.blocks import make_block
+
+SMALL = {
+    "num_frames": 8,
+    "image_size": (16, 24),
+    "tubelet_size": (2, 8, 8),
+    "embed_dim": 24,
+    "num_heads": 2,
+    "head_dim": 8,
+    "spatial_depth": 1,
+    "temporal_depth": 1,
+}
+ALL_OPTIONS = {"qk_norm": True, "layer_scale": 0.3, "activation": "swiglu"}
+
+
+def randomised(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module.double().eval()
+
+
+def turned(x, place):
+    """A head's vector at a coordinate: pair (i, i + 4) by place / 100^(i / 4)."""
+    out = x.clone()
+    for i in range(4):
+        angle = torch.tensor(place / 100 ** (i / 4), dtype=torch.float64)
+        out[i] = x[i] * angle.cos() - x[i + 4] * angle.sin()
+        out[i + 4] = x[i + 4] * angle.cos() + x[i] * angle.sin()
+    return out
+
+
+def slow_heads(heads, query, key, value, causal):
+    """Attention of (n, 16) queries, keys and values in two heads of 8, normalised and turned."""
+    rows = []
+    for i in range(len(query)):
+        row = []
+        for part in (slice(0, 8), slice(8, 16)):
+            norms = (heads.query_norm, heads.key_norm)
+            q, *keys = (
+                turned(layer_norm(x[part], (8,), norm.weight, norm.bias, norm.eps), place)
+                for x, norm, place in [
+                    (query[i], norms[0], i),
+                    *((key[j], norms[1], j) for j in range(len(key))),
+                ]
+            )
+            last = i + 1 if causal else len(key)
+            weights = torch.stack([q @ k / 8**0.5 for k in keys[:last]]).softmax(0)
+            row.append((weights[:, None] * value[:last, part]).sum(0))
+        rows.append(torch.cat(row))
+    return torch.stack(rows)
+
+
+def swiglu(x):
+    gate, value = x.chunk(2, dim=-1)
+    return gate * gate.sigmoid() * value
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_pre_norm_block_is_its_definition(causal):
+    torch.manual_seed(0)
+    block = randomised(make_block(ViViTConfig(**SMALL, **ALL_OPTIONS), 0.0))
+    x = torch.randn(5, 24, dtype=torch.float64)
+    turn = Rotation.of(angles(torch.arange(5), 4, 100.0, torch.float64))
+    query, key, value = block.attention.qkv(block.attention_norm(x)).split(16, dim=-1)
+    attended = slow_heads(block.attention.heads, query, key, value, causal)
+    y = x + block.attention_branch.scale.gamma * block.attention.proj(attended)
+    hidden = swiglu(block.mlp.fc1(block.mlp_norm(y)))
+    y = y + block.mlp_branch.scale.gamma * block.mlp.fc2(hidden)
+    torch.testing.assert_close(
+        block(x[None], turn, "causal" if causal else None)[0], y, rtol=0, atol=1e-12
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_parallel_block_is_its_definition(causal):
+    torch.manual_seed(0)
+    config = ViViTConfig(**SMALL, **ALL_OPTIONS, block="parallel")
+    block = randomised(make_block(config, 0.0))
+    x = torch.randn(5, 24, dtype=torch.float64)
+    turn = Rotation.of(angles(torch.arange(5), 4, 100.0, torch.float64))
+    key, value, query, hidden = block.fused_in(block.norm(x)).split((16, 16, 16, 192), dim=-1)
+    attended = slow_heads(block.heads, query, key, value, causal)
+    out = block.fused_out(torch.cat((attended, swiglu(hidden)), dim=-1))
+    expected = x + block.branch.scale.gamma * out
+    torch.testing.assert_close(
+        block(x[None], turn, "causal" if causal else None)[0], expected, rtol=0, atol=1e-12
+    )
+
+
+def test_layer_scale_starts_where_the_config_says():
+    block = make_block(ViViTConfig(**SMALL, layer_scale=0.3), 0.0)
+    for branch in (block.attention_branch, block.mlp_branch):
+        assert torch.equal(branch.scale.gamma.detach(), torch.full((24,), 0.3))
+
+
+def test_rotary_bases_are_the_configs():
+    settings = {"spatial_positions": "rotary", "temporal_positions": "rotary"}
+    encoder = ViViT(
+        ViViTConfig(**SMALL, **settings, rotary_base_spatial=50.0, rotary_base_temporal=900.0)
+    )
+    space, time = encoder.positions.rotations(
+        Places(encoder.config.grid), torch.zeros(1, dtype=torch.float64)
+    )
+    # The second pair of frequencies turns by 1 / base^(1 / pairs) for a step along its axis.
+    assert space.sin[1 + 1, 1].item() == pytest.approx(0.0)  # token 1 is in row 0
+    assert space.sin[1 + 1, 3].asin().item() == pytest.approx(50.0**-0.5)
+    assert time.sin[1, 1].asin().item() == pytest.approx(900.0**-0.25)
+
+
+def test_reductions_are_what_they_are_called():
+    x = torch.tensor([[[1.0, 8.0], [4.0, 2.0], [1.0, -4.0]]])
+    expected = {"mean": [2.0, 2.0], "max": [4.0, 8.0], "sum": [6.0, 6.0], "first": [1.0, 8.0]}
+    for how, values in expected.items():
+        assert reduce_tokens(x, how)[0].tolist() == values
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("final_norm", ["tokens", "pooled", "none"])
+def test_the_final_norm_stands_where_the_config_says(final_norm):
+    torch.manual_seed(0)
+    encoder = ViViT(ViViTConfig(**SMALL, final_norm=final_norm, pooling="mean")).eval()
+    output = encoder(torch.randn(1, 3, 8, 16, 24))
+    normed = {name: abs(x[0].std(-1, correction=0).mean().item() - 1) < 1e-3
+              for name, x in (("tokens", output.tokens), ("pooled", output.pooled))}  # fmt: skip
+    assert normed == {name: name == final_norm for name in ("tokens", "pooled")}
+
+
+@pytest.mark.parametrize("enable", [False, True])
+def test_checkpointing_runs_each_block_again_in_the_backward_pass(enable):
+    encoder = ViViT(ViViTConfig(**SMALL))
+    encoder.set_grad_checkpointing(enable)
+    calls = []
+    encoder.trunk.spatial_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    encoder(torch.randn(1, 3, 8, 16, 24)).pooled.sum().backward()
+    assert len(calls) == (2 if enable else 1)

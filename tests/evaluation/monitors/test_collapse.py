@@ -1,0 +1,44 @@
+"""Features that spread and features that collapse, with known numbers."""
+
+import json
+
+import pytest
+import torch
+
+from ssl_vivit.evaluation.monitors.collapse import RANK, STD, collapse_warning, feature_geometry
+
+
+def test_even_features_have_std_one_and_full_rank():
+    torch.manual_seed(0)
+    numbers = feature_geometry(torch.randn(4000, 2, 16))
+    assert numbers[STD] == pytest.approx(1.0, abs=0.02)
+    assert numbers[RANK] == pytest.approx(16.0, abs=0.1)
+    assert numbers["val/uniformity"] < -3
+    # Independent views: E|x − y|² = 2 for unit vectors of mean zero.
+    assert numbers["val/alignment"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_equal_and_collinear_features_are_told_apart():
+    same = feature_geometry(torch.ones(50, 1, 8) + 1e-4 * torch.randn(50, 1, 8))
+    assert same[STD] < 1e-3
+    assert "val/alignment" not in same
+    assert same["val/uniformity"] == pytest.approx(0.0, abs=1e-3)
+    line = torch.linspace(-1, 1, 50)[:, None, None] * torch.eye(8)[0] + torch.eye(8)[1]
+    along = feature_geometry(line)
+    assert along[STD] > 0.1
+    assert along[RANK] < 2.0
+
+
+def test_the_warning_needs_a_fall_from_where_the_run_began(tmp_path):
+    low = {STD: 0.01, RANK: 5.0}
+    assert collapse_warning(low, tmp_path, 10) is None  # nothing to compare with
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 0, STD: 0.015, RANK: 6.0}) + "\n")
+    assert collapse_warning(low, tmp_path, 10) is None
+    metrics.write_text(json.dumps({"step": 0, STD: 0.3, RANK: 6.0}) + "\n")
+    warning = collapse_warning(low, tmp_path, 10)
+    assert "collapse at step 10" in warning
+    assert "0.01, 0.3 at the start" in warning
+    assert "\n" not in warning
+    assert "one direction" in collapse_warning({STD: 0.2, RANK: 1.1}, tmp_path, 10)
+    assert collapse_warning({STD: 0.2, RANK: 2.5}, tmp_path, 10) is None

@@ -1,0 +1,85 @@
+"""Tables of models of neurons, and the mean of training repeats that they are held against."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.evaluation.neurons.comparison import (
+    NeuralComparison,
+    mean_and_error,
+    score_training_repeats,
+)
+
+
+def test_mean_and_standard_error():
+    values = [0.2, 0.5, 0.3, 0.4]
+    mean, error = mean_and_error(values)
+    assert mean == pytest.approx(0.35)
+    assert error == pytest.approx(math.sqrt(sum((v - 0.35) ** 2 for v in values) / 3 / 4))
+    assert math.isnan(mean_and_error([0.3])[1])
+
+
+def test_cells_that_are_missing_stay_empty(tmp_path):
+    found = NeuralComparison("correlation_mean")
+    for share, score in ((1.0, 0.3), (1.0, 0.4), (0.25, 0.2)):
+        found.add("vivit", share, {"correlation_mean": score})
+    found.add("ln", 1.0, {"correlation_mean": 0.1})
+    found.refer("mean of the training repeats", 1.0, 0.25)
+    found.refer("true rates", 1.0, None)
+    head, vivit, linear, repeats = found.table().splitlines()
+    assert head.split() == ["single-trial", "correlation", "25%", "100%"]
+    assert vivit.split()[1:] == ["0.200", "±", "nan", "0.350", "±", "0.050"]
+    assert linear.split() == ["ln", "0.100", "±", "nan"]
+    assert linear.index("0.100") == head.index("100%")
+    assert repeats.endswith("0.250")
+    assert found.to_json()["results"][0]["standard_error"] == pytest.approx(0.05)
+    found.write(tmp_path)
+    assert (tmp_path / "comparison.png").stat().st_size > 5_000
+
+
+def test_the_mean_of_training_repeats_is_that_of_a_loop(repeated_session):
+    sessions = build_sessions(NeuralDataConfig(sessions=[str(repeated_session)], window=4))
+    session = Session(repeated_session)
+    predicted, recorded = [], []
+    for trial in session.tiers["test"]:
+        shown = session.video(int(trial))
+        same = [
+            session.responses(int(other))
+            for other in session.tiers["train"]
+            if np.array_equal(session.video(int(other)), shown)
+        ]
+        assert same
+        predicted.append(np.mean(same, axis=0))
+        recorded.append(session.responses(int(trial)))
+    predicted, recorded = np.concatenate(predicted), np.concatenate(recorded)
+    by_hand = [np.corrcoef(p, r)[0, 1] for p, r in zip(predicted.T, recorded.T, strict=True)]
+    found = score_training_repeats(sessions)
+    assert found["correlation_mean"] == pytest.approx(np.mean(by_hand), abs=1e-6)
+
+
+def test_a_movie_that_was_not_trained_on_has_no_repeats(repeated_session):
+    config = NeuralDataConfig(sessions=[str(repeated_session)], window=4, train_share=0.01)
+    assert score_training_repeats(build_sessions(config)) is None
+
+
+@pytest.fixture
+def repeated_session(tmp_path) -> Path:
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "repeated"
+    movies = generator.integers(0, 255, (2, 6, 8, 5), dtype=np.uint8)
+    tiers = ["train"] * 6 + ["oracle"] * 2 + ["live_test_main"] * 4
+    for name in ("data/videos", "data/responses", "meta/trials", "meta/neurons"):
+        (folder / name).mkdir(parents=True)
+    for trial in range(len(tiers)):
+        np.save(folder / f"data/videos/{trial}.npy", movies[trial % 2])
+        responses = generator.gamma(2.0, 1.0, (3, 5)).astype(np.float32)
+        np.save(folder / f"data/responses/{trial}.npy", responses)
+    np.save(folder / "meta/trials/tiers.npy", np.array(tiers))
+    np.save(folder / "meta/neurons/unit_ids.npy", np.arange(3))
+    return folder

@@ -1,0 +1,92 @@
+"""Figures of models of neurons: what is drawn, read back from the axes' own data or the file."""
+
+from __future__ import annotations
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from ssl_vivit.evaluation.neurons import figures as neural_figures
+from ssl_vivit.evaluation.neurons.figures import (
+    Field,
+    Trace,
+    fields,
+    histogram,
+    positions,
+    session_curves,
+    traces,
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they were saved; they are written, too."""
+    kept = []
+    save = neural_figures.save
+
+    def keep(figure, path):
+        kept.append(figure)
+        save(figure, path)
+        assert matplotlib.image.imread(path).std() > 0.01
+
+    monkeypatch.setattr(neural_figures, "save", keep)
+    return kept
+
+
+def test_positions_show_both_axes_with_their_correlation(drawn, tmp_path):
+    rng = np.random.default_rng(0)
+    true = rng.uniform(-1, 1, (40, 2))
+    found = true + rng.normal(0, 0.2, true.shape)
+    positions(found, true, tmp_path / "a.png", title="t")
+    for column, axis in enumerate(drawn[0].axes):
+        r = np.corrcoef(found[:, column], true[:, column])[0, 1]
+        assert f"r = {r:.3f}, 40 neurons" in axis.get_title()
+        points = axis.lines[-1].get_xydata()
+        assert np.array_equal(points, np.stack([true[:, column], found[:, column]], 1))
+
+
+def test_fields_lie_on_the_frame_with_their_centres(drawn, tmp_path):
+    image = np.zeros((6, 10))
+    image[0, 9] = -2.0  # the upper right corner
+    field = Field("u", image, (0.9, -5 / 6), image, (0.8, -0.8))
+    fields([field, Field("v", image, (0, 0))], tmp_path / "a.png")
+    axis = drawn[0].axes[0]
+    assert axis.get_xlim() == (-1, 1)
+    assert axis.get_ylim() == (1, -1)
+    assert axis.images[0].get_extent() == [-1, 1, 1, -1]
+    assert axis.images[0].get_clim() == (-2, 2)
+    assert axis.lines[0].get_xydata().tolist() == [[0.9, -5 / 6]]
+
+
+def test_traces_are_in_seconds(drawn, tmp_path):
+    recorded = np.array([0.0, 1, np.nan, 2])
+    for kind in ("spikes", "calcium"):
+        traces([Trace("n", recorded, recorded + 1, recorded / 2)], tmp_path / "a.png",
+               frames_per_second=10.0, kind=kind)  # fmt: skip
+        axis = drawn[-1].axes[0]
+        assert np.allclose(axis.lines[-1].get_xdata(), [0, 0.1, 0.2, 0.3])
+        assert np.array_equal(axis.lines[-1].get_ydata(), recorded + 1, equal_nan=True)
+
+
+def test_histograms_name_the_means_of_what_is_finite(drawn, tmp_path):
+    scores = {"a": np.array([0.1, 0.3, np.nan]), "b": np.array([np.nan])}
+    histogram(scores, tmp_path / "a.png", label="bits", ceiling={"a": np.array([0.5, 0.7, 0.9])})
+    texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert texts == ["model, mean 0.200", "true rates, mean 0.700"]
+    counted = sum(patch.get_height() for patch in drawn[0].axes[0].containers[0])
+    assert counted == 2
+
+
+def test_curves_of_every_session_with_gaps_where_a_score_was_not_finite(drawn, tmp_path):
+    lines = [
+        {"step": 0, "val/bps_a": None, "val/bps_b": 0.1},
+        {"step": 5, "train/poisson": 1.0},
+        {"step": 10, "val/bps_a": 0.3, "val/bps_b": 0.2},
+    ]
+    session_curves(lines, ["a", "b"], tmp_path / "a.png", ceiling={"b": 0.5})
+    loss, bits = drawn[0].axes
+    assert loss.lines[0].get_xydata().tolist() == [[5, 1]]
+    assert np.array_equal(bits.lines[0].get_ydata(), [np.nan, 0.3], equal_nan=True)
+    assert bits.lines[2].get_ydata() == [0.5, 0.5]
+    session_curves([{"step": 1}], ["a"], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

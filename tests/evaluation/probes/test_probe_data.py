@@ -1,0 +1,147 @@
+"""Folders of videos, labelled folders, and the parts that probes are trained and tested on."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_vivit.data.errors import DataError
+from ssl_vivit.data.video.decoding import decode_frames
+from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.usable_videos import CentralWindows, Chosen, too_short
+from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.evaluation.probes.data import ProbeData, open_parts
+from ssl_vivit.evaluation.probes.labelled_videos import FolderLabels
+
+ASSETS = Path(__file__).parents[2] / "assets"
+CLIPS = sorted((ASSETS / "collision_clips").glob("*.mp4"))
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("classes")
+    for i, clip in enumerate(CLIPS):
+        folder = root / ("hit", "miss")[i % 2] / "deeper"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder)
+    return root
+
+
+def test_a_folder_lists_what_can_be_read_and_names_what_cannot():
+    found = VideoFolder(ASSETS / "awkward_videos")
+    assert found.keys == sorted(found.keys)
+    assert "av1_video.mkv" in found.keys + list(found.broken)
+    i = found.keys.index("h264_10bits.mp4")
+    direct = decode_frames(ASSETS / "awkward_videos" / "h264_10bits.mp4", [0, 3])
+    assert np.array_equal(found.frames(i, [0, 3]), direct)
+    assert (found.heights[i], found.widths[i]) == direct.shape[1:3]
+
+
+def test_classes_are_folder_names(classes):
+    videos = VideoFolder(classes)
+    labels = FolderLabels(videos)
+    assert labels.classes == ["hit", "miss"]
+    keys = [videos.keys[-1], videos.keys[0]]
+    assert torch.equal(labels({"key": keys})["class"], torch.tensor([1, 0]))
+
+
+def test_folders_that_are_no_classes_are_refused(tmp_path):
+    shutil.copy(CLIPS[0], tmp_path)
+    with pytest.raises(DataError, match=f"{CLIPS[0].name} lies beside them"):
+        FolderLabels(VideoFolder(tmp_path))
+    (tmp_path / "one").mkdir()
+    (tmp_path / CLIPS[0].name).rename(tmp_path / "one" / CLIPS[0].name)
+    with pytest.raises(DataError, match="there is 1"):
+        FolderLabels(VideoFolder(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, "text", "broken"])
+def test_folders_without_videos_are_refused(tmp_path, content):
+    folder = tmp_path / "folder"
+    if content:
+        folder.mkdir()
+        (folder / {"text": "a.txt", "broken": "a.mp4"}[content]).write_text("no video")
+    message = {None: "is no folder", "text": "holds no videos", "broken": "none of the 1 videos"}
+    with pytest.raises(DataError, match=message[content]):
+        VideoFolder(folder)
+
+
+def test_parts_are_disjoint_and_draws_depend_on_the_seed(classes):
+    parts = open_parts(ProbeData(folder=str(classes), held_out=0.5), 3, 2)
+    assert not set(parts.train.indices) & set(parts.test.indices)
+    assert len(parts.train.indices) + len(parts.test.indices) == len(CLIPS)
+    drawn = [tuple(parts.train.drawn(seed, "train videos")) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+    assert all(list(d) == sorted(d) and len(d) <= 3 for d in drawn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "--data.shards is not set"),
+        ({"shards": "x", "folder": "y"}, "takes the place of --data.shards"),
+        ({"folder": "here", "held_out": 0.0}, "0 to test them on; choose another share"),
+        ({"folder": "here", "train_videos": 0}, "--train_videos is 0"),
+    ],
+)
+def test_mistakes(classes, settings, message):
+    settings = {k: str(classes) if v == "here" else v for k, v in settings.items()}
+    count = settings.pop("train_videos", 10)
+    with pytest.raises(DataError, match=message):
+        open_parts(ProbeData(**settings), count)
+
+
+def test_shards_without_annotations_name_the_command_that_adds_them(tmp_path):
+    from data_prep.clevrer.packing import pack
+
+    pack(ASSETS / "collision_clips", tmp_path, size=(16, 16), workers=1, progress=False)
+    pattern = str(tmp_path / "*.tar")
+    with pytest.raises(DataError, match=r"data_prep\.clevrer pack --annotations"):
+        open_parts(ProbeData(shards=pattern))
+    assert not ShardSet(pattern).has_annotation.any()
+
+
+class Uneven:
+    """A wide and a tall video whose pixels tell their place."""
+
+    def __init__(self):
+        self.keys = ["wide", "tall"]
+        self.num_frames, self.fps = np.array([9, 30]), np.array([10.0, 10.0])
+        self.heights, self.widths = np.array([20, 80]), np.array([60, 30])
+        self.has_annotation = np.zeros(2, bool)
+
+    def __len__(self):
+        return 2
+
+    def frames(self, i, indices, size=None):
+        height, width = size
+        rows = np.linspace(0, 200, height)[:, None, None]
+        return (
+            np.broadcast_to(rows, (height, width, 3)).astype(np.uint8)[None].repeat(len(indices), 0)
+        )
+
+
+def test_windows_are_central_and_of_one_size():
+    windows = CentralWindows(Uneven(), (10, 10))
+    wide, tall = windows.frames(0, [0, 1]), windows.frames(1, [0])
+    assert wide.shape == (2, 10, 10, 3)
+    # The whole height of the wide one; of the tall one, scaled to 27×10, the middle ten rows.
+    assert (wide[0, 0, 0, 0], wide[0, -1, 0, 0]) == (0, 200)
+    assert (tall[0, 0, 0, 0], tall[0, -1, 0, 0]) == tuple(
+        np.linspace(0, 200, 27)[[8, 17]].astype(np.uint8)
+    )
+
+
+def test_short_videos_are_named_and_left_out():
+    from ssl_vivit.data.video.clips import ClipConfig
+
+    videos = Uneven()
+    assert list(too_short(videos, ClipConfig(num_frames=5, frame_stride=2, views=1))) == []
+    short = too_short(videos, ClipConfig(num_frames=5, frame_stride=2, views=2))
+    assert list(short) == [0]
+    assert "has 9 frames" in short[0]
+    rest = Chosen(videos, np.array([1]))
+    assert (rest.keys, rest.num_frames.tolist()) == (["tall"], [30])

@@ -1,0 +1,302 @@
+"""Scores of neurons against other people's numbers and slow loops."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.neural.scoring.metrics import (
+    bits_per_spike,
+    bps_per_neuron,
+    cc_norm,
+    correlation_to_average,
+    fev,
+    feve,
+    oracle,
+    poisson_nll,
+    single_trial_correlation,
+)
+
+PARITY = Path(__file__).parents[1] / "parity"
+NLB = np.load(PARITY / "nlb_bits_per_spike.npz")
+MEASURES = np.load(PARITY / "neuralpredictors_measures.npz")
+CASES = sorted({name.split("|")[0] for name in NLB.files} - {"per_neuron_true_rates"})
+
+
+def tensors(numbers, *names):
+    return [torch.from_numpy(numbers[name].copy()) for name in names]
+
+
+def measured(prefix):
+    names = sorted(name for name in MEASURES.files if name.startswith(f"{prefix}_"))
+    return tensors(MEASURES, *names)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bits_per_spike_are_the_benchmarks(case):
+    rates, spikes = tensors(NLB, f"{case}|rates", f"{case}|spikes")
+    before = rates.clone(), spikes.clone()
+    # Theirs computes in the precision that it is given.
+    limit = 1e-6 if case == "float32" else 1e-9
+    assert bits_per_spike(rates, spikes) == pytest.approx(
+        float(NLB[f"{case}|bits_per_spike"]), abs=limit
+    )
+    nll = poisson_nll(rates, spikes, log_factorial=True)
+    total = (nll * (~spikes.isnan()).flatten(0, -2).sum(0)).sum().item()
+    assert total == pytest.approx(float(NLB[f"{case}|nll"]), rel=limit)
+    for given, kept in zip((rates, spikes), before, strict=True):
+        torch.testing.assert_close(given, kept, rtol=0, atol=0, equal_nan=True)
+
+
+def test_arrays_may_stand_for_tensors():
+    names = ("noisy_rates|rates", "noisy_rates|spikes")
+    rates, spikes = (NLB[name] for name in names)
+    null = spikes.mean((0, 1))
+    pairs = [
+        (bits_per_spike(rates, spikes), bits_per_spike(*tensors(NLB, *names))),
+        (bits_per_spike(rates, spikes, null_rates=null), bits_per_spike(rates, spikes)),
+        (
+            single_trial_correlation(rates, spikes),
+            single_trial_correlation(*tensors(NLB, *names)),
+        ),
+        (feve([rates], [spikes]), feve(*([each] for each in tensors(NLB, *names)))),
+    ]
+    for ours, expected in pairs:
+        assert torch.as_tensor(ours).equal(torch.as_tensor(expected))
+
+
+def test_there_are_as_many_cases_as_the_benchmark_has():
+    assert len(CASES) == 9
+
+
+def test_bits_per_spike_of_each_neuron_are_the_benchmarks():
+    rates, spikes = tensors(NLB, "true_rates|rates", "true_rates|spikes")
+    (expected,) = tensors(NLB, "per_neuron_true_rates|bits_per_spike")
+    torch.testing.assert_close(bps_per_neuron(rates, spikes), expected, rtol=0, atol=1e-9)
+
+
+def test_a_silent_neuron_has_no_bits_per_spike_and_the_others_keep_theirs():
+    rates, spikes = tensors(NLB, "silent_neuron|rates", "silent_neuron|spikes")
+    silent = spikes.flatten(0, -2).sum(0) == 0
+    assert silent.sum() == 1
+    bits = bps_per_neuron(rates, spikes)
+    assert torch.equal(bits.isnan(), silent)
+    alone = bps_per_neuron(rates[..., ~silent], spikes[..., ~silent])
+    assert torch.equal(bits[~silent], alone)
+    assert math.isnan(bits_per_spike(rates[..., silent], spikes[..., silent]))
+
+
+def test_another_null_model_is_a_slow_sum():
+    rates, spikes = tensors(NLB, "nan_spikes|rates", "nan_spikes|spikes")
+    null = torch.linspace(0.2, 0.9, rates.shape[-1], dtype=torch.float64)
+    gain, count = 0.0, 0.0
+    for trial in range(len(rates)):
+        for time in range(rates.shape[1]):
+            for neuron in range(rates.shape[2]):
+                rate, spike = rates[trial, time, neuron].item(), spikes[trial, time, neuron].item()
+                if math.isnan(spike):
+                    continue
+                constant = null[neuron].item()
+                gain += constant - spike * math.log(constant) - rate + spike * math.log(rate)
+                count += spike
+    expected = gain / count / math.log(2)
+    assert bits_per_spike(rates, spikes, null_rates=null) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_true_rates_of_constant_neurons_gain_nothing_over_training_means():
+    spikes = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    null = torch.tensor([0.7, 0.0])
+    assert bits_per_spike(null.expand(3, 2), spikes, null_rates=null) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_poisson_loss_is_neuralpredictors():
+    rates, responses = tensors(MEASURES, "poisson_output", "poisson_target")
+    loss = poisson_nll(rates, responses)
+    (expected,) = tensors(MEASURES, "PoissonLoss_per_neuron")
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-9)
+    assert loss.mean().item() == pytest.approx(float(MEASURES["PoissonLoss"]), abs=1e-9)
+
+
+def test_correlations_are_neuralpredictors():
+    first, second = tensors(MEASURES, "corr_y1", "corr_y2")
+    (expected,) = tensors(MEASURES, "corr_axis0")
+    # They add 1e-8 to each deviation, 1e-12 to each variance.
+    found = single_trial_correlation(first, second)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    rates, responses = tensors(MEASURES, "poisson_output", "poisson_target")
+    expected = torch.from_numpy(MEASURES["Corr"][0])
+    found = single_trial_correlation(rates, responses)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_correlation_leaves_unknown_responses_out():
+    rates, responses = tensors(NLB, "nan_spikes|rates", "nan_spikes|spikes")
+    found = single_trial_correlation(rates, responses)
+    for neuron in range(rates.shape[-1]):
+        known = ~responses[..., neuron].isnan()
+        pair = np.stack((rates[..., neuron][known].numpy(), responses[..., neuron][known].numpy()))
+        assert found[neuron].item() == pytest.approx(np.corrcoef(pair)[0, 1], abs=1e-12)
+
+
+def test_constants_have_a_correlation_of_zero_or_none():
+    torch.manual_seed(0)
+    responses = torch.rand(50, 3, dtype=torch.float64)
+    rates = torch.rand(50, 3, dtype=torch.float64)
+    rates[:, 0] = 0.1
+    responses[:, 1] = 0.3
+    found = single_trial_correlation(rates, responses)
+    assert found[0] == 0
+    assert found[1].isnan()
+    assert found[2] != 0
+
+
+@pytest.mark.parametrize("method", ["conservative", "jackknife"])
+def test_oracles_are_neuralpredictors(method):
+    (expected,) = tensors(MEASURES, f"oracle_{method}")
+    found = oracle(measured("repeats"), method)
+    # Their jackknife adds 1e-8 to each deviation.
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=3e-8 if method == "jackknife" else 1e-9
+    )
+
+
+def test_explained_variance_is_neuralpredictors():
+    # Their function of this name gives what is explained of the explainable variance.
+    (expected,) = tensors(MEASURES, "fev")
+    found = feve(measured("pred"), measured("repeats"))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    repeats = measured("repeats")
+    total = torch.cat(repeats).var(0)
+    noise = torch.stack([movie.var(0) for movie in repeats]).mean(0)
+    torch.testing.assert_close(fev(repeats), (total - noise) / total, rtol=0, atol=1e-12)
+
+
+def movies(repeats=(5, 3), bins=(30, 20), neurons=4, shift=0.0):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    responses, predictions = [], []
+    for number, length in zip(repeats, bins, strict=True):
+        signal = random(1, length, neurons)
+        responses.append(signal + 0.8 * random(number, length, neurons) + shift)
+        predictions.append(signal + 0.5 * random(number, length, neurons))
+    return responses, predictions
+
+
+def test_bins_of_movies_are_stimuli_like_images():
+    responses, predictions = movies()
+    images = [image for movie in responses for image in movie.unbind(1)]
+    predicted = [image for movie in predictions for image in movie.unbind(1)]
+    for method in ("conservative", "jackknife"):
+        torch.testing.assert_close(oracle(responses, method), oracle(images, method))
+    torch.testing.assert_close(feve(predictions, responses), feve(predicted, images))
+    torch.testing.assert_close(
+        correlation_to_average(predictions, responses), correlation_to_average(predicted, images)
+    )
+
+
+def test_correlation_to_average_is_numpys():
+    responses, predictions = movies()
+    found = correlation_to_average(predictions, responses)
+    mean = np.concatenate([movie.mean(0).numpy() for movie in responses])
+    predicted = np.concatenate([movie.mean(0).numpy() for movie in predictions])
+    for neuron in range(4):
+        expected = np.corrcoef(mean[:, neuron], predicted[:, neuron])[0, 1]
+        assert found[neuron].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_cc_norm_is_that_of_the_papers_equations():
+    responses, predictions = movies(repeats=(6,), bins=(40,))
+    found = cc_norm(predictions, responses)
+    for neuron in range(4):
+        trials = responses[0][..., neuron].numpy()
+        prediction = predictions[0][..., neuron].mean(0).numpy()
+        count = len(trials)
+        # Eq. 1 (signal power), 5 (CC_abs), 7 (CC_max), 8 (CC_norm).
+        power = (trials.sum(0).var() - trials.var(1).sum()) / (count * (count - 1))
+        mean = trials.mean(0)
+        covariance = ((prediction - prediction.mean()) * (mean - mean.mean())).mean()
+        absolute = covariance / math.sqrt(prediction.var() * mean.var())
+        normalised = covariance / math.sqrt(prediction.var() * power)
+        assert found.absolute[neuron].item() == pytest.approx(absolute, abs=1e-12)
+        assert found.normalised[neuron].item() == pytest.approx(normalised, abs=1e-12)
+        assert found.maximum[neuron].item() == pytest.approx(absolute / normalised, abs=1e-12)
+
+
+def test_cc_norm_of_the_true_signal_is_one_on_average_and_of_noise_none():
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(1, 4000, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(4, 4000, 3, generator=generator, dtype=torch.float64)
+    found = cc_norm([signal.expand(4, -1, -1)], [signal + 2 * noise])
+    torch.testing.assert_close(found.normalised, torch.ones(3).double(), rtol=0, atol=0.05)
+    assert found.absolute.max() < 0.8
+    opposed = torch.cat((signal, -signal))
+    assert cc_norm([signal.expand(2, -1, -1)], [opposed]).normalised.isnan().all()
+
+
+def test_cc_norm_pools_movies_and_leaves_uneven_ones_out():
+    responses, predictions = movies()
+    responses[1][0, 3, 2] = math.nan
+    found, first = cc_norm(predictions, responses), cc_norm(predictions[:1], responses[:1])
+    assert found.normalised[2].item() == pytest.approx(first.normalised[2].item(), abs=1e-12)
+    assert found.normalised[1].item() != pytest.approx(first.normalised[1].item(), abs=1e-3)
+    # The end that no repeat knows changes nothing.
+    padded = torch.cat((responses[0], torch.full_like(responses[0][:, :7], math.nan)), 1)
+    longer = torch.cat((predictions[0], predictions[0][:, :7]), 1)
+    torch.testing.assert_close(cc_norm([longer], [padded]), first, rtol=0, atol=1e-12)
+
+
+def test_a_bin_that_is_known_once_has_no_part_in_scores_of_repeats():
+    responses, predictions = movies(repeats=(4, 4), bins=(30, 20))
+    cut = [movie.clone() for movie in responses]
+    cut[1][1:, 10:] = math.nan
+    shorter = [responses[0], responses[1][:, :10]]
+    predicted = [predictions[0], predictions[1][:, :10]]
+    for method in ("conservative", "jackknife"):
+        torch.testing.assert_close(oracle(cut, method), oracle(shorter, method))
+    torch.testing.assert_close(feve(predictions, cut), feve(predicted, shorter))
+    torch.testing.assert_close(fev(cut), fev(shorter))
+    torch.testing.assert_close(
+        correlation_to_average(predictions, cut), correlation_to_average(predicted, shorter)
+    )
+
+
+def test_scores_of_repeats_keep_their_digits_far_from_zero():
+    near, predictions = movies()
+    far, _ = movies(shift=1e4)
+    for method in ("conservative", "jackknife"):
+        torch.testing.assert_close(oracle(far, method), oracle(near, method), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        cc_norm(predictions, far).normalised,
+        cc_norm(predictions, near).normalised,
+        rtol=0,
+        atol=1e-9,
+    )
+
+
+def test_without_repeats_there_is_no_score_of_them():
+    responses, predictions = movies(repeats=(1, 1))
+    assert oracle(responses).isnan().all()
+    assert feve(predictions, responses).isnan().all()
+    assert correlation_to_average(predictions, responses).isnan().all()
+    assert cc_norm(predictions, responses).normalised.isnan().all()
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan])
+def test_rates_that_are_none_are_refused_where_responses_are_known(bad):
+    rates, spikes = torch.full((4, 2), 0.5), torch.ones(4, 2)
+    rates[1, 1] = bad
+    with pytest.raises(NeuralModelError, match="neither negative nor NaN"):
+        bits_per_spike(rates, spikes)
+    spikes[1, 1] = math.nan
+    assert math.isfinite(bits_per_spike(rates, spikes))
+
+
+def test_rates_of_other_neurons_are_refused():
+    with pytest.raises(NeuralModelError, match="do not pair"):
+        bits_per_spike(torch.ones(4, 2), torch.ones(4, 3))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from einops import rearrange
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 TIERS = (
     "train",

@@ -30,10 +30,11 @@ from recipes.finetune_neural import (
     with_sessions,
 )
 from ssl_vivit.data.sessions.loader import build_sessions
+from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.building import CoreKind
-from ssl_vivit.training import RunError, join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
 from ssl_vivit.training.host import Host
 from ssl_vivit.training.run_directory import run_directory, without_names
 

@@ -22,11 +22,11 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.samples import Videos
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.usable_videos import Chosen, of_one_size, too_short
 from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import Summary
 from ssl_vivit.evaluation.features.files import (
     FeatureFiles,

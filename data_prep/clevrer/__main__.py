@@ -17,15 +17,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data_prep.arguments import OneLineParser
 from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
 from data_prep.clevrer.indexing import index
 from data_prep.clevrer.inspection import contact_sheet, info, verify
 from data_prep.clevrer.packing import CLEVRER_FRAMES, DEFAULT_STORAGE, pack
 from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError
 from ssl_vivit.data.video.shards import STORAGES
+from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.one_line_parser import OneLineParser
 
 _NAMED = 20
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.shard_index import build_index, index_path, save_index
 from ssl_vivit.data.video.shard_store import find_shards, is_remote
+from ssl_vivit.errors import DataError
 
 
 def index(shards: str | Sequence[str]) -> dict[str, dict[str, str]]:

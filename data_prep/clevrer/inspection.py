@@ -14,9 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.clevrer.packing import usable_cores
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError
 from ssl_vivit.data.video.shards import STORAGES, ShardSet
+from ssl_vivit.errors import DataError, DecodingError
 
 _FRAMES_AT_ONCE = 128
 

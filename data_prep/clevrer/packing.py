@@ -20,8 +20,7 @@ from webdataset import TarWriter
 from data_prep.clevrer.storage import Encoding, Storage
 from data_prep.clevrer.video_sources import Sample, VideoSource, open_source
 from data_prep.stopping import start_worker, stop_workers
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError, probe_video
+from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shard_index import (
     ANNOTATION,
     build_index,
@@ -29,6 +28,7 @@ from ssl_vivit.data.video.shard_index import (
     parse_index,
     save_index,
 )
+from ssl_vivit.errors import DataError, DecodingError
 
 CLEVRER_FRAMES = 128
 # The fastest to sample clips from by tests/benchmarks/bench_storage.py.

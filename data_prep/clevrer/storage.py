@@ -28,9 +28,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError, VideoInfo, iterate_frames, probe_video
+from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
 from ssl_vivit.data.video.shard_index import ANNOTATION, MEASURES
+from ssl_vivit.errors import DataError, DecodingError
 
 Storage = Literal["original", "h264", "jpeg"]
 

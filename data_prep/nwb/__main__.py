@@ -21,11 +21,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_prep.arguments import OneLineParser
 from data_prep.nwb.file import NwbFile
 from data_prep.nwb.session import convert
 from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
+from ssl_vivit.one_line_parser import OneLineParser
 
 
 def _frame_size(text: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.nwb.frame_clock import frame_rate
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 _NOT_STIMULI = ("TwoPhotonSeries", "OnePhotonSeries", "ImageMaskSeries")
 

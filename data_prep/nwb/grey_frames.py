@@ -10,8 +10,8 @@ import torch
 from einops import rearrange
 from jaxtyping import UInt8
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.colour import luma
+from ssl_vivit.errors import DataError
 
 _FRAMES_AT_ONCE = 256
 

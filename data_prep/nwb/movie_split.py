@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 # Two trials show the same movie if they share this part of the shorter one's frames: a dropped
 # frame or another start must not make a repeat look new.

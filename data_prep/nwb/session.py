@@ -16,7 +16,7 @@ from data_prep.nwb.grey_frames import GreyFrames
 from data_prep.nwb.movie_split import frame_prints, shared_movies, split_movies
 from data_prep.nwb.stimulus_trials import TrialFrames, cut_by_table, cut_evenly, join
 from data_prep.session_layout import TIERS, SessionWriter
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 _STALE_SECONDS = 1.0
 _UNEVEN = 0.1

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.nwb.file import ShownFrames
 from data_prep.nwb.frame_clock import PAUSE, even_edges, frame_at, frame_ends, frame_rate
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 _SAME_RATE = 0.01
 # Trial tables and frame clocks are often written by different machines.

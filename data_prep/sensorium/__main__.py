@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.arguments import OneLineParser
 from data_prep.sensorium.archive import convert
 from data_prep.sensorium.checking import check, sheet
 from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
+from ssl_vivit.one_line_parser import OneLineParser
 
 _NAMED = 20
 

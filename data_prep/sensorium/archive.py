@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 # What belongs to a session; anything else in an archive stays there.
 _BELONGS = re.compile(

@@ -5,7 +5,6 @@ from ssl_vivit.lazy_names import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "RenderError": "data_prep.synthetic_clevrer.videos",
         "contact_sheet": "data_prep.synthetic_clevrer.videos",
         "render": "data_prep.synthetic_clevrer.videos",
     },

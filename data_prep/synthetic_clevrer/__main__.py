@@ -14,9 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.arguments import OneLineParser
 from data_prep.stopping import stop_on_sigterm
-from data_prep.synthetic_clevrer.videos import RenderError, check_picture, contact_sheet, render
+from data_prep.synthetic_clevrer.videos import check_picture, contact_sheet, render
+from ssl_vivit.errors import DataError
+from ssl_vivit.one_line_parser import OneLineParser
 
 
 def frame_size(text: str) -> list[int]:
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if options.contact_sheet:
             contact_sheet(options.out, options.contact_sheet)
-    except RenderError as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.motion import annotation, simulate
 from data_prep.synthetic_clevrer.rendering import Renderer
 from data_prep.synthetic_clevrer.scenes import draw_scene
+from ssl_vivit.errors import DataError
 
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
@@ -28,10 +29,6 @@ RENDERING = 1
 """Counts up whenever a seed and number come to give another video."""
 # Macroblock-tree rate control does not always give the same bytes.
 QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
-
-
-class RenderError(ValueError):
-    """A setting that cannot be rendered; the message is one line that names it and the mend."""
 
 
 def video_path(out: str | Path, index: int) -> Path:
@@ -79,7 +76,7 @@ def render(
         The videos' paths in order, those that were already there as well.
 
     Raises:
-        RenderError: a setting is impossible, `out` holds videos made with other settings or cannot
+        DataError: a setting is impossible, `out` holds videos made with other settings or cannot
             be written.
     """
     out = Path(out)
@@ -117,7 +114,7 @@ def _written(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         which = error.filename2 or error.filename or path
-        raise RenderError(
+        raise DataError(
             f"{option} {path}: {which} cannot be written: {error.strerror or error}"
         ) from error
 
@@ -132,21 +129,21 @@ def _check(
     workers: int | None,
 ) -> None:
     if num_videos < 1:
-        raise RenderError(f"--num-videos is {num_videos}; it must be at least 1")
+        raise DataError(f"--num-videos is {num_videos}; it must be at least 1")
     if num_frames < 1:
-        raise RenderError(f"--num-frames is {num_frames}; it must be at least 1")
+        raise DataError(f"--num-frames is {num_frames}; it must be at least 1")
     if not 1 <= fps <= 1000:
-        raise RenderError(f"--fps is {fps:g}; it must lie between 1 and 1000")
+        raise DataError(f"--fps is {fps:g}; it must lie between 1 and 1000")
     if seed < 0:
-        raise RenderError(f"--seed is {seed}; it must not be negative")
+        raise DataError(f"--seed is {seed}; it must not be negative")
     if start_index < 0:
-        raise RenderError(f"--start-index is {start_index}; it must not be negative")
+        raise DataError(f"--start-index is {start_index}; it must not be negative")
     if workers is not None and workers < 1:
-        raise RenderError(f"--workers is {workers}; it must be at least 1")
+        raise DataError(f"--workers is {workers}; it must be at least 1")
     height, width = size
     if height < 16 or width < 16 or height % 2 or width % 2:
         even = (max(16, height + height % 2), max(16, width + width % 2))
-        raise RenderError(
+        raise DataError(
             f"--size {height} {width} does not fit the video format (yuv420p), which needs an even "
             f"height and width of at least 16; the next one that does is --size {even[0]} {even[1]}"
         )
@@ -156,28 +153,28 @@ def _claim(out: Path, settings: dict) -> None:
     """Writes the manifest of a fresh folder, or refuses one that was filled in another way."""
     manifest = out / MANIFEST
     if out.exists() and not out.is_dir():
-        raise RenderError(f"--out {out} is a file; name a folder")
+        raise DataError(f"--out {out} is a file; name a folder")
     if manifest.exists():
         try:
             found = json.loads(manifest.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
-            raise RenderError(f"{manifest} cannot be read; choose another --out")
+            raise DataError(f"{manifest} cannot be read; choose another --out")
         if found.get("rendering") != RENDERING:
-            raise RenderError(
+            raise DataError(
                 f"--out {out} holds videos of another version of the renderer; choose another --out"
             )
         for name, value in settings.items():
             if found.get(name) != value:
-                raise RenderError(
+                raise DataError(
                     f"--out {out} holds videos rendered with --{name.replace('_', '-')} "
                     f"{_words(found.get(name))}, not {_words(value)}; "
                     "choose another --out or the same settings"
                 )
         return
     if any(out.glob("video_*")) or any(out.glob("annotation_*")):
-        raise RenderError(
+        raise DataError(
             f"--out {out} holds videos or annotations that this command did not make; choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -231,7 +228,7 @@ def _rendered(
             job.result()
             yield jobs[job]
     except BrokenProcessPool:
-        raise RenderError(
+        raise DataError(
             "a rendering process was killed (was memory short?); the same command with fewer "
             "--workers goes on where it stopped"
         ) from None
@@ -315,12 +312,12 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
         frames: how many frames of each.
 
     Raises:
-        RenderError: `out` holds no videos, or `path` is no .png or cannot be written.
+        DataError: `out` holds no videos, or `path` is no .png or cannot be written.
     """
     path = check_picture(path)
     found = sorted(Path(out).glob("video_*/video_*.mp4"))[:videos]
     if not found:
-        raise RenderError(f"--out {out} holds no videos")
+        raise DataError(f"--out {out} holds no videos")
     rows = []
     for video in found:
         with av.open(str(video)) as container:
@@ -333,5 +330,5 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
 
 def check_picture(path: str | Path) -> Path:
     if Path(path).suffix.lower() != ".png":
-        raise RenderError(f"--contact-sheet {path} must end in .png")
+        raise DataError(f"--contact-sheet {path} must end in .png")
     return Path(path)

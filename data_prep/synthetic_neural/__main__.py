@@ -22,14 +22,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.arguments import OneLineParser
 from data_prep.stopping import stop_on_sigterm
 from data_prep.synthetic_neural.settings import SimulationConfig
 from data_prep.synthetic_neural.sheet import save_sheet
 from data_prep.synthetic_neural.simulation import simulate
 from data_prep.synthetic_neural.truth import summary
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError
+from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.one_line_parser import OneLineParser
 
 
 def frame_size(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 StimulusKind = Literal["videos", "textures", "mix"]
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from data_prep.synthetic_neural.truth import FACTS, TENSORS
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 _MOVIES, _FRAMES, _CELLS, _COLUMNS, _TRACES = 4, 8, 24, 6, 5
 

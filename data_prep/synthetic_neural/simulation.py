@@ -17,9 +17,9 @@ from data_prep.synthetic_neural.recording import calcium_signal, expected_calciu
 from data_prep.synthetic_neural.settings import SimulationConfig, option
 from data_prep.synthetic_neural.stimuli import Movie, Screen
 from data_prep.synthetic_neural.truth import Ceiling, settings_of, write_ground_truth
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator, permutation
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.errors import DataError
 
 SIMULATION = 1
 """Counts up whenever the same settings come to give another session."""

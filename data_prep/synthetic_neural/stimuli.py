@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, UInt8
 
 from data_prep.synthetic_neural.settings import StimulusKind
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator, permutation
 from ssl_vivit.data.video.resampling import resize_matrices
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.errors import DataError
 
 _MEAN, _CONTRAST, _MOST_GAIN = 127.5, 50.0, 4.0
 _PIXELS_FOR_ONE = 4

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from data_prep.synthetic_neural.population import Filters, pixel_centres
 from data_prep.synthetic_neural.stimuli import Movie
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 TENSORS = "meta/ground_truth.safetensors"
 FACTS = "meta/ground_truth.json"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from ssl_vivit.encoders.frame_sampling import uniform_frames
-from ssl_vivit.encoders.setting_types import check_type, listed
 from ssl_vivit.grid import Grid
+from ssl_vivit.settings import check_type, listed
 
 Variant = Literal[
     "joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"

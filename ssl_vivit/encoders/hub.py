@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.vivit import ViViT
+from ssl_vivit.errors import HubError
 
 FILES = ("model.safetensors", "config.json", "README.md", "classifier.safetensors")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -29,10 +30,6 @@ _FAILURES: tuple[type[BaseException], ...] = (
     OSError,
     HFValidationError,
 )
-
-
-class HubError(ValueError):
-    """A hub that cannot be reached or refuses; the message is one line."""
 
 
 def locate(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.encoders.export import load_encoder
-from ssl_vivit.encoders.one_line_parser import OneLineParser
 from ssl_vivit.encoders.vivit import ViViT
+from ssl_vivit.one_line_parser import OneLineParser
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
 OLDEST_OPSET = 18

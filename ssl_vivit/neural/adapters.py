@@ -11,7 +11,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 
 # The cubic convolution kernel with this slope has third-order accuracy (Keys 1981).
 SLOPE = -0.5

@@ -20,15 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.encoders import ViViT, load_encoder, save_pretrained
 from ssl_vivit.encoders.staging import check_export_place, staged
+from ssl_vivit.errors import DataError, NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.cores.core import build_core, core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.model_card import neural_model_card
 from ssl_vivit.neural.modulators import ConvGRU, FiLM

@@ -22,10 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import Core, ViViTCore, core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
-from ssl_vivit.neural.errors import NeuralModelError
 
 Nonlinearity = Literal["softplus", "elu"]
 

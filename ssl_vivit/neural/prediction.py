@@ -16,7 +16,7 @@ from ssl_vivit.data.sessions.parts import (
     standardised_pupil,
     standardised_video,
 )
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 
 if TYPE_CHECKING:
     from ssl_vivit.neural.model import NeuralModel

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import core_of
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from ssl_vivit.data.batch_split import BatchSplit
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 
 @runtime_checkable

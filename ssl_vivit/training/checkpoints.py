@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 from ssl_vivit.training.gathered import TrainingState
 
 MANIFEST = "manifest.json"

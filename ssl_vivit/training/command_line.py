@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 T = TypeVar("T")
 

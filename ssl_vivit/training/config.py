@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 from ssl_vivit.training.optim import OptimConfig
 
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 
 class TrainingState(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 
 class Host:

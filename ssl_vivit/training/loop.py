@@ -21,10 +21,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from ssl_vivit.errors import RunError
 from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, RepeatedBatches
 from ssl_vivit.training.config import TrainingConfig, to_plain
-from ssl_vivit.training.errors import RunError
 from ssl_vivit.training.gathered import gather_state, gather_weights, scatter_state
 from ssl_vivit.training.host import Host
 from ssl_vivit.training.interruption import Interruption

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 REFERENCE_BATCH = 256
 

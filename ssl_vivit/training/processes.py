@@ -14,8 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_m
 from torch.optim import Optimizer
 
 from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.errors import RunError
 from ssl_vivit.training.config import TrainingConfig
-from ssl_vivit.training.errors import RunError
 from ssl_vivit.training.host import Host
 
 _SUPPORTED = (

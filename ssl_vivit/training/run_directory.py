@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from ssl_vivit.errors import RunError
 from ssl_vivit.training.checkpoints import fault, later_than, newest_whole, step_of, sweep
 from ssl_vivit.training.config import TrainingConfig
-from ssl_vivit.training.errors import RunError
 
 # What a run is called and how it is watched; two runs that differ in these alone are the same run.
 NAMES = ("name", "training.run_dir", "training.resume")

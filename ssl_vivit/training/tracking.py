@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from ssl_vivit.training.errors import RunError
+from ssl_vivit.errors import RunError
 
 
 class Tracking:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.session_layout import SessionWriter
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 UNITS = [7, 3, 11]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import (
     AdapterConfig,
     StimulusAdapter,
     build_adapter,
     cubic,
 )
-from ssl_vivit.neural.errors import NeuralModelError
 
 KINDS = ("scale", "affine")
 by_kind = pytest.mark.parametrize("kind", KINDS)

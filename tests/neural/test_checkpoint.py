@@ -11,11 +11,11 @@ from small_models import encoder
 
 from ssl_vivit import load_encoder
 from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.frame_rates import FrameRates
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM

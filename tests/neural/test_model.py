@@ -5,8 +5,8 @@ import torch
 from small_models import WholeMapReadout, clip, encoder, model, walk
 
 from ssl_vivit import create_encoder
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel, rate
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.readout.gaussian import GaussianReadout

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from small_models import walk
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.modulators import (
     ConvGRU,
     FiLM,

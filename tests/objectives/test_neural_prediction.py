@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.gaussian import GaussianReadout

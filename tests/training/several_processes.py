@@ -12,7 +12,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from toy_objective import ToyLoader, toy
 
-from ssl_vivit.training import Moment, OptimConfig, Periodic, RunError, TrainingConfig, fit
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import Moment, OptimConfig, Periodic, TrainingConfig, fit
 
 RANK = int(os.environ["RANK"])
 embedded: list[float] = []

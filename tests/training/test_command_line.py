@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ssl_vivit.training import RunError, TrainingConfig, parse, run, to_plain
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import TrainingConfig, parse, run, to_plain
 
 
 @dataclass

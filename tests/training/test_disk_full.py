@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vivit.training import RunError
+from ssl_vivit.errors import RunError
 from ssl_vivit.training.checkpoints import fault, newest_whole, write_checkpoint
 from ssl_vivit.training.gathered import TrainingState
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 
-from ssl_vivit.training import Moment, Periodic, RunError, fit
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import Moment, Periodic, fit
 from ssl_vivit.training.batches import RepeatedBatches
 from ssl_vivit.training.processes import synchronise_norms
 

@@ -16,7 +16,8 @@ import torch
 import yaml
 from toy_objective import toy, toy_batches
 
-from ssl_vivit.training import Periodic, RunError, fit
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import Periodic, fit
 from ssl_vivit.training.tracking import cut_off
 
 BYTES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "rng_0.json")

@@ -11,7 +11,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from toy_objective import toy
 
-from ssl_vivit.training import OptimConfig, RunError
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import OptimConfig
 from ssl_vivit.training.optim import (
     build_optimizer,
     parameter_groups,

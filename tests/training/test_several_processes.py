@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from toy_objective import ToyLoader, toy
 
-from ssl_vivit.training import OptimConfig, RunError, TrainingConfig, fit
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import OptimConfig, TrainingConfig, fit
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "accelerate"
 

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 from einops import rearrange
 
-from ssl_vivit.data.errors import SessionError
 from ssl_vivit.data.sessions.scan import (
     BEHAVIOUR,
     PUPIL,
@@ -33,6 +32,7 @@ from ssl_vivit.data.sessions.scan import (
     scan_trial,
     unreadable,
 )
+from ssl_vivit.errors import SessionError
 
 TIERS = ("train", "validation", "test")
 TRUE_RATES = "true_rates"

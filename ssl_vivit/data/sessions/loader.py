@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ssl_vivit.data.errors import SessionError
 from ssl_vivit.data.sessions.files import TIERS, Session, SessionFacts
 from ssl_vivit.data.sessions.scan import Moments, TrialFacts
 from ssl_vivit.data.sessions.split import Split, held_out_units, split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import WindowBatches
+from ssl_vivit.errors import SessionError
 
 logger = logging.getLogger(__name__)
 

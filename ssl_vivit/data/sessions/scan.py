@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_vivit.data.errors import SessionError
+from ssl_vivit.errors import SessionError
 
 VIDEOS, RESPONSES, BEHAVIOUR, PUPIL = "videos", "responses", "behavior", "pupil_center"
 

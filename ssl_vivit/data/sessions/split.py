@@ -10,9 +10,9 @@ from math import ceil
 
 import numpy as np
 
-from ssl_vivit.data.errors import SessionError
 from ssl_vivit.data.randomness import name_fraction
 from ssl_vivit.data.sessions.files import TIERS, Session
+from ssl_vivit.errors import SessionError
 
 Split = dict[str, np.ndarray]
 

@@ -13,9 +13,9 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.colour import JITTERS, adjust, luma
 from ssl_vivit.data.video.resampling import blur_matrices, resize_matrices
+from ssl_vivit.errors import DataError
 
 # float32 values of input in work at a time; a batch that is larger is augmented in parts.
 _CHUNK_ELEMENTS = 128 * 2**20

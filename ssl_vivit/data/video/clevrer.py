@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "cyan", "purple", "yellow")

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 # A time that falls on a frame's border by arithmetic must not miss it by rounding.
 _ROUNDING = 1e-6

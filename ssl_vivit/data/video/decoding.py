@@ -19,6 +19,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation
 
+from ssl_vivit.errors import DecodingError
+
 Source = bytes | str | Path
 Decoder = Literal["auto", "pyav", "torchcodec"]
 
@@ -29,10 +31,6 @@ _CONTAINERS = (
 )
 # Decoders that drop a packet by `skip_frame` as it stands when that packet is sent.
 _SKIPPING_CODECS = ("h264", "hevc")
-
-
-class DecodingError(RuntimeError):
-    """A video, or a frame of it, that cannot be decoded."""
 
 
 class VideoInfo(NamedTuple):

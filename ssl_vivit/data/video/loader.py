@@ -28,12 +28,12 @@ from einops import rearrange
 from torch.utils.data import DataLoader
 
 from ssl_vivit.data.batch_split import BatchSplit
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset, SampleFetcher, collate
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.augment import Augment
 from ssl_vivit.data.video.clevrer import clip_labels
@@ -22,7 +21,7 @@ from ssl_vivit.data.video.clips import (
     even_starts,
     start_counts,
 )
-from ssl_vivit.data.video.decoding import DecodingError
+from ssl_vivit.errors import DataError, DecodingError
 
 # Eight broken videos in a row are no accident in a set that is 1 % broken.
 _ATTEMPTS = 8

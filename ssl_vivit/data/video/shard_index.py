@@ -23,8 +23,8 @@ from typing import Any
 
 from webdataset.tariterators import base_plus_ext
 
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import DecodingError, probe_video
+from ssl_vivit.data.video.decoding import probe_video
+from ssl_vivit.errors import DataError, DecodingError
 
 FORMAT = "ssl_vivit.shard_index"
 VERSION = 1

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 from webdataset.shardlists import expand_urls
 
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 _HOW_TO_PACK = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 

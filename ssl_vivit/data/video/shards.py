@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import Decoder, DecodingError, decode_frames, decode_jpegs
+from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
 from ssl_vivit.data.video.shard_index import ANNOTATION, index_path, is_video, parse_index, remake
 from ssl_vivit.data.video.shard_store import (
     cached,
@@ -29,6 +28,7 @@ from ssl_vivit.data.video.shard_store import (
     is_remote,
     read_remote,
 )
+from ssl_vivit.errors import DataError, DecodingError
 
 __all__ = ["DataError", "ShardSet"]
 

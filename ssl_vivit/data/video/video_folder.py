@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssl_vivit.data.errors import DataError
-from ssl_vivit.data.video.decoding import (
-    Decoder,
-    DecodingError,
-    VideoInfo,
-    decode_frames,
-    probe_video,
-)
+from ssl_vivit.data.video.decoding import Decoder, VideoInfo, decode_frames, probe_video
 from ssl_vivit.data.video.shard_index import is_video
+from ssl_vivit.errors import DataError, DecodingError
 
 
 class VideoFolder:

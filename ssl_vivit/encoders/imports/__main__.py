@@ -18,7 +18,7 @@ import torch
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.export import check_place
 from ssl_vivit.encoders.imports.sources import Request, open_source
-from ssl_vivit.encoders.one_line_parser import OneLineParser
+from ssl_vivit.one_line_parser import OneLineParser
 
 _EPILOG = """
 sources:

@@ -15,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_vivit.data.video.decoding import DecodingError
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
-from ssl_vivit.encoders.one_line_parser import OneLineParser
+from ssl_vivit.errors import DecodingError
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
 from ssl_vivit.evaluation.features.preparation import normalisation
 from ssl_vivit.evaluation.features.video_clip import clip_of_video
 from ssl_vivit.evaluation.figures import pixels, save
+from ssl_vivit.one_line_parser import OneLineParser
 
 
 def attention_over_frames(

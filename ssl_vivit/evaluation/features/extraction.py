@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.encoders.vivit import EncoderOutput
-from ssl_vivit.training import RunError
+from ssl_vivit.errors import RunError
 
 Summary = Literal["pooled", "mean", "both"]
 

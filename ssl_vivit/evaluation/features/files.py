@@ -25,13 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.loader import BROKEN_LIMIT, ClipBatches
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.evaluation.features.extraction import Summary, half_precision, vectors_of
 from ssl_vivit.evaluation.probes.report import write_json
-from ssl_vivit.training import RunError
 
 FORMAT = 1
 INDEX = "index.json"

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset, Videos
 from ssl_vivit.encoders import ViViT, load_encoder
-from ssl_vivit.training import RunError
+from ssl_vivit.errors import DataError, RunError
 
 # What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
 MEAN, STD = (0.5,), (0.1,)

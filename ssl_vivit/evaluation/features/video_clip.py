@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.clips import clip_frames, even_starts, timeline_length
 from ssl_vivit.data.video.decoding import decode_frames, probe_video
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import normalisation, preparation
 
 

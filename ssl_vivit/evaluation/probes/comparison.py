@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.adapt import adapt, adapted_config
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import (
     ClipFeatures,
     Describer,

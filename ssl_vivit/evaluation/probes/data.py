@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.clevrer import clip_labels
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
@@ -15,6 +14,7 @@ from ssl_vivit.data.video.pretraining_data import trained_on
 from ssl_vivit.data.video.samples import ClipDataset, Videos
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import ClipChoice, Preparation
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
 

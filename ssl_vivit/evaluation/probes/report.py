@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.figures import save
 from ssl_vivit.evaluation.probes.scores import METRICS
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
 from ssl_vivit.objectives.targets import Target
-from ssl_vivit.training import RunError
 
 LONG = "1 long clip"
 LONG_CLIP = (

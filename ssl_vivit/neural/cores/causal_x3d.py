@@ -17,13 +17,13 @@ from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_convolution import (
     CausalConv3d,
     ChannelNorm,
     initialise_convolutions,
 )
 from ssl_vivit.neural.cores.causal_resnet import check_kernels, check_stages
-from ssl_vivit.neural.errors import NeuralModelError
 
 
 @dataclass(frozen=True)

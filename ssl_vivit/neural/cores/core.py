@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D
 from ssl_vivit.neural.cores.pooled_pixels import PooledPixels
-from ssl_vivit.neural.errors import NeuralModelError
 
 
 @runtime_checkable

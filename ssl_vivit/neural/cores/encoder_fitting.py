@@ -15,8 +15,8 @@ from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.encoders.adapt import GEOMETRY, adapt, adapted_config, resample_kernel
 from ssl_vivit.encoders.config import unknown_name
 from ssl_vivit.encoders.named_sizes import named_config
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
-from ssl_vivit.neural.errors import NeuralModelError
 
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.files import SessionFacts

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 
 # Exact for whole rates and for 30000/1001, the rate of NTSC video.
 LARGEST_DENOMINATOR = 1001

@@ -11,7 +11,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.readout.pixel_entries import of_masks, of_moving_points, of_points
 from ssl_vivit.neural.readout.pixel_products import read_pixels
 from ssl_vivit.neural.readout.position_predictors import CorticalMap, PupilShift

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 
 _SHIFT_WIDTH = 5
 

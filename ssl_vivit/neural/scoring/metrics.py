@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.repeat_moments import (
     NormalisedCorrelation,
     RepeatMoments,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssl_vivit.data.sessions.files import SessionFacts
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
     bits_of_sums,
     correlation_of_moments,

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.errors import DataError
 
 # SimCLR's strengths, so that all operations take part in most draws.
 STRONG = AugmentConfig(

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.clevrer import COLOURS, KINDS, MATERIALS, SHAPES, clip_labels
+from ssl_vivit.errors import DataError
 
 
 def annotation(seed: int, num_frames: int = 30, num_objects: int = 5) -> dict:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.clips import (
     ClipConfig,
@@ -19,6 +18,7 @@ from ssl_vivit.data.video.clips import (
     start_counts,
     timeline_length,
 )
+from ssl_vivit.errors import DataError
 
 
 def videos(num_frames: list[int], fps: float = 25.0) -> SimpleNamespace:

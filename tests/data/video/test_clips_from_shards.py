@@ -17,11 +17,11 @@ import torch
 
 from data_prep.clevrer.packing import pack
 from ssl_vivit.data.batch_split import BatchSplit
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.augment import AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.loader import DataConfig, build_clips
+from ssl_vivit.errors import DataError
 
 NUM_FRAMES = 24
 

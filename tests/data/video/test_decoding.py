@@ -11,13 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vivit.data.video.decoding import (
-    DecodingError,
-    decode_frames,
-    decode_jpegs,
-    iterate_frames,
-    probe_video,
-)
+from ssl_vivit.data.video.decoding import decode_frames, decode_jpegs, iterate_frames, probe_video
+from ssl_vivit.errors import DecodingError
 
 ASSETS = Path(__file__).parents[2] / "assets"
 AWKWARD = ASSETS / "awkward_videos"

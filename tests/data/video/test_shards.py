@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from data_prep.clevrer.packing import pack
 from data_prep.clevrer.storage import encode_h264
-from ssl_vivit.data.video.decoding import DecodingError, decode_frames
+from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.shards import DataError, ShardSet
+from ssl_vivit.errors import DecodingError
 
 NUM_VIDEOS, FRAMES, HEIGHT, WIDTH = 5, 20, 32, 48
 

@@ -16,7 +16,7 @@ import pytest
 from data_prep.clevrer import downloading
 from data_prep.clevrer.__main__ import main
 from data_prep.clevrer.downloading import ARCHIVES, download
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 
 def archive(seed, size=300_000):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.nwb.grey_frames import GreyFrames
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 GREY = COLOUR[..., 0]

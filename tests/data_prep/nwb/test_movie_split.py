@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.nwb.movie_split import frame_prints, movies, shared_movies, split_movies
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 
 def clips(count, frames=20, seed=0):

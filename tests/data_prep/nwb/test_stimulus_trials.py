@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.nwb.file import ShownFrames
 from data_prep.nwb.stimulus_trials import cut_by_table, cut_evenly, join
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 
 def shown(onsets, positions=None, name="a"):

@@ -13,7 +13,7 @@ from PIL import Image
 from data_prep.sensorium import check, convert
 from data_prep.sensorium.__main__ import main
 from data_prep.session_layout import SessionWriter
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 FRAMES, NEURONS = 12, 4
 TIERS = ["train"] * 4 + ["oracle"] * 2 + ["live_test_main", "none"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_prep.synthetic_clevrer.__main__ import main
 from data_prep.synthetic_clevrer.videos import (
-    RenderError,
+    DataError,
     annotation_path,
     contact_sheet,
     render,
@@ -134,7 +134,7 @@ def test_failing_encoder_leaves_no_video(tmp_path):
     (tmp_path / "synthetic_clevrer.json").write_text(
         '{"rendering": 1, "size": [48, 72], "num_frames": 16, "fps": 25.0, "seed": 0}'
     )
-    with pytest.raises(RenderError, match=r"video_00000.* cannot be written: Is a directory"):
+    with pytest.raises(DataError, match=r"video_00000.* cannot be written: Is a directory"):
         render(tmp_path, 1, workers=1, **SMALL)
     assert [p.name for p in tmp_path.rglob("*.part")] == []
 
@@ -173,17 +173,17 @@ def test_impossible_settings_get_one_line_and_leave_nothing(tmp_path, capsys, op
 )
 def test_other_settings_in_the_same_folder_are_refused(sample, options, difference):
     before = contents(sample)
-    with pytest.raises(RenderError, match=f"rendered with {difference}; choose another --out"):
+    with pytest.raises(DataError, match=f"rendered with {difference}; choose another --out"):
         render(sample, 5, **{**SMALL, **options})
     assert contents(sample) == before
 
 
 def test_folder_with_foreign_videos_is_refused(tmp_path):
     (tmp_path / "video_00000-01000").mkdir()
-    with pytest.raises(RenderError, match="that this command did not make"):
+    with pytest.raises(DataError, match="that this command did not make"):
         render(tmp_path, 1, **SMALL)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RenderError, match="is a file; name a folder"):
+    with pytest.raises(DataError, match="is a file; name a folder"):
         render(tmp_path / "file", 1, **SMALL)
 
 
@@ -204,5 +204,5 @@ def test_command_line_renders_and_saves_a_contact_sheet(sample, tmp_path, capsys
 
 
 def test_contact_sheet_of_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(RenderError, match="holds no videos"):
+    with pytest.raises(DataError, match="holds no videos"):
         contact_sheet(tmp_path, tmp_path / "sheet.png")

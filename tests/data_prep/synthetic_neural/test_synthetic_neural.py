@@ -17,7 +17,7 @@ from data_prep.synthetic_neural.__main__ import main
 from data_prep.synthetic_neural.recording import calcium_signal, expected_calcium
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from data_prep.synthetic_neural.truth import Ceiling
-from ssl_vivit.data.errors import DataError
+from ssl_vivit.errors import DataError
 
 SMALL = {
     "neurons": 12,

@@ -9,8 +9,8 @@ from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.videos import write_video
 from data_prep.synthetic_neural.stimuli import Movie, Screen
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.errors import DataError
 
 LEVELS, SOURCE_RATE = 25, 25.0
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.videos import render
-from ssl_vivit.data.errors import DataError
 from ssl_vivit.data.video.clevrer import clip_labels
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import (
     EncoderFeatures,
     PixelFeatures,

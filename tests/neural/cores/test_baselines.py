@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
 from ssl_vivit.neural.cores.core import Core, build_core
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
-from ssl_vivit.neural.errors import NeuralModelError
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig, LinearReadout
 

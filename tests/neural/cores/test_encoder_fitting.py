@@ -11,6 +11,7 @@ from ssl_vivit import ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.encoders.adapt import resample_kernel
 from ssl_vivit.encoders.resampling import resample_temporal
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import ViViTCore
 from ssl_vivit.neural.cores.encoder_fitting import (
     NeuralEncoderChoice,
@@ -18,7 +19,6 @@ from ssl_vivit.neural.cores.encoder_fitting import (
     fitting_patch,
     pixel_statistics,
 )
-from ssl_vivit.neural.errors import NeuralModelError
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1}
 FACTS = SessionFacts(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_models import clip, encoder, model
 
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
-from ssl_vivit.neural.errors import NeuralModelError
 
 RATES = [
     (30.0, 25.0),

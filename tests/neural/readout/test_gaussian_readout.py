@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural import GaussianReadout, ReadoutConfig
-from ssl_vivit.neural.errors import NeuralModelError
 
 PARITY = Path(__file__).parents[1] / "parity" / "neuralpredictors_fullgaussian2d.npz"
 DOUBLE = torch.float64

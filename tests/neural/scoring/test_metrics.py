@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
     bits_per_spike,
     bps_per_neuron,

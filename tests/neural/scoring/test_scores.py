@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_vivit.data.sessions.files import SessionFacts
-from ssl_vivit.neural.errors import NeuralModelError
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
     bits_per_spike,
     bps_per_neuron,

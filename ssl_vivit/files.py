@@ -1,0 +1,88 @@
+"""Files and directories that appear whole or not at all, and JSON in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """Yield a file beside ``path`` to write to, which takes the name ``path`` when the block ends.
+
+    After an error the file beside it is removed and an older file of that name is unchanged.
+
+    Args:
+        path: the file; its parents are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replaced_file(path) as part:
+        part.write_text(text)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+@contextmanager
+def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a new directory to write in, which takes its place when the block ends without an error.
+
+    Args:
+        directory: the place. A link's target is replaced, not the link.
+        own: names that are removed with an older directory although the new one lacks them. Other
+            entries of an older directory stay.
+    """
+    directory = Path(directory).resolve()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield staging
+        _as_readable_as_usual(staging)
+        _exchange(staging, directory, own)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _as_readable_as_usual(staging: Path) -> None:
+    """Apply the umask: safetensors and tempfile make what they write private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    staging.chmod(0o777 & ~mask)
+    for file in staging.glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
+
+
+def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
+    if not directory.exists():
+        os.rename(new, directory)
+        return
+    old = directory.with_name(f".{directory.name}-old-{os.getpid()}")
+    os.rename(directory, old)
+    try:
+        os.rename(new, directory)
+    except BaseException:
+        os.rename(old, directory)
+        raise
+    for entry in old.iterdir():
+        if entry.name not in own and not (directory / entry.name).exists():
+            os.rename(entry, directory / entry.name)
+    shutil.rmtree(old)

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from data_prep.samples import clevrer_sample
-from ssl_vivit.data.preprocessing import preprocessing
 from ssl_vivit.data.video.loader import DataConfig, build_clips
 from ssl_vivit.data.video.pretraining_data import pretraining_data
 from ssl_vivit.encoders import ViViT
@@ -75,7 +74,7 @@ def main() -> None:
         in_channels=architecture.in_channels,
         seed=config.training.seed,
     )
-    prepared = preprocessing(clips.train.dataset)
+    prepared = clips.train.dataset.preprocessing
     objective = MaskedTubelets(encoder, config.objective, preprocessing=prepared)
     watch = MaskedEvaluation(config.evaluation, clips)
     probe = OnlineProbe(config.probe, clips)

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from data_prep.samples import clevrer_sample
-from ssl_vivit.data.preprocessing import preprocessing
 from ssl_vivit.data.video.loader import DataConfig, build_clips
 from ssl_vivit.data.video.pretraining_data import pretraining_data
 from ssl_vivit.encoders import ViViT
@@ -79,7 +78,7 @@ def main() -> None:
         raise DataError(
             f"--data.clip.views is {data.clip.views}; SimCLR contrasts two: set it to 2"
         )
-    prepared = preprocessing(clips.train.dataset)
+    prepared = clips.train.dataset.preprocessing
     objective = SimCLR(encoder, config.objective, preprocessing=prepared)
     watch = ContrastiveEvaluation(config.evaluation, clips)
     probe = OnlineProbe(config.probe, clips)

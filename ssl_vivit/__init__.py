@@ -1,17 +1,16 @@
 """Self-supervised pretraining of ViViT video encoders, and the way to a model of neurons."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from ssl_vivit.encoders import (
-    VideoClassifier,
-    ViViT,
-    ViViTConfig,
-    create_encoder,
-    load_encoder,
-)
-from ssl_vivit.grid import Grid
+from ssl_vivit.lazy_names import lazy_names
 
-__version__ = version("ssl_vivit")
+if TYPE_CHECKING:
+    from ssl_vivit.encoders.classifier import VideoClassifier
+    from ssl_vivit.encoders.config import ViViTConfig
+    from ssl_vivit.encoders.vivit import ViViT, create_encoder, load_encoder
+    from ssl_vivit.grid import Grid
+    from ssl_vivit.pretrained import load_pretrained
 
 __all__ = [
     "Grid",
@@ -21,4 +20,19 @@ __all__ = [
     "__version__",
     "create_encoder",
     "load_encoder",
+    "load_pretrained",
 ]
+
+__version__ = version("ssl_vivit")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Grid": "ssl_vivit.grid",
+        "ViViT": "ssl_vivit.encoders.vivit",
+        "ViViTConfig": "ssl_vivit.encoders.config",
+        "VideoClassifier": "ssl_vivit.encoders.classifier",
+        "create_encoder": "ssl_vivit.encoders.vivit",
+        "load_encoder": "ssl_vivit.encoders.vivit",
+        "load_pretrained": "ssl_vivit.pretrained",
+    },
+)

@@ -4,9 +4,14 @@
 from ssl_vivit.encoders import timm_registry as timm_registry
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
-from ssl_vivit.encoders.export import load_encoder, save_pretrained
 from ssl_vivit.encoders.named_sizes import named_config, sizes
-from ssl_vivit.encoders.vivit import EncoderOutput, ViViT, create_encoder
+from ssl_vivit.encoders.vivit import (
+    EncoderOutput,
+    ViViT,
+    create_encoder,
+    load_encoder,
+    save_pretrained,
+)
 
 __all__ = [
     "EncoderOutput",

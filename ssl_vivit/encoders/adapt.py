@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ssl_vivit.encoders.config import ViViTConfig, unknown_name
 from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
-from ssl_vivit.encoders.vivit import ViViT
+from ssl_vivit.preprocessing import Preprocessing
 
 GEOMETRY = (
     "image_size",
@@ -38,7 +38,14 @@ LITTLE_ENERGY = 0.9
 logger = logging.getLogger(__name__)
 
 
-def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
+class _Adaptable(Protocol):
+    def adapted(self, **geometry: Any) -> Self: ...
+
+
+Encoder = TypeVar("Encoder", bound=_Adaptable)
+
+
+def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
     """The same encoder for clips of another geometry; the given one is left as it is.
 
     The same geometry gives the same bits. A longer or wider tubelet means the same content at a
@@ -66,37 +73,40 @@ def adapt(encoder: ViViT, **geometry: Any) -> ViViT:
     Warns:
         UserWarning: where ``temporal_causal`` changes what attention over time sees.
     """
-    config = adapted_config(encoder.config, geometry)
-    state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
-    state |= _adapted_positions(encoder, config)
-    preprocessing = copy.deepcopy(encoder.preprocessing)
+    return encoder.adapted(**geometry)
 
-    kernel, bias = encoder.tubelets.weight.detach(), encoder.tubelets.bias.detach()
-    if kernel.shape[2:] != config.kernel_size:
-        kernel, kept = resample_kernel(kernel, config.kernel_size)
+
+def adapted_weights(
+    weights: Mapping[str, Tensor],
+    preprocessing: Preprocessing | None,
+    old: ViViTConfig,
+    new: ViViTConfig,
+) -> tuple[dict[str, Tensor], Preprocessing | None]:
+    """Weights and preprocessing of an encoder at another geometry; see :func:`adapt`.
+
+    Args:
+        weights: state of the encoder, by name.
+        preprocessing: of the encoder.
+        old: its config.
+        new: the config wanted, as of :func:`adapted_config`.
+    """
+    state = {name: value.detach().clone() for name, value in weights.items()}
+    state |= _adapted_positions(state, old, new)
+    kernel, bias = state["tubelets.weight"], state["tubelets.bias"]
+    if kernel.shape[2:] != new.kernel_size:
+        kernel, kept = resample_kernel(kernel, new.kernel_size)
         level = logging.WARNING if kept < LITTLE_ENERGY else logging.INFO
-        sizes = [
-            "×".join(map(str, size)) for size in (encoder.config.kernel_size, config.kernel_size)
-        ]
+        sizes = ["×".join(map(str, size)) for size in (old.kernel_size, new.kernel_size)]
         logger.log(level, "tubelet kernel %s → %s keeps %.1f %% of its energy", *sizes, 100 * kept)
-    if config.in_channels != encoder.config.in_channels:
-        old, new = _channel_statistics(preprocessing, encoder.config.in_channels)
-        kernel, bias = _recoloured(kernel, bias, old, new)
+    if new.in_channels != old.in_channels:
+        before, after = _channel_statistics(preprocessing, old.in_channels)
+        kernel, bias = _recoloured(kernel, bias, before, after)
         if preprocessing is not None:
-            preprocessing |= {"mean": new.mean.tolist(), "std": new.std.tolist()}
-            if "channels" in preprocessing:
-                preprocessing["channels"] = "luma" if config.in_channels == 1 else "rgb"
+            preprocessing |= {"mean": after.mean.tolist(), "std": after.std.tolist()}
+            if preprocessing.channels is not None:
+                preprocessing |= {"channels": "luma" if new.in_channels == 1 else "rgb"}
     state |= {"tubelets.weight": kernel.clone(), "tubelets.bias": bias.clone()}
-
-    with torch.random.fork_rng(devices=[]):  # initialising draws numbers that nobody will see
-        adapted = ViViT(config)
-    adapted.load_state_dict(state, assign=True)
-    for name, parameter in encoder.named_parameters():
-        adapted.get_parameter(name).requires_grad_(parameter.requires_grad)
-    adapted.preprocessing = _at_new_sampling(preprocessing, encoder.config, config)
-    adapted.provenance = copy.deepcopy(encoder.provenance)
-    _warn_of_causality(encoder.config, config)
-    return adapted.train(encoder.training)
+    return state, _at_new_sampling(preprocessing, old, new)
 
 
 def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
@@ -185,19 +195,24 @@ def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
     return rearrange(resized, "i 1 1 j -> j i")
 
 
-def _adapted_positions(encoder: ViViT, config: ViViTConfig) -> dict[str, Tensor]:
+def _adapted_positions(
+    state: Mapping[str, Tensor], old_config: ViViTConfig, config: ViViTConfig
+) -> dict[str, Tensor]:
     """The learned tables at the new grid, slots of class tokens untouched in front."""
-    old, new, tables = encoder.config.grid, config.grid, encoder.positions
+    old, new = old_config.grid, config.grid
+    spatial, temporal, joint = (
+        state.get(f"positions.{axis}") for axis in ("spatial", "temporal", "joint")
+    )
     adapted: dict[str, Tensor] = {}
-    if tables.spatial is not None and old[1:] != new[1:]:
-        slots, table = _split(tables.spatial, old.n)
+    if spatial is not None and old[1:] != new[1:]:
+        slots, table = _split(spatial, old.n)
         table = resample_spatial(table, old[1:], new[1:])
         adapted["positions.spatial"] = torch.cat([slots, table])
-    if tables.temporal is not None and old.t != new.t:
-        slots, table = _split(tables.temporal, old.t)
+    if temporal is not None and old.t != new.t:
+        slots, table = _split(temporal, old.t)
         adapted["positions.temporal"] = torch.cat([slots, _in_time(table, config)])
-    if tables.joint is not None and old != new:
-        slots, table = _split(tables.joint, old.t * old.n)
+    if joint is not None and old != new:
+        slots, table = _split(joint, old.t * old.n)
         table = _in_time(rearrange(table, "(t n) d -> t (n d)", n=old.n), config)
         table = rearrange(table, "t (n d) -> n (t d)", n=old.n)
         table = resample_spatial(table, old[1:], new[1:])
@@ -208,9 +223,9 @@ def _adapted_positions(encoder: ViViT, config: ViViTConfig) -> dict[str, Tensor]
             f"sinusoidal joint_positions number the tokens one after the other: at {new.h}×{new.w} "
             f"tokens in place of {old.h}×{old.w} the same number means another place; expect worse "
             "features until the encoder is fine-tuned",
-            stacklevel=3,
+            stacklevel=5,
         )
-    dtype = encoder.tubelets.weight.dtype
+    dtype = state["tubelets.weight"].dtype
     return {name: table.to(dtype) for name, table in adapted.items()}
 
 
@@ -236,10 +251,10 @@ class _Statistics(NamedTuple):
 
 
 def _channel_statistics(
-    preprocessing: dict[str, Any] | None, channels: int
+    preprocessing: Preprocessing | None, channels: int
 ) -> tuple[_Statistics, _Statistics]:
     """How channels are normalised before and after the change between colour and grey."""
-    given = preprocessing or {}
+    given: Mapping[str, Any] = preprocessing or {}
     old = []
     for name, neutral in (("mean", 0.0), ("std", 1.0)):
         value = torch.tensor(given.get(name, neutral), dtype=torch.float64).flatten()
@@ -277,20 +292,21 @@ def _recoloured(
 
 
 def _at_new_sampling(
-    preprocessing: dict[str, Any] | None, old: ViViTConfig, new: ViViTConfig
-) -> dict[str, Any] | None:
+    preprocessing: Preprocessing | None, old: ViViTConfig, new: ViViTConfig
+) -> Preprocessing | None:
     """The frame rate and size of video that the adapted encoder is meant for."""
     if preprocessing is None:
         return None
     finer = new.kernel_size[0] / old.kernel_size[0]
-    if finer != 1 and preprocessing.get("fps") is not None:
-        preprocessing["fps"] = preprocessing["fps"] * finer
-    if new.image_size != old.image_size and "resize" in preprocessing:
-        preprocessing["resize"] = list(new.image_size)
+    if finer != 1 and preprocessing.fps is not None:
+        preprocessing |= {"fps": preprocessing.fps * finer}
+    if new.image_size != old.image_size and preprocessing.resize is not None:
+        preprocessing |= {"resize": new.image_size}
     return preprocessing
 
 
-def _warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
+def warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
+    """Warn where a change of ``temporal_causal`` changes what attention over time sees."""
     if old.temporal_causal == new.temporal_causal or new.temporal_depth == 0:
         return
     if new.temporal_causal:
@@ -303,4 +319,4 @@ def _warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
             "temporal_causal=False on weights trained with it: attention over time now sees later "
             "frames, which it never learned to use; expect worse features until it is fine-tuned"
         )
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.intermediates import block_names, encode_with_blocks
-from ssl_vivit.encoders.vivit import Encoded, ViViT
+from ssl_vivit.encoders.vivit import ENCODER, HEAD, Encoded, ViViT
+from ssl_vivit.errors import ExportError
+from ssl_vivit.exported.directory import (
+    CONFIG,
+    WEIGHTS,
+    Shapes,
+    built_from,
+    check_shapes,
+    read_config,
+    read_shapes,
+    write_directory,
+)
+from ssl_vivit.exported.hub import locate, push_directory
+from ssl_vivit.preprocessing import Preprocessing
 
 # timm's names of poolings that have another one here.
 TIMM_POOLINGS = {"avg": "mean", "token": "cls_mean", "map": "attention"}
@@ -203,7 +217,8 @@ class VideoClassifier(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the model: input_size (C, T, H, W), mean, std, names of layers."""
-        config, known = self.encoder.config, self.encoder.preprocessing or {}
+        config = self.encoder.config
+        known: Mapping[str, Any] = self.encoder.preprocessing or {}
         return {
             "input_size": (config.in_channels, config.num_frames, *config.image_size),
             **{name: tuple(known[name]) for name in ("mean", "std") if known.get(name)},
@@ -240,26 +255,105 @@ class VideoClassifier(nn.Module):
         self,
         directory: str | Path,
         *,
-        preprocessing: dict[str, Any] | None = None,
-        card: dict[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write encoder and head as a directory; see :func:`ssl_vivit.encoders.export.save_classifier`."""
-        from ssl_vivit.encoders.export import save_classifier
+        """Write encoder and head to a directory that :meth:`from_pretrained` rebuilds them from.
 
-        save_classifier(self, directory, preprocessing=preprocessing, card=card)
+        :func:`~ssl_vivit.load_encoder` opens the directory too, for the encoder alone. Arguments and
+        errors as of :meth:`ViViT.save_pretrained`.
+        """
+        encoder = self.encoder
+        prepared = Preprocessing.of(preprocessing) or encoder.preprocessing
+        layer = self.representation
+        head = {
+            "num_classes": self.num_classes,
+            "representation_size": None if layer is None else layer.out_features,
+            "drop_rate": self.head_drop.p,
+        }
+        own = {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+        write_directory(
+            directory,
+            ENCODER,
+            {**encoder.saved_settings(prepared, card), "classifier": head},
+            {WEIGHTS: encoder.state_dict(), HEAD: own},
+            encoder_card(encoder.config, prepared, card or {}, self.num_classes),
+        )
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish encoder and head; see :func:`ssl_vivit.encoders.hub.push_to_hub`."""
-        from ssl_vivit.encoders.hub import push_to_hub
-
-        return push_to_hub(self, repo_id, **options)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        preprocessing: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish encoder and head; arguments and errors as of :meth:`ViViT.push_to_hub`."""
+        return push_directory(
+            lambda directory: self.save_pretrained(
+                directory, preprocessing=preprocessing, card=card
+            ),
+            repo_id,
+            ENCODER,
+            **options,
+        )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **overrides: Any) -> VideoClassifier:
-        """Rebuild from a directory or hub name; see :func:`ssl_vivit.encoders.export.load_classifier`."""
-        from ssl_vivit.encoders.export import load_classifier
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        drop_rate: float | None = None,
+        **overrides: Any,
+    ) -> VideoClassifier:
+        """Rebuild an exported classifier from its directory or hub name alone, in eval mode.
 
-        return load_classifier(path, **overrides)
+        Args:
+            path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the hub.
+            revision: branch, tag or commit on the hub.
+            token: for private models of the hub.
+            drop_rate: dropout before the head; None keeps the saved one.
+            overrides: settings of the encoder, as of :meth:`ViViT.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if there is no encoder at that path.
+            ValueError: as of :meth:`ViViT.from_pretrained`, and where the directory holds no
+                classifier.
+        """
+        path = locate(path, ENCODER, revision=revision, token=token)
+        saved = read_config(path, ENCODER)
+        if not isinstance(saved.get("classifier"), dict):
+            raise ExportError(
+                f"{path} holds an encoder without a classifier; give a fresh one its head by "
+                "VideoClassifier(load_encoder(path), num_classes)"
+            )
+        settings = saved["classifier"] | ({} if drop_rate is None else {"drop_rate": drop_rate})
+        encoder = ViViT.from_saved(path, saved, overrides)
+        described = "classifier of config.json"
+        try:
+            shapes = _head_shapes(encoder.embed_dim, **settings)
+            check_shapes(shapes, read_shapes(path / HEAD), path / HEAD, described)
+            return built_from(
+                path / HEAD, described, lambda: cls(encoder, **settings), outside=("encoder.",)
+            )
+        except TypeError as error:
+            raise ExportError(f"{path / CONFIG} describes no classifier: {error}") from None
+
+
+def _head_shapes(
+    width: int, num_classes: int, representation_size: int | None = None, drop_rate: float = 0.0
+) -> Shapes:
+    """Shapes of the weights that a classifier has beside its encoder's."""
+    shapes: Shapes = {}
+    if representation_size is not None:
+        shapes["representation.weight"] = (representation_size, width)
+        shapes["representation.bias"] = (representation_size,)
+    if num_classes:
+        shapes["head.weight"] = (num_classes, representation_size or width)
+        shapes["head.bias"] = (num_classes,)
+    return shapes
 
 
 def _in_a_row(encoded: Encoded) -> Float[Tensor, "b l d"]:

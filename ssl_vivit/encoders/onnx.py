@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.evaluating import evaluating
-from ssl_vivit.encoders.export import load_encoder
-from ssl_vivit.encoders.vivit import ViViT
+from ssl_vivit.encoders.vivit import ViViT, load_encoder
 from ssl_vivit.one_line_parser import OneLineParser
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
@@ -169,7 +168,7 @@ def _check_request(encoder: ViViT, path: Path, opset: int | None) -> None:
 def _describe(model: Any, encoder: ViViT) -> None:
     """Put the encoder's settings into the graph, and take the exporter's own notes out."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
-    model.metadata_props["preprocessing"] = json.dumps(encoder.preprocessing)
+    model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
     # They hold stack traces with this machine's paths, and are larger than small models.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

@@ -12,6 +12,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,15 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_vivit.encoders.adapt import (
+    GEOMETRY,
+    adapt,
+    adapted_config,
+    adapted_weights,
+    warn_of_causality,
+)
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Positions
@@ -31,7 +42,26 @@ from ssl_vivit.encoders.trunks.factorized_self_attention import factorized_self_
 from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
 from ssl_vivit.encoders.tubelets import TubeletEmbedding
+from ssl_vivit.errors import ExportError
+from ssl_vivit.exported.directory import (
+    CONFIG,
+    WEIGHTS,
+    Format,
+    built_from,
+    check_blocks,
+    read_config,
+    read_shapes,
+    write_directory,
+)
+from ssl_vivit.exported.hub import locate, push_directory
 from ssl_vivit.grid import Grid
+from ssl_vivit.preprocessing import Preprocessing
+
+# A classifier is exported as its encoder with one more file.
+HEAD = "classifier.safetensors"
+ENCODER = Format(
+    "exported encoder", "encoder", inside_runs=("encoder", "model/encoder"), files=(HEAD,)
+)
 
 
 class EncoderOutput(NamedTuple):
@@ -91,8 +121,8 @@ class ViViT(nn.Module):
 
     Attributes:
         config: the architecture.
-        preprocessing: how pixels were prepared in pretraining (pixel range, mean, std, frames per
-            second, frame stride, resize), or None for a fresh encoder.
+        preprocessing: :class:`~ssl_vivit.preprocessing.Preprocessing`, which turns uint8 frames into
+            the encoder's video; None for a fresh encoder. A dictionary may be assigned.
         provenance: what is known of the run that made the weights (objective, data, steps,
             versions), or None.
     """
@@ -108,7 +138,7 @@ class ViViT(nn.Module):
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.preprocessing: dict[str, Any] | None = None
+        self.preprocessing = None
         self.provenance: dict[str, Any] | None = None
         self.tubelets = TubeletEmbedding(config)
         self.positions = Positions(config)
@@ -128,6 +158,15 @@ class ViViT(nn.Module):
         self.pools_patches = config.pooling not in ("cls_mean", "temporal_cls") and (
             config.frame_pooling == "none"
         )
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How frames become the encoder's video; None for a fresh encoder."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, settings: Mapping[str, Any] | None) -> None:
+        self._preprocessing = Preprocessing.of(settings)
 
     @property
     def embed_dim(self) -> int:
@@ -334,23 +373,162 @@ class ViViT(nn.Module):
             groups = {name: pattern.replace(r"\.(\d+)", r"\.") for name, pattern in groups.items()}
         return groups
 
+    def adapted(self, **geometry: Any) -> ViViT:
+        """A copy for clips of another geometry; see :func:`ssl_vivit.encoders.adapt.adapt`."""
+        config = adapted_config(self.config, geometry)
+        state, preprocessing = adapted_weights(
+            self.state_dict(), self.preprocessing, self.config, config
+        )
+        with torch.device("meta"):
+            copied = ViViT(config)
+        copied.load_state_dict(state, assign=True)
+        for name, parameter in self.named_parameters():
+            copied.get_parameter(name).requires_grad_(parameter.requires_grad)
+        copied.preprocessing = preprocessing
+        copied.provenance = copy.deepcopy(self.provenance)
+        warn_of_causality(self.config, config)
+        return copied.train(self.training)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> ViViT:
+        """Rebuild an exported encoder from its directory or hub name alone, in eval mode.
+
+        Weights keep the precision that they were saved in.
+
+        Args:
+            path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the Hugging
+                Face hub; an existing directory wins.
+            revision: branch, tag or commit on the hub.
+            token: for private models of the hub.
+            overrides: settings of :class:`ViViTConfig` to change. Weights and positions are fitted
+                to another geometry by :func:`ssl_vivit.encoders.adapt.adapt`; others must be
+                settings that the weights do not depend on, such as ``drop_path``.
+
+        Raises:
+            FileNotFoundError: if there is no encoder at that path.
+            ValueError: for unreadable or incomplete files, overrides that the weights do not fit,
+                or a hub that cannot be reached or does not have it.
+        """
+        path = locate(path, ENCODER, revision=revision, token=token)
+        return cls.from_saved(path, read_config(path, ENCODER), overrides)
+
+    @classmethod
+    def from_saved(
+        cls, path: Path, saved: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> ViViT:
+        """Rebuild an encoder whose config.json has been read; see :meth:`from_pretrained`."""
+        geometry = {name: value for name, value in overrides.items() if name in GEOMETRY}
+        others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
+        if not isinstance(saved["encoder"], dict):
+            raise ExportError(f"{path / CONFIG} describes no encoder")
+        config = ViViTConfig.from_dict(saved["encoder"] | others)
+        described = "encoder of config.json"
+        if others:
+            described = f"encoder with {', '.join(others)} overridden"
+        check_blocks(_blocks(config), read_shapes(path / WEIGHTS), path / WEIGHTS, described)
+        encoder = built_from(path / WEIGHTS, described, lambda: cls(config))
+        encoder.preprocessing = saved.get("preprocessing")
+        encoder.provenance = saved.get("training")
+        return adapt(encoder, **geometry) if geometry else encoder
+
     def save_pretrained(
         self,
         directory: str | Path,
         *,
-        preprocessing: dict[str, Any] | None = None,
-        card: dict[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write this encoder as a directory; see :func:`ssl_vivit.encoders.export.save_pretrained`."""
-        from ssl_vivit.encoders.export import save_pretrained
+        """Write the encoder to a directory that :meth:`from_pretrained` rebuilds it from.
 
-        save_pretrained(self, directory, preprocessing=preprocessing, card=card)
+        The directory appears whole or not at all. An older export of that name is replaced, other
+        files in it stay; a directory that is no export is never touched.
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload this encoder to the Hugging Face hub; see :func:`ssl_vivit.encoders.hub.push_to_hub`."""
-        from ssl_vivit.encoders.hub import push_to_hub
+        Args:
+            directory: where to; parents are made.
+            preprocessing: how frames become its video; None keeps the encoder's own.
+            card: facts of the run that made the weights, name → value (objective, data, steps,
+                versions): rows of the model card, and ``training`` in config.json, which becomes
+                the loaded encoder's ``provenance``. Those of an earlier run, from which the
+                encoder was loaded, are kept as its ``before``.
 
-        return push_to_hub(self, repo_id, **options)
+        Raises:
+            ValueError: if something else stands there, or nothing can be written there.
+        """
+        prepared = Preprocessing.of(preprocessing) or self.preprocessing
+        write_directory(
+            directory,
+            ENCODER,
+            self.saved_settings(prepared, card),
+            {WEIGHTS: self.state_dict()},
+            encoder_card(self.config, prepared, card or {}),
+        )
+
+    def saved_settings(
+        self, preprocessing: Preprocessing | None, card: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Settings that config.json of an export holds; see :meth:`save_pretrained`."""
+        training = self.provenance
+        if card:
+            training = json.loads(json.dumps(card, default=str))  # values may be of any type
+            if self.provenance is not None:
+                training["before"] = self.provenance
+        return {
+            "encoder": self.config.to_dict(),
+            "preprocessing": None if preprocessing is None else dict(preprocessing),
+            "training": training,
+        }
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        preprocessing: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish the encoder on the Hugging Face hub.
+
+        Args:
+            repo_id: ``"org/name"``; made if the hub has none.
+            preprocessing: as of :meth:`save_pretrained`.
+            card: as of :meth:`save_pretrained`.
+            options: ``private``, ``revision``, ``token`` and ``commit_message``, as of
+                :func:`ssl_vivit.exported.hub.push_directory`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            HubError: for a hub that cannot be reached or refuses.
+        """
+        return push_directory(
+            lambda directory: self.save_pretrained(
+                directory, preprocessing=preprocessing, card=card
+            ),
+            repo_id,
+            ENCODER,
+            **options,
+        )
+
+
+def _blocks(config: ViViTConfig) -> dict[str, int]:
+    """Prefix of the names of a list of blocks → its length."""
+    if config.variant == "factorized_encoder":
+        assert config.spatial_depth is not None
+        assert config.temporal_depth is not None
+        return {
+            "trunk.spatial_blocks.": config.spatial_depth,
+            "trunk.temporal_blocks.": config.temporal_depth,
+        }
+    assert config.depth is not None
+    return {"trunk.blocks.": config.depth}
 
 
 class Kept(NamedTuple):
@@ -379,3 +557,13 @@ def create_encoder(name: str, **overrides: Any) -> ViViT:
         ValueError: for an unknown size or setting, or values that do not fit each other.
     """
     return ViViT(named_config(name, **overrides))
+
+
+def load_encoder(path: str | Path, **options: Any) -> ViViT:
+    """Rebuild an exported encoder; arguments and errors as of :meth:`ViViT.from_pretrained`."""
+    return ViViT.from_pretrained(path, **options)
+
+
+def save_pretrained(encoder: ViViT, directory: str | Path, **options: Any) -> None:
+    """Export an encoder; arguments and errors as of :meth:`ViViT.save_pretrained`."""
+    encoder.save_pretrained(directory, **options)

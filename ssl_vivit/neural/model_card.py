@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.exported.card import model_card
 from ssl_vivit.neural.model import NeuralModel
 
 
 def neural_model_card(
-    model: NeuralModel, facts: Sequence[SessionFacts], training: dict[str, Any]
+    model: NeuralModel, facts: Sequence[SessionFacts], training: Mapping[str, Any]
 ) -> str:
     """A model card in the hub's format: whose neurons it predicts, and how to use it.
 
@@ -27,7 +28,6 @@ def neural_model_card(
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         **training,
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in parts.items())
     sessions = "\n".join(
         f"| {each.name} | {len(each.unit_ids)} | {each.kind} | {each.frames_per_second:g} | "
         f"{each.frame_size[0]}×{each.frame_size[1]} | {len(each.split.get('train', ()))} |"
@@ -40,27 +40,17 @@ def neural_model_card(
         count = max(first.behaviour_channels) + 1
         behaviour = f"\nbehaviour = np.zeros((1, 120, {count}))  # (B, T, K), as recorded"
     given = "video, behaviour" if behaviour else "video"
-    return f"""---
-library_name: ssl_vivit
-tags: [video, vivit, neuroscience]
----
-
-# Model of neurons
-
-| | |
-|---|---|
-{rows}
-
-| session | neurons | responses | frames/s | screen | training trials |
+    body = f"""| session | neurons | responses | frames/s | screen | training trials |
 |---|---:|---|---:|---|---:|
 {sessions}
 
 ```python
 import numpy as np
-from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.neural import load_neural_model
 
 model = load_neural_model("path/to/this/directory")
 video = np.zeros((1, 120, {height}, {width}), np.uint8)  # (B, T, H, W), pixels from 0 to 255{behaviour}
 rates = model.predict({given}, session={first.name!r})  # (1, 120, {len(first.unit_ids)}) in a frame
 ```
 """
+    return model_card("Model of neurons", ("video", "vivit", "neuroscience"), parts, body)

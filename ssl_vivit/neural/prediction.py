@@ -1,9 +1,20 @@
-"""A trained model of neurons with what it knows of its sessions: recorded pixels → rates."""
+"""A trained model of neurons with the facts of its sessions: recorded pixels → rates.
+
+Its directory:
+
+model/
+  model.safetensors   weights, without an encoder's
+  config.json         settings of the parts; unit ids, statistics and split of the sessions
+  encoder/            the encoder as an export of its own, where the core is a ViViT
+  README.md           model card
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +27,27 @@ from ssl_vivit.data.sessions.parts import (
     standardised_pupil,
     standardised_video,
 )
-from ssl_vivit.errors import NeuralModelError
-
-if TYPE_CHECKING:
-    from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.encoders.vivit import ENCODER, ViViT
+from ssl_vivit.errors import DataError, ExportError, NeuralModelError
+from ssl_vivit.exported.directory import (
+    CONFIG,
+    WEIGHTS,
+    Format,
+    built_from,
+    is_kind,
+    read_config,
+    write_directory,
+)
+from ssl_vivit.exported.hub import locate
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.model_card import neural_model_card
+from ssl_vivit.neural.model_settings import build_from_settings, settings_of
+from ssl_vivit.preprocessing import Preprocessing
 
 Array = Tensor | np.ndarray
+
+_ENCODER = "encoder"
+MODEL_OF_NEURONS = Format("model of neurons", "sessions", inside_runs=("model",), parts=(_ENCODER,))
 
 
 class NeuralPredictor(nn.Module):
@@ -82,6 +108,96 @@ class NeuralPredictor(nn.Module):
 
     forward = predict
 
+    def save_pretrained(
+        self, directory: str | Path, *, training: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the model to a directory that :meth:`from_pretrained` rebuilds it from.
+
+        The directory appears whole or not at all. An older model of that name is replaced, other
+        files in it stay; a directory that is no model of neurons is never touched.
+
+        Args:
+            directory: where to; parents are made.
+            training: facts of the run, for the model card.
+
+        Raises:
+            ValueError: if something else stands there, or nothing can be written there.
+        """
+        training = json.loads(json.dumps(training or {}, default=str))
+        weights, parts = self.model.state_dict(), {}
+        if isinstance(self.model.encoder, ViViT):
+            encoder, prepared = self.model.encoder, self._preprocessing()
+            weights = {k: v for k, v in weights.items() if not k.startswith("encoder.")}
+            parts[_ENCODER] = lambda place: encoder.save_pretrained(
+                place, preprocessing=prepared, card=training
+            )
+        sessions = [each.to_json() for each in self.facts]
+        write_directory(
+            directory,
+            MODEL_OF_NEURONS,
+            {**settings_of(self.model), "sessions": sessions, "training": training},
+            {WEIGHTS: weights},
+            neural_model_card(self.model, self.facts, training),
+            parts,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> NeuralPredictor:
+        """Rebuild a model from its directory or hub name alone, in eval mode.
+
+        Args:
+            path: a directory written by :meth:`save_pretrained`, a run's that holds it as
+                ``model``, or ``"org/name"`` on the hub.
+            revision: branch, tag or commit on the hub.
+            token: for private models of the hub.
+
+        Raises:
+            FileNotFoundError: if there is no model at that path.
+            NeuralModelError: for files that cannot be read or do not fit each other.
+        """
+        path = locate(path, MODEL_OF_NEURONS, revision=revision, token=token)
+        if not (path / WEIGHTS).is_file() and (path / "model" / WEIGHTS).is_file():
+            path = path / "model"
+        if is_kind(path, ENCODER):
+            raise NeuralModelError(
+                f"{path} holds an encoder and no model of neurons; fine-tune it by "
+                f"recipes/finetune_neural.py --encoder {path}"
+            )
+        try:
+            saved = read_config(path, MODEL_OF_NEURONS)
+            facts = [SessionFacts.from_json(each) for each in saved["sessions"]]
+            encoder = _load_encoder(path) if saved["core"]["kind"] == "vivit" else None
+            model = built_from(
+                path / WEIGHTS,
+                "model of config.json",
+                lambda: build_from_settings(saved, encoder),
+                outside=() if encoder is None else ("encoder.",),
+            )
+        except ExportError as error:
+            raise NeuralModelError(str(error)) from None
+        except (KeyError, TypeError, AttributeError, DataError) as error:
+            raise NeuralModelError(
+                f"{path / CONFIG} describes no model of neurons ({type(error).__name__}: {error}); "
+                "export it again"
+            ) from None
+        return cls(model, facts).eval()
+
+    def _preprocessing(self) -> Preprocessing:
+        """How frames become the encoder's video."""
+        facts = self.facts[0]
+        rates = self.model.frame_rates[facts.name]
+        return Preprocessing(
+            pixel_range=(0.0, 1.0),
+            channels="luma",
+            mean=(facts.video_mean,),
+            std=(facts.video_std,),
+            fps=facts.frames_per_second if rates is None else rates.encoder,
+            frame_stride=1,
+            resize=facts.frame_size,
+        )
+
     def check_sessions(self, sessions: Sequence[Session | SessionFacts]) -> None:
         """Refuse recordings that are not the model's own; some of them may be left out.
 
@@ -115,6 +231,13 @@ class NeuralPredictor(nn.Module):
                     raise NeuralModelError(
                         f"session {given.name!r} has {name} {here}, and {there} in the model"
                     )
+
+
+def _load_encoder(path: Path) -> ViViT:
+    try:
+        return ViViT.from_pretrained(path / _ENCODER)
+    except (FileNotFoundError, ValueError) as error:
+        raise NeuralModelError(f"the model's encoder cannot be read: {error}") from None
 
 
 def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[SessionFacts]:

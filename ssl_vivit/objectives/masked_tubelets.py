@@ -7,6 +7,7 @@ hidden ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ class MaskedTubelets(nn.Module):
         encoder: ViViT,
         config: MaskedTubeletsConfig | None = None,
         *,
-        preprocessing: dict[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ video: augmentations are drawn once a clip, and views close in time more often t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,7 @@ class SimCLR(nn.Module):
         encoder: ViViT,
         config: SimCLRConfig | None = None,
         *,
-        preprocessing: dict[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Supervised(nn.Module):
         targets: tuple[Target, ...],
         scale: NumberScale,
         *,
-        preprocessing: dict[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()

@@ -23,9 +23,9 @@ def video(batch=2, channels=3):
     return torch.randn((batch, channels, 8, 32, 32), generator=generator)
 
 
-def test_importing_the_package_registers_every_size():
+def test_importing_the_encoders_registers_every_size():
     code = (
-        "import timm; assert not timm.list_models('vivit*'); import ssl_vivit; "
+        "import timm; assert not timm.list_models('vivit*'); import ssl_vivit.encoders; "
         "print(*timm.list_models('vivit*'), *timm.list_models(module='timm_registry'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -253,11 +253,13 @@ def test_damaged_directories_are_told_in_one_line(tmp_path):
             load_neural_model(place)
         assert "\n" not in str(error.value)
 
-    refused({"format": 2}, "is not of neural model format 1")
+    refused({"format": 2}, "is not of model of neurons format 1")
     refused({"modulator": {"kind": "lstm"}}, "modulator kind 'lstm' is unknown")
     refused({"core": {"kind": "cnn"}}, "core kind 'cnn' is unknown")
     refused({"adapter": {}}, "describes no model of neurons")
-    refused({"adapter": {"kind": "scale"}}, "does not fit config.json beside it: adapter.log_scale")
+    refused(
+        {"adapter": {"kind": "scale"}}, "does not fit the model of config.json: adapter.log_scale"
+    )
     readouts = saved["readouts"] | {"mouse/2": saved["readouts"]["mouse/2"] | {"neurons": 5}}
     refused({"readouts": readouts}, r"session_readouts\.1\.mean \(2, 2\) ≠ \(5, 2\)")
     (place / "config.json").write_text(json.dumps(saved))

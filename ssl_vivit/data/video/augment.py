@@ -16,6 +16,7 @@ from torch import Tensor
 from ssl_vivit.data.video.colour import JITTERS, adjust, luma
 from ssl_vivit.data.video.resampling import blur_matrices, resize_matrices
 from ssl_vivit.errors import DataError
+from ssl_vivit.preprocessing import central_window
 
 # float32 values of input in work at a time; a batch that is larger is augmented in parts.
 _CHUNK_ELEMENTS = 128 * 2**20
@@ -147,7 +148,7 @@ class Augment:
         order, sigma = np.argsort(rng.random(4), kind="stable"), rng.random()
         if config.strength == "none":
             chances[:] = 1.0  # Below no probability.
-            crop = _central_window(height, width, *_aspects(self.size, (1.0, 1.0)))
+            crop = central_window(height, width, *_aspects(self.size, (1.0, 1.0)))
         else:
             crop = _random_window(windows, height, width, self.size, config)
 
@@ -289,16 +290,4 @@ def _random_window(
             top = int(top_at * (height - crop_height + 1))
             left = int(left_at * (width - crop_width + 1))
             return top, left, crop_height, crop_width
-    return _central_window(height, width, *aspects)
-
-
-def _central_window(
-    height: int, width: int, narrowest: float, widest: float
-) -> tuple[int, int, int, int]:
-    """The largest central window whose width : height is within the limits."""
-    crop_height, crop_width = height, width
-    if width / height < narrowest:
-        crop_height = max(1, min(height, round(width / narrowest)))
-    elif width / height > widest:
-        crop_width = max(1, min(width, round(height * widest)))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    return central_window(height, width, *aspects)

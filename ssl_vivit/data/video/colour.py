@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_vivit.preprocessing import LUMA
+
 
 def luma(video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 1 t h w"]:
     """Brightness as ITU-R 601 weighs the channels, with torchvision's digits."""
     red, green, blue = video.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
 def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ssl_vivit.data.video.clips import (
     start_counts,
 )
 from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.preprocessing import Preprocessing
 
 # Eight broken videos in a row are no accident in a set that is 1 % broken.
 _ATTEMPTS = 8
@@ -97,6 +98,20 @@ class ClipDataset:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How clips are prepared, without their augmentation; saved with an exported encoder."""
+        clip, augment = self.clip, self.augment
+        return Preprocessing(
+            pixel_range=(0.0, 1.0),
+            channels="rgb" if augment.in_channels == 3 else "luma",
+            mean=augment.mean,
+            std=augment.std,
+            fps=clip.fps if clip.fps is not None else float(np.median(self.videos.fps)),
+            frame_stride=clip.frame_stride,
+            resize=augment.size,
+        )
 
     def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
         """The views of one video.

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ssl_vivit.encoders.classifier import VideoClassifier
-from ssl_vivit.encoders.export import check_place
 from ssl_vivit.encoders.imports.sources import Request, open_source
+from ssl_vivit.encoders.vivit import ENCODER
+from ssl_vivit.exported.directory import check_place
 from ssl_vivit.one_line_parser import OneLineParser
 
 _EPILOG = """
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The hub's client tells of each retry; the last error says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
-        check_place(out)
+        check_place(out, ENCODER)
         request = Request(
             config=None if options.config is None else _settings(options.config, "--config"),
             video_shape=None if options.video_shape is None else tuple(options.video_shape),

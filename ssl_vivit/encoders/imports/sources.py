@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssl_vivit.encoders.classifier import VideoClassifier
-from ssl_vivit.encoders.hub import REPO_ID
 from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoint
 from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
 from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
 from ssl_vivit.encoders.imports.vivit_backbone import from_vivit_backbone
+from ssl_vivit.exported.hub import REPO_ID
 
 _TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
 _BACKBONE_KEY = "to_tubelet_embedding.1.weight"

@@ -18,10 +18,10 @@ from torch import Tensor
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.errors import DecodingError
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
-from ssl_vivit.evaluation.features.preparation import normalisation
 from ssl_vivit.evaluation.features.video_clip import clip_of_video
 from ssl_vivit.evaluation.figures import pixels, save
 from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.preprocessing import Preprocessing
 
 
 def attention_over_frames(
@@ -46,7 +46,8 @@ def attention_over_frames(
         heads: a row for each head of that layer in addition.
         columns: the most time steps that are shown, evenly spaced.
     """
-    mean, std = normalisation(encoder)
+    known = encoder.preprocessing or Preprocessing()
+    mean, std = known.statistics(encoder.config.in_channels)
     maps = attention_maps(encoder, video)
     times = torch.linspace(0, maps.grid.t - 1, min(columns, maps.grid.t)).round().long().tolist()
     frames = pixels(video[0].movedim(1, 0), mean, std)

@@ -14,6 +14,7 @@ from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset, Videos
 from ssl_vivit.encoders import ViViT, load_encoder
 from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.preprocessing import Preprocessing
 
 # What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
 MEAN, STD = (0.5,), (0.1,)
@@ -129,9 +130,9 @@ def preparation(
         DataError: for channels that clips do not have, or statistics that do not fit them.
     """
     choice = choice or ClipChoice()
-    known = encoder.preprocessing or {}
+    known = encoder.preprocessing or Preprocessing()
     config = encoder.config
-    fps = choice.fps or known.get("fps")
+    fps = choice.fps or known.fps
     if choice.fps is None and not (np.isfinite(rates) & (rates > 0)).all():
         fps = None
     if config.in_channels not in (1, 3):
@@ -139,12 +140,12 @@ def preparation(
             f"the encoder takes {config.in_channels} channels, clips have 3 (RGB) or 1 (luma); "
             "adapt it by load_encoder(path, in_channels=3)"
         )
-    named = "mean" in known and "std" in known
-    mean, std = normalisation(encoder) if named else (MEAN, STD)
+    channels = config.in_channels
+    mean, std = known.statistics(channels) if known.normalised else (MEAN, STD)
     return Preparation(
         ClipConfig(
             num_frames=config.num_frames,
-            frame_stride=choice.frame_stride or known.get("frame_stride") or 1,
+            frame_stride=choice.frame_stride or known.frame_stride or 1,
             views=clips,
             fps=fps,
         ),
@@ -153,31 +154,6 @@ def preparation(
         tuple(mean),
         tuple(std),
     )
-
-
-def normalisation(encoder: ViViT) -> tuple[list[float], list[float]]:
-    """Mean and std of pixels in [0, 1], one of each channel.
-
-    Raises:
-        DataError: where the encoder has no ``preprocessing`` that names them.
-    """
-    prepared: dict[str, Any] = encoder.preprocessing or {}
-    channels = encoder.config.in_channels
-    if "mean" not in prepared or "std" not in prepared or channels not in (1, 3):
-        raise DataError(
-            "the encoder does not say how pixels are normalised; set encoder.preprocessing, "
-            'such as {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, and save it again'
-        )
-    low, high = prepared.get("pixel_range") or (0.0, 1.0)
-    mean = [(value - low) / (high - low) for value in prepared["mean"]]
-    std = [value / (high - low) for value in prepared["std"]]
-    if len(mean) != len(std) or len(mean) not in (1, channels):
-        raise DataError(
-            f"the encoder's preprocessing has {len(mean)} means and {len(std)} stds for "
-            f"{channels} channels; give one for each"
-        )
-    repeats = channels // len(mean)
-    return mean * repeats, std * repeats
 
 
 def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +12,8 @@ from ssl_vivit.data.video.clips import clip_frames, even_starts, timeline_length
 from ssl_vivit.data.video.decoding import decode_frames, probe_video
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.features.preparation import normalisation, preparation
+from ssl_vivit.evaluation.features.preparation import preparation
+from ssl_vivit.preprocessing import Preprocessing
 
 
 def clip_of_video(
@@ -34,7 +34,9 @@ def clip_of_video(
         DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
         DecodingError: for a file that is no video, or broken.
     """
-    normalisation(encoder)  # refuses where `preparation` would take a guess
+    channels = encoder.config.in_channels
+    known = encoder.preprocessing or Preprocessing()
+    known.statistics(channels)  # refuses where `preparation` would take a guess
     info = probe_video(path)
     prepared = preparation(encoder, np.array([info.fps]))
     clip = prepared.clip
@@ -50,7 +52,5 @@ def clip_of_video(
             "video or an earlier start"
         )
     frames = decode_frames(path, clip_frames(first, clip, info.fps)[0].tolist())
-    augment = prepared.augment()
-    drawn = augment.draw(np.random.default_rng(0), *frames.shape[1:3])
-    params = {name: value[None] for name, value in drawn.items()}
-    return augment(torch.from_numpy(frames)[None], params)
+    colours = "rgb" if channels == 3 else "luma"
+    return (known | {"resize": encoder.config.image_size, "channels": colours})(frames[None])

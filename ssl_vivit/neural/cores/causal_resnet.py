@@ -68,7 +68,8 @@ class CausalResNet(nn.Module):
         self.channels = config.widths[-1]
         self.stem = CausalConv3d(config.in_channels, config.widths[0], config.stem_kernel)
         blocks: list[nn.Module] = []
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        total = sum(config.depths)
+        rates = iter(torch.linspace(0, config.drop_path, total, device="cpu").tolist())
         width = config.widths[0]
         for out, depth, stride in zip(config.widths, config.depths, config.strides, strict=True):
             for index in range(depth):

@@ -86,7 +86,8 @@ class CausalX3D(nn.Module):
             nn.ReLU(),
         )
         blocks: list[nn.Module] = []
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        total = sum(config.depths)
+        rates = iter(torch.linspace(0, config.drop_path, total, device="cpu").tolist())
         for out, depth, stride in zip(config.widths, config.depths, config.strides, strict=True):
             for index in range(depth):
                 first = stride if index == 0 else 1

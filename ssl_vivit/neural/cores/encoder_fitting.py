@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.encoders.adapt import GEOMETRY, adapt, adapted_config, resample_kernel
 from ssl_vivit.encoders.config import unknown_name
@@ -114,11 +112,11 @@ def pixel_statistics(path: str) -> tuple[float, float] | None:
     Raises:
         NeuralModelError: if there is no encoder.
     """
-    prepared = _open(path, in_channels=1).preprocessing or {}
-    if "mean" not in prepared or "std" not in prepared:
+    prepared = _open(path, in_channels=1).preprocessing
+    if prepared is None or not prepared.normalised:
         return None
-    mean, std = (torch.tensor(prepared[name], dtype=torch.float64) for name in ("mean", "std"))
-    return float(mean.mean()), float(std.mean())
+    (mean,), (std,) = prepared.statistics(channels=1)
+    return mean, std
 
 
 def _open(path: str, **overrides: Any) -> ViViT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.preprocessing import Preprocessing
 
 # Exact for whole rates and for 30000/1001, the rate of NTSC video.
 LARGEST_DENOMINATOR = 1001
@@ -68,7 +70,7 @@ class FrameRates:
 
 
 def match_fps(
-    preprocessing: dict[str, Any] | None, recorded: float, session: str = "the recording"
+    preprocessing: Mapping[str, Any] | None, recorded: float, session: str = "the recording"
 ) -> FrameRates | None:
     """How a recording is resampled for an encoder; None where nothing is to be done.
 
@@ -83,10 +85,10 @@ def match_fps(
     Raises:
         NeuralModelError: for rates that are not positive.
     """
-    fps = (preprocessing or {}).get("fps")
-    if fps is None:
+    prepared = Preprocessing.of(preprocessing)
+    if prepared is None or prepared.fps is None:
         return None
-    rates = FrameRates(float(recorded), float(fps) / (preprocessing or {}).get("frame_stride", 1))
+    rates = FrameRates(float(recorded), prepared.fps / (prepared.frame_stride or 1))
     if rates.recorded_per_resampled == 1:
         return None
     logger.info(

@@ -37,7 +37,8 @@ class CorticalMap(nn.Module):
         centred = coordinates.detach().float()
         centred = centred - centred.mean(0)
         largest = centred.abs().max()
-        if not (largest > 0 and largest.isfinite()):
+        # On the meta device a model is built before its saved coordinates are read.
+        if not (largest.is_meta or (largest > 0 and largest.isfinite())):
             raise NeuralModelError(
                 "coordinates must be finite and differ between neurons; leave them out of the "
                 "readout where they were not measured"

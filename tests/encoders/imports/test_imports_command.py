@@ -14,8 +14,8 @@ import torch
 from parity_files import PARITY, ScenicCase
 from safetensors.torch import load_file, save_file
 
+from ssl_vivit import VideoClassifier
 from ssl_vivit.encoders import load_encoder
-from ssl_vivit.encoders.export import load_classifier
 from ssl_vivit.encoders.imports import config_from_timm, from_hf_vivit, from_timm
 from ssl_vivit.encoders.imports.__main__ import main
 
@@ -67,7 +67,7 @@ def test_a_scenic_checkpoint(tmp_path, capsys):
     assert "7 classes" in line
     case = ScenicCase("model2_token")
     with torch.no_grad():
-        logits = load_classifier(out).double()(case.video)
+        logits = VideoClassifier.from_pretrained(out).double()(case.video)
         pooled = load_encoder(out).double()(case.video).pooled
     torch.testing.assert_close(logits, case.expected("logits_f64"), rtol=0, atol=1e-10)
     torch.testing.assert_close(pooled, case.expected("prelogits_f64"), rtol=0, atol=1e-10)
@@ -92,7 +92,7 @@ def test_a_directory_of_transformers(tmp_path, of_file):
     arrays = np.load(PARITY / "hf_vivit.npz")
     video = torch.from_numpy(arrays["pixel_values"]).transpose(1, 2)
     with torch.no_grad():
-        out = load_classifier(tmp_path / "out")(video)
+        out = VideoClassifier.from_pretrained(tmp_path / "out")(video)
     torch.testing.assert_close(out, torch.from_numpy(arrays["pooler_output"]), rtol=0, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_sharded_weights_and_preprocessing_of_transformers(tmp_path):
     }
     (source / "preprocessor_config.json").write_text(json.dumps(processor))
     assert run(source, tmp_path / "out") == 0
-    loaded = load_classifier(tmp_path / "out")
+    loaded = VideoClassifier.from_pretrained(tmp_path / "out")
     for (name, ours), theirs in zip(loaded.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     # As transformers computes it: pixel / 127.5 − 1, then minus mean, over std.
@@ -152,7 +152,7 @@ def test_a_backbone(tmp_path, suffix):
     assert run(file, tmp_path / "out", "--config", BACKBONE) == 0
     arrays = np.load(PARITY / "drv_agwl_model3_tiny.npz")
     with torch.no_grad():
-        out = load_classifier(tmp_path / "out")(torch.from_numpy(arrays["input"]))
+        out = VideoClassifier.from_pretrained(tmp_path / "out")(torch.from_numpy(arrays["input"]))
     torch.testing.assert_close(out, torch.from_numpy(arrays["output"]), rtol=0, atol=1e-6)
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.encoders.classifier import VideoClassifier
-from ssl_vivit.encoders.export import load_classifier, save_classifier
 
 SETTINGS = {"num_frames": 8, "image_size": (32, 48), "tubelet_size": (4, 16, 16)}
 PREPROCESSING = {"mean": [0.5], "std": [0.2], "fps": 25.0, "frame_stride": 2}
@@ -83,7 +82,7 @@ def test_facts_of_the_run_travel_with_the_weights_and_those_of_the_run_before(ex
     loaded.save_pretrained(tmp_path / "same")
     assert load_encoder(tmp_path / "same").provenance == first
     model = VideoClassifier(loaded, 3)
-    save_classifier(model, tmp_path / "tuned", card={"data": {"videos": 2, "contents": ["a", "b"]}})
+    model.save_pretrained(tmp_path / "tuned", card={"data": {"videos": 2, "contents": ["a", "b"]}})
     tuned = load_encoder(tmp_path / "tuned").provenance
     assert tuned == {"data": {"videos": 2, "contents": ["a", "b"]}, "before": first}
     assert "| data | videos 2 |" in (tmp_path / "tuned" / "README.md").read_text()
@@ -102,7 +101,7 @@ def test_files_beside_an_export_outlive_its_replacement(exported):
     encoder, path = exported
     (path / "notes").mkdir()
     (path / "notes" / "a.txt").write_text("precious")
-    save_classifier(VideoClassifier(encoder, 3), path)
+    VideoClassifier(encoder, 3).save_pretrained(path)
     encoder.save_pretrained(path)
     assert (path / "notes" / "a.txt").read_text() == "precious"
     assert sorted(file.name for file in path.iterdir()) == [
@@ -185,8 +184,11 @@ def damage(path, what):
         ("missing", "model.safetensors is missing; give the directory"),
         ("truncated", "is damaged"),
         ("json", "not readable as JSON"),
-        ("format", "not of encoder format 1"),
-        ("spatial_depth", "does not fit the encoder of config.json.* and .* more"),
+        ("format", "not of exported encoder format 1"),
+        (
+            "spatial_depth",
+            r"does not fit the encoder of config.json: trunk.spatial_blocks has 8 blocks ≠ 5",
+        ),
         ("hidden_size", "encoder setting 'hidden_size' is unknown"),
     ],
 )
@@ -288,17 +290,17 @@ def classifier(request, tmp_path):
     encoder = create_encoder("vivit_tiny", **SETTINGS)
     encoder.preprocessing = PREPROCESSING
     model = VideoClassifier(encoder, num_classes, representation_size, drop_rate=0.25).eval()
-    save_classifier(model, tmp_path / "model", card={"objective": "labels"})
+    model.save_pretrained(tmp_path / "model", card={"objective": "labels"})
     return model, tmp_path / "model"
 
 
 def test_classifiers_come_back_bit_for_bit(classifier):
     model, path = classifier
     video = torch.rand(2, 3, 8, 32, 48)
-    loaded = load_classifier(path)
+    loaded = VideoClassifier.from_pretrained(path)
     assert not loaded.training
     assert loaded.head_drop.p == 0.25
-    assert load_classifier(path, drop_rate=0.0).head_drop.p == 0.0
+    assert VideoClassifier.from_pretrained(path, drop_rate=0.0).head_drop.p == 0.0
     assert loaded.encoder.preprocessing == PREPROCESSING
     with torch.no_grad():
         assert torch.equal(loaded(video), model(video))
@@ -308,7 +310,7 @@ def test_classifiers_come_back_bit_for_bit(classifier):
 
 def test_classifiers_load_at_another_geometry(classifier):
     model, path = classifier
-    larger = load_classifier(path, image_size=(64, 96), tubelet_size=(4, 32, 32))
+    larger = VideoClassifier.from_pretrained(path, image_size=(64, 96), tubelet_size=(4, 32, 32))
     video = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 2, 3), (8, 32, 48))
     upsampled = torch.nn.functional.interpolate(video, (8, 64, 96))
     with torch.no_grad():
@@ -318,15 +320,15 @@ def test_classifiers_load_at_another_geometry(classifier):
 def test_a_head_that_is_not_there_or_does_not_fit_is_refused(classifier, exported):
     _, path = classifier
     with pytest.raises(ValueError, match="holds an encoder without a classifier"):
-        load_classifier(exported[1])
+        VideoClassifier.from_pretrained(exported[1])
     config = json.loads((path / "config.json").read_text())
     config["classifier"]["representation_size"] = 7
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"does not fit the classifier of config.json: .*weight"):
-        load_classifier(path)
+        VideoClassifier.from_pretrained(path)
     (path / "classifier.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"classifier\.safetensors is missing"):
-        load_classifier(path)
+        VideoClassifier.from_pretrained(path)
 
 
 def test_an_encoder_over_a_classifier_leaves_no_head_behind(classifier):

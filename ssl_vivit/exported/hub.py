@@ -1,11 +1,11 @@
-"""Encoders on the Hugging Face hub: found by name, pushed as the exported directory."""
+"""Exports on the Hugging Face hub: found by name, pushed as the exported directory."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -17,11 +17,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ssl_vivit.encoders.classifier import VideoClassifier
-from ssl_vivit.encoders.vivit import ViViT
-from ssl_vivit.errors import HubError
+from ssl_vivit.errors import ExportError, HubError
+from ssl_vivit.exported.directory import Format
 
-FILES = ("model.safetensors", "config.json", "README.md", "classifier.safetensors")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What the hub's client raises when it gets no answer or not the one that it wanted. The first is
 # the error of whichever HTTP library it uses.
@@ -33,31 +31,38 @@ _FAILURES: tuple[type[BaseException], ...] = (
 
 
 def locate(
-    path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    path: str | Path,
+    kind: Format,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Path:
-    """The directory of an exported encoder; a model of the hub is downloaded into its cache.
+    """Find the directory of an export; a model of the hub is downloaded into its cache.
 
     An existing path wins over a hub model of the same name. Of the hub's files only those of the
     exported format are fetched, so nothing that could execute.
 
     Args:
         path: a directory, or ``"org/name"`` on the hub.
+        kind: the kind of export.
         revision: branch, tag or commit on the hub; None is its main branch.
         token: for private models; None is the one of ``hf auth login``.
 
     Raises:
         HubError: for a hub that cannot be reached, or a model or revision that it does not have.
-        ValueError: for a revision of a local directory.
+        ExportError: for a revision of a local directory.
     """
     local = Path(path)
     if not isinstance(path, str) or local.exists() or not REPO_ID.fullmatch(path):
         if revision is not None:
-            raise ValueError(
+            raise ExportError(
                 f"revision {revision!r} is for models on the hub, and {path} is none; leave it out"
             )
         return local
     try:
-        found = snapshot_download(path, revision=revision, token=token, allow_patterns=list(FILES))
+        found = snapshot_download(
+            path, revision=revision, token=token, allow_patterns=kind.all_files
+        )
     except _FAILURES as error:
         raise HubError(
             f"{path} is no directory here, and {_reason(path, revision, error)}"
@@ -65,46 +70,39 @@ def locate(
     return Path(found)
 
 
-def push_to_hub(
-    model: ViViT | VideoClassifier,
+def push_directory(
+    write: Callable[[Path], None],
     repo_id: str,
+    kind: Format,
     *,
     private: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     commit_message: str | None = None,
-    preprocessing: dict[str, Any] | None = None,
-    card: dict[str, Any] | None = None,
 ) -> str:
-    """Publish an encoder or classifier on the hub, in one commit.
+    """Publish an export on the hub, in one commit.
 
     Args:
-        model: the encoder, or a classifier with its head.
+        write: writes the export to a new directory.
         repo_id: ``"org/name"``; made if the hub has none.
+        kind: the kind of export.
         private: whether a newly made one is private.
         revision: branch to commit to, made if missing; None is the main branch.
         token: with write access; None is the one of ``hf auth login``.
         commit_message: None names the program.
-        preprocessing: as for :func:`ssl_vivit.encoders.export.save_pretrained`.
-        card: as there.
 
     Returns:
-        the commit's address.
+        The commit's address.
 
     Raises:
         HubError: for a hub that cannot be reached or refuses.
     """
-    from ssl_vivit.encoders.export import save_classifier, save_pretrained
-
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "export"
-        if isinstance(model, VideoClassifier):
-            save_classifier(model, directory, preprocessing=preprocessing, card=card)
-        else:
-            save_pretrained(model, directory, preprocessing=preprocessing, card=card)
+        write(directory)
         # An encoder pushed over a classifier must not leave the old head behind.
-        stale = [name for name in FILES if not (directory / name).exists()]
+        stale = [name for name in kind.all_files if not (directory / name).exists()]
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:

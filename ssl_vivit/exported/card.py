@@ -1,0 +1,38 @@
+"""The model card of an export: README.md in the format of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def model_card(title: str, tags: Sequence[str], rows: Mapping[str, Any], body: str) -> str:
+    """Compose a model card.
+
+    Args:
+        title: its heading.
+        tags: for the hub's search.
+        rows: a table, name → value.
+        body: Markdown that follows the table.
+    """
+    table = "\n".join(f"| {name} | {_in_words(value)} |" for name, value in rows.items())
+    return f"""---
+library_name: ssl_vivit
+tags: [{", ".join(tags)}]
+---
+
+# {title}
+
+| | |
+|---|---|
+{table}
+
+{body}"""
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        # Lists are for programs; config.json has them.
+        rows = {name: part for name, part in value.items() if not isinstance(part, list)}
+        return ", ".join(f"{name} {part}" for name, part in rows.items())
+    return str(value)

@@ -1,0 +1,270 @@
+"""A directory that holds a model: weights as safetensors, settings as JSON, a model card.
+
+DIRECTORY/
+  model.safetensors   weights
+  config.json         format version, settings of the model, facts of the run that made it
+  README.md           model card
+
+Models register nothing here. A class describes its directories by a :class:`Format` and hands in
+how it is built from its settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssl_vivit.errors import ExportError
+from ssl_vivit.files import replaced_directory, write_json, write_text
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_SHOWN = 10
+
+Module = TypeVar("Module", bound=nn.Module)
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of exported directory.
+
+    Args:
+        name: the kind, for messages, such as ``exported encoder``.
+        key: the entry of config.json by which a directory of this kind is known.
+        version: of the format; a directory of another version is refused.
+        inside_runs: where a run directory keeps one, relative to it.
+        files: further files that an export may hold.
+        parts: directories inside that are exports of their own.
+    """
+
+    name: str
+    key: str
+    version: int = 1
+    inside_runs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of the files and directories that an export may hold."""
+        return (WEIGHTS, CONFIG, CARD, *self.files, *self.parts)
+
+    @property
+    def all_files(self) -> list[str]:
+        """Paths of the files that an export may hold, with those of its parts."""
+        names = (WEIGHTS, CONFIG, CARD)
+        return [*names, *self.files, *(f"{part}/{name}" for part in self.parts for name in names)]
+
+
+def check_place(directory: str | Path, kind: Format) -> None:
+    """Refuse a place where nothing can be exported without harm.
+
+    Raises:
+        ExportError: if something stands there that is no export of this kind, or nothing can be
+            written there.
+    """
+    place = Path(directory).resolve()
+    parent = next((folder for folder in place.parents if folder.exists()), place)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ExportError(
+            f"{directory} cannot be made in {parent}; give a directory that can be written"
+        )
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not is_kind(place, kind):
+        raise ExportError(f"{directory} exists and is no {kind.name}; give a new directory")
+
+
+def is_kind(directory: Path, kind: Format) -> bool:
+    """Whether a directory's config.json is that of an export of this kind."""
+    try:
+        saved = json.loads((directory / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and kind.key in saved and "format" in saved
+
+
+def write_directory(
+    directory: str | Path,
+    kind: Format,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    card: str,
+    parts: Mapping[str, Callable[[Path], None]] | None = None,
+) -> None:
+    """Write an export, which appears whole or not at all.
+
+    An older export of that place is replaced, other files in it stay.
+
+    Args:
+        directory: the place; its parents are made.
+        kind: the kind of export.
+        settings: of config.json, beside the format version.
+        weights: file name → tensor name → tensor.
+        card: text of the model card.
+        parts: name of a directory inside → function that writes it.
+
+    Raises:
+        ExportError: as of :func:`check_place`.
+    """
+    check_place(directory, kind)
+    with replaced_directory(directory, kind.own) as staging:
+        for name, write in (parts or {}).items():
+            write(staging / name)
+        for name, state in weights.items():
+            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            save_file(tensors, staging / name, metadata={"format": "pt"})
+        write_json(staging / CONFIG, {"format": kind.version, **settings})
+        write_text(staging / CARD, card)
+
+
+def find_directory(path: Path, kind: Format) -> Path:
+    """Return ``path``, or the place inside it where a run keeps an export of this kind.
+
+    Raises:
+        FileNotFoundError: if neither holds config.json and weights; the message names a directory
+            inside that does.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
+    if not missing:
+        return path
+    inside = [path / place for place in kind.inside_runs if (path / place / CONFIG).is_file()]
+    mend = (
+        f"{inside[0]} is one"
+        if inside
+        else f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
+    )
+    raise FileNotFoundError(f"{path} is no {kind.name}: {missing[0]} is missing; {mend}")
+
+
+def read_config(path: Path, kind: Format) -> dict[str, Any]:
+    """Read config.json of an export.
+
+    Raises:
+        FileNotFoundError: as of :func:`find_directory`.
+        ExportError: if it is no JSON, of another program, kind or version.
+    """
+    find_directory(path, kind)
+    file = path / CONFIG
+    try:
+        saved = json.loads(file.read_text())
+    except ValueError as error:
+        raise ExportError(f"{file} is not readable as JSON: {error}") from None
+    if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):
+        raise ExportError(
+            f"{file} is a config of transformers ({saved.get('model_type', 'unnamed')}); turn the "
+            "checkpoint into an encoder directory by `python -m ssl_vivit.encoders.imports`"
+        )
+    if not isinstance(saved, dict) or saved.get("format") != kind.version or kind.key not in saved:
+        raise ExportError(
+            f"{file} is not of {kind.name} format {kind.version}; it was written by another program "
+            "or a newer version of ssl_vivit"
+        )
+    return saved
+
+
+def read_shapes(file: Path) -> Shapes:
+    """Read the shapes of a safetensors file from its header alone.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ExportError: if it is damaged.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; export the model again")
+    try:
+        with safe_open(file, framework="pt") as content:
+            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{file} is damaged ({error}); export the model again") from None
+
+
+def check_shapes(expected: Shapes, found: Shapes, file: Path, described: str) -> None:
+    """Refuse weights that are not those of the described model.
+
+    Args:
+        expected: shapes by name that the description asks for.
+        found: shapes by name in the file.
+        file: for the message.
+        described: the description, for the message.
+
+    Raises:
+        ExportError: naming at most ten tensors.
+    """
+    wrong = [
+        f"{name} {found[name]} ≠ {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    wrong += [f"{name} missing" for name in expected if name not in found]
+    wrong += [f"{name} unexpected" for name in found if name not in expected]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ExportError(f"{file} does not fit the {described}: {', '.join(wrong[:_SHOWN])}{more}")
+
+
+def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, described: str) -> None:
+    """Refuse weights with another number of blocks than described.
+
+    Args:
+        expected: prefix of the names, such as ``trunk.blocks.`` → number of blocks.
+        found: as of :func:`check_shapes`, as are the other arguments.
+
+    Raises:
+        ExportError: naming both numbers.
+    """
+    for prefix, count in expected.items():
+        numbers = {name[len(prefix) :].split(".")[0] for name in found if name.startswith(prefix)}
+        if len(numbers) != count:
+            raise ExportError(
+                f"{file} does not fit the {described}: {prefix.rstrip('.')} has {len(numbers)} "
+                f"blocks ≠ {count}"
+            )
+
+
+def built_from(
+    file: Path, described: str, make: Callable[[], Module], outside: Collection[str] = ()
+) -> Module:
+    """Build a module on the meta device and give it the weights of a file.
+
+    Nothing is allocated before all names and shapes agree. Weights keep the precision that they
+    were saved in.
+
+    Args:
+        file: a safetensors file.
+        described: the description that ``make`` follows, for messages.
+        make: builds the module.
+        outside: prefixes of names whose weights are elsewhere and are already in place.
+
+    Returns:
+        The module in eval mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ExportError: if it is damaged or holds other weights.
+    """
+    found = read_shapes(file)
+    try:
+        with torch.device("meta"):
+            module = make()
+    except RuntimeError as error:  # torch's for sizes beyond what it can count
+        raise ExportError(f"{file} does not fit the {described}: {error}") from None
+    own = {
+        name: tuple(value.shape)
+        for name, value in module.state_dict().items()
+        if not name.startswith(tuple(outside))
+    }
+    check_shapes(own, found, file, described)
+    # Cloned, since where a tensor begins in memory decides how its products are rounded.
+    weights = {name: value.clone() for name, value in load_file(file).items()}
+    module.load_state_dict(weights, strict=False, assign=True)
+    return module.eval()

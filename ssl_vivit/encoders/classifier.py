@@ -202,7 +202,7 @@ class VideoClassifier(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the model: input_size (C, T, H, W), mean, std, names of layers."""
+        """timm's description of the model with input_size (C, T, H, W), mean, std, layer names."""
         config, known = self.encoder.config, self.encoder.preprocessing or {}
         return {
             "input_size": (config.in_channels, config.num_frames, *config.image_size),

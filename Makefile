@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The environment, and what tests, linters and benchmarks need beside it.
+# The environment, and what tests, linters, benchmarks and docs need beside it.
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.ready-extras
 # What the launcher would choose itself, and print a notice about.
@@ -10,13 +10,14 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 FINETUNE := $(LAUNCH) recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench docs clean
 
 help:
 	@echo "make demo   from rendered videos over a pretrained encoder to a model of neurons, with a figure"
 	@echo "make test   run the test suite (make test-slow: the tests that take minutes)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory, as ratios measured side by side"
+	@echo "make docs   build the documentation into docs/_build"
 	@echo "make clean  remove the environment"
 
 $(READY): pyproject.toml requirements.lock
@@ -29,7 +30,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 $(EXTRAS): $(READY)
-	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,onnx,neural]'
+	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,docs,onnx,neural]'
 	@touch $@
 
 demo: $(READY)
@@ -51,6 +52,10 @@ lint: $(EXTRAS)
 
 bench: $(EXTRAS)
 	@set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
+
+docs: $(EXTRAS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	@echo "open docs/_build/index.html"
 
 clean:
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""The commands of README that are marked as tested run in sequence, as they are written."""
+"""The commands of README and docs that are marked as tested run in sequence, as they are written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "tutorials" / "videos_to_neurons.md"
 MARK = "<!-- tested -->"
 # The commands are long runs; these words make them short and change nothing else.
 FEWER = {
@@ -54,9 +55,16 @@ def test_marked_blocks_are_found():
     assert marked_blocks(text) == [("shell", "one 1\ntwo\n"), ("python", "x = 1\n")]
 
 
-def test_the_road_of_the_readme_runs_in_sequence(tmp_path):
-    blocks = marked_blocks(README.read_text())
+def test_marks_stand_where_blocks_are_run():
+    pages = [README, *(ROOT / "docs").rglob("*.md")]
+    assert {page for page in pages if MARK in page.read_text()} == {README, TUTORIAL}
+
+
+def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
+    blocks = marked_blocks(TUTORIAL.read_text())
     assert [kind for kind, _ in blocks] == ["shell", "python"]
+    # README gives the tutorial's commands alone, so they run once for both.
+    assert marked_blocks(README.read_text()) == blocks[:1]
     commands = [line for line in blocks[0][1].splitlines() if line]
     assert [many for many in FEWER if many not in blocks[0][1]] == []
     assert sum("accelerate launch" in command for command in commands) == 2
@@ -94,11 +102,3 @@ def call(words: list[str], folder: Path) -> str:
     )
     assert made.returncode == 0, f"{words}\n{made.stdout[-2000:]}\n{made.stderr[-4000:]}"
     return made.stdout
-
-
-def test_files_that_the_readme_names_exist():
-    names = r"\b(?:recipes|examples|docs|tests|data_prep)/[\w/]+\.(?:py|yaml|md|png)\b"
-    missing = [
-        name for name in re.findall(names, README.read_text()) if not (ROOT / name).is_file()
-    ]
-    assert missing == []

@@ -216,7 +216,7 @@ class VideoClassifier(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the model: input_size (C, T, H, W), mean, std, names of layers."""
+        """timm's description of the model with input_size (C, T, H, W), mean, std, layer names."""
         config = self.encoder.config
         known: Mapping[str, Any] = self.encoder.preprocessing or {}
         return {

@@ -384,7 +384,7 @@ class ViViTConfig:
 
     @property
     def kernel_size(self) -> tuple[int, int, int]:
-        """Pixels that one token sees, (t, h, w): tubelet_size, or one frame of it."""
+        """(t, h, w) pixels that one token sees, those of tubelet_size or of one frame of it."""
         if self.tubelet_embedding == "uniform_frames":
             return (1, *self.tubelet_size[1:])
         return self.tubelet_size

@@ -48,8 +48,8 @@ class StimulusAdapter(nn.Module):
 
     Attributes:
         log_scale: A is exp(log_scale) times the identity; of ``scale``.
-        matrix, shift: A as [[x←u, x←v], [y←u, y←v]], and s as a share (x, y) of width and height;
-            of ``affine``.
+        matrix: A as [[x←u, x←v], [y←u, y←v]]; of ``affine``.
+        shift: s as a share (x, y) of width and height; of ``affine``.
     """
 
     def __init__(self, kind: Literal["scale", "affine"] = "scale") -> None:

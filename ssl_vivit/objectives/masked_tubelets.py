@@ -212,9 +212,9 @@ class MaskedTubelets(nn.Module):
             seed: of the masks.
 
         Returns:
-            Mean squared errors over the hidden tubelets of each clip, in units of the targets:
-            ``error`` of the predictions; ``copy_error`` of the nearest visible tubelet in their
-            place; ``mean_error`` of each hidden tubelet's own mean colour. Where targets are
+            Mean squared errors over the hidden tubelets of each clip, in units of the targets,
+            with ``error`` of the predictions; ``copy_error`` of the nearest visible tubelet in
+            their place; ``mean_error`` of each hidden tubelet's own mean colour. Where targets are
             normalised the last is near 1, less with tubelets of one colour, and lower than what
             copying has: the harder one to beat.
         """

@@ -94,7 +94,7 @@ class NeuralPrediction(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The part that is worth compiling: what comes after changes shape with the session."""
+        """The part that is worth compiling; what comes after changes shape with the session."""
         return self.model.encoder
 
     def forward(self, batch: dict[str, Any]) -> Step:

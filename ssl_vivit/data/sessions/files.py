@@ -67,7 +67,8 @@ class Session:
         in_memory: whether to keep what was read in memory.
 
     Attributes:
-        name, path: of the session.
+        path: the session's folder.
+        name: the session's name.
         frames_per_second: of video, responses and behaviour alike.
         kind: "spikes" if responses are counts, else "calcium"; ``meta/session.json`` may say
             which, else it is told by whether all training responses are counts.

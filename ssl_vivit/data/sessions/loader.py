@@ -51,7 +51,11 @@ class NeuralDataConfig:
     in_memory: bool = False
 
     def check(self) -> None:
-        """Raises: SessionError: if a setting is out of range."""
+        """Refuse settings that no data can have.
+
+        Raises:
+            SessionError: if a setting is out of range.
+        """
         if self.window < 1:
             raise SessionError(f"data.window is {self.window}; it must be 1 frame or more")
         if not 0 <= self.drop_first < self.window:

@@ -138,6 +138,7 @@ class Augment:
         change what others draw.
 
         Returns:
+            What was drawn, by name.
             ``crop`` int64 (4,): top, left, height, width; ``flip``, ``grey`` bool ();
             ``jitter`` float32 (4,): brightness, contrast and saturation factors, hue shift in
             turns; ``order`` int64 (4,): the sequence in which they are applied; ``blur`` float32

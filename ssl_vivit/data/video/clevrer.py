@@ -38,6 +38,7 @@ def clip_labels(
         name: the video, for messages.
 
     Returns:
+        The labels by name.
         ``presence`` float32 (48,): 1 where an object of that kind is visible, in the order of
         :data:`KINDS`, index ((shape · 8) + colour) · 2 + material;
         ``num_objects`` int64 (): visible objects;

@@ -50,7 +50,9 @@ class ShardSet:
         shards: list of paths or addresses.
         keys: list of str, unique over all shards.
         shard_of: int array (len,), position in ``shards``.
-        num_frames, heights, widths: int arrays (len,).
+        num_frames: int array (len,).
+        heights: int array (len,), in pixels.
+        widths: the same.
         fps: float array (len,), frames per second as stored.
         storages: int array (len,), position in ``STORAGES``.
         has_annotation: bool array (len,).

@@ -28,7 +28,9 @@ class VideoFolder:
 
     Attributes:
         keys: paths below the root with forward slashes, sorted.
-        num_frames, heights, widths: int arrays (len,).
+        num_frames: int array (len,).
+        heights: int array (len,), in pixels.
+        widths: the same.
         fps: float array (len,).
         has_annotation: all False.
         broken: name → reason of what was left out.

@@ -22,7 +22,7 @@ from data_prep.samples import clevrer_sample
 from ssl_vivit.data.video.loader import DataConfig, build_clips
 from ssl_vivit.data.video.pretraining_data import pretraining_data
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.choice import EncoderChoice
+from ssl_vivit.encoders.named_sizes import EncoderChoice
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.monitors.contrastive import ContrastiveEvaluation, EvaluationConfig
 from ssl_vivit.evaluation.monitors.online_probe import OnlineProbe, OnlineProbeConfig

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_vivit.encoders.config import ViViTConfig, unknown_name
-from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
+from ssl_vivit.encoders.positions import resample_spatial, resample_temporal
 from ssl_vivit.preprocessing import Preprocessing
 
 GEOMETRY = (

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.adapt import adapt, resample_kernel
-from ssl_vivit.encoders.resampling import resample_temporal
+from ssl_vivit.encoders.positions import resample_temporal
 
 SMALL = {
     "num_frames": 8,

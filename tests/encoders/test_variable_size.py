@@ -6,7 +6,7 @@ from small_encoders import MODEL1, MODEL2, MODEL3, MODEL4, MODELS, ROTARY, clip,
 from timm.layers import resample_abs_pos_embed
 
 from ssl_vivit import ViViT, ViViTConfig
-from ssl_vivit.encoders.resampling import resample_spatial, resample_temporal
+from ssl_vivit.encoders.positions import resample_spatial, resample_temporal
 
 SINUSOIDAL = {"spatial_positions": "sinusoidal", "temporal_positions": "sinusoidal"}
 by_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

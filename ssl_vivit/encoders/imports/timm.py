@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.imports.foreign_weights import ForeignWeights
-from ssl_vivit.encoders.resampling import resample_spatial
+from ssl_vivit.encoders.positions import resample_spatial
 from ssl_vivit.encoders.trunks.blocks import mlp_widths
 from ssl_vivit.encoders.tubelets import inflate
 from ssl_vivit.encoders.vivit import ViViT

@@ -10,7 +10,7 @@ import torch
 from ssl_vivit import ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.encoders.adapt import resample_kernel
-from ssl_vivit.encoders.resampling import resample_temporal
+from ssl_vivit.encoders.positions import resample_temporal
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import ViViTCore
 from ssl_vivit.neural.cores.encoder_fitting import (

@@ -25,7 +25,7 @@ from ssl_vivit.exported.directory import (
     read_shapes,
     write_directory,
 )
-from ssl_vivit.exported.hub import locate, push_directory
+from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.preprocessing import Preprocessing
 
 # timm's names of poolings that have another one here.
@@ -34,7 +34,7 @@ TIMM_POOLINGS = {"avg": "mean", "token": "cls_mean", "map": "attention"}
 Map = Float[Tensor, "b d t h w"]
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(nn.Module, HubModel):
     """Video → logits: encoder, an optional tanh representation layer, a linear head.
 
     The methods are those of timm's models, so that timm's optimisers, layer decay and feature
@@ -57,6 +57,8 @@ class VideoClassifier(nn.Module):
     Raises:
         ValueError: for a negative num_classes or a representation_size below 1.
     """
+
+    export_format = ENCODER
 
     def __init__(
         self,
@@ -278,24 +280,6 @@ class VideoClassifier(nn.Module):
             {**encoder.saved_settings(prepared, card), "classifier": head},
             {WEIGHTS: encoder.state_dict(), HEAD: own},
             encoder_card(encoder.config, prepared, card or {}, self.num_classes),
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        preprocessing: Mapping[str, Any] | None = None,
-        card: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> str:
-        """Publish encoder and head; arguments and errors as of :meth:`ViViT.push_to_hub`."""
-        return push_directory(
-            lambda directory: self.save_pretrained(
-                directory, preprocessing=preprocessing, card=card
-            ),
-            repo_id,
-            ENCODER,
-            **options,
         )
 
     @classmethod

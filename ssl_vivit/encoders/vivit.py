@@ -53,7 +53,7 @@ from ssl_vivit.exported.directory import (
     read_shapes,
     write_directory,
 )
-from ssl_vivit.exported.hub import locate, push_directory
+from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.grid import Grid
 from ssl_vivit.preprocessing import Preprocessing
 
@@ -116,7 +116,7 @@ class Encoded(NamedTuple):
     grid: Grid
 
 
-class ViViT(nn.Module):
+class ViViT(nn.Module, HubModel):
     """A ViViT encoder; see :class:`ViViTConfig` for what it can be.
 
     Attributes:
@@ -127,6 +127,7 @@ class ViViT(nn.Module):
             versions), or None.
     """
 
+    export_format = ENCODER
     _no_split_modules = (
         "PreNormBlock",
         "ParallelBlock",
@@ -484,38 +485,6 @@ class ViViT(nn.Module):
             "preprocessing": None if preprocessing is None else dict(preprocessing),
             "training": training,
         }
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        preprocessing: Mapping[str, Any] | None = None,
-        card: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> str:
-        """Publish the encoder on the Hugging Face hub.
-
-        Args:
-            repo_id: ``"org/name"``; made if the hub has none.
-            preprocessing: as of :meth:`save_pretrained`.
-            card: as of :meth:`save_pretrained`.
-            options: ``private``, ``revision``, ``token`` and ``commit_message``, as of
-                :func:`ssl_vivit.exported.hub.push_directory`.
-
-        Returns:
-            The commit's address.
-
-        Raises:
-            HubError: for a hub that cannot be reached or refuses.
-        """
-        return push_directory(
-            lambda directory: self.save_pretrained(
-                directory, preprocessing=preprocessing, card=card
-            ),
-            repo_id,
-            ENCODER,
-            **options,
-        )
 
 
 def _blocks(config: ViViTConfig) -> dict[str, int]:

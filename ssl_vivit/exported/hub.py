@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -70,55 +71,65 @@ def locate(
     return Path(found)
 
 
-def push_directory(
-    write: Callable[[Path], None],
-    repo_id: str,
-    kind: Format,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
-) -> str:
-    """Publish an export on the hub, in one commit.
+class HubModel:
+    """A model whose exports are published on the hub.
 
-    Args:
-        write: writes the export to a new directory.
-        repo_id: ``"org/name"``; made if the hub has none.
-        kind: the kind of export.
-        private: whether a newly made one is private.
-        revision: branch to commit to, made if missing; None is the main branch.
-        token: with write access; None is the one of ``hf auth login``.
-        commit_message: None names the program.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        HubError: for a hub that cannot be reached or refuses.
+    Attributes:
+        export_format: the kind of directory that ``save_pretrained`` writes.
     """
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) / "export"
-        write(directory)
-        # An encoder pushed over a classifier must not leave the old head behind.
-        stale = [name for name in kind.all_files if not (directory / name).exists()]
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=directory,
-                revision=revision,
-                commit_message=commit_message or "Upload with ssl_vivit",
-                delete_patterns=stale,
-            )
-        except _FAILURES as error:
-            raise HubError(
-                f"{repo_id} could not be pushed: {_reason(repo_id, revision, error)}"
-            ) from None
-    return str(commit.commit_url)
+
+    export_format: ClassVar[Format]
+    save_pretrained: Callable[..., None]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        **saved: Any,
+    ) -> str:
+        """Publish the model on the Hugging Face hub, in one commit.
+
+        Args:
+            repo_id: ``"org/name"``; made if the hub has none.
+            private: whether a newly made one is private.
+            revision: branch to commit to, made if missing; None is the main branch.
+            token: with write access; None is the one of ``hf auth login``.
+            commit_message: None names the program.
+            saved: further arguments of ``save_pretrained``, such as ``card``.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            HubError: for a hub that cannot be reached or refuses.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch) / "export"
+            self.save_pretrained(directory, **saved)
+            # An encoder pushed over a classifier must not leave the old head behind.
+            names = self.export_format.all_files
+            stale = [name for name in names if not (directory / name).exists()]
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                if revision is not None:
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=directory,
+                    revision=revision,
+                    commit_message=commit_message or "Upload with ssl_vivit",
+                    delete_patterns=stale,
+                )
+            except _FAILURES as error:
+                raise HubError(
+                    f"{repo_id} could not be pushed: {_reason(repo_id, revision, error)}"
+                ) from None
+        return str(commit.commit_url)
 
 
 def _reason(repo_id: str, revision: str | None, error: BaseException) -> str:

@@ -38,7 +38,7 @@ from ssl_vivit.exported.directory import (
     read_config,
     write_directory,
 )
-from ssl_vivit.exported.hub import locate
+from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.model_card import neural_model_card
 from ssl_vivit.neural.model_settings import build_from_settings, settings_of
@@ -50,7 +50,7 @@ _ENCODER = "encoder"
 MODEL_OF_NEURONS = Format("model of neurons", "sessions", inside_runs=("model",), parts=(_ENCODER,))
 
 
-class NeuralPredictor(nn.Module):
+class NeuralPredictor(nn.Module, HubModel):
     """A model of neurons that takes stimuli and behaviour as they were recorded.
 
     Args:
@@ -63,6 +63,8 @@ class NeuralPredictor(nn.Module):
     Raises:
         NeuralModelError: if the facts are of other sessions or neurons than the model's.
     """
+
+    export_format = MODEL_OF_NEURONS
 
     def __init__(self, model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from ssl_vivit.encoders.imports.scenic_model import (
     scenic_model,
     video_shape_of,
 )
+from ssl_vivit.preprocessing import Preprocessing
 
 __all__ = ["from_scenic", "read_scenic_checkpoint"]
 
@@ -79,15 +80,12 @@ def from_scenic(
         head |= _dense(weights, "output_projection", "head", width, model.num_classes)
     weights.finish()
     classifier = built_classifier(config, state, head, model.num_classes, model.representation_size)
-    classifier.encoder.preprocessing = {
-        "pixel_range": [0.0, 1.0],
-        "channels": "rgb" if model.channels == 3 else "luma",
-        "mean": [0.5] * model.channels,
-        "std": [0.5] * model.channels,
-        "fps": None,
-        "frame_stride": None,
-        "resize": list(config.image_size),
-    }
+    classifier.encoder.preprocessing = Preprocessing(
+        channels="rgb" if model.channels == 3 else "luma",
+        mean=(0.5,) * model.channels,
+        std=(0.5,) * model.channels,
+        resize=config.image_size,
+    )
     return classifier
 
 

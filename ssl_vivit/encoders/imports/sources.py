@@ -21,6 +21,7 @@ from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
 from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
 from ssl_vivit.encoders.imports.vivit_backbone import from_vivit_backbone
 from ssl_vivit.exported.hub import REPO_ID
+from ssl_vivit.preprocessing import Preprocessing
 
 _TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
 _BACKBONE_KEY = "to_tubelet_embedding.1.weight"
@@ -200,7 +201,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _preprocessing(directory: Path, model: VideoClassifier) -> dict[str, Any] | None:
+def _preprocessing(directory: Path, model: VideoClassifier) -> Preprocessing | None:
     """What preprocessor_config.json says, as mean and std of pixels in [0, 1]."""
     file = directory / "preprocessor_config.json"
     if not file.is_file():
@@ -214,12 +215,9 @@ def _preprocessing(directory: Path, model: VideoClassifier) -> dict[str, Any] | 
     mean = given.get("image_mean", zeros) if normalised else zeros
     std = given.get("image_std", ones) if normalised else ones
     # There a pixel p in [0, 1] becomes (scale · p − offset − mean) / std.
-    return {
-        "pixel_range": [0.0, 1.0],
-        "channels": "rgb" if config.in_channels == 3 else "luma",
-        "mean": [(value + offset) / scale for value in mean],
-        "std": [value / scale for value in std],
-        "fps": None,
-        "frame_stride": None,
-        "resize": list(config.image_size),
-    }
+    return Preprocessing(
+        channels="rgb" if config.in_channels == 3 else "luma",
+        mean=tuple((value + offset) / scale for value in mean),
+        std=tuple(value / scale for value in std),
+        resize=config.image_size,
+    )

@@ -21,6 +21,7 @@ from ssl_vivit.encoders.positions import resample_spatial
 from ssl_vivit.encoders.trunks.blocks import mlp_widths
 from ssl_vivit.encoders.tubelets import inflate
 from ssl_vivit.encoders.vivit import ViViT
+from ssl_vivit.preprocessing import Preprocessing
 
 # Settings that the image model fixes, whatever the video encoder is otherwise.
 _FIXED = (
@@ -366,19 +367,16 @@ def _parameters(module: nn.Module, ours: str) -> dict[str, Tensor]:
     return {f"{ours}.{name}": value for name, value in module.state_dict().items()}
 
 
-def _preprocessing(model: VisionTransformer, config: ViViTConfig) -> dict[str, Any] | None:
+def _preprocessing(model: VisionTransformer, config: ViViTConfig) -> Preprocessing | None:
     pretrained = getattr(model, "pretrained_cfg", None) or {}
     if "mean" not in pretrained or "std" not in pretrained:
         return None
     mean, std = list(pretrained["mean"]), list(pretrained["std"])
     if config.in_channels == 1:
         mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
-    return {
-        "pixel_range": [0.0, 1.0],
-        "channels": "luma" if config.in_channels == 1 else "rgb",
-        "mean": mean,
-        "std": std,
-        "fps": None,
-        "frame_stride": None,
-        "resize": list(config.image_size),
-    }
+    return Preprocessing(
+        channels="luma" if config.in_channels == 1 else "rgb",
+        mean=tuple(mean),
+        std=tuple(std),
+        resize=config.image_size,
+    )

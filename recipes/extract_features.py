@@ -17,49 +17,18 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from ssl_vivit.data.video.samples import Videos
-from ssl_vivit.data.video.shards import ShardSet
-from ssl_vivit.data.video.usable_videos import Chosen, of_one_size, too_short
-from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.data.video.clips import too_short
+from ssl_vivit.data.video.loader import refuse_many_broken
+from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import Summary
-from ssl_vivit.evaluation.features.files import (
-    FeatureFiles,
-    Kept,
-    TolerantBatches,
-    fingerprint,
-    refuse_many_broken,
-    write_parts,
-)
-from ssl_vivit.evaluation.features.preparation import ClipChoice, open_encoder, preparation
+from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, Kept, fingerprint, write_parts
+from ssl_vivit.evaluation.features.preparation import ReadingForEncoder, preparation
 from ssl_vivit.training import join_processes, parse, run
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How videos are read.
-
-    Args:
-        cache_dir: where shards from afar are kept.
-        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
-        frame_size: height and width that frames are decoded to; null keeps theirs, and takes
-            central windows of the encoder's shape where videos have several sizes.
-        workers: processes that decode; null takes the cores that are free, 8 at most.
-        clip: what differs from the clips of the encoder's pretraining.
-        image_size: height and width that the encoder is fitted to; null keeps its own.
-    """
-
-    cache_dir: str | None = None
-    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
-    frame_size: tuple[int, int] | None = None
-    workers: int | None = None
-    clip: ClipChoice = field(default_factory=ClipChoice)
-    image_size: tuple[int, int] | None = None
 
 
 @dataclass
@@ -89,7 +58,7 @@ class ExtractRecipe:
     clips: int = 1
     part_size: int = 256
     batch_size: int = 16
-    data: Reading = field(default_factory=Reading)
+    data: ReadingForEncoder = field(default_factory=ReadingForEncoder)
 
 
 def main() -> None:
@@ -101,7 +70,7 @@ def main() -> None:
     processes = join_processes()
     device = processes.device
     data = config.data
-    encoder = open_encoder(config.encoder, data.clip, data.image_size).to(device)
+    encoder = data.open_encoder(config.encoder).to(device)
     videos, skipped = _open(config)
     prepared = preparation(encoder, videos.fps, data.clip, config.clips)
     if prepared.clip.fps is None and (encoder.preprocessing or {}).get("fps"):
@@ -113,7 +82,7 @@ def main() -> None:
     if len(short) < len(videos):  # where none is long enough, the clips' own check says so
         skipped |= {videos.keys[i]: reason for i, reason in short.items()}
         videos = Chosen(videos, np.setdiff1d(np.arange(len(videos)), list(short)))
-    refuse_many_broken(len(skipped), len(videos) + len(skipped), skipped)
+    refuse_many_broken(skipped, len(videos) + len(skipped), FEW)
     if data.frame_size is None:
         videos = of_one_size(videos, prepared.size)
     dataset = prepared.dataset(videos, frame_size=data.frame_size)
@@ -133,16 +102,14 @@ def main() -> None:
     processes.wait_for_everyone()
     own = missing[processes.process_index :: processes.num_processes]
 
-    def batches(indices: np.ndarray) -> TolerantBatches:
-        loader = TolerantBatches(dataset, workers=data.workers, shuffle=False, indices=indices)
-        loader.left_out = len(skipped)
-        return loader
-
     todo = sum(len(parts[i]) for i in own)
     with tqdm(total=todo, desc=config.out, unit="video", dynamic_ncols=True,
               disable=not processes.is_main_process) as progress:  # fmt: skip
-        write_parts(encoder, batches, [(i, parts[i]) for i in own], files, kept=config.features,
-                    summary=config.summary, batch_size=config.batch_size, device=device, seen=progress.update)  # fmt: skip
+        write_parts(
+            encoder, dataset, {i: parts[i] for i in own}, files, kept=config.features,
+            summary=config.summary, batch_size=config.batch_size, workers=data.workers,
+            skipped=skipped, device=device, seen=progress.update,
+        )  # fmt: skip
     processes.wait_for_everyone()
     if processes.is_main_process:
         index = files.finish(skipped)
@@ -160,8 +127,8 @@ def _open(config: ExtractRecipe) -> tuple[Videos, dict[str, str]]:
     if (config.videos is None) == (config.shards is None):
         raise DataError("give --videos FOLDER or --shards PATTERN, one of them")
     if config.shards is not None:
-        return ShardSet(config.shards, data.cache_dir, data.decoder), {}
-    folder = VideoFolder(str(config.videos), decoder=data.decoder)
+        return data.open_shards(config.shards), {}
+    folder = data.open_folder(str(config.videos), "--videos")
     return folder, dict(folder.broken)
 
 

@@ -24,7 +24,6 @@ import torch
 from data_prep.samples import clevrer_sample
 from ssl_vivit.encoders import ViViT, create_encoder
 from ssl_vivit.evaluation.features.extraction import Summary
-from ssl_vivit.evaluation.features.preparation import open_encoder
 from ssl_vivit.evaluation.probes.attentive import AttentiveConfig
 from ssl_vivit.evaluation.probes.comparison import Protocol, compare, subject
 from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
@@ -138,8 +137,7 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
         fresh = create_encoder("vivit_tiny", num_frames=16, image_size=(64, 96))
         return [("fresh vivit_tiny", fresh)]
     names = distinct(paths)
-    data = config.data
-    return [(names[path], open_encoder(path, data.clip, data.image_size)) for path in paths]
+    return [(names[path], config.data.open_encoder(path)) for path in paths]
 
 
 if __name__ == "__main__":

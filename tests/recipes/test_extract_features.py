@@ -186,7 +186,7 @@ def test_many_broken_videos_stop_it(videos, encoder, tmp_path, call, capsys):
         (tmp_path / "v" / f"broken_{i}.mp4").write_bytes(b"no video")
     with pytest.raises(SystemExit):
         call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
-    assert "6 of 15 videos are left out" in capsys.readouterr().err
+    assert "6 of 15 videos cannot be used, more than 1% and more than 5" in capsys.readouterr().err
     (tmp_path / "v" / "broken_0.mp4").unlink()
     call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
     assert len(load_features(tmp_path / "f").keys) == 9

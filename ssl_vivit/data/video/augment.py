@@ -66,8 +66,6 @@ class AugmentConfig:
         def refuse(name: str, rule: str) -> None:
             raise DataError(f"--data.augment.{name} is {getattr(self, name)}; it must be {rule}")
 
-        if self.strength not in ("full", "none"):
-            refuse("strength", '"full" or "none"')
         for name in ("flip", "jitter", "grey", "blur"):
             if not 0 <= getattr(self, f"{name}_probability") <= 1:
                 refuse(f"{name}_probability", "between 0 and 1")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError
 
 # A time that falls on a frame's border by arithmetic must not miss it by rounding.
@@ -44,10 +45,6 @@ class ClipConfig:
                 raise DataError(f"--data.clip.{name} is {value}; it must be 1 or more")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise DataError(f"--data.clip.fps is {self.fps}; it must be above 0, or null")
-        if self.view_gap not in ("near", "uniform"):
-            raise DataError(
-                f'--data.clip.view_gap is "{self.view_gap}"; it must be "near" or "uniform"'
-            )
 
     @property
     def span(self) -> int:
@@ -75,14 +72,6 @@ class ClipConfig:
         return replace(self, num_frames=num_frames)
 
 
-class VideoIndex(Protocol):
-    """What is known of videos without opening them; a ShardSet has it."""
-
-    keys: list[str]
-    num_frames: np.ndarray
-    fps: np.ndarray
-
-
 def timeline_length(
     num_frames: Int[np.ndarray, " n"], source_fps: Float[np.ndarray, " n"], fps: float | None
 ) -> Int[np.ndarray, " n"]:
@@ -98,11 +87,11 @@ def timeline_length(
     return steps.astype(np.int64)
 
 
-def start_counts(videos: VideoIndex, config: ClipConfig) -> Int[np.ndarray, " n"]:
+def start_counts(videos: Videos, config: ClipConfig) -> Int[np.ndarray, " n"]:
     """The number of places in each video at which a clip can start.
 
     Args:
-        videos: a ShardSet, or anything with its index.
+        videos: the videos, none of which is opened.
         config: what is to be cut.
 
     Raises:
@@ -144,10 +133,20 @@ def _some(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> s
     return named if len(which) == 1 else f"{named} (one of {len(which)} such videos)"
 
 
-def _length(videos: VideoIndex, i: int, steps: np.ndarray, config: ClipConfig) -> str:
+def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> str:
     if config.fps is None:
         return f"{videos.num_frames[i]} frames"
     return f"{videos.num_frames[i]} frames, {steps[i]} at --data.clip.fps {config.fps:g}"
+
+
+def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
+    """Videos in which the clips do not fit, and why."""
+    steps = timeline_length(videos.num_frames, videos.fps, clip.fps)
+    needed = clip.span + clip.views - 1
+    return {
+        int(i): f"has {videos.num_frames[i]} frames, {clip.views} of {clip.span} do not fit"
+        for i in np.flatnonzero(steps < needed)
+    }
 
 
 def draw_starts(

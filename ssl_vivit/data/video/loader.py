@@ -16,11 +16,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset, SampleFetcher, collate
-from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.videos import VideoReading
 from ssl_vivit.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -42,17 +42,12 @@ _PREFETCH = 2
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(VideoReading):
     """Which videos, and how clips come from them.
 
     Args:
         shards: paths, patterns (``'shards/clevrer-train-*.tar'``, ``'…-{000000..000009}.tar'``)
             or addresses (``s3://``, ``gs://``, ``https://``) of shards.
-        cache_dir: where shards from afar are kept.
-        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
-        frame_size: height and width that frames are decoded to; null keeps theirs. Needed where
-            videos have several sizes.
-        workers: processes that decode; null takes the cores that are free, 8 at most.
         held_out: share of the videos that is kept from training, chosen by their names.
         clip: how clips are cut.
         augment: how they are changed.
@@ -62,10 +57,6 @@ class DataConfig:
     """
 
     shards: str | list[str] | None = None
-    cache_dir: str | None = None
-    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
-    frame_size: tuple[int, int] | None = None
-    workers: int | None = None
     held_out: float = 0.05
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -111,7 +102,7 @@ def build_clips(
     if not config.shards:
         raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
     augment = Augment(config.augment, size, in_channels, config.mean, config.std)
-    videos = ShardSet(config.shards, cache_dir=config.cache_dir, decoder=config.decoder)
+    videos = config.open_shards(config.shards)
     train, held_out = split_keys(videos.keys, config.held_out)
 
     clip = config.clip if num_frames is None else config.clip.for_encoder(num_frames)
@@ -147,6 +138,32 @@ def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.nda
     return np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
+def refuse_many_broken(
+    broken: Mapping[str, str], total: int, few: int = 0, *, given_up: bool = False
+) -> None:
+    """Stop where more than :data:`BROKEN_LIMIT` of the videos cannot be used.
+
+    Args:
+        broken: name → why the video cannot be used.
+        total: videos, the broken ones included.
+        few: so many are no reason to stop, in whatever share.
+        given_up: stop whatever the share: no video was found in the place of a broken one.
+
+    Raises:
+        DataError: naming some of them.
+    """
+    if not given_up and len(broken) <= max(few, BROKEN_LIMIT * total):
+        return
+    names = ", ".join(list(broken)[:10])
+    more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
+    raise DataError(
+        f"{len(broken)} of {total} videos cannot be used, more than {BROKEN_LIMIT:.0%}"
+        f"{f' and more than {few}' if few else ''}: {names}{more} (the first: "
+        f"{next(iter(broken.values()))}); leave them out, or mend them: of shards, "
+        "`python -m data_prep.clevrer verify` names what is broken"
+    )
+
+
 class ClipBatches:
     """Endless training batches, or one pass over the videos.
 
@@ -164,6 +181,8 @@ class ClipBatches:
             launcher's processes leave free, 8 at most.
         shuffle: a new order every epoch, or always that of ``indices``.
         indices: the videos that take part; None means all.
+        broken: name → reason of videos that were left out before.
+        few_broken: so many broken videos are no reason to stop, in whatever share.
 
     Attributes:
         broken: name → reason of every broken video met so far.
@@ -176,13 +195,16 @@ class ClipBatches:
         workers: int | None = 0,
         shuffle: bool = True,
         indices: Sequence[int] | np.ndarray | None = None,
+        broken: Mapping[str, str] | None = None,
+        few_broken: int = 0,
     ) -> None:
         if workers is not None and workers < 0:
             raise DataError(f"--data.workers is {workers}; it must be 0 or more, or null")
         self.dataset, self.shuffle = dataset, shuffle
         self.workers = _free_cores() if workers is None else workers
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-        self.broken: dict[str, str] = {}
+        self.broken, self.few_broken = dict(broken or {}), few_broken
+        self._total = len({*dataset.videos.keys, *self.broken})
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -309,14 +331,7 @@ class ClipBatches:
             if name not in self.broken:
                 self.broken[name] = reason
                 logger.warning("%s is broken and left out: %s", name, reason)
-        if given_up or len(self.broken) > BROKEN_LIMIT * len(self.dataset):
-            names = ", ".join(list(self.broken)[:10])
-            more = len(self.broken) - 10
-            raise DataError(
-                f"{len(self.broken)} of {len(self.dataset)} videos are broken, more than "
-                f"{BROKEN_LIMIT:.0%}: {names}{f' and {more} more' if more > 0 else ''}; see "
-                f"`python -m data_prep.clevrer verify`, and pack the shards again without them"
-            )
+        refuse_many_broken(self.broken, self._total, self.few_broken, given_up=given_up)
 
     def _check_shared_memory(self, batch_size: int) -> None:
         if not self.workers or not Path("/dev/shm").is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,30 +21,12 @@ from ssl_vivit.data.video.clips import (
     even_starts,
     start_counts,
 )
+from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.preprocessing import Preprocessing
 
 # Eight broken videos in a row are no accident in a set that is 1 % broken.
 _ATTEMPTS = 8
-
-
-class Videos(Protocol):
-    """What is asked of a ShardSet."""
-
-    keys: list[str]
-    num_frames: np.ndarray
-    heights: np.ndarray
-    widths: np.ndarray
-    fps: np.ndarray
-    has_annotation: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def annotation(self, i: int) -> dict | None: ...
-
-    def frames(
-        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
-    ) -> np.ndarray: ...
 
 
 class ClipDataset:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,12 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssl_vivit.data.video.loader import BROKEN_LIMIT, ClipBatches
+from ssl_vivit.data.video.loader import ClipBatches
+from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
-from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.features.extraction import Summary, half_precision, vectors_of
-from ssl_vivit.evaluation.probes.report import write_json
+from ssl_vivit.files import replaced_file, write_json
 
 FORMAT = 1
 INDEX = "index.json"
@@ -152,7 +152,7 @@ class FeatureFiles:
     def begin(self) -> None:
         """Write the index of a begun extraction, unless a whole one is there."""
         if not (self.directory / INDEX).is_file():
-            write_json({**self.index, "complete": False, "skipped": {}}, self.directory / INDEX)
+            write_json(self.directory / INDEX, {**self.index, "complete": False, "skipped": {}})
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there yet."""
@@ -168,15 +168,13 @@ class FeatureFiles:
             RunError: if the disk does not take it.
         """
         path = part_path(self.directory, number)
-        partial = path.with_name(f".{path.name}.partial")
         # One entry alone: the order of several in the file is not the same every time.
         facts = json.dumps({"keys": keys, "skipped": skipped})
         try:
-            save_file(tensors, partial, metadata={"part": facts})
-            shutil.copymode(self.directory / INDEX, partial)
-            os.replace(partial, path)
+            with replaced_file(path) as partial:
+                save_file(tensors, partial, metadata={"part": facts})
+                shutil.copymode(self.directory / INDEX, partial)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise RunError(
                 f"{path} cannot be written ({error}); mend that and run the same command again"
             ) from error
@@ -195,37 +193,8 @@ class FeatureFiles:
             count += len(facts["keys"])
             skipped |= facts["skipped"]
         whole = {**self.index, "complete": True, "videos": count, "skipped": skipped}
-        write_json(whole, self.directory / INDEX)
+        write_json(self.directory / INDEX, whole)
         return whole
-
-
-class TolerantBatches(ClipBatches):
-    """Clips of any videos: a few broken ones are no reason to stop, in whatever share.
-
-    Args:
-        left_out: videos that were broken from the start.
-    """
-
-    left_out: int = 0
-
-    def _count_broken(self, broken: dict[str, str], given_up: bool) -> None:
-        self.broken |= broken
-        count = self.left_out + len(self.broken)
-        refuse_many_broken(count, self.left_out + len(self.dataset), self.broken)
-
-
-def refuse_many_broken(count: int, total: int, broken: dict[str, str]) -> None:
-    """Stop where more than 1 % of the videos, and more than a few, are left out.
-
-    Raises:
-        DataError: naming some of them.
-    """
-    if count > max(FEW, BROKEN_LIMIT * total):
-        named = "; ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:3])
-        raise DataError(
-            f"{count} of {total} videos are left out, more than {BROKEN_LIMIT:.0%} and more than "
-            f"{FEW}: {named}; mend them or move them away"
-        )
 
 
 def extract(
@@ -272,13 +241,15 @@ def extract(
 
 def write_parts(
     encoder: ViViT,
-    batches: Callable[[np.ndarray], TolerantBatches],
-    parts: Sequence[tuple[int, np.ndarray]],
+    dataset: ClipDataset,
+    parts: Mapping[int, np.ndarray],
     files: FeatureFiles,
     *,
     kept: Kept,
     summary: Summary,
     batch_size: int,
+    workers: int | None,
+    skipped: Mapping[str, str],
     device: torch.device,
     seen: Callable[[int], object],
 ) -> None:
@@ -286,22 +257,25 @@ def write_parts(
 
     Args:
         encoder: on the device.
-        batches: a loader over videos with the given numbers.
-        parts: (number, videos) of each part to make.
+        dataset: the videos.
+        parts: number of each part to make → its videos.
         files: where they go.
         kept: which features.
         summary: what a pooled vector is.
         batch_size: videos that the encoder sees at once.
+        workers: processes that decode.
+        skipped: name → reason of videos that were left out from the start.
         device: where.
         seen: told how many videos are done.
     """
-    broken: dict[str, str] = {}
-    for number, indices in parts:
-        loader = batches(indices)
-        before, loader.broken = len(broken), dict(broken)
+    broken = dict(skipped)
+    for number, indices in parts.items():
+        loader = ClipBatches(
+            dataset, workers=workers, shuffle=False, indices=indices, broken=broken, few_broken=FEW
+        )
         with closing(loader.once(batch_size, device)) as stream:
             keys, tensors = extract(encoder, stream, kept, summary, seen)
-        new = dict(list(loader.broken.items())[before:])
+        new = {name: why for name, why in loader.broken.items() if name not in broken}
         broken |= new
         files.write(number, keys, tensors, new)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig
-from ssl_vivit.data.video.samples import ClipDataset, Videos
+from ssl_vivit.data.video.samples import ClipDataset
+from ssl_vivit.data.video.videos import VideoReading, Videos
 from ssl_vivit.encoders import ViViT, load_encoder
 from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.preprocessing import Preprocessing
@@ -35,6 +36,37 @@ class ClipChoice:
     num_frames: int | None = None
     frame_stride: int | None = None
     fps: float | None = None
+
+
+@dataclass(frozen=True)
+class ReadingForEncoder(VideoReading):
+    """How videos are read for an exported encoder.
+
+    Args:
+        frame_size: height and width that frames are decoded to; null keeps theirs, and takes
+            central windows of the encoder's shape where a folder's videos have several sizes.
+        clip: what differs from the clips of the encoder's pretraining.
+        image_size: height and width that the encoder is fitted to; null keeps its own.
+    """
+
+    clip: ClipChoice = field(default_factory=ClipChoice)
+    image_size: tuple[int, int] | None = None
+
+    def open_encoder(self, path: str) -> ViViT:
+        """Load an exported encoder, fitted to ``clip.num_frames`` and ``image_size``.
+
+        Raises:
+            RunError: if there is no encoder at that path.
+            ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
+        """
+        geometry: dict[str, Any] = {
+            "num_frames": self.clip.num_frames,
+            "image_size": self.image_size,
+        }
+        try:
+            return load_encoder(path, **{name: value for name, value in geometry.items() if value})
+        except FileNotFoundError as error:
+            raise RunError(f"{error}; `make demo` makes runs/demo/encoder") from None
 
 
 @dataclass(frozen=True)
@@ -91,23 +123,6 @@ class Preparation:
         return replace(self, clip=clip)
 
 
-def open_encoder(path: str, choice: ClipChoice, image_size: Sequence[int] | None = None) -> ViViT:
-    """Load an exported encoder, fitted to the geometry asked for.
-
-    Raises:
-        RunError: if there is no encoder at that path.
-        ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
-    """
-    geometry: dict[str, Any] = {
-        "num_frames": choice.num_frames,
-        "image_size": None if image_size is None else tuple(image_size),
-    }
-    try:
-        return load_encoder(path, **{name: value for name, value in geometry.items() if value})
-    except FileNotFoundError as error:
-        raise RunError(f"{error}; `make demo` makes runs/demo/encoder") from None
-
-
 def preparation(
     encoder: ViViT,
     rates: Float[np.ndarray, " videos"],
@@ -121,7 +136,7 @@ def preparation(
     a video names no rate, frames are counted as they come.
 
     Args:
-        encoder: fitted to the geometry that is wanted, see :func:`open_encoder`.
+        encoder: fitted to the geometry that is wanted, see :meth:`ReadingForEncoder.open_encoder`.
         rates: frames per second of the videos that clips are cut from, 0 or NaN where unknown.
         choice: what is to differ.
         clips: clips from each video.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,42 +11,30 @@ from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.clevrer import clip_labels
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.pretraining_data import trained_on
-from ssl_vivit.data.video.samples import ClipDataset, Videos
+from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.data.video.shards import ShardSet
-from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.features.preparation import ClipChoice, Preparation
+from ssl_vivit.evaluation.features.preparation import Preparation, ReadingForEncoder
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
 
 
 @dataclass(frozen=True)
-class ProbeData:
+class ProbeData(ReadingForEncoder):
     """Labelled videos and how clips are cut from them.
 
     Args:
         shards: shards with CLEVRER's annotations; see ``python -m data_prep.clevrer pack``.
         test_shards: others to test on; null tests on ``held_out`` of the former.
         folder: in place of shards, a folder of videos with a folder for each class.
-        cache_dir: where shards from afar are kept.
-        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
-        frame_size: height and width that frames are decoded to; null keeps theirs.
-        workers: processes that decode; null takes the cores that are free, 8 at most.
         held_out: share of the videos to test on, chosen by their names. The same share as in
             pretraining chooses the same videos.
-        clip: what differs from the clips of an encoder's pretraining.
-        image_size: height and width that encoders are fitted to; null keeps theirs.
     """
 
     shards: str | list[str] | None = None
     test_shards: str | list[str] | None = None
     folder: str | None = None
-    cache_dir: str | None = None
-    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
-    frame_size: tuple[int, int] | None = None
-    workers: int | None = None
     held_out: float = 0.2
-    clip: ClipChoice = field(default_factory=ClipChoice)
-    image_size: tuple[int, int] | None = None
 
 
 class Part(NamedTuple):
@@ -118,15 +106,15 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
     if data.folder is not None:
         if data.shards or data.test_shards:
             raise DataError("--data.folder takes the place of --data.shards; give one of them")
-        train = folder = VideoFolder(data.folder, decoder=data.decoder, option="--data.folder")
+        train = folder = data.open_folder(data.folder, "--data.folder")
         labels = FolderLabels(folder)
     elif data.shards:
-        train = ShardSet(data.shards, cache_dir=data.cache_dir, decoder=data.decoder)
+        train = data.open_shards(data.shards)
         labels = _annotated(train)
     else:
         raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
     if data.test_shards:
-        test = ShardSet(data.test_shards, cache_dir=data.cache_dir, decoder=data.decoder)
+        test = data.open_shards(data.test_shards)
         if both := sorted(set(train.keys) & set(test.keys)):
             raise DataError(
                 f"--data.shards and --data.test_shards share {len(both)} videos, {both[0]} for one; "

@@ -13,8 +13,8 @@ from torch import Tensor
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.video.clevrer import clip_labels
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.data.video.samples import Videos
 from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 from ssl_vivit.objectives.targets import Target

@@ -267,7 +267,6 @@ def test_without_randomness_is_a_central_crop() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("strength", "weak"),
         ("scale", (0.0, 1.0)),
         ("scale", (0.5, 1.5)),
         ("ratio", (2.0, 0.5)),

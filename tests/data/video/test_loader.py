@@ -241,7 +241,7 @@ def test_a_replacement_is_another_clip_than_the_videos_own() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_broken_videos_stop_with_their_names(workers: int) -> None:
-    with pytest.raises(DataError, match=r"2 of 100 videos are broken, more than 1%") as caught:
+    with pytest.raises(DataError, match=r"2 of 100 videos cannot be used, more than 1%") as caught:
         take(batches(n=100, workers=workers, broken=(10, 20)), 32)
     assert "video_00010" in str(caught.value)
     assert "video_00020" in str(caught.value)
@@ -281,7 +281,7 @@ def test_a_fault_of_another_kind_is_shown_and_ends_the_workers(workers: int) -> 
 
 
 def test_nothing_but_broken_videos_ends() -> None:
-    with pytest.raises(DataError, match="videos are broken"):
+    with pytest.raises(DataError, match="videos cannot be used"):
         take(batches(n=2000, broken=tuple(range(2000))), 1)
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_vivit.data.video.clips import too_short
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.shards import ShardSet
-from ssl_vivit.data.video.usable_videos import CentralWindows, Chosen, too_short
 from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.data.video.videos import CentralWindows, Chosen
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.probes.data import ProbeData, open_parts
 from ssl_vivit.evaluation.probes.labelled_videos import FolderLabels

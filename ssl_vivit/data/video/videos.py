@@ -1,14 +1,69 @@
-"""Videos of several sizes and lengths made usable as clips of one kind."""
+"""Sets of videos: how they are opened, chosen from and made of one size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from ssl_vivit.data.video.clips import ClipConfig, timeline_length
-from ssl_vivit.data.video.samples import Videos
+from ssl_vivit.data.video.decoding import Decoder
+from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.video_folder import VideoFolder
+
+
+class Videos(Protocol):
+    """A set of videos: a ShardSet, a VideoFolder, or one of the classes below.
+
+    Attributes:
+        keys: names, each once.
+        num_frames, heights, widths: int arrays (len,).
+        fps: float array (len,), 0 or NaN where unknown.
+        has_annotation: bool array (len,).
+    """
+
+    keys: list[str]
+    num_frames: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    fps: np.ndarray
+    has_annotation: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def annotation(self, i: int) -> dict | None: ...
+
+    def frames(
+        self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class VideoReading:
+    """How videos are read, for training, probes and features alike.
+
+    Args:
+        cache_dir: where remote shards are kept; null is ~/.cache/ssl_vivit/shards.
+        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
+        frame_size: height and width that frames are decoded to; null keeps theirs. Needed where
+            videos have several sizes.
+        workers: processes that decode; null takes the cores that are free, 8 at most.
+    """
+
+    cache_dir: str | None = None
+    decoder: Decoder = "auto"
+    frame_size: tuple[int, int] | None = None
+    workers: int | None = None
+
+    def open_shards(self, shards: str | list[str]) -> ShardSet:
+        """Open shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them."""
+        return ShardSet(shards, cache_dir=self.cache_dir, decoder=self.decoder)
+
+    def open_folder(self, root: str, option: str) -> VideoFolder:
+        """Open a folder of videos; ``option`` is the setting that names it, for messages."""
+        return VideoFolder(root, decoder=self.decoder, option=option)
 
 
 class CentralWindows:
@@ -50,16 +105,6 @@ def of_one_size(videos: Videos, size: tuple[int, int]) -> Videos:
     """The videos themselves where they are of one size, else their central windows."""
     sizes = {*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)}
     return videos if len(sizes) <= 1 else CentralWindows(videos, size)
-
-
-def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
-    """Videos in which the clips do not fit, and why."""
-    steps = timeline_length(videos.num_frames, videos.fps, clip.fps)
-    needed = clip.span + clip.views - 1
-    return {
-        int(i): f"has {videos.num_frames[i]} frames, {clip.views} of {clip.span} do not fit"
-        for i in np.flatnonzero(steps < needed)
-    }
 
 
 class Chosen:

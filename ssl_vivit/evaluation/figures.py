@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, nearest_videos
+from ssl_vivit.files import replaced_file
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -24,13 +24,8 @@ def save(figure: Figure, path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a directory; give the name of a PNG file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        FigureCanvasAgg(figure).print_png(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(path) as part:
+        FigureCanvasAgg(figure).print_png(part)
 
 
 def pixels(

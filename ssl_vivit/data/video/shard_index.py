@@ -15,7 +15,6 @@ annotation, where there is one.
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -25,6 +24,7 @@ from webdataset.tariterators import base_plus_ext
 
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.files import write_text
 
 FORMAT = "ssl_vivit.shard_index"
 VERSION = 1
@@ -79,12 +79,7 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
 
 def save_index(index: dict[str, Any], target: Path) -> None:
     """Write an index, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(index, separators=(",", ":")))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, json.dumps(index, separators=(",", ":")))
 
 
 def parse_index(text: bytes, name: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import fcntl
 import glob
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import fsspec
 from webdataset.shardlists import expand_urls
 
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import replaced_file
 
 _HOW_TO_PACK = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 
@@ -94,16 +94,11 @@ def cached(address: str, size: int, index: bytes, cache_dir: Path) -> Path:
 
 def _fetch(address: str, size: int, copy: Path) -> None:
     filesystem, path = fsspec.core.url_to_fs(address)
-    handle, temporary = tempfile.mkstemp(prefix=f".{copy.name}.", dir=copy.parent)
-    os.close(handle)
-    try:
-        filesystem.get_file(path, temporary)
-        fetched = os.path.getsize(temporary)
+    with replaced_file(copy) as part:
+        filesystem.get_file(path, str(part))
+        fetched = part.stat().st_size
         if fetched != size:
             raise DataError(cut_off(address, fetched, size))
-        os.replace(temporary, copy)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def cut_off(shard: str, found: int, expected: int) -> str:

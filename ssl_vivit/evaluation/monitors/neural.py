@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.evaluation.figures import read_metrics
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
+from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.host import Host
@@ -100,11 +100,8 @@ class NeuralEvaluation:
             return
         moment.export(moment.run_dir / BEST / "model")
         if moment.accelerator.is_main_process:
-            file = moment.run_dir / BEST / "score.json"
-            partial = file.with_name(".score.json.partial")
             said = {"step": moment.step, "name": self.criterion, "score": found}
-            partial.write_text(json.dumps(said) + "\n")
-            os.replace(partial, file)
+            write_json(moment.run_dir / BEST / "score.json", said, indent=None)
 
     def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
         ceiling = {} if self.ceiling is None else self.ceiling.compute()

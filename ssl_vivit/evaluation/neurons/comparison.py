@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.evaluation.figures import save
-from ssl_vivit.evaluation.probes.report import write_json
+from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
 
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
@@ -95,7 +95,7 @@ class NeuralComparison:
 
     def write(self, run_dir: Path) -> None:
         """comparison.json and comparison.png."""
-        write_json(self.to_json(), run_dir / "comparison.json")
+        write_json(run_dir / "comparison.json", self.to_json())
         self.chart(run_dir / "comparison.png")
 
     def chart(self, path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from ssl_vivit.evaluation.neurons.drawing import (
 )
 from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
+from ssl_vivit.files import write_json
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.host import Host
@@ -92,7 +91,7 @@ def report(
         positions_found(model, sessions), started or {}, tier,
     )  # fmt: skip
     if host.is_main:
-        _write(run_dir / "scores.json", made)
+        write_json(run_dir / "scores.json", made._asdict(), indent=1)
         figures = run_dir / "figures"
         draw_scores(scores, truth, figures)
         for session in sessions.sessions:
@@ -112,12 +111,6 @@ def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, tuple[f
         if truth is not None and centres is not None:
             found[session.name] = position_correlation(centres, truth["center"])
     return found
-
-
-def _write(path: Path, made: NeuralReport) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(made._asdict(), indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def place_best(run_dir: Path, host: Host) -> None:

@@ -7,9 +7,7 @@ other training videos would have changed is in it only where seeds draw their ow
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.figures import save
 from ssl_vivit.evaluation.probes.scores import METRICS
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
+from ssl_vivit.files import write_json
 from ssl_vivit.objectives.targets import Target
 
 LONG = "1 long clip"
@@ -184,7 +183,7 @@ class ProbeScores:
     def write(self, run_dir: Path) -> None:
         """probes.json and probes.png."""
         self.chart(run_dir / "probes.png")
-        write_json(self.to_json(), run_dir / "probes.json")
+        write_json(run_dir / "probes.json", self.to_json())
 
     def chart(self, path: Path) -> None:
         """A panel for each target: bars by probe and features, error bars, chance dashed."""
@@ -217,14 +216,6 @@ class ProbeScores:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)),
                       fontsize=8)  # fmt: skip
         save(figure, path)
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """A JSON file that appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _append(lists: dict[str, list[Any]], values: Mapping[str, Any]) -> None:

@@ -117,7 +117,7 @@ class ClipDataset:
             starts = even_starts(count, views)
         else:
             rng = named_generator(self.seed, epoch, *names, "starts")
-            starts = draw_starts(rng, count, views, self.clip.view_gap)
+            starts = draw_starts(rng, count, views)
         fps = float(videos.fps[index])
         frames = clip_frames(starts, self.clip, fps)
         labels = {}

@@ -32,8 +32,8 @@ from ssl_vivit.evaluation.attention.maps import attention_maps
 from ssl_vivit.evaluation.figures import pixels, save
 from ssl_vivit.evaluation.monitors.contrastive import RETRIEVAL
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, nearest_videos
-from ssl_vivit.evaluation.monitors.run_summary import first_and_last
-from ssl_vivit.evaluation.neurons.drawing import found_centres, true_fields
+from ssl_vivit.evaluation.neurons.receptive_fields import found_centres, true_fields
+from ssl_vivit.evaluation.run_summary import first_and_last
 from ssl_vivit.neural import load_neural_model
 from ssl_vivit.training import parse
 

@@ -26,7 +26,8 @@ from accelerate import PartialState
 from data_prep.samples import neural_sample
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
 from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation, NeuralEvaluationConfig
-from ssl_vivit.evaluation.neurons.report import place_best, positions_found, report, summary
+from ssl_vivit.evaluation.neurons.best_model import place_best
+from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
 from ssl_vivit.neural.building import (
     BaselineConfig,
     CoreKind,

@@ -20,7 +20,7 @@ from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.files import Session, SessionFacts
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
-from ssl_vivit.evaluation.monitors.neural import best_score
+from ssl_vivit.evaluation.neurons.best_model import best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction

@@ -18,7 +18,8 @@ from data_prep.synthetic_clevrer.videos import render
 from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.evaluation.figures import learning_curves, read_metrics
+from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves
+from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.training import parse
 
 ROOT = Path(__file__).parents[2]

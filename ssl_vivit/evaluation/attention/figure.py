@@ -11,15 +11,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.errors import DecodingError
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
 from ssl_vivit.evaluation.features.video_clip import clip_of_video
-from ssl_vivit.evaluation.figures import pixels, save
+from ssl_vivit.evaluation.figures import new_figure, pixels, save
 from ssl_vivit.one_line_parser import OneLineParser
 from ssl_vivit.preprocessing import Preprocessing
 
@@ -54,13 +52,15 @@ def attention_over_frames(
     rows = {"frames": None, **_rows(maps, heads)}
     height, width = frames.shape[1:3]
     size = (1.7 * len(times) + 1.2, (1.7 * height / width + 0.15) * len(rows) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.subplots(len(rows), len(times), squeeze=False)
     for line, (title, shares) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(title, fontsize=7)
         for axis, time in zip(line, times, strict=True):
             number = frame_of_step(encoder.config, video.shape[2], time)
-            _frame(axis, frames[number])
+            axis.imshow(frames[number].numpy())
+            axis.set(xticks=[], yticks=[])
+            axis.autoscale(False)
             if shares is None:
                 axis.set_title(f"frame {number}", fontsize=8)
                 continue
@@ -122,12 +122,6 @@ def _extent(
     _, (above, _), (beside, _) = config.padding_of(config.num_frames, *frame_size)
     left, top = (width - across) / 2 - 0.5 - beside, (height - down) / 2 - 0.5 - above
     return left, left + columns * across, top + rows * down, top
-
-
-def _frame(axis: Axes, frame: Float[Tensor, "h w 3"]) -> None:
-    axis.imshow(frame.numpy())
-    axis.set(xticks=[], yticks=[])
-    axis.autoscale(False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vivit.evaluation.monitors.run_summary import first_and_last
+from ssl_vivit.evaluation.run_summary import first_and_last
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
 
 STD, RANK = "val/feature_std", "val/effective_rank"

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
-from ssl_vivit.evaluation.figures import (
+from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.pretraining_figures import (
     learning_curves,
     nearest_neighbours,
-    read_metrics,
     view_pairs,
 )
-from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
 from ssl_vivit.evaluation.monitors.retrieval import chance, collect, retrieval_top1
-from ssl_vivit.evaluation.monitors.run_summary import first_and_last, run_summary
+from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"

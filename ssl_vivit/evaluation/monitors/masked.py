@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
-from ssl_vivit.evaluation.figures import learning_curves, read_metrics
 from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
 from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
-from ssl_vivit.evaluation.monitors.reconstruction_figure import reconstructions
-from ssl_vivit.evaluation.monitors.run_summary import first_and_last, run_summary
+from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
+from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
 from ssl_vivit.training import Moment, Periodic
 

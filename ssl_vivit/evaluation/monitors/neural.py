@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.figures import read_metrics
+from ssl_vivit.evaluation.neurons.best_model import BEST, best_score, write_best_score
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
-from ssl_vivit.files import write_json
+from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.host import Host
-
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,7 @@ class NeuralEvaluation:
             return
         moment.export(moment.run_dir / BEST / "model")
         if moment.accelerator.is_main_process:
-            said = {"step": moment.step, "name": self.criterion, "score": found}
-            write_json(moment.run_dir / BEST / "score.json", said, indent=None)
+            write_best_score(moment.run_dir, moment.step, self.criterion, found)
 
     def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
         ceiling = {} if self.ceiling is None else self.ceiling.compute()
@@ -114,11 +109,3 @@ class NeuralEvaluation:
             moment.run_dir / "figures" / "curves.png",
             ceiling={name: ceiling[f"bps_{name}"] for name in names if f"bps_{name}" in ceiling},
         )
-
-
-def best_score(run_dir: Path) -> dict[str, Any] | None:
-    """Step, name and value of the best validation score of a run; None if there is none yet."""
-    try:
-        return json.loads((run_dir / BEST / "score.json").read_text())
-    except (OSError, ValueError):
-        return None

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.figures import save
+from ssl_vivit.evaluation.figures import COLOURS, new_figure, save
+from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
 
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
-# Okabe and Ito's palette, which readers with any colour vision tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vP"
 
 
 @dataclass
@@ -68,11 +66,7 @@ class NeuralComparison:
             lines.append([row, *cells])
         for name, known in self.references.items():
             lines.append([name, *(f"{known[s]:.3f}" if s in known else "" for s in self.shares())])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        return text_table(lines)
 
     def to_json(self) -> dict[str, Any]:
         """All scores as JSON values."""
@@ -100,7 +94,7 @@ class NeuralComparison:
 
     def chart(self, path: Path) -> None:
         """Score over share of the training trials, error bars of one standard error."""
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        figure = new_figure(6.4, 4.4)
         axis, shares = figure.subplots(), self.shares()
         for place, (row, by_share) in enumerate(self.scores.items()):
             own = sorted(by_share)

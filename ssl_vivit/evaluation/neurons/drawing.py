@@ -8,66 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.evaluation.neurons import figures as neural_figures
-from ssl_vivit.evaluation.neurons.receptive_fields import centres_of, receptive_fields
-from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.cores.core import screen_span
+from ssl_vivit.evaluation.neurons.receptive_fields import (
+    found_centres,
+    receptive_fields,
+    true_fields,
+)
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.neural.readout.gaussian import GaussianReadout
-from ssl_vivit.neural.readout.linear import LinearReadout
 from ssl_vivit.neural.scoring.scores import NeuralScores
 
 Rates = Callable[[dict[str, Any]], Tensor]
 
-TRUTH = Path("meta") / "ground_truth.safetensors"
 # Gradients are taken at the ends of so many clips of so many frames.
 _CLIPS, _SPAN, _LAGS = 32, 24, 12
-
-
-def found_centres(
-    model: NeuralModel, session: str, frame_size: tuple[int, int]
-) -> Float[np.ndarray, "n 2"] | None:
-    """Where a session's neurons look on the screen, (x, y) in [−1, 1]; None if nothing says so.
-
-    Positions of a Gaussian readout, seen through the adapter; of a linear one, the centre of mass
-    of its filter.
-
-    Args:
-        model: the model.
-        session: whose neurons.
-        frame_size: (H, W) of its video.
-    """
-    readout = model.readouts[session]
-    with torch.no_grad():
-        if isinstance(readout, LinearReadout):
-            return centres_of(readout.spacetime().square().sum((1, 2))).cpu().numpy()
-        if not isinstance(readout, GaussianReadout):
-            return None
-        low, high = screen_span(
-            model.encoder, frame_size, align_corners=readout.config.align_corners
-        )
-        centres = low + (readout.centres().cpu() + 1) / 2 * (high - low)
-        adapter = model.adapter
-        if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
-            centres = centres * adapter.log_scale.exp().cpu()
-        elif isinstance(adapter, StimulusAdapter):
-            # Its matrix is of pixels from the centre.
-            half = torch.tensor(frame_size[::-1]) / 2
-            pixels = (centres * half) @ adapter.matrix.T.cpu() + adapter.shift.cpu() * 2 * half
-            centres = pixels / half
-        return centres.numpy()
-
-
-def true_fields(session: Session) -> dict[str, np.ndarray] | None:
-    """What a simulated session knows of its neurons; None for recorded ones."""
-    file = session.path / TRUTH
-    return load_file(file) if file.is_file() else None
 
 
 def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:

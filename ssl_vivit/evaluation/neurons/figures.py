@@ -8,18 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from ssl_vivit.evaluation.figures import save
+from ssl_vivit.evaluation.figures import BLACK, BLUE, GREEN, ORANGE, draw_curves, new_figure, save
 from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
-
-# Okabe & Ito (2008), Color Universal Design: told apart with any colour vision, and in grey.
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
-)  # fmt: skip
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-LINES = ("-", "--", ":", "-.")
 
 
 def positions(
@@ -33,7 +24,7 @@ def positions(
         path: of the PNG.
         title: whose positions.
     """
-    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    figure = new_figure(7.6, 4.0)
     rs = position_correlation(found, true)
     for axis, name, column, r in zip(figure.subplots(1, 2), "xy", (0, 1), rs, strict=True):
         axis.plot([-1, 1], [-1, 1], color=BLACK, lw=0.8, ls="--", label="equal")
@@ -79,9 +70,7 @@ def fields(shown: Sequence[Field], path: Path) -> None:
     rows = 2 if any(field.true is not None for field in shown) else 1
     height, width = shown[0].found.shape
     aspect = height / width
-    figure = Figure(
-        figsize=(2.1 * len(shown) + 0.6, (2.1 * aspect + 0.45) * rows + 0.3), layout="constrained"
-    )
+    figure = new_figure(2.1 * len(shown) + 0.6, (2.1 * aspect + 0.45) * rows + 0.3)
     axes = figure.subplots(rows, len(shown), squeeze=False)
     for column, field in enumerate(shown):
         for row, image in enumerate((field.found, field.true)[:rows]):
@@ -133,14 +122,14 @@ def traces(
         frames_per_second: of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """
-    figure = Figure(figsize=(9.0, 1.9 * len(shown) + 0.6), layout="constrained")
+    figure = new_figure(9.0, 1.9 * len(shown) + 0.6)
     axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
     unit = "spikes per frame" if kind == "spikes" else "response (ΔF/F)"
     for axis, trace in zip(axes, shown, strict=True):
         seconds = np.arange(len(trace.recorded)) / frames_per_second
         if kind == "spikes":
             axis.bar(seconds, trace.recorded, 1 / frames_per_second, color="0.75", label="recorded")
-            axis.yaxis.set_major_locator(MaxNLocator(4))
+            axis.locator_params(axis="y", nbins=4)
         else:
             axis.plot(seconds, trace.recorded, color="0.45", lw=1.0, label="recorded")
         if trace.true is not None:
@@ -173,7 +162,7 @@ def histogram(
     ceiling = ceiling or {}
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
+    figure = new_figure(5.2 * columns, 3.4 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (session, values) in zip(axes, scores.items(), strict=False):
         drawn = {"model": (values, BLUE, "-")}
@@ -224,33 +213,5 @@ def session_curves(
             f"val/correlation_{name}": name for name in sessions
         },
     }
-    drawn = {
-        title: {
-            label: points
-            for key, label in names.items()
-            if (points := [(line["step"], line[key]) for line in metrics if key in line])
-        }
-        for title, names in panels.items()
-    }
-    drawn = {title: lines for title, lines in drawn.items() if lines}
-    if not drawn:
-        return
-    figure = Figure(figsize=(4.6 * len(drawn), 3.4), layout="constrained")
-    for axis, (title, lines) in zip(
-        figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True
-    ):
-        for index, (label, points) in enumerate(lines.items()):
-            colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
-            steps, values = zip(*points, strict=True)
-            heights = [np.nan if value is None else value for value in values]
-            marker = "o" if len(points) < 30 else None
-            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=label)
-            if title.startswith("bits") and ceiling and label in ceiling:
-                axis.axhline(ceiling[label], color=colour, lw=0.9, ls=":")
-        axis.set(title=title, xlabel="optimisation step", ylabel=title.split(" (")[0])
-        axis.grid(alpha=0.3)
-        if len(lines) <= 12:
-            axis.legend(fontsize=8)
-    if ceiling:
-        figure.supxlabel("dotted: what the true rates reach", fontsize=8)
-    save(figure, path)
+    ceilings = {"bits per spike (validation)": ceiling} if ceiling else None
+    draw_curves(metrics, panels, path, ceilings=ceilings)

@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.monitors.neural import BEST, best_score
+from ssl_vivit.evaluation.neurons.best_model import best_score
 from ssl_vivit.evaluation.neurons.drawing import (
     draw_fields,
     draw_positions,
     draw_scores,
     draw_traces,
+)
+from ssl_vivit.evaluation.neurons.receptive_fields import (
     found_centres,
+    position_correlation,
     true_fields,
 )
-from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
+from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.host import Host
-from ssl_vivit.training.run_directory import place
 
 
 class NeuralReport(NamedTuple):
@@ -113,16 +115,6 @@ def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, tuple[f
     return found
 
 
-def place_best(run_dir: Path, host: Host) -> None:
-    """Put the best model by validation in the place of the last one, where there is one."""
-
-    def work() -> None:
-        if best_score(run_dir) is not None:
-            place(run_dir / BEST / "model", run_dir / "model")
-
-    host.from_main(work)
-
-
 def summary(
     run_dir: Path, made: NeuralReport | None, sessions: Sessions, *, fresh: str | None = None
 ) -> str:
@@ -148,8 +140,7 @@ def summary(
         "from ssl_vivit.neural import load_neural_model; "
         f'model = load_neural_model("{run_dir / "model"}")'
     )
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return text_table([*rows.items()])
 
 
 def _rows(session: str, made: NeuralReport) -> dict[str, str]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.evaluation.figures import save
+from ssl_vivit.evaluation.figures import new_figure, save
 from ssl_vivit.evaluation.probes.scores import METRICS
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
+from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.objectives.targets import Target
 
@@ -129,11 +129,7 @@ class ProbeScores:
             lines.append([row.subject, *[row.clips] * clips, row.probe, *cells])
         level = [f"{self.chance_level(t.name):.3f}" for t in self.targets]
         lines.append(["chance", *[""] * clips, "", *level])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        return text_table(lines)
 
     def legend(self) -> str:
         """What the table's numbers are."""
@@ -190,7 +186,7 @@ class ProbeScores:
         probes = list(dict.fromkeys(row.probe for row in self.rows))
         names = list(dict.fromkeys(_label(row) for row in self.rows))
         count = len(self.targets)
-        figure = Figure(figsize=(max(3.2 * count, 6), 4.2), layout="constrained")
+        figure = new_figure(max(3.2 * count, 6), 4.2)
         width = 0.8 / len(names)
         for axis, target in zip(
             figure.subplots(1, count, squeeze=False)[0], self.targets, strict=True

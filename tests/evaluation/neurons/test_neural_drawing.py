@@ -11,7 +11,7 @@ import torch
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
-from ssl_vivit.evaluation.neurons.drawing import found_centres, true_fields
+from ssl_vivit.evaluation.neurons.receptive_fields import found_centres, true_fields
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear

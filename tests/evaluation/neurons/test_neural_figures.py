@@ -6,6 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from ssl_vivit.evaluation import figures
 from ssl_vivit.evaluation.neurons import figures as neural_figures
 from ssl_vivit.evaluation.neurons.figures import (
     Field,
@@ -30,6 +31,7 @@ def drawn(monkeypatch):
         assert matplotlib.image.imread(path).std() > 0.01
 
     monkeypatch.setattr(neural_figures, "save", keep)
+    monkeypatch.setattr(figures, "save", keep)
     return kept
 
 

@@ -1,0 +1,130 @@
+"""Figures of a pretraining run: curves, augmented views, nearest neighbours, reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ssl_vivit.evaluation.figures import draw_curves, image_sheet, pixels, save
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, nearest_videos
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
+from ssl_vivit.objectives.masked_tubelets import Reconstruction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESCALED = (
+    "predicted: structure alone; each hidden tubelet is drawn with the mean colour and spread of "
+    "the true one"
+)
+_PANELS = {
+    "loss": ["train/loss"],
+    "error on hidden tubelets": ["val/error", "val/copy_error", "val/mean_error"],
+    "learning rate": ["train/lr"],
+    "top-1 of the positive view": ["train/top1", "val/retrieval_top1"],
+    "effective rank": ["train/effective_rank", "val/effective_rank"],
+    "spread of features": ["val/feature_std"],
+    "linear probe": [f"probe/linear_{target.name}" for target in CLEVRER_TARGETS],
+}
+
+
+def learning_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write loss, learning rate and, where they were measured, accuracies over steps.
+
+    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis.
+    """
+    panels = {title: {name: name for name in names} for title, names in _PANELS.items()}
+    draw_curves(metrics, panels, path, logarithmic=("loss", "error on hidden tubelets"))
+
+
+def view_pairs(
+    clips: Float[Tensor, "b views c T H W"],
+    keys: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    path: Path,
+    *,
+    videos: int = 6,
+    frames: int = 4,
+) -> None:
+    """Write augmented views as the encoder gets them: a row a video, its views side by side."""
+    videos, views, total = min(videos, len(clips)), clips.shape[1], clips.shape[3]
+    times = torch.linspace(0, total - 1, min(frames, total)).round().long()
+    images = pixels(clips[:videos, :, :, times].movedim(3, 2), mean, std).flatten(1, 2)
+    titles = [f"view {view + 1}, frame {time}" for view in range(views) for time in times.tolist()]
+    save(image_sheet(images, [titles], keys), path)
+
+
+def nearest_neighbours(
+    found: ViewFeatures,
+    mean: Sequence[float],
+    std: Sequence[float],
+    path: Path,
+    *,
+    queries: int = 6,
+    neighbours: int = 5,
+) -> None:
+    """Write query clips (left) and the clips of other videos that the encoder puts closest to them."""
+    chosen = torch.linspace(0, len(found.keys) - 1, min(queries, len(found.keys))).long().unique()
+    nearest, similarity = nearest_videos(found.features[:, 0], chosen, neighbours)
+    shown = torch.cat((chosen[:, None], nearest), 1)
+    titles = [
+        [
+            f"{'query' if rank == 0 else f'{similarity[row, rank - 1]:.3f}'}  {found.keys[video]}"
+            for rank, video in enumerate(videos)
+        ]
+        for row, videos in enumerate(shown.tolist())
+    ]
+    save(image_sheet(pixels(found.middle_frames[:, 0], mean, std)[shown], titles), path)
+
+
+def reconstructions(
+    found: Reconstruction, keys: Sequence[str], path: Path, *, frames: int = 6
+) -> None:
+    """Write :func:`reconstruction_sheet` as PNG."""
+    save(reconstruction_sheet(found, keys, frames), path)
+
+
+def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int = 6) -> Figure:
+    """A sheet of reconstructions: four rows a clip, frames from left to right.
+
+    Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
+    tubelet has the mean and the spread of the one that it stands for, and a caption says so.
+    Errors are absolute, from black (0) to white (0.5 of the pixel range). Frames are numbered as
+    in the clip.
+
+    Args:
+        found: clips and predictions, pixels in [0, 1].
+        keys: the clips' names.
+        frames: frames shown of each clip.
+    """
+    total = found.video.shape[2]
+    times = torch.linspace(0, total - 1, min(frames, total)).round().long()
+    hidden = upsampled(found.hidden, found.video.shape)
+    rows = {
+        "clip": found.video,
+        "visible": torch.where(hidden[:, None], 0.15, found.video),
+        "predicted": found.predicted,
+        "error": ((found.video - found.predicted).abs().mean(1, keepdim=True) * 2).expand_as(
+            found.video
+        ),
+    }
+    images = pixels(torch.stack([*rows.values()], 1)[:, :, :, times].transpose(2, 3), [0.0], [1.0])
+    labels = [f"{key}\n{row}" if row == "clip" else row for key in keys for row in rows]
+    titles = [f"frame {found.frames[time]}" for time in times.tolist()]
+    figure = image_sheet(images.flatten(0, 1), [titles], labels)
+    if found.rescaled:
+        figure.supxlabel(RESCALED, fontsize=7)
+    return figure
+
+
+def upsampled(hidden: Bool[Tensor, "b t h w"], shape: Sequence[int]) -> Bool[Tensor, "b T H W"]:
+    """Which pixels of a clip of this shape (b, c, T, H, W) were hidden."""
+    for axis, length in enumerate(shape[2:], start=1):
+        hidden = hidden.repeat_interleave(length // hidden.shape[axis], axis)
+    return hidden

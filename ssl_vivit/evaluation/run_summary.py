@@ -1,0 +1,51 @@
+"""The table that a run prints at its end, and the metrics that it is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
+    """The first and the last value of a metric in a run, or None where there is none."""
+    values = [line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line]
+    return (values[0], values[-1]) if values else None
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def run_summary(run_dir: Path, measured: dict[str, str]) -> str:
+    """Encoder, what was measured, speed, figures and how to load the encoder, a line each.
+
+    Args:
+        run_dir: the run's directory.
+        measured: what to say → how much it was.
+    """
+    speeds = [
+        line["train/clips_per_second"]
+        for line in read_metrics(run_dir / "metrics.jsonl")
+        if "train/clips_per_second" in line
+    ]
+    rows = {"encoder": str(run_dir / "encoder"), **measured}
+    if speeds:
+        rows["speed"] = f"{sorted(speeds)[len(speeds) // 2]:.1f} clips/s"
+    rows["figures"] = str(run_dir / "figures")
+    rows["load it"] = (
+        f'from ssl_vivit import load_encoder; encoder = load_encoder("{run_dir / "encoder"}")'
+    )
+    return text_table([*rows.items()])

@@ -1,0 +1,123 @@
+"""Figures of pretraining: that each file shows what it was given, and which pixels were hidden."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_vivit.evaluation import figures
+from ssl_vivit.evaluation.monitors.pretraining_figures import (
+    RESCALED,
+    learning_curves,
+    nearest_neighbours,
+    reconstruction_sheet,
+    upsampled,
+    view_pairs,
+)
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures
+from ssl_vivit.evaluation.run_summary import read_metrics
+from ssl_vivit.objectives.masked_tubelets import Reconstruction
+
+
+def colours(path) -> set[tuple[int, ...]]:
+    image = np.asarray(Image.open(path).convert("RGB"))
+    found, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
+    return {
+        tuple(map(int, colour)) for colour, count in zip(found, counts, strict=True) if count > 400
+    }
+
+
+def test_view_pairs_show_every_view(tmp_path):
+    clips = torch.zeros(2, 2, 3, 4, 8, 8)
+    clips[0, 0, 0] = clips[0, 1, 1] = clips[1, 0, 2] = 1.0
+    clips[1, 1, :2] = 1.0
+    view_pairs(clips, ["a", "b"], (0.0,) * 3, (1.0,) * 3, tmp_path / "views.png")
+    shown = colours(tmp_path / "views.png")
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)} <= shown
+
+
+def test_nearest_neighbours_show_the_closest_video(tmp_path):
+    """Red and green lie together, blue apart: red's one neighbour is green."""
+    frames = torch.zeros(3, 1, 3, 8, 8)
+    for i in range(3):
+        frames[i, 0, i] = 1.0
+    features = torch.tensor([[[1.0, 0.0]], [[0.9, 0.1]], [[-1.0, 0.2]]])
+    path = tmp_path / "neighbours.png"
+    found = ViewFeatures(features, ["r", "g", "b"], frames)
+    nearest_neighbours(found, (0.0,) * 3, (1.0,) * 3, path, queries=1, neighbours=1)
+    shown = colours(path)
+    assert {(255, 0, 0), (0, 255, 0)} <= shown
+    assert (0, 0, 255) not in shown
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (0.01, "log"), (-0.5, "linear")])
+def test_losses_that_fall_far_are_drawn_on_a_logarithmic_axis(last, scale, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.extend(figure.axes))
+    losses = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": last}]
+    rates = [{"step": 1, "train/lr": 1.0}, {"step": 2, "train/lr": 0.001}]
+    learning_curves(losses + rates, tmp_path / "curves.png")
+    assert [axis.get_yscale() for axis in drawn] == [scale, "linear"]
+
+
+def test_curves_are_drawn_from_the_metrics_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "train/loss": 3.0, "train/lr": 0.1}\n'
+        '{"step": 2, "train/loss": 1.0, "train/lr": 0.2}\n{"step": 2, "val/retrieval_top1": 0.5}\n'
+    )
+    metrics = read_metrics(path)
+    assert [line["step"] for line in metrics] == [1, 2, 2]
+    learning_curves(metrics, tmp_path / "curves.png")
+    width = Image.open(tmp_path / "curves.png").width
+    learning_curves([m for m in metrics if "train/loss" in m], tmp_path / "fewer.png")
+    assert width > Image.open(tmp_path / "fewer.png").width
+    learning_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    assert read_metrics(tmp_path / "missing.jsonl") == []
+
+
+@pytest.fixture
+def found() -> Reconstruction:
+    torch.manual_seed(0)
+    hidden = torch.rand(2, 3, 2, 3) < 0.5
+    video, predicted = torch.rand(2, 2, 1, 6, 8, 12)
+    return Reconstruction(video, predicted, hidden, list(range(6)), False)
+
+
+def test_hidden_pixels_are_those_of_hidden_tubelets(found):
+    got = upsampled(found.hidden, found.video.shape)
+    assert got.shape == (2, 6, 8, 12)
+    for t in range(6):
+        for y in range(8):
+            for x in range(12):
+                assert torch.equal(got[:, t, y, x], found.hidden[:, t // 2, y // 4, x // 4])
+
+
+def test_rows_show_clip_what_was_visible_prediction_and_error(found):
+    axes = reconstruction_sheet(found, ["a", "b"], frames=3).axes
+    assert len(axes) == 2 * 4 * 3
+    times = [0, 2, 5]
+    assert [axis.get_title() for axis in axes[:3]] == [f"frame {t}" for t in times]
+    hidden = upsampled(found.hidden, found.video.shape)
+    for clip in range(2):
+        for column, time in enumerate(times):
+            shown = [
+                torch.as_tensor(axes[(clip * 4 + row) * 3 + column].images[0].get_array())[..., 0]
+                for row in range(4)
+            ]
+            video, predicted = found.video[clip, 0, time], found.predicted[clip, 0, time]
+            visible = video.clone()
+            visible[hidden[clip, time]] = 0.15
+            error = ((video - predicted).abs() * 2).clamp(max=1)
+            for got, expected in zip(shown, (video, visible, predicted, error), strict=True):
+                torch.testing.assert_close(got, expected)
+
+
+def test_frames_are_numbered_as_in_the_clip_and_true_colours_are_owned_up_to(found):
+    """Every third frame of a clip of 18 was embedded."""
+    sampled = found._replace(frames=list(range(1, 18, 3)), rescaled=True)
+    figure = reconstruction_sheet(sampled, ["a", "b"], frames=3)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["frame 1", "frame 7", "frame 16"]
+    assert figure.get_supxlabel() == RESCALED
+    assert not reconstruction_sheet(found, ["a", "b"], frames=3).get_supxlabel()

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.evaluating import evaluating
-from ssl_vivit.encoders.vivit import EncoderOutput
 from ssl_vivit.errors import RunError
 
 Summary = Literal["pooled", "mean", "both"]
@@ -29,7 +28,7 @@ class Described(NamedTuple):
 
     Attributes:
         vectors: (b, d).
-        tokens: (b, l, d), or None where they were not asked for.
+        tokens: (b, t, n, d), or None where they were not asked for.
     """
 
     vectors: Tensor
@@ -40,23 +39,6 @@ class Describer(Protocol):
     """What turns clips into features."""
 
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool) -> Described: ...
-
-
-def vectors_of(out: EncoderOutput, summary: Summary) -> Float[Tensor, "b d"]:
-    """A clip's vector in float32: ``pooled``, the ``mean`` of its patch tokens, or ``both`` side by
-    side, (b, 2 d).
-
-    Args:
-        out: with tokens, except for ``pooled``.
-        summary: which.
-    """
-    parts = []
-    if summary != "mean":
-        parts.append(out.pooled.float())
-    if summary != "pooled":
-        assert out.tokens is not None
-        parts.append(out.tokens.float().mean((1, 2)))
-    return torch.cat(parts, 1)
 
 
 class EncoderFeatures:
@@ -73,14 +55,16 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
-        """Features in float32: vectors (b, d or 2 d), tokens (b, t·n, d)."""
+        """Features in float32: vectors (b, d or 2 d), tokens (b, t, n, d)."""
         wanted = tokens or self.summary != "pooled"
         with evaluating(self.encoder), half_precision(clips.device):
             out = self.encoder(clips, tokens=wanted)
-        patches = None
-        if tokens:
-            patches = rearrange(out.tokens.float(), "b t n d -> b (t n) d")
-        return Described(vectors_of(out, self.summary), patches)
+        parts = []
+        if self.summary != "mean":
+            parts.append(out.pooled.float())
+        if self.summary != "pooled":
+            parts.append(out.tokens.float().mean((1, 2)))
+        return Described(torch.cat(parts, 1), out.tokens.float() if tokens else None)
 
 
 class PixelFeatures:
@@ -94,11 +78,11 @@ class PixelFeatures:
         self.grid = grid
 
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
-        """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, h·w·c)."""
+        """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, 1, h·w·c)."""
         t, h, w = (min(own, there) for own, there in zip(self.grid, clips.shape[2:], strict=True))
         small = F.adaptive_avg_pool3d(clips.float(), (t, h, w))
         frames = rearrange(small, "b c t h w -> b t (h w c)")
-        return Described(frames.flatten(1), frames if tokens else None)
+        return Described(frames.flatten(1), frames[:, :, None] if tokens else None)
 
 
 def half_precision(device: torch.device) -> Any:
@@ -207,7 +191,7 @@ def clip_features(
                 found = describe(clips, tokens=token_folder is not None)
                 vectors[name].append(rearrange(found.vectors.cpu(), "(b v) d -> b v d", v=views))
                 if token_folder is not None and found.tokens is not None:
-                    tokens = rearrange(found.tokens.cpu(), "(b v) l d -> b v l d", v=views)
+                    tokens = rearrange(found.tokens.cpu(), "(b v) t n d -> b v (t n) d", v=views)
                     if name not in stores:
                         stores[name] = TokenStore(token_folder, (videos, *tokens.shape[1:]))
                     stores[name].append(tokens)

@@ -27,9 +27,8 @@ from torch import Tensor
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.errors import RunError
-from ssl_vivit.evaluation.features.extraction import Summary, half_precision, vectors_of
+from ssl_vivit.evaluation.features.extraction import EncoderFeatures, Summary
 from ssl_vivit.files import replaced_file, write_json
 
 FORMAT = 1
@@ -216,22 +215,19 @@ def extract(
     Returns:
         Names, and the tensors of a part.
     """
+    describe = EncoderFeatures(encoder, summary)
     keys: list[str] = []
     found: dict[str, list[Tensor]] = {}
     for batch in batches:
-        clips = batch["clips"]
-        views = clips.shape[1]
-        with torch.no_grad(), evaluating(encoder), half_precision(clips.device):
-            video = rearrange(clips, "b v c T H W -> (b v) c T H W")
-            keep_tokens = _is_kept("tokens", kept)
-            out = encoder(video, tokens=keep_tokens or summary != "pooled")
+        views = batch["clips"].shape[1]
+        clips = rearrange(batch["clips"], "b v c T H W -> (b v) c T H W")
+        vectors, tokens = describe(clips, tokens=_is_kept("tokens", kept))
         made = {"frames": batch["frames"].cpu()}
         if _is_kept("pooled", kept):
-            vectors = vectors_of(out, summary).cpu()
-            made["pooled"] = rearrange(vectors, "(b v) d -> b v d", v=views).mean(1)
-        if keep_tokens:
-            tokens = out.tokens.to("cpu", torch.float16)
-            made["tokens"] = rearrange(tokens, "(b v) t n d -> b v t n d", v=views)
+            made["pooled"] = rearrange(vectors.cpu(), "(b v) d -> b v d", v=views).mean(1)
+        if tokens is not None:
+            half = tokens.to("cpu", torch.float16)
+            made["tokens"] = rearrange(half, "(b v) t n d -> b v t n d", v=views)
         for name, value in made.items():
             found.setdefault(name, []).append(value)
         keys += batch["key"]

@@ -17,15 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from data_prep.samples import clevrer_sample
 from ssl_vivit.encoders import ViViT, create_encoder
-from ssl_vivit.evaluation.features.extraction import Summary
-from ssl_vivit.evaluation.probes.attentive import AttentiveConfig
-from ssl_vivit.evaluation.probes.comparison import Protocol, compare, subject
+from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subject
 from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probes.full import FinetuneConfig, finetune
 from ssl_vivit.evaluation.probes.report import claim, distinct
@@ -35,7 +32,7 @@ DEMO = "runs/demo/encoder"
 
 
 @dataclass
-class ProbeRecipe:
+class ProbeRecipe(ProbeSettings):
     """Probe frozen encoders on what clips show.
 
     Args:
@@ -44,20 +41,7 @@ class ProbeRecipe:
         data: labelled videos.
         train_videos: to train probes on, at most; each seed draws its own where there are more.
         test_videos: to test them on, at most.
-        probes: knn, linear, attentive; any of them.
-        clips: clips of each video; features are averaged, attentive probes see the tokens of all.
-        long_clip: beside several clips, which are spread over the whole video, show one clip of as
-            many frames as all of them, in a row at the same stride from the middle of the video.
-            Its labels are those of the several: what any of them shows, and the collisions from
-            the first to the last.
-        summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
-            its patch tokens, or both side by side.
-        attentive: the attentive probe. Meanwhile the tokens of all clips lie in a file without a
-            name in ``run_dir``, two bytes a number, not in memory: 2,000 clips of 8 × 96 tokens of
-            width 384 take 1.2 GB for each encoder.
         finetune: full supervised training as a further row.
-        seeds: repetitions with other clips, fits and untrained weights.
-        batch_size: videos that an encoder sees at once.
         run_dir: where table, chart and JSON go.
     """
 
@@ -65,16 +49,7 @@ class ProbeRecipe:
     data: ProbeData = field(default_factory=ProbeData)
     train_videos: int = 2000
     test_videos: int = 1000
-    probes: list[Literal["knn", "linear", "attentive"]] = field(
-        default_factory=lambda: ["knn", "linear", "attentive"]
-    )
-    clips: int = 1
-    long_clip: bool = False
-    summary: Summary = "both"
-    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    seeds: int = 3
-    batch_size: int = 16
     run_dir: str = "runs/probe_clevrer"
 
 
@@ -83,10 +58,6 @@ def main() -> None:
     config = parse(ProbeRecipe, with_lists(sys.argv[1:], "--encoders", "--probes"))
     processes = join_processes()
     run_dir = claim(Path(config.run_dir))
-    protocol = Protocol(
-        tuple(config.probes), config.seeds, config.clips, config.long_clip, config.summary,
-        config.attentive, config.batch_size,
-    )  # fmt: skip
     data = config.data
     encoders = dict(_encoders(config, processes.print))
     if not data.shards and not data.folder:
@@ -116,7 +87,7 @@ def main() -> None:
                 tuned.append(row)
     if not processes.is_main_process:
         return
-    found = compare(subjects, parts, protocol, device=device, scratch=run_dir)
+    found = compare(subjects, parts, config, device=device, scratch=run_dir)
     for row in tuned:
         found.add(*row)
     found.facts["settings"] = to_plain(config)

@@ -45,12 +45,7 @@ class AttentiveConfig:
     weight_decay: float = 0.05
     validation: float = 0.2
 
-    def check(self) -> None:
-        """Refuse values that no probe can be trained with.
-
-        Raises:
-            ValueError: naming the setting.
-        """
+    def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError("attentive.steps and attentive.batch_size must be at least 1")
         if not 0 < self.validation < 1:
@@ -150,7 +145,6 @@ def attentive_predict(
         ValueError: for settings that cannot be, too few clips, or tokens that are not finite.
     """
     config = config or AttentiveConfig()
-    config.check()
     count = len(train)
     held_out = max(1, round(count * config.validation))
     if count - held_out < 1:

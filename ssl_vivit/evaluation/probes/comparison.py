@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.encoders.adapt import adapt, adapted_config
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import (
@@ -30,13 +30,13 @@ from ssl_vivit.evaluation.features.preparation import (
     preparation,
 )
 from ssl_vivit.evaluation.probes.attentive import AttentiveConfig, TokenPart, attentive_predict
-from ssl_vivit.evaluation.probes.data import Part, Parts
-from ssl_vivit.evaluation.probes.linear import predict, scores
+from ssl_vivit.evaluation.probes.data import Parts
+from ssl_vivit.evaluation.probes.linear import predict
 from ssl_vivit.evaluation.probes.report import LONG, ProbeScores, Row
-from ssl_vivit.evaluation.probes.scores import chances
+from ssl_vivit.evaluation.probes.scores import chances, scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
 
-PROBES = ("knn", "linear", "attentive")
+Probe = Literal["knn", "linear", "attentive"]
 PIXELS = "raw pixels"
 
 
@@ -54,40 +54,43 @@ class Subject(NamedTuple):
     prepared: Preparation
 
 
-@dataclass(frozen=True)
-class Protocol:
+@dataclass
+class ProbeSettings:
     """What is measured.
 
-    Attributes:
-        probes: of :data:`PROBES`.
-        seeds: repetitions.
-        clips: clips of each video; above 1, the middle one alone is shown beside all.
-        long_clip: whether one clip with the frames of all is shown too.
-        summary: what of an encoder's output is a clip's vector.
-        attentive: how attentive probes are trained.
-        batch_size: videos that encoders see at once.
+    Args:
+        probes: knn, linear, attentive; any of them.
+        seeds: repetitions with other clips, fits and untrained weights.
+        clips: clips of each video; features are averaged, attentive probes see the tokens of all.
+            Above 1, the middle one alone is shown beside all.
+        long_clip: beside several clips, which are spread over the whole video, show one clip of as
+            many frames as all of them, in a row at the same stride from the middle of the video.
+            Its labels are those of the several: what any of them shows, and the collisions from
+            the first to the last.
+        summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
+            its patch tokens, or both side by side.
+        attentive: the attentive probe. Meanwhile the tokens of all clips lie in a file without a
+            name in ``run_dir``, two bytes a number, not in memory: 2,000 clips of 8 × 96 tokens of
+            width 384 take 1.2 GB for each encoder.
+        batch_size: videos that an encoder sees at once.
     """
 
-    probes: tuple[str, ...] = PROBES
+    probes: list[Probe] = field(default_factory=lambda: ["knn", "linear", "attentive"])
     seeds: int = 3
     clips: int = 1
     long_clip: bool = False
     summary: Summary = "both"
-    attentive: AttentiveConfig | None = None
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     batch_size: int = 16
 
     def __post_init__(self) -> None:
         for name in ("seeds", "clips", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
-        if unknown := [name for name in self.probes if name not in PROBES]:
-            raise ValueError(f"--probes holds {unknown[0]!r}; choose from {', '.join(PROBES)}")
         if not self.probes:
-            raise ValueError(f"--probes is empty; choose from {', '.join(PROBES)}")
+            raise ValueError("--probes is empty; choose from knn, linear, attentive")
         if self.long_clip and self.clips == 1:
             raise ValueError("--long_clip compares with several clips; set --clips to 2 or more")
-        if self.attentive is not None:
-            self.attentive.check()
 
 
 def subject(
@@ -103,7 +106,7 @@ def subject(
 def compare(
     subjects: Sequence[Subject],
     parts: Parts,
-    protocol: Protocol,
+    settings: ProbeSettings,
     *,
     device: torch.device,
     scratch: Path,
@@ -116,33 +119,32 @@ def compare(
     Args:
         subjects: encoders; those that take the same clips share a pass over the videos.
         parts: labelled videos.
-        protocol: what is measured.
+        settings: what is measured.
         device: where encoders are.
         scratch: a folder with room for tokens.
 
     Raises:
         ValueError: where a long clip does not fit the videos or an encoder.
     """
-    if protocol.long_clip:
+    if settings.long_clip:
         for each in subjects:
             _check_long_clip(each, parts)
     found = ProbeScores(parts.train.labels.targets)
-    groups: dict[Preparation, list[Subject]] = {}
+    groups: dict[Preparation, dict[str, ViViT]] = {}
     for each in subjects:
-        groups.setdefault(each.prepared, []).append(each)
-    sizes: tuple[int, int] = (0, 0)
-    for seed in range(protocol.seeds):
-        drawn = (parts.train.drawn(seed, "train videos"), parts.test.drawn(seed, "test videos"))
-        for prepared, group in groups.items():
+        groups.setdefault(each.prepared, {})[each.name] = each.encoder
+    sizes: tuple[int, ...] = ()
+    for seed in range(settings.seeds):
+        for prepared, encoders in groups.items():
             suffix = f" at {_geometry(prepared)}" if len(groups) > 1 else ""
-            run = _Pass(parts, protocol, found, seed, drawn, device, scratch)
-            sizes = run.measure(prepared, group, suffix)
+            run = _Pass(parts, settings, found, seed, suffix, device, scratch)
+            sizes = run.measure(prepared, encoders)
     found.facts |= {
         "train_videos": sizes[0],
         "test_videos": sizes[1],
-        "seeds": protocol.seeds,
-        "clips": protocol.clips,
-        "summary": protocol.summary,
+        "seeds": settings.seeds,
+        "clips": settings.clips,
+        "summary": settings.summary,
         "clips_of": {each.name: _geometry(each.prepared) for each in subjects},
     }
     return found
@@ -167,148 +169,118 @@ class _Pass:
     """One seed's pass over the videos for encoders that take the same clips."""
 
     parts: Parts
-    protocol: Protocol
+    settings: ProbeSettings
     found: ProbeScores
     seed: int
-    drawn: tuple[np.ndarray, np.ndarray]
+    suffix: str
     device: torch.device
     scratch: Path
 
-    def measure(
-        self, prepared: Preparation, group: Sequence[Subject], suffix: str
-    ) -> tuple[int, int]:
+    def measure(self, prepared: Preparation, encoders: Mapping[str, ViViT]) -> tuple[int, ...]:
         """Features, then probes; returns how many videos there were to train and test on."""
-        describers: dict[str, Describer] = {
-            each.name: EncoderFeatures(each.encoder, self.protocol.summary) for each in group
-        }
-        baselines = self._untrained([(each.name, each.encoder) for each in group], suffix)
-        baselines[PIXELS + suffix] = PixelFeatures()
-        train, test = (
-            self._features(part, drawn, prepared, {**describers, **baselines}, part.labels, title)
-            for part, drawn, title in self._both()
+        drawn = [
+            part.drawn(self.seed, name)
+            for part, name in zip(self.parts, ("train videos", "test videos"), strict=True)
+        ]
+        train, test = self._features(
+            prepared, encoders, drawn, [part.labels for part in self.parts]
         )
         self.found.add_chance(chances(test.labels, train.labels, self.found.targets))
-        n = self.protocol.clips
+        n = self.settings.clips
         views = {"": slice(0, 1)} if n == 1 else {
             "1 clip": slice((n - 1) // 2, (n - 1) // 2 + 1), f"{n} clips": slice(0, n)
         }  # fmt: skip
         for clips, chosen in views.items():
-            for name in (*describers, *baselines):
-                self._probe(name, clips, name in baselines, train, test, chosen)
-        if self.protocol.long_clip:
-            self._long(prepared, group, suffix, train, test)
+            self._probe(clips, encoders, train, test, chosen)
+        if self.settings.long_clip:
+            # One clip with all frames, of the same videos, labelled as the short ones were.
+            prepared = prepared.one_long_clip()
+            frames = prepared.clip.length
+            longer = {name: adapt(each, num_frames=frames) for name, each in encoders.items()}
+            same = [
+                videos[np.isin(np.array(part.videos.keys)[videos], short.keys)]
+                for part, videos, short in zip(self.parts, drawn, (train, test), strict=True)
+            ]
+            labels = [_remembered(train), _remembered(test)]
+            train, test = self._features(prepared, longer, same, labels, spread=True)
+            self._probe(LONG, encoders, train, test, slice(0, 1))
         return len(train.keys), len(test.keys)
 
-    def _long(
-        self,
-        prepared: Preparation,
-        group: Sequence[Subject],
-        suffix: str,
-        train: ClipFeatures,
-        test: ClipFeatures,
-    ) -> None:
-        """One clip with all frames, labelled as the short ones were."""
-        prepared = prepared.one_long_clip()
-        encoders = [
-            (each.name, adapt(each.encoder, num_frames=prepared.clip.length)) for each in group
-        ]
+    def _describers(self, encoders: Mapping[str, ViViT]) -> dict[str, Describer]:
+        """Encoders, fresh weights of each architecture among them, and pixels."""
+        architectures: dict[ViViTConfig, str] = {}
+        for name, encoder in encoders.items():
+            architectures.setdefault(encoder.config, name)
+        known = dict(encoders)
+        for name in architectures.values():
+            title = "untrained" if len(architectures) == 1 else f"untrained {name}"
+            known[title + self.suffix] = untrained(encoders[name], self.seed)
         describers: dict[str, Describer] = {
-            name: EncoderFeatures(encoder, self.protocol.summary) for name, encoder in encoders
+            name: EncoderFeatures(encoder, self.settings.summary) for name, encoder in known.items()
         }
-        baselines = self._untrained(encoders, suffix)
-        baselines[PIXELS + suffix] = PixelFeatures()
-        long_train, long_test = (
-            self._features(
-                part,
-                drawn[np.isin(np.array(part.videos.keys)[drawn], short.keys)],
-                prepared,
-                {**describers, **baselines},
-                _remembered(short),
-                title,
-                spread=True,
-            )
-            for (part, drawn, title), short in zip(self._both(), (train, test), strict=True)
-        )
-        for name in (*describers, *baselines):
-            self._probe(name, LONG, name in baselines, long_train, long_test, slice(0, 1))
-
-    def _untrained(
-        self, encoders: Sequence[tuple[str, ViViT]], suffix: str
-    ) -> dict[str, Describer]:
-        """Fresh weights for each architecture among the encoders."""
-        fresh: dict[str, Describer] = {}
-        seen: dict[Any, str] = {}
-        for name, encoder in encoders:
-            seen.setdefault(encoder.config, name)
-        for config, name in seen.items():
-            encoder = next(e for _, e in encoders if e.config == config)
-            title = "untrained" if len(seen) == 1 else f"untrained {name}"
-            fresh[title + suffix] = EncoderFeatures(
-                untrained(encoder, self.seed), self.protocol.summary
-            )
-        return fresh
-
-    def _both(self) -> Iterator[tuple[Part, np.ndarray, str]]:
-        yield self.parts.train, self.drawn[0], f"seed {self.seed}, training videos"
-        yield self.parts.test, self.drawn[1], f"seed {self.seed}, test videos"
+        return {**describers, PIXELS + self.suffix: PixelFeatures()}
 
     def _features(
         self,
-        part: Part,
-        drawn: np.ndarray,
         prepared: Preparation,
-        describers: Mapping[str, Describer],
-        labels: Callable[[dict[str, Any]], dict[str, Tensor]],
-        title: str,
+        encoders: Mapping[str, ViViT],
+        drawn: Sequence[np.ndarray],
+        labels: Sequence[Callable[[dict[str, Any]], dict[str, Tensor]]],
         *,
         spread: bool = False,
-    ) -> ClipFeatures:
-        batches = part.batches(prepared, drawn, spread=spread)
-        return clip_features(
-            describers,
-            batches.once(self.protocol.batch_size, self.device, epoch=self.seed),
-            labels,
-            videos=len(drawn),
-            token_folder=self.scratch if "attentive" in self.protocol.probes else None,
-            title=title,
-        )
+    ) -> list[ClipFeatures]:
+        """Features of the videos drawn for training, and of those drawn for testing."""
+        describers = self._describers(encoders)
+        titles = ("training videos", "test videos")
+        return [
+            clip_features(
+                describers,
+                part.batches(prepared, videos, spread=spread).once(
+                    self.settings.batch_size, self.device, epoch=self.seed
+                ),
+                told,
+                videos=len(videos),
+                token_folder=self.scratch if "attentive" in self.settings.probes else None,
+                title=f"seed {self.seed}, {title}",
+            )
+            for part, videos, told, title in zip(self.parts, drawn, labels, titles, strict=True)
+        ]
 
     def _probe(
         self,
-        name: str,
         clips: str,
-        baseline: bool,
+        encoders: Mapping[str, ViViT],
         train: ClipFeatures,
         test: ClipFeatures,
         views: slice,
     ) -> None:
+        """Every probe on every describer's features of some clips of each video."""
         targets = self.found.targets
-        for kind in self.protocol.probes:
-            if kind == "attentive":
-                predicted = attentive_predict(
-                    TokenPart(train.tokens[name], views),
-                    train.labels,
-                    TokenPart(test.tokens[name], views),
-                    targets=targets,
-                    config=self.protocol.attentive,
-                    seed=self.seed,
-                    device=self.device,
-                )
-            else:
-                predicted = predict(
-                    train.vectors[name][:, views].mean(1),
-                    train.labels,
-                    test.vectors[name][:, views].mean(1),
-                    "knn" if kind == "knn" else "linear",
-                    targets=targets,
-                    seed=self.seed,
-                )
-            told = predicted, test.labels, train.labels, targets
-            self.found.add(
-                Row(name, clips, kind, baseline),
-                scores(*told),
-                resampled_scores(*told, video_weights(test.keys)),
-            )
+        weights = video_weights(test.keys)
+        for name in train.vectors:
+            for kind in self.settings.probes:
+                if kind == "attentive":
+                    predicted = attentive_predict(
+                        TokenPart(train.tokens[name], views),
+                        train.labels,
+                        TokenPart(test.tokens[name], views),
+                        targets=targets,
+                        config=self.settings.attentive,
+                        seed=self.seed,
+                        device=self.device,
+                    )
+                else:
+                    predicted = predict(
+                        train.vectors[name][:, views].mean(1),
+                        train.labels,
+                        test.vectors[name][:, views].mean(1),
+                        kind,
+                        targets=targets,
+                        seed=self.seed,
+                    )
+                told = predicted, test.labels, train.labels, targets
+                row = Row(name, clips, kind, baseline=name not in encoders)
+                self.found.add(row, scores(*told), resampled_scores(*told, weights))
 
 
 def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:

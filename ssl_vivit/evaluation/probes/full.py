@@ -21,8 +21,8 @@ from ssl_vivit.evaluation.features.files import fingerprint
 from ssl_vivit.evaluation.probes.comparison import Subject
 from ssl_vivit.evaluation.probes.data import Part, Parts
 from ssl_vivit.evaluation.probes.labelled_videos import LabelledBatches, Labels
-from ssl_vivit.evaluation.probes.linear import scores
 from ssl_vivit.evaluation.probes.report import Row
+from ssl_vivit.evaluation.probes.scores import scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_vivit.data.randomness import named_generator
-from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, score
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, scores
 from ssl_vivit.objectives.targets import Target, columns
 
 ProbeKind = Literal["knn", "linear"]
@@ -50,7 +50,7 @@ def probe(
         Target → figure, see :func:`~ssl_vivit.evaluation.probes.scores.score`.
 
     Raises:
-        ValueError: for an unknown kind, too few clips, or features that are not finite.
+        ValueError: for too few clips, or features that are not finite.
     """
     predicted = predict(
         train_features, train_labels, test_features, kind, targets=targets, seed=seed
@@ -68,8 +68,6 @@ def predict(
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "m width"]]:
     """What a probe says of the test part; arguments and errors as of :func:`probe`."""
-    if kind not in ("knn", "linear"):
-        raise ValueError(f"probe {kind!r} is unknown; choose knn or linear")
     if len(train_features) < FOLDS or len(test_features) < 1:
         raise ValueError(
             f"{len(train_features)} clips to train a probe on and {len(test_features)} to test it "
@@ -84,19 +82,6 @@ def predict(
     together = nearest_neighbours(train, torch.cat(list(wanted.values()), 1), test)
     parts = together.split([target.width for target in targets], dim=1)
     return dict(zip(wanted, parts, strict=True))
-
-
-def scores(
-    predicted: Mapping[str, Tensor],
-    test_labels: Mapping[str, Tensor],
-    train_labels: Mapping[str, Tensor],
-    targets: tuple[Target, ...],
-) -> dict[str, float]:
-    """The figure of each target's prediction."""
-    return {
-        t.name: score(predicted[t.name], test_labels[t.name].cpu(), t, train_labels[t.name].cpu())
-        for t in targets
-    }
 
 
 def standardised(

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-from torchmetrics.functional.regression import r2_score
 
 from ssl_vivit.data.video.clevrer import KINDS
 from ssl_vivit.objectives.targets import Target
@@ -51,29 +49,51 @@ def score(
     Returns:
         The figure; NaN where the test part has too few different labels to tell.
     """
-    predicted = predicted.double().cpu()
+    once = torch.ones(1, len(labels), dtype=torch.float64)
+    return float(weighted_score(predicted, labels, target, train_labels, once))
+
+
+def weighted_score(
+    predicted: Float[Tensor, "n width"],
+    labels: Tensor,
+    target: Target,
+    train_labels: Tensor,
+    weights: Float[Tensor, "rows n"],
+) -> Float[Tensor, " rows"]:
+    """:func:`score` of a test part of which each clip counts as often as its weight says.
+
+    Args:
+        predicted, labels, target, train_labels: as there.
+        weights: whole numbers as float64; each row makes a figure of its own.
+
+    Returns:
+        (rows,) in float64; NaN where a row has too few different labels to tell.
+    """
+    predicted, labels = predicted.double().cpu(), labels.cpu()
     if target.kind == "class":
-        return (predicted.argmax(1) == labels.long()).double().mean().item()
+        right = (predicted.argmax(1) == labels.long()).double()
+        return (weights @ right) / weights.sum(1)
     if target.kind == "number":
-        numbers = labels.double().flatten()
-        if len(numbers) < 2 or not numbers.var():
-            return math.nan
-        return float(r2_score(predicted.flatten(), numbers))
-    # torchmetrics takes scores outside [0, 1] for logits; ranks are neither squashed nor tied.
-    ranks = _ranks(predicted)
+        return _r2(predicted.flatten(), labels.double().flatten(), weights)
     if target.kind == "event":
-        if not 0 < labels.sum() < len(labels):
-            return math.nan
-        return float(binary_auroc(ranks[:, 0], labels.flatten().long()))
-    scored = scored_kinds(labels, train_labels)
-    if not scored.any():
-        return math.nan
-    # torchmetrics' multilabel form refuses a single kind.
-    each = [
-        binary_average_precision(ranks[:, k], labels[:, k].long())
-        for k in torch.nonzero(scored).flatten().tolist()
-    ]
-    return float(torch.stack(each).mean())
+        return _auroc(predicted[:, 0], labels.flatten() > 0, weights)
+    scored = torch.nonzero(scored_kinds(labels, train_labels.cpu())).flatten().tolist()
+    if not scored:
+        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
+    kinds = [_average_precision(predicted[:, k], labels[:, k] > 0, weights) for k in scored]
+    return torch.stack(kinds).nanmean(0)
+
+
+def scores(
+    predicted: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    train_labels: Mapping[str, Tensor],
+    targets: tuple[Target, ...],
+) -> dict[str, float]:
+    """:func:`score` of each target."""
+    return {
+        t.name: score(predicted[t.name], labels[t.name], t, train_labels[t.name]) for t in targets
+    }
 
 
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
@@ -114,7 +134,42 @@ def chances(
     return {t.name: chance(test_labels[t.name], t, train_labels[t.name]) for t in targets}
 
 
-def _ranks(scores: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-    """Each column's scores as numbers in (0, 1] of the same order; equal ones stay equal."""
-    ranks = [torch.unique(column, return_inverse=True)[1] + 1 for column in scores.T]
-    return torch.stack(ranks, 1).double() / len(scores)
+def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
+    total = weights.sum(1)
+    mean = weights @ numbers / total
+    # Moments around the whole part's mean, where rounding leaves a constant no spread.
+    centred = numbers - numbers.mean()
+    spread = weights @ centred.square() - total * (mean - numbers.mean()).square()
+    rest = weights @ (predicted - numbers).square()
+    least = 1e-12 * total * centred.square().mean()
+    return torch.where(spread > least, 1 - rest / spread, torch.nan)
+
+
+def _cumulated(
+    scores: Tensor, positive: Tensor, weights: Tensor
+) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
+    """Weight of positives, and of all, from the highest score down, at the end of each tie."""
+    ordered, order = scores.sort(descending=True)
+    ends = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))
+    sorted_weights = weights[:, order]
+    hits = (sorted_weights * positive[order]).cumsum(1)[:, ends]
+    return hits, sorted_weights.cumsum(1)[:, ends]
+
+
+def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
+    hits, seen = _cumulated(scores, positive, weights)
+    false = seen - hits
+    none = torch.zeros(len(weights), 1, dtype=weights.dtype)
+    # Ties count half: the trapezium between two steps.
+    heights = (hits + torch.cat((none, hits[:, :-1]), 1)) / 2
+    area = (heights * false.diff(dim=1, prepend=none)).sum(1)
+    return area / (hits[:, -1] * false[:, -1])
+
+
+def _average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
+    """NaN where all clips that count are positive, or none is."""
+    hits, seen = _cumulated(scores, positive, weights)
+    none = torch.zeros(len(weights), 1, dtype=weights.dtype)
+    precision = hits / seen.clamp(min=1)
+    found = (hits.diff(dim=1, prepend=none) * precision).sum(1) / hits[:, -1]
+    return torch.where(hits[:, -1] < seen[:, -1], found, torch.nan)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.evaluation.probes.scores import weighted_score
 from ssl_vivit.objectives.targets import Target
 
 # The standard deviation of so many numbers is known to 1 / √(2 · 400) = 3.5 %.
@@ -87,86 +88,10 @@ def resampled_scores(
     targets: tuple[Target, ...],
     weights: Float[Tensor, "resamples videos"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """:func:`resampled_score` of each target."""
+    """Each target's score on every resample of the test part."""
     return {
-        t.name: resampled_score(
-            predicted[t.name], labels[t.name].cpu(), t, train_labels[t.name].cpu(), weights
+        t.name: weighted_score(
+            predicted[t.name], labels[t.name], t, train_labels[t.name], weights
         ).numpy()
         for t in targets
     }
-
-
-def resampled_score(
-    predicted: Float[Tensor, "n width"],
-    labels: Tensor,
-    target: Target,
-    train_labels: Tensor,
-    weights: Float[Tensor, "resamples n"],
-) -> Float[Tensor, " resamples"]:
-    """:func:`~ssl_vivit.evaluation.probes.scores.score` of each resample of the test part.
-
-    Args:
-        predicted, labels, target, train_labels: as there.
-        weights: how often each clip counts.
-
-    Returns:
-        (resamples,) in float64; NaN where a resample has too few different labels to tell.
-    """
-    predicted = predicted.double().cpu()
-    if target.kind == "class":
-        right = (predicted.argmax(1) == labels.long()).double()
-        return (weights @ right) / weights.sum(1)
-    if target.kind == "number":
-        return _r2(predicted.flatten(), labels.double().flatten(), weights)
-    if target.kind == "event":
-        return _auroc(predicted[:, 0], labels.flatten() > 0, weights)
-    learnable = (train_labels > 0).any(0)
-    kinds = [
-        _average_precision(predicted[:, k], labels[:, k] > 0, weights)
-        for k in torch.nonzero(learnable).flatten().tolist()
-        if (labels[:, k] > 0).any()
-    ]
-    if not kinds:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
-    return torch.stack(kinds).nanmean(0)
-
-
-def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
-    total = weights.sum(1)
-    mean = weights @ numbers / total
-    # Moments around the whole part's mean, where rounding leaves a constant no spread.
-    centred = numbers - numbers.mean()
-    spread = weights @ centred.square() - total * (mean - numbers.mean()).square()
-    rest = weights @ (predicted - numbers).square()
-    least = 1e-12 * total * centred.square().mean()
-    return torch.where(spread > least, 1 - rest / spread, torch.nan)
-
-
-def _cumulated(
-    scores: Tensor, positive: Tensor, weights: Tensor
-) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
-    """Weight of positives, and of all, from the highest score down, at the end of each tie."""
-    ordered, order = scores.sort(descending=True)
-    ends = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))
-    sorted_weights = weights[:, order]
-    hits = (sorted_weights * positive[order]).cumsum(1)[:, ends]
-    return hits, sorted_weights.cumsum(1)[:, ends]
-
-
-def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    hits, seen = _cumulated(scores, positive, weights)
-    false = seen - hits
-    none = torch.zeros(len(weights), 1, dtype=weights.dtype)
-    # Ties count half: the trapezium between two steps.
-    heights = (hits + torch.cat((none, hits[:, :-1]), 1)) / 2
-    area = (heights * false.diff(dim=1, prepend=none)).sum(1)
-    return area / (hits[:, -1] * false[:, -1])
-
-
-def _average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """NaN where all clips that count are positive, or none is."""
-    hits, seen = _cumulated(scores, positive, weights)
-    none = torch.zeros(len(weights), 1, dtype=weights.dtype)
-    precision = hits / seen.clamp(min=1)
-    found = (hits.diff(dim=1, prepend=none) * precision).sum(1) / hits[:, -1]
-    return torch.where(hits[:, -1] < seen[:, -1], found, torch.nan)

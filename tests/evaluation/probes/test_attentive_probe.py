@@ -12,7 +12,8 @@ from ssl_vivit.evaluation.probes.attentive import (
     TokenPart,
     attentive_predict,
 )
-from ssl_vivit.evaluation.probes.linear import probe, scores
+from ssl_vivit.evaluation.probes.linear import probe
+from ssl_vivit.evaluation.probes.scores import scores
 from ssl_vivit.objectives.targets import Target
 
 EVENT = Target("has_collision", "event")
@@ -135,4 +136,4 @@ def test_tokens_that_are_not_finite_are_refused(tmp_path, place):
 )
 def test_mistakes(settings, message):
     with pytest.raises(ValueError, match=message):
-        AttentiveConfig(**settings).check()
+        AttentiveConfig(**settings)

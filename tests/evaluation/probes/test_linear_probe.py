@@ -227,7 +227,6 @@ def test_classes_are_probed_by_accuracy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "svm"}, "choose knn or linear"),
         ({"n": 3}, "too few"),
         ({"bad": True}, "not finite"),
     ],
@@ -237,4 +236,4 @@ def test_mistakes(change, message):
     if "bad" in change:
         train[0, 0] = torch.nan
     with pytest.raises(ValueError, match=message):
-        probe(train, labels, train, labels, change.get("kind", "knn"))
+        probe(train, labels, train, labels, "knn")

@@ -8,7 +8,7 @@ from data_prep.synthetic_clevrer.videos import render
 from ssl_vivit.encoders import create_encoder
 from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.evaluation.features.extraction import untrained
-from ssl_vivit.evaluation.probes.comparison import Protocol, compare, subject
+from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subject
 from ssl_vivit.evaluation.probes.data import ProbeData, open_parts
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels
 from ssl_vivit.evaluation.probes.linear import probe
@@ -48,10 +48,10 @@ def by_hand(encoder, prepared, part, choose, epoch, spread=False):
 
 
 def found_by(one, parts, tmp_path, clips, **settings):
-    settings = {"probes": ("linear",), "seeds": 2, "summary": "pooled", "batch_size": 5} | settings
+    settings = {"probes": ["linear"], "seeds": 2, "summary": "pooled", "batch_size": 5} | settings
     each = one(clips)
-    protocol = Protocol(clips=clips, **settings)
-    return each, compare([each], parts, protocol, device=torch.device("cpu"), scratch=tmp_path)
+    asked = ProbeSettings(clips=clips, **settings)
+    return each, compare([each], parts, asked, device=torch.device("cpu"), scratch=tmp_path)
 
 
 def assert_scores(found, row, seed, expected):
@@ -106,12 +106,11 @@ def test_one_long_clip_has_the_frames_and_the_labels_of_all(one, parts, tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"probes": ("svm",)}, "choose from knn, linear, attentive"),
-        ({"probes": ()}, "--probes is empty"),
+        ({"probes": []}, "--probes is empty"),
         ({"clips": 0}, "--clips is 0"),
         ({"long_clip": True}, "set --clips to 2 or more"),
     ],
 )
 def test_mistakes(settings, message):
     with pytest.raises(ValueError, match=message):
-        Protocol(**settings)
+        ProbeSettings(**settings)

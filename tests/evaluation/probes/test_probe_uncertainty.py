@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ssl_vivit.evaluation.probes.scores import score
-from ssl_vivit.evaluation.probes.uncertainty import resampled_score, video_weights
+from ssl_vivit.evaluation.probes.scores import score, weighted_score
+from ssl_vivit.evaluation.probes.uncertainty import video_weights
 from ssl_vivit.objectives.targets import Target
 
 KINDS = Target("presence", "kinds", 5)
@@ -39,7 +39,7 @@ def test_each_resample_is_scored_as_the_videos_that_it_repeats(target):
     if target is KINDS:
         train_labels[:, 4] = 0  # never in the training part
     weights = video_weights([f"video_{i}" for i in range(14)], 30)
-    got = resampled_score(predicted, labels, target, train_labels, weights)
+    got = weighted_score(predicted, labels, target, train_labels, weights)
     for b, counts in enumerate(weights.long()):
         index = torch.arange(14).repeat_interleave(counts)
         expected = score(predicted[index], labels[index], target, train_labels)
@@ -50,7 +50,7 @@ def test_a_resample_without_different_labels_tells_nothing():
     weights = torch.tensor([[2.0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.float64)
     labels = torch.tensor([1.0, 0, 0, 1])
     for target in (EVENT, NUMBER):
-        got = resampled_score(draw(4, 1), labels, target, labels, weights)
+        got = weighted_score(draw(4, 1), labels, target, labels, weights)
         assert got.isnan().all(), target
 
 
@@ -67,7 +67,7 @@ def test_the_spread_is_the_standard_error_of_an_accuracy():
     predicted = torch.stack((right, ~right, torch.zeros(500)), 1).double()
     labels = torch.zeros(500, dtype=torch.long)
     weights = video_weights([str(i) for i in range(500)])
-    got = resampled_score(predicted, labels, CLASS, labels, weights).std()
+    got = weighted_score(predicted, labels, CLASS, labels, weights).std()
     assert float(got) == pytest.approx(math.sqrt(0.8 * 0.2 / 500), rel=0.15)
 
 
@@ -82,5 +82,5 @@ def test_the_spread_is_that_of_scores_on_other_videos(target):
     for seed in range(5):
         predicted, labels = part(target, 120, seed=10 * seed)
         weights = video_weights([f"{seed}_{i}" for i in range(120)])
-        told.append(resampled_score(predicted, labels, target, torch.ones_like(labels), weights))
+        told.append(weighted_score(predicted, labels, target, torch.ones_like(labels), weights))
     assert float(torch.stack(told).std(1).mean()) == pytest.approx(spread, rel=0.25)

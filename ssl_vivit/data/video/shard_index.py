@@ -15,12 +15,11 @@ annotation, where there is one.
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
-
-from webdataset.tariterators import base_plus_ext
 
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.errors import DataError, DecodingError
@@ -33,10 +32,12 @@ MEASURES = "video.json"
 VIDEO_EXTENSIONS = frozenset(
     ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
 )
+# webdataset's own pattern; importing it would load torch.
+_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
 def index_path(shard: str) -> str:
-    """The index's path or address for a shard's."""
+    """Path or address of a shard's index."""
     return shard.removesuffix(".tar") + ".json"
 
 
@@ -107,7 +108,7 @@ def parse_index(text: bytes, name: str) -> dict[str, Any]:
 
 
 def remake(name: str) -> str:
-    """The line that tells how to make an index anew."""
+    """Instruction, in a line, to make an index anew."""
     shard = name.removesuffix(".json").removesuffix(".tar") + ".tar"
     if "://" in shard:
         local = shard.rpartition("/")[2]
@@ -124,9 +125,10 @@ def _read_samples(shard: Path) -> Any:
         # "r:" takes plain tars only: a compressed one cannot be read at an offset.
         with tarfile.open(shard, "r:") as tar:
             for entry in tar:
-                prefix, extension = base_plus_ext(entry.name)
-                if not entry.isfile() or prefix is None:
+                parts = _KEY_AND_EXTENSION.fullmatch(entry.name)
+                if not entry.isfile() or parts is None:
                     continue
+                prefix, extension = parts.groups()
                 if prefix != key:
                     if key is not None:
                         yield key, members, video

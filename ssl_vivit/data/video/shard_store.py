@@ -1,4 +1,4 @@
-"""Where shards lie: patterns to addresses, and a local cache for remote ones."""
+"""Patterns → paths and addresses of shards, and a local cache of remote ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from webdataset.shardlists import expand_urls
+from braceexpand import braceexpand
 
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_file
@@ -102,7 +102,7 @@ def _fetch(address: str, size: int, copy: Path) -> None:
 
 
 def cut_off(shard: str, found: int, expected: int) -> str:
-    """The message for a shard whose size is not the one its index states."""
+    """Message for a shard whose size is not the one that its index states."""
     return (
         f"{shard} has {found:,} bytes where its index says {expected:,}: it is cut off or "
         "changed; copy or pack it again"
@@ -140,8 +140,8 @@ def _braces(pattern: str) -> list[str]:
             "give a path, a glob or an s3://, gs:// or https:// address"
         )
     try:
-        return expand_urls(pattern)
-    except Exception as error:  # braceexpand's own exception types
+        return list(braceexpand(pattern))
+    except ValueError as error:
         raise DataError(f"--data.shards {pattern!r} has unbalanced braces") from error
 
 

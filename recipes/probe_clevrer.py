@@ -1,4 +1,4 @@
-"""What frozen encoders have learned, beside the same encoders untrained and raw pixels.
+"""Probe frozen encoders, beside the same encoders untrained and raw pixels.
 
     accelerate launch recipes/probe_clevrer.py
     accelerate launch recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\

@@ -33,7 +33,7 @@ PAPER: dict[str, tuple[float, float]] = {
 
 
 class Complexity(NamedTuple):
-    """What a model holds and what it computes for one vector a clip.
+    """Parameters of a model, and multiply-adds for one vector a clip.
 
     Attributes:
         parameters: numbers that are learned.
@@ -126,7 +126,7 @@ class ComplexityTable:
     num_classes: int = 400
 
     def counts(self) -> dict[str, Complexity]:
-        """Variant → what it holds and computes.
+        """Complexity of each variant.
 
         Raises:
             ValueError: for an unknown size or setting, or one that does not fit every variant.

@@ -1,4 +1,4 @@
-"""What figures are made of: files, pixels, sheets of images, curves."""
+"""Parts of all figures: PNG files, pixels, sheets of images, curves."""
 
 from __future__ import annotations
 

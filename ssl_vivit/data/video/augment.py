@@ -24,7 +24,7 @@ _CHUNK_ELEMENTS = 128 * 2**20
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How two views of a video are made to differ: SimCLR's and CVRL's operations.
+    """Augmentation that makes two views of a video differ: SimCLR's and CVRL's operations.
 
     The defaults are milder than theirs: CLEVRER's scenes differ in the colours of small objects
     alone, which must survive.
@@ -40,8 +40,8 @@ class AugmentConfig:
         flip_probability: how often a clip is mirrored left to right.
         jitter_probability: how often colours are changed.
         brightness: factors from [1 − x, 1 + x].
-        contrast: the same.
-        saturation: the same.
+        contrast: factors from [1 − x, 1 + x].
+        saturation: factors from [1 − x, 1 + x].
         hue: rotations of the colour circle from [−x, x] turns, x up to 0.5.
         grey_probability: how often a clip loses its colour.
         blur_probability: how often a clip is blurred.
@@ -90,7 +90,7 @@ class Augment:
         size: (height, width) of the output.
         in_channels: 3 for RGB, 1 for luma (ITU-R 601).
         mean: of each channel, in units of the pixel range [0, 1]; one number serves all channels.
-        std: the same.
+        std: of each channel, likewise.
 
     Raises:
         DataError: if a size or a number of channels cannot be.
@@ -125,7 +125,7 @@ class Augment:
         self.blur_radius = min(max(1, min(self.size) // 20), min(self.size) - 1)
 
     def without_randomness(self) -> Augment:
-        """The evaluation's counterpart: central crop, resize, same channels and normalisation."""
+        """Return the evaluation's augmentation: central crop and resize, as many channels, as normalised."""
         config = replace(self.config, strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
@@ -217,7 +217,7 @@ class Augment:
     def _crop_and_resize(
         self, clips: UInt8[Tensor, "n t H W 3"], crop: Int[Tensor, "n 4"], flip: Tensor
     ) -> Float[Tensor, "n 3 t h w"]:
-        """Two matrix products for all clips: rows, then columns; the mirror is in the columns."""
+        """Crop, resize and mirror all clips by two matrix products: rows, then columns."""
         height, width = self.size
         # Outside the windows' common bounding box all weights are zero.
         top, left = (int(v) for v in crop[:, :2].amin(0))

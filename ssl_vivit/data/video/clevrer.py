@@ -27,7 +27,7 @@ _KIND_INDEX = {kind: i for i, kind in enumerate(KINDS)}
 def clip_labels(
     annotation: Mapping[str, Any] | None, frames: Sequence[int], name: str = "the video"
 ) -> dict[str, Tensor]:
-    """What is to be seen in a clip.
+    """Labels of a clip: visible objects, collisions, mean speed.
 
     An object counts as visible when the annotation says ``inside_camera_view`` in at least one
     of the clip's frames (another object may stand in front of it all the same).

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: view starts, strides and frame rates."""
+"""Frame numbers of clips: view starts, strides and frame rates."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ClipConfig:
         return self.num_frames
 
     def for_encoder(self, num_frames: int) -> ClipConfig:
-        """The same with the encoder's number of frames.
+        """Return these settings with the encoder's number of frames.
 
         Raises:
             DataError: if this one asks for another number.
@@ -135,7 +135,7 @@ def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> st
 
 
 def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
-    """Videos in which the clips do not fit, and why."""
+    """Videos in which the clips do not fit: number → reason."""
     steps = timeline_length(videos.num_frames, videos.fps, clip.fps)
     needed = clip.span + clip.views - 1
     return {

@@ -34,7 +34,7 @@ _SKIPPING_CODECS = ("h264", "hevc")
 
 
 class VideoInfo(NamedTuple):
-    """What a video holds: frames, the displayed size in pixels, frames per second."""
+    """A video's number of frames, displayed size in pixels, and frames per second."""
 
     num_frames: int
     height: int

@@ -43,7 +43,7 @@ _PREFETCH = 2
 
 @dataclass(frozen=True)
 class DataConfig(VideoReading):
-    """Which videos, and how clips come from them.
+    """Settings of pretraining data: which videos, and how clips come from them.
 
     Args:
         shards: paths, patterns (``'shards/clevrer-train-*.tar'``, ``'…-{000000..000009}.tar'``)
@@ -53,7 +53,7 @@ class DataConfig(VideoReading):
         augment: how they are changed.
         mean: of each channel, for normalisation, in units of the pixel range [0, 1]; one number
             serves all. The default is CLEVRER's, most of which is its grey ground.
-        std: the same.
+        std: of each channel, likewise.
     """
 
     shards: str | list[str] | None = None
@@ -65,7 +65,7 @@ class DataConfig(VideoReading):
 
 
 class Clips(NamedTuple):
-    """What :func:`build_clips` makes of a DataConfig.
+    """Batches of training clips, and of held-out ones.
 
     Attributes:
         train: shuffled and augmented.
@@ -123,7 +123,7 @@ def build_clips(
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Part videos by a hash of their names, so that none moves when shards are added.
+    """Split videos by a hash of their names, so that none moves when shards are added.
 
     Args:
         keys: names, each once.
@@ -358,7 +358,7 @@ def _end(workers: set[Any]) -> None:
 
 
 def _start_worker(worker: int) -> None:
-    """Signals to the process group are the training process's to answer: it ends its workers."""
+    """Ignore signals to the process group: the training process answers them and ends its workers."""
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which videos an encoder was trained on, as it is saved with it, so that none is tested on."""
+"""A record of the videos that an encoder was trained on, so that none of them is tested on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pretraining_data(
 def trained_on(
     record: Mapping[str, Any], videos: ShardSet, indices: Sequence[int] | np.ndarray
 ) -> int:
-    """How many videos a recorded run may have trained on.
+    """Count the videos that a recorded run may have trained on.
 
     Those are the ones in shards of the same name and annotations (of the same name where a
     shard has none) that the run did not hold out.

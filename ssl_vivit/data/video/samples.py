@@ -1,4 +1,4 @@
-"""Videos as views: the workers' half of the loader, from (index, epoch) to uint8 clips."""
+"""The workers' half of the loader: from (index, epoch) to uint8 clips."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ATTEMPTS = 8
 
 
 class ClipDataset:
-    """Videos as views: uint8 clips and what is to be done to them.
+    """Videos as uint8 clips with the parameters of their augmentation.
 
     Args:
         videos: a ShardSet; its index is checked whole, no video is opened.
@@ -154,7 +154,7 @@ class ClipDataset:
 
 
 class SampleFetcher:
-    """The data set as a DataLoader sees it: (index, epoch) → a sample or the reason for none."""
+    """Dataset of a DataLoader: (index, epoch) → a sample, or the reason for none."""
 
     def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
         self.dataset, self.indices, self.replace = dataset, indices, replace
@@ -181,7 +181,7 @@ class SampleFetcher:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One message to the consumer. Its clips alone are a tensor, and so take one descriptor."""
+    """Collate samples to one message. Its clips alone are a tensor, and so take one descriptor."""
     refusals = [sample["refusal"] for sample in samples if "refusal" in sample]
     if refusals:
         return {"refusal": refusals[0]}

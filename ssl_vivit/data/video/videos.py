@@ -84,7 +84,7 @@ class CentralWindows:
         return len(self._videos)
 
     def annotation(self, i: int) -> dict | None:
-        """The video's own."""
+        """The annotation of the video, unchanged."""
         return self._videos.annotation(i)
 
     def frames(
@@ -126,11 +126,11 @@ class Chosen:
         return len(self._indices)
 
     def annotation(self, i: int) -> dict | None:
-        """The video's own."""
+        """The annotation of the video, unchanged."""
         return self._videos.annotation(int(self._indices[i]))
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """The video's own."""
+        """Frames of the video, unchanged."""
         return self._videos.frames(int(self._indices[i]), indices, size)

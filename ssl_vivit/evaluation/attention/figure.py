@@ -1,4 +1,4 @@
-"""What an encoder attends to, drawn over the frames of a clip.
+"""Attention of an encoder drawn over the frames of a clip.
 
 python -m ssl_vivit.evaluation.attention.figure ENCODER_DIR VIDEO OUT.png
 """

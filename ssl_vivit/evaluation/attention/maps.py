@@ -1,10 +1,11 @@
-"""What attends to what: the exact attention weights of an encoder, which its fast path never forms."""
+"""The exact attention weights of an encoder, which its fast path never forms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -97,7 +98,7 @@ class AttentionMaps:
         return weights[..., steps, steps]
 
     def class_attention(self, layer: int) -> Float[Tensor, "b t heads h w"]:
-        """What the class token attends to among the patches: of its frame, or of the clip (Model 1).
+        """Attention of the class token to the patches of its frame, or of the clip (Model 1).
 
         Raises:
             ValueError: for an encoder without a class token, a layer without attention over space,
@@ -113,7 +114,7 @@ class AttentionMaps:
         return rearrange(weights, "b t heads (h w) -> b t heads h w", h=h)
 
     def rollout(self) -> Float[Tensor, "b t h w"]:
-        """How much each input tubelet has part in the pooled vector, by attention rollout.
+        """Share of each input tubelet in the pooled vector, by attention rollout.
 
         See :func:`ssl_vivit.evaluation.attention.rollout.rollout` for conventions and source.
 
@@ -139,7 +140,7 @@ class AttentionMaps:
 
 
 def num_layers(config: ViViTConfig) -> int:
-    """How many blocks an encoder has."""
+    """Number of blocks of an encoder."""
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
         assert config.temporal_depth is not None
@@ -171,6 +172,21 @@ def attention_maps(
     wanted = _checked(layers, num_layers(config))
     kept: dict[Axis, dict[int, Tensor]] = {"spatial": {}, "temporal": {}, "joint": {}}
     seen: dict[str, Tensor] = {}
+
+    def record(module: HeadAttention, args: Any, kwargs: Any, *, axis: Axis, layer: int) -> None:
+        weights = weights_of(module, *args, **kwargs)
+        if axis != "joint":
+            weights = rearrange(weights, "(b s) heads q k -> b s heads q k", b=len(video))
+        kept[axis][layer] = weights
+
+    def keep_frames(norm: nn.Module, args: Any, output: Tensor) -> None:
+        seen["frames"] = output
+
+    def keep_pooling(module: AttentionPooling, args: tuple[Tensor]) -> None:
+        (x,) = args
+        query = module.query.expand(x.shape[0], -1, -1)
+        seen["pooling"] = module.attention(query, x, x, need_weights=True)[1][:, 0]
+
     with ExitStack() as stack:
         # Hooks need their modules to be called: compiled ones run as they were written.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -181,15 +197,15 @@ def attention_maps(
                 continue
             axis, layer = _place(name, config)
             if layer in wanted:
-                hook = _recorder(kept[axis], layer, axis, len(video))
+                hook = partial(record, axis=axis, layer=layer)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
         if config.frame_pooling == "max":
             norm = encoder.trunk.get_submodule("spatial_norm")
-            stack.callback(norm.register_forward_hook(_keep_frames(seen)).remove)
+            stack.callback(norm.register_forward_hook(keep_frames).remove)
         if encoder.attention_pooling is not None:
             pooling = encoder.attention_pooling
-            stack.callback(pooling.register_forward_pre_hook(_keep_pooling(seen)).remove)
+            stack.callback(pooling.register_forward_pre_hook(keep_pooling).remove)
         out = encoder(video)
     return AttentionMaps(config, out.grid, readout(config, out, seen), **kept)
 
@@ -210,29 +226,11 @@ def _place(name: str, config: ViViTConfig) -> tuple[Axis, int]:
         return "joint", int(index)
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
-        spatial = group == "spatial_blocks"
-        return (
-            ("spatial", int(index))
-            if spatial
-            else (
-                "temporal",
-                int(index) + config.spatial_depth,
-            )
-        )
+        if group == "spatial_blocks":
+            return "spatial", int(index)
+        return "temporal", int(index) + config.spatial_depth
     over_space = any(part.startswith("space") for part in inner)
     return "spatial" if over_space else "temporal", int(index)
-
-
-def _recorder(
-    kept: dict[int, Tensor], layer: int, axis: Axis, batch: int
-) -> Callable[[Any, Any, Any], None]:
-    def record(module: HeadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        weights = weights_of(module, *args, **kwargs)
-        if axis != "joint":
-            weights = rearrange(weights, "(b s) heads q k -> b s heads q k", b=batch)
-        kept[layer] = weights
-
-    return record
 
 
 def weights_of(
@@ -252,19 +250,3 @@ def weights_of(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1)
-
-
-def _keep_frames(seen: dict[str, Tensor]) -> Callable[[Any, Any, Any], None]:
-    def keep(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen["frames"] = output
-
-    return keep
-
-
-def _keep_pooling(seen: dict[str, Tensor]) -> Callable[[Any, Any], None]:
-    def keep(module: AttentionPooling, args: tuple[Tensor]) -> None:
-        (x,) = args
-        query = module.query.expand(x.shape[0], -1, -1)
-        seen["pooling"] = module.attention(query, x, x, need_weights=True)[1][:, 0]
-
-    return keep

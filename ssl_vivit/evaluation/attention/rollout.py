@@ -85,7 +85,7 @@ Maps = dict[int, Tensor]
 def rollout(
     config: ViViTConfig, grid: Grid, read: Readout, spatial: Maps, temporal: Maps, joint: Maps
 ) -> Float[Tensor, "b t h w"]:
-    """How much each input tubelet has part in the pooled vector.
+    """Share of each input tubelet in the pooled vector.
 
     Shares are not negative; they sum to 1 where there are no special tokens, and otherwise to what
     does not end on class tokens and registers, which are no input. MLPs and norms are left out, and

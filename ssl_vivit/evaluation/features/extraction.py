@@ -23,7 +23,7 @@ from ssl_vivit.errors import RunError
 Summary = Literal["pooled", "mean", "both"]
 
 
-class Described(NamedTuple):
+class BatchFeatures(NamedTuple):
     """Clips as vectors and as tokens.
 
     Attributes:
@@ -35,10 +35,10 @@ class Described(NamedTuple):
     tokens: Tensor | None
 
 
-class Describer(Protocol):
-    """What turns clips into features."""
+class FeatureExtractor(Protocol):
+    """Function from clips to their features."""
 
-    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool) -> Described: ...
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool) -> BatchFeatures: ...
 
 
 class EncoderFeatures:
@@ -54,7 +54,7 @@ class EncoderFeatures:
         self.encoder, self.summary = encoder, summary
 
     @torch.no_grad()
-    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
         """Features in float32: vectors (b, d or 2 d), tokens (b, t, n, d)."""
         wanted = tokens or self.summary != "pooled"
         with evaluating(self.encoder), half_precision(clips.device):
@@ -64,11 +64,11 @@ class EncoderFeatures:
             parts.append(out.pooled.float())
         if self.summary != "pooled":
             parts.append(out.tokens.float().mean((1, 2)))
-        return Described(torch.cat(parts, 1), out.tokens.float() if tokens else None)
+        return BatchFeatures(torch.cat(parts, 1), out.tokens.float() if tokens else None)
 
 
 class PixelFeatures:
-    """Clips averaged to a few numbers: what can be told without any encoder.
+    """Clips averaged to a few numbers, as a baseline without any encoder.
 
     Args:
         grid: (t, h, w) that a clip is averaged to, at most its own.
@@ -77,12 +77,12 @@ class PixelFeatures:
     def __init__(self, grid: tuple[int, int, int] = (4, 8, 12)) -> None:
         self.grid = grid
 
-    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> Described:
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
         """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, 1, h·w·c)."""
         t, h, w = (min(own, there) for own, there in zip(self.grid, clips.shape[2:], strict=True))
         small = F.adaptive_avg_pool3d(clips.float(), (t, h, w))
         frames = rearrange(small, "b c t h w -> b t (h w c)")
-        return Described(frames.flatten(1), frames[:, :, None] if tokens else None)
+        return BatchFeatures(frames.flatten(1), frames[:, :, None] if tokens else None)
 
 
 def half_precision(device: torch.device) -> Any:
@@ -144,8 +144,8 @@ class ClipFeatures(NamedTuple):
     """Features and labels of videos.
 
     Attributes:
-        vectors: describer → (n, views, d) float32 on the CPU.
-        tokens: describer → a :class:`TokenStore`; empty where they were not asked for.
+        vectors: extractor → (n, views, d) float32 on the CPU.
+        tokens: extractor → a :class:`TokenStore`; empty where they were not asked for.
         labels: name → (n, …) as ``labels`` told them.
         keys: names of the n videos.
     """
@@ -157,7 +157,7 @@ class ClipFeatures(NamedTuple):
 
 
 def clip_features(
-    describers: Mapping[str, Describer],
+    extractors: Mapping[str, FeatureExtractor],
     batches: Iterable[dict[str, Any]],
     labels: Callable[[dict[str, Any]], dict[str, Tensor]],
     *,
@@ -165,10 +165,10 @@ def clip_features(
     token_folder: Path | None = None,
     title: str = "features",
 ) -> ClipFeatures:
-    """One pass over batches of clips, which all describers share.
+    """One pass over batches of clips, which all extractors share.
 
     Args:
-        describers: name → what makes features.
+        extractors: name → what makes features.
         batches: with ``clips`` (b, views, C, T, H, W) and ``key``, on the device of the encoders.
         labels: what a batch's videos are labelled with, each (b, …).
         videos: how many are expected, for the progress bar and the room for tokens.
@@ -179,7 +179,7 @@ def clip_features(
         ValueError: if there is no video.
         RunError: if there is no room for tokens.
     """
-    vectors: dict[str, list[Tensor]] = {name: [] for name in describers}
+    vectors: dict[str, list[Tensor]] = {name: [] for name in extractors}
     stores: dict[str, TokenStore] = {}
     told: list[dict[str, Tensor]] = []
     keys: list[str] = []
@@ -187,8 +187,8 @@ def clip_features(
         for batch in batches:
             views = batch["clips"].shape[1]
             clips = rearrange(batch["clips"], "b v c T H W -> (b v) c T H W")
-            for name, describe in describers.items():
-                found = describe(clips, tokens=token_folder is not None)
+            for name, extract in extractors.items():
+                found = extract(clips, tokens=token_folder is not None)
                 vectors[name].append(rearrange(found.vectors.cpu(), "(b v) d -> b v d", v=views))
                 if token_folder is not None and found.tokens is not None:
                     tokens = rearrange(found.tokens.cpu(), "(b v) t n d -> b v (t n) d", v=views)
@@ -209,7 +209,7 @@ def clip_features(
 
 
 def untrained(encoder: ViViT, seed: int) -> ViViT:
-    """The same architecture with fresh weights, on the same device."""
+    """Return an encoder of the same architecture and device with fresh weights."""
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

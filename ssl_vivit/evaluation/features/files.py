@@ -40,7 +40,7 @@ Kept = Literal["pooled", "tokens", "both"]
 
 
 class Features(NamedTuple):
-    """What :func:`load_features` returns, in the order of the videos.
+    """Extracted features, in the order of the videos.
 
     Attributes:
         keys: names of the n videos.
@@ -215,13 +215,13 @@ def extract(
     Returns:
         Names, and the tensors of a part.
     """
-    describe = EncoderFeatures(encoder, summary)
+    features_of = EncoderFeatures(encoder, summary)
     keys: list[str] = []
     found: dict[str, list[Tensor]] = {}
     for batch in batches:
         views = batch["clips"].shape[1]
         clips = rearrange(batch["clips"], "b v c T H W -> (b v) c T H W")
-        vectors, tokens = describe(clips, tokens=_is_kept("tokens", kept))
+        vectors, tokens = features_of(clips, tokens=_is_kept("tokens", kept))
         made = {"frames": batch["frames"].cpu()}
         if _is_kept("pooled", kept):
             made["pooled"] = rearrange(vectors.cpu(), "(b v) d -> b v d", v=views).mean(1)
@@ -282,7 +282,7 @@ def part_path(directory: Path, number: int) -> Path:
 
 
 def fingerprint(encoder: ViViT) -> str:
-    """Tells encoders apart by their architecture and weights."""
+    """Hash of an encoder's architecture and weights."""
     digest = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

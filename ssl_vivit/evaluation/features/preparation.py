@@ -1,4 +1,4 @@
-"""How clips must be cut and normalised for an encoder: as its pretraining did, unless told otherwise."""
+"""Cutting and normalisation of clips for an encoder: as in its pretraining, unless told otherwise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_SHOWN = 0.8
 
 @dataclass(frozen=True)
 class ClipChoice:
-    """What differs from the clips that an encoder was trained on; null leaves it.
+    """Differences from the clips that an encoder was trained on; null leaves what was.
 
     Args:
         num_frames: frames in a clip; the encoder's positions are fitted to it.

@@ -1,4 +1,4 @@
-"""Do the features of different videos still differ? What to watch, and when to warn."""
+"""Collapse of features: measures of their spread over videos, and a warning."""
 
 from __future__ import annotations
 

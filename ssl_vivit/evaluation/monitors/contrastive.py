@@ -1,11 +1,9 @@
-"""What is measured and drawn beside contrastive pretraining, and the table at its end."""
+"""Monitor of contrastive pretraining: retrieval, figures, and the table at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
@@ -14,7 +12,7 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
     nearest_neighbours,
     view_pairs,
 )
-from ssl_vivit.evaluation.monitors.retrieval import chance, collect, retrieval_top1
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, retrieval_top1
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
 from ssl_vivit.training import Moment, Periodic
 
@@ -24,7 +22,7 @@ _SHOWN = 6
 
 @dataclass
 class EvaluationConfig:
-    """What is measured and drawn beside training, on the held-out videos.
+    """Settings of the evaluation on held-out videos beside training.
 
     Args:
         every: steps between evaluations; there is one before the first step and one at the end.
@@ -83,9 +81,7 @@ class ContrastiveEvaluation:
             view_pairs(batch["clips"], batch["key"], self.mean, self.std, path)
         numbers = {}
         if self.augmented is not None and self.plain is not None:
-            found = collect(
-                lambda b: moment.call("features", b), self._batches(self.augmented, moment)
-            )
+            found = self._collect(self.augmented, moment)
             numbers = {
                 RETRIEVAL: retrieval_top1(found.features),
                 **feature_geometry(found.features),
@@ -93,7 +89,7 @@ class ContrastiveEvaluation:
             warning = collapse_warning(numbers, moment.run_dir, moment.step)
             if warning and drawing:
                 moment.progress.write(warning)
-            plain = collect(lambda b: moment.call("features", b), self._batches(self.plain, moment))
+            plain = self._collect(self.plain, moment)
             if drawing:
                 path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"
                 nearest_neighbours(plain, self.mean, self.std, path)
@@ -103,8 +99,9 @@ class ContrastiveEvaluation:
             learning_curves([*logged, {"step": moment.step, **numbers}], figures / "curves.png")
         return numbers
 
-    def _batches(self, clips: ClipBatches, moment: Moment) -> Iterator[dict[str, Any]]:
-        return clips.once(self.config.batch_size, moment.accelerator.device)
+    def _collect(self, clips: ClipBatches, moment: Moment) -> ViewFeatures:
+        batches = clips.once(self.config.batch_size, moment.accelerator.device)
+        return collect(lambda batch: moment.call("features", batch), batches)
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made: encoder, retrieval before and after, speed, how to load."""

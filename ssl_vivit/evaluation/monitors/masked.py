@@ -1,4 +1,4 @@
-"""What is measured and drawn beside masked pretraining, on held-out videos."""
+"""Monitor of masked pretraining: errors on hidden tubelets of held-out videos, figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geo
 from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
-from ssl_vivit.objectives.masked_tubelets import Reconstruction
 from ssl_vivit.training import Moment, Periodic
 
 ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
@@ -67,18 +66,16 @@ class MaskedEvaluation:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     shown = moment.call("reconstruct", few)
-                self._draw(moment, shown, batch["key"][:_SHOWN])
+                if moment.accelerator.is_main_process:
+                    name = f"reconstructions_step_{moment.step:08d}.png"
+                    path = moment.run_dir / "figures" / name
+                    reconstructions(shown.cpu(), batch["key"][:_SHOWN], path)
         geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
         warning = geometry and collapse_warning(geometry, moment.run_dir, moment.step)
         if warning and moment.accelerator.is_main_process:
             moment.progress.write(warning)
         means = {name: torch.cat(values).mean().item() for name, values in errors.items()}
         return means | geometry
-
-    def _draw(self, moment: Moment, shown: Reconstruction, keys: list[str]) -> None:
-        if moment.accelerator.is_main_process:
-            path = moment.run_dir / "figures" / f"reconstructions_step_{moment.step:08d}.png"
-            reconstructions(shown.cpu(), keys, path)
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made."""

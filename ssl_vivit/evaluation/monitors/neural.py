@@ -1,4 +1,4 @@
-"""What is measured beside training a model of neurons: validation trials, and the best model."""
+"""Monitor of a model of neurons in training: scores on validation trials, the best model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_vivit.training.host import Host
 
 @dataclass(frozen=True)
 class NeuralEvaluationConfig:
-    """What is measured and drawn beside training, and at its end.
+    """Settings of the evaluation beside training, and at its end.
 
     Args:
         every: steps between evaluations on the validation trials; there is one before the first

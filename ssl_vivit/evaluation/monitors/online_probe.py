@@ -1,9 +1,9 @@
-"""What the encoder has learned so far: probes on CLEVRER's labels beside pretraining."""
+"""Probes on CLEVRER's labels beside pretraining."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,14 +14,13 @@ from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 from ssl_vivit.training import Moment, Periodic
 
-_KINDS: tuple[ProbeKind, ...] = ("knn", "linear")
 _ON_BAR = ("probe/knn_presence", "probe/linear_presence")
 _NAMES = tuple(target.name for target in CLEVRER_TARGETS)
 
 
 @dataclass
 class OnlineProbeConfig:
-    """Probes beside training, on features that the objective trains, without any gradient.
+    """Settings of probes beside training, on features that the objective trains, without gradient.
 
     Args:
         every: steps between probes; 0 turns them off. The videos need CLEVRER's annotations.
@@ -36,12 +35,8 @@ class OnlineProbeConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("every", 0),
-            ("train_videos", 5),
-            ("test_videos", 2),
-            ("batch_size", 1),
-        ):
+        least_of = {"every": 0, "train_videos": 5, "test_videos": 2, "batch_size": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"probe.{name} {getattr(self, name)} must be at least {least}")
 
@@ -95,7 +90,7 @@ class OnlineProbe:
         train, test = (self._features(part, moment) for part in (self.train, self.test))
         numbers = {
             f"probe/{kind}_{target}": value
-            for kind in _KINDS
+            for kind in get_args(ProbeKind)
             for target, value in probe(*train, *test, kind=kind).items()
             if value == value
         }
@@ -110,12 +105,9 @@ class OnlineProbe:
 
     def _features(self, clips: ClipBatches, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
         features, labels = [], []
-        for batch in self._batches(clips, moment):
+        for batch in clips.once(self.config.batch_size, moment.accelerator.device):
             features.append(moment.call("features", batch)[:, 0].float().cpu())
             labels.append({name: batch[name][:, 0].cpu() for name in _NAMES})
         return torch.cat(features), {
             name: torch.cat([part[name] for part in labels]) for name in _NAMES
         }
-
-    def _batches(self, clips: ClipBatches, moment: Moment) -> Iterator[dict]:
-        return clips.once(self.config.batch_size, moment.accelerator.device)

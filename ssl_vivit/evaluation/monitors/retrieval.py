@@ -1,4 +1,4 @@
-"""Does the encoder find the other view of a video among the views of all others?"""
+"""Retrieval of the other view of a video among the views of all others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def collect(
 
 
 def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
-    """How often the nearest of all other clips, by cosine, is a view of the same video.
+    """Share of clips of which the nearest other clip, by cosine, is a view of the same video.
 
     Args:
         features: (n, views, d) with n ≥ 2 videos and views ≥ 2.
@@ -57,7 +57,7 @@ def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
 
 
 def chance(n: int, views: int) -> float:
-    """Retrieval of random features: views of the same video over all other clips."""
+    """Retrieval that random features reach: other views of a video over all other clips."""
     return (views - 1) / (n * views - 1)
 
 

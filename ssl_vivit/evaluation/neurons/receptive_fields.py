@@ -1,4 +1,4 @@
-"""What a model's neurons look at: by gradients of their rates, by their readouts, and in truth."""
+"""Receptive fields of a model's neurons: by gradients of rates, by readouts, and true ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def centres_of(energy: Float[Tensor, "n H W"]) -> Float[Tensor, "n 2"]:
 def found_centres(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2"] | None:
-    """Where a session's neurons look on the screen, (x, y) in [−1, 1]; None if nothing says so.
+    """Receptive-field centres of a session's readout, (x, y) in [−1, 1]; None if it has no places.
 
     Positions of a Gaussian readout, seen through the adapter; of a linear one, the centre of mass
     of its filter.
@@ -144,7 +144,7 @@ def found_centres(
 
 
 def true_fields(session: Session) -> dict[str, np.ndarray] | None:
-    """What a simulated session knows of its neurons; None for recorded ones."""
+    """True receptive fields of a simulated session; None for a recorded one."""
     file = session.path / "meta" / "ground_truth.safetensors"
     return load_file(file) if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What a trained model of neurons is worth: scores on test trials, receptive fields, figures, a table."""
+"""Report on a trained model of neurons: scores on test trials, receptive fields, figures, a table."""
 
 from __future__ import annotations
 

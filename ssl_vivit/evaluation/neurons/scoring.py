@@ -24,7 +24,7 @@ def score(
     device: torch.device | str,
     repeats: bool = False,
 ) -> NeuralScores:
-    """Scores over all trials, of which every process takes its share; the same on all.
+    """Scores over all trials, of which every process takes its share; equal on all processes.
 
     Args:
         rates: a part of a batch → rates (b, T, neurons).
@@ -46,7 +46,7 @@ def score(
 
 
 def score_true_rates(trials: TrialBatches, *, repeats: bool = False) -> NeuralScores:
-    """The same of the rates that simulated sessions are known to have: what no model can pass.
+    """Scores of the true rates of simulated sessions, which no model can pass.
 
     Sessions that were recorded have no scores.
     """

@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ MOMENTS = 20
 
 @dataclass
 class AttentiveConfig:
-    """How the attentive probe is trained.
+    """Settings of the attentive probe's training.
 
     Args:
         steps: steps of AdamW. At the start and at twenty moments the loss on the validation part is
@@ -99,29 +98,11 @@ class AttentiveProbe(nn.Module):
         return self.head(self.norm(self.pool(tokens)))
 
 
-class TokenPart(NamedTuple):
-    """Clips whose tokens lie in a store.
-
-    Attributes:
-        store: the tokens.
-        views: which clips of each video; their tokens are put in a row.
-    """
-
-    store: TokenStore
-    views: slice
-
-    def __len__(self) -> int:
-        return self.store.shape[0]
-
-    def read(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b l d"]:
-        """Tokens of some videos."""
-        return self.store.read(index, self.views)
-
-
 def attentive_predict(
-    train: TokenPart,
+    train: TokenStore,
     train_labels: Mapping[str, Tensor],
-    test: TokenPart,
+    test: TokenStore,
+    views: slice,
     *,
     targets: tuple[Target, ...],
     config: AttentiveConfig | None = None,
@@ -133,6 +114,7 @@ def attentive_predict(
     Args:
         train, test: tokens of different videos.
         train_labels: of the training part.
+        views: which clips of each video; their tokens are put in a row.
         targets: what is predicted; each has a probe of its own.
         config: how they are trained.
         seed: of the validation part, the weights and the order of the clips.
@@ -145,7 +127,7 @@ def attentive_predict(
         ValueError: for settings that cannot be, too few clips, or tokens that are not finite.
     """
     config = config or AttentiveConfig()
-    count = len(train)
+    count = train.shape[0]
     held_out = max(1, round(count * config.validation))
     if count - held_out < 1:
         raise ValueError(f"{count} clips are too few to train an attentive probe on")
@@ -153,16 +135,14 @@ def attentive_predict(
     validation, fitting = order[:held_out].sort().values, order[held_out:].sort().values
     labels = {t.name: train_labels[t.name].to(device) for t in targets}
     scale = NumberScale.of({name: value[fitting] for name, value in labels.items()}, targets)
-    mean, std = _statistics(train, fitting, config.batch_size)
+    mean, std = _statistics(train, views, fitting, config.batch_size)
 
-    def tokens(part: TokenPart, index: Tensor) -> Tensor:
-        return ((part.read(index) - mean) / std).to(device)
+    def tokens(store: TokenStore, index: Tensor) -> Tensor:
+        return ((store.read(index, views) - mean) / std).to(device)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probes = nn.ModuleDict(
-            {t.name: AttentiveProbe(train.store.shape[-1], t.width) for t in targets}
-        )
+        probes = nn.ModuleDict({t.name: AttentiveProbe(train.shape[-1], t.width) for t in targets})
     probes.to(device)
     optimizer = torch.optim.AdamW(
         probes.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -213,7 +193,7 @@ def attentive_predict(
         probes[name].load_state_dict(state)
     parts: dict[str, list[Tensor]] = {t.name: [] for t in targets}
     with torch.no_grad():
-        for part in torch.arange(len(test)).split(config.batch_size):
+        for part in torch.arange(test.shape[0]).split(config.batch_size):
             seen = tokens(test, part)
             for name, found in parts.items():
                 found.append(probes[name](seen).float().cpu())
@@ -235,12 +215,12 @@ def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Ten
 
 
 def _statistics(
-    part: TokenPart, index: Tensor, batch_size: int
+    store: TokenStore, views: slice, index: Tensor, batch_size: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Mean and deviation of each feature over the tokens of the training part."""
-    count, total = 0, torch.zeros(2, part.store.shape[-1], dtype=torch.float64)
+    count, total = 0, torch.zeros(2, store.shape[-1], dtype=torch.float64)
     for some in index.split(batch_size):
-        tokens = part.read(some).flatten(0, 1).double()
+        tokens = store.read(some, views).flatten(0, 1).double()
         count += len(tokens)
         total += torch.stack((tokens.sum(0), tokens.square().sum(0)))
     mean = total[0] / count

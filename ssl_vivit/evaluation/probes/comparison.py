@@ -1,4 +1,4 @@
-"""Encoders beside what they must beat: their untrained selves and raw pixels, over seeds."""
+"""Comparison of encoders with their untrained selves and raw pixels, over seeds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ssl_vivit.encoders.adapt import adapt, adapted_config
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import (
     ClipFeatures,
-    Describer,
     EncoderFeatures,
+    FeatureExtractor,
     PixelFeatures,
     Summary,
     clip_features,
@@ -29,7 +29,7 @@ from ssl_vivit.evaluation.features.preparation import (
     check_whole_frames,
     preparation,
 )
-from ssl_vivit.evaluation.probes.attentive import AttentiveConfig, TokenPart, attentive_predict
+from ssl_vivit.evaluation.probes.attentive import AttentiveConfig, attentive_predict
 from ssl_vivit.evaluation.probes.data import Parts
 from ssl_vivit.evaluation.probes.linear import predict
 from ssl_vivit.evaluation.probes.report import LONG, ProbeScores, Row
@@ -56,7 +56,7 @@ class Subject(NamedTuple):
 
 @dataclass
 class ProbeSettings:
-    """What is measured.
+    """Settings of a comparison by probes.
 
     Args:
         probes: knn, linear, attentive; any of them.
@@ -96,7 +96,7 @@ class ProbeSettings:
 def subject(
     name: str, encoder: ViViT, parts: Parts, choice: ClipChoice | None = None, clips: int = 1
 ) -> Subject:
-    """Find out which clips an encoder takes of the videos, and refuse one that they do not fit."""
+    """Prepare an encoder to be probed; refuse one whose clips do not fit the videos."""
     prepared = preparation(encoder, parts.train.videos.fps, choice, clips)
     for part in parts:
         check_whole_frames(encoder, part.dataset(prepared), name)
@@ -151,7 +151,7 @@ def compare(
 
 
 def _check_long_clip(each: Subject, parts: Parts) -> None:
-    """Refuse it before anything is measured."""
+    """Refuse a long clip that does not fit before anything is measured."""
     prepared = each.prepared.one_long_clip()
     adapted_config(each.encoder.config, {"num_frames": prepared.clip.length})
     for part in parts:
@@ -206,7 +206,7 @@ class _Pass:
             self._probe(LONG, encoders, train, test, slice(0, 1))
         return len(train.keys), len(test.keys)
 
-    def _describers(self, encoders: Mapping[str, ViViT]) -> dict[str, Describer]:
+    def _extractors(self, encoders: Mapping[str, ViViT]) -> dict[str, FeatureExtractor]:
         """Encoders, fresh weights of each architecture among them, and pixels."""
         architectures: dict[ViViTConfig, str] = {}
         for name, encoder in encoders.items():
@@ -215,10 +215,10 @@ class _Pass:
         for name in architectures.values():
             title = "untrained" if len(architectures) == 1 else f"untrained {name}"
             known[title + self.suffix] = untrained(encoders[name], self.seed)
-        describers: dict[str, Describer] = {
+        extractors: dict[str, FeatureExtractor] = {
             name: EncoderFeatures(encoder, self.settings.summary) for name, encoder in known.items()
         }
-        return {**describers, PIXELS + self.suffix: PixelFeatures()}
+        return {**extractors, PIXELS + self.suffix: PixelFeatures()}
 
     def _features(
         self,
@@ -230,11 +230,11 @@ class _Pass:
         spread: bool = False,
     ) -> list[ClipFeatures]:
         """Features of the videos drawn for training, and of those drawn for testing."""
-        describers = self._describers(encoders)
+        extractors = self._extractors(encoders)
         titles = ("training videos", "test videos")
         return [
             clip_features(
-                describers,
+                extractors,
                 part.batches(prepared, videos, spread=spread).once(
                     self.settings.batch_size, self.device, epoch=self.seed
                 ),
@@ -254,16 +254,17 @@ class _Pass:
         test: ClipFeatures,
         views: slice,
     ) -> None:
-        """Every probe on every describer's features of some clips of each video."""
+        """Every probe on every extractor's features of some clips of each video."""
         targets = self.found.targets
         weights = video_weights(test.keys)
         for name in train.vectors:
             for kind in self.settings.probes:
                 if kind == "attentive":
                     predicted = attentive_predict(
-                        TokenPart(train.tokens[name], views),
+                        train.tokens[name],
                         train.labels,
-                        TokenPart(test.tokens[name], views),
+                        test.tokens[name],
+                        views,
                         targets=targets,
                         config=self.settings.attentive,
                         seed=self.seed,

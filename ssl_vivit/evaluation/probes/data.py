@@ -1,4 +1,4 @@
-"""Which videos probes are trained and tested on."""
+"""Videos that probes are trained and tested on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProbeData(ReadingForEncoder):
 
 
 class Part(NamedTuple):
-    """Videos of one part.
+    """Videos of the training or the test part.
 
     Attributes:
         videos: where they are read from.
@@ -88,7 +88,7 @@ class Parts(NamedTuple):
 
 
 def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:
-    """Open the videos and part them.
+    """Open the videos and split them into training and test part.
 
     Args:
         data: which videos.
@@ -138,7 +138,7 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
 
 
 def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str | None:
-    """One line where test videos may have been in an encoder's training, or None.
+    """Warning, in a line, where test videos may have been in an encoder's training; else None.
 
     Args:
         name: the encoder's, for the line.

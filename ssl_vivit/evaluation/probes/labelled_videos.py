@@ -1,4 +1,4 @@
-"""What videos are labelled with: CLEVRER's annotations, or the folders that they lie in."""
+"""Labels of videos: CLEVRER's annotations, or the folders that they lie in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_vivit.objectives.targets import Target
 
 
 class Labels(Protocol):
-    """Labels for a batch's videos.
+    """Function from a batch to the labels of its videos.
 
     Attributes:
         targets: what the labels are.

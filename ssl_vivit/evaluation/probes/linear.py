@@ -34,14 +34,14 @@ def probe(
     targets: tuple[Target, ...] = CLEVRER_TARGETS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How much of each target frozen features hold.
+    """Score of each target, predicted from frozen features.
 
     Args:
         train_features: (n, d).
         train_labels: name → (n,) or (n, kinds), as of
             :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
         test_features: (m, d) of other videos.
-        test_labels: the same for them.
+        test_labels: of the test part, likewise.
         kind: ``knn``, see :func:`nearest_neighbours`, or ``linear``, see :func:`ridge`.
         targets: those of them that are predicted.
         seed: of the folds that choose the linear probe's penalty.
@@ -67,7 +67,7 @@ def predict(
     targets: tuple[Target, ...] = CLEVRER_TARGETS,
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "m width"]]:
-    """What a probe says of the test part; arguments and errors as of :func:`probe`."""
+    """A probe's predictions for the test part; arguments and errors as of :func:`probe`."""
     if len(train_features) < FOLDS or len(test_features) < 1:
         raise ValueError(
             f"{len(train_features)} clips to train a probe on and {len(test_features)} to test it "

@@ -32,7 +32,7 @@ SHORT = {"mean average precision": "mAP"}
 
 
 class Row(NamedTuple):
-    """What was probed and how.
+    """A row of the table: features, clips and probe.
 
     Attributes:
         subject: whose features.
@@ -68,12 +68,12 @@ class ProbeScores:
     def add(
         self, row: Row, scores: Mapping[str, float], resampled: Mapping[str, np.ndarray]
     ) -> None:
-        """One seed's scores of a row, and the same on resamples of the test videos."""
+        """Add one seed's scores of a row, and those on resamples of the test videos."""
         _append(self.rows.setdefault(row, {}), scores)
         _append(self.resampled.setdefault(row, {}), resampled)
 
     def add_chance(self, levels: Mapping[str, float]) -> None:
-        """One seed's chance levels."""
+        """Add one seed's chance levels."""
         _append(self.chance, levels)
 
     def estimate(self, row: Row, target: str) -> Estimate:
@@ -81,7 +81,7 @@ class ProbeScores:
         return Estimate.of(self.rows[row][target], self.resampled[row][target])
 
     def difference(self, row: Row, other: Row, target: str) -> Estimate:
-        """How much higher a row's score is than another's, paired by seed and by test video."""
+        """Difference of two rows' scores, paired by seed and by test video."""
         return Estimate.of(
             [a - b for a, b in zip(self.rows[row][target], self.rows[other][target], strict=True)],
             [
@@ -93,7 +93,7 @@ class ProbeScores:
         )
 
     def baselines(self, row: Row) -> list[Row]:
-        """What a row must beat: the same probe, and the same clips where any baseline has them."""
+        """Baselines of a row: of the same probe, and of the same clips where any baseline has them."""
         if row.baseline:
             return []
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]
@@ -132,7 +132,7 @@ class ProbeScores:
         return text_table(lines)
 
     def legend(self) -> str:
-        """What the table's numbers are."""
+        """Explanation of the table's numbers."""
         facts = self.facts
         varied = "folds and fits"
         if facts.get("clips", 1) == 1:
@@ -248,7 +248,7 @@ def distinct(names: Iterable[str]) -> dict[str, str]:
 
 
 def claim(run_dir: Path) -> Path:
-    """Where results may go.
+    """Refuse a directory that holds other results.
 
     Raises:
         RunError: if there are some already.

@@ -1,4 +1,4 @@
-"""One figure for each target, higher is better, beside what chance reaches."""
+"""Scores of predictions, one number for each target, higher is better; and chance levels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METRICS = {
 def score(
     predicted: Float[Tensor, "n width"], labels: Tensor, target: Target, train_labels: Tensor
 ) -> float:
-    """How well a target is predicted on the test part.
+    """Score of a target's prediction on the test part.
 
     - ``kinds``: average precision, averaged over the kinds that some clips of both parts show and
       some clips of the test part do not
@@ -47,7 +47,7 @@ def score(
         train_labels: of the training part.
 
     Returns:
-        The figure; NaN where the test part has too few different labels to tell.
+        The score; NaN where the test part has too few different labels to tell.
     """
     once = torch.ones(1, len(labels), dtype=torch.float64)
     return float(weighted_score(predicted, labels, target, train_labels, once))
@@ -60,11 +60,11 @@ def weighted_score(
     train_labels: Tensor,
     weights: Float[Tensor, "rows n"],
 ) -> Float[Tensor, " rows"]:
-    """:func:`score` of a test part of which each clip counts as often as its weight says.
+    """Scores of a test part of which each clip counts as often as its weight says.
 
     Args:
         predicted, labels, target, train_labels: as there.
-        weights: whole numbers as float64; each row makes a figure of its own.
+        weights: whole numbers as float64; each row makes a score of its own.
 
     Returns:
         (rows,) in float64; NaN where a row has too few different labels to tell.
@@ -97,7 +97,7 @@ def scores(
 
 
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
-    """The figure of predictions that know nothing of the clips.
+    """Score of predictions that know nothing of the clips.
 
     For ``kinds`` the exact mean over all random orders, which is above the kinds' frequency in
     small parts; for ``event`` 1/2; for ``number`` 0, the test part's mean; for ``class`` always

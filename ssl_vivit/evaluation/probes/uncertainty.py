@@ -1,4 +1,4 @@
-"""How much a score owes to the videos it happens to be tested on: a bootstrap over test videos.
+"""Uncertainty of scores over the choice of test videos: a bootstrap.
 
 A Poisson bootstrap (Chamandy et al. 2012, "Estimating uncertainty for massive data streams"): in
 each resample a video counts as often as a Poisson number of mean 1 that its name alone decides. So
@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
 def video_weights(
     keys: Sequence[str], resamples: int = RESAMPLES
 ) -> Float[Tensor, "resamples videos"]:
-    """How often each video counts in each resample, whole numbers as float64.
+    """Number of times that each video counts in each resample, as float64.
 
     Args:
         keys: the videos' names.

@@ -48,8 +48,8 @@ def test_several_clips_are_described_as_each_by_itself(videos, encoder):
     dataset = prepared.dataset(videos, labels=True)
 
     loader = ClipBatches(dataset, shuffle=False)
-    describe = {name: EncoderFeatures(encoder, name) for name in ("pooled", "mean", "both")}
-    found = clip_features(describe, loader.once(4, "cpu"), ClevrerLabels(videos), videos=6)
+    extractors = {name: EncoderFeatures(encoder, name) for name in ("pooled", "mean", "both")}
+    found = clip_features(extractors, loader.once(4, "cpu"), ClevrerLabels(videos), videos=6)
     assert found.keys == videos.keys
     encoder.eval()
     with torch.no_grad():

@@ -9,7 +9,6 @@ from ssl_vivit.evaluation.features.extraction import TokenStore
 from ssl_vivit.evaluation.probes.attentive import (
     AttentiveConfig,
     OneQuery,
-    TokenPart,
     attentive_predict,
 )
 from ssl_vivit.evaluation.probes.linear import probe
@@ -59,7 +58,7 @@ def test_a_signal_is_found_that_the_mean_does_not_hold(tmp_path):
                      targets=(EVENT,))  # fmt: skip
     assert of_means["has_collision"] < 0.65
     predicted = attentive_predict(
-        TokenPart(train_store, slice(0, 1)), train_labels, TokenPart(test_store, slice(0, 1)),
+        train_store, train_labels, test_store, slice(0, 1),
         targets=(EVENT,), config=AttentiveConfig(steps=100, learning_rate=3e-3),
     )  # fmt: skip
     assert scores(predicted, test_labels, train_labels, (EVENT,))["has_collision"] > 0.95
@@ -71,7 +70,7 @@ def test_a_shuffled_signal_is_not_found(tmp_path):
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     shuffled = {name: value[order] for name, value in train_labels.items()}
     predicted = attentive_predict(
-        TokenPart(train_store, slice(0, 1)), shuffled, TokenPart(test_store, slice(0, 1)),
+        train_store, shuffled, test_store, slice(0, 1),
         targets=(EVENT,), config=AttentiveConfig(steps=40),
     )  # fmt: skip
     assert scores(predicted, test_labels, shuffled, (EVENT,))["has_collision"] < 0.65
@@ -84,8 +83,7 @@ def test_numbers_come_out_in_the_labels_units(tmp_path):
     labels = {"mean_speed": 1000 + 50 * tokens[:, 0, :, 0].mean(1)}
     store = TokenStore(tmp_path, tuple(tokens.shape))
     store.append(tokens)
-    part = TokenPart(store, slice(0, 1))
-    predicted = attentive_predict(part, labels, part, targets=(number,))
+    predicted = attentive_predict(store, labels, store, slice(0, 1), targets=(number,))
     assert scores(predicted, labels, labels, (number,))["mean_speed"] > 0.9
 
 
@@ -94,13 +92,14 @@ def test_the_same_seed_gives_the_same_predictions_and_all_clips_are_seen(tmp_pat
     config = AttentiveConfig(steps=9)
 
     def run(views, seed=0):
-        part = TokenPart(store, views)
-        return attentive_predict(part, labels, part, targets=(EVENT,), config=config, seed=seed)
+        return attentive_predict(
+            store, labels, store, views, targets=(EVENT,), config=config, seed=seed
+        )
 
     both, again = run(slice(0, 2)), run(slice(0, 2))
     assert torch.equal(both["has_collision"], again["has_collision"])
     assert not torch.equal(both["has_collision"], run(slice(0, 2), 1)["has_collision"])
-    assert TokenPart(store, slice(0, 2)).read(torch.tensor([3])).shape == (1, 48, 16)
+    assert store.read(torch.tensor([3]), slice(0, 2)).shape == (1, 48, 16)
     assert not torch.equal(both["has_collision"], run(slice(0, 1))["has_collision"])
 
 
@@ -122,9 +121,7 @@ def test_tokens_that_are_not_finite_are_refused(tmp_path, place):
     tokens[place, 0, 5, 2] = torch.inf
     bad.append(tokens)
     with pytest.raises(ValueError, match="tokens are not finite"):
-        attentive_predict(
-            TokenPart(bad, slice(0, 1)), labels, TokenPart(store, slice(0, 1)), targets=(EVENT,)
-        )
+        attentive_predict(bad, labels, store, slice(0, 1), targets=(EVENT,))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from ssl_vivit.data.video.shard_index import (
     parse_index,
     save_index,
 )
+from ssl_vivit.data.video.videos import BROKEN_LIMIT
 from ssl_vivit.errors import DataError, DecodingError
 
 CLEVRER_FRAMES = 128
@@ -143,7 +144,7 @@ def pack(
         sum(report["packed"] for report in reports),
         sum(report["annotated"] for report in reports),
         skipped,
-        source.is_clevrer and len(skipped) > 0.01 * len(source.samples),
+        source.is_clevrer and len(skipped) > BROKEN_LIMIT * len(source.samples),
     )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ssl_vivit.errors import DataError
 
+# Mean and standard deviation of pixels in [0, 1]; most of them show the grey ground.
+MEAN, STD = (0.5,), (0.1,)
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "cyan", "purple", "yellow")
 MATERIALS = ("metal", "rubber")

@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset, SampleFetcher, collate
-from ssl_vivit.data.video.videos import VideoReading
+from ssl_vivit.data.video.videos import VideoReading, refuse_many_broken
 from ssl_vivit.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-BROKEN_LIMIT = 0.01
 _PREFETCH = 2
 
 
@@ -60,8 +60,8 @@ class DataConfig(VideoReading):
     held_out: float = 0.05
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.1,)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
 
 class Clips(NamedTuple):
@@ -138,32 +138,6 @@ def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.nda
     return np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
-def refuse_many_broken(
-    broken: Mapping[str, str], total: int, few: int = 0, *, given_up: bool = False
-) -> None:
-    """Stop where more than :data:`BROKEN_LIMIT` of the videos cannot be used.
-
-    Args:
-        broken: name → why the video cannot be used.
-        total: videos, the broken ones included.
-        few: so many are no reason to stop, in whatever share.
-        given_up: stop whatever the share: no video was found in the place of a broken one.
-
-    Raises:
-        DataError: naming some of them.
-    """
-    if not given_up and len(broken) <= max(few, BROKEN_LIMIT * total):
-        return
-    names = ", ".join(list(broken)[:10])
-    more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-    raise DataError(
-        f"{len(broken)} of {total} videos cannot be used, more than {BROKEN_LIMIT:.0%}"
-        f"{f' and more than {few}' if few else ''}: {names}{more} (the first: "
-        f"{next(iter(broken.values()))}); leave them out, or mend them: of shards, "
-        "`python -m data_prep.clevrer verify` names what is broken"
-    )
-
-
 class ClipBatches:
     """Endless training batches, or one pass over the videos.
 
@@ -232,7 +206,8 @@ class ClipBatches:
 
         Raises:
             DataError: if an epoch has no whole batch, or shared memory is too small for the
-                workers; while running, if more than 1 % of the data set's videos are broken.
+                workers; while running, as of
+                :func:`~ssl_vivit.data.video.videos.refuse_many_broken`.
         """
         steps = self.steps_per_epoch(split.total_batch_size)
         self._check_shared_memory(split.micro_batch_size)

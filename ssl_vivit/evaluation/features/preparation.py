@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.data.video.videos import VideoReading, Videos
@@ -17,8 +18,6 @@ from ssl_vivit.encoders import ViViT, load_encoder
 from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.preprocessing import Preprocessing
 
-# What DataConfig has for encoders that do not say how they were trained: CLEVRER's.
-MEAN, STD = (0.5,), (0.1,)
 # Labels tell of whole frames, so a clip must not leave much of them out.
 LEAST_SHOWN = 0.8
 

@@ -30,8 +30,6 @@ from ssl_vivit.data.video.shard_store import (
 )
 from ssl_vivit.errors import DataError, DecodingError
 
-__all__ = ["DataError", "ShardSet"]
-
 STORAGES = ("original", "h264", "jpeg")
 # Reading over a gap this wide is cheaper than a second read.
 _GAP = 1 << 16

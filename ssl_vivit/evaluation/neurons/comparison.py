@@ -45,10 +45,10 @@ class NeuralComparison:
         if score is not None:
             self.references.setdefault(name, {})[share] = score
 
-    def estimate(self, row: str, share: float, metric: str | None = None) -> tuple[float, float]:
+    def estimate(self, row: str, share: float) -> tuple[float, float]:
         """Mean and standard error over seeds; NaN where there are too few."""
         return mean_and_error(
-            [scores.get(metric or self.metric, math.nan) for scores in self.scores[row][share]]
+            [scores.get(self.metric, math.nan) for scores in self.scores[row][share]]
         )
 
     def shares(self) -> list[float]:

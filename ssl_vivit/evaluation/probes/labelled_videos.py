@@ -68,7 +68,6 @@ class FolderLabels:
 
     Args:
         videos: as found in the root.
-        option: the setting that names the root, for messages.
 
     Attributes:
         classes: names, sorted.
@@ -79,13 +78,13 @@ class FolderLabels:
 
     annotated = False
 
-    def __init__(self, videos: VideoFolder, option: str = "--data.folder") -> None:
+    def __init__(self, videos: VideoFolder) -> None:
         loose = [key for key in videos.keys if "/" not in key]
         self.classes = sorted({key.split("/")[0] for key in videos.keys})
         if loose or len(self.classes) < 2:
             what = f"{loose[0]} lies beside them" if loose else f"there is {len(self.classes)}"
             raise DataError(
-                f"{option} {videos.root} must hold a folder for each class, two or more, with the "
+                f"--data.folder {videos.root} must hold a folder for each class, two or more, with the "
                 f"videos in them; {what}"
             )
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)

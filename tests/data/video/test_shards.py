@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from data_prep.clevrer.packing import pack
 from data_prep.clevrer.storage import encode_h264
 from ssl_vivit.data.video.decoding import decode_frames
-from ssl_vivit.data.video.shards import DataError, ShardSet
-from ssl_vivit.errors import DecodingError
+from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.errors import DataError, DecodingError
 
 NUM_VIDEOS, FRAMES, HEIGHT, WIDTH = 5, 20, 32, 48
 

@@ -16,7 +16,8 @@ from data_prep.clevrer import pack
 from data_prep.clevrer.__main__ import main
 from data_prep.clevrer.storage import encode_h264, kept_frames
 from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, iterate_frames
-from ssl_vivit.data.video.shards import STORAGES, DataError, ShardSet
+from ssl_vivit.data.video.shards import STORAGES, ShardSet
+from ssl_vivit.errors import DataError
 
 ASSETS = Path(__file__).parents[2] / "assets"
 NUM_VIDEOS = 7

@@ -57,31 +57,26 @@ def draw_traces(
 ) -> None:
     """Responses of the best, the median and the worst neuron in one trial."""
     own = _of_session(trials, session)
-    ranked = _ranked(scores, session.name)
+    measure, values, ranked = _ranked(scores, session.name)
     if not len(own) or not len(ranked):
         return
     (part,) = next(own.once(1, device))["parts"]
     predicted = rates(part)[0].float().cpu().numpy()
     recorded = part["responses"][0].cpu().numpy()
     true = session.true_rates(int(part["trial"][0]))
-    measure, values = _measure(scores, session.name)
-    shown = []
-    for what, unit in (
-        ("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1]),
-    ):  # fmt: skip
-        name = f"{what}: unit {session.unit_ids[unit]}, {measure} {values[unit]:.3f}"
-        shown.append(
-            neural_figures.Trace(
-                name,
-                recorded[:, unit],
-                predicted[:, unit],
-                None if true is None else true[:, unit],
-            )
-        )
+    units = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
     neural_figures.traces(
-        shown, figures / f"traces_{session.name}.png",
-        frames_per_second=session.frames_per_second, kind=session.kind,
-    )  # fmt: skip
+        [
+            f"{place}: unit {session.unit_ids[unit]}, {measure} {values[unit]:.3f}"
+            for place, unit in zip(("best", "median", "worst"), units, strict=True)
+        ],
+        recorded[:, units],
+        predicted[:, units],
+        figures / f"traces_{session.name}.png",
+        true=None if true is None else true[:, units],
+        frames_per_second=session.frames_per_second,
+        kind=session.kind,
+    )
 
 
 def draw_fields(
@@ -96,7 +91,8 @@ def draw_fields(
 ) -> None:
     """Receptive fields of some of the best neurons, beside the true filters where they are known."""
     own = _of_session(trials, session)
-    units = _ranked(scores, session.name)[:count]
+    measure, values, ranked = _ranked(scores, session.name)
+    units = ranked[:count]
     clips = _clips(own, device)
     if clips is None or not len(units):
         return
@@ -104,22 +100,20 @@ def draw_fields(
         lambda video: model(video, None, session.name), clips, units.tolist(), lags=_LAGS
     )
     truth = true_fields(session)
-    measure, values = _measure(scores, session.name)
-    shown = []
-    for index, unit in enumerate(units):
-        lag = int(found.filters[index].square().sum((1, 2)).argmax())
-        x, y = found.centres[index].tolist()
-        name = f"unit {session.unit_ids[unit]}, {measure} {values[unit]:.2f}"
-        shown.append(
-            neural_figures.Field(
-                f"{name}\n{_LAGS - 1 - lag} frames back",
-                found.filters[index, lag].numpy(),
-                (x, y),
-                None if truth is None else truth["receptive_field"][unit],
-                None if truth is None else tuple(truth["center"][unit].tolist()),
-            )
-        )
-    neural_figures.fields(shown, figures / f"receptive_fields_{session.name}.png")
+    # Of each neuron, the frame of its filter that has the most energy.
+    lags = found.filters.square().sum((2, 3)).argmax(1)
+    neural_figures.fields(
+        [
+            f"unit {session.unit_ids[unit]}, {measure} {values[unit]:.2f}\n"
+            f"{_LAGS - 1 - lag} frames back"
+            for unit, lag in zip(units, lags.tolist(), strict=True)
+        ],
+        found.filters[torch.arange(len(units)), lags].numpy(),
+        found.centres.numpy(),
+        figures / f"receptive_fields_{session.name}.png",
+        true=None if truth is None else truth["receptive_field"][units],
+        true_centres=None if truth is None else truth["center"][units],
+    )
 
 
 def _of_session(trials: TrialBatches, session: Session) -> TrialBatches:
@@ -145,18 +139,13 @@ def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
     return torch.cat(cut[:_CLIPS])
 
 
-def _measure(scores: NeuralScores, session: str) -> tuple[str, np.ndarray]:
-    """The score that neurons are ranked by, and its values."""
+def _ranked(scores: NeuralScores, session: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """The score that neurons are ranked by, its values, and the neurons that have one, best first."""
     name = "bps" if _has(scores, session, "bps") else "correlation"
-    label = "bits per spike" if name == "bps" else "correlation"
-    return label, scores.neurons(session)[name].numpy()
-
-
-def _ranked(scores: NeuralScores, session: str) -> np.ndarray:
-    """Neurons whose score is defined, best first."""
-    _, values = _measure(scores, session)
+    values = scores.neurons(session)[name].numpy()
     order = np.argsort(-values, kind="stable")
-    return order[np.isfinite(values[order])]
+    label = "bits per spike" if name == "bps" else "correlation"
+    return label, values, order[np.isfinite(values[order])]
 
 
 def _has(scores: NeuralScores, session: str, name: str) -> bool:

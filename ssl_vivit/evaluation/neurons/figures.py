@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -40,102 +39,84 @@ def positions(
     save(figure, path)
 
 
-class Field(NamedTuple):
-    """A neuron's receptive field, found and where it is known true.
-
-    Attributes:
-        name: of the neuron.
-        found: (H, W), signed.
-        centre: found (x, y) in [−1, 1].
-        true: (H, W), signed; None if unknown.
-        true_centre: (x, y); None if unknown.
-    """
-
-    name: str
-    found: Float[np.ndarray, "H W"]
-    centre: tuple[float, float]
-    true: Float[np.ndarray, "H W"] | None = None
-    true_centre: tuple[float, float] | None = None
-
-
-def fields(shown: Sequence[Field], path: Path) -> None:
+def fields(
+    names: Sequence[str],
+    found: Float[np.ndarray, "n H W"],
+    centres: Float[np.ndarray, "n 2"],
+    path: Path,
+    *,
+    true: Float[np.ndarray, "n H W"] | None = None,
+    true_centres: Float[np.ndarray, "n 2"] | None = None,
+) -> None:
     """Found receptive fields and, below, the true ones; each scaled to its own largest value.
 
     A cross marks a found centre, a ring the true one.
 
     Args:
-        shown: neurons, a column each.
+        names: of the neurons, a column each.
+        found: receptive fields, signed.
+        centres: found (x, y) in [−1, 1].
         path: of the PNG.
+        true: receptive fields, signed, where they are known.
+        true_centres: (x, y) in [−1, 1], where they are known.
     """
-    rows = 2 if any(field.true is not None for field in shown) else 1
-    height, width = shown[0].found.shape
-    aspect = height / width
-    figure = new_figure(2.1 * len(shown) + 0.6, (2.1 * aspect + 0.45) * rows + 0.3)
-    axes = figure.subplots(rows, len(shown), squeeze=False)
-    for column, field in enumerate(shown):
-        for row, image in enumerate((field.found, field.true)[:rows]):
-            axis = axes[row][column]
-            axis.set(xticks=[], yticks=[])
-            if image is None:
-                axis.set_axis_off()
-                continue
+    rows = {"found (gradient)": found} | ({} if true is None else {"true filter": true})
+    aspect = found.shape[1] / found.shape[2]
+    figure = new_figure(2.1 * len(names) + 0.6, (2.1 * aspect + 0.45) * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), len(names), squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for column, (axis, image) in enumerate(zip(line, images, strict=True)):
             peak = float(np.abs(image).max()) or 1.0
             axis.imshow(
                 image, cmap="PuOr", vmin=-peak, vmax=peak, extent=(-1, 1, 1, -1), aspect=aspect
             )
-            axis.plot(*field.centre, "+", color=BLACK, ms=9, mew=1.2)
-            if field.true_centre is not None:
-                axis.plot(*field.true_centre, "o", mfc="none", mec=GREEN, ms=9, mew=1.4)
-            axis.set(xlim=(-1, 1), ylim=(1, -1))
-        axes[0][column].set_title(field.name, fontsize=8)
-    for row, name in enumerate(("found (gradient)", "true filter")[:rows]):
-        axes[row][0].set_ylabel(name, fontsize=8)
-    marks = "+ found centre" + (", green ring true centre" if rows == 2 else "")
+            axis.plot(*centres[column], "+", color=BLACK, ms=9, mew=1.2)
+            if true_centres is not None:
+                axis.plot(*true_centres[column], "o", mfc="none", mec=GREEN, ms=9, mew=1.4)
+            axis.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(1, -1))
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name, fontsize=8)
+    marks = "+ found centre" + ("" if true_centres is None else ", green ring true centre")
     figure.suptitle(f"orange excites, purple suppresses; {marks}", fontsize=8)
     save(figure, path)
 
 
-class Trace(NamedTuple):
-    """Responses of one neuron over one trial.
-
-    Attributes:
-        name: which neuron and how good.
-        recorded: (T,), NaN where unknown.
-        predicted: (T,).
-        true: (T,) true rates; None if unknown.
-    """
-
-    name: str
-    recorded: Float[np.ndarray, " T"]
-    predicted: Float[np.ndarray, " T"]
-    true: Float[np.ndarray, " T"] | None = None
-
-
 def traces(
-    shown: Sequence[Trace], path: Path, *, frames_per_second: float, kind: str = "spikes"
+    names: Sequence[str],
+    recorded: Float[np.ndarray, "T n"],
+    predicted: Float[np.ndarray, "T n"],
+    path: Path,
+    *,
+    true: Float[np.ndarray, "T n"] | None = None,
+    frames_per_second: float,
+    kind: str = "spikes",
 ) -> None:
     """Recorded and predicted responses over time, a neuron a row.
 
     Args:
-        shown: neurons.
+        names: of the neurons.
+        recorded: responses in one trial, NaN where unknown.
+        predicted: rates.
         path: of the PNG.
+        true: true rates, where they are known.
         frames_per_second: of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """
-    figure = new_figure(9.0, 1.9 * len(shown) + 0.6)
-    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    figure = new_figure(9.0, 1.9 * len(names) + 0.6)
+    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    seconds = np.arange(len(recorded)) / frames_per_second
     unit = "spikes per frame" if kind == "spikes" else "response (ΔF/F)"
-    for axis, trace in zip(axes, shown, strict=True):
-        seconds = np.arange(len(trace.recorded)) / frames_per_second
+    for n, (axis, name) in enumerate(zip(axes, names, strict=True)):
         if kind == "spikes":
-            axis.bar(seconds, trace.recorded, 1 / frames_per_second, color="0.75", label="recorded")
+            axis.bar(seconds, recorded[:, n], 1 / frames_per_second, color="0.75", label="recorded")
             axis.locator_params(axis="y", nbins=4)
         else:
-            axis.plot(seconds, trace.recorded, color="0.45", lw=1.0, label="recorded")
-        if trace.true is not None:
-            axis.plot(seconds, trace.true, color=ORANGE, lw=1.2, ls="--", label="true rate")
-        axis.plot(seconds, trace.predicted, color=BLUE, lw=1.4, label="predicted")
-        axis.set_title(trace.name, fontsize=9, loc="left")
+            axis.plot(seconds, recorded[:, n], color="0.45", lw=1.0, label="recorded")
+        if true is not None:
+            axis.plot(seconds, true[:, n], color=ORANGE, lw=1.2, ls="--", label="true rate")
+        axis.plot(seconds, predicted[:, n], color=BLUE, lw=1.4, label="predicted")
+        axis.set_title(name, fontsize=9, loc="left")
         axis.set_ylabel(unit, fontsize=8)
         axis.margins(x=0)
     handles, labels = axes[0].get_legend_handles_labels()

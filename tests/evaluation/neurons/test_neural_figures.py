@@ -9,8 +9,6 @@ import pytest
 from ssl_vivit.evaluation import figures
 from ssl_vivit.evaluation.neurons import figures as neural_figures
 from ssl_vivit.evaluation.neurons.figures import (
-    Field,
-    Trace,
     fields,
     histogram,
     positions,
@@ -50,24 +48,26 @@ def test_positions_show_both_axes_with_their_correlation(drawn, tmp_path):
 def test_fields_lie_on_the_frame_with_their_centres(drawn, tmp_path):
     image = np.zeros((6, 10))
     image[0, 9] = -2.0  # the upper right corner
-    field = Field("u", image, (0.9, -5 / 6), image, (0.8, -0.8))
-    fields([field, Field("v", image, (0, 0))], tmp_path / "a.png")
+    images, centres = np.stack([image, image]), np.array([(0.9, -5 / 6), (0, 0)])
+    true = np.array([(0.8, -0.8), (0.1, 0)])
+    fields(["u", "v"], images, centres, tmp_path / "a.png", true=images, true_centres=true)
     axis = drawn[0].axes[0]
     assert axis.get_xlim() == (-1, 1)
     assert axis.get_ylim() == (1, -1)
     assert axis.images[0].get_extent() == [-1, 1, 1, -1]
     assert axis.images[0].get_clim() == (-2, 2)
     assert axis.lines[0].get_xydata().tolist() == [[0.9, -5 / 6]]
+    assert axis.lines[1].get_xydata().tolist() == [[0.8, -0.8]]
 
 
 def test_traces_are_in_seconds(drawn, tmp_path):
-    recorded = np.array([0.0, 1, np.nan, 2])
+    recorded = np.array([[0.0], [1], [np.nan], [2]])
     for kind in ("spikes", "calcium"):
-        traces([Trace("n", recorded, recorded + 1, recorded / 2)], tmp_path / "a.png",
+        traces(["n"], recorded, recorded + 1, tmp_path / "a.png", true=recorded / 2,
                frames_per_second=10.0, kind=kind)  # fmt: skip
         axis = drawn[-1].axes[0]
         assert np.allclose(axis.lines[-1].get_xdata(), [0, 0.1, 0.2, 0.3])
-        assert np.array_equal(axis.lines[-1].get_ydata(), recorded + 1, equal_nan=True)
+        assert np.array_equal(axis.lines[-1].get_ydata(), recorded[:, 0] + 1, equal_nan=True)
 
 
 def test_histograms_name_the_means_of_what_is_finite(drawn, tmp_path):

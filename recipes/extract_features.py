@@ -27,6 +27,7 @@ from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import Summary
 from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, Kept, fingerprint, write_parts
 from ssl_vivit.evaluation.features.preparation import ReadingForEncoder, preparation
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import join_processes, parse, run
 
 
@@ -59,13 +60,13 @@ class ExtractRecipe:
     batch_size: int = 16
     data: ReadingForEncoder = field(default_factory=ReadingForEncoder)
 
+    def __post_init__(self) -> None:
+        check_least(self, clips=1, part_size=1, batch_size=1)
+
 
 def main() -> None:
     """Open encoder and videos, make the parts that are missing."""
     config = parse(ExtractRecipe)
-    for name in ("clips", "part_size", "batch_size"):
-        if getattr(config, name) < 1:
-            raise DataError(f"--{name} is {getattr(config, name)}; it must be at least 1")
     processes = join_processes()
     device = processes.device
     data = config.data

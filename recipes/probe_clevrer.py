@@ -26,6 +26,7 @@ from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subje
 from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probes.full import FinetuneConfig, finetune
 from ssl_vivit.evaluation.probes.report import claim, distinct
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
 
 DEMO = "runs/demo/encoder"
@@ -51,6 +52,10 @@ class ProbeRecipe(ProbeSettings):
     test_videos: int = 1000
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     run_dir: str = "runs/probe_clevrer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, train_videos=1, test_videos=1)
 
 
 def main() -> None:

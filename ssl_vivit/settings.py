@@ -1,4 +1,4 @@
-"""Whether a setting's value is of the type that its dataclass declares."""
+"""Checks of settings: their types, and their least values."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         if isinstance(value, str) and "e" in value.lower() and "." not in value:
             mend = "; YAML reads 1e-6 as text and 1.0e-6 as a number"
         raise ValueError(f"{name} {value!r} must be a number{mend}")
+
+
+def check_least(config: Any, group: str = "", /, **least: int) -> None:
+    """Refuse settings below their least value.
+
+    Args:
+        config: has the settings as attributes.
+        group: what stands before their names on the command line, such as ``probe.``.
+        least: setting → least value.
+
+    Raises:
+        ValueError: naming the setting, its value and the least.
+    """
+    for name, value in least.items():
+        if (found := getattr(config, name)) < value:
+            raise ValueError(f"--{group}{name} is {found}; it must be at least {value}")
 
 
 def _literals(hint: Any) -> list[Any]:

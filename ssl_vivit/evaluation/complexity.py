@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_vivit.encoders import VideoClassifier, ViViT, ViViTConfig, named_config
 from ssl_vivit.encoders.config import Variant
 from ssl_vivit.encoders.trunks.blocks import ParallelBlock, PreNormBlock
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import parse, run
 
 # Arnab et al. 2021, Table 3: millions of parameters and GFLOPs of ViViT-B/16x2 on Kinetics-400.
@@ -131,8 +132,7 @@ class ComplexityTable:
         Raises:
             ValueError: for an unknown size or setting, or one that does not fit every variant.
         """
-        if self.num_classes < 0:
-            raise ValueError(f"--num_classes {self.num_classes} must be at least 0")
+        check_least(self, num_classes=0)
         variants = [self.overrides["variant"]] if "variant" in self.overrides else get_args(Variant)
         counts = {}
         for variant in variants:

@@ -142,7 +142,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
         ({"objective.mask_rato": 0.5}, "mask_rato"),
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"data.held_out": 0.0}, "probe.every needs held-out videos; set data.held_out"),
-        ({"probe.train_videos": 1}, "probe.train_videos 1 must be at least 5"),
+        ({"probe.train_videos": 1}, "--probe.train_videos is 1; it must be at least 5"),
     ],
 )
 def test_mistakes_are_told_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
 )
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, retrieval_top1
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"
@@ -35,11 +36,7 @@ class EvaluationConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.videos < 2 or self.batch_size < 1:
-            raise ValueError(
-                "evaluation.every and evaluation.batch_size must be at least 1, "
-                "evaluation.videos at least 2"
-            )
+        check_least(self, "evaluation.", every=1, videos=2, batch_size=1)
 
 
 class ContrastiveEvaluation:

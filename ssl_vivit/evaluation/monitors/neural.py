@@ -13,6 +13,7 @@ from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.host import Host
 
@@ -36,11 +37,7 @@ class NeuralEvaluationConfig:
     fields: int = 6
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.batch_size < 1 or self.fields < 0:
-            raise ValueError(
-                "evaluation.every and evaluation.batch_size must be at least 1, "
-                "evaluation.fields at least 0"
-            )
+        check_least(self, "evaluation.", every=1, batch_size=1, fields=0)
 
 
 class NeuralEvaluation:

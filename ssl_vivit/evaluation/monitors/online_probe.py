@@ -12,6 +12,7 @@ from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 
 _ON_BAR = ("probe/knn_presence", "probe/linear_presence")
@@ -35,10 +36,7 @@ class OnlineProbeConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        least_of = {"every": 0, "train_videos": 5, "test_videos": 2, "batch_size": 1}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"probe.{name} {getattr(self, name)} must be at least {least}")
+        check_least(self, "probe.", every=0, train_videos=5, test_videos=2, batch_size=1)
 
 
 class OnlineProbe:

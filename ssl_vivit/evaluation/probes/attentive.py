@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.features.extraction import TokenStore
 from ssl_vivit.objectives.targets import NumberScale, Target, in_label_units, target_loss
+from ssl_vivit.settings import check_least
 
 MOMENTS = 20
 
@@ -45,8 +46,7 @@ class AttentiveConfig:
     validation: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError("attentive.steps and attentive.batch_size must be at least 1")
+        check_least(self, "attentive.", steps=1, batch_size=1)
         if not 0 < self.validation < 1:
             raise ValueError(
                 f"attentive.validation is {self.validation}; it must be between 0 and 1"

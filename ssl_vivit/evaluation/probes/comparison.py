@@ -35,6 +35,7 @@ from ssl_vivit.evaluation.probes.linear import predict
 from ssl_vivit.evaluation.probes.report import LONG, ProbeScores, Row
 from ssl_vivit.evaluation.probes.scores import chances, scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
+from ssl_vivit.settings import check_least
 
 Probe = Literal["knn", "linear", "attentive"]
 PIXELS = "raw pixels"
@@ -84,9 +85,7 @@ class ProbeSettings:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "clips", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, seeds=1, clips=1, batch_size=1)
         if not self.probes:
             raise ValueError("--probes is empty; choose from knn, linear, attentive")
         if self.long_clip and self.clips == 1:

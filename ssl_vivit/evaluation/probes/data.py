@@ -98,9 +98,6 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
     Raises:
         DataError: if there are none, they lack annotations, or both parts share one.
     """
-    for name, count in (("train_videos", train_videos), ("test_videos", test_videos)):
-        if count < 1:
-            raise DataError(f"--{name} is {count}; it must be at least 1")
     train: Videos
     labels: Labels
     if data.folder is not None:

@@ -26,6 +26,7 @@ from ssl_vivit.evaluation.probes.scores import scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale
+from ssl_vivit.settings import check_least
 from ssl_vivit.training import OptimConfig, TrainingConfig, fit, to_plain
 
 
@@ -50,9 +51,7 @@ class FinetuneConfig:
     from_scratch: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("total_batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"finetune.{name} {getattr(self, name)} must be at least {least}")
+        check_least(self, "finetune.", steps=0, total_batch_size=1)
 
 
 def finetune(

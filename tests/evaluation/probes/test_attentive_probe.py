@@ -127,7 +127,7 @@ def test_tokens_that_are_not_finite_are_refused(tmp_path, place):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "attentive.steps and attentive.batch_size must be at least 1"),
+        ({"steps": 0}, "--attentive.steps is 0; it must be at least 1"),
         ({"validation": 1.0}, "attentive.validation is 1.0"),
     ],
 )

@@ -85,14 +85,12 @@ def test_parts_are_disjoint_and_draws_depend_on_the_seed(classes):
         ({}, "--data.shards is not set"),
         ({"shards": "x", "folder": "y"}, "takes the place of --data.shards"),
         ({"folder": "here", "held_out": 0.0}, "0 to test them on; choose another share"),
-        ({"folder": "here", "train_videos": 0}, "--train_videos is 0"),
     ],
 )
 def test_mistakes(classes, settings, message):
     settings = {k: str(classes) if v == "here" else v for k, v in settings.items()}
-    count = settings.pop("train_videos", 10)
     with pytest.raises(DataError, match=message):
-        open_parts(ProbeData(**settings), count)
+        open_parts(ProbeData(**settings))
 
 
 def test_shards_without_annotations_name_the_command_that_adds_them(tmp_path):

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -26,6 +27,7 @@ import numpy as np
 from einops import rearrange
 
 from ssl_vivit.errors import DataError
+from ssl_vivit.moments import Moments
 
 TIERS = (
     "train",
@@ -167,7 +169,8 @@ class SessionWriter:
             except OSError as error:
                 raise DataError(f"{folder} cannot be written: {error.strerror}") from error
             if tier == "train" and name != "true_rates":
-                self._statistics.setdefault(name, _Statistics(by_row=name != "videos")).add(array)
+                found, before = _Statistics.of(name, array), self._statistics.get(name)
+                self._statistics[name] = found if before is None else before.merged(found)
         self._tiers.append(tier)
         return trial
 
@@ -192,7 +195,7 @@ class SessionWriter:
                 folder = meta / "statistics" / name / "all"
                 folder.mkdir(parents=True, exist_ok=True)
                 for number, value in statistics.values().items():
-                    np.save(folder / f"{number}.npy", value.astype(np.float32))
+                    np.save(folder / f"{number}.npy", np.float32(value))
             (meta / "session.json").write_text(json.dumps(self._facts, indent=2) + "\n")
             if self.out.exists():
                 raise DataError(f"--out {self.out} is there already; choose another or remove it")
@@ -255,46 +258,32 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
     return array if name == "videos" and array.dtype == np.uint8 else array.astype(np.float32)
 
 
+@dataclass(frozen=True)
 class _Statistics:
-    """Mean, standard deviation and extremes over time, without what is NaN, trial by trial.
+    """Moments and extremes of a kind of data, of each row or, of videos, of all pixels."""
 
-    The deviations are merged as by Chan et al. 1979, which loses nothing where the mean is large.
+    moments: Moments
+    low: np.ndarray
+    high: np.ndarray
 
-    Args:
-        by_row: one number a row (neuron, channel) or one over everything.
-    """
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> _Statistics:
+        """Statistics over the time of one trial; NaN is unknown."""
+        if name == "videos":
+            return cls(Moments.of_pixels(array), array.min(), array.max())
+        return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))
 
-    def __init__(self, by_row: bool) -> None:
-        self._by_row = by_row
-        self._count: np.ndarray = np.zeros(())
-        self._mean: np.ndarray = np.zeros(())
-        self._squares: np.ndarray = np.zeros(())
-        self._low: np.ndarray = np.full((), np.inf)
-        self._high: np.ndarray = np.full((), -np.inf)
-
-    def add(self, array: np.ndarray) -> None:
-        flat = array.astype(np.float64)
-        if not self._by_row:
-            flat = flat.reshape(-1)
-        known = ~np.isnan(flat)
-        count = known.sum(0)
-        safe = np.maximum(count, 1)
-        mean = np.where(known, flat, 0).sum(0) / safe
-        squares = np.where(known, (flat - mean) ** 2, 0).sum(0)
-        self._low = np.minimum(self._low, np.where(known, flat, np.inf).min(0))
-        self._high = np.maximum(self._high, np.where(known, flat, -np.inf).max(0))
-        total = np.maximum(self._count + count, 1)
-        apart = mean - self._mean
-        self._mean = self._mean + apart * count / total
-        self._squares = self._squares + squares + apart**2 * self._count * count / total
-        self._count = self._count + count
+    def merged(self, other: _Statistics) -> _Statistics:
+        """Statistics of two trials together."""
+        moments = Moments.merged([self.moments, other.moments])
+        return _Statistics(moments, np.fmin(self.low, other.low), np.fmax(self.high, other.high))
 
     def values(self) -> dict[str, np.ndarray]:
-        known = self._count > 0
-        numbers = {
-            "mean": self._mean,
-            "std": np.sqrt(self._squares / np.maximum(self._count, 1)),
-            "min": self._low,
-            "max": self._high,
+        """Numbers by the names of their files; NaN where nothing is known."""
+        known = self.moments.count > 0
+        return {
+            "mean": np.where(known, self.moments.mean, np.nan),
+            "std": np.where(known, self.moments.std, np.nan),
+            "min": self.low,
+            "max": self.high,
         }
-        return {name: np.where(known, value, np.nan) for name, value in numbers.items()}

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ssl_vivit.data.sessions.files import Session, tier_of
-from ssl_vivit.data.sessions.scan import Moments, scan_trial
+from ssl_vivit.data.sessions.scan import scan_trial
 from ssl_vivit.errors import DataError, SessionError
+from ssl_vivit.moments import Moments
 
 _TRACES = 4
 

@@ -26,13 +26,13 @@ from ssl_vivit.data.sessions.scan import (
     PUPIL,
     RESPONSES,
     VIDEOS,
-    Moments,
     TrialFacts,
     open_array,
     scan_trial,
     unreadable,
 )
 from ssl_vivit.errors import SessionError
+from ssl_vivit.moments import Moments
 
 TIERS = ("train", "validation", "test")
 TRUE_RATES = "true_rates"

@@ -6,16 +6,17 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ssl_vivit.data.sessions.files import TIERS, Session, SessionFacts
-from ssl_vivit.data.sessions.scan import Moments, TrialFacts
+from ssl_vivit.data.sessions.scan import TrialFacts
 from ssl_vivit.data.sessions.split import Split, held_out_units, split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import WindowBatches
 from ssl_vivit.errors import SessionError
+from ssl_vivit.moments import Moments
 
 logger = logging.getLogger(__name__)
 
@@ -246,8 +247,8 @@ def _measure(
                 frames_per_second=session.frames_per_second,
                 kind=session.kind,
                 frame_size=session.frame_size,
-                video_mean=float(video.mean[0]) / 255,
-                video_std=_divisors(video)[0] / 255,
+                video_mean=float(video.mean) / 255,
+                video_std=_divisors(video) / 255,
                 behaviour_channels=tuple(kept.tolist()),
                 behaviour_mean=tuple(behaviour.mean[kept].tolist()) if behaviour else (),
                 behaviour_std=tuple(_divisors(behaviour)[i] for i in kept) if behaviour else (),
@@ -266,8 +267,8 @@ def _measure(
     return facts, notes
 
 
-def _divisors(moments: Moments) -> list[float]:
-    """Standard deviations, 1 where nothing varies."""
+def _divisors(moments: Moments) -> Any:
+    """Standard deviations as plain numbers, 1 where nothing varies."""
     return np.where(moments.varies, moments.std, 1.0).tolist()
 
 

@@ -7,77 +7,15 @@ are the same) is taken from this pass, one trial in memory at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ssl_vivit.errors import SessionError
+from ssl_vivit.moments import Moments
 
 VIDEOS, RESPONSES, BEHAVIOUR, PUPIL = "videos", "responses", "behavior", "pupil_center"
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Number, mean and sum of squared deviations of values, mergeable without loss.
-
-    Chan et al. 1983, Algorithms for computing the sample variance.
-
-    Args:
-        count: of values, for each entry.
-        mean: float64, for each entry.
-        deviation: sum of squared deviations from the mean.
-    """
-
-    count: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """Of (entries, observations); NaN are no observations."""
-        known = ~np.isnan(values)
-        count = known.sum(axis=1)
-        filled = np.where(known, values, 0).astype(np.float64)
-        mean = filled.sum(axis=1) / np.maximum(count, 1)
-        deviation = np.where(known, (filled - mean[:, None]) ** 2, 0).sum(axis=1)
-        return cls(count, mean, deviation)
-
-    @classmethod
-    def of_pixels(cls, values: np.ndarray) -> Moments:
-        """Of all values together; without a float copy where they are uint8."""
-        if values.dtype != np.uint8:
-            return cls.of(values.reshape(1, -1))
-        numbers = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
-        mean = float(numbers @ np.arange(256)) / values.size
-        deviation = float(numbers @ (np.arange(256) - mean) ** 2)
-        return cls(np.array([values.size]), np.array([mean]), np.array([deviation]))
-
-    @classmethod
-    def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """Of the values of all parts together."""
-        first, *others = parts
-        for other in others:
-            count = first.count + other.count
-            shift = other.mean - first.mean
-            share = other.count / np.maximum(count, 1)
-            first = cls(
-                count,
-                first.mean + shift * share,
-                first.deviation + other.deviation + shift**2 * first.count * share,
-            )
-        return first
-
-    @property
-    def std(self) -> np.ndarray:
-        """Of the population (divided by the count); 0 where nothing was observed."""
-        return np.sqrt(self.deviation / np.maximum(self.count, 1))
-
-    @property
-    def varies(self) -> np.ndarray:
-        """Whether an entry's values differ by more than float32 rounds: bool, for each entry."""
-        return self.std > np.finfo(np.float32).eps * np.abs(self.mean)
 
 
 @dataclass(frozen=True)
@@ -193,7 +131,7 @@ def scan_trial(
                 f"{paths[name]} is not finite at frame {frame} of {length}; interpolate it, or "
                 f"set the trial's tier to 'none'"
             )
-        moments[name] = Moments.of(values)
+        moments[name] = Moments.of(values, axis=1)
     known = responses[~np.isnan(responses)]
     return TrialFacts(
         length=length,
@@ -202,7 +140,7 @@ def scan_trial(
         brightest=float(video.max()),
         behaviour=moments.get(BEHAVIOUR),
         pupil=moments.get(PUPIL),
-        responses=Moments.of(responses),
+        responses=Moments.of(responses, axis=1),
         counts=bool((known >= 0).all() and (known == np.floor(known)).all()),
         unknown=responses.size - known.size,
     )

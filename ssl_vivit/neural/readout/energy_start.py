@@ -110,7 +110,7 @@ def energy_centres(
         :class:`FoundPlaces`. A neuron has a place if the best of several ridges predicts better
         than the mean energy of the screen, and better than nothing, in the other half of the trials.
     """
-    halves: list[_Moments] = [_Moments(), _Moments()]
+    halves: list[_Sums] = [_Sums(), _Sums()]
     cells = (1, 1)
     first, last = (round(lag * frames_per_second) for lag in _LAGS[kind])
     for number, (video, responses) in enumerate(trials):
@@ -122,7 +122,7 @@ def energy_centres(
         nothing = torch.full((halves[0].neurons, 2), torch.nan)
         return FoundPlaces(nothing, torch.zeros(len(nothing), dtype=torch.bool))
     best, known = _best_ridges(halves)
-    both = _Moments.sum(halves)
+    both = _Sums.sum(halves)
     weights = torch.stack([both.regression(ridge) for ridge in _RIDGES])
     chosen = weights[best, :, torch.arange(len(best))]
     maps = rearrange(chosen, "n (k h w) -> n k h w", h=cells[0], w=cells[1]).sum(1)
@@ -174,8 +174,12 @@ def _past(energy: Float[Tensor, "T p"], first: int, last: int) -> Float[Tensor, 
     return total[last + 1 - first : len(total) - first] - total[: len(energy)]
 
 
-class _Moments:
-    """First and second moments of features and responses, trial by trial."""
+class _Sums:
+    """Sums of features, responses and their products, trial by trial.
+
+    Plain sums and not :class:`ssl_vivit.moments.Moments`, since every neuron's products with the
+    features are over other frames: those in which its response is known.
+    """
 
     def __init__(self) -> None:
         self.count, self.neurons = 0, 0
@@ -192,8 +196,8 @@ class _Moments:
         self.yy = self.yy + y.square().sum(0)
 
     @staticmethod
-    def sum(parts: Sequence[_Moments]) -> _Moments:
-        both = _Moments()
+    def sum(parts: Sequence[_Sums]) -> _Sums:
+        both = _Sums()
         both.count, both.neurons = sum(part.count for part in parts), parts[0].neurons
         for name in ("known", "x", "y", "xx", "xy", "yy", "x_known"):
             total = torch.stack([getattr(part, name) for part in parts]).sum(0)
@@ -222,7 +226,7 @@ def _deviations(xx: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
     return variance.clamp(min=1e-12 + 1e-6 * float(variance.max())).sqrt()
 
 
-def _best_ridges(halves: Sequence[_Moments]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+def _best_ridges(halves: Sequence[_Sums]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
     """For each neuron the ridge that predicts the other half best, and whether it tells a place."""
     gains = torch.stack([_explained(halves, ridge) for ridge in _RIDGES])
     best = gains.mean(1).argmax(0)
@@ -232,7 +236,7 @@ def _best_ridges(halves: Sequence[_Moments]) -> tuple[Int[Tensor, " n"], Bool[Te
     return best, (reached > least).all(0)
 
 
-def _explained(halves: Sequence[_Moments], ridge: float | None) -> Float[Tensor, "2 n"]:
+def _explained(halves: Sequence[_Sums], ridge: float | None) -> Float[Tensor, "2 n"]:
     """Explained variance of responses in each half by weights of the other; no ridge: by mean energy."""
     told = []
     for fitted, other in (halves, halves[::-1]):

@@ -1,28 +1,21 @@
-"""How well rates predict responses: bits per spike, correlations, explainable variance.
+"""How well rates predict responses: bits per spike and correlation with single trials.
 
-All of it in float64, over known responses alone (NaN is unknown), leaving what is given as it was.
-NumPy's arrays may stand for tensors.
-:class:`ssl_vivit.neural.scoring.scores.NeuralScores` computes the same from batches and on processes.
+Everything is computed in float64, over known responses alone (NaN is unknown). Arguments may be
+tensors or arrays of NumPy, and are left as they are. Sums and moments of parts of the data merge to
+those of all of it; :class:`ssl_vivit.neural.scoring.scores.NeuralScores` collects them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.scoring.repeat_moments import (
-    NormalisedCorrelation,
-    RepeatMoments,
-    RepeatScores,
-    correlation,
-    varying,
-)
+from ssl_vivit.moments import Moments
 
 # What stands for a rate of zero, which makes a spike impossible (nlb_tools, evaluation.py).
 ZERO_RATE = 1e-9
@@ -50,39 +43,7 @@ def bits_per_spike(
     Raises:
         NeuralModelError: if a rate is negative or NaN where the response is known.
     """
-    return bits_of_sums(poisson_sums(rates, spikes), null_rates)[0]
-
-
-def bps_per_neuron(
-    rates: Float[Tensor, "... neurons"],
-    spikes: Float[Tensor, "... neurons"],
-    *,
-    null_rates: Float[Tensor, " neurons"] | None = None,
-) -> Float[Tensor, " neurons"]:
-    """:func:`bits_per_spike` of each neuron; NaN for those without a spike."""
-    return bits_of_sums(poisson_sums(rates, spikes), null_rates)[1]
-
-
-def poisson_nll(
-    rates: Float[Tensor, "... neurons"],
-    responses: Float[Tensor, "... neurons"],
-    *,
-    log_factorial: bool = False,
-) -> Float[Tensor, " neurons"]:
-    """Negative Poisson log likelihood of each neuron, mean over its known responses, in nats.
-
-    Args:
-        rates: expected responses per bin.
-        responses: what was recorded.
-        log_factorial: add the term of the responses alone, which needs counts.
-    """
-    known, _, total, log_rates = poisson_sums(rates, responses)
-    loss = (total - log_rates) / known
-    if log_factorial:
-        counts = _binwise(responses)
-        # The term of a count of 0 is 0.
-        loss = loss + torch.lgamma(counts.masked_fill(counts.isnan(), 0) + 1).sum(0) / known
-    return loss
+    return PoissonSums.of(rates, spikes).bits_per_spike(null_rates)
 
 
 def single_trial_correlation(
@@ -92,155 +53,143 @@ def single_trial_correlation(
 
     NaN for a neuron whose responses do not vary, 0 for one whose rates alone do not.
     """
-    return correlation_of_moments(paired_moments(rates, responses))
+    return PairedMoments.of_pairs(_binwise(responses), _binwise(rates)).correlation()
 
 
-def correlation_to_average(
-    predictions: Sequence[Float[Tensor, "repeats *bins neurons"]],
-    repeats: Sequence[Float[Tensor, "repeats *bins neurons"]],
-) -> Float[Tensor, " neurons"]:
-    """Correlation of mean prediction and mean response of the repeats, over bins of all movies."""
-    return _repeat_scores(repeats, predictions).correlation_to_average()
+@dataclass(frozen=True)
+class PoissonSums:
+    """What the Poisson likelihood of responses needs, for each neuron; sums over known responses.
 
-
-def oracle(
-    repeats: Sequence[Float[Tensor, "repeats *bins neurons"]],
-    method: Literal["conservative", "jackknife"] = "jackknife",
-) -> Float[Tensor, " neurons"]:
-    """What an ideal observer of other repeats would reach as a correlation with single responses.
-
-    Args:
-        repeats: for each movie (repeats, bins, neurons), or for each image (repeats, neurons).
-        method: ``jackknife`` correlates with the mean of the other repeats, too low; with
-            ``conservative`` the mean of all stands for the truth, too high (neuralpredictors).
+    Attributes:
+        known: number of known responses.
+        responses: sum of them.
+        rates: sum of the rates.
+        log_rates: sum of response · log rate.
     """
-    scores = _repeat_scores(repeats)
-    return scores.oracle_jackknife() if method == "jackknife" else scores.oracle_conservative()
 
+    known: Float[Tensor, " neurons"]
+    responses: Float[Tensor, " neurons"]
+    rates: Float[Tensor, " neurons"]
+    log_rates: Float[Tensor, " neurons"]
 
-def fev(repeats: Sequence[Float[Tensor, "repeats *bins neurons"]]) -> Float[Tensor, " neurons"]:
-    """Fraction of the variance of single responses that is explainable by the stimulus."""
-    return _repeat_scores(repeats).explainable_variance()
+    @classmethod
+    def of(
+        cls, rates: Float[Tensor, "... neurons"], responses: Float[Tensor, "... neurons"]
+    ) -> PoissonSums:
+        """Sums over everything but neurons.
 
+        Raises:
+            NeuralModelError: if the shapes differ, or a rate is negative or NaN where the response
+                is known.
+        """
+        rates, responses = _binwise(rates), _binwise(responses)
+        if rates.shape != responses.shape:
+            raise NeuralModelError(
+                f"rates of {tuple(rates.shape)} bins and neurons do not pair with responses of "
+                f"{tuple(responses.shape)}"
+            )
+        known = ~responses.isnan()
+        rates, responses = rates.masked_fill(~known, 0), responses.masked_fill(~known, 0)
+        if not (rates >= 0).all():
+            raise NeuralModelError(
+                "rates must be neither negative nor NaN where responses are known"
+            )
+        rates = torch.where(known & (rates == 0), ZERO_RATE, rates)
+        logs = rates.masked_fill(~known, 1).log()
+        terms = (known.double(), responses, rates, responses * logs)
+        return cls(*(term.sum(0) for term in terms))
 
-def feve(
-    predictions: Sequence[Float[Tensor, "repeats *bins neurons"]],
-    repeats: Sequence[Float[Tensor, "repeats *bins neurons"]],
-) -> Float[Tensor, " neurons"]:
-    """Fraction of the explainable variance that is explained (Cadena et al. 2019).
-
-    Neurons with little explainable variance get any number: leave those with a :func:`fev` below
-    0.15 out, as the field does.
-    """
-    return _repeat_scores(repeats, predictions).explained()
-
-
-def cc_norm(
-    predictions: Sequence[Float[Tensor, "repeats *bins neurons"]],
-    repeats: Sequence[Float[Tensor, "repeats *bins neurons"]],
-) -> NormalisedCorrelation:
-    """Absolute, maximal and normalised correlation with the mean response (Schoppe et al. 2016)."""
-    return _repeat_scores(repeats, predictions).normalised_correlation()
-
-
-def poisson_sums(
-    rates: Float[Tensor, "... neurons"], responses: Float[Tensor, "... neurons"]
-) -> Float[Tensor, "4 neurons"]:
-    """Over known responses: their number, their sum, the rates', that of responses · log rates.
-
-    Raises:
-        NeuralModelError: if a rate is negative or NaN where the response is known.
-    """
-    rates, responses = (_binwise(x) for x in (rates, responses))
-    if rates.shape != responses.shape:
-        raise NeuralModelError(
-            f"rates of {tuple(rates.shape)} bins and neurons do not pair with responses of "
-            f"{tuple(responses.shape)}"
+    def __add__(self, other: PoissonSums) -> PoissonSums:
+        return PoissonSums(
+            self.known + other.known,
+            self.responses + other.responses,
+            self.rates + other.rates,
+            self.log_rates + other.log_rates,
         )
-    known = ~responses.isnan()
-    rates, responses = rates.masked_fill(~known, 0), responses.masked_fill(~known, 0)
-    if not (rates >= 0).all():
-        raise NeuralModelError("rates must be neither negative nor NaN where responses are known")
-    rates = torch.where(known & (rates == 0), ZERO_RATE, rates)
-    logs = rates.masked_fill(~known, 1).log()
-    terms = (known.double(), responses, rates, responses * logs)
-    return torch.stack([term.sum(0) for term in terms])
 
-
-def paired_moments(
-    rates: Float[Tensor, "... neurons"], responses: Float[Tensor, "... neurons"]
-) -> Float[Tensor, "6 neurons"]:
-    """Number of known responses; means of responses and rates; sums of squares and of products.
-
-    In order: number, mean response, mean rate, and around the means Σ response², Σ rate²,
-    Σ response · rate.
-    """
-    rates, responses = (_binwise(x) for x in (rates, responses))
-    known = ~responses.isnan()
-    number = known.sum(0).double()
-
-    def centred(values: Tensor) -> tuple[Tensor, Tensor]:
-        mean = values.masked_fill(~known, 0).sum(0) / number.clamp(min=1)
-        return mean, (values - mean).masked_fill(~known, 0)
-
-    (mean, first), (mean_rate, second) = centred(responses), centred(rates)
-    squares = (first.square(), second.square(), first * second)
-    return torch.stack((number, mean, mean_rate, *(term.sum(0) for term in squares)))
-
-
-def merged_moments(
-    one: Float[Tensor, "6 neurons"], two: Float[Tensor, "6 neurons"]
-) -> Float[Tensor, "6 neurons"]:
-    """:func:`paired_moments` of two sets of responses together (Chan et al. 1983)."""
-    number = one[0] + two[0]
-    share = two[0] / number.clamp(min=1)
-    apart, apart_rate = two[1] - one[1], two[2] - one[2]
-    spread = torch.stack((apart.square(), apart_rate.square(), apart * apart_rate))
-    return torch.cat(
-        (
-            torch.stack((number, one[1] + apart * share, one[2] + apart_rate * share)),
-            one[3:] + two[3:] + spread * one[0] * share,
+    def __getitem__(self, chosen: Tensor) -> PoissonSums:
+        """The sums of some neurons."""
+        return PoissonSums(
+            self.known[chosen], self.responses[chosen], self.rates[chosen], self.log_rates[chosen]
         )
-    )
+
+    def loss(self) -> Float[Tensor, " neurons"]:
+        """Mean negative log likelihood of a known response in nats, without its factorial."""
+        return (self.rates - self.log_rates) / self.known
+
+    def bits_of_neurons(
+        self, null_rates: Float[Tensor, " neurons"] | None = None
+    ) -> Float[Tensor, " neurons"]:
+        """Bits per spike of each neuron; NaN for those without a spike."""
+        return _bits(self._gain(null_rates), self.responses)
+
+    def bits_per_spike(self, null_rates: Float[Tensor, " neurons"] | None = None) -> float:
+        """Bits per spike of all neurons together, see :func:`bits_per_spike`."""
+        return float(_bits(self._gain(null_rates).sum(), self.responses.sum()))
+
+    def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
+        """Log likelihood of the rates less that of constant ones."""
+        if null_rates is None:
+            null = self.responses / self.known.clamp(min=1)
+        else:
+            null = torch.as_tensor(null_rates).double()
+        null = torch.where(null == 0, ZERO_RATE, null)
+        return self.known * null - self.responses * null.log() - (self.rates - self.log_rates)
 
 
-def correlation_of_moments(moments: Float[Tensor, "6 neurons"]) -> Float[Tensor, " neurons"]:
-    """Pearson's correlation from :func:`paired_moments`."""
-    number, mean, mean_rate, first, second, both = moments
-    first, second = (varying(x / number, m) for x, m in ((first, mean), (second, mean_rate)))
-    return correlation(first, second, both / number)
+class PairedMoments(Moments):
+    """Moments of responses and of their predictions, over known responses.
+
+    Attributes:
+        count: (..., neurons).
+        mean: (2, ..., neurons), of responses and of rates.
+        deviation: (3, ..., neurons), Σ response², Σ rate² and Σ response · rate around the means.
+    """
+
+    @classmethod
+    def of_pairs(
+        cls, responses: Float[Tensor, "n ... neurons"], rates: Float[Tensor, "n ... neurons"]
+    ) -> PairedMoments:
+        """Moments over the first axis; NaN responses are unknown."""
+        known = ~responses.isnan()
+        count = known.sum(0).double()
+        pairs = torch.stack((responses, rates)).masked_fill(~known, 0)
+        mean = pairs.sum(1) / count.clamp(min=1)
+        apart = (pairs - mean[:, None]).masked_fill(~known, 0)
+        return cls(count, mean, cls.squared(apart).sum(1))
+
+    @staticmethod
+    def squared(distance: Tensor) -> Tensor:
+        """Squares of responses and rates, and their product."""
+        response, rate = distance
+        return torch.stack((response.square(), rate.square(), response * rate))
+
+    def correlation(self) -> Float[Tensor, "... neurons"]:
+        """Pearson's correlation of responses and rates."""
+        first, second, both = self.deviation / self.count
+        return correlation(varying(first, self.mean[0]), varying(second, self.mean[1]), both)
 
 
-def bits_of_sums(
-    sums: Float[Tensor, "4 neurons"], null_rates: Float[Tensor, " neurons"] | None = None
-) -> tuple[float, Float[Tensor, " neurons"]]:
-    """Bits per spike of all neurons and of each, from :func:`poisson_sums`."""
-    gain = _gain(sums, null_rates)
-    return float(_bits(*(part.sum() for part in (*gain, sums[1])))), _bits(*gain, sums[1])
+def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
+    """Pearson's correlation from variances of responses and predictions, and their covariance.
+
+    NaN where responses do not vary; 0 where predictions do not and responses do, since a model
+    that predicts a constant has learned nothing of that neuron.
+    """
+    constant = second <= 0
+    value = both / (first * second.masked_fill(constant, 1)).sqrt()
+    return torch.where(first > 0, value.masked_fill(constant, 0), torch.nan)
+
+
+def varying(variance: Tensor, mean: Tensor) -> Tensor:
+    """A variance, or 0 where it is no more than the rounding of a constant."""
+    return torch.where(variance > (1e-12 * mean).square(), variance, 0.0)
 
 
 def _binwise(values: Float[Tensor, "... neurons"]) -> Float[Tensor, "bins neurons"]:
     return torch.as_tensor(values).detach().double().flatten(0, -2)
 
 
-def _gain(sums: Float[Tensor, "4 neurons"], null_rates: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Negative log likelihoods of the constant and of the rates, without what both share."""
-    known, spikes, total, log_rates = sums
-    null = (
-        spikes / known.clamp(min=1) if null_rates is None else torch.as_tensor(null_rates).double()
-    )
-    null = torch.where(null == 0, ZERO_RATE, null)
-    return known * null - spikes * null.log(), total - log_rates
-
-
-def _bits(null: Tensor, model: Tensor, spikes: Tensor) -> Tensor:
-    bits = (null - model) / (spikes.masked_fill(spikes == 0, 1) * math.log(2))
+def _bits(gain: Tensor, spikes: Tensor) -> Tensor:
+    bits = gain / (spikes.masked_fill(spikes == 0, 1) * math.log(2))
     return torch.where(spikes == 0, torch.nan, bits)
-
-
-def _repeat_scores(
-    repeats: Sequence[Tensor], predictions: Sequence[Tensor] | None = None
-) -> RepeatScores:
-    given = [None] * len(repeats) if predictions is None else predictions
-    pairs = zip(repeats, given, strict=True)
-    return RepeatScores([RepeatMoments.of(responses, rates) for responses, rates in pairs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +14,8 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.scoring.metrics import (
-    bits_of_sums,
-    correlation_of_moments,
-    merged_moments,
-    paired_moments,
-    poisson_sums,
-)
-from ssl_vivit.neural.scoring.repeat_moments import RepeatMoments, RepeatScores
+from ssl_vivit.neural.scoring.metrics import PairedMoments, PoissonSums
+from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
 
 # Below this share of explainable variance (Cadena et al. 2019), what is explained of it is noise.
 LEAST_EXPLAINABLE = 0.15
@@ -33,7 +27,7 @@ _OF_EXPLAINABLE = ("feve", "cc_norm")
 class NeuralScores:
     """Sums in float64 that any number of updates and processes add to; exact but for rounding.
 
-    Repeats of a movie take 40 bytes for each of its frames and neurons.
+    Repeats of a movie take 48 bytes for each of its frames and neurons.
 
     Args:
         facts: of each session; the means of the training trials are the null model of
@@ -80,11 +74,10 @@ class NeuralScores:
         if movies is not None and len(movies) != len(rates):
             raise NeuralModelError(f"{len(rates)} trials show {len(movies)} movies; name one each")
         rates, responses = (x[:, self.drop_first :].detach().cpu() for x in (rates, responses))
-        added = _Seen(poisson_sums(rates, responses), paired_moments(rates, responses))
-        self._seen[session].add(added)
+        self._seen[session].add(_Seen.of(rates, responses))
         for index, movie in enumerate(movies or ()):
             only = slice(index, index + 1)
-            self._seen[session].repeat(str(movie), RepeatMoments.of(responses[only], rates[only]))
+            self._seen[session].repeat(str(movie), Repeats.of(responses[only], rates[only]))
 
     def over_processes(self, gather: Callable[[Any], list[Any]]) -> NeuralScores:
         """The scores of all processes' trials together, the same on each.
@@ -97,14 +90,20 @@ class NeuralScores:
         for session, seen in self._seen.items():
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
             whole = _Seen.nothing(len(self.facts[session].unit_ids))
-            for part in gather([_packed(seen.sums), _packed(seen.moments)]):
-                whole.add(_Seen(_unpacked(part[0]), _unpacked(part[1])))
+            sums = seen.sums
+            own = _packed(sums.known, sums.responses, sums.rates, sums.log_rates)
+            for summed, moments in gather([own, _packed_moments(seen.moments)]):
+                whole.add(
+                    _Seen(PoissonSums(*_unpacked(summed)), PairedMoments(*_unpacked(moments)))
+                )
             # One by one: repeats are what is large.
             for name in names:
-                own = seen.movies.get(name)
-                for packed in gather(None if own is None else _parts(own)):
-                    if packed is not None:
-                        whole.repeat(name, RepeatMoments(*map(_unpacked, packed)))
+                movie = seen.movies.get(name)
+                packed = movie and [_packed_moments(movie.moments), _packed(movie.trial_variance)]
+                for part in gather(packed):
+                    if part is not None:
+                        moments, (variance,) = map(_unpacked, part)
+                        whole.repeat(name, Repeats(PairedMoments(*moments), variance))
             together._seen[session] = whole
         return together
 
@@ -117,21 +116,17 @@ class NeuralScores:
             ``cc_abs``, ``cc_max`` and ``cc_norm``.
         """
         seen, fact = self._seen[session], self.facts[session]
-        known, _, total, logs = seen.sums
-        scores = {
-            "poisson": (total - logs) / known,
-            "correlation": correlation_of_moments(seen.moments),
-        }
+        scores = {"poisson": seen.sums.loss(), "correlation": seen.moments.correlation()}
         if fact.kind == "spikes":
-            scores["bps"] = bits_of_sums(seen.sums)[1]
-            scores["bps_train_null"] = bits_of_sums(seen.sums, _means(fact))[1]
-        repeated = [movie for movie in seen.movies.values() if (movie.count > 1).any()]
+            scores["bps"] = seen.sums.bits_of_neurons()
+            scores["bps_train_null"] = seen.sums.bits_of_neurons(_means(fact))
+        repeated = [movie for movie in seen.movies.values() if (movie.moments.count > 1).any()]
         if repeated:
             of_repeats = RepeatScores(repeated)
             normalised = of_repeats.normalised_correlation()
             scores |= {
                 "correlation_to_average": of_repeats.correlation_to_average(),
-                "oracle": of_repeats.oracle_jackknife(),
+                "oracle": of_repeats.oracle(),
                 "fev": of_repeats.explainable_variance(),
                 "feve": of_repeats.explained(),
                 "cc_abs": normalised.absolute,
@@ -158,10 +153,10 @@ class NeuralScores:
         counts: dict[str, float] = {}
         for name, fact in self.facts.items():
             chosen = self._units(fact, units)
-            if not chosen.any() or not self._seen[name].sums[0].any():
+            if not chosen.any() or not self._seen[name].sums.known.any():
                 continue
             by_session[name] = self._of_session(name, chosen)
-            counts[f"silent_{name}"] = float((self._seen[name].sums[1][chosen] == 0).sum())
+            counts[f"silent_{name}"] = float((self._seen[name].sums.responses[chosen] == 0).sum())
             scores = self.neurons(name)
             if "fev" in scores:
                 able = (scores["fev"] >= LEAST_EXPLAINABLE) & chosen
@@ -184,14 +179,14 @@ class NeuralScores:
         if "fev" in scores:
             noisy = ~(scores["fev"] >= LEAST_EXPLAINABLE)
             scores |= {key: scores[key].masked_fill(noisy, torch.nan) for key in _OF_EXPLAINABLE}
-        silent = self._seen[name].sums[1] == 0
+        silent = self._seen[name].sums.responses == 0
         used = chosen & ~silent
         means = {key: _mean(values[used].tolist()) for key, values in scores.items()}
         if "bps" in scores:
-            sums, null = self._seen[name].sums[:, chosen], _means(self.facts[name])[chosen]
+            sums, null = self._seen[name].sums[chosen], _means(self.facts[name])[chosen]
             means["bps_units"] = means["bps"]
-            means["bps"] = bits_of_sums(sums)[0]
-            means["bps_train_null"] = bits_of_sums(sums, null)[0]
+            means["bps"] = sums.bits_per_spike()
+            means["bps_train_null"] = sums.bits_per_spike(null)
         return means
 
     @staticmethod
@@ -204,22 +199,27 @@ class NeuralScores:
 class _Seen:
     """What scores of one session need of its trials."""
 
-    sums: Tensor
-    moments: Tensor
-    movies: dict[str, RepeatMoments] = field(default_factory=dict)
+    sums: PoissonSums
+    moments: PairedMoments
+    movies: dict[str, Repeats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rates: Tensor, responses: Tensor) -> _Seen:
+        """Some trials (b, T, neurons), without their movies."""
+        flat = (values.double().flatten(0, 1) for values in (responses, rates))
+        return cls(PoissonSums.of(rates, responses), PairedMoments.of_pairs(*flat))
 
     @classmethod
     def nothing(cls, neurons: int) -> _Seen:
         """No trials yet."""
-        sums, moments = (torch.zeros(rows, neurons, dtype=torch.float64) for rows in (4, 6))
-        return cls(sums, moments)
+        return cls.of(torch.zeros(0, 0, neurons), torch.zeros(0, 0, neurons))
 
     def add(self, other: _Seen) -> None:
         """Add the sums of other trials."""
         self.sums = self.sums + other.sums
-        self.moments = merged_moments(self.moments, other.moments)
+        self.moments = PairedMoments.merged([self.moments, other.moments])
 
-    def repeat(self, name: str, trials: RepeatMoments) -> None:
+    def repeat(self, name: str, trials: Repeats) -> None:
         """Add trials that showed a movie."""
         known = self.movies.get(name)
         self.movies[name] = trials if known is None else known.merged(trials)
@@ -235,16 +235,24 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(numbers)) if numbers else float("nan")
 
 
-def _parts(movie: RepeatMoments) -> list[dict[str, Any]]:
-    return [_packed(getattr(movie, part.name)) for part in fields(movie)]
+def _packed_moments(moments: PairedMoments) -> list[dict[str, Any]]:
+    return _packed(moments.count, moments.mean, moments.deviation)
 
 
-def _packed(values: Tensor) -> dict[str, Any]:
-    """All bits of a tensor, as JSON."""
-    data = base64.b64encode(values.contiguous().numpy().tobytes()).decode()
-    return {"shape": list(values.shape), "data": data}
+def _packed(*tensors: Tensor) -> list[dict[str, Any]]:
+    """All bits of some tensors, as JSON."""
+    return [
+        {
+            "shape": list(values.shape),
+            "data": base64.b64encode(values.contiguous().numpy().tobytes()).decode(),
+        }
+        for values in tensors
+    ]
 
 
-def _unpacked(packed: dict[str, Any]) -> Tensor:
-    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=np.float64)
-    return torch.from_numpy(values.copy()).view(packed["shape"])
+def _unpacked(packed: list[dict[str, Any]]) -> list[Tensor]:
+    arrays = [np.frombuffer(base64.b64decode(each["data"]), dtype=np.float64) for each in packed]
+    return [
+        torch.from_numpy(array.copy()).view(each["shape"])
+        for array, each in zip(arrays, packed, strict=True)
+    ]

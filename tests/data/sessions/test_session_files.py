@@ -12,7 +12,7 @@ from session_folders import change, folder, save
 
 from ssl_vivit.data.sessions.files import Session, SessionFacts, tier_of
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, build_sessions
-from ssl_vivit.data.sessions.scan import Moments, movie_name
+from ssl_vivit.data.sessions.scan import movie_name
 
 REAL = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
 
@@ -258,25 +258,6 @@ def test_a_movie_is_known_by_its_frames(tmp_path: Path) -> None:
     assert movie_name(pixels.astype(np.float64)) == movie_name(pixels.astype(np.float32))
     assert movie_name(pixels) != movie_name(pixels + 0.25)
     assert movie_name(pixels) != movie_name(pixels.reshape(3, 2, 4))
-
-
-def test_moments_are_those_of_all_values_together() -> None:
-    rng = np.random.default_rng(0)
-    # An offset that a sum of squares would drown in.
-    parts = [1e7 + rng.standard_normal((3, n)) for n in (5, 1, 80, 14)]
-    whole = np.concatenate(parts, axis=1)
-    parts[2][1, 4:40] = np.nan
-    whole[1, 10:46] = np.nan
-    merged = Moments.merged(map(Moments.of, parts))
-    assert np.allclose(merged.mean, np.nanmean(whole, axis=1), rtol=1e-15)
-    assert np.allclose(merged.std, np.nanstd(whole, axis=1), rtol=1e-9)
-    assert merged.count.tolist() == [100, 64, 100]
-    pixels = rng.integers(0, 256, (4, 5, 6), dtype=np.uint8)
-    quick, slow = Moments.of_pixels(pixels), Moments.of_pixels(pixels.astype(np.float32))
-    assert np.allclose([*quick.mean, *quick.std], [pixels.mean(), pixels.std()], rtol=1e-12)
-    assert np.allclose([*slow.mean, *slow.std], [pixels.mean(), pixels.std()], rtol=1e-12)
-    constant = Moments.merged([Moments.of(np.full((1, 49), np.float32(0.1)))] * 7)
-    assert constant.varies.tolist() == [False]
 
 
 def test_facts_go_through_json(tmp_path: Path) -> None:

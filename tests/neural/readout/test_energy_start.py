@@ -15,8 +15,8 @@ from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.energy_start import (
     _best_ridges,
     _explained,
-    _Moments,
     _past,
+    _Sums,
     energy_centres,
     local_energy,
     peak_centres,
@@ -141,7 +141,7 @@ def test_regression_and_its_gain_are_those_of_a_slow_computation():
     torch.manual_seed(0)
     parts = [(torch.rand(40, 3).double(), torch.rand(40, 2).double()) for _ in range(4)]
     parts[1][1][5:9, 0] = torch.nan
-    halves = [_Moments(), _Moments()]
+    halves = [_Sums(), _Sums()]
     for number, part in enumerate(parts):
         halves[number % 2].add(*part)
     x = torch.cat([parts[0][0], parts[2][0]])
@@ -159,7 +159,7 @@ def test_regression_and_its_gain_are_those_of_a_slow_computation():
             left = (y[:, unit] - y[:, unit].mean() - predicted).square().mean()
             expected = 1 - left / y[:, unit].var(correction=0)
             assert float(_explained(halves, 0.3)[0, unit]) == pytest.approx(float(expected))
-    together = _Moments.sum(halves)
+    together = _Sums.sum(halves)
     assert together.count == 160
     assert torch.equal(together.known, torch.tensor([156, 160]))
     best, known = _best_ridges(halves)

@@ -9,16 +9,11 @@ import torch
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
+    PoissonSums,
     bits_per_spike,
-    bps_per_neuron,
-    cc_norm,
-    correlation_to_average,
-    fev,
-    feve,
-    oracle,
-    poisson_nll,
     single_trial_correlation,
 )
+from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
 
 PARITY = Path(__file__).parents[1] / "parity"
 NLB = np.load(PARITY / "nlb_bits_per_spike.npz")
@@ -26,13 +21,20 @@ MEASURES = np.load(PARITY / "neuralpredictors_measures.npz")
 CASES = sorted({name.split("|")[0] for name in NLB.files} - {"per_neuron_true_rates"})
 
 
+def of_repeats(repeats, predictions=None):
+    """Scores from (repeats, bins, neurons) of each movie; no predictions stand for zeros."""
+    predictions = predictions or [torch.zeros_like(each) for each in repeats]
+    return RepeatScores([Repeats.of(*pair) for pair in zip(repeats, predictions, strict=True)])
+
+
 def tensors(numbers, *names):
     return [torch.from_numpy(numbers[name].copy()) for name in names]
 
 
 def measured(prefix):
+    """Of each image (repeats, 1, neurons)."""
     names = sorted(name for name in MEASURES.files if name.startswith(f"{prefix}_"))
-    return tensors(MEASURES, *names)
+    return [image[:, None] for image in tensors(MEASURES, *names)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -44,8 +46,8 @@ def test_bits_per_spike_are_the_benchmarks(case):
     assert bits_per_spike(rates, spikes) == pytest.approx(
         float(NLB[f"{case}|bits_per_spike"]), abs=limit
     )
-    nll = poisson_nll(rates, spikes, log_factorial=True)
-    total = (nll * (~spikes.isnan()).flatten(0, -2).sum(0)).sum().item()
+    sums, counts = PoissonSums.of(rates, spikes), spikes.double().nan_to_num()
+    total = ((sums.loss() * sums.known).sum() + torch.lgamma(counts + 1).sum()).item()
     assert total == pytest.approx(float(NLB[f"{case}|nll"]), rel=limit)
     for given, kept in zip((rates, spikes), before, strict=True):
         torch.testing.assert_close(given, kept, rtol=0, atol=0, equal_nan=True)
@@ -62,7 +64,6 @@ def test_arrays_may_stand_for_tensors():
             single_trial_correlation(rates, spikes),
             single_trial_correlation(*tensors(NLB, *names)),
         ),
-        (feve([rates], [spikes]), feve(*([each] for each in tensors(NLB, *names)))),
     ]
     for ours, expected in pairs:
         assert torch.as_tensor(ours).equal(torch.as_tensor(expected))
@@ -75,16 +76,18 @@ def test_there_are_as_many_cases_as_the_benchmark_has():
 def test_bits_per_spike_of_each_neuron_are_the_benchmarks():
     rates, spikes = tensors(NLB, "true_rates|rates", "true_rates|spikes")
     (expected,) = tensors(NLB, "per_neuron_true_rates|bits_per_spike")
-    torch.testing.assert_close(bps_per_neuron(rates, spikes), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        PoissonSums.of(rates, spikes).bits_of_neurons(), expected, rtol=0, atol=1e-9
+    )
 
 
 def test_a_silent_neuron_has_no_bits_per_spike_and_the_others_keep_theirs():
     rates, spikes = tensors(NLB, "silent_neuron|rates", "silent_neuron|spikes")
     silent = spikes.flatten(0, -2).sum(0) == 0
     assert silent.sum() == 1
-    bits = bps_per_neuron(rates, spikes)
+    bits = PoissonSums.of(rates, spikes).bits_of_neurons()
     assert torch.equal(bits.isnan(), silent)
-    alone = bps_per_neuron(rates[..., ~silent], spikes[..., ~silent])
+    alone = PoissonSums.of(rates[..., ~silent], spikes[..., ~silent]).bits_of_neurons()
     assert torch.equal(bits[~silent], alone)
     assert math.isnan(bits_per_spike(rates[..., silent], spikes[..., silent]))
 
@@ -114,7 +117,7 @@ def test_the_true_rates_of_constant_neurons_gain_nothing_over_training_means():
 
 def test_the_poisson_loss_is_neuralpredictors():
     rates, responses = tensors(MEASURES, "poisson_output", "poisson_target")
-    loss = poisson_nll(rates, responses)
+    loss = PoissonSums.of(rates, responses).loss()
     (expected,) = tensors(MEASURES, "PoissonLoss_per_neuron")
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-9)
     assert loss.mean().item() == pytest.approx(float(MEASURES["PoissonLoss"]), abs=1e-9)
@@ -153,25 +156,24 @@ def test_constants_have_a_correlation_of_zero_or_none():
     assert found[2] != 0
 
 
-@pytest.mark.parametrize("method", ["conservative", "jackknife"])
-def test_oracles_are_neuralpredictors(method):
-    (expected,) = tensors(MEASURES, f"oracle_{method}")
-    found = oracle(measured("repeats"), method)
-    # Their jackknife adds 1e-8 to each deviation.
-    torch.testing.assert_close(
-        found, expected, rtol=0, atol=3e-8 if method == "jackknife" else 1e-9
-    )
+def test_the_oracle_is_neuralpredictors():
+    (expected,) = tensors(MEASURES, "oracle_jackknife")
+    found = of_repeats(measured("repeats")).oracle()
+    # Theirs adds 1e-8 to each deviation.
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-8)
 
 
 def test_explained_variance_is_neuralpredictors():
     # Their function of this name gives what is explained of the explainable variance.
     (expected,) = tensors(MEASURES, "fev")
-    found = feve(measured("pred"), measured("repeats"))
+    found = of_repeats(measured("repeats"), measured("pred")).explained()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     repeats = measured("repeats")
-    total = torch.cat(repeats).var(0)
-    noise = torch.stack([movie.var(0) for movie in repeats]).mean(0)
-    torch.testing.assert_close(fev(repeats), (total - noise) / total, rtol=0, atol=1e-12)
+    total = torch.cat(repeats).var(0)[0]
+    noise = torch.stack([movie.var(0) for movie in repeats]).mean(0)[0]
+    torch.testing.assert_close(
+        of_repeats(repeats).explainable_variance(), (total - noise) / total, rtol=0, atol=1e-12
+    )
 
 
 def movies(repeats=(5, 3), bins=(30, 20), neurons=4, shift=0.0):
@@ -188,21 +190,22 @@ def movies(repeats=(5, 3), bins=(30, 20), neurons=4, shift=0.0):
     return responses, predictions
 
 
+def assert_equal_scores(first, second):
+    for name in ("oracle", "explainable_variance", "explained", "correlation_to_average"):
+        torch.testing.assert_close(getattr(first, name)(), getattr(second, name)())
+
+
 def test_bins_of_movies_are_stimuli_like_images():
     responses, predictions = movies()
-    images = [image for movie in responses for image in movie.unbind(1)]
-    predicted = [image for movie in predictions for image in movie.unbind(1)]
-    for method in ("conservative", "jackknife"):
-        torch.testing.assert_close(oracle(responses, method), oracle(images, method))
-    torch.testing.assert_close(feve(predictions, responses), feve(predicted, images))
-    torch.testing.assert_close(
-        correlation_to_average(predictions, responses), correlation_to_average(predicted, images)
-    )
+    images = [image for movie in responses for image in movie.split(1, dim=1)]
+    predicted = [image for movie in predictions for image in movie.split(1, dim=1)]
+    of_movies, of_images = of_repeats(responses, predictions), of_repeats(images, predicted)
+    assert_equal_scores(of_movies, of_images)
 
 
 def test_correlation_to_average_is_numpys():
     responses, predictions = movies()
-    found = correlation_to_average(predictions, responses)
+    found = of_repeats(responses, predictions).correlation_to_average()
     mean = np.concatenate([movie.mean(0).numpy() for movie in responses])
     predicted = np.concatenate([movie.mean(0).numpy() for movie in predictions])
     for neuron in range(4):
@@ -212,7 +215,7 @@ def test_correlation_to_average_is_numpys():
 
 def test_cc_norm_is_that_of_the_papers_equations():
     responses, predictions = movies(repeats=(6,), bins=(40,))
-    found = cc_norm(predictions, responses)
+    found = of_repeats(responses, predictions).normalised_correlation()
     for neuron in range(4):
         trials = responses[0][..., neuron].numpy()
         prediction = predictions[0][..., neuron].mean(0).numpy()
@@ -232,23 +235,33 @@ def test_cc_norm_of_the_true_signal_is_one_on_average_and_of_noise_none():
     generator = torch.Generator().manual_seed(0)
     signal = torch.randn(1, 4000, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(4, 4000, 3, generator=generator, dtype=torch.float64)
-    found = cc_norm([signal.expand(4, -1, -1)], [signal + 2 * noise])
+    found = of_repeats([signal + 2 * noise], [signal.expand(4, -1, -1)]).normalised_correlation()
     torch.testing.assert_close(found.normalised, torch.ones(3).double(), rtol=0, atol=0.05)
     assert found.absolute.max() < 0.8
     opposed = torch.cat((signal, -signal))
-    assert cc_norm([signal.expand(2, -1, -1)], [opposed]).normalised.isnan().all()
+    assert (
+        of_repeats([opposed], [signal.expand(2, -1, -1)])
+        .normalised_correlation()
+        .normalised.isnan()
+        .all()
+    )
 
 
 def test_cc_norm_pools_movies_and_leaves_uneven_ones_out():
     responses, predictions = movies()
     responses[1][0, 3, 2] = math.nan
-    found, first = cc_norm(predictions, responses), cc_norm(predictions[:1], responses[:1])
+    found, first = (
+        of_repeats(responses, predictions).normalised_correlation(),
+        of_repeats(responses[:1], predictions[:1]).normalised_correlation(),
+    )
     assert found.normalised[2].item() == pytest.approx(first.normalised[2].item(), abs=1e-12)
     assert found.normalised[1].item() != pytest.approx(first.normalised[1].item(), abs=1e-3)
     # The end that no repeat knows changes nothing.
     padded = torch.cat((responses[0], torch.full_like(responses[0][:, :7], math.nan)), 1)
     longer = torch.cat((predictions[0], predictions[0][:, :7]), 1)
-    torch.testing.assert_close(cc_norm([longer], [padded]), first, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        of_repeats([padded], [longer]).normalised_correlation(), first, rtol=0, atol=1e-12
+    )
 
 
 def test_a_bin_that_is_known_once_has_no_part_in_scores_of_repeats():
@@ -257,23 +270,17 @@ def test_a_bin_that_is_known_once_has_no_part_in_scores_of_repeats():
     cut[1][1:, 10:] = math.nan
     shorter = [responses[0], responses[1][:, :10]]
     predicted = [predictions[0], predictions[1][:, :10]]
-    for method in ("conservative", "jackknife"):
-        torch.testing.assert_close(oracle(cut, method), oracle(shorter, method))
-    torch.testing.assert_close(feve(predictions, cut), feve(predicted, shorter))
-    torch.testing.assert_close(fev(cut), fev(shorter))
-    torch.testing.assert_close(
-        correlation_to_average(predictions, cut), correlation_to_average(predicted, shorter)
-    )
+    assert_equal_scores(of_repeats(cut, predictions), of_repeats(shorter, predicted))
 
 
 def test_scores_of_repeats_keep_their_digits_far_from_zero():
     near, predictions = movies()
     far, _ = movies(shift=1e4)
-    for method in ("conservative", "jackknife"):
-        torch.testing.assert_close(oracle(far, method), oracle(near, method), rtol=0, atol=1e-9)
+    there, here = of_repeats(far, predictions), of_repeats(near, predictions)
+    torch.testing.assert_close(there.oracle(), here.oracle(), rtol=0, atol=1e-9)
     torch.testing.assert_close(
-        cc_norm(predictions, far).normalised,
-        cc_norm(predictions, near).normalised,
+        there.normalised_correlation().normalised,
+        here.normalised_correlation().normalised,
         rtol=0,
         atol=1e-9,
     )
@@ -281,10 +288,11 @@ def test_scores_of_repeats_keep_their_digits_far_from_zero():
 
 def test_without_repeats_there_is_no_score_of_them():
     responses, predictions = movies(repeats=(1, 1))
-    assert oracle(responses).isnan().all()
-    assert feve(predictions, responses).isnan().all()
-    assert correlation_to_average(predictions, responses).isnan().all()
-    assert cc_norm(predictions, responses).normalised.isnan().all()
+    scores = of_repeats(responses, predictions)
+    assert scores.oracle().isnan().all()
+    assert scores.explained().isnan().all()
+    assert scores.correlation_to_average().isnan().all()
+    assert scores.normalised_correlation().normalised.isnan().all()
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan])

@@ -9,16 +9,11 @@ import torch
 from ssl_vivit.data.sessions.files import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
+    PoissonSums,
     bits_per_spike,
-    bps_per_neuron,
-    cc_norm,
-    correlation_to_average,
-    fev,
-    feve,
-    oracle,
-    poisson_nll,
     single_trial_correlation,
 )
+from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
 from ssl_vivit.neural.scoring.scores import NeuralScores
 
 NEURONS, TRIALS, FRAMES = 5, 12, 8
@@ -69,8 +64,9 @@ def streamed(rates, responses, pieces, session="a", **facts):
     return scores
 
 
-def by_movie(values):
-    return [values[[i for i, m in enumerate(MOVIES) if m == movie]] for movie in (0, 1, 2)]
+def scores_of_repeats(rates, responses):
+    trials = [[i for i, m in enumerate(MOVIES) if m == movie] for movie in (0, 1, 2)]
+    return RepeatScores([Repeats.of(responses[chosen], rates[chosen]) for chosen in trials])
 
 
 def assert_same(first, second):
@@ -84,17 +80,17 @@ def test_scores_of_neurons_are_those_of_everything_at_once():
     rates, responses = recorded()
     found = streamed(rates, responses, [[3, 0, 1], [2], [7, 6, 5, 4], [8, 9, 10, 11]]).neurons("a")
     null = torch.tensor(fact().mean_response, dtype=torch.float64)
-    repeats, predictions = by_movie(responses), by_movie(rates)
-    normalised = cc_norm(predictions, repeats)
+    sums, of_repeats = PoissonSums.of(rates, responses), scores_of_repeats(rates, responses)
+    normalised = of_repeats.normalised_correlation()
     expected = {
-        "poisson": poisson_nll(rates, responses),
+        "poisson": sums.loss(),
         "correlation": single_trial_correlation(rates, responses),
-        "bps": bps_per_neuron(rates, responses),
-        "bps_train_null": bps_per_neuron(rates, responses, null_rates=null),
-        "correlation_to_average": correlation_to_average(predictions, repeats),
-        "oracle": oracle(repeats),
-        "fev": fev(repeats),
-        "feve": feve(predictions, repeats),
+        "bps": sums.bits_of_neurons(),
+        "bps_train_null": sums.bits_of_neurons(null),
+        "correlation_to_average": of_repeats.correlation_to_average(),
+        "oracle": of_repeats.oracle(),
+        "fev": of_repeats.explainable_variance(),
+        "feve": of_repeats.explained(),
         "cc_abs": normalised.absolute,
         "cc_max": normalised.maximum,
         "cc_norm": normalised.normalised,
@@ -163,16 +159,17 @@ def test_scores_by_name():
         bits_per_spike(rates, responses, null_rates=null), abs=1e-12
     )
     assert found["bps_units_a"] == pytest.approx(
-        bps_per_neuron(rates, responses).nanmean().item(), abs=1e-12
+        PoissonSums.of(rates, responses).bits_of_neurons().nanmean().item(), abs=1e-12
     )
     assert found["correlation_c"] == pytest.approx(found["correlation_a"])
     assert "bps_c" not in found
     assert found["silent_a"] == found["silent_b"] == 1
     assert "oracle_b" not in found
-    able = fev(by_movie(responses)) >= 0.15
+    of_repeats = scores_of_repeats(rates, responses)
+    able = of_repeats.explainable_variance() >= 0.15
     assert found["explainable_a"] == able.sum()
     assert 0 < able.sum() < NEURONS
-    expected = feve(by_movie(rates), by_movie(responses))[able].mean().item()
+    expected = of_repeats.explained()[able].mean().item()
     assert found["feve_a"] == pytest.approx(expected)
     assert all(math.isfinite(value) for value in found.values())
 

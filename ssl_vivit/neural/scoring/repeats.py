@@ -1,4 +1,4 @@
-"""What repeats of a movie tell of neurons: kept as moments that merge exactly, whatever the split."""
+"""Scores of neurons from repeats of movies: oracle, explainable variance, normalised correlation."""
 
 from __future__ import annotations
 
@@ -8,85 +8,50 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_vivit.neural.scoring.metrics import PairedMoments, correlation, varying
+
 
 @dataclass(frozen=True)
-class RepeatMoments:
-    """Responses to the repeats of one movie, and predictions of them, in float64.
+class Repeats:
+    """Responses to the repeats of one movie and predictions of them, as sums that merge.
 
     Attributes:
-        count: known responses (bins, neurons).
-        mean: their mean.
-        deviation: sum of squared distances from it.
-        predicted: mean prediction of the known responses.
-        error: sum of squared errors.
+        moments: over repeats, (bins, neurons).
         trial_variance: variance over the known bins of a trial, summed over trials (neurons).
     """
 
-    count: Tensor
-    mean: Tensor
-    deviation: Tensor
-    predicted: Tensor
-    error: Tensor
+    moments: PairedMoments
     trial_variance: Tensor
 
     @classmethod
     def of(
         cls,
-        responses: Float[Tensor, "repeats *bins neurons"],
-        rates: Float[Tensor, "repeats *bins neurons"] | None = None,
-    ) -> RepeatMoments:
-        """Moments of whole trials.
-
-        Args:
-            responses: NaN where unknown; without an axis of bins there is one.
-            rates: predictions, which may differ between repeats; None for none.
-        """
-        responses = _with_bins(responses)
-        rates = torch.zeros_like(responses) if rates is None else _with_bins(rates)
+        responses: Float[Tensor, "repeats bins neurons"],
+        rates: Float[Tensor, "repeats bins neurons"],
+    ) -> Repeats:
+        """Whole trials; NaN responses are unknown, and rates may differ between repeats."""
+        responses, rates = responses.double(), rates.double()
         known = ~responses.isnan()
-        count = known.sum(0).double()
-        filled = responses.masked_fill(~known, 0)
-        mean = filled.sum(0) / count.clamp(min=1)
-        deviation = (filled - mean).square().masked_fill(~known, 0).sum(0)
-        predicted = rates.masked_fill(~known, 0).sum(0) / count.clamp(min=1)
-        error = (filled - rates).square().masked_fill(~known, 0).sum(0)
         bins = known.sum(1, keepdim=True).clamp(min=1)
+        filled = responses.masked_fill(~known, 0)
         within = (filled - filled.sum(1, keepdim=True) / bins).masked_fill(~known, 0)
         trial_variance = (within.square().sum(1) / bins[:, 0]).sum(0)
-        return cls(count, mean, deviation, predicted, error, trial_variance)
+        return cls(PairedMoments.of_pairs(responses, rates), trial_variance)
 
-    def merged(self, other: RepeatMoments) -> RepeatMoments:
-        """Moments of both sets of trials (Chan et al. 1983); the shorter movie ends in unknowns."""
-        bins = max(len(self.count), len(other.count))
-        one, two = self._padded(bins), other._padded(bins)
-        count = one.count + two.count
-        share = two.count / count.clamp(min=1)
-        apart = two.mean - one.mean
-        return RepeatMoments(
-            count,
-            one.mean + apart * share,
-            one.deviation + two.deviation + apart.square() * one.count * share,
-            one.predicted + (two.predicted - one.predicted) * share,
-            one.error + two.error,
-            one.trial_variance + two.trial_variance,
-        )
+    def merged(self, other: Repeats) -> Repeats:
+        """Both sets of trials; the shorter movie ends in unknown bins."""
+        bins = max(len(self.moments.count), len(other.moments.count))
+        moments = PairedMoments.merged(_padded(part.moments, bins) for part in (self, other))
+        return Repeats(moments, self.trial_variance + other.trial_variance)
 
-    def _padded(self, bins: int) -> RepeatMoments:
-        def pad(values: Tensor) -> Tensor:
-            return F.pad(values, (0, 0, 0, bins - len(values)))
 
-        return RepeatMoments(
-            pad(self.count),
-            pad(self.mean),
-            pad(self.deviation),
-            pad(self.predicted),
-            pad(self.error),
-            self.trial_variance,
-        )
+def _padded(moments: PairedMoments, bins: int) -> PairedMoments:
+    missing = (0, 0, 0, bins - len(moments.count))
+    parts = (moments.count, moments.mean, moments.deviation)
+    return PairedMoments(*(F.pad(part, missing) for part in parts))
 
 
 class NormalisedCorrelation(NamedTuple):
@@ -113,25 +78,22 @@ class RepeatScores:
         movies: moments of each.
     """
 
-    def __init__(self, movies: Sequence[RepeatMoments]) -> None:
+    def __init__(self, movies: Sequence[Repeats]) -> None:
         self.movies = movies
-        count = torch.cat([movie.count for movie in movies])
+        moments = [movie.moments for movie in movies]
+        count = torch.cat([each.count for each in moments])
         self.used = count > 1
         self.count = count.masked_fill(~self.used, 0)
         self.bins = self.used.sum(0).double()
-        self.mean = torch.cat([movie.mean for movie in movies])
-        self.deviation = torch.cat([movie.deviation for movie in movies])
-        self.predicted = torch.cat([movie.predicted for movie in movies])
-        self.error = torch.cat([movie.error for movie in movies])
+        self.mean, self.predicted = torch.cat([each.mean for each in moments], dim=1)
+        squares = torch.cat([each.deviation for each in moments], dim=1)
+        self.deviation, of_rates, products = squares
+        # Squared errors, summed over repeats.
+        self.error = self.deviation + of_rates - 2 * products
+        self.error = self.error + count * (self.mean - self.predicted).square()
 
-    def oracle_conservative(self) -> Float[Tensor, " neurons"]:
-        """Correlation of single responses with their true mean, overestimated with few repeats."""
-        noise = self._over_bins(self.deviation / self.count.clamp(min=1))
-        signal = self._over_bins((self.mean - self._over_bins(self.mean)).square())
-        return (signal / (signal + noise)).sqrt()
-
-    def oracle_jackknife(self) -> Float[Tensor, " neurons"]:
-        """Correlation of each response with the mean of the other repeats."""
+    def oracle(self) -> Float[Tensor, " neurons"]:
+        """Correlation of each response with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
         # Correlations do not depend on the origin; far from it, squares would lose digits.
         total = (self.mean - self._over_bins(self.mean)) * number
@@ -196,45 +158,23 @@ class RepeatScores:
         return (self._sum(self.deviation) + between) / (entries - 1)
 
 
-def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
-    """Pearson's from variances of responses and predictions, and their covariance.
-
-    NaN where responses do not vary; 0 where predictions do not and responses do, since a model
-    that predicts a constant has learned nothing of that neuron.
-    """
-    constant = second <= 0
-    value = both / (first * second.masked_fill(constant, 1)).sqrt()
-    return torch.where(first > 0, value.masked_fill(constant, 0), torch.nan)
-
-
-def varying(variance: Tensor, mean: Tensor) -> Tensor:
-    """A variance, or 0 where it is no more than the rounding of a constant."""
-    return torch.where(variance > (1e-12 * mean).square(), variance, 0.0)
-
-
-def _powers(movie: RepeatMoments) -> Tensor:
+def _powers(movie: Repeats) -> Tensor:
     """(bins, signal power, variances of mean response and prediction, covariance) × neurons."""
-    seen = movie.count > 0
+    count, (of_responses, of_rates) = movie.moments.count, movie.moments.mean
+    seen = count > 0
     bins = seen.sum(0).double()
-    repeats = movie.count.amax(0)
-    even = ((movie.count == repeats) | ~seen).all(0) & (repeats > 1)
+    repeats = count.amax(0)
+    even = ((count == repeats) | ~seen).all(0) & (repeats > 1)
     bins = bins.masked_fill(~even, 0)
 
     def over_bins(values: Tensor) -> Tensor:
         return values.masked_fill(~seen, 0).sum(0) / bins.clamp(min=1)
 
-    mean, mean_rate = over_bins(movie.mean), over_bins(movie.predicted)
-    response, predicted = movie.mean - mean, movie.predicted - mean_rate
+    mean, mean_rate = over_bins(of_responses), over_bins(of_rates)
+    response, predicted = of_responses - mean, of_rates - mean_rate
     variance = varying(over_bins(response.square()), mean)
     of_predicted = varying(over_bins(predicted.square()), mean_rate)
     shared = over_bins(response * predicted)
     pairs = (repeats * (repeats - 1)).clamp(min=1)
     signal = (repeats.square() * variance - movie.trial_variance) / pairs
     return torch.stack((bins, signal, variance, of_predicted, shared))
-
-
-def _with_bins(values: Tensor) -> Tensor:
-    values = torch.as_tensor(values)
-    if values.ndim == 2:
-        values = rearrange(values, "repeats neurons -> repeats 1 neurons")
-    return rearrange(values.detach().double(), "repeats ... neurons -> repeats (...) neurons")

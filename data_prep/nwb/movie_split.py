@@ -96,15 +96,6 @@ def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
     return [tiers.get(movie, "train") for movie in of_trial]
 
 
-def shared_movies(prints: list[frozenset[bytes]], tiers: list[str]) -> Counter[str]:
-    """How many movies of each other tier are also shown in ``train``."""
-    shown: dict[str, set[int]] = {}
-    for movie, tier in zip(movies(prints), tiers, strict=True):
-        shown.setdefault(tier, set()).add(movie)
-    train = shown.pop("train", set())
-    return Counter({tier: len(found & train) for tier, found in shown.items() if found & train})
-
-
 def _root(above: dict[int, int], number: int) -> int:
     while above[number] != number:
         above[number] = above[above[number]]

@@ -13,9 +13,11 @@ from tqdm import tqdm
 from data_prep.nwb.file import NwbFile, ShownFrames, Signal, Unit
 from data_prep.nwb.frame_clock import bin_means, observed, spike_counts
 from data_prep.nwb.grey_frames import GreyFrames
-from data_prep.nwb.movie_split import frame_prints, shared_movies, split_movies
+from data_prep.nwb.movie_split import frame_prints, movies, split_movies
 from data_prep.nwb.stimulus_trials import TrialFrames, cut_by_table, cut_evenly, join
-from data_prep.session_layout import TIERS, SessionWriter
+from data_prep.session_writer import SessionWriter
+from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS
+from ssl_vivit.data.sessions.split import shared_movies
 from ssl_vivit.errors import DataError
 
 _STALE_SECONDS = 1.0
@@ -115,7 +117,10 @@ def convert(
             bar = tqdm(cut, desc="frames", unit="trial", disable=not progress)
             prints = [frame_prints(_video(trial, frames)) for trial in bar]
             chosen = given if given is not None else split_movies(prints, held_out)
-            for tier, count in sorted(shared_movies(prints, chosen).items()):
+            shown_in: dict[str, set[int]] = {"train": set()}
+            for movie, tier in zip(movies(prints), chosen, strict=True):
+                shown_in.setdefault(tier, set()).add(movie)
+            for tier, (count, _) in sorted(shared_movies(shown_in).items()):
                 notes.append(f"{count} movies of {tier} are shown in train, too")
             total = np.zeros(len(units), np.int64)
             bar = tqdm(cut, desc="trials", unit="trial", disable=not progress)
@@ -237,10 +242,12 @@ def _cut(
     if tiers is None:
         return cut, None, left_out
     column = [str(name) for name in file.column(trials, tiers)]
-    unknown = sorted({column[trial.row] for trial in cut if trial.row is not None} - {*TIERS})
+    unknown = sorted(
+        {column[trial.row] for trial in cut if trial.row is not None} - {*SENSORIUM_TIERS}
+    )
     if unknown:
         raise DataError(
-            f"--tiers {tiers} holds {', '.join(map(repr, unknown[:5]))}; use {', '.join(TIERS)}"
+            f"--tiers {tiers} holds {', '.join(map(repr, unknown[:5]))}; use {', '.join(SENSORIUM_TIERS)}"
         )
     return cut, [column[trial.row] for trial in cut if trial.row is not None], left_out
 

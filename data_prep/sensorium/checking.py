@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ssl_vivit.data.sessions.files import Session, tier_of
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import tier_of
 from ssl_vivit.data.sessions.scan import scan_trial
+from ssl_vivit.data.sessions.split import shared_movies
 from ssl_vivit.errors import DataError, SessionError
 from ssl_vivit.moments import Moments
 
@@ -165,17 +167,16 @@ def _movies(session: Session) -> str:
 
 def _shared(session: Session) -> list[str]:
     """Lines on movies that training shares with other tiers, as it is written in tiers.npy."""
-    train = set(session.contents[session.tiers["train"]].tolist())
-    lines = []
-    for name in _raw_tiers(session):
-        if tier_of(name) in ("validation", "test"):
-            movies = set(session.contents[session.tier_names == name].tolist())
-            if movies & train:
-                lines.append(
-                    f"{len(movies & train)} of {len(movies)} movies of {name} are shown in train, "
-                    "too: that tier tests repeats, not new movies"
-                )
-    return lines
+    shown = {
+        name: set(session.contents[session.tier_names == name].tolist())
+        for name in _raw_tiers(session)
+        if tier_of(name) is not None
+    }
+    return [
+        f"{count} of {total} movies of {name} are shown in train, too: that tier tests repeats, not "
+        "new movies"
+        for name, (count, total) in shared_movies(shown).items()
+    ]
 
 
 def _padding(session: Session) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.session_layout import SessionWriter
+from data_prep.session_writer import SessionWriter
 from data_prep.synthetic_neural.behaviour import draw_behaviour
 from data_prep.synthetic_neural.population import Filters, Population, calibrated, draw_population
 from data_prep.synthetic_neural.recording import calcium_signal, expected_calcium

@@ -22,7 +22,7 @@ from ssl_vivit.neural.readout.gaussian import ReadoutConfig
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
 if TYPE_CHECKING:
-    from ssl_vivit.data.sessions.files import SessionFacts
+    from ssl_vivit.data.sessions.facts import SessionFacts
 
 # Of all kinds of readouts, so that one config serves all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")

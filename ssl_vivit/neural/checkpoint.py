@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
 

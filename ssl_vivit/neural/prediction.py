@@ -21,12 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.data.sessions.files import Session, SessionFacts
-from ssl_vivit.data.sessions.parts import (
-    standardised_behaviour,
-    standardised_pupil,
-    standardised_video,
-)
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.vivit import ENCODER, ViViT
 from ssl_vivit.errors import DataError, ExportError, NeuralModelError
 from ssl_vivit.exported.directory import (
@@ -102,7 +97,7 @@ class NeuralPredictor(nn.Module, HubModel):
         pixels = _pixels(video, facts, like)
         expected = (pixels.shape[0], pixels.shape[2])
         return self.model(
-            standardised_video(pixels, facts).to(like),
+            facts.standardised_video(pixels).to(like),
             _behaviour(behaviour, facts, expected, like),
             session,
             _pupil(pupil_centre, facts, expected, like),
@@ -200,40 +195,6 @@ class NeuralPredictor(nn.Module, HubModel):
             resize=facts.frame_size,
         )
 
-    def check_sessions(self, sessions: Sequence[Session | SessionFacts]) -> None:
-        """Refuse recordings that are not the model's own; some of them may be left out.
-
-        Raises:
-            NeuralModelError: naming the session that differs, and how.
-        """
-        own = {facts.name: facts for facts in self.facts}
-        for given in sessions:
-            if given.name not in own:
-                raise NeuralModelError(
-                    f"the model has no session {given.name!r} ({len(given.unit_ids)} neurons); it "
-                    f"has {_listed(self.facts)}"
-                )
-            facts = own[given.name]
-            if len(given.unit_ids) != len(facts.unit_ids):
-                raise NeuralModelError(
-                    f"session {given.name!r} has {len(given.unit_ids)} neurons, and "
-                    f"{len(facts.unit_ids)} in the model; give the session that it was trained on"
-                )
-            pairs = zip(given.unit_ids, facts.unit_ids, strict=True)
-            changed = [(int(a), int(b)) for a, b in pairs if a != b]
-            if changed:
-                raise NeuralModelError(
-                    f"session {given.name!r} has other neurons than the model: {len(changed)} of "
-                    f"{len(facts.unit_ids)} unit ids differ, the first is {changed[0][0]} in place "
-                    f"of {changed[0][1]}"
-                )
-            for name in ("frames_per_second", "frame_size"):
-                here, there = getattr(given, name), getattr(facts, name)
-                if here != there:
-                    raise NeuralModelError(
-                        f"session {given.name!r} has {name} {here}, and {there} in the model"
-                    )
-
 
 def _load_encoder(path: Path) -> ViViT:
     try:
@@ -262,10 +223,6 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
                 f"session {each.name!r} has {len(each.unit_ids)} neurons and its readout {neurons}"
             )
     return ordered
-
-
-def _listed(facts: Sequence[SessionFacts]) -> str:
-    return ", ".join(f"{each.name!r} ({len(each.unit_ids)})" for each in facts)
 
 
 def _pixels(video: Array, facts: SessionFacts, like: Tensor) -> Float[Tensor, "B 1 T H W"]:
@@ -298,7 +255,7 @@ def _behaviour(
             f"({expected[0]}, {expected[1]}, at least {most}) with all recorded channels of "
             f"session {facts.name!r}"
         )
-    return _known(standardised_behaviour(given, facts))
+    return _known(facts.standardised_behaviour(given))
 
 
 def _pupil(
@@ -315,7 +272,7 @@ def _pupil(
         raise NeuralModelError(
             f"pupil_centre of shape {tuple(given.shape)} is not (B, T, 2) = {(*expected, 2)}"
         )
-    return _known(standardised_pupil(given, facts))
+    return _known(facts.standardised_pupil(given))
 
 
 def _known(standardised: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.neural_prediction import (

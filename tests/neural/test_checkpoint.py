@@ -10,7 +10,7 @@ import torch
 from small_models import encoder
 
 from ssl_vivit import load_encoder
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
@@ -210,23 +210,6 @@ def test_unknown_behaviour_is_the_mean(predictor):
 def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):
     with pytest.raises(NeuralModelError, match=message):
         predictor.predict(**({"video": np.zeros((1, 5, 8, 12))} | inputs))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (facts("c"), r"the model has no session 'c' \(3 neurons\); it has 'a' \(3\)"),
-        (facts("a", (7, 3)), "session 'a' has 2 neurons, and 3 in the model"),
-        (facts("a", (7, 4, 9)), "1 of 3 unit ids differ, the first is 4 in place of 3"),
-        (facts("a", frames_per_second=25.0), "'a' has frames_per_second 25.0, and 30.0 in the"),
-        (facts("a", frame_size=(9, 9)), r"'a' has frame_size \(9, 9\), and \(8, 12\) in the model"),
-    ],
-)
-def test_other_sessions_are_refused_by_name_and_count(predictor, given, message):
-    predictor.check_sessions([facts("a")])
-    predictor.check_sessions([])
-    with pytest.raises(NeuralModelError, match=message):
-        predictor.check_sessions([facts("a"), given])
 
 
 def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):

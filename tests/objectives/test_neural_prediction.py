@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssl_vivit import create_encoder
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vivit import create_encoder
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.gaussian import GaussianReadout

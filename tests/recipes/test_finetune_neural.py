@@ -18,7 +18,8 @@ from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, arguments, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
-from ssl_vivit.data.sessions.files import Session, SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.evaluation.neurons.best_model import best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties

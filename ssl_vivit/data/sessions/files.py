@@ -1,59 +1,38 @@
-"""A recorded session on disk, in the layout of Sensorium 2023, opened and checked.
+"""A recorded session on disk, opened and checked; :mod:`.layout` names its files.
 
-    data/{videos,responses,behavior,pupil_center}/N.npy    (H, W, T), (N, T), (K, T), (2, T)
-    meta/neurons/{unit_ids,cell_motor_coordinates}.npy
-    meta/trials/tiers.npy
-    meta/session.json                                      optional: frames_per_second, responses
-    data/true_rates/N.npy                                  (N, T), simulated sessions only
-
-Arrays stay on disk, memory-mapped; ``meta/statistics`` is not read.
+Arrays stay on disk, memory-mapped.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from einops import rearrange
 
-from ssl_vivit.data.sessions.scan import (
+from ssl_vivit.data.sessions.layout import (
     BEHAVIOUR,
     PUPIL,
     RESPONSES,
+    TIER_NAMES,
+    TIERS,
+    TRUE_RATES,
+    UNIT_IDS,
     VIDEOS,
-    TrialFacts,
-    open_array,
-    scan_trial,
-    unreadable,
 )
+from ssl_vivit.data.sessions.metadata import (
+    read_coordinates,
+    read_settings,
+    read_tier_names,
+    read_unit_ids,
+    trials_by_tier,
+)
+from ssl_vivit.data.sessions.scan import TrialFacts, open_array, scan_trial
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
-
-TIERS = ("train", "validation", "test")
-TRUE_RATES = "true_rates"
-FRAMES_PER_SECOND = 30.0
-
-_ALLOWED_TIERS = "train, oracle (or validation, val), live_*, final_*, test*, none"
-
-
-def tier_of(name: str) -> str | None:
-    """ "train", "validation" or "test" for a name in tiers.npy; None for trials not to be used.
-
-    Raises:
-        SessionError: if the name is unknown; the message has the allowed ones.
-    """
-    if name in ("oracle", "validation", "val"):
-        return "validation"
-    if name.startswith(("live_", "final_", "test")):
-        return "test"
-    if name in ("train", "none"):
-        return None if name == "none" else name
-    raise SessionError(f"tier {name!r} is unknown; allowed are {_ALLOWED_TIERS}")
 
 
 class Session:
@@ -103,13 +82,13 @@ class Session:
             if not (self._data / part).is_dir():
                 raise SessionError(
                     f"session {path} has no data/{part}; a session needs data/videos, "
-                    f"data/responses, meta/neurons/unit_ids.npy and meta/trials/tiers.npy"
+                    f"data/responses, {UNIT_IDS} and {TIER_NAMES}"
                 )
-        self.unit_ids = self._read_unit_ids()
-        self.coordinates = self._read_coordinates()
-        self.frames_per_second, told_kind = self._read_settings()
-        self.tier_names = self._read_tiers()
-        self.tiers = self._numbers_by_tier()
+        self.unit_ids = read_unit_ids(self.path)
+        self.coordinates = read_coordinates(self.path, len(self.unit_ids))
+        self.frames_per_second, told_kind = read_settings(self.path)
+        self.tier_names = read_tier_names(self.path)
+        self.tiers = trials_by_tier(self.path, self.tier_names)
         used = np.sort(np.concatenate([self.tiers[tier] for tier in TIERS]))
 
         behaviour = (self._data / BEHAVIOUR).is_dir()
@@ -202,76 +181,6 @@ class Session:
     def _map(self, part: str, trial: int) -> np.ndarray:
         return np.load(self._data / part / f"{trial}.npy", mmap_mode="r", allow_pickle=False)
 
-    def _read_unit_ids(self) -> np.ndarray:
-        path = self.path / "meta" / "neurons" / "unit_ids.npy"
-        ids = _small_array(path)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
-            raise SessionError(f"{path} holds {ids.dtype} {ids.shape}; expected one integer each")
-        if len(np.unique(ids)) < len(ids):
-            raise SessionError(f"{path} names some units twice; each needs an id of its own")
-        return ids.astype(np.int64)
-
-    def _read_coordinates(self) -> np.ndarray | None:
-        path = self.path / "meta" / "neurons" / "cell_motor_coordinates.npy"
-        if not path.exists():
-            return None
-        coordinates = _small_array(path)
-        if coordinates.shape != (len(self.unit_ids), 3):
-            raise SessionError(
-                f"{path} has shape {coordinates.shape}; expected {(len(self.unit_ids), 3)}, or "
-                f"no such file"
-            )
-        if not np.isfinite(coordinates).all():
-            raise SessionError(f"{path} is not finite; delete it if positions are unknown")
-        same = (coordinates == coordinates[:1]).all()
-        return None if same else coordinates.astype(np.float64)
-
-    def _read_settings(self) -> tuple[float, str | None]:
-        path = self.path / "meta" / "session.json"
-        if not path.exists():
-            return FRAMES_PER_SECOND, None
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SessionError(f"{path} is no JSON: {error}") from None
-        if not isinstance(settings, dict):
-            raise SessionError(f"{path} must hold an object, as {{'frames_per_second': 30.0}}")
-        rate, kind = settings.get("frames_per_second", FRAMES_PER_SECOND), settings.get("responses")
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e5:
-            raise SessionError(f"{path}: frames_per_second is {rate!r}; give a number of hertz")
-        if kind not in (None, "spikes", "calcium"):
-            raise SessionError(f"{path}: responses is {kind!r}; give 'spikes' or 'calcium'")
-        return float(rate), kind
-
-    def _read_tiers(self) -> np.ndarray:
-        path = self.path / "meta" / "trials" / "tiers.npy"
-        names = _small_array(path)
-        if names.dtype.kind == "S":
-            names = np.char.decode(names, "utf-8")
-        if names.ndim != 1 or names.dtype.kind != "U":
-            raise SessionError(f"{path} holds {names.dtype} {names.shape}; expected one name each")
-        extra = [
-            int(file.stem)
-            for file in (self._data / VIDEOS).glob("*.npy")
-            if file.stem.isdecimal() and int(file.stem) >= len(names)
-        ]
-        if extra:
-            raise SessionError(
-                f"{path} names the tiers of {len(names)} trials, data/{VIDEOS} holds trial "
-                f"{max(extra)}, too; give every trial a tier"
-            )
-        return names
-
-    def _numbers_by_tier(self) -> dict[str, np.ndarray]:
-        try:
-            known = {name: tier_of(str(name)) for name in np.unique(self.tier_names)}
-        except SessionError as error:
-            raise SessionError(f"session {self.path}, meta/trials/tiers.npy: {error}") from None
-        tiers = np.array([known[name] or "" for name in self.tier_names])
-        if "train" not in tiers:
-            raise SessionError(f"session {self.path} has no trial of tier 'train' in tiers.npy")
-        return {tier: np.flatnonzero(tiers == tier) for tier in TIERS}
-
     def _same_frame_size(self) -> tuple[int, int]:
         sizes: dict[tuple[int, int], int] = {}
         for number in self.trials:
@@ -342,75 +251,3 @@ class Session:
         """Neurons without a response other than 0 in the tier train: bool (N,)."""
         moments = [self.trials[int(trial)].responses for trial in self.tiers["train"]]
         return ~np.any([(m.mean != 0) | (m.deviation != 0) for m in moments], axis=0)
-
-
-@dataclass(frozen=True)
-class SessionFacts:
-    """What a model must know of a session to be used without it; kept in checkpoints.
-
-    Args:
-        name: of the session.
-        unit_ids: of its neurons, in the order of the readout.
-        frames_per_second: of its frames.
-        kind: "spikes" or "calcium".
-        frame_size: (H, W) of its videos.
-        video_mean: of pixel / 255, over the training trials of all sessions of the model.
-        video_std: the same.
-        behaviour_channels: those of the recorded channels that the model gets.
-        behaviour_mean: of each of these, over the session's training trials.
-        behaviour_std: the same; 1 for one that does not vary in this session.
-        pupil_mean: of x and y over the session's training trials; None if unmeasured.
-        pupil_std: the same.
-        mean_response: of each neuron per frame, over the session's training trials.
-        coordinates: (x, y, z) of each neuron; None if unmeasured.
-        split: "train", "validation", "test" → numbers of the trials that were used so.
-        held_out_units: ids of the neurons that were not trained on.
-    """
-
-    name: str
-    unit_ids: tuple[int, ...]
-    frames_per_second: float
-    kind: Literal["spikes", "calcium"]
-    frame_size: tuple[int, int]
-    video_mean: float
-    video_std: float
-    behaviour_channels: tuple[int, ...]
-    behaviour_mean: tuple[float, ...]
-    behaviour_std: tuple[float, ...]
-    pupil_mean: tuple[float, float] | None
-    pupil_std: tuple[float, float] | None
-    mean_response: tuple[float, ...]
-    coordinates: tuple[tuple[float, ...], ...] | None
-    split: dict[str, tuple[int, ...]]
-    held_out_units: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """What json.dumps takes, as a dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SessionFacts:
-        """The facts of :meth:`to_json`, also after a way through a JSON file.
-
-        Raises:
-            SessionError: if entries are missing or unknown.
-        """
-        names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            wrong = ", ".join(sorted(values.keys() ^ names))
-            raise SessionError(f"facts of a session lack or do not know: {wrong}")
-        split = {tier: tuple(trials) for tier, trials in values["split"].items()}
-        return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _small_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise SessionError(f"{path} is missing; the session needs it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise SessionError(unreadable(path, error)) from None

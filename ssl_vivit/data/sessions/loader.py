@@ -1,4 +1,4 @@
-"""Recorded sessions → batches for a model of neurons, and the facts that such a model keeps."""
+"""Recorded sessions → batches for a model of neurons."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from ssl_vivit.data.sessions.files import TIERS, Session, SessionFacts
-from ssl_vivit.data.sessions.scan import TrialFacts
-from ssl_vivit.data.sessions.split import Split, held_out_units, split_trials
+from ssl_vivit.data.sessions.facts import SessionFacts, known_facts, measured_facts
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import TIERS
+from ssl_vivit.data.sessions.split import split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import WindowBatches
 from ssl_vivit.errors import SessionError
-from ssl_vivit.moments import Moments
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +134,13 @@ def build_sessions(
             validation_share=config.validation_share,
             train_share=config.train_share,
         )
-        found, dropped = _measure(sessions, splits, config.held_out_neurons)
+        found, dropped = measured_facts(sessions, splits, config.held_out_neurons)
         notes += told + dropped + _rates_note(sessions)
         if pixel_statistics is not None:
             mean, std = pixel_statistics
             found = [replace(fact, video_mean=mean, video_std=std) for fact in found]
     else:
-        found = [_known(session, facts) for session in sessions]
+        found = [known_facts(session, facts) for session in sessions]
     _check_lengths(sessions, found, config.drop_first)
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
@@ -201,125 +199,8 @@ def _check_lengths(
                     )
 
 
-def _measure(
-    sessions: Sequence[Session], splits: Sequence[Split], held_out: float
-) -> tuple[list[SessionFacts], list[str]]:
-    """Statistics of the training trials that are used."""
-    trained: list[list[TrialFacts]] = [
-        [session.trials[int(trial)] for trial in split["train"]]
-        for session, split in zip(sessions, splits, strict=True)
-    ]
-    video = Moments.merged(trial.video for trials in trained for trial in trials)
-    behaviours = [
-        Moments.merged(trial.behaviour for trial in trials if trial.behaviour is not None)
-        if session.behaviour_channels
-        else None
-        for session, trials in zip(sessions, trained, strict=True)
-    ]
-    varying = [moments.varies for moments in behaviours if moments is not None]
-    kept = np.flatnonzero(np.any(varying, axis=0)) if varying else np.zeros(0, dtype=np.int64)
-    notes = []
-    if len(kept) < sessions[0].behaviour_channels:
-        dropped = sorted({*range(sessions[0].behaviour_channels)} - {*kept.tolist()})
-        notes.append(
-            f"behaviour channels without variance in training trials are dropped: "
-            f"{', '.join(map(str, dropped))} of {sessions[0].behaviour_channels}"
-        )
-    facts = []
-    for session, split, trials, behaviour in zip(
-        sessions, splits, trained, behaviours, strict=True
-    ):
-        hidden = held_out_units(session, held_out)
-        if hidden.any():
-            notes.append(
-                f"{session.name}: {hidden.sum()} of {len(hidden)} neurons are held out of training"
-            )
-        pupil = (
-            Moments.merged(trial.pupil for trial in trials if trial.pupil is not None)
-            if session.has_pupil
-            else None
-        )
-        coordinates = session.coordinates
-        facts.append(
-            SessionFacts(
-                name=session.name,
-                unit_ids=tuple(session.unit_ids.tolist()),
-                frames_per_second=session.frames_per_second,
-                kind=session.kind,
-                frame_size=session.frame_size,
-                video_mean=float(video.mean) / 255,
-                video_std=_divisors(video) / 255,
-                behaviour_channels=tuple(kept.tolist()),
-                behaviour_mean=tuple(behaviour.mean[kept].tolist()) if behaviour else (),
-                behaviour_std=tuple(_divisors(behaviour)[i] for i in kept) if behaviour else (),
-                pupil_mean=(float(pupil.mean[0]), float(pupil.mean[1])) if pupil else None,
-                pupil_std=(_divisors(pupil)[0], _divisors(pupil)[1]) if pupil else None,
-                mean_response=tuple(
-                    Moments.merged(trial.responses for trial in trials).mean.tolist()
-                ),
-                coordinates=None
-                if coordinates is None
-                else tuple(map(tuple, coordinates.tolist())),
-                split={tier: tuple(split[tier].tolist()) for tier in TIERS},
-                held_out_units=tuple(session.unit_ids[hidden].tolist()),
-            )
-        )
-    return facts, notes
-
-
-def _divisors(moments: Moments) -> Any:
-    """Standard deviations as plain numbers, 1 where nothing varies."""
-    return np.where(moments.varies, moments.std, 1.0).tolist()
-
-
 def _rates_note(sessions: Sequence[Session]) -> list[str]:
     if len({session.frames_per_second for session in sessions}) == 1:
         return []
     told = ", ".join(f"{session.name} {session.frames_per_second:g} Hz" for session in sessions)
     return [f"sessions have different frame rates, a frame of each is one step: {told}"]
-
-
-def _known(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
-    """The checkpoint's facts of a session, which must be the one that it was trained on."""
-    by_name = {fact.name: fact for fact in facts}
-    fact = by_name.get(session.name)
-    if fact is None:
-        raise SessionError(
-            f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
-            f"which knows "
-            + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
-        )
-    told = f"session {session.name} is not as the checkpoint knows it:"
-    ids = tuple(session.unit_ids.tolist())
-    if ids != fact.unit_ids:
-        counts = f"{len(ids)} neurons instead of {len(fact.unit_ids)}"
-        common = len({*ids} & {*fact.unit_ids})
-        raise SessionError(
-            f"{told} {counts}, {common} of them with the same ids"
-            + (", in another order" if sorted(ids) == sorted(fact.unit_ids) else "")
-            + "; give the folder that the model was trained on"
-        )
-    for what, here, there in (
-        ("frame size", session.frame_size, fact.frame_size),
-        ("frames per second", session.frames_per_second, fact.frames_per_second),
-        ("kind of responses", session.kind, fact.kind),
-        ("measured pupil centre", session.has_pupil, fact.pupil_mean is not None),
-        (
-            "behaviour",
-            session.behaviour_channels > max(fact.behaviour_channels, default=-1),
-            True,
-        ),
-    ):
-        if here != there:
-            raise SessionError(
-                f"{told} {what} is {here} instead of {there}; give the folder that the model was "
-                f"trained on"
-            )
-    for tier, trials in fact.split.items():
-        gone = [trial for trial in trials if trial not in session.trials]
-        if gone:
-            raise SessionError(
-                f"{told} trial {gone[0]} of its {tier} split is not there or has tier 'none' "
-                f"({len(gone)} of {len(trials)}); give the folder that the model was trained on"
-            )
-    return fact

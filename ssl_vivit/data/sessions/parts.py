@@ -1,4 +1,4 @@
-"""Pieces of trials as the parts of a batch: standardised, padded, on the device."""
+"""Pieces of trials as the parts of a batch: padded, standardised, on the device."""
 
 from __future__ import annotations
 
@@ -9,33 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ssl_vivit.data.sessions.files import Session, SessionFacts
-
-
-def standardised_video(
-    video: Shaped[Tensor, "*dims"], facts: SessionFacts
-) -> Float[Tensor, "*dims"]:
-    """Pixels from 0 to 255, uint8 or float, as the model gets them."""
-    return (video.float() - 255 * facts.video_mean) / (255 * facts.video_std)
-
-
-def standardised_behaviour(
-    behaviour: Float[Tensor, "*dims k_all"], facts: SessionFacts
-) -> Float[Tensor, "*dims k"]:
-    """All recorded channels → those that the model gets, with mean 0 and variance 1."""
-    kept = behaviour[..., list(facts.behaviour_channels)]
-    mean, std = kept.new_tensor(facts.behaviour_mean), kept.new_tensor(facts.behaviour_std)
-    return (kept - mean) / std
-
-
-def standardised_pupil(
-    centre: Float[Tensor, "*dims 2"], facts: SessionFacts
-) -> Float[Tensor, "*dims 2"]:
-    """The pupil's centre as recorded → with mean 0 and variance 1; it must have been measured."""
-    return (centre - centre.new_tensor(facts.pupil_mean)) / centre.new_tensor(facts.pupil_std)
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.files import Session
 
 
 @dataclass(frozen=True)
@@ -117,17 +94,17 @@ def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device)
     }
     valid = rearrange(moved["frames"] >= 0, "b t -> b t 1")
     video = rearrange(moved["video"], "b t h w -> b 1 t h w")
-    moved["video"] = standardised_video(video, facts)
+    moved["video"] = facts.standardised_video(video)
     behaviour, pupil = moved["behaviour"], moved["pupil_centre"]
     if behaviour is not None:
         moved["behaviour"] = (
-            standardised_behaviour(behaviour, facts).where(valid, 0)
+            facts.standardised_behaviour(behaviour).where(valid, 0)
             if facts.behaviour_channels
             else None
         )
     if pupil is not None:
         moved["pupil_centre"] = (
-            standardised_pupil(pupil, facts).where(valid, 0) if facts.pupil_mean else None
+            facts.standardised_pupil(pupil).where(valid, 0) if facts.pupil_mean else None
         )
     return moved
 

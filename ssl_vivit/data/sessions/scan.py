@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_vivit.data.sessions.layout import BEHAVIOUR, PUPIL, RESPONSES, TIER_NAMES, UNIT_IDS, VIDEOS
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
-
-VIDEOS, RESPONSES, BEHAVIOUR, PUPIL = "videos", "responses", "behavior", "pupil_center"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise SessionError(
-            f"{path} is missing; every trial needs one, or tier 'none' in meta/trials/tiers.npy"
+            f"{path} is missing; every trial needs one, or tier 'none' in {TIER_NAMES}"
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise SessionError(unreadable(path, error)) from None
@@ -106,7 +105,7 @@ def scan_trial(
             )
     if responses.shape[0] != neurons:
         raise SessionError(
-            f"{paths[RESPONSES]} has {responses.shape[0]} neurons, meta/neurons/unit_ids.npy "
+            f"{paths[RESPONSES]} has {responses.shape[0]} neurons, {UNIT_IDS} "
             f"names {neurons}; all trials need the same neurons"
         )
     if PUPIL in others and others[PUPIL].shape[0] != 2:

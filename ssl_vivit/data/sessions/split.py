@@ -5,13 +5,14 @@ A session's own tiers are honoured. What is split here never parts the trials of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from math import ceil
 
 import numpy as np
 
 from ssl_vivit.data.randomness import name_fraction
-from ssl_vivit.data.sessions.files import TIERS, Session
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import TIERS
 from ssl_vivit.errors import SessionError
 
 Split = dict[str, np.ndarray]
@@ -76,7 +77,7 @@ def split_trials(
             f"{s.name} {len(p['train'])}" for s, p in zip(sessions, splits, strict=True)
         )
         notes.append(f"train_share {train_share:g} leaves these training trials: {told}")
-    return splits, notes + _shared_movies(sessions, splits)
+    return splits, notes + _notes_on_shared_movies(sessions, splits)
 
 
 def held_out_units(session: Session, share: float) -> np.ndarray:
@@ -113,12 +114,34 @@ def _first(movies: set[str], share: float) -> list[str]:
     return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
 
 
-def _shared_movies(sessions: Sequence[Session], splits: Sequence[Split]) -> list[str]:
+def shared_movies(
+    shown: Mapping[str, Set[Hashable]], other: str = "train"
+) -> dict[str, tuple[int, int]]:
+    """Count the movies that tiers share with another one.
+
+    Args:
+        shown: tier → movies that its trials show.
+        other: the tier that the others are compared with.
+
+    Returns:
+        Tier → how many of its movies ``other`` shows, too, and how many it has; tiers that share
+        none are left out.
+    """
+    compared = {tier: (movies & shown[other], movies) for tier, movies in shown.items()}
+    return {
+        tier: (len(both), len(movies))
+        for tier, (both, movies) in compared.items()
+        if both and tier != other
+    }
+
+
+def _notes_on_shared_movies(sessions: Sequence[Session], splits: Sequence[Split]) -> list[str]:
     pairs = list(zip(sessions, splits, strict=True))
     shown = {tier: {m for s, p in pairs for m in _movies(s, p[tier])} for tier in TIERS}
+    held_out = {tier: shown[tier] for tier in ("validation", "test")}
     parts = [
-        f"{len(shown[tier] & shown[other])} of {len(shown[tier])} {tier} movies are in {other}, too"
-        for tier, other in (("validation", "train"), ("test", "train"), ("test", "validation"))
-        if shown[tier] & shown[other]
+        f"{count} of {total} {tier} movies are in {other}, too"
+        for other, tiers in (("train", shown), ("validation", held_out))
+        for tier, (count, total) in shared_movies(tiers, other).items()
     ]
     return [f"tiers share movies: {'; '.join(parts)}"] if parts else []

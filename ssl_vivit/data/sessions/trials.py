@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_vivit.data.sessions.files import Session, SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.parts import Piece, finish_batch, read_part
 
 

@@ -17,7 +17,7 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
 
 if TYPE_CHECKING:
-    from ssl_vivit.data.sessions.files import SessionFacts
+    from ssl_vivit.data.sessions.facts import SessionFacts
 
 FRESH = "vivit_neural_small"
 # Weights do not depend on these, so a config that describes a fresh encoder may set them for an

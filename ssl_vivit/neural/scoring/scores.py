@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import PairedMoments, PoissonSums
 from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores

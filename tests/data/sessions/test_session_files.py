@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from session_folders import change, folder, save
 
-from ssl_vivit.data.sessions.files import Session, SessionFacts, tier_of
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import tier_of
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, build_sessions
 from ssl_vivit.data.sessions.scan import movie_name
 

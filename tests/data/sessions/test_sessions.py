@@ -16,6 +16,7 @@ from session_folders import change, folder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, Sessions, build_sessions
+from ssl_vivit.data.sessions.split import shared_movies
 
 TIERS = ("train",) * 7 + ("oracle",) * 2 + ("live_test_main",) * 3
 
@@ -458,3 +459,9 @@ def test_a_stream_left_open_leaves_no_thread_busy(paths: list[str]) -> None:
 def test_settings_that_do_not_matter_do_not_change_facts(paths: list[str]) -> None:
     assert build(paths, window=10).facts == build(paths, window=20, in_memory=True).facts
     assert dataclasses.asdict(build(paths).facts[0])["split"]["train"] == tuple(range(7))
+
+
+def test_shared_movies_are_counted():
+    shown = {"train": {1, 2, 3}, "oracle": {3, 4}, "live_test_main": {5}}
+    assert shared_movies(shown) == {"oracle": (1, 2)}
+    assert shared_movies(shown, "oracle") == {"train": (1, 3)}

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep.nwb.movie_split import frame_prints, movies, shared_movies, split_movies
+from data_prep.nwb.movie_split import frame_prints, movies, split_movies
 from ssl_vivit.errors import DataError
 
 
@@ -47,7 +47,6 @@ def test_train_shares_no_movie(seed):
     shown = rng.integers(0, 12, 40)
     prints = prints_of(shown, pool)
     tiers = split_movies(prints, 0.2)
-    assert not shared_movies(prints, tiers)
     by_tier = {t: {int(k) for k, u in zip(shown, tiers, strict=True) if u == t} for t in set(tiers)}
     assert set(by_tier) == {"train", "oracle", "live_test_main"}
     assert sum(map(len, by_tier.values())) == len(set(shown.tolist()))
@@ -63,12 +62,6 @@ def test_a_share_is_held_out_where_everything_repeats():
     shown = [k for k in range(10) for _ in range(10)]
     tiers = split_movies(prints_of(shown, clips(10)), 0.2)
     assert Counter(tiers) == {"train": 80, "oracle": 10, "live_test_main": 10}
-
-
-def test_shared_movies_are_counted():
-    prints = prints_of([0, 1, 2, 0, 1, 3], clips(4))
-    tiers = ["train", "train", "train", "oracle", "oracle", "oracle"]
-    assert shared_movies(prints, tiers) == {"oracle": 2}
 
 
 def test_two_movies_cannot_be_split():

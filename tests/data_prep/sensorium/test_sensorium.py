@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.sensorium import check, convert
 from data_prep.sensorium.__main__ import main
-from data_prep.session_layout import SessionWriter
+from data_prep.session_writer import SessionWriter
 from ssl_vivit.errors import DataError
 
 FRAMES, NEURONS = 12, 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssl_vivit import ViViTConfig, create_encoder, load_encoder
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.adapt import resample_kernel
 from ssl_vivit.encoders.positions import resample_temporal
 from ssl_vivit.errors import NeuralModelError

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ssl_vivit.data.sessions.files import SessionFacts
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
     PoissonSums,

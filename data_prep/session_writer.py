@@ -1,20 +1,14 @@
-"""Writes one session of recorded or simulated neurons in the Sensorium 2023 layout.
-
-    OUT/data/{videos,responses,behavior,pupil_center}/N.npy    trial N
-    OUT/meta/neurons/{cell_motor_coordinates,unit_ids}.npy
-    OUT/meta/statistics/KIND/all/{mean,std,min,max}.npy         of the training trials
-    OUT/meta/trials/tiers.npy
-    OUT/meta/session.json                                       frames per second, spikes or calcium
+"""Writes one session of recorded or simulated neurons; ``ssl_vivit.data.sessions.layout`` has its files.
 
 - Trials go to disk one by one, into ``OUT.partial``; the folder takes its name when it is whole.
 - Arrays are handed over with time first, as everywhere in the project, and stored with time last,
   as Sensorium has it.
-- Statistics are exact and come from the tier ``train`` alone.
+- Statistics are exact and come from the tier ``train`` alone. They lie in
+  ``meta/statistics/KIND/all/{mean,std,min,max}.npy``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,19 +20,21 @@ from typing import Any, Literal
 import numpy as np
 from einops import rearrange
 
-from ssl_vivit.errors import DataError
-from ssl_vivit.moments import Moments
-
-TIERS = (
-    "train",
-    "oracle",
-    "validation",
-    "live_test_main",
-    "live_test_bonus",
-    "final_test_main",
-    "final_test_bonus",
-    "none",
+from ssl_vivit.data.sessions.layout import (
+    BEHAVIOUR,
+    COORDINATES,
+    PUPIL,
+    RESPONSES,
+    SENSORIUM_TIERS,
+    SETTINGS,
+    TIER_NAMES,
+    TRUE_RATES,
+    UNIT_IDS,
+    VIDEOS,
 )
+from ssl_vivit.errors import DataError
+from ssl_vivit.files import write_json
+from ssl_vivit.moments import Moments
 
 
 class SessionWriter:
@@ -109,14 +105,12 @@ class SessionWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            try:
+        try:
+            if error is None:
                 self.finish()
-                return
-            except BaseException:
+        finally:
+            if self.path != self.out:
                 shutil.rmtree(self.path, ignore_errors=True)
-                raise
-        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def trials(self) -> int:
@@ -135,7 +129,7 @@ class SessionWriter:
         """Write the next trial.
 
         Args:
-            tier: one of ``TIERS``.
+            tier: one of ``SENSORIUM_TIERS``.
             video: (T, H, W), uint8 or float in [0, 255].
             responses: (T, N); NaN where unknown.
             behaviour: (T, K); in all trials or in none, as the ones below.
@@ -150,14 +144,16 @@ class SessionWriter:
                 before; the message names the trial.
         """
         trial = self.trials
-        if tier not in TIERS:
-            raise DataError(f"trial {trial}: tier {tier!r} is unknown; use {', '.join(TIERS)}")
+        if tier not in SENSORIUM_TIERS:
+            raise DataError(
+                f"trial {trial}: tier {tier!r} is unknown; use {', '.join(SENSORIUM_TIERS)}"
+            )
         given = {
-            "videos": video,
-            "responses": responses,
-            "behavior": behaviour,
-            "pupil_center": pupil_centre,
-            "true_rates": true_rates,
+            VIDEOS: video,
+            RESPONSES: responses,
+            BEHAVIOUR: behaviour,
+            PUPIL: pupil_centre,
+            TRUE_RATES: true_rates,
         }
         arrays = {name: _stored(name, array) for name, array in given.items() if array is not None}
         self._check(trial, arrays)
@@ -168,7 +164,7 @@ class SessionWriter:
                 np.save(folder / f"{trial}.npy", rearrange(array, "t ... -> ... t"))
             except OSError as error:
                 raise DataError(f"{folder} cannot be written: {error.strerror}") from error
-            if tier == "train" and name != "true_rates":
+            if tier == "train" and name != TRUE_RATES:
                 found, before = _Statistics.of(name, array), self._statistics.get(name)
                 self._statistics[name] = found if before is None else before.merged(found)
         self._tiers.append(tier)
@@ -182,21 +178,19 @@ class SessionWriter:
         """
         if not self._tiers:
             raise DataError(f"--out {self.out}: no trials, so no session")
-        meta = self.path / "meta"
+        arrays = {
+            UNIT_IDS: self._units,
+            COORDINATES: self._coordinates.astype(np.float32),
+            TIER_NAMES: np.array(self._tiers),
+        }
+        for kind, statistics in self._statistics.items():
+            for name, value in statistics.values().items():
+                arrays[f"meta/statistics/{kind}/all/{name}.npy"] = np.float32(value)
         try:
-            for folder in ("neurons", "trials"):
-                (meta / folder).mkdir(parents=True, exist_ok=True)
-            np.save(meta / "neurons/unit_ids.npy", self._units)
-            np.save(
-                meta / "neurons/cell_motor_coordinates.npy", self._coordinates.astype(np.float32)
-            )
-            np.save(meta / "trials/tiers.npy", np.array(self._tiers))
-            for name, statistics in self._statistics.items():
-                folder = meta / "statistics" / name / "all"
-                folder.mkdir(parents=True, exist_ok=True)
-                for number, value in statistics.values().items():
-                    np.save(folder / f"{number}.npy", np.float32(value))
-            (meta / "session.json").write_text(json.dumps(self._facts, indent=2) + "\n")
+            for file, array in arrays.items():
+                (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+                np.save(self.path / file, array)
+            write_json(self.path / SETTINGS, self._facts)
             if self.out.exists():
                 raise DataError(f"--out {self.out} is there already; choose another or remove it")
             os.rename(self.path, self.out)
@@ -221,24 +215,22 @@ class SessionWriter:
             raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
-        frames = len(arrays["videos"])
+        frames = len(arrays[VIDEOS])
         for name, array in arrays.items():
-            axes = 3 if name == "videos" else 2
+            axes = 3 if name == VIDEOS else 2
             if array.ndim != axes or not array.size:
                 raise DataError(f"trial {trial}: {name} has shape {array.shape}; give {axes} axes")
             if len(array) != frames:
                 raise DataError(
                     f"trial {trial}: {name} has {len(array)} frames, its video {frames}"
                 )
-            if name in ("responses", "true_rates") and array.shape[1] != len(self._units):
+            if name in (RESPONSES, TRUE_RATES) and array.shape[1] != len(self._units):
                 raise DataError(
                     f"trial {trial}: {name} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
                 )
-            if name == "pupil_center" and array.shape[1] != 2:
-                raise DataError(
-                    f"trial {trial}: pupil_center has {array.shape[1]} columns, not x, y"
-                )
-            finite = array if name != "responses" else array[~np.isnan(array)]
+            if name == PUPIL and array.shape[1] != 2:
+                raise DataError(f"trial {trial}: {PUPIL} has {array.shape[1]} columns, not x, y")
+            finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
                 raise DataError(f"trial {trial}: {name} holds numbers that are not finite")
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
@@ -255,7 +247,7 @@ class SessionWriter:
 
 def _stored(name: str, array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
-    return array if name == "videos" and array.dtype == np.uint8 else array.astype(np.float32)
+    return array if name == VIDEOS and array.dtype == np.uint8 else array.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -269,7 +261,7 @@ class _Statistics:
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> _Statistics:
         """Statistics over the time of one trial; NaN is unknown."""
-        if name == "videos":
+        if name == VIDEOS:
             return cls(Moments.of_pixels(array), array.min(), array.max())
         return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from data_prep.session_layout import SessionWriter
+from data_prep.session_writer import SessionWriter
 from ssl_vivit.errors import DataError
 
 UNITS = [7, 3, 11]

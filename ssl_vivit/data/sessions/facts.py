@@ -1,0 +1,227 @@
+"""What a model keeps of its sessions: units, statistics, split; and data standardised by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import TIERS
+from ssl_vivit.data.sessions.scan import TrialFacts
+from ssl_vivit.data.sessions.split import Split, held_out_units
+from ssl_vivit.errors import SessionError
+from ssl_vivit.moments import Moments
+
+
+@dataclass(frozen=True)
+class SessionFacts:
+    """What a model must know of a session to be used without it; kept in checkpoints.
+
+    Args:
+        name: of the session.
+        unit_ids: of its neurons, in the order of the readout.
+        frames_per_second: of its frames.
+        kind: "spikes" or "calcium".
+        frame_size: (H, W) of its videos.
+        video_mean: of pixel / 255, over the training trials of all sessions of the model.
+        video_std: the same.
+        behaviour_channels: those of the recorded channels that the model gets.
+        behaviour_mean: of each of these, over the session's training trials.
+        behaviour_std: the same; 1 for one that does not vary in this session.
+        pupil_mean: of x and y over the session's training trials; None if unmeasured.
+        pupil_std: the same.
+        mean_response: of each neuron per frame, over the session's training trials.
+        coordinates: (x, y, z) of each neuron; None if unmeasured.
+        split: "train", "validation", "test" → numbers of the trials that were used so.
+        held_out_units: ids of the neurons that were not trained on.
+    """
+
+    name: str
+    unit_ids: tuple[int, ...]
+    frames_per_second: float
+    kind: Literal["spikes", "calcium"]
+    frame_size: tuple[int, int]
+    video_mean: float
+    video_std: float
+    behaviour_channels: tuple[int, ...]
+    behaviour_mean: tuple[float, ...]
+    behaviour_std: tuple[float, ...]
+    pupil_mean: tuple[float, float] | None
+    pupil_std: tuple[float, float] | None
+    mean_response: tuple[float, ...]
+    coordinates: tuple[tuple[float, ...], ...] | None
+    split: dict[str, tuple[int, ...]]
+    held_out_units: tuple[int, ...] = ()
+
+    def standardised_video(self, video: Shaped[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        """Pixels from 0 to 255, uint8 or float, as the model gets them."""
+        return (video.float() - 255 * self.video_mean) / (255 * self.video_std)
+
+    def standardised_behaviour(
+        self, behaviour: Float[Tensor, "*dims k_all"]
+    ) -> Float[Tensor, "*dims k"]:
+        """All recorded channels → those that the model gets, with mean 0 and variance 1."""
+        kept = behaviour[..., list(self.behaviour_channels)]
+        mean, std = kept.new_tensor(self.behaviour_mean), kept.new_tensor(self.behaviour_std)
+        return (kept - mean) / std
+
+    def standardised_pupil(self, centre: Float[Tensor, "*dims 2"]) -> Float[Tensor, "*dims 2"]:
+        """The pupil's centre as recorded → with mean 0 and variance 1; it must be measured."""
+        return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
+
+    def to_json(self) -> dict[str, Any]:
+        """What json.dumps takes, as a dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SessionFacts:
+        """The facts of :meth:`to_json`, also after a way through a JSON file.
+
+        Raises:
+            SessionError: if entries are missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            wrong = ", ".join(sorted(values.keys() ^ names))
+            raise SessionError(f"facts of a session lack or do not know: {wrong}")
+        split = {tier: tuple(trials) for tier, trials in values["split"].items()}
+        return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def measured_facts(
+    sessions: Sequence[Session], splits: Sequence[Split], held_out: float
+) -> tuple[list[SessionFacts], list[str]]:
+    """Facts of sessions by the training trials that are used.
+
+    Args:
+        sessions: of one model.
+        splits: of each, tier → trials.
+        held_out: share of each session's neurons that is kept from training.
+
+    Returns:
+        The facts, and lines on behaviour and neurons that are left out.
+    """
+    trained: list[list[TrialFacts]] = [
+        [session.trials[int(trial)] for trial in split["train"]]
+        for session, split in zip(sessions, splits, strict=True)
+    ]
+    video = Moments.merged(trial.video for trials in trained for trial in trials)
+    behaviours = [
+        Moments.merged(trial.behaviour for trial in trials if trial.behaviour is not None)
+        if session.behaviour_channels
+        else None
+        for session, trials in zip(sessions, trained, strict=True)
+    ]
+    varying = [moments.varies for moments in behaviours if moments is not None]
+    kept = np.flatnonzero(np.any(varying, axis=0)) if varying else np.zeros(0, dtype=np.int64)
+    notes = []
+    if len(kept) < sessions[0].behaviour_channels:
+        dropped = sorted({*range(sessions[0].behaviour_channels)} - {*kept.tolist()})
+        notes.append(
+            f"behaviour channels without variance in training trials are dropped: "
+            f"{', '.join(map(str, dropped))} of {sessions[0].behaviour_channels}"
+        )
+    facts = []
+    for session, split, trials, behaviour in zip(
+        sessions, splits, trained, behaviours, strict=True
+    ):
+        hidden = held_out_units(session, held_out)
+        if hidden.any():
+            notes.append(
+                f"{session.name}: {hidden.sum()} of {len(hidden)} neurons are held out of training"
+            )
+        pupil = (
+            Moments.merged(trial.pupil for trial in trials if trial.pupil is not None)
+            if session.has_pupil
+            else None
+        )
+        coordinates = session.coordinates
+        facts.append(
+            SessionFacts(
+                name=session.name,
+                unit_ids=tuple(session.unit_ids.tolist()),
+                frames_per_second=session.frames_per_second,
+                kind=session.kind,
+                frame_size=session.frame_size,
+                video_mean=float(video.mean) / 255,
+                video_std=_divisors(video) / 255,
+                behaviour_channels=tuple(kept.tolist()),
+                behaviour_mean=tuple(behaviour.mean[kept].tolist()) if behaviour else (),
+                behaviour_std=tuple(_divisors(behaviour)[i] for i in kept) if behaviour else (),
+                pupil_mean=(float(pupil.mean[0]), float(pupil.mean[1])) if pupil else None,
+                pupil_std=(_divisors(pupil)[0], _divisors(pupil)[1]) if pupil else None,
+                mean_response=tuple(
+                    Moments.merged(trial.responses for trial in trials).mean.tolist()
+                ),
+                coordinates=None
+                if coordinates is None
+                else tuple(map(tuple, coordinates.tolist())),
+                split={tier: tuple(split[tier].tolist()) for tier in TIERS},
+                held_out_units=tuple(session.unit_ids[hidden].tolist()),
+            )
+        )
+    return facts, notes
+
+
+def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
+    """A checkpoint's facts of a session.
+
+    Raises:
+        SessionError: if the session is not the one that the checkpoint knows, and how it differs.
+    """
+    by_name = {fact.name: fact for fact in facts}
+    fact = by_name.get(session.name)
+    if fact is None:
+        raise SessionError(
+            f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
+            f"which knows "
+            + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
+        )
+    told = f"session {session.name} is not as the checkpoint knows it:"
+    ids = tuple(session.unit_ids.tolist())
+    if ids != fact.unit_ids:
+        counts = f"{len(ids)} neurons instead of {len(fact.unit_ids)}"
+        common = len({*ids} & {*fact.unit_ids})
+        raise SessionError(
+            f"{told} {counts}, {common} of them with the same ids"
+            + (", in another order" if sorted(ids) == sorted(fact.unit_ids) else "")
+            + "; give the folder that the model was trained on"
+        )
+    for what, here, there in (
+        ("frame size", session.frame_size, fact.frame_size),
+        ("frames per second", session.frames_per_second, fact.frames_per_second),
+        ("kind of responses", session.kind, fact.kind),
+        ("measured pupil centre", session.has_pupil, fact.pupil_mean is not None),
+        (
+            "behaviour",
+            session.behaviour_channels > max(fact.behaviour_channels, default=-1),
+            True,
+        ),
+    ):
+        if here != there:
+            raise SessionError(
+                f"{told} {what} is {here} instead of {there}; give the folder that the model was "
+                f"trained on"
+            )
+    for tier, trials in fact.split.items():
+        gone = [trial for trial in trials if trial not in session.trials]
+        if gone:
+            raise SessionError(
+                f"{told} trial {gone[0]} of its {tier} split is not there or has tier 'none' "
+                f"({len(gone)} of {len(trials)}); give the folder that the model was trained on"
+            )
+    return fact
+
+
+def _divisors(moments: Moments) -> Any:
+    """Standard deviations as plain numbers, 1 where nothing varies."""
+    return np.where(moments.varies, moments.std, 1.0).tolist()

@@ -1,0 +1,109 @@
+"""The files below ``meta`` of a session's folder, read and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ssl_vivit.data.sessions.layout import (
+    COORDINATES,
+    SETTINGS,
+    TIER_NAMES,
+    TIERS,
+    UNIT_IDS,
+    VIDEOS,
+    tier_of,
+)
+from ssl_vivit.data.sessions.scan import unreadable
+from ssl_vivit.errors import SessionError
+
+FRAMES_PER_SECOND = 30.0
+
+
+def read_unit_ids(session: Path) -> np.ndarray:
+    """Ids of the neurons, int64 (N,), all different."""
+    path = session / UNIT_IDS
+    ids = _read(path)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        raise SessionError(f"{path} holds {ids.dtype} {ids.shape}; expected one integer each")
+    if len(np.unique(ids)) < len(ids):
+        raise SessionError(f"{path} names some units twice; each needs an id of its own")
+    return ids.astype(np.int64)
+
+
+def read_coordinates(session: Path, neurons: int) -> np.ndarray | None:
+    """Positions of the neurons, float64 (N, 3); None if absent or equal for all neurons."""
+    path = session / COORDINATES
+    if not path.exists():
+        return None
+    coordinates = _read(path)
+    if coordinates.shape != (neurons, 3):
+        raise SessionError(
+            f"{path} has shape {coordinates.shape}; expected {(neurons, 3)}, or no such file"
+        )
+    if not np.isfinite(coordinates).all():
+        raise SessionError(f"{path} is not finite; delete it if positions are unknown")
+    return None if (coordinates == coordinates[:1]).all() else coordinates.astype(np.float64)
+
+
+def read_settings(session: Path) -> tuple[float, str | None]:
+    """Frames per second, and whether responses are "spikes" or "calcium"; None if not said."""
+    path = session / SETTINGS
+    if not path.exists():
+        return FRAMES_PER_SECOND, None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SessionError(f"{path} is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise SessionError(f"{path} must hold an object, as {{'frames_per_second': 30.0}}")
+    rate, kind = settings.get("frames_per_second", FRAMES_PER_SECOND), settings.get("responses")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e5:
+        raise SessionError(f"{path}: frames_per_second is {rate!r}; give a number of hertz")
+    if kind not in (None, "spikes", "calcium"):
+        raise SessionError(f"{path}: responses is {kind!r}; give 'spikes' or 'calcium'")
+    return float(rate), kind
+
+
+def read_tier_names(session: Path) -> np.ndarray:
+    """The tier of each trial as it is written: str (trials,)."""
+    path = session / TIER_NAMES
+    names = _read(path)
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8")
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise SessionError(f"{path} holds {names.dtype} {names.shape}; expected one name each")
+    extra = [
+        int(file.stem)
+        for file in (session / "data" / VIDEOS).glob("*.npy")
+        if file.stem.isdecimal() and int(file.stem) >= len(names)
+    ]
+    if extra:
+        raise SessionError(
+            f"{path} names the tiers of {len(names)} trials, data/{VIDEOS} holds trial "
+            f"{max(extra)}, too; give every trial a tier"
+        )
+    return names
+
+
+def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
+    """Numbers of the trials of "train", "validation" and "test", ascending."""
+    try:
+        known = {name: tier_of(str(name)) for name in np.unique(names)}
+    except SessionError as error:
+        raise SessionError(f"session {session}, {TIER_NAMES}: {error}") from None
+    tiers = np.array([known[name] or "" for name in names])
+    if "train" not in tiers:
+        raise SessionError(f"session {session} has no trial of tier 'train' in tiers.npy")
+    return {tier: np.flatnonzero(tiers == tier) for tier in TIERS}
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise SessionError(f"{path} is missing; the session needs it") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise SessionError(unreadable(path, error)) from None

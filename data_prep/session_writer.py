@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from einops import rearrange
 
+from data_prep.output_files import writing
 from ssl_vivit.data.sessions.layout import (
     BEHAVIOUR,
     COORDINATES,
@@ -158,12 +159,10 @@ class SessionWriter:
         arrays = {name: _stored(name, array) for name, array in given.items() if array is not None}
         self._check(trial, arrays)
         for name, array in arrays.items():
-            folder = self.path / "data" / name
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                np.save(folder / f"{trial}.npy", rearrange(array, "t ... -> ... t"))
-            except OSError as error:
-                raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+            with writing(f"--out {self.out}"):
+                _save(
+                    self.path / "data" / name / f"{trial}.npy", rearrange(array, "t ... -> ... t")
+                )
             if tier == "train" and name != TRUE_RATES:
                 found, before = _Statistics.of(name, array), self._statistics.get(name)
                 self._statistics[name] = found if before is None else before.merged(found)
@@ -186,23 +185,20 @@ class SessionWriter:
         for kind, statistics in self._statistics.items():
             for name, value in statistics.values().items():
                 arrays[f"meta/statistics/{kind}/all/{name}.npy"] = np.float32(value)
-        try:
+        with writing(f"--out {self.out}"):
             for file, array in arrays.items():
-                (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-                np.save(self.path / file, array)
+                _save(self.path / file, array)
             write_json(self.path / SETTINGS, self._facts)
             if self.out.exists():
                 raise DataError(f"--out {self.out} is there already; choose another or remove it")
             os.rename(self.path, self.out)
-        except OSError as error:
-            raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
         self.path = self.out
         return self.out
 
     def _claim(self) -> None:
         if self.out.exists():
             raise DataError(f"--out {self.out} is there already; choose another or remove it")
-        try:
+        with writing(f"--out {self.out}"):
             if self.path.exists():
                 # What a killed run has left; anything else of that name is not ours to remove.
                 if {entry.name for entry in self.path.iterdir()} - {"data", "meta"}:
@@ -211,8 +207,6 @@ class SessionWriter:
                     )
                 shutil.rmtree(self.path)
             (self.path / "meta").mkdir(parents=True)
-        except OSError as error:
-            raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
         frames = len(arrays[VIDEOS])
@@ -243,6 +237,11 @@ class SessionWriter:
                 f"in the trials before {self._shapes.get(odd, 'missing')}"
             )
         self._shapes = shapes
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
 
 
 def _stored(name: str, array: np.ndarray) -> np.ndarray:

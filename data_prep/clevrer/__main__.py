@@ -16,27 +16,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
-from data_prep.clevrer.indexing import index
-from data_prep.clevrer.inspection import contact_sheet, info, verify
-from data_prep.clevrer.packing import CLEVRER_FRAMES, DEFAULT_STORAGE, pack
-from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.data.video.shards import STORAGES
-from ssl_vivit.errors import DataError, DecodingError
+from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
+from data_prep.command_line import FrameSize, command, png_file, start
 from ssl_vivit.one_line_parser import OneLineParser
 
 _NAMED = 20
 
 
 def _pack(args: argparse.Namespace) -> int:
+    from data_prep.clevrer.packing import pack
+
     report = pack(
         args.videos,
         args.out,
         args.annotations,
         prefix=args.prefix,
         storage=args.storage,
-        size=tuple(args.size) if args.size else None,
+        size=args.size,
         fps=args.fps,
         frames=args.frames,
         samples_per_shard=args.samples_per_shard,
@@ -60,6 +59,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from data_prep.clevrer.inspection import verify
+
     failures = verify(args.shards, cache_dir=args.cache_dir, workers=args.workers)
     if failures:
         _name("broken", failures, all_of_them=True)
@@ -69,6 +70,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from data_prep.clevrer.inspection import contact_sheet, info
+
     if args.contact_sheet:
         contact_sheet(args.shards, args.contact_sheet, cache_dir=args.cache_dir)
     for name, value in info(args.shards, cache_dir=args.cache_dir).items():
@@ -79,6 +82,8 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from data_prep.clevrer.indexing import index
+
     left_out = index(args.shards)
     print(f"indexed {len(left_out)} shards")
     _name(
@@ -121,11 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--prefix", help="of the shards' names (default: from the source's name)")
     p.add_argument(
         "--storage",
-        choices=STORAGES,
+        choices=get_args(Storage),
         default=DEFAULT_STORAGE,
         help="keep the files, encode for quick access, or store each frame (default: %(default)s)",
     )
-    p.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the videos'")
+    p.add_argument(
+        "--size", action=FrameSize, nargs="+", metavar="H W", help="default: the videos'"
+    )
     p.add_argument("--fps", type=float, help="frames kept per second (default: all)")
     p.add_argument(
         "--frames",
@@ -144,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser("info", help="counts, sizes, a contact sheet")
     p.set_defaults(run=_info)
     _shard_arguments(p)
-    p.add_argument("--contact-sheet", metavar="FILE.png", help="frames of some videos")
+    p.add_argument(
+        "--contact-sheet", type=png_file, metavar="FILE.png", help="frames of some videos"
+    )
 
     p = commands.add_parser("index", help="make tars of videos from elsewhere readable")
     p.set_defaults(run=_index)
@@ -163,20 +172,12 @@ def _shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", help="of remote shards")
 
 
+@command("stopped; run the same command again to go on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except (DataError, DecodingError) as error:
-        # Here shards are the arguments themselves, not a recipe's setting.
-        print(f"error: {str(error).replace('--data.shards', 'SHARDS')}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    return int(args.run(args))
 
 
 if __name__ == "__main__":
-    stop_on_sigterm()
-    sys.exit(main())
+    start(main)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from data_prep.output_files import writing
 from ssl_vivit.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -90,18 +91,17 @@ def download(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; name a folder")
-    try:
+    with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for archive in ARCHIVES[split]:
-            url = f"{base_url.rstrip('/')}/{archive.path}"
-            paths.append(fetch(archive, url, out, progress, timeout, attempts))
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    return paths
+        return [
+            _fetch(
+                archive, f"{base_url.rstrip('/')}/{archive.path}", out, progress, timeout, attempts
+            )
+            for archive in ARCHIVES[split]
+        ]
 
 
-def fetch(
+def _fetch(
     archive: Archive, url: str, out: Path, progress: bool, timeout: float, attempts: int
 ) -> Path:
     """Fetch one archive to ``out``; see :func:`download`."""

@@ -13,7 +13,8 @@ from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.clevrer.packing import usable_cores
+from data_prep.output_files import picture_file
+from data_prep.worker_pool import usable_cores
 from ssl_vivit.data.video.shards import STORAGES, ShardSet
 from ssl_vivit.errors import DataError, DecodingError
 
@@ -110,11 +111,9 @@ def contact_sheet(
         width: of one frame, in pixels; its height follows from the first video's shape.
 
     Raises:
-        DataError: if the picture cannot be written, or the path is no .png.
+        DataError: if the picture cannot be written.
         DecodingError: if a chosen video is broken.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise DataError(f"--contact-sheet {path} must end in .png")
     source = ShardSet(shards, cache_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
     height = max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]]))
@@ -129,7 +128,5 @@ def contact_sheet(
         ]
     )
     picture = Image.fromarray(rearrange(sheet, "v f h w c -> (v h) (f w) c"))
-    try:
-        picture.save(path, format="PNG")
-    except OSError as error:
-        raise DataError(f"--contact-sheet {path} cannot be written: {error.strerror}") from error
+    with picture_file("--contact-sheet", path) as part:
+        picture.save(part, format="PNG")

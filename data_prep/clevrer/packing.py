@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,11 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from data_prep.clevrer.storage import Encoding, Storage
+from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
+from data_prep.clevrer.storage import Encoding
 from data_prep.clevrer.video_sources import Sample, VideoSource, open_source
-from data_prep.stopping import start_worker, stop_workers
+from data_prep.output_files import writing
+from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shard_index import (
     ANNOTATION,
@@ -30,10 +29,7 @@ from ssl_vivit.data.video.shard_index import (
 )
 from ssl_vivit.data.video.videos import BROKEN_LIMIT
 from ssl_vivit.errors import DataError, DecodingError
-
-CLEVRER_FRAMES = 128
-# The fastest to sample clips from by tests/benchmarks/bench_storage.py.
-DEFAULT_STORAGE: Storage = "jpeg"
+from ssl_vivit.files import write_json
 
 
 @dataclass(frozen=True)
@@ -148,13 +144,6 @@ def pack(
     )
 
 
-def usable_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _claim(
     out: Path,
     prefix: str,
@@ -171,43 +160,39 @@ def _claim(
         "videos": source.digest(),
     }
     manifest = _manifest(out, prefix)
-    text = json.dumps(settings, indent=1)
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; name a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(f"--out {out}"):
         if manifest.exists():
-            before = json.loads(manifest.read_text())
-            now = json.loads(text)
-            for name in now:
-                if before.get(name) != now[name]:
-                    raise DataError(_other_settings(out, prefix, name, before.get(name), now[name]))
-            return
-        if any(out.glob(f"{prefix}-*.tar")):
+            _refuse_other_settings(manifest, prefix, json.loads(json.dumps(settings)))
+        elif any(out.glob(f"{prefix}-*.tar")):
             raise DataError(
                 f"{out} holds {prefix} shards from elsewhere; choose another --out or --prefix"
             )
-        temporary = manifest.with_name(f".{manifest.name}.{os.getpid()}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, manifest)
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be written: {error.strerror}") from error
+        else:
+            write_json(manifest, settings, indent=1)
 
 
 def _manifest(out: Path, prefix: str) -> Path:
     return out / f"{prefix}.manifest.json"
 
 
-def _other_settings(out: Path, prefix: str, name: str, before: Any, now: Any) -> str:
-    mend = f"choose another --out or --prefix, or remove {prefix}-* and {prefix}.manifest.json"
-    if name == "videos":
-        return f"{out} holds {prefix} shards of other videos or annotations; {mend}"
-    option = name.replace("_", "-")
-    return f"{out} holds {prefix} shards packed with --{option} {before}, now {now}; {mend}"
+def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]) -> None:
+    try:
+        found = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
+    for name, now in settings.items():
+        before = found.get(name)
+        if before == now:
+            continue
+        how = f"packed with --{name.replace('_', '-')} {before}, now {now}"
+        if name == "videos":
+            how = "of other videos or annotations"
+        raise DataError(
+            f"{manifest.parent} holds {prefix} shards {how}; choose another --out or --prefix, or "
+            f"remove {prefix}-* and {manifest.name}"
+        )
 
 
 def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
@@ -227,24 +212,10 @@ def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, A
     with tqdm(total=total, desc="pack", unit="video", disable=not progress) as bar:
         if min(workers, len(jobs)) == 1:
             return [_pack_shard(job, bar.update) for job in jobs]
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=start_worker)
-        try:
-            futures = {pool.submit(_pack_shard, job): k for k, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                k = futures[future]
-                reports[k] = future.result()
-                bar.update(len(jobs[k].samples))
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker was ended from outside (out of memory?); run again with fewer --workers"
-            ) from error
-        except KeyboardInterrupt:
-            stop_workers()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return [reports[k] for k in range(len(jobs))]
+        for place, report in in_workers(_pack_shard, [(job,) for job in jobs], workers):
+            reports[place] = report
+            bar.update(len(jobs[place].samples))
+    return [reports[place] for place in range(len(jobs))]
 
 
 def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:

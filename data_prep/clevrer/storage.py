@@ -22,17 +22,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
+from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
 from ssl_vivit.data.video.shard_index import ANNOTATION, MEASURES
 from ssl_vivit.errors import DataError, DecodingError
-
-Storage = Literal["original", "h264", "jpeg"]
 
 JPEG_QUALITY = 90
 # What x264 and FFmpeg's scaler both take.

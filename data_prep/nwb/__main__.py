@@ -18,21 +18,10 @@ movie.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from data_prep.nwb.file import NwbFile
-from data_prep.nwb.session import convert
-from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.errors import DataError
+from data_prep.command_line import command, frame_size, start
 from ssl_vivit.one_line_parser import OneLineParser
-
-
-def _frame_size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, as in --size 36x64")
-    return int(parts[0]), int(parts[1])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, metavar="HZ", help="of bins (default: the frames')")
     parser.add_argument(
         "--size",
-        type=_frame_size,
+        type=frame_size,
         default=(36, 64),
         metavar="HxW",
         help="of the frames (default: 36x64)",
@@ -88,35 +77,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("stopped; nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """List or convert one file; return the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        if args.list:
-            with NwbFile(args.file) as file:
-                print("\n".join(file.listing()))
-            return 0
-        report = convert(
-            args.file,
-            args.out,
-            stimuli=args.stimulus,
-            running=args.running,
-            pupil=args.pupil,
-            behaviour=args.behaviour,
-            rate=args.rate,
-            size=args.size,
-            trials=args.trials,
-            trial_seconds=args.trial_seconds,
-            tiers=args.tiers,
-            held_out=args.held_out,
-            transpose=args.transpose,
-        )
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    from data_prep.nwb.file import NwbFile
+    from data_prep.nwb.session import convert
+
+    if args.list:
+        with NwbFile(args.file) as file:
+            print("\n".join(file.listing()))
+        return 0
+    report = convert(
+        args.file,
+        args.out,
+        stimuli=args.stimulus,
+        running=args.running,
+        pupil=args.pupil,
+        behaviour=args.behaviour,
+        rate=args.rate,
+        size=args.size,
+        trials=args.trials,
+        trial_seconds=args.trial_seconds,
+        tiers=args.tiers,
+        held_out=args.held_out,
+        transpose=args.transpose,
+    )
     tiers = ", ".join(f"{count} {tier}" for tier, count in report.tiers.items())
     print(
         f"wrote {report.path}: {report.neurons} neurons at {report.frames_per_second:g} frames per "
@@ -128,5 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    stop_on_sigterm()
-    sys.exit(main())
+    start(main)

@@ -13,20 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_prep.sensorium.archive import convert
-from data_prep.sensorium.checking import check, sheet
-from data_prep.stopping import stop_on_sigterm
-from ssl_vivit.errors import DataError
+from data_prep.command_line import command, png_file, start
 from ssl_vivit.one_line_parser import OneLineParser
 
 _NAMED = 20
 
 
 def _check(args: argparse.Namespace) -> int:
-    if args.sheet and Path(args.sheet).suffix.lower() != ".png":
-        raise DataError(f"--sheet {args.sheet} must end in .png")
+    from data_prep.sensorium.checking import check, sheet
+
     found = check(args.session)
     for line in found.problems[:_NAMED]:
         print(f"error: {line}", file=sys.stderr)
@@ -45,6 +41,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from data_prep.sensorium.archive import convert
+
     written, there = convert(args.sources, args.out)
     for path in there:
         print(f"have {path}")
@@ -64,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser("check", help="counts, tiers, padding, repeats; what is wrong")
     p.set_defaults(run=_check)
     p.add_argument("session", metavar="DIR", help="one session's folder")
-    p.add_argument("--sheet", metavar="FILE.png", help="frames and traces of some trials")
+    p.add_argument(
+        "--sheet", type=png_file, metavar="FILE.png", help="frames and traces of some trials"
+    )
 
     p = commands.add_parser("convert", help="archives to folders; run again to go on")
     p.set_defaults(run=_convert)
@@ -73,19 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("stopped; run the same command again to go on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    return int(args.run(args))
 
 
 if __name__ == "__main__":
-    stop_on_sigterm()
-    sys.exit(main())
+    start(main)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import replaced_file, write_text
 
 # What belongs to a session; anything else in an archive stays there.
 _BELONGS = re.compile(
@@ -193,9 +194,7 @@ def _claim(partial: Path, manifest: str) -> None:
             return
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    temporary = partial / f"{_MANIFEST}.tmp"
-    temporary.write_text(manifest)
-    os.replace(temporary, note)
+    write_text(note, manifest)
 
 
 def _whole(path: Path, member: _Member) -> bool:
@@ -203,11 +202,8 @@ def _whole(path: Path, member: _Member) -> bool:
 
 
 def _copy(stream: BinaryIO, path: Path, bar: tqdm) -> None:
-    """Write a file under another name first; reading an archive's entry to its end checks its CRC."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    # Reading an archive's entry to its end checks its CRC.
+    with replaced_file(path) as part, open(part, "wb") as file:
         while block := stream.read(1 << 20):
             file.write(block)
             bar.update(len(block))
-    os.replace(temporary, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from data_prep.output_files import picture_file
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import tier_of
 from ssl_vivit.data.sessions.scan import scan_trial
 from ssl_vivit.data.sessions.split import shared_movies
-from ssl_vivit.errors import DataError, SessionError
+from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
 
 _TRACES = 4
@@ -80,10 +79,8 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
         frames: of each trial.
 
     Raises:
-        DataError: if the path is no .png or cannot be written.
+        DataError: if the picture cannot be written.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise DataError(f"--sheet {path} must end in .png")
     chosen = _some_trials(session, trials)
     figure = Figure(figsize=(14, 1.6 * len(chosen) + 0.4), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False, width_ratios=(3, 2, 2))
@@ -110,15 +107,8 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
     for axis in axes[0, 1:]:
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=5, loc="upper right", ncols=4)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(picture.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"--sheet {path} cannot be written: {error.strerror}") from error
+    with picture_file("--sheet", path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:

@@ -10,27 +10,18 @@ The same seed and number give the same video, whatever the number of workers, th
 order. Running again keeps the videos that are there and makes the missing ones.
 """
 
+from __future__ import annotations
+
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.stopping import stop_on_sigterm
-from data_prep.synthetic_clevrer.videos import check_picture, contact_sheet, render
-from ssl_vivit.errors import DataError
+from data_prep.command_line import FrameSize, command, png_file, start
 from ssl_vivit.one_line_parser import OneLineParser
 
 
-def frame_size(text: str) -> list[int]:
-    """`320x480` or `320`, as heights and widths."""
-    try:
-        return [int(number) for number in text.lower().split("x")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no height and width, as in --size 320x480"
-        ) from None
-
-
-def main(argv: list[str] | None = None) -> int:
+@command("interrupted; the same command goes on where it stopped")
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line of `python -m data_prep.synthetic_clevrer`; returns the exit status."""
     parser = OneLineParser(
         prog="python -m data_prep.synthetic_clevrer",
@@ -41,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-videos", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--size",
-        type=frame_size,
+        action=FrameSize,
         nargs="+",
-        default=[[320, 480]],
+        default=(320, 480),
         metavar="H W",
         help="frame height and width in pixels, as 320x480 or 320 480 (default)",
     )
@@ -57,36 +48,28 @@ def main(argv: list[str] | None = None) -> int:
         "--workers", type=int, default=None, metavar="N", help="processes (default: one a core)"
     )
     parser.add_argument(
-        "--contact-sheet", type=Path, metavar="FILE.png", help="also save a picture of some frames"
+        "--contact-sheet",
+        type=png_file,
+        metavar="FILE.png",
+        help="also save a picture of some frames",
     )
     options = parser.parse_args(argv)
-    size = [number for part in options.size for number in part]
-    if len(size) != 2:
-        parser.error("argument --size: give height and width, as in --size 320x480")
-    try:
-        if options.contact_sheet:
-            check_picture(options.contact_sheet)
-        render(
-            options.out,
-            options.num_videos,
-            size=(size[0], size[1]),
-            num_frames=options.num_frames,
-            fps=options.fps,
-            seed=options.seed,
-            start_index=options.start_index,
-            workers=options.workers,
-        )
-        if options.contact_sheet:
-            contact_sheet(options.out, options.contact_sheet)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    from data_prep.synthetic_clevrer.videos import contact_sheet, render
+
+    render(
+        options.out,
+        options.num_videos,
+        size=options.size,
+        num_frames=options.num_frames,
+        fps=options.fps,
+        seed=options.seed,
+        start_index=options.start_index,
+        workers=options.workers,
+    )
+    if options.contact_sheet:
+        contact_sheet(options.out, options.contact_sheet)
     return 0
 
 
 if __name__ == "__main__":
-    stop_on_sigterm()
-    sys.exit(main())
+    start(main)

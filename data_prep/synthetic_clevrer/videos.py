@@ -1,13 +1,9 @@
 """Videos of synthetic scenes with annotations, in the folders and files of CLEVRER."""
 
+import functools
 import json
 import math
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,12 +12,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.stopping import start_worker, stop_workers
+from data_prep.output_files import picture_file, writing
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.motion import annotation, simulate
 from data_prep.synthetic_clevrer.rendering import Renderer
 from data_prep.synthetic_clevrer.scenes import draw_scene
+from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import replaced_file, write_json
 
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
@@ -88,12 +86,13 @@ def render(
         "fps": float(fps),
         "seed": seed,
     }
-    with _written("--out", out):
+    with writing(f"--out {out}"):
         _claim(out, settings)
     indices = range(start_index, start_index + num_videos)
     missing = [i for i in indices if not _is_whole(out, i)]
     if workers is None:
-        workers = min(_usable_cores(), math.ceil(len(missing) / 4))
+        workers = min(usable_cores(), math.ceil(len(missing) / 4))
+    jobs = [(out, index, size, num_frames, fps, seed) for index in missing]
     bar = tqdm(
         total=num_videos,
         initial=num_videos - len(missing),
@@ -101,22 +100,15 @@ def render(
         unit="video",
         disable=not progress,
     )
-    with _written("--out", out), bar:
-        for _ in _rendered(out, missing, size, num_frames, fps, seed, workers):
-            bar.update()
+    with writing(f"--out {out}"), bar:
+        if min(workers, len(jobs)) <= 1:
+            for job in jobs:
+                _render_one(*job)
+                bar.update()
+        else:
+            for _ in in_workers(_render_one, jobs, workers):
+                bar.update()
     return [video_path(out, i) for i in indices]
-
-
-@contextmanager
-def _written(option: str, path: Path) -> Iterator[None]:
-    """Makes one line of what the file system refuses; whole videos stay in any case."""
-    try:
-        yield
-    except OSError as error:
-        which = error.filename2 or error.filename or path
-        raise DataError(
-            f"{option} {path}: {which} cannot be written: {error.strerror or error}"
-        ) from error
 
 
 def _check(
@@ -178,8 +170,7 @@ def _claim(out: Path, settings: dict) -> None:
             f"--out {out} holds videos or annotations that this command did not make; choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    with _replacing(manifest) as part:
-        part.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(manifest, settings)
 
 
 def _words(value: object) -> str:
@@ -193,93 +184,26 @@ def _is_whole(out: Path, index: int) -> bool:
     return video_path(out, index).exists() and annotation_path(out, index).exists()
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _rendered(
-    out: Path,
-    indices: list[int],
-    size: tuple[int, int],
-    num_frames: int,
-    fps: float,
-    seed: int,
-    workers: int,
-) -> Iterator[int]:
-    """Renders the videos and yields their numbers as they are done."""
-    if workers <= 1 or len(indices) <= 1:
-        renderer = Renderer(Camera(*size))
-        for index in indices:
-            _render_one(renderer, out, index, num_frames, fps, seed)
-            yield index
-        return
-    # Spawned, not forked: the caller may have threads (torch's, say), and they do not survive a fork.
-    pool = ProcessPoolExecutor(
-        min(workers, len(indices)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(size,),
-    )
-    try:
-        jobs = {pool.submit(_work, out, i, num_frames, fps, seed): i for i in indices}
-        for job in as_completed(jobs):
-            job.result()
-            yield jobs[job]
-    except BrokenProcessPool:
-        raise DataError(
-            "a rendering process was killed (was memory short?); the same command with fewer "
-            "--workers goes on where it stopped"
-        ) from None
-    except KeyboardInterrupt:
-        stop_workers()
-        raise
-    finally:
-        # Once: a second call, as the end of a `with` makes, would forget that the rest is cancelled.
-        pool.shutdown(cancel_futures=True)
-
-
-_worker_renderer: Renderer | None = None
-
-
-def _start_worker(size: tuple[int, int]) -> None:
-    global _worker_renderer
-    start_worker()
-    _worker_renderer = Renderer(Camera(*size))
-
-
-def _work(out: Path, index: int, num_frames: int, fps: float, seed: int) -> None:
-    assert _worker_renderer is not None
-    _render_one(_worker_renderer, out, index, num_frames, fps, seed)
+@functools.lru_cache(maxsize=1)
+def _renderer(size: tuple[int, int]) -> Renderer:
+    """A process's own renderer, which takes a moment to make."""
+    return Renderer(Camera(*size))
 
 
 def _render_one(
-    renderer: Renderer, out: Path, index: int, num_frames: int, fps: float, seed: int
+    out: Path, index: int, size: tuple[int, int], num_frames: int, fps: float, seed: int
 ) -> None:
+    renderer = _renderer(size)
     objects = draw_scene(seed, index)
     motion = simulate(objects, num_frames, fps)
-    text = json.dumps(annotation(index, objects, motion, renderer.camera))
-    with _replacing(annotation_path(out, index)) as part:
-        part.write_text(text)
+    labels = annotation(index, objects, motion, renderer.camera)
+    write_json(annotation_path(out, index), labels, indent=None)
     frames = (
         renderer.frame(objects, motion.location[f], motion.orientation[f, :, 2])
         for f in range(num_frames)
     )
-    with _replacing(video_path(out, index)) as part:
+    with replaced_file(video_path(out, index)) as part:
         write_video(part, frames, renderer.camera, fps)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its name at the end and is removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], camera: Camera, fps: float) -> None:
@@ -312,9 +236,8 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
         frames: how many frames of each.
 
     Raises:
-        DataError: `out` holds no videos, or `path` is no .png or cannot be written.
+        DataError: `out` holds no videos, or `path` cannot be written.
     """
-    path = check_picture(path)
     found = sorted(Path(out).glob("video_*/video_*.mp4"))[:videos]
     if not found:
         raise DataError(f"--out {out} holds no videos")
@@ -324,11 +247,5 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
             pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
         rows.append(np.concatenate([pictures[k] for k in chosen], axis=1))
-    with _written("--contact-sheet", path), _replacing(path) as part:
+    with picture_file("--contact-sheet", path) as part:
         Image.fromarray(np.concatenate(rows)).save(part, format="png")
-
-
-def check_picture(path: str | Path) -> Path:
-    if Path(path).suffix.lower() != ".png":
-        raise DataError(f"--contact-sheet {path} must end in .png")
-    return Path(path)

@@ -19,30 +19,16 @@ A session takes its name when it is whole; a command that was stopped begins aga
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.stopping import stop_on_sigterm
+from data_prep.command_line import command, frame_size, png_file, start
 from data_prep.synthetic_neural.settings import SimulationConfig
-from data_prep.synthetic_neural.sheet import save_sheet
-from data_prep.synthetic_neural.simulation import simulate
-from data_prep.synthetic_neural.truth import summary
-from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.one_line_parser import OneLineParser
 
 
-def frame_size(text: str) -> tuple[int, int]:
-    """`36x64` as height and width."""
-    try:
-        height, width = (int(number) for number in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no height and width, as in --size 36x64"
-        ) from None
-    return height, width
-
-
-def main(argv: list[str] | None = None) -> int:
+@command("interrupted; the same command begins again", shards="--videos")
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line of `python -m data_prep.synthetic_neural`; returns the exit status."""
     parser = OneLineParser(
         prog="python -m data_prep.synthetic_neural",
@@ -95,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, help="default: 0")
     add(
         "--contact-sheet",
-        type=Path,
+        type=png_file,
         metavar="FILE.png",
         help="also save a picture of movies, receptive fields, rates and responses",
     )
@@ -104,22 +90,18 @@ def main(argv: list[str] | None = None) -> int:
     given = {name: value for name, value in options.items() if value is not None}
     if "mean_rate" in given:
         given["mean_rate"] = tuple(given["mean_rate"])
-    try:
-        if sheet is not None and sheet.suffix.lower() != ".png":
-            raise DataError(f"--contact-sheet {sheet} must end in .png")
-        simulate(out, SimulationConfig(**given), videos=videos)
-        print(summary(out))
-        if sheet is not None:
-            save_sheet(out, sheet)
-    except (DataError, DecodingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command begins again", file=sys.stderr)
-        return 130
+    config = SimulationConfig(**given)
+    from data_prep.synthetic_neural.simulation import simulate
+    from data_prep.synthetic_neural.truth import summary
+
+    simulate(out, config, videos=videos)
+    print(summary(out))
+    if sheet is not None:
+        from data_prep.synthetic_neural.sheet import save_sheet
+
+        save_sheet(out, sheet)
     return 0
 
 
 if __name__ == "__main__":
-    stop_on_sigterm()
-    sys.exit(main())
+    start(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
+from data_prep.output_files import picture_file
 from data_prep.synthetic_neural.truth import FACTS, TENSORS
-from ssl_vivit.errors import DataError
 
 _MOVIES, _FRAMES, _CELLS, _COLUMNS, _TRACES = 4, 8, 24, 6, 5
 
@@ -29,7 +28,7 @@ def save_sheet(session: str | Path, path: str | Path) -> None:
     Raises:
         DataError: if the picture cannot be written.
     """
-    session, path = Path(session), Path(path)
+    session = Path(session)
     truth = load_file(session / TENSORS)
     facts = json.loads((session / FACTS).read_text())
     tiers = np.load(session / "meta/trials/tiers.npy", allow_pickle=False)
@@ -60,14 +59,8 @@ def save_sheet(session: str | Path, path: str | Path) -> None:
     panels[-1].set_xlabel(
         "seconds; true rates (lines) and responses (bars) a frame in a test trial"
     )
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with picture_file("--contact-sheet", path) as part:
         figure.savefig(part, format="png", dpi=90)
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"--contact-sheet {path} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _draw_receptive_fields(axis: Axes, truth: dict[str, np.ndarray]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from data_prep.synthetic_neural.population import Filters, pixel_centres
 from data_prep.synthetic_neural.stimuli import Movie
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import write_json
 
 TENSORS = "meta/ground_truth.safetensors"
 FACTS = "meta/ground_truth.json"
@@ -113,7 +114,7 @@ def write_ground_truth(
         "ceiling": ceiling.values(counts=not settings["calcium"]),
     }
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(folder / FACTS, facts)
 
 
 def settings_of(session: str | Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_contact_sheet_shows_the_frames(videos, tmp_path):
         expected = decode_frames(videos / f"clip{video}.mp4", [0, 3, 6, 9], (32, 48))
         shown = picture[row * 32 : (row + 1) * 32].reshape(32, 4, 48, 3).swapaxes(0, 1)
         np.testing.assert_array_equal(shown, expected)
-    assert main(["info", str(shards), "--contact-sheet", str(tmp_path / "none/s.png")]) == 1
+    assert main(["info", str(shards), "--contact-sheet", str(sheet / "s.png")]) == 1
 
 
 def test_index_makes_foreign_tars_readable(videos, tmp_path, capsys):

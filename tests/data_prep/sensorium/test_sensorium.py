@@ -141,9 +141,10 @@ def test_sheet_shows_the_frames(session, tmp_path, capsys):
     assert main(["check", str(session), "--sheet", str(picture)]) == 0
     pixels = np.asarray(Image.open(picture).convert("L"))
     assert pixels.std() > 20
-    lines = errors(["check", str(session), "--sheet", str(tmp_path / "sheet.jpg")], capsys)
-    assert "must end in .png" in lines[0]
-    lines = errors(["check", str(session), "--sheet", str(tmp_path / "none/s.png")], capsys)
+    with pytest.raises(SystemExit):
+        main(["check", str(session), "--sheet", str(tmp_path / "sheet.jpg")])
+    assert "must end in .png" in capsys.readouterr().err
+    lines = errors(["check", str(session), "--sheet", str(picture / "s.png")], capsys)
     assert "cannot be written" in lines[0]
 
 

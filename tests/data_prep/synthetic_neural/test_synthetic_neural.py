@@ -198,7 +198,7 @@ def test_command_line(session, tmp_path, capsys):
     [
         (["--stimuli", "mix"], "--stimuli mix needs --videos SHARDS"),
         (["--stimuli", "noise"], "argument --stimuli: invalid choice"),
-        (["--size", "36"], "argument --size: '36' is no height and width, as in --size 36x64"),
+        (["--size", "36"], "argument --size: '36' is no height and width, such as 36x64"),
         (["--size", "4x64"], "--size 4x64 must be at least 8x8"),
         (["--neurons", "0"], "--neurons 0 must be at least 1"),
         (["--seconds", "0.03"], "--seconds 0.03 at --fps 30 is less than two frames"),
@@ -207,7 +207,7 @@ def test_command_line(session, tmp_path, capsys):
         (["--complex-share", "2"], "--complex-share 2 must lie between 0 and 1"),
         (["--fps", "-1"], "--fps -1 must be above 0"),
         (["--seed", "-1"], "--seed -1 must not be negative"),
-        (["--contact-sheet", "a.jpg"], "--contact-sheet a.jpg must end in .png"),
+        (["--contact-sheet", "a.jpg"], "argument --contact-sheet: a.jpg must end in .png"),
         (["--videos", "nowhere-*.tar", "--stimuli", "videos"], "nowhere-*.tar"),
     ],
 )

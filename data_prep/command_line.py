@@ -1,0 +1,78 @@
+"""What the commands share: types of arguments, and errors and interruptions as one line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ssl_vivit.errors import UserError
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callable[..., int]]:
+    """Decorate ``main(argv) → exit status`` so that errors and Ctrl-C are one line.
+
+    An error that users can mend gives status 1, Ctrl-C 130.
+
+    Args:
+        stopped: what is said after Ctrl-C.
+        shards: this command's argument for what is ``--data.shards`` in recipes.
+    """
+
+    def decorated(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(argv)
+            except UserError as error:
+                print(f"error: {str(error).replace('--data.shards', shards)}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                print(stopped, file=sys.stderr)
+                return 130
+
+        return run
+
+    return decorated
+
+
+def start(main: Callable[[], int]) -> None:
+    """Run a command and exit with its status. SIGTERM then does what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.exit(main())
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """Type of an argument such as 36x64, as (height, width)."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, such as 36x64")
+    return int(height), int(width)
+
+
+class FrameSize(argparse.Action):
+    """An argument of one word or two, such as 36x64 or 36 64, as (height, width); needs nargs "+"."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            setattr(namespace, self.dest, frame_size("x".join(values)))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+def png_file(text: str) -> Path:
+    """Type of an argument that names a PNG file."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} must end in .png")
+    return Path(text)

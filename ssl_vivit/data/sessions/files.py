@@ -1,4 +1,4 @@
-"""A recorded session on disk, opened and checked; :mod:`.layout` names its files.
+"""A recorded session on disk, opened and checked; :mod:`ssl_vivit.data.sessions.layout` names its files.
 
 Arrays stay on disk, memory-mapped.
 """

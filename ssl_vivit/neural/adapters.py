@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,13 +86,8 @@ class StimulusAdapter(nn.Module):
         return einsum(video, down.to(video), "b c T y u, u v y -> b c T v u")
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the adapter of, JSON-serialisable."""
+        """Kind, JSON-serialisable."""
         return {"kind": self.kind}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> StimulusAdapter:
-        """A fresh adapter of the kind that :meth:`to_config` names."""
-        return cls(config["kind"])
 
 
 def from_centre(size: int, like: Tensor) -> Float[Tensor, " size"]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -16,13 +16,17 @@ from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, fit_encoder
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
-from ssl_vivit.neural.model import NeuralModel, Nonlinearity
+from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
+from ssl_vivit.neural.nonlinearity import Nonlinearity, drive_of
 from ssl_vivit.neural.readout.gaussian import ReadoutConfig
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
+
+# Below it, a neuron that never fired would start with a drive of minus infinity.
+_LEAST_MEAN_RESPONSE = 1e-3
 
 # Of all kinds of readouts, so that one config serves all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
@@ -107,7 +111,16 @@ def build_neural_model(
             "or take --core vivit"
         )
     if core in ("ln", "ln_separable"):
-        return BuiltModel(_linear(core, config, baseline.ln, facts), [])
+        filters: Literal["full", "separable"] = "full" if core == "ln" else "separable"
+        model = linear_nonlinear(
+            {fact.name: len(fact.unit_ids) for fact in facts},
+            facts[0].frame_size,
+            behaviour_channels=len(facts[0].behaviour_channels),
+            config=replace(baseline.ln, filters=filters),
+            nonlinearity=config.nonlinearity,
+        )
+        _start_at_mean_rates(model, facts)
+        return BuiltModel(model, [])
     frame_rates: dict[str, FrameRates | None] | None = None
     notes: list[str] = []
     module: torch.nn.Module
@@ -151,25 +164,11 @@ def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str,
     return {name: w for name, w in weights.items() if name in known or name not in PENALTIES}
 
 
-def _linear(
-    core: CoreKind,
-    config: NeuralModelConfig,
-    settings: LinearNonlinearConfig,
-    facts: Sequence[SessionFacts],
-) -> NeuralModel:
-    kind: Literal["full", "separable"] = "full" if core == "ln" else "separable"
-    model = linear_nonlinear(
-        {fact.name: len(fact.unit_ids) for fact in facts},
-        facts[0].frame_size,
-        behaviour_channels=len(facts[0].behaviour_channels),
-        config=LinearNonlinearConfig(kind, settings.lags, settings.pool, settings.rank),
-        nonlinearity=config.nonlinearity,
-    )
-    _start_at_mean_rates(model, facts)
-    return model
-
-
+@torch.no_grad()
 def _start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
     for fact in facts:
-        means = torch.tensor(fact.mean_response, dtype=torch.float64)
-        model.readouts[fact.name].initialise_bias(means, model.nonlinearity)  # type: ignore[operator]
+        means = torch.tensor(fact.mean_response, dtype=torch.float64).clamp(
+            min=_LEAST_MEAN_RESPONSE
+        )
+        bias: Any = model.readouts[fact.name].bias
+        bias.copy_(drive_of(means, model.nonlinearity))

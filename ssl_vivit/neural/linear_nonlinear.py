@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
-from ssl_vivit.neural.model import NeuralModel, Nonlinearity
+from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.nonlinearity import Nonlinearity
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig, LinearReadout
 
 

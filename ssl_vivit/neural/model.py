@@ -14,23 +14,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.cores.core import Core, ViViTCore, core_of
+from ssl_vivit.neural.cores.core import ViViTCore, core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
-
-Nonlinearity = Literal["softplus", "elu"]
-
-# A rate that underflows to nothing would make a spike impossible, and the Poisson loss infinite.
-LEAST_RATE = 1e-8
+from ssl_vivit.neural.nonlinearity import Nonlinearity, rate_of
 
 
 class NeuralModel(nn.Module):
@@ -215,7 +209,7 @@ class NeuralModel(nn.Module):
         drive = self.readout(session)(map, pupil_centre)
         # The exponential tail has few digits in half precision.
         drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
-        return rate(drive, self.nonlinearity)
+        return rate_of(drive, self.nonlinearity)
 
     def readout(self, session: str | None = None) -> nn.Module:
         """The readout of a session."""
@@ -233,18 +227,6 @@ class NeuralModel(nn.Module):
             asked = "no session is named" if session is None else f"session {session!r} is unknown"
             raise NeuralModelError(f"{asked}; the model has {', '.join(self.sessions)}")
         return session
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the encoder's activations in the backward pass instead of keeping them.
-
-        Raises:
-            NeuralModelError: for a core that cannot.
-        """
-        if not isinstance(self.encoder, ViViT):
-            raise NeuralModelError(
-                f"{type(self.encoder).__name__} has no gradient checkpointing; leave it off"
-            )
-        self.encoder.set_grad_checkpointing(enable)
 
     def _rates_of(self, session: str | None) -> FrameRates | None:
         if session is not None:
@@ -268,14 +250,3 @@ class NeuralModel(nn.Module):
                 f"behaviour of shape {tuple(behaviour.shape)} is not (B, T, channels) = {expected}"
             )
         return behaviour
-
-
-def rate(drive: Tensor, nonlinearity: Nonlinearity) -> Tensor:
-    """Strictly positive rates of any drive."""
-    if nonlinearity == "softplus":
-        return F.softplus(drive) + LEAST_RATE
-    # F.elu(x) + 1 would cancel to nothing from about −17 on.
-    return torch.where(drive >= 0, drive + 1, drive.clamp(max=0).exp()) + LEAST_RATE
-
-
-__all__ = ["Core", "NeuralModel", "Nonlinearity", "rate"]

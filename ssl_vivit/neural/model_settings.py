@@ -12,20 +12,32 @@ from torch import nn
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.cores.core import build_core, core_of
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
+from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
+from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
-from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour
+from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
-from ssl_vivit.neural.readout.linear import LinearReadout
+from ssl_vivit.neural.readout.linear import LinearNonlinearConfig, LinearReadout
 
-Builder = Callable[[dict[str, Any]], nn.Module]
-ADAPTERS: dict[str, Builder] = dict.fromkeys(("scale", "affine"), StimulusAdapter.from_config)
-MODULATORS: dict[str, Builder] = {
-    "convgru": ConvGRU.from_config,
-    "film": FiLM.from_config,
-    "appended": AppendedBehaviour.from_config,
+# Of each part: kind → what builds it from its other settings. A ViViT is a directory of its own.
+BUILDERS: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "core": {
+        "resnet": lambda **settings: CausalResNet(CausalResNetConfig(**settings)),
+        "x3d": lambda **settings: CausalX3D(CausalX3DConfig(**settings)),
+        "pixels": PooledPixels,
+    },
+    "adapter": {
+        "scale": lambda: StimulusAdapter("scale"),
+        "affine": lambda: StimulusAdapter("affine"),
+    },
+    "modulator": {"convgru": ConvGRU, "film": FiLM, "appended": AppendedBehaviour},
+    "readout": {
+        "gaussian": lambda **settings: _gaussian_readout(**settings),
+        "linear": lambda **settings: _linear_readout(**settings),
+    },
 }
 
 
@@ -36,7 +48,7 @@ def settings_of(model: NeuralModel) -> dict[str, Any]:
         "core": core_of(model.encoder).to_config(),
         "adapter": _described(model.adapter),
         "modulator": _described(model.modulator),
-        "readouts": {name: _readout_config(readout) for name, readout in model.readouts.items()},
+        "readouts": {name: _described(readout) for name, readout in model.readouts.items()},
         "nonlinearity": model.nonlinearity,
         "frame_stream": stream is not None,
         "stream_filters": None if stream is None else stream.hidden,
@@ -59,10 +71,10 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
         KeyError: for a part that is not described.
     """
     return NeuralModel(
-        build_core(saved["core"]) if encoder is None else encoder,
-        _rebuilt(saved["adapter"], ADAPTERS, "adapter"),
-        _rebuilt(saved["modulator"], MODULATORS, "modulator"),
-        {name: _rebuilt_readout(config) for name, config in saved["readouts"].items()},
+        encoder or build_part("core", saved["core"]),
+        build_part("adapter", saved["adapter"]),
+        build_part("modulator", saved["modulator"]),
+        {name: build_part("readout", config) for name, config in saved["readouts"].items()},
         nonlinearity=saved["nonlinearity"],
         frame_stream=saved["frame_stream"],
         stream_filters=saved["stream_filters"] or 1,
@@ -73,44 +85,38 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
     )
 
 
+def build_part(part: str, config: dict[str, Any] | None) -> Any:
+    """Build a module of what its ``to_config`` says, with fresh weights; None of None.
+
+    Raises:
+        NeuralModelError: for an unknown kind.
+    """
+    if config is None:
+        return None
+    builders = BUILDERS[part]
+    if config["kind"] not in builders:
+        raise NeuralModelError(
+            f"{part} kind {config['kind']!r} is unknown; known: {', '.join(builders)}"
+        )
+    settings = {name: value for name, value in config.items() if name != "kind"}
+    lists = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    return builders[config["kind"]](**{**settings, **lists})
+
+
 def _described(part: nn.Module | None) -> dict[str, Any] | None:
     return None if part is None else part.to_config()  # type: ignore[operator]
 
 
-def _rebuilt(
-    config: dict[str, Any] | None, builders: dict[str, Builder], what: str
-) -> nn.Module | None:
-    if config is None:
-        return None
-    if config["kind"] not in builders:
-        raise NeuralModelError(
-            f"{what} kind {config['kind']!r} is unknown; known: {', '.join(builders)}"
-        )
-    return builders[config["kind"]](config)
+def _gaussian_readout(
+    neurons: int, channels: int, cortical_axes: int | None, **settings: Any
+) -> GaussianReadout:
+    # The coordinates themselves come with the weights.
+    coordinates = None if cortical_axes is None else torch.empty(neurons, cortical_axes)
+    return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
 
 
-def _readout_config(readout: nn.Module) -> dict[str, Any]:
-    if not isinstance(readout, GaussianReadout):
-        return readout.to_config()  # type: ignore[operator]
-    cortex = readout.cortical_map
-    return {
-        "kind": "gaussian",
-        "neurons": readout.neurons,
-        "channels": readout.channels,
-        "cortical_axes": None if cortex is None else cortex.coordinates.shape[1],
-        **dataclasses.asdict(readout.config),
-    }
-
-
-def _rebuilt_readout(config: dict[str, Any]) -> nn.Module:
-    if config["kind"] == "linear":
-        return LinearReadout.from_config(config)
-    if config["kind"] != "gaussian":
-        raise NeuralModelError(
-            f"readout kind {config['kind']!r} is unknown; known: gaussian, linear"
-        )
-    names = ("kind", "neurons", "channels", "cortical_axes")
-    settings = {name: value for name, value in config.items() if name not in names}
-    neurons, axes = config["neurons"], config["cortical_axes"]
-    coordinates = None if axes is None else torch.empty(neurons, axes)  # they come with the weights
-    return GaussianReadout(neurons, config["channels"], coordinates=coordinates, **settings)
+def _linear_readout(
+    neurons: int, pooled: tuple[int, int, int], behaviour_channels: int, **settings: Any
+) -> LinearReadout:
+    config = LinearNonlinearConfig(**settings)
+    return LinearReadout(neurons, pooled, behaviour_channels, config)

@@ -9,7 +9,6 @@ i·s … (i + 1)·s − 1, side by side and not averaged. Both start as the iden
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -173,13 +172,8 @@ class ConvGRU(nn.Module):
         return drive + rearrange(gates, "b t g -> t b g 1 1")
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {"kind": "convgru", **self.settings}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ConvGRU:
-        """The modulator that :meth:`to_config` describes, with fresh weights."""
-        return cls(**{name: value for name, value in config.items() if name != "kind"})
 
 
 @torch.compiler.disable
@@ -248,13 +242,8 @@ class FiLM(nn.Module):
         return map * (1 + gain) + offset, None
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {"kind": "film", **self.settings}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> FiLM:
-        """The modulator that :meth:`to_config` describes, with fresh weights."""
-        return cls(**{name: value for name, value in config.items() if name != "kind"})
 
 
 def build_modulator(

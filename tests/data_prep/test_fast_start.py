@@ -19,6 +19,8 @@ def test_help_imports_nothing_slow(name):
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(*{module.split('.')[0] for module in sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert "usage: " in done.stdout
     assert not SLOW & set(done.stdout.splitlines()[-1].split())

@@ -13,6 +13,7 @@ from ssl_vivit.neural.adapters import (
     build_adapter,
     cubic,
 )
+from ssl_vivit.neural.model_settings import build_part
 
 KINDS = ("scale", "affine")
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -149,7 +150,7 @@ def test_cubic_is_the_kernel_at_whole_and_half_numbers():
 def test_configs_are_read_back_and_mistakes_refused():
     for kind in KINDS:
         adapter = build_adapter(AdapterConfig(kind))
-        other = StimulusAdapter.from_config(adapter.to_config())
+        other = build_part("adapter", adapter.to_config())
         other.load_state_dict(adapter.state_dict())
     assert build_adapter(AdapterConfig()) is None
     with pytest.raises(NeuralModelError, match=r"adapter\.kind 'warp' is unknown"):

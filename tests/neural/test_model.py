@@ -7,8 +7,9 @@ from small_models import WholeMapReadout, clip, encoder, model, walk
 from ssl_vivit import create_encoder
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
-from ssl_vivit.neural.model import NeuralModel, rate
+from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
+from ssl_vivit.neural.nonlinearity import drive_of, rate_of
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 
 
@@ -67,12 +68,16 @@ def test_rates_of_the_last_frame_alone_are_the_last_rates():
 @pytest.mark.parametrize("nonlinearity", ["softplus", "elu"])
 def test_rates_are_positive_and_the_nonlinearity_is_what_it_is_called(nonlinearity):
     drive = torch.linspace(-200, 50, 501, requires_grad=True)
-    rates = rate(drive, nonlinearity)
+    rates = rate_of(drive, nonlinearity)
     assert (rates > 0).all()
     exact = torch.nn.functional.softplus if nonlinearity == "softplus" else (
         lambda x: torch.nn.functional.elu(x) + 1
     )  # fmt: skip
     torch.testing.assert_close(rates, exact(drive), rtol=1e-5, atol=1e-6)
+    likely = torch.tensor([0.001, 0.02, 0.7, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        rate_of(drive_of(likely, nonlinearity), nonlinearity), likely, rtol=0, atol=2e-8
+    )
     (gradient,) = torch.autograd.grad(rates.sum(), drive)
     assert gradient.isfinite().all()
     assert (gradient[drive > -50] > 0).all()

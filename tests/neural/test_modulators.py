@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from small_models import walk
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.model_settings import build_part
 from ssl_vivit.neural.modulators import (
     ConvGRU,
     FiLM,
@@ -136,7 +137,7 @@ def test_convgru_works_without_behaviour_and_film_says_that_it_does_not():
 def test_a_modulator_is_rebuilt_from_what_it_says_of_itself(kind):
     modulator = make(kind, 42, embedding=9)
     config = json.loads(json.dumps(modulator.to_config()))
-    other = type(modulator).from_config(config).double()
+    other = build_part("modulator", config).double()
     other.load_state_dict(modulator.state_dict())
     map, behaviour = tokens(), walk(2, 20, 42)
     assert torch.equal(other(map, behaviour)[0], modulator(map, behaviour)[0])

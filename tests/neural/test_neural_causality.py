@@ -144,7 +144,7 @@ def test_gaussian_readouts_keep_it_with_pupils_too(sampling, training):
 def test_gradient_checkpointing_changes_nothing():
     whole = built(CASES["factorized_encoder, stride 2"]).train()
     expected = next((frames, behaviour) for _, frames, behaviour in sees(whole, times=[7]))
-    whole.set_grad_checkpointing()
+    whole.encoder.set_grad_checkpointing()
     video = clip(frames=FRAMES).requires_grad_()
     behaviour = walk(frames=FRAMES).requires_grad_()
     torch.manual_seed(3)

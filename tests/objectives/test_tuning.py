@@ -102,7 +102,7 @@ def test_recomputed_activations_give_the_adapter_the_same_gradient_while_the_enc
         objective = TunedNeuralPrediction(
             model(StimulusAdapter("scale")), None, tuning, facts=[facts()]
         )
-        objective.model.set_grad_checkpointing(recompute)
+        objective.model.encoder.set_grad_checkpointing(recompute)
         objective.begin_step(0)
         found.append(gradients(objective)["model.adapter.log_scale"])
     torch.testing.assert_close(found[1], found[0])

@@ -6,7 +6,6 @@ every convolution causal, and norms that know no other frame. Pre-activation ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,15 +86,8 @@ class CausalResNet(nn.Module):
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {"kind": "resnet", **asdict(self.config)}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> CausalResNet:
-        """A core as :meth:`to_config` describes it, with fresh weights."""
-        settings = {name: value for name, value in config.items() if name != "kind"}
-        lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list | tuple)}
-        return cls(CausalResNetConfig(**{**settings, **lists}))
 
 
 class _Block(nn.Module):

@@ -7,7 +7,6 @@ squeeze and excitation pools each frame by itself, and norms are over channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,15 +109,8 @@ class CausalX3D(nn.Module):
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {"kind": "x3d", **asdict(self.config)}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> CausalX3D:
-        """A core as :meth:`to_config` describes it, with fresh weights."""
-        settings = {name: value for name, value in config.items() if name != "kind"}
-        lists = {name: tuple(v) for name, v in settings.items() if isinstance(v, list | tuple)}
-        return cls(CausalX3DConfig(**{**settings, **lists}))
 
 
 class _Block(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,11 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.cores.causal_resnet import CausalResNet
-from ssl_vivit.neural.cores.causal_x3d import CausalX3D
-from ssl_vivit.neural.cores.pooled_pixels import PooledPixels
 
 
 @runtime_checkable
@@ -36,7 +31,7 @@ class Core(Protocol):
         """The feature map, t = T // temporal_stride."""
 
     def to_config(self) -> dict[str, Any]:
-        """What :func:`build_core` makes the module from: ``kind`` and its settings."""
+        """``kind`` and the settings that :mod:`ssl_vivit.neural.model_settings` builds it from."""
 
 
 class ViViTCore:
@@ -154,23 +149,3 @@ def screen_span(
         margin = 0.0 if align_corners else stride / 2
         ends.append([2 * (low - margin) / length - 1, 2 * (high + margin) / length - 1])
     return torch.tensor(ends).mT
-
-
-def build_core(config: dict[str, Any]) -> nn.Module:
-    """A fresh module of what a core's ``to_config`` says.
-
-    Raises:
-        NeuralModelError: for an unknown kind.
-    """
-    kind = config.get("kind")
-    if kind not in _KINDS:
-        raise NeuralModelError(f"core kind {kind!r} is unknown; known: {', '.join(_KINDS)}")
-    return _KINDS[kind](config)
-
-
-_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "vivit": lambda config: ViViT(ViViTConfig.from_dict(config["encoder"])),
-    "resnet": CausalResNet.from_config,
-    "x3d": CausalX3D.from_config,
-    "pixels": PooledPixels.from_config,
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,19 +54,13 @@ class PooledPixels(nn.Module):
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the core of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {
             "kind": "pixels",
             "image_size": list(self.image_size),
             "pool": self.pool,
             "in_channels": self.in_channels,
         }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PooledPixels:
-        """The core that :meth:`to_config` describes."""
-        height, width = config["image_size"]
-        return cls((height, width), pool=config["pool"], in_channels=config["in_channels"])
 
 
 class AppendedBehaviour(nn.Module):
@@ -92,10 +85,5 @@ class AppendedBehaviour(nn.Module):
         return torch.cat((map, signals), dim=1), None
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the modulator of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {"kind": "appended", "behaviour_channels": self.behaviour_channels}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> AppendedBehaviour:
-        """The modulator that :meth:`to_config` describes."""
-        return cls(config["behaviour_channels"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
@@ -20,9 +19,6 @@ from ssl_vivit.neural.readout.positions import corners, drawn, gaussian_mask, pr
 Sampling = Literal["point", "mask"]
 GaussianKind = Literal["full", "uncorrelated", "isotropic"]
 CortexUse = Literal["off", "add", "replace"]
-
-# Below it, a neuron that never fired would start with a drive of minus infinity.
-_LEAST_MEAN_RESPONSE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -190,8 +186,6 @@ class GaussianReadout(nn.Module):
         self,
         map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
         pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
-        *,
-        units: Sequence[int] | Int[Tensor, " u"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
         """The drive of each neuron, before any nonlinearity.
 
@@ -199,7 +193,6 @@ class GaussianReadout(nn.Module):
             map: the core's features, of clips or of single frames.
             pupil_centre: standardised; moves positions where there is a shifter. None, or NaN in a
                 frame, leaves them.
-            units: numbers of the neurons that are read; None reads all.
 
         Raises:
             NeuralModelError: for a map of other channels, or a pupil of other shape.
@@ -209,7 +202,7 @@ class GaussianReadout(nn.Module):
                 f"pupil_centre is {tuple(pupil_centre.shape)}; a map {tuple(map.shape)} needs "
                 f"{(*self._times(map), 2)}"
             )
-        return self.read(map, self.positions(len(map), pupil_centre), units=units)
+        return self.read(map, self.positions(len(map), pupil_centre))
 
     def centres(self) -> Float[Tensor, "n 2"]:
         """Where the neurons' Gaussians are centred, (x, y) in [−1, 1], without any shift."""
@@ -263,8 +256,6 @@ class GaussianReadout(nn.Module):
         self,
         map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
         positions: Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"],
-        *,
-        units: Sequence[int] | Int[Tensor, " u"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
         """The drive at given positions; arguments and errors as of :meth:`forward`."""
         clip = map.ndim == 5
@@ -273,69 +264,20 @@ class GaussianReadout(nn.Module):
                 f"the map is {tuple(map.shape)}; this readout needs (b, {self.channels}, t, h, w) "
                 f"or (b, {self.channels}, h, w)"
             )
-        features: Tensor = self.features
-        bias: Tensor | None = self.bias
-        widths = self.widths()
-        if units is not None:
-            chosen = torch.as_tensor(units, device=features.device)
-            features, widths, positions = (
-                features[chosen],
-                widths[chosen],
-                positions[..., chosen, :],
-            )
-            bias = None if bias is None else bias[chosen]
         map = map if clip else map[:, :, None]
         size, align = (map.shape[3], map.shape[4]), self.config.align_corners
         with torch.autocast(map.device.type, enabled=False):
             if self.config.sampling == "mask":
-                entries = _entries_of_masks(positions, widths, size, align)
+                entries = _entries_of_masks(positions, self.widths(), size, align)
             else:
                 pixel, weight = corners(positions, size, align_corners=align)
                 if positions.ndim == 3:
                     entries = of_points(pixel, weight, size[0] * size[1])
                 else:
                     entries = _entries_of_moving_points(pixel, weight, size[0] * size[1])
-        drive = read_pixels(map, features, *entries)
-        drive = drive if bias is None else drive + bias
+        drive = read_pixels(map, self.features, *entries)
+        drive = drive if self.bias is None else drive + self.bias
         return drive if clip else drive[:, 0]
-
-    @torch.no_grad()
-    def initialise_bias(
-        self, mean_response: Float[Tensor, " n"], nonlinearity: Literal["softplus", "elu"]
-    ) -> None:
-        """Let every neuron start near its mean rate.
-
-        Args:
-            mean_response: of the training part, in the unit of the rates; means below 0.001, and
-                below 0 for calcium, count as 0.001.
-            nonlinearity: from drive to rate: softplus, or ELU + 1.
-
-        Raises:
-            NeuralModelError: for an unknown nonlinearity, means of another number or not finite, or
-                a readout without bias.
-        """
-        if nonlinearity not in ("softplus", "elu"):
-            raise NeuralModelError(
-                f"nonlinearity {nonlinearity!r} is unknown; choose softplus or elu"
-            )
-        if self.bias is None:
-            raise NeuralModelError("readout.bias is off, so no mean rate can be put into it")
-        rate = torch.as_tensor(mean_response, dtype=torch.float64).to(self.bias.device)
-        if rate.shape != self.bias.shape or not rate.isfinite().all():
-            raise NeuralModelError(
-                f"mean_response must hold one finite number for each of {self.neurons} neurons"
-            )
-        rate = rate.clamp(min=_LEAST_MEAN_RESPONSE)
-        if nonlinearity == "softplus":
-            drive = rate + torch.log(-torch.expm1(-rate))
-        else:
-            drive = torch.where(rate < 1, rate.log(), rate - 1)
-        self.bias.copy_(drive)
-
-    def feature_l1(self, reduction: Literal["sum", "mean"] = "sum") -> Float[Tensor, ""]:
-        """The features' absolute values, over all neurons and channels."""
-        size = self.features.abs()
-        return size.sum() if reduction == "sum" else size.mean()
 
     def regularisation(self) -> dict[str, Float[Tensor, ""]]:
         """Terms that a loss may add, unweighted, each a mean over neurons.
@@ -352,9 +294,16 @@ class GaussianReadout(nn.Module):
             terms["mean_offset"] = self.mean.square().sum(1).mean()
         return terms
 
-    def extra_repr(self) -> str:
-        """What the readout is, in print."""
-        return f"{self.channels} channels → {self.neurons} neurons, {self.config}"
+    def to_config(self) -> dict[str, Any]:
+        """Kind and settings, JSON-serialisable; coordinates come with the weights."""
+        cortex = self.cortical_map
+        return {
+            "kind": "gaussian",
+            "neurons": self.neurons,
+            "channels": self.channels,
+            "cortical_axes": None if cortex is None else cortex.coordinates.shape[1],
+            **asdict(self.config),
+        }
 
     @staticmethod
     def _times(map: Tensor) -> tuple[int, ...]:

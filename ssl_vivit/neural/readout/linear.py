@@ -6,7 +6,7 @@ linearly with the same lags.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -104,25 +104,8 @@ class LinearReadout(nn.Module):
             drive = drive + F.conv1d(F.pad(behaviour, (lags - 1, 0)), kernel)
         return rearrange(drive, "b n t -> b t n") + self.bias
 
-    @torch.no_grad()
-    def initialise_bias(
-        self, mean_response: Float[Tensor, " neurons"], nonlinearity: Literal["softplus", "elu"]
-    ) -> None:
-        """Start at each neuron's mean response.
-
-        Args:
-            mean_response: of the training trials; silent neurons get a small rate.
-            nonlinearity: from drive to rate.
-        """
-        rates = torch.as_tensor(mean_response, dtype=torch.float64).clamp(min=1e-3)
-        if nonlinearity == "softplus":
-            drive = rates + torch.log(-torch.expm1(-rates))
-        else:
-            drive = torch.where(rates < 1, rates.log(), rates - 1)
-        self.bias.copy_(drive)
-
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_config` builds the readout of, JSON-serialisable."""
+        """Kind and settings, JSON-serialisable."""
         return {
             "kind": "linear",
             "neurons": len(self.bias),
@@ -130,19 +113,6 @@ class LinearReadout(nn.Module):
             "behaviour_channels": self.behaviour_channels,
             **asdict(self.config),
         }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> LinearReadout:
-        """A readout as :meth:`to_config` describes it, with fresh weights."""
-        own = {"kind", "neurons", "pooled", "behaviour_channels"}
-        settings = {name: value for name, value in config.items() if name not in own}
-        channels, height, width = config["pooled"]
-        return cls(
-            config["neurons"],
-            (channels, height, width),
-            config["behaviour_channels"],
-            LinearNonlinearConfig(**settings),
-        )
 
     def spacetime(self) -> Float[Tensor, "neurons lags c h w"]:
         """The filter of each neuron over pooled pixels."""

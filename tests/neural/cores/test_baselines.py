@@ -8,9 +8,11 @@ import torch
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
-from ssl_vivit.neural.cores.core import Core, build_core
+from ssl_vivit.neural.cores.core import Core
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.model_settings import build_part
+from ssl_vivit.neural.nonlinearity import drive_of
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig, LinearReadout
 
 FRAMES = 6
@@ -130,7 +132,7 @@ def test_a_fresh_linear_model_fires_at_the_mean_rates(filters, nonlinearity):
     config = LinearNonlinearConfig(filters=filters, pool=4)
     model = linear_nonlinear({"s": 3}, (8, 12), config=config, nonlinearity=nonlinearity).double()
     means = torch.tensor([0.01, 0.7, 3.0])
-    model.readout("s").initialise_bias(means, nonlinearity)
+    model.readout("s").bias.data.copy_(drive_of(means, nonlinearity))
     rates = model(clip())
     expected = means.double().expand(2, FRAMES, 3)
     torch.testing.assert_close(rates, expected, rtol=1e-5, atol=1e-7)
@@ -222,7 +224,7 @@ def test_the_defaults_are_of_the_sizes_that_the_docs_say():
 def test_a_core_is_rebuilt_from_what_it_says_of_itself(core):
     assert isinstance(core, Core)
     config = json.loads(json.dumps(core.to_config()))
-    again = build_core(config)
+    again = build_part("core", config)
     assert again.to_config() == core.to_config()
     again.load_state_dict(core.state_dict())
     video = clip().float()
@@ -234,12 +236,12 @@ def test_a_core_is_rebuilt_from_what_it_says_of_itself(core):
 @pytest.mark.parametrize("filters", ["full", "separable"])
 def test_a_linear_readout_is_rebuilt_from_what_it_says_of_itself(filters):
     readout = scrambled(linear(filters)).readout("s")
-    again = LinearReadout.from_config(json.loads(json.dumps(readout.to_config()))).double()
+    again = build_part("readout", json.loads(json.dumps(readout.to_config()))).double()
     again.load_state_dict(readout.state_dict())
     map = torch.randn(2, 26, FRAMES, 1, 1, dtype=torch.float64)
     assert torch.equal(again(map), readout(map))
     appended = AppendedBehaviour(2)
-    assert AppendedBehaviour.from_config(appended.to_config()).behaviour_channels == 2
+    assert build_part("modulator", appended.to_config()).behaviour_channels == 2
 
 
 def test_behaviour_that_is_not_given_is_its_mean():
@@ -259,7 +261,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
         (lambda: LinearNonlinearConfig(lags=0), "lags 0 must be at least 1"),
         (lambda: PooledPixels((9, 12), pool=2), "pool 2 does not divide frames of 9×12"),
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
-        (lambda: build_core({"kind": "vgg"}), "'vgg' is unknown; known: vivit, resnet"),
+        (lambda: build_part("core", {"kind": "vgg"}), "'vgg' is unknown; known: resnet, x3d"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(build, said):

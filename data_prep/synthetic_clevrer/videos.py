@@ -120,18 +120,17 @@ def _check(
     start_index: int,
     workers: int | None,
 ) -> None:
-    if num_videos < 1:
-        raise DataError(f"--num-videos is {num_videos}; it must be at least 1")
-    if num_frames < 1:
-        raise DataError(f"--num-frames is {num_frames}; it must be at least 1")
+    for option, value, least in (
+        ("num-videos", num_videos, 1),
+        ("num-frames", num_frames, 1),
+        ("seed", seed, 0),
+        ("start-index", start_index, 0),
+        ("workers", 1 if workers is None else workers, 1),
+    ):
+        if value < least:
+            raise DataError(f"--{option} is {value}; it must be at least {least}")
     if not 1 <= fps <= 1000:
         raise DataError(f"--fps is {fps:g}; it must lie between 1 and 1000")
-    if seed < 0:
-        raise DataError(f"--seed is {seed}; it must not be negative")
-    if start_index < 0:
-        raise DataError(f"--start-index is {start_index}; it must not be negative")
-    if workers is not None and workers < 1:
-        raise DataError(f"--workers is {workers}; it must be at least 1")
     height, width = size
     if height < 16 or width < 16 or height % 2 or width % 2:
         even = (max(16, height + height % 2), max(16, width + width % 2))

@@ -13,7 +13,8 @@ simple and complex cells with direction tuning, surround and behavioural gain. B
 
 Movies of the tiers oracle and live_test_main repeat while the animal behaves anew; none of them and
 none of the videos they are cut from is in the tier train. The same settings give the same session.
-A session takes its name when it is whole; a command that was stopped begins again.
+A session takes its name when it is whole; a command that was stopped begins again. A picture of it:
+`python -m data_prep.sensorium check DIR --sheet FILE.png`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.command_line import command, frame_size, png_file, start
+from data_prep.command_line import command, frame_size, start
 from data_prep.synthetic_neural.settings import SimulationConfig
 from ssl_vivit.one_line_parser import OneLineParser
 
@@ -65,12 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             *default.mean_rate
         ),
     )
-    add(
-        "--complex-share",
-        type=float,
-        metavar="SHARE",
-        help=f"of complex cells; the others are simple (default: {default.complex_share:g})",
-    )
     add("--calcium", action="store_true", default=None, help="a calcium signal instead of spikes")
     add(
         "--gaze-shift",
@@ -79,14 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how far gaze moves receptive fields, a standard deviation (default: 0)",
     )
     add("--seed", type=int, help="default: 0")
-    add(
-        "--contact-sheet",
-        type=png_file,
-        metavar="FILE.png",
-        help="also save a picture of movies, receptive fields, rates and responses",
-    )
     options = vars(parser.parse_args(argv))
-    out, videos, sheet = (options.pop(name) for name in ("out", "videos", "contact_sheet"))
+    out, videos = options.pop("out"), options.pop("videos")
     given = {name: value for name, value in options.items() if value is not None}
     if "mean_rate" in given:
         given["mean_rate"] = tuple(given["mean_rate"])
@@ -96,10 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     simulate(out, config, videos=videos)
     print(summary(out))
-    if sheet is not None:
-        from data_prep.synthetic_neural.sheet import save_sheet
-
-        save_sheet(out, sheet)
     return 0
 
 

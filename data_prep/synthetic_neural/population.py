@@ -98,10 +98,9 @@ def draw_population(
     frames_per_second: float,
     *,
     mean_rate: tuple[float, float] = (2.0, 10.0),
-    complex_share: float = 0.5,
     seed: int = 0,
 ) -> Population:
-    """Draw neurons; :func:`calibrated` then fits their scales to the movies.
+    """Draw neurons, half of them complex; :func:`calibrated` then fits their scales to the movies.
 
     Widths are made for frames of 36×64 pixels and grow with other frames.
 
@@ -110,7 +109,6 @@ def draw_population(
         size: (H, W) of the movies in pixels.
         frames_per_second: of the movies.
         mean_rate: lowest and highest mean rate in spikes a second, drawn evenly on a log scale.
-        complex_share: share of complex units.
         seed: with ``neurons`` decides everything.
     """
     draw = named_generator(seed, "population", neurons)
@@ -129,7 +127,7 @@ def draw_population(
         "speed": draw.uniform(45.0, 80.0, neurons),
         "transience": draw.uniform(0.7, 1.0, neurons),
         "selectivity": draw.beta(1.2, 0.8, neurons),
-        "complex": (draw.permutation(neurons) < round(complex_share * neurons)).astype(float),
+        "complex": (draw.permutation(neurons) < round(neurons / 2)).astype(float),
         "surround": draw.uniform(0.2, 1.0, neurons),
         "exponent": draw.uniform(1.0, 1.4, neurons),
         "baseline": draw.uniform(0.05, 0.25, neurons),

@@ -25,7 +25,6 @@ class SimulationConfig:
         size: (H, W) of the movies in pixels.
         stimuli: videos (needs shards), textures (needs none) or a mix of both, half and half.
         mean_rate: lowest and highest mean rate in spikes a second.
-        complex_share: share of complex units; the others are simple.
         calcium: record a calcium signal instead of spikes.
         gaze_shift: pixels by which receptive fields move for one standard deviation of gaze.
         seed: with the other settings decides everything.
@@ -40,7 +39,6 @@ class SimulationConfig:
     size: tuple[int, int] = (36, 64)
     stimuli: StimulusKind = "mix"
     mean_rate: tuple[float, float] = (3.0, 12.0)
-    complex_share: float = 0.5
     calcium: bool = False
     gaze_shift: float = 0.0
     seed: int = 0
@@ -62,8 +60,6 @@ class SimulationConfig:
         if not 0 < self.mean_rate[0] <= self.mean_rate[1] < math.inf:
             low, high = self.mean_rate
             raise DataError(f"--mean-rate {low:g} {high:g} must rise and lie above 0")
-        if not 0 <= self.complex_share <= 1:
-            raise DataError(f"--complex-share {self.complex_share:g} must lie between 0 and 1")
         if not math.isfinite(self.gaze_shift):
             raise DataError(f"--gaze-shift {self.gaze_shift} must be a number of pixels")
         if self.seed < 0:

@@ -73,7 +73,6 @@ def simulate(
             config.size,
             config.frames_per_second,
             mean_rate=config.mean_rate,
-            complex_share=config.complex_share,
             seed=config.seed,
         ),
         [screen.show(movie) for movie in chosen],

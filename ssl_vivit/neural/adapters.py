@@ -10,10 +10,13 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.settings import check_type
 
 # The cubic convolution kernel with this slope has third-order accuracy (Keys 1981).
 SLOPE = -0.5
+
+
+AdapterKind = Literal["scale", "affine", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,10 @@ class AdapterConfig:
             shift, ``none`` leaves the stimulus as it is.
     """
 
-    kind: Literal["scale", "affine", "none"] = "none"
+    kind: AdapterKind = "none"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("scale", "affine", "none"):
-            raise NeuralModelError(
-                f"adapter.kind {self.kind!r} is unknown; choose scale, affine or none"
-            )
+        check_type("adapter.kind", self.kind, AdapterKind)
 
 
 class StimulusAdapter(nn.Module):
@@ -53,8 +53,6 @@ class StimulusAdapter(nn.Module):
 
     def __init__(self, kind: Literal["scale", "affine"] = "scale") -> None:
         super().__init__()
-        if kind not in ("scale", "affine"):
-            raise NeuralModelError(f"adapter kind {kind!r} is unknown; choose scale or affine")
         self.kind: Literal["scale", "affine"] = kind
         if kind == "scale":
             self.log_scale = nn.Parameter(torch.zeros(()))

@@ -20,7 +20,7 @@ from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
 from ssl_vivit.neural.nonlinearity import Nonlinearity, drive_of
 from ssl_vivit.neural.readout.gaussian import ReadoutConfig
-from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
+from ssl_vivit.neural.readout.linear import FilterKind, LinearNonlinearConfig
 
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
@@ -111,7 +111,7 @@ def build_neural_model(
             "or take --core vivit"
         )
     if core in ("ln", "ln_separable"):
-        filters: Literal["full", "separable"] = "full" if core == "ln" else "separable"
+        filters: FilterKind = "full" if core == "ln" else "separable"
         model = linear_nonlinear(
             {fact.name: len(fact.unit_ids) for fact in facts},
             facts[0].frame_size,

@@ -25,6 +25,7 @@ from ssl_vivit.neural.cores.core import ViViTCore, core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
 from ssl_vivit.neural.nonlinearity import Nonlinearity, rate_of
+from ssl_vivit.settings import check_type
 
 
 class NeuralModel(nn.Module):
@@ -65,10 +66,7 @@ class NeuralModel(nn.Module):
         super().__init__()
         if not readouts:
             raise NeuralModelError("readouts is empty; give one for each session")
-        if nonlinearity not in ("softplus", "elu"):
-            raise NeuralModelError(
-                f"nonlinearity {nonlinearity!r} is unknown; choose softplus or elu"
-            )
+        check_type("nonlinearity", nonlinearity, Nonlinearity)
         core = core_of(encoder)
         self.encoder = encoder
         self.adapter = adapter

@@ -19,6 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.settings import check_type
+
+ModulatorKind = Literal["convgru", "film", "none"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,14 @@ class ModulatorConfig:
             only added to them.
     """
 
-    kind: Literal["convgru", "film", "none"] = "convgru"
+    kind: ModulatorKind = "convgru"
     hidden: int | None = None
     kernel: int = 3
     embedding: int = 64
     gain: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("convgru", "film", "none"):
-            raise NeuralModelError(
-                f"modulator.kind {self.kind!r} is unknown; choose convgru, film or none"
-            )
+        check_type("modulator.kind", self.kind, ModulatorKind)
         if self.hidden is not None and self.hidden < 1:
             raise NeuralModelError(f"modulator.hidden {self.hidden} must be at least 1")
         if self.kernel < 1 or self.kernel % 2 == 0:

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import (
     AdapterConfig,
     StimulusAdapter,
@@ -153,5 +152,5 @@ def test_configs_are_read_back_and_mistakes_refused():
         other = build_part("adapter", adapter.to_config())
         other.load_state_dict(adapter.state_dict())
     assert build_adapter(AdapterConfig()) is None
-    with pytest.raises(NeuralModelError, match=r"adapter\.kind 'warp' is unknown"):
+    with pytest.raises(ValueError, match=r"adapter\.kind 'warp' is unknown"):
         AdapterConfig("warp")

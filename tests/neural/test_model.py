@@ -112,7 +112,7 @@ def test_encoders_that_are_not_causal_are_refused_with_what_would_make_them_so()
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(NeuralModelError, match="readouts is empty"):
         NeuralModel(encoder())
-    with pytest.raises(NeuralModelError, match="nonlinearity 'relu' is unknown"):
+    with pytest.raises(ValueError, match="nonlinearity 'relu' is unknown"):
         NeuralModel(encoder(), readouts={"a": WholeMapReadout(3, 24)}, nonlinearity="relu")
     with pytest.raises(NeuralModelError, match="Linear is no core"):
         NeuralModel(torch.nn.Linear(2, 2), readouts={"a": WholeMapReadout(3, 24)})

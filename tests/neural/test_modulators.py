@@ -149,7 +149,7 @@ def test_configs_say_which_modulator_and_mistakes_are_refused():
     assert isinstance(build_modulator(ModulatorConfig(), 6, 2, 4), ConvGRU)
     for wrong in ({"kind": "lstm"}, {"kernel": 2}, {"hidden": 0}, {"embedding": 0}):
         (name,) = wrong
-        with pytest.raises(NeuralModelError, match=f"modulator.{name}"):
+        with pytest.raises(ValueError, match=f"modulator.{name}"):
             ModulatorConfig(**wrong)
 
 

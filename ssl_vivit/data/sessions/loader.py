@@ -13,10 +13,14 @@ from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import TIERS
 from ssl_vivit.data.sessions.split import split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
-from ssl_vivit.data.sessions.windows import WindowBatches
+from ssl_vivit.data.sessions.windows import Batching, WindowBatches
 from ssl_vivit.errors import SessionError
+from ssl_vivit.settings import check_type
 
 logger = logging.getLogger(__name__)
+
+
+Standardisation = Literal["encoder", "session"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,12 @@ class NeuralDataConfig:
 
     sessions: str | list[str] | None = None
     window: int = 60
-    batching: Literal["mix", "alternate"] = "mix"
+    batching: Batching = "mix"
     drop_first: int = 0
     held_out_neurons: float = 0.0
     train_share: float = 1.0
     validation_share: float = 0.1
-    standardize: Literal["encoder", "session"] = "encoder"
+    standardize: Standardisation = "encoder"
     in_memory: bool = False
 
     def check(self) -> None:
@@ -64,12 +68,8 @@ class NeuralDataConfig:
             )
         if not 0 < self.train_share <= 1:
             raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
-        if self.standardize not in ("encoder", "session"):
-            raise SessionError(
-                f"data.standardize is {self.standardize!r}; choose encoder or session"
-            )
-        if self.batching not in ("mix", "alternate"):
-            raise SessionError(f"data.batching is {self.batching!r}; choose mix or alternate")
+        check_type("data.standardize", self.standardize, Standardisation)
+        check_type("data.batching", self.batching, Batching)
         for name in ("held_out_neurons", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SessionError(

@@ -23,6 +23,8 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.parts import Piece, finish_batch, read_part
 
+Batching = Literal["mix", "alternate"]
+
 _PREFETCH = 2
 
 
@@ -58,7 +60,7 @@ class WindowBatches:
         facts: Sequence[SessionFacts],
         *,
         window: int,
-        batching: Literal["mix", "alternate"] = "mix",
+        batching: Batching = "mix",
         seed: int = 0,
         drop_first: int = 0,
         fit_held_out: bool = False,

@@ -375,7 +375,7 @@ def _frame_rates(
     rates: dict[str, FrameRates | None] = {}
     notes = []
     for fact in facts:
-        found = match_fps(encoder.preprocessing, fact.frames_per_second, fact.name)
+        found = match_fps(encoder.preprocessing, fact.frames_per_second)
         rates[fact.name] = found if choice.match_fps else None
         if found is None:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,8 +16,6 @@ from ssl_vivit.preprocessing import Preprocessing
 
 # Exact for whole rates and for 30000/1001, the rate of NTSC video.
 LARGEST_DENOMINATOR = 1001
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,18 +66,15 @@ class FrameRates:
         return max(_ceil_of_product(resampled, self.recorded_per_resampled), resampled, 1)
 
 
-def match_fps(
-    preprocessing: Mapping[str, Any] | None, recorded: float, session: str = "the recording"
-) -> FrameRates | None:
+def match_fps(preprocessing: Mapping[str, Any] | None, recorded: float) -> FrameRates | None:
     """How a recording is resampled for an encoder; None where nothing is to be done.
 
     An encoder without ``preprocessing`` takes any rate as its own. Otherwise its rate is ``fps``
-    over ``frame_stride``. One line in the log states both rates where they differ.
+    over ``frame_stride``.
 
     Args:
         preprocessing: of the encoder.
         recorded: frames per second of the recording.
-        session: what the line in the log calls the recording.
 
     Raises:
         NeuralModelError: for rates that are not positive.
@@ -89,14 +83,7 @@ def match_fps(
     if prepared is None or prepared.fps is None:
         return None
     rates = FrameRates(float(recorded), prepared.fps / (prepared.frame_stride or 1))
-    if rates.recorded_per_resampled == 1:
-        return None
-    logger.info(
-        "%s has %g frames per second and the encoder was trained at %g: the stimulus is resampled "
-        "for the encoder, rates stay at %g Hz",
-        session, rates.recorded, rates.encoder, rates.recorded,
-    )  # fmt: skip
-    return rates
+    return None if rates.recorded_per_resampled == 1 else rates
 
 
 def _fraction(rate: float) -> Fraction:

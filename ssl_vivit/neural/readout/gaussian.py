@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from einops import repeat
@@ -15,6 +15,7 @@ from ssl_vivit.neural.readout.pixel_entries import of_masks, of_moving_points, o
 from ssl_vivit.neural.readout.pixel_products import read_pixels
 from ssl_vivit.neural.readout.position_predictors import CorticalMap, PupilShift
 from ssl_vivit.neural.readout.positions import corners, drawn, gaussian_mask, projected
+from ssl_vivit.settings import check_type
 
 Sampling = Literal["point", "mask"]
 GaussianKind = Literal["full", "uncorrelated", "isotropic"]
@@ -52,14 +53,9 @@ class ReadoutConfig:
     shifter: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (
-            ("sampling", Sampling), ("gaussian", GaussianKind), ("cortex", CortexUse),
-        ):  # fmt: skip
-            if getattr(self, name) not in get_args(kinds):
-                raise NeuralModelError(
-                    f"readout.{name} {getattr(self, name)!r} is unknown; choose "
-                    f"{', '.join(get_args(kinds))}"
-                )
+        check_type("readout.sampling", self.sampling, Sampling)
+        check_type("readout.gaussian", self.gaussian, GaussianKind)
+        check_type("readout.cortex", self.cortex, CortexUse)
         if not 0 <= self.mean_range <= 1:
             raise NeuralModelError(f"readout.mean_range {self.mean_range} must be between 0 and 1")
         if not self.spread > 0:
@@ -85,10 +81,9 @@ class ReadoutConfig:
             coordinates: where in the cortex they are; None where unknown.
             pupil: whether the session has the pupil's centre.
         """
-        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        settings = asdict(self) | {"shifter": self.shifter and pupil}
         if coordinates is None:
             settings["cortex"] = "off"
-        settings["shifter"] = self.shifter and pupil
         return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
 
 
@@ -102,14 +97,18 @@ class GaussianReadout(nn.Module):
     than a few large matrix products. With ``sampling="mask"`` the map is averaged under a
     normalised Gaussian; it costs a product with every pixel that the mask reaches.
 
+    For one frame (b, d, h, w) and positions (b, n, 2), points are read as by
+
+        grid = rearrange(positions, "b n axis -> b n 1 axis")
+        seen = F.grid_sample(frame, grid, align_corners=False)  # (b, d, n, 1)
+        drive = einsum(seen, features, "b d n 1, n d -> b n") + bias
+
     Args:
         neurons: how many.
         channels: of the map.
-        sampling, gaussian, bias, align_corners, mean_range, spread: see :class:`ReadoutConfig`.
         coordinates: (neurons, k), where in the cortex they are.
-        cortex: what these are used for; ``add`` by default where they are given.
-        cortex_hidden: see :class:`ReadoutConfig`.
-        shifter: see :class:`ReadoutConfig`.
+        settings: fields of :class:`ReadoutConfig`; ``cortex`` is ``add`` by default where
+            coordinates are given.
 
     Attributes:
         mean: (neurons, 2) as (x, y) in [−1, 1]; None with ``cortex="replace"``. See :meth:`centres`.
@@ -130,24 +129,13 @@ class GaussianReadout(nn.Module):
         neurons: int,
         channels: int,
         *,
-        sampling: Sampling = "point",
-        gaussian: GaussianKind = "full",
-        bias: bool = True,
-        align_corners: bool = False,
-        mean_range: float = 0.1,
-        spread: float = 0.3,
         coordinates: Float[Tensor, "n k"] | None = None,
-        cortex: CortexUse | None = None,
-        cortex_hidden: tuple[int, ...] = (),
-        shifter: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        if cortex is None:
-            cortex = "off" if coordinates is None else "add"
-        self.config = ReadoutConfig(
-            sampling, gaussian, bias, align_corners, mean_range, spread, cortex,
-            tuple(cortex_hidden), shifter,
-        )  # fmt: skip
+        if coordinates is not None:
+            settings.setdefault("cortex", "add")
+        self.config = config = ReadoutConfig(**settings)
         if neurons < 1 or channels < 1:
             raise NeuralModelError(
                 f"a readout of {neurons} neurons from {channels} channels reads nothing; both "
@@ -155,22 +143,27 @@ class GaussianReadout(nn.Module):
             )
         self.neurons, self.channels = neurons, channels
         self.cortical_map: CorticalMap | None = None
-        if cortex != "off":
+        if config.cortex != "off":
             if coordinates is None or coordinates.shape[0] != neurons or coordinates.ndim != 2:
                 shape = None if coordinates is None else tuple(coordinates.shape)
                 raise NeuralModelError(
-                    f"readout.cortex {cortex} needs coordinates of shape ({neurons}, k), not {shape}"
+                    f"readout.cortex {config.cortex} needs coordinates of shape ({neurons}, k), not {shape}"
                 )
-            self.cortical_map = CorticalMap(coordinates, cortex_hidden, zero=cortex == "add")
-        self.shifter = PupilShift() if shifter else None
+            self.cortical_map = CorticalMap(
+                coordinates, config.cortex_hidden, zero=config.cortex == "add"
+            )
+        self.shifter = PupilShift() if config.shifter else None
         self.mean: nn.Parameter | None = None
-        if cortex != "replace":
-            self.mean = nn.Parameter(torch.empty(neurons, 2).uniform_(-mean_range, mean_range))
-        self.spread = nn.Parameter(repeat(torch.eye(2) * spread, "i j -> n i j", n=neurons).clone())
+        if config.cortex != "replace":
+            reach = config.mean_range
+            self.mean = nn.Parameter(torch.empty(neurons, 2).uniform_(-reach, reach))
+        self.spread = nn.Parameter(
+            repeat(torch.eye(2) * config.spread, "i j -> n i j", n=neurons).clone()
+        )
         # As small as neuralpredictors' constant 1/d, which would read nothing of normalised tokens,
         # whose channels add up to 0.
         self.features = nn.Parameter(torch.randn(neurons, channels) / channels)
-        self.bias = nn.Parameter(torch.zeros(neurons)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(neurons)) if config.bias else None
         self.register_buffer("_spread_scale", torch.ones(()))
 
     @property

@@ -17,6 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.settings import check_type
+
+FilterKind = Literal["full", "separable"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,13 @@ class LinearNonlinearConfig:
         rank: products of a separable filter.
     """
 
-    filters: Literal["full", "separable"] = "separable"
+    filters: FilterKind = "separable"
     lags: int = 10
     pool: int = 2
     rank: int = 1
 
     def __post_init__(self) -> None:
-        if self.filters not in ("full", "separable"):
-            raise NeuralModelError(f"filters {self.filters!r} is unknown; choose full or separable")
+        check_type("filters", self.filters, FilterKind)
         for name in ("lags", "pool", "rank"):
             if getattr(self, name) < 1:
                 raise NeuralModelError(f"{name} {getattr(self, name)} must be at least 1")

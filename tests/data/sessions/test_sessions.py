@@ -397,10 +397,10 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
         ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),
         ({"validation_share": -0.1}, "data.validation_share is -0.1"),
-        ({"batching": "mixed"}, "data.batching is 'mixed'; choose mix or alternate"),
+        ({"batching": "mixed"}, "data.batching 'mixed' is unknown; choose one of mix, alternate"),
         ({"sessions": []}, "data.sessions is not set"),
     ):
-        with pytest.raises(SessionError, match=says):
+        with pytest.raises(ValueError, match=says):
             build_sessions(NeuralDataConfig(**{"sessions": paths, "window": 10, **settings}))
 
 

@@ -145,8 +145,8 @@ def test_failing_encoder_leaves_no_video(tmp_path):
         (["--num-videos", "0"], "--num-videos is 0; it must be at least 1"),
         (["--num-frames", "0"], "--num-frames is 0; it must be at least 1"),
         (["--fps", "0"], "--fps is 0; it must lie between 1 and 1000"),
-        (["--seed", "-1"], "--seed is -1; it must not be negative"),
-        (["--start-index", "-1"], "--start-index is -1; it must not be negative"),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--start-index", "-1"], "--start-index is -1; it must be at least 0"),
         (["--workers", "0"], "--workers is 0; it must be at least 1"),
         (
             ["--size", "49x72"],

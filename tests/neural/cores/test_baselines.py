@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
 from ssl_vivit.neural.cores.core import Core
@@ -257,7 +256,10 @@ def test_behaviour_that_is_not_given_is_its_mean():
         (lambda: CausalResNetConfig(kernel=(3, 2, 3)), "kernel .* odd height and width"),
         (lambda: CausalX3DConfig(depths=(0, 1, 1)), "at least 1"),
         (lambda: CausalX3DConfig(squeeze=0.0), "squeeze 0.0"),
-        (lambda: LinearNonlinearConfig(filters="none"), "choose full or separable"),
+        (
+            lambda: LinearNonlinearConfig(filters="none"),
+            "filters 'none' is unknown; choose one of full, separable",
+        ),
         (lambda: LinearNonlinearConfig(lags=0), "lags 0 must be at least 1"),
         (lambda: PooledPixels((9, 12), pool=2), "pool 2 does not divide frames of 9×12"),
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
@@ -265,6 +267,6 @@ def test_behaviour_that_is_not_given_is_its_mean():
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(build, said):
-    with pytest.raises(NeuralModelError, match=said) as refusal:
+    with pytest.raises(ValueError, match=said) as refusal:
         build()
     assert "\n" not in str(refusal.value)

@@ -414,16 +414,16 @@ def test_regularisation_is_a_mean_over_neurons():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling": "points"}, "sampling 'points' is unknown; choose point, mask"),
+        ({"sampling": "points"}, "sampling 'points' is unknown; choose one of point, mask"),
         ({"gaussian": "round"}, "gaussian 'round' is unknown"),
-        ({"cortex": "yes"}, "cortex 'yes' is unknown; choose off, add, replace"),
+        ({"cortex": "yes"}, "cortex 'yes' is unknown; choose one of off, add, replace"),
         ({"mean_range": 1.5}, "mean_range 1.5 must be between 0 and 1"),
         ({"spread": 0.0}, "spread 0.0 must be above 0"),
         ({"cortex_hidden": (0,)}, "cortex_hidden"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(NeuralModelError, match=message):
+    with pytest.raises(ValueError, match=message):
         ReadoutConfig(**settings)
 
 

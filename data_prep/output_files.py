@@ -1,10 +1,11 @@
-"""Files that cannot be written: one line that names the option; and pictures that appear whole."""
+"""What commands write: errors as one line, pictures whole, no settings mixed in one folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_file
@@ -37,3 +38,31 @@ def writing(what: str) -> Iterator[None]:
         file = error.filename2 or error.filename
         where = f"{what}: {file}" if file else what
         raise DataError(f"{where} cannot be written: {error.strerror or error}") from error
+
+
+def refuse_other_settings(
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], mend: str
+) -> None:
+    """Refuse to add to what was made with other settings.
+
+    Args:
+        what: was made, such as "--out DIR holds videos rendered".
+        before: settings by name, as they were saved.
+        now: settings by name.
+        mend: what may be done instead.
+
+    Raises:
+        DataError: that names the option of the first setting that differs.
+    """
+    for name, value in now.items():
+        if before.get(name) != value:
+            option = "--fps" if name == "frames_per_second" else f"--{name.replace('_', '-')}"
+            raise DataError(
+                f"{what} with {option} {_words(before.get(name))}, now {_words(value)}; {mend}"
+            )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

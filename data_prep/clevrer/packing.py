@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
 from data_prep.clevrer.storage import Encoding
 from data_prep.clevrer.video_sources import Sample, VideoSource, open_source
-from data_prep.output_files import writing
+from data_prep.output_files import refuse_other_settings, writing
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shard_index import (
@@ -182,17 +182,11 @@ def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]
         found = json.loads(manifest.read_text())
     except ValueError as error:
         raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
-    for name, now in settings.items():
-        before = found.get(name)
-        if before == now:
-            continue
-        how = f"packed with --{name.replace('_', '-')} {before}, now {now}"
-        if name == "videos":
-            how = "of other videos or annotations"
-        raise DataError(
-            f"{manifest.parent} holds {prefix} shards {how}; choose another --out or --prefix, or "
-            f"remove {prefix}-* and {manifest.name}"
-        )
+    mend = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
+    what = f"{manifest.parent} holds {prefix} shards"
+    if found.get("videos") != settings["videos"]:
+        raise DataError(f"{what} of other videos or annotations; {mend}")
+    refuse_other_settings(f"{what} packed", found, settings, mend)
 
 
 def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:

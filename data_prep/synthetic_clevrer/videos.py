@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.output_files import picture_file, writing
+from data_prep.output_files import picture_file, refuse_other_settings, writing
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.motion import annotation, simulate
 from data_prep.synthetic_clevrer.rendering import Renderer
@@ -156,13 +156,12 @@ def _claim(out: Path, settings: dict) -> None:
             raise DataError(
                 f"--out {out} holds videos of another version of the renderer; choose another --out"
             )
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise DataError(
-                    f"--out {out} holds videos rendered with --{name.replace('_', '-')} "
-                    f"{_words(found.get(name))}, not {_words(value)}; "
-                    "choose another --out or the same settings"
-                )
+        refuse_other_settings(
+            f"--out {out} holds videos rendered",
+            found,
+            settings,
+            "choose another --out or the same settings",
+        )
         return
     if any(out.glob("video_*")) or any(out.glob("annotation_*")):
         raise DataError(
@@ -170,12 +169,6 @@ def _claim(out: Path, settings: dict) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(manifest, settings)
-
-
-def _words(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is_whole(out: Path, index: int) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.output_files import refuse_other_settings
 from data_prep.session_writer import SessionWriter
 from data_prep.synthetic_neural.behaviour import draw_behaviour
 from data_prep.synthetic_neural.population import Filters, Population, calibrated, draw_population
 from data_prep.synthetic_neural.recording import calcium_signal, expected_calcium
-from data_prep.synthetic_neural.settings import SimulationConfig, option
+from data_prep.synthetic_neural.settings import SimulationConfig
 from data_prep.synthetic_neural.stimuli import Movie, Screen
 from data_prep.synthetic_neural.truth import Ceiling, settings_of, write_ground_truth
 from ssl_vivit.data.randomness import named_generator, permutation
@@ -59,7 +60,12 @@ def simulate(
         source = ShardSet(videos)
     settings = _settings(config, source)
     if out.exists():
-        _refuse_other(out, settings)
+        refuse_other_settings(
+            f"--out {out} holds a session made",
+            settings_of(out),
+            settings,
+            "choose another --out or the same settings",
+        )
         return out
     screen = Screen(
         config.size, config.frames, config.frames_per_second, seed=config.seed, videos=source
@@ -162,13 +168,3 @@ def _settings(config: SimulationConfig, source: ShardSet | None) -> dict[str, An
         "mean_rate": list(config.mean_rate),
         "videos": {"count": len(keys), "first": keys[:1], "last": keys[-1:]},
     }
-
-
-def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
-    found = settings_of(out)
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise DataError(
-                f"--out {out} holds a session made with {option(name)} {found.get(name)}, "
-                f"not {value}; choose another --out or the same settings"
-            )

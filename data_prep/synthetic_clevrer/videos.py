@@ -19,7 +19,7 @@ from data_prep.synthetic_clevrer.rendering import Renderer
 from data_prep.synthetic_clevrer.scenes import draw_scene
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.errors import DataError
-from ssl_vivit.files import replaced_file, write_json
+from ssl_vivit.files import replaced_file, write_json, write_text
 
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
@@ -188,8 +188,8 @@ def _render_one(
     renderer = _renderer(size)
     objects = draw_scene(seed, index)
     motion = simulate(objects, num_frames, fps)
-    labels = annotation(index, objects, motion, renderer.camera)
-    write_json(annotation_path(out, index), labels, indent=None)
+    text = json.dumps(annotation(index, objects, motion, renderer.camera))
+    write_text(annotation_path(out, index), text)
     frames = (
         renderer.frame(objects, motion.location[f], motion.orientation[f, :, 2])
         for f in range(num_frames)

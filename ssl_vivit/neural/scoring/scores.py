@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -90,20 +90,16 @@ class NeuralScores:
         for session, seen in self._seen.items():
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
             whole = _Seen.nothing(len(self.facts[session].unit_ids))
-            sums = seen.sums
-            own = _packed(sums.known, sums.responses, sums.rates, sums.log_rates)
-            for summed, moments in gather([own, _packed_moments(seen.moments)]):
-                whole.add(
-                    _Seen(PoissonSums(*_unpacked(summed)), PairedMoments(*_unpacked(moments)))
-                )
+            for sums, moments in gather([_packed(seen.sums), _packed(seen.moments)]):
+                whole.add(_Seen(_unpacked(PoissonSums, sums), _unpacked(PairedMoments, moments)))
             # One by one: repeats are what is large.
             for name in names:
                 movie = seen.movies.get(name)
-                packed = movie and [_packed_moments(movie.moments), _packed(movie.trial_variance)]
-                for part in gather(packed):
+                own = movie and [_packed(movie.moments), _packed_tensor(movie.trial_variance)]
+                for part in gather(own):
                     if part is not None:
-                        moments, (variance,) = map(_unpacked, part)
-                        whole.repeat(name, Repeats(PairedMoments(*moments), variance))
+                        moments = _unpacked(PairedMoments, part[0])
+                        whole.repeat(name, Repeats(moments, _unpacked_tensor(part[1])))
             together._seen[session] = whole
         return together
 
@@ -235,24 +231,20 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(numbers)) if numbers else float("nan")
 
 
-def _packed_moments(moments: PairedMoments) -> list[dict[str, Any]]:
-    return _packed(moments.count, moments.mean, moments.deviation)
+def _packed(part: PoissonSums | PairedMoments) -> list[dict[str, Any]]:
+    return [_packed_tensor(getattr(part, field.name)) for field in fields(part)]
 
 
-def _packed(*tensors: Tensor) -> list[dict[str, Any]]:
-    """All bits of some tensors, as JSON."""
-    return [
-        {
-            "shape": list(values.shape),
-            "data": base64.b64encode(values.contiguous().numpy().tobytes()).decode(),
-        }
-        for values in tensors
-    ]
+def _unpacked(kind: type[Any], packed: list[dict[str, Any]]) -> Any:
+    return kind(*map(_unpacked_tensor, packed))
 
 
-def _unpacked(packed: list[dict[str, Any]]) -> list[Tensor]:
-    arrays = [np.frombuffer(base64.b64decode(each["data"]), dtype=np.float64) for each in packed]
-    return [
-        torch.from_numpy(array.copy()).view(each["shape"])
-        for array, each in zip(arrays, packed, strict=True)
-    ]
+def _packed_tensor(values: Tensor) -> dict[str, Any]:
+    """All bits of a tensor, as JSON."""
+    data = base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+    return {"shape": list(values.shape), "data": data}
+
+
+def _unpacked_tensor(packed: dict[str, Any]) -> Tensor:
+    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=np.float64)
+    return torch.from_numpy(values.copy()).view(packed["shape"])

@@ -1,4 +1,4 @@
-"""What the commands share: types of arguments, and errors and interruptions as one line."""
+"""Parts of every command: types of arguments, errors and interruptions as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands write: errors as one line, pictures whole, no settings mixed in one folder."""
+"""Output of commands: errors as one line, pictures whole, no settings mixed in one folder."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def in_workers(
             "a worker process was killed (was memory short?); the same command with fewer "
             "--workers goes on where it stopped"
         ) from None
-    except KeyboardInterrupt:
-        # What workers were writing is removed on the way.
+    except (KeyboardInterrupt, GeneratorExit):
+        # Ctrl-C came here or while the caller had the result. Workers remove what is half-written.
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise

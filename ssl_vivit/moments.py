@@ -71,5 +71,5 @@ class Moments:
 
     @property
     def varies(self) -> np.ndarray:
-        """Whether an entry's numbers differ by more than float32 rounds: bool."""
+        """Entries whose numbers differ by more than float32 rounds: bool."""
         return self.std > np.finfo(np.float32).eps * np.abs(self.mean)

@@ -1,4 +1,4 @@
-"""What shards hold, and whether all of it can be read."""
+"""Contents of shards, and a check that all of it can be read."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _failure(videos: ShardSet, i: int) -> str | None:
 
 
 def info(shards: str | Sequence[str], *, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """What a set of shards holds, from the indexes alone.
+    """Summarise a set of shards, from the indexes alone.
 
     Returns:
         ``shards``, ``samples``, ``annotated``: counts; ``megabytes``; ``hours`` of video;

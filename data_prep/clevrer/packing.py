@@ -34,7 +34,7 @@ from ssl_vivit.files import write_json
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed.
+    """Result of :func:`pack`.
 
     Attributes:
         shards: paths of the tars.

@@ -1,4 +1,4 @@
-"""How a video lies in a shard: as it came, as h264 for quick access, or as JPEG frames.
+"""Storage of a video in a shard: as it came, as h264 for quick access, or as JPEG frames.
 
 JPEG frames are the fastest to sample clips from and the largest. Of CLEVRER-like videos (320×480,
 128 frames, one key frame) two views of 16 frames at stride 2 take, by tests/benchmarks/bench_storage.py:
@@ -52,7 +52,7 @@ H264 = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """What becomes of a video.
+    """Settings of a video's storage.
 
     Args:
         storage: ``original`` keeps the file; ``h264`` encodes it with a key frame every 8 frames;

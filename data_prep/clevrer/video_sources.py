@@ -52,7 +52,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class VideoSource:
-    """What is to be packed.
+    """Videos and annotations to be packed.
 
     Attributes:
         samples: in the order of their names.

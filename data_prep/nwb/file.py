@@ -1,4 +1,4 @@
-"""What an NWB file holds of a session: units, stimuli, signals, tables of trials.
+"""An NWB file opened for reading: units, stimuli, signals and tables of trials.
 
 Everything is found under the path that ``python -m data_prep.nwb FILE --list`` prints, or under its
 last part where that is the only one of the name.
@@ -151,7 +151,7 @@ class NwbFile:
         return [name for name, series in self._series.items() if self._is_stimulus(series)]
 
     def usual_stimuli(self) -> list[str]:
-        """What was presented; where the file names nothing so, what else holds frames.
+        """Paths of presented stimuli, or of templates or acquired frames where there are none.
 
         A template is only what presentations point to, and acquired images may be a camera's, so
         both come after what the file itself calls a stimulus.

@@ -1,4 +1,4 @@
-"""What happened during each frame of a stimulus: spikes counted, behaviour averaged.
+"""Spikes and behaviour binned by the frames of a stimulus.
 
 A frame lasts from its onset to the next one's, [t_k, t_k+1), in seconds on the recording's clock,
 float64. What falls exactly on an edge belongs to the frame that begins there.
@@ -53,7 +53,7 @@ def even_edges(start: float, stop: float, rate: float) -> np.ndarray:
 
 
 def frame_at(onsets: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Which frame is on at the start of each bin: the last one whose onset is not after it.
+    """Return the frame on the screen at the start of each bin: the last whose onset is not after it.
 
     Args:
         onsets: (F,) seconds.
@@ -81,7 +81,7 @@ def spike_counts(spike_times: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def observed(intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Which bins lie wholly within one of the intervals in which a unit was recorded.
+    """Mark the bins that lie wholly within one of the intervals in which a unit was recorded.
 
     Args:
         intervals: (I, 2) seconds, start and stop.

@@ -16,7 +16,7 @@ SAME_MOVIE = 0.5
 
 
 def frame_prints(video: np.ndarray) -> frozenset[bytes]:
-    """What is shown in a trial: a digest of each different frame, blank ones aside.
+    """Return a digest of each different frame of a trial, without blank frames.
 
     Args:
         video: (T, H, W) uint8.
@@ -29,7 +29,7 @@ def frame_prints(video: np.ndarray) -> frozenset[bytes]:
 
 
 def movies(prints: Iterable[frozenset[bytes]]) -> list[int]:
-    """Which movie each trial shows, as the number of the first trial that shows it.
+    """Return the movie of each trial, as the number of the first trial that shows it.
 
     Trials that share half of the shorter one's different frames show the same movie, and so do
     those that a third trial ties together.

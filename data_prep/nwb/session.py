@@ -26,7 +26,7 @@ _UNEVEN = 0.1
 
 @dataclass(frozen=True)
 class NwbReport:
-    """What became of a file.
+    """The session that was made of a file.
 
     Attributes:
         path: the session's folder.

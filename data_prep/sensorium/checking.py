@@ -1,4 +1,4 @@
-"""What a session folder holds, and everything that keeps it from being trained on."""
+"""Contents of a session folder, and everything that keeps it from being trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRACES = 4
 
 @dataclass(frozen=True)
 class SessionCheck:
-    """What was found.
+    """Result of :func:`check`.
 
     Attributes:
         session: opened; None if there are problems.
@@ -112,7 +112,7 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """What is wrong with each trial that is used, where the folder allows to look at all."""
+    """Errors of each trial that is used, where the folder allows to look at all."""
     parts = {name: (path / "data" / name).is_dir() for name in ("behavior", "pupil_center")}
     try:
         ids = np.load(path / "meta/neurons/unit_ids.npy", allow_pickle=False)

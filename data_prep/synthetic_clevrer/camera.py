@@ -43,7 +43,7 @@ class Camera:
 
     @cached_property
     def position(self) -> np.ndarray:
-        """Where the camera stands, in scene units."""
+        """Position of the camera in scene units."""
         toward = [
             np.cos(ELEVATION) * np.cos(AZIMUTH),
             np.cos(ELEVATION) * np.sin(AZIMUTH),
@@ -92,7 +92,7 @@ class Camera:
         return np.moveaxis(self.position.reshape(3, *[1] * np.ndim(x)) + reach * directions, 0, -1)
 
     def sees(self, points: np.ndarray) -> np.ndarray:
-        """Whether scene points (..., 3) project into the frame: bool (...)."""
+        """Mark the scene points (..., 3) that project into the frame: bool (...)."""
         pixel = self.project(points)
         ahead = self.depth(points) > 0
         return ahead & np.all((pixel >= 0) & (pixel < (self.width, self.height)), axis=-1)

@@ -1,4 +1,4 @@
-"""How the objects of a rendered CLEVRER scene move, and the annotation of it.
+"""Motion of the objects of a rendered CLEVRER scene, and its annotation.
 
 Rigid bodies on a plane seen from above (pymunk), slowed by friction against the ground.
 """
@@ -32,7 +32,7 @@ class Collision:
 
 @dataclass(frozen=True)
 class Motion:
-    """What the physics made of a scene.
+    """Simulated motion of a scene.
 
     Args:
         location: (frames, objects, 3), centres.

@@ -28,7 +28,7 @@ ROLLING_FRICTION = 0.015
 """Friction coefficients against the ground; their product with GRAVITY is a speed lost per second.
 Sliding objects so lose about 1 % of a typical speed a frame, as CLEVRER's do; spheres roll on."""
 SHADOW_LENGTH = 0.5
-"""How far beside an object the ground is visibly darker, in scene units."""
+"""Distance beside an object within which the ground is visibly darker, in scene units."""
 DURATION = 5.12
 """Seconds over which entries are spread: CLEVRER's 128 frames at 25 frames per second."""
 

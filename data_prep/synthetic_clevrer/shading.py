@@ -58,7 +58,7 @@ class Lamp:
 
     @cached_property
     def fall(self) -> np.ndarray:
-        """Where on the ground a point one unit high throws its shadow, relative to its foot (2,)."""
+        """Shadow on the ground of a point one unit high, relative to its foot (2,)."""
         x, y, z = self.direction
         return np.array([-x / z, -y / z])
 

@@ -30,12 +30,12 @@ QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
 
 def video_path(out: str | Path, index: int) -> Path:
-    """Where video number `index` lies, as in CLEVRER's video archives."""
+    """Path of video number `index`, as in CLEVRER's video archives."""
     return Path(out) / f"video_{_folder(index)}" / f"video_{index:05d}.mp4"
 
 
 def annotation_path(out: str | Path, index: int) -> Path:
-    """Where the annotation of video number `index` lies, as in CLEVRER's annotation archives."""
+    """Path of the annotation of video number `index`, as in CLEVRER's annotation archives."""
     return Path(out) / f"annotation_{_folder(index)}" / f"annotation_{index:05d}.json"
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What an animal does in one trial.
+    """Behaviour of an animal in one trial.
 
     Attributes:
         state: (T, 2), pupil size and running speed in standard deviations from their means, which

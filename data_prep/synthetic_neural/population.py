@@ -87,7 +87,7 @@ class Population:
         return len(self.center)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is for each neuron, by name."""
+        """Parameters of each neuron, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -208,7 +208,7 @@ class Filters:
     def contrast(
         self, movie: UInt8[np.ndarray, "t h w"], shift: Float[np.ndarray, "t 2"] | None = None
     ) -> Float[Tensor, "t h w"]:
-        """What the retina gets, −1 to 1: the movie, moved against the gaze."""
+        """Contrast on the retina, −1 to 1: the movie, moved against the gaze."""
         contrast = (torch.as_tensor(movie).float() - GREY) / GREY
         if shift is None:
             return contrast

@@ -22,7 +22,7 @@ def calcium_signal(
     Args:
         draw: where spikes and noise come from.
         rates: expected spikes a frame.
-        resting: the same before the first frame.
+        resting: expected spikes a frame before the first frame.
         frames_per_second: of the movie.
 
     Returns:

@@ -32,7 +32,7 @@ _GREY_OF_RGB = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Movie:
-    """What is shown in a trial.
+    """A movie that is shown in a trial.
 
     Attributes:
         number: of the movie in its session.
@@ -244,7 +244,7 @@ class _Clips:
         return tuple(clips)
 
     def held_by(self, movies: int) -> int:
-        """How many videos that many movies take."""
+        """Number of videos that so many movies take."""
         trial = _Clips(self._order, self._lengths, self._frames)
         for _ in range(movies):
             trial.next_movie()

@@ -1,4 +1,4 @@
-"""What a simulated session says about itself: receptive fields, settings, the best possible scores."""
+"""Ground truth of a simulated session: receptive fields, settings, the best possible scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FACTS = "meta/ground_truth.json"
 
 
 class Ceiling:
-    """What the true rates score: no model can expect more."""
+    """Scores of the true rates, the most that a model can expect."""
 
     def __init__(self) -> None:
         self._rates: list[np.ndarray] = []
@@ -42,7 +42,7 @@ class Ceiling:
             ``correlation``: mean over neurons of the correlation of true rate and response;
             ``signal_share``: mean share of the responses' variance that the true rate is;
             ``bits_per_spike``: of all neurons together, against their mean rates on these trials
-            (Pei et al. 2021, Neural Latents Benchmark, equation 3); ``neurons``: the same of each.
+            (Pei et al. 2021, Neural Latents Benchmark, equation 3); ``neurons``: these three of each neuron.
         """
         rates = np.concatenate(self._rates).astype(np.float64)
         responses = np.concatenate(self._responses).astype(np.float64)

@@ -37,7 +37,7 @@ CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
 
 @dataclass(frozen=True)
 class NeuralModelConfig:
-    """What stands around the core.
+    """Settings of all parts but the core.
 
     Args:
         adapter: resampling of the stimulus.

@@ -1,4 +1,4 @@
-"""What behaviour and the past do to an encoder's tokens, step by step in time.
+"""Modulators: change of an encoder's tokens by behaviour and the past, step by step in time.
 
 - ConvGRU: recurrent state on the token grid, driven by tokens and behaviour
 - FiLM: a gain and an offset for each channel, of the behaviour of the moment
@@ -161,7 +161,7 @@ class ConvGRU(nn.Module):
     def drive(
         self, map: Float[Tensor, "b d t h w"], behaviour: Float[Tensor, "b T k"] | None
     ) -> Float[Tensor, "t b gates h w"]:
-        """What input and behaviour send to the three gates at all steps."""
+        """Input of tokens and behaviour to the three gates at all steps."""
         frames = rearrange(map, "b d t h w -> (t b) d h w")
         drive = rearrange(self.input(frames), "(t b) g h w -> t b g h w", b=len(map))
         if self.behaviour is None or self.of_behaviour is None:

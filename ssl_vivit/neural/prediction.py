@@ -182,7 +182,7 @@ class NeuralPredictor(nn.Module, HubModel):
         return cls(model, facts).eval()
 
     def _preprocessing(self) -> Preprocessing:
-        """How frames become the encoder's video."""
+        """Steps from frames to the encoder's video."""
         facts = self.facts[0]
         rates = self.model.frame_rates[facts.name]
         return Preprocessing(

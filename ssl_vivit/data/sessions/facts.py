@@ -1,4 +1,4 @@
-"""What a model keeps of its sessions: units, statistics, split; and data standardised by them."""
+"""Facts of sessions that a model keeps: units, statistics, split; and data standardised by them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssl_vivit.moments import Moments
 
 @dataclass(frozen=True)
 class SessionFacts:
-    """What a model must know of a session to be used without it; kept in checkpoints.
+    """Facts of a session that a model needs to be used without it; kept in checkpoints.
 
     Args:
         name: of the session.
@@ -29,12 +29,12 @@ class SessionFacts:
         kind: "spikes" or "calcium".
         frame_size: (H, W) of its videos.
         video_mean: of pixel / 255, over the training trials of all sessions of the model.
-        video_std: the same.
+        video_std: standard deviation of these pixels.
         behaviour_channels: those of the recorded channels that the model gets.
         behaviour_mean: of each of these, over the session's training trials.
-        behaviour_std: the same; 1 for one that does not vary in this session.
+        behaviour_std: standard deviation of each; 1 for one that does not vary in this session.
         pupil_mean: of x and y over the session's training trials; None if unmeasured.
-        pupil_std: the same.
+        pupil_std: standard deviations of x and y; None if unmeasured.
         mean_response: of each neuron per frame, over the session's training trials.
         coordinates: (x, y, z) of each neuron; None if unmeasured.
         split: "train", "validation", "test" → numbers of the trials that were used so.
@@ -75,7 +75,7 @@ class SessionFacts:
         return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
 
     def to_json(self) -> dict[str, Any]:
-        """What json.dumps takes, as a dict."""
+        """The facts as a dict that json.dumps takes."""
         return asdict(self)
 
     @classmethod

@@ -25,7 +25,7 @@ Standardisation = Literal["encoder", "session"]
 
 @dataclass(frozen=True)
 class NeuralDataConfig:
-    """Which sessions, and how batches come from them.
+    """Settings of the sessions and of the batches from them.
 
     Args:
         sessions: folders in the Sensorium 2023 layout.
@@ -78,12 +78,12 @@ class NeuralDataConfig:
 
 
 class Sessions(NamedTuple):
-    """What :func:`build_sessions` makes of a NeuralDataConfig.
+    """Result of :func:`build_sessions`.
 
     Attributes:
         train: windows of the training trials.
         validation: whole trials; None if there are none.
-        test: the same.
+        test: whole trials; None if there are none.
         facts: of each session, in the order of the config.
         sessions: the open sessions, in the same order.
     """

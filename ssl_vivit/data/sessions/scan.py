@@ -19,7 +19,7 @@ from ssl_vivit.moments import Moments
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """What the pass keeps of a trial.
+    """Facts of a trial that the pass keeps.
 
     Args:
         length: frames without the padding.

@@ -1,4 +1,4 @@
-"""Which trials train, validate and test, and which neurons are kept from training.
+"""Split of trials into training, validation and test, and of neurons into trained and held out.
 
 A session's own tiers are honoured. What is split here never parts the trials of one movie.
 """

@@ -81,7 +81,7 @@ class WindowBatches:
         self._hidden = [~units for units in held] if fit_held_out else held
 
     def for_held_out_units(self) -> WindowBatches:
-        """The same windows, with the responses of the held-out neurons and no others."""
+        """These windows with the responses of the held-out neurons and no others."""
         return WindowBatches(
             self.sessions,
             self.facts,

@@ -1,4 +1,4 @@
-"""What a model of neurons stands on: video → a causal feature map."""
+"""Cores of models of neurons: video → a causal feature map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vivit.errors import NeuralModelError
 
 @runtime_checkable
 class Core(Protocol):
-    """What :class:`~ssl_vivit.neural.model.NeuralModel` asks of the module that sees the video.
+    """Protocol of the module that sees the video in :class:`~ssl_vivit.neural.model.NeuralModel`.
 
     Attributes:
         channels: width d of the map.
@@ -124,7 +124,7 @@ def core_of(encoder: nn.Module) -> Core:
 def screen_span(
     encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Tensor, "2 2"]:
-    """Where on the screen −1 and 1 of the map are, each as (x, y) in [−1, 1] from edge to edge.
+    """Places on the screen of −1 and 1 of the map, each as (x, y) in [−1, 1] from edge to edge.
 
     Tubelets that overlap leave a margin: the map's outermost pixels are centred on theirs. Maps of
     other cores span the screen.

@@ -29,7 +29,7 @@ LEAST_PATCH = 4
 
 @dataclass(frozen=True)
 class NeuralEncoderChoice:
-    """Which encoder the model of neurons stands on.
+    """Choice of the encoder of a model of neurons.
 
     Args:
         path: an exported directory or a name on the hub. Its architecture takes the place of
@@ -371,7 +371,7 @@ def _told(stored: ViViT, fitted: ViViT) -> list[str]:
 def _frame_rates(
     choice: NeuralEncoderChoice, encoder: ViViT, facts: Sequence[SessionFacts]
 ) -> tuple[dict[str, FrameRates | None], list[str]]:
-    """How each session's stimulus is resampled, and a line for each whose rate is not the encoder's."""
+    """Resampling of each session's stimulus, and a line for each whose rate is not the encoder's."""
     rates: dict[str, FrameRates | None] = {}
     notes = []
     for fact in facts:

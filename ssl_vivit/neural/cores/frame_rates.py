@@ -50,13 +50,13 @@ class FrameRates:
         return _fraction(self.recorded) / _fraction(self.encoder)
 
     def shown(self, frames: int) -> Int[Tensor, " resampled"]:
-        """Which of T recorded frames each resampled frame shows."""
+        """Number of the recorded frame, of T, that each resampled frame shows."""
         ratio = self.recorded_per_resampled
         resampled = torch.arange(_ceil_of_product(frames, 1 / ratio))
         return resampled * ratio.numerator // ratio.denominator
 
     def seen(self, frames: int) -> Int[Tensor, " T"]:
-        """How many resampled frames show no frame later than t, for each recorded frame t."""
+        """Count of resampled frames that show no frame later than t, for each recorded frame t."""
         ratio = 1 / self.recorded_per_resampled
         ends = torch.arange(1, frames + 1)
         return -(-ends * ratio.numerator // ratio.denominator)
@@ -67,7 +67,7 @@ class FrameRates:
 
 
 def match_fps(preprocessing: Mapping[str, Any] | None, recorded: float) -> FrameRates | None:
-    """How a recording is resampled for an encoder; None where nothing is to be done.
+    """Resampling of a recording for an encoder; None where nothing is to be done.
 
     An encoder without ``preprocessing`` takes any rate as its own. Otherwise its rate is ``fps``
     over ``frame_stride``.

@@ -1,4 +1,4 @@
-"""Where on the screen neurons look, from their responses alone: a start for readouts.
+"""Start of readouts at receptive fields that are estimated from responses to local energy.
 
 Reverse correlation with local energy. Motion and contrast in cells of a coarse grid, in the frames
 shortly before, are regressed on each neuron's responses with a ridge, which takes out that natural

@@ -24,7 +24,7 @@ CortexUse = Literal["off", "add", "replace"]
 
 @dataclass(frozen=True)
 class ReadoutConfig:
-    """How neurons read the feature map.
+    """Settings of :class:`GaussianReadout`.
 
     Args:
         sampling: ``point`` reads one place, drawn from the neuron's Gaussian for each clip in
@@ -168,7 +168,7 @@ class GaussianReadout(nn.Module):
 
     @property
     def spread_scale(self) -> Tensor:
-        """What multiplies ``spread``, a tensor of one number."""
+        """Factor of ``spread``, a tensor of one number."""
         return self._spread_scale
 
     @spread_scale.setter
@@ -198,7 +198,7 @@ class GaussianReadout(nn.Module):
         return self.read(map, self.positions(len(map), pupil_centre))
 
     def centres(self) -> Float[Tensor, "n 2"]:
-        """Where the neurons' Gaussians are centred, (x, y) in [−1, 1], without any shift."""
+        """Centres of the neurons' Gaussians, (x, y) in [−1, 1], without any shift."""
         if self.mean is not None and self.training:
             # Gradient steps beyond the edge would have to be walked back.
             with torch.no_grad():
@@ -225,7 +225,7 @@ class GaussianReadout(nn.Module):
         count: int,
         pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
     ) -> Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"]:
-        """Where the neurons read: draws in training with ``sampling="point"``, otherwise centres.
+        """Positions that the neurons read: draws in training with ``sampling="point"``, else centres.
 
         Args:
             count: clips; each has its own draw, for all of its time.

@@ -1,4 +1,4 @@
-"""Who reads which pixel of which clip, and with which weight.
+"""Lists of the pixels that neurons read in each clip, with their weights.
 
 Lists of entries (pixel (e,), neuron (e,), weight (e, 1) or (e, t)), as
 :func:`ssl_vivit.neural.readout.pixel_products.read_pixels` takes them; pixel y·w + x of clip b has the number

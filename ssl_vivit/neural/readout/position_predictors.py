@@ -1,4 +1,4 @@
-"""Where receptive fields are, told from the cortex and from the eye."""
+"""Positions of receptive fields from cortical coordinates, and their shift by the pupil."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CorticalMap(nn.Module):
 
 
 class PupilShift(nn.Module):
-    """Where the eye looks → how far all receptive fields move on the screen.
+    """Pupil centre → shift of all receptive fields on the screen.
 
     Sensorium's MLP shifter (Willeke et al. 2022, Sec. 4), which starts without any shift. Frames
     whose pupil is unknown (NaN) are not shifted.

@@ -1,4 +1,4 @@
-"""How well rates predict responses: bits per spike and correlation with single trials.
+"""Scores of predicted rates: bits per spike and correlation with single trials.
 
 Everything is computed in float64, over known responses alone (NaN is unknown). Arguments may be
 tensors or arrays of NumPy, and are left as they are. Sums and moments of parts of the data merge to
@@ -58,7 +58,7 @@ def single_trial_correlation(
 
 @dataclass(frozen=True)
 class PoissonSums:
-    """What the Poisson likelihood of responses needs, for each neuron; sums over known responses.
+    """Sums over known responses of each neuron that give their Poisson likelihood.
 
     Attributes:
         known: number of known responses.

@@ -193,7 +193,7 @@ class NeuralScores:
 
 @dataclass
 class _Seen:
-    """What scores of one session need of its trials."""
+    """Sums and moments of one session's trials."""
 
     sums: PoissonSums
     moments: PairedMoments

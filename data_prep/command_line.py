@@ -53,6 +53,11 @@ def start(main: Callable[[], int]) -> None:
     sys.exit(main())
 
 
+def option(setting: str) -> str:
+    """Name of the option that sets a setting."""
+    return "--fps" if setting == "frames_per_second" else f"--{setting.replace('_', '-')}"
+
+
 def frame_size(text: str) -> tuple[int, int]:
     """Type of an argument such as 36x64, as (height, width)."""
     height, _, width = text.lower().partition("x")

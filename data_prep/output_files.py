@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.command_line import option
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_file
 
@@ -56,9 +57,8 @@ def refuse_other_settings(
     """
     for name, value in now.items():
         if before.get(name) != value:
-            option = "--fps" if name == "frames_per_second" else f"--{name.replace('_', '-')}"
             raise DataError(
-                f"{what} with {option} {_words(before.get(name))}, now {_words(value)}; {mend}"
+                f"{what} with {option(name)} {_words(before.get(name))}, now {_words(value)}; {mend}"
             )
 
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from data_prep.output_files import picture_file
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.layout import tier_of
+from ssl_vivit.data.sessions.layout import BEHAVIOUR, PUPIL, RESPONSES, VIDEOS, tier_of
+from ssl_vivit.data.sessions.metadata import read_tier_names, read_unit_ids
 from ssl_vivit.data.sessions.scan import scan_trial
 from ssl_vivit.data.sessions.split import shared_movies
 from ssl_vivit.errors import SessionError
@@ -113,27 +114,21 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
     """Errors of each trial that is used, where the folder allows to look at all."""
-    parts = {name: (path / "data" / name).is_dir() for name in ("behavior", "pupil_center")}
+    there = {
+        name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
+    }
     try:
-        ids = np.load(path / "meta/neurons/unit_ids.npy", allow_pickle=False)
-        tiers = np.load(path / "meta/trials/tiers.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        neurons, tiers = len(read_unit_ids(path)), read_tier_names(path)
+    except SessionError:
         return []
-    if tiers.dtype.kind != "U" or not all(
-        (path / "data" / name).is_dir() for name in ("videos", "responses")
-    ):
+    if not (there[VIDEOS] and there[RESPONSES]):
         return []
+    parts = {"behaviour": there[BEHAVIOUR], "pupil": there[PUPIL]}
     found = []
     for trial in tqdm(range(len(tiers)), desc="check", unit="trial", disable=not progress):
         try:
             if tier_of(str(tiers[trial])) is not None:
-                scan_trial(
-                    path / "data",
-                    trial,
-                    neurons=len(ids),
-                    behaviour=parts["behavior"],
-                    pupil=parts["pupil_center"],
-                )
+                scan_trial(path / "data", trial, neurons=neurons, **parts)
         except SessionError as error:
             found.append(str(error))
     return found
@@ -172,7 +167,7 @@ def _shared(session: Session) -> list[str]:
 def _padding(session: Session) -> str:
     padded = []
     for trial in session.trials:
-        file = session.path / "data/videos" / f"{trial}.npy"
+        file = session.path / "data" / VIDEOS / f"{trial}.npy"
         stored = np.load(file, mmap_mode="r", allow_pickle=False).shape[-1]
         padded.append(stored - int(session.lengths[trial]))
     cut = np.array([frames for frames in padded if frames])

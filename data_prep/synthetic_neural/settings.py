@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from data_prep.command_line import option
 from ssl_vivit.errors import DataError
 
 StimulusKind = Literal["videos", "textures", "mix"]
@@ -69,8 +70,3 @@ class SimulationConfig:
     def frames(self) -> int:
         """Of a trial."""
         return round(self.seconds * self.frames_per_second)
-
-
-def option(name: str) -> str:
-    """The command-line option that sets a field of :class:`SimulationConfig`."""
-    return "--fps" if name == "frames_per_second" else f"--{name.replace('_', '-')}"

@@ -151,12 +151,8 @@ class NeuralScores:
             chosen = self._units(fact, units)
             if not chosen.any() or not self._seen[name].sums.known.any():
                 continue
-            by_session[name] = self._of_session(name, chosen)
-            counts[f"silent_{name}"] = float((self._seen[name].sums.responses[chosen] == 0).sum())
-            scores = self.neurons(name)
-            if "fev" in scores:
-                able = (scores["fev"] >= LEAST_EXPLAINABLE) & chosen
-                counts[f"explainable_{name}"] = float(able.sum())
+            by_session[name], counted = self._of_session(name, chosen)
+            counts |= {f"{count}_{name}": float(value) for count, value in counted.items()}
         scores_of = {
             f"{score}_{name}": value
             for name, scores in by_session.items()
@@ -170,12 +166,15 @@ class NeuralScores:
         everything = {**means, **scores_of, **counts}
         return {name: value for name, value in everything.items() if np.isfinite(value)}
 
-    def _of_session(self, name: str, chosen: Tensor) -> dict[str, float]:
+    def _of_session(self, name: str, chosen: Tensor) -> tuple[dict[str, float], dict[str, int]]:
+        """Means over the chosen neurons, and counts of silent and explainable ones."""
         scores = self.neurons(name)
-        if "fev" in scores:
-            noisy = ~(scores["fev"] >= LEAST_EXPLAINABLE)
-            scores |= {key: scores[key].masked_fill(noisy, torch.nan) for key in _OF_EXPLAINABLE}
         silent = self._seen[name].sums.responses == 0
+        counts = {"silent": int((silent & chosen).sum())}
+        if "fev" in scores:
+            able = scores["fev"] >= LEAST_EXPLAINABLE
+            counts["explainable"] = int((able & chosen).sum())
+            scores |= {key: scores[key].masked_fill(~able, torch.nan) for key in _OF_EXPLAINABLE}
         used = chosen & ~silent
         means = {key: _mean(values[used].tolist()) for key, values in scores.items()}
         if "bps" in scores:
@@ -183,7 +182,7 @@ class NeuralScores:
             means["bps_units"] = means["bps"]
             means["bps"] = sums.bits_per_spike()
             means["bps_train_null"] = sums.bits_per_spike(null)
-        return means
+        return means, counts
 
     @staticmethod
     def _units(fact: SessionFacts, units: str) -> Tensor:

@@ -177,14 +177,14 @@ class SessionWriter:
         """
         if not self._tiers:
             raise DataError(f"--out {self.out}: no trials, so no session")
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             UNIT_IDS: self._units,
             COORDINATES: self._coordinates.astype(np.float32),
             TIER_NAMES: np.array(self._tiers),
         }
         for kind, statistics in self._statistics.items():
             for name, value in statistics.values().items():
-                arrays[f"meta/statistics/{kind}/all/{name}.npy"] = np.float32(value)
+                arrays[f"meta/statistics/{kind}/all/{name}.npy"] = np.asarray(value, np.float32)
         with writing(f"--out {self.out}"):
             for file, array in arrays.items():
                 _save(self.path / file, array)

@@ -1,4 +1,4 @@
-"""Convolutions and norms that never look ahead, in training as little as in eval."""
+"""Convolutions and norms that never look ahead, in training as little as in eval, and their checks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ssl_vivit.errors import NeuralModelError
 
 
 class CausalConv3d(nn.Conv3d):
@@ -66,3 +68,33 @@ def initialise_convolutions(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def check_stages(
+    owner: str, widths: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    """Refuse stages that do not pair up.
+
+    Raises:
+        NeuralModelError: in one line.
+    """
+    if not len(widths) == len(depths) == len(strides) > 0:
+        raise NeuralModelError(
+            f"{owner}: widths {list(widths)}, depths {list(depths)} and strides {list(strides)} "
+            "must have one entry a stage each"
+        )
+    if min(*widths, *depths, *strides) < 1:
+        raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
+
+
+def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:
+    """Refuse kernels that have no middle.
+
+    Raises:
+        NeuralModelError: in one line.
+    """
+    for name, (frames, height, width) in kernels.items():
+        if frames < 1 or height % 2 != 1 or width % 2 != 1:
+            raise NeuralModelError(
+                f"{owner}: {name} {[frames, height, width]} must have odd height and width"
+            )

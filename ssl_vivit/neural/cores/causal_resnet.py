@@ -15,10 +15,11 @@ from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_convolution import (
     CausalConv3d,
     ChannelNorm,
+    check_kernels,
+    check_stages,
     initialise_convolutions,
 )
 
@@ -115,33 +116,3 @@ class _Block(nn.Module):
         kept = x if self.shortcut is None else self.shortcut(active)
         branch = self.conv2(F.relu(self.norm2(self.conv1(active))))
         return kept + self.drop_path(branch)
-
-
-def check_stages(
-    owner: str, widths: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]
-) -> None:
-    """Refuse stages that do not pair up.
-
-    Raises:
-        NeuralModelError: in one line.
-    """
-    if not len(widths) == len(depths) == len(strides) > 0:
-        raise NeuralModelError(
-            f"{owner}: widths {list(widths)}, depths {list(depths)} and strides {list(strides)} "
-            "must have one entry a stage each"
-        )
-    if min(*widths, *depths, *strides) < 1:
-        raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
-
-
-def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:
-    """Refuse kernels that have no middle.
-
-    Raises:
-        NeuralModelError: in one line.
-    """
-    for name, (frames, height, width) in kernels.items():
-        if frames < 1 or height % 2 != 1 or width % 2 != 1:
-            raise NeuralModelError(
-                f"{owner}: {name} {[frames, height, width]} must have odd height and width"
-            )

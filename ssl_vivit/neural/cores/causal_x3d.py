@@ -20,9 +20,10 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.causal_convolution import (
     CausalConv3d,
     ChannelNorm,
+    check_kernels,
+    check_stages,
     initialise_convolutions,
 )
-from ssl_vivit.neural.cores.causal_resnet import check_kernels, check_stages
 
 
 @dataclass(frozen=True)

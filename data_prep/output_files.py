@@ -13,13 +13,13 @@ from ssl_vivit.files import replaced_file
 
 
 @contextmanager
-def picture_file(option: str, path: str | Path) -> Iterator[Path]:
+def picture_file(argument: str, path: str | Path) -> Iterator[Path]:
     """Yield a file to save a picture to, which takes its name when it is whole.
 
     Raises:
         DataError: if it cannot be written.
     """
-    with writing(f"{option} {path}"), replaced_file(path) as part:
+    with writing(f"{argument} {path}"), replaced_file(path) as part:
         yield part
 
 

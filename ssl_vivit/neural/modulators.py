@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.settings import check_type
+from ssl_vivit.settings import check_least, check_type
 
 ModulatorKind = Literal["convgru", "film", "none"]
 
@@ -49,8 +49,7 @@ class ModulatorConfig:
             raise NeuralModelError(f"modulator.hidden {self.hidden} must be at least 1")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise NeuralModelError(f"modulator.kernel {self.kernel} must be odd and positive")
-        if self.embedding < 1:
-            raise NeuralModelError(f"modulator.embedding {self.embedding} must be at least 1")
+        check_least(self, "model.modulator.", embedding=1)
 
 
 class BehaviourEmbedding(nn.Module):

@@ -15,7 +15,7 @@ from ssl_vivit.data.sessions.split import split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import Batching, WindowBatches
 from ssl_vivit.errors import SessionError
-from ssl_vivit.settings import check_type
+from ssl_vivit.settings import check_least, check_type
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ class NeuralDataConfig:
         Raises:
             SessionError: if a setting is out of range.
         """
-        if self.window < 1:
-            raise SessionError(f"data.window is {self.window}; it must be 1 frame or more")
+        check_least(self, "data.", window=1)
         if not 0 <= self.drop_first < self.window:
             raise SessionError(
                 f"data.drop_first is {self.drop_first}; it must be 0 or more and below "

@@ -16,8 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.settings import check_type
+from ssl_vivit.settings import check_least, check_type
 
 FilterKind = Literal["full", "separable"]
 
@@ -41,9 +40,7 @@ class LinearNonlinearConfig:
 
     def __post_init__(self) -> None:
         check_type("filters", self.filters, FilterKind)
-        for name in ("lags", "pool", "rank"):
-            if getattr(self, name) < 1:
-                raise NeuralModelError(f"{name} {getattr(self, name)} must be at least 1")
+        check_least(self, "baseline.ln.", lags=1, pool=1, rank=1)
 
 
 class LinearReadout(nn.Module):

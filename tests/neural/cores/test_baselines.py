@@ -260,7 +260,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
             lambda: LinearNonlinearConfig(filters="none"),
             "filters 'none' is unknown; choose one of full, separable",
         ),
-        (lambda: LinearNonlinearConfig(lags=0), "lags 0 must be at least 1"),
+        (lambda: LinearNonlinearConfig(lags=0), "baseline.ln.lags is 0; it must be at least 1"),
         (lambda: PooledPixels((9, 12), pool=2), "pool 2 does not divide frames of 9×12"),
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
         (lambda: build_part("core", {"kind": "vgg"}), "'vgg' is unknown; known: resnet, x3d"),

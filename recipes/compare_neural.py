@@ -35,7 +35,7 @@ from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_trai
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.building import CoreKind
 from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import run_directory, without_names
 
 

@@ -42,7 +42,7 @@ from ssl_vivit.objectives import NeuralPredictionConfig
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
 from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain, with_lists
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"

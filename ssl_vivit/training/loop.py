@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,8 @@ from tqdm import tqdm
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import checkpoints, random_state
-from ssl_vivit.training.batches import Batches, RepeatedBatches
+from ssl_vivit.training.batches import Batches, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, to_plain
-from ssl_vivit.training.gathered import gather_state, gather_weights, scatter_state
-from ssl_vivit.training.host import Host
-from ssl_vivit.training.interruption import Interruption
 from ssl_vivit.training.optim import (
     build_optimizer,
     drop_early_gradients,
@@ -35,18 +34,17 @@ from ssl_vivit.training.optim import (
     schedule_factor,
     set_learning_rate,
 )
-from ssl_vivit.training.pace import Pace
 from ssl_vivit.training.periodic import Moment, Periodic, unnoticed
 from ssl_vivit.training.processes import (
+    Host,
     prepare,
-    split_batch,
     start_accelerator,
     synchronise_norms,
 )
-from ssl_vivit.training.record import Record
 from ssl_vivit.training.run_directory import open_run, place, run_directory
+from ssl_vivit.training.signals import Interruption
+from ssl_vivit.training.step_metrics import StepMetrics, Throughput
 from ssl_vivit.training.tracking import Tracking
-from ssl_vivit.training.versions import versions
 
 
 @dataclass(frozen=True)
@@ -146,14 +144,15 @@ class _Run:
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
 
-        source = batches if isinstance(batches, Batches) else RepeatedBatches(batches)
-        self.stream = source.stream(
-            self.split, start_step=self.step, device=self.accelerator.device
-        )
+        device = self.accelerator.device
+        if isinstance(batches, Batches):
+            self.stream = batches.stream(self.split, start_step=self.step, device=device)
+        else:
+            self.stream = repeated(batches, self.split, self.step, device)
         self.peak = peak_learning_rate(config.optimizer, config.total_batch_size)
         # With a GPU the record of a step is read while the next one runs.
         self.lag = 1 if self.accelerator.device.type == "cuda" else 0
-        self.pending: deque[Record] = deque()
+        self.pending: deque[StepMetrics] = deque()
         self.metrics: dict[str, float] = {}
         self.tracking: Tracking | None = None
         self.host.from_main(lambda: self._start_tracking(run_config))
@@ -167,7 +166,7 @@ class _Run:
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )
         self.bar: dict[str, str] = {}
-        self.pace = Pace()
+        self.throughput = Throughput()
 
     def to_the_end(self) -> FitResult:
         self.model.train()
@@ -218,7 +217,7 @@ class _Run:
             steps.append(step)
         self.step += 1
         self.pending.append(
-            Record.of(self.step, steps, norm, micro_batches, learning_rate=learning_rate)
+            StepMetrics.of(self.step, steps, norm, micro_batches, learning_rate=learning_rate)
         )
 
     def _clip(self) -> torch.Tensor:
@@ -251,22 +250,22 @@ class _Run:
         if means[1] > 0:
             raise RunError(next(filter(None, self.host.gather(failure))))
 
-    def _report(self, record: Record, means: list[float]) -> None:
+    def _report(self, record: StepMetrics, means: list[float]) -> None:
         """Check a step's numbers, which all processes agree on, and log them."""
         losses, norm, metrics = record.split(means)
         self._refuse_nonfinite(record, losses, norm)
         loss = sum(losses) / len(losses)
-        self.pace.add(record.clips * self.host.world_size)
+        self.throughput.add(record.clips * self.host.world_size)
         self.progress.update(record.step - self.progress.n)
         if record.step % self.config.log_every and record.step not in (1, self.config.steps):
             return
-        pace = self.pace.read()
-        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{pace:.1f}")
+        clips_per_second = self.throughput.read()
+        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{clips_per_second:.1f}")
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": record.learning_rate,
-            "train/clips_per_second": pace,
+            "train/clips_per_second": clips_per_second,
             **{f"train/{name}": value for name, value in metrics.items()},
         }
         if torch.cuda.is_available():
@@ -277,7 +276,7 @@ class _Run:
         while self.pending:
             self._settle(0)
 
-    def _refuse_nonfinite(self, record: Record, losses: list[float], norm: float) -> None:
+    def _refuse_nonfinite(self, record: StepMetrics, losses: list[float], norm: float) -> None:
         # Loss scaling for fp16 meets infinite gradients as a matter of course and skips such steps.
         scaled = self.accelerator.scaler is not None
         loss_is_fine = all(map(math.isfinite, losses))
@@ -301,7 +300,7 @@ class _Run:
         moment = Moment(
             self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export
         )
-        with self.pace.paused():
+        with self.throughput.paused():
             for job in due:
                 with unnoticed(self.model):
                     numbers = job.run(moment)
@@ -314,7 +313,7 @@ class _Run:
         """Write the model as it is now; the weights of FSDP2 come together for it."""
         weights = None
         if self.accelerator.is_fsdp2:
-            weights = gather_weights(self.model)
+            weights = checkpoints.gather_weights(self.model)
 
         def write() -> None:
             if weights is not None:
@@ -328,8 +327,8 @@ class _Run:
 
     def _save(self) -> None:
         self._settle_all()
-        with self.pace.paused():
-            state = gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
+        with self.throughput.paused():
+            state = checkpoints.gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
             tensors, values = random_state.capture()
             bytes_of = {name: tensor.tolist() for name, tensor in tensors.items()}
             generators = self.host.gather({"tensors": bytes_of, "values": values})
@@ -356,7 +355,7 @@ class _Run:
     def _restore(self, path: Path) -> None:
         try:
             state, facts = checkpoints.read_checkpoint(path)
-            scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
+            checkpoints.scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
             if self.accelerator.scaler is not None and facts["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
             if facts["world_size"] == self.host.world_size:
@@ -386,7 +385,7 @@ class _Run:
             "total_batch_size": self.config.total_batch_size,
             "accumulation": self.config.accumulation,
             "grad_scaler": None if scaler is None else scaler.state_dict(),
-            "versions": versions(),
+            "versions": _versions(),
         }
 
     def _card(self) -> dict[str, Any]:
@@ -394,7 +393,7 @@ class _Run:
             **self.card,
             "steps": self.step,
             "total_batch_size": self.config.total_batch_size,
-            "versions": versions(),
+            "versions": _versions(),
         }
 
     def _start_tracking(self, run_config: dict[str, Any]) -> None:
@@ -439,6 +438,12 @@ class _Run:
         source = self.checkpoint / self.export_name
         self.host.from_main(lambda: place(source, exported))
         return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, exported, None)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    packages = ("ssl_vivit", "torch", "timm", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _text(path: Path | None) -> str | None:

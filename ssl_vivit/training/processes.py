@@ -1,9 +1,12 @@
-"""Start Accelerate on whatever the launcher gave: one CPU, one GPU, DDP or FSDP2."""
+"""The processes of a run: joined as the launcher says (one, DDP, FSDP2), and what they exchange."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,10 +16,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.training.config import TrainingConfig
-from ssl_vivit.training.host import Host
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -24,6 +25,64 @@ _SUPPORTED = (
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
 )
+
+
+class Host:
+    """A gloo group of all processes; with one process everything stays where it is."""
+
+    def __init__(self) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.world_size = dist.get_world_size() if joined else 1
+        self.rank = dist.get_rank() if joined else 0
+        self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Mean of each value over the processes, the same on all; NaN where any has NaN."""
+        if self._group is None:
+            return list(values)
+        vector = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(vector, group=self._group)
+        return (vector / self.world_size).tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's JSON value, in order of rank, on all processes."""
+        if self._group is None:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor([text.numel()])
+        lengths = [torch.empty_like(length) for _ in range(self.world_size)]
+        dist.all_gather(lengths, length, group=self._group)
+        longest = int(torch.cat(lengths).max())
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: text.numel()] = text
+        texts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(texts, padded, group=self._group)
+        return [
+            json.loads(bytes(piece[: int(size)].tolist()))
+            for piece, size in zip(texts, lengths, strict=True)
+        ]
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        """Do ``work`` on the main process; all get its JSON result.
+
+        Raises:
+            RunError: on all processes, if the work raised one.
+        """
+        outcome: dict[str, Any] | None = None
+        if self.is_main:
+            try:
+                outcome = {"result": work()}
+            except RunError as error:
+                outcome = {"error": str(error)}
+        outcome = self.gather(outcome)[0]
+        assert outcome is not None
+        if "error" in outcome:
+            raise RunError(outcome["error"])
+        return outcome["result"]
 
 
 def join_processes() -> PartialState:
@@ -68,23 +127,6 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     return accelerator
-
-
-def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
-    """This process's share of the total batch.
-
-    Raises:
-        RunError: if it does not divide, with the numbers of processes that would.
-    """
-    try:
-        return BatchSplit(
-            config.total_batch_size, host.world_size, host.rank, accumulation=config.accumulation
-        )
-    except ValueError as error:
-        per_process, rest = divmod(config.total_batch_size, config.accumulation)
-        counts = [str(n) for n in range(1, per_process + 1) if per_process % n == 0]
-        mend = "" if rest else f"; so would {', '.join(counts[:12])} processes"
-        raise RunError(f"training.{error}{mend}") from None
 
 
 def prepare(

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training.checkpoints import fault, newest_whole, write_checkpoint
-from ssl_vivit.training.gathered import TrainingState
+from ssl_vivit.training.checkpoints import TrainingState, fault, newest_whole, write_checkpoint
 
 # A file-size limit makes the file system refuse a write in the middle, as a full one does.
 LIMITED = """

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 
+from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Moment, Periodic, fit
-from ssl_vivit.training.batches import RepeatedBatches
+from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
 
 
@@ -180,22 +181,14 @@ def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
 
 
 def test_plain_batches_start_where_asked() -> None:
-    from ssl_vivit.data.batch_split import BatchSplit
-
     batches = toy_batches(count=5)
-    stream = RepeatedBatches(batches).stream(
-        BatchSplit(8, accumulation=2), start_step=4, device=torch.device("cpu")
-    )
+    stream = repeated(batches, BatchSplit(8, accumulation=2), 4, torch.device("cpu"))
     first = [next(stream)["key"][0] for _ in range(4)]
     assert first == [batches[i]["key"][0] for i in (3, 4, 0, 1)]
 
 
 def test_plain_batches_serve_one_process_only() -> None:
-    from ssl_vivit.data.batch_split import BatchSplit
-
-    stream = RepeatedBatches(toy_batches()).stream(
-        BatchSplit(8, world_size=2), start_step=0, device=torch.device("cpu")
-    )
+    stream = repeated(toy_batches(), BatchSplit(8, world_size=2), 0, torch.device("cpu"))
     with pytest.raises(RunError, match="one process"):
         next(stream)
 

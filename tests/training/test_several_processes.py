@@ -160,8 +160,8 @@ def test_continued_by_one_process(launched: Path, alone: Path, tmp_path: Path, c
 
 
 def test_processes_that_do_not_divide_are_told_which_do(tmp_path: Path) -> None:
-    from ssl_vivit.training.host import Host
-    from ssl_vivit.training.processes import split_batch
+    from ssl_vivit.training.batches import split_batch
+    from ssl_vivit.training.processes import Host
 
     host = Host()
     host.world_size = 4

@@ -15,7 +15,7 @@ from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vivit.files import write_json
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place
 
 BEST = "best"

@@ -26,7 +26,7 @@ from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 
 
 class NeuralReport(NamedTuple):

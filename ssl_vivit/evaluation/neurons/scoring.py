@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.neural.scoring.scores import NeuralScores
-from ssl_vivit.training.host import Host
+from ssl_vivit.training.processes import Host
 
 Rates = Callable[[dict[str, Any]], Tensor]
 

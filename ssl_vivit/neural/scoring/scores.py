@@ -84,7 +84,7 @@ class NeuralScores:
 
         Args:
             gather: gives every process's JSON value, in order of rank, on all processes
-                (``ssl_vivit.training.host.Host.gather``); all of them call this.
+                (``ssl_vivit.training.processes.Host.gather``); all of them call this.
         """
         together = NeuralScores(list(self.facts.values()), drop_first=self.drop_first)
         for session, seen in self._seen.items():

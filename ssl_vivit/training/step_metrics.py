@@ -1,8 +1,11 @@
-"""What one optimisation step measured, on its way from the device to the log."""
+"""Loss, gradient norm, metrics and throughput of optimisation steps, on their way to the log."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +16,7 @@ from ssl_vivit.objectives.contract import Step
 
 
 @dataclass
-class Record:
+class StepMetrics:
     """Numbers of one step, copied to the host without waiting for the device.
 
     Attributes:
@@ -43,7 +46,7 @@ class Record:
         norm: Tensor,
         micro_batches: list[dict[str, Any]],
         learning_rate: float,
-    ) -> Record:
+    ) -> StepMetrics:
         names = list(steps[0].metrics)
         metrics = [
             torch.stack([part.metrics[name].detach().double() for part in steps]).mean()
@@ -93,3 +96,27 @@ def _clips(batch: dict[str, Any]) -> int:
         (len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim),
         len(batch.get("key", ())),
     )
+
+
+class Throughput:
+    """Clips per second of training alone: the time inside :meth:`paused` does not count."""
+
+    def __init__(self) -> None:
+        self._clips = 0
+        self._since = time.perf_counter()
+
+    def add(self, clips: int) -> None:
+        self._clips += clips
+
+    def read(self) -> float:
+        """Clips per second since the last reading."""
+        now = time.perf_counter()
+        rate = self._clips / max(now - self._since, 1e-9)
+        self._clips, self._since = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start

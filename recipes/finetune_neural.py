@@ -15,10 +15,12 @@ import recipes  # noqa: F401  (before torch)
 
 # isort: split
 
+import copy
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -43,7 +45,7 @@ from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
 from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain, with_lists
 from ssl_vivit.training.processes import Host
-from ssl_vivit.training.run_directory import place
+from ssl_vivit.training.run_directory import place, reached_step
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
 SHORT = {"--sessions": "--data.sessions", "--encoder": "--encoder.path"}
@@ -118,24 +120,31 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
     if config.core != "vivit":  # the others have no layers that timm's decay knows
         training = replace(training, optimizer=replace(training.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
-    objective = TunedNeuralPrediction(built.model, loss, config.tuning, facts=sessions.facts)
-    watch = NeuralEvaluation(config.evaluation, sessions)
-    result = fit(
-        objective,
-        sessions.train,
-        training,
-        run_config=to_plain(config),
-        periodic=watch.periodic(),
-        card={"data": ", ".join(str(session.path) for session in sessions.sessions)},
-    )
+    host = Host()
+    beside: dict[str, Any] = {
+        "run_config": to_plain(config),
+        "periodic": NeuralEvaluation(config.evaluation, sessions).periodic(),
+        "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
+    }
+    tuning = config.tuning
+    reached = host.from_main(lambda: reached_step(training))
+    if tuning.mode == "readout_first" and reached < tuning.readout_steps:
+        frozen = TunedNeuralPrediction(
+            copy.deepcopy(built.model), loss, replace(tuning, mode="frozen"), facts=sessions.facts
+        )
+        first = fit(frozen, sessions.train, training, until=tuning.readout_steps, **beside)
+        if first.interrupted:
+            return None
+        training = replace(training, resume="auto")
+    objective = TunedNeuralPrediction(built.model, loss, tuning, facts=sessions.facts)
+    result = fit(objective, sessions.train, training, **beside)
     if result.encoder is None:
         return None
-    host = Host()
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
     if any(fact.held_out_units for fact in sessions.facts):
         processes.print("fitting the readouts of the neurons that were held out of training")
-        if not fit_held_out(result.encoder, sessions, training, loss, config.tuning, host):
+        if not fit_held_out(result.encoder, sessions, training, loss, tuning, host):
             return None
     made = report(
         load_neural_model(result.encoder), sessions, result.run_dir, host, started=started,

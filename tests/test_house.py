@@ -17,7 +17,11 @@ EVERYTHING = [*SOURCES, *sorted(path for path in (ROOT / "tests").rglob("*.py"))
 
 # Rooms that every other may import: they know nothing of video, models or training.
 GROUND = {
-    f"ssl_vivit.{name}" for name in ("errors", "exported", "files", "grid", "lazy_names", "moments", "one_line_parser", "preprocessing", "settings")
+    f"ssl_vivit.{name}"
+    for name in (
+        "errors", "evaluation_mode", "exported", "files", "grid", "lazy_names", "moments",
+        "one_line_parser", "preprocessing", "settings",
+    )
 }  # fmt: skip
 # What the files of a room may import of the project, beside their own room and the ground.
 MAY_IMPORT: dict[str, set[str]] = {

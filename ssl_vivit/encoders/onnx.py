@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.encoders.vivit import ViViT, load_encoder
+from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.one_line_parser import OneLineParser
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
@@ -67,7 +67,7 @@ def export_graph(encoder: ViViT, *, dynamic_batch: bool = True) -> torch.export.
     shapes = {"video": {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}}
     # A batch of one would be taken for a constant.
     video = _clip(encoder, 2 if dynamic_batch else 1)
-    with evaluating(encoder), torch.no_grad():
+    with evaluation_mode(encoder), torch.no_grad():
         return torch.export.export(TensorEncoder(encoder), (video,), dynamic_shapes=shapes)
 
 
@@ -183,7 +183,7 @@ def _check(path: Path, encoder: ViViT) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         video = _clip(encoder, batch)
-        with evaluating(encoder), torch.no_grad():
+        with evaluation_mode(encoder), torch.no_grad():
             expected = TensorEncoder(encoder)(video)
         got = session.run(["pooled", "tokens"], {"video": video.cpu().numpy()})
         for name, own, other in zip(("pooled", "tokens"), expected, got, strict=True):

@@ -354,6 +354,21 @@ class ViViT(nn.Module, HubModel):
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.trunk.grad_checkpointing = enable
 
+    def freeze_pooling(self) -> None:
+        """Freeze the parameters that patch tokens do not depend on, where these alone are trained.
+
+        Left trainable they would get no gradient, which DistributedDataParallel refuses, and weight
+        decay all the same. They are those of pooling, and class tokens that no patch attends to.
+        """
+        for name, parameter in self.named_parameters():
+            # Under a causal mask nothing attends to a class token that sees all frames.
+            unseen = self.config.temporal_causal and (
+                name == "trunk.temporal_class_token"
+                or (self.config.variant == "joint" and name == "trunk.class_token")
+            )
+            if unseen or name.startswith(("attention_pooling.", "pooled_norm.")):
+                parameter.requires_grad_(False)
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights: positions, class tokens and registers."""
         tokens = ("class_token", "registers", "attention_pooling.query")

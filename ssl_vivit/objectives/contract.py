@@ -1,11 +1,12 @@
-"""What every objective returns, and what the training loop asks of it."""
+"""What an objective is, and what :func:`ssl_vivit.training.fit` calls on it and on its parts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Step(NamedTuple):
@@ -21,20 +22,64 @@ class Step(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """An ``nn.Module`` around a model: a batch in, a :class:`Step` out.
+class Objective(nn.Module):
+    """Base class of objectives: a batch in, a :class:`Step` out.
 
-    Where it has them, the loop also heeds ``export_name``, what the exported directory is called
-    ("encoder" without), and ``begin_step(step)``, called with the steps done before each one.
+    An objective defines ``forward`` and ``export``; everything else that ``fit`` calls has a default
+    here.
+
+    Attributes:
+        export_name: name of the exported directory inside the run and its checkpoints.
     """
 
-    def __call__(self, batch: dict[str, Any]) -> Step: ...
+    export_name = "encoder"
+
+    def forward(self, batch: dict[str, Any]) -> Step:
+        """Loss and metrics of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(batch)")
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the model that the run is for (weights, config, model card) to ``directory``.
 
         Args:
-            training: facts for the model card (objective, data, steps, versions).
+            directory: where to; its parent exists.
+            training: facts for the model card (data, steps, versions).
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} defines no export(directory, training=…)")
+
+    def to_compile(self) -> nn.Module:
+        """The part that ``training.compile`` compiles; by default all of it."""
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay, beside vectors and what parts name themselves."""
+        return set()
+
+    def learning_rate_shares(self) -> dict[str, float]:
+        """Parameter → factor on its learning rate, where that is not 1."""
+        return {}
+
+    def first_steps(self) -> dict[str, int]:
+        """Parameter → step at which it joins training, where that is not 0; it warms up from then."""
+        return {}
+
+
+@runtime_checkable
+class WithoutDecay(Protocol):
+    """A part that names its parameters without weight decay, as timm's models do."""
+
+    def no_weight_decay(self) -> set[str]: ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A part that tells layer-wise learning-rate decay its layers, as timm's models do."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """A part that names the classes of the blocks that FSDP shards, as transformers' models do."""
+
+    _no_split_modules: Sequence[str]

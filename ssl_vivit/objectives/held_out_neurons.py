@@ -68,12 +68,6 @@ class HeldOutNeurons(NeuralPrediction):
         fitted = [p.flatten()[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
         return step._replace(loss=step.loss + torch.stack(fitted).sum())
 
-    def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """Rates (b, T, neurons) for each part of a batch."""
-        return [
-            self.model(p["video"], p["behaviour"], p["session"], p["pupil_centre"]) for p in parts
-        ]
-
     def _penalty(self, session: str) -> Tensor:
         features = getattr(self.model.readouts[session], "features", None)
         units = self.held[session]

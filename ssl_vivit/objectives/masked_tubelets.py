@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
-from ssl_vivit.objectives.contract import Step
+from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (
     MaskKind,
@@ -36,7 +36,6 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.tubelet_decoder import DecoderPositions, TubeletDecoder
-from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Reconstruction(NamedTuple):
         )
 
 
-class MaskedTubelets(nn.Module):
+class MaskedTubelets(Objective):
     """Prediction of hidden tubelets from visible ones.
 
     Encoder parameters that patch tokens do not depend on (of pooling) are frozen.
@@ -128,7 +127,7 @@ class MaskedTubelets(nn.Module):
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
             value = torch.tensor(statistics.get(name, neutral)).flatten()
             self.register_buffer(name, value, persistent=False)
-        freeze_what_serves_pooling_alone(encoder)
+        encoder.freeze_pooling()
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """The loss of a batch: mean squared error over the pixels of hidden tubelets.
@@ -238,6 +237,10 @@ class MaskedTubelets(nn.Module):
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         tokens = self.encoder(video).tokens.mean((1, 2))
         return rearrange(tokens, "(b views) d -> b views d", views=views)
+
+    def to_compile(self) -> nn.Module:
+        """The encoder."""
+        return self.encoder
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the encoder (without the decoder) to ``directory``.

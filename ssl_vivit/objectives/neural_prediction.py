@@ -22,8 +22,7 @@ from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.objectives.contract import Step
-from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
+from ssl_vivit.objectives.contract import Objective, Step
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class NeuralPredictionConfig:
     eps: float = 1e-12
 
 
-class NeuralPrediction(nn.Module):
+class NeuralPrediction(Objective):
     """Poisson loss of a model of neurons over the responses that are known, and penalties.
 
     The loss is the mean over all known responses of the batch of all processes, whatever part of
@@ -86,7 +85,7 @@ class NeuralPrediction(nn.Module):
         self._check()
         for module in model.modules():
             if isinstance(module, ViViT):
-                freeze_what_serves_pooling_alone(module)
+                module.freeze_pooling()
         means = [torch.tensor(fact.mean_response, dtype=torch.float64) for fact in self.facts]
         for index, mean in enumerate(means):
             self.register_buffer(f"mean_response_{index}", mean, persistent=False)
@@ -94,7 +93,11 @@ class NeuralPrediction(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The part that is worth compiling; what comes after changes shape with the session."""
+        """The core of the model, a ViViT or a baseline."""
+        return self.model.encoder
+
+    def to_compile(self) -> nn.Module:
+        """The core; what comes after it changes shape with the session."""
         return self.model.encoder
 
     def forward(self, batch: dict[str, Any]) -> Step:

@@ -20,9 +20,8 @@ from lightly.utils import dist
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
-from ssl_vivit.objectives.contract import Step
+from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
-from ssl_vivit.objectives.unused_parameters import freeze_what_serves_pooling_alone
 
 
 @dataclass
@@ -48,7 +47,7 @@ class SimCLRConfig:
     batch_norm: bool = True
 
 
-class SimCLR(nn.Module):
+class SimCLR(Objective):
     """Contrastive learning with lightly's projection head and NT-Xent loss.
 
     Negatives are gathered from all processes. Both views go through the encoder in one call.
@@ -93,7 +92,7 @@ class SimCLR(nn.Module):
         )
         self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
         if config.features == "tokens":
-            freeze_what_serves_pooling_alone(encoder)
+            encoder.freeze_pooling()
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """The loss of a batch.
@@ -131,6 +130,10 @@ class SimCLR(nn.Module):
             seen = tokens.any(-1, keepdim=True)
             features = tokens.sum((1, 2)) / seen.sum((1, 2))
         return rearrange(features, "(b views) d -> b views d", views=clips.shape[1])
+
+    def to_compile(self) -> nn.Module:
+        """The encoder."""
+        return self.encoder
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the encoder (without the projection head) to ``directory``.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_vivit.encoders import VideoClassifier, ViViT
-from ssl_vivit.objectives.contract import Step
+from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.targets import (
     NumberScale,
     Target,
@@ -22,7 +22,7 @@ from ssl_vivit.objectives.targets import (
 )
 
 
-class Supervised(nn.Module):
+class Supervised(Objective):
     """A classifier whose outputs, side by side, predict several targets.
 
     Args:

@@ -1,4 +1,4 @@
-"""How much of an encoder a model of neurons trains, and from when on."""
+"""How much of the encoder a model of neurons trains, and from when on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.objectives.contract import Step
 from ssl_vivit.objectives.neural_prediction import (
     NeuralPrediction,
     NeuralPredictionConfig,
@@ -69,12 +66,14 @@ class TuningConfig:
 
 
 class TunedNeuralPrediction(NeuralPrediction):
-    """:class:`NeuralPrediction` whose encoder may rest: no gradients, eval mode, no weight decay.
+    """:class:`NeuralPrediction` with an encoder that learns at its own pace or not at all.
 
-    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained.
+    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained. A
+    frozen encoder has no gradients and stays in eval mode. ``readout_first`` is two calls of ``fit``:
+    one with a frozen encoder, one from its checkpoint on with all.
 
     Args:
-        model: the model of neurons; its ``encoder`` is what may rest.
+        model: the model of neurons.
         config: settings of the loss.
         tuning: how the encoder takes part.
         facts: of each session of the model.
@@ -92,30 +91,21 @@ class TunedNeuralPrediction(NeuralPrediction):
         self.tuning = tuning or TuningConfig()
         if self.tuning.mode == "frozen":
             self.encoder.requires_grad_(False)
-        self.resting = self.tuning.mode != "full"
         self.train()
 
     def train(self, mode: bool = True) -> TunedNeuralPrediction:
-        """As of every module; an encoder that rests stays in eval mode."""
+        """As of every module; a frozen encoder stays in eval mode."""
         super().train(mode)
-        # The parent's constructor may call this before there is a tuning.
-        if getattr(self, "resting", False):
+        if self.tuning.mode == "frozen":
             self.encoder.eval()
         return self
 
-    def begin_step(self, step: int) -> None:
-        """What the encoder does in a step follows from its number alone, so resuming is exact."""
-        waits = self.tuning.mode == "readout_first" and step < self.tuning.readout_steps
-        self.resting = waits or self.tuning.mode == "frozen"
-        self.train(self.training)
-
     def first_steps(self) -> dict[str, int]:
-        """Parameter → steps before it is trained."""
-        late = self.tuning.readout_steps if self.tuning.mode == "readout_first" else 0
-        return dict.fromkeys(self._encoder_names(), late)
+        """Encoder parameter → step at which it joins, which is none but for ``readout_first``."""
+        return dict.fromkeys(self._encoder_names(), self.tuning.readout_steps)
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Parameter → factor on its learning rate."""
+        """Encoder parameter → factor on its learning rate."""
         return dict.fromkeys(self._encoder_names(), self.tuning.encoder_share)
 
     def no_weight_decay(self) -> set[str]:
@@ -130,39 +120,9 @@ class TunedNeuralPrediction(NeuralPrediction):
             if name.startswith(("model.session_readouts.", "model.adapter."))
         }
 
-    def forward(self, batch: dict[str, Any]) -> Step:
-        """As of :class:`NeuralPrediction`."""
-        tuned = [p for p in self.encoder.parameters() if p.requires_grad]
-        if not (self.training and self.resting and tuned) or self._recomputes():
-            return super().forward(batch)
-        # Without requires_grad no graph is built through the encoder, unless what stands in front
-        # of it is trained. Turned off for good, DistributedDataParallel would not see it join.
-        for parameter in tuned:
-            parameter.requires_grad_(False)
-        try:
-            step = super().forward(batch)
-        finally:
-            for parameter in tuned:
-                parameter.requires_grad_(True)
-        # DistributedDataParallel waits for a gradient of each; the loop drops them.
-        nothing = [p.flatten()[:1].sum() * 0 for p in tuned if not isinstance(p, DTensor)]
-        if nothing:
-            step = step._replace(loss=step.loss + torch.stack(nothing).sum())
-        return step
-
     def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
         """Rates (b, T, neurons) for each part of a batch."""
         return predict_parts(self.model, parts)
 
-    def _recomputes(self) -> bool:
-        """Whether the backward pass runs the encoder again, which must then be as it was.
-
-        With an adapter in front that happens while the encoder waits, too; its gradients, which
-        the loop drops, are the price.
-        """
-        trunk = getattr(self.encoder, "trunk", None)
-        return self.model.adapter is not None and getattr(trunk, "grad_checkpointing", False)
-
     def _encoder_names(self) -> list[str]:
-        inside = {id(parameter) for parameter in self.encoder.parameters()}
-        return [name for name, parameter in self.named_parameters() if id(parameter) in inside]
+        return [f"model.encoder.{name}" for name, _ in self.encoder.named_parameters()]

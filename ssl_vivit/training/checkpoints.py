@@ -89,10 +89,11 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
     """Load a full state, of which every process has a copy, into model and optimiser.
 
-    Settings of the groups (weight decay and so on) stay those of ``optimizer``.
+    Settings of the groups (weight decay and so on) stay those of ``optimizer``, and parameters may
+    be trained that were not when the state was gathered.
 
     Raises:
-        RunError: if the state is that of another model or other parameter groups.
+        RunError: if the state is that of another model, or of parameters that are not trained now.
     """
     per_parameter: dict[str, dict[str, Any]] = {
         name: dict(entries) for name, entries in state.groups["state"].items()
@@ -104,9 +105,9 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
         model, optimizer, options=StateDictOptions(full_state_dict=True)
     )
     current: Any = template.get("param_groups", [])
-    members = [sorted(group["params"]) for group in current]
-    if members != [sorted(group["params"]) for group in state.groups["groups"]]:
-        raise RunError("the checkpoint's optimiser has other parameter groups than this model")
+    trained = {name for group in current for name in group["params"]}
+    if any(not trained.issuperset(group["params"]) for group in state.groups["groups"]):
+        raise RunError("the checkpoint's optimiser trained parameters that are not trained now")
     # A parameter that had no gradient yet has no state; strict would refuse its absence.
     options = StateDictOptions(full_state_dict=True, strict=False)
     loaded: Any = {"state": per_parameter, "param_groups": current}

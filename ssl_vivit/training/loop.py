@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation_mode import evaluation_mode
+from ssl_vivit.objectives.contract import Objective
 from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, to_plain
 from ssl_vivit.training.optim import (
     build_optimizer,
-    drop_early_gradients,
     peak_learning_rate,
     schedule_factor,
     set_learning_rate,
 )
-from ssl_vivit.training.periodic import Moment, Periodic, unnoticed
+from ssl_vivit.training.periodic import Moment, Periodic
 from ssl_vivit.training.processes import (
     Host,
     prepare,
@@ -56,8 +56,7 @@ class FitResult:
         step: optimisation steps done.
         metrics: the last logged numbers.
         checkpoint: the last whole checkpoint.
-        encoder: the exported encoder, or what else the objective exports; None if the run was
-            interrupted.
+        encoder: the exported encoder, or what else the objective exports; None before the last step.
         interrupted: the signal that ended the run early, if one did.
     """
 
@@ -70,10 +69,11 @@ class FitResult:
 
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     batches: Batches | Iterable[dict[str, Any]],
     config: TrainingConfig,
     *,
+    until: int | None = None,
     run_config: dict[str, Any] | None = None,
     periodic: Sequence[Periodic] = (),
     card: dict[str, Any] | None = None,
@@ -84,10 +84,12 @@ def fit(
     ``interrupted`` set, and the process may exit with status 0, since nothing was lost.
 
     Args:
-        objective: see :class:`ssl_vivit.objectives.contract.Objective`.
+        objective: what is trained.
         batches: a loader with ``stream`` and ``steps_per_epoch``, or any re-iterable of batches,
             one for each micro-step, which is repeated.
         config: how to train.
+        until: the step at which this call ends, with a checkpoint from which another call goes on;
+            None is the last. The schedule is that of all ``config.steps``.
         run_config: the recipe's full resolved config, saved as config.yaml.
         periodic: jobs beside training.
         card: facts for the model card of the exported encoder.
@@ -95,10 +97,17 @@ def fit(
     Raises:
         RunError: with one line that says what is wrong and what to do.
     """
+    if not isinstance(objective, Objective):
+        raise RunError(
+            f"{type(objective).__name__} is no objective; derive it from "
+            "ssl_vivit.objectives.Objective"
+        )
     config.check()
     full_config = run_config if run_config is not None else {"training": to_plain(config)}
     with Interruption() as interruption:
-        run = _Run(objective, batches, config, full_config, periodic, card or {}, interruption)
+        run = _Run(
+            objective, batches, config, until, full_config, periodic, card or {}, interruption
+        )
         try:
             return run.to_the_end()
         finally:
@@ -108,15 +117,17 @@ def fit(
 class _Run:
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         batches: Batches | Iterable[dict[str, Any]],
         config: TrainingConfig,
+        until: int | None,
         run_config: dict[str, Any],
         periodic: Sequence[Periodic],
         card: dict[str, Any],
         interruption: Interruption,
     ) -> None:
         self.config, self.periodic, self.card = config, periodic, card
+        self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
         self.accelerator = start_accelerator(config)
         self.host = Host()
@@ -125,7 +136,7 @@ class _Run:
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
         objective = synchronise_norms(objective, self.host, self.accelerator)
-        self.export_name: str = getattr(objective, "export_name", "encoder")
+        self.export_name = objective.export_name
         self.run_dir = run_directory(config)
         found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
         self.checkpoint = Path(found) if found else None
@@ -137,8 +148,7 @@ class _Run:
             self.exporter = copy.deepcopy(objective).cpu()
         optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
         if config.compile:
-            getattr(objective, "encoder", objective).compile()
-        self.bare = objective
+            objective.to_compile().compile()
         self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
         random_state.seed_process(config.seed, self.step, self.host.rank)
         if self.checkpoint is not None:
@@ -172,17 +182,17 @@ class _Run:
         self.model.train()
         if self.step == 0:
             self._run_periodic()
-        while self.step < self.config.steps:
+        while self.step < self.last:
             micro_batches, failure = self._fetch()
             self._settle(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
             self._run_periodic()
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.last:
                 self._save()
         self._settle_all()
-        if self.step < self.config.steps:
+        if self.step < self.last:
             return self._interrupted()
         return self._finished()
 
@@ -200,8 +210,6 @@ class _Run:
         )
         warmup = self.config.optimizer.warmup_steps
         set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
-        if callable(begin := getattr(self.bare, "begin_step", None)):
-            begin(self.step)
         steps = []
         for batch in micro_batches:
             with self.accelerator.accumulate(self.model):
@@ -210,7 +218,6 @@ class _Run:
                     step = self.model(batch)
                 self.accelerator.backward(step.loss)
                 if self.accelerator.sync_gradients:
-                    drop_early_gradients(self.optimizer, self.step)
                     norm = self._clip()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -302,7 +309,7 @@ class _Run:
         )
         with self.throughput.paused():
             for job in due:
-                with unnoticed(self.model):
+                with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():
                     numbers = job.run(moment)
                 if numbers:
                     self._log(self.step, numbers)
@@ -319,7 +326,7 @@ class _Run:
             if weights is not None:
                 self.exporter.load_state_dict(weights)
             try:
-                self.exporter.export(directory, training=self._card())  # type: ignore[operator]
+                self.exporter.export(directory, training=self._card())
             except OSError as error:
                 raise RunError(f"{directory} cannot be written: {error.strerror}") from error
 
@@ -434,6 +441,8 @@ class _Run:
 
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None
+        if self.step < self.config.steps:
+            return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, None, None)
         exported = self.run_dir / self.export_name
         source = self.checkpoint / self.export_name
         self.host.from_main(lambda: place(source, exported))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.objectives.contract import Layered, Objective, WithoutDecay
 
 REFERENCE_BATCH = 256
 
@@ -96,11 +97,11 @@ def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
 def set_learning_rate(
     optimizer: Optimizer, learning_rate: float, *, step: int = 0, warmup_steps: int = 0
 ) -> None:
-    """Give every group its share of the learning rate; one that starts later warms up from then.
+    """Give every group its share of the learning rate; one that joins later warms up from then.
 
     Args:
         step: steps done before this one.
-        warmup_steps: over which a group that starts later reaches its share.
+        warmup_steps: over which a group that joins later reaches its share.
     """
     for group in optimizer.param_groups:
         share = group["lr_scale"]
@@ -109,25 +110,13 @@ def set_learning_rate(
         group["lr"] = learning_rate * share
 
 
-def drop_early_gradients(optimizer: Optimizer, step: int) -> None:
-    """Leave what starts later untouched, weights and moments: without a gradient it takes no step.
-
-    Args:
-        step: steps done before this one.
-    """
-    for group in optimizer.param_groups:
-        if step < group["first_step"]:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig, total_batch_size: int) -> Optimizer:
+def build_optimizer(objective: Objective, config: OptimConfig, total_batch_size: int) -> Optimizer:
     """AdamW from timm or LARS from lightly over :func:`parameter_groups`.
 
     Raises:
-        RunError: if nothing of the model is trainable.
+        RunError: if nothing of the objective is trainable.
     """
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(objective, config.weight_decay, config.layer_decay)
     if not groups:
         raise RunError("no parameter of the objective is trainable")
     learning_rate = peak_learning_rate(config, total_batch_size)
@@ -137,30 +126,30 @@ def build_optimizer(model: nn.Module, config: OptimConfig, total_batch_size: int
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+    objective: Objective, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Trainable parameters by weight decay and share of the learning rate.
 
-    Vectors and scalars (biases, norms) have no weight decay, nor what a submodule's
-    ``no_weight_decay()`` names. With ``layer_decay`` below 1, the submodule that has a
-    ``group_matcher`` gets timm's layer-wise shares; all else, the head above it, learns at 1. A
-    submodule's ``learning_rate_shares()`` (name → factor on these shares) and ``first_steps()``
-    (name → steps before it is trained at all) say more of single parameters.
+    Vectors and scalars (biases, norms) have no weight decay, nor what the objective and its parts
+    name in ``no_weight_decay()``. With ``layer_decay`` below 1 the first part that knows its layers
+    (:class:`Layered`) gets timm's layer-wise shares; all else, the head above it, learns at 1. The
+    objective's ``learning_rate_shares()`` are factors on these shares.
     """
-    exempt: set[str] = set()
-    for prefix, module in model.named_modules():
-        if callable(names := getattr(module, "no_weight_decay", None)):
-            exempt |= {_join(prefix, name) for name in names()}
-    shares = _layer_shares(model, layer_decay)
-    factors = _declared(model, "learning_rate_shares")
-    starts = _declared(model, "first_steps")
+    exempt = {
+        _join(prefix, name)
+        for prefix, part in objective.named_modules()
+        if isinstance(part, WithoutDecay)
+        for name in part.no_weight_decay()
+    }
+    shares = _layer_shares(objective, layer_decay)
+    factors, starts = objective.learning_rate_shares(), objective.first_steps()
     groups: dict[tuple[bool, float, int], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
         share = shares.get(name, 1.0) * factors.get(name, 1.0)
-        start = int(starts.get(name, 0))
+        start = starts.get(name, 0)
         settings = {
             "weight_decay": weight_decay if decays else 0.0,
             "lr_scale": share,
@@ -171,21 +160,13 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _declared(model: nn.Module, method: str) -> dict[str, float]:
-    """What submodules say of their parameters by a method of that name."""
-    said: dict[str, float] = {}
-    for prefix, module in model.named_modules():
-        if callable(ask := getattr(module, method, None)):
-            said |= {_join(prefix, name): value for name, value in ask().items()}
-    return said
-
-
-def _layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
+def _layer_shares(objective: nn.Module, layer_decay: float) -> dict[str, float]:
     if layer_decay == 1:
         return {}
-    for prefix, module in model.named_modules():
-        if callable(matcher := getattr(module, "group_matcher", None)):
-            layers = group_parameters(module, matcher(coarse=False), reverse=True)
+    for prefix, part in objective.named_modules():
+        if isinstance(part, Layered):
+            matcher = part.group_matcher(coarse=False)
+            layers = group_parameters(objective.get_submodule(prefix), matcher, reverse=True)
             top = max(layers.values())
             return {
                 _join(prefix, name): layer_decay ** (top - layer) for name, layer in layers.items()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
 from ssl_vivit.training.processes import call
-from ssl_vivit.training.random_state import preserved
 
 
 @dataclass(frozen=True)
@@ -67,16 +64,3 @@ class Periodic:
         if step == 0:
             return self.at_start
         return step % self.every == 0 or (self.at_end and step == steps)
-
-
-@contextmanager
-def unnoticed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes and random generators are put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with preserved(), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

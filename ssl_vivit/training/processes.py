@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_m
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.objectives.contract import Blocks, Objective
 from ssl_vivit.training.config import TrainingConfig
 
 _SUPPORTED = (
@@ -143,7 +144,7 @@ def prepare(
     return model, prepared
 
 
-def synchronise_norms(objective: nn.Module, host: Host, accelerator: Accelerator) -> nn.Module:
+def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator) -> Objective:
     """Batch norms over the batch of all processes.
 
     Raises:
@@ -167,11 +168,10 @@ def synchronise_norms(objective: nn.Module, host: Host, accelerator: Accelerator
 
 
 def name_blocks(objective: nn.Module) -> None:
-    """Tell FSDP which blocks to shard: those that the encoder declares in ``_no_split_modules``."""
-    present = {type(module).__name__ for module in objective.modules()}
-    declared: set[str] = set()
-    for module in objective.modules():
-        declared |= set(getattr(module, "_no_split_modules", None) or ())
+    """Tell FSDP which blocks to shard: those that parts of the objective declare."""
+    present = {type(part).__name__ for part in objective.modules()}
+    named = (part._no_split_modules for part in objective.modules() if isinstance(part, Blocks))
+    declared = {name for names in named for name in names or ()}
     objective._no_split_modules = sorted(declared & present)  # type: ignore[assignment]
 
 

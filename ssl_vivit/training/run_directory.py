@@ -51,13 +51,10 @@ def open_run(
     run_dir = run_directory(config)
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file; choose another --training.run_dir")
-    checkpoint: Path | None = None
-    if config.resume == "auto":
-        checkpoint = newest_whole(run_dir / "checkpoints", warn)
-        _same_settings(run_dir / "config.yaml", run_config)
-    elif config.resume != "never":
-        checkpoint = _named_checkpoint(Path(config.resume), warn)
-        _same_settings(checkpoint.parent.parent / "config.yaml", run_config)
+    checkpoint = first_checkpoint(config, warn)
+    if config.resume != "never":
+        continued = run_dir if checkpoint is None else checkpoint.parent.parent
+        _same_settings(continued / "config.yaml", run_config)
     inside = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
     if inside and config.resume != "auto" and checkpoint is not None:
         whole = [path for path in later_than(checkpoint) if fault(path) is None]
@@ -83,6 +80,29 @@ def open_run(
             f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
         ) from error
     return checkpoint
+
+
+def first_checkpoint(config: TrainingConfig, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a run would continue from, as ``training.resume`` says; None for none.
+
+    Args:
+        config: of the run.
+        warn: told of each newer checkpoint that is not whole.
+
+    Raises:
+        RunError: if a checkpoint is named that does not exist or is not whole.
+    """
+    if config.resume == "never":
+        return None
+    if config.resume == "auto":
+        return newest_whole(run_directory(config) / "checkpoints", warn)
+    return _named_checkpoint(Path(config.resume), warn)
+
+
+def reached_step(config: TrainingConfig) -> int:
+    """The step that a run would continue from, 0 for a start from nothing."""
+    checkpoint = first_checkpoint(config, warn=lambda line: None)
+    return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def without_names(run_config: dict[str, Any]) -> dict[str, Any]:

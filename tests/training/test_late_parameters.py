@@ -1,23 +1,23 @@
-"""Parameters that start later, and shares of the learning rate that a module declares."""
+"""Parameters that join later, and shares of the learning rate that an objective declares."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 from toy_objective import ToyObjective, toy_batches
 
-from ssl_vivit.training import Periodic, fit
+from ssl_vivit.errors import RunError
+from ssl_vivit.training import FitResult, Periodic, fit
 from ssl_vivit.training.optim import parameter_groups, set_learning_rate
+from ssl_vivit.training.run_directory import reached_step
 
 
 class Late(ToyObjective):
-    """The encoder starts after five steps, with a tenth of the learning rate."""
+    """The encoder joins after five steps, with a tenth of the learning rate."""
 
     export_name = "model"
-
-    def __init__(self, dropout: float = 0.2) -> None:
-        super().__init__(dropout=dropout)
-        self.begun: list[int] = []
 
     def first_steps(self) -> dict[str, int]:
         return {f"encoder.{name}": 5 for name, _ in self.encoder.named_parameters()}
@@ -25,13 +25,10 @@ class Late(ToyObjective):
     def learning_rate_shares(self) -> dict[str, float]:
         return {f"encoder.{name}": 0.1 for name, _ in self.encoder.named_parameters()}
 
-    def begin_step(self, step: int) -> None:
-        self.begun.append(step)
-
 
 def late(seed: int = 0) -> Late:
     torch.manual_seed(seed)
-    return Late()
+    return Late(dropout=0.2)
 
 
 def test_groups_know_share_and_first_step() -> None:
@@ -55,35 +52,56 @@ def test_late_groups_warm_up_when_they_start() -> None:
     assert rates == pytest.approx([0, 0, 0, 0, 0, 0.2 / 3, 0.4 / 3, 0.2, 0.2])
 
 
-def test_late_parameters_take_no_step_before_theirs_and_continue_to_the_same_bits(config) -> None:
-    seen = {}
+def test_two_calls_train_the_rest_and_then_all_to_the_same_bits_however_often_stopped(
+    config, metrics
+) -> None:
+    class Kill(Exception):
+        pass
 
-    def look(moment) -> None:
-        seen[moment.step] = moment.model.encoder.stem.weight.clone()
+    def run(name: str, stops: tuple[int, ...] = ()) -> FitResult:
+        """A frozen encoder for five steps, then all; killed and called again after each stop."""
+        for stop in (*stops, None):
+            settings = config(name, steps=9, checkpoint_every=3, resume="auto")
 
-    whole = fit(late(), toy_batches(), config("whole", steps=9), periodic=[Periodic(1, look, True)])
-    # Weight decay would have moved it, too.
+            def look(moment, stop=stop) -> None:
+                seen[moment.step] = moment.model.encoder.stem.weight.clone()
+                if moment.step == stop:
+                    raise Kill
+
+            jobs = [Periodic(1, look, at_start=True)]
+            with nullcontext() if stop is None else pytest.raises(Kill):
+                if reached_step(settings) < 5:
+                    resting = late()
+                    resting.encoder.requires_grad_(False)
+                    fitted = fit(resting, toy_batches(), settings, until=5, periodic=jobs)
+                    assert (fitted.step, fitted.encoder, fitted.interrupted) == (5, None, None)
+                    assert not (fitted.run_dir / "model").exists()
+                fitted = fit(late(3 if stops else 0), toy_batches(), settings, periodic=jobs)
+        return fitted
+
+    seen: dict[int, torch.Tensor] = {}
+    whole = run("whole")
     assert all(torch.equal(seen[step], seen[0]) for step in range(6))
     assert not torch.equal(seen[6], seen[5])
+    again = run("again", stops=(4, 7))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ends = [(result.checkpoint / name).read_bytes() for result in (whole, again)]
+        assert ends[0] == ends[1]
+    assert metrics(again.run_dir) == metrics(whole.run_dir)
+    assert [row["step"] for row in metrics(whole.run_dir)] == list(range(1, 10))
 
-    for stop in (4, 6):  # before and after the encoder has moments
-        settings = config(f"stop{stop}", steps=9, checkpoint_every=stop)
 
-        class Kill(Exception):
-            pass
+def test_a_checkpoint_of_more_trained_parameters_is_refused(config) -> None:
+    fit(late(), toy_batches(), config(steps=4))
+    resting = late()
+    resting.encoder.requires_grad_(False)
+    with pytest.raises(RunError, match="parameters that are not trained now"):
+        fit(resting, toy_batches(), config(steps=8, resume="auto"))
 
-        def end(moment, stop=stop, kill=Kill) -> None:
-            if moment.step == stop + 1:
-                raise kill
 
-        with pytest.raises(Kill):
-            fit(late(), toy_batches(), settings, periodic=[Periodic(1, end)])
-        settings.resume = "auto"
-        again = fit(model := late(3), toy_batches(), settings)
-        assert model.begun == list(range(stop, 9))
-        for name in ("model.safetensors", "optimizer.safetensors"):
-            ends = [(result.checkpoint / name).read_bytes() for result in (whole, again)]
-            assert ends[0] == ends[1]
+def test_a_module_that_is_no_objective_is_refused(config) -> None:
+    with pytest.raises(RunError, match=r"Linear is no objective; derive it from .*Objective"):
+        fit(torch.nn.Linear(2, 2), toy_batches(), config())
 
 
 def test_the_export_has_the_objectives_name_and_can_be_made_beside_training(config) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from toy_objective import toy
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.objectives import Objective
 from ssl_vivit.training import OptimConfig
 from ssl_vivit.training.optim import (
     build_optimizer,
@@ -108,11 +109,20 @@ def test_adamw_step_is_torchs() -> None:
         assert torch.equal(a, b)
 
 
+class Linear(Objective):
+    """An objective of one layer, without any declaration."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+
 def test_lars_first_step_by_hand() -> None:
-    model = nn.Linear(3, 2)
+    objective = Linear(3, 2)
+    model = objective.linear
     weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
     optimizer = build_optimizer(
-        model, OptimConfig(name="lars", learning_rate=0.3, weight_decay=0.01), 256
+        objective, OptimConfig(name="lars", learning_rate=0.3, weight_decay=0.01), 256
     )
     model(torch.ones(1, 3)).sum().backward()
     gradient = model.weight.grad.clone()
@@ -139,4 +149,4 @@ def test_values_out_of_range_are_refused_by_name(change: dict, named: str) -> No
 
 def test_layer_decay_without_layers_is_refused() -> None:
     with pytest.raises(RunError, match="group_matcher"):
-        parameter_groups(nn.Linear(2, 2), 0.1, layer_decay=0.5)
+        parameter_groups(Linear(2, 2), 0.1, layer_decay=0.5)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from ssl_vivit.objectives.contract import Step
+from ssl_vivit.objectives.contract import Objective, Step
 
 
 class Block(nn.Module):
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         return self.blocks(self.stem(x) + self.position)
 
 
-class ToyObjective(nn.Module):
+class ToyObjective(Objective):
     def __init__(self, width: int = 8, dropout: float = 0.2) -> None:
         super().__init__()
         self.encoder = Encoder(width, dropout)
@@ -54,6 +54,9 @@ class ToyObjective(nn.Module):
         out = self.head(self.encoder(batch["clips"])) * self.scale
         loss = (out - batch["target"]).square().mean()
         return Step(loss, {"spread": out.detach().std()})
+
+    def to_compile(self) -> nn.Module:
+        return self.encoder
 
     def embed(self, x: Tensor) -> Tensor:
         return self.encoder(x)

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, ViViTConfig
-from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.encoders.pooling import AttentionPooling
 from ssl_vivit.encoders.trunks.blocks import HeadAttention, Mask
 from ssl_vivit.evaluation.attention.rollout import Readout, readout, rollout
+from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.grid import Grid
 
 Axis = Literal["spatial", "temporal", "joint"]
@@ -190,7 +190,7 @@ def attention_maps(
     with ExitStack() as stack:
         # Hooks need their modules to be called: compiled ones run as they were written.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(evaluating(encoder))
+        stack.enter_context(evaluation_mode(encoder))
         stack.enter_context(torch.no_grad())
         for name, module in encoder.trunk.named_modules():
             if not isinstance(module, HeadAttention):

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.evaluating import evaluating
+from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation_mode import evaluation_mode
 
 Summary = Literal["pooled", "mean", "both"]
 
@@ -57,7 +58,7 @@ class EncoderFeatures:
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
         """Features in float32: vectors (b, d or 2 d), tokens (b, t, n, d)."""
         wanted = tokens or self.summary != "pooled"
-        with evaluating(self.encoder), half_precision(clips.device):
+        with evaluation_mode(self.encoder), half_precision(clips.device):
             out = self.encoder(clips, tokens=wanted)
         parts = []
         if self.summary != "mean":

@@ -15,7 +15,6 @@ from ssl_vivit.data.video.clips import clip_frames, even_starts
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.encoders import VideoClassifier
-from ssl_vivit.encoders.evaluating import evaluating
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
 from ssl_vivit.evaluation.features.files import fingerprint
 from ssl_vivit.evaluation.probes.comparison import Subject
@@ -24,6 +23,7 @@ from ssl_vivit.evaluation.probes.labelled_videos import LabelledBatches, Labels
 from ssl_vivit.evaluation.probes.report import Row
 from ssl_vivit.evaluation.probes.scores import scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
+from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale
 from ssl_vivit.settings import check_least
@@ -186,7 +186,7 @@ def _predict(
     told: list[dict[str, Tensor]] = []
     keys: list[str] = []
     for batch in batches.once(batch_size, device, epoch=seed):
-        with evaluating(objective), half_precision(device):
+        with evaluation_mode(objective), half_precision(device):
             predicted = objective.predict(batch["clips"])
         found.append({name: value.cpu() for name, value in predicted.items()})
         told.append(part.labels(batch))

@@ -1,4 +1,4 @@
-"""A module in eval mode for a while."""
+"""A module in evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards each part is in the mode that it was in."""
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside the block; afterwards each part is in its own again."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
         yield
     finally:
-        # Part by part: train() would reach parts that were in eval mode, frozen norms for one.
+        # Part by part: train() would reach parts that were in evaluation mode, frozen norms for one.
         for part in training:
             part.training = True

@@ -15,7 +15,6 @@ import recipes  # noqa: F401  (before torch)
 # isort: split
 
 import json
-import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -25,7 +24,6 @@ import yaml
 from recipes.finetune_neural import (
     SAMPLE_PRESET,
     NeuralRecipe,
-    arguments,
     fine_tune,
     with_sessions,
 )
@@ -34,7 +32,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.building import CoreKind
-from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training import join_processes, parse, run, to_plain
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import run_directory, without_names
 
@@ -85,8 +83,7 @@ class Cell(NamedTuple):
 
 def main() -> None:
     """Run what is not finished, show everything."""
-    words = with_lists(arguments(sys.argv[1:]), "--cores", "--encoders", "--shares")
-    config = parse(ComparisonRecipe, words, preset=SAMPLE_PRESET)
+    config = parse(ComparisonRecipe, preset=SAMPLE_PRESET)
     processes, run_dir = join_processes(), run_directory(config.training)
     planned = cells(replace(config, data=with_sessions(config.data, processes)), run_dir)
     todo = Host().from_main(lambda: [n for n, cell in enumerate(planned) if not finished(cell)])

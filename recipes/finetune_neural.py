@@ -17,7 +17,6 @@ import recipes  # noqa: F401  (before torch)
 
 import copy
 import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,11 @@ from ssl_vivit.neural.readout.energy_start import start_at_energy
 from ssl_vivit.objectives import NeuralPredictionConfig
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
-from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place, reached_step
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
-SHORT = {"--sessions": "--data.sessions", "--encoder": "--encoder.path"}
 
 
 @dataclass
@@ -68,8 +66,12 @@ class NeuralRecipe:
     """
 
     core: CoreKind = "vivit"
-    encoder: NeuralEncoderChoice = field(default_factory=NeuralEncoderChoice)
-    data: NeuralDataConfig = field(default_factory=NeuralDataConfig)
+    encoder: NeuralEncoderChoice = field(
+        default_factory=NeuralEncoderChoice, metadata={"--encoder": "path"}
+    )
+    data: NeuralDataConfig = field(
+        default_factory=NeuralDataConfig, metadata={"--sessions": "sessions"}
+    )
     model: NeuralModelConfig = field(default_factory=NeuralModelConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     objective: NeuralPredictionConfig = field(default_factory=NeuralPredictionConfig)
@@ -80,7 +82,7 @@ class NeuralRecipe:
 
 def main() -> None:
     """Build the parts, fit, score what was exported."""
-    config = parse(NeuralRecipe, arguments(sys.argv[1:]), preset=SAMPLE_PRESET)
+    config = parse(NeuralRecipe, preset=SAMPLE_PRESET)
     processes = join_processes()
     table = fine_tune(replace(config, data=with_sessions(config.data, processes)), processes)
     if table is not None:
@@ -204,13 +206,6 @@ def fit_held_out(
         fitted = made.encoder
         host.from_main(lambda: place(fitted, model))
     return made.encoder is not None
-
-
-def arguments(words: list[str]) -> list[str]:
-    """The command line with its short forms written out."""
-    pairs = [word.partition("=") for word in words]
-    longer = [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
-    return with_lists(longer, SHORT["--sessions"])
 
 
 if __name__ == "__main__":

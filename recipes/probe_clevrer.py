@@ -13,7 +13,6 @@ import recipes  # noqa: F401  (before torch)
 
 # isort: split
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probes.full import FinetuneConfig, finetune
 from ssl_vivit.evaluation.probes.report import claim, distinct
 from ssl_vivit.settings import check_least
-from ssl_vivit.training import join_processes, parse, run, to_plain, with_lists
+from ssl_vivit.training import join_processes, parse, run, to_plain
 
 DEMO = "runs/demo/encoder"
 
@@ -60,7 +59,7 @@ class ProbeRecipe(ProbeSettings):
 
 def main() -> None:
     """Load encoders and videos, measure, report."""
-    config = parse(ProbeRecipe, with_lists(sys.argv[1:], "--encoders", "--probes"))
+    config = parse(ProbeRecipe)
     processes = join_processes()
     run_dir = claim(Path(config.run_dir))
     data = config.data

@@ -7,10 +7,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -35,11 +36,14 @@ def parse(
 
     ``--config file.yaml`` may come several times; what comes later wins. ``--print_config`` prints
     the resolved config. Settings of ``training`` may be given without that prefix: ``--resume auto``
-    is ``--training.resume auto``. A mistake prints one line that names what is allowed and exits with 2.
+    is ``--training.resume auto``. Lists may be given as several words: ``--seeds 1 2``. A mistake
+    prints one line that names what is allowed and exits with 2.
 
     Args:
         config_class: a dataclass whose fields all have defaults; nested dataclasses become dotted
-            options, dictionaries take ``--a.dictionary.key value``.
+            options, dictionaries take ``--a.dictionary.key value``. A field's metadata may name
+            short forms of its settings: ``{"--encoder": "path"}`` on a field ``encoder`` makes
+            ``--encoder X`` of ``--encoder.path X``.
         argv: the arguments; by default those of the process.
         preset: the config file that holds where none is named.
     """
@@ -55,8 +59,17 @@ def parse(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if preset is not None and not any(word.split("=")[0] == "--config" for word in arguments):
         arguments = ["--config", str(preset), *arguments]
-    keys = _keys(config_class())
-    arguments = [_with_prefix(word, keys) for word in arguments]
+    types = _types(config_class)
+    keys = list(types)
+    short = {
+        option: f"--{entry.name}.{setting}"
+        for entry in fields(config_class)  # type: ignore[arg-type]
+        for option, setting in entry.metadata.items()
+    }
+    arguments = [_in_full(word, keys, short) for word in arguments]
+    lists = {f"--{key}": kinds for key, hint in types.items() if list in (kinds := _kinds(hint))}
+    or_one = [option for option, kinds in lists.items() if str in kinds]
+    arguments = with_lists(arguments, *lists, or_one=or_one)
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word.split("=")[0] == "--config":
             _check_file(Path(word.partition("=")[2] or following))
@@ -83,18 +96,19 @@ def _check_file(path: Path) -> None:
             _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
 
 
-def with_lists(arguments: Sequence[str], *options: str) -> list[str]:
-    """``--option a b`` as ``--option ["a", "b"]``, which is how :func:`parse` reads lists.
+def with_lists(arguments: Sequence[str], *options: str, or_one: Collection[str] = ()) -> list[str]:
+    """``--option a b`` as ``--option ["a", "b"]``, which is how jsonargparse reads lists.
 
     Args:
         arguments: of the command line.
-        options: those that take several values.
+        options: those that take lists.
+        or_one: those among them that take one word as well, which then stays as it is.
     """
     words: list[str] = []
     taken: list[str] | None = None
     for word in [*arguments, "--"]:
         if word.startswith("--") and taken is not None:
-            one = len(taken) == 1 and taken[0].startswith(("[", "null"))
+            one = len(taken) == 1 and (words[-1] in or_one or taken[0].startswith(("[", "null")))
             words.append(taken[0] if one else json.dumps(taken))
             taken = None
         if taken is not None:
@@ -131,24 +145,30 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a config dataclass."""
-    keys = []
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if is_dataclass(value):
-            keys += _keys(value, f"{prefix}{entry.name}.")
+def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
+    """Type of each setting of a config dataclass by its dotted key."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(config_class).items():
+        if is_dataclass(hint):
+            types |= _types(hint, f"{prefix}{name}.")
         else:
-            keys.append(f"{prefix}{entry.name}")
-    return keys
+            types[f"{prefix}{name}"] = hint
+    return types
 
 
-def _with_prefix(word: str, keys: list[str]) -> str:
-    """``--resume`` → ``--training.resume``, for every such setting of ``training``."""
-    name = word.removeprefix("--").split("=")[0]
-    if word.startswith("--") and name not in keys and f"training.{name}" in keys:
-        return f"--training.{word[2:]}"
-    return word
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types in a type: {list, str} of ``list[str] | str``."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_origin(part) or part for part in parts}
+
+
+def _in_full(word: str, keys: list[str], short: dict[str, str]) -> str:
+    """An option's full name: of a short form, and of a setting of ``training`` without its prefix."""
+    option, equals, value = word.partition("=")
+    name = option.removeprefix("--")
+    if option.startswith("--") and name not in keys and f"training.{name}" in keys:
+        option = f"--training.{name}"
+    return short.get(option, option) + equals + value
 
 
 def _explain(message: str, keys: list[str]) -> str:

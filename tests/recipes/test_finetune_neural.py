@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, arguments, main
+from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -126,11 +126,11 @@ def test_short_forms_and_the_sample_preset():
     bare = parse(NeuralRecipe, [], preset=SAMPLE_PRESET)
     assert bare == parse(NeuralRecipe, ["--config", str(SAMPLE_PRESET)])
     told = ["--sessions", "x/a", "x/b", "--encoder", "runs/e", "--encoder.name=vivit_tiny"]
-    config = parse(NeuralRecipe, arguments(told))
+    config = parse(NeuralRecipe, told)
     assert config.data.sessions == ["x/a", "x/b"]
     assert (config.encoder.path, config.encoder.name) == ("runs/e", "vivit_tiny")
     # Everything but the encoder is the preset's.
-    exported = parse(NeuralRecipe, arguments(["--encoder=e"]), preset=SAMPLE_PRESET)
+    exported = parse(NeuralRecipe, ["--encoder=e"], preset=SAMPLE_PRESET)
     assert exported.encoder == replace(bare.encoder, path="e")
     assert replace(exported, encoder=bare.encoder) == bare
 

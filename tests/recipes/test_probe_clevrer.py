@@ -19,7 +19,7 @@ from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.pretraining_data import pretraining_data
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
-from ssl_vivit.training import parse, run, with_lists
+from ssl_vivit.training import parse, run
 
 ROOT = Path(__file__).parents[2]
 COLLISIONS = ROOT / "tests" / "assets" / "collision_clips"
@@ -245,10 +245,10 @@ def test_videos_without_labels_name_the_command_that_adds_them(encoder, tmp_path
 def test_encoders_are_words_or_a_json_list():
     for given in (["--encoders", "a", "b"], ["--encoders", '["a", "b"]'], ["--encoders=[a, b]"]):
         arguments = [*given, "--seeds", "4", "--probes", "knn", "linear"]
-        config = parse(ProbeRecipe, with_lists(arguments, "--encoders", "--probes"))
+        config = parse(ProbeRecipe, arguments)
         assert (config.encoders, config.probes) == (["a", "b"], ["knn", "linear"])
         assert config.seeds == 4
-    assert parse(ProbeRecipe, with_lists(["--encoders", "a"], "--encoders")).encoders == ["a"]
+    assert parse(ProbeRecipe, ["--encoders", "a"]).encoders == ["a"]
     assert parse(ProbeRecipe, []).encoders is None
 
 

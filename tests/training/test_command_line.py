@@ -70,6 +70,28 @@ def test_settings_of_training_need_no_prefix() -> None:
     assert parse(Recipe, short) == parse(Recipe, full) != Recipe()
 
 
+def test_lists_may_be_several_words() -> None:
+    @dataclass
+    class Lists:
+        """Lists.
+
+        Args:
+            names: any.
+            shards: one or several.
+            sizes: numbers.
+        """
+
+        names: list[str] | None = None
+        shards: str | list[str] | None = None
+        sizes: list[float] = field(default_factory=list)
+
+    told = ["--names", "a", "--shards", "b", "c", "--sizes", "0.5", "1"]
+    assert parse(Lists, told) == Lists(["a"], ["b", "c"], [0.5, 1.0])
+    told = ["--names", '["a", "b"]', "--shards", "b", "--sizes", "[2]"]
+    assert parse(Lists, told) == Lists(["a", "b"], "b", [2.0])
+    assert parse(Lists, ["--names", "null"]) == Lists()
+
+
 def test_a_preset_holds_until_a_config_is_named(tmp_path: Path) -> None:
     preset, other = tmp_path / "preset.yaml", tmp_path / "other.yaml"
     preset.write_text("training: {steps: 7, seed: 3}\n")

@@ -10,10 +10,6 @@ own; those that are finished are not repeated.
 
 from __future__ import annotations
 
-import recipes  # noqa: F401  (before torch)
-
-# isort: split
-
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path

@@ -9,10 +9,6 @@ Killed and started again, it goes on where it was. ``load_features(out)`` of
 
 from __future__ import annotations
 
-import recipes  # noqa: F401  (before torch)
-
-# isort: split
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -21,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import recipes  # noqa: F401  (see there: how threads of a CPU wait, set before torch loads)
 from ssl_vivit.data.video.clips import too_short
 from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size, refuse_many_broken
 from ssl_vivit.errors import DataError

@@ -11,20 +11,13 @@ without --encoder a fresh one is trained.
 
 from __future__ import annotations
 
-import recipes  # noqa: F401  (before torch)
-
-# isort: split
-
 import copy
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
-
-from data_prep.samples import neural_sample
+from recipes.samples import sample_session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
 from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation, NeuralEvaluationConfig
 from ssl_vivit.evaluation.neurons.best_model import place_best
@@ -45,6 +38,9 @@ from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
 from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place, reached_step
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
 
@@ -93,9 +89,7 @@ def with_sessions(data: NeuralDataConfig, processes: PartialState) -> NeuralData
     """The data as asked for; where no session is named, the simulated population."""
     if data.sessions:
         return data
-    processes.print("no --sessions given: using the simulated population in samples/neural")
-    with processes.local_main_process_first():
-        return replace(data, sessions=neural_sample())
+    return replace(data, sessions=sample_session(processes))
 
 
 def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
@@ -104,6 +98,8 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
     Returns:
         The table of its scores; None if it was stopped.
     """
+    import torch  # after recipes, see there
+
     config.tuning.check(config.training.steps)
     statistics, told = encoder_statistics(config)
     sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)

@@ -9,17 +9,11 @@ Without --encoders the demo's is probed; without --data.shards a sample is rende
 
 from __future__ import annotations
 
-import recipes  # noqa: F401  (before torch)
-
-# isort: split
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from data_prep.samples import clevrer_sample
+from recipes.samples import sample_shards
 from ssl_vivit.encoders import ViViT, create_encoder
 from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subject
 from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
@@ -65,9 +59,7 @@ def main() -> None:
     data = config.data
     encoders = dict(_encoders(config, processes.print))
     if not data.shards and not data.folder:
-        processes.print("no --data.shards given: using the rendered sample in samples/clevrer")
-        with processes.local_main_process_first():
-            data = replace(data, shards=clevrer_sample())
+        data = replace(data, shards=sample_shards(processes))
     parts = open_parts(data, config.train_videos, config.test_videos)
     for name, encoder in encoders.items():
         if warning := not_unseen(name, encoder.provenance, parts.test):
@@ -108,6 +100,8 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
             f"no --encoders given, and {DEMO} is not there (`make demo` makes it): a fresh encoder "
             "is probed in its place"
         )
+        import torch  # after recipes, see there
+
         torch.manual_seed(0)
         fresh = create_encoder("vivit_tiny", num_frames=16, image_size=(64, 96))
         return [("fresh vivit_tiny", fresh)]

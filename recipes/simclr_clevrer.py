@@ -9,92 +9,61 @@ Without --config the preset of the sample holds; without --data.shards a sample 
 
 from __future__ import annotations
 
-import recipes  # noqa: F401  (before torch)
-
-# isort: split
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from data_prep.samples import clevrer_sample
-from ssl_vivit.data.video.loader import DataConfig, build_clips
+from recipes.pretraining import PretrainingRecipe, clips_for
+from recipes.samples import sample_shards
+from ssl_vivit import objectives, training
 from ssl_vivit.data.video.pretraining_data import pretraining_data
-from ssl_vivit.encoders import ViViT
-from ssl_vivit.encoders.named_sizes import EncoderChoice
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.monitors.contrastive import ContrastiveEvaluation, EvaluationConfig
-from ssl_vivit.evaluation.monitors.online_probe import OnlineProbe, OnlineProbeConfig
-from ssl_vivit.objectives import SimCLR, SimCLRConfig
-from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
+from ssl_vivit.evaluation.monitors.contrastive import ContrastiveEvaluation
+from ssl_vivit.evaluation.monitors.online_probe import OnlineProbe
+from ssl_vivit.objectives.config import SimCLRConfig
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "simclr_vivit_sample.yaml"
 
 
 @dataclass
-class SimCLRRecipe:
+class SimCLRRecipe(PretrainingRecipe):
     """Pretrain a ViViT encoder with SimCLR.
 
     Args:
-        encoder: the encoder.
-        data: videos, clips and augmentations.
         objective: what is contrasted and how.
-        training: the loop.
-        evaluation: what is measured and drawn beside training.
-        probe: what the encoder knows of CLEVRER's labels, measured beside training.
     """
 
-    encoder: EncoderChoice = field(default_factory=EncoderChoice)
-    data: DataConfig = field(default_factory=DataConfig)
     objective: SimCLRConfig = field(default_factory=SimCLRConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
 
 
 def main() -> None:
     """Build the parts and fit."""
-    config = parse(SimCLRRecipe, preset=SAMPLE_PRESET)
-    processes = join_processes()
-    architecture = config.encoder.config()
-    torch.manual_seed(config.training.seed)
-    encoder = ViViT(architecture)
-    encoder.set_grad_checkpointing(config.encoder.grad_checkpointing)
-
+    config = training.parse(SimCLRRecipe, preset=SAMPLE_PRESET)
+    processes, seed = training.join_processes(), config.training.seed
+    encoder = config.encoder.build(seed)
     data = config.data
     if not data.shards:
-        processes.print("no --data.shards given: using the rendered sample in samples/clevrer")
-        with processes.local_main_process_first():
-            data = replace(data, shards=clevrer_sample())
-    clips = build_clips(
-        data,
-        num_frames=architecture.num_frames,
-        size=architecture.image_size,
-        in_channels=architecture.in_channels,
-        seed=config.training.seed,
-    )
+        data = replace(data, shards=sample_shards(processes))
+    clips = clips_for(encoder, data, seed)
     if data.clip.views != 2:
         raise DataError(
             f"--data.clip.views is {data.clip.views}; SimCLR contrasts two: set it to 2"
         )
-    prepared = clips.train.dataset.preprocessing
-    objective = SimCLR(encoder, config.objective, preprocessing=prepared)
-    watch = ContrastiveEvaluation(config.evaluation, clips)
-    probe = OnlineProbe(config.probe, clips)
     train = clips.train
-    trained = pretraining_data(data, train.dataset.videos, train.indices, config.training.seed)
-    result = fit(
+    objective = objectives.SimCLR(
+        encoder, config.objective, preprocessing=train.dataset.preprocessing
+    )
+    watch = ContrastiveEvaluation(config.evaluation, clips)
+    result = training.fit(
         objective,
-        clips.train,
+        train,
         config.training,
-        run_config=to_plain(config),
-        periodic=[*probe.periodic(), watch.periodic()],
-        card={"data": trained},
+        run_config=training.to_plain(config),
+        periodic=[*OnlineProbe(config.probe, clips).periodic(), watch.periodic()],
+        card={"data": pretraining_data(data, train.dataset.videos, train.indices, seed)},
     )
     if result.encoder is not None:
         processes.print(watch.summary(result.run_dir))
 
 
 if __name__ == "__main__":
-    run(main)
+    training.run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -49,6 +50,29 @@ def check_least(config: Any, group: str = "", /, **least: int) -> None:
     for name, value in least.items():
         if (found := getattr(config, name)) < value:
             raise ValueError(f"--{group}{name} is {found}; it must be at least {value}")
+
+
+def at_least(
+    prefix: str,
+    config: object,
+    least: Mapping[str, float],
+    error: type[Exception] = ValueError,
+) -> None:
+    """Refuse settings below their least value: "training.steps is 0; it must be at least 1".
+
+    Args:
+        prefix: what the settings are called before the dot.
+        config: has them as attributes.
+        least: setting → its least value.
+        error: what is raised.
+
+    Raises:
+        ValueError: or ``error``, for the first setting that is below.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value < bound:
+            raise error(f"{prefix}.{name} is {value}; it must be at least {bound}")
 
 
 def _literals(hint: Any) -> list[Any]:

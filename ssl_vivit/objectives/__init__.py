@@ -1,9 +1,19 @@
 """What a model is trained for: modules that turn a batch into a loss and what to log."""
 
-from ssl_vivit.objectives.contract import Objective, Step
-from ssl_vivit.objectives.masked_tubelets import MaskedTubelets, MaskedTubeletsConfig
-from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
-from ssl_vivit.objectives.simclr import SimCLR, SimCLRConfig
+from typing import TYPE_CHECKING
+
+from ssl_vivit.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssl_vivit.objectives.config import (
+        MaskedTubeletsConfig,
+        NeuralPredictionConfig,
+        SimCLRConfig,
+    )
+    from ssl_vivit.objectives.contract import Objective, Step
+    from ssl_vivit.objectives.masked_tubelets import MaskedTubelets
+    from ssl_vivit.objectives.neural_prediction import NeuralPrediction
+    from ssl_vivit.objectives.simclr import SimCLR
 
 __all__ = [
     "MaskedTubelets",
@@ -15,3 +25,17 @@ __all__ = [
     "SimCLRConfig",
     "Step",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "MaskedTubelets": "ssl_vivit.objectives.masked_tubelets",
+        "MaskedTubeletsConfig": "ssl_vivit.objectives.config",
+        "NeuralPrediction": "ssl_vivit.objectives.neural_prediction",
+        "NeuralPredictionConfig": "ssl_vivit.objectives.config",
+        "Objective": "ssl_vivit.objectives.contract",
+        "SimCLR": "ssl_vivit.objectives.simclr",
+        "SimCLRConfig": "ssl_vivit.objectives.config",
+        "Step": "ssl_vivit.objectives.contract",
+    },
+)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Step
-from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
+from ssl_vivit.objectives.neural_prediction import NeuralPrediction
 
 
 class HeldOutNeurons(NeuralPrediction):

@@ -8,7 +8,6 @@ hidden ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.config import MaskedTubeletsConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (
-    MaskKind,
     TubeletMask,
     draw_mask,
     hidden_count,
@@ -35,30 +34,7 @@ from ssl_vivit.objectives.pixel_targets import (
     tubelet_pixels,
     video_of,
 )
-from ssl_vivit.objectives.tubelet_decoder import DecoderPositions, TubeletDecoder
-
-
-@dataclass
-class MaskedTubeletsConfig:
-    """Settings of the masked-tubelets objective.
-
-    Args:
-        mask_ratio: share of the spatial positions that is hidden, rounded down.
-        mask: ``tube`` hides random positions at all times, ``block`` rectangles at all times,
-            ``random`` other positions at every time (Model 1 alone).
-        decoder_depth: blocks of the decoder.
-        decoder_dim: its width; null is half the encoder's.
-        decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which
-            learns in far fewer steps what to look at.
-        normalize_targets: whether pixels are normalised within each tubelet and channel.
-    """
-
-    mask_ratio: float = 0.9
-    mask: MaskKind = "tube"
-    decoder_depth: int = 4
-    decoder_dim: int | None = None
-    decoder_positions: DecoderPositions = "sinusoidal"
-    normalize_targets: bool = True
+from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
 
 
 class Reconstruction(NamedTuple):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssl_vivit.grid import Grid
-
-MaskKind = Literal["tube", "block", "random"]
+from ssl_vivit.objectives.config import MaskKind
 
 # Multi-block masks of Bardes et al. 2024 (V-JEPA), Sec. 3.2.
 _BLOCK_AREA = 0.15

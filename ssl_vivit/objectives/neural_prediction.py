@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,8 @@ from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
-
-
-@dataclass(frozen=True)
-class NeuralPredictionConfig:
-    """Settings of the Poisson objective.
-
-    Args:
-        regularisation: weight of each penalty that the readouts name (``feature_l1``, ``spread``,
-            …); those that are not named weigh nothing.
-        spread_start: what the width of the readouts' Gaussians is multiplied with at the start;
-            above 1, positions feel the map from further away.
-        spread_passes: forward passes in training (steps × accumulation) over which that factor
-            goes to 1, in equal ratios; 0 leaves the widths alone. Linear baselines have none.
-        eps: added to rates within the logarithm.
-    """
-
-    regularisation: dict[str, float] = field(default_factory=dict)
-    spread_start: float = 1.0
-    spread_passes: int = 0
-    eps: float = 1e-12
 
 
 class NeuralPrediction(Objective):

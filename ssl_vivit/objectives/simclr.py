@@ -7,9 +7,8 @@ video: augmentations are drawn once a clip, and views close in time more often t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,31 +19,9 @@ from lightly.utils import dist
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.objectives.config import SimCLRConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
-
-
-@dataclass
-class SimCLRConfig:
-    """Settings of the SimCLR objective.
-
-    Args:
-        features: what is contrasted: the ``pooled`` vector of a clip, or the mean of its patch
-            ``tokens``, so that the weights which a dense readout uses are the ones trained.
-        temperature: of the softmax over candidates.
-        hidden_dim: hidden width of the projection head.
-        output_dim: width of the embeddings that are contrasted.
-        num_layers: linear layers of the projection head (2 as SimCLR v1, 3 as v2).
-        batch_norm: batch normalisation in the projection head, synchronised over GPUs. There is no
-            synchronised one on CPUs: turn it off for several CPU processes.
-    """
-
-    features: Literal["pooled", "tokens"] = "pooled"
-    temperature: float = 0.1
-    hidden_dim: int = 512
-    output_dim: int = 128
-    num_layers: int = 2
-    batch_norm: bool = True
 
 
 class SimCLR(Objective):

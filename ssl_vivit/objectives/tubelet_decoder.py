@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -16,9 +15,8 @@ from ssl_vivit.encoders.trunks.factorized_dot_product import factorized_dot_prod
 from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
 from ssl_vivit.grid import Grid
+from ssl_vivit.objectives.config import DecoderPositions
 from ssl_vivit.objectives.masking import TubeletMask
-
-DecoderPositions = Literal["sinusoidal", "rotary"]
 
 _HEAD_DIM = 64
 

@@ -3,66 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.objectives.neural_prediction import (
-    NeuralPrediction,
-    NeuralPredictionConfig,
-    predict_parts,
-)
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """How the encoder takes part in training.
-
-    Args:
-        mode: ``full`` trains everything; ``frozen`` leaves the encoder as it is, in eval mode;
-            ``readout_first`` does so for readout_steps steps and then trains everything.
-        readout_steps: steps of ``readout_first`` before the encoder joins; it warms up from then.
-        encoder_share: factor on the encoder's learning rate, beside layer_decay's.
-        held_out_steps: steps at the end in which the readouts of neurons that were held out
-            (data.held_out_neurons) are fitted on the training trials, all else frozen.
-    """
-
-    mode: Literal["full", "frozen", "readout_first"] = "full"
-    readout_steps: int = 0
-    encoder_share: float = 1.0
-    held_out_steps: int = 300
-
-    def check(self, steps: int) -> None:
-        """Refuse what leaves nothing to do.
-
-        Args:
-            steps: of the run.
-
-        Raises:
-            ValueError: naming the setting and its range.
-        """
-        if self.mode == "readout_first" and not 0 < self.readout_steps < steps:
-            raise ValueError(
-                f"tuning.readout_steps is {self.readout_steps}; with tuning.mode readout_first it "
-                f"must lie between 1 and training.steps {steps}, exclusive"
-            )
-        if self.mode != "readout_first" and self.readout_steps:
-            raise ValueError(
-                f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
-                f"the mode is {self.mode}: leave readout_steps at 0"
-            )
-        if self.held_out_steps < 1:
-            raise ValueError(
-                f"tuning.held_out_steps is {self.held_out_steps}; it must be at least 1"
-            )
-        if self.encoder_share <= 0:
-            raise ValueError(
-                f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "
-                "frozen trains no encoder)"
-            )
+from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
+from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_parts
 
 
 class TunedNeuralPrediction(NeuralPrediction):

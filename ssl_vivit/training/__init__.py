@@ -1,12 +1,16 @@
 """Training: one loop for all objectives, one directory for a run."""
 
+from typing import TYPE_CHECKING
+
 from ssl_vivit.errors import RunError
-from ssl_vivit.training.command_line import parse, run, with_lists
-from ssl_vivit.training.config import TrainingConfig, to_plain
-from ssl_vivit.training.loop import FitResult, fit
-from ssl_vivit.training.optim import OptimConfig
-from ssl_vivit.training.periodic import Moment, Periodic
-from ssl_vivit.training.processes import join_processes
+from ssl_vivit.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssl_vivit.training.command_line import parse, run, with_lists
+    from ssl_vivit.training.config import OptimConfig, TrainingConfig, to_plain
+    from ssl_vivit.training.loop import FitResult, fit
+    from ssl_vivit.training.periodic import Moment, Periodic
+    from ssl_vivit.training.processes import join_processes
 
 __all__ = [
     "FitResult",
@@ -22,3 +26,20 @@ __all__ = [
     "to_plain",
     "with_lists",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "FitResult": "ssl_vivit.training.loop",
+        "Moment": "ssl_vivit.training.periodic",
+        "OptimConfig": "ssl_vivit.training.config",
+        "Periodic": "ssl_vivit.training.periodic",
+        "TrainingConfig": "ssl_vivit.training.config",
+        "fit": "ssl_vivit.training.loop",
+        "join_processes": "ssl_vivit.training.processes",
+        "parse": "ssl_vivit.training.command_line",
+        "run": "ssl_vivit.training.command_line",
+        "to_plain": "ssl_vivit.training.config",
+        "with_lists": "ssl_vivit.training.command_line",
+    },
+)

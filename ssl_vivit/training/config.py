@@ -8,7 +8,54 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training.optim import OptimConfig
+from ssl_vivit.settings import at_least
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its learning rate over time.
+
+    Args:
+        name: adamw (Loshchilov & Hutter 2019) or lars (You et al. 2017) with momentum 0.9.
+        learning_rate: peak learning rate for 256 samples per step.
+        scaling: how it grows with total_batch_size / 256.
+        weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
+        betas: of AdamW.
+        layer_decay: factor on the learning rate per layer below the top (Clark et al. 2020); 1 is none.
+        warmup_steps: steps over which the learning rate rises linearly to its peak; a shorter run
+            ends while it rises.
+        schedule: cosine falls to min_ratio of the peak at the last step, constant stays.
+        min_ratio: where the cosine ends, as a share of the peak.
+    """
+
+    name: Literal["adamw", "lars"] = "adamw"
+    learning_rate: float = 5e-4
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    warmup_steps: int = 500
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_ratio: float = 0.0
+
+    def check(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            RunError: naming the setting and its range.
+        """
+        least = dict.fromkeys(("warmup_steps", "learning_rate", "weight_decay"), 0)
+        at_least("training.optimizer", self, least, RunError)
+        if not 0 < self.layer_decay <= 1:
+            raise RunError(
+                f"training.optimizer.layer_decay is {self.layer_decay}; it must lie in (0, 1]"
+            )
+        if not 0 <= self.min_ratio <= 1:
+            raise RunError(
+                f"training.optimizer.min_ratio is {self.min_ratio}; it must lie in [0, 1]"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise RunError(f"training.optimizer.betas are {self.betas}; each must lie in [0, 1)")
 
 
 @dataclass
@@ -56,13 +103,8 @@ class TrainingConfig:
         Raises:
             RunError: naming the first such setting and what it may be.
         """
-        for name in ("steps", "total_batch_size", "accumulation", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise RunError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep_checkpoints < 0:
-            raise RunError(
-                f"training.keep_checkpoints is {self.keep_checkpoints}; it must be at least 0 (0 keeps all)"
-            )
+        positive = ("steps", "total_batch_size", "accumulation", "checkpoint_every", "log_every")
+        at_least("training", self, dict.fromkeys(positive, 1) | {"keep_checkpoints": 0}, RunError)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise RunError(
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ssl_vivit.errors import RunError
@@ -228,6 +227,8 @@ class _Run:
         )
 
     def _clip(self) -> torch.Tensor:
+        from torch.distributed.tensor import DTensor  # slow to load, and --help needs no step
+
         limit = self.config.clip_grad_norm
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), float("inf") if limit is None else limit

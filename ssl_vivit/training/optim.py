@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lightly.utils.lars import LARS
 from timm.models import group_parameters
@@ -14,61 +13,9 @@ from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives.contract import Layered, Objective, WithoutDecay
+from ssl_vivit.training.config import OptimConfig
 
 REFERENCE_BATCH = 256
-
-
-@dataclass
-class OptimConfig:
-    """The optimiser and its learning rate over time.
-
-    Args:
-        name: adamw (Loshchilov & Hutter 2019) or lars (You et al. 2017) with momentum 0.9.
-        learning_rate: peak learning rate for 256 samples per step.
-        scaling: how it grows with total_batch_size / 256.
-        weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
-        betas: of AdamW.
-        layer_decay: factor on the learning rate per layer below the top (Clark et al. 2020); 1 is none.
-        warmup_steps: steps over which the learning rate rises linearly to its peak; a shorter run
-            ends while it rises.
-        schedule: cosine falls to min_ratio of the peak at the last step, constant stays.
-        min_ratio: where the cosine ends, as a share of the peak.
-    """
-
-    name: Literal["adamw", "lars"] = "adamw"
-    learning_rate: float = 5e-4
-    scaling: Literal["linear", "sqrt", "none"] = "linear"
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float = 1.0
-    warmup_steps: int = 500
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_ratio: float = 0.0
-
-    def check(self) -> None:
-        """Refuse values outside their range.
-
-        Raises:
-            RunError: naming the setting and its range.
-        """
-        if self.warmup_steps < 0:
-            raise RunError(
-                f"training.optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0"
-            )
-        if self.learning_rate < 0 or self.weight_decay < 0:
-            raise RunError(
-                "training.optimizer: learning_rate and weight_decay must not be negative"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise RunError(
-                f"training.optimizer.layer_decay is {self.layer_decay}; it must lie in (0, 1]"
-            )
-        if not 0 <= self.min_ratio <= 1:
-            raise RunError(
-                f"training.optimizer.min_ratio is {self.min_ratio}; it must lie in [0, 1]"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise RunError(f"training.optimizer.betas are {self.betas}; each must lie in [0, 1)")
 
 
 def peak_learning_rate(config: OptimConfig, total_batch_size: int) -> float:

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
@@ -121,6 +120,9 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             "supported are one process, DDP, and FSDP with fsdp_version: 2"
         )
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        # FSDP is imported where it is used: it takes half as long to load as torch itself.
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
         # Weights travel and multiply in half precision, gradients add up in full. Inputs are left to
         # autocast, as under DDP: cast at the door, losses would be computed in half precision too.
         compute = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
@@ -180,6 +182,8 @@ def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object)
     inner = accelerator.unwrap_model(model)
     # Registered twice, the method would be wrapped twice, and deeper at every call.
     if accelerator.is_fsdp2 and method not in vars(inner):
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
         register_fsdp_forward_method(inner, method)
     with accelerator.autocast():
         return getattr(inner, method)(*args)

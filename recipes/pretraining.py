@@ -1,0 +1,84 @@
+"""What the pretraining recipes share: settings, a fresh encoder, and clips for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ssl_vivit.data.video.loader import Clips, DataConfig, build_clips
+from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
+from ssl_vivit.evaluation.monitors.online_probe import OnlineProbeConfig
+from ssl_vivit.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from ssl_vivit.encoders import ViViT, ViViTConfig
+
+
+@dataclass
+class EncoderChoice:
+    """Which encoder is trained.
+
+    Args:
+        name: a named size: vivit_tiny, vivit_small, vivit_base, vivit_large, vivit_base_16x2,
+            vivit_large_16x2, vivit_neural_small or vivit_neural_baseline.
+        overrides: settings of ViViTConfig that differ from the size's own, such as
+            ``variant factorized_self_attention`` or ``image_size [128, 192]``.
+        grad_checkpointing: recompute activations in the backward pass: less memory, more time.
+    """
+
+    name: str = "vivit_small"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    grad_checkpointing: bool = False
+
+    def config(self) -> ViViTConfig:
+        """The architecture.
+
+        Raises:
+            ValueError: for an unknown size or setting, or values that do not fit each other.
+        """
+        from ssl_vivit.encoders import named_config
+
+        return named_config(self.name, **self.overrides)
+
+    def build(self, seed: int) -> ViViT:
+        """The encoder with fresh weights drawn from ``seed``."""
+        import torch  # after recipes, see there
+
+        from ssl_vivit.encoders import ViViT
+
+        architecture = self.config()
+        torch.manual_seed(seed)
+        encoder = ViViT(architecture)
+        encoder.set_grad_checkpointing(self.grad_checkpointing)
+        return encoder
+
+
+@dataclass
+class PretrainingRecipe:
+    """Settings of every pretraining recipe, which adds those of its objective.
+
+    Args:
+        encoder: the encoder.
+        data: videos, clips and augmentations.
+        training: the loop.
+        evaluation: what is measured and drawn beside training.
+        probe: what the encoder knows of CLEVRER's labels, measured beside training.
+    """
+
+    encoder: EncoderChoice = field(default_factory=EncoderChoice)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
+
+
+def clips_for(encoder: ViViT, data: DataConfig, seed: int) -> Clips:
+    """Training and held-out clips of the encoder's geometry."""
+    architecture = encoder.config
+    return build_clips(
+        data,
+        num_frames=architecture.num_frames,
+        size=architecture.image_size,
+        in_channels=architecture.in_channels,
+        seed=seed,
+    )

@@ -1,0 +1,123 @@
+"""What a person can set about the objectives. Nothing heavy is imported, so commands answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MaskKind = Literal["tube", "block", "random"]
+DecoderPositions = Literal["sinusoidal", "rotary"]
+
+
+@dataclass
+class SimCLRConfig:
+    """Settings of the SimCLR objective.
+
+    Args:
+        features: what is contrasted: the ``pooled`` vector of a clip, or the mean of its patch
+            ``tokens``, so that the weights which a dense readout uses are the ones trained.
+        temperature: of the softmax over candidates.
+        hidden_dim: hidden width of the projection head.
+        output_dim: width of the embeddings that are contrasted.
+        num_layers: linear layers of the projection head (2 as SimCLR v1, 3 as v2).
+        batch_norm: batch normalisation in the projection head, synchronised over GPUs. There is no
+            synchronised one on CPUs: turn it off for several CPU processes.
+    """
+
+    features: Literal["pooled", "tokens"] = "pooled"
+    temperature: float = 0.1
+    hidden_dim: int = 512
+    output_dim: int = 128
+    num_layers: int = 2
+    batch_norm: bool = True
+
+
+@dataclass
+class MaskedTubeletsConfig:
+    """Settings of the masked-tubelets objective.
+
+    Args:
+        mask_ratio: share of the spatial positions that is hidden, rounded down.
+        mask: ``tube`` hides random positions at all times, ``block`` rectangles at all times,
+            ``random`` other positions at every time (Model 1 alone).
+        decoder_depth: blocks of the decoder.
+        decoder_dim: its width; null is half the encoder's.
+        decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which
+            learns in far fewer steps what to look at.
+        normalize_targets: whether pixels are normalised within each tubelet and channel.
+    """
+
+    mask_ratio: float = 0.9
+    mask: MaskKind = "tube"
+    decoder_depth: int = 4
+    decoder_dim: int | None = None
+    decoder_positions: DecoderPositions = "sinusoidal"
+    normalize_targets: bool = True
+
+
+@dataclass(frozen=True)
+class NeuralPredictionConfig:
+    """Settings of the Poisson objective.
+
+    Args:
+        regularisation: weight of each penalty that the readouts name (``feature_l1``, ``spread``,
+            …); those that are not named weigh nothing.
+        spread_start: what the width of the readouts' Gaussians is multiplied with at the start;
+            above 1, positions feel the map from further away.
+        spread_passes: forward passes in training (steps × accumulation) over which that factor
+            goes to 1, in equal ratios; 0 leaves the widths alone. Linear baselines have none.
+        eps: added to rates within the logarithm.
+    """
+
+    regularisation: dict[str, float] = field(default_factory=dict)
+    spread_start: float = 1.0
+    spread_passes: int = 0
+    eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """How the encoder takes part in training.
+
+    Args:
+        mode: ``full`` trains everything; ``frozen`` leaves the encoder as it is, in eval mode;
+            ``readout_first`` does so for readout_steps steps and then trains everything.
+        readout_steps: steps of ``readout_first`` before the encoder joins; it warms up from then.
+        encoder_share: factor on the encoder's learning rate, beside layer_decay's.
+        held_out_steps: steps at the end in which the readouts of neurons that were held out
+            (data.held_out_neurons) are fitted on the training trials, all else frozen.
+    """
+
+    mode: Literal["full", "frozen", "readout_first"] = "full"
+    readout_steps: int = 0
+    encoder_share: float = 1.0
+    held_out_steps: int = 300
+
+    def check(self, steps: int) -> None:
+        """Refuse what leaves nothing to do.
+
+        Args:
+            steps: of the run.
+
+        Raises:
+            ValueError: naming the setting and its range.
+        """
+        if self.mode == "readout_first" and not 0 < self.readout_steps < steps:
+            raise ValueError(
+                f"tuning.readout_steps is {self.readout_steps}; with tuning.mode readout_first it "
+                f"must lie between 1 and training.steps {steps}, exclusive"
+            )
+        if self.mode != "readout_first" and self.readout_steps:
+            raise ValueError(
+                f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
+                f"the mode is {self.mode}: leave readout_steps at 0"
+            )
+        if self.held_out_steps < 1:
+            raise ValueError(
+                f"tuning.held_out_steps is {self.held_out_steps}; it must be at least 1"
+            )
+        if self.encoder_share <= 0:
+            raise ValueError(
+                f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "
+                "frozen trains no encoder)"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
@@ -50,6 +50,20 @@ def check_least(config: Any, group: str = "", /, **least: int) -> None:
     for name, value in least.items():
         if (found := getattr(config, name)) < value:
             raise ValueError(f"--{group}{name} is {found}; it must be at least {value}")
+
+
+def check_types(config: object, prefix: str = "") -> None:
+    """Refuse a config dataclass whose settings are of other types than declared.
+
+    Args:
+        config: the dataclass.
+        prefix: of the settings' names in messages, "objective." for one.
+
+    Raises:
+        ValueError: as :func:`check_type`, for the first such setting.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        check_type(f"{prefix}{name}", getattr(config, name), hint)
 
 
 def at_least(

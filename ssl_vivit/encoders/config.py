@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from ssl_vivit.encoders.frame_sampling import uniform_frames
 from ssl_vivit.grid import Grid
-from ssl_vivit.settings import check_type, listed
+from ssl_vivit.settings import check_types, listed
 
 Variant = Literal[
     "joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"
@@ -161,8 +161,7 @@ class ViViTConfig:
 
     def _check_values(self) -> None:
         """What each setting may be by itself."""
-        for name, hint in get_type_hints(type(self)).items():
-            check_type(name, getattr(self, name), hint)
+        check_types(self)
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
             ("depth", 1), ("spatial_depth", 1), ("temporal_depth", 0), ("register_tokens", 0),

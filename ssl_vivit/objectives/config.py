@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ssl_vivit.settings import at_least
+
 MaskKind = Literal["tube", "block", "random"]
 DecoderPositions = Literal["sinusoidal", "rotary"]
 
@@ -112,10 +114,7 @@ class TuningConfig:
                 f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
                 f"the mode is {self.mode}: leave readout_steps at 0"
             )
-        if self.held_out_steps < 1:
-            raise ValueError(
-                f"tuning.held_out_steps is {self.held_out_steps}; it must be at least 1"
-            )
+        at_least("tuning", self, {"held_out_steps": 1})
         if self.encoder_share <= 0:
             raise ValueError(
                 f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "

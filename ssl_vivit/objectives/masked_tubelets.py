@@ -35,6 +35,7 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
+from ssl_vivit.settings import at_least, check_types
 
 
 class Reconstruction(NamedTuple):
@@ -238,15 +239,8 @@ class MaskedTubelets(Objective):
 def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
     architecture = encoder.config
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
-    if config.mask not in ("tube", "block", "random"):
-        raise ValueError(f"mask {config.mask!r} is unknown; choose tube, block or random")
-    if config.decoder_positions not in ("sinusoidal", "rotary"):
-        raise ValueError(
-            f"objective.decoder_positions {config.decoder_positions!r} is unknown; choose sinusoidal "
-            "or rotary"
-        )
-    if config.decoder_depth < 1:
-        raise ValueError(f"objective.decoder_depth {config.decoder_depth} must be at least 1")
+    check_types(config, "objective.")
+    at_least("objective", config, {"decoder_depth": 1})
     if config.mask == "random" and architecture.variant != "joint":
         raise ValueError(
             f"objective.mask 'random' would break up the axes of {architecture.variant}; use "

@@ -23,6 +23,7 @@ from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
+from ssl_vivit.settings import at_least
 
 
 class NeuralPrediction(Objective):
@@ -192,11 +193,9 @@ class NeuralPrediction(Objective):
         config, sessions = self.config, list(self.model.sessions)
         if config.eps <= 0:
             raise ValueError(f"objective.eps {config.eps} must be positive")
-        if config.spread_start <= 0 or config.spread_passes < 0:
-            raise ValueError(
-                f"objective.spread_start {config.spread_start} must be positive and "
-                f"objective.spread_passes {config.spread_passes} not negative"
-            )
+        if config.spread_start <= 0:
+            raise ValueError(f"objective.spread_start {config.spread_start} must be positive")
+        at_least("objective", config, {"spread_passes": 0})
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(

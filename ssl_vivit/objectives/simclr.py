@@ -22,6 +22,7 @@ from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.config import SimCLRConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
+from ssl_vivit.settings import at_least, check_types
 
 
 class SimCLR(Objective):
@@ -37,7 +38,7 @@ class SimCLR(Objective):
         overrides: single settings of :class:`SimCLRConfig`, for calls in code.
 
     Raises:
-        ValueError: if the temperature is not positive, or a width is not.
+        ValueError: for a setting out of its range.
     """
 
     def __init__(
@@ -51,12 +52,10 @@ class SimCLR(Objective):
         super().__init__()
         settings = (vars(config) if config else {}) | overrides
         config = SimCLRConfig(**settings)
+        check_types(config, "objective.")
+        at_least("objective", config, {"hidden_dim": 1, "output_dim": 1, "num_layers": 2})
         if config.temperature <= 0:
             raise ValueError(f"objective.temperature {config.temperature} must be positive")
-        if config.features not in ("pooled", "tokens"):
-            raise ValueError(f"features {config.features!r} is unknown; choose pooled or tokens")
-        if min(config.hidden_dim, config.output_dim) < 1 or config.num_layers < 2:
-            raise ValueError("hidden_dim and output_dim must be at least 1, num_layers at least 2")
         self.config = config
         self.preprocessing = preprocessing
         self.encoder = encoder

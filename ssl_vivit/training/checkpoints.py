@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.files import write_json
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
@@ -154,18 +155,18 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         save_file(_unshared(training.model), partial / "model.safetensors")
         save_file(_unshared(training.optimizer), partial / "optimizer.safetensors")
-        _write_json(partial / "optimizer.json", training.groups)
-        _write_json(partial / "state.json", {"step": step, **state})
+        write_json(partial / "optimizer.json", training.groups)
+        write_json(partial / "state.json", {"step": step, **state})
         for rank, generator in enumerate(generators):
             tensors = {
                 name: torch.tensor(values, dtype=torch.uint8)
                 for name, values in generator["tensors"].items()
             }
             save_file(tensors, partial / f"rng_{rank}.safetensors")
-            _write_json(partial / f"rng_{rank}.json", generator["values"])
+            write_json(partial / f"rng_{rank}.json", generator["values"])
         export(partial / export_name)
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
-        _write_json(partial / MANIFEST, {"step": step, "files": files})
+        write_json(partial / MANIFEST, {"step": step, "files": files})
         for path in [*_files(partial), *_folders(partial / export_name), partial]:
             _flush(path)
         if final.exists():
@@ -272,10 +273,6 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone() if storage in seen else tensor.contiguous()
         seen.add(storage)
     return result
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.files import replaced_directory, write_text
 from ssl_vivit.training.checkpoints import fault, later_than, newest_whole, step_of, sweep
 from ssl_vivit.training.config import TrainingConfig
 
@@ -72,9 +72,8 @@ def open_run(
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         sweep(run_dir / "checkpoints")
-        partial = run_dir / ".config.yaml.partial"
-        partial.write_text(yaml.safe_dump(without_names(run_config), sort_keys=False))
-        os.replace(partial, run_dir / "config.yaml")
+        text = yaml.safe_dump(without_names(run_config), sort_keys=False)
+        write_text(run_dir / "config.yaml", text)
     except OSError as error:
         raise RunError(
             f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
@@ -120,22 +119,11 @@ def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
 
 def place(source: Path, target: Path) -> None:
     """Copy a directory so that ``target`` is never half there; other files in it stay."""
-    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        shutil.copytree(source, partial)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
+        with replaced_directory(target) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
-    if old.is_dir():
-        for entry in old.iterdir():
-            if not (target / entry.name).exists():
-                os.replace(entry, target / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:

@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 from tqdm import tqdm
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.files import write_json, write_text
 
 
 class Tracking:
@@ -95,9 +96,7 @@ def cut_off(path: Path, step: int) -> None:
             continue
         if step > 0 and row["step"] <= step:
             kept.append(line + "\n")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
@@ -130,7 +129,7 @@ def _start_wandb(run_dir: Path, project: str, run_config: dict[str, Any]) -> Any
         run_id = json.loads(identity.read_text())["wandb"]
     else:
         run_id = secrets.token_hex(4)
-        identity.write_text(json.dumps({"wandb": run_id}) + "\n")
+        write_json(identity, {"wandb": run_id}, indent=None)
     try:
         return wandb.init(
             project=project,

@@ -220,12 +220,7 @@ class MaskedTubelets(Objective):
         return self.encoder
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the encoder (without the decoder) to ``directory``.
-
-        Args:
-            directory: where to.
-            training: facts for the model card.
-        """
+        """Write the encoder (without the decoder) to ``directory``."""
         masks = f"{self.config.mask} masks of {self.config.mask_ratio:g}"
         card = {"objective": f"masked tubelets, {masks}", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)

@@ -99,24 +99,6 @@ def draw_mask(
     return TubeletMask(visible, hidden_ones, by_token=kind == "random")
 
 
-def mask_from_bool(hidden: Bool[Tensor, "b k"], by_token: bool) -> TubeletMask:
-    """A mask from truth values, True where hidden, the same number in every clip."""
-    counts = hidden.sum(1)
-    if (counts != counts[0]).any():
-        raise ValueError(
-            f"masks hide {counts.min()} to {counts.max()} tubelets; every clip of a batch must "
-            "hide as many"
-        )
-    if not 0 < counts[0] < hidden.shape[1]:
-        raise ValueError(
-            f"masks hide {counts[0]} of {hidden.shape[1]} tubelets; some must be hidden and some "
-            "visible"
-        )
-    order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
-    visible = hidden.shape[1] - int(counts[0])
-    return TubeletMask(order[:, :visible], order[:, visible:], by_token)
-
-
 def nearest_visible(mask: TubeletMask, grid: Grid) -> Int[Tensor, "b m"]:
     """For each hidden tubelet the nearest visible one, as an index of the mask's own kind.
 

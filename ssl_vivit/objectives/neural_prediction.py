@@ -102,12 +102,7 @@ class NeuralPrediction(Objective):
             return self._step(parts, [_full(rates) for rates in all_rates])
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the model, with what it knows of its sessions, to ``directory``.
-
-        Args:
-            directory: where to.
-            training: facts for the model card.
-        """
+        """Write the model, with what it knows of its sessions, to ``directory``."""
         from ssl_vivit.neural.checkpoint import save_neural_model
 
         card = {"objective": "Poisson loss on recorded responses", **training}

@@ -112,12 +112,7 @@ class SimCLR(Objective):
         return self.encoder
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the encoder (without the projection head) to ``directory``.
-
-        Args:
-            directory: where to.
-            training: facts for the model card.
-        """
+        """Write the encoder (without the projection head) to ``directory``."""
         card = {"objective": f"SimCLR on {self.config.features} features", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
 

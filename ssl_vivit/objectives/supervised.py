@@ -85,12 +85,7 @@ class Supervised(Objective):
         return in_label_units(parts, self.targets, self.scale)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write encoder and head to ``directory``.
-
-        Args:
-            directory: where to.
-            training: facts for the model card.
-        """
+        """Write encoder and head to ``directory``."""
         names = ", ".join(target.name for target in self.targets)
         card = {"objective": f"supervised training on {names}", **training}
         self.classifier.save_pretrained(directory, preprocessing=self.preprocessing, card=card)

@@ -167,7 +167,7 @@ def write_checkpoint(
         export(partial / export_name)
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
         write_json(partial / MANIFEST, {"step": step, "files": files})
-        for path in [*_files(partial), *_folders(partial / export_name), partial]:
+        for path in [*partial.rglob("*"), partial]:
             _flush(path)
         if final.exists():
             _remove(final)
@@ -277,11 +277,6 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def _folders(directory: Path) -> Iterator[Path]:
-    yield directory
-    yield from (path for path in sorted(directory.rglob("*")) if path.is_dir())
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

@@ -137,7 +137,7 @@ class _Run:
         objective = synchronise_norms(objective, self.host, self.accelerator)
         self.export_name = objective.export_name
         self.run_dir = run_directory(config)
-        found = self.host.from_main(lambda: _text(open_run(config, run_config, self._say)))
+        found = self.host.from_main(lambda: str(open_run(config, run_config, self._say) or ""))
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
 
@@ -191,8 +191,8 @@ class _Run:
             if self.step % self.config.checkpoint_every == 0 or self.step == self.last:
                 self._save()
         self._settle_all()
-        if self.step < self.last:
-            return self._interrupted()
+        if self.step < self.config.steps:
+            return self._stopped()
         return self._finished()
 
     def close(self) -> None:
@@ -424,37 +424,36 @@ class _Run:
         if self.host.is_main:
             tqdm.write(line, file=sys.stderr)
 
-    def _interrupted(self) -> FitResult:
-        saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint) == self.step
-        if self.step and not saved:
-            self._save()
+    def _stopped(self) -> FitResult:
+        """Leave a checkpoint before the last step: at ``until``, or where a signal came."""
         signals = [name for name in self.host.gather(self.interruption.received) if name]
-        self._say(
-            f"{signals[0]}: stopped after step {self.step}"
-            + (
-                f", saved in {self.checkpoint}"
-                if self.checkpoint
-                else ", before anything was learned"
+        if signals:
+            saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint)
+            if self.step and saved != self.step:
+                self._save()
+            where = (
+                f"saved in {self.checkpoint}" if self.checkpoint else "before anything was learned"
             )
-            + "; continue with --training.resume auto"
-        )
-        return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, None, signals[0])
+            self._say(
+                f"{signals[0]}: stopped after step {self.step}, {where}; "
+                "continue with --training.resume auto"
+            )
+        return self._result(None, signals[0] if signals else None)
 
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None
-        if self.step < self.config.steps:
-            return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, None, None)
         exported = self.run_dir / self.export_name
         source = self.checkpoint / self.export_name
         self.host.from_main(lambda: place(source, exported))
-        return FitResult(self.run_dir, self.step, self.metrics, self.checkpoint, exported, None)
+        return self._result(exported, None)
+
+    def _result(self, encoder: Path | None, interrupted: str | None) -> FitResult:
+        return FitResult(
+            self.run_dir, self.step, self.metrics, self.checkpoint, encoder, interrupted
+        )
 
 
 def _versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     packages = ("ssl_vivit", "torch", "timm", "accelerate")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import nullcontext
 
 import pytest
@@ -89,6 +91,15 @@ def test_two_calls_train_the_rest_and_then_all_to_the_same_bits_however_often_st
         assert ends[0] == ends[1]
     assert metrics(again.run_dir) == metrics(whole.run_dir)
     assert [row["step"] for row in metrics(whole.run_dir)] == list(range(1, 10))
+
+
+def test_a_signal_in_the_last_step_of_a_first_call_is_not_lost(config) -> None:
+    def strike(moment) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    jobs = [Periodic(5, strike, at_end=False)]
+    first = fit(late(), toy_batches(), config(steps=9), until=5, periodic=jobs)
+    assert (first.step, first.interrupted) == (5, "SIGTERM")
 
 
 def test_a_checkpoint_of_more_trained_parameters_is_refused(config) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     data = config.data
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
-    clips = clips_for(encoder, data, seed)
+    clips = clips_for(encoder.config, data, seed)
     train = clips.train
     objective = objectives.MaskedTubelets(
         encoder, config.objective, preprocessing=train.dataset.preprocessing

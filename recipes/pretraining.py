@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssl_vivit.data.video.loader import Clips, DataConfig, build_clips
 from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
 from ssl_vivit.evaluation.monitors.online_probe import OnlineProbeConfig
 from ssl_vivit.training import TrainingConfig
 
-if TYPE_CHECKING:
-    from ssl_vivit.encoders import ViViT, ViViTConfig
+# Encoders are not imported here, not even for type checkers: jsonargparse would import them before
+# it prints --help, and they take longer to load than torch.
 
 
 @dataclass
@@ -30,8 +30,8 @@ class EncoderChoice:
     overrides: dict[str, Any] = field(default_factory=dict)
     grad_checkpointing: bool = False
 
-    def config(self) -> ViViTConfig:
-        """The architecture.
+    def config(self) -> Any:
+        """The architecture, a ViViTConfig.
 
         Raises:
             ValueError: for an unknown size or setting, or values that do not fit each other.
@@ -40,8 +40,8 @@ class EncoderChoice:
 
         return named_config(self.name, **self.overrides)
 
-    def build(self, seed: int) -> ViViT:
-        """The encoder with fresh weights drawn from ``seed``."""
+    def build(self, seed: int) -> Any:
+        """The encoder, a ViViT, with fresh weights drawn from ``seed``."""
         import torch  # after recipes, see there
 
         from ssl_vivit.encoders import ViViT
@@ -72,9 +72,8 @@ class PretrainingRecipe:
     probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
 
 
-def clips_for(encoder: ViViT, data: DataConfig, seed: int) -> Clips:
-    """Training and held-out clips of the encoder's geometry."""
-    architecture = encoder.config
+def clips_for(architecture: Any, data: DataConfig, seed: int) -> Clips:
+    """Training and held-out clips of the geometry of a ViViTConfig."""
     return build_clips(
         data,
         num_frames=architecture.num_frames,

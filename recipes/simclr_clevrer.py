@@ -43,7 +43,7 @@ def main() -> None:
     data = config.data
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
-    clips = clips_for(encoder, data, seed)
+    clips = clips_for(encoder.config, data, seed)
     if data.clip.views != 2:
         raise DataError(
             f"--data.clip.views is {data.clip.views}; SimCLR contrasts two: set it to 2"

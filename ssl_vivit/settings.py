@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +35,7 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name} {value!r} must be a number{mend}")
 
 
-def check_least(config: Any, group: str = "", /, **least: int) -> None:
+def check_least(config: Any, group: str = "", /, **least: float) -> None:
     """Refuse settings below their least value.
 
     Args:
@@ -64,29 +63,6 @@ def check_types(config: object, prefix: str = "") -> None:
     """
     for name, hint in get_type_hints(type(config)).items():
         check_type(f"{prefix}{name}", getattr(config, name), hint)
-
-
-def at_least(
-    prefix: str,
-    config: object,
-    least: Mapping[str, float],
-    error: type[Exception] = ValueError,
-) -> None:
-    """Refuse settings below their least value: "training.steps is 0; it must be at least 1".
-
-    Args:
-        prefix: what the settings are called before the dot.
-        config: has them as attributes.
-        least: setting → its least value.
-        error: what is raised.
-
-    Raises:
-        ValueError: or ``error``, for the first setting that is below.
-    """
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value < bound:
-            raise error(f"{prefix}.{name} is {value}; it must be at least {bound}")
 
 
 def _literals(hint: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssl_vivit.settings import at_least
+from ssl_vivit.settings import check_least
 
 MaskKind = Literal["tube", "block", "random"]
 DecoderPositions = Literal["sinusoidal", "rotary"]
@@ -114,7 +114,7 @@ class TuningConfig:
                 f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
                 f"the mode is {self.mode}: leave readout_steps at 0"
             )
-        at_least("tuning", self, {"held_out_steps": 1})
+        check_least(self, "tuning.", held_out_steps=1)
         if self.encoder_share <= 0:
             raise ValueError(
                 f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "

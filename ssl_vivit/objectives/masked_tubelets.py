@@ -35,7 +35,7 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
-from ssl_vivit.settings import at_least, check_types
+from ssl_vivit.settings import check_least, check_types
 
 
 class Reconstruction(NamedTuple):
@@ -235,7 +235,7 @@ def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
     architecture = encoder.config
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
     check_types(config, "objective.")
-    at_least("objective", config, {"decoder_depth": 1})
+    check_least(config, "objective.", decoder_depth=1)
     if config.mask == "random" and architecture.variant != "joint":
         raise ValueError(
             f"objective.mask 'random' would break up the axes of {architecture.variant}; use "

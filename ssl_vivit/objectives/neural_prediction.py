@@ -23,7 +23,7 @@ from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
-from ssl_vivit.settings import at_least
+from ssl_vivit.settings import check_least
 
 
 class NeuralPrediction(Objective):
@@ -190,7 +190,7 @@ class NeuralPrediction(Objective):
             raise ValueError(f"objective.eps {config.eps} must be positive")
         if config.spread_start <= 0:
             raise ValueError(f"objective.spread_start {config.spread_start} must be positive")
-        at_least("objective", config, {"spread_passes": 0})
+        check_least(config, "objective.", spread_passes=0)
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ssl_vivit.errors import RunError
+from ssl_vivit.errors import UserError
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def run(main: Callable[[], object]) -> None:
     """
     try:
         main()
-    except (RunError, ValueError) as error:
+    except (UserError, ValueError) as error:
         if os.environ.get("SSL_VIVIT_TRACEBACK"):
             raise
         _fail(str(error), status=1)

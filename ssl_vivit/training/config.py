@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from ssl_vivit.errors import RunError
-from ssl_vivit.settings import at_least
+from ssl_vivit.settings import check_least
 
 
 @dataclass
@@ -42,20 +41,20 @@ class OptimConfig:
         """Refuse values outside their range.
 
         Raises:
-            RunError: naming the setting and its range.
+            ValueError: naming the setting and its range.
         """
-        least = dict.fromkeys(("warmup_steps", "learning_rate", "weight_decay"), 0)
-        at_least("training.optimizer", self, least, RunError)
+        group = "training.optimizer."
+        check_least(self, group, warmup_steps=0, learning_rate=0, weight_decay=0)
         if not 0 < self.layer_decay <= 1:
-            raise RunError(
+            raise ValueError(
                 f"training.optimizer.layer_decay is {self.layer_decay}; it must lie in (0, 1]"
             )
         if not 0 <= self.min_ratio <= 1:
-            raise RunError(
+            raise ValueError(
                 f"training.optimizer.min_ratio is {self.min_ratio}; it must lie in [0, 1]"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise RunError(f"training.optimizer.betas are {self.betas}; each must lie in [0, 1)")
+            raise ValueError(f"training.optimizer.betas are {self.betas}; each must lie in [0, 1)")
 
 
 @dataclass
@@ -101,12 +100,12 @@ class TrainingConfig:
         """Refuse values that no run can have.
 
         Raises:
-            RunError: naming the first such setting and what it may be.
+            ValueError: naming the first such setting and what it may be.
         """
-        positive = ("steps", "total_batch_size", "accumulation", "checkpoint_every", "log_every")
-        at_least("training", self, dict.fromkeys(positive, 1) | {"keep_checkpoints": 0}, RunError)
+        check_least(self, "training.", steps=1, total_batch_size=1, accumulation=1)
+        check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
-            raise RunError(
+            raise ValueError(
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"
             )
         self.optimizer.check()

@@ -95,6 +95,7 @@ def fit(
 
     Raises:
         RunError: with one line that says what is wrong and what to do.
+        ValueError: for a setting out of its range.
     """
     if not isinstance(objective, Objective):
         raise RunError(

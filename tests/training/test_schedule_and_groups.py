@@ -143,7 +143,7 @@ def test_lars_first_step_by_hand() -> None:
     ],
 )
 def test_values_out_of_range_are_refused_by_name(change: dict, named: str) -> None:
-    with pytest.raises(RunError, match=named):
+    with pytest.raises(ValueError, match=named):
         OptimConfig(**{"warmup_steps": 0, **change}).check()
 
 

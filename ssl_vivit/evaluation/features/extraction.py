@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssl_vivit.encoders import ViViT
-from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 

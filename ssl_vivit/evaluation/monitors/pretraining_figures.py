@@ -13,10 +13,11 @@ from torch import Tensor
 from ssl_vivit.evaluation.figures import draw_curves, image_sheet, pixels, save
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, nearest_videos
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
-from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 RESCALED = (
     "predicted: structure alone; each hidden tubelet is drawn with the mean colour and spread of "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_imports_run_one_way(path):
     allowed = MAY_IMPORT[room] | GROUND
     wrong = sorted(name for name in others if room_of(name) not in allowed)
     assert not wrong, f"{module_of(path)} imports {', '.join(wrong)}"
+
+
+def test_a_folder_holds_at_most_fifteen_modules():
+    counts = Counter(path.parent for path in SOURCES)
+    full = {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > 15}
+    assert not full
 
 
 def test_modules_import_each_other_in_no_circle():

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from ssl_vivit.errors import RunError
+
 
 class Step(NamedTuple):
     """The result of one forward pass of an objective.
@@ -26,7 +28,7 @@ class Objective(nn.Module):
     """Base class of objectives: a batch in, a :class:`Step` out.
 
     An objective defines ``forward`` and ``export``; everything else that ``fit`` calls has a default
-    here.
+    here. ``fit`` also takes a module of another class that defines both, see :func:`as_objective`.
 
     Attributes:
         export_name: name of the exported directory inside the run and its checkpoints.
@@ -62,6 +64,28 @@ class Objective(nn.Module):
     def first_steps(self) -> dict[str, int]:
         """Parameter → step at which it joins training, where that is not 0; it warms up from then."""
         return {}
+
+
+def as_objective(module: nn.Module) -> Objective:
+    """Give a module that defines ``forward`` and ``export`` the defaults of :class:`Objective`.
+
+    The module itself gets a class that derives from its own and from :class:`Objective`, so the names
+    of its parameters stay.
+
+    Raises:
+        RunError: for a module without ``export``.
+    """
+    if isinstance(module, Objective):
+        return module
+    own = type(module)
+    if not isinstance(module, nn.Module) or not hasattr(own, "export"):
+        raise RunError(
+            f"{own.__name__} is no objective; derive it from ssl_vivit.objectives.Objective and "
+            "define forward(batch) and export(directory, training=…)"
+        )
+    module.__class__ = type(own.__name__, (own, Objective), {})
+    assert isinstance(module, Objective)
+    return module
 
 
 @runtime_checkable

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
-from ssl_vivit.objectives.contract import Objective
+from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, to_plain
@@ -68,7 +69,7 @@ class FitResult:
 
 
 def fit(
-    objective: Objective,
+    objective: nn.Module,
     batches: Batches | Iterable[dict[str, Any]],
     config: TrainingConfig,
     *,
@@ -83,7 +84,8 @@ def fit(
     ``interrupted`` set, and the process may exit with status 0, since nothing was lost.
 
     Args:
-        objective: what is trained.
+        objective: what is trained: an :class:`~ssl_vivit.objectives.Objective`, or a module that
+            defines ``forward`` and ``export`` like one.
         batches: a loader with ``stream`` and ``steps_per_epoch``, or any re-iterable of batches,
             one for each micro-step, which is repeated.
         config: how to train.
@@ -97,11 +99,7 @@ def fit(
         RunError: with one line that says what is wrong and what to do.
         ValueError: for a setting out of its range.
     """
-    if not isinstance(objective, Objective):
-        raise RunError(
-            f"{type(objective).__name__} is no objective; derive it from "
-            "ssl_vivit.objectives.Objective"
-        )
+    objective = as_objective(objective)
     config.check()
     full_config = run_config if run_config is not None else {"training": to_plain(config)}
     with Interruption() as interruption:

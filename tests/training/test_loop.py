@@ -9,15 +9,18 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
+from ssl_vivit.objectives import Step
 from ssl_vivit.training import Moment, Periodic, fit
 from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
@@ -256,3 +259,26 @@ def test_batch_norm_over_cpu_processes_is_refused() -> None:
     assert isinstance(synchronise_norms(torch.nn.Linear(2, 2), two, accelerator), torch.nn.Linear)
     with pytest.raises(RunError, match="over 2 CPU processes"):
         synchronise_norms(norm, two, accelerator)
+
+
+def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> None:
+    """One that derives from nn.Module alone gets the defaults; its parameters keep their names."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = toy()
+
+        def forward(self, batch: dict[str, Any]) -> Step:
+            return self.inside(batch)
+
+        def export(self, directory: Path, *, training: dict[str, Any]) -> None:
+            self.inside.export(directory, training=training)
+
+    plain, derived = Plain(), toy()
+    names = list(plain.state_dict())
+    found = fit(plain, toy_batches(), config("plain", steps=3))
+    expected = fit(derived, toy_batches(), config("derived", steps=3))
+    assert found.metrics["train/loss"] == expected.metrics["train/loss"]
+    assert list(plain.state_dict()) == names
+    assert isinstance(plain, Plain)

@@ -18,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 import recipes  # noqa: F401  (see there: how threads of a CPU wait, set before torch loads)
+from ssl_vivit.data.video.broken_videos import refuse_many_broken
 from ssl_vivit.data.video.clips import too_short
-from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size, refuse_many_broken
+from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import Summary
 from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, Kept, fingerprint, write_parts

@@ -15,7 +15,7 @@ from pathlib import Path
 from recipes.pretraining import PretrainingRecipe, clips_for
 from recipes.samples import sample_shards
 from ssl_vivit import objectives, training
-from ssl_vivit.data.video.pretraining_data import pretraining_data
+from ssl_vivit.data.provenance import pretraining_data
 from ssl_vivit.evaluation.monitors.masked import MaskedEvaluation
 from ssl_vivit.evaluation.monitors.online_probe import OnlineProbe
 from ssl_vivit.objectives.config import MaskedTubeletsConfig

@@ -19,6 +19,7 @@ from data_prep.clevrer.storage import Encoding
 from data_prep.clevrer.video_sources import Sample, VideoSource, open_source
 from data_prep.output_files import refuse_other_settings, writing
 from data_prep.worker_pool import in_workers, usable_cores
+from ssl_vivit.data.video.broken_videos import BROKEN_LIMIT
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shard_index import (
     ANNOTATION,
@@ -27,7 +28,6 @@ from ssl_vivit.data.video.shard_index import (
     parse_index,
     save_index,
 )
-from ssl_vivit.data.video.videos import BROKEN_LIMIT
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.files import write_json
 

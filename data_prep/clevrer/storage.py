@@ -22,12 +22,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
+from data_prep.clevrer.annotations import renumbered
 from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
 from ssl_vivit.data.video.shard_index import ANNOTATION, MEASURES
@@ -169,35 +169,3 @@ def _jpeg_members(frames: Iterator[np.ndarray], fps: float) -> dict[str, bytes]:
         "storage": "jpeg",
     }
     return {**members, MEASURES: json.dumps(measures).encode()}
-
-
-def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
-    """CLEVRER's annotation in the numbers of the kept frames.
-
-    Trajectories of frames that were left out go; a collision moves to the nearest kept frame.
-
-    Args:
-        annotation: the JSON.
-        kept: numbers of the frames that stay, ascending.
-        num_frames: of the video before.
-
-    Raises:
-        DecodingError: if it is no JSON object.
-    """
-    try:
-        content: dict[str, Any] = json.loads(annotation)
-        if len(kept) == num_frames:
-            return annotation
-        place = {frame: k for k, frame in enumerate(kept)}
-        content["motion_trajectory"] = [
-            {**entry, "frame_id": place[entry["frame_id"]]}
-            for entry in content.get("motion_trajectory", [])
-            if entry["frame_id"] in place
-        ]
-        content["collision"] = [
-            {**entry, "frame_id": place[min(kept, key=lambda f: abs(f - entry["frame_id"]))]}
-            for entry in content.get("collision", [])
-        ]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise DecodingError(f"its annotation is none of CLEVRER's: {error}") from error
-    return json.dumps(content).encode()

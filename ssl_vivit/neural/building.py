@@ -12,9 +12,9 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import AdapterConfig, build_adapter
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
-from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, fit_encoder
 from ssl_vivit.neural.cores.frame_rates import FrameRates
+from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.cores.core import ViViTCore, core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
+from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
 from ssl_vivit.neural.nonlinearity import Nonlinearity, rate_of
 from ssl_vivit.settings import check_type
 
@@ -33,7 +33,7 @@ class NeuralModel(nn.Module):
 
     Args:
         encoder: a causal :class:`ViViT`, or another module with the protocol of
-            :class:`ssl_vivit.neural.cores.core.Core`.
+            :class:`ssl_vivit.neural.cores.vivit_core.Core`.
         adapter: resampling of the stimulus before all else; None for none.
         modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without one, behaviour is left out.
         readouts: session → a module with ``forward(map, pupil_centre) → (b, t, neurons)``, linear.

@@ -14,9 +14,9 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
-from ssl_vivit.neural.cores.core import core_of
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
+from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.readout.gaussian import GaussianReadout

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.cores.core import core_of
+from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step

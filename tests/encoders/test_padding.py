@@ -9,8 +9,8 @@ from small_encoders import MODELS, ROTARY, make
 
 from ssl_vivit import ViViT, ViViTConfig, create_encoder
 from ssl_vivit.evaluation.attention.figure import frame_of_step
-from ssl_vivit.neural.cores.core import screen_span
 from ssl_vivit.neural.cores.frame_stream import FrameStream
+from ssl_vivit.neural.cores.vivit_core import screen_span
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.pixel_targets import shown_frames, tubelet_pixels
 

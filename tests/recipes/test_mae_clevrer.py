@@ -15,8 +15,8 @@ from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.videos import render
 from recipes.mae_clevrer import SAMPLE_PRESET, MaskedTubeletsRecipe, main
 from ssl_vivit import ViViT, load_encoder
+from ssl_vivit.data.provenance import trained_on
 from ssl_vivit.data.video.loader import split_keys
-from ssl_vivit.data.video.pretraining_data import trained_on
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.training import parse, run

@@ -15,8 +15,8 @@ from data_prep.synthetic_clevrer.videos import render
 from recipes import probe_clevrer
 from recipes.probe_clevrer import ProbeRecipe
 from ssl_vivit import load_encoder
+from ssl_vivit.data.provenance import pretraining_data
 from ssl_vivit.data.video.loader import DataConfig, split_keys
-from ssl_vivit.data.video.pretraining_data import pretraining_data
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
 from ssl_vivit.training import parse, run

@@ -11,7 +11,7 @@ import torch
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.parts import Piece, finish_batch, read_part
+from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 
 
 class TrialBatches:

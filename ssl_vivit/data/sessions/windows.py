@@ -21,7 +21,7 @@ from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.parts import Piece, finish_batch, read_part
+from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 
 Batching = Literal["mix", "alternate"]
 

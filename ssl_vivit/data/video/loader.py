@@ -30,10 +30,11 @@ from torch.utils.data import DataLoader
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.data.video.broken_videos import SampleFetcher, refuse_many_broken
 from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
-from ssl_vivit.data.video.samples import ClipDataset, SampleFetcher, collate
-from ssl_vivit.data.video.videos import VideoReading, refuse_many_broken
+from ssl_vivit.data.video.dataset import ClipDataset, collate
+from ssl_vivit.data.video.videos import VideoReading
 from ssl_vivit.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class ClipBatches:
         Raises:
             DataError: if an epoch has no whole batch, or shared memory is too small for the
                 workers; while running, as of
-                :func:`~ssl_vivit.data.video.videos.refuse_many_broken`.
+                :func:`~ssl_vivit.data.video.broken_videos.refuse_many_broken`.
         """
         steps = self.steps_per_epoch(split.total_batch_size)
         self._check_shared_memory(split.micro_batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,9 +12,6 @@ import numpy as np
 from ssl_vivit.data.video.decoding import Decoder
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
-from ssl_vivit.errors import DataError
-
-BROKEN_LIMIT = 0.01
 
 
 class Videos(Protocol):
@@ -137,29 +134,3 @@ class Chosen:
     ) -> np.ndarray:
         """Frames of the video, unchanged."""
         return self._videos.frames(int(self._indices[i]), indices, size)
-
-
-def refuse_many_broken(
-    broken: Mapping[str, str], total: int, few: int = 0, *, given_up: bool = False
-) -> None:
-    """Stop where more than :data:`BROKEN_LIMIT` of the videos cannot be used.
-
-    Args:
-        broken: name → why the video cannot be used.
-        total: videos, the broken ones included.
-        few: so many are no reason to stop, in whatever share.
-        given_up: stop whatever the share: no video was found in the place of a broken one.
-
-    Raises:
-        DataError: naming some of them.
-    """
-    if not given_up and len(broken) <= max(few, BROKEN_LIMIT * total):
-        return
-    names = ", ".join(list(broken)[:10])
-    more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-    raise DataError(
-        f"{len(broken)} of {total} videos cannot be used, more than {BROKEN_LIMIT:.0%}"
-        f"{f' and more than {few}' if few else ''}: {names}{more} (the first: "
-        f"{next(iter(broken.values()))}); leave them out, or mend them: of shards, "
-        "`python -m data_prep.clevrer verify` names what is broken"
-    )

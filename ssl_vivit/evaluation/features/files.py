@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.features.extraction import EncoderFeatures, Summary

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
-from ssl_vivit.data.video.samples import ClipDataset
+from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.videos import VideoReading, Videos
 from ssl_vivit.encoders import ViViT, load_encoder
 from ssl_vivit.errors import DataError, RunError

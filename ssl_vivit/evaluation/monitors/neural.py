@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.neurons.best_model import BEST, best_score, write_best_score
+from ssl_vivit.evaluation.neurons.best_model import BestModel
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.evaluation.run_summary import read_metrics
@@ -41,10 +41,7 @@ class NeuralEvaluationConfig:
 
 
 class NeuralEvaluation:
-    """Scores of whole validation trials every so often, and the best model so far.
-
-    The best model is kept in ``run_dir/best``; ``score.json`` there says at which step and how
-    good. A run that is continued compares with what it finds, so it keeps the same one.
+    """Scores of whole validation trials every so often, curves, and the best model so far.
 
     Args:
         config: how often.
@@ -56,15 +53,14 @@ class NeuralEvaluation:
         self.ceiling: NeuralScores | None = None
         if sessions.validation is not None:
             self.ceiling = score_true_rates(sessions.validation)
-        counts = all(fact.kind == "spikes" for fact in sessions.facts)
-        self.criterion = "val/bps_mean" if counts else "val/correlation_mean"
+        self.best = BestModel(sessions)
         self._host: Host | None = None
 
     def periodic(self) -> list[Periodic]:
         """The evaluation as a job of the training loop; none without validation trials."""
         if self.sessions.validation is None:
             return []
-        return [Periodic(self.config.every, self, at_start=True, on_bar=(self.criterion,))]
+        return [Periodic(self.config.every, self, at_start=True, on_bar=(self.best.criterion,))]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
         """Score, keep the model if it is the best, draw curves."""
@@ -79,21 +75,11 @@ class NeuralEvaluation:
             batch_size=self.config.batch_size, device=moment.accelerator.device,
         )  # fmt: skip
         numbers = {f"val/{name}": value for name, value in scores.compute().items()}
-        if self.config.keep_best and self.criterion in numbers and moment.step:
-            self._keep(moment, numbers[self.criterion])
+        if self.config.keep_best:
+            self.best.keep(moment, numbers, self._host)
         if moment.accelerator.is_main_process:
             self._draw(moment, numbers)
         return numbers
-
-    def _keep(self, moment: Moment, found: float) -> None:
-        assert self._host is not None
-        known = self._host.from_main(lambda: best_score(moment.run_dir))
-        # An equal one is this very step, met again after the run was killed: nothing to do.
-        if known is not None and found <= known["score"]:
-            return
-        moment.export(moment.run_dir / BEST / "model")
-        if moment.accelerator.is_main_process:
-            write_best_score(moment.run_dir, moment.step, self.criterion, found)
 
     def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
         ceiling = {} if self.ceiling is None else self.ceiling.compute()

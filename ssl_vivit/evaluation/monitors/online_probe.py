@@ -8,8 +8,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, Clips
-from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 from ssl_vivit.settings import check_least

@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.files import write_json
+from ssl_vivit.training import Moment
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place
 
 BEST = "best"
+
+
+class BestModel:
+    """Keeps the best model in ``run_dir/best``, beside ``score.json`` with its step and score.
+
+    A run that is continued compares with what it finds there, so it keeps the same model.
+
+    Args:
+        sessions: what is scored.
+
+    Attributes:
+        criterion: the score that decides: bits per spike, or correlation where responses are no
+            counts.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        counts = all(fact.kind == "spikes" for fact in sessions.facts)
+        self.criterion = "val/bps_mean" if counts else "val/correlation_mean"
+
+    def keep(self, moment: Moment, numbers: Mapping[str, float], host: Host) -> None:
+        """Export the model if its score is better than the best so far; on all processes."""
+        if self.criterion not in numbers or not moment.step:
+            return
+        found = numbers[self.criterion]
+        known = host.from_main(lambda: best_score(moment.run_dir))
+        # An equal one is this very step, met again after the run was killed: nothing to do.
+        if known is not None and found <= known["score"]:
+            return
+        moment.export(moment.run_dir / BEST / "model")
+        if host.is_main:
+            said = {"step": moment.step, "name": self.criterion, "score": found}
+            write_json(moment.run_dir / BEST / "score.json", said, indent=None)
 
 
 def best_score(run_dir: Path) -> dict[str, Any] | None:
@@ -19,12 +54,6 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
         return json.loads((run_dir / BEST / "score.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-def write_best_score(run_dir: Path, step: int, name: str, score: float) -> None:
-    """Say how good the model in ``run_dir/best/model`` is."""
-    found = {"step": step, "name": name, "score": score}
-    write_json(run_dir / BEST / "score.json", found, indent=None)
 
 
 def place_best(run_dir: Path, host: Host) -> None:

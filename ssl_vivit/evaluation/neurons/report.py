@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.evaluation.neurons.best_model import best_score
-from ssl_vivit.evaluation.neurons.drawing import (
+from ssl_vivit.evaluation.neurons.figure_data import (
     draw_fields,
     draw_positions,
     draw_scores,

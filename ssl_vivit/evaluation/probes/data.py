@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssl_vivit.data.provenance import trained_on
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
-from ssl_vivit.data.video.pretraining_data import trained_on
-from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ssl_vivit.data.video.augment import AugmentConfig
 from ssl_vivit.data.video.clips import clip_frames, even_starts
+from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.data.video.samples import ClipDataset
 from ssl_vivit.encoders import VideoClassifier
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
 from ssl_vivit.evaluation.features.files import fingerprint

@@ -78,7 +78,7 @@ def fit_encoder(
     """Open or make the encoder, for the frame size and the training windows of the sessions.
 
     An encoder with a learned table of positions in time gets a table for the training window; longer
-    trials are encoded in overlapping windows (:class:`ssl_vivit.neural.cores.core.ViViTCore`).
+    trials are encoded in overlapping windows (:class:`ssl_vivit.neural.cores.vivit_core.ViViTCore`).
 
     Args:
         choice: which encoder.

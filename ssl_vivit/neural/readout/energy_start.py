@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.neural.cores.core import screen_span
+from ssl_vivit.neural.cores.vivit_core import screen_span
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.readout.cortical_map import CorticalMap
 from ssl_vivit.neural.readout.pixel_entries import of_masks, of_moving_points, of_points
 from ssl_vivit.neural.readout.pixel_products import read_pixels
-from ssl_vivit.neural.readout.position_predictors import CorticalMap, PupilShift
 from ssl_vivit.neural.readout.positions import corners, drawn, gaussian_mask, projected
+from ssl_vivit.neural.readout.pupil_shift import PupilShift
 from ssl_vivit.settings import check_type
 
 Sampling = Literal["point", "mask"]

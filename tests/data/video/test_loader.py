@@ -22,9 +22,9 @@ import torch
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
+from ssl_vivit.data.video.broken_videos import SampleFetcher
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.loader import ClipBatches, ClipDataset, split_keys
-from ssl_vivit.data.video.samples import SampleFetcher
 from ssl_vivit.errors import DataError, DecodingError
 
 CLIP = ClipConfig(num_frames=4, frame_stride=2, views=2)

@@ -7,8 +7,8 @@ import torch
 
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
-from ssl_vivit.neural.cores.core import Core
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
+from ssl_vivit.neural.cores.vivit_core import Core
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model_settings import build_part
 from ssl_vivit.neural.nonlinearity import drive_of

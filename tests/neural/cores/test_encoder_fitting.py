@@ -12,13 +12,13 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.adapt import resample_kernel
 from ssl_vivit.encoders.positions import resample_temporal
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.cores.core import ViViTCore
 from ssl_vivit.neural.cores.encoder_fitting import (
     NeuralEncoderChoice,
     fit_encoder,
     fitting_patch,
     pixel_statistics,
 )
+from ssl_vivit.neural.cores.vivit_core import ViViTCore
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1}
 FACTS = SessionFacts(

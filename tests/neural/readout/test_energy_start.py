@@ -10,7 +10,7 @@ from data_prep.synthetic_neural.population import Filters, calibrated, draw_popu
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.evaluation.neurons.receptive_fields import found_centres, position_correlation
-from ssl_vivit.neural.cores.core import screen_span
+from ssl_vivit.neural.cores.vivit_core import screen_span
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.energy_start import (
     _best_ridges,

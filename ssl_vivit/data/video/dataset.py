@@ -22,11 +22,8 @@ from ssl_vivit.data.video.clips import (
     start_counts,
 )
 from ssl_vivit.data.video.videos import Videos
-from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.errors import DataError
 from ssl_vivit.preprocessing import Preprocessing
-
-# Eight broken videos in a row are no accident in a set that is 1 % broken.
-_ATTEMPTS = 8
 
 
 class ClipDataset:
@@ -151,33 +148,6 @@ class ClipDataset:
                     f"own frame rate"
                 )
         return [clip_labels(annotation, view.tolist(), key) for view in frames]
-
-
-class SampleFetcher:
-    """Dataset of a DataLoader: (index, epoch) → a sample, or the reason for none."""
-
-    def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
-        self.dataset, self.indices, self.replace = dataset, indices, replace
-
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        index, epoch = item
-        key = self.dataset.videos.keys[index]
-        names: list[int | str] = [key]
-        broken: dict[str, str] = {}
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return {**self.dataset.sample(index, epoch, *names), "broken": broken}
-            except DecodingError as error:
-                broken[self.dataset.videos.keys[index]] = str(error)
-            except DataError as error:
-                # Raised here, it would reach the user as a worker's traceback.
-                return {"refusal": str(error)}
-            if not self.replace:
-                break
-            names = [key, attempt]
-            rng = named_generator(self.dataset.seed, epoch, *names, "replacement")
-            index = int(self.indices[rng.integers(len(self.indices))])
-        return {"broken": broken}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import pytest
 
 from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.videos import render
+from ssl_vivit.data.provenance import pretraining_data, trained_on
 from ssl_vivit.data.video.loader import DataConfig, split_keys
-from ssl_vivit.data.video.pretraining_data import pretraining_data, trained_on
 from ssl_vivit.data.video.shards import ShardSet
 
 

@@ -1,8 +1,7 @@
 """One readable file a job: a config dataclass, build the parts, fit.
 
 Every recipe imports from here before torch, since OpenMP reads this setting when torch loads: on CPUs
-threads that wait for work then sleep, and leave the cores to the processes that decode videos. With
-both cores of a machine busy, training was ten times slower without it.
+threads that wait for work then sleep, and leave the cores to the processes that decode videos.
 """
 
 import os

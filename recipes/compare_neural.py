@@ -23,13 +23,12 @@ from recipes.finetune_neural import (
     fine_tune,
     with_sessions,
 )
+from ssl_vivit import training
 from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
-from ssl_vivit.neural.building import CoreKind
-from ssl_vivit.training import join_processes, parse, run, to_plain
-from ssl_vivit.training.processes import Host
+from ssl_vivit.neural.config import CoreKind
 from ssl_vivit.training.run_directory import run_directory, without_names
 
 
@@ -79,8 +78,11 @@ class Cell(NamedTuple):
 
 def main() -> None:
     """Run what is not finished, show everything."""
-    config = parse(ComparisonRecipe, preset=SAMPLE_PRESET)
-    processes, run_dir = join_processes(), run_directory(config.training)
+    config = training.parse(ComparisonRecipe, preset=SAMPLE_PRESET)
+    # Imported here, since it loads accelerate, for which --help need not wait.
+    from ssl_vivit.training.processes import Host
+
+    processes, run_dir = training.join_processes(), run_directory(config.training)
     planned = cells(replace(config, data=with_sessions(config.data, processes)), run_dir)
     todo = Host().from_main(lambda: [n for n, cell in enumerate(planned) if not finished(cell)])
     for number, cell in enumerate(planned):
@@ -91,7 +93,7 @@ def main() -> None:
     if not processes.is_main_process:
         return
     found = collected(planned)
-    found.facts["settings"] = to_plain(config)
+    found.facts["settings"] = training.to_plain(config)
     found.write(run_dir)
     print(found.table())
     print(f"mean over {config.seeds} seeds ± standard error, {config.training.steps} steps each")
@@ -122,18 +124,17 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
         for share in config.shares:
             for row, recipe in rows.items():
                 rate = config.learning_rates.get(row, config.learning_rates.get(recipe.core))
-                training = recipe.training
+                loop = recipe.training
                 if rate is not None:
-                    optimizer = replace(training.optimizer, learning_rate=rate)
-                    training = replace(training, optimizer=optimizer)
+                    optimizer = replace(loop.optimizer, learning_rate=rate)
+                    loop = replace(loop, optimizer=optimizer)
                 folder = f"{row.replace('/', '_')}_share{share:g}_seed{seed}"
-                training = replace(
-                    training, run_dir=str(run_dir / folder), resume="auto",
-                    seed=training.seed + seed,
-                )  # fmt: skip
+                loop = replace(
+                    loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
+                )
                 data = replace(recipe.data, train_share=share)
                 settings = {name: getattr(recipe, name) for name in NAMES}
-                settings |= {"data": data, "training": training}
+                settings |= {"data": data, "training": loop}
                 found.append(Cell(row, share, NeuralRecipe(**settings)))
     return found
 
@@ -147,7 +148,7 @@ def finished(cell: Cell) -> bool:
     if not (cell.run_dir / "scores.json").is_file():
         return False
     stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
-    asked = without_names(to_plain(cell.recipe))
+    asked = without_names(training.to_plain(cell.recipe))
     wrong = [name for name, value in asked.items() if stored.get(name) != value]
     if wrong:
         raise RunError(
@@ -173,4 +174,4 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 
 if __name__ == "__main__":
-    run(main)
+    training.run(main)

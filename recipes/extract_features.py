@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import recipes  # noqa: F401  (see there: how threads of a CPU wait, set before torch loads)
+import recipes  # noqa: F401  (sets how threads wait, before torch loads)
+from ssl_vivit import training
 from ssl_vivit.data.video.broken_videos import refuse_many_broken
 from ssl_vivit.data.video.clips import too_short
 from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.features.extraction import Summary
-from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, Kept, fingerprint, write_parts
-from ssl_vivit.evaluation.features.preparation import ReadingForEncoder, preparation
+from ssl_vivit.evaluation.features.config import Kept, ReadingForEncoder, Summary
+from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, fingerprint, write_parts
+from ssl_vivit.evaluation.features.preparation import preparation
 from ssl_vivit.settings import check_least
-from ssl_vivit.training import join_processes, parse, run
 
 
 @dataclass
@@ -64,8 +64,8 @@ class ExtractRecipe:
 
 def main() -> None:
     """Open encoder and videos, make the parts that are missing."""
-    config = parse(ExtractRecipe)
-    processes = join_processes()
+    config = training.parse(ExtractRecipe)
+    processes = training.join_processes()
     device = processes.device
     data = config.data
     encoder = data.open_encoder(config.encoder).to(device)
@@ -136,4 +136,4 @@ def _digest(videos: Videos) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    training.run(main)

@@ -15,32 +15,21 @@ import copy
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.samples import sample_session
+from ssl_vivit import neural, objectives, training
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
-from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation, NeuralEvaluationConfig
-from ssl_vivit.evaluation.neurons.best_model import place_best
-from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
-from ssl_vivit.neural.building import (
+from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
+from ssl_vivit.neural.config import (
     BaselineConfig,
     CoreKind,
+    NeuralEncoderChoice,
     NeuralModelConfig,
-    build_neural_model,
-    own_penalties,
 )
-from ssl_vivit.neural.checkpoint import load_neural_model
-from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, pixel_statistics
-from ssl_vivit.neural.readout.energy_start import start_at_energy
-from ssl_vivit.objectives import NeuralPredictionConfig
-from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
-from ssl_vivit.objectives.tuning import TunedNeuralPrediction, TuningConfig
-from ssl_vivit.training import TrainingConfig, fit, join_processes, parse, run, to_plain
-from ssl_vivit.training.processes import Host
+from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
+from ssl_vivit.training.config import TrainingConfig
 from ssl_vivit.training.run_directory import place, reached_step
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
 
@@ -78,33 +67,50 @@ class NeuralRecipe:
 
 def main() -> None:
     """Build the parts, fit, score what was exported."""
-    config = parse(NeuralRecipe, preset=SAMPLE_PRESET)
-    processes = join_processes()
+    config = training.parse(NeuralRecipe, preset=SAMPLE_PRESET)
+    processes = training.join_processes()
     table = fine_tune(replace(config, data=with_sessions(config.data, processes)), processes)
     if table is not None:
         processes.print(table)
 
 
-def with_sessions(data: NeuralDataConfig, processes: PartialState) -> NeuralDataConfig:
-    """The data as asked for; where no session is named, the simulated population."""
+def with_sessions(data: NeuralDataConfig, processes: Any) -> NeuralDataConfig:
+    """The data as asked for; where no session is named, the simulated population.
+
+    Args:
+        data: as asked for.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
     if data.sessions:
         return data
     return replace(data, sessions=sample_session(processes))
 
 
-def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
+def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     """One run, from sessions to a scored model in ``training.run_dir``.
+
+    Args:
+        config: of the run, with sessions.
+        processes: of :func:`ssl_vivit.training.join_processes`.
 
     Returns:
         The table of its scores; None if it was stopped.
     """
-    import torch  # after recipes, see there
+    # Imported here, since they load timm or accelerate, for which --help need not wait.
+    import torch
+
+    from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
+    from ssl_vivit.evaluation.neurons.best_model import place_best
+    from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
+    from ssl_vivit.neural.building import own_penalties
+    from ssl_vivit.neural.readout.energy_start import start_at_energy
+    from ssl_vivit.training.processes import Host
 
     config.tuning.check(config.training.steps)
     statistics, told = encoder_statistics(config)
     sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)
     torch.manual_seed(config.training.seed)
-    built = build_neural_model(
+    built = neural.build_neural_model(
         config.core, config.encoder, config.model, config.baseline, sessions.facts,
         longest=max(int(session.lengths.max()) for session in sessions.sessions),
         window=config.data.window,
@@ -114,38 +120,38 @@ def fine_tune(config: NeuralRecipe, processes: PartialState) -> str | None:
     for note in [*told, *built.notes]:
         processes.print(note)
     started = positions_found(built.model, sessions)
-    training, loss = config.training, config.objective
+    loop, loss = config.training, config.objective
     if config.core != "vivit":  # the others have no layers that timm's decay knows
-        training = replace(training, optimizer=replace(training.optimizer, layer_decay=1.0))
+        loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
     host = Host()
     beside: dict[str, Any] = {
-        "run_config": to_plain(config),
+        "run_config": training.to_plain(config),
         "periodic": NeuralEvaluation(config.evaluation, sessions).periodic(),
         "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
     }
     tuning = config.tuning
-    reached = host.from_main(lambda: reached_step(training))
+    reached = host.from_main(lambda: reached_step(loop))
     if tuning.mode == "readout_first" and reached < tuning.readout_steps:
-        frozen = TunedNeuralPrediction(
+        frozen = objectives.TunedNeuralPrediction(
             copy.deepcopy(built.model), loss, replace(tuning, mode="frozen"), facts=sessions.facts
         )
-        first = fit(frozen, sessions.train, training, until=tuning.readout_steps, **beside)
+        first = training.fit(frozen, sessions.train, loop, until=tuning.readout_steps, **beside)
         if first.interrupted:
             return None
-        training = replace(training, resume="auto")
-    objective = TunedNeuralPrediction(built.model, loss, tuning, facts=sessions.facts)
-    result = fit(objective, sessions.train, training, **beside)
+        loop = replace(loop, resume="auto")
+    objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, facts=sessions.facts)
+    result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
         return None
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
     if any(fact.held_out_units for fact in sessions.facts):
         processes.print("fitting the readouts of the neurons that were held out of training")
-        if not fit_held_out(result.encoder, sessions, training, loss, tuning, host):
+        if not fit_held_out(result.encoder, sessions, loop, loss, tuning, host):
             return None
     made = report(
-        load_neural_model(result.encoder), sessions, result.run_dir, host, started=started,
+        neural.load_neural_model(result.encoder), sessions, result.run_dir, host, started=started,
         batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
         device=processes.device,
     )  # fmt: skip
@@ -171,6 +177,8 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
         return None, []
     if config.data.standardize == "session":
         return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
+    from ssl_vivit.neural.cores.encoder_fitting import pixel_statistics
+
     found = pixel_statistics(path)
     if found is None:
         return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
@@ -181,23 +189,24 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
 def fit_held_out(
     model: Path,
     sessions: Sessions,
-    training: TrainingConfig,
+    loop: TrainingConfig,
     loss: NeuralPredictionConfig,
     tuning: TuningConfig,
-    host: Host,
+    host: Any,
 ) -> bool:
     """Fit readouts of held-out neurons to a finished model, which is then replaced; False if stopped."""
-    objective = HeldOutNeurons(load_neural_model(model).model, loss, facts=sessions.facts)
+    fitted_model = neural.load_neural_model(model).model
+    objective = objectives.HeldOutNeurons(fitted_model, loss, facts=sessions.facts)
     second = replace(
-        training,
+        loop,
         run_dir=str(model.parent / "held_out_neurons"),
         steps=tuning.held_out_steps,
-        optimizer=replace(training.optimizer, weight_decay=0.0, layer_decay=1.0),
+        optimizer=replace(loop.optimizer, weight_decay=0.0, layer_decay=1.0),
         resume="auto",
         tracker="none",
     )
-    settings = {"training": to_plain(second), "objective": to_plain(loss)}
-    made = fit(objective, sessions.train.for_held_out_units(), second, run_config=settings)
+    settings = {"training": training.to_plain(second), "objective": training.to_plain(loss)}
+    made = training.fit(objective, sessions.train.for_held_out_units(), second, run_config=settings)
     if made.encoder is not None:
         fitted = made.encoder
         host.from_main(lambda: place(fitted, model))
@@ -205,4 +214,4 @@ def fit_held_out(
 
 
 if __name__ == "__main__":
-    run(main)
+    training.run(main)

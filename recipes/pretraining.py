@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssl_vivit.data.video.loader import Clips, DataConfig, build_clips
-from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
-from ssl_vivit.evaluation.monitors.online_probe import OnlineProbeConfig
+from ssl_vivit.evaluation.monitors.config import EvaluationConfig, OnlineProbeConfig
 from ssl_vivit.training import TrainingConfig
 
 # Encoders are not imported here, not even for type checkers: jsonargparse would import them before
@@ -42,7 +41,7 @@ class EncoderChoice:
 
     def build(self, seed: int) -> Any:
         """The encoder, a ViViT, with fresh weights drawn from ``seed``."""
-        import torch  # after recipes, see there
+        import torch  # torch is imported after `recipes`, which sets how its threads wait
 
         from ssl_vivit.encoders import ViViT
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from recipes.samples import sample_shards
-from ssl_vivit.encoders import ViViT, create_encoder
-from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subject
-from ssl_vivit.evaluation.probes.data import ProbeData, not_unseen, open_parts
-from ssl_vivit.evaluation.probes.full import FinetuneConfig, finetune
+from ssl_vivit import training
+from ssl_vivit.evaluation.probes.config import FinetuneConfig, ProbeData, ProbeSettings
+from ssl_vivit.evaluation.probes.data import not_unseen, open_parts
 from ssl_vivit.evaluation.probes.report import claim, distinct
 from ssl_vivit.settings import check_least
-from ssl_vivit.training import join_processes, parse, run, to_plain
 
 DEMO = "runs/demo/encoder"
 
@@ -53,8 +52,12 @@ class ProbeRecipe(ProbeSettings):
 
 def main() -> None:
     """Load encoders and videos, measure, report."""
-    config = parse(ProbeRecipe)
-    processes = join_processes()
+    config = training.parse(ProbeRecipe)
+    # Imported here, since they load timm, for which --help need not wait.
+    from ssl_vivit.evaluation.probes.comparison import compare, subject
+    from ssl_vivit.evaluation.probes.full import finetune
+
+    processes = training.join_processes()
     run_dir = claim(Path(config.run_dir))
     data = config.data
     encoders = dict(_encoders(config, processes.print))
@@ -86,21 +89,24 @@ def main() -> None:
     found = compare(subjects, parts, config, device=device, scratch=run_dir)
     for row in tuned:
         found.add(*row)
-    found.facts["settings"] = to_plain(config)
+    found.facts["settings"] = training.to_plain(config)
     found.write(run_dir)
     print(found.table())
     print(found.legend())
     print(f"scores  {run_dir / 'probes.json'}\nchart   {run_dir / 'probes.png'}")
 
 
-def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
+def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, Any]]:
+    """Name and ViViT of each encoder to be probed."""
     paths: Sequence[str] = config.encoders or ([DEMO] if Path(DEMO).is_dir() else [])
     if not paths:
         tell(
             f"no --encoders given, and {DEMO} is not there (`make demo` makes it): a fresh encoder "
             "is probed in its place"
         )
-        import torch  # after recipes, see there
+        import torch
+
+        from ssl_vivit.encoders import create_encoder
 
         torch.manual_seed(0)
         fresh = create_encoder("vivit_tiny", num_frames=16, image_size=(64, 96))
@@ -110,4 +116,4 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, ViViT]]:
 
 
 if __name__ == "__main__":
-    run(main)
+    training.run(main)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.adapters import AdapterConfig, build_adapter
-from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
-from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
-from ssl_vivit.neural.cores.encoder_fitting import NeuralEncoderChoice, fit_encoder
+from ssl_vivit.neural.adapters import build_adapter
+from ssl_vivit.neural.config import (
+    BaselineConfig,
+    CoreKind,
+    NeuralEncoderChoice,
+    NeuralModelConfig,
+)
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet
+from ssl_vivit.neural.cores.causal_x3d import CausalX3D
+from ssl_vivit.neural.cores.encoder_fitting import fit_encoder
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
-from ssl_vivit.neural.modulators import ModulatorConfig, build_modulator
-from ssl_vivit.neural.nonlinearity import Nonlinearity, drive_of
-from ssl_vivit.neural.readout.gaussian import ReadoutConfig
-from ssl_vivit.neural.readout.linear import FilterKind, LinearNonlinearConfig
+from ssl_vivit.neural.modulators import build_modulator
+from ssl_vivit.neural.nonlinearity import drive_of
+from ssl_vivit.neural.readout.linear import FilterKind
 
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
@@ -30,48 +35,6 @@ _LEAST_MEAN_RESPONSE = 1e-3
 
 # Of all kinds of readouts, so that one config serves all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
-
-ReadoutStart = Literal["energy", "centre"]
-CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
-
-
-@dataclass(frozen=True)
-class NeuralModelConfig:
-    """Settings of all parts but the core.
-
-    Args:
-        adapter: resampling of the stimulus.
-        modulator: what behaviour does to the features.
-        readout: how neurons read them.
-        nonlinearity: from drive to rate; ``elu`` is ELU + 1.
-        frame_stream: a convolution at full frame rate beside an encoder's tokens.
-        stream_filters: its space-time filters.
-        readout_start: ``energy`` puts readouts that have no cortical positions where local motion
-            and contrast predict the training responses; ``centre`` leaves them near the middle.
-    """
-
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    modulator: ModulatorConfig = field(default_factory=ModulatorConfig)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
-    nonlinearity: Nonlinearity = "softplus"
-    frame_stream: bool = True
-    stream_filters: int = 64
-    readout_start: ReadoutStart = "energy"
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """Settings of the cores that are there to be beaten.
-
-    Args:
-        ln: of ``ln`` and ``ln_separable``; which of them, the core says.
-        resnet: of ``resnet``.
-        x3d: of ``x3d``.
-    """
-
-    ln: LinearNonlinearConfig = field(default_factory=LinearNonlinearConfig)
-    resnet: CausalResNetConfig = field(default_factory=CausalResNetConfig)
-    x3d: CausalX3DConfig = field(default_factory=CausalX3DConfig)
 
 
 class BuiltModel(NamedTuple):

@@ -9,13 +9,17 @@ if TYPE_CHECKING:
         MaskedTubeletsConfig,
         NeuralPredictionConfig,
         SimCLRConfig,
+        TuningConfig,
     )
     from ssl_vivit.objectives.contract import Objective, Step
+    from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
     from ssl_vivit.objectives.masked_tubelets import MaskedTubelets
     from ssl_vivit.objectives.neural_prediction import NeuralPrediction
     from ssl_vivit.objectives.simclr import SimCLR
+    from ssl_vivit.objectives.tuning import TunedNeuralPrediction
 
 __all__ = [
+    "HeldOutNeurons",
     "MaskedTubelets",
     "MaskedTubeletsConfig",
     "NeuralPrediction",
@@ -24,11 +28,14 @@ __all__ = [
     "SimCLR",
     "SimCLRConfig",
     "Step",
+    "TunedNeuralPrediction",
+    "TuningConfig",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "HeldOutNeurons": "ssl_vivit.objectives.held_out_neurons",
         "MaskedTubelets": "ssl_vivit.objectives.masked_tubelets",
         "MaskedTubeletsConfig": "ssl_vivit.objectives.config",
         "NeuralPrediction": "ssl_vivit.objectives.neural_prediction",
@@ -37,5 +44,7 @@ __getattr__, __dir__ = lazy_names(
         "SimCLR": "ssl_vivit.objectives.simclr",
         "SimCLRConfig": "ssl_vivit.objectives.config",
         "Step": "ssl_vivit.objectives.contract",
+        "TunedNeuralPrediction": "ssl_vivit.objectives.tuning",
+        "TuningConfig": "ssl_vivit.objectives.config",
     },
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from ssl_vivit.training.processes import call
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Moment:
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the objective other than ``forward``, under DDP and FSDP2 too."""
+        # Imported here, since it loads accelerate, for which --help need not wait.
+        from ssl_vivit.training.processes import call
+
         return call(self.accelerator, self.model, method, *args)
 
 

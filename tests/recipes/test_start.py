@@ -41,3 +41,26 @@ def test_threads_that_wait_sleep(recipe):
         env=environment, capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert done.stdout == "policy PASSIVE\n"
+
+
+# Runs `--help` of a recipe, and says which modules were loaded that only training needs.
+HELP = """
+import os, runpy, sys
+path = sys.argv[1]
+sys.argv[1:] = ["--help"]
+sys.path[0] = os.path.dirname(path)
+try:
+    runpy.run_path(path, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+print("loaded", *sorted({"timm", "torchvision", "matplotlib", "accelerate"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_help_waits_for_nothing_that_only_training_needs(recipe):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, str(recipe)],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "loaded"

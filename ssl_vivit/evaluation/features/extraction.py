@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.features.config import Summary
 from ssl_vivit.evaluation_mode import evaluation_mode
 
-Summary = Literal["pooled", "mean", "both"]
+if TYPE_CHECKING:
+    from ssl_vivit.encoders import ViViT
 
 
 class BatchFeatures(NamedTuple):
@@ -210,6 +211,8 @@ def clip_features(
 
 def untrained(encoder: ViViT, seed: int) -> ViViT:
     """Return an encoder of the same architecture and device with fresh weights."""
+    from ssl_vivit.encoders import ViViT
+
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,17 +26,18 @@ from torch import Tensor
 
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import RunError
-from ssl_vivit.evaluation.features.extraction import EncoderFeatures, Summary
+from ssl_vivit.evaluation.features.config import Kept, Summary
+from ssl_vivit.evaluation.features.extraction import EncoderFeatures
 from ssl_vivit.files import replaced_file, write_json
+
+if TYPE_CHECKING:
+    from ssl_vivit.encoders import ViViT
 
 FORMAT = 1
 INDEX = "index.json"
 # So many broken videos are no reason to stop, however few there are in all.
 FEW = 5
-
-Kept = Literal["pooled", "tokens", "both"]
 
 
 class Features(NamedTuple):

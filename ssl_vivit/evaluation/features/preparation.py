@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -13,59 +13,16 @@ from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.dataset import ClipDataset
-from ssl_vivit.data.video.videos import VideoReading, Videos
-from ssl_vivit.encoders import ViViT, load_encoder
-from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.data.video.videos import Videos
+from ssl_vivit.errors import DataError
+from ssl_vivit.evaluation.features.config import ClipChoice
 from ssl_vivit.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from ssl_vivit.encoders import ViViT
 
 # Labels tell of whole frames, so a clip must not leave much of them out.
 LEAST_SHOWN = 0.8
-
-
-@dataclass(frozen=True)
-class ClipChoice:
-    """Differences from the clips that an encoder was trained on; null leaves what was.
-
-    Args:
-        num_frames: frames in a clip; the encoder's positions are fitted to it.
-        frame_stride: steps between a clip's frames.
-        fps: frames per second that the stride counts in.
-    """
-
-    num_frames: int | None = None
-    frame_stride: int | None = None
-    fps: float | None = None
-
-
-@dataclass(frozen=True)
-class ReadingForEncoder(VideoReading):
-    """How videos are read for an exported encoder.
-
-    Args:
-        frame_size: height and width that frames are decoded to; null keeps theirs, and takes
-            central windows of the encoder's shape where a folder's videos have several sizes.
-        clip: what differs from the clips of the encoder's pretraining.
-        image_size: height and width that the encoder is fitted to; null keeps its own.
-    """
-
-    clip: ClipChoice = field(default_factory=ClipChoice)
-    image_size: tuple[int, int] | None = None
-
-    def open_encoder(self, path: str) -> ViViT:
-        """Load an exported encoder, fitted to ``clip.num_frames`` and ``image_size``.
-
-        Raises:
-            RunError: if there is no encoder at that path.
-            ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
-        """
-        geometry: dict[str, Any] = {
-            "num_frames": self.clip.num_frames,
-            "image_size": self.image_size,
-        }
-        try:
-            return load_encoder(path, **{name: value for name, value in geometry.items() if value})
-        except FileNotFoundError as error:
-            raise RunError(f"{error}; `make demo` makes runs/demo/encoder") from None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.config import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import (
     learning_curves,
     nearest_neighbours,
@@ -14,29 +14,10 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
 )
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, retrieval_top1
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
-from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"
 _SHOWN = 6
-
-
-@dataclass
-class EvaluationConfig:
-    """Settings of the evaluation on held-out videos beside training.
-
-    Args:
-        every: steps between evaluations; there is one before the first step and one at the end.
-        videos: how many held-out videos take part at most.
-        batch_size: videos that the encoder sees at once.
-    """
-
-    every: int = 1000
-    videos: int = 256
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        check_least(self, "evaluation.", every=1, videos=2, batch_size=1)
 
 
 class ContrastiveEvaluation:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
-from ssl_vivit.evaluation.monitors.contrastive import EvaluationConfig
+from ssl_vivit.evaluation.monitors.config import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
 from ssl_vivit.training import Moment, Periodic

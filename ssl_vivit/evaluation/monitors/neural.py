@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
+from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.neurons.best_model import BestModel
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
-from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
-
-
-@dataclass(frozen=True)
-class NeuralEvaluationConfig:
-    """Settings of the evaluation beside training, and at its end.
-
-    Args:
-        every: steps between evaluations on the validation trials; there is one before the first
-            step and one at the end.
-        batch_size: trials that the model sees at once.
-        keep_best: the run's model is the one that did best on the validation trials, by
-            bits per spike (correlation where responses are no counts), instead of the last one.
-        fields: neurons whose receptive fields are drawn; 0 leaves the figure out.
-    """
-
-    every: int = 500
-    batch_size: int = 8
-    keep_best: bool = True
-    fields: int = 6
-
-    def __post_init__(self) -> None:
-        check_least(self, "evaluation.", every=1, batch_size=1, fields=0)
 
 
 class NeuralEvaluation:

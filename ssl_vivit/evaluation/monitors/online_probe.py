@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -10,33 +10,13 @@ from torch import Tensor
 
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, Clips
+from ssl_vivit.evaluation.monitors.config import OnlineProbeConfig
 from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
-from ssl_vivit.settings import check_least
 from ssl_vivit.training import Moment, Periodic
 
 _ON_BAR = ("probe/knn_presence", "probe/linear_presence")
 _NAMES = tuple(target.name for target in CLEVRER_TARGETS)
-
-
-@dataclass
-class OnlineProbeConfig:
-    """Settings of probes beside training, on features that the objective trains, without gradient.
-
-    Args:
-        every: steps between probes; 0 turns them off. The videos need CLEVRER's annotations.
-        train_videos: training videos that a probe learns from, at most.
-        test_videos: held-out videos that it is tested on, at most.
-        batch_size: clips that the encoder sees at once.
-    """
-
-    every: int = 0
-    train_videos: int = 512
-    test_videos: int = 256
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        check_least(self, "probe.", every=0, train_videos=5, test_videos=2, batch_size=1)
 
 
 class OnlineProbe:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -20,37 +19,10 @@ from torch import Tensor, nn
 
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.features.extraction import TokenStore
+from ssl_vivit.evaluation.probes.config import AttentiveConfig
 from ssl_vivit.objectives.targets import NumberScale, Target, in_label_units, target_loss
-from ssl_vivit.settings import check_least
 
 MOMENTS = 20
-
-
-@dataclass
-class AttentiveConfig:
-    """Settings of the attentive probe's training.
-
-    Args:
-        steps: steps of AdamW. At the start and at twenty moments the loss on the validation part is
-            measured; each target takes the weights with the least.
-        batch_size: clips in a step.
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW.
-        validation: share of the training part that chooses the moment.
-    """
-
-    steps: int = 500
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    validation: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_least(self, "attentive.", steps=1, batch_size=1)
-        if not 0 < self.validation < 1:
-            raise ValueError(
-                f"attentive.validation is {self.validation}; it must be between 0 and 1"
-            )
 
 
 class OneQuery(AttentionPoolLatent):

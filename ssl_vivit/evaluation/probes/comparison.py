@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,30 +14,28 @@ from torch import Tensor
 from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.encoders.adapt import adapt, adapted_config
 from ssl_vivit.errors import DataError
+from ssl_vivit.evaluation.features.config import ClipChoice
 from ssl_vivit.evaluation.features.extraction import (
     ClipFeatures,
     EncoderFeatures,
     FeatureExtractor,
     PixelFeatures,
-    Summary,
     clip_features,
     untrained,
 )
 from ssl_vivit.evaluation.features.preparation import (
-    ClipChoice,
     Preparation,
     check_whole_frames,
     preparation,
 )
-from ssl_vivit.evaluation.probes.attentive import AttentiveConfig, attentive_predict
+from ssl_vivit.evaluation.probes.attentive import attentive_predict
+from ssl_vivit.evaluation.probes.config import ProbeSettings
 from ssl_vivit.evaluation.probes.data import Parts
 from ssl_vivit.evaluation.probes.linear import predict
 from ssl_vivit.evaluation.probes.report import LONG, ProbeScores, Row
 from ssl_vivit.evaluation.probes.scores import chances, scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
-from ssl_vivit.settings import check_least
 
-Probe = Literal["knn", "linear", "attentive"]
 PIXELS = "raw pixels"
 
 
@@ -53,43 +51,6 @@ class Subject(NamedTuple):
     name: str
     encoder: ViViT
     prepared: Preparation
-
-
-@dataclass
-class ProbeSettings:
-    """Settings of a comparison by probes.
-
-    Args:
-        probes: knn, linear, attentive; any of them.
-        seeds: repetitions with other clips, fits and untrained weights.
-        clips: clips of each video; features are averaged, attentive probes see the tokens of all.
-            Above 1, the middle one alone is shown beside all.
-        long_clip: beside several clips, which are spread over the whole video, show one clip of as
-            many frames as all of them, in a row at the same stride from the middle of the video.
-            Its labels are those of the several: what any of them shows, and the collisions from
-            the first to the last.
-        summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
-            its patch tokens, or both side by side.
-        attentive: the attentive probe. Meanwhile the tokens of all clips lie in a file without a
-            name in ``run_dir``, two bytes a number, not in memory: 2,000 clips of 8 × 96 tokens of
-            width 384 take 1.2 GB for each encoder.
-        batch_size: videos that an encoder sees at once.
-    """
-
-    probes: list[Probe] = field(default_factory=lambda: ["knn", "linear", "attentive"])
-    seeds: int = 3
-    clips: int = 1
-    long_clip: bool = False
-    summary: Summary = "both"
-    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        check_least(self, seeds=1, clips=1, batch_size=1)
-        if not self.probes:
-            raise ValueError("--probes is empty; choose from knn, linear, attentive")
-        if self.long_clip and self.clips == 1:
-            raise ValueError("--long_clip compares with several clips; set --clips to 2 or more")
 
 
 def subject(

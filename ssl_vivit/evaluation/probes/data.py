@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,26 +14,9 @@ from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.videos import Videos
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.features.preparation import Preparation, ReadingForEncoder
+from ssl_vivit.evaluation.features.preparation import Preparation
+from ssl_vivit.evaluation.probes.config import ProbeData
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
-
-
-@dataclass(frozen=True)
-class ProbeData(ReadingForEncoder):
-    """Labelled videos and how clips are cut from them.
-
-    Args:
-        shards: shards with CLEVRER's annotations; see ``python -m data_prep.clevrer pack``.
-        test_shards: others to test on; null tests on ``held_out`` of the former.
-        folder: in place of shards, a folder of videos with a folder for each class.
-        held_out: share of the videos to test on, chosen by their names. The same share as in
-            pretraining chooses the same videos.
-    """
-
-    shards: str | list[str] | None = None
-    test_shards: str | list[str] | None = None
-    folder: str | None = None
-    held_out: float = 0.2
 
 
 class Part(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ssl_vivit.encoders import VideoClassifier
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
 from ssl_vivit.evaluation.features.files import fingerprint
 from ssl_vivit.evaluation.probes.comparison import Subject
+from ssl_vivit.evaluation.probes.config import FinetuneConfig
 from ssl_vivit.evaluation.probes.data import Part, Parts
 from ssl_vivit.evaluation.probes.labelled_videos import LabelledBatches, Labels
 from ssl_vivit.evaluation.probes.report import Row
@@ -26,32 +27,7 @@ from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weig
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.supervised import Supervised
 from ssl_vivit.objectives.targets import NumberScale
-from ssl_vivit.settings import check_least
 from ssl_vivit.training import OptimConfig, TrainingConfig, fit, to_plain
-
-
-@dataclass
-class FinetuneConfig:
-    """Supervised training of all weights on the labels.
-
-    Args:
-        steps: optimisation steps; 0 leaves it out.
-        total_batch_size: videos in a step.
-        learning_rate: of AdamW at its peak, which it reaches after a tenth of the steps.
-        layer_decay: factor on the learning rate per layer below the head.
-        drop_rate: dropout before the head.
-        from_scratch: also train the same architecture from fresh weights.
-    """
-
-    steps: int = 0
-    total_batch_size: int = 32
-    learning_rate: float = 3e-4
-    layer_decay: float = 0.75
-    drop_rate: float = 0.1
-    from_scratch: bool = False
-
-    def __post_init__(self) -> None:
-        check_least(self, "finetune.", steps=0, total_batch_size=1)
 
 
 def finetune(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_vivit.neural.cores.causal_convolution import (
@@ -102,6 +101,8 @@ class _Block(nn.Module):
         stride: int,
         drop_path: float,
     ) -> None:
+        from timm.layers import DropPath  # here, so that --help does not wait for timm
+
         super().__init__()
         self.norm1 = ChannelNorm(width)
         self.conv1 = CausalConv3d(width, out, kernel, stride=stride)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
@@ -126,6 +125,8 @@ class _Block(nn.Module):
         excites: bool,
         drop_path: float,
     ) -> None:
+        from timm.layers import DropPath  # here, so that --help does not wait for timm
+
         super().__init__()
         inner = round(config.expansion * out)
         self.widen = CausalConv3d(width, inner, (1, 1, 1))

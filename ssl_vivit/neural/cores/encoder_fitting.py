@@ -6,14 +6,14 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.encoders.adapt import GEOMETRY, adapt, adapted_config, resample_kernel
 from ssl_vivit.encoders.config import unknown_name
 from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.config import NeuralEncoderChoice
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
 
 if TYPE_CHECKING:
@@ -25,34 +25,6 @@ FRESH = "vivit_neural_small"
 REGULARISATION = ("patch_dropout", "attention_dropout", "mlp_dropout", "drop_path")
 
 LEAST_PATCH = 4
-
-
-@dataclass(frozen=True)
-class NeuralEncoderChoice:
-    """Choice of the encoder of a model of neurons.
-
-    Args:
-        path: an exported directory or a name on the hub. Its architecture takes the place of
-            ``name`` and ``overrides``, of which dropout alone still holds.
-        name: a named size for a fresh encoder; null is vivit_neural_small.
-        overrides: settings of ViViTConfig in which the fresh encoder differs from its size.
-        geometry: settings that are changed in the encoder of ``path``, beside those that the
-            sessions ask for: ``tubelet_size``, ``tubelet_stride``, ``temporal_padding``,
-            ``remainder``. A fresh encoder does not read them.
-        weights: ``pretrained`` takes the weights of ``path``; ``fresh`` draws them anew, for a
-            comparison with the same model without pretraining.
-        match_fps: show an exported encoder the stimulus at the frame rate that it was trained at;
-            otherwise a recorded frame is one of its frames.
-        grad_checkpointing: recompute activations in the backward pass: less memory, more time.
-    """
-
-    path: str | None = None
-    name: str | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    geometry: dict[str, Any] = field(default_factory=dict)
-    weights: Literal["pretrained", "fresh"] = "pretrained"
-    match_fps: bool = True
-    grad_checkpointing: bool = False
 
 
 class FittedEncoder(NamedTuple):

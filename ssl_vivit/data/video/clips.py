@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,12 +27,16 @@ class ClipConfig:
         views: clips drawn from each video.
         fps: frames per second that the stride counts in; a slower video's frames are repeated, a
             faster one's left out. None takes each video's own rate.
+        view_gap: time between two views: "near" makes short gaps more frequent, the density
+            falling linearly to zero at the longest possible gap (CVRL, Qian et al. 2021,
+            Sec. 3.2); "uniform" makes all gaps equally frequent.
     """
 
     num_frames: int | None = None
     frame_stride: int = 1
     views: int = 2
     fps: float | None = None
+    view_gap: Literal["near", "uniform"] = "near"
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_stride", "views"):
@@ -144,20 +149,30 @@ def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
     }
 
 
-def draw_starts(rng: np.random.Generator, count: int, views: int) -> Int[np.ndarray, " views"]:
+def draw_starts(
+    rng: np.random.Generator, count: int, views: int, view_gap: Literal["near", "uniform"]
+) -> Int[np.ndarray, " views"]:
     """Draw where the views of one video start: distinct steps in [0, count), in random order.
 
-    Every set of starts is equally likely. The gap g ≥ 1 between any two of them then has a
-    probability proportional to count − g, which is CVRL's linearly decreasing density (Qian et al.
-    2021, Sec. 3.2), for any number of views. (CVRL draws the gap first and then a uniform start;
-    for two views that is the same distribution.)
+    "near" draws ``views`` distinct starts, every set of them equally likely. The gap g ≥ 1 between
+    any two of them then has a probability proportional to count − g, which is CVRL's linearly
+    decreasing density (Qian et al. 2021, Sec. 3.2), for any number of views. (CVRL draws the gap
+    first and then a uniform start; for two views that is the same distribution.) "uniform" draws
+    the gap between the first and the last view uniformly, then the place, then the views between.
 
     Args:
         rng: the sample's generator.
         count: possible starts, at least ``views``.
-        views: starts to draw.
     """
-    return rng.permutation(rng.choice(count, size=views, replace=False)).astype(np.int64)
+    if view_gap == "near":
+        starts = rng.choice(count, size=views, replace=False)
+    elif views == 1:
+        starts = rng.integers(count, size=1)
+    else:
+        gap = int(rng.integers(views - 1, count))
+        inner = rng.permutation(gap - 1)[: views - 2] + 1
+        starts = rng.integers(count - gap) + np.array([0, gap, *inner])
+    return rng.permutation(starts).astype(np.int64)
 
 
 def even_starts(count: int, views: int) -> Int[np.ndarray, " views"]:

@@ -114,7 +114,7 @@ class ClipDataset:
             starts = even_starts(count, views)
         else:
             rng = named_generator(self.seed, epoch, *names, "starts")
-            starts = draw_starts(rng, count, views)
+            starts = draw_starts(rng, count, views, self.clip.view_gap)
         fps = float(videos.fps[index])
         frames = clip_frames(starts, self.clip, fps)
         labels = {}

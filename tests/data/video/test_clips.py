@@ -29,15 +29,15 @@ def videos(num_frames: list[int], fps: float = 25.0) -> SimpleNamespace:
     )
 
 
-def draws(count: int, views: int, n: int = 20_000) -> np.ndarray:
-    rng = named_generator(0, "draws", count, views, "near")
-    return np.stack([draw_starts(rng, count, views) for _ in range(n)])
+def draws(count: int, views: int, gap: str, n: int = 20_000) -> np.ndarray:
+    rng = named_generator(0, "draws", count, views, gap)
+    return np.stack([draw_starts(rng, count, views, gap) for _ in range(n)])
 
 
 @pytest.mark.parametrize("views", [2, 3, 4])
 def test_near_gaps_fall_linearly_between_any_two_views(views: int) -> None:
     count = 12
-    starts = draws(count, views)
+    starts = draws(count, views, "near")
     expected = np.arange(count - 1, 0, -1) / (count * (count - 1) / 2)
     for i, j in itertools.combinations(range(views), 2):
         gaps = np.abs(starts[:, i] - starts[:, j])
@@ -56,7 +56,7 @@ def test_near_is_cvrls_gap_first_procedure() -> None:
     pairs = np.stack([first, first + gaps], 1)
     swap = rng.random(n) < 0.5
     pairs[swap] = pairs[swap][:, ::-1]
-    ours = draws(count, 2)
+    ours = draws(count, 2, "near")
 
     def histogram(p: np.ndarray) -> np.ndarray:
         return np.bincount(p[:, 0] * count + p[:, 1], minlength=count**2) / n
@@ -64,10 +64,24 @@ def test_near_is_cvrls_gap_first_procedure() -> None:
     assert np.abs(histogram(pairs) - histogram(ours)).max() < 4 * np.sqrt(2 / 56 / n)
 
 
-def test_the_tightest_fit_uses_every_start() -> None:
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_uniform_gaps_are_flat_and_starts_distinct(views: int) -> None:
+    count = 10
+    starts = draws(count, views, "uniform")
+    assert all(len(set(row)) == views for row in starts.tolist())
+    spread = starts.max(1) - starts.min(1)
+    share = np.bincount(spread, minlength=count)[views - 1 :] / len(spread)
+    expected = 1 / (count - views + 1)
+    assert np.abs(share - expected).max() < 4 * np.sqrt(expected / len(spread))
+    first_is_earliest = (starts[:, 0] == starts.min(1)).mean()
+    assert abs(first_is_earliest - 1 / views) < 4 * np.sqrt(0.25 / len(spread))
+
+
+@pytest.mark.parametrize("gap", ["near", "uniform"])
+def test_the_tightest_fit_uses_every_start(gap: str) -> None:
     rng = named_generator(0)
-    assert sorted(draw_starts(rng, 3, 3)) == [0, 1, 2]
-    assert draw_starts(rng, 1, 1).tolist() == [0]
+    assert sorted(draw_starts(rng, 3, 3, gap)) == [0, 1, 2]
+    assert draw_starts(rng, 1, 1, gap).tolist() == [0]
 
 
 @pytest.mark.parametrize("source", [Fraction(25), Fraction(30000, 1001), Fraction(50), Fraction(7)])

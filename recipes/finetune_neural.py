@@ -139,6 +139,7 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         first = training.fit(frozen, sessions.train, loop, until=tuning.readout_steps, **beside)
         if first.interrupted:
             return None
+        del frozen  # a second model in memory
         loop = replace(loop, resume="auto")
     objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, facts=sessions.facts)
     result = training.fit(objective, sessions.train, loop, **beside)

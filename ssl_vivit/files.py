@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -23,7 +24,8 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    # Unique, as several processes may write a file of one name.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
         os.replace(part, path)
@@ -63,19 +65,19 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
 
 
 def _as_readable_as_usual(staging: Path) -> None:
-    """Apply the umask: safetensors and tempfile make what they write private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    staging.chmod(0o777 & ~mask)
+    """Undo that safetensors and tempfile make what they write private, whatever the umask says."""
+    staging.chmod(0o755)
+    usual = next((file for file in staging.iterdir() if file.suffix in (".json", ".md")), None)
     for file in staging.glob("*.safetensors"):
-        file.chmod(0o666 & ~mask)
+        if usual is not None:
+            shutil.copymode(usual, file)
 
 
 def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
     if not directory.exists():
         os.rename(new, directory)
         return
-    old = directory.with_name(f".{directory.name}-old-{os.getpid()}")
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
     os.rename(directory, old)
     try:
         os.rename(new, directory)

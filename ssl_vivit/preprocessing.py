@@ -77,10 +77,17 @@ class Preprocessing(Mapping[str, Any]):
         return cls(**settings)
 
     def __getitem__(self, name: str) -> Any:
-        value = getattr(self, name, None) if name in self.__dataclass_fields__ else None
-        if value is None:
+        if name not in self.__dataclass_fields__:
             raise KeyError(name)
+        value = getattr(self, name)
         return list(value) if isinstance(value, tuple) else value
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a setting; ``default`` where it is unknown."""
+        return dict(self).get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return (each.name for each in fields(self) if getattr(self, each.name) is not None)

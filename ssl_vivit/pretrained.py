@@ -23,7 +23,7 @@ LOADERS: dict[str, Callable[..., nn.Module]] = {
 _ANY = Format(
     "exported model",
     "format",
-    inside_runs=(*ENCODER.inside_runs, *MODEL_OF_NEURONS.inside_runs),
+    inside_runs=(*MODEL_OF_NEURONS.inside_runs, *ENCODER.inside_runs),
     files=ENCODER.files,
     parts=MODEL_OF_NEURONS.parts,
 )

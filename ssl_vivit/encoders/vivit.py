@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -450,7 +452,18 @@ class ViViT(nn.Module, HubModel):
             described = f"encoder with {', '.join(others)} overridden"
         check_blocks(_blocks(config), read_shapes(path / WEIGHTS), path / WEIGHTS, described)
         encoder = built_from(path / WEIGHTS, described, lambda: cls(config))
-        encoder.preprocessing = saved.get("preprocessing")
+        known = [field.name for field in fields(Preprocessing)]
+        given = saved.get("preprocessing")
+        if isinstance(given, dict) and (unknown := sorted(given.keys() - set(known))):
+            # Earlier versions saved any settings.
+            warnings.warn(
+                f"{path / CONFIG}: preprocessing {', '.join(unknown)} is not used", stacklevel=3
+            )
+            given = {name: value for name, value in given.items() if name in known}
+        try:
+            encoder.preprocessing = given
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ExportError(f"{path / CONFIG}: {error}") from None
         encoder.provenance = saved.get("training")
         return adapt(encoder, **geometry) if geometry else encoder
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.vivit import ENCODER, ViViT
-from ssl_vivit.errors import DataError, ExportError, NeuralModelError
+from ssl_vivit.errors import ExportError, NeuralModelError
 from ssl_vivit.exported.directory import (
     CONFIG,
     WEIGHTS,
@@ -172,9 +172,11 @@ class NeuralPredictor(nn.Module, HubModel):
                 lambda: build_from_settings(saved, encoder),
                 outside=() if encoder is None else ("encoder.",),
             )
+        except NeuralModelError:
+            raise
         except ExportError as error:
             raise NeuralModelError(str(error)) from None
-        except (KeyError, TypeError, AttributeError, DataError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise NeuralModelError(
                 f"{path / CONFIG} describes no model of neurons ({type(error).__name__}: {error}); "
                 "export it again"

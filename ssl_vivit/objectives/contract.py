@@ -49,9 +49,12 @@ class Objective(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no export(directory, training=…)")
 
+    def begin_step(self, step: int) -> None:
+        """Called before each optimisation step with the number of steps done."""
+
     def to_compile(self) -> nn.Module:
-        """The part that ``training.compile`` compiles; by default all of it."""
-        return self
+        """The part that ``training.compile`` compiles; by default ``encoder``, or all without one."""
+        return dict(self.named_children()).get("encoder", self)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, beside vectors and what parts name themselves."""

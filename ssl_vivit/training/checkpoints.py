@@ -107,7 +107,8 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
     template = state_dict.get_optimizer_state_dict(model, optimizer, options=full)
     current: Any = template.get("param_groups", [])
     trained = {name for group in current for name in group["params"]}
-    if any(not trained.issuperset(group["params"]) for group in state.groups["groups"]):
+    # Parameters that wait for their first step are in the groups, but have no state yet.
+    if not trained.issuperset(per_parameter):
         raise RunError("the checkpoint's optimiser trained parameters that are not trained now")
     loaded: Any = {"state": per_parameter, "param_groups": current}
     state_dict.set_optimizer_state_dict(model, optimizer, loaded, options=lenient)

@@ -99,6 +99,7 @@ def fit(
         RunError: with one line that says what is wrong and what to do.
         ValueError: for a setting out of its range.
     """
+    own_class: Any = type(objective)
     objective = as_objective(objective)
     config.check()
     full_config = run_config if run_config is not None else {"training": to_plain(config)}
@@ -110,6 +111,8 @@ def fit(
             return run.to_the_end()
         finally:
             run.close()
+            if type(objective).__module__ == as_objective.__module__:
+                objective.__class__ = own_class  # the one made by as_objective cannot be pickled
 
 
 class _Run:
@@ -134,7 +137,7 @@ class _Run:
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
         objective = synchronise_norms(objective, self.host, self.accelerator)
-        self.export_name = objective.export_name
+        self.objective, self.export_name = objective, objective.export_name
         self.run_dir = run_directory(config)
         found = self.host.from_main(lambda: str(open_run(config, run_config, self._say) or ""))
         self.checkpoint = Path(found) if found else None
@@ -206,6 +209,7 @@ class _Run:
         learning_rate = self.peak * schedule_factor(
             self.config.optimizer, self.step, self.config.steps
         )
+        self.objective.begin_step(self.step)
         warmup = self.config.optimizer.warmup_steps
         set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
         steps = []

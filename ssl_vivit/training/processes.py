@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
-from ssl_vivit.errors import RunError
+from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.objectives.contract import Blocks, Objective
 from ssl_vivit.training.config import TrainingConfig
 
@@ -70,13 +70,13 @@ class Host:
         """Do ``work`` on the main process; all get its JSON result.
 
         Raises:
-            RunError: on all processes, if the work raised one.
+            RunError: on all processes, if the work raised an error that a user can mend.
         """
         outcome: dict[str, Any] | None = None
         if self.is_main:
             try:
                 outcome = {"result": work()}
-            except RunError as error:
+            except (UserError, ValueError, OSError) as error:
                 outcome = {"error": str(error)}
         outcome = self.gather(outcome)[0]
         assert outcome is not None

@@ -1,5 +1,7 @@
 """Directories that version 0.1 wrote load, and give the outputs that they gave there."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssl_vivit import VideoClassifier, ViViT, load_encoder, load_pretrained
+from ssl_vivit.errors import ExportError
 from ssl_vivit.neural import NeuralPredictor, load_neural_model
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"
@@ -56,3 +59,20 @@ def test_model_of_neurons(session, name):
     recorded = {key: EXPECTED[key] for key in ("video", "behaviour", "pupil_centre")}
     rates = model.predict(**recorded, session=session)
     torch.testing.assert_close(rates, EXPECTED[name], rtol=0, atol=1e-5)
+
+
+def test_settings_that_earlier_versions_saved_are_left_out_with_a_warning(tmp_path):
+    shutil.copytree(WRITTEN / "encoder", tmp_path / "encoder")
+    file = tmp_path / "encoder" / "config.json"
+    config = json.loads(file.read_text())
+    config["preprocessing"] |= {"note": "mine", "fps": None}
+    file.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="config.json: preprocessing note is not used"):
+        encoder = load_encoder(tmp_path / "encoder")
+    assert encoder.preprocessing["fps"] is None
+    assert encoder.preprocessing.get("fps", 25.0) == 25.0
+    assert encoder.preprocessing["mean"] == [0.4, 0.5, 0.6]
+    config["preprocessing"] = {"mean": [None]}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ExportError, match=r"config\.json"):
+        load_encoder(tmp_path / "encoder")

@@ -103,7 +103,7 @@ def test_a_signal_in_the_last_step_of_a_first_call_is_not_lost(config) -> None:
 
 
 def test_a_checkpoint_of_more_trained_parameters_is_refused(config) -> None:
-    fit(late(), toy_batches(), config(steps=4))
+    fit(late(), toy_batches(), config(steps=6))
     resting = late()
     resting.encoder.requires_grad_(False)
     with pytest.raises(RunError, match="parameters that are not trained now"):

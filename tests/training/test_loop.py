@@ -281,4 +281,16 @@ def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> No
     expected = fit(derived, toy_batches(), config("derived", steps=3))
     assert found.metrics["train/loss"] == expected.metrics["train/loss"]
     assert list(plain.state_dict()) == names
-    assert isinstance(plain, Plain)
+    assert type(plain) is Plain
+
+
+def test_an_objective_is_told_of_each_step(config) -> None:
+    class Told(ToyObjective):
+        steps: tuple[int, ...] = ()
+
+        def begin_step(self, step: int) -> None:
+            self.steps += (step,)
+
+    objective = Told()
+    fit(objective, toy_batches(), config(steps=3))
+    assert objective.steps == (0, 1, 2)

@@ -17,6 +17,7 @@ from ssl_vivit.data.video.colour import JITTERS, adjust, luma
 from ssl_vivit.data.video.resampling import blur_matrices, resize_matrices
 from ssl_vivit.errors import DataError
 from ssl_vivit.preprocessing import central_window
+from ssl_vivit.settings import check_type
 
 # float32 values of input in work at a time; a batch that is larger is augmented in parts.
 _CHUNK_ELEMENTS = 128 * 2**20
@@ -66,6 +67,7 @@ class AugmentConfig:
         def refuse(name: str, rule: str) -> None:
             raise DataError(f"--data.augment.{name} is {getattr(self, name)}; it must be {rule}")
 
+        check_type("--data.augment.strength", self.strength, Literal["full", "none"])
         for name in ("flip", "jitter", "grey", "blur"):
             if not 0 <= getattr(self, f"{name}_probability") <= 1:
                 refuse(f"{name}_probability", "between 0 and 1")

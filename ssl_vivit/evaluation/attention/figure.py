@@ -1,6 +1,6 @@
 """Attention of an encoder drawn over the frames of a clip.
 
-python -m ssl_vivit.evaluation.attention.figure ENCODER_DIR VIDEO OUT.png
+python -m ssl_vivit.evaluation.attention ENCODER_DIR VIDEO OUT.png
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--heads", action="store_true", help="a row for each head")
     parser.add_argument("--columns", type=int, default=8, help="time steps (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        parser.error(f"OUT {args.out} must end in .png")
     if args.columns < 1:
         parser.error(f"--columns is {args.columns}; it must be 1 or more")
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, scores
 from ssl_vivit.objectives.targets import Target, columns
+from ssl_vivit.settings import check_type
 
 ProbeKind = Literal["knn", "linear"]
 
@@ -68,6 +69,7 @@ def predict(
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "m width"]]:
     """A probe's predictions for the test part; arguments and errors as of :func:`probe`."""
+    check_type("probe kind", kind, ProbeKind)
     if len(train_features) < FOLDS or len(test_features) < 1:
         raise ValueError(
             f"{len(train_features)} clips to train a probe on and {len(test_features)} to test it "

@@ -137,11 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--heads", action="store_true", help="a row for each head")
     parser.add_argument("--columns", type=int, default=8, help="time steps (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.out.suffix.lower() != ".png":
-        parser.error(f"OUT {args.out} must end in .png")
     if args.columns < 1:
         parser.error(f"--columns is {args.columns}; it must be 1 or more")
     try:
+        if args.out.suffix.lower() != ".png" and not args.out.is_dir():
+            raise ValueError(f"{args.out} must end in .png")
         encoder = load_encoder(args.encoder)
         video = clip_of_video(encoder, args.video, start=args.start)
         attention_over_frames(encoder, video, args.out, heads=args.heads, columns=args.columns)

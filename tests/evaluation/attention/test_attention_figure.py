@@ -166,6 +166,7 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
         ([arguments[0], str(broken), arguments[2]], "no readable video"),
         ([arguments[0], str(tmp_path / "none.mp4"), arguments[2]], "none.mp4"),
         ([*arguments, "--start", "100"], "does not fit from 100 s on"),
+        ([*arguments[:2], str(tmp_path / "new.jpg")], "new.jpg must end in .png"),
         ([*arguments[:2], str(tmp_path / "new")], "new is a directory; give the name of a PNG"),
     ):
         assert attention_figure.main(wrong) == 1

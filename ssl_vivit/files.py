@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
 import shutil
 import tempfile
@@ -17,20 +18,37 @@ from typing import Any
 def replaced_file(path: str | Path) -> Iterator[Path]:
     """Yield a file beside ``path`` to write to, which takes the name ``path`` when the block ends.
 
-    After an error the file beside it is removed and an older file of that name is unchanged.
+    After an error the file beside it is removed and an older file of that name is unchanged. Its own
+    name is unique, as several processes may write one file; what killed processes of this machine
+    left there is removed.
 
     Args:
         path: the file; its parents are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unique, as several processes may write a file of one name.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    beside = f".{path.name}.{platform.node()}-"
+    part = path.with_name(f"{beside}{os.getpid()}-{secrets.token_hex(4)}.part")
+    for left in path.parent.iterdir():
+        if left.name.startswith(beside) and left.suffix == ".part":
+            pid = left.name.removeprefix(beside).split("-")[0]
+            if pid.isdecimal() and not _is_alive(int(pid)):
+                left.unlink(missing_ok=True)
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,6 +1,9 @@
 """Files and command line of the CLEVRER stand-in."""
 
 import json
+import platform
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -119,8 +122,10 @@ def test_missing_video_alone_is_made_again(sample, tmp_path):
     render(tmp_path, 3, workers=1, **SMALL)
     before = contents(tmp_path)
     video_path(tmp_path, 1).unlink()
-    stray = video_path(tmp_path, 1).with_name(".video_00001.mp4.part")
-    stray.write_bytes(b"cut off")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stray = f".video_00001.mp4.{platform.node()}-{gone.pid}-00000000.part"
+    video_path(tmp_path, 1).with_name(stray).write_bytes(b"cut off")
     times = {i: video_path(tmp_path, i).stat().st_mtime_ns for i in (0, 2)}
     render(tmp_path, 3, workers=1, **SMALL)
     assert contents(tmp_path) == before

@@ -1,4 +1,4 @@
-"""What the pretraining recipes share: settings, a fresh encoder, and clips for it."""
+"""Shared parts of the pretraining recipes: settings, a fresh encoder, and clips for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_vivit.training import TrainingConfig
 
 @dataclass
 class EncoderChoice:
-    """Which encoder is trained.
+    """Choice of the encoder that is trained.
 
     Args:
         name: a named size: vivit_tiny, vivit_small, vivit_base, vivit_large, vivit_base_16x2,

@@ -30,11 +30,11 @@ class Preprocessing(Mapping[str, Any]):
         mean: of each channel, or one number for all.
         std: of each channel, or one number for all.
         fps: frames per second that ``frame_stride`` counts in; None takes the video's own.
-        frame_stride: every how manieth frame is taken.
+        frame_stride: steps from one frame of a clip to the next; 1 takes every frame.
         resize: (H, W) that the largest central window of this shape is resized to.
 
     Raises:
-        ValueError: for a standard deviation of 0, or another number of values than channels.
+        TypeError, ValueError: for values that are no numbers.
     """
 
     pixel_range: tuple[float, float] | None = None
@@ -103,7 +103,7 @@ class Preprocessing(Mapping[str, Any]):
 
     @property
     def normalised(self) -> bool:
-        """Whether mean and standard deviation are known."""
+        """True where mean and standard deviation are known."""
         return self.mean is not None and self.std is not None
 
     def statistics(self, channels: int) -> tuple[list[float], list[float]]:

@@ -85,7 +85,7 @@ def check_place(directory: str | Path, kind: Format) -> None:
 
 
 def is_kind(directory: Path, kind: Format) -> bool:
-    """Whether a directory's config.json is that of an export of this kind."""
+    """Return True if a directory holds config.json of an export of this kind."""
     try:
         saved = json.loads((directory / CONFIG).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a person can set about the objectives. Nothing heavy is imported, so commands answer at once."""
+"""Settings of the objectives. This module imports neither torch nor timm, so commands start fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective is, and what :func:`ssl_vivit.training.fit` calls on it and on its parts."""
+"""Base class of objectives, with every method that :func:`ssl_vivit.training.fit` calls on them."""
 
 from __future__ import annotations
 

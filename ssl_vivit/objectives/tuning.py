@@ -42,7 +42,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         self.train()
 
     def train(self, mode: bool = True) -> TunedNeuralPrediction:
-        """As of every module; a frozen encoder stays in eval mode."""
+        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.tuning.mode == "frozen":
             self.encoder.eval()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_vivit.data.video.shard_index import build_index, index_path, save_index
-from ssl_vivit.data.video.shard_store import find_shards, is_remote
+from ssl_vivit.data.video.shards.index import build_index, index_path, save_index
+from ssl_vivit.data.video.shards.store import find_shards, is_remote
 from ssl_vivit.errors import DataError
 
 

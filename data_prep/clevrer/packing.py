@@ -21,7 +21,7 @@ from data_prep.output_files import refuse_other_settings, writing
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.data.video.broken_videos import BROKEN_LIMIT
 from ssl_vivit.data.video.decoding import probe_video
-from ssl_vivit.data.video.shard_index import (
+from ssl_vivit.data.video.shards.index import (
     ANNOTATION,
     build_index,
     index_path,

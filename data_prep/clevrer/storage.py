@@ -30,7 +30,7 @@ from PIL import Image
 from data_prep.clevrer.annotations import renumbered
 from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
-from ssl_vivit.data.video.shard_index import ANNOTATION, MEASURES
+from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES
 from ssl_vivit.errors import DataError, DecodingError
 
 JPEG_QUALITY = 90

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ssl_vivit.data.video.shard_index import is_video
+from ssl_vivit.data.video.shards.index import is_video
 from ssl_vivit.errors import DataError
 
 _CLEVRER_VIDEO = re.compile(r"video_(\d{5})\.mp4")

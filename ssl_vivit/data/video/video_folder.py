@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_vivit.data.video.decoding import Decoder, VideoInfo, decode_frames, probe_video
-from ssl_vivit.data.video.shard_index import is_video
+from ssl_vivit.data.video.shards.index import is_video
 from ssl_vivit.errors import DataError, DecodingError
 
 

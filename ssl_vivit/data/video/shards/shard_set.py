@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
-from ssl_vivit.data.video.shard_index import ANNOTATION, index_path, is_video, parse_index, remake
-from ssl_vivit.data.video.shard_store import (
+from ssl_vivit.data.video.shards.index import ANNOTATION, index_path, is_video, parse_index, remake
+from ssl_vivit.data.video.shards.store import (
     cached,
     cut_off,
     default_cache_dir,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ class NeuralRecipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: NeuralEvaluationConfig = field(default_factory=NeuralEvaluationConfig)
 
+    def __post_init__(self) -> None:
+        self.tuning.check(self.training.steps)
+
 
 def main() -> None:
     """Build the parts, fit, score what was exported."""
@@ -106,7 +110,6 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     from ssl_vivit.neural.readout.energy_start import start_at_energy
     from ssl_vivit.training.processes import Host
 
-    config.tuning.check(config.training.steps)
     statistics, told = encoder_statistics(config)
     sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)
     torch.manual_seed(config.training.seed)
@@ -117,8 +120,9 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     )  # fmt: skip
     if config.model.readout_start == "energy":
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
+    introduce(config, built.model, sessions, processes)
     for note in [*told, *built.notes]:
-        processes.print(note)
+        processes.print(note, file=sys.stderr)
     started = positions_found(built.model, sessions)
     loop, loss = config.training, config.objective
     if config.core != "vivit":  # the others have no layers that timm's decay knows
@@ -157,6 +161,29 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         device=processes.device,
     )  # fmt: skip
     return summary(result.run_dir, made, sessions, fresh=fresh_command(config, result.run_dir))
+
+
+def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: Any) -> None:
+    """Print a line about the model and one about the recordings.
+
+    Args:
+        config: of the run.
+        model: the model of neurons.
+        sessions: the recordings, opened.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
+    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    encoder = config.encoder.path or f"fresh {config.encoder.name}"
+    core = f"vivit, {encoder}" if config.core == "vivit" else config.core
+    count, trials = len(sessions.facts), sum(len(fact.split["train"]) for fact in sessions.facts)
+    neurons = sum(len(fact.unit_ids) for fact in sessions.facts)
+    paths = ", ".join(str(session.path) for session in sessions.sessions)
+    lines = [
+        f"core     {core}: {parameters:.1f} M parameters",
+        f"data     {count} {'session' if count == 1 else 'sessions'}, {neurons} neurons, {trials} "
+        f"training trials: {paths}",
+    ]
+    processes.print("\n".join(lines), file=sys.stderr)
 
 
 def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:

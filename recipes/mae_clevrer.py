@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from recipes.pretraining import PretrainingRecipe, clips_for
+from recipes.pretraining import PretrainingRecipe, clips_for, introduce
 from recipes.samples import sample_shards
 from ssl_vivit import objectives, training
 from ssl_vivit.data.provenance import pretraining_data
@@ -39,10 +39,12 @@ def main() -> None:
     config = training.parse(MaskedTubeletsRecipe, preset=SAMPLE_PRESET)
     processes, seed = training.join_processes(), config.training.seed
     encoder = config.encoder.build(seed)
+    objectives.check_masks(config.objective, encoder.config)
     data = config.data
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
     clips = clips_for(encoder.config, data, seed)
+    introduce(processes, config.encoder.name, encoder, data, clips)
     train = clips.train
     objective = objectives.MaskedTubelets(
         encoder, config.objective, preprocessing=train.dataset.preprocessing

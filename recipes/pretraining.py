@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from ssl_vivit.data.video.loader import Clips, DataConfig, build_clips
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig, OnlineProbeConfig
 from ssl_vivit.training import TrainingConfig
+
+FEW_HELD_OUT = 10
 
 # Encoders are not imported here, not even for type checkers: jsonargparse would import them before
 # it prints --help, and they take longer to load than torch.
@@ -69,6 +72,34 @@ class PretrainingRecipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     probe: OnlineProbeConfig = field(default_factory=OnlineProbeConfig)
+
+
+def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: Clips) -> None:
+    """Print a line about the encoder and one about the data on standard error.
+
+    Args:
+        processes: of :func:`ssl_vivit.training.join_processes`.
+        name: the encoder's size.
+        encoder: a ViViT.
+        data: names the videos.
+        clips: the videos, opened.
+    """
+    architecture = encoder.config
+    height, width = architecture.image_size
+    parameters = sum(weight.numel() for weight in encoder.parameters()) / 1e6
+    held_out = 0 if clips.held_out is None else len(clips.held_out)
+    shards = data.shards if isinstance(data.shards, str) else ", ".join(data.shards or [])
+    lines = [
+        f"encoder  {name}, {architecture.variant}: {architecture.num_frames} frames of "
+        f"{height}×{width}, {parameters:.1f} M parameters",
+        f"data     {len(clips.train)} videos to train on, {held_out} held out: {shards}",
+    ]
+    if held_out < FEW_HELD_OUT:
+        lines.append(
+            f"{held_out} held-out videos are too few for retrieval and probes to say much; raise "
+            f"--data.held_out ({data.held_out:g}) or add shards"
+        )
+    processes.print("\n".join(lines), file=sys.stderr)
 
 
 def clips_for(architecture: Any, data: DataConfig, seed: int) -> Clips:

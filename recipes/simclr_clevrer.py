@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from recipes.pretraining import PretrainingRecipe, clips_for
+from recipes.pretraining import PretrainingRecipe, clips_for, introduce
 from recipes.samples import sample_shards
 from ssl_vivit import objectives, training
 from ssl_vivit.data.provenance import pretraining_data
@@ -34,6 +34,12 @@ class SimCLRRecipe(PretrainingRecipe):
 
     objective: SimCLRConfig = field(default_factory=SimCLRConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.clip.views != 2:
+            raise DataError(
+                f"--data.clip.views is {self.data.clip.views}; SimCLR contrasts two: set it to 2"
+            )
+
 
 def main() -> None:
     """Build the parts and fit."""
@@ -44,10 +50,7 @@ def main() -> None:
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
     clips = clips_for(encoder.config, data, seed)
-    if data.clip.views != 2:
-        raise DataError(
-            f"--data.clip.views is {data.clip.views}; SimCLR contrasts two: set it to 2"
-        )
+    introduce(processes, config.encoder.name, encoder, data, clips)
     train = clips.train
     objective = objectives.SimCLR(
         encoder, config.objective, preprocessing=train.dataset.preprocessing

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     )
     from ssl_vivit.objectives.contract import Objective, Step
     from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
-    from ssl_vivit.objectives.masked_tubelets import MaskedTubelets
+    from ssl_vivit.objectives.masked_tubelets import MaskedTubelets, check_masks
     from ssl_vivit.objectives.neural_prediction import NeuralPrediction
     from ssl_vivit.objectives.simclr import SimCLR
     from ssl_vivit.objectives.tuning import TunedNeuralPrediction
@@ -30,6 +30,7 @@ __all__ = [
     "Step",
     "TunedNeuralPrediction",
     "TuningConfig",
+    "check_masks",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -46,5 +47,6 @@ __getattr__, __dir__ = lazy_names(
         "Step": "ssl_vivit.objectives.contract",
         "TunedNeuralPrediction": "ssl_vivit.objectives.tuning",
         "TuningConfig": "ssl_vivit.objectives.config",
+        "check_masks": "ssl_vivit.objectives.masked_tubelets",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssl_vivit.settings import check_least
+from ssl_vivit.settings import check_least, check_types
 
 MaskKind = Literal["tube", "block", "random"]
 DecoderPositions = Literal["sinusoidal", "rotary"]
@@ -33,6 +33,12 @@ class SimCLRConfig:
     num_layers: int = 2
     batch_norm: bool = True
 
+    def __post_init__(self) -> None:
+        check_types(self, "objective.")
+        check_least(self, "objective.", hidden_dim=1, output_dim=1, num_layers=2)
+        if self.temperature <= 0:
+            raise ValueError(f"objective.temperature {self.temperature} must be positive")
+
 
 @dataclass
 class MaskedTubeletsConfig:
@@ -56,6 +62,10 @@ class MaskedTubeletsConfig:
     decoder_positions: DecoderPositions = "sinusoidal"
     normalize_targets: bool = True
 
+    def __post_init__(self) -> None:
+        check_types(self, "objective.")
+        check_least(self, "objective.", decoder_depth=1)
+
 
 @dataclass(frozen=True)
 class NeuralPredictionConfig:
@@ -75,6 +85,13 @@ class NeuralPredictionConfig:
     spread_start: float = 1.0
     spread_passes: int = 0
     eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.eps <= 0:
+            raise ValueError(f"objective.eps {self.eps} must be positive")
+        if self.spread_start <= 0:
+            raise ValueError(f"objective.spread_start {self.spread_start} must be positive")
+        check_least(self, "objective.", spread_passes=0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.encoders import ViViT, save_pretrained
+from ssl_vivit.encoders import ViViT, ViViTConfig, save_pretrained
 from ssl_vivit.objectives.config import MaskedTubeletsConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import effective_rank
@@ -35,7 +35,6 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
-from ssl_vivit.settings import check_least, check_types
 
 
 class Reconstruction(NamedTuple):
@@ -88,7 +87,7 @@ class MaskedTubelets(Objective):
     ) -> None:
         super().__init__()
         config = MaskedTubeletsConfig(**((vars(config) if config else {}) | overrides))
-        _check(config, encoder)
+        check_masks(config, encoder.config)
         self.config = config
         self.preprocessing = preprocessing
         self.encoder = encoder
@@ -231,11 +230,17 @@ class MaskedTubelets(Objective):
         return tubelet_pixels(denormalised(video, self.mean, self.std), self.encoder.config)
 
 
-def _check(config: MaskedTubeletsConfig, encoder: ViViT) -> None:
-    architecture = encoder.config
+def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None:
+    """Refuse masks that an encoder's tokens cannot have.
+
+    Args:
+        config: the masks.
+        architecture: of the encoder.
+
+    Raises:
+        ValueError: naming the setting and what it may be.
+    """
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
-    check_types(config, "objective.")
-    check_least(config, "objective.", decoder_depth=1)
     if config.mask == "random" and architecture.variant != "joint":
         raise ValueError(
             f"objective.mask 'random' would break up the axes of {architecture.variant}; use "

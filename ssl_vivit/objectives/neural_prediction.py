@@ -23,7 +23,6 @@ from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
-from ssl_vivit.settings import check_least
 
 
 class NeuralPrediction(Objective):
@@ -186,11 +185,6 @@ class NeuralPrediction(Objective):
 
     def _check(self) -> None:
         config, sessions = self.config, list(self.model.sessions)
-        if config.eps <= 0:
-            raise ValueError(f"objective.eps {config.eps} must be positive")
-        if config.spread_start <= 0:
-            raise ValueError(f"objective.spread_start {config.spread_start} must be positive")
-        check_least(config, "objective.", spread_passes=0)
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(

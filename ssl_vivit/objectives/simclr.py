@@ -22,7 +22,6 @@ from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.config import SimCLRConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
-from ssl_vivit.settings import check_least, check_types
 
 
 class SimCLR(Objective):
@@ -52,10 +51,6 @@ class SimCLR(Objective):
         super().__init__()
         settings = (vars(config) if config else {}) | overrides
         config = SimCLRConfig(**settings)
-        check_types(config, "objective.")
-        check_least(config, "objective.", hidden_dim=1, output_dim=1, num_layers=2)
-        if config.temperature <= 0:
-            raise ValueError(f"objective.temperature {config.temperature} must be positive")
         self.config = config
         self.preprocessing = preprocessing
         self.encoder = encoder

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -34,9 +35,10 @@ def parse(
 ) -> T:
     """Read a config dataclass from ``--config`` files and dotted options.
 
-    ``--config file.yaml`` may come several times; what comes later wins. ``--print_config`` prints
-    the resolved config. Settings of ``training`` may be given without that prefix: ``--resume auto``
-    is ``--training.resume auto``. Lists may be given as several words: ``--seeds 1 2``. A mistake
+    Options win over ``--config`` files, wherever they stand. ``--config file.yaml`` may come several
+    times; a later file wins over an earlier one. ``--print_config`` prints the resolved config.
+    Settings of ``training`` may be given without that prefix: ``--resume auto`` is
+    ``--training.resume auto``. Lists may be given as several words: ``--seeds 1 2``. A mistake
     prints one line that names what is allowed and exits with 2.
 
     Args:
@@ -45,20 +47,27 @@ def parse(
             short forms of its settings: ``{"--encoder": "path"}`` on a field ``encoder`` makes
             ``--encoder X`` of ``--encoder.path X``.
         argv: the arguments; by default those of the process.
-        preset: the config file that holds where none is named.
+        preset: the config file that holds where none is named. The files beside it are presets
+            too: ``--config NAME`` finds ``NAME.yaml`` among them.
     """
+    files, arguments = _config_files(list(sys.argv[1:] if argv is None else argv))
+    paths = [_config_path(name, preset) for name in files]
+    for path in paths:
+        _check_file(path)
+    shown = paths or ([] if preset is None else [preset])
     parser = ArgumentParser(
         description=(config_class.__doc__ or "").strip().splitlines()[0],
         exit_on_error=False,
         allow_abbrev=False,
+        # Files given this way show in --help as the defaults.
+        default_config_files=[glob.escape(str(path)) for path in shown],
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with any of the options below; may be repeated"
+        "--config",
+        action="config",
+        help="YAML file with any of the options below, or the name of a preset; may be repeated",
     )
     parser.add_class_arguments(config_class)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if preset is not None and not any(word.split("=")[0] == "--config" for word in arguments):
-        arguments = ["--config", str(preset), *arguments]
     types = _types(config_class)
     keys = list(types)
     short = {
@@ -67,20 +76,74 @@ def parse(
         for option, setting in entry.metadata.items()
     }
     arguments = [_in_full(word, keys, short) for word in arguments]
-    lists = {f"--{key}": kinds for key, hint in types.items() if list in (kinds := _kinds(hint))}
-    or_one = [option for option, kinds in lists.items() if str in kinds]
-    arguments = with_lists(arguments, *lists, or_one=or_one)
-    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if word.split("=")[0] == "--config":
-            _check_file(Path(word.partition("=")[2] or following))
+    lists, entries, or_text = _lists(types, arguments)
+    arguments = with_lists(arguments, *lists, or_one=or_text)
+    # Entries of dictionaries have no type of their own: YAML tells numbers from words.
+    arguments = with_lists(arguments, *entries, or_one=entries, joined=_yaml_list)
     try:
         namespace = parser.parse_args(arguments)
         namespace.pop("config")
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        return config_class(**vars(instantiate(namespace)))
+        config = config_class(**vars(instantiate(namespace)))
     except (ArgumentError, ValueError, TypeError) as error:
-        _fail(_explain(str(error), keys), status=2)
+        _fail(_explain(str(error), keys, [option.lstrip("-") for option in short]), status=2)
         raise AssertionError("unreachable") from error
+    if paths:
+        _say(f"config   {', '.join(map(str, paths))}")
+    elif preset is not None:
+        _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
+    return config
+
+
+def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The files that ``--config`` names, and all other arguments."""
+    files, others = [], []
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--config":
+            others.append(word)
+            continue
+        file = value if equals else next(words, "--")
+        if not file or file.startswith("--"):
+            _fail("--config names no file; give a YAML file or the name of a preset", status=2)
+        files.append(file)
+    return files, others
+
+
+def _config_path(name: str, preset: Path | None) -> Path:
+    """A config file by its path, or by its name among the presets of the recipe."""
+    path = Path(name)
+    if path.exists() or preset is None:
+        return path
+    # The presets of a recipe begin with one word: simclr_vivit_small, simclr_vivit_base …
+    family = preset.stem.partition("_")[0]
+    shipped = sorted(file.stem for file in preset.parent.glob(f"{family}_*.yaml"))
+    if path.name.removesuffix(".yaml") in shipped and path.parent in (Path(), Path("configs")):
+        return preset.parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), shipped, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}? " if near else ""
+    _fail(
+        f"--config {name}: there is no such file, and no preset of that name; {hint}presets of "
+        f"this recipe: {', '.join(shipped)}",
+        status=2,
+    )
+    raise AssertionError("unreachable")
+
+
+def _lists(
+    types: Mapping[str, Any], arguments: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Options that take several words: lists, entries of dictionaries, and lists that may be a text."""
+    kinds = {f"--{key}": _kinds(hint) for key, hint in types.items()}
+    inside = tuple(f"{option}." for option, found in kinds.items() if dict in found)
+    entries = [word for word in arguments if word.startswith(inside) and "=" not in word]
+    lists = [option for option, found in kinds.items() if found & {list, tuple}]
+    return lists, entries, [option for option in lists if str in kinds[option]]
+
+
+def _yaml_list(words: list[str]) -> str:
+    return f"[{', '.join(words)}]"
 
 
 def _check_file(path: Path) -> None:
@@ -96,20 +159,26 @@ def _check_file(path: Path) -> None:
             _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
 
 
-def with_lists(arguments: Sequence[str], *options: str, or_one: Collection[str] = ()) -> list[str]:
+def with_lists(
+    arguments: Sequence[str],
+    *options: str,
+    or_one: Collection[str] = (),
+    joined: Callable[[list[str]], str] = json.dumps,
+) -> list[str]:
     """``--option a b`` as ``--option ["a", "b"]``, which is how jsonargparse reads lists.
 
     Args:
         arguments: of the command line.
         options: those that take lists.
         or_one: those among them that take one word as well, which then stays as it is.
+        joined: writes the words as one list.
     """
     words: list[str] = []
     taken: list[str] | None = None
     for word in [*arguments, "--"]:
         if word.startswith("--") and taken is not None:
             one = len(taken) == 1 and (words[-1] in or_one or taken[0].startswith(("[", "null")))
-            words.append(taken[0] if one else json.dumps(taken))
+            words.append(taken[0] if one else joined(taken))
             taken = None
         if taken is not None:
             taken.append(word)
@@ -136,13 +205,18 @@ def run(main: Callable[[], object]) -> None:
             raise
         _fail(str(error), status=1)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing since the last checkpoint is kept", status=130)
+        _fail("interrupted; what was saved before is kept", status=130)
 
 
 def _fail(message: str, status: int) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _say(f"error: {' '.join(message.split())}")
     sys.exit(status)
+
+
+def _say(line: str) -> None:
+    """Print on standard error, once for all processes of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
@@ -171,18 +245,24 @@ def _in_full(word: str, keys: list[str], short: dict[str, str]) -> str:
     return short.get(option, option) + equals + value
 
 
-def _explain(message: str, keys: list[str]) -> str:
-    """One line that names what would have been right."""
+def _explain(message: str, keys: list[str], short: list[str]) -> str:
+    """One line that names what would have been right.
+
+    Args:
+        message: of the parser.
+        keys: names of all settings.
+        short: short forms of some of them.
+    """
     if match := _UNKNOWN_OPTION.search(message):
         words = match[1].split()
         option = next((word for word in words if word.startswith("--")), None)
         if option is None:
             return f"unexpected argument {words[0]}; settings are given as --name value"
-        return _unknown(option.lstrip("-").split("=")[0], keys)
+        return _unknown(option.lstrip("-").split("=")[0], keys, short)
     if match := _UNKNOWN_IN_GROUP.search(message):
-        return _unknown(f"{match[1]}.{match[2]}", keys)
+        return _unknown(f"{match[1]}.{match[2]}", keys, short)
     if match := _UNKNOWN_AT_TOP.search(message):
-        return _unknown(match[1], keys)
+        return _unknown(match[1], keys, short)
     line = " ".join(message.split())
     if match := _UNION.search(line):
         kinds = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("NoneType", "null")
@@ -194,7 +274,7 @@ def _explain(message: str, keys: list[str]) -> str:
     return line.replace("Got value:", "got")
 
 
-def _unknown(key: str, keys: list[str]) -> str:
+def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     """Name the allowed keys beside the wrong one, nearest first."""
     parents = key.split(".")[:-1]
     while parents and not any(known.startswith(".".join(parents) + ".") for known in keys):
@@ -204,6 +284,7 @@ def _unknown(key: str, keys: list[str]) -> str:
         {known[len(prefix) :].split(".")[0] for known in keys if known.startswith(prefix)}
     )
     allowed = [f"{prefix}{name}" for name in allowed]
-    near = difflib.get_close_matches(key, [*keys, *allowed], n=1, cutoff=0.75)
+    bare = [known.removeprefix("training.") for known in keys if known.startswith("training.")]
+    near = difflib.get_close_matches(key, [*keys, *allowed, *bare, *short], n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]}?" if near else ";"
     return f"unknown setting {key}{hint} allowed here: {', '.join(allowed)}"

@@ -37,6 +37,9 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     min_ratio: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.check()
+
     def check(self) -> None:
         """Refuse values outside their range.
 
@@ -96,6 +99,9 @@ class TrainingConfig:
     project: str = "ssl_vivit"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        self.check()
+
     def check(self) -> None:
         """Refuse values that no run can have.
 
@@ -103,7 +109,7 @@ class TrainingConfig:
             ValueError: naming the first such setting and what it may be.
         """
         check_least(self, "training.", steps=1, total_batch_size=1, accumulation=1)
-        check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0)
+        check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0, seed=0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"

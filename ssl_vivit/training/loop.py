@@ -167,6 +167,7 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self.tracking: Tracking | None = None
         self.host.from_main(lambda: self._start_tracking(run_config))
+        self._introduce()
         self.progress = tqdm(
             total=config.steps,
             initial=self.step,
@@ -178,6 +179,29 @@ class _Run:
         )
         self.bar: dict[str, str] = {}
         self.throughput = Throughput()
+
+    def _introduce(self) -> None:
+        """Say where and how the run trains, and what about its length is odd."""
+        config, accelerator = self.config, self.accelerator
+        device = accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        processes = f"{self.host.world_size} processes" if self.host.world_size > 1 else "1 process"
+        begun = f", from step {self.step}" if self.step else ""
+        self._say(f"device   {name}, {precision}, {processes}")
+        self._say(f"steps    {config.steps} of {config.total_batch_size} samples{begun}")
+        self._say(f"results  {self.run_dir}")
+        warmup = config.optimizer.warmup_steps
+        if self.step >= config.steps:
+            self._say(
+                f"{self.run_dir} has done {self.step} steps, and training.steps is {config.steps}: "
+                "nothing is left to train"
+            )
+        elif config.steps < warmup:
+            self._say(
+                f"training.steps {config.steps} is fewer than training.optimizer.warmup_steps "
+                f"{warmup}: the learning rate reaches {config.steps / warmup:.0%} of its peak"
+            )
 
     def to_the_end(self) -> FitResult:
         self.model.train()
@@ -309,8 +333,9 @@ class _Run:
             return
         self._settle_all()
         moment = Moment(
-            self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export
-        )
+            self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export,
+            warming_up=self.step < self.config.optimizer.warmup_steps,
+        )  # fmt: skip
         with self.throughput.paused():
             for job in due:
                 with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():

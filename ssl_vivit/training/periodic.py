@@ -25,6 +25,7 @@ class Moment:
         accelerator: knows device and processes.
         progress: the progress bar; ``progress.write(line)`` prints above it.
         export: writes the model as it is now to a directory; every process must call it.
+        warming_up: whether the learning rate still rises.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Moment:
     accelerator: Accelerator
     progress: tqdm
     export: Callable[[Path], None]
+    warming_up: bool = False
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the objective other than ``forward``, under DDP and FSDP2 too."""

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: finish the step, save, end. A second one: end now."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1: finish the step, save, end. A second one: end now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 # torchrun passes on to every worker the SIGTERM that a process group has already delivered to it.
 FORWARDED_WITHIN = 2.0

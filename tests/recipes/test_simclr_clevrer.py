@@ -202,7 +202,6 @@ MISTAKES = {
     "unknown key": ({"trainin__steps": 5}, "training"),
     "unknown nested key": ({"training__step": 5}, "did you mean training.steps"),
     "clip too long": ({"data__clip__frame_stride": 11}, "has 32 frames"),
-    "more views than starts": ({"data__clip__views": 30}, "lower views, num_frames or frame_str"),
     "three views": ({"data__clip__views": 3}, "--data.clip.views is 3"),
     "batch too large": ({"training__total_batch_size": 64}, "fewer than one batch"),
 }  # fmt: skip

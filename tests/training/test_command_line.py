@@ -101,6 +101,70 @@ def test_a_preset_holds_until_a_config_is_named(tmp_path: Path) -> None:
     assert (named.steps, named.seed) == (8, TrainingConfig().seed)
 
 
+def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
+    file, later = tmp_path / "a.yaml", tmp_path / "b[1].yaml"
+    file.write_text("training: {steps: 7, seed: 3}\n")
+    later.write_text("training: {seed: 4}\n")
+    for words in (
+        ["--steps", "9", "--config", str(file)],
+        ["--config", str(file), "--steps", "9"],
+        ["--training.steps=9", f"--config={file}"],
+    ):
+        assert parse(Recipe, words).training == TrainingConfig(steps=9, seed=3)
+    words = ["--config", str(file), "--steps", "9", "--config", str(later)]
+    assert parse(Recipe, words).training == TrainingConfig(steps=9, seed=4)
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Path:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for name, steps in (("job_sample", 7), ("job_small", 8), ("other_small", 9)):
+        (folder / f"{name}.yaml").write_text(f"training: {{steps: {steps}}}\n")
+    return folder / "job_sample.yaml"
+
+
+@pytest.mark.parametrize("name", ["job_small", "job_small.yaml", "configs/job_small.yaml"])
+def test_presets_are_found_by_name(presets: Path, name: str) -> None:
+    assert parse(Recipe, ["--config", name], preset=presets).training.steps == 8
+
+
+def test_a_missing_file_lists_the_presets(presets: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--config", "job_smal"], preset=presets)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean job_small? presets of this recipe: job_sample, job_small" in line
+    assert "other_small" not in line
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--config", "--steps", "3"], preset=presets)
+    assert "--config names no file" in capsys.readouterr().err
+
+
+def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("docstring_parser", reason="of jsonargparse's extra signatures")
+    for words, steps in (([], 7), (["--config", "job_small"], 8)):
+        with pytest.raises(SystemExit):
+            parse(Recipe, [*words, "--help"], preset=presets)
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"optimisation steps. (type: int, default: {steps})" in text
+
+
+def test_the_first_line_names_the_config(presets: Path, capsys: pytest.CaptureFixture) -> None:
+    parse(Recipe, [], preset=presets)
+    line = "config   job_sample, the preset of the sample (no --config given)\n"
+    assert capsys.readouterr().err == line
+    parse(Recipe, ["--config", "job_small"], preset=presets)
+    assert capsys.readouterr().err == f"config   {presets.parent / 'job_small.yaml'}\n"
+
+
+def test_entries_of_dictionaries_and_tuples_may_be_several_words() -> None:
+    words = ["--encoder.overrides.image_size", "36", "64", "--encoder.overrides.depth", "3",
+             "--training.optimizer.betas", "0.5", "0.6"]  # fmt: skip
+    recipe = parse(Recipe, words)
+    assert recipe.encoder.overrides == {"image_size": [36, 64], "depth": 3}
+    assert recipe.training.optimizer.betas == (0.5, 0.6)
+
+
 def test_files_then_options_and_round_trip(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("encoder: {name: vivit_base, overrides: {depth: 3}}\ntraining: {steps: 7}\n")
@@ -136,6 +200,9 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("options", "file", "words"),
     [
+        (["--stepz", "4"], None, ["unknown setting stepz; did you mean steps?"]),
+        (["--steps", "-5"], None, ["training.steps is -5", "at least 1"]),
+        (["--training.seed", "-1"], None, ["training.seed is -1", "at least 0"]),
         (["--training.stepz", "4"], None, ["training.stepz", "mean training.steps?", "log_every"]),
         (["--bogus=4"], None, ["bogus", "allowed here: encoder, training"]),
         (["--training.optimizer.lr=1"], None, ["optimizer.lr", "training.optimizer.learning_rate"]),

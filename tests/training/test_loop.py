@@ -163,11 +163,12 @@ def test_only_the_bad_micro_batch_is_named(config) -> None:
     assert "sample_8" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
     def strike(moment: Moment) -> None:
         os.kill(os.getpid(), number)
 
+    before = signal.getsignal(number)
     settings = config("stopped")
     stopped = fit(toy(), toy_batches(), settings, periodic=[Periodic(6, strike, at_end=False)])
     assert (stopped.interrupted, stopped.step, stopped.encoder) == (number.name, 6, None)
@@ -180,7 +181,38 @@ def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
     assert whole.checkpoint is not None
     for name, value in _weights(whole.checkpoint).items():
         assert torch.equal(value, _weights(continued.checkpoint)[name])
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+def test_the_first_lines_of_a_run(config, capfd) -> None:
+    fit(toy(), toy_batches(), config("said", steps=5, total_batch_size=4))
+    lines = capfd.readouterr().err.splitlines()
+    assert "device   cpu, fp32, 1 process" in lines
+    assert "steps    5 of 4 samples" in lines
+    assert any(line.startswith("results  ") and line.endswith("said") for line in lines)
+    assert not any("warmup_steps" in line or "nothing is left" in line for line in lines)
+    fit(toy(), toy_batches(), config("said", steps=3, total_batch_size=4, resume="auto"))
+    assert "has done 5 steps, and training.steps is 3: nothing is left" in capfd.readouterr().err
+
+
+def test_a_run_shorter_than_its_warmup_is_named(config, capfd) -> None:
+    settings = config("short", steps=3)
+    settings.optimizer.warmup_steps = 4
+    result = fit(toy(), toy_batches(), settings)
+    assert "warmup_steps 4: the learning rate reaches 75% of its peak" in capfd.readouterr().err
+    assert result.metrics["train/lr"] == pytest.approx(0.75 * 0.5 * settings.total_batch_size / 256)
+
+
+def test_periodic_jobs_are_told_of_the_warmup(config) -> None:
+    seen = []
+    settings = config("told", steps=5)
+    settings.optimizer.warmup_steps = 3
+
+    def note(moment: Moment) -> None:
+        seen.append((moment.step, moment.warming_up))
+
+    fit(toy(), toy_batches(), settings, periodic=[Periodic(1, note)])
+    assert seen == [(1, True), (2, True), (3, False), (4, False), (5, False)]
 
 
 def test_plain_batches_start_where_asked() -> None:
@@ -208,10 +240,16 @@ def test_plain_batches_serve_one_process_only() -> None:
 def test_impossible_settings_are_named(config, change: dict, named: str) -> None:
     if named.endswith("GPU") and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    settings = config(**change)
     with pytest.raises((RunError, ValueError), match=named):
+        fit(toy(), toy_batches(), config(**change))
+    assert not Path(config().run_dir).exists()
+
+
+def test_settings_changed_after_their_check_are_checked_again(config) -> None:
+    settings = config()
+    settings.steps = 0
+    with pytest.raises(ValueError, match=r"training\.steps is 0"):
         fit(toy(), toy_batches(), settings)
-    assert not Path(settings.run_dir).exists()
 
 
 def test_compile_compiles_the_encoder(config) -> None:

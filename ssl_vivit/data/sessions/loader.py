@@ -53,6 +53,9 @@ class NeuralDataConfig:
     standardize: Standardisation = "encoder"
     in_memory: bool = False
 
+    def __post_init__(self) -> None:
+        self.check()
+
     def check(self) -> None:
         """Refuse settings that no data can have.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_vivit.evaluation.run_summary import first_and_last
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
+from ssl_vivit.training import Moment
 
 STD, RANK = "val/feature_std", "val/effective_rank"
 
@@ -42,6 +43,23 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
     if features.shape[1] > 1:
         numbers["val/alignment"] = alignment(first, unit[:, 1])
     return {name: float(value) for name, value in numbers.items()}
+
+
+def warn_of_collapse(numbers: dict[str, float], moment: Moment) -> None:
+    """Print a line above the progress bar where features collapse.
+
+    While the learning rate rises, features of different videos come close and part again; nothing
+    is said then.
+
+    Args:
+        numbers: of :func:`feature_geometry`, now.
+        moment: the state of the run.
+    """
+    if moment.warming_up:
+        return
+    warning = collapse_warning(numbers, moment.run_dir, moment.step)
+    if warning and moment.accelerator.is_main_process:
+        moment.progress.write(warning)
 
 
 def collapse_warning(numbers: dict[str, float], run_dir: Path, step: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
-from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.collapse import feature_geometry, warn_of_collapse
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import (
     learning_curves,
@@ -64,9 +64,7 @@ class ContrastiveEvaluation:
                 RETRIEVAL: retrieval_top1(found.features),
                 **feature_geometry(found.features),
             }
-            warning = collapse_warning(numbers, moment.run_dir, moment.step)
-            if warning and drawing:
-                moment.progress.write(warning)
+            warn_of_collapse(numbers, moment)
             plain = self._collect(self.plain, moment)
             if drawing:
                 path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_vivit.data.video.loader import ClipBatches, Clips
-from ssl_vivit.evaluation.monitors.collapse import collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.collapse import feature_geometry, warn_of_collapse
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
 from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
@@ -71,9 +71,8 @@ class MaskedEvaluation:
                     path = moment.run_dir / "figures" / name
                     reconstructions(shown.cpu(), batch["key"][:_SHOWN], path)
         geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
-        warning = geometry and collapse_warning(geometry, moment.run_dir, moment.step)
-        if warning and moment.accelerator.is_main_process:
-            moment.progress.write(warning)
+        if geometry:
+            warn_of_collapse(geometry, moment)
         means = {name: torch.cat(values).mean().item() for name, values in errors.items()}
         return means | geometry
 

@@ -1,11 +1,18 @@
 """Features that spread and features that collapse, with known numbers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssl_vivit.evaluation.monitors.collapse import RANK, STD, collapse_warning, feature_geometry
+from ssl_vivit.evaluation.monitors.collapse import (
+    RANK,
+    STD,
+    collapse_warning,
+    feature_geometry,
+    warn_of_collapse,
+)
 
 
 def test_even_features_have_std_one_and_full_rank():
@@ -42,3 +49,17 @@ def test_the_warning_needs_a_fall_from_where_the_run_began(tmp_path):
     assert "\n" not in warning
     assert "one direction" in collapse_warning({STD: 0.2, RANK: 1.1}, tmp_path, 10)
     assert collapse_warning({STD: 0.2, RANK: 2.5}, tmp_path, 10) is None
+
+
+def test_the_watch_is_silent_while_the_learning_rate_rises(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 0, STD: 0.3, RANK: 6.0}) + "\n")
+    for warming_up, lines in ((True, 0), (False, 1)):
+        said = []
+        moment = SimpleNamespace(
+            step=12, run_dir=tmp_path, warming_up=warming_up,
+            progress=SimpleNamespace(write=said.append),
+            accelerator=SimpleNamespace(is_main_process=True),
+        )  # fmt: skip
+        warn_of_collapse({STD: 0.01, RANK: 5.0}, moment)
+        assert len(said) == lines

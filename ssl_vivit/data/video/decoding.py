@@ -425,8 +425,8 @@ def _check_indices(wanted: Sequence[int], total: int | None) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, av.ArgumentError):  # FFmpeg's word for what _open does not allow
-        return f"no film format, or frames of more than {MOST_PIXELS} pixels"
+    if isinstance(error, av.ArgumentError):  # what FFmpeg says of a format that is not listed, too
+        return f"no film format, or a frame that is invalid or of more than {MOST_PIXELS} pixels"
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import struct
+import tarfile
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from PIL import Image
 
 from ssl_vivit.data.video import decoding
 from ssl_vivit.data.video.decoding import decode_frames, decode_jpegs, iterate_frames, probe_video
+from ssl_vivit.data.video.shards.index import build_index
+from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.errors import DecodingError
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -260,7 +263,9 @@ def remuxed(video, container, *, shift=0, skip=0):
 
 
 def b_frames(codec="libx264", container="mp4", **options):
-    return encode(moving_square(40), codec, container, **{"bf": 2, "g": 12, **options})
+    return encode(
+        moving_square(40), codec, container, **{"bf": 2, "g": 12, "sc_threshold": 0, **options}
+    )
 
 
 FILMS = {
@@ -399,7 +404,7 @@ def test_a_cover_is_not_the_film():
 
 def absurd_gif():
     video = bytearray(encode(moving_square(3), "gif", "gif", pix_fmt="rgb8"))
-    video[6:10] = struct.pack("<HH", 65535, 65535)
+    video[6:10] = struct.pack("<HH", 9000, 9000)
     return bytes(video)
 
 
@@ -451,3 +456,27 @@ def test_text_is_no_film():
     for text in ("plain words\n" * 200, "1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 9):
         with pytest.raises(DecodingError, match="no readable video"):
             probe_video(text.encode())
+
+
+def test_folders_and_indexes_go_on_past_films_that_cannot_be_read(tmp_path):
+    film = b_frames()
+    at = film.index(b"avc1", film.index(b"stsd"))
+    odd = {
+        "a.mp4": film,
+        "codec.mp4": film[:at] + b"zzzz" + film[at + 4 :],
+        "huge.gif": absurd_gif(),
+        "sound.mp4": with_sound(cover=True),
+        "words.mp4": b"plain words\n" * 200,
+    }
+    with tarfile.open(tmp_path / "films.tar", "w") as tar:
+        for name, content in odd.items():
+            (tmp_path / name).write_bytes(content)
+            tar.add(tmp_path / name, name)
+    folder = VideoFolder(tmp_path)
+    assert folder.keys == ["a.mp4"]
+    assert folder.broken.keys() == odd.keys() - {"a.mp4"}
+    index = build_index(tmp_path / "films.tar")
+    assert [sample["key"] for sample in index["samples"]] == ["a"]
+    assert index["left_out"].keys() == {"codec", "huge", "sound", "words"}
+    for told in (folder.broken.values(), index["left_out"].values()):
+        assert all("readable video" in reason or "too many pixels" in reason for reason in told)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vivit.data.video.decoding import probe_video
+from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.files import write_text
 
@@ -151,8 +152,10 @@ def _measures(members: dict[str, list[int]], video: bytes, storage: str) -> dict
     if MEASURES in members:
         facts = json.loads(video)
         names = ("num_frames", "height", "width", "fps", "storage")
-        times = {"times": facts["times"]} if "times" in facts else {}
-        return {name: facts[name] for name in names} | times
+        measures = {name: facts[name] for name in names}
+        if "times" in facts:
+            measures["times"] = check_times(facts["times"], facts["num_frames"]).tolist()
+        return measures
     if not any(map(is_video, members)):
         raise ValueError("holds no video file")
     measures = {**probe_video(video)._asdict(), "storage": storage}

@@ -4,6 +4,7 @@
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
+                  "times": [seconds at which each frame begins], where the rate varies
                   "members": {extension: [offset, size, crc32]}}],
      "left_out": {name: reason}}
 
@@ -149,7 +150,10 @@ def _read_samples(shard: Path) -> Any:
 def _measures(members: dict[str, list[int]], video: bytes, storage: str) -> dict[str, Any]:
     if MEASURES in members:
         facts = json.loads(video)
-        return {name: facts[name] for name in ("num_frames", "height", "width", "fps", "storage")}
+        names = ("num_frames", "height", "width", "fps", "storage")
+        times = {"times": facts["times"]} if "times" in facts else {}
+        return {name: facts[name] for name in names} | times
     if not any(map(is_video, members)):
         raise ValueError("holds no video file")
-    return {**probe_video(video)._asdict(), "storage": storage}
+    measures = {**probe_video(video)._asdict(), "storage": storage}
+    return {name: value for name, value in measures.items() if value is not None}

@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 # stored in whole microseconds.
 _ROUNDING = 1e-6
 _DECIMALS = 6
+# Stamps are often whole milliseconds, so a difference of two is known to about so many seconds.
+_STAMPS = 0.002
 
 
 def rate_and_times(
@@ -75,8 +77,9 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
     The last frame is taken to last as long as the one before it: few files say how long.
     """
-    end = float(2 * times[-1] - times[-2])
-    return math.ceil((end - _ROUNDING) * fps)
+    begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
+    end = 2 * times[-1] - times[-2] - _STAMPS
+    return max(begun, math.ceil(end * fps))
 
 
 def resampled(times: Sequence[float], fps: float) -> Int[np.ndarray, " k"]:

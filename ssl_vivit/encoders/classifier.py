@@ -326,6 +326,21 @@ class VideoClassifier(nn.Module, HubModel):
             raise ExportError(f"{path / CONFIG} describes no classifier: {error}") from None
 
 
+def load_encoder_or_classifier(path: str | Path) -> ViViT | VideoClassifier:
+    """Rebuild the classifier that an exported directory holds, or else its encoder, in eval mode.
+
+    Args:
+        path: a directory, or ``"org/name"`` on the hub.
+
+    Raises:
+        FileNotFoundError: if there is no encoder at that path.
+        ValueError: as of :meth:`ViViT.from_pretrained`.
+    """
+    path = locate(path, ENCODER)
+    has_head = read_config(path, ENCODER).get("classifier") is not None
+    return (VideoClassifier if has_head else ViViT).from_pretrained(path)
+
+
 def _head_shapes(
     width: int, num_classes: int, representation_size: int | None = None, drop_rate: float = 0.0
 ) -> Shapes:

@@ -195,7 +195,9 @@ def test_a_classifier_without_classes_gives_features_and_one_of_zeros_is_written
 
 def test_other_models_are_refused_in_a_line(tmp_path):
     for export in (export_graph, lambda model: export_onnx(model, tmp_path / "e.onnx")):
-        with pytest.raises(TypeError, match="a Linear cannot be exported.*ViViT or a VideoClassif"):
+        with pytest.raises(
+            TypeError, match=r"a Linear cannot be exported.*ViViT or a VideoClassif"
+        ):
             export(torch.nn.Linear(2, 2))
 
 
@@ -227,7 +229,11 @@ def test_a_graph_with_other_numbers_is_not_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda e: e.bfloat16(), {}, r"weights are bfloat16; .* give the model as model\.float\(\)"),
+        (
+            lambda e: e.bfloat16(),
+            {},
+            r"weights are bfloat16; .* give the model as model\.float\(\)",
+        ),
         (lambda e: e.double(), {}, r"weights are float64"),
         (lambda e: e, {"opset": 5}, r"opset 5 cannot be written; use 18 to \d+"),
         (lambda e: e, {"path": ""}, r"is a directory; give the name of a file"),

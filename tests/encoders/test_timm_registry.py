@@ -97,7 +97,10 @@ def test_timms_names_set_what_they_mean():
         ({"pooling": "mean", "global_pool": "avg"}, "give global_pool or pooling, not both"),
         ({"drop_rat": 0.1}, "setting of vivit_tiny 'drop_rat' is unknown; did you mean 'drop_rat"),
         ({"temporal_dept": 0.1}, "did you mean 'temporal_depth'"),
-        ({"pretrained": True}, "vivit_tiny has no published weights.*checkpoint_path.*local-dir:DIR"),
+        (
+            {"pretrained": True},
+            "vivit_tiny has no published weights.*checkpoint_path.*local-dir:DIR",
+        ),
         ({"pretrained_cfg": "k400"}, "vivit_tiny has no published weights"),
         ({"out_indices": 2}, "out_indices goes with features_only=True"),
         ({"features_only": True, "num_classes": 3}, "no head; leave out num_classes"),

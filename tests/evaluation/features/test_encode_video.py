@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from small_encoders import MODEL1, MODEL2, MODEL3, make
@@ -167,6 +168,24 @@ def test_other_models_missing_and_broken_files_are_named(tmp_path):
         encode_video(tmp_path / "text.mp4", model)
     with pytest.raises(DecodingError):
         encode_video(ASSETS / "awkward_videos" / "corrupted.mp4", model, clips="all")
+
+
+@torch.no_grad()
+def test_the_calls_of_the_docs_run_as_they_stand(tmp_path, monkeypatch):
+    encoder().save_pretrained(tmp_path / "runs/demo/encoder")
+    VideoClassifier(encoder(), 10).save_pretrained(tmp_path / "classifier")
+    (tmp_path / "film.mp4").symlink_to(VIDEO)
+    monkeypatch.chdir(tmp_path)
+    pages = Path(__file__).parents[3] / "docs" / "how_to"
+    names = {"torch": torch, "timm": timm, "encoder": encoder(resize=(16, 24))}
+    for page, call in (("encoder", "encode_video("), ("classifier", '"local-dir:')):
+        parts = (pages / f"{page}.md").read_text().split("```python\n")[1:]
+        (block,) = (code for part in parts if call in (code := part.split("```")[0]))
+        exec(block, names)
+    assert names["output"].pooled.shape == (1, 24)
+    assert names["video"].shape == (1, 3, 16, 16, 24)
+    assert names["other"].encoder.config.image_size == (96, 96)
+    assert len(names["maps"](names["video"][:, :, :8])) == 3
 
 
 def test_the_package_does_not_load_torch_before_the_name_is_used():

@@ -53,6 +53,13 @@ def test_models_are_the_named_sizes(name):
     assert imagenet.head.weight.shape == (1000, model.num_features)
 
 
+def test_the_architecture_without_a_size_has_the_configs_own_defaults():
+    with torch.device("meta"):
+        model = timm.create_model("vivit", num_classes=3, spatial_depth=1)
+    assert model.encoder.config == ViViTConfig(spatial_depth=1)
+    assert model.num_classes == 3
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_video_becomes_logits_or_features(variant):

@@ -30,7 +30,7 @@ from PIL import Image
 from data_prep.clevrer.annotations import renumbered
 from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
-from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES
+from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES, content_hash
 from ssl_vivit.errors import DataError, DecodingError
 
 JPEG_QUALITY = 90
@@ -112,9 +112,15 @@ class Encoding:
                 pass
             members = {PurePosixPath(name).suffix[1:].lower(): video}
         elif self.storage == "h264":
-            members = {"mp4": encode_h264(frames, fps)}
+            encoded = encode_h264(frames, fps)
+            measures = probe_video(encoded)._asdict()
+            members = {"mp4": encoded}
         else:
-            members = _jpeg_members(frames, fps)
+            members, measures = _jpeg_members(frames, fps)
+        if self.storage != "original":
+            # What tells which video this is, once it has other bytes.
+            facts = {**measures, "storage": self.storage, "source": content_hash(video)}
+            members[MEASURES] = json.dumps(facts).encode()
         if annotation is not None:
             members[ANNOTATION] = renumbered(annotation, kept, info.num_frames)
         return members
@@ -154,18 +160,14 @@ def encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
     return file.getvalue()
 
 
-def _jpeg_members(frames: Iterator[np.ndarray], fps: float) -> dict[str, bytes]:
+def _jpeg_members(
+    frames: Iterator[np.ndarray], fps: float
+) -> tuple[dict[str, bytes], dict[str, float]]:
     members, shape = {}, (0, 0)
     for i, frame in enumerate(frames):
         picture = io.BytesIO()
         Image.fromarray(frame).save(picture, "JPEG", quality=JPEG_QUALITY)
         members[f"{i:04d}.jpg"] = picture.getvalue()
         shape = frame.shape[:2]
-    measures = {
-        "num_frames": len(members),
-        "height": shape[0],
-        "width": shape[1],
-        "fps": fps,
-        "storage": "jpeg",
-    }
-    return {**members, MEASURES: json.dumps(measures).encode()}
+    height, width = shape
+    return members, {"num_frames": len(members), "height": height, "width": width, "fps": fps}

@@ -69,7 +69,7 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
     """
     places, left_out = list_members(tar)
     samples: list[dict[str, Any]] = []
-    read = set(left_out)
+    read: set[str] = set()
     with open(tar, "rb") as file:
         for found in _find_samples(places, left_out):
             read.update([found.name, *found.members.values()])
@@ -77,6 +77,7 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
                 samples.append(_sample(file, found, places, storage))
             except (DecodingError, ValueError, RecursionError) as error:
                 left_out[found.name] = str(error)
+    read |= left_out.keys()
     left_out.update(_by_ending(name for name in places if name not in read))
     if not samples:
         reasons = [f": {name}: {why}" for name, why in left_out.items()]
@@ -111,9 +112,8 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
         # "r:" takes plain tars only: a compressed one cannot be read at an offset.
         with tarfile.open(tar, "r:", errors="backslashreplace") as opened:
             for entry in opened:
-                stop = entry.offset_data + entry.size if entry.isfile() else entry.offset_data
-                if entry.size < 0 or stop > size:
-                    raise tarfile.ReadError(f"{entry.name} is cut off")
+                if entry.size < 0:
+                    raise tarfile.ReadError(f"{entry.name} has a negative size")
                 if entry.isdir():
                     continue
                 if entry.issym() or entry.islnk():
@@ -124,6 +124,8 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                 elif entry.issparse() or not entry.isfile():
                     left_out[entry.name] = "a sparse or special file"
                 else:
+                    if entry.offset_data + entry.size > size:
+                        raise tarfile.ReadError(f"{entry.name} is cut off")
                     if entry.name in places:
                         left_out[entry.name] = (
                             "is in the tar more than once; the last one is read, as tar unpacks it"

@@ -217,8 +217,8 @@ def _check_places(keys: list[str], places: list[np.ndarray], size: int) -> None:
     order = np.argsort(start, kind="stable")
     overlaps = np.flatnonzero((start + length)[order][:-1] > start[order][1:])
     if overlaps.size:
-        one, other = (keys[owner[order[at]]] for at in (overlaps[0], overlaps[0] + 1))
-        raise ValueError(f"samples {one} and {other} have bytes in common")
+        both = dict.fromkeys(keys[owner[order[at]]] for at in (overlaps[0], overlaps[0] + 1))
+        raise ValueError(f"members of {' and '.join(both)} have bytes in common")
 
 
 def _shown(value: Any) -> str:

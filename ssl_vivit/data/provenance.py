@@ -17,13 +17,16 @@ _NOT_KNOWN = "-"
 
 
 def pretraining_data(
-    config: DataConfig, videos: ShardSet, indices: Sequence[int] | np.ndarray, seed: int
+    config: DataConfig,
+    videos: ShardSet | VideoFolder,
+    indices: Sequence[int] | np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """A record of a run's training videos, as JSON values.
 
     Args:
         config: which shards, and which share of their videos was held out.
-        videos: the shards, opened.
+        videos: shards, opened, or a folder of videos, of which the files are read.
         indices: the videos that were trained on.
         seed: of the run's draws; which videos are held out does not depend on it.
 
@@ -92,8 +95,10 @@ def _in_shards_of_the_same_names(
     return shared[videos.shard_of]
 
 
-def _contents(videos: ShardSet) -> list[tuple[str, str]]:
-    """Checksum and file name of each shard."""
+def _contents(videos: ShardSet | VideoFolder) -> list[tuple[str, str]]:
+    """Checksum and file name of each shard; a folder has none."""
+    if not isinstance(videos, ShardSet):
+        return []
     crcs = videos.annotation_crcs
     found = []
     for number, shard in enumerate(videos.shards):

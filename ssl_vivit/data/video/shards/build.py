@@ -223,7 +223,8 @@ def _sample(
         if facts.get("storage") != "h264":
             facts = {"storage": storage, "source": content_hash(video)}
         facts.update(probe_video(video)._asdict())
-    sample = {**facts, "key": found.key, "members": members}
+    known = {name: value for name, value in facts.items() if value is not None}
+    sample = {**known, "key": found.key, "members": members}
     check_sample(sample)
     if video is None:
         offset, size, _ = members[frame_members(sample)[0]]

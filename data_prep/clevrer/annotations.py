@@ -11,11 +11,12 @@ from ssl_vivit.errors import DecodingError
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     """CLEVRER's annotation in the numbers of the kept frames.
 
-    Trajectories of frames that were left out go; a collision moves to the nearest kept frame.
+    Trajectories of frames that were left out go, those of repeated frames repeat; a collision moves
+    to the nearest kept frame.
 
     Args:
         annotation: the JSON.
-        kept: numbers of the frames that stay, ascending.
+        kept: numbers of the frames that stay, ascending; one may stand several times.
         num_frames: of the video before.
 
     Raises:
@@ -23,16 +24,18 @@ def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     """
     try:
         content: dict[str, Any] = json.loads(annotation)
-        if len(kept) == num_frames:
+        if kept == list(range(num_frames)):
             return annotation
-        place = {frame: k for k, frame in enumerate(kept)}
+        places: dict[int, list[int]] = {}
+        for k, frame in enumerate(kept):
+            places.setdefault(frame, []).append(k)
         content["motion_trajectory"] = [
-            {**entry, "frame_id": place[entry["frame_id"]]}
+            {**entry, "frame_id": k}
             for entry in content.get("motion_trajectory", [])
-            if entry["frame_id"] in place
+            for k in places.get(entry["frame_id"], ())
         ]
         content["collision"] = [
-            {**entry, "frame_id": place[min(kept, key=lambda f: abs(f - entry["frame_id"]))]}
+            {**entry, "frame_id": places[min(kept, key=lambda f: abs(f - entry["frame_id"]))][0]}
             for entry in content.get("collision", [])
         ]
     except (ValueError, TypeError, AttributeError, KeyError) as error:

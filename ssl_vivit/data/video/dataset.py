@@ -92,6 +92,11 @@ class ClipDataset:
             resize=augment.size,
         )
 
+    def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
+        """Frame numbers (views, t) of a video's clips that start at the given steps."""
+        times = None if self.clip.fps is None else self.videos.times(index)
+        return clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
+
     def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
         """The views of one video.
 
@@ -116,7 +121,7 @@ class ClipDataset:
             rng = named_generator(self.seed, epoch, *names, "starts")
             starts = draw_starts(rng, count, views, self.clip.view_gap)
         fps = float(videos.fps[index])
-        frames = clip_frames(starts, self.clip, fps)
+        frames = self.clip_frames(index, starts)
         labels = {}
         if self.labels:
             labels = _stack(self._labels(index, frames))

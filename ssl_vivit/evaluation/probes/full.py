@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_vivit.data.provenance import pretraining_data
 from ssl_vivit.data.video.augment import AugmentConfig
-from ssl_vivit.data.video.clips import clip_frames, even_starts
+from ssl_vivit.data.video.clips import even_starts
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, DataConfig
 from ssl_vivit.encoders import VideoClassifier
@@ -153,10 +153,7 @@ def _training(config: FinetuneConfig, seed: int, run_dir: Path, fresh: bool) -> 
 def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) -> dict[str, Tensor]:
     """Labels of the clip in the middle of each video; no frame is decoded."""
     frames = [
-        clip_frames(
-            even_starts(int(dataset.start_counts[i]), 1), dataset.clip, float(dataset.videos.fps[i])
-        )
-        for i in indices
+        dataset.clip_frames(int(i), even_starts(int(dataset.start_counts[i]), 1)) for i in indices
     ]
     keys = [dataset.videos.keys[i] for i in indices]
     return labels({"key": keys, "frames": torch.from_numpy(np.stack(frames))})

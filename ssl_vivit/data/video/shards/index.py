@@ -4,6 +4,7 @@
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
+                  "times": [seconds at which each frame begins], where the rate varies
                   "members": {extension: [offset, size, crc32]}}],
      "left_out": {name: reason}}
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import write_text
 
@@ -126,6 +128,8 @@ def check_sample(sample: dict[str, Any]) -> None:
         raise ValueError(f"storage is {_shown(storage)}, not one of {', '.join(STORAGES)}")
     if source is not None and not isinstance(source, str):
         raise ValueError(f"source is {_shown(source)}, not a text")
+    if "times" in sample:
+        check_times(sample["times"], sample["num_frames"])
     _places(sample)
     frame_members(sample)
 

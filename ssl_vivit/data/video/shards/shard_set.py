@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
+from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.data.video.shards.index import (
     ANNOTATION,
     STORAGES,
@@ -58,7 +59,7 @@ class ShardSet:
         num_frames: int array (len,).
         heights: int array (len,), in pixels.
         widths: the same.
-        fps: float array (len,), frames per second as stored.
+        fps: float array (len,), frames per second as stored, on average where the rate varies.
         storages: int array (len,), position in ``STORAGES``.
         has_annotation: bool array (len,).
 
@@ -82,8 +83,14 @@ class ShardSet:
         self.keys: list[str] = []
         self._sources: list[str | None] = []
         columns: list[dict[str, np.ndarray]] = []
+        self._times: dict[int, np.ndarray] = {}
         for number, shard in enumerate(self.shards):
             samples = self._load_index(number, shard)
+            self._times |= {
+                number: check_times(sample["times"], sample["num_frames"])
+                for number, sample in enumerate(samples, len(self.keys))
+                if "times" in sample
+            }
             self.keys += [sample["key"] for sample in samples]
             self._sources += [sample.get("source") for sample in samples]
             columns.append(_columns(samples, number))
@@ -126,6 +133,10 @@ class ShardSet:
             return json.loads(self._read(i, [int(self._first[i + 1]) - 1])[0])
         except (DecodingError, ValueError) as error:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
+
+    def times(self, i: int) -> np.ndarray | None:
+        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
+        return self._times.get(i)
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None

@@ -21,11 +21,12 @@ from data_prep.output_files import refuse_other_settings, writing
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.data.video.broken_videos import BROKEN_LIMIT
 from ssl_vivit.data.video.decoding import probe_video
+from ssl_vivit.data.video.shards.build import build_index
 from ssl_vivit.data.video.shards.index import (
     ANNOTATION,
-    build_index,
     index_path,
     parse_index,
+    refuse_other_file,
     save_index,
 )
 from ssl_vivit.errors import DataError, DecodingError
@@ -216,6 +217,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
     if (report := _whole(job)) is not None:
         advance(len(job.samples))
         return report
+    refuse_other_file(Path(index_path(str(job.shard))))
     temporary = job.shard.with_name(f".{job.shard.name}.{os.getpid()}.tmp")
     skipped: dict[str, str] = {}
     try:
@@ -231,7 +233,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
         if len(skipped) == len(job.samples):
             return {"packed": 0, "annotated": 0, "skipped": skipped}
         index = build_index(temporary, job.encoding.storage)
-        index["left_out"] = skipped
+        index["left_out"] |= skipped
         # The index first: a tar without one would be a shard that cannot be read.
         save_index(index, Path(index_path(str(job.shard))))
         os.replace(temporary, job.shard)

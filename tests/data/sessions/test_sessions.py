@@ -442,7 +442,7 @@ def test_other_sessions_than_the_checkpoints_are_named(tmp_path: Path) -> None:
         ("d", {"settings": {"frames_per_second": 25}}, "frames per second is 25.0 instead of 30.0"),
         ("e", {"calcium": True}, "kind of responses is calcium instead of spikes"),
         ("f", {"pupil": False}, "measured pupil centre is False instead of True"),
-        ("g", {"behaviour": 1}, "behaviour is False instead of True"),
+        ("g", {"behaviour": 1}, "number of behaviour channels is 1 instead of 2"),
         ("h", {"tiers": ("train",) * 5 + ("oracle",) * 2 + ("none",)}, "trial 7 of its test split"),
     ):
         refused(folder(tmp_path / name, "a", **settings), says)

@@ -240,7 +240,7 @@ def test_a_model_in_training_mode_predicts_as_in_evaluation(with_pupil):
     data = recorded()
     rates = with_pupil.predict(**data)
     with_pupil.train()
-    with_pupil.model.readouts["a"].eval()
+    with_pupil.model.encoder.eval()
     modes = [module.training for module in with_pupil.modules()]
     assert torch.equal(with_pupil.predict(**data), rates)
     assert [module.training for module in with_pupil.modules()] == modes

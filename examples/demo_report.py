@@ -87,7 +87,9 @@ def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
     retrieval = first_and_last(pretraining, RETRIEVAL)
     assert retrieval is not None
     scores = [json.loads((run / "scores.json").read_text()) for run in (fresh, neurons)]
-    bits = [each["scores"]["bps_mean"] for each in scores]
+    # The simulated population has one tier of test trials.
+    tiers = [next(iter(each["tiers"].values())) for each in scores]
+    bits = [each["scores"]["bps_mean"] for each in tiers]
     lines = [
         ("", "fresh weights", "pretrained", ""),
         (
@@ -100,7 +102,7 @@ def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
             "bits per spike, test trials",
             f"{bits[0]:.3f}",
             f"{bits[1]:.3f}",
-            f"{scores[0]['ceiling']['bps_mean']:.3f} with the true rates",
+            f"{tiers[0]['ceiling']['bps_mean']:.3f} with the true rates",
         ),
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]

@@ -160,17 +160,24 @@ def finished(cell: Cell) -> bool:
 
 def collected(planned: list[Cell]) -> NeuralComparison:
     """The scores of all runs, and what they are held against."""
-    made = [json.loads((cell.run_dir / "scores.json").read_text()) for cell in planned]
-    counts = all("bps_mean" in scores["scores"] for scores in made)
+    made = [scores_of(cell) for cell in planned]
+    counts = all("bps_mean" in own["scores"] for tiers in made for own in tiers.values())
     metric = "bps_mean" if counts else "correlation_mean"
     found = NeuralComparison(metric)
-    for cell, scores in zip(planned, made, strict=True):
-        found.add(cell.row, cell.share, scores["scores"])
-        found.refer("true rates", cell.share, scores["ceiling"].get(metric))
+    for cell, tiers in zip(planned, made, strict=True):
+        for tier, own in tiers.items():
+            found.add(tier, cell.row, cell.share, own["scores"])
+            found.refer(tier, "true rates", cell.share, own["ceiling"].get(metric))
     for cell in {cell.share: cell for cell in planned}.values():
-        repeats: dict[str, Any] = score_training_repeats(build_sessions(cell.recipe.data)) or {}
-        found.refer("mean of the training repeats", cell.share, repeats.get(metric))
+        for tier, scores in score_training_repeats(build_sessions(cell.recipe.data)).items():
+            found.refer(tier, "mean of the training repeats", cell.share, scores.get(metric))
     return found
+
+
+def scores_of(cell: Cell) -> dict[str, Any]:
+    """Tier → scores of a finished run; runs of earlier versions have all test trials as ``test``."""
+    stored = json.loads((cell.run_dir / "scores.json").read_text())
+    return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +35,8 @@ class Preprocessing(Mapping[str, Any]):
         resize: (H, W) that the largest central window of this shape is resized to.
 
     Raises:
-        TypeError, ValueError: for values that are no numbers.
+        TypeError, ValueError: for values that are no numbers or not finite, for a standard
+            deviation or frame rate of 0 or less, and for a range without extent.
     """
 
     pixel_range: tuple[float, float] | None = None
@@ -55,7 +57,17 @@ class Preprocessing(Mapping[str, Any]):
             value = getattr(self, name)
             if value is not None:
                 values = value if isinstance(value, Sequence) else (value,)
+                self._check_finite(name, values)
                 object.__setattr__(self, name, tuple(kind(each) for each in values))
+        self._check_finite("fps", () if self.fps is None else (self.fps,))
+        if self.pixel_range is not None and self.pixel_range[0] == self.pixel_range[-1]:
+            raise ValueError(f"preprocessing pixel_range {self.pixel_range} has no extent")
+
+    def _check_finite(self, name: str, values: Sequence[Any]) -> None:
+        for value in map(float, values):
+            if not math.isfinite(value) or (name in ("std", "fps") and value <= 0):
+                positive = "positive and " if name in ("std", "fps") else ""
+                raise ValueError(f"preprocessing {name} is {value:g}; it must be {positive}finite")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None) -> Preprocessing | None:

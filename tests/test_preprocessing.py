@@ -1,6 +1,7 @@
 """Frames → video: against the training pipeline without augmentation, and as a mapping."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -71,3 +72,14 @@ def test_frames_of_another_kind_are_refused():
         prepared(torch.zeros(2, 8, 8, 3))
     with pytest.raises(ValueError, match="give uint8 RGB frames"):
         prepared(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mean": [0.5, math.nan]}, {"std": math.inf}, {"std": [0.2, 0.0]}, {"fps": math.nan},
+     {"fps": 0}, {"pixel_range": (0, math.inf)}, {"pixel_range": (1, 1)}, {"resize": [8, math.inf]}],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"preprocessing {name} "):
+        Preprocessing.of(settings)

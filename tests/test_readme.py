@@ -79,10 +79,8 @@ def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
     call(shlex.split(rows[0].removeprefix("without pretraining")), tmp_path)
     runs = ["runs/simclr", "runs/neurons", "runs/neurons_fresh"]
     said = call([sys.executable, str(ROOT / "examples" / "demo_report.py"), *runs], tmp_path)
-    scores = [
-        json.loads((tmp_path / run / "scores.json").read_text())["scores"] for run in runs[1:]
-    ]
-    bits = [each["bps_mean"] for each in scores]
+    scores = [json.loads((tmp_path / run / "scores.json").read_text())["tiers"] for run in runs[1:]]
+    bits = [each["live_test_main"]["scores"]["bps_mean"] for each in scores]
     assert re.search(rf"bits per spike, test trials +{bits[1]:.3f} +{bits[0]:.3f} ", said)
     assert bits[0] != bits[1]
     assert (tmp_path / "runs/simclr/figures/demo.png").stat().st_size > 50_000

@@ -153,7 +153,7 @@ def _movies(session: Session) -> str:
 def _shared(session: Session) -> list[str]:
     """Lines on movies that training shares with other tiers, as it is written in tiers.npy."""
     shown = {
-        name: set(session.contents[session.tier_names == name].tolist())
+        name: {*session.contents[session.tier_names == name].tolist()} - {-1}
         for name in _raw_tiers(session)
         if tier_of(name) is not None
     }

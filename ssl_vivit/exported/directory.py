@@ -250,7 +250,7 @@ def built_from(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ExportError: if it is damaged or holds other weights.
+        ExportError: if it is damaged, or holds other weights or such that are not finite.
     """
     found = read_shapes(file)
     try:
@@ -266,5 +266,12 @@ def built_from(
     check_shapes(own, found, file, described)
     # Cloned, since where a tensor begins in memory decides how its products are rounded.
     weights = {name: value.clone() for name, value in load_file(file).items()}
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise ExportError(
+            f"{file} holds weights that are NaN or infinite: {', '.join(broken[:_SHOWN])}{more}; "
+            "export the model of an earlier checkpoint"
+        )
     module.load_state_dict(weights, strict=False, assign=True)
     return module.eval()

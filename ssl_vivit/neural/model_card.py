@@ -37,7 +37,7 @@ def neural_model_card(
     height, width = first.frame_size
     behaviour = ""
     if model.behaviour_channels:
-        count = max(first.behaviour_channels) + 1
+        count = first.recorded_channels or max(first.behaviour_channels) + 1
         behaviour = f"\nbehaviour = np.zeros((1, 120, {count}))  # (B, T, K), as recorded"
     given = "video, behaviour" if behaviour else "video"
     body = f"""| session | neurons | responses | frames/s | screen | training trials |

@@ -12,7 +12,8 @@ model/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.model_card import neural_model_card
 from ssl_vivit.neural.model_settings import build_from_settings, settings_of
+from ssl_vivit.neural.recorded_inputs import Array, check_rate, recorded_inputs
 from ssl_vivit.preprocessing import Preprocessing
-
-Array = Tensor | np.ndarray
 
 _ENCODER = "encoder"
 MODEL_OF_NEURONS = Format("model of neurons", "sessions", inside_runs=("model",), parts=(_ENCODER,))
@@ -74,34 +74,63 @@ class NeuralPredictor(nn.Module, HubModel):
     @torch.no_grad()
     def predict(
         self,
-        video: Array,
-        behaviour: Array | None = None,
+        video: Array | Sequence[Array],
+        behaviour: Array | Sequence[Array] | None = None,
         session: str | None = None,
-        pupil_centre: Array | None = None,
-    ) -> Float[Tensor, "B T neurons"]:
+        pupil_centre: Array | Sequence[Array] | None = None,
+        *,
+        frames_per_second: float | None = None,
+    ) -> Float[Tensor, "B T neurons"] | list[Float[Tensor, "T neurons"]]:
         """Expected responses in every frame, each of that frame and those before it alone.
 
+        The model predicts as in evaluation, whatever mode it is in. Frames at the end of a trial in
+        which an input is NaN throughout are padding; their rates are NaN.
+
         Args:
-            video: (B, T, H, W) or (B, 1, T, H, W) pixels from 0 to 255, of any type.
-            behaviour: (B, T, K) with all recorded channels, in recorded units. None, and NaN where
-                it is unknown, stand for the session's mean.
+            video: (B, T, H, W) or (B, 1, T, H, W) pixels, uint8 or numbers from 0 to 255. A list
+                holds trials (T, H, W) or (1, T, H, W), which may differ in length.
+            behaviour: (B, T, K) with all recorded channels, in recorded units; a list of (T, K)
+                beside a list of videos. None stands for the session's mean.
             session: whose neurons; None where the model has one session.
-            pupil_centre: (B, T, 2) in recorded units; None leaves receptive fields in place.
+            pupil_centre: (B, T, 2) in recorded units; a list of (T, 2) beside a list of videos.
+                None leaves receptive fields in place.
+            frames_per_second: of what is given; refused if it is not the session's.
+
+        Returns:
+            (B, T, neurons), empty for no trials or no frames; a list of (T, neurons) for a list.
 
         Raises:
-            NeuralModelError: for an unknown session, or inputs that it did not record.
+            NeuralModelError: for an unknown session, inputs that it did not record, and numbers
+                that are not finite before the padding.
         """
         session = self.model.session_named(session)
         facts = self.facts[self.sessions.index(session)]
+        if frames_per_second is not None:
+            check_rate(frames_per_second, facts)
+        with _in_evaluation(self.model):
+            if not isinstance(video, list | tuple):
+                return self._rates(facts, video, behaviour, pupil_centre)
+            trials = zip(
+                video,
+                _one_for_each(behaviour, "behaviour", len(video)),
+                _one_for_each(pupil_centre, "pupil_centre", len(video)),
+                strict=True,
+            )
+            return [
+                self._rates(facts, *(_alone(part) for part in parts), trial=trial)[0]
+                for trial, parts in enumerate(trials)
+            ]
+
+    def _rates(
+        self, facts: SessionFacts, *inputs: Any, trial: int = 0
+    ) -> Float[Tensor, "B T neurons"]:
+        """Rates of trials of one length, of which ``trial`` is the first's number."""
         like = next(self.parameters())
-        pixels = _pixels(video, facts, like)
-        expected = (pixels.shape[0], pixels.shape[2])
-        return self.model(
-            facts.standardised_video(pixels).to(like),
-            _behaviour(behaviour, facts, expected, like),
-            session,
-            _pupil(pupil_centre, facts, expected, like),
-        )
+        given = recorded_inputs(facts, *inputs, like=like, first_trial=trial)
+        if not given.recorded.numel():
+            return like.new_zeros((*given.recorded.shape, len(facts.unit_ids)))
+        rates = self.model(given.video, given.behaviour, facts.name, given.pupil_centre)
+        return rates.masked_fill(~given.recorded[..., None], torch.nan)
 
     forward = predict
 
@@ -227,56 +256,29 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
     return ordered
 
 
-def _pixels(video: Array, facts: SessionFacts, like: Tensor) -> Float[Tensor, "B 1 T H W"]:
-    given = torch.as_tensor(video)
-    pixels = given[:, None] if given.ndim == 4 else given
-    height, width = facts.frame_size
-    if pixels.ndim != 5 or pixels.shape[1] != 1 or tuple(pixels.shape[3:]) != (height, width):
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
+    """An input of each trial of a list."""
+    if part is None:
+        return [None] * trials
+    if not isinstance(part, list | tuple) or len(part) != trials:
         raise NeuralModelError(
-            f"video of shape {tuple(given.shape)} is not (B, T, H, W) or (B, 1, T, H, W) with the "
-            f"frames of {height}×{width} that session {facts.name!r} has"
+            f"video is a list of {trials} trials; give {name} as a list of as many arrays (T, …)"
         )
-    if given.is_floating_point() and given.numel() and 0 < float(given.max()) <= 1:
-        raise NeuralModelError(
-            f"video has values up to {float(given.max()):g}; pixels are recorded from 0 to 255: "
-            "give video * 255"
-        )
-    return pixels.to(like.device)
+    return part
 
 
-def _behaviour(
-    behaviour: Array | None, facts: SessionFacts, expected: tuple[int, int], like: Tensor
-) -> Tensor | None:
-    if behaviour is None or not facts.behaviour_channels:
-        return None
-    given = torch.as_tensor(behaviour).to(like)
-    most = max(facts.behaviour_channels) + 1
-    if given.ndim != 3 or tuple(given.shape[:2]) != expected or given.shape[2] < most:
-        raise NeuralModelError(
-            f"behaviour of shape {tuple(given.shape)} is not (B, T, K) = "
-            f"({expected[0]}, {expected[1]}, at least {most}) with all recorded channels of "
-            f"session {facts.name!r}"
-        )
-    return _known(facts.standardised_behaviour(given))
-
-
-def _pupil(
-    centre: Array | None, facts: SessionFacts, expected: tuple[int, int], like: Tensor
-) -> Tensor | None:
-    if centre is None:
-        return None
-    if facts.pupil_mean is None:
-        raise NeuralModelError(
-            f"session {facts.name!r} was trained without its pupil's centre; leave pupil_centre out"
-        )
-    given = torch.as_tensor(centre).to(like)
-    if tuple(given.shape) != (*expected, 2):
-        raise NeuralModelError(
-            f"pupil_centre of shape {tuple(given.shape)} is not (B, T, 2) = {(*expected, 2)}"
-        )
-    return _known(facts.standardised_pupil(given))
-
-
-def _known(standardised: Tensor) -> Tensor:
-    """The mean, which is 0, where a value is unknown; training pads with it, too."""
-    return torch.where(standardised.isnan(), 0.0, standardised)
+def _alone(part: Any) -> Any:
+    """One trial's input as a batch of one."""
+    return None if part is None else (part if isinstance(part, Tensor) else np.asarray(part))[None]

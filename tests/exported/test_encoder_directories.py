@@ -167,12 +167,18 @@ def damage(path, what):
     elif what == "truncated":
         data = (path / "model.safetensors").read_bytes()
         (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    elif what == "infinite":
+        weights = load_file(path / "model.safetensors")
+        weights["trunk.temporal_norm.weight"][3] = float("inf")
+        save_file(weights, path / "model.safetensors")
     elif what == "json":
         (path / "config.json").write_text("{")
     else:
         config = json.loads((path / "config.json").read_text())
         if what == "format":
             config["format"] = 99
+        elif what == "std":
+            config["preprocessing"] = {"mean": [0.5], "std": [float("nan")]}
         else:
             config["encoder"][what] = 5
         (path / "config.json").write_text(json.dumps(config))
@@ -184,6 +190,11 @@ def damage(path, what):
         ("missing", "model.safetensors is missing; give the directory"),
         ("truncated", "is damaged"),
         ("json", "not readable as JSON"),
+        (
+            "infinite",
+            r"holds weights that are NaN or infinite: trunk\.temporal_norm\.weight; export",
+        ),
+        ("std", r"config\.json: preprocessing std is nan; it must be positive and finite"),
         ("format", "not of exported encoder format 1"),
         (
             "spatial_depth",

@@ -19,6 +19,7 @@ from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
+from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
@@ -172,8 +173,127 @@ def test_the_card_of_a_model_runs(tmp_path):
 def predictor(tmp_path_factory):
     place = tmp_path_factory.mktemp("models") / "model"
     model = NeuralModel(encoder(), None, ConvGRU(24, 2, 4, hidden=3), {"a": GaussianReadout(3, 24)})
-    save_neural_model(model, place, [facts("a", pupil_mean=None, pupil_std=None)])
+    told = facts("a", pupil_mean=None, pupil_std=None, recorded_channels=3)
+    save_neural_model(model, place, [told])
     return load_neural_model(place)
+
+
+@pytest.fixture(scope="module")
+def with_pupil():
+    readouts = {"a": GaussianReadout(3, 24, shifter=True)}
+    model = NeuralModel(encoder(), None, ConvGRU(24, 2, 4, hidden=3), readouts)
+    return NeuralPredictor(model, [facts("a", recorded_channels=4)]).eval()
+
+
+def test_a_tail_of_nan_is_padding(with_pupil):
+    data = recorded(frames=12)
+    names = ("video", "behaviour", "pupil_centre")
+    inputs = {name: data[name].astype(np.float32) for name in names}
+    rates = with_pupil.predict(**inputs)
+    for name in names:
+        padded = {key: value.copy() for key, value in inputs.items()}
+        padded[name][1, 7:] = np.nan
+        found = with_pupil.predict(**padded)
+        torch.testing.assert_close(found[0], rates[0])
+        torch.testing.assert_close(found[1, :7], rates[1, :7])
+        assert found[1, 7:].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["video", "behaviour", "pupil_centre"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_other_numbers_that_are_not_finite_are_refused(with_pupil, name, number):
+    inputs = {key: value.astype(np.float64) for key, value in recorded().items()}
+    inputs[name][1, 4, 0] = number
+    with pytest.raises(NeuralModelError, match=f"^{name} of trial 1 is not finite at frame 4 of 9"):
+        with_pupil.predict(**inputs)
+    with pytest.raises(NeuralModelError, match=f"^{name} of trial 1 is not finite at frame 4 of 9"):
+        with_pupil.predict(**{key: [*value] for key, value in inputs.items()})
+    inputs[name][1] = np.nan
+    with pytest.raises(NeuralModelError, match=f"{name} of trial 1 is NaN throughout; leave"):
+        with_pupil.predict(**inputs)
+
+
+def test_trials_of_different_lengths_are_a_list(with_pupil):
+    trials = [recorded(frames=frames, batch=1) for frames in (9, 5, 12)]
+    found = with_pupil.predict(
+        **{name: [trial[name][0] for trial in trials] for name in trials[0]},
+        frames_per_second=29.97,
+    )
+    for rates, trial in zip(found, trials, strict=True):
+        assert torch.equal(rates, with_pupil.predict(**trial)[0])
+    assert with_pupil.predict([]) == []
+
+
+def test_no_trials_and_no_frames_give_no_rates(with_pupil):
+    for batch, frames in ((0, 9), (2, 0), (0, 0)):
+        given = {
+            "video": np.zeros((batch, frames, 8, 12), np.uint8),
+            "behaviour": np.zeros((batch, frames, 4)),
+            "pupil_centre": np.zeros((batch, frames, 2)),
+        }
+        assert with_pupil.predict(**given).shape == (batch, frames, 3)
+        given["video"] = given["video"].astype(np.float32)
+        assert with_pupil.predict(given["video"]).shape == (batch, frames, 3)
+
+
+def test_a_model_in_training_mode_predicts_as_in_evaluation(with_pupil):
+    data = recorded()
+    rates = with_pupil.predict(**data)
+    with_pupil.train()
+    with_pupil.model.encoder.eval()
+    modes = [module.training for module in with_pupil.modules()]
+    assert torch.equal(with_pupil.predict(**data), rates)
+    assert [module.training for module in with_pupil.modules()] == modes
+    with_pupil.eval()
+
+
+def test_channels_of_models_that_do_not_know_their_number_are_at_least_those_used(predictor):
+    earlier = NeuralPredictor(
+        predictor.model, [dataclasses.replace(predictor.facts[0], recorded_channels=None)]
+    )
+    video = recorded()["video"]
+    assert earlier.predict(video, np.zeros((2, 9, 4))).shape == (2, 9, 3)
+    with pytest.raises(NeuralModelError, match=r"\(2, 9, at least 3\)"):
+        earlier.predict(video, np.zeros((2, 9, 2)))
+
+
+def test_behaviour_of_a_session_without_any_is_refused(predictor):
+    none = dataclasses.replace(
+        predictor.facts[0],
+        behaviour_channels=(), behaviour_mean=(), behaviour_std=(), recorded_channels=0,
+    )  # fmt: skip
+    without = NeuralPredictor(predictor.model, [none])
+    video = recorded()["video"]
+    rates = without.predict(video)
+    assert torch.equal(without.predict(video, np.zeros((2, 9, 0))), rates)
+    with pytest.raises(NeuralModelError, match="recorded without behaviour; leave behaviour out"):
+        without.predict(video, np.zeros((2, 9, 3)))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, number):
+    for name in ("model", "encoder"):
+        model = randomised(vivit)
+        with torch.no_grad():
+            if name == "model":
+                model.readouts["mouse.1"].features[0, 0] = number
+            else:
+                next(model.encoder.parameters()).flatten()[0] = number
+        save_neural_model(model, tmp_path / name, FACTS)
+        with pytest.raises(NeuralModelError, match="holds weights that are NaN or infinite: "):
+            load_neural_model(tmp_path / name)
+
+
+def test_statistics_that_are_not_finite_are_refused(tmp_path):
+    save_neural_model(randomised(resnet), tmp_path / "model", FACTS)
+    file = tmp_path / "model" / "config.json"
+    saved = json.loads(file.read_text())
+    saved["sessions"][0]["behaviour_mean"][1] = float("nan")
+    file.write_text(json.dumps(saved))
+    with pytest.raises(
+        NeuralModelError, match=r"session 'mouse.1': behaviour_mean is \[1.0, nan\]"
+    ):
+        load_neural_model(tmp_path / "model")
 
 
 def test_pixels_of_any_type_give_the_same_rates(predictor):
@@ -181,16 +301,18 @@ def test_pixels_of_any_type_give_the_same_rates(predictor):
     rates = predictor.predict(video)
     assert torch.equal(predictor.predict(video[:, None]), rates)
     assert torch.equal(predictor.predict(video.double()), rates)
+    for kind in (np.int64, np.uint16, ">f4"):
+        assert torch.equal(predictor.predict(video.numpy().astype(kind)), rates)
+    backwards = video.numpy()[:, ::-1].copy()[:, ::-1]  # negative strides
+    assert torch.equal(predictor.predict(backwards), rates)
     assert rates.shape == (2, 9, 3)
 
 
-def test_unknown_behaviour_is_the_mean(predictor):
+def test_absent_behaviour_is_the_mean(predictor):
     video = recorded()["video"]
-    behaviour = np.full((2, 9, 3), np.nan)
-    rates = predictor.predict(video)
-    assert torch.equal(predictor.predict(video, behaviour), rates)
+    behaviour = np.zeros((2, 9, 3))
     behaviour[...] = [1.0, 123.0, -2.0]
-    assert torch.equal(predictor.predict(video, behaviour), rates)
+    assert torch.equal(predictor.predict(video, behaviour), predictor.predict(video))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +325,17 @@ def test_unknown_behaviour_is_the_mean(predictor):
         ),
         ({"session": "b"}, "session 'b' is unknown; the model has a"),
         ({"behaviour": np.zeros((1, 4, 3))}, r"behaviour of shape \(1, 4, 3\) is not"),
-        ({"behaviour": np.zeros((1, 5, 2))}, r"at least 3\) with all recorded channels"),
+        ({"behaviour": np.zeros((1, 5, 2))}, r"\(1, 5, 3\) with all recorded channels"),
+        ({"behaviour": np.zeros((1, 5, 4))}, r"\(1, 5, 3\) with all recorded channels"),
+        ({"video": np.zeros((1, 5, 8, 12), bool)}, r"boolean; .* give video \* np\.uint8\(255\)"),
+        ({"video": np.full((1, 5, 8, 12), -0.5)}, r"from -0.5 to -0.5; give pixels from 0 to 255"),
+        ({"video": np.full((1, 5, 8, 12), 65535, np.uint16)}, "from 65535 to 65535; give pixels"),
+        ({"video": np.full((1, 5, 8, 12), 1)}, r"values up to 1; .* give video \* 255"),
+        ({"video": np.full((1, 5, 8, 12), "a")}, "video is no array of numbers: can't convert"),
+        ({"video": np.zeros((1, 5, 8, 12), complex)}, "video is complex"),
+        ({"frames_per_second": 25}, "is 25; session 'a' has 30 frames a second.*resample"),
+        ({"video": [np.zeros((5, 8, 12))], "behaviour": np.zeros((1, 5, 3))}, "give behaviour as"),
+        ({"video": [np.zeros((5, 8, 12))] * 2, "behaviour": [np.zeros((5, 3))]}, "a list of 2 tri"),
         ({"pupil_centre": np.zeros((1, 5, 2))}, "trained without its pupil's centre"),
     ],
 )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.compare_neural import ComparisonRecipe, cells, main
+from recipes.compare_neural import Cell, ComparisonRecipe, cells, main, scores_of
+from recipes.finetune_neural import NeuralRecipe
 from ssl_vivit import create_encoder
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.training import parse, run
@@ -80,10 +81,10 @@ def test_every_run_once_and_the_table_is_of_their_scores(session, tmp_path, monk
     rows = ("ln", "simclr/encoder")
     assert set(results) == {(row, share) for row in rows for share in (0.5, 1.0)}
     stored = [
-        json.loads((made / f"ln_share0.5_seed{seed}" / "scores.json").read_text())["scores"]
+        json.loads((made / f"ln_share0.5_seed{seed}" / "scores.json").read_text())["tiers"]
         for seed in (0, 1)
     ]
-    one, two = (scores["bps_mean"] for scores in stored)
+    one, two = (tiers["live_test_main"]["scores"]["bps_mean"] for tiers in stored)
     assert one != two
     of_ln = results["ln", 0.5]
     assert of_ln["mean"] == pytest.approx((one + two) / 2)
@@ -111,6 +112,16 @@ def test_every_run_once_and_the_table_is_of_their_scores(session, tmp_path, monk
     with pytest.raises(SystemExit):
         launch(monkeypatch, session, made, *asked, "--data.window", "8")
     assert "was run with other settings of data" in capsys.readouterr().err
+
+
+def test_scores_of_earlier_versions_are_those_of_all_test_trials(tmp_path):
+    cell = Cell("ln", 1.0, NeuralRecipe())
+    cell.recipe.training.run_dir = str(tmp_path)
+    pooled = {"scores": {"bps_mean": 0.3}, "held_out": {}, "ceiling": {}, "tier": "test"}
+    (tmp_path / "scores.json").write_text(json.dumps(pooled))
+    assert scores_of(cell)["test"]["scores"] == {"bps_mean": 0.3}
+    (tmp_path / "scores.json").write_text(json.dumps({"tiers": {"final_test_main": pooled}}))
+    assert scores_of(cell) == {"final_test_main": pooled}
 
 
 def test_runs_differ_in_what_is_compared_alone(tmp_path):

@@ -174,9 +174,11 @@ def assert_goes_the_road(encoder: Path, preset: Path | None, path: str, folder: 
     table = fine_tune(config, PartialState())
     assert table is not None
     assert "--encoder.weights fresh" in table
-    scores = yaml.safe_load((folder / "run" / "scores.json").read_text())["scores"]
-    assert scores
-    assert all(np.isfinite(value) for value in scores.values())
+    tiers = yaml.safe_load((folder / "run" / "scores.json").read_text())["tiers"]
+    assert tiers
+    for tier in tiers.values():
+        assert tier["scores"]
+        assert all(np.isfinite(value) for value in tier["scores"].values())
 
     predictor, session = load_neural_model(folder / "run"), Session(path)
     trial = int(session.tiers["train"][0])

@@ -139,7 +139,7 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     launch(monkeypatch, words(sessions, tmp_path / "run"))
     table = capsys.readouterr().out
     made = tmp_path / "run"
-    assert "a, test: bits per spike" in table
+    assert "a, live_test_main: bits per spike" in table
     assert "with the true rates" in table
     assert "found and true receptive fields" in table
     assert "before training)" in table
@@ -147,8 +147,8 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     measured = {line["step"]: line for line in lines if "val/bps_mean" in line}
     assert list(measured) == [0, 2, 4, 6]
     assert {"val/bps_a", "val/bps_b", "val/correlation_mean"} <= measured[6].keys()
-    kinds = ("positions", "traces", "receptive_fields")
-    expected = {f"{kind}_{name}.png" for kind in kinds for name in "ab"}
+    kinds = ("positions_{}", "traces_{}_live_test_main", "receptive_fields_{}")
+    expected = {f"{kind.format(name)}.png" for kind in kinds for name in "ab"}
     expected |= {"curves.png", "bits_per_spike.png", "single_trial_correlation.png"}
     assert {path.name for path in (made / "figures").iterdir()} == expected
 
@@ -157,7 +157,7 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     assert best_score(made) == {"step": -best[1], "name": "val/bps_mean", "score": best[0]}
     predictor = load_neural_model(made / "model")
     assert predictor.sessions == ("a", "b")
-    scores = json.loads((made / "scores.json").read_text())
+    scores = json.loads((made / "scores.json").read_text())["tiers"]["live_test_main"]
     assert scores["scores"]["bps_a"] == pytest.approx(by_hand(predictor, sessions[0]), abs=1e-6)
     assert not scores["held_out"]
     assert scores["ceiling"]["bps_a"] > 0
@@ -214,7 +214,7 @@ def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, caps
                                                                         "smoothness": 1e-3},
     )  # fmt: skip
     launch(monkeypatch, told)
-    assert "a, test: bits per spike" in capsys.readouterr().out
+    assert "a, live_test_main: bits per spike" in capsys.readouterr().out
     assert load_neural_model(tmp_path / "run").sessions == ("a",)
 
 
@@ -264,7 +264,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
     launch(monkeypatch, told)
     assert "neurons held out of training" in capsys.readouterr().out
     made = tmp_path / "run"
-    scores = json.loads((made / "scores.json").read_text())
+    scores = json.loads((made / "scores.json").read_text())["tiers"]["live_test_main"]
     assert "bps_a" in scores["held_out"]
     before = load_neural_model(made / "best" / "model")
     after = load_neural_model(made / "model")

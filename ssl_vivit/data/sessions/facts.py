@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,8 @@ class SessionFacts:
         coordinates: (x, y, z) of each neuron; None if unmeasured.
         split: "train", "validation", "test" → numbers of the trials that were used so.
         held_out_units: ids of the neurons that were not trained on.
+        recorded_channels: number of all recorded channels of behaviour; None in models that were
+            saved before it was kept.
     """
 
     name: str
@@ -57,6 +59,7 @@ class SessionFacts:
     coordinates: tuple[tuple[float, ...], ...] | None
     split: dict[str, tuple[int, ...]]
     held_out_units: tuple[int, ...] = ()
+    recorded_channels: int | None = None
 
     def standardised_video(self, video: Shaped[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
         """Pixels from 0 to 255, uint8 or float, as the model gets them."""
@@ -83,18 +86,33 @@ class SessionFacts:
         """The facts of :meth:`to_json`, also after a way through a JSON file.
 
         Raises:
-            SessionError: if entries are missing or unknown.
+            SessionError: if entries are missing or unknown, or statistics are not finite.
         """
         names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            wrong = ", ".join(sorted(values.keys() ^ names))
-            raise SessionError(f"facts of a session lack or do not know: {wrong}")
+        wrong = (values.keys() ^ names) - {"recorded_channels"}
+        if wrong:
+            raise SessionError(
+                f"facts of a session lack or do not know: {', '.join(sorted(wrong))}"
+            )
+        for name, value in values.items():
+            numbers = _numbers(value)
+            if not np.isfinite(numbers).all() or (
+                name.endswith("_std") and min(numbers, default=1) <= 0
+            ):
+                raise SessionError(f"facts of session {values['name']!r}: {name} is {value}")
         split = {tier: tuple(trials) for tier, trials in values["split"].items()}
         return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _numbers(value: Any) -> list[float]:
+    """All floats of nested lists."""
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [value] if isinstance(value, float) else []
 
 
 def measured_facts(
@@ -167,13 +185,14 @@ def measured_facts(
                 else tuple(map(tuple, coordinates.tolist())),
                 split={tier: tuple(split[tier].tolist()) for tier in TIERS},
                 held_out_units=tuple(session.unit_ids[hidden].tolist()),
+                recorded_channels=session.behaviour_channels,
             )
         )
     return facts, notes
 
 
 def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
-    """A checkpoint's facts of a session.
+    """A checkpoint's facts of a session; its split without trials whose responses are withheld.
 
     Raises:
         SessionError: if the session is not the one that the checkpoint knows, and how it differs.
@@ -202,9 +221,11 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
         ("kind of responses", session.kind, fact.kind),
         ("measured pupil centre", session.has_pupil, fact.pupil_mean is not None),
         (
-            "behaviour",
-            session.behaviour_channels > max(fact.behaviour_channels, default=-1),
-            True,
+            "number of behaviour channels",
+            session.behaviour_channels,
+            max(session.behaviour_channels, max(fact.behaviour_channels, default=-1) + 1)
+            if fact.recorded_channels is None
+            else fact.recorded_channels,
         ),
     ):
         if here != there:
@@ -212,14 +233,19 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
                 f"{told} {what} is {here} instead of {there}; give the folder that the model was "
                 f"trained on"
             )
-    for tier, trials in fact.split.items():
+    withheld = {trial for trials in session.withheld.values() for trial in trials}
+    split = {
+        tier: tuple(trial for trial in trials if trial not in withheld)
+        for tier, trials in fact.split.items()
+    }
+    for tier, trials in split.items():
         gone = [trial for trial in trials if trial not in session.trials]
         if gone:
             raise SessionError(
                 f"{told} trial {gone[0]} of its {tier} split is not there or has tier 'none' "
                 f"({len(gone)} of {len(trials)}); give the folder that the model was trained on"
             )
-    return fact
+    return replace(fact, split=split)
 
 
 def _divisors(moments: Moments) -> Any:

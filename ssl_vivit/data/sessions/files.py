@@ -61,6 +61,8 @@ class Session:
         has_pupil: whether the centre of the pupil was measured: it is there and is not constant.
         has_true_rates: whether the session was simulated and knows its rates.
         trials: what the check found in each trial that is used.
+        withheld: tiers beside train whose responses are all 0 → numbers of their trials, which are
+            not used: zeros are published in the place of responses that are withheld.
         contents: int64 (trials,), equal for trials of the same movie; −1 for trials not used.
         notes: lines that a person who uses the session should read.
 
@@ -106,10 +108,21 @@ class Session:
         self.trials: dict[int, TrialFacts] = {
             number: trial for number, trial in found.items() if trial is not None
         }
-        withheld = [number for number, trial in found.items() if trial is None]
-        self.tiers = {tier: np.setdiff1d(self.tiers[tier], withheld) for tier in TIERS}
+        unknown = [number for number, trial in found.items() if trial is None]
+        self.tiers = {tier: np.setdiff1d(self.tiers[tier], unknown) for tier in TIERS}
         if not len(self.tiers["train"]):
             raise SessionError(f"all responses of the training trials of session {path} are NaN")
+        self.withheld = self._tiers_of_zeros()
+        for number in (number for trials in self.withheld.values() for number in trials):
+            del self.trials[number]
+        self.tiers = {
+            tier: trials[np.isin(trials, [*self.trials])] for tier, trials in self.tiers.items()
+        }
+        if self.silent_units().all():
+            raise SessionError(
+                f"no neuron of session {path} responds in a training trial: all responses are 0, as "
+                f"where they are withheld; give trials with responses the tier 'train'"
+            )
         self.frame_size = self._same_frame_size()
         self.behaviour_channels = self._same_behaviour_channels() if behaviour else 0
         self.has_pupil = pupil and self._pupil_varies()
@@ -121,7 +134,7 @@ class Session:
             self.lengths[number] = trial.length
             self.contents[number] = movies.setdefault(trial.content, len(movies))
         self.kind = self._kind(told_kind)
-        self.notes = self._notes(withheld, pupil)
+        self.notes = self._notes(unknown, pupil)
 
     def __repr__(self) -> str:
         return (
@@ -166,8 +179,8 @@ class Session:
         length = int(self.lengths[trial])
         if not length:
             raise SessionError(
-                f"trial {trial} of session {self.name} is not used: its tier is 'none', or it has "
-                f"no responses"
+                f"trial {trial} of session {self.name} is not used: its tier is 'none', or its "
+                f"responses are withheld"
             )
         kept = self._kept.get((part, trial))
         if kept is None:
@@ -180,6 +193,18 @@ class Session:
 
     def _map(self, part: str, trial: int) -> np.ndarray:
         return np.load(self._data / part / f"{trial}.npy", mmap_mode="r", allow_pickle=False)
+
+    def _tiers_of_zeros(self) -> dict[str, list[int]]:
+        used = np.concatenate([self.tiers["validation"], self.tiers["test"]])
+        by_name = {
+            str(name): used[self.tier_names[used] == name].tolist()
+            for name in np.unique(self.tier_names[used])
+        }
+        return {
+            name: trials
+            for name, trials in by_name.items()
+            if all(self.trials[number].silent for number in trials)
+        }
 
     def _same_frame_size(self) -> tuple[int, int]:
         sizes: dict[tuple[int, int], int] = {}
@@ -222,18 +247,30 @@ class Session:
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"
 
-    def _notes(self, withheld: list[int], pupil: bool) -> list[str]:
+    def _notes(self, unknown: list[int], pupil: bool) -> list[str]:
         notes = []
-        if withheld:
-            notes.append(
-                f"{self.name}: all responses of {len(withheld)} trials are NaN (first trial "
-                f"{withheld[0]}); they are not used"
-            )
-        unknown = {number: trial.unknown for number, trial in self.trials.items() if trial.unknown}
         if unknown:
             notes.append(
-                f"{self.name}: {sum(unknown.values()):,} responses of {len(unknown)} trials are "
-                f"NaN within the trial (first in trial {next(iter(unknown))}); loss and scores "
+                f"{self.name}: all responses of {len(unknown)} trials are NaN (first trial "
+                f"{unknown[0]}); they are not used"
+            )
+        for name, trials in self.withheld.items():
+            notes.append(
+                f"{self.name}: all responses of tier {name} are 0 ({len(trials)} trials) and taken "
+                f"as withheld; they are not used"
+            )
+        cut = {number: trial.cut for number, trial in self.trials.items() if trial.cut}
+        if cut:
+            notes.append(
+                f"{self.name}: video, behaviour or pupil centre of {len(cut)} trials end before the "
+                f"responses (first trial {next(iter(cut))}); {sum(cut.values()):,} frames are not "
+                f"used"
+            )
+        parts = {number: trial.unknown for number, trial in self.trials.items() if trial.unknown}
+        if parts:
+            notes.append(
+                f"{self.name}: {sum(parts.values()):,} responses of {len(parts)} trials are "
+                f"NaN within the trial (first in trial {next(iter(parts))}); loss and scores "
                 f"leave them out"
             )
         silent = self.unit_ids[self.silent_units()]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from ssl_vivit.data.sessions.facts import SessionFacts, known_facts, measured_facts
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.layout import TIERS
+from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS, TIERS
 from ssl_vivit.data.sessions.split import split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import Batching, WindowBatches
@@ -95,6 +95,22 @@ class Sessions(NamedTuple):
     test: TrialBatches | None
     facts: list[SessionFacts]
     sessions: list[Session]
+
+    def scored(self) -> dict[str, TrialBatches]:
+        """Trials that a finished model is scored on, by tier.
+
+        Every tier of test trials that tiers.npy names stands on its own, since some test other
+        movies than the training shows in kind. Without test trials it is ``validation``; without
+        those, nothing.
+        """
+        if self.test is None:
+            return {} if self.validation is None else {"validation": self.validation}
+        by_name: dict[str, list[tuple[int, int]]] = {}
+        for i, trial in self.test.trials:
+            by_name.setdefault(str(self.sessions[i].tier_names[trial]), []).append((i, trial))
+        published = {name: place for place, name in enumerate(SENSORIUM_TIERS)}
+        order = sorted(by_name, key=lambda name: (published.get(name, len(published)), name))
+        return {name: self.test.only(by_name[name]) for name in order}
 
 
 def build_sessions(

@@ -22,7 +22,8 @@ class TrialFacts:
     """Facts of a trial that the pass keeps.
 
     Args:
-        length: frames without the padding.
+        length: frames without the padding, which is the tail where a part is NaN throughout.
+        cut: frames with known responses that the padding of another part cuts off.
         content: names the movie; equal for equal frames.
         video: moments of all pixels, in units of [0, 255].
         brightest: the largest pixel.
@@ -31,9 +32,11 @@ class TrialFacts:
         responses: moments of each neuron's known responses.
         counts: whether all known responses are counts: 0, 1, 2, …
         unknown: responses that are NaN within the length.
+        silent: whether all known responses are 0.
     """
 
     length: int
+    cut: int
     content: str
     video: Moments
     brightest: float
@@ -42,6 +45,7 @@ class TrialFacts:
     responses: Moments
     counts: bool
     unknown: int
+    silent: bool
 
 
 def open_array(path: Path, dimensions: int) -> np.ndarray:
@@ -111,37 +115,38 @@ def scan_trial(
     if PUPIL in others and others[PUPIL].shape[0] != 2:
         raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected x and y")
 
-    told, shown = _length(responses), _length(video.reshape(-1, frames))
-    if shown == 0:
-        raise SessionError(f"{paths[VIDEOS]} is NaN throughout; set the trial's tier to 'none'")
-    if told == 0:
+    lengths = {
+        name: recorded_frames(array.reshape(-1, frames))
+        for name, array in {VIDEOS: video, RESPONSES: responses, **others}.items()
+    }
+    for name in (VIDEOS, *others):
+        if lengths[name] == 0:
+            raise SessionError(f"{paths[name]} is NaN throughout; set the trial's tier to 'none'")
+    if lengths[RESPONSES] == 0:
         return None
-    length = min(told, shown)
+    length = min(lengths.values())
     video, responses = video[..., :length], responses[:, :length]
     _check_pixels(video, paths[VIDEOS])
-    if np.isinf(responses).any():
-        raise SessionError(f"{paths[RESPONSES]} holds infinite responses; NaN marks unknown ones")
+    known = ~np.isnan(responses)
+    _check_finite(np.where(known, responses, 0), paths[RESPONSES], "mark unknown responses by NaN")
     moments = {}
     for name, array in others.items():
         values = array[:, :length]
-        if not np.isfinite(values).all():
-            frame = int(np.argmin(np.isfinite(values).all(axis=0)))
-            raise SessionError(
-                f"{paths[name]} is not finite at frame {frame} of {length}; interpolate it, or "
-                f"set the trial's tier to 'none'"
-            )
+        _check_finite(values, paths[name], "interpolate it")
         moments[name] = Moments.of(values, axis=1)
-    known = responses[~np.isnan(responses)]
+    numbers = responses[known]
     return TrialFacts(
         length=length,
+        cut=lengths[RESPONSES] - length,
         content=movie_name(video),
         video=Moments.of_pixels(video),
         brightest=float(video.max()),
         behaviour=moments.get(BEHAVIOUR),
         pupil=moments.get(PUPIL),
         responses=Moments.of(responses, axis=1),
-        counts=bool((known >= 0).all() and (known == np.floor(known)).all()),
-        unknown=responses.size - known.size,
+        counts=bool((numbers >= 0).all() and (numbers == np.floor(numbers)).all()),
+        unknown=responses.size - numbers.size,
+        silent=not numbers.any(),
     )
 
 
@@ -160,7 +165,7 @@ def movie_name(video: np.ndarray) -> str:
     return hashed.hexdigest()
 
 
-def _length(array: np.ndarray) -> int:
+def recorded_frames(array: np.ndarray) -> int:
     """Frames up to the last that is not NaN throughout; (rows, frames)."""
     if array.dtype.kind != "f":
         return array.shape[1]
@@ -171,17 +176,23 @@ def _length(array: np.ndarray) -> int:
 def _check_pixels(video: np.ndarray, path: Path) -> None:
     if video.dtype == np.uint8:
         return
-    if not np.isfinite(video).all():
-        frame = int(np.argmin(np.isfinite(video).all(axis=(0, 1))))
-        raise SessionError(
-            f"{path} is not finite at frame {frame} of {video.shape[-1]}; mend the video, or set "
-            f"the trial's tier to 'none'"
-        )
+    _check_finite(video.reshape(-1, video.shape[-1]), path, "mend the video")
     low, high = float(video.min()), float(video.max())
     if low < 0 or high > 255:
         raise SessionError(
             f"{path} has values from {low:g} to {high:g}; videos are pixels from 0 to 255, "
             f"standardised when they are read"
+        )
+
+
+def _check_finite(values: np.ndarray, path: Path, mend: str) -> None:
+    """Refuse (rows, frames) with a number that float32, in which all is read, does not hold."""
+    with np.errstate(over="ignore"):
+        finite = np.all(np.isfinite(values.astype(np.float32, copy=False)), axis=0)
+    if not finite.all():
+        raise SessionError(
+            f"{path} is not finite at frame {int(np.argmin(finite))} of {len(finite)}; {mend}, or "
+            f"set the trial's tier to 'none'"
         )
 
 

@@ -45,9 +45,15 @@ class TrialBatches:
 
     def of_process(self, rank: int, world_size: int) -> TrialBatches:
         """The share of one process; over all processes every trial is there once."""
-        return TrialBatches(
-            self.sessions, self.facts, self.trials[rank::world_size], drop_first=self.drop_first
-        )
+        return self.only(self.trials[rank::world_size])
+
+    def only(self, trials: Sequence[tuple[int, int]]) -> TrialBatches:
+        """Some of these trials, named as in the constructor."""
+        return TrialBatches(self.sessions, self.facts, trials, drop_first=self.drop_first)
+
+    def of_session(self, name: str) -> TrialBatches:
+        """The trials of one session."""
+        return self.only([item for item in self.trials if self.sessions[item[0]].name == name])
 
     def once(
         self, batch_size: int, device: torch.device | str

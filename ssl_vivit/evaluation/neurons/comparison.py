@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,70 +16,82 @@ from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
 MARKERS = "osD^vP"
 
 
 @dataclass
 class NeuralComparison:
-    """Test scores of every row, share of the training trials and seed.
+    """Test scores of every tier, row, share of the training trials and seed.
 
     Attributes:
         metric: which of a run's scores is shown, as ``scores.json`` names it.
-        scores: row → share → all scores of each seed's run.
-        references: what models are held against → share → its score.
+        scores: tier → row → share → all scores of each seed's run.
+        references: tier → what models are held against → share → its score.
         facts: what was compared.
     """
 
     metric: str
-    scores: dict[str, dict[float, list[dict[str, float]]]] = field(default_factory=dict)
-    references: dict[str, dict[float, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[float, list[dict[str, float]]]]] = field(default_factory=dict)
+    references: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, row: str, share: float, scores: dict[str, float]) -> None:
-        """One run's scores."""
-        self.scores.setdefault(row, {}).setdefault(share, []).append(scores)
+    def add(self, tier: str, row: str, share: float, scores: dict[str, float]) -> None:
+        """One run's scores on a tier."""
+        rows = self.scores.setdefault(tier, {})
+        rows.setdefault(row, {}).setdefault(share, []).append(scores)
 
-    def refer(self, name: str, share: float, score: float | None) -> None:
+    def refer(self, tier: str, name: str, share: float, score: float | None) -> None:
         """A line to hold models against; None where it is not known."""
         if score is not None:
-            self.references.setdefault(name, {})[share] = score
+            self.references.setdefault(tier, {}).setdefault(name, {})[share] = score
 
-    def estimate(self, row: str, share: float) -> tuple[float, float]:
+    def estimate(self, tier: str, row: str, share: float) -> tuple[float, float]:
         """Mean and standard error over seeds; NaN where there are too few."""
         return mean_and_error(
-            [scores.get(self.metric, math.nan) for scores in self.scores[row][share]]
+            [scores.get(self.metric, math.nan) for scores in self.scores[tier][row][share]]
         )
 
     def shares(self) -> list[float]:
         """Shares of the training trials, ascending."""
-        return sorted({share for by_share in self.scores.values() for share in by_share})
+        rows = [by_share for by_row in self.scores.values() for by_share in by_row.values()]
+        return sorted({share for by_share in rows for share in by_share})
 
     def table(self) -> str:
-        """Rows by shares, mean ± standard error over seeds, references below."""
-        lines = [[LABELS.get(self.metric, self.metric), *(f"{s:.0%}" for s in self.shares())]]
-        for row, by_share in self.scores.items():
-            cells = [
-                "{:.3f} ± {:.3f}".format(*self.estimate(row, share)) if share in by_share else ""
-                for share in self.shares()
-            ]
-            lines.append([row, *cells])
-        for name, known in self.references.items():
-            lines.append([name, *(f"{known[s]:.3f}" if s in known else "" for s in self.shares())])
+        """For each tier rows by shares, mean ± standard error over seeds, references below."""
+        label, shares = LABELS.get(self.metric, self.metric), self.shares()
+        lines = []
+        for tier, rows in self.scores.items():
+            lines.append([f"{tier}: {label}", *(f"{share:.0%}" for share in shares)])
+            for row, by_share in rows.items():
+                cells = [
+                    "{:.3f} ± {:.3f}".format(*self.estimate(tier, row, share))
+                    if share in by_share
+                    else ""
+                    for share in shares
+                ]
+                lines.append([row, *cells])
+            for name, known in self.references.get(tier, {}).items():
+                lines.append([name, *(f"{known[s]:.3f}" if s in known else "" for s in shares)])
         return text_table(lines)
 
     def to_json(self) -> dict[str, Any]:
         """All scores as JSON values."""
         results = [
-            {"row": row, "share": share, "mean": _number(mean), "standard_error": _number(error),
-             "seeds": runs}
-            for row, by_share in self.scores.items()
+            {"tier": tier, "row": row, "share": share, "mean": _number(mean),
+             "standard_error": _number(error), "seeds": runs}
+            for tier, rows in self.scores.items()
+            for row, by_share in rows.items()
             for share, runs in by_share.items()
-            for mean, error in [self.estimate(row, share)]
+            for mean, error in [self.estimate(tier, row, share)]
         ]  # fmt: skip
         references = [
-            {"name": name, "share": share, "score": score}
-            for name, known in self.references.items()
+            {"tier": tier, "name": name, "share": share, "score": score}
+            for tier, names in self.references.items()
+            for name, known in names.items()
             for share, score in known.items()
         ]
         return {
@@ -93,29 +105,38 @@ class NeuralComparison:
         self.chart(run_dir / "comparison.png")
 
     def chart(self, path: Path) -> None:
-        """Score over share of the training trials, error bars of one standard error."""
-        figure = new_figure(6.4, 4.4)
-        axis, shares = figure.subplots(), self.shares()
-        for place, (row, by_share) in enumerate(self.scores.items()):
+        """Score over share of the training trials, a panel a tier; bars are standard errors."""
+        figure = new_figure(6.4 * len(self.scores), 4.4)
+        axes = figure.subplots(1, len(self.scores), squeeze=False)[0]
+        for axis, tier in zip(axes, self.scores, strict=True):
+            self._panel(axis, tier)
+        save(figure, path)
+
+    def _panel(self, axis: Axes, tier: str) -> None:
+        rows, shares = self.scores[tier], self.shares()
+        for place, (row, by_share) in enumerate(rows.items()):
             own = sorted(by_share)
-            means, errors = np.array([self.estimate(row, share) for share in own]).T
+            means, errors = np.array([self.estimate(tier, row, share) for share in own]).T
             # Side by side, so that bars do not hide each other.
-            beside = 1.03 ** (place - (len(self.scores) - 1) / 2)
+            beside = 1.03 ** (place - (len(rows) - 1) / 2)
             axis.errorbar(
                 np.array(own) * beside, means, yerr=np.nan_to_num(errors), capsize=3, label=row,
                 color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
                 markersize=5, linewidth=1.5,
             )  # fmt: skip
-        for place, (name, known) in enumerate(self.references.items()):
+        for place, (name, known) in enumerate(self.references.get(tier, {}).items()):
             axis.plot(sorted(known), [known[share] for share in sorted(known)], label=name,
                       color="0.35", linestyle=("--", ":", "-.")[place % 3], marker="_")  # fmt: skip
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axis.minorticks_off()
-        axis.set(xlabel="share of the training trials", ylabel=LABELS.get(self.metric, self.metric))
+        axis.set(
+            title=tier,
+            xlabel="share of the training trials",
+            ylabel=LABELS.get(self.metric, self.metric),
+        )
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-        save(figure, path)
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
@@ -125,27 +146,31 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def score_training_repeats(sessions: Sessions) -> dict[str, float] | None:
+def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
     """Scores of predicting each test trial by the mean of the training trials of its movie.
 
     Returns:
-        As ``NeuralScores.compute`` names them; None where a test movie was not trained on.
+        Tier → scores as ``NeuralScores.compute`` names them; without tiers of which a movie was not
+        trained on.
     """
-    scores = NeuralScores(sessions.facts)
-    tier = "test" if sessions.test else "validation"
-    for session, fact in zip(sessions.sessions, sessions.facts, strict=True):
-        repeats: dict[str, list[np.ndarray]] = {}
+    repeats: dict[tuple[int, str], list[np.ndarray]] = {}
+    for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):
         for trial in fact.split["train"]:
-            repeats.setdefault(session.trials[trial].content, []).append(session.responses(trial))
-        for trial in fact.split[tier]:
-            content = session.trials[trial].content
-            if content not in repeats:
-                return None
-            rates = torch.from_numpy(np.mean(repeats[content], axis=0))[None]
-            scores.update(
-                session.name, rates, torch.from_numpy(session.responses(trial).copy())[None]
-            )
-    return scores.compute()
+            movie = (place, session.trials[trial].content)
+            repeats.setdefault(movie, []).append(session.responses(trial))
+    found = {}
+    for tier, trials in sessions.scored().items():
+        shown = [(i, sessions.sessions[i].trials[trial].content) for i, trial in trials.trials]
+        if not repeats.keys() >= {*shown}:
+            continue
+        scores = NeuralScores(sessions.facts)
+        for movie, (i, trial) in zip(shown, trials.trials, strict=True):
+            session = sessions.sessions[i]
+            rates = torch.from_numpy(np.mean(repeats[movie], axis=0))[None]
+            responses = torch.from_numpy(session.responses(trial))[None]
+            scores.update(session.name, rates, responses)
+        found[tier] = scores.compute()
+    return found
 
 
 def _number(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,26 @@ def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
         neural_figures.positions(found, truth["center"], path, title=title)
 
 
-def draw_scores(scores: NeuralScores, truth: NeuralScores, figures: Path) -> None:
-    """Histograms of bits per spike, of correlation for responses that are no counts."""
+def draw_scores(
+    scores: Mapping[str, NeuralScores], truth: Mapping[str, NeuralScores], figures: Path
+) -> None:
+    """Histograms of bits per spike and of correlation, a panel for each session and tier.
+
+    Args:
+        scores: tier → scores of the model.
+        truth: tier → scores of the true rates.
+        figures: folder.
+    """
     for name, label in (("bps", "bits per spike"), ("correlation", "single-trial correlation")):
-        found = {s: scores.neurons(s)[name].numpy() for s in scores.facts if _has(scores, s, name)}
-        best = {s: truth.neurons(s)[name].numpy() for s in found if _has(truth, s, name)}
+        found, best = (
+            {
+                f"{session}, {tier}": own.neurons(session)[name].numpy()
+                for tier, own in by_tier.items()
+                for session in own.facts
+                if _has(own, session, name)
+            }
+            for by_tier in (scores, truth)
+        )
         if found:
             path = figures / f"{label.replace(' ', '_').replace('-', '_')}.png"
             neural_figures.histogram(found, path, label=f"{label} of a neuron", ceiling=best)
@@ -51,16 +66,16 @@ def draw_traces(
     rates: Rates,
     trials: TrialBatches,
     session: Session,
+    tier: str,
     scores: NeuralScores,
     figures: Path,
     device: torch.device | str,
 ) -> None:
-    """Responses of the best, the median and the worst neuron in one trial."""
-    own = _of_session(trials, session)
+    """Responses of the best, the median and the worst neuron in one of the session's trials."""
     measure, values, ranked = _ranked(scores, session.name)
-    if not len(own) or not len(ranked):
+    if not len(ranked):
         return
-    (part,) = next(own.once(1, device))["parts"]
+    (part,) = next(trials.once(1, device))["parts"]
     predicted = rates(part)[0].float().cpu().numpy()
     recorded = part["responses"][0].cpu().numpy()
     true = session.true_rates(int(part["trial"][0]))
@@ -72,7 +87,7 @@ def draw_traces(
         ],
         recorded[:, units],
         predicted[:, units],
-        figures / f"traces_{session.name}.png",
+        figures / f"traces_{session.name}_{tier.replace('/', '_')}.png",
         true=None if true is None else true[:, units],
         frames_per_second=session.frames_per_second,
         kind=session.kind,
@@ -89,11 +104,13 @@ def draw_fields(
     *,
     count: int,
 ) -> None:
-    """Receptive fields of some of the best neurons, beside the true filters where they are known."""
-    own = _of_session(trials, session)
+    """Receptive fields of some of the best neurons, beside the true filters where they are known.
+
+    Gradients are taken in the session's ``trials``.
+    """
     measure, values, ranked = _ranked(scores, session.name)
     units = ranked[:count]
-    clips = _clips(own, device)
+    clips = _clips(trials, device)
     if clips is None or not len(units):
         return
     found = receptive_fields(
@@ -114,11 +131,6 @@ def draw_fields(
         true=None if truth is None else truth["receptive_field"][units],
         true_centres=None if truth is None else truth["center"][units],
     )
-
-
-def _of_session(trials: TrialBatches, session: Session) -> TrialBatches:
-    own = [item for item in trials.trials if trials.sessions[item[0]].name == session.name]
-    return TrialBatches(trials.sessions, trials.facts, own, drop_first=trials.drop_first)
 
 
 def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:

@@ -132,13 +132,13 @@ def histogram(
     label: str,
     ceiling: Mapping[str, Float[np.ndarray, " n"]] | None = None,
 ) -> None:
-    """A score's distribution over neurons, a panel a session, with what the true rates reach.
+    """A score's distribution over neurons, a panel each, with what the true rates reach.
 
     Args:
-        scores: session → score of each neuron; those that are not finite are left out.
+        scores: title of a panel → score of each neuron; those that are not finite are left out.
         path: of the PNG.
         label: of the score, with its unit.
-        ceiling: session → the same for the true rates, where they are known.
+        ceiling: title of a panel → the same for the true rates, where they are known.
     """
     ceiling = ceiling or {}
     columns = min(3, len(scores))

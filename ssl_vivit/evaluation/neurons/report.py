@@ -29,24 +29,32 @@ from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.processes import Host
 
 
-class NeuralReport(NamedTuple):
-    """Scores of a model on test trials.
+class TierScores(NamedTuple):
+    """Scores of a model on the trials of one tier.
 
     Attributes:
         scores: as ``NeuralScores.compute`` names them.
         held_out: the same of the neurons that were held out; empty where there are none.
         ceiling: the same of the true rates; empty for recorded sessions.
-        positions: session → r of found and true receptive fields (x, y), where these are known.
-        started: the same before training.
-        tier: "test", or "validation" where there are no test trials.
     """
 
     scores: dict[str, float]
     held_out: dict[str, float]
     ceiling: dict[str, float]
+
+
+class NeuralReport(NamedTuple):
+    """Scores of a model on test trials, each tier on its own.
+
+    Attributes:
+        tiers: name of a tier, as of :meth:`Sessions.scored` → its scores.
+        positions: session → r of found and true receptive fields (x, y), where these are known.
+        started: the same before training.
+    """
+
+    tiers: dict[str, TierScores]
     positions: dict[str, tuple[float, float]]
     started: dict[str, tuple[float, float]]
-    tier: str
 
 
 def report(
@@ -60,7 +68,7 @@ def report(
     fields: int = 6,
     device: torch.device | str = "cpu",
 ) -> NeuralReport | None:
-    """Score a model on the test trials; the main process writes ``scores.json`` and figures.
+    """Score a model on every tier of test trials; the main process writes ``scores.json`` and figures.
 
     Args:
         predictor: the model, as it was loaded.
@@ -75,8 +83,8 @@ def report(
     Returns:
         The report; None where there are no trials to score on.
     """
-    tier, trials = ("test", sessions.test) if sessions.test else ("validation", sessions.validation)
-    if trials is None:
+    tiers = sessions.scored()
+    if not tiers:
         return None
     model = predictor.to(device).eval().model
 
@@ -86,21 +94,32 @@ def report(
                 part["video"], part["behaviour"], part["session"], part.get("pupil_centre")
             )
 
-    scores = score(rates, trials, host, batch_size=batch_size, device=device, repeats=True)
-    truth = score_true_rates(trials, repeats=True)
+    scores = {
+        tier: score(rates, trials, host, batch_size=batch_size, device=device, repeats=True)
+        for tier, trials in tiers.items()
+    }
+    truth = {tier: score_true_rates(trials, repeats=True) for tier, trials in tiers.items()}
     made = NeuralReport(
-        scores.compute(), scores.compute("held_out"), truth.compute(),
-        positions_found(model, sessions), started or {}, tier,
+        {
+            tier: TierScores(own.compute(), own.compute("held_out"), truth[tier].compute())
+            for tier, own in scores.items()
+        },
+        positions_found(model, sessions), started or {},
     )  # fmt: skip
     if host.is_main:
-        write_json(run_dir / "scores.json", made._asdict(), indent=1)
+        stored = {tier: own._asdict() for tier, own in made.tiers.items()}
+        write_json(run_dir / "scores.json", {**made._asdict(), "tiers": stored}, indent=1)
         figures = run_dir / "figures"
         draw_scores(scores, truth, figures)
         for session in sessions.sessions:
             draw_positions(model, session, figures)
-            draw_traces(rates, trials, session, scores, figures, device)
-            if fields:
-                draw_fields(model, trials, session, scores, figures, device, count=fields)
+            own = {tier: trials.of_session(session.name) for tier, trials in tiers.items()}
+            own = {tier: trials for tier, trials in own.items() if len(trials)}
+            for tier, trials in own.items():
+                draw_traces(rates, trials, session, tier, scores[tier], figures, device)
+            if fields and own:
+                tier, trials = next(iter(own.items()))
+                draw_fields(model, trials, session, scores[tier], figures, device, count=fields)
     return made
 
 
@@ -132,7 +151,9 @@ def summary(
     if best is not None:
         rows["best on validation"] = f"step {best['step']}, {best['name']} {best['score']:.3f}"
     for fact in sessions.facts if made else []:
-        rows |= _rows(fact.name, made)  # type: ignore[arg-type]
+        for tier, own in made.tiers.items():  # type: ignore[union-attr]
+            rows |= _score_rows(fact.name, tier, own)
+        rows |= _position_rows(fact.name, made)  # type: ignore[arg-type]
     rows["figures"] = str(run_dir / "figures")
     if fresh is not None:
         rows["without pretraining"] = fresh
@@ -143,7 +164,7 @@ def summary(
     return text_table([*rows.items()])
 
 
-def _rows(session: str, made: NeuralReport) -> dict[str, str]:
+def _score_rows(session: str, tier: str, made: TierScores) -> dict[str, str]:
     rows = {}
     for name, label in (
         ("bps", "bits per spike"),
@@ -160,7 +181,12 @@ def _rows(session: str, made: NeuralReport) -> dict[str, str]:
             said += f" of {made.ceiling[key]:.3f} with the true rates ({share:.0%})"
         if key in made.held_out:
             said += f"; neurons held out of training {made.held_out[key]:.3f}"
-        rows[f"{session}, {made.tier}: {label}"] = said
+        rows[f"{session}, {tier}: {label}"] = said
+    return rows
+
+
+def _position_rows(session: str, made: NeuralReport) -> dict[str, str]:
+    rows = {}
     if session in made.positions:
         x, y = made.positions[session]
         said = f"r = {x:.3f} in x, {y:.3f} in y"

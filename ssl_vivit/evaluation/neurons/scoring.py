@@ -53,10 +53,7 @@ def score_true_rates(trials: TrialBatches, *, repeats: bool = False) -> NeuralSc
     scores = NeuralScores(trials.facts)
     known = {session.name: session for session in trials.sessions if session.has_true_rates}
     simulated = [item for item in trials.trials if trials.sessions[item[0]].name in known]
-    part_of = TrialBatches(
-        trials.sessions, trials.facts, simulated, drop_first=trials.drop_first
-    )  # fmt: skip
-    for batch in part_of.once(1, "cpu"):
+    for batch in trials.only(simulated).once(1, "cpu"):
         (part,) = batch["parts"]
         true = known[part["session"]].true_rates(int(part["trial"]))
         movies = part["content"].tolist() if repeats else None

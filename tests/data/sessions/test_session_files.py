@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,79 @@ def test_trials_whose_responses_are_withheld_are_left_out(tmp_path: Path) -> Non
         Session(path)
 
 
+def zeros(responses: np.ndarray) -> np.ndarray:
+    return responses * 0
+
+
+def test_a_tier_of_zeros_is_withheld_and_a_silent_trial_is_not(tmp_path: Path) -> None:
+    tiers = ("train",) * 4 + ("oracle", "oracle", "live_test_main", "live_test_main")
+    path = folder(tmp_path, tiers=(*tiers, "final_test_main", "final_test_main"), padded=18)
+    for trial in (0, 4, 6, 8, 9):
+        change(path, "responses", trial, zeros)  # the padding stays NaN
+    session = Session(path)
+    assert {tier: trials.tolist() for tier, trials in session.tiers.items()} == {
+        "train": [0, 1, 2, 3],
+        "validation": [4, 5],
+        "test": [6, 7],
+    }
+    assert session.withheld == {"final_test_main": [8, 9]}
+    assert session.notes == [
+        "a: all responses of tier final_test_main are 0 (2 trials) and taken as withheld; they are "
+        "not used"
+    ]
+    with pytest.raises(SessionError, match="trial 8 of session a is not used"):
+        session.responses(8)
+    # Zeros in one trial, NaN in the other: nothing of that tier is known.
+    change(path, "responses", 7, lambda x: x * np.nan)
+    assert Session(path).tiers["test"].tolist() == []
+    change(path, "responses", 5, zeros)
+    built = build_sessions(NeuralDataConfig([str(path)], window=10))
+    assert built.test is None
+    assert built.facts[0].split["validation"]
+    assert {*built.facts[0].split["validation"]} < {0, 1, 2, 3}
+
+
+def test_a_checkpoint_that_used_withheld_zeros_goes_on_without_them(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    known = build_sessions(NeuralDataConfig([str(path)], window=10)).facts
+    assert known[0].split["test"] == (7,)
+    change(path, "responses", 7, zeros)
+    built = build_sessions(NeuralDataConfig([str(path)], window=10), facts=known)
+    assert built.test is None
+    assert built.facts[0].split == {**known[0].split, "test": ()}
+
+
+def test_training_responses_that_are_all_zero_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for trial in range(5):
+        change(path, "responses", trial, zeros)
+    with pytest.raises(SessionError, match=r"no neuron of session .* responds in a training trial"):
+        Session(path)
+
+
+def test_frames_without_behaviour_at_the_end_are_padding_and_counted(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+
+    def ends(frame: int):
+        def edit(array: np.ndarray) -> np.ndarray:
+            array = array.astype(np.float64)
+            array[..., frame:] = np.nan
+            return array
+
+        return edit
+
+    change(path, "behavior", 1, ends(11))
+    change(path, "pupil_center", 2, ends(10))
+    change(path, "videos", 3, ends(14))
+    change(path, "responses", 5, ends(6))  # nothing that is known is cut
+    session = Session(path)
+    assert session.lengths.tolist() == [12, 11, 10, 14, 12, 6, 12, 15, 0]
+    assert session.notes == [
+        "a: video, behaviour or pupil centre of 3 trials end before the responses (first trial 1); "
+        "7 frames are not used"
+    ]
+
+
 def test_absent_and_constant_parts(tmp_path: Path) -> None:
     path = folder(tmp_path, behaviour=0)
     for trial in range(9):
@@ -159,13 +233,17 @@ def test_tiers(name: str, tier: str | None) -> None:
     assert tier_of(name) == tier
 
 
-def nan_at(row: int, frame: int):
+def number_at(number: float, frame: int, row: int = 0):
     def edit(array: np.ndarray) -> np.ndarray:
         array = array.astype(np.float64)
-        array[row, ..., frame] = np.nan
+        array[row, ..., frame] = number
         return array
 
     return edit
+
+
+def nan_at(row: int, frame: int):
+    return number_at(np.nan, frame, row)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +261,12 @@ def nan_at(row: int, frame: int):
         ("videos", lambda x: x[0], "videos/2.npy holds uint8 4×12; expected numbers of 3"),
         ("videos", lambda x: x[:, :2], r"several sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
         ("videos", lambda x: x * np.nan, "videos/2.npy is NaN throughout"),
-        ("responses", lambda x: x + np.inf, "holds infinite responses"),
+        ("behavior", lambda x: x * np.nan, "behavior/2.npy is NaN throughout"),
+        ("behavior", number_at(np.inf, 11), "behavior/2.npy is not finite at frame 11 of 12"),
+        ("behavior", number_at(1e39, 2), "behavior/2.npy is not finite at frame 2 of 12"),
+        ("responses", number_at(np.inf, 7), "responses/2.npy is not finite at frame 7 of 12; mark"),
+        ("responses", number_at(-np.inf, 11), "responses/2.npy is not finite at frame 11 of 12"),
+        ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; mend"),
         ("responses", lambda x: x.astype(str), "holds <U.*; expected numbers"),
         ("responses", lambda x: x.astype(object), "is no readable .npy file of numbers"),
     ],
@@ -268,6 +351,16 @@ def test_facts_go_through_json(tmp_path: Path) -> None:
     text = json.dumps(fact.to_json())
     assert SessionFacts.from_json(json.loads(text)) == fact
     values = json.loads(text)
+    assert values.pop("recorded_channels") == 2  # not in models that were saved earlier
+    assert SessionFacts.from_json(values) == replace(fact, recorded_channels=None)
+    for name, value in (
+        ("video_std", float("nan")),
+        ("video_std", 0.0),
+        ("behaviour_mean", [0.0, float("inf")]),
+        ("mean_response", [float("nan")] * 6),
+    ):
+        with pytest.raises(SessionError, match=f"facts of session 'a': {name} is "):
+            SessionFacts.from_json(values | {name: value})
     del values["unit_ids"]
     with pytest.raises(SessionError, match="lack or do not know: unit_ids"):
         SessionFacts.from_json(values)

@@ -442,7 +442,7 @@ def test_other_sessions_than_the_checkpoints_are_named(tmp_path: Path) -> None:
         ("d", {"settings": {"frames_per_second": 25}}, "frames per second is 25.0 instead of 30.0"),
         ("e", {"calcium": True}, "kind of responses is calcium instead of spikes"),
         ("f", {"pupil": False}, "measured pupil centre is False instead of True"),
-        ("g", {"behaviour": 1}, "behaviour is False instead of True"),
+        ("g", {"behaviour": 1}, "number of behaviour channels is 1 instead of 2"),
         ("h", {"tiers": ("train",) * 5 + ("oracle",) * 2 + ("none",)}, "trial 7 of its test split"),
     ):
         refused(folder(tmp_path / name, "a", **settings), says)
@@ -465,3 +465,24 @@ def test_shared_movies_are_counted():
     shown = {"train": {1, 2, 3}, "oracle": {3, 4}, "live_test_main": {5}}
     assert shared_movies(shown) == {"oracle": (1, 2)}
     assert shared_movies(shown, "oracle") == {"train": (1, 3)}
+
+
+def test_test_tiers_are_scored_one_by_one(tmp_path: Path) -> None:
+    others = ("final_test_bonus", "live_test_bonus", "final_test_bonus", "live_test_main", "test")
+    one = folder(tmp_path, "a", tiers=("train",) * 3 + ("oracle", *others))
+    two = folder(tmp_path, "b", tiers=("train",) * 3 + ("oracle", "live_test_main"))
+    sessions = build([str(one), str(two)])
+    assert {tier: trials.trials for tier, trials in sessions.scored().items()} == {
+        "live_test_main": [(0, 7), (1, 4)],
+        "live_test_bonus": [(0, 5)],
+        "final_test_bonus": [(0, 4), (0, 6)],
+        "test": [(0, 8)],
+    }
+    without = build([str(folder(tmp_path, "c", tiers=("train",) * 3 + ("oracle",)))])
+    assert {tier: trials.trials for tier, trials in without.scored().items()} == {
+        "validation": [(0, 3)]
+    }
+    config = NeuralDataConfig(
+        [str(folder(tmp_path, "d", tiers=("train",) * 3))], window=10, validation_share=0
+    )
+    assert build_sessions(config).scored() == {}

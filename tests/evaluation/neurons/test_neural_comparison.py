@@ -28,26 +28,41 @@ def test_mean_and_standard_error():
 def test_cells_that_are_missing_stay_empty(tmp_path):
     found = NeuralComparison("correlation_mean")
     for share, score in ((1.0, 0.3), (1.0, 0.4), (0.25, 0.2)):
-        found.add("vivit", share, {"correlation_mean": score})
-    found.add("ln", 1.0, {"correlation_mean": 0.1})
-    found.refer("mean of the training repeats", 1.0, 0.25)
-    found.refer("true rates", 1.0, None)
-    head, vivit, linear, repeats = found.table().splitlines()
-    assert head.split() == ["single-trial", "correlation", "25%", "100%"]
+        found.add("main", "vivit", share, {"correlation_mean": score})
+    found.add("main", "ln", 1.0, {"correlation_mean": 0.1})
+    found.add("bonus", "ln", 1.0, {"correlation_mean": -0.2})
+    found.refer("main", "mean of the training repeats", 1.0, 0.25)
+    found.refer("main", "true rates", 1.0, None)
+    head, vivit, linear, repeats, bonus, other = found.table().splitlines()
+    assert head.split() == ["main:", "single-trial", "correlation", "25%", "100%"]
+    assert bonus.split() == ["bonus:", "single-trial", "correlation", "25%", "100%"]
+    assert other.split() == ["ln", "-0.200", "±", "nan"]
     assert vivit.split()[1:] == ["0.200", "±", "nan", "0.350", "±", "0.050"]
     assert linear.split() == ["ln", "0.100", "±", "nan"]
     assert linear.index("0.100") == head.index("100%")
     assert repeats.endswith("0.250")
-    assert found.to_json()["results"][0]["standard_error"] == pytest.approx(0.05)
+    told = found.to_json()
+    assert told["results"][0]["standard_error"] == pytest.approx(0.05)
+    assert [(each["tier"], each["row"]) for each in told["results"]] == [
+        ("main", "vivit"), ("main", "vivit"), ("main", "ln"), ("bonus", "ln"),
+    ]  # fmt: skip
+    assert told["references"][0]["tier"] == "main"
     found.write(tmp_path)
     assert (tmp_path / "comparison.png").stat().st_size > 5_000
 
 
 def test_the_mean_of_training_repeats_is_that_of_a_loop(repeated_session):
     sessions = build_sessions(NeuralDataConfig(sessions=[str(repeated_session)], window=4))
-    session = Session(repeated_session)
+    found = score_training_repeats(sessions)
+    assert [*found] == ["live_test_main", "live_test_bonus"]
+    for tier, scores in found.items():
+        by_hand = correlation_by_hand(Session(repeated_session), tier)
+        assert scores["correlation_mean"] == pytest.approx(by_hand, abs=1e-6)
+
+
+def correlation_by_hand(session, tier):
     predicted, recorded = [], []
-    for trial in session.tiers["test"]:
+    for trial in np.flatnonzero(session.tier_names == tier):
         shown = session.video(int(trial))
         same = [
             session.responses(int(other))
@@ -58,14 +73,13 @@ def test_the_mean_of_training_repeats_is_that_of_a_loop(repeated_session):
         predicted.append(np.mean(same, axis=0))
         recorded.append(session.responses(int(trial)))
     predicted, recorded = np.concatenate(predicted), np.concatenate(recorded)
-    by_hand = [np.corrcoef(p, r)[0, 1] for p, r in zip(predicted.T, recorded.T, strict=True)]
-    found = score_training_repeats(sessions)
-    assert found["correlation_mean"] == pytest.approx(np.mean(by_hand), abs=1e-6)
+    neurons = zip(predicted.T, recorded.T, strict=True)
+    return np.mean([np.corrcoef(p, r)[0, 1] for p, r in neurons])
 
 
 def test_a_movie_that_was_not_trained_on_has_no_repeats(repeated_session):
     config = NeuralDataConfig(sessions=[str(repeated_session)], window=4, train_share=0.01)
-    assert score_training_repeats(build_sessions(config)) is None
+    assert score_training_repeats(build_sessions(config)) == {}
 
 
 @pytest.fixture
@@ -74,6 +88,7 @@ def repeated_session(tmp_path) -> Path:
     folder = tmp_path / "repeated"
     movies = generator.integers(0, 255, (2, 6, 8, 5), dtype=np.uint8)
     tiers = ["train"] * 6 + ["oracle"] * 2 + ["live_test_main"] * 4
+    tiers += ["live_test_bonus"] * 2
     for name in ("data/videos", "data/responses", "meta/trials", "meta/neurons"):
         (folder / name).mkdir(parents=True)
     for trial in range(len(tiers)):

@@ -1,0 +1,75 @@
+"""Report on a model of neurons: tiers of test trials stand on their own, everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.evaluation.neurons import figures as neural_figures
+from ssl_vivit.evaluation.neurons.report import report, summary
+from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
+from ssl_vivit.neural.prediction import NeuralPredictor
+from ssl_vivit.training.processes import Host
+
+TIERS = ("train",) * 3 + ("oracle",) + ("live_test_main",) * 2 + ("final_test_bonus",) * 2
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    generator = np.random.default_rng(0)
+    path = tmp_path / "mouse"
+    for name in ("data/videos", "data/responses", "meta/trials", "meta/neurons"):
+        (path / name).mkdir(parents=True)
+    for trial in range(len(TIERS)):
+        video = generator.integers(0, 256, (12, 20, 15), dtype=np.uint8)
+        np.save(path / f"data/videos/{trial}.npy", video)
+        np.save(path / f"data/responses/{trial}.npy", generator.gamma(2.0, 1.0, (3, 15)))
+    np.save(path / "meta/trials/tiers.npy", np.array(TIERS))
+    np.save(path / "meta/neurons/unit_ids.npy", np.arange(3))
+    return Session(path)
+
+
+def correlation(predictor: NeuralPredictor, session: Session, tier: str) -> float:
+    trials = np.flatnonzero(session.tier_names == tier)
+    rates = np.concatenate([predictor.predict(session.video(t)[None])[0].numpy() for t in trials])
+    responses = np.concatenate([session.responses(t) for t in trials])
+    return np.mean([np.corrcoef(p, r)[0, 1] for p, r in zip(rates.T, responses.T, strict=True)])
+
+
+def test_every_tier_is_scored_printed_and_drawn_on_its_own(session, tmp_path, monkeypatch):
+    panels = []
+    draw = neural_figures.histogram
+
+    def histogram(scores, path, **how):
+        panels.append([*scores])
+        draw(scores, path, **how)
+
+    monkeypatch.setattr(neural_figures, "histogram", histogram)
+    sessions = build_sessions(NeuralDataConfig(str(session.path), window=8))
+    model = linear_nonlinear({"mouse": 3}, (12, 20), behaviour_channels=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    predictor = NeuralPredictor(model, sessions.facts)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    made = report(predictor, sessions, run_dir, Host(), fields=0)
+    stored = json.loads((run_dir / "scores.json").read_text())["tiers"]
+    printed = summary(run_dir, made, sessions)
+    tiers = ("live_test_main", "final_test_bonus")
+    assert [*stored] == [*tiers]
+    for tier in tiers:
+        expected = correlation(predictor, session, tier)
+        assert stored[tier]["scores"]["correlation_mouse"] == pytest.approx(expected, abs=1e-5)
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"mouse, {tier}: ")]
+        assert "single-trial correlation" in line
+        assert f" {expected:.3f}" in line
+        assert (run_dir / "figures" / f"traces_mouse_{tier}.png").is_file()
+    assert panels == [[f"mouse, {tier}" for tier in tiers]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.nwb.file import ShownFrames
+from data_prep.nwb.frame_clock import frame_ends
+from data_prep.nwb.stimuli import ShownFrames
 from data_prep.nwb.stimulus_trials import cut_by_table, cut_evenly, join
 from ssl_vivit.errors import DataError
 
@@ -13,7 +14,7 @@ from ssl_vivit.errors import DataError
 def shown(onsets, positions=None, name="a"):
     onsets = np.asarray(onsets, float)
     positions = np.arange(len(onsets)) if positions is None else np.asarray(positions)
-    return ShownFrames(name, onsets, positions, None)
+    return ShownFrames(name, onsets, frame_ends(onsets), positions, [])
 
 
 def positions(trials):

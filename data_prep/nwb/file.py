@@ -79,9 +79,12 @@ class NwbFile:
         except DataError:
             raise
         except Exception as error:
-            # pynwb and hdmf raise many kinds for what does not follow the schema.
-            why = " ".join(str(error).split())[:200]
-            raise DataError(f"{path} cannot be read as NWB: {why}") from error
+            # pynwb and hdmf raise many kinds for what does not follow the schema. One of hdmf's has
+            # the whole part of the file as its first argument.
+            where = getattr(error.args[0], "path", "") if error.args else ""
+            why = error.args[-1] if where else error
+            told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
+            raise DataError(f"{path} cannot be read as NWB: {told}") from error
         found = dict(self._all_data())
         self.series = {p: thing for p, thing in found.items() if not self._is_images(thing)}
         self.images = {p: thing for p, thing in found.items() if self._is_images(thing)}
@@ -147,7 +150,7 @@ class NwbFile:
                 raise DataError(f"{self.path}: unit {number} has spike times that are no numbers")
             intervals = np.asarray(table.get_unit_obs_intervals(row)) if known else None
             units.append(Unit(number, spikes, intervals))
-        return SpikingUnits(units)
+        return SpikingUnits(units, len(table))
 
     def rois(self, name: str, selection: UnitSelection | None = None) -> RoiSignals:
         """Regions of interest with their calcium signal.
@@ -186,6 +189,7 @@ class NwbFile:
             times,
             series.data,
             chosen,
+            columns,
             float(series.conversion),
             float(series.offset),
         )

@@ -51,8 +51,9 @@ def _described(file: NwbFile, path: str) -> str:
         return text
     try:
         times = file.times(path)
+        file.check_times(path, times, repeats=not path.startswith("stimulus/"))
         if len(times) > 1:
             text += f", {frame_rate(times):.4g} Hz, {times[0]:.3f} to {times[-1]:.3f} s"
     except DataError as error:
-        text += f", {str(error).removeprefix(f'{file.path}: {path} ')}"
+        text += f", {str(error).removeprefix(f'{file.path}: {path}').lstrip(': ')}"
     return f"{text}, {series.unit}" if series.unit else text

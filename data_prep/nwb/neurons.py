@@ -16,10 +16,12 @@ class Neurons(Protocol):
     Attributes:
         kind: of the responses.
         ids: (N,) int64, of the neurons in the file.
+        available: neurons that could have been chosen.
     """
 
     kind: Literal["spikes", "calcium"]
     ids: np.ndarray
+    available: int
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
         """Return (bins, N) float32; NaN where a neuron was not recorded."""
@@ -41,12 +43,18 @@ class Unit:
 
 
 class SpikingUnits:
-    """Sorted units, whose responses are spike counts."""
+    """Sorted units, whose responses are spike counts.
+
+    Args:
+        units: the chosen ones.
+        available: units that could have been chosen.
+    """
 
     kind: Literal["spikes", "calcium"] = "spikes"
 
-    def __init__(self, units: list[Unit]) -> None:
+    def __init__(self, units: list[Unit], available: int) -> None:
         self._units = units
+        self.available = available
         self.ids = np.array([unit.number for unit in units], np.int64)
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
@@ -68,6 +76,7 @@ class RoiSignals:
         times: (S,) seconds of the samples, increasing.
         samples: (S, R) or (S,) array, may lie on disk.
         columns: (N,) the chosen regions' columns of ``samples``.
+        available: regions that could have been chosen, R.
         scale: factor to the series' unit.
         shift: added after the factor.
     """
@@ -81,6 +90,7 @@ class RoiSignals:
         times: np.ndarray,
         samples: Any,
         columns: np.ndarray,
+        available: int,
         scale: float,
         shift: float,
     ) -> None:
@@ -90,6 +100,7 @@ class RoiSignals:
         self.interval = float(np.median(np.diff(times)))
         self._samples = samples
         self._columns = columns
+        self.available = available
         self._scale = scale
         self._shift = shift
 

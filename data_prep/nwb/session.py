@@ -116,6 +116,8 @@ def convert(
         cut, given, left_out = _cut(file, shown, rate, trials, trial_seconds, tiers)
         for stimulus in shown:
             left_out += stimulus.left_out
+        if units is not None:
+            notes.append(f"--units chose {len(neurons.ids)} of {neurons.available}")
         cut, given = _with_signals(cut, given, [*signals, *centre], left_out, notes)
         if isinstance(neurons, RoiSignals):
             cut, given = _with_responses(cut, given, neurons, left_out)
@@ -155,8 +157,8 @@ def convert(
                 **({"series": neurons.name} if isinstance(neurons, RoiSignals) else {}),
             },
         ) as session:
-            bar = tqdm(cut, desc="frames", unit="trial", disable=not progress)
-            prints = [frame_prints(_video(trial, frames)) for trial in bar]
+            with tqdm(cut, desc="frames", unit="trial", disable=not progress) as bar:
+                prints = [frame_prints(_video(trial, frames)) for trial in bar]
             chosen = given if given is not None else split_movies(prints, held_out)
             shown_in: dict[str, set[int]] = {"train": set()}
             for movie, tier in zip(movies(prints), chosen, strict=True):
@@ -164,17 +166,17 @@ def convert(
             for tier, (count, _) in sorted(shared_movies(shown_in).items()):
                 notes.append(f"{count} movies of {tier} are shown in train, too")
             totals = _Totals(len(neurons.ids))
-            bar = tqdm(cut, desc="trials", unit="trial", disable=not progress)
-            for trial, tier in zip(bar, chosen, strict=True):
-                values = neurons.responses(trial.edges)
-                totals.add(values)
-                session.add(
-                    tier,
-                    _video(trial, frames),
-                    values,
-                    behaviour=_columns(signals, trial.edges),
-                    pupil_centre=_columns(centre, trial.edges),
-                )
+            with tqdm(cut, desc="trials", unit="trial", disable=not progress) as bar:
+                for trial, tier in zip(bar, chosen, strict=True):
+                    values = neurons.responses(trial.edges)
+                    totals.add(values)
+                    session.add(
+                        tier,
+                        _video(trial, frames),
+                        values,
+                        behaviour=_columns(signals, trial.edges),
+                        pupil_centre=_columns(centre, trial.edges),
+                    )
     notes += totals.notes(neurons.kind)
     notes += [f"left out: {count} {why}" for why, count in left_out.items()]
     return NwbReport(Path(out), len(neurons.ids), dict(Counter(chosen)), frames_per_second, notes)
@@ -305,7 +307,8 @@ def _cut(
     if trials is None:
         if tiers is not None:
             raise DataError(f"--tiers {tiers} is a column of a table; name the table by --trials")
-        return cut_evenly(timeline, trial_seconds or 10.0, rate), None, Counter()
+        cut, left_out = cut_evenly(timeline, trial_seconds or 10.0, rate)
+        return cut, None, left_out
     starts, stops = file.interval_times(trials)
     cut, left_out = cut_by_table(timeline, starts, stops, rate)
     if tiers is None:

@@ -251,7 +251,7 @@ class Stimuli:
         if (order := collection.order_of_images) is None:
             raise DataError(
                 f"{self._file.path}: images of {collection.name} have no order_of_images, so the "
-                f"numbers of {path} point to none of them; add it"
+                f"numbers of {path} point to none of them; add it, or a table with their image_name"
             )
         return list(order.data[:])
 
@@ -273,6 +273,12 @@ class Stimuli:
                 f"{file.path}: {path} says that its movies begin at frames "
                 f"{'none' if given is None else list(map(int, given[:]))}, and they begin at "
                 f"{starts.tolist()}; mend starting_frame"
+            )
+        stated, held = getattr(series, "num_samples", None), sum(p.shape[0] for p in pieces)
+        if stated and stated != held:
+            raise DataError(
+                f"{file.path}: {path} says that its movies have {stated} frames, and they have {held}; "
+                "mend num_samples or the timestamps"
             )
         return pieces
 

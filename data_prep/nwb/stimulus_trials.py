@@ -17,6 +17,7 @@ from ssl_vivit.errors import DataError
 _SAME_RATE = 0.01
 # Trial tables and frame clocks are often written by different machines.
 _EARLY = 0.01
+_TOO_FEW = "rows show fewer than two frames of the stimulus"
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,20 @@ def cut_by_table(
     for row in rows.tolist():
         span = [starts[row] - early, stops[row] - early]
         first, last = np.searchsorted(timeline.onsets, span).tolist()
-        if last - first < 2:
-            left_out["rows show fewer than two frames of the stimulus"] += 1
+        if last == first:
+            left_out[_TOO_FEW] += 1
         elif _pauses(timeline, first, last):
             left_out["rows hold a pause between frames"] += 1
+        elif len((trial := _trial(timeline, first, last, rate, row)).position) < 2:
+            left_out[_TOO_FEW] += 1
         else:
-            trials.append(_trial(timeline, first, last, rate, row))
+            trials.append(trial)
     return trials, left_out
 
 
-def cut_evenly(timeline: Timeline, seconds: float, rate: float | None) -> list[TrialFrames]:
+def cut_evenly(
+    timeline: Timeline, seconds: float, rate: float | None
+) -> tuple[list[TrialFrames], Counter[str]]:
     """Cut what was shown into trials of about equal length.
 
     A trial ends at pauses, where another stimulus begins, and where a movie that ran in order starts
@@ -138,20 +143,27 @@ def cut_evenly(timeline: Timeline, seconds: float, rate: float | None) -> list[T
         timeline: what was shown.
         seconds: length to aim at.
         rate: of even bins; None for the frame clock.
+
+    Returns:
+        The trials, and how many pieces gave none, by reason.
     """
     trials = []
+    left_out: Counter[str] = Counter()
     for first, last in _stretches(timeline):
         seen = first + np.flatnonzero(timeline.position[first:last] >= 0)
         if not seen.size:
             continue
-        pieces = max(1, round((timeline.ends[last - 1] - timeline.onsets[first]) / seconds))
+        pieces = max(1, round((timeline.ends[seen[-1]] - timeline.onsets[first]) / seconds))
         # Cut by pictures: grey of varying length must not cut repeats differently.
         inner = np.linspace(0, len(seen), pieces + 1).round().astype(int)[1:-1]
         cuts = [first, *seen[inner].tolist(), last]
         for a, b in pairwise(cuts):
-            if b - a >= 2:
-                trials.append(_trial(timeline, a, b, rate, None))
-    return trials
+            trial = _trial(timeline, a, b, rate, None)
+            if len(trial.position) >= 2:
+                trials.append(trial)
+            else:
+                left_out["pieces of the stimulus are a single frame"] += 1
+    return trials, left_out
 
 
 def _stretches(timeline: Timeline) -> list[tuple[int, int]]:

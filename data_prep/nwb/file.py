@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,22 +70,14 @@ class NwbFile:
             raise DataError(f"{path} is no file; give a session's .nwb file")
         if not h5py.is_hdf5(self.path):
             raise DataError(f"{path} is no HDF5 file, as NWB files are; is it whole?")
-        try:
+        with self._reading():
             check_hdf5(self.path)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), ExitStack() as opened:
                 # They speak of the schema version that the file was written with.
                 warnings.simplefilter("ignore")
-                self._io = pynwb.NWBHDF5IO(str(self.path), mode="r")
+                self._io = opened.enter_context(pynwb.NWBHDF5IO(str(self.path), mode="r"))
                 self._file = self._io.read()
-        except DataError:
-            raise
-        except Exception as error:
-            # pynwb and hdmf raise many kinds for what does not follow the schema. One of hdmf's has
-            # the whole part of the file as its first argument.
-            where = getattr(error.args[0], "path", "") if error.args else ""
-            why = error.args[-1] if where else error
-            told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
-            raise DataError(f"{path} cannot be read as NWB: {told}") from error
+                opened.pop_all()
         found = dict(self._all_data())
         self.series = {p: thing for p, thing in found.items() if not self._is_images(thing)}
         self.images = {p: thing for p, thing in found.items() if self._is_images(thing)}
@@ -134,9 +127,14 @@ class NwbFile:
         if "spike_times" not in table.colnames:
             raise DataError(f"{self.path}: its units have no spike_times column; add spike times")
         ids = self._ids(table, "unit")
-        stops = self.values(table["spike_times"].data, "the index of spike_times")
-        if (np.diff(stops.astype(np.int64)) < 0).any() or (
-            len(stops) and int(stops[-1]) != len(table["spike_times"].target)
+        index = table["spike_times"]
+        stops = self.numbers(index.data, "the index of spike_times").astype(np.int64)
+        if (
+            not hasattr(index, "target")
+            or not _are_numbers(index.target.data)
+            or len(stops) != len(table)
+            or (np.diff(stops, prepend=0) < 0).any()
+            or int(stops[-1]) != len(index.target)
         ):
             raise DataError(
                 f"{self.path}: the index of spike_times is broken; write the units again"
@@ -149,6 +147,13 @@ class NwbFile:
             if not np.isfinite(spikes).all():
                 raise DataError(f"{self.path}: unit {number} has spike times that are no numbers")
             intervals = np.asarray(table.get_unit_obs_intervals(row)) if known else None
+            if intervals is not None and (
+                intervals.shape[1:] != (2,) or intervals.dtype.kind not in "fiu"
+            ):
+                raise DataError(
+                    f"{self.path}: obs_intervals of unit {number} are no pairs of start and stop; "
+                    "write seconds"
+                )
             units.append(Unit(number, spikes, intervals))
         return SpikingUnits(units, len(table))
 
@@ -167,13 +172,13 @@ class NwbFile:
         times = self.times(path)
         self.check_times(path, times, repeats=False)
         region = series.rois
-        rows = self.values(region.data, f"the regions of {path}").astype(np.int64)
+        rows = self.numbers(region.data, f"the regions of {path}").astype(np.int64)
         shape = np.shape(series.data)
         columns = shape[1] if len(shape) == 2 else 1
-        if len(shape) not in (1, 2) or columns != len(rows):
+        if len(shape) not in (1, 2) or columns != len(rows) or series.data.dtype.kind not in "fiu":
             raise DataError(
                 f"{self.path}: {path} has samples of shape {shape} for {len(rows)} regions; write "
-                "(samples, regions)"
+                "numbers as (samples, regions)"
             )
         ids = self._ids(region.table, "region")
         if len(np.unique(rows)) != len(rows) or (
@@ -281,7 +286,7 @@ class NwbFile:
                 raise DataError(f"{self.path}: {path} has no data; choose another or add them")
             samples = int(shape[0])
         if series.timestamps is not None:
-            times = self.values(series.timestamps, f"the timestamps of {path}").astype(np.float64)
+            times = self.numbers(series.timestamps, f"the timestamps of {path}").astype(np.float64)
         elif series.rate is not None and np.isfinite(series.rate) and series.rate > 0:
             times = (series.starting_time or 0.0) + np.arange(samples) / float(series.rate)
         else:
@@ -334,6 +339,16 @@ class NwbFile:
             )
         return np.asarray(array[:])
 
+    def numbers(self, array: Any, what: str) -> np.ndarray:
+        """Read a row of numbers as a whole, if it is one.
+
+        Raises:
+            DataError: if it is none or too large; the message names ``what``.
+        """
+        if not _are_numbers(array):
+            raise DataError(f"{self.path}: {what} are no row of numbers; write them again")
+        return self.values(array, what)
+
     def find(self, name: str, option: str, among: list[str]) -> str:
         """The one path that a name stands for.
 
@@ -349,6 +364,20 @@ class NwbFile:
             raise DataError(f"{option} {name} may be {_names(found)}; give one of these")
         raise DataError(f"{option} {name}: {self.path} has {_names(among, 'none')}")
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:
+            # pynwb and hdmf raise many kinds for what does not follow the schema. One of hdmf's has
+            # the whole part of the file as its first argument.
+            where = getattr(error.args[0], "path", "") if error.args else ""
+            why = error.args[-1] if where else error
+            told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
+            raise DataError(f"{self.path} cannot be read as NWB: {told}") from error
+
     def _chosen(self, table: Any, what: str, selection: UnitSelection | None) -> np.ndarray:
         if selection is None:
             return np.arange(len(table))
@@ -363,7 +392,7 @@ class NwbFile:
         return chosen
 
     def _ids(self, table: Any, what: str) -> np.ndarray:
-        ids = self.values(table.id, f"ids of each {what}").astype(np.int64)
+        ids = self.numbers(table.id.data, f"the {what} ids").astype(np.int64)
         if len(np.unique(ids)) != len(ids):
             raise DataError(f"{self.path}: {what} ids repeat; give every {what} an id of its own")
         return ids
@@ -410,6 +439,11 @@ class NwbFile:
 
     def _is_images(self, thing: Any) -> bool:
         return isinstance(thing, self.kinds.base.Images)
+
+
+def _are_numbers(array: Any) -> bool:
+    """Whether an array is one row of numbers."""
+    return len(np.shape(array)) == 1 and np.asarray(array[:1]).dtype.kind in "fiub"
 
 
 def _names(names: list[str], none: str = "") -> str:

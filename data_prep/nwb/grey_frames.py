@@ -57,7 +57,12 @@ class GreyFrames:
         *,
         transpose: bool = False,
     ) -> None:
-        for shape in (tuple(piece.shape) for piece in pieces):
+        if not pieces:
+            raise DataError(f"{name} holds no frames; choose another stimulus or add them")
+        for piece in pieces:
+            shape = tuple(piece.shape)
+            if piece.dtype.kind not in "fiub":
+                raise DataError(f"{name} holds {piece.dtype}, which are no pixels; write numbers")
             if (
                 len(shape) not in (3, 4)
                 or not all(shape)

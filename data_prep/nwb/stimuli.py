@@ -235,7 +235,7 @@ class Stimuli:
             pieces = [_Picture(image) for image in self._in_order(path, series.indexed_images)]
         else:
             raise DataError(f"{file.path}: {path} points to no template; add the one it indexes")
-        numbers = file.values(series.data, path)
+        numbers = file.numbers(series.data, f"the indices of {path}")
         positions = numbers.astype(np.int64)
         count = sum(piece.shape[0] for piece in pieces)
         if (
@@ -259,7 +259,8 @@ class Stimuli:
         file = self._file
         if (movies := getattr(series, "external_file", None)) is None:
             return [series.data]
-        names = [str(name) for name in movies[:]]
+        if not (names := [str(name) for name in movies[:]]):
+            raise DataError(f"{file.path}: {path} names no movie; write it into external_file")
         if not self._external_movies:
             raise DataError(
                 f"{file.path}: the frames of {path} lie in another file ({names[0]}); give "

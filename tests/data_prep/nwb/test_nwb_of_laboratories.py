@@ -280,7 +280,7 @@ def test_calcium_that_is_stored_the_other_way_round(tmp_path):
     with pytest.warns(UserWarning, match="of data does not match"):
         imaging(nwb, np.zeros((3, 90)), rate=30.0)
     with pytest.raises(
-        DataError, match=r"shape \(3, 90\) for 3 regions; write \(samples, regions\)"
+        DataError, match=r"shape \(3, 90\) for 3 regions; write numbers as \(samples, regions\)"
     ):
         convert(saved(nwb, tmp_path), tmp_path / "s", responses="traces", **SETTINGS)
 

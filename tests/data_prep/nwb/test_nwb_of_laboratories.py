@@ -17,6 +17,8 @@ from data_prep.nwb.__main__ import main
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.errors import DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:The linked table for DynamicTableRegion")
+
 SIZE = (8, 10)
 SETTINGS = {"size": SIZE, "progress": False}
 FILM = np.random.default_rng(0).integers(0, 256, (60, *SIZE), dtype=np.uint8)

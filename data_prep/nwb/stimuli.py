@@ -18,7 +18,7 @@ from data_prep.nwb.external_movies import MovieFile
 from data_prep.nwb.file import NwbFile
 from data_prep.nwb.frame_clock import frame_ends
 from data_prep.nwb.grey_frames import FrameArray
-from data_prep.nwb.presentations import PICTURE_COLUMNS, UNKNOWN_PICTURE, picture_numbers, place
+from data_prep.nwb.presentations import PICTURE_COLUMNS, picture_numbers, place
 from ssl_vivit.errors import DataError
 
 _NOT_STIMULI = ("TwoPhotonSeries", "OnePhotonSeries", "ImageMaskSeries")
@@ -175,8 +175,6 @@ class Stimuli:
         if values.dtype.kind != "U":
             values = values.astype(np.float64)
         pictures = picture_numbers(values, count, names, f"{file.path}: {column} of {table}")
-        if told is not None:
-            pictures[~mine] = UNKNOWN_PICTURE
         placed = place(f"{file.path}: {table}", starts, stops, pictures, self._others(table))
         return ShownFrames(
             table, placed.onsets, placed.ends, placed.positions, pieces, placed.left_out

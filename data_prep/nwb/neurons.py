@@ -112,7 +112,8 @@ class RoiSignals:
         """
         first, last = np.searchsorted(self.times, edges[[0, -1]], side="left").tolist()
         first = max(0, first - 1)
-        block = np.asarray(self._samples[first:last], np.float64).reshape(last - first, -1)
+        block = np.asarray(self._samples[first:last], np.float64)
+        block = block[:, None] if block.ndim == 1 else block
         block = block[:, self._columns] * self._scale + self._shift
         means = sample_means(self.times[first:last], block, edges, 1.5 * self.interval)
         return means.astype(np.float32)

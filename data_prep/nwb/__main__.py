@@ -1,9 +1,16 @@
-"""An NWB file made a session to train on: spike times and the stimulus that was shown.
+"""An NWB file made a session to train on: spikes or calcium and the stimulus that was shown.
 
     python -m data_prep.nwb SESSION.nwb --list
     python -m data_prep.nwb SESSION.nwb --out sessions/name
     python -m data_prep.nwb SESSION.nwb --out sessions/name --stimulus movie_one movie_two \\
         --running running_speed --pupil pupil_position --trials trials --tiers tier
+    python -m data_prep.nwb SESSION.nwb --out sessions/name --stimulus natural_movie_one_presentations \\
+        --units 'quality == "good" and snr > 2'
+    python -m data_prep.nwb SESSION.nwb --out sessions/name --responses DfOverF/RoiResponseSeries
+
+A stimulus is a series of frames or indices with the times at which they were shown, or a table of
+intervals with a column that says which picture of a template a row shows: numbers from 0 on, −1 for
+grey, or names of images. The screen is grey between rows that are less than 3 s apart.
 
 A bin is a frame of the stimulus, from its onset to the next one's, or 1 / --rate seconds. A spike on
 an edge belongs to the bin that begins there. Signals are averaged over each bin; one without samples
@@ -35,7 +42,37 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--out", metavar="DIR", help="the session's folder, such as sessions/name")
     what.add_argument("--list", action="store_true", help="say what the file holds, write nothing")
     parser.add_argument(
-        "--stimulus", nargs="+", default=[], metavar="NAME", help="default: the only one"
+        "--stimulus",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="series or tables of presentations (default: the only one)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="pictures that a table of presentations shows (default: those of its name)",
+    )
+    parser.add_argument(
+        "--frame-column",
+        metavar="COLUMN",
+        help="of that table: which picture a row shows (default: the only one of frame, "
+        "movie_frame_index, image_index, image_name)",
+    )
+    parser.add_argument(
+        "--external-movies",
+        action="store_true",
+        help="read movies in files beside the NWB file, never outside its folder",
+    )
+    parser.add_argument(
+        "--responses",
+        metavar="NAME",
+        help="RoiResponseSeries to take as responses (default: spikes of the units)",
+    )
+    parser.add_argument(
+        "--units",
+        metavar="CONDITION",
+        help="on columns of the units' or regions' table, such as 'quality == \"good\" and snr > 2'",
     )
     parser.add_argument("--running", metavar="NAME", help="TimeSeries of running speed")
     parser.add_argument(
@@ -82,16 +119,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """List or convert one file; return the exit status."""
     args = _parser().parse_args(argv)
     from data_prep.nwb.file import NwbFile
+    from data_prep.nwb.listing import listing
     from data_prep.nwb.session import convert
 
     if args.list:
         with NwbFile(args.file) as file:
-            print("\n".join(file.listing()))
+            print("\n".join(listing(file)))
         return 0
     report = convert(
         args.file,
         args.out,
         stimuli=args.stimulus,
+        template=args.template,
+        frame_column=args.frame_column,
+        external_movies=args.external_movies,
+        responses=args.responses,
+        units=args.units,
         running=args.running,
         pupil=args.pupil,
         behaviour=args.behaviour,

@@ -1,4 +1,4 @@
-"""An NWB file opened for reading: units, stimuli, signals and tables of trials.
+"""An NWB file opened for reading: its series, tables of intervals and neurons.
 
 Everything is found under the path that ``python -m data_prep.nwb FILE --list`` prints, or under its
 last part where that is the only one of the name.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,43 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.nwb.frame_clock import frame_rate
+from data_prep.nwb.hdf5_check import check_hdf5
+from data_prep.nwb.neurons import RoiSignals, SpikingUnits, Unit
+from data_prep.nwb.unit_selection import UnitSelection
 from ssl_vivit.errors import DataError
 
-_NOT_STIMULI = ("TwoPhotonSeries", "OnePhotonSeries", "ImageMaskSeries")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A sorted unit.
-
-    Attributes:
-        number: its id in the file.
-        spike_times: (S,) seconds, sorted.
-        intervals: (I, 2) seconds in which it was recorded; None if the file does not say.
-    """
-
-    number: int
-    spike_times: np.ndarray
-    intervals: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class ShownFrames:
-    """A stimulus as it was shown.
-
-    Attributes:
-        name: its path in the file.
-        onsets: (F,) seconds, strictly increasing.
-        positions: (F,) which frame of ``pixels`` was shown.
-        pixels: the array of frames, on disk, (P, H, W) or (P, H, W, C); or a list of such with one
-            frame each, of any sizes.
-    """
-
-    name: str
-    onsets: np.ndarray
-    positions: np.ndarray
-    pixels: Any
+# Whole series, columns and clocks are read at once; frames and calcium signals are not.
+_MOST_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -75,8 +46,14 @@ class NwbFile:
     Args:
         path: the file.
 
+    Attributes:
+        kinds: the package pynwb, for its classes.
+        series: path → TimeSeries.
+        images: path → Images, collections of pictures.
+
     Raises:
-        DataError: if pynwb is not installed, or the file is missing or no NWB file.
+        DataError: if pynwb is not installed, or the file is missing, no NWB file, or one that
+            :func:`check_hdf5` refuses.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -88,21 +65,22 @@ class NwbFile:
                 f"reading NWB files needs {error.name}; run `pip install 'ssl_vivit[neural]'`"
             ) from error
         self.path = Path(path)
-        self._kinds = pynwb
+        self.kinds = pynwb
         if not self.path.is_file():
             raise DataError(f"{path} is no file; give a session's .nwb file")
         if not h5py.is_hdf5(self.path):
             raise DataError(f"{path} is no HDF5 file, as NWB files are; is it whole?")
-        try:
-            with warnings.catch_warnings():
+        with self._reading():
+            check_hdf5(self.path)
+            with warnings.catch_warnings(), ExitStack() as opened:
                 # They speak of the schema version that the file was written with.
                 warnings.simplefilter("ignore")
-                self._io = pynwb.NWBHDF5IO(str(self.path), mode="r")
+                self._io = opened.enter_context(pynwb.NWBHDF5IO(str(self.path), mode="r"))
                 self._file = self._io.read()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise DataError(f"{path} cannot be read as NWB: {why}") from error
-        self._series = dict(self._all_series())
+                opened.pop_all()
+        found = dict(self._all_data())
+        self.series = {p: thing for p, thing in found.items() if not self._is_images(thing)}
+        self.images = {p: thing for p, thing in found.items() if self._is_images(thing)}
 
     def __enter__(self) -> NwbFile:
         return self
@@ -114,89 +92,117 @@ class NwbFile:
         trace: TracebackType | None,
     ) -> None:
         self._io.close()
+        if isinstance(error, OSError):  # of h5py, for an array that is cut off or has no decoder
+            why = " ".join(str(error).split())[:200]
+            raise DataError(f"{self.path} cannot be read to the end: {why}") from error
 
     @property
     def identifier(self) -> str:
         """The session's own name in the file."""
         return str(self._file.identifier)
 
-    def units(self) -> list[Unit]:
-        """All units with their spike times.
+    @property
+    def units_table(self) -> Any:
+        """The table of sorted units; None if there is none."""
+        return self._file.units
+
+    def units(self, selection: UnitSelection | None = None) -> SpikingUnits:
+        """Sorted units with their spike times.
+
+        Args:
+            selection: which of them; None for all.
 
         Raises:
             DataError: if there are none, ids repeat or a spike time is no number.
         """
         table = self._file.units
         if table is None or not len(table):
-            raise DataError(
-                f"{self.path} has no units; sort its spikes and add them as `units` with spike_times"
+            rois = self.roi_names()
+            mend = (
+                f"for calcium imaging give --responses, one of {_names(rois)}"
+                if rois
+                else "sort its spikes and add them as `units` with spike_times"
             )
+            raise DataError(f"{self.path} has no units; {mend}")
         if "spike_times" not in table.colnames:
             raise DataError(f"{self.path}: its units have no spike_times column; add spike times")
-        ids = np.asarray(table.id[:], np.int64)
-        if len(np.unique(ids)) != len(ids):
-            raise DataError(f"{self.path}: unit ids repeat; give every unit an id of its own")
+        ids = self._ids(table, "unit")
+        index = table["spike_times"]
+        stops = self.numbers(index.data, "the index of spike_times").astype(np.int64)
+        if (
+            not hasattr(index, "target")
+            or not _are_numbers(index.target.data)
+            or len(stops) != len(table)
+            or (np.diff(stops, prepend=0) < 0).any()
+            or int(stops[-1]) != len(index.target)
+        ):
+            raise DataError(
+                f"{self.path}: the index of spike_times is broken; write the units again"
+            )
         known = "obs_intervals" in table.colnames
         units = []
-        for row, number in enumerate(ids.tolist()):
+        for row in self._chosen(table, "units", selection).tolist():
+            number = int(ids[row])
             spikes = np.sort(np.asarray(table.get_unit_spike_times(row), np.float64))
             if not np.isfinite(spikes).all():
                 raise DataError(f"{self.path}: unit {number} has spike times that are no numbers")
             intervals = np.asarray(table.get_unit_obs_intervals(row)) if known else None
+            if intervals is not None and (
+                intervals.shape[1:] != (2,) or intervals.dtype.kind not in "fiu"
+            ):
+                raise DataError(
+                    f"{self.path}: obs_intervals of unit {number} are no pairs of start and stop; "
+                    "write seconds"
+                )
             units.append(Unit(number, spikes, intervals))
-        return units
+        return SpikingUnits(units, len(table))
 
-    def stimulus_names(self) -> list[str]:
-        """Paths of what can be chosen as a stimulus."""
-        return [name for name, series in self._series.items() if self._is_stimulus(series)]
+    def rois(self, name: str, selection: UnitSelection | None = None) -> RoiSignals:
+        """Regions of interest with their calcium signal.
 
-    def usual_stimuli(self) -> list[str]:
-        """Paths of presented stimuli, or of templates or acquired frames where there are none.
-
-        A template is only what presentations point to, and acquired images may be a camera's, so
-        both come after what the file itself calls a stimulus.
-        """
-        names = self.stimulus_names()
-        for group in ("stimulus/presentation/", "stimulus/templates/", "acquisition/"):
-            if found := [name for name in names if name.startswith(group)]:
-                return found
-        return names
-
-    def stimulus(self, name: str) -> ShownFrames:
-        """One stimulus by its path or name.
+        Args:
+            name: path or name of a RoiResponseSeries.
+            selection: which regions, by columns of their table; None for all.
 
         Raises:
             DataError: if there is none of the name, or it cannot be used.
         """
-        path = self._find(name, "--stimulus", self.stimulus_names())
-        series = self._series[path]
-        onsets = self._times(path)
-        if len(onsets) < 2 or (np.diff(onsets) <= 0).any():
+        path = self.find(name, "--responses", self.roi_names())
+        series = self.series[path]
+        times = self.times(path)
+        self.check_times(path, times, repeats=False)
+        region = series.rois
+        rows = self.numbers(region.data, f"the regions of {path}").astype(np.int64)
+        shape = np.shape(series.data)
+        columns = shape[1] if len(shape) == 2 else 1
+        if len(shape) not in (1, 2) or columns != len(rows) or series.data.dtype.kind not in "fiu":
             raise DataError(
-                f"{self.path}: {path} needs two frames or more whose times increase; mend its timestamps"
+                f"{self.path}: {path} has samples of shape {shape} for {len(rows)} regions; write "
+                "numbers as (samples, regions)"
             )
-        if not isinstance(series, self._kinds.image.IndexSeries):
-            return ShownFrames(path, onsets, np.arange(len(onsets)), self._pixels(path, series))
-        template = series.indexed_timeseries
-        if template is not None:
-            pixels = self._pixels(path, template)
-        elif series.indexed_images is not None:
-            collection = series.indexed_images
-            if (order := collection.order_of_images) is None:
-                raise DataError(
-                    f"{self.path}: images of {collection.name} have no order_of_images, so {path} "
-                    "points to none of them; add it"
-                )
-            pixels = [np.asarray(image.data)[None] for image in order.data[:]]
-        else:
-            raise DataError(f"{self.path}: {path} points to no template; add the one it indexes")
-        positions = np.asarray(series.data[:], np.int64)
-        if positions.min() < 0 or positions.max() >= len(pixels):
-            raise DataError(
-                f"{self.path}: {path} points to frames {positions.min()} to {positions.max()} of a "
-                f"template that has {len(pixels)}"
-            )
-        return ShownFrames(path, onsets, positions, pixels)
+        ids = self._ids(region.table, "region")
+        if len(np.unique(rows)) != len(rows) or (
+            len(rows) and (rows.min() < 0 or rows.max() >= len(ids))
+        ):
+            raise DataError(f"{self.path}: {path} names a region twice or one that is not there")
+        chosen = np.flatnonzero(np.isin(rows, self._chosen(region.table, "regions", selection)))
+        if not len(chosen):
+            raise DataError(f"{self.path}: {path} holds none of the chosen regions")
+        return RoiSignals(
+            path,
+            ids[rows[chosen]],
+            times,
+            series.data,
+            chosen,
+            columns,
+            float(series.conversion),
+            float(series.offset),
+        )
+
+    def roi_names(self) -> list[str]:
+        """Paths of calcium signals."""
+        kind = self.kinds.ophys.RoiResponseSeries
+        return [path for path, series in self.series.items() if isinstance(series, kind)]
 
     def signal(self, name: str, option: str) -> Signal:
         """One TimeSeries of numbers by its path or name.
@@ -208,73 +214,210 @@ class NwbFile:
         Raises:
             DataError: if there is none of the name, or it is no series of numbers.
         """
-        path = self._find(name, option, self.signal_names())
-        series = self._series[path]
-        times = self._times(path)
-        if not len(times) or (np.diff(times) < 0).any():
-            raise DataError(f"{self.path}: {path} is empty or its times run backwards")
-        values = np.asarray(series.data[:], np.float64)
+        path = self.find(name, option, self.signal_names())
+        series = self.series[path]
+        times = self.times(path)
+        self.check_times(path, times, repeats=True)
+        values = self.values(series.data, path).astype(np.float64)
         values = values.reshape(len(values), -1)
         return Signal(path, times, values * series.conversion + series.offset)
 
     def signal_names(self) -> list[str]:
         """Paths of series of numbers with a row for each time."""
+        pictures = self.kinds.image.ImageSeries | self.kinds.image.IndexSeries
         return [
             name
-            for name, series in self._series.items()
-            if not isinstance(series, self._kinds.image.ImageSeries | self._kinds.image.IndexSeries)
+            for name, series in self.series.items()
+            if not isinstance(series, pictures)
             and len(np.shape(series.data)) in (1, 2)
             and np.asarray(series.data[:1]).dtype.kind in "fiub"
         ]
 
-    def tables(self) -> dict[str, list[str]]:
-        """Tables of time intervals, ``trials`` among them, and their columns."""
-        return {name: list(table.colnames) for name, table in self._tables().items()}
+    def tables(self) -> dict[str, Any]:
+        """Tables of time intervals by name, ``trials`` among them."""
+        tables = dict(self._file.intervals or {})
+        for name in ("trials", "epochs"):
+            if (table := getattr(self._file, name)) is not None:
+                tables[name] = table
+        return tables
 
-    def column(self, table: str, column: str) -> np.ndarray:
+    def column(self, table: str, column: str, option: str = "--trials") -> np.ndarray:
         """One column of a table of intervals.
 
+        Args:
+            table: its name.
+            column: its name.
+            option: that named the table, for messages.
+
+        Returns:
+            (R,) numbers, booleans or texts.
+
         Raises:
-            DataError: if there is no such table or column.
+            DataError: if there is no such table or column, or it has not one value a row.
         """
-        tables = self._tables()
+        tables = self.tables()
         if table not in tables:
             raise DataError(
-                f"--trials {table}: {self.path} has {_names(list(tables), 'no tables of intervals')}"
+                f"{option} {table}: {self.path} has {_names(list(tables), 'no tables of intervals')}"
             )
-        if column not in tables[table].colnames:
+        return self._column(tables[table], table, column)
+
+    def interval_times(self, table: str, option: str = "--trials") -> tuple[np.ndarray, np.ndarray]:
+        """Start and stop of each row in seconds; NaN where one is missing."""
+        found = [self.column(table, name, option) for name in ("start_time", "stop_time")]
+        if any(times.dtype.kind == "U" for times in found):
+            raise DataError(f"{self.path}: {table} has times that are texts; write seconds")
+        return found[0].astype(np.float64), found[1].astype(np.float64)
+
+    def times(self, path: str, samples: int | None = None) -> np.ndarray:
+        """Seconds of a series' samples as the file has them, which need not be in order.
+
+        Args:
+            path: of the series.
+            samples: how many there are; None for as many as its data have.
+
+        Raises:
+            DataError: if it has neither timestamps nor a rate, or not one time a sample.
+        """
+        series = self.series[path]
+        if samples is None:
+            shape = np.shape(series.data)
+            if not shape or not shape[0]:
+                raise DataError(f"{self.path}: {path} has no data; choose another or add them")
+            samples = int(shape[0])
+        if series.timestamps is not None:
+            times = self.numbers(series.timestamps, f"the timestamps of {path}").astype(np.float64)
+        elif series.rate is not None and np.isfinite(series.rate) and series.rate > 0:
+            times = (series.starting_time or 0.0) + np.arange(samples) / float(series.rate)
+        else:
             raise DataError(
-                f"{self.path}: {table} has no column {column!r}; it has "
-                f"{', '.join(tables[table].colnames)}"
+                f"{self.path}: {path} has neither timestamps nor a rate above 0; add one of them"
             )
-        return np.asarray(tables[table][column][:])
+        if len(times) != samples:
+            raise DataError(
+                f"{self.path}: {path} has {samples} samples and {len(times)} times; give each "
+                "sample its time"
+            )
+        return times
 
-    def listing(self) -> list[str]:
-        """Lines that say what the file holds, for a person."""
-        table = self._file.units
-        columns = "" if table is None else f" ({', '.join(table.colnames)})"
-        lines = [f"units     {0 if table is None else len(table)}{columns}"]
-        for heading, names in (("stimuli", self.stimulus_names()), ("series", self.signal_names())):
-            lines.append(heading)
-            lines += [f"  {name}  {self._describe(name)}" for name in names]
-        lines.append("trials")
-        for name, columns in self.tables().items():
-            rows = len(self._tables()[name])
-            lines.append(f"  {name}  {rows} rows: {', '.join(columns)}")
-        return lines
+    def check_times(self, path: str, times: np.ndarray, *, repeats: bool) -> None:
+        """Refuse times that are missing or do not increase.
 
-    def _describe(self, path: str) -> str:
-        series = self._series[path]
-        text = "×".join(map(str, np.shape(series.data)))
-        if isinstance(series, self._kinds.image.IndexSeries):
-            target = series.indexed_timeseries or series.indexed_images
-            text += f" of template {target.name}" if target is not None else " of no template"
-        times = self._times(path)
-        if len(times) > 1:
-            text += f", {frame_rate(times):.4g} Hz, {times[0]:.3f} to {times[-1]:.3f} s"
-        return f"{text}, {series.unit}" if series.unit else text
+        Args:
+            path: of the series.
+            times: (S,) seconds.
+            repeats: whether one time may stand twice.
 
-    def _all_series(self) -> Iterator[tuple[str, Any]]:
+        Raises:
+            DataError: that names the first such time by its number, counted from 0.
+        """
+        if (at := np.flatnonzero(~np.isfinite(times))).size:
+            told = f"time {at[0]} is {times[at[0]]:g}"
+        elif (at := np.flatnonzero(np.diff(times) < 0 if repeats else np.diff(times) <= 0)).size:
+            k = int(at[0])
+            how = "repeats" if times[k + 1] == times[k] else "is before"
+            told = f"time {k + 1} ({times[k + 1]:.6f} s) {how} time {k} ({times[k]:.6f} s)"
+        else:
+            return
+        more = f", and so {len(at) - 1} more" if len(at) > 1 else ""
+        raise DataError(f"{self.path}: {path}: {told}{more}; mend its timestamps")
+
+    def values(self, array: Any, what: str) -> np.ndarray:
+        """Read an array as a whole, if it is not too large for that.
+
+        Raises:
+            DataError: if it is; the message names ``what``.
+        """
+        shape = np.shape(array)
+        size = int(np.prod(shape, dtype=np.float64)) * getattr(
+            getattr(array, "dtype", None), "itemsize", 8
+        )
+        if size > _MOST_BYTES:
+            raise DataError(
+                f"{self.path}: {what} holds {size / 2**30:.1f} GiB, and up to "
+                f"{_MOST_BYTES / 2**30:g} are read; write fewer samples"
+            )
+        return np.asarray(array[:])
+
+    def numbers(self, array: Any, what: str) -> np.ndarray:
+        """Read a row of numbers as a whole, if it is one.
+
+        Raises:
+            DataError: if it is none or too large; the message names ``what``.
+        """
+        if not _are_numbers(array):
+            raise DataError(f"{self.path}: {what} are no row of numbers; write them again")
+        return self.values(array, what)
+
+    def find(self, name: str, option: str, among: list[str]) -> str:
+        """The one path that a name stands for.
+
+        Raises:
+            DataError: if there is none or more than one.
+        """
+        if name in among:
+            return name
+        found = [path for path in among if path.endswith(f"/{name}")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DataError(f"{option} {name} may be {_names(found)}; give one of these")
+        raise DataError(f"{option} {name}: {self.path} has {_names(among, 'none')}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:
+            # pynwb and hdmf raise many kinds for what does not follow the schema. One of hdmf's has
+            # the whole part of the file as its first argument.
+            where = getattr(error.args[0], "path", "") if error.args else ""
+            why = error.args[-1] if where else error
+            told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
+            raise DataError(f"{self.path} cannot be read as NWB: {told}") from error
+
+    def _chosen(self, table: Any, what: str, selection: UnitSelection | None) -> np.ndarray:
+        if selection is None:
+            return np.arange(len(table))
+        columns = {name: self._column(table, what, name) for name in selection.columns}
+        chosen = np.flatnonzero(selection.rows(columns))
+        if not len(chosen):
+            held = "; ".join(
+                f"{name} holds {_names([str(v) for v in np.unique(values)])}"
+                for name, values in columns.items()
+            )
+            raise DataError(f"--units {selection.text!r} chooses none of the {what}: {held}")
+        return chosen
+
+    def _ids(self, table: Any, what: str) -> np.ndarray:
+        ids = self.numbers(table.id.data, f"the {what} ids").astype(np.int64)
+        if len(np.unique(ids)) != len(ids):
+            raise DataError(f"{self.path}: {what} ids repeat; give every {what} an id of its own")
+        return ids
+
+    def _column(self, table: Any, name: str, column: str) -> np.ndarray:
+        if column not in table.colnames:
+            raise DataError(
+                f"{self.path}: {name} has no column {column!r}; it has {', '.join(table.colnames)}"
+            )
+        data = table[column]
+        # An index or a reference to another table is no plain value.
+        if hasattr(data, "target") or hasattr(data, "table") or len(np.shape(data.data)) != 1:
+            raise DataError(
+                f"{self.path}: {column} of {name} has not one number or text a row; choose another"
+            )
+        values = self.values(data, f"{column} of {name}")
+        if values.dtype.kind in "OS":
+            values = np.array([v.decode() if isinstance(v, bytes) else v for v in values.tolist()])
+        if values.dtype.kind not in "fiubU" or values.shape != (len(table),):
+            raise DataError(
+                f"{self.path}: {column} of {name} has not one number or text a row; choose another"
+            )
+        return values
+
+    def _all_data(self) -> Iterator[tuple[str, Any]]:
         groups = {
             "stimulus/presentation": self._file.stimulus,
             "stimulus/templates": self._file.stimulus_template,
@@ -287,60 +430,20 @@ class NwbFile:
                 yield from self._below(f"{group}/{name}", members[name])
 
     def _below(self, path: str, thing: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(thing, self._kinds.TimeSeries):
+        if isinstance(thing, self.kinds.TimeSeries) or self._is_images(thing):
             yield path, thing
             return
         for child in sorted(thing.children, key=lambda child: child.name):
             if hasattr(child, "children"):
                 yield from self._below(f"{path}/{child.name}", child)
 
-    def _is_stimulus(self, series: Any) -> bool:
-        if type(series).__name__ in _NOT_STIMULI:
-            return False
-        return isinstance(series, self._kinds.image.ImageSeries | self._kinds.image.IndexSeries)
+    def _is_images(self, thing: Any) -> bool:
+        return isinstance(thing, self.kinds.base.Images)
 
-    def _tables(self) -> dict[str, Any]:
-        tables = dict(self._file.intervals or {})
-        for name in ("trials", "epochs"):
-            if (table := getattr(self._file, name)) is not None:
-                tables[name] = table
-        return tables
 
-    def _find(self, name: str, option: str, among: list[str]) -> str:
-        if name in among:
-            return name
-        found = [path for path in among if path.endswith(f"/{name}")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise DataError(f"{option} {name} may be {_names(found)}; give one of these")
-        raise DataError(f"{option} {name}: {self.path} has {_names(among, 'none')}")
-
-    def _times(self, path: str) -> np.ndarray:
-        series = self._series[path]
-        samples = int(np.shape(series.data)[0])
-        if series.timestamps is not None:
-            times = np.asarray(series.timestamps[:], np.float64)
-        elif series.rate is not None and series.rate > 0:
-            times = series.starting_time + np.arange(samples) / float(series.rate)
-        else:
-            raise DataError(
-                f"{self.path}: {path} has neither timestamps nor a rate; add one of them"
-            )
-        external = getattr(series, "external_file", None) is not None
-        if not external and len(times) != samples:
-            raise DataError(f"{self.path}: {path} has {samples} samples and {len(times)} times")
-        if not np.isfinite(times).all():
-            raise DataError(f"{self.path}: {path} has times that are no numbers")
-        return times
-
-    def _pixels(self, path: str, series: Any) -> Any:
-        if getattr(series, "external_file", None) is not None:
-            raise DataError(
-                f"{self.path}: the frames of {path} lie in another file "
-                f"({series.external_file[0]}); write them into the NWB file as data"
-            )
-        return series.data
+def _are_numbers(array: Any) -> bool:
+    """Whether an array is one row of numbers."""
+    return len(np.shape(array)) == 1 and np.asarray(array[:1]).dtype.kind in "fiub"
 
 
 def _names(names: list[str], none: str = "") -> str:

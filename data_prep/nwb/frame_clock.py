@@ -122,3 +122,37 @@ def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.nd
         held = np.append(what, np.nan)[cuts[:-1] - 1]
         columns.append(np.where(count > 0, total / np.maximum(count, 1), held))
     return np.stack(columns, axis=1)
+
+
+def sample_means(
+    times: np.ndarray, values: np.ndarray, edges: np.ndarray, keep_seconds: float
+) -> np.ndarray:
+    """Resample responses to bins without looking ahead and without filling gaps.
+
+    A bin has the mean of the samples in [edge_k, edge_k+1) that are known. One without samples has
+    the last sample from before it, if that is recent.
+
+    Args:
+        times: (S,) seconds, increasing.
+        values: (S, N); NaN is unknown.
+        edges: (bins + 1,) seconds.
+        keep_seconds: how long before a bin its last sample may lie.
+
+    Returns:
+        (bins, N) float64; NaN where nothing is known.
+    """
+    means = np.full((len(edges) - 1, values.shape[1]), np.nan)
+    cuts = np.searchsorted(times, edges, side="left")
+    filled = np.diff(cuts) > 0
+    if filled.any():
+        inside = values[cuts[0] : cuts[-1]]
+        starts = cuts[:-1][filled] - cuts[0]
+        known = ~np.isnan(inside)
+        count = np.add.reduceat(known.astype(np.int64), starts)
+        total = np.add.reduceat(np.where(known, inside, 0.0), starts)
+        means[filled] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    before = cuts[:-1] - 1
+    held = np.flatnonzero(~filled & (before >= 0))
+    held = held[edges[held] - times[before[held]] <= keep_seconds]
+    means[held] = values[before[held]]
+    return means

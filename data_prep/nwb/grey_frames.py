@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,10 @@ from jaxtyping import UInt8
 from ssl_vivit.data.video.colour import luma
 from ssl_vivit.errors import DataError
 
-_FRAMES_AT_ONCE = 256
+# The screen between pictures, which files do not store.
+GREY = 128
+_VALUES_AT_ONCE = 2**26
+_MOST_PIXELS = 2**26
 
 
 class FrameArray(Protocol):
@@ -33,42 +36,72 @@ class GreyFrames:
     in [0, 255] kept; values are rounded once, at the end.
 
     Args:
-        frames: (F, H, W) or (F, H, W, 1, 3 or 4).
+        pieces: arrays of frames, (F, H, W) or (F, H, W, 1, 3 or 4), which follow one another. Sizes
+            may differ; the range of pixels is that of all.
         size: (h, w) to resize to.
         name: for messages.
         transpose: whether the file stores columns before rows.
 
+    Attributes:
+        source_size: (H, W) of the first frame.
+
     Raises:
-        DataError: if the shape is none of these or the pixels are in none of the ranges.
+        DataError: if a shape is none of these or the pixels are in none of the ranges.
     """
 
     def __init__(
-        self, frames: FrameArray, size: tuple[int, int], name: str, *, transpose: bool = False
+        self,
+        pieces: Sequence[FrameArray],
+        size: tuple[int, int],
+        name: str,
+        *,
+        transpose: bool = False,
     ) -> None:
-        shape = tuple(frames.shape)
-        if (
-            len(shape) not in (3, 4)
-            or not all(shape)
-            or (len(shape) == 4 and shape[3] not in (1, 3, 4))
-        ):
-            raise DataError(
-                f"{name} holds frames of shape {shape}; (frames, rows, columns) with 1, 3 or 4 "
-                "channels at the end are read"
-            )
-        self._frames = frames
+        if not pieces:
+            raise DataError(f"{name} holds no frames; choose another stimulus or add them")
+        for piece in pieces:
+            shape = tuple(piece.shape)
+            if piece.dtype.kind not in "fiub":
+                raise DataError(f"{name} holds {piece.dtype}, which are no pixels; write numbers")
+            if (
+                len(shape) not in (3, 4)
+                or not all(shape)
+                or (len(shape) == 4 and shape[3] not in (1, 3, 4))
+            ):
+                raise DataError(
+                    f"{name} holds frames of shape {shape}; (frames, rows, columns) with 1, 3 or 4 "
+                    "channels at the end are read"
+                )
+            if shape[1] * shape[2] > _MOST_PIXELS:
+                raise DataError(
+                    f"{name} holds frames of {shape[1]}×{shape[2]} pixels; write them smaller, in "
+                    f"at most {_MOST_PIXELS:,} pixels"
+                )
+        self._pieces = pieces
+        self._starts = np.cumsum([0, *(piece.shape[0] for piece in pieces)])
         self._size = size
         self._transpose = transpose
         self._scale, self._shift = self._range(name)
-        rows, columns = shape[1:3]
+        rows, columns = pieces[0].shape[1:3]
         self.source_size = (columns, rows) if transpose else (rows, columns)
 
     def __len__(self) -> int:
-        return int(self._frames.shape[0])
+        return int(self._starts[-1])
 
-    def read(self, start: int, stop: int) -> UInt8[np.ndarray, "f h w"]:
-        """Frames ``start`` to ``stop``, grey and resized."""
-        parts = [self._grey(self._frames[a:b]) for a, b in _chunks(start, stop)]
-        return np.concatenate(parts)
+    def read(self, positions: np.ndarray) -> UInt8[np.ndarray, "f h w"]:
+        """Frames of any numbers, grey and resized."""
+        wanted, order = np.unique(positions, return_inverse=True)
+        piece = np.searchsorted(self._starts, wanted, side="right") - 1
+        cuts = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(piece) != 0)) + 1
+        frames = np.empty((len(wanted), *self._size), np.uint8)
+        for first, last in zip([0, *cuts], [*cuts, len(wanted)], strict=True):
+            source, skipped = self._pieces[piece[first]], self._starts[piece[first]]
+            for a, b in _chunks(
+                source.shape, wanted[first] - skipped, wanted[last - 1] + 1 - skipped
+            ):
+                at = first + a - (wanted[first] - skipped)
+                frames[at : at + b - a] = self._grey(source[a:b])
+        return frames[order]
 
     def _grey(self, frames: np.ndarray) -> np.ndarray:
         array = np.asarray(frames)
@@ -92,12 +125,16 @@ class GreyFrames:
         return pixels.to(torch.uint8).numpy()
 
     def _range(self, name: str) -> tuple[float, float]:
-        if self._frames.dtype == np.uint8:
+        if all(piece.dtype == np.uint8 for piece in self._pieces):
             return 1.0, 0.0
         low, high = np.inf, -np.inf
-        for a, b in _chunks(0, len(self)):
-            part = np.asarray(self._frames[a:b])
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
+        for piece in self._pieces:
+            for a, b in _chunks(piece.shape, 0, piece.shape[0]):
+                part = np.asarray(piece[a:b])
+                if part.ndim == 4 and part.shape[3] == 4:
+                    part = part[..., :3]
+                # numpy's minimum keeps NaN, which fits none of the ranges below.
+                low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
         if low >= 0 and high <= 1:
             return 255.0, 0.0
         if low >= -1 and high <= 1:
@@ -109,6 +146,8 @@ class GreyFrames:
         )
 
 
-def _chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, _FRAMES_AT_ONCE):
-        yield first, min(first + _FRAMES_AT_ONCE, stop)
+def _chunks(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Parts of a range of frames that fit into memory whatever a frame's size."""
+    step = max(1, _VALUES_AT_ONCE // int(np.prod(shape[1:])))
+    for first in range(int(start), int(stop), step):
+        yield first, min(first + step, int(stop))

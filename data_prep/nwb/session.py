@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.nwb.file import NwbFile, ShownFrames, Signal, Unit
-from data_prep.nwb.frame_clock import bin_means, observed, spike_counts
-from data_prep.nwb.grey_frames import GreyFrames
+from data_prep.nwb.file import NwbFile, Signal
+from data_prep.nwb.frame_clock import bin_means
+from data_prep.nwb.grey_frames import GREY, GreyFrames
 from data_prep.nwb.movie_split import frame_prints, movies, split_movies
+from data_prep.nwb.neurons import Neurons, RoiSignals
+from data_prep.nwb.stimuli import ShownFrames, Stimuli
 from data_prep.nwb.stimulus_trials import TrialFrames, cut_by_table, cut_evenly, join
+from data_prep.nwb.unit_selection import UnitSelection
 from data_prep.session_writer import SessionWriter
 from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS
 from ssl_vivit.data.sessions.split import shared_movies
@@ -30,7 +33,7 @@ class NwbReport:
 
     Attributes:
         path: the session's folder.
-        neurons: units written.
+        neurons: units or regions of interest written.
         tiers: tier → number of trials.
         frames_per_second: of the bins.
         notes: lines on what was left out or is unusual.
@@ -48,6 +51,11 @@ def convert(
     out: str | Path,
     *,
     stimuli: Sequence[str] = (),
+    template: str | None = None,
+    frame_column: str | None = None,
+    external_movies: bool = False,
+    responses: str | None = None,
+    units: str | None = None,
     running: str | None = None,
     pupil: Sequence[str] = (),
     behaviour: Sequence[str] = (),
@@ -65,7 +73,12 @@ def convert(
     Args:
         path: the NWB file.
         out: the session's folder; appears whole.
-        stimuli: names of the stimuli; empty for the only one.
+        stimuli: names of the stimuli, series or tables of presentations; empty for the only one.
+        template: name of the pictures that a table of presentations shows.
+        frame_column: column of that table that says which picture a row shows.
+        external_movies: whether to read movies in files beside the NWB file.
+        responses: RoiResponseSeries to take as responses; None for spike counts of the units.
+        units: condition on columns of the units' or regions' table, see :class:`UnitSelection`.
         running: TimeSeries of running speed, a channel of behaviour.
         pupil: TimeSeries of the pupil: one of two columns is its centre, one of one column its
             size, a channel of behaviour.
@@ -85,18 +98,46 @@ def convert(
     """
     _check_settings(rate, size, trial_seconds, held_out, trials)
     notes: list[str] = []
+    selection = None if units is None else UnitSelection(units)
     with NwbFile(path) as file:
-        units = file.units()
-        shown = _choose(file, stimuli)
+        neurons: Neurons = (
+            file.units(selection) if responses is None else file.rois(responses, selection)
+        )
+        shown = _choose(
+            Stimuli(
+                file,
+                template=template,
+                frame_column=frame_column,
+                external_movies=external_movies,
+            ),
+            stimuli,
+        )
         signals, centre = _signals(file, running, pupil, behaviour)
         cut, given, left_out = _cut(file, shown, rate, trials, trial_seconds, tiers)
+        for stimulus in shown:
+            left_out += stimulus.left_out
+        if units is not None:
+            notes.append(f"--units chose {len(neurons.ids)} of {neurons.available}")
         cut, given = _with_signals(cut, given, [*signals, *centre], left_out, notes)
+        if isinstance(neurons, RoiSignals):
+            cut, given = _with_responses(cut, given, neurons, left_out)
         if not cut:
             raise DataError(_no_trials(path, left_out))
         frames = [_Shown(stimulus, size, transpose) for stimulus in shown]
         bins = np.concatenate([np.diff(trial.edges) for trial in cut])
         frames_per_second = rate if rate is not None else round(float(1 / bins.mean()), 4)
         notes += _clock_notes(bins)
+        if isinstance(neurons, RoiSignals) and neurons.interval > 1.5 * bins.mean():
+            notes.append(
+                f"{neurons.name} has {1 / neurons.interval:.4g} samples a second, and each stands in "
+                f"several bins; --rate {1 / neurons.interval:.4g} gives a bin a sample"
+            )
+        grey = np.concatenate([trial.position for trial in cut]) < 0
+        if grey.any():
+            notes.append(
+                f"{grey.mean():.1%} of the frames are a grey screen ({GREY}): between rows of the "
+                "table, and where it says so"
+            )
         if any(_squeezed(f.source_size, size) for f in frames):
             notes.append(
                 f"frames of {frames[0].source_size[0]}×{frames[0].source_size[1]} pixels become "
@@ -105,64 +146,98 @@ def convert(
         with SessionWriter(
             out,
             frames_per_second=frames_per_second,
-            kind="spikes",
-            unit_ids=[unit.number for unit in units],
+            kind=neurons.kind,
+            unit_ids=neurons.ids,
             facts={
                 "source": Path(path).name,
                 "identifier": file.identifier,
                 "stimuli": [stimulus.name for stimulus in shown],
                 "behaviour": [signal.name for signal in signals],
+                **({"units": units} if units is not None else {}),
+                **({"series": neurons.name} if isinstance(neurons, RoiSignals) else {}),
             },
         ) as session:
-            bar = tqdm(cut, desc="frames", unit="trial", disable=not progress)
-            prints = [frame_prints(_video(trial, frames)) for trial in bar]
+            with tqdm(cut, desc="frames", unit="trial", disable=not progress) as bar:
+                prints = [frame_prints(_video(trial, frames)) for trial in bar]
             chosen = given if given is not None else split_movies(prints, held_out)
             shown_in: dict[str, set[int]] = {"train": set()}
             for movie, tier in zip(movies(prints), chosen, strict=True):
                 shown_in.setdefault(tier, set()).add(movie)
             for tier, (count, _) in sorted(shared_movies(shown_in).items()):
                 notes.append(f"{count} movies of {tier} are shown in train, too")
-            total = np.zeros(len(units), np.int64)
-            bar = tqdm(cut, desc="trials", unit="trial", disable=not progress)
-            for trial, tier in zip(bar, chosen, strict=True):
-                responses = _responses(units, trial.edges)
-                total += np.nansum(responses, axis=0).astype(np.int64)
-                session.add(
-                    tier,
-                    _video(trial, frames),
-                    responses,
-                    behaviour=_columns(signals, trial.edges),
-                    pupil_centre=_columns(centre, trial.edges),
-                )
-    if silent := int((total == 0).sum()):
-        notes.append(f"{silent} of {len(units)} units have no spike in any trial")
+            totals = _Totals(len(neurons.ids))
+            with tqdm(cut, desc="trials", unit="trial", disable=not progress) as bar:
+                for trial, tier in zip(bar, chosen, strict=True):
+                    values = neurons.responses(trial.edges)
+                    totals.add(values)
+                    session.add(
+                        tier,
+                        _video(trial, frames),
+                        values,
+                        behaviour=_columns(signals, trial.edges),
+                        pupil_centre=_columns(centre, trial.edges),
+                    )
+    notes += totals.notes(neurons.kind)
     notes += [f"left out: {count} {why}" for why, count in left_out.items()]
-    return NwbReport(Path(out), len(units), dict(Counter(chosen)), frames_per_second, notes)
+    return NwbReport(Path(out), len(neurons.ids), dict(Counter(chosen)), frames_per_second, notes)
 
 
 class _Shown:
     """A stimulus with its pixels at hand, grey and small."""
 
     def __init__(self, shown: ShownFrames, size: tuple[int, int], transpose: bool) -> None:
-        if isinstance(shown.pixels, list):
-            images = [GreyFrames(p, size, shown.name, transpose=transpose) for p in shown.pixels]
-            self._all: np.ndarray | None = np.concatenate([image.read(0, 1) for image in images])
-            self._frames = images[0]
-        else:
-            self._frames = GreyFrames(shown.pixels, size, shown.name, transpose=transpose)
-            # A template is shown over and over; a film that was shown once may be hours long.
-            indexed = (
-                len(shown.positions) != len(self._frames)
-                or (shown.positions != np.arange(len(shown.positions))).any()
-            )
-            self._all = self._frames.read(0, len(self._frames)) if indexed else None
+        self._frames = GreyFrames(shown.pieces, size, shown.name, transpose=transpose)
+        self._size = size
         self.source_size = self._frames.source_size
+        # A template is shown over and over; a film that was shown once may be hours long.
+        self._template: np.ndarray | None = None
+        if len(np.unique(shown.positions)) < len(shown.positions):
+            self._numbers = np.unique(shown.positions[shown.positions >= 0])
+            self._template = self._frames.read(self._numbers)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        if self._all is not None:
-            return self._all[positions]
-        first = int(positions.min())
-        return self._frames.read(first, int(positions.max()) + 1)[positions - first]
+        video = np.full((len(positions), *self._size), GREY, np.uint8)
+        seen = positions >= 0
+        if self._template is not None:
+            video[seen] = self._template[np.searchsorted(self._numbers, positions[seen])]
+        elif seen.any():
+            video[seen] = self._frames.read(positions[seen])
+        return video
+
+
+class _Totals:
+    """What all trials' responses together show to be unusual."""
+
+    def __init__(self, neurons: int) -> None:
+        self._sum = np.zeros(neurons)
+        self._silent_trials: list[int] = []
+        self._trials = 0
+        self._negative = self._known = 0
+
+    def add(self, responses: np.ndarray) -> None:
+        self._sum += np.nansum(responses, axis=0, dtype=np.float64)
+        if not np.nan_to_num(responses).any():
+            self._silent_trials.append(self._trials)
+        self._trials += 1
+        self._negative += int((responses < 0).sum())
+        self._known += int((~np.isnan(responses)).sum())
+
+    def notes(self, kind: str) -> list[str]:
+        notes = []
+        silent = int((self._sum == 0).sum())
+        if kind == "spikes" and silent:
+            notes.append(f"{silent} of {len(self._sum)} units have no spike in any trial")
+        if kind == "spikes" and self._silent_trials and silent < len(self._sum):
+            notes.append(
+                f"{len(self._silent_trials)} of {self._trials} trials hold no spike of any unit, "
+                f"trial {self._silent_trials[0]} first; was the recording on?"
+            )
+        if self._negative:
+            notes.append(
+                f"{self._negative / self._known:.1%} of the responses are below 0, and the Poisson "
+                "loss wants none; deconvolved events or fluorescence have none"
+            )
+        return notes
 
 
 def _check_settings(
@@ -184,19 +259,16 @@ def _check_settings(
         raise DataError(f"--held-out {held_out:g} must lie between 0 and 1")
 
 
-def _choose(file: NwbFile, names: Sequence[str]) -> list[ShownFrames]:
-    usual = file.usual_stimuli()
+def _choose(stimuli: Stimuli, names: Sequence[str]) -> list[ShownFrames]:
+    usual = stimuli.usual()
     if not names:
         if not usual:
-            raise DataError(
-                f"{file.path} has no stimulus with frames (ImageSeries or IndexSeries); add it to the "
-                "file's stimuli"
-            )
+            raise DataError(stimuli.none_found())
         if len(usual) > 1:
             raise DataError(
-                f"{file.path} has {len(usual)} stimuli; choose by --stimulus: {', '.join(usual)}"
+                f"the file has {len(usual)} stimuli; choose by --stimulus: {', '.join(usual)}"
             )
-    shown = [file.stimulus(name) for name in names or usual]
+    shown = [stimuli.read(name) for name in names or usual]
     if len({stimulus.name for stimulus in shown}) < len(shown):
         raise DataError("--stimulus names one stimulus twice; name each once")
     return shown
@@ -235,9 +307,9 @@ def _cut(
     if trials is None:
         if tiers is not None:
             raise DataError(f"--tiers {tiers} is a column of a table; name the table by --trials")
-        return cut_evenly(timeline, trial_seconds or 10.0, rate), None, Counter()
-    starts = file.column(trials, "start_time").astype(np.float64)
-    stops = file.column(trials, "stop_time").astype(np.float64)
+        cut, left_out = cut_evenly(timeline, trial_seconds or 10.0, rate)
+        return cut, None, left_out
+    starts, stops = file.interval_times(trials)
     cut, left_out = cut_by_table(timeline, starts, stops, rate)
     if tiers is None:
         return cut, None, left_out
@@ -280,6 +352,21 @@ def _with_signals(
     return [trial for trial, k in zip(cut, keep, strict=True) if k], chosen
 
 
+def _with_responses(
+    cut: list[TrialFrames],
+    given: list[str] | None,
+    neurons: RoiSignals,
+    left_out: Counter[str],
+) -> tuple[list[TrialFrames], list[str] | None]:
+    """Leave out trials without any sample of the responses."""
+    edges = np.array([trial.edges[[0, -1]] for trial in cut]).reshape(-1, 2)
+    within = np.diff(np.searchsorted(neurons.times, edges), axis=1)[:, 0] > 0
+    if not within.all():
+        left_out[f"trials hold no sample of {neurons.name}"] += int((~within).sum())
+    chosen = None if given is None else [t for t, k in zip(given, within, strict=True) if k]
+    return [trial for trial, k in zip(cut, within, strict=True) if k], chosen
+
+
 def _is_stale(signal: Signal, edges: np.ndarray) -> bool:
     known = signal.times[~np.isnan(signal.values).all(1)]
     last = known[np.searchsorted(known, edges[1:], side="left") - 1]
@@ -320,15 +407,6 @@ def _video(trial: TrialFrames, frames: list[_Shown]) -> np.ndarray:
         video[here] = shown
     assert video is not None
     return video
-
-
-def _responses(units: list[Unit], edges: np.ndarray) -> np.ndarray:
-    responses = np.empty((len(edges) - 1, len(units)), np.float32)
-    for column, unit in enumerate(units):
-        responses[:, column] = spike_counts(unit.spike_times, edges)
-        if unit.intervals is not None:
-            responses[~observed(unit.intervals, edges), column] = np.nan
-    return responses
 
 
 def _columns(signals: list[Signal], edges: np.ndarray) -> np.ndarray | None:

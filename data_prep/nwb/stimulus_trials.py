@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from data_prep.nwb.file import ShownFrames
-from data_prep.nwb.frame_clock import PAUSE, even_edges, frame_at, frame_ends, frame_rate
+from data_prep.nwb.frame_clock import PAUSE, even_edges, frame_at, frame_rate
+from data_prep.nwb.presentations import NO_INTERVAL, intervals
+from data_prep.nwb.stimuli import ShownFrames
 from ssl_vivit.errors import DataError
 
 _SAME_RATE = 0.01
 # Trial tables and frame clocks are often written by different machines.
 _EARLY = 0.01
+_TOO_FEW = "rows show fewer than two frames of the stimulus"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Timeline:
         onsets: (F,) seconds.
         ends: (F,) seconds; at the next onset, or one usual interval later before a pause.
         stimulus: (F,) number of the stimulus that a frame belongs to.
-        position: (F,) which of its frames it is.
+        position: (F,) which of its frames it is; −1 for a grey screen.
         interval: usual seconds between frames, the median.
     """
 
@@ -43,7 +46,7 @@ class TrialFrames:
     Attributes:
         edges: (T + 1,) seconds.
         stimulus: (T,) number of the stimulus.
-        position: (T,) frame of the stimulus.
+        position: (T,) frame of the stimulus; −1 for a grey screen.
         row: of the table of trials; None where there was no table.
     """
 
@@ -63,15 +66,15 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
     Raises:
         DataError: if two were shown at once, or their rates differ and ``rate`` is None.
     """
-    intervals = [float(np.median(np.diff(shown.onsets))) for shown in stimuli]
+    usual = [float(np.median(np.diff(shown.onsets))) for shown in stimuli]
     rates = [frame_rate(shown.onsets) for shown in stimuli]
     if rate is None and max(rates) > min(rates) * (1 + _SAME_RATE):
         told = ", ".join(f"{s.name} at {r:.4g} Hz" for s, r in zip(stimuli, rates, strict=True))
         raise DataError(f"the stimuli have different frame rates ({told}); give one by --rate")
     onsets = np.concatenate([shown.onsets for shown in stimuli])
-    ends = np.concatenate([frame_ends(shown.onsets) for shown in stimuli])
+    ends = np.concatenate([shown.ends for shown in stimuli])
     # Whether a frame lasted until another one of its own stimulus.
-    followed = np.concatenate([np.append(_lasting(s.onsets), False) for s in stimuli])
+    followed = np.concatenate([np.append(s.ends[:-1] >= s.onsets[1:], False) for s in stimuli])
     number = np.repeat(np.arange(len(stimuli)), [len(shown.onsets) for shown in stimuli])
     position = np.concatenate([shown.positions for shown in stimuli])
     order = np.argsort(onsets, kind="stable")
@@ -88,7 +91,7 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
         np.minimum(ends, np.append(onsets[1:], np.inf)),
         number,
         position,
-        float(np.median(intervals)),
+        float(np.median(usual)),
     )
 
 
@@ -109,38 +112,58 @@ def cut_by_table(
     early = _EARLY * timeline.interval
     trials = []
     left_out: Counter[str] = Counter()
-    for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-        first, last = np.searchsorted(timeline.onsets, [start - early, stop - early]).tolist()
-        if last - first < 2:
-            left_out["rows show fewer than two frames of the stimulus"] += 1
+    rows, bad = intervals(starts, stops)
+    if bad:
+        left_out[f"rows {NO_INTERVAL}"] = bad
+    for row in rows.tolist():
+        span = [starts[row] - early, stops[row] - early]
+        first, last = np.searchsorted(timeline.onsets, span).tolist()
+        if last == first:
+            left_out[_TOO_FEW] += 1
         elif _pauses(timeline, first, last):
             left_out["rows hold a pause between frames"] += 1
+        elif len((trial := _trial(timeline, first, last, rate, row)).position) < 2:
+            left_out[_TOO_FEW] += 1
         else:
-            trials.append(_trial(timeline, first, last, rate, row))
+            trials.append(trial)
     return trials, left_out
 
 
-def cut_evenly(timeline: Timeline, seconds: float, rate: float | None) -> list[TrialFrames]:
+def cut_evenly(
+    timeline: Timeline, seconds: float, rate: float | None
+) -> tuple[list[TrialFrames], Counter[str]]:
     """Cut what was shown into trials of about equal length.
 
     A trial ends at pauses, where another stimulus begins, and where a movie that ran in order starts
     again; what lies between is divided into pieces as near to ``seconds`` as whole pieces come, so
-    that every frame is used and repeats are cut alike.
+    that every frame is used and repeats are cut alike. A grey screen belongs to the picture before
+    it, and stretches of grey alone are left out.
 
     Args:
         timeline: what was shown.
         seconds: length to aim at.
         rate: of even bins; None for the frame clock.
+
+    Returns:
+        The trials, and how many pieces gave none, by reason.
     """
     trials = []
+    left_out: Counter[str] = Counter()
     for first, last in _stretches(timeline):
-        duration = timeline.ends[last - 1] - timeline.onsets[first]
-        pieces = max(1, round(duration / seconds))
-        cuts = np.linspace(first, last, pieces + 1).round().astype(int)
-        for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            if b - a >= 2:
-                trials.append(_trial(timeline, a, b, rate, None))
-    return trials
+        seen = first + np.flatnonzero(timeline.position[first:last] >= 0)
+        if not seen.size:
+            continue
+        pieces = max(1, round((timeline.ends[seen[-1]] - timeline.onsets[first]) / seconds))
+        # Cut by pictures: grey of varying length must not cut repeats differently.
+        inner = np.linspace(0, len(seen), pieces + 1).round().astype(int)[1:-1]
+        cuts = [first, *seen[inner].tolist(), last]
+        for a, b in pairwise(cuts):
+            trial = _trial(timeline, a, b, rate, None)
+            if len(trial.position) >= 2:
+                trials.append(trial)
+            else:
+                left_out["pieces of the stimulus are a single frame"] += 1
+    return trials, left_out
 
 
 def _stretches(timeline: Timeline) -> list[tuple[int, int]]:
@@ -149,23 +172,19 @@ def _stretches(timeline: Timeline) -> list[tuple[int, int]]:
     starts = np.flatnonzero(paused | changed) + 1
     found = []
     for first, last in zip([0, *starts], [*starts, len(timeline.onsets)], strict=True):
-        steps = np.diff(timeline.position[first:last])
+        seen = first + np.flatnonzero(timeline.position[first:last] >= 0)
+        steps = np.diff(timeline.position[seen])
         back = np.flatnonzero(steps < 0)
         # Images in random order go back all the time; that is no movie starting again.
         in_order = (np.delete(steps, back) <= 1).all() and len(back) < len(steps) / 4
-        inner = first + back + 1 if in_order else []
+        inner = seen[back + 1] if in_order else []
         found += list(zip([first, *inner], [*inner, last], strict=True))
     return [(int(a), int(b)) for a, b in found]
 
 
-def _lasting(onsets: np.ndarray) -> np.ndarray:
-    lasts = np.diff(onsets)
-    return lasts <= PAUSE * np.median(lasts)
-
-
 def _pauses(timeline: Timeline, first: int, last: int) -> bool:
-    lasts = np.diff(timeline.onsets[first:last])
-    return bool((lasts > PAUSE * timeline.interval).any())
+    gaps = timeline.onsets[first + 1 : last] - timeline.ends[first : last - 1]
+    return bool((gaps > (PAUSE - 1) * timeline.interval).any())
 
 
 def _trial(

@@ -12,6 +12,7 @@ from data_prep.nwb.frame_clock import (
     frame_ends,
     frame_rate,
     observed,
+    sample_means,
     spike_counts,
 )
 
@@ -119,3 +120,28 @@ def test_observed_bins():
     edges = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     seen = observed(np.array([[0.0, 1.5], [2.0, 4.0]]), edges)
     np.testing.assert_array_equal(seen, [True, False, True, True, False])
+
+
+def test_responses_are_neither_looked_ahead_nor_filled():
+    edges = clocks()["irregular"]
+    rng = np.random.default_rng(7)
+    times = np.sort(np.concatenate([rng.uniform(edges[2], edges[-1] + 1, 120), edges[10:40]]))
+    values = rng.normal(size=(len(times), 3)) + 1e6
+    values[rng.random(values.shape) < 0.3] = np.nan
+    keep = 0.05
+    slow = np.full((len(edges) - 1, 3), np.nan)
+    held = 0
+    for k in range(len(edges) - 1):
+        inside = (times >= edges[k]) & (times < edges[k + 1])
+        before = np.flatnonzero(times < edges[k])
+        for c in range(3):
+            known = values[inside, c][~np.isnan(values[inside, c])]
+            if inside.any():
+                slow[k, c] = known.mean() if len(known) else np.nan
+            elif len(before) and edges[k] - times[before[-1]] <= keep:
+                slow[k, c] = values[before[-1], c]
+                held += 1
+    assert held > 20
+    np.testing.assert_allclose(sample_means(times, values, edges, keep), slow, rtol=1e-14)
+    nothing = sample_means(times[:0], values[:0], edges, keep)
+    assert np.isnan(nothing).all()

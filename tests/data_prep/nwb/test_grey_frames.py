@@ -25,36 +25,42 @@ GREY = COLOUR[..., 0]
     ids=["uint8", "float", "uint16", "unit", "signed", "one channel"],
 )
 def test_pixel_ranges(frames):
-    np.testing.assert_array_equal(GreyFrames(frames, (8, 6), "a").read(1, 4), GREY[1:4])
+    np.testing.assert_array_equal(
+        GreyFrames([frames], (8, 6), "a").read(np.arange(1, 4)), GREY[1:4]
+    )
 
 
 def test_colour_is_luma_and_alpha_is_dropped():
     expected = np.round(COLOUR @ [0.2989, 0.587, 0.114])
     opaque = np.concatenate([COLOUR, COLOUR[..., :1]], axis=-1)
     for frames in (COLOUR, opaque):
-        np.testing.assert_array_equal(GreyFrames(frames, (8, 6), "a").read(0, 5), expected)
+        np.testing.assert_array_equal(
+            GreyFrames([frames], (8, 6), "a").read(np.arange(0, 5)), expected
+        )
 
 
 def test_transposed_frames():
-    made = GreyFrames(GREY.swapaxes(1, 2), (8, 6), "a", transpose=True)
-    np.testing.assert_array_equal(made.read(0, 5), GREY)
+    made = GreyFrames([GREY.swapaxes(1, 2)], (8, 6), "a", transpose=True)
+    np.testing.assert_array_equal(made.read(np.arange(0, 5)), GREY)
     assert made.source_size == (8, 6)
 
 
 def test_shrinking_averages():
     """A checkerboard of single pixels becomes even grey: antialiased, not sampled."""
     board = np.indices((40, 40)).sum(0) % 2 * 255
-    small = GreyFrames(board[None].astype(np.uint8), (10, 10), "a").read(0, 1)
+    small = GreyFrames([board[None].astype(np.uint8)], (10, 10), "a").read(np.arange(0, 1))
     assert np.abs(small.astype(int) - 127.5).max() < 3
 
 
 def test_frames_across_chunks():
     many = np.random.default_rng(1).random((600, 2, 3))
     expected = np.round(many.astype(np.float32) * 255)
-    np.testing.assert_array_equal(GreyFrames(many, (2, 3), "a").read(3, 590), expected[3:590])
+    np.testing.assert_array_equal(
+        GreyFrames([many], (2, 3), "a").read(np.arange(3, 590)), expected[3:590]
+    )
 
 
 @pytest.mark.parametrize("frames", [GREY[0], COLOUR[..., :2], GREY[:0], GREY * 2.0, GREY - 300.0])
 def test_what_is_no_frames(frames):
     with pytest.raises(DataError, match=r"^film holds"):
-        GreyFrames(frames, (8, 6), "film")
+        GreyFrames([frames], (8, 6), "film")

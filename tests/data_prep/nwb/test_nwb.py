@@ -193,6 +193,7 @@ def test_a_trial_before_a_signal_begins_is_left_out(tmp_path):
     report = convert(
         tmp_path / "f.nwb",
         tmp_path / "s",
+        stimuli=["film"],
         behaviour=["speed"],
         trial_seconds=1,
         size=(8, 8),
@@ -213,7 +214,13 @@ def test_a_trial_before_a_signal_begins_is_left_out(tmp_path):
 def test_a_signal_that_stops_is_named(tmp_path):
     times = np.arange(0, 2.2, 0.01)
     film_and_speed(tmp_path / "f.nwb", times, times)
-    settings = {"running": "speed", "trial_seconds": 1, "size": (8, 8), "progress": False}
+    settings = {
+        "stimuli": ["film"],
+        "running": "speed",
+        "trial_seconds": 1,
+        "size": (8, 8),
+        "progress": False,
+    }
     report = convert(tmp_path / "f.nwb", tmp_path / "s", **settings)
     assert (
         "acquisition/speed has no sample for more than 1 s in 1 trials; its last value is kept"
@@ -271,7 +278,7 @@ def test_files_that_lack_something(tmp_path, capsys):
         return line([str(file), "--out", str(tmp_path / "s"), *parts.get("options", [])], capsys)
 
     assert "has no units" in refusal(units=[], stimuli=[film()])
-    assert "has no stimulus with frames" in refusal()
+    assert "has no stimulus with times at which it was shown" in refusal()
     assert "1 different movie," in refusal(stimuli=[film()])
     both = [film("a"), film("b", starting_time=0.01)]
     assert "were shown at once" in refusal(stimuli=both, options=["--stimulus", "a", "b"])
@@ -285,7 +292,8 @@ def test_files_that_lack_something(tmp_path, capsys):
         format="external",
         starting_frame=[0],
     )
-    assert "lie in another file (x.avi)" in refusal(stimuli=[elsewhere])
+    text = refusal(stimuli=[elsewhere])
+    assert "lie in another file (x.avi); give --external-movies" in text
     wide = film(data=np.linspace(-9, 900, 60 * 64).reshape(60, 8, 8))
     assert "pixels from -9 to 900" in refusal(stimuli=[wide])
     assert not (tmp_path / "s").exists()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.nwb.file import ShownFrames
+from data_prep.nwb.frame_clock import frame_ends
+from data_prep.nwb.stimuli import ShownFrames
 from data_prep.nwb.stimulus_trials import cut_by_table, cut_evenly, join
 from ssl_vivit.errors import DataError
 
@@ -13,7 +14,7 @@ from ssl_vivit.errors import DataError
 def shown(onsets, positions=None, name="a"):
     onsets = np.asarray(onsets, float)
     positions = np.arange(len(onsets)) if positions is None else np.asarray(positions)
-    return ShownFrames(name, onsets, positions, None)
+    return ShownFrames(name, onsets, frame_ends(onsets), positions, [])
 
 
 def positions(trials):
@@ -30,6 +31,13 @@ def test_rows_take_the_frames_that_begin_in_them():
     assert left_out == {"rows show fewer than two frames of the stimulus": 1}
 
 
+def test_a_row_with_one_picture_has_as_many_bins_as_fit():
+    timeline = join([shown([0.0, 1.0, 2.0])], 4.0)
+    trials, left_out = cut_by_table(timeline, np.array([1.0]), np.array([2.0]), 4.0)
+    assert positions(trials) == [[1, 1, 1, 1]]
+    assert not left_out
+
+
 def test_a_row_across_a_pause_is_left_out():
     timeline = join([shown([0, 0.1, 0.2, 0.3, 1.3, 1.4])], None)
     trials, left_out = cut_by_table(timeline, np.array([0.0, 0.0]), np.array([0.4, 2.0]), None)
@@ -40,7 +48,7 @@ def test_a_row_across_a_pause_is_left_out():
 def test_cuts_at_pauses_restarts_and_other_stimuli():
     a = shown(np.arange(12) / 10, [*range(6), *range(6)], "a")
     b = shown(1.2 + np.arange(10) / 10, name="b")
-    trials = cut_evenly(join([a, b], None), 0.5, None)
+    trials, _ = cut_evenly(join([a, b], None), 0.5, None)
     # movie a is 0.6 s long: one piece; b is 1 s long: two.
     assert positions(trials) == [[*range(6)], [*range(6)], [*range(5)], [*range(5, 10)]]
     assert [trial.stimulus.tolist() for trial in trials[1:3]] == [[0] * 6, [1] * 5]
@@ -49,12 +57,12 @@ def test_cuts_at_pauses_restarts_and_other_stimuli():
 
 def test_images_in_random_order_are_no_movie_that_starts_again():
     order = np.random.default_rng(0).permutation(40)
-    trials = cut_evenly(join([shown(np.arange(40) / 4, order)], None), 5.0, None)
+    trials, _ = cut_evenly(join([shown(np.arange(40) / 4, order)], None), 5.0, None)
     assert positions(trials) == [order[:20].tolist(), order[20:].tolist()]
 
 
 def test_every_frame_is_used_and_repeats_are_cut_alike():
-    trials = cut_evenly(
+    trials, _ = cut_evenly(
         join([shown(np.arange(94) / 10, [*range(47), *range(47)])], None), 1.0, None
     )
     assert [k for trial in positions(trials) for k in trial] == [*range(47), *range(47)]
@@ -63,7 +71,7 @@ def test_every_frame_is_used_and_repeats_are_cut_alike():
 
 
 def test_bins_of_another_rate():
-    trials = cut_evenly(join([shown(3 + np.arange(10) / 10)], 20.0), 10.0, 20.0)
+    trials, _ = cut_evenly(join([shown(3 + np.arange(10) / 10)], 20.0), 10.0, 20.0)
     assert positions(trials) == [[k // 2 for k in range(20)]]
     np.testing.assert_array_equal(trials[0].edges, 3 + np.arange(21) / 20)
 
@@ -80,5 +88,24 @@ def test_stimuli_of_other_rates_need_a_rate():
     with pytest.raises(DataError, match=r"a at 10 Hz, b at 30 Hz\); give one by --rate"):
         join(both, None)
     # Even bins of another rate hold every stimulus's frame.
-    trials = cut_evenly(join(both, 30.0), 10.0, 30.0)
+    trials, _ = cut_evenly(join(both, 30.0), 10.0, 30.0)
     assert positions(trials) == [[k // 3 for k in range(30)], [*range(10)]]
+
+
+def test_grey_stays_with_the_picture_before_it():
+    """Gaps of varying length between repeats do not cut them differently."""
+    repeats = [[*range(10), -1, -1], [*range(10), -1, -1, -1], [*range(10)]]
+    order = [k for repeat in repeats for k in repeat]
+    trials, _ = cut_evenly(join([shown(np.arange(35) / 10, order)], None), 0.5, None)
+    halves = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9]
+    assert positions(trials) == [
+        halves[0], [*halves[1], -1, -1], halves[0], [*halves[1], -1, -1, -1], *halves,
+    ]  # fmt: skip
+    alone = join([shown(np.arange(5) / 10, [-1] * 5)], None)
+    assert cut_evenly(alone, 1.0, None) == ([], {})
+
+
+def test_single_frames_are_left_out_and_counted():
+    trials, left_out = cut_evenly(join([shown([0, 0.1, 0.2, 5, 9, 9.1])], None), 1.0, None)
+    assert positions(trials) == [[0, 1, 2], [4, 5]]
+    assert left_out == {"pieces of the stimulus are a single frame": 1}

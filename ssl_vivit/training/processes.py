@@ -246,8 +246,9 @@ def name_blocks(objective: nn.Module) -> None:
 
 def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:
     """Call a method of the objective behind whatever wraps it, with its parameters in place."""
-    # With keep_torch_compile, Accelerate would take DDP out of a compiled model for good.
-    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    # What FSDP2 shards is the compiled module. From a compiled DDP, keep_torch_compile would take
+    # DDP out for good.
+    inner = accelerator.unwrap_model(model, keep_torch_compile=accelerator.is_fsdp2)
     # Registered twice, the method would be wrapped twice, and deeper at every call.
     if accelerator.is_fsdp2 and method not in vars(inner):
         from torch.distributed.fsdp import register_fsdp_forward_method

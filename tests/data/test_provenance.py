@@ -1,6 +1,7 @@
 """Which test videos a recorded run may have trained on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,3 +72,15 @@ def test_shards_of_other_names_were_not_seen(folder, tmp_path):
     pack(folder / "ours", tmp_path, folder / "ours", frames=16, workers=1, progress=False,
          prefix="clevrer-test")  # fmt: skip
     assert trained_on(record(folder, "packed", 0.0), ShardSet(str(tmp_path)), range(12)) == 0
+
+
+def test_a_digest_is_of_the_contents_wherever_they_lie(folder, tmp_path):
+    packed = opened(folder, "packed")
+    shutil.copytree(folder / "packed", tmp_path / "moved")
+    names = sorted(str(path) for path in (tmp_path / "moved").glob("*.tar"))
+    assert ShardSet(names).digest() == packed.digest()
+    # Fewer shards, another order, the videos in another size, others of the same names, no annotations.
+    for others in (names[:2], names[::-1]):
+        assert ShardSet(others).digest() != packed.digest()
+    for name in ("smaller", "namesakes", "bare"):
+        assert opened(folder, name).digest() != packed.digest()

@@ -32,9 +32,11 @@ class Objective(nn.Module):
 
     Attributes:
         export_name: name of the exported directory inside the run and its checkpoints.
+        least_micro_batch: samples that a micro-batch, gathered from all processes, must hold.
     """
 
     export_name = "encoder"
+    least_micro_batch = 1
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """Loss and metrics of a batch."""

@@ -40,6 +40,9 @@ class SimCLR(Objective):
         ValueError: for a setting out of its range.
     """
 
+    # With one video there is no negative: the loss and its gradient are exactly 0.
+    least_micro_batch = 2
+
     def __init__(
         self,
         encoder: ViViT,
@@ -76,11 +79,17 @@ class SimCLR(Objective):
             alignment, uniformity and the effective rank of the embeddings.
 
         Raises:
-            ValueError: if the batch does not hold two views of each video.
+            ValueError: if the batch does not hold two views of each video, or if the batches of
+                all processes together hold one video, which has no negatives.
         """
         views = batch["clips"].shape[1]
         if views != 2:
             raise ValueError(f"SimCLR contrasts two views, the batch has {views}; set views to 2")
+        if len(batch["clips"]) * dist.world_size() < self.least_micro_batch:
+            raise ValueError(
+                "SimCLR contrasts different videos, the batch has one; give it two or more, by a "
+                "larger training.total_batch_size or a smaller training.accumulation"
+            )
         hidden = rearrange(self.features(batch), "b views d -> (b views) d")
         embeddings = self.head(hidden)
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -25,6 +25,15 @@ class Batches(Protocol):
     ) -> Iterator[dict[str, Any]]: ...
 
 
+@runtime_checkable
+class Recognised(Protocol):
+    """A loader that knows its data by their contents, wherever they lie."""
+
+    def contents(self) -> dict[str, str]:
+        """Setting that names data, such as ``data.shards`` → digest of what it names."""
+        ...
+
+
 def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
     """This process's share of the total batch.
 

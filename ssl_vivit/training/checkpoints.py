@@ -106,13 +106,25 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
         per_parameter.setdefault(parameter, {})[key] = tensor
     template = state_dict.get_optimizer_state_dict(model, optimizer, options=full)
     current: Any = template.get("param_groups", [])
-    trained = {name for group in current for name in group["params"]}
+    # These names are the objective's own, whatever wraps it, in the order of the optimiser.
+    trained = {
+        name: parameter
+        for named, group in zip(current, optimizer.param_groups, strict=True)
+        for name, parameter in zip(named["params"], group["params"], strict=True)
+    }
     # Parameters that wait for their first step are in the groups, but have no state yet.
-    if not trained.issuperset(per_parameter):
-        raise RunError("the checkpoint's optimiser trained parameters that are not trained now")
+    if lost := sorted(per_parameter.keys() - trained.keys()):
+        raise RunError(
+            "the checkpoint's optimiser trained parameters that are not trained now: "
+            f"{len(lost)}, {lost[0]} for one"
+        )
     loaded: Any = {"state": per_parameter, "param_groups": current}
     state_dict.set_optimizer_state_dict(model, optimizer, loaded, options=lenient)
-    _forget_states_of_others(model, optimizer, set(per_parameter))
+    for name, parameter in trained.items():
+        if name not in per_parameter:  # loading gives zeros to those that the checkpoint lacks
+            optimizer.state.pop(parameter, None)
+        elif not optimizer.state.get(parameter):
+            raise RunError(f"the checkpoint's optimiser state of {name} found no parameter")
     try:
         state_dict.set_model_state_dict(model, dict(state.model), options=full)
     except RuntimeError as error:
@@ -120,13 +132,6 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
         raise RunError(
             f"the checkpoint is of another model: {' '.join(first[1:2] or first)}"
         ) from None
-
-
-def _forget_states_of_others(model: nn.Module, optimizer: Optimizer, names: set[str]) -> None:
-    """Drop the zero states that loading gives to parameters which the checkpoint has none for."""
-    for name, parameter in model.named_parameters():
-        if name.removeprefix("module.") not in names:
-            optimizer.state.pop(parameter, None)
 
 
 def write_checkpoint(
@@ -166,7 +171,7 @@ def write_checkpoint(
             save_file(tensors, partial / f"rng_{rank}.safetensors")
             write_json(partial / f"rng_{rank}.json", generator["values"])
         export(partial / export_name)
-        files = {str(path.relative_to(partial)): _fingerprint(path) for path in _files(partial)}
+        files = {str(path.relative_to(partial)): file_fingerprint(path) for path in _files(partial)}
         write_json(partial / MANIFEST, {"step": step, "files": files})
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
@@ -212,7 +217,7 @@ def fault(path: Path) -> str | None:
         return "its manifest is missing or damaged"
     for name, expected in files.items():
         try:
-            found = _fingerprint(path / name)
+            found = file_fingerprint(path / name)
         except OSError:
             return f"{name} is missing"
         if found["bytes"] != expected["bytes"]:
@@ -280,7 +285,8 @@ def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
-def _fingerprint(path: Path) -> dict[str, int]:
+def file_fingerprint(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file, as ``bytes`` and ``crc32``."""
     size, crc = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

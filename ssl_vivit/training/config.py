@@ -79,7 +79,7 @@ class TrainingConfig:
             one, a path continues from that checkpoint.
         log_every: steps between lines of metrics.jsonl and the tracker.
         tracker: wandb logs offline where no account is set up; none logs to metrics.jsonl alone.
-        project: the tracker's project.
+        project: the tracker's project; null is that of WANDB_PROJECT, or ssl_vivit.
         seed: seed of what training draws, dropout for one.
     """
 
@@ -96,7 +96,7 @@ class TrainingConfig:
     resume: str = "never"
     log_every: int = 10
     tracker: Literal["wandb", "none"] = "wandb"
-    project: str = "ssl_vivit"
+    project: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

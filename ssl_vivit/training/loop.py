@@ -26,8 +26,9 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import checkpoints, random_state
-from ssl_vivit.training.batches import Batches, repeated, split_batch
+from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, to_plain
+from ssl_vivit.training.launcher import settle
 from ssl_vivit.training.optim import (
     build_optimizer,
     peak_learning_rate,
@@ -37,6 +38,8 @@ from ssl_vivit.training.optim import (
 from ssl_vivit.training.periodic import Moment, Periodic
 from ssl_vivit.training.processes import (
     Host,
+    accelerator_state_kept,
+    join_processes,
     prepare,
     start_accelerator,
     synchronise_norms,
@@ -103,7 +106,7 @@ def fit(
     objective = as_objective(objective)
     config.check()
     full_config = run_config if run_config is not None else {"training": to_plain(config)}
-    with Interruption() as interruption:
+    with accelerator_state_kept(), Interruption() as interruption:
         run = _Run(
             objective, batches, config, until, full_config, periodic, card or {}, interruption
         )
@@ -127,19 +130,30 @@ class _Run:
         card: dict[str, Any],
         interruption: Interruption,
     ) -> None:
+        config, unfollowed = settle(config, join_processes().device)
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
         self.accelerator = start_accelerator(config)
         self.host = Host()
+        for line in unfollowed:
+            self._say(line)
+        if not interruption.possible:
+            self._say(
+                "fit runs in a thread, where no signal saves a checkpoint; those of the program hold"
+            )
         self.split = split_batch(config, self.host)
+        self._refuse_small_micro_batches(objective)
         if isinstance(batches, Batches):
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
         objective = synchronise_norms(objective, self.host, self.accelerator)
         self.objective, self.export_name = objective, objective.export_name
         self.run_dir = run_directory(config)
-        found = self.host.from_main(lambda: str(open_run(config, run_config, self._say) or ""))
+        contents = batches.contents() if isinstance(batches, Recognised) else {}
+        found = self.host.from_main(
+            lambda: str(open_run(config, run_config, self._say, contents) or "")
+        )
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
 
@@ -150,6 +164,7 @@ class _Run:
         optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
         if config.compile:
             objective.to_compile().compile()
+        self.forward = vars(objective).get("forward")
         self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
         random_state.seed_process(config.seed, self.step, self.host.rank)
         if self.checkpoint is not None:
@@ -222,11 +237,26 @@ class _Run:
         return self._finished()
 
     def close(self) -> None:
+        # Accelerate wraps forward in autocast; in another fit that would outlast its precision.
+        vars(self.objective).pop("forward", None)
+        vars(self.objective).pop("_original_forward", None)
+        if self.forward is not None:
+            vars(self.objective)["forward"] = self.forward
         if isinstance(self.stream, Generator):
             self.stream.close()
         self.progress.close()
         if self.tracking is not None:
             self.tracking.close()
+
+    def _refuse_small_micro_batches(self, objective: Objective) -> None:
+        config, least = self.config, objective.least_micro_batch
+        held = config.total_batch_size // config.accumulation
+        if held < least:
+            raise RunError(
+                f"{type(objective).__name__} needs {least} samples in a micro-batch of all processes; "
+                f"training.total_batch_size {config.total_batch_size} over training.accumulation "
+                f"{config.accumulation} leaves {held}: raise the one or lower the other"
+            )
 
     def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
         """One optimisation step."""
@@ -303,7 +333,7 @@ class _Run:
             "train/clips_per_second": clips_per_second,
             **{f"train/{name}": value for name, value in metrics.items()},
         }
-        if torch.cuda.is_available():
+        if self.accelerator.device.type == "cuda":
             values["system/gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
         self._log(record.step, values)
 
@@ -392,6 +422,9 @@ class _Run:
         try:
             state, facts = checkpoints.read_checkpoint(path)
             checkpoints.scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
+            before, now = facts.get("precision"), self.config.precision
+            if before not in (None, now):
+                self._say(f"{path.name} was trained in {before}, training goes on in {now}")
             if self.accelerator.scaler is not None and facts["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
             if facts["world_size"] == self.host.world_size:
@@ -420,6 +453,7 @@ class _Run:
             "world_size": self.host.world_size,
             "total_batch_size": self.config.total_batch_size,
             "accumulation": self.config.accumulation,
+            "precision": self.config.precision,
             "grad_scaler": None if scaler is None else scaler.state_dict(),
             "versions": _versions(),
         }

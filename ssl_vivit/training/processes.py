@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.objectives.contract import Blocks, Objective
 from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.launcher import dynamo_plugin
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -25,6 +34,7 @@ _SUPPORTED = (
     DistributedType.MULTI_GPU,
     DistributedType.FSDP,
 )
+_RUNNING = threading.Lock()
 
 
 class Host:
@@ -90,27 +100,84 @@ def join_processes() -> PartialState:
 
     Accelerate keeps what it was told first, and joins processes on CPUs only when told that they
     are meant to be CPUs: a bare ``PartialState()`` would leave each of them alone for good.
+
+    Raises:
+        RunError: if an ``Accelerator`` made before has left this process alone.
     """
-    if not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if not on_gpu:
         _use_the_cores()
-    joins_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    return PartialState(cpu=joins_cpus)
+    launched = "LOCAL_RANK" in os.environ
+    state = PartialState(cpu=not on_gpu and (launched or torch.cuda.is_available()))
+    started = int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
+    if state.num_processes == 1 < started:
+        raise RunError(
+            f"the launcher started {started} processes, but an Accelerator made before fit left each "
+            "of them alone: make it by Accelerator(cpu=True), or call "
+            "ssl_vivit.training.join_processes() first"
+        )
+    return state
+
+
+@contextmanager
+def accelerator_state_kept() -> Iterator[None]:
+    """Let ``fit`` change Accelerate's state, and put back afterwards what was there before.
+
+    Accelerate keeps one state a process and refuses other settings once it is set up. The
+    processes stay joined.
+
+    Raises:
+        RunError: if ``fit`` is running in this process already.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise RunError(
+            "fit is running in this process already, and Accelerate and the random generators are "
+            "there once a process; wait for its end, or start another process"
+        )
+    shared = AcceleratorState._shared_state, GradientState._shared_state
+    before = [dict(state) for state in shared]
+    kind = PartialState._shared_state.get("distributed_type")
+    try:
+        yield
+    finally:
+        for state, content in zip(shared, before, strict=True):
+            state.clear()
+            state.update(content)
+        _set_distributed_type(kind)
+        _RUNNING.release()
+
+
+def _set_distributed_type(kind: DistributedType | None) -> None:
+    """Undo that Accelerate turns the type of joined processes into FSDP, and then takes it as set up."""
+    state = PartialState._shared_state
+    if state.get("distributed_type") == DistributedType.FSDP and kind != DistributedType.FSDP:
+        state["distributed_type"] = kind or DistributedType.MULTI_GPU
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Join the processes that the launcher started, in the precision asked for.
+    """Join the processes that the launcher started, with settings of its own.
+
+    Args:
+        config: as :func:`~ssl_vivit.training.launcher.settle` left it.
 
     Raises:
-        RunError: if this machine has not that precision.
+        RunError: if the launcher asks for another way of training than one process, DDP or FSDP2.
     """
-    on_gpu = torch.cuda.is_available()
-    joins_cpus = join_processes().distributed_type == DistributedType.MULTI_CPU
+    state = join_processes()
+    earlier = dict(AcceleratorState._shared_state)
+    # The part that training.compile names is compiled by then; it is not compiled twice.
+    dynamo = TorchDynamoPlugin(backend="no") if config.compile else dynamo_plugin()  # type: ignore[arg-type]
+    AcceleratorState._shared_state.clear()
+    GradientState._shared_state.clear()
+    _set_distributed_type(DistributedType.MULTI_GPU)
     accelerator = Accelerator(
-        mixed_precision=_precision(config, on_gpu),
-        cpu=joins_cpus,
+        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        cpu=state.device.type == "cpu",
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.accumulation, sync_with_dataloader=False
         ),
+        dynamo_plugin=dynamo,
+        fsdp_plugin=earlier.get("fsdp_plugin"),
     )
     if accelerator.distributed_type not in _SUPPORTED or (
         accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
@@ -156,7 +223,7 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
     norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in objective.modules())
     if host.world_size == 1 or not norms:
         return objective
-    if not torch.cuda.is_available():
+    if accelerator.device.type != "cuda":
         raise RunError(
             f"batch norm is not synchronised over {host.world_size} CPU processes; set "
             "--objective.batch_norm false, or train in one process"
@@ -179,7 +246,9 @@ def name_blocks(objective: nn.Module) -> None:
 
 def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:
     """Call a method of the objective behind whatever wraps it, with its parameters in place."""
-    inner = accelerator.unwrap_model(model)
+    # What FSDP2 shards is the compiled module. From a compiled DDP, keep_torch_compile would take
+    # DDP out for good.
+    inner = accelerator.unwrap_model(model, keep_torch_compile=accelerator.is_fsdp2)
     # Registered twice, the method would be wrapped twice, and deeper at every call.
     if accelerator.is_fsdp2 and method not in vars(inner):
         from torch.distributed.fsdp import register_fsdp_forward_method
@@ -187,17 +256,6 @@ def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object)
         register_fsdp_forward_method(inner, method)
     with accelerator.autocast():
         return getattr(inner, method)(*args)
-
-
-def _precision(config: TrainingConfig, on_gpu: bool) -> str:
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "auto":
-        return "bf16" if has_bf16 else "no"
-    if config.precision == "bf16" and on_gpu and not has_bf16:
-        raise RunError("training.precision bf16: this GPU has no bfloat16; fp16 and fp32 work")
-    if config.precision == "fp16" and not on_gpu:
-        raise RunError("training.precision fp16 needs a GPU; here auto, fp32 and bf16 work")
-    return {"fp32": "no"}.get(config.precision, config.precision)
 
 
 def _use_the_cores() -> None:

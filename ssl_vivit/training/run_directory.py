@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.files import replaced_directory, write_text
-from ssl_vivit.training.checkpoints import fault, later_than, newest_whole, step_of, sweep
+from ssl_vivit.files import replaced_directory, write_json, write_text
+from ssl_vivit.training.checkpoints import (
+    fault,
+    file_fingerprint,
+    later_than,
+    newest_whole,
+    step_of,
+    sweep,
+)
 from ssl_vivit.training.config import TrainingConfig
 
 # What a run is called and how it is watched; two runs that differ in these alone are the same run.
@@ -28,6 +36,9 @@ FREE_ON_RESUME = (
     "training.project",
 )
 FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
+# Digests of what the run was given, by the setting that names it.
+CONTENTS = "contents.json"
+ENCODER = "encoder.path"
 
 
 def run_directory(config: TrainingConfig) -> Path:
@@ -38,9 +49,19 @@ def run_directory(config: TrainingConfig) -> Path:
 
 
 def open_run(
-    config: TrainingConfig, run_config: dict[str, Any], warn: Callable[[str], None]
+    config: TrainingConfig,
+    run_config: dict[str, Any],
+    warn: Callable[[str], None],
+    contents: Mapping[str, str] | None = None,
 ) -> Path | None:
-    """Claim the run's directory and write its config.yaml.
+    """Claim the run's directory and write its config.yaml and contents.json.
+
+    Args:
+        config: of the run.
+        run_config: the recipe's full resolved config.
+        warn: told of each newer checkpoint that is not whole.
+        contents: setting that names data → digest of what it names. Such a setting may have
+            another value than before, as long as its digest is as before.
 
     Returns:
         The checkpoint to continue from, None for a start from nothing.
@@ -52,9 +73,10 @@ def open_run(
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file; choose another --training.run_dir")
     checkpoint = first_checkpoint(config, warn)
+    contents = {**_encoder_contents(run_config), **(contents or {})}
     if config.resume != "never":
         continued = run_dir if checkpoint is None else checkpoint.parent.parent
-        _same_settings(continued / "config.yaml", run_config)
+        _same_settings(continued, run_config, contents)
     inside = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
     if inside and config.resume != "auto" and checkpoint is not None:
         whole = [path for path in later_than(checkpoint) if fault(path) is None]
@@ -74,6 +96,7 @@ def open_run(
         sweep(run_dir / "checkpoints")
         text = yaml.safe_dump(without_names(run_config), sort_keys=False)
         write_text(run_dir / "config.yaml", text)
+        write_json(run_dir / CONTENTS, contents)
     except OSError as error:
         raise RunError(
             f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
@@ -142,22 +165,40 @@ def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     return path
 
 
-def _same_settings(path: Path, run_config: dict[str, Any]) -> None:
+def _encoder_contents(run_config: dict[str, Any]) -> dict[str, str]:
+    """Digest of an encoder that training starts from; none for a name on the hub."""
+    path = _flat(run_config).get(ENCODER)
+    files = [Path(path) / name for name in ("model.safetensors", "config.json")] if path else []
+    if not files or not all(file.is_file() for file in files):
+        return {}
+    return {ENCODER: " ".join(f"{file_fingerprint(file)['crc32']:08x}" for file in files)}
+
+
+def _same_settings(
+    continued: Path, run_config: dict[str, Any], contents: Mapping[str, str]
+) -> None:
+    path = continued / "config.yaml"
     if not path.exists():
         return
     saved = _flat(yaml.safe_load(path.read_text()) or {})
     current = _flat(yaml.safe_load(yaml.safe_dump(without_names(run_config))))
-    differing = [
-        key
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-        and key not in FREE_ON_RESUME
-        and key.rsplit(".", 1)[-1] not in FREE_ENDINGS
-    ]
-    if differing:
-        changes = ", ".join(f"{key} ({saved.get(key)} → {current.get(key)})" for key in differing)
+    known: dict[str, str] = {}
+    if (continued / CONTENTS).exists():  # runs of older versions have none
+        known = json.loads((continued / CONTENTS).read_text())
+    changes = []
+    for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
+        if key in FREE_ON_RESUME or key.rsplit(".", 1)[-1] in FREE_ENDINGS:
+            continue
+        moved = saved.get(key) != current.get(key)
+        if key in known and key in contents:
+            if known[key] != contents[key]:
+                names = f"{saved.get(key)} → {current.get(key)}, " if moved else ""
+                changes.append(f"{key} ({names}other contents than before)")
+        elif moved:
+            changes.append(f"{key} ({saved.get(key)} → {current.get(key)})")
+    if changes:
         raise RunError(
-            f"the run in {path.parent} was configured otherwise: {changes}; "
+            f"the run in {continued} was configured otherwise: {', '.join(changes)}; "
             "set it back to continue, or start anew in another --training.run_dir"
         )
 

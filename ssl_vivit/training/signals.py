@@ -20,16 +20,18 @@ class Interruption:
 
     Attributes:
         received: name of the first signal, None as long as there was none.
+        possible: whether requests are noted: not outside of the main thread.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        # Python allows signal handlers in the main thread alone; elsewhere signals keep their meaning.
+        self.possible = threading.current_thread() is threading.main_thread()
         self._first = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
-        # Python allows signal handlers in the main thread alone; elsewhere signals keep their meaning.
-        if threading.current_thread() is threading.main_thread():
+        if self.possible:
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 

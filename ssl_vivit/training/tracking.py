@@ -7,11 +7,16 @@ import math
 import netrc
 import os
 import secrets
+import ssl
 import sys
+import threading
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 from tqdm import tqdm
@@ -26,7 +31,7 @@ class Tracking:
     Args:
         run_dir: the run's directory.
         tracker: "wandb" or "none".
-        project: the tracker's project.
+        project: the tracker's project; None is that of WANDB_PROJECT, or ssl_vivit.
         run_config: what the tracker shows as the run's settings.
         first_step: the step that the run starts or continues from. Lines of later steps, which a
             killed run had written after its last checkpoint, are cut off.
@@ -39,7 +44,7 @@ class Tracking:
         self,
         run_dir: Path,
         tracker: Literal["wandb", "none"],
-        project: str,
+        project: str | None,
         run_config: dict[str, Any],
         first_step: int,
     ) -> None:
@@ -100,15 +105,22 @@ def cut_off(path: Path, step: int) -> None:
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """What the user asked for; without an account offline, so that nothing prompts."""
+    """What the user asked for; without an account offline, so that nothing prompts.
+
+    Raises:
+        RunError: if WANDB_MODE is none of wandb's modes for one process.
+    """
     asked = os.environ.get("WANDB_MODE", "").lower()
+    off = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
+    if off or asked == "disabled":
+        return "disabled"
+    if asked not in ("", "online", "run", "offline", "dryrun"):
+        raise RunError(f"WANDB_MODE is {asked}; it may be online, offline or disabled")
     if asked in ("offline", "dryrun"):
         return "offline"
-    if asked == "disabled":
-        return "disabled"
     if os.environ.get("WANDB_API_KEY") or asked in ("online", "run"):
         return "online"
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(_wandb_address()).hostname or ""
     try:
         known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
@@ -116,7 +128,42 @@ def wandb_mode() -> Literal["online", "offline", "disabled"]:
     return "online" if known else "offline"
 
 
-def _start_wandb(run_dir: Path, project: str, run_config: dict[str, Any]) -> Any:
+def unreachable(address: str, seconds: float = 5.0) -> str | None:
+    """Why a server does not answer; None if it does, whatever it answers.
+
+    Args:
+        address: an http or https URL.
+        seconds: after which it counts as not answering.
+    """
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(address, timeout=seconds).close()
+        except HTTPError:
+            outcome.append(None)
+        except (OSError, ValueError, HTTPException) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            # A certificate that Python does not know may be known to wandb.
+            outcome.append(None if isinstance(reason, ssl.SSLError) else str(reason))
+        else:
+            outcome.append(None)
+
+    # Looking up a name has no timeout of its own, so all of it runs beside.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return outcome[0] if outcome else "timed out"
+
+
+def _wandb_address() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _start_wandb(run_dir: Path, project: str | None, run_config: dict[str, Any]) -> Any:
+    mode = wandb_mode()
+    if mode == "disabled":
+        return None
     try:
         import wandb
     except ImportError:
@@ -130,15 +177,23 @@ def _start_wandb(run_dir: Path, project: str, run_config: dict[str, Any]) -> Any
     else:
         run_id = secrets.token_hex(4)
         write_json(identity, {"wandb": run_id}, indent=None)
+    folder = os.environ.get("WANDB_DIR") or str(run_dir)
+    if mode == "online" and (reason := unreachable(_wandb_address())):
+        mode = "offline"
+        tqdm.write(
+            f"wandb: {_wandb_address()} does not answer ({reason}); this run is logged offline, "
+            f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` sends it later",
+            file=sys.stderr,
+        )
     try:
         return wandb.init(
-            project=project,
-            name=run_dir.name,
+            project=project or os.environ.get("WANDB_PROJECT") or "ssl_vivit",
+            name=os.environ.get("WANDB_NAME") or run_dir.name,
             id=run_id,
             resume="allow",
-            dir=str(run_dir),
+            dir=folder,
             config=run_config,
-            mode=wandb_mode(),
+            mode=mode,
             settings=wandb.Settings(silent=True),
         )
     except wandb.Error as error:

@@ -121,3 +121,15 @@ def test_names_tell_where_a_record_or_an_index_has_no_hashes(folder, tmp_path):
 
 def test_the_record_stays_small(folder):
     assert len(json.dumps(record(folder, "packed", 0.0)["sources"])) <= 20 * 12
+
+
+def test_a_digest_is_of_the_contents_wherever_they_lie(folder, tmp_path):
+    packed = opened(folder, "packed")
+    shutil.copytree(folder / "packed", tmp_path / "moved")
+    names = sorted(str(path) for path in (tmp_path / "moved").glob("*.tar"))
+    assert ShardSet(names).digest() == packed.digest()
+    # Fewer shards, another order, the videos in another size, others of the same names, no annotations.
+    for others in (names[:2], names[::-1]):
+        assert ShardSet(others).digest() != packed.digest()
+    for name in ("smaller", "namesakes", "bare"):
+        assert opened(folder, name).digest() != packed.digest()

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from ssl_vivit import create_encoder, load_encoder
+from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import SimCLR, Step
+from ssl_vivit.training import TrainingConfig, fit
 
 PARITY = Path(__file__).parent / "parity" / "lightly_ntxent.npz"
 TINY = {
@@ -198,3 +200,20 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
         for rank in ranks:
             torch.testing.assert_close(rank[name], parameter.grad, rtol=0, atol=1e-10)
     assert ranks[0]["uniformity"].item() == pytest.approx(step.metrics["uniformity"].item())
+
+
+def test_a_micro_batch_without_negatives_is_refused_before_training(tmp_path):
+    settings = {"run_dir": str(tmp_path / "run"), "steps": 2, "tracker": "none"}
+    for total, accumulation in ((4, 4), (1, 1)):
+        config = TrainingConfig(total_batch_size=total, accumulation=accumulation, **settings)
+        line = rf"SimCLR needs 2 samples .*accumulation {accumulation} leaves 1"
+        with pytest.raises(RunError, match=line):
+            fit(objective(), [batch(1)], config)
+        assert not (tmp_path / "run").exists()
+    config = TrainingConfig(total_batch_size=4, accumulation=2, **settings)
+    assert fit(objective(), [batch(2)], config).metrics["train/grad_norm"] > 0
+
+
+def test_one_video_alone_is_refused_by_the_objective_itself():
+    with pytest.raises(ValueError, match="SimCLR contrasts different videos, the batch has one"):
+        objective()(batch(1))

@@ -291,7 +291,7 @@ def test_the_stream_is_closed_however_a_run_ends(config) -> None:
 
 def test_batch_norm_over_cpu_processes_is_refused() -> None:
     norm = torch.nn.BatchNorm1d(3)
-    accelerator = SimpleNamespace(is_fsdp2=False, mixed_precision="no")
+    accelerator = SimpleNamespace(is_fsdp2=False, mixed_precision="no", device=torch.device("cpu"))
     one, two = SimpleNamespace(world_size=1), SimpleNamespace(world_size=2)
     assert synchronise_norms(norm, one, accelerator) is norm
     assert isinstance(synchronise_norms(torch.nn.Linear(2, 2), two, accelerator), torch.nn.Linear)

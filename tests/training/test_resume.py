@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
@@ -55,6 +56,107 @@ def test_continued_equals_uninterrupted(config, metrics, name: str) -> None:
     _same_end(whole.checkpoint, continued.checkpoint)
     assert metrics(continued.run_dir) == metrics(whole.run_dir)
     assert not list((continued.run_dir / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("regional", ["false", "true"])
+def test_continued_equals_uninterrupted_in_a_compiled_model(
+    config, metrics, monkeypatch, regional: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", regional)
+    whole = fit(toy(), toy_batches(), config("whole"))
+    settings = config("killed", resume="auto")
+    with pytest.raises(Kill):
+        fit(toy(), toy_batches(), settings, periodic=[_stop_at(7)])
+    continued = fit(toy(seed=5), toy_batches(), settings)
+    _same_end(whole.checkpoint, continued.checkpoint)
+    assert metrics(continued.run_dir) == metrics(whole.run_dir)
+    # Names are the objective's own, so that the run goes on uncompiled as well.
+    named = load_file(whole.checkpoint / "optimizer.safetensors")
+    assert {name.rsplit("/", 1)[0] for name in named} == {
+        name for name, parameter in toy().named_parameters() if parameter.requires_grad
+    }
+
+
+def test_an_optimiser_state_that_finds_no_parameter_is_refused(config, monkeypatch) -> None:
+    from torch.distributed.checkpoint import state_dict
+
+    fit(toy(), toy_batches(), config(steps=4))
+    monkeypatch.setattr(state_dict, "set_optimizer_state_dict", lambda *given, **options: None)
+    monkeypatch.setattr(state_dict, "get_optimizer_state_dict", _names_alone)
+    with pytest.raises(RunError, match=r"optimiser state of encoder\.\S+ found no parameter"):
+        fit(toy(), toy_batches(), config(steps=8, resume="auto"))
+
+
+def _names_alone(model, optimizer, options) -> dict:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+    return {"param_groups": [{"params": group} for group in groups]}
+
+
+class Moved:
+    """A loader of batches that knows their contents."""
+
+    def __init__(self, contents: str, setting: str = "data.shards") -> None:
+        self.known = {setting: contents}
+
+    def contents(self) -> dict[str, str]:
+        return self.known
+
+    def __iter__(self):
+        return iter(toy_batches())
+
+
+def test_data_that_moved_are_known_by_their_contents(config) -> None:
+    def run(shards: str, contents: str, steps: int, name: str = "run", **changes):
+        given = {"data": {"shards": shards, "frames": 8}}
+        settings = config(name, steps=steps, resume="auto", **changes)
+        return fit(toy(), Moved(contents), settings, run_config=given)
+
+    run("a/*.tar", "abc", 4)
+    moved = run("/scratch/7/{0..3}.tar", "abc", 6)
+    assert moved.step == 6
+    saved = yaml.safe_load((moved.run_dir / "config.yaml").read_text())
+    assert saved["data"]["shards"] == "/scratch/7/{0..3}.tar"
+    with pytest.raises(RunError, match=r"data\.shards \(other contents than before\)"):
+        run("/scratch/7/{0..3}.tar", "abd", 8)
+    with pytest.raises(RunError, match=r"data\.shards \(/scr\S+ → b, other contents than before\)"):
+        run("b", "abd", 8)
+    # A run of an older version has no digests: the names are compared.
+    os.remove(moved.run_dir / "contents.json")
+    with pytest.raises(RunError, match=r"data\.shards \(/scratch/7/\{0\.\.3\}\.tar → b\);"):
+        run("b", "abc", 8)
+    assert run("/scratch/7/{0..3}.tar", "abc", 8).step == 8
+    assert run("b", "abc", 9).step == 9
+    path = moved.run_dir / "checkpoints" / "step_00000008"
+    branch = config("branch", steps=9, resume=str(path))
+    fit(toy(), Moved("abc"), branch, run_config={"data": {"shards": "c", "frames": 8}})
+
+
+def test_an_encoder_that_moved_is_known_by_its_weights(config, tmp_path: Path) -> None:
+    def encoder(name: str, weights: bytes, card: str = "{}") -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (tmp_path / name / "config.json").write_text(card)
+        return str(tmp_path / name)
+
+    def run(path: str, steps: int):
+        given = {"encoder": {"path": path}}
+        return fit(toy(), toy_batches(), config(steps=steps, resume="auto"), run_config=given)
+
+    run(encoder("first", b"weights"), 4)
+    shutil.rmtree(tmp_path / "first")
+    assert run(encoder("second", b"weights"), 6).step == 6
+    for name, weights, card in (("third", b"Weights", "{}"), ("fourth", b"weights", "{ }")):
+        with pytest.raises(RunError, match=r"encoder\.path \(\S+ → \S+, other contents"):
+            run(encoder(name, weights, card), 8)
+
+
+def test_another_precision_on_resume_is_named(config, capfd) -> None:
+    fit(toy(), toy_batches(), config(steps=4), run_config={})
+    again = config(steps=6, resume="auto", precision="bf16")
+    fit(toy(), toy_batches(), again, run_config={})
+    assert "step_00000004 was trained in fp32, training goes on in bf16" in capfd.readouterr().err
 
 
 def test_encoder_is_exported_with_every_checkpoint(config) -> None:

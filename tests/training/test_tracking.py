@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from toy_objective import toy, toy_batches
 
+from ssl_vivit.errors import RunError
 from ssl_vivit.training import fit
-from ssl_vivit.training.tracking import Tracking, wandb_mode
+from ssl_vivit.training.tracking import Tracking, unreachable, wandb_mode
 
 
 @pytest.fixture
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     path = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(path))
     return path
@@ -87,3 +93,103 @@ def test_a_failing_tracker_does_not_end_the_run(tmp_path: Path, capsys) -> None:
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [row["a"] for row in rows] == [1.0, 2.0]
     assert capsys.readouterr().err.count("wandb failed (ConnectionResetError") == 1
+
+
+@pytest.fixture
+def silent_address() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What wandb.init is given, in place of starting it."""
+    import wandb
+
+    arguments: dict = {}
+    monkeypatch.setattr(wandb, "init", lambda **settings: arguments.update(settings))
+    return arguments
+
+
+def test_an_account_without_network_logs_offline_within_ten_seconds(
+    no_account: Path, monkeypatch, silent_address: str, tmp_path: Path, capsys
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", silent_address)
+    before = time.monotonic()
+    tracking = Tracking(tmp_path, "wandb", None, {}, first_step=0)
+    assert time.monotonic() - before < 10
+    tracking.log(1, {"a": 1.0})
+    tracking.close()
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"wandb: {silent_address} does not answer (")
+    assert "this run is logged offline, `wandb sync " in said
+    assert "\n" not in said
+
+
+def test_a_closed_port_a_missing_name_and_a_silent_server_do_not_answer(
+    silent_address: str,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert "refused" in str(unreachable(f"http://127.0.0.1:{port}"))
+    assert unreachable("http://no-such-host.invalid", seconds=1.0)
+    assert unreachable(silent_address, seconds=0.2) == "timed out"
+
+
+def test_a_server_that_refuses_the_page_does_answer(no_account: Path, monkeypatch, given, tmp_path):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *text: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        Tracking(tmp_path, "wandb", None, {}, first_step=0)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert given["mode"] == "online"
+
+
+def test_project_name_and_folder_are_those_of_the_environment(
+    no_account: Path, monkeypatch, given, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+
+    def start(project: str | None) -> tuple[str, ...]:
+        Tracking(run_dir, "wandb", project, {}, first_step=0)
+        return tuple(given[key] for key in ("project", "name", "dir"))
+
+    assert start(None) == ("ssl_vivit", "run", str(run_dir))
+    for name, value in (("PROJECT", "mine"), ("NAME", "nice"), ("DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    assert start(None) == ("mine", "nice", str(tmp_path))
+    assert start("explicit") == ("explicit", "nice", str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "value"), [("DISABLED", "true"), ("MODE", "disabled")])
+def test_wandb_can_be_disabled(no_account, monkeypatch, given, tmp_path, name, value) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv(f"WANDB_{name}", value)
+    tracking = Tracking(tmp_path, "wandb", None, {}, first_step=0)
+    tracking.log(1, {"a": 1.0})
+    tracking.close()
+    assert given == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_an_unknown_mode_is_named(no_account: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "false")
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(RunError, match="WANDB_MODE is of; it may be online, offline or disabled"):
+        wandb_mode()

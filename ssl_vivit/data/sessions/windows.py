@@ -19,6 +19,7 @@ import torch
 
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.sessions.digest import digest
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
@@ -105,6 +106,11 @@ class WindowBatches:
         if self.batching == "alternate":
             return sum(count // total_batch_size for count in counts)
         return sum(counts) // total_batch_size
+
+    def contents(self) -> dict[str, str]:
+        """Setting → digest of the sessions that it names, in their order."""
+        digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]
+        return {"data.sessions": ", ".join(digests)}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str

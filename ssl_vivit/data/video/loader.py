@@ -34,6 +34,7 @@ from ssl_vivit.data.video.broken_videos import SampleFetcher, refuse_many_broken
 from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.dataset import ClipDataset, collate
+from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.videos import VideoReading
 from ssl_vivit.errors import DataError
 
@@ -196,6 +197,11 @@ class ClipBatches:
                 f"--training.total_batch_size {total_batch_size}; lower it or add shards"
             )
         return len(self.indices) // total_batch_size
+
+    def contents(self) -> dict[str, str]:
+        """Setting → digest of the shards that it names; empty for videos that have no index."""
+        videos = self.dataset.videos
+        return {"data.shards": videos.digest()} if isinstance(videos, ShardSet) else {}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str

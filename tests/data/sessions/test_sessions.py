@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -486,3 +487,31 @@ def test_test_tiers_are_scored_one_by_one(tmp_path: Path) -> None:
         [str(folder(tmp_path, "d", tiers=("train",) * 3))], window=10, validation_share=0
     )
     assert build_sessions(config).scored() == {}
+
+
+def test_moved_sessions_have_the_digests_of_before(paths: list[str], tmp_path: Path) -> None:
+    before = build(paths).train.contents()["data.sessions"]
+    moved = [str(shutil.copytree(path, tmp_path / Path(path).name)) for path in paths]
+    assert build(moved).train.for_held_out_units().contents()["data.sessions"] == before
+    assert build(moved[::-1]).train.contents()["data.sessions"] != before
+
+    def changed(file: str, edit) -> bool:
+        path = tmp_path / "a" / file
+        kept = path.read_bytes()
+        array = np.load(path)
+        edit(array)
+        np.save(path, array)
+        found = build(moved).train.contents()["data.sessions"]
+        path.write_bytes(kept)
+        return found != before
+
+    def set_last(array: np.ndarray) -> None:
+        array[-1] = array[0]
+
+    assert changed("data/responses/3.npy", set_last)
+    assert changed("data/behavior/3.npy", set_last)
+    assert changed("meta/neurons/cell_motor_coordinates.npy", set_last)
+    # What other readers write beside is no part of it.
+    (tmp_path / "a" / "meta" / "statistics").mkdir()
+    np.save(tmp_path / "a" / "meta" / "statistics" / "mean.npy", np.ones(3))
+    assert build(moved).train.contents()["data.sessions"] == before

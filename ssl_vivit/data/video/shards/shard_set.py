@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import zlib
@@ -120,6 +121,22 @@ class ShardSet:
     def annotation_crcs(self) -> np.ndarray:
         """CRC-32 of each sample's annotation, uint32 (len,); 0 where it has none."""
         return np.where(self.has_annotation, self._crcs[self._first[1:] - 1], np.uint32(0))
+
+    def digest(self) -> str:
+        """SHA-256 of the samples' names and contents in their order, wherever the shards lie.
+
+        Contents count by the sizes and checksums in the index; no sample is read.
+        """
+        total = hashlib.sha256(json.dumps(self.keys).encode())
+        for column, kind in (
+            (self.num_frames, "<i8"),
+            (self.fps, "<f8"),
+            (self._first, "<i8"),
+            (self._sizes, "<i8"),
+            (self._crcs, "<u4"),
+        ):
+            total.update(np.ascontiguousarray(column.astype(kind)).data)
+        return total.hexdigest()
 
     def annotation(self, i: int) -> dict[str, Any] | None:
         """A sample's annotation as stored; None if it has none.

@@ -15,6 +15,7 @@ from ssl_vivit.data.video.clips import clip_frames, even_starts
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.encoders import VideoClassifier
+from ssl_vivit.errors import AnnotationError, DataError
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
 from ssl_vivit.evaluation.features.files import fingerprint
 from ssl_vivit.evaluation.probes.comparison import Subject
@@ -118,6 +119,7 @@ def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
         seed,
         labels=part.labels.annotated,
         frame_size=part.config.frame_size,
+        short_videos=part.config.short_videos,
     )
 
 
@@ -141,15 +143,21 @@ def _training(config: FinetuneConfig, seed: int, run_dir: Path, fresh: bool) -> 
 
 
 def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) -> dict[str, Tensor]:
-    """Labels of the clip in the middle of each video; no frame is decoded."""
-    frames = [
-        clip_frames(
-            even_starts(int(dataset.start_counts[i]), 1), dataset.clip, float(dataset.videos.fps[i])
-        )
-        for i in indices
-    ]
-    keys = [dataset.videos.keys[i] for i in indices]
-    return labels({"key": keys, "frames": torch.from_numpy(np.stack(frames))})
+    """Labels of the clip in the middle of each video that has some; no frame is decoded."""
+    told: list[dict[str, Tensor]] = []
+    reason = ""
+    for i in indices:
+        starts = even_starts(int(dataset.start_counts[i]), 1)
+        frames = clip_frames(starts, dataset.clip, float(dataset.videos.fps[i]))
+        frames = np.minimum(frames, dataset.videos.num_frames[i] - 1)  # of a padded video
+        batch = {"key": [dataset.videos.keys[i]], "frames": torch.from_numpy(frames)[None]}
+        try:
+            told.append(labels(batch))
+        except AnnotationError as error:
+            reason = reason or str(error)
+    if not told:
+        raise DataError(f"no video to fine-tune on has labels; the first: {reason}")
+    return _joined(told)
 
 
 def _predict(

@@ -29,9 +29,16 @@ FORMAT = "ssl_vivit.shard_index"
 VERSION = 1
 ANNOTATION = "json"
 MEASURES = "video.json"
+# fmt: off
 VIDEO_EXTENSIONS = frozenset(
-    ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
+    (
+        "3g2", "3gp", "3gpp", "264", "265", "asf", "avc", "avi", "divx", "dv", "f4v", "flv", "gif",
+        "h264", "h265", "hevc", "ivf", "m1v", "m2t", "m2ts", "m2v", "m4v", "mj2", "mjpeg", "mjpg",
+        "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf", "nut", "obu",
+        "ogm", "ogv", "qt", "rm", "rmvb", "tod", "ts", "vob", "webm", "wmv", "wtv", "xvid", "y4m"
+    )
 )
+# fmt: on
 # webdataset's own pattern; importing it would load torch.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 

@@ -28,6 +28,8 @@ FREE_ON_RESUME = (
     "training.project",
 )
 FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
+# Runs of before these settings had no videos that they are about.
+NEWER = ("data.short_videos",)
 
 
 def run_directory(config: TrainingConfig) -> Path:
@@ -152,6 +154,7 @@ def _same_settings(path: Path, run_config: dict[str, Any]) -> None:
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
         and key not in FREE_ON_RESUME
+        and not (key in NEWER and key not in saved)
         and key.rsplit(".", 1)[-1] not in FREE_ENDINGS
     ]
     if differing:

@@ -68,7 +68,8 @@ def passed_over_line(counts: Counter[str]) -> str | None:
     """What was passed over, in a line; None if nothing was."""
     if not counts:
         return None
-    return "passed over: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return "passed over: " + ", ".join(f"{count} {kind}" for kind, count in ordered)
 
 
 def _size(path: str) -> int | None:

@@ -91,19 +91,20 @@ class Parts(NamedTuple):
             DataError: if a part has no other.
         """
         parts: list[Part] = []
-        names: dict[str, None] = {}
+        names: set[str] = set()
         for part in self:
             short = {i for clip in clips for i in too_short(part.videos, clip)}
-            names |= dict.fromkeys(part.videos.keys[i] for i in part.indices if i in short)
+            names |= {part.videos.keys[i] for i in part.indices if i in short}
             if part.config.short_videos == "skip":
                 part = part._replace(indices=np.setdiff1d(part.indices, list(short)))
             if not len(part.indices):
                 raise DataError(
-                    "all videos of the training or the test part are too short for the clips; "
-                    "lower --data.clip.frame_stride or --clips, or set --data.short_videos pad"
+                    "all videos of the training or the test part are too short for the clips "
+                    f"of {max(clip.span for clip in clips)} steps; lower --clips or "
+                    "--data.clip.frame_stride, leave --long_clip out, or set --data.short_videos pad"
                 )
             parts.append(part)
-        return Parts(*parts), list(names)
+        return Parts(*parts), sorted(names)
 
 
 def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:

@@ -162,13 +162,15 @@ def test_no_value_of_any_field_makes_a_label_that_is_not_finite() -> None:
                 del inner[at[-1]]
             else:
                 inner[at[-1]] = value
+            message = ""
             try:
                 labels = clip_labels(changed, [0, 1], "video_00007")
             except AnnotationError as error:
-                assert str(error).startswith("the annotation of video_00007: ")
-                assert "\n" not in str(error)
-                named = [str(name) for name in at if isinstance(name, str)]
-                assert any(name in str(error) for name in named)
+                message = str(error)
+            if message:
+                assert message.startswith("the annotation of video_00007: ")
+                assert "\n" not in message
+                assert any(name in message for name in at if isinstance(name, str))
                 refused += 1
             else:
                 assert all(label.double().isfinite().all() for label in labels.values())

@@ -32,10 +32,11 @@ MEASURES = "video.json"
 # fmt: off
 VIDEO_EXTENSIONS = frozenset(
     (
-        "3g2", "3gp", "3gpp", "264", "265", "asf", "avc", "avi", "divx", "dv", "f4v", "flv", "gif",
-        "h264", "h265", "hevc", "ivf", "m1v", "m2t", "m2ts", "m2v", "m4v", "mj2", "mjpeg", "mjpg",
-        "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf", "nut", "obu",
-        "ogm", "ogv", "qt", "rm", "rmvb", "tod", "ts", "vob", "webm", "wmv", "wtv", "xvid", "y4m"
+        "264", "265", "3g2", "3gp", "3gpp", "apng", "asf", "avc", "avi", "divx", "dv", "f4v",
+        "flv", "gif", "gxf", "h261", "h263", "h264", "h265", "hevc", "ivf", "m1v", "m2t", "m2ts",
+        "m2v", "m4v", "mj2", "mjpeg", "mjpg", "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg",
+        "mpg", "mpv", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "ts",
+        "vc1", "vob", "vvc", "webm", "wmv", "wtv", "xvid", "y4m",
     )
 )
 # fmt: on

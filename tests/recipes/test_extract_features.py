@@ -207,7 +207,7 @@ def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_pa
     assert sorted(found.skipped) == [f"short_{i}.mp4" for i in range(6)]
     said = capsys.readouterr().out
     assert "6 of 16 videos are too short for the clips, they are left out" in said
-    assert "passed over: 9 .json, 1 .txt" in said
+    assert "passed over: 10 .json, 1 .txt" in said
     call(words(encoder, tmp_path / "g", videos=str(tmp_path / "v"), data__short_videos="pad"))
     found = load_features(tmp_path / "g")
     assert (len(found.keys), found.skipped) == (16, {})

@@ -94,6 +94,12 @@ class ClipDataset:
             resize=augment.size,
         )
 
+    def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
+        """Frame numbers (views, t) of a video's clips that start at the given steps."""
+        frames = clip_frames(starts, self.clip, float(self.videos.fps[index]))
+        # A video shorter than its clips, which has starts where it is padded, repeats its last frame.
+        return np.minimum(frames, self.videos.num_frames[index] - 1)
+
     def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
         """The views of one video.
 
@@ -118,9 +124,7 @@ class ClipDataset:
             rng = named_generator(self.seed, epoch, *names, "starts")
             starts = draw_starts(rng, count, views, self.clip.view_gap)
         fps = float(videos.fps[index])
-        frames = clip_frames(starts, self.clip, fps)
-        if self.short_videos == "pad":
-            frames = np.minimum(frames, videos.num_frames[index] - 1)
+        frames = self.clip_frames(index, starts)
         labels = {}
         if self.labels:
             labels = _stack(video_labels(videos, index, frames.tolist()))

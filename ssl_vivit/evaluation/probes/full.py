@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_vivit.data.video.augment import AugmentConfig
-from ssl_vivit.data.video.clips import clip_frames, even_starts
+from ssl_vivit.data.video.clips import even_starts
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.encoders import VideoClassifier
@@ -147,9 +147,7 @@ def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) ->
     told: list[dict[str, Tensor]] = []
     reason = ""
     for i in indices:
-        starts = even_starts(int(dataset.start_counts[i]), 1)
-        frames = clip_frames(starts, dataset.clip, float(dataset.videos.fps[i]))
-        frames = np.minimum(frames, dataset.videos.num_frames[i] - 1)  # of a padded video
+        frames = dataset.clip_frames(int(i), even_starts(int(dataset.start_counts[i]), 1))
         batch = {"key": [dataset.videos.keys[i]], "frames": torch.from_numpy(frames)[None]}
         try:
             told.append(labels(batch))

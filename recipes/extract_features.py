@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from tqdm import tqdm
 
 import recipes  # noqa: F401  (sets how threads wait, before torch loads)
 from ssl_vivit import training
-from ssl_vivit.data.video.broken_videos import refuse_many_broken
-from ssl_vivit.data.video.clips import too_short
+from ssl_vivit.data.video.broken_videos import refuse_many_broken, short_videos_line
+from ssl_vivit.data.video.clips import start_counts, too_short
+from ssl_vivit.data.video.files_below import passed_over_line
 from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.config import Kept, ReadingForEncoder, Summary
-from ssl_vivit.evaluation.features.files import FEW, FeatureFiles, fingerprint, write_parts
+from ssl_vivit.evaluation.features.files import FeatureFiles, fingerprint, write_parts
 from ssl_vivit.evaluation.features.preparation import preparation
 from ssl_vivit.settings import check_least
 
@@ -69,21 +71,25 @@ def main() -> None:
     device = processes.device
     data = config.data
     encoder = data.open_encoder(config.encoder).to(device)
-    videos, skipped = _open(config)
+    videos, broken = _open(config, processes.print)
     prepared = preparation(encoder, videos.fps, data.clip, config.clips)
     if prepared.clip.fps is None and (encoder.preprocessing or {}).get("fps"):
         processes.print(
             "some videos name no frame rate, so every frame of all counts as one step; set "
             "--data.clip.fps and leave them out to go by time"
         )
-    short = too_short(videos, prepared.clip)
-    if len(short) < len(videos):  # where none is long enough, the clips' own check says so
-        skipped |= {videos.keys[i]: reason for i, reason in short.items()}
-        videos = Chosen(videos, np.setdiff1d(np.arange(len(videos)), list(short)))
-    refuse_many_broken(skipped, len(videos) + len(skipped), FEW)
+    refuse_many_broken(broken, len(videos) + len(broken))
+    start_counts(videos, prepared.clip, data.short_videos)  # refuses videos that are all too short
+    short = {videos.keys[i]: why for i, why in too_short(videos, prepared.clip).items()}
+    if line := short_videos_line(list(short), len(videos), data.short_videos):
+        processes.print(line)
+    skipped = dict(broken)
+    if data.short_videos == "skip":
+        skipped |= short
+        videos = Chosen(videos, np.flatnonzero([key not in short for key in videos.keys]))
     if data.frame_size is None:
         videos = of_one_size(videos, prepared.size)
-    dataset = prepared.dataset(videos, frame_size=data.frame_size)
+    dataset = prepared.dataset(videos, frame_size=data.frame_size, short_videos=data.short_videos)
 
     parts = np.split(np.arange(len(videos)), range(config.part_size, len(videos), config.part_size))
     settings = {
@@ -106,7 +112,7 @@ def main() -> None:
         write_parts(
             encoder, dataset, {i: parts[i] for i in own}, files, kept=config.features,
             summary=config.summary, batch_size=config.batch_size, workers=data.workers,
-            skipped=skipped, device=device, seen=progress.update,
+            broken=broken, device=device, seen=progress.update,
         )  # fmt: skip
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -120,14 +126,17 @@ def main() -> None:
         )
 
 
-def _open(config: ExtractRecipe) -> tuple[Videos, dict[str, str]]:
+def _open(config: ExtractRecipe, tell: Callable[[str], None]) -> tuple[Videos, dict[str, str]]:
+    """The videos, and name → reason of those that are broken."""
     data = config.data
     if (config.videos is None) == (config.shards is None):
         raise DataError("give --videos FOLDER or --shards PATTERN, one of them")
     if config.shards is not None:
         return data.open_shards(config.shards), {}
     folder = data.open_folder(str(config.videos), "--videos")
-    return folder, dict(folder.broken)
+    if passed := passed_over_line(folder.passed_over):
+        tell(passed)
+    return folder, folder.broken
 
 
 def _digest(videos: Videos) -> str:

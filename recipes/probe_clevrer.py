@@ -16,6 +16,7 @@ from typing import Any
 
 from recipes.samples import sample_shards
 from ssl_vivit import training
+from ssl_vivit.data.video.broken_videos import short_videos_line
 from ssl_vivit.evaluation.probes.config import FinetuneConfig, ProbeData, ProbeSettings
 from ssl_vivit.evaluation.probes.data import not_unseen, open_parts
 from ssl_vivit.evaluation.probes.report import claim, distinct
@@ -72,6 +73,13 @@ def main() -> None:
         subject(name, encoder.to(device).eval(), parts, data.clip, config.clips)
         for name, encoder in encoders.items()
     ]
+    clips = {each.prepared.clip for each in subjects}
+    if config.long_clip:
+        clips |= {each.prepared.one_long_clip().clip for each in subjects}
+    total = sum(len(part.indices) for part in parts)
+    parts, short = parts.long_enough(list(clips))
+    if line := short_videos_line(short, total, data.short_videos):
+        processes.print(line)
     tuned = []
     for seed in range(config.seeds if config.finetune.steps else 0):
         for each in subjects:

@@ -11,6 +11,10 @@ class DataError(UserError, ValueError):
     """Data that cannot be used as given."""
 
 
+class AnnotationError(DataError):
+    """A video's annotation that tells no labels."""
+
+
 class SessionError(DataError):
     """A recording that cannot be used as given."""
 

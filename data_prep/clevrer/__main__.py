@@ -28,6 +28,7 @@ _NAMED = 20
 
 def _pack(args: argparse.Namespace) -> int:
     from data_prep.clevrer.packing import pack
+    from ssl_vivit.data.video.files_below import passed_over_line
 
     report = pack(
         args.videos,
@@ -47,6 +48,8 @@ def _pack(args: argparse.Namespace) -> int:
         f"packed {report.packed} videos, {report.annotated} with annotation, in "
         f"{len(report.shards)} shards: --data.shards '{shards}'"
     )
+    if passed := passed_over_line(report.passed_over):
+        print(passed)
     _name("skipped", report.skipped)
     if report.too_many_skipped:
         print(

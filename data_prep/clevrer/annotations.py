@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ssl_vivit.errors import DecodingError
+from ssl_vivit.data.video.annotation_fields import Field
+from ssl_vivit.errors import AnnotationError, DecodingError
 
 
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
@@ -20,24 +21,33 @@ def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
         num_frames: of the video before.
 
     Raises:
-        DecodingError: if it is no JSON object.
+        DecodingError: if it is no JSON object, or a frame's number is none; names the field.
     """
     try:
-        content: dict[str, Any] = json.loads(annotation)
+        content = Field(json.loads(annotation))
+        content.check(isinstance(content.value, dict), "an object")
         if kept == list(range(num_frames)):
             return annotation
         places: dict[int, list[int]] = {}
         for k, frame in enumerate(kept):
             places.setdefault(frame, []).append(k)
-        content["motion_trajectory"] = [
+
+        def numbered(name: str) -> list[tuple[dict[str, Any], int]]:
+            entries = content[name].items() if name in content.value else []
+            return [(entry.value, entry["frame_id"].whole()) for entry in entries]
+
+        trajectory = [
             {**entry, "frame_id": k}
-            for entry in content.get("motion_trajectory", [])
-            for k in places.get(entry["frame_id"], ())
+            for entry, frame in numbered("motion_trajectory")
+            for k in places.get(frame, ())
         ]
-        content["collision"] = [
-            {**entry, "frame_id": places[min(kept, key=lambda f: abs(f - entry["frame_id"]))][0]}
-            for entry in content.get("collision", [])
+        collisions = [
+            {**entry, "frame_id": places[min(kept, key=lambda f: abs(f - frame))][0]}
+            for entry, frame in numbered("collision")
         ]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise DecodingError(f"its annotation is none of CLEVRER's: {error}") from error
-    return json.dumps(content).encode()
+    except AnnotationError as error:
+        raise DecodingError(f"its annotation: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DecodingError(f"its annotation is no JSON: {error}") from error
+    changed = {**content.value, "motion_trajectory": trajectory, "collision": collisions}
+    return json.dumps(changed).encode()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class PackReport:
         annotated: those of them with an annotation.
         skipped: file name → reason, of videos left out.
         too_many_skipped: more than 1 % of a source named as CLEVRER's: something is wrong with it.
+        passed_over: ending, or ``hidden`` and the like → number of files that are not read.
     """
 
     shards: list[Path]
@@ -50,6 +52,7 @@ class PackReport:
     annotated: int
     skipped: dict[str, str]
     too_many_skipped: bool
+    passed_over: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def pack(
         sum(report["annotated"] for report in reports),
         skipped,
         source.is_clevrer and len(skipped) > BROKEN_LIMIT * len(source.samples),
+        source.passed_over,
     )
 
 
@@ -256,8 +260,8 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
     try:
         video = sample.video.read()
         annotation = sample.annotation.read() if sample.annotation else None
-    except OSError as error:
-        raise _Unreadable(f"cannot be read: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise _Unreadable(f"cannot be read: {error or 'it is larger than the memory'}") from error
     if job.source_size is not None:
         info = probe_video(video)
         if (info.height, info.width) != job.source_size:
@@ -265,7 +269,11 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
                 f"{info.height}×{info.width} pixels where the others have "
                 f"{job.source_size[0]}×{job.source_size[1]}"
             )
-    return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
+    try:
+        return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
+    except (OSError, ValueError, MemoryError) as error:
+        # Of the encoders, which write to memory: pictures that they do not take.
+        raise _Unreadable(f"cannot be stored: {error or 'it is larger than the memory'}") from error
 
 
 def _whole(job: _Job) -> dict[str, Any] | None:

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ssl_vivit.data.video.files_below import (
+    endings,
+    files_below,
+    is_hidden,
+    passed_over_line,
+)
 from ssl_vivit.data.video.shards.index import is_video
 from ssl_vivit.errors import DataError
 
 _CLEVRER_VIDEO = re.compile(r"video_(\d{5})\.mp4")
 _CLEVRER_ANNOTATION = re.compile(r"annotation_(\d{5})\.json")
 _SPLITS = ("train", "validation", "test")
+# Codecs leave little to compress. A member that unpacks to far more than it takes in the archive
+# would fill the memory with what is no video; small ones do no harm at any ratio.
+_LARGEST_RATIO = 10
+_SMALL = 1 << 28
+# Other methods may unpack gigabytes out of the least piece that can be read.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -27,17 +51,23 @@ class StoredFile:
     name: str
     size: int
 
+    @property
+    def place(self) -> str:
+        """Absolute path of the file, in an archive that of the archive before its name."""
+        return os.path.join(os.path.abspath(self.root), self.name)
+
     def read(self) -> bytes:
         """The content.
 
         Raises:
-            OSError: if it cannot be read or its CRC in the archive does not hold.
+            OSError: if it cannot be read, or its archive packs it by an unknown method, claims too
+                large a size for it, or has another CRC.
         """
         if self.root.is_dir():
             return (self.root / self.name).read_bytes()
         try:
-            return _archive(self.root).read(self.name)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            return _unpacked(_archive(self.root), self.name, self.root.stat().st_size)
+        except _ZIP_ERRORS as error:
             raise OSError(str(error)) from error
 
 
@@ -58,11 +88,13 @@ class VideoSource:
         samples: in the order of their names.
         is_clevrer: whether all are named as CLEVRER's are.
         prefix: for shards, from the archive's name: ``clevrer-train``, or the folder's own name.
+        passed_over: ending, or ``hidden`` and the like → number of files that are not read.
     """
 
     samples: list[Sample]
     is_clevrer: bool
     prefix: str
+    passed_over: Counter[str]
 
     def digest(self) -> str:
         """Tells sources apart by keys, names and sizes."""
@@ -81,61 +113,103 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
         annotations: zip archive or folder of ``annotation_00000.json`` …, or None.
 
     Raises:
-        DataError: if a path is missing, a zip is no zip, there are no videos, or no annotation
-            belongs to any of them.
+        DataError: if a path is missing, a zip is no zip or holds one name twice, there are no
+            videos, no annotation belongs to any of them, or a number names two files.
     """
     root = Path(videos)
-    files = [file for file in _list(root, "--videos") if is_video(file.name)]
+    found, passed_over = _list(root, "--videos")
+    files = [file for file in found if is_video(file.name)]
     if not files:
-        raise DataError(f"--videos {root} holds no videos")
+        passed = passed_over_line(passed_over + endings(file.name for file in found))
+        raise DataError(f"--videos {root} holds no videos{f'; {passed}' if passed else ''}")
     files.sort(key=lambda file: (PurePosixPath(file.name).name, file.name))
     numbers = [_number(_CLEVRER_VIDEO, file) for file in files]
     is_clevrer = None not in numbers and len(set(numbers)) == len(numbers)
     keys = [PurePosixPath(f.name).stem for f in files] if is_clevrer else _unique_keys(files)
-    by_number: dict[int | None, StoredFile] = {}
+    by_number: dict[int, StoredFile] = {}
     if annotations is not None:
-        for file in _list(Path(annotations), "--annotations"):
-            by_number[_number(_CLEVRER_ANNOTATION, file)] = file
-        by_number.pop(None, None)
-        if not by_number.keys() & set(numbers):
+        found_too, passed_over_too = _list(Path(annotations), "--annotations")
+        by_number = _by_number(_CLEVRER_ANNOTATION, found_too, "--annotations")
+        numbered = _by_number(_CLEVRER_VIDEO, files, "--videos")
+        if not by_number.keys() & numbered.keys():
             raise DataError(
                 f"--annotations {annotations} holds none for the videos of {root}: annotation_00007"
                 ".json belongs to video_00007.mp4; give the annotations of the same split"
             )
+        if lonely := len(by_number.keys() - numbered.keys()):
+            passed_over["annotations without a video"] += lonely
+        if Path(annotations).resolve() != root.resolve():
+            passed_over += passed_over_too
+            found += found_too
+    read = {file.place for file in (*files, *by_number.values())}
+    passed_over += endings({file.place for file in found} - read)
     samples = [
         Sample(key, file, None if number is None else by_number.get(number))
         for key, file, number in zip(keys, files, numbers, strict=True)
     ]
-    return VideoSource(samples, is_clevrer, _prefix(root, is_clevrer))
+    return VideoSource(samples, is_clevrer, _prefix(root, is_clevrer), passed_over)
 
 
-def _list(root: Path, option: str) -> list[StoredFile]:
+def _list(root: Path, option: str) -> tuple[list[StoredFile], Counter[str]]:
     if root.is_dir():
-        names = (path for path in root.rglob("*") if path.is_file())
-        found = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in names]
-    elif not root.exists():
+        sizes, passed_over = files_below(root)
+        return [StoredFile(root, name, size) for name, size in sizes.items()], passed_over
+    if not root.exists():
         raise DataError(f"{option} {root} does not exist")
-    elif not zipfile.is_zipfile(root):
+    if not zipfile.is_zipfile(root):
         raise DataError(
             f"{option} {root} is neither a folder nor a whole zip archive; give a folder, or fetch "
             "the archive again: python -m data_prep.clevrer download"
         )
-    else:
-        found = [(e.filename, e.file_size) for e in _archive(root).infolist() if not e.is_dir()]
-    return [StoredFile(root, name, size) for name, size in found if not _hidden(name)]
+    entries = [entry for entry in _archive(root).infolist() if not entry.is_dir()]
+    shown = [entry for entry in entries if not is_hidden(entry.filename)]
+    name, count = Counter(entry.filename for entry in shown).most_common(1)[0] if shown else ("", 0)
+    if count > 1:
+        raise DataError(
+            f"{option} {root} holds {name} {count} times; pack it again with one of them"
+        )
+    hidden = Counter({"hidden": len(entries) - len(shown)})
+    return [StoredFile(root, entry.filename, entry.file_size) for entry in shown], +hidden
 
 
 @functools.lru_cache(maxsize=4)
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (OSError, *_ZIP_ERRORS) as error:
         raise DataError(f"{path} is a damaged zip archive: {error}") from error
 
 
-def _hidden(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
+def _unpacked(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.compress_type not in _METHODS:
+        raise OSError("packed by another method than deflate; make the archive anew with zip")
+    packed = min(entry.compress_size, archive_size)
+    if entry.file_size > max(_SMALL, _LARGEST_RATIO * packed):
+        raise OSError(
+            f"unpacks to {entry.file_size:,} bytes out of {packed:,}, which no video does; unpack "
+            "the archive and give the folder if it is one"
+        )
+    with archive.open(entry) as file:
+        # With a length, no more than it is unpacked at once, whatever the stream holds.
+        return file.read(entry.file_size)
+
+
+def _by_number(
+    pattern: re.Pattern[str], files: Sequence[StoredFile], option: str
+) -> dict[int, StoredFile]:
+    found: dict[int, StoredFile] = {}
+    for file in files:
+        number = _number(pattern, file)
+        if number is None:
+            continue
+        if number in found:
+            raise DataError(
+                f"{option} {file.root} holds {found[number].name} and {file.name}: annotations are "
+                "joined by number, which must name one file; pack the folders one by one"
+            )
+        found[number] = file
+    return found
 
 
 def _number(pattern: re.Pattern[str], file: StoredFile) -> int | None:

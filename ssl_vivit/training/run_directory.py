@@ -39,6 +39,8 @@ FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
 # Digests of what the run was given, by the setting that names it.
 CONTENTS = "contents.json"
 ENCODER = "encoder.path"
+# Runs of before these settings had no videos that they are about.
+NEWER = ("data.short_videos",)
 
 
 def run_directory(config: TrainingConfig) -> Path:
@@ -188,6 +190,8 @@ def _same_settings(
     changes = []
     for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
         if key in FREE_ON_RESUME or key.rsplit(".", 1)[-1] in FREE_ENDINGS:
+            continue
+        if key in NEWER and key not in saved:
             continue
         moved = saved.get(key) != current.get(key)
         if key in known and key in contents:

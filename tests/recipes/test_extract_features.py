@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_prep.clevrer.packing import pack
+from data_prep.clevrer.storage import encode_h264
 from data_prep.synthetic_clevrer.videos import render
 from recipes import extract_features
 from ssl_vivit import load_encoder
@@ -196,6 +197,32 @@ def test_many_broken_videos_stop_it(videos, encoder, tmp_path, call, capsys):
     (tmp_path / "v" / "broken_0.mp4").unlink()
     call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
     assert len(load_features(tmp_path / "f").keys) == 9
+
+
+def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_path, call, capsys):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "class_a").symlink_to(videos)
+    (tmp_path / "v" / "notes.txt").touch()
+    film = next(iter(sorted(videos.rglob("*.mp4"))))
+    for i in range(7):
+        content = encode_h264(decode_frames(film, range(4 + i)), 25)  # a clip spans ten frames
+        (tmp_path / "v" / f"short_{i}.mp4").write_bytes(content)
+    call(words(encoder, tmp_path / "f", videos=str(tmp_path / "v")))
+    found = load_features(tmp_path / "f")
+    assert len(found.keys) == 10
+    assert sorted(found.skipped) == [f"short_{i}.mp4" for i in range(6)]
+    said = capsys.readouterr().out
+    assert "6 of 16 videos are too short for the clips, they are left out" in said
+    assert "passed over: 10 .json, 1 .txt" in said
+    call(words(encoder, tmp_path / "g", videos=str(tmp_path / "v"), data__short_videos="pad"))
+    found = load_features(tmp_path / "g")
+    assert (len(found.keys), found.skipped) == (16, {})
+    assert found.frames[found.keys.index("short_1.mp4")].tolist() == [[0, 3, 4, 4]]
+    with pytest.raises(SystemExit):
+        call(
+            words(encoder, tmp_path / "h", videos=str(tmp_path / "v"), data__short_videos="refuse")
+        )
+    assert "short_0.mp4 (one of 6 such videos) has 4 frames" in capsys.readouterr().err
 
 
 def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path, call, capsys):

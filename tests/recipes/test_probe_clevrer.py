@@ -1,6 +1,7 @@
 """The probe recipe end to end on a few rendered videos, and the mistakes a person makes."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from data_prep.clevrer.packing import pack
+from data_prep.clevrer.storage import encode_h264
 from data_prep.synthetic_clevrer.videos import render
 from recipes import probe_clevrer
 from recipes.probe_clevrer import ProbeRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.data.provenance import pretraining_data, trained_on
+from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
@@ -236,7 +239,7 @@ MISTAKES = {
     "a long clip longer than the videos": (
         {"clips": 5, "long_clip": True},
         None,
-        "--long_clip puts the frames of 5 clips into one",
+        "too short for the clips of 39 steps; lower --clips or",
     ),
     "too few to fine-tune on": (
         {"finetune": {"steps": 1, "total_batch_size": 64}},
@@ -299,3 +302,49 @@ def test_two_processes_print_one_table(shards, encoder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("features of") == 1
     assert (tmp_path / "run" / "probes.json").exists()
+
+
+def test_odd_annotations_and_short_videos_leave_their_videos_out(
+    tmp_path, encoder, call, capsys, caplog
+):
+    """NaN for a list, a missing field, another length, a speed of 1e308; two videos of 5 frames."""
+    render(tmp_path / "v", 16, size=(24, 36), num_frames=32, workers=1, progress=False)
+    notes = sorted((tmp_path / "v").rglob("annotation_*.json"))
+    facts = [json.loads(path.read_text()) for path in notes]
+    notes[2].write_text(json.dumps(facts[2] | {"object_property": math.nan}))
+    del facts[5]["collision"]
+    notes[5].write_text(json.dumps(facts[5]))
+    notes[8].write_text(json.dumps(facts[8] | {"motion_trajectory": []}))
+    for frame in facts[11]["motion_trajectory"]:
+        for thing in frame["objects"]:
+            thing.update(velocity=[0.0, 1e308, 0.0], inside_camera_view=True)
+    notes[11].write_text(json.dumps(facts[11]))
+    (tmp_path / "few").mkdir()
+    for path in sorted((tmp_path / "v").rglob("video_*.mp4"))[13:15]:
+        short = encode_h264(decode_frames(path, range(5)), 25)
+        path.unlink()
+        (tmp_path / "few" / path.name).write_bytes(short)
+    for folder, frames in (("v", 32), ("few", 5)):
+        pack(tmp_path / folder, tmp_path / "s", tmp_path / "v", prefix=folder, frames=frames,
+             workers=1, progress=False)  # fmt: skip
+    pattern = str(tmp_path / "s" / "*.tar")
+    call(
+        words(pattern, encoder, run_dir=tmp_path / "run", seeds=1, probes=["knn", "linear"], clips=2,
+              finetune={"steps": 2, "total_batch_size": 4})
+    )  # fmt: skip
+    line = (
+        "2 of 16 videos are too short for the clips, they are left out (--data.short_videos skip)"
+    )
+    assert f"{line}: video_00013, video_00014" in capsys.readouterr().out
+    for number, field in (
+        (2, "object_property is NaN, not a list"),
+        (5, "collision is missing"),
+        (8, " tells of 0 frames, the video has 32"),
+        (11, "].velocity[1] is 1e+308, not a finite number"),
+    ):
+        assert any(f"video_{number:05d}" in m and field in m for m in caplog.messages)
+    saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    assert saved["facts"]["train_videos"] + saved["facts"]["test_videos"] == 16 - 2 - 4
+    speeds = [r["mean"] for r in saved["results"] if r["target"] == "mean_speed"]
+    assert len(speeds) > 2
+    assert all(abs(speed) < 1e3 for speed in speeds)

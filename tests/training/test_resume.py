@@ -245,6 +245,14 @@ def test_workers_are_free_on_resume(config) -> None:
         fit(toy(), toy_batches(), settings, run_config={"data": {"workers": 0, "frames": 16}})
 
 
+def test_a_run_of_before_a_setting_goes_on(config) -> None:
+    settings = config(steps=4)
+    fit(toy(), toy_batches(), settings, run_config={"data": {"frames": 8}})
+    settings.resume = "auto"
+    newer = {"data": {"frames": 8, "short_videos": "skip"}}
+    assert fit(toy(), toy_batches(), settings, run_config=newer).step == 4
+
+
 def test_config_file_has_no_name_of_the_run(config) -> None:
     settings = config(steps=4)
     run_config = {

@@ -1,17 +1,20 @@
-"""Videos that cannot be decoded: replaced in batches, counted, and too many of them refused."""
+"""Videos that cannot be used: replaced in batches, counted, and too many broken ones refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.dataset import ClipDataset
-from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.data.video.videos import ShortVideos
+from ssl_vivit.errors import AnnotationError, DataError, DecodingError
 
 BROKEN_LIMIT = 0.01
+# So many broken videos are no reason to stop, however few there are in all.
+FEW = 5
 # Eight broken videos in a row are no accident in a set that is 1 % broken.
 _ATTEMPTS = 8
 
@@ -26,12 +29,14 @@ class SampleFetcher:
         index, epoch = item
         key = self.dataset.videos.keys[index]
         names: list[int | str] = [key]
-        broken: dict[str, str] = {}
+        left_out: dict[str, dict[str, str]] = {"broken": {}, "unlabelled": {}}
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return {**self.dataset.sample(index, epoch, *names), "broken": broken}
+                return {**self.dataset.sample(index, epoch, *names), **left_out}
             except DecodingError as error:
-                broken[self.dataset.videos.keys[index]] = str(error)
+                left_out["broken"][self.dataset.videos.keys[index]] = str(error)
+            except AnnotationError as error:
+                left_out["unlabelled"][self.dataset.videos.keys[index]] = str(error)
             except DataError as error:
                 # Raised here, it would reach the user as a worker's traceback.
                 return {"refusal": str(error)}
@@ -40,30 +45,49 @@ class SampleFetcher:
             names = [key, attempt]
             rng = named_generator(self.dataset.seed, epoch, *names, "replacement")
             index = int(self.indices[rng.integers(len(self.indices))])
-        return {"broken": broken}
+        return dict(left_out)
 
 
-def refuse_many_broken(
-    broken: Mapping[str, str], total: int, few: int = 0, *, given_up: bool = False
-) -> None:
-    """Stop where more than :data:`BROKEN_LIMIT` of the videos cannot be used.
+def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool = False) -> None:
+    """Stop where more than :data:`FEW` and :data:`BROKEN_LIMIT` of the videos cannot be used.
 
     Args:
         broken: name → why the video cannot be used.
         total: videos, the broken ones included.
-        few: so many are no reason to stop, in whatever share.
         given_up: stop whatever the share: no video was found in the place of a broken one.
 
     Raises:
         DataError: naming some of them.
     """
-    if not given_up and len(broken) <= max(few, BROKEN_LIMIT * total):
+    if not given_up and len(broken) <= max(FEW, BROKEN_LIMIT * total):
         return
-    names = ", ".join(list(broken)[:10])
-    more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
+    limit = "" if given_up else f", more than {BROKEN_LIMIT:.0%} and more than {FEW}"
     raise DataError(
-        f"{len(broken)} of {total} videos cannot be used, more than {BROKEN_LIMIT:.0%}"
-        f"{f' and more than {few}' if few else ''}: {names}{more} (the first: "
+        f"{len(broken)} of {total} videos cannot be used{limit}: {some_names(broken)} (the first: "
         f"{next(iter(broken.values()))}); leave them out, or mend them: of shards, "
         "`python -m data_prep.clevrer verify` names what is broken"
     )
+
+
+def short_videos_line(names: Sequence[str], total: int, short_videos: ShortVideos) -> str | None:
+    """Count and names of the videos that are too short, in a line; None if there are none.
+
+    Args:
+        names: of the short videos.
+        total: videos, the short ones included.
+        short_videos: what becomes of them.
+    """
+    if not names:
+        return None
+    fate = "their last frame is repeated" if short_videos == "pad" else "they are left out"
+    return (
+        f"{len(names)} of {total} videos are too short for the clips, {fate} "
+        f"(--data.short_videos {short_videos}): {some_names(names)}"
+    )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first ten names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+    return ", ".join(listed[:10]) + more

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ssl_vivit.errors import DataError
+from ssl_vivit.data.video.annotation_fields import Field
+from ssl_vivit.errors import AnnotationError, DataError, DecodingError
+
+if TYPE_CHECKING:
+    from ssl_vivit.data.video.videos import Videos
 
 # Mean and standard deviation of pixels in [0, 1]; most of them show the grey ground.
 MEAN, STD = (0.5,), (0.1,)
@@ -52,41 +58,96 @@ def clip_labels(
         if there are none.
 
     Raises:
-        DataError: if there is no annotation, or it lacks a frame, an object or a known kind.
+        DataError: if there is no annotation.
+        AnnotationError: if a field that the labels need is missing, of another type, not finite, or
+            unknown; names the video and the field.
     """
     if annotation is None:
         raise DataError(
             f"{name} has no annotation, which labels need; pack the shards with "
             f"`python -m data_prep.clevrer pack --annotations …`"
         )
+    with _naming(name):
+        return _labels(Field(annotation), [int(frame) for frame in frames])
+
+
+def video_labels(videos: Videos, i: int, clips: Iterable[Sequence[int]]) -> list[dict[str, Tensor]]:
+    """Labels of clips of a video, as of :func:`clip_labels`.
+
+    Args:
+        videos: with annotations.
+        i: which of them.
+        clips: the frame numbers of each clip.
+
+    Raises:
+        AnnotationError: as there, and if the annotation is damaged or tells of another number of
+            frames than the video has.
+    """
+    key, num_frames = videos.keys[i], int(videos.num_frames[i])
     try:
-        return _labels(annotation, [int(frame) for frame in frames])
-    except KeyError as error:
-        raise DataError(
-            f"the annotation of {name} has no {error}; it is not one of CLEVRER's, or not this "
-            f"video's: pack the shards again with `python -m data_prep.clevrer pack "
-            f"--annotations …`"
-        ) from None
+        annotation = videos.annotation(i)
+    except DecodingError as error:
+        raise AnnotationError(str(error)) from error
+    if annotation is not None or videos.has_annotation[i]:
+        with _naming(key):
+            told = len(Field(annotation)["motion_trajectory"].items())
+        if told != num_frames:
+            # Packed at another rate, say: the frame numbers would not be the annotation's.
+            raise AnnotationError(
+                f"the annotation of {key} tells of {told} frames, the video has {num_frames}; "
+                "labels need shards packed at the videos' own frame rate"
+            )
+    return [clip_labels(annotation, frames, key) for frames in clips]
 
 
-def _labels(annotation: Mapping[str, Any], frames: list[int]) -> dict[str, Tensor]:
-    kinds = {
-        entry["object_id"]: _KIND_INDEX[f"{entry['color']} {entry['material']} {entry['shape']}"]
-        for entry in annotation["object_property"]
-    }
-    trajectory = {entry["frame_id"]: entry["objects"] for entry in annotation["motion_trajectory"]}
-    seen = [entry for frame in frames for entry in trajectory[frame] if entry["inside_camera_view"]]
-    visible = {entry["object_id"] for entry in seen}
+@contextmanager
+def _naming(video: str) -> Iterator[None]:
+    try:
+        yield
+    except AnnotationError as error:
+        raise AnnotationError(f"the annotation of {video}: {error}") from None
+
+
+def _labels(annotation: Field, frames: list[int]) -> dict[str, Tensor]:
+    kinds: dict[int, int] = {}
+    for entry in annotation["object_property"].items():
+        identity, parts = entry["object_id"].whole(), ("color", "material", "shape")
+        kind = " ".join(entry[part].word() for part in parts)
+        entry.check(identity not in kinds, "the only one of its object_id")
+        if kind not in _KIND_INDEX:
+            raise AnnotationError(f"{entry.path} is a {kind[:60]!r}, none of CLEVRER's kinds")
+        kinds[identity] = _KIND_INDEX[kind]
+    trajectory: dict[int, Field] = {}
+    for entry in annotation["motion_trajectory"].items():
+        frame = entry["frame_id"].whole()
+        entry.check(frame not in trajectory, "the only one of its frame_id")
+        trajectory[frame] = entry["objects"]
+    visible: set[int] = set()
+    speeds: list[float] = []
+    for frame in frames:
+        if frame not in trajectory:
+            raise AnnotationError(f"motion_trajectory has no frame {frame}")
+        here: set[int] = set()
+        for entry in trajectory[frame].items():
+            if not entry["inside_camera_view"].flag():
+                continue
+            identity = entry["object_id"].whole()
+            entry.check(identity not in here, "the only one of its object_id")
+            entry["object_id"].check(identity in kinds, "one that object_property lists")
+            here.add(identity)
+            velocity = [part.number() for part in entry["velocity"].items()]
+            entry["velocity"].check(len(velocity) == 3, "a list of three numbers")
+            speeds.append(math.hypot(*velocity))
+        visible |= here
     presence = torch.zeros(len(KINDS))
     presence[[kinds[identity] for identity in visible]] = 1.0
-    velocities = torch.tensor([entry["velocity"] for entry in seen], dtype=torch.float64)
-    speed = velocities.norm(dim=-1).mean() if seen else torch.tensor(0.0)
     first, last = min(frames), max(frames)
-    collisions = sum(first <= entry["frame_id"] <= last for entry in annotation["collision"])
+    hits = [entry["frame_id"].whole() for entry in annotation["collision"].items()]
+    collisions = sum(first <= frame <= last for frame in hits)
     return {
         "presence": presence,
         "num_objects": torch.tensor(len(visible)),
         "num_collisions": torch.tensor(collisions),
         "has_collision": torch.tensor(float(collisions > 0)),
-        "mean_speed": speed.to(torch.float32),
+        "mean_speed": torch.tensor(sum(speeds) / len(speeds) if speeds else 0.0),
     }

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ssl_vivit.data.video.frame_times import covered_steps, frames_at
-from ssl_vivit.data.video.videos import Videos
+from ssl_vivit.data.video.videos import ShortVideos, Videos
 from ssl_vivit.errors import DataError
 
 # A time that falls on a frame's border by arithmetic must not miss it by rounding.
@@ -100,16 +100,21 @@ def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]
     return steps
 
 
-def start_counts(videos: Videos, config: ClipConfig) -> Int[np.ndarray, " n"]:
+def start_counts(
+    videos: Videos, config: ClipConfig, short_videos: ShortVideos = "refuse"
+) -> Int[np.ndarray, " n"]:
     """The number of places in each video at which a clip can start.
 
     Args:
         videos: the videos, none of which is opened.
         config: what is to be cut.
+        short_videos: what becomes of a video that is shorter than a clip or has fewer starts than
+            views: "skip" counts 0 for it; "pad" as many as there are views, whose clips repeat its
+            last frame; "refuse" raises.
 
     Raises:
-        DataError: if a video is shorter than a clip, has fewer starts than views, or names no
-            frame rate where one is needed.
+        DataError: if a video is too short and is refused, all are too short and are skipped, or
+            one names no frame rate where one is needed.
     """
     source_fps = np.asarray(videos.fps, dtype=float)
     if config.fps is not None:
@@ -121,13 +126,20 @@ def start_counts(videos: Videos, config: ClipConfig) -> Int[np.ndarray, " n"]:
             )
     steps = timeline_lengths(videos, config.fps)
     counts = steps - config.span + 1
+    fits = counts >= config.views
+    if short_videos == "pad":
+        return np.where(
+            fits | (np.asarray(videos.num_frames) < 1), np.maximum(counts, 0), config.views
+        )
+    if short_videos == "skip" and fits.any():
+        return np.where(fits, counts, 0)
     short = np.flatnonzero(counts < 1)
     if len(short):
         worst = short[np.argmin(steps[short])]
         raise DataError(
             f"{_some(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
             f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
-            f"{config.frame_stride} needs {config.span}; lower either, or leave short videos out"
+            f"{config.frame_stride} needs {config.span}; lower either, or set --data.short_videos pad"
         )
     few = np.flatnonzero(counts < config.views)
     if len(few):
@@ -136,7 +148,8 @@ def start_counts(videos: Videos, config: ClipConfig) -> Int[np.ndarray, " n"]:
             f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
             f"which clips of {config.span} can start at {counts[worst]} "
             f"{'place' if counts[worst] == 1 else 'places'}; --data.clip.views {config.views} "
-            f"needs as many; lower views, num_frames or frame_stride"
+            f"needs as many; lower views, num_frames or frame_stride, or set "
+            f"--data.short_videos pad"
         )
     return counts
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.augment import Augment
-from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.clevrer import clip_labels, video_labels
 from ssl_vivit.data.video.clips import (
     ClipConfig,
     clip_frames,
@@ -21,7 +20,7 @@ from ssl_vivit.data.video.clips import (
     even_starts,
     start_counts,
 )
-from ssl_vivit.data.video.videos import Videos
+from ssl_vivit.data.video.videos import ShortVideos, Videos
 from ssl_vivit.errors import DataError
 from ssl_vivit.preprocessing import Preprocessing
 
@@ -37,11 +36,12 @@ class ClipDataset:
         labels: whether to make labels from CLEVRER's annotations.
         frame_size: (H, W) that frames are decoded to; None keeps the size they have.
         evaluation: views start at even distances instead of random places.
+        short_videos: as of :func:`~ssl_vivit.data.video.clips.start_counts`; a ClipBatches leaves
+            out those that are skipped.
 
     Raises:
         DataError: if there are no videos, or they are of several sizes and ``frame_size`` is
-            None, or a clip does not fit into one of them, or one lacks the annotation that
-            labels need.
+            None, or clips do not fit into them, or one lacks the annotation that labels need.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class ClipDataset:
         labels: bool = False,
         frame_size: tuple[int, int] | None = None,
         evaluation: bool = False,
+        short_videos: ShortVideos = "skip",
     ) -> None:
         if len(videos) == 0:
             raise DataError("there are no videos in the shards; name others by --data.shards")
         self.videos, self.clip, self.augment, self.seed = videos, clip, augment, seed
         self.labels, self.frame_size, self.evaluation = labels, frame_size, evaluation
-        self.start_counts = start_counts(videos, clip)
+        self.short_videos = short_videos
+        self.start_counts = start_counts(videos, clip, short_videos)
         if labels and not videos.has_annotation.all():
             without = int(np.argmin(videos.has_annotation))
             clip_labels(None, [], videos.keys[without])
@@ -95,7 +97,9 @@ class ClipDataset:
     def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
         """Frame numbers (views, t) of a video's clips that start at the given steps."""
         times = None if self.clip.fps is None else self.videos.times(index)
-        return clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
+        frames = clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
+        # A video shorter than its clips, which has starts where it is padded, repeats its last frame.
+        return np.minimum(frames, self.videos.num_frames[index] - 1)
 
     def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
         """The views of one video.
@@ -111,7 +115,7 @@ class ClipDataset:
 
         Raises:
             DecodingError: if the video is broken.
-            DataError: if labels are asked for and its annotation does not fit.
+            AnnotationError: if labels are asked for and its annotation tells none.
         """
         videos, key = self.videos, self.videos.keys[index]
         count, views = int(self.start_counts[index]), self.clip.views
@@ -124,7 +128,7 @@ class ClipDataset:
         frames = self.clip_frames(index, starts)
         labels = {}
         if self.labels:
-            labels = _stack(self._labels(index, frames))
+            labels = _stack(video_labels(videos, index, frames.tolist()))
         pixels = videos.frames(index, frames.ravel().tolist(), self.frame_size)
         params = [
             self.augment.draw(
@@ -141,29 +145,20 @@ class ClipDataset:
             "labels": labels,
         }
 
-    def _labels(self, index: int, frames: np.ndarray) -> list[dict[str, Tensor]]:
-        key, annotation = self.videos.keys[index], self.videos.annotation(index)
-        if annotation is not None:
-            told = len(annotation.get("motion_trajectory", ()))
-            if told != self.videos.num_frames[index]:
-                # Packed at another rate, say: the frame numbers would not be the annotation's.
-                raise DataError(
-                    f"the annotation of {key} tells of {told} frames, the video has "
-                    f"{self.videos.num_frames[index]}; labels need shards packed at the videos' "
-                    f"own frame rate"
-                )
-        return [clip_labels(annotation, view.tolist(), key) for view in frames]
-
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate samples to one message. Its clips alone are a tensor, and so take one descriptor."""
     refusals = [sample["refusal"] for sample in samples if "refusal" in sample]
     if refusals:
         return {"refusal": refusals[0]}
-    broken = {name: reason for sample in samples for name, reason in sample["broken"].items()}
+    broken, unlabelled = (
+        {name: reason for sample in samples for name, reason in sample[what].items()}
+        for what in ("broken", "unlabelled")
+    )
     whole = [sample for sample in samples if "clips" in sample]
     message: dict[str, Any] = {
         "broken": broken,
+        "unlabelled": unlabelled,
         "lost": len(samples) - len(whole),
         "key": [sample["key"] for sample in whole],
     }

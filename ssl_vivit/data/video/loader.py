@@ -3,7 +3,8 @@
 - Which videos: a permutation for (seed, epoch), cut into global batches, split by BatchSplit.
 - Which clips, and how they are augmented: from (seed, epoch, sample key) alone.
 - Workers read and decode; augmentation runs in the consuming process, on the training device.
-- A broken video is replaced by one chosen from (seed, epoch, key, attempt), and counted.
+- A video that is broken, or has no labels where labels are asked for, is replaced by one chosen
+  from (seed, epoch, key, attempt), and counted.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ from torch.utils.data import DataLoader
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
-from ssl_vivit.data.video.broken_videos import SampleFetcher, refuse_many_broken
+from ssl_vivit.data.video.broken_videos import (
+    SampleFetcher,
+    refuse_many_broken,
+    short_videos_line,
+)
 from ssl_vivit.data.video.clevrer import MEAN, STD
-from ssl_vivit.data.video.clips import ClipConfig
+from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.dataset import ClipDataset, collate
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.videos import VideoReading
@@ -41,6 +46,7 @@ from ssl_vivit.errors import DataError
 logger = logging.getLogger(__name__)
 
 _PREFETCH = 2
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ def build_clips(
 ) -> Clips:
     """Open the shards and split the videos.
 
+    Videos that are too short for the clips are named in a warning, by the main process.
+
     Args:
         config: which videos, and how clips come from them.
         num_frames: frames in a clip, the encoder's; None leaves it to ``config.clip``.
@@ -118,10 +126,16 @@ def build_clips(
             labels=labels,
             frame_size=config.frame_size,
             evaluation=evaluation,
+            short_videos=config.short_videos,
         )
         return ClipBatches(dataset, workers=config.workers, shuffle=not evaluation, indices=indices)
 
-    return Clips(batches(train, False), batches(held_out, True) if len(held_out) else None)
+    clips = batches(train, False), batches(held_out, True) if len(held_out) else None
+    short = [videos.keys[i] for i in too_short(videos, clip)]
+    line = short_videos_line(short, len(videos), config.short_videos)
+    if line and os.environ.get("RANK", "0") == "0":
+        logger.warning("%s", line)
+    return Clips(clips[0], clips[1] if clips[1] else None)  # no videos, no held-out part
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +160,7 @@ class ClipBatches:
     A batch holds ``clips`` float (b, views, C, T, H, W), augmented and normalised on the device;
     ``key``, the names of the videos really used; ``frames`` int64 (b, views, T), their frame
     numbers; ``fps`` float (b,), their own frame rates; ``broken``, names of videos that had to be
-    replaced or left out; and with labels those of
+    replaced or left out because they do not decode; and with labels those of
     :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views, …).
 
     Never pass it to ``accelerator.prepare``: it is split over processes already.
@@ -156,12 +170,13 @@ class ClipBatches:
         workers: processes that decode; 0 decodes in this one; None takes the cores that the
             launcher's processes leave free, 8 at most.
         shuffle: a new order every epoch, or always that of ``indices``.
-        indices: the videos that take part; None means all.
+        indices: the videos that take part, of which the data set's short ones are left out; None
+            means all.
         broken: name → reason of videos that were left out before.
-        few_broken: so many broken videos are no reason to stop, in whatever share.
 
     Attributes:
         broken: name → reason of every broken video met so far.
+        unlabelled: likewise of videos whose annotation tells no labels.
     """
 
     def __init__(
@@ -172,14 +187,14 @@ class ClipBatches:
         shuffle: bool = True,
         indices: Sequence[int] | np.ndarray | None = None,
         broken: Mapping[str, str] | None = None,
-        few_broken: int = 0,
     ) -> None:
         if workers is not None and workers < 0:
             raise DataError(f"--data.workers is {workers}; it must be 0 or more, or null")
         self.dataset, self.shuffle = dataset, shuffle
         self.workers = _free_cores() if workers is None else workers
-        self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-        self.broken, self.few_broken = dict(broken or {}), few_broken
+        chosen = np.asarray(range(len(dataset)) if indices is None else indices, dtype=np.int64)
+        self.indices = chosen[dataset.start_counts[chosen] > 0]
+        self.broken, self.unlabelled = dict(broken or {}), dict[str, str]()
         self._total = len({*dataset.videos.keys, *self.broken})
 
     def __len__(self) -> int:
@@ -256,13 +271,19 @@ class ClipBatches:
     def _batches(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
     ) -> Generator[dict[str, Any], None, None]:
+        found = False
         with closing(self._messages(schedule, device, replace)) as messages:
             for message in messages:
                 if "refusal" in message:
                     raise DataError(message["refusal"])
-                self._count_broken(message["broken"], given_up=replace and message["lost"] > 0)
+                self._count_left_out(message, given_up=replace and message["lost"] > 0)
                 if message["key"]:
+                    found = True
                     yield self._finish(message, device)
+        if self.unlabelled and not found:
+            raise DataError(
+                f"no video has labels; the first: {next(iter(self.unlabelled.values()))}"
+            )
 
     def _messages(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
@@ -308,12 +329,21 @@ class ClipBatches:
             **{name: torch.from_numpy(value).to(device) for name, value in numbers.items()},
         }
 
-    def _count_broken(self, broken: dict[str, str], given_up: bool) -> None:
-        for name, reason in broken.items():
+    def _count_left_out(self, message: dict[str, Any], given_up: bool) -> None:
+        for name, reason in message["broken"].items():
             if name not in self.broken:
                 self.broken[name] = reason
                 logger.warning("%s is broken and left out: %s", name, reason)
-        refuse_many_broken(self.broken, self._total, self.few_broken, given_up=given_up)
+        for name, reason in message["unlabelled"].items():
+            if name not in self.unlabelled:
+                self.unlabelled[name] = reason
+                count = len(self.unlabelled)
+                if count <= _NAMED:
+                    logger.warning("without labels, %d so far, left out: %s", count, reason)
+                elif count == _NAMED + 1:
+                    logger.warning("more than %d videos have no labels", _NAMED)
+        lost = {**self.broken, **self.unlabelled} if given_up else self.broken
+        refuse_many_broken(lost, self._total, given_up=given_up)
 
     def _check_shared_memory(self, batch_size: int) -> None:
         if not self.workers or not Path("/dev/shm").is_dir():

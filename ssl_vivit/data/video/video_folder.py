@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_vivit.data.video.decoding import Decoder, VideoInfo, decode_frames, probe_video
+from ssl_vivit.data.video.files_below import endings, files_below, passed_over_line
 from ssl_vivit.data.video.shards.index import content_hash, is_video
 from ssl_vivit.errors import DataError, DecodingError
 
@@ -22,7 +23,8 @@ class VideoFolder:
     Each is opened once and its first frame decoded; those that cannot be are left out.
 
     Args:
-        root: the folder, searched at any depth; hidden files and folders are not.
+        root: the folder, searched at any depth, linked folders included; hidden files and folders
+            are passed over.
         decoder: see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
         option: the setting that names the folder, for messages.
 
@@ -34,6 +36,7 @@ class VideoFolder:
         fps: float array (len,).
         has_annotation: all False.
         broken: name → reason of what was left out.
+        passed_over: ending, or ``hidden`` and the like → number of files that are no videos by it.
 
     Raises:
         DataError: if there is no folder or no readable video in it.
@@ -45,15 +48,12 @@ class VideoFolder:
         self.root, self._decoder = Path(root), decoder
         if not self.root.is_dir():
             raise DataError(f"{option} {root} is no folder; give one that holds videos")
-        names = sorted(
-            name
-            for path in self.root.rglob("*")
-            if is_video(name := path.relative_to(self.root).as_posix())
-            and not any(part.startswith(".") for part in name.split("/"))
-            and path.is_file()
-        )
+        files, self.passed_over = files_below(self.root)
+        names = sorted(filter(is_video, files))
+        self.passed_over += endings(files.keys() - set(names))
         if not names:
-            raise DataError(f"{option} {root} holds no videos")
+            passed = passed_over_line(self.passed_over)
+            raise DataError(f"{option} {root} holds no videos{f'; {passed}' if passed else ''}")
         infos, self.broken = self._probe(names)
         if not infos:
             first = next(iter(self.broken.items()))

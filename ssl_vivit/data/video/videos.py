@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ssl_vivit.data.video.decoding import Decoder
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
+
+ShortVideos = Literal["skip", "pad", "refuse"]
 
 
 class Videos(Protocol):
@@ -53,12 +55,15 @@ class VideoReading:
         frame_size: height and width that frames are decoded to; null keeps theirs. Needed where
             videos have several sizes.
         workers: processes that decode; null takes the cores that are free, 8 at most.
+        short_videos: "skip" leaves out videos that are too short for the clips, "pad" repeats
+            their last frame, "refuse" ends the run.
     """
 
     cache_dir: str | None = None
     decoder: Decoder = "auto"
     frame_size: tuple[int, int] | None = None
     workers: int | None = None
+    short_videos: ShortVideos = "skip"
 
     def open_shards(self, shards: str | list[str]) -> ShardSet:
         """Open shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them."""

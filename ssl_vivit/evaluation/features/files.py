@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 INDEX = "index.json"
-# So many broken videos are no reason to stop, however few there are in all.
-FEW = 5
 
 
 class Features(NamedTuple):
@@ -246,7 +244,7 @@ def write_parts(
     summary: Summary,
     batch_size: int,
     workers: int | None,
-    skipped: Mapping[str, str],
+    broken: Mapping[str, str],
     device: torch.device,
     seen: Callable[[int], object],
 ) -> None:
@@ -261,14 +259,14 @@ def write_parts(
         summary: what a pooled vector is.
         batch_size: videos that the encoder sees at once.
         workers: processes that decode.
-        skipped: name → reason of videos that were left out from the start.
+        broken: name → reason of broken videos that were left out from the start.
         device: where.
         seen: told how many videos are done.
     """
-    broken = dict(skipped)
+    broken = dict(broken)
     for number, indices in parts.items():
         loader = ClipBatches(
-            dataset, workers=workers, shuffle=False, indices=indices, broken=broken, few_broken=FEW
+            dataset, workers=workers, shuffle=False, indices=indices, broken=broken
         )
         with closing(loader.once(batch_size, device)) as stream:
             keys, tensors = extract(encoder, stream, kept, summary, seen)

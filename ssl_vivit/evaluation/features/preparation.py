@@ -13,7 +13,7 @@ from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clevrer import MEAN, STD
 from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.dataset import ClipDataset
-from ssl_vivit.data.video.videos import Videos
+from ssl_vivit.data.video.videos import ShortVideos, Videos
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.config import ClipChoice
 from ssl_vivit.preprocessing import Preprocessing
@@ -49,6 +49,7 @@ class Preparation:
         labels: bool = False,
         frame_size: tuple[int, int] | None = None,
         spread: bool = True,
+        short_videos: ShortVideos = "skip",
     ) -> ClipDataset:
         """Videos as clips without augmentation.
 
@@ -57,6 +58,7 @@ class Preparation:
             labels: whether to check and read CLEVRER's annotations.
             frame_size: (H, W) that frames are decoded to; None keeps theirs.
             spread: clips at even distances over the video; otherwise drawn for each epoch.
+            short_videos: what becomes of videos that are too short for the clips.
         """
         return ClipDataset(
             videos,
@@ -66,6 +68,7 @@ class Preparation:
             labels=labels,
             frame_size=frame_size,
             evaluation=spread,
+            short_videos=short_videos,
         )
 
     def augment(self, config: AugmentConfig | None = None) -> Augment:

@@ -48,6 +48,7 @@ class OnlineProbe:
             labels=True,
             frame_size=plain.frame_size,
             evaluation=True,
+            short_videos=plain.short_videos,
         )
         self.train, self.test = (
             ClipBatches(labelled, workers=part.workers, shuffle=False, indices=part.indices[:count])

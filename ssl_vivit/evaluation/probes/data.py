@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ssl_vivit.data.provenance import trained_on
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.video.broken_videos import refuse_many_broken
 from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.shards import ShardSet
@@ -17,6 +22,8 @@ from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import Preparation
 from ssl_vivit.evaluation.probes.config import ProbeData
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
+
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -51,6 +58,7 @@ class Part(NamedTuple):
             labels=self.labels.annotated,
             frame_size=self.config.frame_size,
             spread=spread or prepared.clip.views > 1,
+            short_videos=self.config.short_videos,
         )
 
     def batches(
@@ -67,6 +75,36 @@ class Parts(NamedTuple):
 
     train: Part
     test: Part
+
+    def long_enough(self, clips: Sequence[ClipConfig]) -> tuple[Parts, list[str]]:
+        """Leave out videos that are too short for some of the clips, as the setting says.
+
+        All encoders are so measured on one set of videos, whatever clips they take.
+
+        Args:
+            clips: of the encoders.
+
+        Returns:
+            The parts; names of the videos that are too short for some clip, padded ones included.
+
+        Raises:
+            DataError: if a part has no other.
+        """
+        parts: list[Part] = []
+        names: set[str] = set()
+        for part in self:
+            short = {i for clip in clips for i in too_short(part.videos, clip)}
+            names |= {part.videos.keys[i] for i in part.indices if i in short}
+            if part.config.short_videos == "skip":
+                part = part._replace(indices=np.setdiff1d(part.indices, list(short)))
+            if not len(part.indices):
+                raise DataError(
+                    "all videos of the training or the test part are too short for the clips "
+                    f"of {max(clip.span for clip in clips)} steps; lower --clips or "
+                    "--data.clip.frame_stride, leave --long_clip out, or set --data.short_videos pad"
+                )
+            parts.append(part)
+        return Parts(*parts), sorted(names)
 
 
 def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:
@@ -86,6 +124,10 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         if data.shards or data.test_shards:
             raise DataError("--data.folder takes the place of --data.shards; give one of them")
         train = folder = data.open_folder(data.folder, "--data.folder")
+        refuse_many_broken(folder.broken, len(folder) + len(folder.broken))
+        if folder.broken and os.environ.get("RANK", "0") == "0":
+            for name, reason in folder.broken.items():
+                logger.warning("%s is broken and left out: %s", name, reason)
         labels = FolderLabels(folder)
     elif data.shards:
         train = data.open_shards(data.shards)

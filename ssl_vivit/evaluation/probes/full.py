@@ -17,6 +17,7 @@ from ssl_vivit.data.video.clips import even_starts
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, DataConfig
 from ssl_vivit.encoders import VideoClassifier
+from ssl_vivit.errors import AnnotationError, DataError
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
 from ssl_vivit.evaluation.features.files import fingerprint
 from ssl_vivit.evaluation.probes.comparison import Subject
@@ -128,6 +129,7 @@ def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
         seed,
         labels=part.labels.annotated,
         frame_size=part.config.frame_size,
+        short_videos=part.config.short_videos,
     )
 
 
@@ -151,12 +153,19 @@ def _training(config: FinetuneConfig, seed: int, run_dir: Path, fresh: bool) -> 
 
 
 def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) -> dict[str, Tensor]:
-    """Labels of the clip in the middle of each video; no frame is decoded."""
-    frames = [
-        dataset.clip_frames(int(i), even_starts(int(dataset.start_counts[i]), 1)) for i in indices
-    ]
-    keys = [dataset.videos.keys[i] for i in indices]
-    return labels({"key": keys, "frames": torch.from_numpy(np.stack(frames))})
+    """Labels of the clip in the middle of each video that has some; no frame is decoded."""
+    told: list[dict[str, Tensor]] = []
+    reason = ""
+    for i in indices:
+        frames = dataset.clip_frames(int(i), even_starts(int(dataset.start_counts[i]), 1))
+        batch = {"key": [dataset.videos.keys[i]], "frames": torch.from_numpy(frames)[None]}
+        try:
+            told.append(labels(batch))
+        except AnnotationError as error:
+            reason = reason or str(error)
+    if not told:
+        raise DataError(f"no video to fine-tune on has labels; the first: {reason}")
+    return _joined(told)
 
 
 def _predict(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_vivit.data.batch_split import BatchSplit
-from ssl_vivit.data.video.clevrer import clip_labels
+from ssl_vivit.data.video.clevrer import video_labels
 from ssl_vivit.data.video.loader import ClipBatches
 from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.data.video.videos import Videos
@@ -52,12 +52,16 @@ class ClevrerLabels:
         self._index = {key: i for i, key in enumerate(videos.keys)}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Labels of each video, (b, …)."""
+        """Labels of each video, (b, …).
+
+        Raises:
+            AnnotationError: if an annotation tells none.
+        """
         if batch["frames"].shape[1] == 1 and all(t.name in batch for t in self.targets):
             # The loader's workers have read the annotations already.
             return {t.name: batch[t.name][:, 0] for t in self.targets}
         told = [
-            clip_labels(self._videos.annotation(self._index[key]), np.unique(frames).tolist(), key)
+            video_labels(self._videos, self._index[key], [np.unique(frames).tolist()])[0]
             for key, frames in zip(batch["key"], batch["frames"].cpu().numpy(), strict=True)
         ]
         return {name: torch.stack([each[name] for each in told]) for name in told[0]}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ssl_vivit.data.video.clevrer import COLOURS, KINDS, MATERIALS, SHAPES, clip_labels
-from ssl_vivit.errors import DataError
+from ssl_vivit.errors import AnnotationError, DataError
 
 
 def annotation(seed: int, num_frames: int = 30, num_objects: int = 5) -> dict:
@@ -102,16 +105,77 @@ def test_missing_annotations_name_the_command() -> None:
         clip_labels(None, [0], "video_00003")
 
 
-@pytest.mark.parametrize("fault", ["frame", "kind", "schema"])
-def test_foreign_annotations_are_refused_in_one_line(fault: str) -> None:
-    scene, frames = annotation(0), [0]
-    if fault == "frame":
-        frames = [30]
-    elif fault == "kind":
-        for thing in scene["object_property"]:
-            thing["color"] = "pink"
-    else:
-        del scene["motion_trajectory"]
-    with pytest.raises(DataError, match="the annotation of video_00001 has no") as caught:
-        clip_labels(scene, frames, "video_00001")
+FAULTS = {
+    "motion_trajectory has no frame 29": lambda scene: scene["motion_trajectory"].pop(),
+    "motion_trajectory is missing": lambda scene: scene.pop("motion_trajectory"),
+    "object_property[0] is a 'pink": lambda scene: scene["object_property"][0].update(color="pink"),
+    "object_property[1] is an object, not the only one of its object_id": (
+        lambda scene: scene["object_property"][1].update(object_id=0)
+    ),
+    "motion_trajectory[29] is an object, not the only one of its frame_id": (
+        lambda scene: scene["motion_trajectory"][29].update(frame_id=0)
+    ),
+    "collision[2].frame_id is 1e+308, not a finite number of at most 1,000,000": (
+        lambda scene: scene["collision"][2].update(frame_id=1e308)
+    ),
+    "collision is null, not a list": lambda scene: scene.update(collision=None),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_annotations_that_tell_no_labels_name_video_and_field(message: str) -> None:
+    scene = annotation(0)
+    FAULTS[message](scene)
+    with pytest.raises(AnnotationError) as caught:
+        clip_labels(scene, range(30), "video_00001")
+    assert str(caught.value).startswith(f"the annotation of video_00001: {message}")
     assert "\n" not in str(caught.value)
+
+
+STRANGE = (
+    None, True, [], [[]], {}, "", "7", "a\nb", -1, 7.5, 10**400, 1e308, math.nan, math.inf, -math.inf
+)  # fmt: skip
+
+
+def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    yield at
+    entries = value.items() if isinstance(value, dict) else ()
+    entries = enumerate(value) if isinstance(value, list) else entries
+    for name, entry in entries:
+        yield from places(entry, (*at, name))
+
+
+def test_no_value_of_any_field_makes_a_label_that_is_not_finite() -> None:
+    """Each field in turn holds each strange value, or is missing."""
+    scene = annotation(3, num_frames=2, num_objects=2)
+    for frame in scene["motion_trajectory"]:
+        for thing in frame["objects"]:
+            thing["inside_camera_view"] = True
+    refused = told = 0
+    for at in list(places(scene))[1:]:
+        for value in (*STRANGE, places):
+            changed = copy.deepcopy(scene)
+            inner: Any = changed
+            for name in at[:-1]:
+                inner = inner[name]
+            if value is places:
+                del inner[at[-1]]
+            else:
+                inner[at[-1]] = value
+            message = ""
+            try:
+                labels = clip_labels(changed, [0, 1], "video_00007")
+            except AnnotationError as error:
+                message = str(error)
+            if message:
+                assert message.startswith("the annotation of video_00007: ")
+                assert "\n" not in message
+                assert any(name in message for name in at if isinstance(name, str))
+                refused += 1
+            else:
+                assert all(label.double().isfinite().all() for label in labels.values())
+                assert labels["mean_speed"] < 1e7
+                told += 1
+    assert refused > 500
+    # What labels do not depend on, such as places, may hold anything.
+    assert told > 500

@@ -34,9 +34,17 @@ ANNOTATION = "json"
 MEASURES = "video.json"
 STORAGES = ("original", "h264", "jpeg")
 LARGEST_SIDE = 65_535  # that a JPEG picture can have
+# fmt: off
 VIDEO_EXTENSIONS = frozenset(
-    ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "gif")
+    (
+        "264", "265", "3g2", "3gp", "3gpp", "apng", "asf", "avc", "avi", "divx", "dv", "f4v",
+        "flv", "gif", "gxf", "h261", "h263", "h264", "h265", "hevc", "ivf", "m1v", "m2t", "m2ts",
+        "m2v", "m4v", "mj2", "mjpeg", "mjpg", "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg",
+        "mpg", "mpv", "mts", "mxf", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "ts",
+        "vc1", "vob", "vvc", "webm", "wmv", "wtv", "xvid", "y4m",
+    )
 )
+# fmt: on
 
 
 def index_path(shard: str) -> str:

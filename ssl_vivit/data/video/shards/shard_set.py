@@ -148,7 +148,7 @@ class ShardSet:
             return None
         try:
             return json.loads(self._read(i, [int(self._first[i + 1]) - 1])[0])
-        except (DecodingError, ValueError) as error:
+        except (DecodingError, ValueError, RecursionError) as error:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
 
     def times(self, i: int) -> np.ndarray | None:

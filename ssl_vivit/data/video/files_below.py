@@ -1,0 +1,80 @@
+"""Files below a folder, with linked folders, and counts of what is passed over."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+
+def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
+    """List the files at any depth below a folder.
+
+    Linked folders are followed. Each folder is read once, under the name without links where it
+    has one, so loops of links end.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Path below the root, with forward slashes → size in bytes; 0 for a link to nothing, which
+        fails where it is read. And what is passed over: kind → number.
+    """
+    sizes: dict[str, int] = {}
+    passed_over: Counter[str] = Counter()
+
+    def count_unreadable(error: OSError) -> None:
+        passed_over["unreadable folders"] += 1
+
+    seen: set[tuple[int, int]] = set()
+    starts = [os.fspath(root)]
+    for start in starts:  # grows by the linked folders
+        for folder, subfolders, names in os.walk(start, onerror=count_unreadable):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                passed_over["folders linked twice"] += 1
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            visible = sorted(name for name in subfolders if not is_hidden(name))
+            shown = [name for name in names if not is_hidden(name)]
+            passed_over["hidden"] += len(subfolders) + len(names) - len(visible) - len(shown)
+            paths = {name: os.path.join(folder, name) for name in [*visible, *shown]}
+            starts += [paths[name] for name in visible if os.path.islink(paths[name])]
+            subfolders[:] = [name for name in visible if not os.path.islink(paths[name])]
+            for name in shown:
+                size = _size(paths[name])
+                if size is None:
+                    passed_over["pipes or devices"] += 1
+                else:
+                    sizes[Path(os.path.relpath(paths[name], root)).as_posix()] = size
+    return sizes, +passed_over
+
+
+def is_hidden(name: str) -> bool:
+    """Whether any part of a path is a hidden file's or folder's name, or macOS's own."""
+    parts = PurePosixPath(name).parts
+    return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def endings(names: Iterable[str]) -> Counter[str]:
+    """Count names by their ending."""
+    return Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
+
+
+def passed_over_line(counts: Counter[str]) -> str | None:
+    """What was passed over, in a line; None if nothing was."""
+    if not counts:
+        return None
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return "passed over: " + ", ".join(f"{count} {kind}" for kind, count in ordered)
+
+
+def _size(path: str) -> int | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -12,11 +12,12 @@ from ssl_vivit.errors import AnnotationError, DecodingError
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     """CLEVRER's annotation in the numbers of the kept frames.
 
-    Trajectories of frames that were left out go; a collision moves to the nearest kept frame.
+    Trajectories of frames that were left out go, those of repeated frames repeat; a collision moves
+    to the nearest kept frame.
 
     Args:
         annotation: the JSON.
-        kept: numbers of the frames that stay, ascending.
+        kept: numbers of the frames that stay, ascending; one may stand several times.
         num_frames: of the video before.
 
     Raises:
@@ -25,21 +26,23 @@ def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     try:
         content = Field(json.loads(annotation))
         content.check(isinstance(content.value, dict), "an object")
-        if len(kept) == num_frames:
+        if kept == list(range(num_frames)):
             return annotation
-        place = {frame: k for k, frame in enumerate(kept)}
+        places: dict[int, list[int]] = {}
+        for k, frame in enumerate(kept):
+            places.setdefault(frame, []).append(k)
 
         def numbered(name: str) -> list[tuple[dict[str, Any], int]]:
             entries = content[name].items() if name in content.value else []
             return [(entry.value, entry["frame_id"].whole()) for entry in entries]
 
         trajectory = [
-            {**entry, "frame_id": place[frame]}
+            {**entry, "frame_id": k}
             for entry, frame in numbered("motion_trajectory")
-            if frame in place
+            for k in places.get(frame, ())
         ]
         collisions = [
-            {**entry, "frame_id": place[min(kept, key=lambda f: abs(f - frame))]}
+            {**entry, "frame_id": places[min(kept, key=lambda f: abs(f - frame))][0]}
             for entry, frame in numbered("collision")
         ]
     except AnnotationError as error:

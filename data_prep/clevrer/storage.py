@@ -18,10 +18,12 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
+from typing import Any
 
 import av
 import numpy as np
@@ -30,12 +32,16 @@ from PIL import Image
 from data_prep.clevrer.annotations import renumbered
 from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
+from ssl_vivit.data.video.frame_times import resampled
 from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES
 from ssl_vivit.errors import DataError, DecodingError
 
 JPEG_QUALITY = 90
 # What x264 and FFmpeg's scaler both take.
 LARGEST_SIDE = 16384
+# Of frames on average, where --fps fills the gaps of a varying rate.
+MOST_REPEATS = 100
+_MICROSECOND = Fraction(1, 1_000_000)
 H264 = {
     # As close to the source as JPEG_QUALITY is, at a fourth of the bytes.
     "crf": "22",
@@ -58,7 +64,8 @@ class Encoding:
         storage: ``original`` keeps the file; ``h264`` encodes it with a key frame every 8 frames;
             ``jpeg`` stores every frame as a picture.
         size: (H, W) of the stored frames; None keeps the video's.
-        fps: frames kept per second, evenly; None, or more than the video has, keeps all.
+        fps: frames kept per second: those shown at 0, 1/fps, 2/fps … by the time stamps. None
+            keeps all; so does more than the video has, unless its rate varies.
 
     Raises:
         DataError: if a value is out of range, or ``original`` is asked to change anything.
@@ -98,30 +105,50 @@ class Encoding:
             num_frames: how many frames the video must hold; None takes any number.
 
         Raises:
-            DecodingError: if the video is broken or of another length, or the annotation is no JSON.
+            DecodingError: if the video is broken or of another length, its time stamps leave a gap
+                that ``fps`` would fill with repeats without end, or the annotation is no JSON.
         """
         info = probe_video(video)
         if num_frames is not None and info.num_frames != num_frames:
             raise DecodingError(f"{info.num_frames} frames where {num_frames} are asked for")
         kept = kept_frames(info, self.fps)
-        chosen = set(kept)
-        frames = (frame for i, frame in enumerate(iterate_frames(video, self.size)) if i in chosen)
-        fps = info.fps if self.fps is None else min(self.fps, info.fps)
+        times_kept = Counter(kept)
+        frames = (
+            frame
+            for i, frame in enumerate(iterate_frames(video, self.size))
+            for _ in range(times_kept[i])
+        )
+        times = info.times if self.fps is None else None
+        fps = info.fps
+        if self.fps is not None:
+            fps = self.fps if info.times else min(self.fps, info.fps)
         if self.storage == "original":
             for _ in frames:
                 pass
             members = {PurePosixPath(name).suffix[1:].lower(): video}
         elif self.storage == "h264":
-            members = {"mp4": encode_h264(frames, fps)}
+            members = {"mp4": encode_h264(frames, fps, times)}
         else:
-            members = _jpeg_members(frames, fps)
+            members = _jpeg_members(frames, fps, times)
         if annotation is not None:
             members[ANNOTATION] = renumbered(annotation, kept, info.num_frames)
         return members
 
 
 def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
-    """Numbers of the frames that stay at ``fps`` frames per second: those shown at each time."""
+    """Numbers of the frames that stay at ``fps`` frames per second: those shown at each time.
+
+    Raises:
+        DecodingError: if a varying rate would repeat frames more than a hundredfold.
+    """
+    if fps is not None and info.times is not None:
+        seconds = info.times[-1]
+        if seconds * fps > MOST_REPEATS * info.num_frames:
+            raise DecodingError(
+                f"its time stamps place {info.num_frames} frames over {seconds:g} s; --fps {fps:g} "
+                f"would repeat them more than {MOST_REPEATS} times; lower it or mend the stamps"
+            )
+        return resampled(info.times, fps).tolist()
     if fps is None or not info.fps or fps >= info.fps:
         return list(range(info.num_frames))
     step = info.fps / fps
@@ -129,43 +156,52 @@ def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
     return list(itertools.takewhile(lambda i: i < info.num_frames, numbers))
 
 
-def encode_h264(frames: Iterable[np.ndarray], fps: float) -> bytes:
+def encode_h264(
+    frames: Iterable[np.ndarray], fps: float, times: Sequence[float] | None = None
+) -> bytes:
     """Encode to mp4, the same bytes for the same frames.
 
     Args:
         frames: uint8 RGB of shape (H, W, 3).
         fps: frames per second.
+        times: seconds at which the frames begin, where the rate varies; they become time stamps.
     """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001 * 60) if fps else Fraction(25)
         stream = container.add_stream("libx264", rate=rate, options=H264)
         stream.codec_context.thread_count = 1
-        first = True
-        for frame in frames:
-            if first:
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = _MICROSECOND
+        for i, frame in enumerate(frames):
+            if i == 0:
                 stream.height, stream.width = frame.shape[:2]
                 odd = stream.height % 2 or stream.width % 2
                 stream.pix_fmt = "yuv444p" if odd else "yuv420p"
-                first = False
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = round(times[i] / _MICROSECOND), _MICROSECOND
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return file.getvalue()
 
 
-def _jpeg_members(frames: Iterator[np.ndarray], fps: float) -> dict[str, bytes]:
+def _jpeg_members(
+    frames: Iterator[np.ndarray], fps: float, times: Sequence[float] | None
+) -> dict[str, bytes]:
     members, shape = {}, (0, 0)
     for i, frame in enumerate(frames):
         picture = io.BytesIO()
         Image.fromarray(frame).save(picture, "JPEG", quality=JPEG_QUALITY)
         members[f"{i:04d}.jpg"] = picture.getvalue()
         shape = frame.shape[:2]
-    measures = {
+    measures: dict[str, Any] = {
         "num_frames": len(members),
         "height": shape[0],
         "width": shape[1],
         "fps": fps,
         "storage": "jpeg",
     }
+    if times is not None:
+        measures["times"] = times
     return {**members, MEASURES: json.dumps(measures).encode()}

@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 
 from data_prep.synthetic_neural.settings import StimulusKind
 from ssl_vivit.data.randomness import named_generator, permutation
+from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.data.video.resampling import resize_matrices
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.errors import DataError
@@ -137,13 +138,19 @@ class Screen:
     def _length(self, i: int) -> int:
         """Frames that a video fills on the screen."""
         assert self.videos is not None
+        if (times := self.videos.times(i)) is not None:
+            return max(1, covered_steps(times, self.rate))
         return max(1, int(self.videos.num_frames[i] / self._source_rate(i) * self.rate))
 
     def _clip(self, i: int, most: int, draw: np.random.Generator) -> Float[np.ndarray, "t h w"]:
         assert self.videos is not None
         count = min(most, self._length(i))
-        # A moment before rounding up: k / 30 · 25 must not fall short of a whole number.
-        latest = np.floor(np.arange(count) / self.rate * self._source_rate(i) + 1e-9).astype(int)
+        seconds = np.arange(count) / self.rate
+        if (times := self.videos.times(i)) is not None:
+            latest = frames_at(seconds, times)
+        else:
+            # A moment before rounding up: k / 30 · 25 must not fall short of a whole number.
+            latest = np.floor(seconds * self._source_rate(i) + 1e-9).astype(int)
         latest = np.minimum(latest, self.videos.num_frames[i] - 1)
         wanted, place = np.unique(latest, return_inverse=True)
         # The smallest window still has more pixels than the screen; more would only take memory.

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.data.video.videos import ShortVideos, Videos
 from ssl_vivit.errors import DataError
 
@@ -26,7 +27,7 @@ class ClipConfig:
             ``fps`` asks for.
         views: clips drawn from each video.
         fps: frames per second that the stride counts in; a slower video's frames are repeated, a
-            faster one's left out. None takes each video's own rate.
+            faster one's left out. None takes each video's frames as they come.
         view_gap: time between two views: "near" makes short gaps more frequent, the density
             falling linearly to zero at the longest possible gap (CVRL, Qian et al. 2021,
             Sec. 3.2); "uniform" makes all gaps equally frequent.
@@ -87,6 +88,18 @@ def timeline_length(
     return steps.astype(np.int64)
 
 
+def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]:
+    """:func:`timeline_length` of each video; by the times of its frames where its rate varies."""
+    steps = timeline_length(
+        np.asarray(videos.num_frames), np.asarray(videos.fps, dtype=np.float64), fps
+    )
+    if fps is not None:
+        for i in range(len(steps)):
+            if (times := videos.times(i)) is not None:
+                steps[i] = covered_steps(times, fps)
+    return steps
+
+
 def start_counts(
     videos: Videos, config: ClipConfig, short_videos: ShortVideos = "refuse"
 ) -> Int[np.ndarray, " n"]:
@@ -103,7 +116,7 @@ def start_counts(
         DataError: if a video is too short and is refused, all are too short and are skipped, or
             one names no frame rate where one is needed.
     """
-    num_frames, source_fps = np.asarray(videos.num_frames), np.asarray(videos.fps, dtype=float)
+    source_fps = np.asarray(videos.fps, dtype=float)
     if config.fps is not None:
         timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
         if len(timeless):
@@ -111,11 +124,13 @@ def start_counts(
                 f"{_some(videos.keys, timeless)} names no frame rate, which --data.clip.fps "
                 f"{config.fps:g} needs; set --data.clip.fps to null or pack the videos again"
             )
-    steps = timeline_length(num_frames, source_fps, config.fps)
+    steps = timeline_lengths(videos, config.fps)
     counts = steps - config.span + 1
     fits = counts >= config.views
     if short_videos == "pad":
-        return np.where(fits | (num_frames < 1), np.maximum(counts, 0), config.views)
+        return np.where(
+            fits | (np.asarray(videos.num_frames) < 1), np.maximum(counts, 0), config.views
+        )
     if short_videos == "skip" and fits.any():
         return np.where(fits, counts, 0)
     short = np.flatnonzero(counts < 1)
@@ -152,7 +167,7 @@ def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> st
 
 def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
     """Videos in which the clips do not fit: number → reason."""
-    steps = timeline_length(videos.num_frames, videos.fps, clip.fps)
+    steps = timeline_lengths(videos, clip.fps)
     needed = clip.span + clip.views - 1
     return {
         int(i): f"has {videos.num_frames[i]} frames, {clip.views} of {clip.span} do not fit"
@@ -194,14 +209,26 @@ def even_starts(count: int, views: int) -> Int[np.ndarray, " views"]:
 
 
 def clip_frames(
-    starts: Int[np.ndarray, " views"], config: ClipConfig, source_fps: float
+    starts: Int[np.ndarray, " views"],
+    config: ClipConfig,
+    source_fps: float,
+    times: Float[np.ndarray, " n"] | None = None,
 ) -> Int[np.ndarray, "views t"]:
     """The frame numbers of the clips that start at the given steps.
 
     Frame j of a clip lies at (start + j · frame_stride) / fps seconds and is the frame which the
-    video shows then: the last one that has begun. No frame of the future is ever taken.
+    video shows then: the last one that has begun. No frame of the future is ever taken. Without
+    ``config.fps`` the steps are frames.
+
+    Args:
+        starts: the steps.
+        config: how clips are cut.
+        source_fps: frames per second of the video.
+        times: seconds at which its frames begin; None if the rate is constant.
     """
     steps = starts[:, None] + np.arange(config.length) * config.frame_stride
     if config.fps is None:
         return steps.astype(np.int64)
+    if times is not None:
+        return frames_at(steps / config.fps, times).astype(np.int64)
     return np.floor(steps * (source_fps / config.fps) + _ROUNDING).astype(np.int64)

@@ -96,7 +96,8 @@ class ClipDataset:
 
     def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
         """Frame numbers (views, t) of a video's clips that start at the given steps."""
-        frames = clip_frames(starts, self.clip, float(self.videos.fps[index]))
+        times = None if self.clip.fps is None else self.videos.times(index)
+        frames = clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
         # A video shorter than its clips, which has starts where it is padded, repeats its last frame.
         return np.minimum(frames, self.videos.num_frames[index] - 1)
 

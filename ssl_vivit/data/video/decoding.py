@@ -1,8 +1,11 @@
 """Chosen frames of a video file as RGB arrays.
 
 - Frames are numbered in presentation order, whatever the order or the gaps of their timestamps.
+  A frame has one number, whichever way it is reached: that of a decode of the whole film.
 - Only the groups of pictures that hold a wanted frame are decoded, only wanted frames become RGB.
-- Rotation and mirroring flags are honoured; sizes are those a player shows.
+- Rotation and mirroring flags are honoured. Sizes are those of the stored pixels: where these are
+  not square, no frame is stretched.
+- Size and pixel format must not change within a film.
 - One thread a call: the loader's workers are the parallelism.
 """
 
@@ -10,36 +13,74 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
+from av.format import Flags
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Interpolation
 
+from ssl_vivit.data.video.frame_times import rate_and_times
 from ssl_vivit.errors import DecodingError
 
 Source = bytes | str | Path
 Decoder = Literal["auto", "pyav", "torchcodec"]
 
-# Playlists and concatenations name other files and addresses, which a video must not make us read.
+# FFmpeg's readers of films. Playlists and concatenations would name other files and addresses,
+# which a video must not make us read; text and single pictures are no films.
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,ivf,gif,"
-    "h264,hevc,mjpeg,jpeg_pipe,yuv4mpegpipe"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,m4v,flv,ogg,asf,ivf,gif,"
+    "apng,nut,mxf,gxf,dv,rm,wtv,obu,h261,h263,h264,hevc,vvc,vc1,mjpeg,yuv4mpegpipe"
 )
+# The most pixels of a frame: 8192 × 8192. FFmpeg would reserve memory for what a header claims.
+MOST_PIXELS = 1 << 26
+_LIMIT = {"max_pixels": str(MOST_PIXELS)}
 # Decoders that drop a packet by `skip_frame` as it stands when that packet is sent.
 _SKIPPING_CODECS = ("h264", "hevc")
+# Pictures beside a film or a song: its cover, thumbnails.
+_COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 class VideoInfo(NamedTuple):
-    """A video's number of frames, displayed size in pixels, and frames per second."""
+    """Measures of a video.
+
+    Attributes:
+        num_frames: frames that are shown.
+        height, width: of the stored picture in pixels, after rotation. Where the pixels are not
+            square (a sample aspect ratio other than 1), a player stretches this picture; we do not.
+        fps: frames per second by the time stamps, on average where the rate varies; 0 if unknown.
+        times: seconds from the first frame to each, where the rate varies; None where frame i
+            begins at i / fps within half a frame, or the file has no time stamps.
+    """
 
     num_frames: int
     height: int
     width: int
     fps: float
+    times: tuple[float, ...] | None = None
+
+
+class _Layout(NamedTuple):
+    """Presentation time stamps of the shown frames, as the packets have them.
+
+    Attributes:
+        stamps: ascending; None where some are missing.
+        order: the stamps again, or None where they do not say which packet holds which frame: only
+            a decode from the start numbers the frames then.
+    """
+
+    stamps: list[int] | None
+    order: list[int] | None
+
+    @property
+    def total(self) -> int | None:
+        """The number of shown frames; None where only a decode tells it."""
+        return None if self.order is None else len(self.order)
 
 
 def decode_frames(
@@ -57,37 +98,39 @@ def decode_frames(
         source: the file's bytes or its path.
         indices: frame numbers in presentation order; any order, repeats allowed.
         size: (H, W) to resize to, by area averaging where that shrinks both sides and bicubic
-            otherwise; None keeps the displayed size.
+            otherwise; None keeps the stored size.
         decoder: ``auto`` takes torchcodec for frames at their own size if it loads, else PyAV,
-            which resizes while it converts.
+            which resizes while it converts. Films without usable time stamps are left to PyAV.
 
     Returns:
         uint8 RGB of shape (len(indices), H, W, 3), in the order of ``indices``.
 
     Raises:
-        DecodingError: if the file is no video or a listed frame is missing or broken; the
-            message says which frame of how many.
+        DecodingError: if the file is no video, or a listed frame is missing, broken or of another
+            size or pixel format than the first; the message says which frame of how many.
     """
     wanted = [int(i) for i in indices]
-    if size is None and (decoder == "torchcodec" or (decoder == "auto" and _torchcodec())):
-        return _decode_by_torchcodec(source, wanted)
+    by_torchcodec = size is None and decoder != "pyav" and _has_torchcodec(decoder)
     try:
-        with _open(source) as container:
-            packets = list(_packets(container))
-            order = _presentation_order(packets)
-            total = sum(not packet.is_discard for packet in packets)
-            _check_indices(wanted, total)
+        with _open(source) as (container, stream):
+            packets = list(_packets(container, stream))
+            layout = _layout(source, container, stream, packets)
+            order = layout.order
+            _check_indices(wanted, layout.total)
             kept: dict[int, np.ndarray] | None = None
-            if order is not None:
-                codec = container.streams.video[0].codec_context
-                kept = _decode_groups(codec, packets, order, set(wanted), size)
+            if order is not None and wanted:
+                if by_torchcodec:
+                    frames = _decode_by_torchcodec(source, stream, wanted, order)
+                    if frames is not None:
+                        return frames
+                kept = _decode_groups(stream, packets, order, set(wanted), size)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodingError(f"no readable video: {_reason(error)}") from error
-    if kept is None:
-        kept = _decode_in_sequence(source, set(wanted), size, total)
     if not wanted:
         height, width = size or probe_video(source)[1:3]
         return np.empty((0, height, width, 3), np.uint8)
+    if kept is None:
+        kept = _decode_in_sequence(source, set(wanted), size, layout)
     return np.stack([kept[i] for i in wanted])
 
 
@@ -106,6 +149,7 @@ def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int]) -> np.ndarray
     """
     codec = av.CodecContext.create("mjpeg", "r")
     codec.thread_count = 1
+    codec.options = _LIMIT
     frames = np.empty((len(pictures), *size, 3), np.uint8)
     for i, picture in enumerate(pictures):
         try:
@@ -127,20 +171,25 @@ def iterate_frames(source: Source, size: tuple[int, int] | None = None) -> Itera
         uint8 RGB of shape (H, W, 3).
 
     Raises:
-        DecodingError: at the first broken frame, and at the end if the file announces more
-            frames than it holds.
+        DecodingError: at the first frame that is broken or of another size or pixel format, and
+            where a frame is missing that the file announces.
     """
-    announced = probe_video(source).num_frames
-    count = 0
-    for frame in _frames_in_sequence(source, announced):
+    layout = _layout_of(source)
+    order, total, count = layout.order, layout.total, 0
+    for frame in _frames_in_sequence(source, total):
+        if order is not None and (count == total or frame.pts != order[count]):
+            raise DecodingError(f"frame {count} of {total} is missing or out of order")
         yield _rgb(frame, size)
         count += 1
-    if count < announced:
-        raise DecodingError(f"breaks after {count} of {announced} frames")
+    if total is not None and count < total:
+        raise DecodingError(f"breaks after {count} of {total} frames")
 
 
 def probe_video(source: Source) -> VideoInfo:
-    """Read a video's measures; decodes its first frame only.
+    """Read a video's measures.
+
+    Its first frame alone is decoded, or the whole film where its time stamps do not number the
+    frames.
 
     Args:
         source: the file's bytes or its path.
@@ -149,54 +198,92 @@ def probe_video(source: Source) -> VideoInfo:
         DecodingError: if the file is no video or its first frame is broken.
     """
     try:
-        with _open(source) as container:
-            stream = container.streams.video[0]
-            packets = list(_packets(container))
-            total = sum(not packet.is_discard for packet in packets)
-            rate = stream.average_rate or stream.guessed_rate
-            order = _presentation_order(packets)
-            if not rate and order and len(order) > 1:
-                rate = (len(order) - 1) / ((order[-1] - order[0]) * stream.time_base)
+        with _open(source) as (container, stream):
+            layout = _layout(source, container, stream, _packets(container, stream))
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            guess = float(stream.guessed_rate or rate)
+            base = stream.time_base
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodingError(f"no readable video: {_reason(error)}") from error
-    if total == 0:
-        raise DecodingError("no readable video: holds no frames")
-    first = next(_frames_in_sequence(source, total), None)
+    total = layout.total
+    frames = _frames_in_sequence(source, total)
+    first = next(frames, None)
     if first is None:
-        raise DecodingError(f"breaks after 0 of {total} frames")
-    height, width = first.height, first.width
-    if _orientation(first)[0]:
-        height, width = width, height
-    return VideoInfo(total, height, width, float(rate or 0.0))
+        raise DecodingError(
+            f"breaks after 0 of {total} frames" if total else "no readable video: holds no frames"
+        )
+    if total is None:
+        total = 1 + sum(1 for _ in frames)
+    height, width = _shown_size(first)
+    if layout.stamps is None or len(layout.stamps) != total:
+        return VideoInfo(total, height, width, guess)
+    seconds = np.array(layout.stamps, dtype=np.float64) * float(base)
+    return VideoInfo(total, height, width, *rate_and_times(seconds, rate))
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[Any]:
-    """Open through a file object, so that no part of a name is taken as a protocol."""
+def _open(source: Source) -> Iterator[tuple[Any, Any]]:
+    """A film's container and video stream.
+
+    It is opened through a file object, so that no part of a name is taken as a protocol.
+    """
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        options = {"format_whitelist": _CONTAINERS}
+        # The limit also holds for the frames that FFmpeg decodes to learn the pixel format.
+        options = {"format_whitelist": _CONTAINERS, **_LIMIT}
         with av.open(file, options=options, metadata_errors="ignore") as container:
-            if not container.streams.video:
+            films = [s for s in container.streams.video if not s.disposition & _COVER]
+            if not films:
                 raise ValueError("holds no video stream")
-            container.streams.video[0].codec_context.thread_count = 1
-            yield container
+            codec = films[0].codec_context
+            if codec is None:
+                raise ValueError("its codec is unknown")
+            if not (codec.width and codec.height and codec.pix_fmt):
+                raise ValueError("no frame can be decoded, or one has too many pixels")
+            if codec.width * codec.height > MOST_PIXELS:
+                raise ValueError(
+                    f"claims frames of {codec.height}×{codec.width} pixels, more than the "
+                    f"{MOST_PIXELS} that are read"
+                )
+            codec.thread_count = 1
+            codec.options = _LIMIT
+            yield container, films[0]
 
 
-def _packets(container: Any) -> Iterator[Any]:
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
     # The last, empty packet stands for the end of the stream.
-    return (p for p in container.demux(container.streams.video[0]) if p.size)
+    return (p for p in container.demux(stream) if p.size)
 
 
-def _presentation_order(packets: Sequence[Any]) -> list[int] | None:
-    """Timestamps of the shown frames, sorted; None where they do not tell the frames apart."""
-    times = [packet.pts for packet in packets if not packet.is_discard]
-    if None in times or len(set(times)) != len(times):
-        return None
-    return sorted(times)
+def _layout_of(source: Source) -> _Layout:
+    try:
+        with _open(source) as (container, stream):
+            return _layout(source, container, stream, _packets(container, stream))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DecodingError(f"no readable video: {_reason(error)}") from error
+
+
+def _layout(source: Source, container: Any, stream: Any, packets: Iterable[Any]) -> _Layout:
+    heads = [(p.pts, p.is_keyframe, p.is_discard) for p in packets]
+    stamps = [pts for pts, _, hidden in heads if not hidden]
+    if None in stamps or container.format.flags & Flags.no_timestamps.value:
+        return _Layout(None, None)
+    # Some containers hold no order of presentation (AVI, GXF): FFmpeg then gives the order of
+    # decoding, also to codecs that change it.
+    decoding_order = all(first <= second for first, second in pairwise(stamps))
+    reorders = stream.codec_context.has_b_frames and not all(key for _, key, _ in heads)
+    stamps.sort()
+    if (len(stamps) > 1 and decoding_order and reorders) or len(set(stamps)) < len(stamps):
+        return _Layout(stamps, None)
+    if stamps and not (heads[0][1] and heads[0][0] <= stamps[0]):
+        # A film that was cut: pictures before its first whole one are never shown.
+        first = next(_frames_in_sequence(source, None), None)
+        if first is not None:
+            stamps = [pts for pts in stamps if pts >= first.pts]
+    return _Layout(stamps, stamps)
 
 
 def _decode_groups(
-    codec: Any,
+    stream: Any,
     packets: Sequence[Any],
     order: Sequence[int],
     wanted: set[int],
@@ -213,6 +300,7 @@ def _decode_groups(
         start = before[-1] if before else 0
         last_of_group[start] = max(at, last_of_group.get(start, at))
     kept: dict[int, np.ndarray] = {}
+    codec, picture = stream.codec_context, _Picture.declared(stream)
     skipping = codec.name in _SKIPPING_CODECS
     for start, last in sorted(last_of_group.items()):
         codec.flush_buffers()
@@ -222,6 +310,7 @@ def _decode_groups(
                     codec.skip_frame = "DEFAULT" if packet.pts in number else "NONREF"
                 for frame in codec.decode(packet):
                     if frame.pts in number and not frame.is_corrupt:
+                        picture.check(frame, number[frame.pts], len(order))
                         kept[number[frame.pts]] = _rgb(frame, size)
         except av.FFmpegError:
             return None
@@ -229,31 +318,65 @@ def _decode_groups(
 
 
 def _decode_in_sequence(
-    source: Source, wanted: set[int], size: tuple[int, int] | None, total: int
+    source: Source, wanted: set[int], size: tuple[int, int] | None, layout: _Layout
 ) -> dict[int, np.ndarray]:
-    kept = {}
-    for i, frame in enumerate(_frames_in_sequence(source, total)):
-        if i in wanted:
-            kept[i] = _rgb(frame, size)
+    kept: dict[int, np.ndarray] = {}
+    numbers = {pts: i for i, pts in enumerate(layout.order or ())}
+    count = 0
+    for frame in _frames_in_sequence(source, layout.total):
+        number = count if layout.order is None else numbers.get(frame.pts, -1)
+        count += 1
+        if number in wanted:
+            kept[number] = _rgb(frame, size)
             if len(kept) == len(wanted):
                 break
     if missing := wanted - kept.keys():
-        raise DecodingError(f"frame {min(missing)} of {total} is missing")
+        raise DecodingError(f"frame {min(missing)} of {layout.total or count} is missing")
     return kept
 
 
-def _frames_in_sequence(source: Source, total: int) -> Iterator[Any]:
-    count = 0
+def _frames_in_sequence(source: Source, total: int | None) -> Iterator[Any]:
+    count, of = 0, "" if total is None else f" of {total}"
     try:
-        with _open(source) as container:
-            for frame in container.decode(video=0):
+        with _open(source) as (container, stream):
+            picture = _Picture.declared(stream)
+            for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise DecodingError(f"breaks after {count} of {total} frames: corrupt frame")
+                    raise DecodingError(f"breaks after {count}{of} frames: corrupt frame")
+                picture.check(frame, count, total)
                 yield frame
                 count += 1
     except (av.FFmpegError, OSError, ValueError) as error:
-        message = f"breaks after {count} of {total} frames: {_reason(error)}"
-        raise DecodingError(message) from error
+        raise DecodingError(f"breaks after {count}{of} frames: {_reason(error)}") from error
+
+
+class _Picture(NamedTuple):
+    """Size and pixel format of a film's frames, from its first ones: FFmpeg looks at them."""
+
+    height: int
+    width: int
+    format: str
+
+    @classmethod
+    def declared(cls, stream: Any) -> _Picture:
+        codec = stream.codec_context
+        return cls(codec.height, codec.width, codec.pix_fmt)
+
+    def check(self, frame: Any, number: int, total: int | None) -> None:
+        """Refuse a frame of another size or format: a model would see a jump that nobody filmed."""
+        found = _Picture(frame.height, frame.width, frame.format.name)
+        if found != self:
+            of = "" if total is None else f" of {total}"
+            raise DecodingError(
+                f"changes from {self.height}×{self.width} {self.format} to "
+                f"{found.height}×{found.width} {found.format} at frame {number}{of}"
+            )
+
+
+def _shown_size(frame: Any) -> tuple[int, int]:
+    if _orientation(frame)[0]:
+        return frame.width, frame.height
+    return frame.height, frame.width
 
 
 def _rgb(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
@@ -294,13 +417,16 @@ def _orientation(frame: Any) -> tuple[bool, bool, bool]:
     return False, d < 0, a < 0
 
 
-def _check_indices(wanted: Sequence[int], total: int) -> None:
+def _check_indices(wanted: Sequence[int], total: int | None) -> None:
     for i in wanted:
-        if not 0 <= i < total:
-            raise DecodingError(f"frame {i} of {total} is missing")
+        if i < 0 or (total is not None and i >= total):
+            of = "" if total is None else f" of {total}"
+            raise DecodingError(f"frame {i}{of} is missing")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.ArgumentError):  # what FFmpeg says of a format that is not listed, too
+        return f"no film format, or a frame that is invalid or of more than {MOST_PIXELS} pixels"
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -314,17 +440,31 @@ def _torchcodec() -> Any:
     return VideoDecoder
 
 
-def _decode_by_torchcodec(source: Source, indices: Sequence[int]) -> np.ndarray:
-    video_decoder = _torchcodec()
-    if video_decoder is None:
-        raise DecodingError("decoder torchcodec does not load; install it or choose pyav")
+def _has_torchcodec(decoder: Decoder) -> bool:
+    if _torchcodec() is None:
+        if decoder == "torchcodec":
+            raise DecodingError("decoder torchcodec does not load; install it or choose pyav")
+        return False
+    return True
+
+
+def _decode_by_torchcodec(
+    source: Source, stream: Any, indices: Sequence[int], order: Sequence[int]
+) -> np.ndarray | None:
+    """The frames, or None where torchcodec numbers them otherwise or fails."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        with _open(data):  # refuses playlists, which torchcodec would follow
-            pass
-        video = video_decoder(data, dimension_order="NHWC", num_ffmpeg_threads=1)
-        _check_indices(indices, len(video))
-        return video.get_frames_at(indices=list(indices)).data.numpy()
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DecodingError(f"no readable video: {reason}") from error
+        video = _torchcodec()(
+            data, stream_index=stream.index, dimension_order="NHWC", num_ffmpeg_threads=1
+        )
+        if len(video) != len(order):
+            return None
+        batch = video.get_frames_at(indices=list(indices))
+    except (RuntimeError, ValueError, IndexError):
+        return None  # PyAV says what is wrong with the file, in its words.
+    begins = np.array([order[i] for i in indices]) * float(stream.time_base)
+    if np.abs(batch.pts_seconds.numpy() - begins).max() > 1e-6 * (1 + np.abs(begins).max()):
+        return None
+    pixels = batch.data.numpy()
+    declared = (stream.codec_context.height, stream.codec_context.width)
+    return pixels if sorted(pixels.shape[1:3]) == sorted(declared) else None

@@ -67,6 +67,7 @@ class VideoFolder:
             np.array(column, dtype=np.int64) for column in columns[:3]
         )
         self.fps = np.array(columns[3], dtype=np.float64)
+        self._times = columns[4]
         self.has_annotation = np.zeros(len(self.keys), dtype=bool)
 
     def __len__(self) -> int:
@@ -75,6 +76,10 @@ class VideoFolder:
     def annotation(self, i: int) -> dict[str, Any] | None:
         """None: a folder has none."""
         return None
+
+    def times(self, i: int) -> np.ndarray | None:
+        """Seconds at which each frame begins; None at a constant rate."""
+        return None if self._times[i] is None else np.array(self._times[i])
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None

@@ -22,7 +22,7 @@ class Videos(Protocol):
     Attributes:
         keys: names, each once.
         num_frames, heights, widths: int arrays (len,).
-        fps: float array (len,), 0 or NaN where unknown.
+        fps: float array (len,), 0 or NaN where unknown, the mean where it varies.
         has_annotation: bool array (len,).
     """
 
@@ -36,6 +36,9 @@ class Videos(Protocol):
     def __len__(self) -> int: ...
 
     def annotation(self, i: int) -> dict | None: ...
+
+    def times(self, i: int) -> np.ndarray | None:
+        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
@@ -92,6 +95,10 @@ class CentralWindows:
         """The annotation of the video, unchanged."""
         return self._videos.annotation(i)
 
+    def times(self, i: int) -> np.ndarray | None:
+        """The times of the video's frames, unchanged."""
+        return self._videos.times(i)
+
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
@@ -133,6 +140,10 @@ class Chosen:
     def annotation(self, i: int) -> dict | None:
         """The annotation of the video, unchanged."""
         return self._videos.annotation(int(self._indices[i]))
+
+    def times(self, i: int) -> np.ndarray | None:
+        """The times of the video's frames, unchanged."""
+        return self._videos.times(int(self._indices[i]))
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None

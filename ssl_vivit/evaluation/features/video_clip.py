@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_vivit.data.video.clips import clip_frames, even_starts, timeline_length
 from ssl_vivit.data.video.decoding import decode_frames, probe_video
+from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import preparation
@@ -40,10 +41,19 @@ def clip_of_video(
     info = probe_video(path)
     prepared = preparation(encoder, np.array([info.fps]))
     clip = prepared.clip
-    steps = int(timeline_length(np.array([info.num_frames]), np.array([info.fps]), clip.fps)[0])
+    times = None if info.times is None else np.array(info.times)
+    if clip.fps is not None and times is not None:
+        steps = covered_steps(times, clip.fps)
+    else:
+        rate = np.array([info.fps])
+        steps = int(timeline_length(np.array([info.num_frames]), rate, clip.fps)[0])
     count = steps - clip.span + 1
-    per_second = clip.fps or info.fps
-    first = even_starts(count, 1) if start is None else np.array([round(start * per_second)])
+    if start is None:
+        first = even_starts(count, 1)
+    elif clip.fps is None and times is not None:
+        first = frames_at(np.array([start]), times)
+    else:
+        first = np.array([round(start * (clip.fps or info.fps))])
     if not 0 <= first[0] < count:
         at = "" if start is None else f" from {start:g} s on"
         raise DataError(
@@ -51,6 +61,6 @@ def clip_of_video(
             f"{clip.length} at stride {clip.frame_stride} does not fit{at}; take a longer "
             "video or an earlier start"
         )
-    frames = decode_frames(path, clip_frames(first, clip, info.fps)[0].tolist())
+    frames = decode_frames(path, clip_frames(first, clip, info.fps, times)[0].tolist())
     colours = "rgb" if channels == 3 else "luma"
     return (known | {"resize": encoder.config.image_size, "channels": colours})(frames[None])

@@ -26,6 +26,7 @@ def videos(num_frames: list[int], fps: float = 25.0) -> SimpleNamespace:
         keys=[f"video_{i:05d}" for i in range(len(num_frames))],
         num_frames=np.array(num_frames),
         fps=np.full(len(num_frames), fps),
+        times=lambda i: None,
     )
 
 

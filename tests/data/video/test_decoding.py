@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import io
+import resource
+import struct
+import tarfile
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from PIL import Image
 
+from ssl_vivit.data.video import decoding
 from ssl_vivit.data.video.decoding import decode_frames, decode_jpegs, iterate_frames, probe_video
+from ssl_vivit.data.video.shards.index import build_index
+from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.errors import DecodingError
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -45,12 +54,12 @@ def moving_square(num_frames, height=48, width=64):
     return frames
 
 
-def encode(frames, codec="libx264", container="mp4", rate=25, **options):
+def encode(frames, codec="libx264", container="mp4", rate=25, pix_fmt="yuv420p", **options):
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         for frame in frames:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         out.mux(stream.encode())
@@ -233,3 +242,241 @@ def test_torchcodec_gives_the_same_frames(name):
         decode_frames(path, [10**6], decoder="torchcodec")
     with pytest.raises(DecodingError, match="no readable video"):
         decode_frames(b"#EXTM3U\n#EXTINF:1,\n/etc/hosts\n", [0], decoder="torchcodec")
+
+
+def remuxed(video, container, *, shift=0, skip=0):
+    """The packets again, some seconds later and without the first ones, in another container."""
+    file = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled"}
+    with (
+        av.open(io.BytesIO(video)) as source,
+        av.open(file, "w", format=container, options=options) as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(video=0) if p.size]
+        for packet in packets[skip:]:
+            packet.pts += int(shift / packet.time_base)
+            packet.dts += int(shift / packet.time_base)
+            packet.stream = stream
+            out.mux(packet)
+    return file.getvalue()
+
+
+def b_frames(codec="libx264", container="mp4", **options):
+    return encode(
+        moving_square(40), codec, container, **{"bf": 2, "g": 12, "sc_threshold": 0, **options}
+    )
+
+
+FILMS = {
+    "edit list hides ten frames": lambda: remuxed(b_frames(), "mp4", shift=-0.4),
+    "edit list begins within a group": lambda: remuxed(b_frames(), "mov", shift=-0.62),
+    "starts later": lambda: remuxed(b_frames(), "mp4", shift=2),
+    "cut before a key frame": lambda: remuxed(b_frames(), "matroska", skip=3),
+    "cut before a key frame, ts": lambda: remuxed(b_frames(), "mpegts", skip=3),
+    "open group first": lambda: remuxed(b_frames("mpeg2video", "mpegts"), "matroska", skip=12),
+    "avi holds no order": lambda: b_frames(container="avi"),
+    "raw h264": lambda: b_frames(container="h264"),
+    "raw mpeg1": lambda: b_frames("mpeg1video", "mpeg1video"),
+    "raw mpeg2": lambda: b_frames("mpeg2video", "mpeg2video"),
+    "gxf": lambda: encode(moving_square(12, 576, 720), "mpeg2video", "gxf", bf=2),
+    "wtv": lambda: b_frames("mpeg2video", "wtv"),
+    "transport stream": lambda: b_frames(container="mpegts"),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_a_frame_has_one_number_whichever_way_it_is_reached(name):
+    video = FILMS[name]()
+    expected = plain_decode(io.BytesIO(video))
+    total = len(expected)
+    assert probe_video(video).num_frames == total
+    assert probe_video(video).fps == pytest.approx(25, rel=0.05)
+    np.testing.assert_array_equal(np.stack(list(iterate_frames(video))), expected)
+    order = np.random.default_rng(0).permutation(total).tolist()
+    np.testing.assert_array_equal(decode_frames(video, order, decoder="pyav"), expected[order])
+    for i in order:
+        alone = decode_frames(video, [i], decoder="pyav")[0]
+        np.testing.assert_array_equal(alone, expected[i])
+    for i in (-1, total):
+        with pytest.raises(DecodingError, match=f"frame {i}.* is missing"):
+            decode_frames(video, [0, i], decoder="pyav")
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_torchcodec_is_believed_where_it_numbers_frames_alike(monkeypatch, late):
+    video = remuxed(b_frames(), "mp4", shift=-0.4)
+    with av.open(io.BytesIO(video)) as container:
+        times = [float(frame.time) for frame in container.decode(video=0)]
+
+    class Fake:
+        def __init__(self, data, **options):
+            assert options["stream_index"] == 0
+
+        def __len__(self):
+            return len(times)
+
+        def get_frames_at(self, indices):
+            seconds = [times[i + late] for i in indices]
+            pixels = torch.full((len(indices), 48, 64, 3), 7, dtype=torch.uint8)
+            return SimpleNamespace(pts_seconds=torch.tensor(seconds).double(), data=pixels)
+
+    monkeypatch.setattr(decoding, "_torchcodec", lambda: Fake)
+    decoded = decode_frames(video, [3, 0, 9], decoder="torchcodec")
+    by_pyav = decode_frames(video, [3, 0, 9], decoder="pyav")
+    np.testing.assert_array_equal(decoded, by_pyav if late else np.full_like(by_pyav, 7))
+
+
+def changing(**other):
+    """Forty frames, then forty of another size or format, in one elementary stream."""
+    first = b_frames(container="mpegts", bf=0)
+    shape = other.pop("shape", (48, 64))
+    return first + encode(moving_square(40, *shape), container="mpegts", bf=0, g=12, **other)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"shape": (32, 48)}, "from 48×64 yuv420p to 32×48 yuv420p"),
+        ({"pix_fmt": "yuv444p"}, "from 48×64 yuv420p to 48×64 yuv444p"),
+    ],
+)
+def test_a_film_that_changes_is_broken(other, told):
+    video = changing(**other)
+    with pytest.raises(DecodingError, match=told):
+        list(iterate_frames(video))
+    for size in (None, (24, 32)):
+        with pytest.raises(DecodingError, match=told):
+            decode_frames(video, [60], size, decoder="pyav")
+
+
+def test_an_unknown_codec_is_named():
+    video = b_frames()
+    at = video.index(b"avc1", video.index(b"stsd"))
+    video = video[:at] + b"zzzz" + video[at + 4 :]
+    for read in (probe_video, lambda v: decode_frames(v, [0]), lambda v: list(iterate_frames(v))):
+        with pytest.raises(DecodingError, match="its codec is unknown"):
+            read(video)
+
+
+def with_sound(cover, film=None):
+    """An mp4 of one second of silence, with a cover picture and a film as asked for."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        if cover:
+            picture = out.add_stream("mjpeg", rate=1)
+            picture.height, picture.width, picture.pix_fmt = 48, 64, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+        sound = out.add_stream("aac", rate=16000)
+        if film is not None:
+            source = av.open(io.BytesIO(film))
+            stream = out.add_stream_from_template(source.streams.video[0])
+        if cover:
+            frame = av.VideoFrame.from_ndarray(moving_square(1)[0], format="rgb24")
+            frame.pts, frame.time_base = 0, Fraction(1)
+            out.mux(picture.encode(frame.reformat(format="yuvj420p")))
+            out.mux(picture.encode())
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        silence.rate, silence.pts = 16000, 0
+        out.mux(sound.encode(silence))
+        out.mux(sound.encode())
+        if film is not None:
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("cover", [False, True])
+def test_sound_without_a_film_is_refused(cover):
+    with pytest.raises(DecodingError, match="holds no video stream"):
+        probe_video(with_sound(cover))
+
+
+def test_a_cover_is_not_the_film():
+    film = b_frames()
+    video = with_sound(cover=True, film=film)
+    assert probe_video(video).num_frames == 40
+    frames = decode_frames(video, [0, 30], decoder="pyav")
+    np.testing.assert_array_equal(frames, plain_decode(io.BytesIO(film))[[0, 30]])
+
+
+def absurd_gif():
+    video = bytearray(encode(moving_square(3), "gif", "gif", pix_fmt="rgb8"))
+    video[6:10] = struct.pack("<HH", 9000, 9000)
+    return bytes(video)
+
+
+def absurd_vp8():
+    video = bytearray(encode(moving_square(3), "libvpx", "ivf"))
+    at = video.index(b"\x9d\x01\x2a") + 3
+    video[at : at + 4] = struct.pack("<HH", 16383, 16383)
+    return bytes(video)
+
+
+def absurd_later():
+    """The third picture of a motion JPEG film claims more than the others."""
+    video = bytearray(encode(moving_square(3), "mjpeg", "mov", pix_fmt="yuvj420p"))
+    at = video.rindex(b"\xff\xc0") + 5
+    video[at : at + 4] = struct.pack(">HH", 16000, 16000)
+    return bytes(video)
+
+
+@pytest.mark.parametrize("make", [absurd_gif, absurd_vp8, absurd_later])
+def test_claimed_pixels_take_no_memory(make):
+    video = make()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DecodingError):
+        list(iterate_frames(video))
+    with pytest.raises(DecodingError):
+        decode_frames(video, [2], (48, 64), decoder="pyav")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_claimed_pixels_of_a_jpeg_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(moving_square(1)[0]).save(file, "JPEG")
+    picture = bytearray(file.getvalue())
+    at = picture.index(b"\xff\xc0") + 5
+    picture[at : at + 4] = struct.pack(">HH", 16000, 16000)
+    with pytest.raises(DecodingError, match="broken JPEG"):
+        decode_jpegs([bytes(picture)], (48, 64))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
+def test_a_picture_is_no_film(kind):
+    file = io.BytesIO()
+    Image.fromarray(moving_square(1)[0]).save(file, kind)
+    with pytest.raises(DecodingError, match="no readable video"):
+        probe_video(file.getvalue())
+
+
+def test_text_is_no_film():
+    for text in ("plain words\n" * 200, "1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 9):
+        with pytest.raises(DecodingError, match="no readable video"):
+            probe_video(text.encode())
+
+
+def test_folders_and_indexes_go_on_past_films_that_cannot_be_read(tmp_path):
+    film = b_frames()
+    at = film.index(b"avc1", film.index(b"stsd"))
+    odd = {
+        "a.mp4": film,
+        "codec.mp4": film[:at] + b"zzzz" + film[at + 4 :],
+        "huge.gif": absurd_gif(),
+        "sound.mp4": with_sound(cover=True),
+        "words.mp4": b"plain words\n" * 200,
+    }
+    with tarfile.open(tmp_path / "films.tar", "w") as tar:
+        for name, content in odd.items():
+            (tmp_path / name).write_bytes(content)
+            tar.add(tmp_path / name, name)
+    folder = VideoFolder(tmp_path)
+    assert folder.keys == ["a.mp4"]
+    assert folder.broken.keys() == odd.keys() - {"a.mp4"}
+    index = build_index(tmp_path / "films.tar")
+    assert [sample["key"] for sample in index["samples"]] == ["a"]
+    assert index["left_out"].keys() == {"codec", "huge", "sound", "words"}
+    for told in (folder.broken.values(), index["left_out"].values()):
+        assert all("readable video" in reason or "too many pixels" in reason for reason in told)

@@ -4,6 +4,7 @@
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
+                  "times": [seconds at which each frame begins], where the rate varies
                   "members": {extension: [offset, size, crc32]}}],
      "left_out": {name: reason}}
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vivit.data.video.decoding import probe_video
+from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.files import write_text
 
@@ -157,7 +159,12 @@ def _read_samples(shard: Path) -> Any:
 def _measures(members: dict[str, list[int]], video: bytes, storage: str) -> dict[str, Any]:
     if MEASURES in members:
         facts = json.loads(video)
-        return {name: facts[name] for name in ("num_frames", "height", "width", "fps", "storage")}
+        names = ("num_frames", "height", "width", "fps", "storage")
+        measures = {name: facts[name] for name in names}
+        if "times" in facts:
+            measures["times"] = check_times(facts["times"], facts["num_frames"]).tolist()
+        return measures
     if not any(map(is_video, members)):
         raise ValueError("holds no video file")
-    return {**probe_video(video)._asdict(), "storage": storage}
+    measures = {**probe_video(video)._asdict(), "storage": storage}
+    return {name: value for name, value in measures.items() if value is not None}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
+from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.data.video.shards.index import ANNOTATION, index_path, is_video, parse_index, remake
 from ssl_vivit.data.video.shards.store import (
     cached,
@@ -51,7 +52,7 @@ class ShardSet:
         num_frames: int array (len,).
         heights: int array (len,), in pixels.
         widths: the same.
-        fps: float array (len,), frames per second as stored.
+        fps: float array (len,), frames per second as stored, on average where the rate varies.
         storages: int array (len,), position in ``STORAGES``.
         has_annotation: bool array (len,).
 
@@ -74,8 +75,10 @@ class ShardSet:
         self._remote: dict[int, tuple[int, bytes]] = {}
         self.keys: list[str] = []
         columns: list[dict[str, np.ndarray]] = []
+        self._times: dict[int, np.ndarray] = {}
         for number, shard in enumerate(self.shards):
             samples = self._load_index(number, shard)
+            self._times |= _times(samples, len(self.keys), shard)
             self.keys += [sample["key"] for sample in samples]
             columns.append(_columns(samples, number))
         joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
@@ -117,6 +120,10 @@ class ShardSet:
             return json.loads(self._read(i, [int(self._first[i + 1]) - 1])[0])
         except (DecodingError, ValueError, RecursionError) as error:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
+
+    def times(self, i: int) -> np.ndarray | None:
+        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
+        return self._times.get(i)
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
@@ -235,6 +242,19 @@ class _OpenShard:
     def __del__(self) -> None:
         if self.handle >= 0:
             os.close(self.handle)
+
+
+def _times(samples: list[dict[str, Any]], first: int, shard: str) -> dict[int, np.ndarray]:
+    """Times of the samples that have some, by number; ``first`` is that of the shard's first."""
+    times = {}
+    for i, sample in enumerate(samples):
+        if "times" in sample:
+            try:
+                times[first + i] = check_times(sample["times"], sample["num_frames"])
+            except ValueError as error:
+                name = index_path(shard)
+                raise DataError(f"{name}: {sample['key']}: {error}; {remake(name)}") from error
+    return times
 
 
 def _columns(samples: list[dict[str, Any]], shard: int) -> dict[str, np.ndarray]:

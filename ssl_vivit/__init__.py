@@ -1,5 +1,6 @@
 """Self-supervised pretraining of ViViT video encoders, and the way to a model of neurons."""
 
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -36,3 +37,7 @@ __getattr__, __dir__ = lazy_names(
         "load_pretrained": "ssl_vivit.pretrained",
     },
 )
+
+if "timm" in sys.modules:
+    # torch is loaded then, and timm.create_model is to know the sizes without another import.
+    import ssl_vivit.encoders.timm_registry  # noqa: F401

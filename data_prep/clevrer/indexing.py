@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_vivit.data.video.shards.index import build_index, index_path, save_index
+from ssl_vivit.data.video.shards.build import build_index
+from ssl_vivit.data.video.shards.index import index_path, refuse_other_file, save_index
 from ssl_vivit.data.video.shards.store import find_shards, is_remote
 from ssl_vivit.errors import DataError
 
@@ -17,15 +18,17 @@ def index(shards: str | Sequence[str]) -> dict[str, dict[str, str]]:
         shards: local paths, globs or brace patterns.
 
     Returns:
-        Shard → key → reason, of samples that are left out as unreadable.
+        Shard → name → reason, of members that are not read.
 
     Raises:
-        DataError: if a shard is remote, no whole tar, or holds no video.
+        DataError: if a shard is remote, no whole tar, or holds no video, or another file has the
+            name of its index.
     """
     left_out = {}
     for shard in find_shards(shards):
         if is_remote(shard):
             raise DataError(f"{shard} is remote; index a local copy and upload the index beside it")
+        refuse_other_file(Path(index_path(shard)))
         made = build_index(Path(shard))
         save_index(made, Path(index_path(shard)))
         left_out[shard] = made["left_out"]

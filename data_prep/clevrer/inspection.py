@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,15 @@ from tqdm import tqdm
 
 from data_prep.output_files import picture_file
 from data_prep.worker_pool import usable_cores
+from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shards import STORAGES, ShardSet
+from ssl_vivit.data.video.shards.build import list_members
+from ssl_vivit.data.video.shards.index import ANNOTATION
+from ssl_vivit.data.video.shards.store import read_at
 from ssl_vivit.errors import DataError, DecodingError
 
 _FRAMES_AT_ONCE = 128
+_PICTURE = re.compile(r"(.+)\.([0-9]{1,18})\.jpg")
 
 
 def verify(
@@ -28,7 +34,7 @@ def verify(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Read every byte and decode every frame of every sample.
+    """Read every byte and decode every frame of every sample; compare the index with the tar.
 
     Args:
         shards: as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them.
@@ -40,18 +46,62 @@ def verify(
         Key → what is wrong, of the samples that fail.
 
     Raises:
-        DataError: if a shard cannot be opened at all.
+        DataError: if a shard cannot be opened at all, or is no whole tar.
     """
     if workers is not None and workers < 1:
         raise DataError(f"--workers {workers} must be at least 1")
     videos = ShardSet(shards, cache_dir)
+    tars = [_Tar(videos.local_path(number)) for number in range(len(videos.shards))]
     with ThreadPoolExecutor(workers or usable_cores()) as pool:
-        found = pool.map(lambda i: _failure(videos, i), range(len(videos)))
+        found = pool.map(
+            lambda i: (
+                _undecodable(videos, i) or tars[videos.shard_of[i]].unlike_the_index(videos, i)
+            ),
+            range(len(videos)),
+        )
         bar = tqdm(found, total=len(videos), desc="verify", unit="video", disable=not progress)
         return {videos.keys[i]: why for i, why in enumerate(bar) if why}
 
 
-def _failure(videos: ShardSet, i: int) -> str | None:
+class _Tar:
+    """Names of a tar's members by their places, from its headers alone."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        places, _ = list_members(Path(path))
+        self._names = {place: name for name, place in places.items()}
+        pictures = (_PICTURE.fullmatch(name) for name in places)
+        self._pictures = Counter(parts[1] for parts in pictures if parts)
+
+    def unlike_the_index(self, videos: ShardSet, i: int) -> str | None:
+        """What the index says of a sample and the tar does not; None if they agree."""
+        key, total = videos.keys[i], int(videos.num_frames[i])
+        places = videos.places(i)
+        frames = places[: len(places) - int(videos.has_annotation[i])]
+        names = [self._names.get(place, "no member") for place in places]
+        for number, name in enumerate(names):
+            if number >= len(frames):
+                fits = name.endswith(f".{ANNOTATION}")
+            elif STORAGES[videos.storages[i]] == "jpeg":
+                parts = _PICTURE.fullmatch(name)
+                fits = parts is not None and parts[1] == key and int(parts[2]) == number
+            else:
+                fits = name.startswith(f"{key}.")
+            if not fits:
+                return f"the index has {name} of the tar for it"
+        if STORAGES[videos.storages[i]] == "jpeg":
+            there = self._pictures[key]
+        else:
+            ((offset, size),) = frames
+            with open(self._path, "rb") as file:
+                try:
+                    there = probe_video(read_at(file.fileno(), size, offset)).num_frames
+                except DecodingError as error:
+                    return str(error)
+        return None if there == total else f"{there} frames, its index says {total}"
+
+
+def _undecodable(videos: ShardSet, i: int) -> str | None:
     total = int(videos.num_frames[i])
     expected = (int(videos.heights[i]), int(videos.widths[i]), 3)
     try:

@@ -22,11 +22,12 @@ from data_prep.output_files import refuse_other_settings, writing
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.data.video.broken_videos import BROKEN_LIMIT
 from ssl_vivit.data.video.decoding import probe_video
+from ssl_vivit.data.video.shards.build import build_index
 from ssl_vivit.data.video.shards.index import (
     ANNOTATION,
-    build_index,
     index_path,
     parse_index,
+    refuse_other_file,
     save_index,
 )
 from ssl_vivit.errors import DataError, DecodingError
@@ -220,6 +221,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
     if (report := _whole(job)) is not None:
         advance(len(job.samples))
         return report
+    refuse_other_file(Path(index_path(str(job.shard))))
     temporary = job.shard.with_name(f".{job.shard.name}.{os.getpid()}.tmp")
     skipped: dict[str, str] = {}
     try:
@@ -235,7 +237,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
         if len(skipped) == len(job.samples):
             return {"packed": 0, "annotated": 0, "skipped": skipped}
         index = build_index(temporary, job.encoding.storage)
-        index["left_out"] = skipped
+        index["left_out"] |= skipped
         # The index first: a tar without one would be a shard that cannot be read.
         save_index(index, Path(index_path(str(job.shard))))
         os.replace(temporary, job.shard)
@@ -259,7 +261,7 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         video = sample.video.read()
         annotation = sample.annotation.read() if sample.annotation else None
     except (OSError, MemoryError) as error:
-        raise _Unreadable(f"cannot be read: {error or 'it is larger than the memory'}") from error
+        raise _Unreadable(f"cannot be read: {str(error) or 'it is larger than the memory'}") from error
     if job.source_size is not None:
         info = probe_video(video)
         if (info.height, info.width) != job.source_size:
@@ -271,7 +273,7 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
     except (OSError, ValueError, MemoryError) as error:
         # Of the encoders, which write to memory: pictures that they do not take.
-        raise _Unreadable(f"cannot be stored: {error or 'it is larger than the memory'}") from error
+        raise _Unreadable(f"cannot be stored: {str(error) or 'it is larger than the memory'}") from error
 
 
 def _whole(job: _Job) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from data_prep.clevrer.annotations import renumbered
 from data_prep.clevrer.settings import Storage
 from ssl_vivit.data.video.decoding import VideoInfo, iterate_frames, probe_video
 from ssl_vivit.data.video.frame_times import resampled
-from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES
+from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES, content_hash
 from ssl_vivit.errors import DataError, DecodingError
 
 JPEG_QUALITY = 90
@@ -127,9 +127,17 @@ class Encoding:
                 pass
             members = {PurePosixPath(name).suffix[1:].lower(): video}
         elif self.storage == "h264":
-            members = {"mp4": encode_h264(frames, fps, times)}
+            encoded = encode_h264(frames, fps, times)
+            measures = probe_video(encoded)._asdict()
+            members = {"mp4": encoded}
         else:
-            members = _jpeg_members(frames, fps, times)
+            members, measures = _jpeg_members(frames, fps)
+            measures["times"] = times
+        if self.storage != "original":
+            # What tells which video this is, once it has other bytes.
+            facts = {**measures, "storage": self.storage, "source": content_hash(video)}
+            known = {name: value for name, value in facts.items() if value is not None}
+            members[MEASURES] = json.dumps(known).encode()
         if annotation is not None:
             members[ANNOTATION] = renumbered(annotation, kept, info.num_frames)
         return members
@@ -187,21 +195,13 @@ def encode_h264(
 
 
 def _jpeg_members(
-    frames: Iterator[np.ndarray], fps: float, times: Sequence[float] | None
-) -> dict[str, bytes]:
+    frames: Iterator[np.ndarray], fps: float
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     members, shape = {}, (0, 0)
     for i, frame in enumerate(frames):
         picture = io.BytesIO()
         Image.fromarray(frame).save(picture, "JPEG", quality=JPEG_QUALITY)
         members[f"{i:04d}.jpg"] = picture.getvalue()
         shape = frame.shape[:2]
-    measures: dict[str, Any] = {
-        "num_frames": len(members),
-        "height": shape[0],
-        "width": shape[1],
-        "fps": fps,
-        "storage": "jpeg",
-    }
-    if times is not None:
-        measures["times"] = times
-    return {**members, MEASURES: json.dumps(measures).encode()}
+    height, width = shape
+    return members, {"num_frames": len(members), "height": height, "width": width, "fps": fps}

@@ -11,24 +11,29 @@ import numpy as np
 from ssl_vivit.data.randomness import name_fraction
 from ssl_vivit.data.video.loader import DataConfig
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.video_folder import VideoFolder
 
 _NOT_KNOWN = "-"
 
 
 def pretraining_data(
-    config: DataConfig, videos: ShardSet, indices: Sequence[int] | np.ndarray, seed: int
+    config: DataConfig,
+    videos: ShardSet | VideoFolder,
+    indices: Sequence[int] | np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """A record of a run's training videos, as JSON values.
 
     Args:
         config: which shards, and which share of their videos was held out.
-        videos: the shards, opened.
+        videos: shards, opened, or a folder of videos, of which the files are read.
         indices: the videos that were trained on.
         seed: of the run's draws; which videos are held out does not depend on it.
 
     Returns:
-        ``videos``, how many; ``shards`` as they were named; ``held_out``; ``seed``; ``contents``,
-        for each shard a checksum of its annotations and its file's name.
+        ``videos``, how many; ``shards`` as they were named; ``held_out``; ``seed``; ``sources``,
+        sorted hashes of the files that the videos were packed from, where these are known;
+        ``contents``, for each shard a checksum of its annotations and its file's name.
     """
     shards = config.shards
     return {
@@ -36,23 +41,47 @@ def pretraining_data(
         "shards": shards if shards is None or isinstance(shards, str) else list(shards),
         "held_out": config.held_out,
         "seed": seed,
+        "sources": sorted(source for i in indices if (source := videos.source(int(i)))),
         "contents": [f"{checksum}  {name}" for checksum, name in _contents(videos)],
     }
 
 
 def trained_on(
-    record: Mapping[str, Any], videos: ShardSet, indices: Sequence[int] | np.ndarray
+    record: Mapping[str, Any],
+    videos: ShardSet | VideoFolder,
+    indices: Sequence[int] | np.ndarray,
 ) -> int:
     """Count the videos that a recorded run may have trained on.
 
-    Those are the ones in shards of the same name and annotations (of the same name where a
-    shard has none) that the run did not hold out.
+    The hash of the file that a video was packed from tells, however it was packed. Where the
+    record or the video lacks it, as in shards of earlier versions, names tell: those videos count
+    that lie in shards of the same name and annotations (of the same name where a shard has none)
+    and that the run did not hold out.
 
     Args:
         record: of :func:`pretraining_data`.
-        videos: shards, opened.
+        videos: shards, opened, or a folder of videos, of which the files are read.
         indices: the videos in question.
     """
+    hashes = set(record.get("sources", ()))
+    complete = len(record.get("sources", ())) == record["videos"]
+    same_names = _in_shards_of_the_same_names(record, videos)
+    count = 0
+    for i in map(int, indices):
+        source = videos.source(i)
+        if source in hashes:
+            count += 1
+        elif source is None or not complete:
+            count += same_names[i] and name_fraction(videos.keys[i]) >= record["held_out"]
+    return int(count)
+
+
+def _in_shards_of_the_same_names(
+    record: Mapping[str, Any], videos: ShardSet | VideoFolder
+) -> np.ndarray:
+    """Whether each video lies in a shard of the name and annotations of a recorded one, bool."""
+    if not isinstance(videos, ShardSet):
+        return np.zeros(len(videos), bool)
     known: dict[str, set[str]] = {}
     for line in record["contents"]:
         checksum, _, name = line.partition("  ")
@@ -63,14 +92,13 @@ def trained_on(
             for checksum, name in _contents(videos)
         ]
     )
-    return sum(
-        bool(shared[videos.shard_of[i]]) and name_fraction(videos.keys[i]) >= record["held_out"]
-        for i in indices
-    )
+    return shared[videos.shard_of]
 
 
-def _contents(videos: ShardSet) -> list[tuple[str, str]]:
-    """Checksum and file name of each shard."""
+def _contents(videos: ShardSet | VideoFolder) -> list[tuple[str, str]]:
+    """Checksum and file name of each shard; a folder has none."""
+    if not isinstance(videos, ShardSet):
+        return []
     crcs = videos.annotation_crcs
     found = []
     for number, shard in enumerate(videos.shards):

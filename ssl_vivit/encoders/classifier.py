@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.intermediates import block_names, encode_with_blocks
 from ssl_vivit.encoders.vivit import ENCODER, HEAD, Encoded, ViViT
@@ -52,7 +53,6 @@ class VideoClassifier(nn.Module, HubModel):
         head_hidden_size: width of what the head receives.
         num_prefix_tokens: 1 where pooling takes class tokens or frame vectors: then their summary
             stands before the patch tokens in :meth:`forward_features`; otherwise 0.
-        feature_info: for each block its name, width and reduction of height and width.
 
     Raises:
         ValueError: for a negative num_classes or a representation_size below 1.
@@ -85,14 +85,6 @@ class VideoClassifier(nn.Module, HubModel):
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
-        self.feature_info = [
-            {
-                "module": f"encoder.{name}",
-                "num_chs": encoder.embed_dim,
-                "reduction": max(encoder.config.kernel_stride[1:]),
-            }
-            for name in block_names(encoder)
-        ]
 
     def forward(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b classes"]:
         """Logits, or features where there are no classes; patch tokens are not computed in vain."""
@@ -217,6 +209,51 @@ class VideoClassifier(nn.Module, HubModel):
         self.head.train(self.training)
 
     @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """For each block its name, width and reduction of height and width, for timm."""
+        return [
+            {
+                "module": f"encoder.{name}",
+                "num_chs": self.encoder.embed_dim,
+                "reduction": max(self.encoder.config.kernel_stride[1:]),
+            }
+            for name in block_names(self.encoder)
+        ]
+
+    def set_input_size(
+        self,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | Sequence[int] | None = None,
+    ) -> None:
+        """Fit the encoder to clips of another height and width, by :func:`adapt`.
+
+        Parameters that keep their shape stay the objects that they are. Those that are resized are
+        new ones, which an optimiser made before does not know.
+
+        Args:
+            img_size: (H, W) in pixels, or one number for a square; None keeps the size.
+            patch_size: (h, w) of a tubelet, or one number for a square; None keeps the size.
+
+        Raises:
+            ValueError: where tubelets do not fill clips of that size.
+        """
+        geometry: dict[str, Any] = {}
+        if img_size is not None:
+            geometry["image_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
+        if patch_size is not None:
+            sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+            geometry["tubelet_size"] = (self.encoder.config.tubelet_size[0], *sides)
+        adapted = adapt(self.encoder, **geometry)
+        for name, parameter in self.encoder.named_parameters():
+            fitted = adapted.get_parameter(name)
+            if fitted.shape == parameter.shape:
+                with torch.no_grad():
+                    parameter.copy_(fitted)
+                module, _, attribute = name.rpartition(".")
+                setattr(adapted.get_submodule(module), attribute, parameter)
+        self.encoder = adapted
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the model with input_size (C, T, H, W), mean, std, layer names."""
         config = self.encoder.config
@@ -324,6 +361,22 @@ class VideoClassifier(nn.Module, HubModel):
             )
         except TypeError as error:
             raise ExportError(f"{path / CONFIG} describes no classifier: {error}") from None
+
+
+def load_encoder_or_classifier(path: str | Path, **overrides: Any) -> ViViT | VideoClassifier:
+    """Rebuild the classifier that an exported directory holds, or else its encoder, in eval mode.
+
+    Args:
+        path: a directory, or ``"org/name"`` on the hub.
+        overrides: settings of the encoder, as of :meth:`ViViT.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if there is no encoder at that path.
+        ValueError: as of :meth:`ViViT.from_pretrained`.
+    """
+    path = locate(path, ENCODER)
+    has_head = read_config(path, ENCODER).get("classifier") is not None
+    return (VideoClassifier if has_head else ViViT).from_pretrained(path, **overrides)
 
 
 def _head_shapes(

@@ -33,7 +33,7 @@ class ViViTConfig:
             the heads attend over time and half over space.
         in_channels: 3 for colour, 1 for grey video.
         num_frames: frames in a clip.
-        image_size: (H, W) in pixels.
+        image_size: (H, W) in pixels; one whole number is a square.
         tubelet_size: pixels of one tubelet, (t, h, w).
         tubelet_stride: step between tubelets, at most tubelet_size (smaller overlaps);
             None is tubelet_size.
@@ -147,6 +147,8 @@ class ViViTConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        if type(self.image_size) is int:
+            self._set("image_size", (self.image_size, self.image_size))
         for name in ("image_size", "tubelet_size", "tubelet_stride"):
             value = getattr(self, name)
             if isinstance(value, list):

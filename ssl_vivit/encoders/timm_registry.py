@@ -1,20 +1,31 @@
-"""The named sizes in timm's registry: ``timm.create_model("vivit_small", num_classes=10)``."""
+"""The named sizes in timm's registry: ``timm.create_model("vivit_small", num_classes=10)``.
+
+``vivit`` is registered beside them: config.json of exported directories names it, so that
+``timm.create_model("local-dir:DIR", pretrained=True)`` and ``"hf-hub:org/name"`` open them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from timm.models import FeatureInfo, group_parameters, register_model
 from torch import Tensor, nn
 
-from ssl_vivit.encoders.classifier import TIMM_POOLINGS, VideoClassifier
+from ssl_vivit.encoders.classifier import (
+    TIMM_POOLINGS,
+    VideoClassifier,
+    load_encoder_or_classifier,
+)
 from ssl_vivit.encoders.config import ViViTConfig, unknown_name
 from ssl_vivit.encoders.intermediates import block_indices
 from ssl_vivit.encoders.named_sizes import sizes
-from ssl_vivit.encoders.vivit import create_encoder
+from ssl_vivit.encoders.vivit import ARCHITECTURE, ENCODER, ViViT, create_encoder
+from ssl_vivit.exported.directory import read_config
+from ssl_vivit.exported.hub import locate
 
 # timm's settings that are called otherwise in ViViTConfig.
 TIMM_SETTINGS = {
@@ -56,6 +67,19 @@ class VideoFeatures(nn.Module):
             if layers[name] > top:
                 parameter.requires_grad_(False)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load own weights, those of a :class:`VideoClassifier` without its head, or of a ViViT."""
+        if not any(name.startswith("model.") for name in state_dict):
+            whole = any(name.startswith("encoder.") for name in state_dict)
+            state_dict = {
+                f"model.{name}" if whole else f"model.encoder.{name}": value
+                for name, value in state_dict.items()
+                if not name.startswith(("head.", "representation."))
+            }
+        return super().load_state_dict(state_dict, strict, assign)
+
     def forward(self, video: Float[Tensor, "b c T H W"]) -> list[Float[Tensor, "b d t h w"]]:
         return self.model.forward_intermediates(  # type: ignore[return-value]
             video, self.out_indices, stop_early=True, intermediates_only=True
@@ -63,15 +87,20 @@ class VideoFeatures(nn.Module):
 
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
-    """A classifier of a named size, or what ``features_only`` makes of it."""
-    # timm.create_model always passes its own three; without weights to fetch they say nothing.
-    settings.pop("cache_dir", None)
-    asked_for = [settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay")]
-    if pretrained or any(asked_for):
+    """A classifier of a named size or of an export, or what ``features_only`` makes of it."""
+    # timm.create_model always passes its own three.
+    source, overlay, cache_dir = (
+        settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    )
+    export = source if isinstance(source, Mapping) and "source" in source else None
+    if overlay or (export is None and (pretrained or source)):
         raise ValueError(
             f"{name} has no published weights; leave pretrained and tags out and give "
-            "checkpoint_path, or use ssl_vivit.load_encoder or ssl_vivit.encoders.imports"
+            "checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
+            "directory, or use ssl_vivit.encoders.imports"
         )
+    if export is not None and cache_dir is not None:
+        raise ValueError("cache_dir is not followed; set the environment variable HF_HUB_CACHE")
     fields = [field.name for field in dataclasses.fields(ViViTConfig)]
     known = [*fields, *TIMM_SETTINGS, *HEAD_SETTINGS, *FEATURE_SETTINGS]
     for key in settings:
@@ -81,21 +110,62 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
             raise ValueError(f"give {key} or {TIMM_SETTINGS[key]}, not both: they are the same")
     head = {key: settings.pop(key) for key in HEAD_SETTINGS if key in settings}
     features = {key: settings.pop(key) for key in FEATURE_SETTINGS if key in settings}
-    encoder = create_encoder(
-        name, **{TIMM_SETTINGS.get(key, key): _value(key, x) for key, x in settings.items()}
-    )
-    if not features.get("features_only"):
-        if "out_indices" in features:
-            raise ValueError("out_indices goes with features_only=True; leave it out or add that")
-        return VideoClassifier(encoder, **({"num_classes": 1000} | head))
-    if head:
+    only = features.get("features_only")
+    if only and head:
         raise ValueError(f"features_only has no head; leave out {', '.join(head)}")
-    return VideoFeatures(VideoClassifier(encoder, 0), features.get("out_indices", 3))
+    if not only and "out_indices" in features:
+        raise ValueError("out_indices goes with features_only=True; leave it out or add that")
+    overrides = {TIMM_SETTINGS.get(key, key): _value(key, x) for key, x in settings.items()}
+    if export is not None:
+        model = _exported(export, pretrained, overrides, head)
+    elif name == ARCHITECTURE:
+        encoder = ViViT(ViViTConfig.from_dict(overrides))
+        model = VideoClassifier(encoder, **({"num_classes": 1000} | head))
+    else:
+        model = VideoClassifier(create_encoder(name, **overrides), **({"num_classes": 1000} | head))
+    if not only:
+        return model
+    return VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", 3))
+
+
+def _exported(
+    source: Mapping[str, Any],
+    pretrained: bool,
+    overrides: dict[str, Any],
+    head: dict[str, Any],
+) -> VideoClassifier:
+    """The model of an exported directory, in training mode as timm's are.
+
+    Args:
+        source: what timm makes of ``local-dir:`` and ``hf-hub:`` names.
+        pretrained: whether it has the exported weights; without them they are fresh, as timm's.
+        overrides: settings of the encoder to change.
+        head: settings of the head to change; another number of classes gets a fresh head.
+    """
+    if source["source"] == "local-dir":
+        path = Path(source["file"])
+    else:
+        name, _, revision = source["hf_hub_id"].partition("@")
+        path = locate(name, ENCODER, revision=revision or None)
+    if not pretrained:
+        saved = read_config(path, ENCODER)
+        encoder = ViViT(ViViTConfig.from_dict(saved["encoder"] | overrides))
+        own: dict[str, Any] = saved.get("classifier") or {"num_classes": 0}
+        return VideoClassifier(encoder, **(own | head))
+    loaded = load_encoder_or_classifier(path, **overrides)
+    if isinstance(loaded, ViViT):
+        return VideoClassifier(loaded, **({"num_classes": 0} | head)).train()
+    layer = loaded.representation
+    size = None if layer is None else layer.out_features
+    if head.get("representation_size", size) != size:
+        raise ValueError(f"{path} was saved with representation_size {size}; leave it out")
+    if head.get("num_classes", loaded.num_classes) != loaded.num_classes:
+        loaded.reset_classifier(head["num_classes"])
+    loaded.head_drop.p = head.get("drop_rate", loaded.head_drop.p)
+    return loaded.train()
 
 
 def _value(key: str, value: Any) -> Any:
-    if key == "img_size":
-        return (value, value) if isinstance(value, int) else tuple(value)
     return TIMM_POOLINGS.get(value, value) if key == "global_pool" else value
 
 
@@ -107,7 +177,8 @@ def _register(name: str) -> Any:
     entrypoint.__doc__ = f"""``timm.create_model("{name}")``, a :class:`VideoClassifier`.
 
     Args:
-        pretrained: refused: there are no published weights.
+        pretrained: with the weights of a ``local-dir:`` or ``hf-hub:`` name; refused for others:
+            there are no published weights.
         settings: num_classes (1000 unless said otherwise; 0 gives the pooled features),
             representation_size and drop_rate of the head; any setting of :class:`ViViTConfig`, or
             timm's name for it ({", ".join(TIMM_SETTINGS)}); features_only=True with out_indices
@@ -120,4 +191,4 @@ def _register(name: str) -> Any:
 
 
 # Under their own names, as timm's modules hold theirs.
-globals().update({name: _register(name) for name in sizes()})
+globals().update({name: _register(name) for name in (ARCHITECTURE, *sizes())})

@@ -64,6 +64,8 @@ HEAD = "classifier.safetensors"
 ENCODER = Format(
     "exported encoder", "encoder", inside_runs=("encoder", "model/encoder"), files=(HEAD,)
 )
+# By this name timm's registry knows exported directories, of any size.
+ARCHITECTURE = "vivit"
 
 
 class EncoderOutput(NamedTuple):
@@ -509,6 +511,9 @@ class ViViT(nn.Module, HubModel):
             if self.provenance is not None:
                 training["before"] = self.provenance
         return {
+            # What timm needs of a directory that local-dir: or hf-hub: names.
+            "architecture": ARCHITECTURE,
+            "pretrained_cfg": {},
             "encoder": self.config.to_dict(),
             "preprocessing": None if preprocessing is None else dict(preprocessing),
             "training": training,

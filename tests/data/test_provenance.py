@@ -1,6 +1,7 @@
 """Which test videos a recorded run may have trained on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from data_prep.synthetic_clevrer.videos import render
 from ssl_vivit.data.provenance import pretraining_data, trained_on
 from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.video_folder import VideoFolder
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,55 @@ def test_other_videos_in_shards_of_the_same_names_were_not_seen(folder):
     assert trained_on(record(folder, "packed", 0.3), opened(folder, "namesakes"), range(12)) == 0
 
 
-def test_shards_of_other_names_were_not_seen(folder, tmp_path):
-    pack(folder / "ours", tmp_path, folder / "ours", frames=16, workers=1, progress=False,
-         prefix="clevrer-test")  # fmt: skip
-    assert trained_on(record(folder, "packed", 0.0), ShardSet(str(tmp_path)), range(12)) == 0
+@pytest.mark.parametrize("storage", ["original", "h264", "jpeg"])
+def test_copies_packed_under_other_names_are_told_by_content(folder, tmp_path, storage):
+    """Other storage, shards and keys, and some of the videos alone."""
+    for path in sorted((folder / "ours").rglob("*.mp4"))[3:9]:
+        (tmp_path / "some").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "some" / f"renamed.{path.name}")
+    pack(tmp_path / "some", tmp_path / "copies", storage=storage, workers=1, progress=False,
+         samples_per_shard=5)  # fmt: skip
+    copies = opened(tmp_path, "copies")
+    original = opened(folder, "packed").keys
+    assert not set(copies.keys) & set(original)
+    kept = {original[i] for i in split_keys(original, 0.5)[0]}
+    seen = sum(key.removeprefix("renamed_") in kept for key in copies.keys)
+    assert 0 < seen < 6
+    assert trained_on(record(folder, "packed", 0.5), copies, range(6)) == seen
+    assert trained_on(record(folder, "packed", 0.0), copies, range(6)) == 6
+    assert trained_on(record(folder, "packed", 0.0), VideoFolder(tmp_path / "some"), range(6)) == 6
+    assert trained_on(record(folder, "namesakes", 0.0), copies, range(6)) == 0
+
+
+def test_rendering_again_gives_videos_that_were_seen(folder, tmp_path):
+    """As the sample of the demo and a first rendering of a user do, which have one seed."""
+    render(tmp_path / "mine", 5, size=(24, 36), num_frames=16, workers=1, progress=False, seed=0)
+    pack(tmp_path / "mine", tmp_path / "shards", frames=16, workers=1, progress=False,
+         prefix="mine")  # fmt: skip
+    assert trained_on(record(folder, "packed", 0.0), opened(tmp_path, "shards"), range(5)) == 5
+
+
+def without_sources(folder, name, target):
+    """A copy of shards with indexes as earlier versions wrote them."""
+    shutil.copytree(folder / name, target / name)
+    for path in (target / name).glob("*-0*.json"):
+        index = json.loads(path.read_text())
+        for sample in index["samples"]:
+            del sample["source"]
+        path.write_text(json.dumps(index))
+    return target
+
+
+def test_names_tell_where_a_record_or_an_index_has_no_hashes(folder, tmp_path):
+    old = without_sources(folder, "packed", tmp_path)
+    earlier, made = record(old, "packed", 0.3), record(folder, "packed", 0.3)
+    assert made["sources"]
+    assert not earlier.pop("sources")
+    kept, _ = split_keys(opened(folder, "packed").keys, 0.3)
+    for each, place in ((earlier, folder), (made, old), (earlier, old)):
+        assert trained_on(each, opened(place, "packed"), range(12)) == len(kept)
+        assert trained_on(each, opened(folder, "namesakes"), range(12)) == 0
+
+
+def test_the_record_stays_small(folder):
+    assert len(json.dumps(record(folder, "packed", 0.0)["sources"])) <= 20 * 12

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.session_writer import SessionWriter
+from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.errors import DataError
+
+ROOT = Path(__file__).parents[2]
 
 UNITS = [7, 3, 11]
 
@@ -160,3 +166,27 @@ def test_settings_of_a_session_that_do_not_fit(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         writer(tmp_path / "a", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_docs_writes_a_session_that_reads_back(tmp_path):
+    page = (ROOT / "docs" / "how_to" / "recordings_in_arrays.md").read_text()
+    (example,) = (part.split("```")[0] for part in page.split("```python\n")[1:])
+    assert len([line for line in example.splitlines() if line]) == 10
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    session = Session(tmp_path / "sessions" / "mine")
+    assert (session.frames_per_second, session.kind) == (30.0, "spikes")
+    assert {tier: len(trials) for tier, trials in session.tiers.items()} == {
+        "train": 16,
+        "validation": 4,
+        "test": 4,
+    }
+    draw = np.random.default_rng(0)
+    for trial in range(24):
+        video = draw.integers(0, 256, (120, 36, 64), dtype=np.uint8)
+        spikes, running = draw.poisson(0.2, (120, 12)), draw.normal(size=(120, 1))
+        np.testing.assert_array_equal(session.video(trial), video)
+        np.testing.assert_array_equal(session.responses(trial), spikes)
+        np.testing.assert_array_equal(session.behaviour(trial), running.astype(np.float32))

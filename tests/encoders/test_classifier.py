@@ -12,6 +12,7 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 
 from ssl_vivit import VideoClassifier, ViViT, ViViTConfig
+from ssl_vivit.encoders.adapt import adapt
 
 REDUCTIONS = ("mean", "max", "sum", "first", "attention")
 POOLINGS = [
@@ -399,3 +400,40 @@ def test_eight_clips_are_learned_by_heart(model):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
+
+
+@torch.no_grad()
+@by_model
+def test_another_input_size_is_that_of_adapt_and_keeps_parameters_that_fit(model):
+    tuned = classifier(**model)
+    tuned.encoder.tubelets.weight.requires_grad_(False)
+    adapted = adapt(tuned.encoder, image_size=(32, 32), tubelet_size=(2, 16, 16))
+    before = dict(tuned.named_parameters())
+    tuned.set_input_size((32, 32), patch_size=16)
+    video = torch.randn(2, 3, 8, 32, 32, dtype=torch.float64)
+    assert torch.equal(tuned(video), tuned.head(adapted(video, tokens=False).pooled))
+    assert tuned.encoder.config == adapted.config
+    assert {info["reduction"] for info in tuned.feature_info} == {16}
+    assert tuned.pretrained_cfg["input_size"] == (3, 8, 32, 32)
+    assert not tuned.encoder.tubelets.weight.requires_grad
+    new = {name for name, value in tuned.named_parameters() if value is not before[name]}
+    assert new == {"encoder.tubelets.weight", "encoder.positions.spatial"}
+    tuned.set_input_size(16)
+    assert tuned.encoder.config.image_size == (16, 16)
+
+
+def test_an_input_size_of_resampled_positions_of_equal_shape_is_fitted_too():
+    tuned = classifier(**MODEL3)
+    table = tuned.encoder.positions.spatial.detach().clone()
+    adapted = adapt(tuned.encoder, image_size=(24, 16))  # 3×2 tokens in place of 2×3
+    tuned.set_input_size((24, 16))
+    assert torch.equal(tuned.encoder.positions.spatial, adapted.positions.spatial)
+    assert not torch.equal(tuned.encoder.positions.spatial, table)
+
+
+def test_an_input_size_that_does_not_fit_is_refused_and_changes_nothing():
+    tuned = classifier(**MODEL3)
+    encoder = tuned.encoder
+    with pytest.raises(ValueError, match="image_size height 33 is not filled"):
+        tuned.set_input_size(33)
+    assert tuned.encoder is encoder

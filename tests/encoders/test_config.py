@@ -57,6 +57,8 @@ def test_grid(settings, grid):
         ({"drop_path": 1.0}, "drop_path 1.0 must lie in"),
         ({"image_size": (256,)}, "image_size .* must be 2 positive whole numbers"),
         ({"image_size": "foo"}, "image_size foo must be 2 positive whole numbers"),
+        ({"image_size": True}, "image_size True must be 2 positive whole numbers"),
+        ({"image_size": -16}, r"image_size \(-16, -16\) must be 2 positive whole numbers"),
         (
             {"joint_positions": "learned", "spatial_positions": "rotary"},
             "leave both of those out",
@@ -156,3 +158,10 @@ def test_unknown_names_are_refused_with_the_known_ones():
         create_encoder("vivit_smal")
     with pytest.raises(ValueError, match="'embed_dims' is unknown; did you mean 'embed_dim'"):
         create_encoder("vivit_small", embed_dims=4)
+
+
+def test_one_number_is_a_square_image():
+    config = ViViTConfig(image_size=64)
+    assert config == ViViTConfig(image_size=(64, 64))
+    assert config.to_dict()["image_size"] == [64, 64]
+    assert create_encoder("vivit_tiny", image_size=32).config.image_size == (32, 32)

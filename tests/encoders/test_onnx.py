@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_encoders import MODEL1, MODEL2, MODEL3, MODEL4, PARALLEL, ROTARY, clip, make
 
+from ssl_vivit import VideoClassifier
 from ssl_vivit.encoders import onnx as graph
 from ssl_vivit.encoders.onnx import TensorEncoder, export_graph, export_onnx
 
@@ -150,6 +151,57 @@ def test_graphs_hold_no_paths_of_this_machine_and_are_the_same_each_time(exporte
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("settings", [MODEL1 | SHALLOW, MODEL2 | SHALLOW2], ids=["1", "2"])
+def test_a_classifier_gives_its_logits_as_a_program_and_as_a_graph(settings, tmp_path):
+    model = VideoClassifier(small(**settings), 5, representation_size=7, drop_rate=0.5).train()
+    program = export_graph(model).module()
+    export_onnx(model, tmp_path / "c.onnx")
+    assert model.training
+    session = onnxruntime.InferenceSession(tmp_path / "c.onnx")
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 5])]
+    model.eval()
+    for batch in (1, 3):
+        video = clip(batch).float()
+        hidden = model.representation(model.encoder(video).pooled).tanh()
+        logits = hidden @ model.head.weight.T + model.head.bias
+        torch.testing.assert_close(program(video), logits, rtol=0, atol=1e-5)
+        (got,) = session.run(None, {"video": video.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_command_gives_logits_where_the_directory_holds_a_classifier(tmp_path, capsys):
+    model = VideoClassifier(small(**MODEL1 | SHALLOW), num_classes=5).eval()
+    model.save_pretrained(tmp_path / "classifier")
+    assert graph.main([str(tmp_path / "classifier"), str(tmp_path / "c.onnx")]) == 0
+    assert capsys.readouterr().out.endswith("video (batch, 3, 8, 16, 24) → logits\n")
+    video = clip(2).float()
+    session = onnxruntime.InferenceSession(tmp_path / "c.onnx")
+    got = torch.from_numpy(session.run(["logits"], {"video": video.numpy()})[0])
+    torch.testing.assert_close(got, model(video), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_classifier_without_classes_gives_features_and_one_of_zeros_is_written(tmp_path):
+    model = VideoClassifier(small(**MODEL1 | SHALLOW), num_classes=0)
+    export_onnx(model, tmp_path / "f.onnx")
+    assert [o.name for o in onnxruntime.InferenceSession(tmp_path / "f.onnx").get_outputs()] == [
+        "features"
+    ]
+    model.reset_classifier(3)
+    model.head.weight.zero_()
+    export_onnx(model, tmp_path / "zeros.onnx")
+
+
+def test_other_models_are_refused_in_a_line(tmp_path):
+    for export in (export_graph, lambda model: export_onnx(model, tmp_path / "e.onnx")):
+        with pytest.raises(
+            TypeError, match=r"a Linear cannot be exported.*ViViT or a VideoClassif"
+        ):
+            export(torch.nn.Linear(2, 2))
+
+
+@torch.no_grad()
 def test_weights_in_a_second_file(tmp_path):
     encoder = small(**MODEL1 | SHALLOW)
     path = tmp_path / "e.onnx"
@@ -177,7 +229,11 @@ def test_a_graph_with_other_numbers_is_not_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda e: e.bfloat16(), {}, r"weights are bfloat16; .* give encoder\.float\(\)"),
+        (
+            lambda e: e.bfloat16(),
+            {},
+            r"weights are bfloat16; .* give the model as model\.float\(\)",
+        ),
         (lambda e: e.double(), {}, r"weights are float64"),
         (lambda e: e, {"opset": 5}, r"opset 5 cannot be written; use 18 to \d+"),
         (lambda e: e, {"path": ""}, r"is a directory; give the name of a file"),

@@ -29,11 +29,17 @@ def test_importing_the_encoders_registers_every_size():
         "print(*timm.list_models('vivit*'), *timm.list_models(module='timm_registry'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted(sizes()) * 2
+    assert done.stdout.split() == sorted([*sizes(), "vivit"]) * 2
     assert "Overwriting" not in done.stderr
     for name in sizes():
         assert timm.is_model(name)
         assert timm.model_entrypoint(name).__name__ == name
+
+
+def test_timm_knows_the_sizes_where_it_was_imported_before_the_package():
+    code = "import timm, ssl_vivit; print(timm.is_model('vivit_tiny'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize("name", sizes())
@@ -45,6 +51,13 @@ def test_models_are_the_named_sizes(name):
     assert model.encoder.config == named_config(name)
     assert (model.num_classes, imagenet.num_classes) == (10, 1000)
     assert imagenet.head.weight.shape == (1000, model.num_features)
+
+
+def test_the_architecture_without_a_size_has_the_configs_own_defaults():
+    with torch.device("meta"):
+        model = timm.create_model("vivit", num_classes=3, spatial_depth=1)
+    assert model.encoder.config == ViViTConfig(spatial_depth=1)
+    assert model.num_classes == 3
 
 
 @torch.no_grad()
@@ -91,7 +104,10 @@ def test_timms_names_set_what_they_mean():
         ({"pooling": "mean", "global_pool": "avg"}, "give global_pool or pooling, not both"),
         ({"drop_rat": 0.1}, "setting of vivit_tiny 'drop_rat' is unknown; did you mean 'drop_rat"),
         ({"temporal_dept": 0.1}, "did you mean 'temporal_depth'"),
-        ({"pretrained": True}, "vivit_tiny has no published weights.*checkpoint_path.*load_encod"),
+        (
+            {"pretrained": True},
+            "vivit_tiny has no published weights.*checkpoint_path.*local-dir:DIR",
+        ),
         ({"pretrained_cfg": "k400"}, "vivit_tiny has no published weights"),
         ({"out_indices": 2}, "out_indices goes with features_only=True"),
         ({"features_only": True, "num_classes": 3}, "no head; leave out num_classes"),
@@ -121,6 +137,84 @@ def test_a_checkpoint_is_loaded(tmp_path):
     assert not torch.equal(
         timm.create_model("vivit_tiny", num_classes=5, **TINY).eval()(video()), source(video())
     )
+
+
+@torch.no_grad()
+def test_features_of_a_checkpoint_of_a_classifier_of_an_encoder_and_of_its_own(tmp_path):
+    source = timm.create_model("vivit_tiny", num_classes=5, representation_size=7, **TINY).eval()
+    expected = source.forward_intermediates(video(), [0, 3], intermediates_only=True)
+    settings = {"features_only": True, "out_indices": [0, 3], **TINY}
+    states = [source.state_dict(), source.encoder.state_dict()]
+    states.append(timm.create_model("vivit_tiny", **settings).state_dict())
+    states[2] = {name: source.get_parameter(name.removeprefix("model.")) for name in states[2]}
+    for number, state in enumerate(states):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(dict(state), path)
+        net = timm.create_model("vivit_tiny", checkpoint_path=path, **settings)
+        for got, own in zip(net.eval()(video()), expected, strict=True):
+            assert torch.equal(got, own)
+    with pytest.raises(RuntimeError, match=r"Missing key.*model\.encoder\.tubelets\.bias"):
+        net.load_state_dict({"encoder.tubelets.weight": source.encoder.tubelets.weight})
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A classifier, its directory, and that of its encoder."""
+    settings = TINY | {"representation_size": 7, "drop_rate": 0.25, "num_classes": 5}
+    model = timm.create_model("vivit_tiny", temporal_depth=1, **settings).eval()
+    model.save_pretrained(tmp_path / "classifier")
+    model.encoder.save_pretrained(tmp_path / "encoder")
+    return model, f"local-dir:{tmp_path / 'classifier'}", f"local-dir:{tmp_path / 'encoder'}"
+
+
+@torch.no_grad()
+def test_an_exported_directory_opens_by_timms_local_dir(exported):
+    model, classifier, encoder = exported
+    loaded = timm.create_model(classifier, pretrained=True)
+    assert loaded.training  # as timm's models
+    assert torch.equal(loaded.eval()(video()), model(video()))
+    pooled = timm.create_model(encoder, pretrained=True).eval()
+    assert torch.equal(pooled(video()), model.encoder(video(), tokens=False).pooled)
+
+    # Another number of classes gets a fresh head, the rest stays.
+    other = timm.create_model(classifier, pretrained=True, num_classes=3, drop_rate=0.5).eval()
+    assert other.head_drop.p == 0.5
+    before = [m.forward_head(m.forward_features(video()), True) for m in (other, model)]
+    assert torch.equal(*before)
+    assert other(video()).shape == (2, 3)
+    assert timm.create_model(encoder, pretrained=True, num_classes=3)(video()).shape == (2, 3)
+    sized = timm.create_model(encoder, pretrained=True, img_size=64, num_frames=4, in_chans=1)
+    assert sized.encoder.config.image_size == (64, 64)
+    assert sized(torch.randn(2, 1, 4, 64, 64)).shape == (2, 24)
+    net = timm.create_model(classifier, pretrained=True, features_only=True, out_indices=[2])
+    (expected,) = model.forward_intermediates(video(), [2], intermediates_only=True)
+    assert torch.equal(net.eval()(video())[0], expected)
+
+
+@torch.no_grad()
+def test_without_pretrained_the_directory_tells_the_architecture_alone(exported):
+    model, classifier, encoder = exported
+    fresh = timm.create_model(classifier, img_size=(32, 48))
+    assert fresh.encoder.config == dataclasses.replace(model.encoder.config, image_size=(32, 48))
+    assert (fresh.num_classes, fresh.head_hidden_size, fresh.head_drop.p) == (5, 7, 0.25)
+    assert not torch.equal(fresh.encoder.tubelets.weight, model.encoder.tubelets.weight)
+    assert timm.create_model(encoder).num_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embed_dim": 48}, "does not fit the encoder with embed_dim overridden"),
+        ({"representation_size": 9}, "saved with representation_size 7; leave it out"),
+        ({"cache_dir": "c"}, "cache_dir is not followed; set the environment variable HF_HUB_CACH"),
+        ({"img_size": 33}, "image_size height 33 is not filled"),
+        ({"drop_rat": 0.1}, "setting of vivit 'drop_rat' is unknown"),
+    ],
+)
+def test_what_a_directory_cannot_give_is_refused_in_a_line(exported, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        timm.create_model(exported[1], pretrained=True, **settings)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -211,6 +211,9 @@ push_to_hub(model, "org/encoder", revision="labelled", private=True)
 report["same head"] = same(model, load_classifier("org/encoder", revision="labelled"))
 report["adapted"] = list(load_encoder("org/encoder", num_frames=16).config.grid)
 report["main"] = refusal(load_classifier, "org/encoder")
+import timm
+report["timm"] = same(VideoClassifier(encoder, 0), timm.create_model("hf-hub:org/encoder", True))
+report["timm head"] = same(model, timm.create_model("hf-hub:org/encoder@labelled", True))
 push_to_hub(encoder, "org/encoder", revision="labelled")
 report["missing"] = refusal(load_encoder, "org/missing")
 report["private"] = refusal(load_encoder, "org/private")
@@ -243,6 +246,11 @@ def test_a_revision_is_a_branch_of_its_own(report, hub):
     assert (kind, "holds an encoder without a classifier" in message) == ("ExportError", True)
     # an encoder was pushed over the classifier at last: its head went with it
     assert set(hub.models["org/encoder"]["labelled"]) == set(hub.models["org/encoder"]["main"])
+
+
+def test_timm_opens_what_was_pushed(report):
+    assert report["timm"]
+    assert report["timm head"]
 
 
 def test_a_directory_wins_over_the_hub(report):

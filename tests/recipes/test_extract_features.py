@@ -21,6 +21,7 @@ from ssl_vivit import load_encoder
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.encoders import create_encoder, save_pretrained
+from ssl_vivit.evaluation import encode_video
 from ssl_vivit.evaluation.features.files import load_features
 from ssl_vivit.training import run
 
@@ -97,6 +98,11 @@ def test_features_are_those_of_the_encoder_on_the_frames_that_are_named(
             tokens = found.tokens[i, view].float()
             torch.testing.assert_close(tokens, outs[view].tokens[0], rtol=2e-3, atol=2e-3)
     assert load_features(tmp_path / "f", "pooled").tokens is None
+    call(words(encoder, tmp_path / "middle", videos=str(videos), data__image_size=24))
+    square = load_encoder(encoder, image_size=24)
+    for name, pooled in zip(names, load_features(tmp_path / "middle").pooled, strict=True):
+        middle = encode_video(videos / name, square).pooled[0]
+        torch.testing.assert_close(pooled, middle, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("features", ["pooled", "both"])

@@ -17,7 +17,7 @@ from data_prep.synthetic_clevrer.videos import render
 from recipes import probe_clevrer
 from recipes.probe_clevrer import ProbeRecipe
 from ssl_vivit import load_encoder
-from ssl_vivit.data.provenance import pretraining_data
+from ssl_vivit.data.provenance import pretraining_data, trained_on
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
@@ -149,6 +149,35 @@ def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsy
     assert "warning" not in capsys.readouterr().out
 
 
+def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
+    """Packed under other names, in another storage and size, and lying in folders."""
+    path = Path(export(tmp_path / "seen" / "encoder"))
+    saved = json.loads((path / "config.json").read_text())
+    videos = ShardSet(shards)
+    record = pretraining_data(DataConfig(shards=shards, held_out=0.0), videos, range(16), 0)
+    (path / "config.json").write_text(json.dumps(saved | {"training": {"data": record}}))
+    source = Path(shards).parents[1] / "v"
+    pack(source, tmp_path / "copies", source, frames=32, workers=1, progress=False, prefix="mine",
+         storage="h264", size=(16, 24))  # fmt: skip
+    few = {"seeds": 1, "probes": ["knn"]}
+    copies = str(tmp_path / "copies" / "*.tar")
+    call(words(copies, str(path), run_dir=tmp_path / "a", **few))
+    tested = len(split_keys(videos.keys, 0.4)[1])
+    told = capsys.readouterr().out
+    assert f"warning: {tested} of the {tested} videos to test on may have been in the" in told
+    films = sorted(source.rglob("*.mp4"))
+    for i, film in enumerate(films):
+        target = tmp_path / "classes" / "ab"[i % 2] / f"{i}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, target)
+    folder = str(tmp_path / "classes")
+    call(words(None, str(path), run_dir=tmp_path / "b", data__folder=folder, **few))
+    keys = [f"{'ab'[i % 2]}/{i}.mp4" for i in range(len(films))]
+    tested = len(split_keys(keys, 0.4)[1])
+    told = capsys.readouterr().out
+    assert f"warning: {tested} of the {tested} videos to test on may have been in the" in told
+
+
 def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
     before = load_encoder(encoder).tubelets.weight
     call(
@@ -156,10 +185,14 @@ def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
               finetune={"steps": 2, "total_batch_size": 4, "from_scratch": True})
     )  # fmt: skip
     saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    facts = saved["facts"]
     rows = {(r["subject"], r["baseline"]) for r in saved["results"] if r["probe"] == "fine-tuned"}
     assert rows == {("demo/encoder", False), ("demo/encoder, trained from scratch", True)}
     tuned = load_encoder(tmp_path / "run" / "finetuned" / "demo_encoder_seed0" / "encoder")
     assert not torch.equal(tuned.tubelets.weight, before)
+    assert (
+        trained_on(tuned.provenance["data"], ShardSet(shards), range(16)) == facts["train_videos"]
+    )
     assert torch.equal(load_encoder(encoder).tubelets.weight, before)
     assert {r["clips"] for r in saved["results"]} == {""}
 

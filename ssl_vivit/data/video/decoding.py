@@ -134,29 +134,38 @@ def decode_frames(
     return np.stack([kept[i] for i in wanted])
 
 
-def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode JPEG pictures.
 
     Args:
-        pictures: each one file's bytes.
-        size: (H, W) of the result; a picture of another size is resized.
+        pictures: each one file's bytes, one or more.
+        size: (H, W) of the result; a picture of another size is resized. None keeps their own.
 
     Returns:
         uint8 RGB of shape (len(pictures), H, W, 3).
 
     Raises:
-        DecodingError: if one is no JPEG picture.
+        DecodingError: if one is no JPEG picture, or they differ in size and none is given.
     """
     codec = av.CodecContext.create("mjpeg", "r")
     codec.thread_count = 1
     codec.options = _LIMIT
-    frames = np.empty((len(pictures), *size, 3), np.uint8)
+    frames = None
     for i, picture in enumerate(pictures):
         try:
             (frame,) = codec.decode(av.Packet(picture))
         except (av.FFmpegError, ValueError) as error:
             raise DecodingError(f"broken JPEG picture: {_reason(error)}") from error
-        frames[i] = _rgb(frame, None if (frame.height, frame.width) == size else size)
+        own = (frame.height, frame.width)
+        if frames is None:
+            shape = size or own
+            frames = np.empty((len(pictures), *shape, 3), np.uint8)
+        if size is None and own != shape:
+            raise DecodingError(
+                f"frames of {shape[0]}×{shape[1]} and of {own[0]}×{own[1]} pixels in one video"
+            )
+        frames[i] = _rgb(frame, None if own == shape else shape)
+    assert frames is not None
     return frames
 
 

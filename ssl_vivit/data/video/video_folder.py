@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ssl_vivit.data.video.decoding import Decoder, VideoInfo, decode_frames, probe_video
 from ssl_vivit.data.video.files_below import endings, files_below, passed_over_line
-from ssl_vivit.data.video.shards.index import is_video
+from ssl_vivit.data.video.shards.index import content_hash, is_video
 from ssl_vivit.errors import DataError, DecodingError
 
 
@@ -76,6 +76,10 @@ class VideoFolder:
     def annotation(self, i: int) -> dict[str, Any] | None:
         """None: a folder has none."""
         return None
+
+    def source(self, i: int) -> str:
+        """Hash of a video's file, as shards hold it of the file that a sample was packed from."""
+        return content_hash((self.root / self.keys[i]).read_bytes())
 
     def times(self, i: int) -> np.ndarray | None:
         """Seconds at which each frame begins; None at a constant rate."""

@@ -39,11 +39,12 @@ class ReadingForEncoder(VideoReading):
         frame_size: height and width that frames are decoded to; null keeps theirs, and takes
             central windows of the encoder's shape where a folder's videos have several sizes.
         clip: what differs from the clips of the encoder's pretraining.
-        image_size: height and width that the encoder is fitted to; null keeps its own.
+        image_size: height and width that the encoder is fitted to, or one number for a square;
+            null keeps its own.
     """
 
     clip: ClipChoice = field(default_factory=ClipChoice)
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, int] | int | None = None
 
     def open_encoder(self, path: str) -> Any:
         """Load an exported ViViT, fitted to ``clip.num_frames`` and ``image_size``.

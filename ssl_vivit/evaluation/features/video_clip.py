@@ -1,15 +1,16 @@
-"""One clip of a video file, prepared as the encoder's pretraining did."""
+"""Clips of one video, cut and prepared as the encoder's pretraining did."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssl_vivit.data.video.clips import clip_frames, even_starts, timeline_length
-from ssl_vivit.data.video.decoding import decode_frames, probe_video
+from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, probe_video
 from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import DataError
@@ -17,14 +18,90 @@ from ssl_vivit.evaluation.features.preparation import preparation
 from ssl_vivit.preprocessing import Preprocessing
 
 
-def clip_of_video(
-    encoder: ViViT, path: str | Path, *, start: float | None = None
-) -> Float[Tensor, "1 c T H W"]:
-    """Read the clip that an encoder would see of a video file.
+class ClipCutting:
+    """The clips of a video for an encoder.
 
     Frame rate, stride, normalisation and channels are those of ``encoder.preprocessing``; the
     largest central window of the encoder's shape is resized to its size. A rate that either side
     does not name leaves the stride in frames of the video.
+
+    Args:
+        encoder: an encoder with ``preprocessing``.
+        info: the video's measures.
+        name: the video's, for messages.
+
+    Attributes:
+        clip: frames, stride and rate of a clip.
+
+    Raises:
+        DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
+    """
+
+    def __init__(self, encoder: ViViT, info: VideoInfo, name: str) -> None:
+        channels = encoder.config.in_channels
+        known = encoder.preprocessing or Preprocessing()
+        known.statistics(channels)  # refuses where `preparation` would take a guess
+        self.clip = preparation(encoder, np.array([info.fps])).clip
+        self._info, self._name = info, name
+        self._times = None if info.times is None else np.array(info.times)
+        colours = "rgb" if channels == 3 else "luma"
+        self._prepare = known | {"resize": encoder.config.image_size, "channels": colours}
+        if self.clip.fps is not None and self._times is not None:
+            steps = covered_steps(self._times, self.clip.fps)
+        else:
+            frames, rate = np.array([info.num_frames]), np.array([info.fps])
+            steps = int(timeline_length(frames, rate, self.clip.fps)[0])
+        self._starts = steps - self.clip.span + 1
+        if self._starts < 1:
+            raise self._misfit("", "take a longer video")
+
+    def central(self) -> Int[np.ndarray, "1 t"]:
+        """Frame numbers of the clip in the middle."""
+        return self._frames(even_starts(self._starts, 1))
+
+    def at(self, start: float) -> Int[np.ndarray, "1 t"]:
+        """Frame numbers of the clip that starts at so many seconds.
+
+        Raises:
+            DataError: if it reaches beyond the video.
+        """
+        if self.clip.fps is None and self._times is not None:
+            first = int(frames_at(np.array([start]), self._times)[0])
+        else:
+            first = round(start * (self.clip.fps or self._info.fps))
+        if not 0 <= first < self._starts:
+            raise self._misfit(f" from {start:g} s on", "take a longer video or an earlier start")
+        return self._frames(np.array([first]))
+
+    def consecutive(self) -> Int[np.ndarray, "clips t"]:
+        """Frame numbers of clips that follow each other from the start; ascending.
+
+        Each clip goes on at the step after the one before; what is left at the end and is shorter
+        than a clip belongs to none.
+        """
+        return self._frames(np.arange(0, self._starts, self.clip.length * self.clip.frame_stride))
+
+    def prepared(self, frames: UInt8[Tensor, "t h w 3"] | np.ndarray) -> Float[Tensor, "c T H W"]:
+        """Turn a clip's RGB frames into the encoder's video."""
+        return self._prepare(torch.as_tensor(frames))
+
+    def _frames(self, starts: Int[np.ndarray, " clips"]) -> Int[np.ndarray, "clips t"]:
+        return clip_frames(starts, self.clip, self._info.fps, self._times)
+
+    def _misfit(self, where: str, mend: str) -> DataError:
+        rate = f" at {self._info.fps:g} a second" if self._info.fps else ""
+        return DataError(
+            f"{self._name} has {self._info.num_frames} frames{rate}; the encoder's clip of "
+            f"{self.clip.length} at stride {self.clip.frame_stride}"
+            f"{f' of {self.clip.fps:g} a second' if self.clip.fps else ''} does not fit{where}; "
+            f"{mend}"
+        )
+
+
+def clip_of_video(
+    encoder: ViViT, path: str | Path, *, start: float | None = None
+) -> Float[Tensor, "1 c T H W"]:
+    """Read the clip that an encoder would see of a video file; see :class:`ClipCutting`.
 
     Args:
         encoder: an encoder with ``preprocessing``.
@@ -35,32 +112,6 @@ def clip_of_video(
         DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
         DecodingError: for a file that is no video, or broken.
     """
-    channels = encoder.config.in_channels
-    known = encoder.preprocessing or Preprocessing()
-    known.statistics(channels)  # refuses where `preparation` would take a guess
-    info = probe_video(path)
-    prepared = preparation(encoder, np.array([info.fps]))
-    clip = prepared.clip
-    times = None if info.times is None else np.array(info.times)
-    if clip.fps is not None and times is not None:
-        steps = covered_steps(times, clip.fps)
-    else:
-        rate = np.array([info.fps])
-        steps = int(timeline_length(np.array([info.num_frames]), rate, clip.fps)[0])
-    count = steps - clip.span + 1
-    if start is None:
-        first = even_starts(count, 1)
-    elif clip.fps is None and times is not None:
-        first = frames_at(np.array([start]), times)
-    else:
-        first = np.array([round(start * (clip.fps or info.fps))])
-    if not 0 <= first[0] < count:
-        at = "" if start is None else f" from {start:g} s on"
-        raise DataError(
-            f"{path} has {info.num_frames} frames at {info.fps:g} a second; the encoder's clip of "
-            f"{clip.length} at stride {clip.frame_stride} does not fit{at}; take a longer "
-            "video or an earlier start"
-        )
-    frames = decode_frames(path, clip_frames(first, clip, info.fps, times)[0].tolist())
-    colours = "rgb" if channels == 3 else "luma"
-    return (known | {"resize": encoder.config.image_size, "channels": colours})(frames[None])
+    cutting = ClipCutting(encoder, probe_video(path), str(path))
+    (numbers,) = cutting.central() if start is None else cutting.at(start)
+    return cutting.prepared(decode_frames(path, numbers.tolist()))[None]

@@ -17,7 +17,7 @@ from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.shards import ShardSet
-from ssl_vivit.data.video.videos import Videos
+from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import Preparation
 from ssl_vivit.evaluation.probes.config import ProbeData
@@ -37,7 +37,7 @@ class Part(NamedTuple):
         config: how they are read.
     """
 
-    videos: Videos
+    videos: ShardSet | VideoFolder
     indices: np.ndarray
     labels: Labels
     limit: int
@@ -118,7 +118,7 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
     Raises:
         DataError: if there are none, they lack annotations, or both parts share one.
     """
-    train: Videos
+    train: ShardSet | VideoFolder
     labels: Labels
     if data.folder is not None:
         if data.shards or data.test_shards:
@@ -136,7 +136,7 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
     if data.test_shards:
         test = data.open_shards(data.test_shards)
-        if both := sorted(set(train.keys) & set(test.keys)):
+        if both := _shared(train, test):
             raise DataError(
                 f"--data.shards and --data.test_shards share {len(both)} videos, {both[0]} for one; "
                 "give other shards to test on"
@@ -168,7 +168,7 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
     """
     while provenance is not None:
         record, provenance = provenance.get("data"), provenance.get("before")
-        if not isinstance(record, dict) or not isinstance(test.videos, ShardSet):
+        if not isinstance(record, dict):
             continue
         count = trained_on(record, test.videos, test.indices)
         if count:
@@ -181,6 +181,15 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
                 f"the training of {name}: {mend}"
             )
     return None
+
+
+def _shared(train: ShardSet | VideoFolder, test: ShardSet) -> list[str]:
+    """Keys of the test videos that are training videos as well, by their key or by their source."""
+    keys = set(train.keys)
+    sources = {train.source(i) for i in range(len(train))} - {None}
+    return sorted(
+        key for i, key in enumerate(test.keys) if key in keys or test.source(i) in sources
+    )
 
 
 def _annotated(videos: ShardSet) -> ClevrerLabels:

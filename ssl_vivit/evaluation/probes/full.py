@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_vivit.data.provenance import pretraining_data
 from ssl_vivit.data.video.augment import AugmentConfig
 from ssl_vivit.data.video.clips import even_starts
 from ssl_vivit.data.video.dataset import ClipDataset
-from ssl_vivit.data.video.loader import ClipBatches
+from ssl_vivit.data.video.loader import ClipBatches, DataConfig
 from ssl_vivit.encoders import VideoClassifier
 from ssl_vivit.errors import AnnotationError, DataError
 from ssl_vivit.evaluation.features.extraction import half_precision, untrained
@@ -93,7 +95,7 @@ def finetune(
             "videos": [parts.train.videos.keys[i] for i in train],
             "clip": asdict(dataset.clip),
         },
-        card={"data": f"{len(train)} labelled videos"},
+        card={"data": _record(parts, train, seed)},
     )
     if result.encoder is None:
         return None
@@ -106,6 +108,14 @@ def finetune(
     row = Row(name, clips, "fine-tuned", baseline=fresh)
     told = predicted, test_labels, train_labels, targets
     return row, scores(*told), resampled_scores(*told, video_weights(keys))
+
+
+def _record(parts: Parts, train: np.ndarray, seed: int) -> dict[str, Any]:
+    """Which videos were trained on, for those who test the exported encoder later."""
+    config = parts.train.config
+    held_out = 0.0 if config.test_shards else config.held_out
+    named = DataConfig(shards=config.shards, held_out=held_out)
+    return pretraining_data(named, parts.train.videos, train, seed)
 
 
 def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:

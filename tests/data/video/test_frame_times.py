@@ -207,7 +207,7 @@ def test_wrong_times_in_an_index_are_named(folder, tmp_path, times):
     index = json.loads(path.read_text())
     index["samples"][0]["times"] = times
     path.write_text(json.dumps(index))
-    with pytest.raises(DataError, match=rf"{path.name}: a: times must be 50 ascending"):
+    with pytest.raises(DataError, match=rf"{path.name}: sample a: times must be 50 ascending"):
         ShardSet(str(tmp_path))
     # Indexes of constant rates have no such field, nor had any before.
     del index["samples"][0]["times"]

@@ -125,10 +125,11 @@ def test_index_makes_foreign_tars_readable(videos, tmp_path, capsys):
     assert tar.read_bytes() == before
     captured = capsys.readouterr()
     assert "indexed 1 shards" in captured.out
-    assert f"d in {tar}: no readable video" in captured.err
-    assert f"e in {tar}: holds no video file" in captured.err
+    assert f"d.mp4 in {tar}: no readable video" in captured.err
+    assert f"*.txt in {tar}: e.txt is no part of a sample" in captured.err
+    assert f"no ending in {tar}: README is no part of a sample" in captured.err
     shards = ShardSet(str(tar))
-    assert shards.keys == ["folder/a", "b", "c"]
+    assert shards.keys == ["folder/a.left", "b", "c"]
     assert shards.num_frames.tolist() == [10, 10, 10]
     np.testing.assert_array_equal(
         shards.frames(2, [9, 1]),
@@ -136,8 +137,9 @@ def test_index_makes_foreign_tars_readable(videos, tmp_path, capsys):
     )
 
 
-def test_index_again_gives_the_packed_index(videos):
-    shards = packed(videos, "jpeg")
+@pytest.mark.parametrize("storage", ["original", "h264", "jpeg"])
+def test_index_again_gives_the_packed_index(videos, storage):
+    shards = packed(videos, storage)
     before = {p.name: p.read_bytes() for p in shards.glob("*.json")}
     assert main(["index", f"{shards}/*.tar"]) == 0
     assert {p.name: p.read_bytes() for p in shards.glob("*.json")} == before

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.clevrer.packing import pack
 from ssl_vivit.data.video.clips import too_short
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.shards import ShardSet
@@ -94,13 +95,26 @@ def test_mistakes(classes, settings, message):
 
 
 def test_shards_without_annotations_name_the_command_that_adds_them(tmp_path):
-    from data_prep.clevrer.packing import pack
-
     pack(ASSETS / "collision_clips", tmp_path, size=(16, 16), workers=1, progress=False)
     pattern = str(tmp_path / "*.tar")
     with pytest.raises(DataError, match=r"data_prep\.clevrer pack --annotations"):
         open_parts(ProbeData(shards=pattern))
     assert not ShardSet(pattern).has_annotation.any()
+
+
+def test_one_video_in_training_and_test_shards_is_refused(tmp_path):
+    """Also under another name and in another storage."""
+    for name, note in (("video_00001", "annotation_00001"), ("video_00002", "annotation_00002")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(CLIPS[0], folder / f"{name}.mp4")
+        (folder / f"{note}.json").write_text("{}")
+    pack(tmp_path / "video_00001", tmp_path / "a", tmp_path / "video_00001", frames=125,
+         storage="original", workers=1, progress=False)  # fmt: skip
+    pack(tmp_path / "video_00002", tmp_path / "b", tmp_path / "video_00002", frames=125,
+         storage="h264", size=(32, 32), workers=1, progress=False)  # fmt: skip
+    with pytest.raises(DataError, match="share 1 videos, video_00002 for one; give other shards"):
+        open_parts(ProbeData(shards=str(tmp_path / "a"), test_shards=str(tmp_path / "b")))
 
 
 class Uneven:

@@ -10,27 +10,30 @@
 
 A sample is either one video file (storage ``original`` or ``h264``), or its frames as
 ``KEY.0000.jpg`` … (storage ``jpeg``) with their measures in ``KEY.video.json``. ``KEY.json`` is the
-annotation, where there is one.
+annotation, where there is one. A sample may hold further fields. One of them is ``source``, a hash
+of the file that the video was packed from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-import tarfile
-import zlib
+import math
 from pathlib import Path
 from typing import Any
 
-from ssl_vivit.data.video.decoding import probe_video
+import numpy as np
+
 from ssl_vivit.data.video.frame_times import check_times
-from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.errors import DataError
 from ssl_vivit.files import write_text
 
 FORMAT = "ssl_vivit.shard_index"
 VERSION = 1
 ANNOTATION = "json"
 MEASURES = "video.json"
+STORAGES = ("original", "h264", "jpeg")
+LARGEST_SIDE = 65_535  # that a JPEG picture can have
 # fmt: off
 VIDEO_EXTENSIONS = frozenset(
     (
@@ -42,8 +45,6 @@ VIDEO_EXTENSIONS = frozenset(
     )
 )
 # fmt: on
-# webdataset's own pattern; importing it would load torch.
-_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
 def index_path(shard: str) -> str:
@@ -56,64 +57,56 @@ def is_video(extension: str) -> bool:
     return extension.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
 
 
-def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
-    """Read a tar of videos, or of JPEG frames with measures, and say what is where.
-
-    Args:
-        tar: uncompressed; the files of a sample stand together, as webdataset asks.
-        storage: of the video files in it.
-
-    Returns:
-        The index. ``left_out`` maps keys that hold no readable video to the reason.
-
-    Raises:
-        DataError: if the file is no whole tar or holds no video.
-    """
-    samples: list[dict[str, Any]] = []
-    left_out = {}
-    for key, members, video in _read_samples(tar):
-        try:
-            samples.append({"key": key, **_measures(members, video, storage), "members": members})
-        except (DecodingError, KeyError, TypeError, ValueError) as error:
-            left_out[key] = str(error)
-    if not samples:
-        reason = f": {next(iter(left_out.values()))}" if left_out else ""
-        raise DataError(f"{tar} holds no readable video{reason}")
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "bytes": tar.stat().st_size,
-        "samples": samples,
-        "left_out": left_out,
-    }
+def content_hash(content: bytes) -> str:
+    """The first 64 bits of a file's SHA-256, as 16 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def save_index(index: dict[str, Any], target: Path) -> None:
-    """Write an index, whole or not at all."""
+    """Write an index, whole or not at all.
+
+    Raises:
+        DataError: if another file has its name.
+    """
+    refuse_other_file(target)
     write_text(target, json.dumps(index, separators=(",", ":")))
 
 
+def refuse_other_file(target: Path) -> None:
+    """Refuse to write an index where a file stands that is none.
+
+    Raises:
+        DataError: if there is such a file.
+    """
+    if target.exists() and not (target.is_file() and _is_index(_parsed(target.read_bytes()))):
+        raise DataError(
+            f"{target} is no shard index and is not overwritten; move it elsewhere, since the index "
+            f"of {target.with_suffix('.tar').name} has this name"
+        )
+
+
 def parse_index(text: bytes, name: str) -> dict[str, Any]:
-    """Check an index's format.
+    """Read an index and check its fields.
 
     Args:
         text: the JSON.
         name: its path or address, for messages.
 
     Raises:
-        DataError: if it is no index of a known version.
+        DataError: if it is no index of a known version, or a field cannot be right.
     """
-    try:
-        index = json.loads(text)
-        found, version = index["format"], index["version"]
-    except (ValueError, KeyError, TypeError):
-        found, version = None, None
-    if found != FORMAT:
+    index = _parsed(text)
+    if not _is_index(index):
         raise DataError(f"{name} is no shard index; {remake(name)}")
-    if version != VERSION:
+    if index.get("version") != VERSION:
         raise DataError(
-            f"{name} has version {version}, this release reads {VERSION}; {remake(name)}"
+            f"{name} has version {index.get('version')}, this release reads {VERSION}; "
+            f"{remake(name)}"
         )
+    try:
+        _check(index)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}; {remake(name)}") from None
     return index
 
 
@@ -126,45 +119,120 @@ def remake(name: str) -> str:
     return f"make it with: python -m data_prep.clevrer index '{shard}'"
 
 
-def _read_samples(shard: Path) -> Any:
-    """Yield (key, members, bytes that hold the measures), sample by sample."""
-    key: str | None = None
-    members: dict[str, list[int]] = {}
-    video = b""
+def check_sample(sample: dict[str, Any]) -> None:
+    """Check the fields of a sample, and that it has as many frames as it states.
+
+    Raises:
+        ValueError: if a field is missing or cannot be right; the message does not name the sample.
+    """
+    for name, most in (("num_frames", math.inf), ("height", LARGEST_SIDE), ("width", LARGEST_SIDE)):
+        value: Any = sample.get(name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} is {_shown(value)}, not a number of 1 or more")
+    fps, storage, source = sample.get("fps"), sample.get("storage"), sample.get("source")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 <= fps < 1e18:
+        raise ValueError(f"fps is {_shown(fps)}, not a number of 0 or more")
+    if storage not in STORAGES:
+        raise ValueError(f"storage is {_shown(storage)}, not one of {', '.join(STORAGES)}")
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"source is {_shown(source)}, not a text")
+    if "times" in sample:
+        check_times(sample["times"], sample["num_frames"])
+    _places(sample)
+    frame_members(sample)
+
+
+def frame_members(sample: dict[str, Any]) -> list[str]:
+    """Extensions of the members that hold a sample's frames: the video's, or each frame's in order.
+
+    Frames are ordered by their number: ``9999.jpg`` comes before ``10000.jpg``.
+
+    Raises:
+        ValueError: if it has no video, or its frames are not numbered 0 … num_frames − 1.
+    """
+    members, total = sample["members"], sample["num_frames"]
+    if sample["storage"] != "jpeg":
+        video = next(filter(is_video, members), None)
+        if video is None:
+            raise ValueError("it holds no video file")
+        if total > members[video][1]:
+            raise ValueError(f"num_frames is {total}, but its video has {members[video][1]} bytes")
+        return [video]
+    pictures = [name for name in members if name.endswith(".jpg")]
+    if len(pictures) != total:
+        raise ValueError(f"num_frames is {total}, but it holds {len(pictures)} frames")
+    numbered = {int(name[:-4]): name for name in pictures if is_number(name[:-4])}
+    if any(number not in numbered for number in range(total)):
+        raise ValueError(f"its {total} frames are not numbered from 0 to {total - 1}")
+    return [numbered[number] for number in range(total)]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a frame number, of decimal digits alone."""
+    return text.isascii() and text.isdecimal() and len(text) < 19
+
+
+def _parsed(text: bytes) -> Any:
     try:
-        # "r:" takes plain tars only: a compressed one cannot be read at an offset.
-        with tarfile.open(shard, "r:") as tar:
-            for entry in tar:
-                parts = _KEY_AND_EXTENSION.fullmatch(entry.name)
-                if not entry.isfile() or parts is None:
-                    continue
-                prefix, extension = parts.groups()
-                if prefix != key:
-                    if key is not None:
-                        yield key, members, video
-                    key, members, video = prefix, {}, b""
-                file = tar.extractfile(entry)
-                content = file.read() if file else b""
-                if len(content) != entry.size:
-                    raise tarfile.ReadError(f"{entry.name} is cut off")
-                members[extension] = [entry.offset_data, entry.size, zlib.crc32(content)]
-                if extension == MEASURES or (is_video(extension) and not video):
-                    video = content
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{shard} is no whole, uncompressed tar: {error}") from error
-    if key is not None:
-        yield key, members, video
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _measures(members: dict[str, list[int]], video: bytes, storage: str) -> dict[str, Any]:
-    if MEASURES in members:
-        facts = json.loads(video)
-        names = ("num_frames", "height", "width", "fps", "storage")
-        measures = {name: facts[name] for name in names}
-        if "times" in facts:
-            measures["times"] = check_times(facts["times"], facts["num_frames"]).tolist()
-        return measures
-    if not any(map(is_video, members)):
-        raise ValueError("holds no video file")
-    measures = {**probe_video(video)._asdict(), "storage": storage}
-    return {name: value for name, value in measures.items() if value is not None}
+def _is_index(index: Any) -> bool:
+    return isinstance(index, dict) and index.get("format") == FORMAT
+
+
+def _check(index: dict[str, Any]) -> None:
+    size, samples = index.get("bytes"), index.get("samples")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"bytes is {_shown(size)}, not the size of a tar")
+    if not isinstance(samples, list) or not all(isinstance(each, dict) for each in samples):
+        raise ValueError("samples is no list of samples")
+    if not isinstance(index.get("left_out", {}), dict):
+        raise ValueError("left_out is no table of names and reasons")
+    keys = [sample.get("key") for sample in samples]
+    for number, key in enumerate(keys):
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"the key of sample {number} is {_shown(key)}, not a text")
+    for key, sample in zip(keys, samples, strict=True):
+        try:
+            check_sample(sample)
+        except ValueError as error:
+            raise ValueError(f"sample {key}: {error}") from None
+    if samples:
+        _check_places(keys, [_places(sample) for sample in samples], size)
+
+
+def _places(sample: dict[str, Any]) -> np.ndarray:
+    """(offset, size, CRC) of a sample's members, int64 (members, 3)."""
+    try:
+        places = np.array(list(sample["members"].values()))
+    except (KeyError, AttributeError, ValueError, OverflowError):
+        places = np.empty(0)
+    if places.ndim != 2 or places.shape[1] != 3 or places.dtype != np.int64:
+        raise ValueError("members is no table of offsets, sizes and CRCs")
+    if places.min() < 0 or places[:, 2].max() >= 1 << 32:
+        raise ValueError("members holds an offset, size or CRC out of range")
+    return places
+
+
+def _check_places(keys: list[str], places: list[np.ndarray], size: int) -> None:
+    """Check that all members lie in the tar and no two overlap."""
+    start, length, _ = np.concatenate(places).T
+    owner = np.repeat(np.arange(len(keys)), [len(each) for each in places])
+    outside = np.flatnonzero((start > size) | (length > size - start))
+    if outside.size:
+        raise ValueError(
+            f"sample {keys[owner[outside[0]]]}: a member lies beyond the {size:,} bytes of the tar"
+        )
+    order = np.argsort(start, kind="stable")
+    overlaps = np.flatnonzero((start + length)[order][:-1] > start[order][1:])
+    if overlaps.size:
+        both = dict.fromkeys(keys[owner[order[at]]] for at in (overlaps[0], overlaps[0] + 1))
+        raise ValueError(f"members of {' and '.join(both)} have bytes in common")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"

@@ -20,18 +20,25 @@ import numpy as np
 
 from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
 from ssl_vivit.data.video.frame_times import check_times
-from ssl_vivit.data.video.shards.index import ANNOTATION, index_path, is_video, parse_index, remake
+from ssl_vivit.data.video.shards.index import (
+    ANNOTATION,
+    STORAGES,
+    frame_members,
+    index_path,
+    parse_index,
+    remake,
+)
 from ssl_vivit.data.video.shards.store import (
     cached,
     cut_off,
     default_cache_dir,
     find_shards,
     is_remote,
+    read_at,
     read_remote,
 )
 from ssl_vivit.errors import DataError, DecodingError
 
-STORAGES = ("original", "h264", "jpeg")
 # Reading over a gap this wide is cheaper than a second read.
 _GAP = 1 << 16
 _OPEN_SHARDS = 64
@@ -57,8 +64,8 @@ class ShardSet:
         has_annotation: bool array (len,).
 
     Raises:
-        DataError: if nothing matches, or a shard is empty, cut off or without index, or two
-            samples have one key.
+        DataError: if nothing matches, or a shard is empty, cut off or without index, or an index
+            does not fit its tar or itself, or two samples have one key.
     """
 
     def __init__(
@@ -74,12 +81,18 @@ class ShardSet:
         # Remote shards are fetched when a sample of theirs is first read: (size, index).
         self._remote: dict[int, tuple[int, bytes]] = {}
         self.keys: list[str] = []
+        self._sources: list[str | None] = []
         columns: list[dict[str, np.ndarray]] = []
         self._times: dict[int, np.ndarray] = {}
         for number, shard in enumerate(self.shards):
             samples = self._load_index(number, shard)
-            self._times |= _times(samples, len(self.keys), shard)
+            self._times |= {
+                number: check_times(sample["times"], sample["num_frames"])
+                for number, sample in enumerate(samples, len(self.keys))
+                if "times" in sample
+            }
             self.keys += [sample["key"] for sample in samples]
+            self._sources += [sample.get("source") for sample in samples]
             columns.append(_columns(samples, number))
         joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
         self.shard_of: np.ndarray = joined["shard_of"]
@@ -151,12 +164,40 @@ class ShardSet:
             if STORAGES[self.storages[i]] != "jpeg":
                 (video,) = self._read(i, [start])
                 return decode_frames(video, wanted.tolist(), size, decoder=self._decoder)
+            stored = (int(self.heights[i]), int(self.widths[i]))
+            if not wanted.size:
+                return np.empty((0, *(size or stored), 3), np.uint8)
             distinct, place = np.unique(wanted, return_inverse=True)
-            pictures = self._read(i, (start + distinct).tolist())
-            size = size or (int(self.heights[i]), int(self.widths[i]))
-            return decode_jpegs(pictures, size)[place]
+            frames = decode_jpegs(self._read(i, (start + distinct).tolist()), size)[place]
+            if size is None and (found := frames.shape[1:3]) != stored:
+                raise DecodingError(
+                    f"{found[0]}×{found[1]} pixels, its index says {stored[0]}×{stored[1]}"
+                )
+            return frames
         except DecodingError as error:
             raise DecodingError(f"{self._name(i)}: {error}") from error
+
+    def source(self, i: int) -> str | None:
+        """Hash of the file that a sample was packed from; None in shards of earlier versions."""
+        return self._sources[i]
+
+    def local_path(self, number: int) -> str:
+        """Path of a shard, by its position in ``shards``; a remote one is fetched to the cache.
+
+        Raises:
+            DataError: if it cannot be fetched.
+        """
+        shard = self.shards[number]
+        if number in self._remote:
+            shard = str(cached(shard, *self._remote[number], self._cache_dir))
+        return shard
+
+    def places(self, i: int) -> list[tuple[int, int]]:
+        """Offset and size of a sample's frames, or of its video, then of its annotation."""
+        members = slice(self._first[i], self._first[i + 1])
+        return list(
+            zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
+        )
 
     def stored_bytes(self, i: int) -> int:
         """Bytes of a sample's members, without the tar's own."""
@@ -198,11 +239,7 @@ class ShardSet:
 
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
         """Members' bytes, checked. ``members`` ascend."""
-        number = int(self.shard_of[i])
-        shard = self.shards[number]
-        if number in self._remote:
-            shard = str(cached(shard, *self._remote[number], self._cache_dir))
-        opened = self._open(shard)
+        opened = self._open(self.local_path(int(self.shard_of[i])))
         runs: list[list[int]] = []
         for member in members:
             if runs:
@@ -217,7 +254,7 @@ class ShardSet:
             start = int(self._offsets[run[0]])
             stop = int(self._offsets[run[-1]] + self._sizes[run[-1]])
             try:
-                span = memoryview(os.pread(opened.handle, stop - start, start))
+                span = memoryview(read_at(opened.handle, stop - start, start))
             except OSError as error:
                 raise DecodingError(f"cannot be read: {error.strerror}") from error
             for member in run:
@@ -244,28 +281,11 @@ class _OpenShard:
             os.close(self.handle)
 
 
-def _times(samples: list[dict[str, Any]], first: int, shard: str) -> dict[int, np.ndarray]:
-    """Times of the samples that have some, by number; ``first`` is that of the shard's first."""
-    times = {}
-    for i, sample in enumerate(samples):
-        if "times" in sample:
-            try:
-                times[first + i] = check_times(sample["times"], sample["num_frames"])
-            except ValueError as error:
-                name = index_path(shard)
-                raise DataError(f"{name}: {sample['key']}: {error}; {remake(name)}") from error
-    return times
-
-
 def _columns(samples: list[dict[str, Any]], shard: int) -> dict[str, np.ndarray]:
     members = []
     for sample in samples:
         entries = sample["members"]
-        if sample["storage"] == "jpeg":
-            names = sorted(name for name in entries if name.endswith(".jpg"))
-        else:
-            names = [next(filter(is_video, entries))]
-        members.append([entries[name] for name in names])
+        members.append([entries[name] for name in frame_members(sample)])
         if ANNOTATION in entries:
             members[-1].append(entries[ANNOTATION])
     flat = [member for entries in members for member in entries]

@@ -1,0 +1,259 @@
+"""The index of a tar, made from the tar: ours, or one of videos from elsewhere.
+
+Samples are found by the names of the tar's members, wherever these stand:
+
+- ``NAME.mp4`` (or another ending of videos) is a video with the key NAME, whatever dots it holds;
+- ``KEY.video.json`` with ``KEY.0000.jpg`` … is a video whose frames are stored as pictures;
+- the annotation is ``KEY.json``, or else the one of webdataset's key, which ends at the first dot of
+  the base name, where a single video has that key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ssl_vivit.data.video.decoding import decode_jpegs, probe_video
+from ssl_vivit.data.video.shards.index import (
+    ANNOTATION,
+    FORMAT,
+    MEASURES,
+    VERSION,
+    check_sample,
+    content_hash,
+    frame_members,
+    is_number,
+    is_video,
+)
+from ssl_vivit.data.video.shards.store import read_at
+from ssl_vivit.errors import DataError, DecodingError
+
+_NAME_AND_ENDING = re.compile(r"((?:.*/)?[^/]+)\.([^./]+)")
+_WEBDATASET_KEY = re.compile(r"((?:.*/)?[^./]+)\.[^/]*")
+
+
+class Place(NamedTuple):
+    """Bytes of a member in a tar."""
+
+    offset: int
+    size: int
+
+
+class _Found(NamedTuple):
+    key: str
+    # Extension → name in the tar.
+    members: dict[str, str]
+    # The member that stands for the sample in messages.
+    name: str
+
+
+def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
+    """Read a tar of videos, or of JPEG frames with measures, and list its samples.
+
+    Args:
+        tar: uncompressed.
+        storage: of video files without measures beside them.
+
+    Returns:
+        The index. ``left_out`` maps the names of members that are not read to the reason; files
+        that are neither video nor annotation are counted by their ending, as ``*.txt``.
+
+    Raises:
+        DataError: if the file is no whole tar or holds no video.
+    """
+    places, left_out = list_members(tar)
+    samples: list[dict[str, Any]] = []
+    read: set[str] = set()
+    with open(tar, "rb") as file:
+        for found in _find_samples(places, left_out):
+            read.update([found.name, *found.members.values()])
+            try:
+                samples.append(_sample(file, found, places, storage))
+            except (DecodingError, ValueError, RecursionError) as error:
+                left_out[found.name] = str(error)
+    read |= left_out.keys()
+    left_out.update(_by_ending(name for name in places if name not in read))
+    if not samples:
+        reasons = [f": {name}: {why}" for name, why in left_out.items()]
+        raise DataError(f"{tar} holds no readable video{''.join(reasons[:1])}")
+    samples.sort(key=lambda sample: min(offset for offset, _, _ in sample["members"].values()))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "bytes": tar.stat().st_size,
+        "samples": samples,
+        "left_out": left_out,
+    }
+
+
+def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
+    """Places of the files in a tar, from its headers.
+
+    Args:
+        tar: uncompressed.
+
+    Returns:
+        Name → place, and name → reason of what cannot be read at a place. Where a name stands more
+        than once the last one counts, as when the tar is unpacked.
+
+    Raises:
+        DataError: if it is no whole tar.
+    """
+    places: dict[str, Place] = {}
+    left_out: dict[str, str] = {}
+    size = tar.stat().st_size
+    try:
+        # "r:" takes plain tars only: a compressed one cannot be read at an offset.
+        with tarfile.open(tar, "r:", errors="backslashreplace") as opened:
+            for entry in opened:
+                if entry.size < 0:
+                    raise tarfile.ReadError(f"{entry.name} has a negative size")
+                if entry.isdir():
+                    continue
+                if entry.issym() or entry.islnk():
+                    left_out[entry.name] = (
+                        f"a link to {entry.linkname}; tar's --dereference --hard-dereference store "
+                        "the file in its place"
+                    )
+                elif entry.issparse() or not entry.isfile():
+                    left_out[entry.name] = "a sparse or special file"
+                else:
+                    if entry.offset_data + entry.size > size:
+                        raise tarfile.ReadError(f"{entry.name} is cut off")
+                    if entry.name in places:
+                        left_out[entry.name] = (
+                            "is in the tar more than once; the last one is read, as tar unpacks it"
+                        )
+                    places[entry.name] = Place(entry.offset_data, entry.size)
+            end = opened.offset
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{tar} is no whole, uncompressed tar: {error}") from error
+    if end >= size:
+        left_out[tar.name] = "the tar has no end mark; it may be cut off after its last member"
+    # tarfile ends without a word at a header that it cannot read.
+    if (rest := _after_zeros(tar, end)) is not None:
+        raise DataError(
+            f"{tar} is no whole, uncompressed tar: after byte {end:,} follow others that are no "
+            f"member, from byte {rest:,} on; it is damaged, or tars were joined without tar -A"
+        )
+    return places, left_out
+
+
+def _after_zeros(tar: Path, start: int) -> int | None:
+    """Position of the first byte from ``start`` on that is not 0; None if all are."""
+    with open(tar, "rb") as file:
+        file.seek(start)
+        while block := file.read(1 << 20):
+            if ahead := len(block.lstrip(b"\0")):
+                return start + len(block) - ahead
+            start += len(block)
+    return None
+
+
+def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterator[_Found]:
+    """Yield the samples in the order of the tar; name those left out."""
+    frames: dict[str, dict[str, str]] = defaultdict(dict)
+    videos = []
+    for name in places:
+        parts = _NAME_AND_ENDING.fullmatch(name)
+        if parts is None:
+            continue
+        key, ending = parts.groups()
+        if is_video(ending):
+            videos.append((key, ending, name))
+        elif ending == "jpg" and is_number(key.rpartition(".")[2]):
+            key, _, number = key.rpartition(".")
+            if f"{key}.{MEASURES}" in places:
+                frames[key][f"{number}.{ending}"] = name
+    keys = [*frames, *(key for key, _, _ in videos)]
+    often = Counter(map(_webdataset_key, keys))
+    taken: dict[str, str] = {}
+
+    def found(key: str, members: dict[str, str], name: str) -> _Found:
+        taken[key] = name
+        if (measures := f"{key}.{MEASURES}") in places:
+            members[MEASURES] = measures
+        short = _webdataset_key(key)
+        for annotated in [key, short] if often[short] == 1 else [key]:
+            if (annotation := f"{annotated}.{ANNOTATION}") in places:
+                members[ANNOTATION] = annotation
+                break
+        return _Found(key, members, name)
+
+    for key, pictures in frames.items():
+        yield found(key, pictures, f"{key}.{MEASURES}")
+    for key, ending, name in videos:
+        if key in taken:
+            left_out[name] = f"another video has its name, {taken[key]}, and is read"
+        else:
+            yield found(key, {ending: name}, name)
+
+
+def _webdataset_key(name: str) -> str:
+    parts = _WEBDATASET_KEY.fullmatch(f"{name}.")
+    return parts[1] if parts else name
+
+
+def _sample(
+    file: BinaryIO, found: _Found, places: dict[str, Place], storage: str
+) -> dict[str, Any]:
+    """The sample's entry in the index, from its bytes.
+
+    Raises:
+        DecodingError: if its video or its first frame cannot be decoded.
+        ValueError: if its measures are not those of its members.
+    """
+    members: dict[str, list[int]] = {}
+    kept = {}
+    for extension, name in sorted(found.members.items(), key=lambda member: places[member[1]]):
+        offset, size = places[name]
+        content = read_at(file.fileno(), size, offset)
+        members[extension] = [offset, size, zlib.crc32(content)]
+        if extension == MEASURES or is_video(extension):
+            kept[extension] = content
+    facts = _facts(kept.get(MEASURES))
+    video = next((content for extension, content in kept.items() if is_video(extension)), None)
+    if video is not None:
+        if facts.get("storage") != "h264":
+            facts = {"storage": storage, "source": content_hash(video)}
+        facts.update(probe_video(video)._asdict())
+    known = {name: value for name, value in facts.items() if value is not None}
+    sample = {**known, "key": found.key, "members": members}
+    check_sample(sample)
+    if video is None:
+        offset, size, _ = members[frame_members(sample)[0]]
+        shape = decode_jpegs([read_at(file.fileno(), size, offset)])[0].shape[:2]
+        if shape != (sample["height"], sample["width"]):
+            raise ValueError(
+                f"its frames have {shape[0]}×{shape[1]} pixels, its measures say "
+                f"{sample['height']}×{sample['width']}"
+            )
+    return sample
+
+
+def _facts(measures: bytes | None) -> dict[str, Any]:
+    try:
+        facts = json.loads(measures or b"{}")
+    except ValueError:
+        facts = None
+    return facts if isinstance(facts, dict) else {}
+
+
+def _by_ending(names: Iterator[str]) -> dict[str, str]:
+    """Ending, as ``*.txt`` → number of the files that are no part of a sample."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        parts = _NAME_AND_ENDING.fullmatch(name)
+        groups[f"*.{parts[2].lower()}" if parts else "no ending"].append(name)
+    return {
+        ending: f"{len(group)} of this ending, {group[0]} for one, are no part of a sample"
+        if len(group) > 1
+        else f"{group[0]} is no part of a sample"
+        for ending, group in groups.items()
+    }

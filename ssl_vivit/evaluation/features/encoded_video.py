@@ -1,0 +1,138 @@
+"""A video file, or its frames, in; what an encoder says of its clips out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, iterate_frames, probe_video
+from ssl_vivit.encoders.vivit import EncoderOutput, ViViT
+from ssl_vivit.errors import DataError
+from ssl_vivit.evaluation.features.extraction import half_precision
+from ssl_vivit.evaluation.features.video_clip import ClipCutting
+from ssl_vivit.evaluation_mode import evaluation_mode
+
+
+@torch.no_grad()
+def encode_video(
+    video: str | Path | UInt8[np.ndarray, "T H W 3"] | UInt8[Tensor, "T H W 3"] | Sequence[Any],
+    encoder: ViViT,
+    *,
+    clips: Literal["central", "all"] = "central",
+    fps: float | None = None,
+    tokens: bool = True,
+    batch_size: int = 8,
+) -> EncoderOutput:
+    """Encode a video, prepared as ``encoder.preprocessing`` says.
+
+    Clips are cut at the encoder's frame rate by the time stamps of the frames, cropped to the
+    largest central window of the encoder's shape, resized and normalised. A rate that the video or
+    the encoder does not name leaves the encoder's stride in frames of the video.
+
+    Args:
+        video: a file, or uint8 RGB frames (T, H, W, 3) of any size.
+        encoder: an encoder with ``preprocessing``, on any device; left in the mode that it is in.
+        clips: ``central`` takes one clip from the middle. ``all`` takes clips that follow each other
+            from the start; a rest that is shorter than a clip is left out. Clip i starts at
+            i · num_frames · frame_stride / fps seconds, with the settings of the encoder.
+        fps: frames per second of frames that are given as an array; files say their own.
+        tokens: whether patch tokens are wanted; without them less is computed and kept.
+        batch_size: clips that the encoder sees at once.
+
+    Returns:
+        :class:`EncoderOutput` in float32 on the CPU, without gradients, with a row for each of the
+        n clips: ``pooled`` (n, d), ``tokens`` (n, t, h·w, d) or None, ``cls`` (n, t, d), (n, 1, d)
+        in Model 1, or None; ``map`` is tokens as (n, d, t, h, w).
+
+    Raises:
+        DataError: for an encoder without preprocessing, frames of another kind, or a video that is
+            shorter than a clip.
+        DecodingError: for a file that is no video, or broken.
+        FileNotFoundError: if there is no such file.
+        TypeError: for another model than a ViViT.
+    """
+    if not isinstance(getattr(encoder, "_orig_mod", encoder), ViViT):
+        raise TypeError(
+            f"a {type(encoder).__name__} is no encoder; give a ViViT, such as load_encoder(path), "
+            "or the encoder of a classifier"
+        )
+    if clips not in ("central", "all"):
+        raise DataError(f"clips {clips!r} is unknown; use 'central' or 'all'")
+    frames: Tensor | None = None
+    if isinstance(video, str | Path):
+        if not Path(video).is_file():
+            raise FileNotFoundError(f"{video} is no file; give a video")
+        if fps is not None:
+            raise DataError(f"fps is for frames in an array; {video} says its own, leave it out")
+        name, info = str(video), probe_video(video)
+    else:
+        frames = video if isinstance(video, Tensor) else torch.as_tensor(np.asarray(video))
+        name, info = "the array", _measures(frames, fps)
+    cutting = ClipCutting(encoder, info, name)
+    numbers = cutting.central() if clips == "central" else cutting.consecutive()
+    if frames is not None:
+        parts: Iterator[Any] = (frames[torch.from_numpy(clip)] for clip in numbers)
+    elif clips == "central":
+        parts = iter([decode_frames(str(video), numbers[0].tolist())])
+    else:
+        parts = _in_one_pass(str(video), numbers)
+    weight = encoder.tubelets.weight
+    outputs = []
+    with (
+        tqdm(total=len(numbers), desc=name, unit="clip", leave=False, dynamic_ncols=True,
+             disable=len(numbers) == 1) as progress,
+        evaluation_mode(encoder),
+        half_precision(weight.device),
+    ):  # fmt: skip
+        while batch := [cutting.prepared(part) for part in islice(parts, max(batch_size, 1))]:
+            outputs.append(_on_cpu(encoder(torch.stack(batch).to(weight), tokens=tokens)))
+            progress.update(len(batch))
+    first = outputs[0]
+    return EncoderOutput(
+        None if first.tokens is None else torch.cat([out.tokens for out in outputs]),  # type: ignore[misc]
+        None if first.cls is None else torch.cat([out.cls for out in outputs]),  # type: ignore[misc]
+        torch.cat([out.pooled for out in outputs]),
+        first.grid,
+    )
+
+
+def _measures(frames: Tensor, fps: float | None) -> VideoInfo:
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise DataError(
+            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; give uint8 RGB frames "
+            "(T, H, W, 3) of one video"
+        )
+    if fps is not None and not 0 < fps < float("inf"):
+        raise DataError(f"fps {fps} must be more than 0, or None where it is unknown")
+    count, height, width, _ = frames.shape
+    return VideoInfo(count, height, width, fps or 0.0)
+
+
+def _in_one_pass(path: str, numbers: Int[np.ndarray, "clips t"]) -> Iterator[np.ndarray]:
+    """Clips of a file whose frame numbers ascend; a frame may belong to a clip several times."""
+    wanted = numbers.ravel()
+    clip: list[np.ndarray] = []
+    taken = 0
+    for number, frame in enumerate(iterate_frames(path)):
+        while taken < len(wanted) and wanted[taken] == number:
+            clip.append(frame)
+            taken += 1
+            if len(clip) == numbers.shape[1]:
+                yield np.stack(clip)
+                clip = []
+        if taken == len(wanted):
+            return
+
+
+def _on_cpu(out: EncoderOutput) -> EncoderOutput:
+    tokens, cls, pooled = (None if x is None else x.float().cpu() for x in out[:3])
+    assert pooled is not None
+    return EncoderOutput(tokens, cls, pooled, out.grid)

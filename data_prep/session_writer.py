@@ -99,7 +99,7 @@ class SessionWriter:
         self._place = ExitStack()
         with writing(f"--out {out}"):
             self.path = self._place.enter_context(temporary_beside(self.out))
-            self.path.mkdir()
+            (self.path / "meta").mkdir(parents=True)
 
     def __enter__(self) -> SessionWriter:
         return self

@@ -86,7 +86,12 @@ def _is_alive(pid: int, token: str) -> bool:
         return False
     except PermissionError:  # a process of another user
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    # In containers nobody may ask how an orphan ended, so it keeps its number.
+    return state not in ("Z", "X")
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ import platform
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -56,11 +57,17 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     for name in (dead, earlier, *kept):
         (tmp_path / name).write_text("left")
     (tmp_path / of_a_dead_process("model", "part")).mkdir()
+    unasked = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert unasked.stdout.read() == b""  # it has ended, and is a zombie until it is waited for
+    time.sleep(0.1)
+    zombie = f".index.json.{platform.node()}-{unasked.pid}-0123456789abcdef.part"
+    (tmp_path / zombie).write_text("left")
     with replaced_file(tmp_path / "index.json") as outer:
         outer.write_text("outer")
         write_json(tmp_path / "b.json", {})
         assert outer.exists()
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, "index.json", "b.json"])
+    unasked.communicate()
 
 
 def test_a_process_removes_what_it_has_begun(tmp_path):

@@ -147,7 +147,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(mirror, tmp_path):
     assert fetch(mirror, tmp_path).read_bytes() == archive(1)
 
 
-def test_stopped_at_the_first_byte_of_a_file_that_changed(mirror, tmp_path, monkeypatch):
+def test_stopped_before_the_first_byte_of_a_file_that_changed(mirror, tmp_path, monkeypatch):
     mirror.limits = [100_000, 0]
     with pytest.raises(DataError):
         fetch(mirror, tmp_path, attempts=1)
@@ -156,7 +156,7 @@ def test_stopped_at_the_first_byte_of_a_file_that_changed(mirror, tmp_path, monk
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloading, "tqdm", stopped)
+    monkeypatch.setattr(downloading, "open", stopped, raising=False)
     with pytest.raises(KeyboardInterrupt):
         fetch(mirror, tmp_path)
     monkeypatch.undo()

@@ -65,7 +65,9 @@ def start(main: Callable[[], int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, interrupt)
-    sys.exit(main())
+    status = main()
+    first.append(time.monotonic())  # what is left is the end of the interpreter
+    sys.exit(status)
 
 
 def option(setting: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,6 +16,7 @@ from typing import Any
 from ssl_vivit.errors import UserError
 
 Main = Callable[[Sequence[str] | None], int]
+_ONE_REQUEST = 2.0
 
 
 def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callable[..., int]]:
@@ -44,13 +47,27 @@ def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callabl
 
 
 def start(main: Callable[[], int]) -> None:
-    """Run a command and exit with its status. SIGTERM then does what Ctrl-C does."""
+    """Run a command and exit with its status. SIGTERM then does what Ctrl-C does.
+
+    A second signal after more than two seconds ends the process at once. Earlier ones are ignored:
+    process groups and tools such as ``timeout`` deliver one signal twice.
+    """
+    first: list[float] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - first[0] > _ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(main())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, interrupt)
+    status = main()
+    first.append(time.monotonic())  # what is left is the end of the interpreter
+    sys.exit(status)
 
 
 def option(setting: str) -> str:

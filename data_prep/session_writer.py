@@ -1,6 +1,7 @@
 """Writes one session of recorded or simulated neurons; ``ssl_vivit.data.sessions.layout`` has its files.
 
-- Trials go to disk one by one, into ``OUT.partial``; the folder takes its name when it is whole.
+- Trials go to disk one by one, into a hidden folder beside ``OUT``, which takes its name when it is
+  whole.
 - Arrays are handed over with time first, as everywhere in the project, and stored with time last,
   as Sensorium has it.
 - Statistics are exact and come from the tier ``train`` alone. They lie in
@@ -10,8 +11,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from ssl_vivit.data.sessions.layout import (
     VIDEOS,
 )
 from ssl_vivit.errors import DataError
-from ssl_vivit.files import write_json
+from ssl_vivit.files import temporary_beside, write_json
 from ssl_vivit.moments import Moments
 
 
@@ -72,7 +73,6 @@ class SessionWriter:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.out = Path(out)
-        self.path = self.out.with_name(f"{self.out.name}.partial")
         self._units = np.asarray(unit_ids, np.int64)
         count = len(self._units)
         if not count or len(np.unique(self._units)) != count:
@@ -95,7 +95,11 @@ class SessionWriter:
         # Name of a kind of data → its shape but for time, as the first trial had it.
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._statistics: dict[str, _Statistics] = {}
-        self._claim()
+        self._refuse_existing()
+        self._place = ExitStack()
+        with writing(f"--out {out}"):
+            self.path = self._place.enter_context(temporary_beside(self.out))
+            (self.path / "meta").mkdir(parents=True)
 
     def __enter__(self) -> SessionWriter:
         return self
@@ -106,12 +110,9 @@ class SessionWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with self._place:
             if error is None:
                 self.finish()
-        finally:
-            if self.path != self.out:
-                shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def trials(self) -> int:
@@ -189,24 +190,14 @@ class SessionWriter:
             for file, array in arrays.items():
                 _save(self.path / file, array)
             write_json(self.path / SETTINGS, self._facts)
-            if self.out.exists():
-                raise DataError(f"--out {self.out} is there already; choose another or remove it")
+            self._refuse_existing()
             os.rename(self.path, self.out)
         self.path = self.out
         return self.out
 
-    def _claim(self) -> None:
+    def _refuse_existing(self) -> None:
         if self.out.exists():
             raise DataError(f"--out {self.out} is there already; choose another or remove it")
-        with writing(f"--out {self.out}"):
-            if self.path.exists():
-                # What a killed run has left; anything else of that name is not ours to remove.
-                if {entry.name for entry in self.path.iterdir()} - {"data", "meta"}:
-                    raise DataError(
-                        f"{self.path} is in the way of --out {self.out}; move it elsewhere"
-                    )
-                shutil.rmtree(self.path)
-            (self.path / "meta").mkdir(parents=True)
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
         frames = len(arrays[VIDEOS])

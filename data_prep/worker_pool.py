@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from types import FrameType
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from typing import Any
 
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import remove_unfinished
+
+_ANSWERED_BY_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def usable_cores() -> int:
@@ -23,42 +27,74 @@ def usable_cores() -> int:
 
 
 def in_workers(
-    work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """Call ``work(*job)`` for every job in processes, and yield (place of the job, result) as done.
+    work: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    done: Callable[[int], object] = lambda place: None,
+) -> list[Any]:
+    """Call ``work(*job)`` for every job in processes.
 
     Processes are spawned, not forked: the caller may have threads (torch's, say), and they do not
-    survive a fork.
+    survive a fork. They end with this call, also after an exception, and when this process is
+    killed: each holds one end of a pipe, and ends when the other end is closed. An exception that
+    could leave a process half-changed is never raised in them.
+
+    Args:
+        work: a function of a module.
+        jobs: its arguments, for each call.
+        workers: processes at most.
+        done: called with the place of each job that is done.
+
+    Returns:
+        Results in the order of the jobs.
 
     Raises:
         DataError: if a process was killed.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(theirs,)
+    )
     try:
-        futures = {pool.submit(work, *job): place for place, job in enumerate(jobs)}
+        with _signals_held():
+            futures = {pool.submit(work, *job): place for place, job in enumerate(jobs)}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            future.result()
+            done(futures[future])
+        pool.shutdown()
+        return [future.result() for future in futures]
     except BrokenProcessPool:
         raise DataError(
             "a worker process was killed (was memory short?); the same command with fewer "
             "--workers goes on where it stopped"
         ) from None
-    except (KeyboardInterrupt, GeneratorExit):
-        # Ctrl-C came here or while the caller had the result. Workers remove what is half-written.
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
     finally:
-        # Once: a second call, as the end of a `with` makes, would forget that the rest is cancelled.
+        ours.close()
+        theirs.close()
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C, which reaches the whole process group, to the parent; end cleanly on SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Block signals to the process group for processes started here, for as long as they live.
+
+    The parent answers them. It gets those of the meantime when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED_BY_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+def _start_worker(parent: Connection) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process at once when the other end of the pipe is closed; nothing is ever sent."""
+    with suppress(EOFError, OSError):
+        parent.recv_bytes()
+    remove_unfinished()
+    os._exit(1)

@@ -5,50 +5,101 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_HOST = platform.node()
+_PROCESS = secrets.token_hex(4)
+"""Tells this process from an earlier one of the same number, as containers have them."""
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def temporary_beside(path: str | Path) -> Iterator[Path]:
+    """Yield an unused hidden name beside ``path``, for a file or a directory to be renamed to it.
+
+    Several processes may write the same ``path``. Whatever has the temporary name when the block
+    ends is removed. Temporary files that killed processes of this machine left in the folder are
+    removed first.
+
+    Args:
+        path: a file or directory; its parents are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left, _ in _left_by_the_dead(path.parent, "part"):
+        _remove(left)
+    part = _beside(path, "part")
+    try:
+        _unfinished.add(part)
+        yield part
+    finally:
+        _remove(part)
+        _unfinished.discard(part)
 
 
 @contextmanager
 def replaced_file(path: str | Path) -> Iterator[Path]:
     """Yield a file beside ``path`` to write to, which takes the name ``path`` when the block ends.
 
-    After an error the file beside it is removed and an older file of that name is unchanged. Its own
-    name is unique, as several processes may write one file; what killed processes of this machine
-    left there is removed.
+    After an error the file beside it is removed and an older file of that name is unchanged.
 
     Args:
         path: the file; its parents are made.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = f".{path.name}.{platform.node()}-"
-    part = path.with_name(f"{beside}{os.getpid()}-{secrets.token_hex(4)}.part")
-    for left in path.parent.iterdir():
-        if left.name.startswith(beside) and left.suffix == ".part":
-            pid = left.name.removeprefix(beside).split("-")[0]
-            if pid.isdecimal() and not _is_alive(int(pid)):
-                left.unlink(missing_ok=True)
-    try:
+    with temporary_beside(path) as part:
         yield part
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def remove_unfinished() -> None:
+    """Remove this process's temporary files, before it ends without leaving its blocks."""
+    for part in list(_unfinished):
+        _remove(part)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    owner = f"{_HOST}-{os.getpid()}-{_PROCESS}{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{owner}.{ending}")
+
+
+def _left_by_the_dead(folder: Path, ending: str) -> list[tuple[Path, str]]:
+    """Temporary files whose process has ended, each with the name of the file that it was for."""
+    ours = re.compile(rf"\.(.+)\.{re.escape(_HOST)}-(\d+)-([0-9a-f]+)\.{ending}", re.DOTALL)
+    found = [(path, ours.fullmatch(path.name)) for path in folder.iterdir()]
+    return [
+        (path, name[1]) for path, name in found if name and not _is_alive(int(name[2]), name[3])
+    ]
+
+
+def _is_alive(pid: int, token: str) -> bool:
+    if pid == os.getpid():
+        return token.startswith(_PROCESS)
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # a process of another user
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    # In containers nobody may ask how an orphan ended, so it keeps its number.
+    return state not in ("Z", "X")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # the file of another user, say
+            path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,18 +124,18 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
     """
     directory = Path(directory).resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    for old, name in _left_by_the_dead(directory.parent, "old"):
+        if name == directory.name:
+            _retire(old, directory, own)
+    with temporary_beside(directory) as staging:
+        staging.mkdir()
         yield staging
         _as_readable_as_usual(staging)
         _exchange(staging, directory, own)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _as_readable_as_usual(staging: Path) -> None:
-    """Undo that safetensors and tempfile make what they write private, whatever the umask says."""
-    staging.chmod(0o755)
+    """Undo that safetensors makes what it writes private, whatever the umask says."""
     usual = next((file for file in staging.iterdir() if file.suffix in (".json", ".md")), None)
     for file in staging.glob("*.safetensors"):
         if usual is not None:
@@ -95,13 +146,20 @@ def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
     if not directory.exists():
         os.rename(new, directory)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-    os.rename(directory, old)
+    old = _beside(directory, "old")
     try:
+        os.rename(directory, old)
         os.rename(new, directory)
-    except BaseException:
+    finally:
+        if old.exists():
+            _retire(old, directory, own)
+
+
+def _retire(old: Path, directory: Path, own: Collection[str]) -> None:
+    """Remove an older directory, but for what the new one is to keep; put it back if there is none."""
+    if not directory.exists():
         os.rename(old, directory)
-        raise
+        return
     for entry in old.iterdir():
         if entry.name not in own and not (directory / entry.name).exists():
             os.rename(entry, directory / entry.name)

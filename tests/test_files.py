@@ -1,11 +1,21 @@
 """Files and directories that appear whole or not at all."""
 
 import os
+import platform
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
-from ssl_vivit.files import replaced_directory, replaced_file, write_json
+from ssl_vivit.files import (
+    remove_unfinished,
+    replaced_directory,
+    replaced_file,
+    temporary_beside,
+    write_json,
+)
 
 
 def test_two_writers_of_a_file_do_not_meet(tmp_path):
@@ -26,6 +36,79 @@ def test_an_error_leaves_the_older_file(tmp_path):
         write_json(tmp_path / "a.json", {"a": object()})
     assert (tmp_path / "a.json").read_text() == before
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def of_a_dead_process(name, ending):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    return f".{name}.{platform.node()}-{gone.pid}-0123456789abcdef.{ending}"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    dead = of_a_dead_process("other.json", "part")
+    # An earlier process may have had this one's number: in containers many have the number 1.
+    earlier = f".index.json.{platform.node()}-{os.getpid()}-0123456789abcdef.part"
+    kept = [
+        f".index.json.{platform.node()}-{os.getppid()}-0123456789abcdef.part",
+        dead.replace(platform.node(), f"{platform.node()}x"),
+        ".index.json.part",
+        ".mine.part",
+    ]
+    for name in (dead, earlier, *kept):
+        (tmp_path / name).write_text("left")
+    (tmp_path / of_a_dead_process("model", "part")).mkdir()
+    unasked = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert unasked.stdout.read() == b""  # it has ended, and is a zombie until it is waited for
+    time.sleep(0.1)
+    zombie = f".index.json.{platform.node()}-{unasked.pid}-0123456789abcdef.part"
+    (tmp_path / zombie).write_text("left")
+    with replaced_file(tmp_path / "index.json") as outer:
+        outer.write_text("outer")
+        write_json(tmp_path / "b.json", {})
+        assert outer.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "index.json", "b.json"])
+    unasked.communicate()
+
+
+def test_a_process_removes_what_it_has_begun(tmp_path):
+    with temporary_beside(tmp_path / "a") as file, temporary_beside(tmp_path / "b") as folder:
+        file.write_text("half")
+        folder.mkdir()
+        (folder / "half").touch()
+        remove_unfinished()
+        assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_directory_killed_while_it_is_replaced(renames, tmp_path):
+    """Killed before the n-th rename: users' files stay, the next save is whole."""
+    place, own = tmp_path / "model", {"config.json"}
+    with replaced_directory(place, own) as staging:
+        (staging / "config.json").write_text("old")
+    (place / "mine").write_text("mine")
+    (place / "notes").mkdir()
+    lines = f"""
+import os, sys
+from ssl_vivit.files import replaced_directory
+rename, count = os.rename, iter(range(9))
+def killed(*names):
+    if next(count) == {renames}:
+        os.kill(os.getpid(), 9)
+    rename(*names)
+os.rename = killed
+with replaced_directory({str(place)!r}, {own!r}) as staging:
+    (staging / "config.json").write_text("new")
+"""
+    assert subprocess.run([sys.executable, "-c", lines]).returncode == -9
+    assert len(os.listdir(tmp_path)) > 1
+    with replaced_directory(place, own) as staging:
+        # The older directory is back, whole, if it was away.
+        assert (place / "config.json").read_text() == ("old" if renames < 2 else "new")
+        (staging / "config.json").write_text("newest")
+    assert os.listdir(tmp_path) == ["model"]
+    assert sorted(os.listdir(place)) == ["config.json", "mine", "notes"]
+    assert (place / "config.json").read_text() == "newest"
+    assert (place / "mine").read_text() == "mine"
 
 
 def test_a_leftover_of_a_killed_process_is_no_hindrance(tmp_path):

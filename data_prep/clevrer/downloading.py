@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data_prep.output_files import writing
 from ssl_vivit.errors import DataError
+from ssl_vivit.files import write_text
 
 Split = Literal["train", "validation", "test"]
 
@@ -107,6 +108,7 @@ def _fetch(
     """Fetch one archive to ``out``; see :func:`download`."""
     target, part = out / archive.name, out / f"{archive.name}.part"
     if target.exists():
+        _validator_file(part).unlink(missing_ok=True)
         return target
     left = attempts
     while True:
@@ -173,14 +175,17 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
                 f"{part.parent} has room for {room:,} bytes, {archive.name} still needs "
                 f"{total - have:,}; choose another --out"
             )
+        if not resumed:
+            # First of all: a validator of the new file beside bytes of the old one would join them.
+            part.unlink(missing_ok=True)
         # Weak ETags do not promise the same bytes, and servers ignore them here.
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if validator and not validator.startswith("W/"):
-            memo.write_text(validator)
+            write_text(memo, validator)
         else:
             memo.unlink(missing_ok=True)
         with (
-            open(part, "ab" if resumed else "wb") as file,
+            open(part, "ab") as file,
             tqdm(
                 total=total,
                 initial=have,

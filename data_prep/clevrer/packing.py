@@ -31,7 +31,7 @@ from ssl_vivit.data.video.shards.index import (
     save_index,
 )
 from ssl_vivit.errors import DataError, DecodingError
-from ssl_vivit.files import write_json
+from ssl_vivit.files import temporary_beside, write_json
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,15 @@ def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 
 def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
     total = sum(len(job.samples) for job in jobs)
-    reports: dict[int, dict[str, Any]] = {}
     with tqdm(total=total, desc="pack", unit="video", disable=not progress) as bar:
         if min(workers, len(jobs)) == 1:
             return [_pack_shard(job, bar.update) for job in jobs]
-        for place, report in in_workers(_pack_shard, [(job,) for job in jobs], workers):
-            reports[place] = report
-            bar.update(len(jobs[place].samples))
-    return [reports[place] for place in range(len(jobs))]
+        return in_workers(
+            _pack_shard,
+            [(job,) for job in jobs],
+            workers,
+            lambda place: bar.update(len(jobs[place].samples)),
+        )
 
 
 def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
@@ -222,33 +223,31 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
         advance(len(job.samples))
         return report
     refuse_other_file(Path(index_path(str(job.shard))))
-    temporary = job.shard.with_name(f".{job.shard.name}.{os.getpid()}.tmp")
     skipped: dict[str, str] = {}
     try:
-        with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-            for sample in job.samples:
-                try:
-                    members = _members(job, sample)
-                except (DecodingError, _Unreadable) as error:
-                    skipped[sample.video.name] = str(error)
-                else:
-                    tar.write({"__key__": sample.key, **members})
-                advance(1)
-        if len(skipped) == len(job.samples):
-            return {"packed": 0, "annotated": 0, "skipped": skipped}
-        index = build_index(temporary, job.encoding.storage)
-        index["left_out"] |= skipped
-        # The index first: a tar without one would be a shard that cannot be read.
-        save_index(index, Path(index_path(str(job.shard))))
-        os.replace(temporary, job.shard)
+        with temporary_beside(job.shard) as temporary:
+            with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+                for sample in job.samples:
+                    try:
+                        members = _members(job, sample)
+                    except (DecodingError, _Unreadable) as error:
+                        skipped[sample.video.name] = str(error)
+                    else:
+                        tar.write({"__key__": sample.key, **members})
+                    advance(1)
+            if len(skipped) == len(job.samples):
+                return {"packed": 0, "annotated": 0, "skipped": skipped}
+            index = build_index(temporary, job.encoding.storage)
+            index["left_out"] |= skipped
+            # The index first: a tar without one would be a shard that cannot be read.
+            save_index(index, Path(index_path(str(job.shard))))
+            os.replace(temporary, job.shard)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(
                 f"no space left for {job.shard}; whole shards stay, run again when there is room"
             ) from error
         raise DataError(f"{job.shard} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return _report(index)
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from ssl_vivit.errors import DataError
-from ssl_vivit.files import replaced_file, write_text
+from ssl_vivit.files import replaced_directory, replaced_file, write_text
 
 # What belongs to a session; anything else in an archive stays there.
 _BELONGS = re.compile(
@@ -145,6 +145,8 @@ def _is_there(target: Path, members: Sequence[_Member]) -> bool:
         (target / name).is_file() and (target / name).stat().st_size == size
         for name, size in sizes.items()
     ):
+        # A run that was stopped after the last file has left it.
+        (target / _MANIFEST).unlink(missing_ok=True)
         return True
     raise DataError(
         f"{target} is there already with other content; remove it or choose another --out"
@@ -174,8 +176,8 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
                     for member in missing:
                         with archive.open(member.source) as stream:
                             _copy(stream, partial / member.name, bar)
-        (partial / _MANIFEST).unlink()
         os.rename(partial, target)
+        (target / _MANIFEST).unlink()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise DataError(f"{source} is damaged, fetch it again: {error}") from error
     except OSError as error:
@@ -190,11 +192,13 @@ def _claim(partial: Path, manifest: str) -> None:
     if partial.exists():
         if not note.is_file():
             raise DataError(f"{partial} is in the way and not of this command; move it elsewhere")
-        if note.read_text() == manifest:
-            return
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    write_text(note, manifest)
+        if note.read_text() != manifest:
+            for folder in ("data", "meta"):
+                shutil.rmtree(partial / folder, ignore_errors=True)
+            write_text(note, manifest)
+        return
+    with replaced_directory(partial) as staging:
+        write_text(staging / _MANIFEST, manifest)
 
 
 def _whole(path: Path, member: _Member) -> bool:

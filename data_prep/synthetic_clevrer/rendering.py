@@ -44,8 +44,10 @@ class Renderer:
             np.moveaxis(_floor(camera, x, y), -1, 0) + self._grain, dtype=np.float32
         )
         self._empty = _bytes(self._floor)
-        self._depth = np.full((height * n, width * n), np.inf, dtype=np.float32)
-        self._color = np.zeros((3, height * n, width * n), dtype=np.float32)
+        # Memory to draw in. Each frame clears what it uses of it, so that nothing remains of one that
+        # an exception cut off.
+        self._depth = np.empty((height * n, width * n), dtype=np.float32)
+        self._color = np.empty((3, height * n, width * n), dtype=np.float32)
         self._shadows: dict[tuple, tuple[tuple[slice, slice], np.ndarray] | None] = {}
 
     def frame(
@@ -70,19 +72,18 @@ class Renderer:
         for box, _ in shadows:
             picture[box] = _bytes(floor[:, *box])
 
-        boxes = []
-        for number, (item, location, yaw) in enumerate(poses):
-            box = self._box(item, location)
-            if box is not None:
-                boxes.append(box)
-                others = [pose[:2] for k, pose in enumerate(poses) if k != number]
-                self._draw(item, location, yaw, box, others)
-        for box in boxes:
-            picture[box] = self._resolve(box, floor)
-        for box in boxes:
+        boxes = [self._box(item, location) for item, location, _ in poses]
+        seen = [box for box in boxes if box is not None]
+        for box in seen:
             fine = self._fine(box)
             self._depth[fine] = np.inf
             self._color[:, *fine] = 0
+        for number, ((item, location, yaw), box) in enumerate(zip(poses, boxes, strict=True)):
+            if box is not None:
+                others = [pose[:2] for k, pose in enumerate(poses) if k != number]
+                self._draw(item, location, yaw, box, others)
+        for box in seen:
+            picture[box] = self._resolve(box, floor)
         return picture
 
     def _draw(

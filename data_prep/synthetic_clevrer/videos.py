@@ -106,8 +106,7 @@ def render(
                 _render_one(*job)
                 bar.update()
         else:
-            for _ in in_workers(_render_one, jobs, workers):
-                bar.update()
+            in_workers(_render_one, jobs, workers, lambda place: bar.update())
     return [video_path(out, i) for i in indices]
 
 

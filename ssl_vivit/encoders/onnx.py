@@ -11,9 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from ssl_vivit.encoders.classifier import VideoClassifier, load_encoder_or_classifier
 from ssl_vivit.encoders.vivit import ViViT
 from ssl_vivit.evaluation_mode import evaluation_mode
+from ssl_vivit.files import temporary_beside
 from ssl_vivit.one_line_parser import OneLineParser
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
@@ -159,9 +158,8 @@ def export_onnx(
     if opset not in (None, written):
         raise ValueError(f"opset {opset} cannot be written by torch {torch.__version__}; use lower")
     _describe(program.model, tensors.encoder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with temporary_beside(path) as new:
+        new.mkdir()
         # External data are found by their name beside the graph, so the names are the final ones.
         program.save(new / path.name, external_data=external_data)
         if check:
@@ -171,8 +169,6 @@ def export_onnx(
             path.unlink(missing_ok=True)
         for file in sorted(new.iterdir(), key=lambda file: file.name == path.name):
             os.replace(file, path.with_name(file.name))
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _clip(encoder: ViViT, batch: int) -> Float[Tensor, "b c T H W"]:

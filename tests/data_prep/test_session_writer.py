@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -117,21 +118,38 @@ def test_a_session_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_run_left_is_written_anew(tmp_path):
-    (tmp_path / "a.partial/data/videos").mkdir(parents=True)
-    (tmp_path / "a.partial/data/videos/5.npy").write_bytes(b"half")
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".a.{platform.node()}-{gone.pid}-00000000.part/data/videos"
+    left.mkdir(parents=True)
+    (left / "5.npy").write_bytes(b"half")
     write(tmp_path / "a", [trial(0)])
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert [p.name for p in (tmp_path / "a/data/videos").iterdir()] == ["0.npy"]
+
+
+def test_two_writers_of_a_session_do_not_meet(tmp_path):
+    late = writer(tmp_path / "a")
+    late.add("train", **trial(0))
+    write(tmp_path / "a", [trial(1), trial(2)])
+    late.add("train", **trial(3))
+    with pytest.raises(DataError, match="there already"):
+        late.__exit__(None, None, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    stored = np.load(tmp_path / "a/data/videos/0.npy")
+    np.testing.assert_array_equal(np.moveaxis(stored, -1, 0), trial(1)["video"])
 
 
 def test_folders_of_others_are_left_alone(tmp_path, session):
     with pytest.raises(DataError, match="there already; choose another"):
         writer(session)
-    (tmp_path / "b.partial").mkdir()
-    (tmp_path / "b.partial/thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"b\.partial is in the way"):
-        writer(tmp_path / "b")
-    assert (tmp_path / "b.partial/thesis.txt").read_text() == "mine"
+    for name in ("b.partial", ".b.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    write(tmp_path / "b", [trial(0)])
+    for name in ("b.partial", ".b.part"):
+        assert (tmp_path / name / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

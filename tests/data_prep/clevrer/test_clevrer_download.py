@@ -147,6 +147,29 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(mirror, tmp_path):
     assert fetch(mirror, tmp_path).read_bytes() == archive(1)
 
 
+def test_stopped_before_the_first_byte_of_a_file_that_changed(mirror, tmp_path, monkeypatch):
+    mirror.limits = [100_000, 0]
+    with pytest.raises(DataError):
+        fetch(mirror, tmp_path, attempts=1)
+    mirror.files["videos/test/video_test.zip"] = archive(1)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(downloading, "open", stopped, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(mirror, tmp_path)
+    monkeypatch.undo()
+    assert fetch(mirror, tmp_path).read_bytes() == archive(1)
+
+
+def test_the_validator_of_an_archive_that_arrived_is_removed(mirror, tmp_path):
+    fetch(mirror, tmp_path)
+    (tmp_path / "video_test.zip.part.validator").write_text("left by a killed run")
+    fetch(mirror, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["video_test.zip"]
+
+
 @pytest.mark.parametrize("extra", [0, 10])
 def test_a_part_that_is_whole_or_too_long(mirror, tmp_path, extra):
     (tmp_path / "video_test.zip.part").write_bytes(archive(0) + b"x" * extra)

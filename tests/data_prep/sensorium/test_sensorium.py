@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -217,6 +219,34 @@ def test_what_another_archive_left_is_not_kept(session, tmp_path):
     (partial / "data/videos/0.npy").write_bytes(wrong)
     convert([session], tmp_path / "out", progress=False)
     assert contents(tmp_path / "out/dynamic1") == contents(session)
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_killed_between_any_two_steps_it_goes_on(call, session, tmp_path):
+    """The steps are writes, renames and removals of what another archive and this one left."""
+    out = tmp_path / "out"
+    (out / "dynamic1.partial/data/videos").mkdir(parents=True)
+    (out / "dynamic1.partial/unpacking.json").write_text("[]")
+    (out / "dynamic1.partial/data/videos/0.npy").write_bytes(b"of another archive")
+    lines = f"""
+import os, shutil
+from pathlib import Path
+from data_prep.sensorium.archive import convert
+calls = iter(range(10_000))
+def counted(real):
+    def step(*given, **options):
+        if next(calls) // 2 == {call}:
+            os.kill(os.getpid(), 9)
+        return real(*given, **options)
+    return step
+os.rename, os.replace, shutil.rmtree = map(counted, (os.rename, os.replace, shutil.rmtree))
+Path.unlink, Path.mkdir = counted(Path.unlink), counted(Path.mkdir)
+convert([{str(session)!r}], {str(out)!r}, progress=False)
+"""
+    subprocess.run([sys.executable, "-c", lines], check=False)
+    convert([session], out, progress=False)
+    assert [path.name for path in out.iterdir()] == ["dynamic1"]
+    assert contents(out / "dynamic1") == contents(session)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Camera, shapes and drawing of the CLEVRER stand-in."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 
+from data_prep.synthetic_clevrer import rendering
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.rendering import Renderer
 from data_prep.synthetic_clevrer.scenes import HALF_SIDE, RADIUS, SHAPES, SceneObject
@@ -172,3 +174,27 @@ def test_metal_shines_and_rubber_does_not():
         brightest[material] = int(picture[y - 3 : y + 4, x - 3 : x + 4, 1].max())
     assert brightest["metal"] > 140
     assert brightest["rubber"] < 80
+
+
+@pytest.mark.parametrize("name", ["shade", "_bytes", "ground_light"])
+def test_a_frame_after_an_interrupted_one_is_clean(name, monkeypatch):
+    things = [thing("cube"), thing("sphere", "blue")]
+    scenes = [
+        (things, np.array([centre(item, x, y) for item in things]), np.zeros(2))
+        for x, y in ((0.3, -0.4), (0.4, -0.2))  # their boxes overlap, their shapes less
+    ]
+    expected = Renderer(CAMERA).frame(*scenes[1])
+    real, renderer = getattr(rendering, name), Renderer(CAMERA)
+    for calls_before in range(4):
+        calls = iter(range(10))
+
+        def interrupted(*given, calls=calls, last=calls_before):
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            return real(*given)
+
+        monkeypatch.setattr(rendering, name, interrupted)
+        with contextlib.suppress(KeyboardInterrupt):
+            renderer.frame(*scenes[0])
+        monkeypatch.setattr(rendering, name, real)
+        np.testing.assert_array_equal(renderer.frame(*scenes[1]), expected)

@@ -260,7 +260,9 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         video = sample.video.read()
         annotation = sample.annotation.read() if sample.annotation else None
     except (OSError, MemoryError) as error:
-        raise _Unreadable(f"cannot be read: {str(error) or 'it is larger than the memory'}") from error
+        raise _Unreadable(
+            f"cannot be read: {str(error) or 'it is larger than the memory'}"
+        ) from error
     if job.source_size is not None:
         info = probe_video(video)
         if (info.height, info.width) != job.source_size:
@@ -272,7 +274,9 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
     except (OSError, ValueError, MemoryError) as error:
         # Of the encoders, which write to memory: pictures that they do not take.
-        raise _Unreadable(f"cannot be stored: {str(error) or 'it is larger than the memory'}") from error
+        raise _Unreadable(
+            f"cannot be stored: {str(error) or 'it is larger than the memory'}"
+        ) from error
 
 
 def _whole(job: _Job) -> dict[str, Any] | None:

@@ -76,8 +76,8 @@ def parse(
         for option, setting in entry.metadata.items()
     }
     arguments = [_in_full(word, keys, short) for word in arguments]
-    lists, entries, or_text = _lists(types, arguments)
-    arguments = with_lists(arguments, *lists, or_one=or_text)
+    lists, entries, or_value = _lists(types, arguments)
+    arguments = with_lists(arguments, *lists, or_one=or_value)
     # Entries of dictionaries have no type of their own: YAML tells numbers from words.
     arguments = with_lists(arguments, *entries, or_one=entries, joined=_yaml_list)
     try:
@@ -134,12 +134,12 @@ def _config_path(name: str, preset: Path | None) -> Path:
 def _lists(
     types: Mapping[str, Any], arguments: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Options that take several words: lists, entries of dictionaries, and lists that may be a text."""
+    """Options that take several words: lists, entries of dictionaries, and lists that may be one value."""
     kinds = {f"--{key}": _kinds(hint) for key, hint in types.items()}
     inside = tuple(f"{option}." for option, found in kinds.items() if dict in found)
     entries = [word for word in arguments if word.startswith(inside) and "=" not in word]
     lists = [option for option, found in kinds.items() if found & {list, tuple}]
-    return lists, entries, [option for option in lists if str in kinds[option]]
+    return lists, entries, [option for option in lists if kinds[option] & {str, int, float}]
 
 
 def _yaml_list(words: list[str]) -> str:

@@ -231,7 +231,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
                  encoder__overrides={}, tuning__mode="frozen", training__optimizer__layer_decay=0.7,
                  evaluation__keep_best=False)  # fmt: skip
     launch(monkeypatch, told)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "in_channels 3 → 1" in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
@@ -241,7 +241,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     command = next(line for line in said.splitlines() if "--encoder.weights fresh" in line)
     again = shlex.split(command.split("finetune_neural.py ")[1])
     launch(monkeypatch, again)
-    assert "its weights are drawn anew" in capsys.readouterr().out
+    assert "its weights are drawn anew" in capsys.readouterr().err
     fresh = load_neural_model(f"{tmp_path / 'run 1'}_fresh").model.encoder
     assert fresh.config == load_neural_model(tmp_path / "run 1").model.encoder.config
     pretrained = load_file(tmp_path / "run 1/model/encoder/model.safetensors")
@@ -316,7 +316,7 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
                  encoder__name="vivit_tiny", encoder__overrides={"mlp_dropout": 0.1},
                  data__standardize="session", training__steps=1)  # fmt: skip
     launch(monkeypatch, told)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "whose architecture holds: encoder.name vivit_tiny; mlp_dropout still holds" in said
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config

@@ -46,7 +46,7 @@ def record(folder, names, starts=None, samples=120, **clock):
             **(clock or {"rate": 30.0, "starting_time": 2.0, "num_samples": samples}),
         )
     )
-    nwb.add_unit(spike_times=[2.5, 4.5, 4.6], id=1)
+    nwb.add_unit(spike_times=[2.5, 3.5, 4.5, 4.6, 5.5], id=1)
     write(nwb, folder / "f.nwb")
     return folder / "f.nwb"
 
@@ -69,7 +69,7 @@ def test_frames_of_two_files_follow_one_another(tmp_path):
     video = np.concatenate([session.video(t) for t in range(len(session.lengths))])
     np.testing.assert_array_equal(video, np.concatenate(FILMS))
     responses = np.concatenate([session.responses(t) for t in range(len(session.lengths))])
-    assert np.flatnonzero(responses[:, 0]).tolist() == [15, 75, 78]
+    assert np.flatnonzero(responses[:, 0]).tolist() == [15, 45, 75, 78, 105]
 
 
 @pytest.mark.parametrize(

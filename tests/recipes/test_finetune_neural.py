@@ -231,14 +231,14 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
                  encoder__overrides={}, tuning__mode="frozen", training__optimizer__layer_decay=0.7,
                  evaluation__keep_best=False)  # fmt: skip
     launch(monkeypatch, told)
-    said = capsys.readouterr().err
+    table, said = capsys.readouterr()
     assert "in_channels 3 → 1" in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
     assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
     assert load_neural_model(tmp_path / "run 1").facts[0].video_std == 0.1
     # The command that the table names fits the same model from fresh weights.
-    command = next(line for line in said.splitlines() if "--encoder.weights fresh" in line)
+    command = next(line for line in table.splitlines() if "--encoder.weights fresh" in line)
     again = shlex.split(command.split("finetune_neural.py ")[1])
     launch(monkeypatch, again)
     assert "its weights are drawn anew" in capsys.readouterr().err

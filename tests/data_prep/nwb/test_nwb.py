@@ -157,15 +157,15 @@ def test_unit_that_was_not_recorded_throughout(recording, tmp_path):
     nwb = new_file()
     frames = np.random.default_rng(0).random((90, 8, 8))
     nwb.add_stimulus(ImageSeries(name="film", data=frames, unit="n.a.", format="raw", rate=30.0))
-    nwb.add_unit(spike_times=[0.5, 2.5], obs_intervals=[[0.0, 1.0]], id=1)
-    nwb.add_unit(spike_times=[0.5, 2.5], obs_intervals=[[0.0, 3.0]], id=2)
+    nwb.add_unit(spike_times=[0.5, 1.5, 2.5], obs_intervals=[[0.0, 1.0]], id=1)
+    nwb.add_unit(spike_times=[0.5, 1.5, 2.5], obs_intervals=[[0.0, 3.0]], id=2)
     write(nwb, tmp_path / "f.nwb")
     convert(tmp_path / "f.nwb", tmp_path / "s", trial_seconds=1, size=(8, 8), progress=False)
     session = Session(tmp_path / "s")
     responses = np.concatenate([session.responses(t) for t in range(3)])
     assert not np.isnan(responses[:30]).any()
     assert np.isnan(responses[30:, 0]).all()
-    assert responses[:, 1].sum() == 2
+    assert responses[:, 1].sum() == 3
     assert responses[15, 0] == 1
     # Pixels in [0, 1] were stretched to 255.
     video = np.concatenate([session.video(t) for t in range(3)])
@@ -181,7 +181,7 @@ def film_and_speed(path, times, speed):
     frames = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
     nwb.add_acquisition(ImageSeries(name="film", data=frames, unit="n.a.", format="raw", rate=30.0))
     nwb.add_acquisition(TimeSeries(name="speed", data=speed, unit="m/s", timestamps=times))
-    nwb.add_unit(spike_times=[0.5], id=1)
+    nwb.add_unit(spike_times=[0.5, 1.5, 2.5, 3.5], id=1)
     write(nwb, path)
 
 

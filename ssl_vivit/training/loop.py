@@ -150,10 +150,12 @@ class _Run:
         objective = synchronise_norms(objective, self.host, self.accelerator)
         self.objective, self.export_name = objective, objective.export_name
         self.run_dir = run_directory(config)
-        contents = batches.contents() if isinstance(batches, Recognised) else {}
-        found = self.host.from_main(
-            lambda: str(open_run(config, run_config, self._say, contents) or "")
-        )
+
+        def claim() -> str:
+            contents = batches.contents() if isinstance(batches, Recognised) else {}
+            return str(open_run(config, run_config, self._say, contents) or "")
+
+        found = self.host.from_main(claim)
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
 

@@ -66,7 +66,9 @@ def start(main: Callable[[], int]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, interrupt)
     status = main()
-    first.append(time.monotonic())  # what is left is the end of the interpreter
+    # What is left is the end of the interpreter, which puts handlers back but ignores what is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 

@@ -152,7 +152,7 @@ def test_an_encoder_with_a_learned_table_becomes_a_model_of_bounded_context(
     assert_goes_the_road(encoder, None, sessions[session], tmp_path)
     assert (
         "each frame is read from the window that shows it the longest past"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
 
 

@@ -5,9 +5,7 @@ BIN := $(VENV)/bin
 # The environment, and what tests, linters, benchmarks and docs need beside it.
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.ready-extras
-# What the launcher would choose itself, and print a notice about.
-LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-FINETUNE := $(LAUNCH) recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
+FINETUNE := $(BIN)/python recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 
 .PHONY: help demo test test-slow lint bench docs clean
@@ -34,7 +32,7 @@ $(EXTRAS): $(READY)
 	@touch $@
 
 demo: $(READY)
-	$(LAUNCH) recipes/simclr_clevrer.py --run_dir runs/demo --resume auto
+	$(BIN)/python recipes/simclr_clevrer.py --run_dir runs/demo --resume auto
 	$(FINETUNE) --run_dir runs/demo_neurons --resume auto
 	$(FINETUNE) --encoder.weights fresh --run_dir runs/demo_neurons_fresh --resume auto
 	@$(BIN)/python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh

@@ -114,18 +114,17 @@ def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
 
 def next_commands() -> str:
     """Commands to go on with, as they are typed in this environment."""
-    beside = Path(sys.executable).parent / "accelerate"
-    found = shutil.which("accelerate") == str(beside)
-    accelerate = "accelerate" if found else os.path.relpath(beside)
+    found = shutil.which("python") == sys.executable
+    python = "python" if found else os.path.relpath(sys.executable)
     return "\n".join(
         [
             "go on with",
-            f"  {accelerate} launch recipes/finetune_neural.py"
+            f"  {python} recipes/finetune_neural.py"
             "    # the sample's own encoder, trained for neurons alone",
-            f"  {accelerate} launch recipes/finetune_neural.py --sessions YOUR_SESSION"
+            f"  {python} recipes/finetune_neural.py --sessions YOUR_SESSION"
             " --encoder runs/demo/encoder",
-            f"  {accelerate} launch recipes/simclr_clevrer.py"
-            " --config recipes/configs/simclr_vivit_small.yaml --data.shards 'YOUR_SHARDS/*.tar'",
+            f"  {python} recipes/simclr_clevrer.py"
+            " --config simclr_vivit_small --data.shards 'YOUR_SHARDS/*.tar'",
         ]
     )
 

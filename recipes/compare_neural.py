@@ -1,6 +1,6 @@
 """Models of neurons on the same sessions and the same budget, by share of the training trials.
 
-    accelerate launch recipes/compare_neural.py --sessions sessions/a \\
+    python recipes/compare_neural.py --sessions sessions/a \\
         --config recipes/configs/neural_small.yaml --cores vivit ln resnet \\
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 

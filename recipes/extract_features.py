@@ -1,7 +1,7 @@
 """Features of any videos by any exported encoder, as safetensors files.
 
-    accelerate launch recipes/extract_features.py --encoder runs/demo/encoder --videos FOLDER --out features
-    accelerate launch recipes/extract_features.py --shards 'shards/clevrer-*.tar' --features both --clips 4
+    python recipes/extract_features.py --encoder runs/demo/encoder --videos FOLDER --out features
+    python recipes/extract_features.py --shards 'shards/clevrer-*.tar' --features both --clips 4
 
 Killed and started again, it goes on where it was. ``load_features(out)`` of
 ``ssl_vivit.evaluation.features.files`` reads the result.

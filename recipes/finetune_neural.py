@@ -1,9 +1,9 @@
 """Fine-tune an encoder to a causal model of recorded neurons.
 
-    accelerate launch recipes/finetune_neural.py
-    accelerate launch recipes/finetune_neural.py --sessions sessions/a sessions/b \\
+    python recipes/finetune_neural.py
+    python recipes/finetune_neural.py --sessions sessions/a sessions/b \\
         --encoder runs/simclr/encoder --config recipes/configs/neural_small.yaml
-    accelerate launch recipes/finetune_neural.py --sessions sessions/a --core resnet
+    python recipes/finetune_neural.py --sessions sessions/a --core resnet
 
 Without --config the preset of the sample holds; without --sessions a population is simulated once;
 without --encoder a fresh one is trained.
@@ -192,7 +192,7 @@ def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
         return None
     words = ["--config", str(run_dir / "config.yaml"), "--encoder.weights", "fresh"]
     words += ["--run_dir", f"{run_dir}_fresh"]
-    return f"accelerate launch recipes/finetune_neural.py {shlex.join(words)}"
+    return f"python recipes/finetune_neural.py {shlex.join(words)}"
 
 
 def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None, list[str]]:

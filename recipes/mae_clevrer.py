@@ -1,7 +1,7 @@
 """Pretrain a ViViT encoder with masked tubelets on CLEVRER videos.
 
-    accelerate launch recipes/mae_clevrer.py
-    accelerate launch recipes/mae_clevrer.py --config recipes/configs/mae_vivit_small.yaml \\
+    python recipes/mae_clevrer.py
+    python recipes/mae_clevrer.py --config recipes/configs/mae_vivit_small.yaml \\
         --data.shards 'shards/clevrer-train-*.tar'
 
 Without --config the preset of the sample holds; without --data.shards a sample is rendered once.

@@ -1,7 +1,7 @@
 """Probe frozen encoders, beside the same encoders untrained and raw pixels.
 
-    accelerate launch recipes/probe_clevrer.py
-    accelerate launch recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\
+    python recipes/probe_clevrer.py
+    python recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\
         --data.shards 'shards/clevrer-train-*.tar' --data.test_shards 'shards/clevrer-validation-*.tar'
 
 Without --encoders the demo's is probed; without --data.shards a sample is rendered once.

@@ -1,7 +1,7 @@
 """Pretrain a ViViT encoder with SimCLR on CLEVRER videos.
 
-    accelerate launch recipes/simclr_clevrer.py
-    accelerate launch recipes/simclr_clevrer.py --config recipes/configs/simclr_vivit_small.yaml \\
+    python recipes/simclr_clevrer.py
+    python recipes/simclr_clevrer.py --config recipes/configs/simclr_vivit_small.yaml \\
         --data.shards 'shards/clevrer-train-*.tar'
 
 Without --config the preset of the sample holds; without --data.shards a sample is rendered once.

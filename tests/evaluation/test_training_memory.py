@@ -29,7 +29,7 @@ def objective(kind: type) -> nn.Module:
             num_heads=3,
             spatial_depth=1,
             temporal_depth=1,
-        )  # fmt: skip
+        )
     )
     made = kind(encoder)
     if kind is SimCLR:

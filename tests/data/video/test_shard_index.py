@@ -146,6 +146,10 @@ CLAIMS = {
     "a rate of 400 digits": (set_in_a(fps=10**400), "fps is 10+…, not a number"),
     "unknown storage": (set_in_a(storage=["jpeg"]), "storage is .*, not one of original, h264"),
     "a video that is none": (set_in_a(storage="h264"), "it holds no video file"),
+    "two videos": (
+        set_in_a(storage="original", members={"01.mp4": [512, 99, 1], "02.mp4": [1024, 99, 1]}),
+        r"it holds 2 video files \(01.mp4, 02.mp4\)",
+    ),
     "a number as source": (set_in_a(source=7), "source is 7, not a text"),
 }
 

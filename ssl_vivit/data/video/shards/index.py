@@ -148,13 +148,16 @@ def frame_members(sample: dict[str, Any]) -> list[str]:
     Frames are ordered by their number: ``9999.jpg`` comes before ``10000.jpg``.
 
     Raises:
-        ValueError: if it has no video, or its frames are not numbered 0 … num_frames − 1.
+        ValueError: if it has no video or several, or its frames are not numbered 0 … num_frames − 1.
     """
     members, total = sample["members"], sample["num_frames"]
     if sample["storage"] != "jpeg":
-        video = next(filter(is_video, members), None)
-        if video is None:
+        videos = list(filter(is_video, members))
+        if not videos:
             raise ValueError("it holds no video file")
+        if len(videos) > 1:  # earlier versions took films with dots in their names for one sample
+            raise ValueError(f"it holds {len(videos)} video files ({', '.join(videos[:3])})")
+        (video,) = videos
         if total > members[video][1]:
             raise ValueError(f"num_frames is {total}, but its video has {members[video][1]} bytes")
         return [video]

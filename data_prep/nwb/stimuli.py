@@ -213,8 +213,16 @@ class Stimuli:
                     )
                 )
             template = found[0]
-        parts = told is not None and template.rpartition("/")[2] in told
-        return template, told if parts else None
+        own = template.rpartition("/")[2]
+        if told is not None and own not in told:
+            if len(stimuli := np.unique(told)) > 1:
+                raise DataError(
+                    f"{file.path}: rows of {table} show {len(stimuli)} stimuli "
+                    f"({', '.join(stimuli[:8])}), and {own} is none of them; give --template one of "
+                    "these names, or a table with the rows of one stimulus"
+                )
+            told = None
+        return template, told
 
     def _others(self, table: str) -> np.ndarray:
         """(O, 2) seconds of the rows of all other tables that show something."""

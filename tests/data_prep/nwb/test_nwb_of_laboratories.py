@@ -176,6 +176,11 @@ def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
             "no order_of_images",
         ),
         ({"image_name": SHOWN}, {"template": "none"}, "--template none: "),
+        (
+            {"image_name": SHOWN, "stimulus_name": ["one", "two"] * 3},
+            {"template": "natural_set"},
+            r"show 2 stimuli \(one, two\), and natural_set is none of them",
+        ),
     ],
 )
 def test_tables_that_leave_something_open(columns, settings, expected, tmp_path):

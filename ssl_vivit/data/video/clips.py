@@ -89,10 +89,20 @@ def timeline_length(
 
 
 def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]:
-    """:func:`timeline_length` of each video; by the times of its frames where its rate varies."""
-    steps = timeline_length(
-        np.asarray(videos.num_frames), np.asarray(videos.fps, dtype=np.float64), fps
-    )
+    """:func:`timeline_length` of each video; by the times of its frames where its rate varies.
+
+    Raises:
+        DataError: if ``fps`` is given and a video names no frame rate.
+    """
+    source_fps = np.asarray(videos.fps, dtype=np.float64)
+    if fps is not None:
+        timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
+        if len(timeless):
+            raise DataError(
+                f"{_some(videos.keys, timeless)} names no frame rate, which --data.clip.fps "
+                f"{fps:g} needs; set --data.clip.fps to null or pack the videos again"
+            )
+    steps = timeline_length(np.asarray(videos.num_frames), source_fps, fps)
     if fps is not None:
         for i in range(len(steps)):
             if (times := videos.times(i)) is not None:
@@ -116,14 +126,6 @@ def start_counts(
         DataError: if a video is too short and is refused, all are too short and are skipped, or
             one names no frame rate where one is needed.
     """
-    source_fps = np.asarray(videos.fps, dtype=float)
-    if config.fps is not None:
-        timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
-        if len(timeless):
-            raise DataError(
-                f"{_some(videos.keys, timeless)} names no frame rate, which --data.clip.fps "
-                f"{config.fps:g} needs; set --data.clip.fps to null or pack the videos again"
-            )
     steps = timeline_lengths(videos, config.fps)
     counts = steps - config.span + 1
     fits = counts >= config.views
@@ -166,7 +168,11 @@ def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> st
 
 
 def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
-    """Videos in which the clips do not fit: number → reason."""
+    """Videos in which the clips do not fit: number → reason.
+
+    Raises:
+        DataError: if a video names no frame rate and the clips need one.
+    """
     steps = timeline_lengths(videos, clip.fps)
     needed = clip.span + clip.views - 1
     return {

@@ -17,6 +17,7 @@ from ssl_vivit.data.video.clips import (
     even_starts,
     start_counts,
     timeline_length,
+    too_short,
 )
 from ssl_vivit.errors import DataError
 
@@ -153,8 +154,12 @@ def test_videos_that_do_not_fit_are_named(
 def test_a_video_without_a_rate_is_refused_where_one_is_needed() -> None:
     unknown = videos([60], fps=float("nan"))
     assert start_counts(unknown, ClipConfig(num_frames=16)).tolist() == [45]
-    with pytest.raises(DataError, match=r"video_00000 names no frame rate.*--data\.clip\.fps 30"):
-        start_counts(unknown, ClipConfig(fps=30.0))
+    assert not too_short(unknown, ClipConfig(num_frames=16))
+    for ask in (start_counts, too_short):
+        with pytest.raises(
+            DataError, match=r"video_00000 names no frame rate.*--data\.clip\.fps 30"
+        ):
+            ask(unknown, ClipConfig(fps=30.0))
 
 
 @pytest.mark.parametrize("name", ["num_frames", "frame_stride", "views", "fps"])

@@ -15,6 +15,7 @@ from ssl_vivit.data.video.broken_videos import refuse_many_broken
 from ssl_vivit.data.video.clevrer import clip_labels
 from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.dataset import ClipDataset
+from ssl_vivit.data.video.files_below import passed_over_line
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
@@ -125,7 +126,9 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
             raise DataError("--data.folder takes the place of --data.shards; give one of them")
         train = folder = data.open_folder(data.folder, "--data.folder")
         refuse_many_broken(folder.broken, len(folder) + len(folder.broken))
-        if folder.broken and os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0":
+            if passed := passed_over_line(folder.passed_over):
+                logger.warning("%s", passed)
             for name, reason in folder.broken.items():
                 logger.warning("%s is broken and left out: %s", name, reason)
         labels = FolderLabels(folder)

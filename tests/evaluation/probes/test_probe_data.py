@@ -80,6 +80,14 @@ def test_parts_are_disjoint_and_draws_depend_on_the_seed(classes):
     assert all(list(d) == sorted(d) and len(d) <= 3 for d in drawn)
 
 
+def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, caplog):
+    shutil.copytree(classes, tmp_path / "classes")
+    for name in ("a.txt", "b.txt", "c.jpg"):
+        (tmp_path / "classes" / name).write_text("no video")
+    open_parts(ProbeData(folder=str(tmp_path / "classes"), held_out=0.5))
+    assert "passed over: 2 .txt, 1 .jpg" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

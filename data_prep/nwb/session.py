@@ -191,8 +191,9 @@ class _Shown:
         self.source_size = self._frames.source_size
         # A template is shown over and over; a film that was shown once may be hours long.
         self._template: np.ndarray | None = None
-        if len(np.unique(shown.positions)) < len(shown.positions):
-            self._numbers = np.unique(shown.positions[shown.positions >= 0])
+        pictures = shown.positions[shown.positions >= 0]
+        self._numbers = np.unique(pictures)
+        if len(self._numbers) < len(pictures):
             self._template = self._frames.read(self._numbers)
 
     def read(self, positions: np.ndarray) -> np.ndarray:

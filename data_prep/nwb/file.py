@@ -171,6 +171,8 @@ class NwbFile:
         series = self.series[path]
         times = self.times(path)
         self.check_times(path, times, repeats=False)
+        if len(times) < 2:
+            raise DataError(f"{self.path}: {path} has one sample; responses need two or more")
         region = series.rois
         rows = self.numbers(region.data, f"the regions of {path}").astype(np.int64)
         shape = np.shape(series.data)

@@ -123,8 +123,7 @@ class Stimuli:
             positions = np.arange(sum(piece.shape[0] for piece in pieces))
             onsets = file.times(path, len(positions))
         file.check_times(path, onsets, repeats=False)
-        if len(onsets) < 2:
-            raise DataError(f"{file.path}: {path} has one frame; a stimulus needs two or more")
+        self._refuse_few(path, onsets)
         return ShownFrames(path, onsets, frame_ends(onsets), positions, pieces)
 
     def none_found(self) -> str:
@@ -176,9 +175,16 @@ class Stimuli:
             values = values.astype(np.float64)
         pictures = picture_numbers(values, count, names, f"{file.path}: {column} of {table}")
         placed = place(f"{file.path}: {table}", starts, stops, pictures, self._others(table))
+        self._refuse_few(table, placed.onsets)
         return ShownFrames(
             table, placed.onsets, placed.ends, placed.positions, pieces, placed.left_out
         )
+
+    def _refuse_few(self, name: str, onsets: np.ndarray) -> None:
+        if len(onsets) < 2:
+            raise DataError(
+                f"{self._file.path}: {name} shows {len(onsets)} frames; a stimulus needs two or more"
+            )
 
     def _picture_column(self, table: str) -> str:
         columns = self._file.tables()[table].colnames

@@ -292,6 +292,20 @@ def test_calcium_that_is_stored_the_other_way_round(tmp_path):
         convert(saved(nwb, tmp_path), tmp_path / "s", responses="traces", **SETTINGS)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_clock_needs_two_times(tmp_path):
+    nwb = new_file()
+    with_units(nwb)
+    nwb.add_stimulus_template(movie("m"))
+    nwb.add_time_intervals(table("m_presentations", movie_rows(5, 1)[:1], frame=[3]))
+    imaging(nwb, np.ones((1, 3)), timestamps=np.array([5.0]))
+    path = saved(nwb, tmp_path)
+    with pytest.raises(DataError, match="m_presentations shows 1 frames; a stimulus needs two"):
+        convert(path, tmp_path / "s", **SETTINGS)
+    with pytest.raises(DataError, match="traces has one sample; responses need two or more"):
+        convert(path, tmp_path / "s", responses="traces", **SETTINGS)
+
+
 def test_units_are_chosen_by_their_columns(tmp_path, capsys):
     nwb = new_file()
     spikes = with_units(nwb, quality=["good", "noise", "good"], snr=[1.0, 5.0, 4.0])

@@ -213,7 +213,7 @@ class _Totals:
         self._sum = np.zeros(neurons)
         self._silent_trials: list[int] = []
         self._trials = 0
-        self._negative = self._known = 0
+        self._negative = self._known = self._unknown = 0
 
     def add(self, responses: np.ndarray) -> None:
         self._sum += np.nansum(responses, axis=0, dtype=np.float64)
@@ -221,7 +221,9 @@ class _Totals:
             self._silent_trials.append(self._trials)
         self._trials += 1
         self._negative += int((responses < 0).sum())
-        self._known += int((~np.isnan(responses)).sum())
+        unknown = int(np.isnan(responses).sum())
+        self._known += responses.size - unknown
+        self._unknown += unknown
 
     def notes(self, kind: str) -> list[str]:
         notes = []
@@ -232,6 +234,11 @@ class _Totals:
             notes.append(
                 f"{len(self._silent_trials)} of {self._trials} trials hold no spike of any unit, "
                 f"trial {self._silent_trials[0]} first; was the recording on?"
+            )
+        if self._unknown:
+            notes.append(
+                f"{self._unknown / (self._known + self._unknown):.1%} of the responses are NaN: the "
+                "file has no sample for them, or the unit was not recorded then"
             )
         if self._negative:
             notes.append(

@@ -160,7 +160,10 @@ def test_unit_that_was_not_recorded_throughout(recording, tmp_path):
     nwb.add_unit(spike_times=[0.5, 1.5, 2.5], obs_intervals=[[0.0, 1.0]], id=1)
     nwb.add_unit(spike_times=[0.5, 1.5, 2.5], obs_intervals=[[0.0, 3.0]], id=2)
     write(nwb, tmp_path / "f.nwb")
-    convert(tmp_path / "f.nwb", tmp_path / "s", trial_seconds=1, size=(8, 8), progress=False)
+    report = convert(
+        tmp_path / "f.nwb", tmp_path / "s", trial_seconds=1, size=(8, 8), progress=False
+    )
+    assert any(note.startswith("33.3% of the responses are NaN") for note in report.notes)
     session = Session(tmp_path / "s")
     responses = np.concatenate([session.responses(t) for t in range(3)])
     assert not np.isnan(responses[:30]).any()

@@ -63,12 +63,17 @@ class ClipCutting:
         """Frame numbers of the clip that starts at so many seconds.
 
         Raises:
-            DataError: if it reaches beyond the video.
+            DataError: if it reaches beyond the video, or the video names no frame rate.
         """
+        rate = self.clip.fps or self._info.fps
+        if start and not rate:
+            raise DataError(
+                f"{self._name} names no frame rate, so {start:g} s is no place in it; leave start out"
+            )
         if self.clip.fps is None and self._times is not None:
             first = int(frames_at(np.array([start]), self._times)[0])
         else:
-            first = round(start * (self.clip.fps or self._info.fps))
+            first = round(start * rate)
         if not 0 <= first < self._starts:
             raise self._misfit(f" from {start:g} s on", "take a longer video or an earlier start")
         return self._frames(np.array([first]))

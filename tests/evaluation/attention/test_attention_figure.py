@@ -9,11 +9,11 @@ from PIL import Image
 from small_encoders import MODEL2, MODELS, clip, make
 
 from ssl_vivit import ViViT, ViViTConfig
-from ssl_vivit.data.video.decoding import decode_frames
+from ssl_vivit.data.video.decoding import VideoInfo, decode_frames
 from ssl_vivit.evaluation.attention import figure as attention_figure
 from ssl_vivit.evaluation.attention.figure import attention_over_frames, frame_of_step
 from ssl_vivit.evaluation.attention.maps import attention_maps
-from ssl_vivit.evaluation.features.video_clip import clip_of_video
+from ssl_vivit.evaluation.features.video_clip import ClipCutting, clip_of_video
 
 # 512×512, 125 frames at 25 a second.
 VIDEO = Path(__file__).parents[2] / "assets" / "collision_clips" / "example_0_new.mp4"
@@ -69,6 +69,13 @@ def test_clips_of_another_shape_are_cropped_in_the_middle_and_other_pixel_ranges
 def test_clips_that_cannot_be_are_refused(changes, start, message):
     with pytest.raises(ValueError, match=message):
         clip_of_video(prepared(**changes), VIDEO, start=start)
+
+
+def test_a_start_needs_a_frame_rate():
+    cutting = ClipCutting(prepared(), VideoInfo(125, 512, 512, 0.0), "film")
+    assert cutting.at(0.0)[0, 0] == 0
+    with pytest.raises(ValueError, match="film names no frame rate, so 2 s is no place in it"):
+        cutting.at(2.0)
 
 
 GEOMETRIES = {

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from ssl_vivit.data.video.files_below import files_below, passed_over_line
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_directory, replaced_file, write_text
 
@@ -84,11 +85,18 @@ def convert(
 def _sessions(source: Path) -> dict[str, list[_Member]]:
     """The sessions of a source: name → files."""
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.is_file())
-        members = [
-            _Member(p.relative_to(source).as_posix(), "", p.stat().st_size, p.stat().st_mtime_ns)
-            for p in files
-        ]
+        sizes, passed_over = files_below(source)
+        del passed_over["hidden"]
+        if told := passed_over_line(passed_over):
+            # A part of a session that is missing would be one that was not recorded.
+            raise DataError(f"{source} cannot be converted whole ({told}); copy what is linked")
+        try:
+            members = [
+                _Member(name, "", size, (source / name).stat().st_mtime_ns)
+                for name, size in sorted(sizes.items())
+            ]
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     elif not source.exists():
         raise DataError(f"{source} does not exist")
     else:

@@ -192,6 +192,28 @@ def damaged(session, archive, name):
     return whole
 
 
+def test_linked_folders_are_followed(session, tmp_path):
+    """A linked part of a session must not be taken for one that was not recorded."""
+    source = tmp_path / "source"
+    shutil.copytree(session, source / "one")
+    (source / "one/data/behavior").rename(tmp_path / "behavior")
+    (source / "one/data/behavior").symlink_to(tmp_path / "behavior")
+    (source / "two").symlink_to(session)
+    convert([source], tmp_path / "out", progress=False)
+    whole = {file.relative_to(session) for file in session.rglob("*") if file.is_file()}
+    for name in ("one", "two"):
+        made = tmp_path / "out" / name
+        assert {file.relative_to(made) for file in made.rglob("*") if file.is_file()} == whole
+    (source / "three").symlink_to(session)
+    with pytest.raises(DataError, match="passed over: 1 folders linked twice"):
+        convert([source], tmp_path / "again", progress=False)
+    (source / "three").unlink()
+    (source / "one/data/behavior/0.npy").unlink()
+    (source / "one/data/behavior/0.npy").symlink_to("nothing")
+    with pytest.raises(DataError, match=r"0\.npy cannot be read: No such file"):
+        convert([source], tmp_path / "again", progress=False)
+
+
 def test_goes_on_where_it_was_stopped(session, tmp_path):
     archive = tmp_path / "dynamic1.zip"
     whole = damaged(session, archive, "data/videos/3.npy")

@@ -19,7 +19,7 @@ from data_prep.worker_pool import usable_cores
 from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shards import STORAGES, ShardSet
 from ssl_vivit.data.video.shards.build import list_members
-from ssl_vivit.data.video.shards.index import ANNOTATION
+from ssl_vivit.data.video.shards.index import ANNOTATION, is_video
 from ssl_vivit.data.video.shards.store import read_at
 from ssl_vivit.errors import DataError, DecodingError
 
@@ -70,6 +70,7 @@ class _Tar:
         self._path = path
         places, _ = list_members(Path(path))
         self._names = {place: name for name, place in places.items()}
+        self._videos = {name.rpartition(".")[0] for name in places if is_video(name)}
         pictures = (_PICTURE.fullmatch(name) for name in places)
         self._pictures = Counter(parts[1] for parts in pictures if parts)
 
@@ -86,7 +87,9 @@ class _Tar:
                 parts = _PICTURE.fullmatch(name)
                 fits = parts is not None and parts[1] == key and int(parts[2]) == number
             else:
-                fits = name.startswith(f"{key}.")
+                # In indexes of earlier versions a key ends at the first dot of the name.
+                shorter = key not in self._videos and name.startswith(f"{key}.")
+                fits = shorter or name.rpartition(".")[0] == key
             if not fits:
                 return f"the index has {name} of the tar for it"
         if STORAGES[videos.storages[i]] == "jpeg":

@@ -247,6 +247,17 @@ def test_verify_compares_the_index_with_the_tar(folder, tmp_path, storage):
     assert "the index has film2." in failures["film1"]
 
 
+def test_verify_knows_a_longer_name_of_another_video(tmp_path):
+    tar = tmp_path / "t.tar"
+    write_tar(tar, [("a.mp4", film(1)), ("a.b.mp4", film(2))])
+    index = build_index(tar)
+    first, second = index["samples"]
+    first["members"] = second["members"]
+    index["samples"] = [first]
+    tar.with_suffix(".json").write_text(json.dumps(index))
+    assert verify(str(tar), progress=False) == {"a": "the index has a.b.mp4 of the tar for it"}
+
+
 def test_the_source_is_a_hash_of_the_file(folder, tmp_path):
     """The first half of the half of what sha256sum prints, in each storage and in plain tars."""
     printed = subprocess.run(

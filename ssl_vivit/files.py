@@ -71,7 +71,10 @@ def _beside(path: Path, ending: str) -> Path:
 def _left_by_the_dead(folder: Path, ending: str) -> list[tuple[Path, str]]:
     """Temporary files whose process has ended, each with the name of the file that it was for."""
     ours = re.compile(rf"\.(.+)\.{re.escape(_HOST)}-(\d+)-([0-9a-f]+)\.{ending}", re.DOTALL)
-    found = [(path, ours.fullmatch(path.name)) for path in folder.iterdir()]
+    # Asked at every write, and folders hold tens of thousands of files: names are sieved first.
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(f".{ending}")]
+    found = [(folder / name, ours.fullmatch(name)) for name in names]
     return [
         (path, name[1]) for path, name in found if name and not _is_alive(int(name[2]), name[3])
     ]

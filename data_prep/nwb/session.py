@@ -177,6 +177,7 @@ def convert(
                         behaviour=_columns(signals, trial.edges),
                         pupil_centre=_columns(centre, trial.edges),
                     )
+            totals.refuse_silence(path, neurons.kind, cut)
     notes += totals.notes(neurons.kind)
     notes += [f"left out: {count} {why}" for why, count in left_out.items()]
     return NwbReport(Path(out), len(neurons.ids), dict(Counter(chosen)), frames_per_second, notes)
@@ -224,6 +225,21 @@ class _Totals:
         unknown = int(np.isnan(responses).sum())
         self._known += responses.size - unknown
         self._unknown += unknown
+
+    def refuse_silence(self, path: str | Path, kind: str, trials: Sequence[TrialFrames]) -> None:
+        """Refuse a session in which nothing responds.
+
+        Raises:
+            DataError: naming what may be wrong.
+        """
+        if self._sum.any():
+            return
+        what = "spike" if kind == "spikes" else "response other than 0 or NaN"
+        raise DataError(
+            f"{path}: there is no {what} in any of the {self._trials} trials, which lie between "
+            f"{trials[0].edges[0]:.6g} and {trials[-1].edges[-1]:.6g} s; are responses and stimulus "
+            "on one clock? --units and --stimulus choose others"
+        )
 
     def notes(self, kind: str) -> list[str]:
         notes = []

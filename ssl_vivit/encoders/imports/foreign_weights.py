@@ -51,6 +51,8 @@ class ForeignWeights:
         if tuple(value.shape) != shape:
             self._wrong.append(f"{name} {tuple(value.shape)} ≠ {shape}")
             return torch.zeros(shape)
+        if not value.isfinite().all():
+            self._wrong.append(f"{name} not finite")
         return value
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:

@@ -15,6 +15,7 @@ from data_prep.nwb import convert
 from data_prep.nwb.__main__ import main
 from data_prep.nwb.frame_clock import bin_means
 from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_unit_that_was_not_recorded_throughout(recording, tmp_path):
     np.testing.assert_array_equal(video, np.round(frames.astype(np.float32) * 255))
 
 
-def film_and_speed(path, times, speed):
+def film_and_speed(path, times, speed, spikes=(0.5, 1.5, 2.5, 3.5)):
     """A film of 4 s at 30 Hz in the acquisition group, one unit, and running of two wheels."""
     from pynwb import TimeSeries
     from pynwb.image import ImageSeries
@@ -184,8 +185,19 @@ def film_and_speed(path, times, speed):
     frames = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
     nwb.add_acquisition(ImageSeries(name="film", data=frames, unit="n.a.", format="raw", rate=30.0))
     nwb.add_acquisition(TimeSeries(name="speed", data=speed, unit="m/s", timestamps=times))
-    nwb.add_unit(spike_times=[0.5, 1.5, 2.5, 3.5], id=1)
+    nwb.add_unit(spike_times=list(spikes), id=1)
     write(nwb, path)
+
+
+def test_a_session_in_which_no_unit_responds_is_refused(tmp_path):
+    """As where spike times and stimulus have clocks of their own."""
+    film_and_speed(tmp_path / "f.nwb", np.arange(0, 4, 0.01), np.ones((400, 2)), spikes=[100.5])
+    with pytest.raises(
+        DataError, match="no spike in any of the 4 trials, which lie between 0 and 4 s"
+    ):
+        convert(tmp_path / "f.nwb", tmp_path / "s", stimuli=["film"], trial_seconds=1, size=(8, 8),
+                progress=False)  # fmt: skip
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_trial_before_a_signal_begins_is_left_out(tmp_path):

@@ -269,6 +269,7 @@ BLOCK = "SpatialTransformer/encoderblock_1/MlpBlock_0/Dense_1/bias"
     [
         (without(BLOCK), f"{BLOCK} missing"),
         (lambda p: p | {"extra/kernel": np.zeros(3)}, "extra/kernel unexpected"),
+        (lambda p: p | {BLOCK: np.full(24, np.nan, np.float32)}, f"{BLOCK} not finite"),
         (lambda p: p | {BLOCK: np.zeros(3)}, rf"{BLOCK} \(3,\) ≠ \(24,\)"),
         (lambda p: p | {BLOCK: np.array(["a"] * 24)}, f"{BLOCK} is no array of numbers"),
         (lambda p: p | {BLOCK: "none"}, f"{BLOCK} is no array but str"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import signal
 import sys
@@ -52,6 +53,9 @@ def start(main: Callable[[], int]) -> None:
     A second signal after more than two seconds ends the process at once. Earlier ones are ignored:
     process groups and tools such as ``timeout`` deliver one signal twice.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     first: list[float] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ from ssl_vivit.data.video.decoding import probe_video
 from ssl_vivit.data.video.shards.build import build_index
 from ssl_vivit.data.video.shards.index import (
     ANNOTATION,
+    content_hash,
     index_path,
     parse_index,
     refuse_other_file,
@@ -287,7 +288,26 @@ def _whole(job: _Job) -> dict[str, Any] | None:
         index = parse_index(index_file.read_bytes(), str(index_file))
     except DataError:
         return None
-    return _report(index) if job.shard.stat().st_size == index["bytes"] else None
+    if job.shard.stat().st_size != index["bytes"] or _has_changed(job, index):
+        return None
+    return _report(index)
+
+
+def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
+    """Whether a source file was changed after its shard was written; a touched one alone was not."""
+    written = job.shard.stat().st_mtime_ns
+    hashes = {sample["key"]: sample.get("source") for sample in index["samples"]}
+    for sample in job.samples:
+        if sample.annotation is not None and sample.annotation.changed_at() > written:
+            return True
+        if sample.video.changed_at() <= written or hashes.get(sample.key) is None:
+            continue
+        try:
+            if content_hash(sample.video.read()) != hashes[sample.key]:
+                return True
+        except OSError:
+            return True
+    return False
 
 
 def _report(index: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class StoredFile:
         """Absolute path of the file, in an archive that of the archive before its name."""
         return os.path.join(os.path.abspath(self.root), self.name)
 
+    def changed_at(self) -> int:
+        """Time of the last change in nanoseconds; of an archive, that of the whole."""
+        return (self.root / self.name if self.root.is_dir() else self.root).stat().st_mtime_ns
+
     def read(self) -> bytes:
         """The content.
 

@@ -109,7 +109,8 @@ class GreyFrames:
             array = array.swapaxes(1, 2)
         if array.ndim == 4:
             array = array[..., 0] if array.shape[3] == 1 else array[..., :3]
-        if array.ndim == 3 and array.shape[1:] == self._size and array.dtype == np.uint8:
+        as_they_are = (self._scale, self._shift) == (1.0, 0.0) and array.dtype == np.uint8
+        if as_they_are and array.ndim == 3 and array.shape[1:] == self._size:
             return array
         # A boolean or an integer has no other way into floating point that torch takes for all.
         video = torch.from_numpy(array.astype(np.float32))
@@ -125,7 +126,11 @@ class GreyFrames:
         return pixels.to(torch.uint8).numpy()
 
     def _range(self, name: str) -> tuple[float, float]:
-        if all(piece.dtype == np.uint8 for piece in self._pieces):
+        if all(piece.dtype == np.uint8 for piece in self._pieces) and any(
+            piece[a:b].max() > 1  # else black and white are 0 and 1
+            for piece in self._pieces
+            for a, b in _chunks(piece.shape, 0, piece.shape[0])
+        ):
             return 1.0, 0.0
         low, high = np.inf, -np.inf
         for piece in self._pieces:

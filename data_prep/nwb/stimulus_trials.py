@@ -110,7 +110,7 @@ def cut_by_table(
         The trials, and how many rows gave none, by reason.
     """
     early = _EARLY * timeline.interval
-    trials = []
+    trials, kept = [], []
     left_out: Counter[str] = Counter()
     rows, bad = intervals(starts, stops)
     if bad:
@@ -126,7 +126,22 @@ def cut_by_table(
             left_out[_TOO_FEW] += 1
         else:
             trials.append(trial)
+            kept.append(row)
+    in_order = np.array(sorted(kept, key=lambda row: starts[row]), dtype=np.int64)
+    _refuse_overlap(in_order, starts, stops, early)
     return trials, left_out
+
+
+def _refuse_overlap(rows: np.ndarray, starts: np.ndarray, stops: np.ndarray, early: float) -> None:
+    """Refuse trials that share frames, which could then stand in train and in another tier."""
+    together = np.flatnonzero(stops[rows[:-1]] - early > starts[rows[1:]])
+    if together.size:
+        one, other = rows[together[0]], rows[together[0] + 1]
+        raise DataError(
+            f"rows {one} and {other} of the trials overlap: {starts[one]:.6g} to {stops[one]:.6g} s "
+            f"and {starts[other]:.6g} to {stops[other]:.6g} s; a frame belongs to one trial: mend "
+            "the table, name another by --trials, or leave --trials out to cut evenly"
+        )
 
 
 def cut_evenly(
@@ -147,6 +162,11 @@ def cut_evenly(
     Returns:
         The trials, and how many pieces gave none, by reason.
     """
+    if timeline.interval > seconds:
+        raise DataError(
+            f"frames last {timeline.interval:.4g} s, longer than trials of --trial-seconds "
+            f"{seconds:g}; are the times in milliseconds? Otherwise give longer trials"
+        )
     trials = []
     left_out: Counter[str] = Counter()
     for first, last in _stretches(timeline):
@@ -154,6 +174,7 @@ def cut_evenly(
         if not seen.size:
             continue
         pieces = max(1, round((timeline.ends[seen[-1]] - timeline.onsets[first]) / seconds))
+        pieces = min(pieces, len(seen))
         # Cut by pictures: grey of varying length must not cut repeats differently.
         inner = np.linspace(0, len(seen), pieces + 1).round().astype(int)[1:-1]
         cuts = [first, *seen[inner].tolist(), last]

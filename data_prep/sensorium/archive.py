@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -75,7 +77,7 @@ def convert(
         target = Path(out) / name
         if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
             raise DataError(f"{source} is itself --out {out}: it is a folder already, so check it")
-        (there if _is_there(target, members) else written).append(target)
+        (there if _is_there(source, target, members) else written).append(target)
     for source, name, members in plans:
         if Path(out) / name in written:
             _write(source, members, Path(out) / name, progress)
@@ -145,13 +147,11 @@ def _member(source: Path, entry: zipfile.ZipInfo) -> _Member:
     return _Member(name, "", entry.file_size, entry.CRC)
 
 
-def _is_there(target: Path, members: Sequence[_Member]) -> bool:
+def _is_there(source: Path, target: Path, members: Sequence[_Member]) -> bool:
     if not target.exists():
         return False
-    sizes = {m.name: m.size for m in members}
     if target.is_dir() and all(
-        (target / name).is_file() and (target / name).stat().st_size == size
-        for name, size in sizes.items()
+        _whole(target / m.name, m) and _has_content_of(source, m, target / m.name) for m in members
     ):
         # A run that was stopped after the last file has left it.
         (target / _MANIFEST).unlink(missing_ok=True)
@@ -211,6 +211,17 @@ def _claim(partial: Path, manifest: str) -> None:
 
 def _whole(path: Path, member: _Member) -> bool:
     return path.is_file() and path.stat().st_size == member.size
+
+
+def _has_content_of(source: Path, member: _Member, path: Path) -> bool:
+    """Whether a file that was converted before holds what the source has now."""
+    if source.is_dir():
+        return filecmp.cmp(source / member.source, path, shallow=False)
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum == member.mark
 
 
 def _copy(stream: BinaryIO, path: Path, bar: tqdm) -> None:

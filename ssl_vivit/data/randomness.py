@@ -18,16 +18,21 @@ def named_generator(*names: int | str) -> np.random.Generator:
         names: integers and strings; ``1`` and ``"1"`` are different names.
     """
     text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = hashlib.sha256(_bytes(text)).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def name_fraction(name: str) -> float:
     """A number in [0, 1) that depends on the name alone and is spread evenly over names."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") / 2**64
+    return int.from_bytes(hashlib.sha256(_bytes(name)).digest()[:8], "little") / 2**64
 
 
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     """The order of an epoch's samples: int64 (length,), the same for the same (seed, epoch)."""
     numbers = named_generator(seed, epoch, "order").random(length)
     return np.argsort(numbers, kind="stable")
+
+
+def _bytes(text: str) -> bytes:
+    # File names need not be UTF-8; Python holds their odd bytes as surrogates.
+    return text.encode(errors="surrogateescape")

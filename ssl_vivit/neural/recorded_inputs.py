@@ -79,7 +79,7 @@ def recorded_inputs(
     for name, values in parts.items():
         _check_finite(name, values, recorded, first_trial)
     pixels = pixels.where(recorded[:, None, :, None, None], 0)
-    _check_range(pixels)
+    _check_range(pixels, first_trial)
 
     def known(standardised: Tensor) -> Tensor:
         return standardised.to(like).where(recorded[..., None], 0)
@@ -125,20 +125,22 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
 
 
-def _check_range(pixels: Float[Tensor, "B 1 T H W"]) -> None:
+def _check_range(pixels: Float[Tensor, "B 1 T H W"], first_trial: int) -> None:
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 255:
-        raise NeuralModelError(
-            f"video has values from {low:g} to {high:g}; give pixels from 0 to 255 as they were "
-            f"shown, which are standardised here"
-        )
-    if 0 < high <= 1:
-        raise NeuralModelError(
-            f"video has values up to {high:g}; pixels are recorded from 0 to 255: give video * 255 "
-            f"(or uint8, if the frames are that dark)"
-        )
+    for trial, part in enumerate(pixels):
+        low, high = float(part.min()), float(part.max())
+        where = f"video of trial {first_trial + trial}"
+        if low < 0 or high > 255:
+            raise NeuralModelError(
+                f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255 as they "
+                f"were shown, which are standardised here"
+            )
+        if 0 < high <= 1:
+            raise NeuralModelError(
+                f"{where} has values up to {high:g}; pixels are recorded from 0 to 255: give video "
+                f"* 255 (or uint8, if the frames are that dark)"
+            )
 
 
 def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, int]) -> Tensor:

@@ -296,6 +296,20 @@ def test_statistics_that_are_not_finite_are_refused(tmp_path):
         load_neural_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("video_std", 0), ("behaviour_std", [0, 0]), ("frames_per_second", -1), ("unit_ids", [7, 3])],
+)
+def test_facts_that_no_session_has_are_refused(tmp_path, name, value):
+    save_neural_model(randomised(resnet), tmp_path / "model", FACTS)
+    file = tmp_path / "model" / "config.json"
+    saved = json.loads(file.read_text())
+    saved["sessions"][0][name] = value
+    file.write_text(json.dumps(saved))
+    with pytest.raises(NeuralModelError, match=r"facts of session 'mouse.1'"):
+        load_neural_model(tmp_path / "model")
+
+
 def test_pixels_of_any_type_give_the_same_rates(predictor):
     video = torch.tensor(recorded()["video"])
     rates = predictor.predict(video)
@@ -331,6 +345,10 @@ def test_absent_behaviour_is_the_mean(predictor):
         ({"video": np.full((1, 5, 8, 12), -0.5)}, r"from -0.5 to -0.5; give pixels from 0 to 255"),
         ({"video": np.full((1, 5, 8, 12), 65535, np.uint16)}, "from 65535 to 65535; give pixels"),
         ({"video": np.full((1, 5, 8, 12), 1)}, r"values up to 1; .* give video \* 255"),
+        (
+            {"video": np.stack([np.full((5, 8, 12), 100.0), np.full((5, 8, 12), 0.5)])},
+            "video of trial 1 has values up to 0.5",
+        ),
         ({"video": np.full((1, 5, 8, 12), "a")}, "video is no array of numbers: can't convert"),
         ({"video": np.zeros((1, 5, 8, 12), complex)}, "video is complex"),
         ({"frames_per_second": 25}, "is 25; session 'a' has 30 frames a second.*resample"),

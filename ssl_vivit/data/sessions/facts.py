@@ -100,6 +100,14 @@ class SessionFacts:
                 name.endswith("_std") and min(numbers, default=1) <= 0
             ):
                 raise SessionError(f"facts of session {values['name']!r}: {name} is {value}")
+        if values["frames_per_second"] <= 0 or len(values["mean_response"]) != len(
+            values["unit_ids"]
+        ):
+            raise SessionError(
+                f"facts of session {values['name']!r}: {len(values['unit_ids'])} unit_ids, "
+                f"{len(values['mean_response'])} mean_response, frames_per_second "
+                f"{values['frames_per_second']}"
+            )
         split = {tier: tuple(trials) for tier, trials in values["split"].items()}
         return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
 
@@ -109,10 +117,10 @@ def _tuples(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    """All floats of nested lists."""
+    """All numbers of nested lists."""
     if isinstance(value, list | tuple):
         return [number for each in value for number in _numbers(each)]
-    return [value] if isinstance(value, float) else []
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def measured_facts(

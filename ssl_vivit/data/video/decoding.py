@@ -281,7 +281,9 @@ def _layout(source: Source, container: Any, stream: Any, packets: Iterable[Any])
     decoding_order = all(first <= second for first, second in pairwise(stamps))
     reorders = stream.codec_context.has_b_frames and not all(key for _, key, _ in heads)
     stamps.sort()
-    if (len(stamps) > 1 and decoding_order and reorders) or len(set(stamps)) < len(stamps):
+    if len(set(stamps)) < len(stamps):  # as of films that were joined by `cat`
+        return _Layout(None, None)
+    if len(stamps) > 1 and decoding_order and reorders:
         return _Layout(stamps, None)
     if stamps and not (heads[0][1] and heads[0][0] <= stamps[0]):
         # A film that was cut: pictures before its first whole one are never shown.

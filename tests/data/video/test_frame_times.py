@@ -17,7 +17,7 @@ from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.clips import ClipConfig, timeline_lengths, too_short
 from ssl_vivit.data.video.dataset import ClipDataset
-from ssl_vivit.data.video.decoding import VideoInfo, probe_video
+from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, probe_video
 from ssl_vivit.data.video.frame_times import check_times, rate_and_times
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
@@ -248,3 +248,13 @@ def test_a_screen_shows_the_latest_frame(folder, monkeypatch):
     times = plain_times((folder / "a.mp4").read_bytes())
     assert len(shown_frames) == 20
     assert asked == [sorted(set(shown(times, np.arange(20) / 60)))]
+
+
+def test_films_joined_by_cat_have_the_rate_of_their_header():
+    """Their time stamps begin again, so they place no frame in time."""
+    once = film(range(0, 1600, 40), "mpegts")
+    info = probe_video(once + once)
+    assert (info.num_frames, info.times) == (80, None)
+    assert info.fps == pytest.approx(25, rel=0.01)
+    pixels = decode_frames(once + once, range(80))
+    assert numbers_in(pixels) == [*range(40)] * 2

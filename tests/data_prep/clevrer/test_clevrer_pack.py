@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -320,3 +321,28 @@ def test_real_awkward_files(tmp_path, capsys, storage):
         assert (shards.heights[i], shards.widths[i]) == expected.shape[1:3]
         difference = shards.frames(i, [0, last]).astype(int) - expected
         assert np.abs(difference).mean() < (1e-9 if storage == "original" else 3)
+
+
+def test_a_video_that_changed_since_is_packed_again(tmp_path):
+    """Also where its size stays; shards of other videos, and touched ones, are kept."""
+    (tmp_path / "raw").mkdir()
+    films = [video(number, num_frames=8) for number in range(2)]
+    padded = max(map(len, films))
+    for name, film in zip("ab", films, strict=True):
+        (tmp_path / "raw" / f"{name}.mp4").write_bytes(film.ljust(padded, b"\0"))
+
+    def packed():
+        pack(tmp_path / "raw", tmp_path / "out", storage="original", samples_per_shard=1,
+             workers=1, progress=False)  # fmt: skip
+        return {path: path.stat().st_ino for path in sorted((tmp_path / "out").glob("*.tar"))}
+
+    first = packed()
+    later = time.time_ns() + 10**9
+    os.utime(tmp_path / "raw" / "a.mp4", ns=(later, later))
+    assert packed() == first
+    (tmp_path / "raw" / "a.mp4").write_bytes(films[1].ljust(padded, b"\0"))
+    os.utime(tmp_path / "raw" / "a.mp4", ns=(later, later))
+    second = packed()
+    assert [second[path] == inode for path, inode in first.items()] == [False, True]
+    shards = ShardSet(str(tmp_path / "out" / "*.tar"))
+    np.testing.assert_array_equal(shards.frames(0, range(8)), shards.frames(1, range(8)))

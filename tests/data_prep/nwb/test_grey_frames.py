@@ -30,6 +30,12 @@ def test_pixel_ranges(frames):
     )
 
 
+def test_black_and_white_of_one_bit_is_0_and_255():
+    noise = (GREY > 127).astype(np.uint8)
+    found = GreyFrames([noise], (8, 6), "a").read(np.arange(5))
+    np.testing.assert_array_equal(found, 255 * noise)
+
+
 def test_colour_is_luma_and_alpha_is_dropped():
     expected = np.round(COLOUR @ [0.2989, 0.587, 0.114])
     opaque = np.concatenate([COLOUR, COLOUR[..., :1]], axis=-1)

@@ -45,6 +45,22 @@ def test_a_row_across_a_pause_is_left_out():
     assert left_out == {"rows hold a pause between frames": 1}
 
 
+def test_rows_that_share_frames_are_refused():
+    timeline = join([shown(np.arange(40) / 10)], None)
+    starts, stops = np.array([2.0, 0.0, 1.0]), np.array([3.0, 1.0, 2.5])
+    with pytest.raises(DataError, match=r"rows 2 and 0 of the trials overlap: 1 to 2.5 s and 2 to"):
+        cut_by_table(timeline, starts, stops, None)
+    trials, _ = cut_by_table(timeline, starts, np.array([3.0, 1.0, 2.0]), None)
+    assert len(trials) == 3
+
+
+def test_trials_shorter_than_a_frame_are_refused():
+    with pytest.raises(DataError, match=r"frames last 33\.3 s, .* are the times in milliseconds"):
+        cut_evenly(join([shown(np.arange(90) * 33.3)], None), 10, None)
+    with pytest.raises(DataError, match=r"longer than trials of --trial-seconds 0\.01"):
+        cut_evenly(join([shown(np.arange(90) / 30)], None), 0.01, None)
+
+
 def test_cuts_at_pauses_restarts_and_other_stimuli():
     a = shown(np.arange(12) / 10, [*range(6), *range(6)], "a")
     b = shown(1.2 + np.arange(10) / 10, name="b")

@@ -243,6 +243,19 @@ def test_what_another_archive_left_is_not_kept(session, tmp_path):
     assert contents(tmp_path / "out/dynamic1") == contents(session)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
+    """As where withheld responses, zeros at first, are published later."""
+    source = pack(session, tmp_path / "s.zip") if zipped else session
+    convert([source], tmp_path / "out", progress=False)
+    assert convert([source], tmp_path / "out", progress=False)[1] == [tmp_path / "out/dynamic1"]
+    responses = session / "data/responses/7.npy"
+    np.save(responses, np.load(responses)[..., ::-1])
+    source = pack(session, tmp_path / "s.zip") if zipped else session
+    with pytest.raises(DataError, match="dynamic1 is there already with other content"):
+        convert([source], tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize("call", range(12))
 def test_killed_between_any_two_steps_it_goes_on(call, session, tmp_path):
     """The steps are writes, renames and removals of what another archive and this one left."""

@@ -75,7 +75,7 @@ class _Tar:
         self._pictures = Counter(parts[1] for parts in pictures if parts)
 
     def unlike_the_index(self, videos: ShardSet, i: int) -> str | None:
-        """What the index says of a sample and the tar does not; None if they agree."""
+        """The difference between a sample's entry in the index and the tar; None if they agree."""
         key, total = videos.keys[i], int(videos.num_frames[i])
         places = videos.places(i)
         frames = places[: len(places) - int(videos.has_annotation[i])]

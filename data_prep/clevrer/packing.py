@@ -207,22 +207,28 @@ def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 
 
 def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
-    total = sum(len(job.samples) for job in jobs)
-    with tqdm(total=total, desc="pack", unit="video", disable=not progress) as bar:
-        if min(workers, len(jobs)) == 1:
-            return [_pack_shard(job, bar.update) for job in jobs]
-        return in_workers(
-            _pack_shard,
-            [(job,) for job in jobs],
-            workers,
-            lambda place: bar.update(len(jobs[place].samples)),
-        )
+    with tqdm(jobs, desc="checking shards", unit="shard", leave=False, disable=not progress) as bar:
+        reports = [_whole(job) for job in bar]
+    missing = [place for place, report in enumerate(reports) if report is None]
+    left = [jobs[place] for place in missing]
+    if left:
+        total = sum(len(job.samples) for job in left)
+        with tqdm(total=total, desc="pack", unit="video", disable=not progress) as bar:
+            if min(workers, len(left)) == 1:
+                made = [_pack_shard(job, bar.update) for job in left]
+            else:
+                made = in_workers(
+                    _pack_shard,
+                    [(job,) for job in left],
+                    workers,
+                    lambda place: bar.update(len(left[place].samples)),
+                )
+        for place, report in zip(missing, made, strict=True):
+            reports[place] = report
+    return [report for report in reports if report is not None]
 
 
 def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
-    if (report := _whole(job)) is not None:
-        advance(len(job.samples))
-        return report
     refuse_other_file(Path(index_path(str(job.shard))))
     skipped: dict[str, str] = {}
     try:

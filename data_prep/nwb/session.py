@@ -208,7 +208,7 @@ class _Shown:
 
 
 class _Totals:
-    """What all trials' responses together show to be unusual."""
+    """Counts over the responses of all trials, and notes on unusual ones."""
 
     def __init__(self, neurons: int) -> None:
         self._sum = np.zeros(neurons)

@@ -1,4 +1,4 @@
-"""What was shown according to an NWB file: series of frames, and tables that show templates.
+"""Stimuli that an NWB file says were shown: series of frames, and tables that show templates.
 
 A template is a library of pictures, whose own times say nothing. Presentations say what was shown:
 a series of frames, a series of indices into a template, or a table of intervals with a column that

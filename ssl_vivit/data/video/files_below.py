@@ -65,7 +65,7 @@ def endings(names: Iterable[str]) -> Counter[str]:
 
 
 def passed_over_line(counts: Counter[str]) -> str | None:
-    """What was passed over, in a line; None if nothing was."""
+    """A line that counts the files passed over; None if there are none."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))

@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.features.extraction import TokenStore
@@ -152,7 +153,11 @@ def attentive_predict(
     if not all(state for _, state in best.values()):
         raise ValueError("tokens are not finite, so nothing can be read from them")
     pause = max(1, config.steps // MOMENTS)
-    for step, part in enumerate(_shuffled(fitting, config, seed), 1):
+    steps = tqdm(
+        _shuffled(fitting, config, seed), total=config.steps, desc=f"attentive probe, seed {seed}",
+        unit="step", leave=False, dynamic_ncols=True,
+    )  # fmt: skip
+    for step, part in enumerate(steps, 1):
         probes.train()
         optimizer.zero_grad()
         # No probe shares a weight with another: the sum trains each by itself.

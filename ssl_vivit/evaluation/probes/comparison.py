@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.encoders.adapt import adapt, adapted_config
@@ -217,31 +219,34 @@ class _Pass:
         """Every probe on every extractor's features of some clips of each video."""
         targets = self.found.targets
         weights = video_weights(test.keys)
-        for name in train.vectors:
-            for kind in self.settings.probes:
-                if kind == "attentive":
-                    predicted = attentive_predict(
-                        train.tokens[name],
-                        train.labels,
-                        test.tokens[name],
-                        views,
-                        targets=targets,
-                        config=self.settings.attentive,
-                        seed=self.seed,
-                        device=self.device,
-                    )
-                else:
-                    predicted = predict(
-                        train.vectors[name][:, views].mean(1),
-                        train.labels,
-                        test.vectors[name][:, views].mean(1),
-                        kind,
-                        targets=targets,
-                        seed=self.seed,
-                    )
-                told = predicted, test.labels, train.labels, targets
-                row = Row(name, clips, kind, baseline=name not in encoders)
-                self.found.add(row, scores(*told), resampled_scores(*told, weights))
+        fits = tqdm(
+            list(itertools.product(train.vectors, self.settings.probes)), unit="fit", leave=False,
+            desc=f"seed {self.seed}, fitting probes on {clips}", dynamic_ncols=True,
+        )  # fmt: skip
+        for name, kind in fits:
+            if kind == "attentive":
+                predicted = attentive_predict(
+                    train.tokens[name],
+                    train.labels,
+                    test.tokens[name],
+                    views,
+                    targets=targets,
+                    config=self.settings.attentive,
+                    seed=self.seed,
+                    device=self.device,
+                )
+            else:
+                predicted = predict(
+                    train.vectors[name][:, views].mean(1),
+                    train.labels,
+                    test.vectors[name][:, views].mean(1),
+                    kind,
+                    targets=targets,
+                    seed=self.seed,
+                )
+            told = predicted, test.labels, train.labels, targets
+            row = Row(name, clips, kind, baseline=name not in encoders)
+            self.found.add(row, scores(*told), resampled_scores(*told, weights))
 
 
 def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:

@@ -111,7 +111,7 @@ def finetune(
 
 
 def _record(parts: Parts, train: np.ndarray, seed: int) -> dict[str, Any]:
-    """Which videos were trained on, for those who test the exported encoder later."""
+    """A record of the training videos, from which a later test of the exported encoder tells them."""
     config = parts.train.config
     held_out = 0.0 if config.test_shards else config.held_out
     named = DataConfig(shards=config.shards, held_out=held_out)

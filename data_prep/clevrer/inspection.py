@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from einops import rearrange
-from PIL import Image
 from tqdm import tqdm
 
+from data_prep.contact_sheet import labelled_sheet
 from data_prep.output_files import picture_file
 from data_prep.worker_pool import usable_cores
 from ssl_vivit.data.video.decoding import probe_video
@@ -170,16 +169,12 @@ def contact_sheet(
     source = ShardSet(shards, cache_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
     height = max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]]))
-    sheet = np.stack(
+    numbers = {i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int) for i in rows}
+    picture = labelled_sheet(
         [
-            source.frames(
-                int(i),
-                np.linspace(0, source.num_frames[i] - 1, frames).astype(int),
-                (height, width),
-            )
-            for i in rows
+            (source.keys[i], chosen.tolist(), source.frames(int(i), chosen, (height, width)))
+            for i, chosen in numbers.items()
         ]
     )
-    picture = Image.fromarray(rearrange(sheet, "v f h w c -> (v h) (f w) c"))
     with picture_file("--contact-sheet", path) as part:
         picture.save(part, format="PNG")

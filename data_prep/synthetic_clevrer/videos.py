@@ -9,9 +9,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from data_prep.contact_sheet import labelled_sheet
 from data_prep.output_files import picture_file, refuse_other_settings, writing
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.motion import annotation, simulate
@@ -237,6 +237,6 @@ def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: in
         with av.open(str(video)) as container:
             pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
-        rows.append(np.concatenate([pictures[k] for k in chosen], axis=1))
+        rows.append((video.stem, chosen.tolist(), np.stack([pictures[k] for k in chosen])))
     with picture_file("--contact-sheet", path) as part:
-        Image.fromarray(np.concatenate(rows)).save(part, format="png")
+        labelled_sheet(rows).save(part, format="png")

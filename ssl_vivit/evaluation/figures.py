@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_vivit.files import replaced_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008), Color Universal Design: told apart with any colour vision, and in grey.
@@ -28,6 +29,25 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def panel_figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure of two panels a row, which is as wide as a web page, and its panels."""
+    columns = min(2, panels)
+    rows = -(-panels // columns)
+    figure = new_figure(4.4 * columns, height * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    return figure, axes[:panels]
+
+
+def legend_below(axis: Axes) -> None:
+    """Put a panel's legend below its axis, where it covers no line."""
+    _, labels = axis.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels), default=0) < 24 else 1
+    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns,
+                frameon=False)  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -75,9 +95,9 @@ def image_sheet(
             axis.imshow(images[row, column].numpy())
             axis.set(xticks=[], yticks=[])
             if row < len(titles):
-                axis.set_title(titles[row][column], fontsize=8)
+                axis.set_title(titles[row][column], fontsize=9)
         if labels is not None:
-            axes[0].set_ylabel(labels[row], fontsize=7)
+            axes[0].set_ylabel(labels[row], fontsize=9)
     return figure
 
 
@@ -110,10 +130,8 @@ def draw_curves(
     shown = {title: curves for title, curves in points.items() if curves}
     if not shown:
         return
-    figure = new_figure(4.4 * len(shown), 3.3)
-    for axis, (title, curves) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
+    figure, panels_of = panel_figure(len(shown))
+    for axis, (title, curves) in zip(panels_of, shown.items(), strict=True):
         for index, (label, pairs) in enumerate(curves.items()):
             colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
             steps, values = zip(*pairs, strict=True)
@@ -129,7 +147,7 @@ def draw_curves(
         axis.set(title=title, xlabel="optimisation step")
         axis.grid(alpha=0.3)
         if len(curves) <= 12:
-            axis.legend(fontsize=8)
+            legend_below(axis)
     if ceilings:
-        figure.supxlabel("dotted: what the true rates reach", fontsize=8)
+        figure.supxlabel("dotted: what the true rates reach", fontsize=10)
     save(figure, path)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 RESCALED = (
-    "predicted: structure alone; each hidden tubelet is drawn with the mean colour and spread of "
-    "the true one"
+    "predicted: the structure of each hidden tubelet alone; the prediction was given the true\n"
+    "mean and spread of its colours"
 )
 _PANELS = {
     "loss": ["train/loss"],
@@ -120,7 +120,7 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
     titles = [f"frame {found.frames[time]}" for time in times.tolist()]
     figure = image_sheet(images.flatten(0, 1), [titles], labels)
     if found.rescaled:
-        figure.supxlabel(RESCALED, fontsize=7)
+        figure.suptitle(RESCALED, fontsize=10)
     return figure
 
 

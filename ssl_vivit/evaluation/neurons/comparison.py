@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.figures import COLOURS, new_figure, save
+from ssl_vivit.evaluation.figures import COLOURS, legend_below, panel_figure, save
 from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
@@ -106,21 +106,26 @@ class NeuralComparison:
 
     def chart(self, path: Path) -> None:
         """Score over share of the training trials, a panel a tier; bars are standard errors."""
-        figure = new_figure(6.4 * len(self.scores), 4.4)
-        axes = figure.subplots(1, len(self.scores), squeeze=False)[0]
+        figure, axes = panel_figure(len(self.scores), height=4.4)
+        once = False
         for axis, tier in zip(axes, self.scores, strict=True):
-            self._panel(axis, tier)
+            once |= self._panel(axis, tier)
+        if once:
+            figure.suptitle("points without an error bar were measured once", fontsize=10)
         save(figure, path)
 
-    def _panel(self, axis: Axes, tier: str) -> None:
+    def _panel(self, axis: Axes, tier: str) -> bool:
+        """Draw a tier; returns whether a point has no error."""
+        once = False
         rows, shares = self.scores[tier], self.shares()
         for place, (row, by_share) in enumerate(rows.items()):
             own = sorted(by_share)
             means, errors = np.array([self.estimate(tier, row, share) for share in own]).T
+            once |= bool(np.isnan(errors).any())
             # Side by side, so that bars do not hide each other.
             beside = 1.03 ** (place - (len(rows) - 1) / 2)
             axis.errorbar(
-                np.array(own) * beside, means, yerr=np.nan_to_num(errors), capsize=3, label=row,
+                np.array(own) * beside, means, yerr=errors, capsize=3, label=row,
                 color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
                 markersize=5, linewidth=1.5,
             )  # fmt: skip
@@ -136,7 +141,8 @@ class NeuralComparison:
             ylabel=LABELS.get(self.metric, self.metric),
         )
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        legend_below(axis)
+        return once
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:

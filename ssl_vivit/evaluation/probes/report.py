@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.evaluation.figures import new_figure, save
+from ssl_vivit.evaluation.figures import panel_figure, save
 from ssl_vivit.evaluation.probes.scores import METRICS
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
 from ssl_vivit.evaluation.run_summary import text_table
@@ -29,6 +29,9 @@ LONG_CLIP = (
     "its middle, labelled as the several are"
 )
 SHORT = {"mean average precision": "mAP"}
+
+# Charts end there; a bar that reaches below is marked with its value.
+_LOWEST = -0.5
 
 
 class Row(NamedTuple):
@@ -186,31 +189,38 @@ class ProbeScores:
         probes = list(dict.fromkeys(row.probe for row in self.rows))
         names = list(dict.fromkeys(_label(row) for row in self.rows))
         count = len(self.targets)
-        figure = new_figure(max(3.2 * count, 6), 4.2)
+        figure, panels = panel_figure(count)
         width = 0.8 / len(names)
-        for axis, target in zip(
-            figure.subplots(1, count, squeeze=False)[0], self.targets, strict=True
-        ):
+        without_error = False
+        for axis, target in zip(panels, self.targets, strict=True):
             for place, name in enumerate(names):
                 own = [row for row in self.rows if _label(row) == name]
                 values = [self.estimate(row, target.name) for row in own]
                 at = [
                     probes.index(row.probe) + (place - (len(names) - 1) / 2) * width for row in own
                 ]
-                errors = [0 if math.isnan(v.error) else v.error for v in values]
-                axis.bar(at, [v.mean for v in values], width * 0.92, yerr=errors, capsize=2,
-                         label=name, color=f"C{place}", error_kw={"linewidth": 1})  # fmt: skip
+                without_error |= any(math.isnan(v.error) for v in values)
+                axis.bar(at, [v.mean for v in values], width * 0.92, yerr=[v.error for v in values],
+                         capsize=2, label=name, color=f"C{place}",
+                         error_kw={"linewidth": 1})  # fmt: skip
+                for x, value in zip(at, values, strict=True):
+                    if value.mean < _LOWEST:
+                        axis.annotate(f"▼ {value.mean:.2g}", (x, _LOWEST), rotation=90, fontsize=9,
+                                      ha="center", va="bottom")  # fmt: skip
             level = self.chance_level(target.name)
             axis.axhline(level, color="0.3", linestyle="--", linewidth=1, label="chance")
             axis.set(title=target.name, ylabel=METRICS[target.kind])
             axis.set_xticks(range(len(probes)), probes)
             axis.grid(axis="y", alpha=0.3)
-            # A probe that overfits can fall far below zero and would squash what matters.
+            # No score is above 1. A probe that overfits can fall far below zero, and its error bar
+            # reach far beyond both: they would squash the others.
             low, high = axis.get_ylim()
-            axis.set_ylim(max(low, -0.5), high)
+            axis.set_ylim(max(low, _LOWEST), min(high, 1.05))
         handles, labels = axis.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)),
-                      fontsize=8)  # fmt: skip
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)),
+                      fontsize=9)  # fmt: skip
+        if without_error:
+            figure.suptitle("bars without an error bar were measured once", fontsize=10)
         save(figure, path)
 
 

@@ -106,7 +106,9 @@ def test_contact_sheet_shows_the_frames(videos, tmp_path):
     for row, video in enumerate((0, 2, 3)):
         expected = decode_frames(videos / f"clip{video}.mp4", [0, 3, 6, 9], (32, 48))
         shown = picture[row * 32 : (row + 1) * 32].reshape(32, 4, 48, 3).swapaxes(0, 1)
-        np.testing.assert_array_equal(shown, expected)
+        # Names and numbers stand at the upper border.
+        np.testing.assert_array_equal(shown[:, 16:], expected[:, 16:])
+        assert (shown[:, :16] != expected[:, :16]).any(axis=(1, 2, 3)).all()
     assert main(["info", str(shards), "--contact-sheet", str(sheet / "s.png")]) == 1
 
 

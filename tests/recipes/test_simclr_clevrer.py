@@ -202,6 +202,8 @@ MISTAKES = {
     "unknown key": ({"trainin__steps": 5}, "training"),
     "unknown nested key": ({"training__step": 5}, "did you mean training.steps"),
     "clip too long": ({"data__clip__frame_stride": 11}, "has 32 frames"),
+    "share held out": ({"data__held_out": 2}, "--data.held_out is 2"),
+    "workers": ({"data__workers": -1}, "--data.workers is -1"),
     "three views": ({"data__clip__views": 3}, "--data.clip.views is 3"),
     "batch too large": ({"training__total_batch_size": 64}, "fewer than one batch"),
 }  # fmt: skip
@@ -291,3 +293,24 @@ def test_the_sample_preset_learns(tmp_path):
     assert retrieval[0] < 5 * chance
     assert retrieval[-1] > 10 * chance
     assert sum(losses[-5:]) / 5 < losses[0] / 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", "-5"], ["--data.held_out", "2"], ["--data.workers", "-1"],
+        ["--data.clip.views", "3"], ["--objective.temperature", "0"], ["--encoder.name", "vivit"],
+        ["--evaluation.every", "0"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_settings_are_checked_before_the_sample_is_rendered(tmp_path, monkeypatch, capsys, words):
+    from recipes import simclr_clevrer
+    from ssl_vivit.training import run
+
+    monkeypatch.setattr(sys, "argv", ["simclr_clevrer.py", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(simclr_clevrer.main)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []

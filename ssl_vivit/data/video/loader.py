@@ -71,6 +71,10 @@ class DataConfig(VideoReading):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
+    def __post_init__(self) -> None:
+        _check_share(self.held_out)
+        _check_workers(self.workers)
+
 
 class Clips(NamedTuple):
     """Batches of training clips, and of held-out ones.
@@ -148,10 +152,19 @@ def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.nda
     Returns:
         Indices of the training part and of the held-out part, int64, ascending.
     """
-    if not 0 <= held_out < 1:
-        raise DataError(f"--data.held_out is {held_out}; it must be 0 or more and below 1")
+    _check_share(held_out)
     kept = np.array([name_fraction(key) < held_out for key in keys], dtype=bool)
     return np.flatnonzero(~kept), np.flatnonzero(kept)
+
+
+def _check_share(held_out: float) -> None:
+    if not 0 <= held_out < 1:
+        raise DataError(f"--data.held_out is {held_out}; it must be 0 or more and below 1")
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 0:
+        raise DataError(f"--data.workers is {workers}; it must be 0 or more, or null")
 
 
 class ClipBatches:
@@ -188,8 +201,7 @@ class ClipBatches:
         indices: Sequence[int] | np.ndarray | None = None,
         broken: Mapping[str, str] | None = None,
     ) -> None:
-        if workers is not None and workers < 0:
-            raise DataError(f"--data.workers is {workers}; it must be 0 or more, or null")
+        _check_workers(workers)
         self.dataset, self.shuffle = dataset, shuffle
         self.workers = _free_cores() if workers is None else workers
         chosen = np.asarray(range(len(dataset)) if indices is None else indices, dtype=np.int64)

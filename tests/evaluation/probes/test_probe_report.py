@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from ssl_vivit.evaluation.probes import report
 from ssl_vivit.evaluation.probes.report import ProbeScores, Row, distinct
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
 from ssl_vivit.objectives.targets import Target
@@ -113,3 +114,17 @@ def test_encoders_are_called_by_what_tells_them_apart():
     two = distinct(["a/demo/encoder", "b/demo/encoder"])
     assert list(two.values()) == ["a/demo/encoder", "b/demo/encoder"]
     assert distinct(["org/vivit"]) == {"org/vivit": "vivit"}
+
+
+def test_clipped_bars_carry_their_value_and_missing_errors_are_told(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    filled([0.9, 0.8], [-2.5, -2.5], [0.1, 0.3], own=0.1).chart(tmp_path / "probes.png")
+    (figure,) = drawn
+    speed, collision = (axis for axis in figure.axes if axis.get_title())
+    assert [text.get_text() for text in speed.texts] == ["▼ -2.5"]
+    assert speed.get_ylim()[0] == -0.5
+    assert speed.get_ylim()[1] <= 1.05
+    assert not collision.texts
+    assert "without an error bar" in figure.get_suptitle()  # of has_collision, which is unknown
+    assert figure.get_size_inches()[0] <= 8.8

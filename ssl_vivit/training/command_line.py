@@ -88,6 +88,8 @@ def parse(
     except (ArgumentError, ValueError, TypeError) as error:
         _fail(_explain(str(error), keys, [option.lstrip("-") for option in short]), status=2)
         raise AssertionError("unreachable") from error
+    if argv is not None:  # read by a program, which knows what it reads
+        return config
     if paths:
         _say(f"config   {', '.join(map(str, paths))}")
     elif preset is not None:

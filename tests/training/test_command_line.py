@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,15 @@ def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureF
         assert f"optimisation steps. (type: int, default: {steps})" in text
 
 
-def test_the_first_line_names_the_config(presets: Path, capsys: pytest.CaptureFixture) -> None:
-    parse(Recipe, [], preset=presets)
+def test_the_first_line_names_the_config(
+    presets: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    parse(Recipe, preset=presets)
     line = "config   job_sample, the preset of the sample (no --config given)\n"
     assert capsys.readouterr().err == line
-    parse(Recipe, ["--config", "job_small"], preset=presets)
+    monkeypatch.setattr(sys, "argv", ["job.py", "--config", "job_small"])
+    parse(Recipe, preset=presets)
     assert capsys.readouterr().err == f"config   {presets.parent / 'job_small.yaml'}\n"
 
 

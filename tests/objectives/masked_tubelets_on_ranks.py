@@ -21,4 +21,5 @@ for variant in VARIANTS:
         if parameter.requires_grad:
             results[f"{variant}/{name}"] = parameter.grad.contiguous()
 save_file(results, Path(sys.argv[1]) / f"rank{rank}.safetensors")
+dist.barrier()  # no process ends while another still talks to it
 dist.destroy_process_group()

@@ -22,4 +22,5 @@ gradients = {name: parameter.grad for name, parameter in objective.named_paramet
 numbers = {"loss": step.loss.detach(), **step.metrics}
 numbers.pop("bps")
 save_file({**gradients, **numbers}, Path(sys.argv[1]) / f"rank{rank}.safetensors")
+dist.barrier()  # no process ends while another still talks to it
 dist.destroy_process_group()

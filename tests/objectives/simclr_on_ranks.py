@@ -17,4 +17,5 @@ step.loss.backward()
 results = {name: parameter.grad.contiguous() for name, parameter in simclr.named_parameters()}
 results |= {"loss": step.loss.detach(), **step.metrics}
 save_file(results, Path(sys.argv[1]) / f"rank{rank}.safetensors")
+dist.barrier()  # no process ends while another still talks to it
 dist.destroy_process_group()

@@ -207,7 +207,8 @@ def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 
 
 def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
-    with tqdm(jobs, desc="checking shards", unit="shard", leave=False, disable=not progress) as bar:
+    begun = progress and any(job.shard.exists() for job in jobs)
+    with tqdm(jobs, desc="checking shards", unit="shard", leave=False, disable=not begun) as bar:
         reports = [_whole(job) for job in bar]
     missing = [place for place, report in enumerate(reports) if report is None]
     left = [jobs[place] for place in missing]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -301,19 +302,31 @@ def _whole(job: _Job) -> dict[str, Any] | None:
 
 
 def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
-    """Whether a source file was changed after its shard was written; a touched one alone was not."""
+    """Whether a source file has other content than when its shard was written.
+
+    Only files of a later time are read: a copied or touched file keeps its shard.
+    """
     written = job.shard.stat().st_mtime_ns
-    hashes = {sample["key"]: sample.get("source") for sample in index["samples"]}
+    stored = {sample["key"]: sample for sample in index["samples"]}
     for sample in job.samples:
-        if sample.annotation is not None and sample.annotation.changed_at() > written:
-            return True
-        if sample.video.changed_at() <= written or hashes.get(sample.key) is None:
-            continue
+        packed = stored.get(sample.key)
         try:
-            if content_hash(sample.video.read()) != hashes[sample.key]:
+            if sample.video.changed_at() > written and (
+                packed is None  # it was left out, and may be mended
+                or packed.get("source") not in (None, content_hash(sample.video.read()))
+            ):
                 return True
-        except OSError:
-            return True
+            note = sample.annotation
+            if packed is not None and note is not None and note.changed_at() > written:
+                members = packed["members"]
+                # With --fps the stored annotation is not the file's.
+                if job.encoding.fps is not None or ANNOTATION not in members:
+                    return True
+                if zlib.crc32(note.read()) != members[ANNOTATION][2]:
+                    return True
+        except OSError:  # a link to nothing, or a file that is gone
+            if packed is not None:
+                return True
     return False
 
 

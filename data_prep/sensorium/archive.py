@@ -214,7 +214,7 @@ def _whole(path: Path, member: _Member) -> bool:
 
 
 def _has_content_of(source: Path, member: _Member, path: Path) -> bool:
-    """Whether a file that was converted before holds what the source has now."""
+    """Return True if a converted file equals the file of the source."""
     if source.is_dir():
         return filecmp.cmp(source / member.source, path, shallow=False)
     checksum = 0

@@ -105,7 +105,7 @@ def cut_off(path: Path, step: int) -> None:
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """What the user asked for; without an account offline, so that nothing prompts.
+    """The mode of wandb: the one that the user asked for, or offline without an account.
 
     Raises:
         RunError: if WANDB_MODE is none of wandb's modes for one process.

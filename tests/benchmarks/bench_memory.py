@@ -1,4 +1,4 @@
-"""Which preset trains on which GPU: micro-batch and `--accumulation` by memory, from shapes alone.
+"""Micro-batch and `--accumulation` of each preset by GPU memory, computed from shapes alone.
 
     python tests/benchmarks/bench_memory.py [--gpus 8 24 80]
 

@@ -90,7 +90,7 @@ def test_copies_packed_under_other_names_are_told_by_content(folder, tmp_path, s
 
 
 def test_rendering_again_gives_videos_that_were_seen(folder, tmp_path):
-    """As the sample of the demo and a first rendering of a user do, which have one seed."""
+    """The sample of the demo and the first rendering of a user have one seed."""
     render(tmp_path / "mine", 5, size=(24, 36), num_frames=16, workers=1, progress=False, seed=0)
     pack(tmp_path / "mine", tmp_path / "shards", frames=16, workers=1, progress=False,
          prefix="mine")  # fmt: skip

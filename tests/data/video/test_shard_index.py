@@ -1,4 +1,4 @@
-"""What an index and a shard's measures state, against the members that are there."""
+"""Statements of an index and of a shard's measures, against the members of the shard."""
 
 from __future__ import annotations
 

@@ -346,3 +346,38 @@ def test_a_video_that_changed_since_is_packed_again(tmp_path):
     assert [second[path] == inode for path, inode in first.items()] == [False, True]
     shards = ShardSet(str(tmp_path / "out" / "*.tar"))
     np.testing.assert_array_equal(shards.frames(0, range(8)), shards.frames(1, range(8)))
+
+
+def test_sources_that_are_broken_touched_or_mended(tmp_path):
+    """A link to nothing stays left out, a touched annotation is kept, mended files are packed."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(2):
+        (raw / f"video_0000{number}.mp4").write_bytes(video(number, num_frames=8))
+        notes = note(number) | {"motion_trajectory": note(number)["motion_trajectory"][:8]}
+        (raw / f"annotation_0000{number}.json").write_text(json.dumps(notes))
+    (raw / "video_00002.mp4").symlink_to(tmp_path / "nowhere.mp4")
+
+    def packed(**options):
+        report = pack(raw, tmp_path / "out", raw, storage="original", samples_per_shard=3,
+                      frames=8, workers=1, progress=False, **options)  # fmt: skip
+        return report, (tmp_path / "out" / "clevrer-000000.tar").stat().st_ino
+
+    report, inode = packed()
+    assert [*report.skipped] == ["video_00002.mp4"]
+    assert packed()[1] == inode
+    later = time.time_ns() + 10**9
+    first = raw / "annotation_00000.json"
+    os.utime(first, ns=(later, later))
+    assert packed()[1] == inode
+    first.write_text(first.read_text().replace('"frame_id": 41', '"frame_id": 42'))
+    os.utime(first, ns=(later, later))
+    report, changed = packed()
+    assert changed != inode
+    shards = ShardSet(str(tmp_path / "out" / "*.tar"))
+    assert shards.annotation(0)["collision"][0]["frame_id"] == 42
+    later = time.time_ns() + 10**9
+    mended = tmp_path / "nowhere.mp4"
+    mended.write_bytes(b"")
+    os.utime(mended, ns=(later, later))
+    assert packed()[0].skipped.keys() == {"video_00002.mp4"}

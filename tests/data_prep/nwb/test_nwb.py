@@ -190,7 +190,7 @@ def film_and_speed(path, times, speed, spikes=(0.5, 1.5, 2.5, 3.5)):
 
 
 def test_a_session_in_which_no_unit_responds_is_refused(tmp_path):
-    """As where spike times and stimulus have clocks of their own."""
+    """Spike times and stimulus may have clocks of their own."""
     film_and_speed(tmp_path / "f.nwb", np.arange(0, 4, 0.01), np.ones((400, 2)), spikes=[100.5])
     with pytest.raises(
         DataError, match="no spike in any of the 4 trials, which lie between 0 and 4 s"

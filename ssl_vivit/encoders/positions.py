@@ -117,7 +117,8 @@ class Places(NamedTuple):
 
     Attributes:
         grid: token grid of the whole clip.
-        visible: (b, v) kept spatial positions, the same at all times, or None.
+        visible: (b, v) kept spatial positions, the same at all times, (b, t, v) those of each time
+            step, or None.
         visible_tokens: (b, k) kept tokens among t·h·w, or None.
     """
 
@@ -126,8 +127,13 @@ class Places(NamedTuple):
     visible_tokens: Tensor | None = None
 
     @property
+    def varying(self) -> Tensor | None:
+        """Kept positions of each time step (b, t, v), or None where they are those of all times."""
+        return self.visible if self.visible is not None and self.visible.ndim == 3 else None
+
+    @property
     def space(self) -> Tensor | slice:
-        """Index of the tokens into spatial positions: (b, v), (b, k), or all."""
+        """Index of the tokens into spatial positions: (b, v), (b, t, v), (b, k), or all."""
         if self.visible_tokens is not None:
             return self.visible_tokens % self.grid.n
         return slice(None) if self.visible is None else self.visible
@@ -136,13 +142,15 @@ class Places(NamedTuple):
         """Time step of each token in the flattened sequence, (t·n,) or (b, k)."""
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
-        n = self.grid.n if self.visible is None else self.visible.shape[1]
+        n = self.grid.n if self.visible is None else self.visible.shape[-1]
         return torch.arange(self.grid.t, device=device).repeat_interleave(n)
 
     def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
         """The entries of a table over the whole grid that belong to the tokens."""
         if self.visible_tokens is not None:
             return table.flatten(0, 1)[self.visible_tokens][:, None]
+        if self.varying is not None:
+            return table[torch.arange(self.grid.t, device=table.device)[:, None], self.varying]
         if self.visible is not None:
             return table[:, self.visible].transpose(0, 1)
         return table[None]
@@ -180,7 +188,7 @@ class Positions(nn.Module):
         table = self._spatial_table(places.grid, x)
         if table is not None:
             placed = table[places.space]
-            x = x + (placed if placed.ndim == 2 else placed[:, None])
+            x = x + (placed[:, None] if placed.ndim == 3 else placed)
         table = self._joint_table(places.grid, x)
         return x if table is None else x + places.spread(table)
 
@@ -210,7 +218,9 @@ class Positions(nn.Module):
         space = time = None
         if config.spatial_positions == "rotary":
             space = Rotation.of(self._spatial_angles(places, config.head_dim // 4, like))
-            if places.visible is not None:
+            if places.varying is not None:
+                space = Rotation(*(rearrange(part, "b t v f -> (b t) 1 v f") for part in space))
+            elif places.visible is not None:
                 shape = "b v f -> (b t) 1 v f"
                 space = Rotation(*(repeat(part, shape, t=places.grid.t) for part in space))
             space = space.padded(config.register_tokens + self.class_slots)
@@ -238,7 +248,9 @@ class Positions(nn.Module):
         parts = []
         if in_space:
             parts.append(self._spatial_angles(places, per_axis, like))
-            if places.visible_tokens is None:
+            if places.varying is not None:
+                parts[0] = parts[0].flatten(1, 2)
+            elif places.visible_tokens is None:
                 parts[0] = repeat(parts[0], "... n f -> ... (t n) f", t=places.grid.t)
         if in_time:
             base, times = config.rotary_base_temporal, places.times(like.device)

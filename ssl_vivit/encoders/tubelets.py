@@ -66,15 +66,15 @@ class TubeletEmbedding(nn.Module):
     def forward(
         self,
         video: Float[Tensor, "b c T H W"],
-        visible: Int[Tensor, "b v"] | None = None,
+        visible: Int[Tensor, "b *t v"] | None = None,
         visible_tokens: Int[Tensor, "b k"] | None = None,
     ) -> tuple[Float[Tensor, "b t n d"], Grid]:
         """Embed all tubelets, or only the visible ones.
 
         Args:
             video: (B, C, T, H, W) floats.
-            visible: indices into the h·w spatial positions, visible at every time step; tokens
-                come in their order.
+            visible: indices into the h·w spatial positions: (b, v) visible at every time step, or
+                (b, t, v) at each; tokens come in their order.
             visible_tokens: indices into all t·h·w tubelets, in place of ``visible``.
 
         Returns:
@@ -115,6 +115,10 @@ class TubeletEmbedding(nn.Module):
         ):
             tubelets = tubelets.unfold(2 + axis, size, stride)
         batch = torch.arange(video.shape[0], device=video.device)[:, None]
+        if visible is not None and visible.ndim == 3:
+            time = torch.arange(grid.t, device=video.device)[:, None]
+            tubelets = tubelets[batch[..., None], :, time, visible // grid.w, visible % grid.w]
+            return rearrange(tubelets, "b t v c pt ph pw -> b t v (c pt ph pw)")
         if visible is not None:
             tubelets = tubelets[batch, :, :, visible // grid.w, visible % grid.w]
             return rearrange(tubelets, "b v c t pt ph pw -> b t v (c pt ph pw)")

@@ -6,7 +6,7 @@
 - Model 3, factorised self-attention: space and time in turn in every block
 - Model 4, factorised dot product: half of the heads over time, half over space
 - learned, sinusoidal and rotary positions; class tokens; registers for each axis
-- tube masks: only the visible tubelets are ever embedded
+- masks: only the visible tubelets are ever embedded
 - gradient checkpointing, patch dropout, stochastic depth
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -181,7 +181,7 @@ class ViViT(nn.Module, HubModel):
     def forward(
         self,
         video: Float[Tensor, "b c T H W"],
-        visible: Int[Tensor, "b v"] | None = None,
+        visible: Int[Tensor, "b *t v"] | None = None,
         *,
         visible_tokens: Int[Tensor, "b k"] | None = None,
         tokens: bool = True,
@@ -190,8 +190,9 @@ class ViViT(nn.Module, HubModel):
 
         Args:
             video: (B, C, T, H, W) floats, normalised as ``preprocessing`` says.
-            visible: tube mask, indices of the kept spatial positions, the same at all times;
-                tokens come out in their order.
+            visible: indices of the kept spatial positions: (b, v) at all times (a tube mask), or
+                (b, t, v) at each time step, as many at each. Tokens come out in their order.
+                Hidden tokens neither attend nor are attended to.
             visible_tokens: indices of the kept tokens among all t·h·w, in the order of time, row,
                 column; Model 1 alone, which returns them as (b, 1, k, d).
             tokens: whether patch tokens are wanted. Without them Model 2 sends the class tokens
@@ -220,7 +221,7 @@ class ViViT(nn.Module, HubModel):
     def encode(
         self,
         video: Float[Tensor, "b c T H W"],
-        visible: Int[Tensor, "b v"] | None = None,
+        visible: Int[Tensor, "b *t v"] | None = None,
         visible_tokens: Int[Tensor, "b k"] | None = None,
         tokens: bool = True,
     ) -> Encoded:
@@ -238,7 +239,8 @@ class ViViT(nn.Module, HubModel):
             return Encoded(x, cls, self._summary(cls, last), grid)
         x = self.positions.add_temporal(x, places)
         if isinstance(self.trunk, SpaceTimeTrunk):
-            return Encoded(self.trunk(x, self.positions.rotations(places, x)), None, None, grid)
+            x = self.trunk(x, places, self.positions.rotations(places, x))
+            return Encoded(x, None, None, grid)
         steps = x.shape[1]
         x, cls = self.trunk(
             rearrange(x, "b t n d -> b (t n) d"),
@@ -307,7 +309,7 @@ class ViViT(nn.Module, HubModel):
         if visible_tokens is not None and self.config.variant != "joint":
             raise ValueError(
                 f"visible_tokens would break up the axes of {self.config.variant}; use visible, "
-                "the same positions at all times, or variant='joint'"
+                "as many positions at every time step, or variant='joint'"
             )
         if visible is not None and visible_tokens is not None:
             raise ValueError("give visible or visible_tokens, not both")
@@ -316,16 +318,20 @@ class ViViT(nn.Module, HubModel):
                 continue
             if not isinstance(index, Tensor):
                 raise ValueError(f"{name} is a {type(index).__name__}; give a tensor of indices")
-            if index.ndim != 2 or len(index) != len(video) or index.is_floating_point():
+            grid = self.config.grid_of(*video.shape[2:])
+            shapes, allowed = [(2, 1)], "(B, kept)"
+            if name == "visible":
+                shapes, allowed = [(2, 1), (3, grid.t)], f"(B, kept) or (B, {grid.t}, kept)"
+            fits = (index.ndim, index.shape[1] if index.ndim == 3 else 1) in shapes
+            if not fits or len(index) != len(video) or index.is_floating_point():
                 raise ValueError(
                     f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "
-                    f"indices (B, kept) for {len(video)} clips"
+                    f"indices {allowed} for {len(video)} clips"
                 )
             if index.dtype == torch.bool:
                 raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
             # On a GPU this would wait for the device, and its own bounds check follows anyway.
             if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
-                grid = self.config.grid_of(*video.shape[2:])
                 count = grid.n if name == "visible" else grid.t * grid.n
                 low, high = int(index.min()), int(index.max())
                 if low < 0 or high >= count:
@@ -340,16 +346,20 @@ class ViViT(nn.Module, HubModel):
         visible: Tensor | None = None,
         visible_tokens: Tensor | None = None,
     ) -> Kept | None:
-        """In training, a random choice of tubes (or of visible tokens) to keep for each clip."""
+        """In training, a random choice of what is visible to keep for each clip.
+
+        Of tubes, of the positions of each time step where these differ, or of visible tokens.
+        """
         if not (self.training and self.config.patch_dropout > 0):
             return None
         grid = self.config.grid_of(*video.shape[2:])
         given = visible if visible_tokens is None else visible_tokens
-        total = grid.n if given is None else given.shape[1]
+        shape = (len(video), grid.n) if given is None else given.shape
+        total = shape[-1]
         keep = max(1, total - int(total * self.config.patch_dropout))
-        order = torch.rand(len(video), total, device=video.device).argsort(1)[:, :keep]
-        slots = order.sort(1).values
-        index = slots if given is None else given.gather(1, slots)
+        order = torch.rand(shape, device=video.device).argsort(-1)[..., :keep]
+        slots = order.sort(-1).values
+        index = slots if given is None else given.gather(-1, slots)
         if visible_tokens is None:
             return Kept(slots, total, index, None)
         return Kept(slots, total, None, index)
@@ -544,7 +554,8 @@ class Kept(NamedTuple):
     def restore(self, tokens: Float[Tensor, "b t k d"]) -> Float[Tensor, "b t n d"]:
         """Tokens back in their slots, zeros where some were dropped."""
         b, t, _, d = tokens.shape
-        index = repeat(self.slots, "b k -> b t k d", t=t, d=d)
+        slots = self.slots if self.slots.ndim == 3 else self.slots[:, None]
+        index = slots[..., None].expand(b, t, -1, d)
         return tokens.new_zeros(b, t, self.total, d).scatter(2, index, tokens)
 
 

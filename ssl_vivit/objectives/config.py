@@ -47,7 +47,7 @@ class MaskedTubeletsConfig:
     Args:
         mask_ratio: share of the spatial positions that is hidden, rounded down.
         mask: ``tube`` hides random positions at all times, ``block`` rectangles at all times,
-            ``random`` other positions at every time (Model 1 alone).
+            ``random`` other positions at every time.
         decoder_depth: blocks of the decoder.
         decoder_dim: its width; null is half the encoder's.
         decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which

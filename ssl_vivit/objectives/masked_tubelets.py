@@ -1,8 +1,8 @@
 """Masked tubelets: most of a clip is hidden, its pixels are predicted from the rest.
 
-VideoMAE's recipe (Tong et al. 2022, arXiv 2203.12602) for every ViViT: tube masks keep the
-factorised structure, only visible tubelets are embedded and encoded, a narrow decoder predicts the
-hidden ones.
+VideoMAE's recipe (Tong et al. 2022, arXiv 2203.12602) for every ViViT: as many positions are visible
+at every time step, which keeps the factorised structure; only visible tubelets are embedded and
+encoded, and a narrow decoder predicts the hidden ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, ViViTConfig, save_pretrained
+from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import MaskedTubeletsConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import effective_rank
@@ -35,6 +36,9 @@ from ssl_vivit.objectives.pixel_targets import (
     video_of,
 )
 from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
+
+# Visible tubelets that interpolation takes for each hidden one.
+_NEIGHBOURS = 8
 
 
 class Reconstruction(NamedTuple):
@@ -126,7 +130,7 @@ class MaskedTubelets(Objective):
         self, video: Float[Tensor, "b c T H W"], generator: torch.Generator | None = None
     ) -> TubeletMask:
         """A mask for each clip, on the clips' device."""
-        grid = self.encoder.config.grid_of(*video.shape[2:])
+        grid = self._grid(video)
         mask = draw_mask(self.config.mask, grid, self.config.mask_ratio, len(video), generator)
         return mask.to(video.device)
 
@@ -135,18 +139,25 @@ class MaskedTubelets(Objective):
     ) -> tuple[Float[Tensor, "b m p"], Float[Tensor, "b t v d"]]:
         """Predictions of the hidden tubelets in the order of time and mask, and visible tokens."""
         out = self.encoder(video, **mask.for_encoder)
-        predicted = self.decoder(out.tokens, mask, out.grid)
-        return rearrange(predicted, "b t m p -> b (t m) p"), out.tokens
+        return self.decoder(out.tokens, out.cls, mask, out.grid), out.tokens
 
     @torch.no_grad()
     def targets(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> Float[Tensor, "b m p"]:
         """What the hidden tubelets are, in the order of :meth:`predict`."""
-        pixels = _at(self._pixels(video), mask)
+        return self._targets(video, mask.tokens(self._grid(video))[1])
+
+    def _targets(
+        self, video: Float[Tensor, "b c T H W"], index: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b m p"]:
+        pixels = _at(self._pixels(video), index)
         if self.config.normalize_targets:
             pixels = PixelScale(pixels).normalised(pixels)
         return rearrange(pixels, "b m c p -> b m (p c)")
+
+    def _grid(self, video: Tensor) -> Grid:
+        return self.encoder.config.grid_of(*video.shape[2:])
 
     @torch.no_grad()
     def reconstruct(
@@ -161,10 +172,10 @@ class MaskedTubelets(Objective):
         pixels = self._pixels(video)
         predicted, _ = self.predict(video, mask)
         predicted = rearrange(predicted, "b m (p c) -> b m c p", c=pixels.shape[3]).to(pixels)
+        grid = self._grid(video)
+        _, index = mask.tokens(grid)
         if self.config.normalize_targets:
-            predicted = PixelScale(_at(pixels, mask)).restored(predicted)
-        grid = self.encoder.config.grid_of(*video.shape[2:])
-        index = _flat_index(mask, grid.t, grid.n)
+            predicted = PixelScale(_at(pixels, index)).restored(predicted)
         flat = rearrange(pixels, "b t n c p -> b (t n) c p").clone()
         flat.scatter_(1, index[..., None, None].expand_as(predicted), predicted)
         hidden = torch.zeros(flat.shape[:2], dtype=torch.bool, device=video.device)
@@ -180,7 +191,7 @@ class MaskedTubelets(Objective):
 
     @torch.no_grad()
     def errors(self, batch: dict[str, Any], seed: int) -> dict[str, Float[Tensor, " clips"]]:
-        """How far predictions are off, beside two guesses without any model.
+        """How far predictions are off, beside three guesses without any model.
 
         Args:
             batch: as in :meth:`forward`.
@@ -189,21 +200,30 @@ class MaskedTubelets(Objective):
         Returns:
             Mean squared errors over the hidden tubelets of each clip, in units of the targets,
             with ``error`` of the predictions; ``copy_error`` of the nearest visible tubelet in
-            their place; ``mean_error`` of each hidden tubelet's own mean colour. Where targets are
-            normalised the last is near 1, less with tubelets of one colour, and lower than what
-            copying has: the harder one to beat.
+            their place; ``interpolation_error`` of the mean of the eight nearest visible tubelets,
+            weighted by inverse squared distance (Shepard 1968); ``mean_error`` of each hidden
+            tubelet's own mean colour, an oracle, since no model sees what is hidden.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         mask = self.draw_mask(video, torch.Generator().manual_seed(seed))
-        grid = self.encoder.config.grid_of(*video.shape[2:])
         targets = self.targets(video, mask)
-        copied = self.targets(video, mask._replace(hidden=nearest_visible(mask, grid)))
+        near, distance = nearest_visible(mask, self._grid(video), _NEIGHBOURS)
+        weight = distance.square().reciprocal().to(targets)
+        between = torch.zeros_like(targets)
+        for k in range(near.shape[2]):
+            between += weight[:, :, k, None] * self._targets(video, near[:, :, k])
+        between /= weight.sum(-1, keepdim=True)
         predicted, _ = self.predict(video, mask)
         by_channel = rearrange(targets, "b m (p c) -> b m p c", c=video.shape[1])
         mean = rearrange(
             by_channel.mean(2, keepdim=True).expand_as(by_channel), "b m p c -> b m (p c)"
         )
-        guesses = {"error": predicted.to(targets), "copy_error": copied, "mean_error": mean}
+        guesses = {
+            "error": predicted.to(targets),
+            "copy_error": self._targets(video, near[:, :, 0]),
+            "interpolation_error": between,
+            "mean_error": mean,
+        }
         return {name: (x - targets).square().mean((1, 2)) for name, x in guesses.items()}
 
     @torch.no_grad()
@@ -241,11 +261,6 @@ def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None
         ValueError: naming the setting and what it may be.
     """
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
-    if config.mask == "random" and architecture.variant != "joint":
-        raise ValueError(
-            f"objective.mask 'random' would break up the axes of {architecture.variant}; use "
-            "'tube' or 'block', or encoder.overrides.variant joint"
-        )
     size, stride = architecture.kernel_size, architecture.kernel_stride
     overlaps = size[1:] != stride[1:] or (config.mask == "random" and size[0] != stride[0])
     if overlaps:
@@ -261,20 +276,10 @@ def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None
         )
 
 
-def _at(pixels: Float[Tensor, "b t n c p"], mask: TubeletMask) -> Float[Tensor, "b m c p"]:
-    """The pixels of hidden tubelets, in the order of time and mask."""
-    _, t, n, _, _ = pixels.shape
+def _at(pixels: Float[Tensor, "b t n c p"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m c p"]:
+    """The pixels of some tubelets, by their indices among t·n."""
     flat = rearrange(pixels, "b t n c p -> b (t n) c p")
-    index = _flat_index(mask, t, n)[..., None, None]
-    return flat.gather(1, index.expand(-1, -1, *flat.shape[2:]))
-
-
-def _flat_index(mask: TubeletMask, t: int, n: int) -> Tensor:
-    """Hidden tubelets as indices into t·n."""
-    if mask.by_token:
-        return mask.hidden
-    steps = torch.arange(t, device=mask.hidden.device)[:, None] * n
-    return (mask.hidden[:, None] + steps).flatten(1)
+    return flat.gather(1, index[..., None, None].expand(-1, -1, *flat.shape[2:]))
 
 
 @torch.no_grad()

@@ -22,14 +22,15 @@ class TubeletMask(NamedTuple):
     """Indices of visible and of hidden tubelets, both ascending, as the encoder takes them.
 
     Attributes:
-        visible: (b, v) kept spatial positions, or kept tokens among t·h·w where ``by_token``.
-        hidden: (b, m) all the others.
-        by_token: whether indices run over all tokens; otherwise over positions, at all times.
+        visible: kept spatial positions, (b, v) at all times or (b, t, v) at each time step; (b, k)
+            kept tokens among t·h·w where ``by_token``.
+        hidden: all the others, (b, m) or (b, t, m).
+        by_token: whether indices run over all tokens, for Model 1; otherwise over positions.
     """
 
     visible: Tensor
     hidden: Tensor
-    by_token: bool
+    by_token: bool = False
 
     @property
     def for_encoder(self) -> dict[str, Tensor]:
@@ -39,6 +40,16 @@ class TubeletMask(NamedTuple):
     def to(self, device: torch.device) -> TubeletMask:
         """The same on a device."""
         return TubeletMask(self.visible.to(device), self.hidden.to(device), self.by_token)
+
+    def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
+        """Visible and hidden tubelets as indices among all t·h·w, in the order of time and mask."""
+        if self.by_token:
+            return self.visible, self.hidden
+        steps = torch.arange(grid.t, device=self.visible.device)[:, None] * grid.n
+        visible, hidden = (
+            (x if x.ndim == 3 else x[:, None]) + steps for x in (self.visible, self.hidden)
+        )
+        return visible.flatten(1), hidden.flatten(1)
 
 
 def hidden_count(total: int, ratio: float, what: str) -> int:
@@ -91,24 +102,42 @@ def draw_mask(
     else:
         rank = torch.rand(batch, steps, grid.n, generator=generator)
     order = rank.argsort(-1)
-    offset = torch.arange(steps)[:, None] * grid.n
     visible, hidden_ones = (
-        (part.sort(-1).values + offset).flatten(1)
-        for part in (order[..., hidden:], order[..., :hidden])
+        part.sort(-1).values for part in (order[..., hidden:], order[..., :hidden])
     )
-    return TubeletMask(visible, hidden_ones, by_token=kind == "random")
+    if kind == "random":
+        return TubeletMask(visible, hidden_ones)
+    return TubeletMask(visible[:, 0], hidden_ones[:, 0])
 
 
-def nearest_visible(mask: TubeletMask, grid: Grid) -> Int[Tensor, "b m"]:
-    """For each hidden tubelet the nearest visible one, as an index of the mask's own kind.
+def nearest_visible(
+    mask: TubeletMask, grid: Grid, count: int = 1
+) -> tuple[Int[Tensor, "b m count"], Float[Tensor, "b m count"]]:
+    """The nearest visible tubelets of each hidden one.
 
-    Distances are between tubelets' centres in steps of the grid, time included where indices are
-    over tokens; of several nearest the first.
+    Args:
+        mask: which are visible and which hidden.
+        grid: tokens of a clip.
+        count: how many; at most as many as are visible.
+
+    Returns:
+        indices among all t·h·w tubelets, nearest first, and their distances: between tubelets'
+        centres, in steps of the grid. Of several at one distance the first comes first.
     """
-    axes = [torch.arange(count, device=mask.visible.device, dtype=torch.float) for count in grid]
-    places = torch.cartesian_prod(*(axes if mask.by_token else axes[1:]))
-    distance = torch.cdist(places[mask.hidden], places[mask.visible])
-    return mask.visible.gather(1, distance.argmin(-1))
+    visible, hidden = mask.tokens(grid)
+    axes = [torch.arange(length, device=visible.device, dtype=torch.float) for length in grid]
+    places = torch.cartesian_prod(*axes)
+    found, distances = [], []
+    # One clip at a time: all distances of a batch may not fit into memory.
+    for there, wanted in zip(visible, hidden, strict=True):
+        # By matrix products equal distances would come out different.
+        distance = torch.cdist(
+            places[wanted], places[there], compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        distance, order = (x[:, :count] for x in distance.sort(dim=-1, stable=True))
+        found.append(there[order])
+        distances.append(distance)
+    return torch.stack(found), torch.stack(distances)
 
 
 def _block_rank(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,6 +30,9 @@ class TubeletDecoder(nn.Module):
     rotary besides: what lies near, in space and time, can be told from what lies far without being
     learned, which takes sinusoids alone far more steps.
 
+    Mask tokens start from the class token of their time step, where the encoder has one, so that
+    what ``pooled`` is made of is trained too.
+
     Args:
         encoder: config of the encoder.
         dim: width, a multiple of 4, of 16 for ``rotary``.
@@ -50,6 +52,10 @@ class TubeletDecoder(nn.Module):
         super().__init__()
         config = decoder_config(encoder, dim, depth, positions)
         self.project = nn.Linear(encoder.embed_dim, dim, bias=False)
+        self.project_class: nn.Linear | None = None
+        if encoder.class_token or encoder.frame_pooling != "none":
+            self.project_class = nn.Linear(encoder.embed_dim, dim, bias=False)
+            nn.init.xavier_uniform_(self.project_class.weight)
         self.mask_token = token_parameter(dim)
         self.positions = Positions(config)
         self.rotary: Positions | None = None
@@ -65,27 +71,38 @@ class TubeletDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, tokens: Float[Tensor, "b t v d"], mask: TubeletMask, grid: Grid
-    ) -> Float[Tensor, "b t m outputs"]:
+        self,
+        tokens: Float[Tensor, "b t v d"],
+        cls: Float[Tensor, "b t d"] | None,
+        mask: TubeletMask,
+        grid: Grid,
+    ) -> Float[Tensor, "b m outputs"]:
         """Predict the hidden tubelets.
 
         Args:
             tokens: of the visible tubelets, (b, 1, v, d) where the mask is by token.
-            mask: which they are, and which are hidden.
+            cls: class tokens of the time steps, (b, 1, d) the one of Model 1, or None.
+            mask: which tubelets are visible, and which are hidden.
             grid: tokens of the whole clip.
+
+        Returns:
+            Predictions in the order of time and mask.
         """
+        visible_at, hidden_at = (index[..., None] for index in mask.tokens(grid))
         # In the residuals' precision also under autocast, as in the encoder.
-        visible = self.project(tokens).to(self.mask_token.dtype)
-        b, t, v, _ = visible.shape
-        hidden = self.mask_token.expand(b, t, mask.hidden.shape[1], -1)
-        x = torch.cat((visible, hidden), dim=2)
-        index = torch.cat((mask.visible, mask.hidden), dim=1)
-        places = Places(grid, **{"visible_tokens" if mask.by_token else "visible": index})
+        visible = self.project(tokens.flatten(1, 2)).to(self.mask_token.dtype)
+        b, _, d = visible.shape
+        hidden = self.mask_token.expand(b, grid.t, grid.n, d)
+        if self.project_class is not None:
+            hidden = hidden + self.project_class(cls).to(hidden.dtype)[:, :, None]
+        x = hidden.flatten(1, 2).scatter(1, visible_at.expand(-1, -1, d), visible)
+        x = x.unflatten(1, (grid.t, grid.n))
+        places = Places(grid)
         x = self.positions.add_spatial(x, places)
         x = self.positions.add_temporal(x, places)
         if isinstance(self.trunk, SpaceTimeTrunk):
             rotations = (None, None) if self.rotary is None else self.rotary.rotations(places, x)
-            x = self.trunk(x, rotations)
+            x = self.trunk(x, places, rotations).flatten(1, 2)
         else:
             x, _ = self.trunk(
                 rearrange(x, "b t n d -> b (t n) d"),
@@ -94,8 +111,7 @@ class TubeletDecoder(nn.Module):
                 None if self.rotary is None else self.rotary.joint_rotation(places, x),
                 class_only=False,
             )
-            x = rearrange(x, "b (t n) d -> b t n d", t=t)
-        return self.head(x[:, :, v:])
+        return self.head(x.gather(1, hidden_at.expand(-1, -1, d)))
 
 
 def decoder_config(

@@ -20,17 +20,20 @@ from torch import Tensor, nn
 
 from ssl_vivit import create_encoder
 from ssl_vivit.objectives import MaskedTubelets
+from ssl_vivit.objectives.config import MaskKind
 from ssl_vivit.objectives.pixel_targets import squared_error
 
 Step = Callable[[Tensor], Tensor]
 
 
-def objective(size: str, variant: str, frames: int, side: int, tubelet: int) -> MaskedTubelets:
+def objective(
+    size: str, variant: str, mask: MaskKind, frames: int, side: int, tubelet: int
+) -> MaskedTubelets:
     encoder = create_encoder(
         size, variant=variant, num_frames=frames, image_size=(side, side),
         tubelet_size=(tubelet, 16, 16),
     )  # fmt: skip
-    return MaskedTubelets(encoder)
+    return MaskedTubelets(encoder, mask=mask)
 
 
 def masked(model: MaskedTubelets, video: Tensor) -> Tensor:
@@ -41,9 +44,11 @@ def unmasked(model: MaskedTubelets, video: Tensor) -> Tensor:
     """The same decoder and loss behind an encoder that sees every token."""
     mask = model.draw_mask(video)
     out = model.encoder(video)
-    kept = mask.visible[:, None, :, None].expand(-1, out.grid.t, -1, out.tokens.shape[-1])
-    predicted = model.decoder(out.tokens.gather(2, kept), mask, out.grid)
-    return squared_error(predicted.flatten(1, 2), model.targets(video, mask))
+    visible, _ = mask.tokens(out.grid)
+    kept = visible[..., None].expand(-1, -1, out.tokens.shape[-1])
+    tokens = out.tokens.flatten(1, 2).gather(1, kept)[:, None]
+    predicted = model.decoder(tokens, out.cls, mask, out.grid)
+    return squared_error(predicted, model.targets(video, mask))
 
 
 def videomae(frames: int, side: int) -> nn.Module:
@@ -82,8 +87,15 @@ def main() -> None:
         return torch.rand(batch, 3, frames, side, side, device=args.device)
 
     rows = []
-    for name, variant in (("Model 1", "joint"), ("Model 2", "factorized_encoder")):
-        model = objective("small", variant, 20, 256, 4).to(args.device)
+    models: tuple[tuple[str, str, MaskKind], ...] = (
+        ("Model 1", "joint", "tube"),
+        ("Model 2", "factorized_encoder", "tube"),
+        ("Model 2", "factorized_encoder", "random"),
+        ("Model 3", "factorized_self_attention", "tube"),
+        ("Model 3", "factorized_self_attention", "random"),
+    )
+    for name, variant, mask in models:
+        model = objective("small", variant, mask, 20, 256, 4).to(args.device)
         calls = {
             kind: partial(backward, model, partial(step, model))
             for kind, step in (("masked", masked), ("unmasked", unmasked))
@@ -97,12 +109,12 @@ def main() -> None:
             for kind, call in calls.items()
         }
         share = f"{memory['masked'] / memory['unmasked']:.2f}"
-        rows.append([f"{name}, small, 20×256×256", ratio(*times.values()), share])
+        rows.append([f"{name}, small, 20×256×256, {mask}", ratio(*times.values()), share])
     print(table(["0.9 hidden / all visible to the encoder", "time", "memory"], rows))
     print()
 
     video = clips(4, 16, 112)
-    model = objective("tiny", "joint", 16, 112, 2).to(args.device)
+    model = objective("tiny", "joint", "tube", 16, 112, 2).to(args.device)
     square = torch.rand(2048, 2048, device=args.device)
     cases: dict[str, Callable[[], object]] = {
         "ours": partial(backward, model, partial(masked, model), video),

@@ -48,15 +48,18 @@ def small(variant="factorized_encoder", **settings):
 
 def small_objective(variant: str) -> MaskedTubelets:
     """In float64, the same on every process."""
-    return MaskedTubelets(small(variant), decoder_depth=2, preprocessing=IMAGENET).double()
+    objective = MaskedTubelets(
+        small(variant), mask="random", decoder_depth=2, preprocessing=IMAGENET
+    )
+    return objective.double()
 
 
 def masked_batch(objective: MaskedTubelets, part: slice) -> dict:
     """Some of six clips, each with a mask of its own."""
     generator = torch.Generator().manual_seed(1)
     clips = torch.randn(6, 1, 3, 8, 64, 96, dtype=torch.float64, generator=generator)
-    visible, hidden, by_token = objective.draw_mask(clips[:, 0], generator)
-    return {"clips": clips[part], "mask": TubeletMask(visible[part], hidden[part], by_token)}
+    visible, hidden, _ = objective.draw_mask(clips[:, 0], generator)
+    return {"clips": clips[part], "mask": TubeletMask(visible[part], hidden[part])}
 
 
 def videomae() -> tuple[MaskedTubelets, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -194,17 +197,23 @@ def test_constant_tubelets_give_finite_losses_and_gradients():
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 21), (0.5, 12), (0.75, 18)])
 def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden):
     mask = draw_mask(kind, Grid(3, 4, 6), ratio, 5)
-    steps = 3 if kind == "random" else 1
-    assert mask.by_token == (kind == "random")
-    assert mask.hidden.shape == (5, steps * hidden)
-    everything = torch.cat((mask.visible, mask.hidden), dim=1).sort(1).values
-    assert torch.equal(everything, torch.arange(steps * 24).expand(5, -1))
-    assert torch.equal(mask.hidden, mask.hidden.sort(1).values)
-    assert torch.equal(mask.visible, mask.visible.sort(1).values)
+    assert not mask.by_token
+    assert mask.hidden.shape == ((5, 3, hidden) if kind == "random" else (5, hidden))
+    everything = torch.cat((mask.visible, mask.hidden), dim=-1).sort(-1).values
+    assert torch.equal(everything, torch.arange(24).expand_as(everything))
+    assert torch.equal(mask.hidden, mask.hidden.sort(-1).values)
+    assert torch.equal(mask.visible, mask.visible.sort(-1).values)
     if kind == "random":
-        by_time = torch.zeros(5, 72).scatter(1, mask.hidden, 1.0).view(5, 3, 24)
-        assert (by_time.sum(-1) == hidden).all()
-        assert (by_time[:, 0] != by_time[:, 1]).any()
+        assert (mask.hidden[:, 0] != mask.hidden[:, 1]).any()
+
+
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_indices_among_all_tokens_are_in_the_order_of_time(kind):
+    mask = draw_mask(kind, Grid(3, 4, 6), 0.75, 2)
+    for part, tokens in zip(mask[:2], mask.tokens(Grid(3, 4, 6)), strict=True):
+        for b in range(2):
+            at = part[b] if kind == "random" else part[b].expand(3, -1)
+            assert tokens[b].tolist() == [t * 24 + i for t in range(3) for i in at[t].tolist()]
 
 
 def test_every_position_is_hidden_as_often_and_blocks_hold_together():
@@ -225,33 +234,37 @@ def test_every_position_is_hidden_as_often_and_blocks_hold_together():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+@pytest.mark.parametrize("kind", ["tube", "random"])
 def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(
-    variant, causal, positions
+    variant, causal, positions, kind
 ):
     encoder = small(variant, temporal_causal=causal, register_tokens=1)
-    objective = MaskedTubelets(encoder, mask_ratio=0.75, decoder_positions=positions)
+    objective = MaskedTubelets(encoder, mask=kind, mask_ratio=0.75, decoder_positions=positions)
     video = torch.randn(1, 3, 8, 64, 96, requires_grad=True)
     mask = objective.draw_mask(video)
     predicted, _ = objective.predict(video, mask)
     predicted.square().sum().backward()
-    seen = torch.zeros(24, dtype=torch.bool)
-    seen[mask.visible[0]] = True
-    seen = seen.view(4, 6).repeat_interleave(16, 0).repeat_interleave(16, 1)
-    gradient = video.grad.abs().amax((0, 1, 2))
-    assert torch.equal(gradient > 0, seen)
+    seen = torch.zeros(4 * 24, dtype=torch.bool)
+    seen[mask.tokens(Grid(4, 4, 6))[0][0]] = True
+    seen = seen.view(4, 4, 6).repeat_interleave(2, 0)
+    seen = seen.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    assert torch.equal(video.grad[0].abs().amax(0) > 0, seen)
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_predictions_do_not_depend_on_the_order_of_the_mask(variant, positions):
-    objective = MaskedTubelets(small(variant), mask_ratio=0.75, decoder_positions=positions)
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_predictions_do_not_depend_on_the_order_of_the_mask(variant, positions, kind):
+    objective = MaskedTubelets(
+        small(variant), mask=kind, mask_ratio=0.75, decoder_positions=positions
+    )
     objective = objective.double().eval()
     video = torch.randn(1, 3, 8, 64, 96, dtype=torch.float64)
     mask = objective.draw_mask(video)
     order, other = torch.randperm(6), torch.randperm(18)
-    shuffled = mask._replace(visible=mask.visible[:, order], hidden=mask.hidden[:, other])
+    shuffled = mask._replace(visible=mask.visible[..., order], hidden=mask.hidden[..., other])
     with torch.no_grad():
         first = objective.predict(video, mask)[0].unflatten(1, (4, 18))
         second = objective.predict(video, shuffled)[0].unflatten(1, (4, 18))
@@ -264,8 +277,7 @@ def test_a_tube_mask_is_the_mask_of_its_tokens(positions):
     objective = objective.double().eval()
     video = torch.randn(2, 3, 8, 64, 96, dtype=torch.float64)
     tubes = objective.draw_mask(video)
-    steps = torch.arange(4)[:, None] * 24
-    visible, hidden = ((part[:, None] + steps).flatten(1) for part in tubes[:2])
+    visible, hidden = tubes.tokens(Grid(4, 4, 6))
     with torch.no_grad():
         by_tube = objective.predict(video, tubes)[0]
         by_token = objective.predict(video, TubeletMask(visible, hidden, by_token=True))[0]
@@ -277,9 +289,8 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
     """Equal queries and keys score by the offset between their places, most where it is none."""
     objective = MaskedTubelets(small(variant), decoder_positions="rotary").double().eval()
     decoder, grid = objective.decoder, Grid(4, 4, 6)
-    mask = TubeletMask(torch.arange(23)[None], torch.tensor([[23]]), by_token=False)
     assert decoder.rotary is not None
-    places = Places(grid, visible=torch.cat(mask[:2], 1))
+    places = Places(grid)
     x = torch.zeros(1, 4, 24, 96, dtype=torch.float64)
     if variant == "joint":
         turned = [decoder.rotary.joint_rotation(places, x)]
@@ -364,18 +375,41 @@ def test_a_reconstruction_names_the_frames_that_uniform_sampling_takes():
 def test_the_copied_tubelet_is_the_nearest_visible_one(kind):
     grid = Grid(3, 4, 5)
     mask = draw_mask(kind, grid, 0.8, 2)
-    got = nearest_visible(mask, grid)
+    found, distance = nearest_visible(mask, grid, 3)
+    visible, hidden = mask.tokens(grid)
 
     def place(index):
-        t, n = divmod(index, 20) if kind == "random" else (0, index)
+        t, n = divmod(index, 20)
         return torch.tensor([t, n // 5, n % 5], dtype=torch.float)
 
     for b in range(2):
-        for hidden, copied in zip(mask.hidden[b].tolist(), got[b].tolist(), strict=True):
-            distances = {
-                v: (place(v) - place(hidden)).norm().item() for v in mask.visible[b].tolist()
-            }
-            assert distances[copied] == min(distances.values())
+        for i, at in enumerate(hidden[b].tolist()):
+            expected = sorted((place(v) - place(at)).norm().item() for v in visible[b].tolist())
+            near = [(place(v) - place(at)).norm().item() for v in found[b, i].tolist()]
+            assert near == pytest.approx(expected[:3])
+            assert distance[b, i].tolist() == pytest.approx(near)
+            assert len(set(found[b, i].tolist())) == 3
+
+
+def test_interpolation_weighs_the_nearest_visible_tubelets_by_inverse_square_distance():
+    objective = MaskedTubelets(small(), mask="random", normalize_targets=False).eval()
+    video = torch.rand(1, 3, 8, 64, 96, dtype=torch.float64)
+    got = objective.double().errors({"clips": video[:, None]}, seed=2)["interpolation_error"]
+    mask = objective.draw_mask(video, torch.Generator().manual_seed(2))
+    visible, hidden = (x[0] for x in mask.tokens(Grid(4, 4, 6)))
+    pixels = tubelet_pixels(video, objective.encoder.config).flatten(1, 2)[0]
+    places = torch.tensor(
+        [[t, r, c] for t in range(4) for r in range(4) for c in range(6)]
+    ).double()
+    losses = []
+    for at in hidden.tolist():
+        squared = (places[visible] - places[at]).square().sum(1)
+        nearest = squared.argsort(stable=True)[:8]
+        guess = sum(pixels[visible[i]] / squared[i] for i in nearest) / sum(
+            1 / squared[i] for i in nearest
+        )
+        losses.append((guess - pixels[at]).square().mean())
+    torch.testing.assert_close(got[0], torch.stack(losses).mean(), rtol=0, atol=1e-7)
 
 
 def test_errors_are_measured_clip_by_clip_with_the_seeds_masks():
@@ -428,7 +462,6 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
         ({"image_size": (16, 16)}, {}, "none can be hidden beside a visible one"),
         ({}, {"mask_ratio": 0.01}, "hides 0 of 24"),
         ({}, {"mask_ratio": -0.5}, "hides 0 of 24"),
-        ({}, {"mask": "random"}, "would break up the axes of factorized_encoder"),
         ({}, {"mask": "tubes"}, "choose one of tube, block, random"),
         ({}, {"decoder_depth": 0}, "decoder_depth is 0; it must be at least 1"),
         ({}, {"decoder_dim": 50}, "decoder_dim 50 must be a multiple of 4"),

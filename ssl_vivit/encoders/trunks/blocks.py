@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
+from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
@@ -21,9 +22,10 @@ def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(config.embed_dim, eps=config.norm_eps if eps is None else eps)
 
 
-# What a query may attend to: everything (None), itself and what comes before it ("causal"), or the
-# keys that are True in a tensor that broadcasts to (b, heads, q, k).
-Mask = Literal["causal"] | Tensor | None
+# What a query may attend to: everything (None), itself and what comes before it ("causal"), the keys
+# that are True in a tensor that broadcasts to (b, heads, q, k), or tokens at its own position.
+PlainMask = Literal["causal"] | Tensor | None
+Mask = PlainMask | TimeSequences
 
 
 class HeadAttention(nn.Module):
@@ -54,6 +56,8 @@ class HeadAttention(nn.Module):
         rotation: Rotation | None = None,
         mask: Mask = None,
     ) -> Float[Tensor, "b q inner"]:
+        if isinstance(mask, TimeSequences):
+            return mask.attend(self, query, key, value, rotation)
         query, key = self.prepare(query, key, rotation)
         value = self._split(value)
         out = F.scaled_dot_product_attention(

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
-from ssl_vivit.encoders.trunks.blocks import MLP, Branch, HeadAttention, init_attention, norm_layer
+from ssl_vivit.encoders.trunks.blocks import (
+    MLP,
+    Branch,
+    HeadAttention,
+    Mask,
+    init_attention,
+    norm_layer,
+)
 from ssl_vivit.encoders.trunks.space_time import (
     ParallelSpaceTimeBlock,
     SpaceTime,
@@ -29,7 +36,6 @@ class DotProductAttention(nn.Module):
         assert config.head_dim is not None
         inner = config.num_heads * config.head_dim
         self.half_width = inner // 2
-        self.causal = config.temporal_causal
         self.qkv = nn.Linear(config.embed_dim, 3 * inner, bias=config.qkv_bias)
         self.time_heads = HeadAttention(config, config.num_heads // 2)
         self.space_heads = HeadAttention(config, config.num_heads // 2)
@@ -42,6 +48,7 @@ class DotProductAttention(nn.Module):
         state: SpaceTime,
         spatial_rotation: Rotation | None,
         temporal_rotation: Rotation | None,
+        time_mask: Mask,
     ) -> SpaceTime:
         """What attention adds to tokens and registers, all of them normalised."""
         tokens, spatial, temporal = state.each(self.qkv)
@@ -51,7 +58,7 @@ class DotProductAttention(nn.Module):
             _heads_of(tokens, first),
             None if temporal is None else _heads_of(temporal, first),
             temporal_rotation,
-            self.causal,
+            time_mask,
         )
         over_space, on_spatial = attend_over_space(
             self.space_heads,
@@ -88,9 +95,10 @@ class DotProductBlock(nn.Module):
         state: SpaceTime,
         spatial_rotation: Rotation | None,
         temporal_rotation: Rotation | None,
+        time_mask: Mask,
     ) -> SpaceTime:
         attended = self.attention(
-            state.each(self.attention_norm), spatial_rotation, temporal_rotation
+            state.each(self.attention_norm), spatial_rotation, temporal_rotation, time_mask
         )
         state = state.plus(attended.each(self.attention_branch))
         return state.each(lambda x: x + self.mlp_branch(self.mlp(self.mlp_norm(x))))

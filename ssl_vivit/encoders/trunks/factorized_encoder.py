@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.pooling import reduce_tokens
 from ssl_vivit.encoders.positions import Places, Positions, Rotation, token_parameter
-from ssl_vivit.encoders.trunks.blocks import drop_path_rates, make_block, run_block, token_norm
+from ssl_vivit.encoders.trunks.blocks import (
+    Mask,
+    drop_path_rates,
+    make_block,
+    run_block,
+    token_norm,
+)
+from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 class FactorizedOutput(NamedTuple):
@@ -96,7 +104,9 @@ class FactorizedEncoder(nn.Module):
             frames = reduce_tokens(patches, config.frame_pooling)[:, None]
         through_time = [part for part in (frames, patches if tokens else None) if part is not None]
         x = rearrange(torch.cat(through_time, dim=1), "(b t) m d -> b t m d", b=batch)
-        x, temporal_class = self._through_time(x, places, positions, rotations[1])
+        # Frame vectors are there at every time step, whatever is hidden.
+        in_time = places if tokens else Places(places.grid)
+        x, temporal_class = self._through_time(x, in_time, positions, rotations[1])
         if frames is None:
             return FactorizedOutput(x, None, None)
         return FactorizedOutput(x[:, :, 1:], x[:, :, 0], temporal_class)
@@ -124,27 +134,46 @@ class FactorizedEncoder(nn.Module):
         positions: Positions,
         time_rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
-        """The temporal transformer at m positions, and the class token of position 0."""
+        """The temporal transformer at m positions, and the class token of position 0.
+
+        Where visible positions differ from step to step, registers and class tokens stand at all
+        positions of the grid.
+        """
         if not self.temporal_blocks:
             return x, None
-        batch = x.shape[0]
-        x = rearrange(positions.add_temporal(x, places), "b t m d -> (b m) t d")
-        parts = [x]
+        b, t, m, _ = x.shape
+        before, after = self.config.register_tokens, int(self.temporal_class_token is not None)
+        mask: Mask = "causal" if self.config.temporal_causal else None
+        count = m  # sequences of a clip
+        varying = places.varying
+        if varying is not None:
+            # Frame vectors, where there are any, are position 0 of every time step.
+            framed = m - varying.shape[2]
+            count = framed + places.grid.n
+            mask = TimeSequences.of(
+                F.pad(varying + framed, (framed, 0)),
+                count, before=before, after=after, causal=self.config.temporal_causal,
+            )  # fmt: skip
+        parts = [positions.add_temporal(x, places)]
         if self.temporal_registers is not None:
-            parts.insert(0, repeat(self.temporal_registers, "r d -> b r d", b=x.shape[0]))
+            parts.insert(0, repeat(self.temporal_registers, "r d -> b r p d", b=b, p=count))
         if self.temporal_class_token is not None:
             place = positions.of_temporal_class_token()
             token: Tensor = self.temporal_class_token
             token = token if place is None else token + place
-            parts.append(repeat(token, "d -> b 1 d", b=x.shape[0]))
-        x = torch.cat(parts, dim=1)
-        mask = "causal" if self.config.temporal_causal else None
+            parts.append(repeat(token, "d -> b 1 p d", b=b, p=count))
+        if varying is None:
+            x = rearrange(torch.cat(parts, dim=1), "b s m d -> (b m) s d")
+        else:
+            x = torch.cat([part.flatten(1, 2) for part in parts], dim=1)
         for block in self.temporal_blocks:
             x = run_block(block, self.grad_checkpointing, x, time_rotation, mask)
-        x = rearrange(self.temporal_norm(x), "(b m) t d -> b t m d", b=batch)
-        before = self.config.register_tokens
-        temporal_class = x[:, -1, 0] if self.temporal_class_token is not None else None
-        return x[:, before : before + places.grid.t], temporal_class
+        x = self.temporal_norm(x)
+        if varying is None:
+            x = rearrange(x, "(b m) s d -> b s m d", b=b)
+            return x[:, before : before + t], x[:, -1, 0] if after else None
+        patches = x[:, before * count : before * count + t * m].unflatten(1, (t, m))
+        return patches, x[:, -count] if after else None
 
     def group_matcher(self) -> dict[str, str]:
         """Parameter names → depth, in the order of the computation."""

@@ -7,12 +7,15 @@ from torch import nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
-from ssl_vivit.encoders.trunks.blocks import MLP, Attention, Branch, norm_layer
+from ssl_vivit.encoders.trunks.blocks import MLP, Attention, Branch, Mask, norm_layer
 from ssl_vivit.encoders.trunks.space_time import (
     ParallelSpaceTimeBlock,
     SpaceTime,
     SpaceTimeTrunk,
+    by_clip,
     joined,
+    over_time,
+    split_over_time,
 )
 
 
@@ -26,7 +29,6 @@ class SpaceThenTimeBlock(nn.Module):
     def __init__(self, config: ViViTConfig, drop_path: float) -> None:
         super().__init__()
         self.order = config.attention_order.split("_")
-        self.causal = config.temporal_causal
         self.space_norm = norm_layer(config)
         self.space = Attention(config)
         self.space_branch = Branch(config, drop_path)
@@ -42,12 +44,13 @@ class SpaceThenTimeBlock(nn.Module):
         state: SpaceTime,
         spatial_rotation: Rotation | None,
         temporal_rotation: Rotation | None,
+        time_mask: Mask,
     ) -> SpaceTime:
         for axis in self.order:
             if axis == "space":
                 state = self._over_space(state, spatial_rotation)
             else:
-                state = self._over_time(state, temporal_rotation)
+                state = self._over_time(state, temporal_rotation, time_mask)
         return state.each(lambda x: x + self.mlp_branch(self.mlp(self.mlp_norm(x))))
 
     def _over_space(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
@@ -63,16 +66,15 @@ class SpaceThenTimeBlock(nn.Module):
             spatial_registers=registers + out[:, :, :before],
         )
 
-    def _over_time(self, state: SpaceTime, rotation: Rotation | None) -> SpaceTime:
-        registers = state.temporal_registers
-        x = rearrange(joined(registers, state.tokens, dim=1), "b t n d -> (b n) t d")
-        out = self.time(self.time_norm(x), rotation, "causal" if self.causal else None)
-        out = self.time_branch(rearrange(out, "(b n) t d -> b t n d", b=state.tokens.shape[0]))
+    def _over_time(self, state: SpaceTime, rotation: Rotation | None, mask: Mask) -> SpaceTime:
+        tokens, registers = state.tokens, state.temporal_registers
+        out = self.time(self.time_norm(over_time(tokens, registers, mask)), rotation, mask)
+        out = self.time_branch(by_clip(out, tokens.shape[0], mask))
+        on_tokens, on_registers = split_over_time(out, tokens, registers, mask)
         if registers is None:
-            return state._replace(tokens=state.tokens + out)
-        before = registers.shape[1]
+            return state._replace(tokens=tokens + on_tokens)
         return state._replace(
-            tokens=state.tokens + out[:, before:], temporal_registers=registers + out[:, :before]
+            tokens=tokens + on_tokens, temporal_registers=registers + on_registers
         )
 
 

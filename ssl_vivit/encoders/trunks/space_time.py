@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
-from ssl_vivit.encoders.positions import Rotation, token_parameter
+from ssl_vivit.encoders.positions import Places, Rotation, token_parameter
 from ssl_vivit.encoders.trunks.blocks import (
     Activation,
     Branch,
     HeadAttention,
+    Mask,
     drop_path_rates,
     init_fused,
     mlp_widths,
@@ -24,6 +25,7 @@ from ssl_vivit.encoders.trunks.blocks import (
     run_block,
     token_norm,
 )
+from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 class SpaceTime(NamedTuple):
@@ -85,25 +87,52 @@ def attend_over_time(
     tokens: QKV,
     registers: QKV | None,
     rotation: Rotation | None,
-    causal: bool,
-) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b r n inner"]]:
+    mask: Mask,
+) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b r p inner"]]:
     """Attention at each position over [registers, time steps], each a sequence.
 
     Args:
         heads: the attention.
         tokens: queries, keys and values (b, t, n, inner).
-        registers: of the temporal registers (b, r, n, inner), or None.
+        registers: of the temporal registers (b, r, p, inner) at all p positions, or None.
         rotation: of a sequence.
-        causal: no time step attends to later ones.
+        mask: of a sequence; :class:`TimeSequences` where positions differ from step to step.
     """
-    batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[1]
     query, key, value = (
-        rearrange(joined(r, x, dim=1), "b t n i -> (b n) t i")
-        for r, x in zip(registers or (None,) * 3, tokens, strict=True)
+        over_time(x, r, mask) for r, x in zip(registers or (None,) * 3, tokens, strict=True)
     )
-    mask = "causal" if causal else None
-    out = rearrange(heads(query, key, value, rotation, mask), "(b n) t i -> b t n i", b=batch)
-    return out[:, before:], out[:, :before]
+    out = by_clip(heads(query, key, value, rotation, mask), tokens[0].shape[0], mask)
+    return split_over_time(out, tokens[0], None if registers is None else registers[0], mask)
+
+
+def over_time(
+    tokens: Float[Tensor, "b t n d"], registers: Float[Tensor, "b r p d"] | None, mask: Mask
+) -> Float[Tensor, "s l d"]:
+    """Registers and tokens as sequences over time, or as the rows of :class:`TimeSequences`."""
+    if not isinstance(mask, TimeSequences):
+        return rearrange(joined(registers, tokens, dim=1), "b t n d -> (b n) t d")
+    return joined(None if registers is None else registers.flatten(1, 2), tokens.flatten(1, 2), 1)
+
+
+def by_clip(x: Float[Tensor, "s l d"], batch: int, mask: Mask) -> Float[Tensor, "b ..."]:
+    """Sequences of :func:`over_time` with the clips along the first axis."""
+    if isinstance(mask, TimeSequences):
+        return x
+    return rearrange(x, "(b n) t d -> b t n d", b=batch)
+
+
+def split_over_time(
+    x: Float[Tensor, "b ..."], tokens: Tensor, registers: Tensor | None, mask: Mask
+) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b r p d"]]:
+    """Tokens and registers of what :func:`by_clip` returns, in the shapes of those given."""
+    before = 0 if registers is None else registers.shape[1]
+    if not isinstance(mask, TimeSequences):
+        return x[:, before:], x[:, :before]
+    first = before * mask.positions
+    return (
+        x[:, first:].unflatten(1, tokens.shape[1:3]),
+        x[:, :first].unflatten(1, (before, mask.positions)),
+    )
 
 
 def joined(registers: Tensor | None, tokens: Tensor, dim: int) -> Tensor:
@@ -130,7 +159,6 @@ class ParallelSpaceTimeBlock(nn.Module):
         assert config.head_dim is not None
         before, after = mlp_widths(config)
         self.inner, self.before, self.after = heads * config.head_dim, before, after
-        self.causal = config.temporal_causal
         self.norm = norm_layer(config)
         widths = (*[self.inner] * 3, before, *[self.inner] * 3)
         self.fused_in = nn.Linear(config.embed_dim, sum(widths), bias=config.qkv_bias)
@@ -153,6 +181,7 @@ class ParallelSpaceTimeBlock(nn.Module):
         state: SpaceTime,
         spatial_rotation: Rotation | None,
         temporal_rotation: Rotation | None,
+        time_mask: Mask,
     ) -> SpaceTime:
         normed = state.each(self.norm)
         time, mlp, space = 3 * self.inner, self.before, 3 * self.inner
@@ -172,7 +201,7 @@ class ParallelSpaceTimeBlock(nn.Module):
             _qkv(token_time),
             None if temporal_time is None else _qkv(temporal_time),
             temporal_rotation,
-            self.causal,
+            time_mask,
         )
         over_space, spatial = attend_over_space(
             self.space_heads,
@@ -228,6 +257,7 @@ class SpaceTimeTrunk(nn.Module):
         super().__init__()
         assert config.depth is not None
         self.grad_checkpointing = False
+        self.causal = config.temporal_causal
         registers, width = config.register_tokens, config.embed_dim
         self.spatial_registers = token_parameter(registers, width) if registers else None
         self.temporal_registers = token_parameter(registers, width) if registers else None
@@ -238,10 +268,25 @@ class SpaceTimeTrunk(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t n d"],
+        places: Places,
         rotations: tuple[Rotation | None, Rotation | None],
     ) -> Float[Tensor, "b t n d"]:
-        """Send patch tokens, with all their positions, through the blocks."""
+        """Send patch tokens, with all their positions, through the blocks.
+
+        Args:
+            x: embedded patches with their positions.
+            places: which tokens of the clip there are. Where positions differ from step to step,
+                there are temporal registers at all positions of the grid.
+            rotations: of sequences over space and over time.
+        """
         b, t, n, _ = x.shape
+        time_mask: Mask = "causal" if self.causal else None
+        before = 0 if self.temporal_registers is None else len(self.temporal_registers)
+        if places.varying is not None:
+            n = places.grid.n
+            time_mask = TimeSequences.of(
+                places.varying, n, before=before, after=0, causal=self.causal
+            )
         if self.spatial_registers is None or self.temporal_registers is None:
             state = SpaceTime(x, None, None)
         else:
@@ -251,7 +296,7 @@ class SpaceTimeTrunk(nn.Module):
                 repeat(self.temporal_registers, "r d -> b r n d", b=b, n=n),
             )
         for block in self.blocks:
-            state = run_block(block, self.grad_checkpointing, state, *rotations)
+            state = run_block(block, self.grad_checkpointing, state, *rotations, time_mask)
         return self.norm(state.tokens)
 
     def group_matcher(self) -> dict[str, str]:

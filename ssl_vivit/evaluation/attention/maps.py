@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling
-from ssl_vivit.encoders.trunks.blocks import HeadAttention, Mask
+from ssl_vivit.encoders.trunks.blocks import HeadAttention, PlainMask
 from ssl_vivit.evaluation.attention.rollout import Readout, readout, rollout
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.grid import Grid
@@ -239,7 +239,7 @@ def weights_of(
     key: Float[Tensor, "b k inner"],
     value: Float[Tensor, "b k inner"],
     rotation: Any = None,
-    mask: Mask = None,
+    mask: PlainMask = None,
 ) -> Float[Tensor, "b heads q k"]:
     """The weights by which an attention, called with these arguments, averages the values."""
     query, key = attention.prepare(query, key, rotation)

@@ -100,7 +100,7 @@ def test_class_only_path_equals_the_dense_one(model, block, settings):
 @pytest.mark.parametrize(
     ("settings", "mask", "message"),
     [
-        (MODEL2, {"visible_tokens": torch.tensor([[0]])}, "use visible, the same positions"),
+        (MODEL2, {"visible_tokens": torch.tensor([[0]])}, "use visible, as many positions"),
         (MODEL3, {"visible_tokens": torch.tensor([[0]])}, "break up the axes of factorized_self"),
         (MODEL4, {"visible_tokens": torch.tensor([[0]])}, "or variant='joint'"),
         (MODEL1, {"visible_tokens": torch.tensor([[0]]), "visible": torch.tensor([[0]])},

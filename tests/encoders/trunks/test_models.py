@@ -218,7 +218,7 @@ def test_a_parallel_block_of_two_axes_is_its_definition(model, causal):
                                  for i in range(4, 7))  # fmt: skip
             attended = one_head(query, key, value)
             joined[1][t, :, into], joined[0][t, :, into] = attended[:2], attended[2:]
-    got = block(state, None, None)
+    got = block(state, None, None, "causal" if causal else None)
     for x, parts, y in zip(state, joined, got, strict=True):
         torch.testing.assert_close(y[0], x[0] + block.fused_out(parts), rtol=0, atol=1e-12)
 

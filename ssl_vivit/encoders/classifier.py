@@ -175,6 +175,25 @@ class VideoClassifier(nn.Module, HubModel):
             )
         return _in_a_row(encoded), features
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load own weights, or those of a ViViT alone, which leave the head as it is.
+
+        Raises:
+            ExportError: if strict, for weights of a ViViT that are not those of the encoder.
+        """
+        own = ("encoder.", "head.", "representation.")
+        if not state_dict or any(name.startswith(own) for name in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        if strict:
+            expected, found = (
+                {name: tuple(value.shape) for name, value in state.items()}
+                for state in (self.encoder.state_dict(), state_dict)
+            )
+            check_shapes(expected, found, "the checkpoint", "encoder")
+        return self.encoder.load_state_dict(state_dict, strict, assign)
+
     def get_classifier(self) -> nn.Module:
         """The head: a linear layer, or the identity where there are no classes."""
         return self.head

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from timm.models import FeatureInfo, group_parameters, register_model
+from timm.models import FeatureInfo, group_parameters, load_checkpoint, register_model
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.classifier import (
@@ -71,14 +71,14 @@ class VideoFeatures(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load own weights, those of a :class:`VideoClassifier` without its head, or of a ViViT."""
-        if not any(name.startswith("model.") for name in state_dict):
-            whole = any(name.startswith("encoder.") for name in state_dict)
-            state_dict = {
-                f"model.{name}" if whole else f"model.encoder.{name}": value
-                for name, value in state_dict.items()
-                if not name.startswith(("head.", "representation."))
-            }
-        return super().load_state_dict(state_dict, strict, assign)
+        if any(name.startswith("model.") for name in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        headless = {
+            name: value
+            for name, value in state_dict.items()
+            if not name.startswith(("head.", "representation."))
+        }
+        return self.model.load_state_dict(headless, strict, assign)
 
     def forward(self, video: Float[Tensor, "b c T H W"]) -> list[Float[Tensor, "b d t h w"]]:
         return self.model.forward_intermediates(  # type: ignore[return-value]
@@ -93,10 +93,12 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
         settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     )
     export = source if isinstance(source, Mapping) and "source" in source else None
-    if overlay or (export is None and (pretrained or source)):
+    # timm's way to load a file: pretrained=True, pretrained_cfg_overlay={"file": path}.
+    file = overlay["file"] if pretrained and overlay and overlay.keys() == {"file"} else None
+    if (overlay and not file) or (export is None and ((pretrained and not file) or source)):
         raise ValueError(
-            f"{name} has no published weights; leave pretrained and tags out and give "
-            "checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
+            f"{name} has no published weights; leave pretrained, pretrained_cfg_overlay and tags "
+            "out and give checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
             "directory, or use ssl_vivit.encoders.imports"
         )
     if export is not None and cache_dir is not None:
@@ -123,9 +125,12 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
         model = VideoClassifier(encoder, **({"num_classes": 1000} | head))
     else:
         model = VideoClassifier(create_encoder(name, **overrides), **({"num_classes": 1000} | head))
-    if not only:
-        return model
-    return VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", 3))
+    made: nn.Module = model
+    if only:
+        made = VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", 3))
+    if file is not None:
+        load_checkpoint(made, file)
+    return made
 
 
 def _exported(

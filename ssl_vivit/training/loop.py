@@ -44,10 +44,10 @@ from ssl_vivit.training.processes import (
     start_accelerator,
     synchronise_norms,
 )
-from ssl_vivit.training.run_directory import open_run, place, run_directory
+from ssl_vivit.training.run_directory import check_claim, open_run, place, run_directory
 from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.step_metrics import StepMetrics, Throughput
-from ssl_vivit.training.tracking import Tracking
+from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,47 @@ def fit(
                 objective.__class__ = own_class  # the one made by as_objective cannot be pickled
 
 
+def check_run(
+    objective: type[Objective], config: TrainingConfig, run_config: dict[str, Any]
+) -> None:
+    """Refuse a run by its settings alone, as :func:`fit` would once the data are open.
+
+    Recipes call this before they render, simulate or open anything. All processes call it.
+
+    Args:
+        objective: class of what is to be trained.
+        config: how to train.
+        run_config: the recipe's full config. Its data are not compared with those of a run that
+            is continued: their contents decide, which ``fit`` knows.
+
+    Raises:
+        RunError: with one line that says what is wrong and what to do.
+        ValueError: for a setting out of its range.
+    """
+    config.check()
+    settled, _ = settle(config, join_processes().device)
+    host = Host()
+    split_batch(settled, host)
+    _refuse_small_micro_batches(objective, settled)
+
+    def check() -> None:
+        if config.tracker == "wandb":
+            wandb_mode()
+        check_claim(config, run_config)
+
+    host.from_main(check)
+
+
+def _refuse_small_micro_batches(objective: type[Objective], config: TrainingConfig) -> None:
+    least, held = objective.least_micro_batch, config.total_batch_size // config.accumulation
+    if held < least:
+        raise RunError(
+            f"{objective.__name__} needs {least} samples in a micro-batch of all processes; "
+            f"training.total_batch_size {config.total_batch_size} over training.accumulation "
+            f"{config.accumulation} leaves {held}: raise the one or lower the other"
+        )
+
+
 class _Run:
     def __init__(
         self,
@@ -143,7 +184,9 @@ class _Run:
                 "fit runs in a thread, where no signal saves a checkpoint; those of the program hold"
             )
         self.split = split_batch(config, self.host)
-        self._refuse_small_micro_batches(objective)
+        _refuse_small_micro_batches(type(objective), config)
+        if config.tracker == "wandb":
+            wandb_mode()  # refuses an unknown one before the run's directory is claimed
         if isinstance(batches, Batches):
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
@@ -249,16 +292,6 @@ class _Run:
         self.progress.close()
         if self.tracking is not None:
             self.tracking.close()
-
-    def _refuse_small_micro_batches(self, objective: Objective) -> None:
-        config, least = self.config, objective.least_micro_batch
-        held = config.total_batch_size // config.accumulation
-        if held < least:
-            raise RunError(
-                f"{type(objective).__name__} needs {least} samples in a micro-batch of all processes; "
-                f"training.total_batch_size {config.total_batch_size} over training.accumulation "
-                f"{config.accumulation} leaves {held}: raise the one or lower the other"
-            )
 
     def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
         """One optimisation step."""

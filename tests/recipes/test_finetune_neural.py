@@ -338,3 +338,13 @@ def test_standardising_by_session_or_encoder_shows_the_encoder_other_pixels(sess
             own = (fact.video_mean, fact.video_std)
     pixels = shown[None] * own[1] + own[0]
     torch.testing.assert_close(shown[(0.5, 0.1)], (pixels - 0.5) / 0.1, rtol=0, atol=1e-4)
+
+
+def test_settings_are_checked_before_the_sample_is_simulated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "of")
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", "--tracker", "wandb"])
+    with pytest.raises(SystemExit):
+        run(main)
+    assert "error: WANDB_MODE is of; it may be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -18,6 +19,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit.errors import UserError
+from ssl_vivit.training import signals
+from ssl_vivit.training.config import TrainingConfig, run_directory
 
 T = TypeVar("T")
 
@@ -88,13 +91,52 @@ def parse(
     except (ArgumentError, ValueError, TypeError) as error:
         _fail(_explain(str(error), keys, [option.lstrip("-") for option in short]), status=2)
         raise AssertionError("unreachable") from error
+    loop = getattr(config, "training", None)
+    if isinstance(loop, TrainingConfig):
+        _refuse_nameless(paths, loop)
     if argv is not None:  # read by a program, which knows what it reads
         return config
+    if isinstance(loop, TrainingConfig):
+        signals.continuation = _continuation(sys.argv, loop)
     if paths:
         _say(f"config   {', '.join(map(str, paths))}")
     elif preset is not None:
         _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
     return config
+
+
+def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
+    """Refuse to continue by the config.yaml of a run, which does not say where the run lies."""
+    runs = [
+        p.parent for p in paths if p.name == "config.yaml" and (p.parent / "checkpoints").is_dir()
+    ]
+    if runs and loop.run_dir is None and loop.resume == "auto":
+        _fail(
+            f"--config {runs[-1] / 'config.yaml'} does not name the run's directory; add --run_dir "
+            f"{runs[-1]} to continue that run, or another --run_dir to repeat it there",
+            status=2,
+        )
+
+
+def _continuation(words: Sequence[str], loop: TrainingConfig) -> str:
+    """The command that continues the run of this one.
+
+    Args:
+        words: the script and its arguments.
+        loop: what they say of training.
+    """
+    kept, arguments = [], iter(words[1:])
+    for word in arguments:
+        option, equals, _ = word.partition("=")
+        if option in ("--resume", "--training.resume"):
+            if not equals:
+                next(arguments, None)
+            continue
+        kept.append(word)
+    if not any(word.partition("=")[0] in ("--run_dir", "--training.run_dir") for word in kept):
+        kept += ["--run_dir", str(run_directory(loop))]
+    command = shlex.join([words[0], *kept, "--resume", "auto"])
+    return f"the same launcher and {command}" if "LOCAL_RANK" in os.environ else f"python {command}"
 
 
 def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -207,7 +249,8 @@ def run(main: Callable[[], object]) -> None:
             raise
         _fail(str(error), status=1)
     except KeyboardInterrupt:
-        _fail("interrupted; what was saved before is kept", status=130)
+        mend = f"; continue with {signals.continuation}" if signals.continuation else ""
+        _fail(f"interrupted; what was saved before is kept{mend}", status=130)
 
 
 def _fail(message: str, status: int) -> None:

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
-from ssl_vivit.training import checkpoints, random_state
+from ssl_vivit.training import checkpoints, random_state, signals
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
-from ssl_vivit.training.config import TrainingConfig, to_plain
+from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import settle
 from ssl_vivit.training.optim import (
     build_optimizer,
@@ -44,7 +44,7 @@ from ssl_vivit.training.processes import (
     start_accelerator,
     synchronise_norms,
 )
-from ssl_vivit.training.run_directory import check_claim, open_run, place, run_directory
+from ssl_vivit.training.run_directory import check_claim, open_run, place
 from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.step_metrics import StepMetrics, Throughput
 from ssl_vivit.training.tracking import Tracking, wandb_mode
@@ -201,6 +201,8 @@ class _Run:
         found = self.host.from_main(claim)
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+        if config.resume == "auto" and self.checkpoint is None:
+            self._say(f"resume   no checkpoint in {self.run_dir}: the run starts at step 0")
 
         # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
         self.exporter = objective
@@ -523,19 +525,22 @@ class _Run:
 
     def _stopped(self) -> FitResult:
         """Leave a checkpoint before the last step: at ``until``, or where a signal came."""
-        signals = [name for name in self.host.gather(self.interruption.received) if name]
-        if signals:
+        received = [name for name in self.host.gather(self.interruption.received) if name]
+        if received:
             saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint)
             if self.step and saved != self.step:
                 self._save()
             where = (
-                f"saved in {self.checkpoint}" if self.checkpoint else "before anything was learned"
+                f"saved in {self.checkpoint.name}"
+                if self.checkpoint
+                else "before anything was learned"
             )
+            self.progress.close()  # so that the line is the last
             self._say(
-                f"{signals[0]}: stopped after step {self.step}, {where}; "
-                "continue with --training.resume auto"
+                f"{received[0]}: {self.run_dir} stopped after step {self.step}, {where}; "
+                f"continue with {signals.continuation or '--training.resume auto'}"
             )
-        return self._result(None, signals[0] if signals else None)
+        return self._result(None, received[0] if received else None)
 
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ssl_vivit.training.checkpoints import (
     step_of,
     sweep,
 )
-from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.config import TrainingConfig, run_directory
 
 # What a run is called and how it is watched; two runs that differ in these alone are the same run.
 NAMES = ("name", "training.run_dir", "training.resume")
@@ -42,13 +41,6 @@ ENCODER = "encoder.path"
 DATA = ("data.shards", "data.sessions")
 # Runs of before these settings had no videos that they are about.
 NEWER = ("data.short_videos",)
-
-
-def run_directory(config: TrainingConfig) -> Path:
-    """Where the run lives: ``training.run_dir``, or runs/<name of the recipe>."""
-    if config.run_dir is not None:
-        return Path(config.run_dir)
-    return Path("runs") / (Path(sys.argv[0]).stem or "run")
 
 
 def open_run(

@@ -239,7 +239,7 @@ def test_without_pretrained_the_directory_tells_the_architecture_alone(exported)
     [
         ({"embed_dim": 48}, "does not fit the encoder with embed_dim overridden"),
         ({"representation_size": 9}, "saved with representation_size 7; leave it out"),
-        ({"cache_dir": "c"}, "cache_dir is not followed; set the environment variable HF_HUB_CACH"),
+        ({"cache_dir": "c"}, "cache_dir c is for hf-hub: names; leave it out"),
         ({"img_size": 33}, "image_size height 33 is not filled"),
         ({"drop_rat": 0.1}, "setting of vivit 'drop_rat' is unknown"),
     ],
@@ -279,6 +279,12 @@ def test_the_last_three_blocks_unless_told():
     net = timm.create_model("vivit_tiny", features_only=True, **TINY)
     names = [name.removeprefix("encoder.trunk.") for name in net.feature_info.module_name()]
     assert names == ["temporal_blocks.1", "temporal_blocks.2", "temporal_blocks.3"]
+
+
+def test_all_blocks_of_an_encoder_that_has_fewer_than_three():
+    depth = {"spatial_depth": 1, "temporal_depth": 1}
+    net = timm.create_model("vivit_tiny", features_only=True, **depth, **TINY)
+    assert len(net(video())) == len(net.feature_info.channels()) == 2
 
 
 def test_the_timm_calls_of_the_docs_run_as_they_stand():

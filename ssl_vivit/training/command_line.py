@@ -24,6 +24,9 @@ from ssl_vivit.training.config import TrainingConfig, run_directory
 
 T = TypeVar("T")
 
+# What settings are called in many other programs → their names here.
+_COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
+
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
 _UNKNOWN_AT_TOP = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -165,6 +168,13 @@ def _config_path(name: str, preset: Path | None) -> Path:
     shipped = sorted(file.stem for file in preset.parent.glob(f"{family}_*.yaml"))
     if path.name.removesuffix(".yaml") in shipped and path.parent in (Path(), Path("configs")):
         return preset.parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    other = preset.parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    if other.is_file() and path.parent in (Path(), Path("configs")):
+        _fail(
+            f"--config {name} is a preset of {_recipes_of(other)}; presets of this recipe: "
+            f"{', '.join(shipped)}",
+            status=2,
+        )
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), shipped, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}? " if near else ""
     _fail(
@@ -173,6 +183,13 @@ def _config_path(name: str, preset: Path | None) -> Path:
         status=2,
     )
     raise AssertionError("unreachable")
+
+
+def _recipes_of(preset: Path) -> str:
+    """The recipes whose names hold the word that a preset begins with."""
+    folder, family = preset.parent.parent, preset.stem.partition("_")[0]
+    scripts = sorted(p for p in folder.glob("*.py") if family in p.stem.split("_"))
+    return " and ".join(f"{folder.name}/{p.name}" for p in scripts) or "another recipe"
 
 
 def _lists(
@@ -331,5 +348,9 @@ def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     allowed = [f"{prefix}{name}" for name in allowed]
     bare = [known.removeprefix("training.") for known in keys if known.startswith("training.")]
     near = difflib.get_close_matches(key, [*keys, *allowed, *bare, *short], n=1, cutoff=0.75)
+    last = key.split(".")[-1]
+    if not near or last in _COMMON_NAMES:  # a setting that lies deeper
+        wanted = f".{_COMMON_NAMES.get(last, last)}"
+        near = [known for known in [*bare, *keys] if known.endswith(wanted)]
     hint = f"; did you mean {near[0]}?" if near else ";"
     return f"unknown setting {key}{hint} allowed here: {', '.join(allowed)}"

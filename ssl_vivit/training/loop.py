@@ -171,13 +171,13 @@ class _Run:
         card: dict[str, Any],
         interruption: Interruption,
     ) -> None:
-        config, unfollowed = settle(config, join_processes().device)
+        config, told = settle(config, join_processes().device)
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
         self.accelerator = start_accelerator(config)
         self.host = Host()
-        for line in unfollowed:
+        for line in told:
             self._say(line)
         if not interruption.possible:
             self._say(

@@ -141,6 +141,41 @@ def test_a_missing_file_lists_the_presets(presets: Path, capsys: pytest.CaptureF
     assert "--config names no file" in capsys.readouterr().err
 
 
+def test_a_preset_of_another_recipe_names_that_recipe(
+    presets: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for script in ("try_other", "job"):
+        (presets.parent.parent / f"{script}.py").touch()
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--config", "other_small"], preset=presets)
+    (line,) = capsys.readouterr().err.splitlines()
+    folder = presets.parent.parent.name
+    assert line == (
+        f"error: --config other_small is a preset of {folder}/try_other.py; presets of this recipe: "
+        "job_sample, job_small"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--lr", "optimizer.learning_rate"),
+        ("--training.lr", "optimizer.learning_rate"),
+        ("--weight_decay", "optimizer.weight_decay"),
+        ("--warmup", "optimizer.warmup_steps"),
+        ("--batch_size", "total_batch_size"),
+    ],
+)
+def test_common_names_of_settings_get_a_hint(
+    capsys: pytest.CaptureFixture, option: str, meant: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(Recipe, [option, "1"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"did you mean {meant}? allowed here" in line
+    assert parse(Recipe, [f"--{meant}", "1"]) != Recipe()
+
+
 def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("docstring_parser", reason="of jsonargparse's extra signatures")
     for words, steps in (([], 7), (["--config", "job_small"], 8)):

@@ -80,12 +80,18 @@ def open_run(
 
 
 def check_claim(config: TrainingConfig, run_config: dict[str, Any]) -> None:
-    """Refuse what :func:`open_run` would, before the data are open; their names are not compared.
+    """Refuse what :func:`open_run` would, before data and encoder are open; names are not compared.
 
     Raises:
         RunError: as of :func:`open_run`.
     """
-    _claimable(config, run_config, lambda line: None, _encoder_contents(run_config), unknown=DATA)
+    _claimable(
+        config,
+        run_config,
+        lambda line: None,
+        _encoder_contents(run_config),
+        unknown=(*DATA, ENCODER),
+    )
 
 
 def _claimable(
@@ -196,7 +202,7 @@ def _same_settings(
     contents: Mapping[str, str],
     unknown: Collection[str],
 ) -> None:
-    """Refuse other settings than those of the run, but for ``unknown`` ones."""
+    """Refuse other settings than those of the run, but for ``unknown`` ones without contents."""
     path = continued / "config.yaml"
     if not path.exists():
         return
@@ -209,7 +215,9 @@ def _same_settings(
     for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
         if key in FREE_ON_RESUME or key.rsplit(".", 1)[-1] in FREE_ENDINGS:
             continue
-        if key in unknown or (key in NEWER and key not in saved):
+        if key in unknown and key not in contents:
+            continue
+        if key in NEWER and key not in saved:
             continue
         moved = saved.get(key) != current.get(key)
         if key in known and key in contents:

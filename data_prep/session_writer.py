@@ -77,15 +77,17 @@ class SessionWriter:
         count = len(self._units)
         if not count or len(np.unique(self._units)) != count:
             raise DataError(
-                f"--out {out}: unit ids must be different from one another and not none"
+                f"session {out}: unit ids must be different from one another and not none"
             )
         self._coordinates = np.zeros((count, 3)) if coordinates is None else np.asarray(coordinates)
         if self._coordinates.shape != (count, 3):
             raise DataError(
-                f"--out {out}: coordinates are {self._coordinates.shape}, not ({count}, 3)"
+                f"session {out}: coordinates are {self._coordinates.shape}, not ({count}, 3)"
             )
         if not (np.isfinite(frames_per_second) and frames_per_second > 0):
-            raise DataError(f"--out {out}: {frames_per_second} frames per second; give more than 0")
+            raise DataError(
+                f"session {out}: {frames_per_second} frames per second; give more than 0"
+            )
         self._facts = {
             "frames_per_second": float(frames_per_second),
             "responses": kind,
@@ -97,7 +99,7 @@ class SessionWriter:
         self._statistics: dict[str, _Statistics] = {}
         self._refuse_existing()
         self._place = ExitStack()
-        with writing(f"--out {out}"):
+        with writing(f"session {out}"):
             self.path = self._place.enter_context(temporary_beside(self.out))
             (self.path / "meta").mkdir(parents=True)
 
@@ -132,7 +134,8 @@ class SessionWriter:
 
         Args:
             tier: one of ``SENSORIUM_TIERS``.
-            video: (T, H, W), uint8 or float in [0, 255].
+            video: (T, H, W), uint8 or float in [0, 255]; floats of which none is above 1 are
+                refused.
             responses: (T, N); NaN where unknown.
             behaviour: (T, K); in all trials or in none, as the ones below.
             pupil_centre: (T, 2) in the recording's own units.
@@ -160,7 +163,7 @@ class SessionWriter:
         arrays = {name: _stored(name, array) for name, array in given.items() if array is not None}
         self._check(trial, arrays)
         for name, array in arrays.items():
-            with writing(f"--out {self.out}"):
+            with writing(f"session {self.out}"):
                 _save(
                     self.path / "data" / name / f"{trial}.npy", rearrange(array, "t ... -> ... t")
                 )
@@ -177,7 +180,7 @@ class SessionWriter:
             DataError: if no trial was written or the folder has appeared meanwhile.
         """
         if not self._tiers:
-            raise DataError(f"--out {self.out}: no trials, so no session")
+            raise DataError(f"session {self.out} has no trials; add one")
         arrays: dict[str, np.ndarray] = {
             UNIT_IDS: self._units,
             COORDINATES: self._coordinates.astype(np.float32),
@@ -186,7 +189,7 @@ class SessionWriter:
         for kind, statistics in self._statistics.items():
             for name, value in statistics.values().items():
                 arrays[f"meta/statistics/{kind}/all/{name}.npy"] = np.asarray(value, np.float32)
-        with writing(f"--out {self.out}"):
+        with writing(f"session {self.out}"):
             for file, array in arrays.items():
                 _save(self.path / file, array)
             write_json(self.path / SETTINGS, self._facts)
@@ -197,7 +200,7 @@ class SessionWriter:
 
     def _refuse_existing(self) -> None:
         if self.out.exists():
-            raise DataError(f"--out {self.out} is there already; choose another or remove it")
+            raise DataError(f"session {self.out} is there already; choose another out or remove it")
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
         frames = len(arrays[VIDEOS])
@@ -218,6 +221,7 @@ class SessionWriter:
             finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
                 raise DataError(f"trial {trial}: {name} holds numbers that are not finite")
+        _check_pixels(trial, arrays[VIDEOS])
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
         if self._tiers and shapes != self._shapes:
             odd = next(
@@ -228,6 +232,19 @@ class SessionWriter:
                 f"in the trials before {self._shapes.get(odd, 'missing')}"
             )
         self._shapes = shapes
+
+
+def _check_pixels(trial: int, video: np.ndarray) -> None:
+    low, high = float(video.min()), float(video.max())
+    if low < 0 or high > 255:
+        raise DataError(
+            f"trial {trial}: video has values from {low:g} to {high:g}; give pixels from 0 to 255"
+        )
+    if video.dtype != np.uint8 and 0 < high <= 1:
+        raise DataError(
+            f"trial {trial}: video has values up to {high:g}; pixels are stored from 0 to 255: give "
+            "video * 255 (or uint8, if the frames are that dark)"
+        )
 
 
 def _save(path: Path, array: np.ndarray) -> None:

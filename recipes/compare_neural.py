@@ -29,7 +29,8 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.config import CoreKind
-from ssl_vivit.training.run_directory import run_directory, without_names
+from ssl_vivit.training.config import run_directory
+from ssl_vivit.training.run_directory import without_names
 
 
 @dataclass

@@ -73,7 +73,7 @@ def main() -> None:
     """Build the parts, fit, score what was exported."""
     config = training.parse(NeuralRecipe, preset=SAMPLE_PRESET)
     processes = training.join_processes()
-    table = fine_tune(replace(config, data=with_sessions(config.data, processes)), processes)
+    table = fine_tune(config, processes)
     if table is not None:
         processes.print(table)
 
@@ -94,7 +94,7 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     """One run, from sessions to a scored model in ``training.run_dir``.
 
     Args:
-        config: of the run, with sessions.
+        config: of the run.
         processes: of :func:`ssl_vivit.training.join_processes`.
 
     Returns:
@@ -110,6 +110,8 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     from ssl_vivit.neural.readout.energy_start import start_at_energy
     from ssl_vivit.training.processes import Host
 
+    training.check_run(objectives.TunedNeuralPrediction, config.training, training.to_plain(config))
+    config = replace(config, data=with_sessions(config.data, processes))
     statistics, told = encoder_statistics(config)
     sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)
     torch.manual_seed(config.training.seed)

@@ -40,6 +40,8 @@ def main() -> None:
     processes, seed = training.join_processes(), config.training.seed
     encoder = config.encoder.build(seed)
     objectives.check_masks(config.objective, encoder.config)
+    run_config = training.to_plain(config)
+    training.check_run(objectives.MaskedTubelets, config.training, run_config)
     data = config.data
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
@@ -54,7 +56,7 @@ def main() -> None:
         objective,
         train,
         config.training,
-        run_config=training.to_plain(config),
+        run_config=run_config,
         periodic=[*OnlineProbe(config.probe, clips).periodic(), watch.periodic()],
         card={"data": pretraining_data(data, train.dataset.videos, train.indices, seed)},
     )

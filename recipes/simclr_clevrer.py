@@ -46,6 +46,8 @@ def main() -> None:
     config = training.parse(SimCLRRecipe, preset=SAMPLE_PRESET)
     processes, seed = training.join_processes(), config.training.seed
     encoder = config.encoder.build(seed)
+    run_config = training.to_plain(config)
+    training.check_run(objectives.SimCLR, config.training, run_config)
     data = config.data
     if not data.shards:
         data = replace(data, shards=sample_shards(processes))
@@ -60,7 +62,7 @@ def main() -> None:
         objective,
         train,
         config.training,
-        run_config=training.to_plain(config),
+        run_config=run_config,
         periodic=[*OnlineProbe(config.probe, clips).periodic(), watch.periodic()],
         card={"data": pretraining_data(data, train.dataset.videos, train.indices, seed)},
     )

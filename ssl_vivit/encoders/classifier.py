@@ -11,7 +11,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.intermediates import block_names, encode_with_blocks
 from ssl_vivit.encoders.vivit import ENCODER, HEAD, Encoded, ViViT
@@ -175,6 +174,25 @@ class VideoClassifier(nn.Module, HubModel):
             )
         return _in_a_row(encoded), features
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load own weights, or those of a ViViT alone, which leave the head as it is.
+
+        Raises:
+            ExportError: if strict, for weights of a ViViT that are not those of the encoder.
+        """
+        own = ("encoder.", "head.", "representation.")
+        if not state_dict or any(name.startswith(own) for name in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        if strict:
+            expected, found = (
+                {name: tuple(value.shape) for name, value in state.items()}
+                for state in (self.encoder.state_dict(), state_dict)
+            )
+            check_shapes(expected, found, "the checkpoint", "encoder")
+        return self.encoder.load_state_dict(state_dict, strict, assign)
+
     def get_classifier(self) -> nn.Module:
         """The head: a linear layer, or the identity where there are no classes."""
         return self.head
@@ -224,34 +242,10 @@ class VideoClassifier(nn.Module, HubModel):
         self,
         img_size: int | Sequence[int] | None = None,
         patch_size: int | Sequence[int] | None = None,
+        **others: Any,
     ) -> None:
-        """Fit the encoder to clips of another height and width, by :func:`adapt`.
-
-        Parameters that keep their shape stay the objects that they are. Those that are resized are
-        new ones, which an optimiser made before does not know.
-
-        Args:
-            img_size: (H, W) in pixels, or one number for a square; None keeps the size.
-            patch_size: (h, w) of a tubelet, or one number for a square; None keeps the size.
-
-        Raises:
-            ValueError: where tubelets do not fill clips of that size.
-        """
-        geometry: dict[str, Any] = {}
-        if img_size is not None:
-            geometry["image_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
-        if patch_size is not None:
-            sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
-            geometry["tubelet_size"] = (self.encoder.config.tubelet_size[0], *sides)
-        adapted = adapt(self.encoder, **geometry)
-        for name, parameter in self.encoder.named_parameters():
-            fitted = adapted.get_parameter(name)
-            if fitted.shape == parameter.shape:
-                with torch.no_grad():
-                    parameter.copy_(fitted)
-                module, _, attribute = name.rpartition(".")
-                setattr(adapted.get_submodule(module), attribute, parameter)
-        self.encoder = adapted
+        """Fit the encoder to clips of another height and width; see :meth:`ViViT.set_input_size`."""
+        self.encoder.set_input_size(img_size, patch_size, **others)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

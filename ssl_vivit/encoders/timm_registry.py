@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from timm.models import FeatureInfo, group_parameters, register_model
+from timm.models import FeatureInfo, group_parameters, load_checkpoint, register_model
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.classifier import (
@@ -71,14 +71,14 @@ class VideoFeatures(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load own weights, those of a :class:`VideoClassifier` without its head, or of a ViViT."""
-        if not any(name.startswith("model.") for name in state_dict):
-            whole = any(name.startswith("encoder.") for name in state_dict)
-            state_dict = {
-                f"model.{name}" if whole else f"model.encoder.{name}": value
-                for name, value in state_dict.items()
-                if not name.startswith(("head.", "representation."))
-            }
-        return super().load_state_dict(state_dict, strict, assign)
+        if any(name.startswith("model.") for name in state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        headless = {
+            name: value
+            for name, value in state_dict.items()
+            if not name.startswith(("head.", "representation."))
+        }
+        return self.model.load_state_dict(headless, strict, assign)
 
     def forward(self, video: Float[Tensor, "b c T H W"]) -> list[Float[Tensor, "b d t h w"]]:
         return self.model.forward_intermediates(  # type: ignore[return-value]
@@ -93,14 +93,16 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
         settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     )
     export = source if isinstance(source, Mapping) and "source" in source else None
-    if overlay or (export is None and (pretrained or source)):
+    # timm's way to load a file: pretrained=True, pretrained_cfg_overlay={"file": path}.
+    file = overlay["file"] if pretrained and overlay and overlay.keys() == {"file"} else None
+    if (overlay and not file) or (export is None and ((pretrained and not file) or source)):
         raise ValueError(
-            f"{name} has no published weights; leave pretrained and tags out and give "
-            "checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
+            f"{name} has no published weights; leave pretrained, pretrained_cfg_overlay and tags "
+            "out and give checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
             "directory, or use ssl_vivit.encoders.imports"
         )
-    if export is not None and cache_dir is not None:
-        raise ValueError("cache_dir is not followed; set the environment variable HF_HUB_CACHE")
+    if export is not None and export["source"] == "local-dir" and cache_dir is not None:
+        raise ValueError(f"cache_dir {cache_dir} is for hf-hub: names; leave it out")
     fields = [field.name for field in dataclasses.fields(ViViTConfig)]
     known = [*fields, *TIMM_SETTINGS, *HEAD_SETTINGS, *FEATURE_SETTINGS]
     for key in settings:
@@ -117,15 +119,19 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
         raise ValueError("out_indices goes with features_only=True; leave it out or add that")
     overrides = {TIMM_SETTINGS.get(key, key): _value(key, x) for key, x in settings.items()}
     if export is not None:
-        model = _exported(export, pretrained, overrides, head)
+        model = _exported(export, pretrained, overrides, head, cache_dir)
     elif name == ARCHITECTURE:
         encoder = ViViT(ViViTConfig.from_dict(overrides))
         model = VideoClassifier(encoder, **({"num_classes": 1000} | head))
     else:
         model = VideoClassifier(create_encoder(name, **overrides), **({"num_classes": 1000} | head))
-    if not only:
-        return model
-    return VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", 3))
+    made: nn.Module = model
+    if only:
+        last = min(3, len(model.feature_info))
+        made = VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", last))
+    if file is not None:
+        load_checkpoint(made, file)
+    return made
 
 
 def _exported(
@@ -133,6 +139,7 @@ def _exported(
     pretrained: bool,
     overrides: dict[str, Any],
     head: dict[str, Any],
+    cache_dir: str | Path | None,
 ) -> VideoClassifier:
     """The model of an exported directory, in training mode as timm's are.
 
@@ -141,12 +148,13 @@ def _exported(
         pretrained: whether it has the exported weights; without them they are fresh, as timm's.
         overrides: settings of the encoder to change.
         head: settings of the head to change; another number of classes gets a fresh head.
+        cache_dir: where files of the hub are kept; None is ``HF_HUB_CACHE``.
     """
     if source["source"] == "local-dir":
         path = Path(source["file"])
     else:
         name, _, revision = source["hf_hub_id"].partition("@")
-        path = locate(name, ENCODER, revision=revision or None)
+        path = locate(name, ENCODER, revision=revision or None, cache_dir=cache_dir)
     if not pretrained:
         saved = read_config(path, ENCODER)
         encoder = ViViT(ViViTConfig.from_dict(saved["encoder"] | overrides))
@@ -182,7 +190,7 @@ def _register(name: str) -> Any:
         settings: num_classes (1000 unless said otherwise; 0 gives the pooled features),
             representation_size and drop_rate of the head; any setting of :class:`ViViTConfig`, or
             timm's name for it ({", ".join(TIMM_SETTINGS)}); features_only=True with out_indices
-            (the last 3 blocks unless said otherwise) for :class:`VideoFeatures`.
+            (the last 3 blocks, or all of fewer, unless said otherwise) for :class:`VideoFeatures`.
 
     Raises:
         ValueError: for unknown settings, two names of one, and values that do not fit.

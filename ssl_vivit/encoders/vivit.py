@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -418,6 +418,50 @@ class ViViT(nn.Module, HubModel):
         copied.provenance = copy.deepcopy(self.provenance)
         warn_of_causality(self.config, config)
         return copied.train(self.training)
+
+    def set_input_size(
+        self,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | Sequence[int] | None = None,
+        **others: Any,
+    ) -> None:
+        """Fit this encoder to clips of another height and width, by :func:`adapt`.
+
+        Parameters that keep their shape stay the objects that they are. Those that are resized are
+        new ones, which an optimiser made before does not know.
+
+        Args:
+            img_size: (H, W) in pixels, or one number for a square; None keeps the size.
+            patch_size: (h, w) of a tubelet, or one number for a square; None keeps the size.
+            others: refused; timm's models with windows take more.
+
+        Raises:
+            ValueError: where tubelets do not fill clips of that size.
+            TypeError: for other settings.
+        """
+        if others:
+            raise TypeError(
+                f"set_input_size takes img_size and patch_size, not {', '.join(others)}; other "
+                "geometry is set by load_encoder(path, num_frames=…, tubelet_size=…) or adapt"
+            )
+        geometry: dict[str, Any] = {}
+        if img_size is not None:
+            geometry["image_size"] = img_size if isinstance(img_size, int) else tuple(img_size)
+        if patch_size is not None:
+            sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+            geometry["tubelet_size"] = (self.config.tubelet_size[0], *sides)
+        adapted = adapt(self, **geometry)
+        for name, parameter in self.named_parameters():
+            fitted = adapted.get_parameter(name)
+            if fitted.shape == parameter.shape:
+                with torch.no_grad():
+                    parameter.copy_(fitted)
+                module, _, attribute = name.rpartition(".")
+                setattr(adapted.get_submodule(module), attribute, parameter)
+        adapted.set_grad_checkpointing(self.trunk.grad_checkpointing)
+        self.config, self.preprocessing = adapted.config, adapted.preprocessing
+        for name, part in adapted.named_children():
+            setattr(self, name, part)
 
     @classmethod
     def from_pretrained(

@@ -188,7 +188,7 @@ def read_shapes(file: Path) -> Shapes:
         raise ExportError(f"{file} is damaged ({error}); export the model again") from None
 
 
-def check_shapes(expected: Shapes, found: Shapes, file: Path, described: str) -> None:
+def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: str) -> None:
     """Refuse weights that are not those of the described model.
 
     Args:

@@ -37,6 +37,7 @@ def locate(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """Find the directory of an export; a model of the hub is downloaded into its cache.
 
@@ -48,6 +49,7 @@ def locate(
         kind: the kind of export.
         revision: branch, tag or commit on the hub; None is its main branch.
         token: for private models; None is the one of ``hf auth login``.
+        cache_dir: where the hub's files are kept; None is ``HF_HUB_CACHE``.
 
     Raises:
         HubError: for a hub that cannot be reached, or a model or revision that it does not have.
@@ -62,7 +64,11 @@ def locate(
         return local
     try:
         found = snapshot_download(
-            path, revision=revision, token=token, allow_patterns=kind.all_files
+            path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=kind.all_files,
         )
     except _FAILURES as error:
         raise HubError(

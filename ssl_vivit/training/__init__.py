@@ -8,7 +8,7 @@ from ssl_vivit.lazy_names import lazy_names
 if TYPE_CHECKING:
     from ssl_vivit.training.command_line import parse, run, with_lists
     from ssl_vivit.training.config import OptimConfig, TrainingConfig, to_plain
-    from ssl_vivit.training.loop import FitResult, fit
+    from ssl_vivit.training.loop import FitResult, check_run, fit
     from ssl_vivit.training.periodic import Moment, Periodic
     from ssl_vivit.training.processes import join_processes
 
@@ -19,6 +19,7 @@ __all__ = [
     "Periodic",
     "RunError",
     "TrainingConfig",
+    "check_run",
     "fit",
     "join_processes",
     "parse",
@@ -35,6 +36,7 @@ __getattr__, __dir__ = lazy_names(
         "OptimConfig": "ssl_vivit.training.config",
         "Periodic": "ssl_vivit.training.periodic",
         "TrainingConfig": "ssl_vivit.training.config",
+        "check_run": "ssl_vivit.training.loop",
         "fit": "ssl_vivit.training.loop",
         "join_processes": "ssl_vivit.training.processes",
         "parse": "ssl_vivit.training.command_line",

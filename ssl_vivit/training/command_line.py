@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -18,8 +19,13 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit.errors import UserError
+from ssl_vivit.training import signals
+from ssl_vivit.training.config import TrainingConfig, run_directory
 
 T = TypeVar("T")
+
+# What settings are called in many other programs → their names here.
+_COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
 
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
@@ -88,13 +94,52 @@ def parse(
     except (ArgumentError, ValueError, TypeError) as error:
         _fail(_explain(str(error), keys, [option.lstrip("-") for option in short]), status=2)
         raise AssertionError("unreachable") from error
+    loop = getattr(config, "training", None)
+    if isinstance(loop, TrainingConfig):
+        _refuse_nameless(paths, loop)
     if argv is not None:  # read by a program, which knows what it reads
         return config
+    if isinstance(loop, TrainingConfig):
+        signals.continuation = _continuation(sys.argv, loop)
     if paths:
         _say(f"config   {', '.join(map(str, paths))}")
     elif preset is not None:
         _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
     return config
+
+
+def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
+    """Refuse to continue by the config.yaml of a run, which does not say where the run lies."""
+    runs = [
+        p.parent for p in paths if p.name == "config.yaml" and (p.parent / "checkpoints").is_dir()
+    ]
+    if runs and loop.run_dir is None and loop.resume == "auto":
+        _fail(
+            f"--config {runs[-1] / 'config.yaml'} does not name the run's directory; add --run_dir "
+            f"{runs[-1]} to continue that run, or another --run_dir to repeat it there",
+            status=2,
+        )
+
+
+def _continuation(words: Sequence[str], loop: TrainingConfig) -> str:
+    """The command that continues the run of this one.
+
+    Args:
+        words: the script and its arguments.
+        loop: what they say of training.
+    """
+    kept, arguments = [], iter(words[1:])
+    for word in arguments:
+        option, equals, _ = word.partition("=")
+        if option in ("--resume", "--training.resume"):
+            if not equals:
+                next(arguments, None)
+            continue
+        kept.append(word)
+    if not any(word.partition("=")[0] in ("--run_dir", "--training.run_dir") for word in kept):
+        kept += ["--run_dir", str(run_directory(loop))]
+    command = shlex.join([words[0], *kept, "--resume", "auto"])
+    return f"the same launcher and {command}" if "LOCAL_RANK" in os.environ else f"python {command}"
 
 
 def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -123,6 +168,13 @@ def _config_path(name: str, preset: Path | None) -> Path:
     shipped = sorted(file.stem for file in preset.parent.glob(f"{family}_*.yaml"))
     if path.name.removesuffix(".yaml") in shipped and path.parent in (Path(), Path("configs")):
         return preset.parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    other = preset.parent / f"{path.name.removesuffix('.yaml')}.yaml"
+    if other.is_file() and path.parent in (Path(), Path("configs")):
+        _fail(
+            f"--config {name} is a preset of {_recipes_of(other)}; presets of this recipe: "
+            f"{', '.join(shipped)}",
+            status=2,
+        )
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), shipped, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}? " if near else ""
     _fail(
@@ -131,6 +183,13 @@ def _config_path(name: str, preset: Path | None) -> Path:
         status=2,
     )
     raise AssertionError("unreachable")
+
+
+def _recipes_of(preset: Path) -> str:
+    """The recipes whose names hold the word that a preset begins with."""
+    folder, family = preset.parent.parent, preset.stem.partition("_")[0]
+    scripts = sorted(p for p in folder.glob("*.py") if family in p.stem.split("_"))
+    return " and ".join(f"{folder.name}/{p.name}" for p in scripts) or "another recipe"
 
 
 def _lists(
@@ -207,7 +266,8 @@ def run(main: Callable[[], object]) -> None:
             raise
         _fail(str(error), status=1)
     except KeyboardInterrupt:
-        _fail("interrupted; what was saved before is kept", status=130)
+        mend = f"; continue with {signals.continuation}" if signals.continuation else ""
+        _fail(f"interrupted; what was saved before is kept{mend}", status=130)
 
 
 def _fail(message: str, status: int) -> None:
@@ -288,5 +348,9 @@ def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     allowed = [f"{prefix}{name}" for name in allowed]
     bare = [known.removeprefix("training.") for known in keys if known.startswith("training.")]
     near = difflib.get_close_matches(key, [*keys, *allowed, *bare, *short], n=1, cutoff=0.75)
+    last = key.split(".")[-1]
+    if not near or last in _COMMON_NAMES:  # a setting that lies deeper
+        wanted = f".{_COMMON_NAMES.get(last, last)}"
+        near = [known for known in [*bare, *keys] if known.endswith(wanted)]
     hint = f"; did you mean {near[0]}?" if near else ";"
     return f"unknown setting {key}{hint} allowed here: {', '.join(allowed)}"

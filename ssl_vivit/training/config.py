@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from ssl_vivit.settings import check_least
@@ -115,6 +116,13 @@ class TrainingConfig:
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"
             )
         self.optimizer.check()
+
+
+def run_directory(config: TrainingConfig) -> Path:
+    """Where the run lives: ``training.run_dir``, or runs/<name of the recipe>."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    return Path("runs") / (Path(sys.argv[0]).stem or "run")
 
 
 def to_plain(config: Any) -> Any:

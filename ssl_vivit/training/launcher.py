@@ -1,7 +1,7 @@
 """Settings that Accelerate was given before ``fit``, beside those of ``training``.
 
 The launcher (or its file) passes them in the environment; an ``Accelerator`` that a program made
-itself holds them in its state. They are followed where ``training`` leaves the choice open.
+itself holds them in its state. They are followed where ``training`` leaves the choice open, and a line names the precision.
 Elsewhere ``training`` wins, and one line says so.
 """
 
@@ -30,7 +30,8 @@ def settle(config: TrainingConfig, device: torch.device) -> tuple[TrainingConfig
 
     Returns:
         The config with precision ``fp32``, ``bf16`` or ``fp16`` in place of ``auto``, and with the
-        accumulation that holds; and a line for each setting of Accelerate that is not followed.
+        accumulation that holds; a line for each setting of Accelerate that is not followed, and
+        one for its precision where that is.
 
     Raises:
         RunError: if the device has not the precision, or Accelerate was given one that does not
@@ -86,6 +87,7 @@ def _precision(config: TrainingConfig, device: torch.device, source: str) -> tup
             )
     elif asked in ("bf16", "fp16"):
         chosen, setting = asked, f"{source} mixed_precision {asked}"  # type: ignore[assignment]
+        lines.append(f"training.precision auto takes {setting}")
     else:
         raise RunError(
             f"{source} mixed_precision {asked} is not supported; bf16, fp16 and no are, or set "

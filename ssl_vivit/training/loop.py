@@ -25,9 +25,9 @@ from tqdm import tqdm
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
-from ssl_vivit.training import checkpoints, random_state
+from ssl_vivit.training import checkpoints, random_state, signals
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
-from ssl_vivit.training.config import TrainingConfig, to_plain
+from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import settle
 from ssl_vivit.training.optim import (
     build_optimizer,
@@ -44,10 +44,10 @@ from ssl_vivit.training.processes import (
     start_accelerator,
     synchronise_norms,
 )
-from ssl_vivit.training.run_directory import open_run, place, run_directory
+from ssl_vivit.training.run_directory import check_claim, open_run, place
 from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.step_metrics import StepMetrics, Throughput
-from ssl_vivit.training.tracking import Tracking
+from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,47 @@ def fit(
                 objective.__class__ = own_class  # the one made by as_objective cannot be pickled
 
 
+def check_run(
+    objective: type[Objective], config: TrainingConfig, run_config: dict[str, Any]
+) -> None:
+    """Refuse a run by its settings alone, as :func:`fit` would once the data are open.
+
+    Recipes call this before they render, simulate or open anything. All processes call it.
+
+    Args:
+        objective: class of what is to be trained.
+        config: how to train.
+        run_config: the recipe's full config. Its data are not compared with those of a run that
+            is continued: their contents decide, which ``fit`` knows.
+
+    Raises:
+        RunError: with one line that says what is wrong and what to do.
+        ValueError: for a setting out of its range.
+    """
+    config.check()
+    settled, _ = settle(config, join_processes().device)
+    host = Host()
+    split_batch(settled, host)
+    _refuse_small_micro_batches(objective, settled)
+
+    def check() -> None:
+        if config.tracker == "wandb":
+            wandb_mode()
+        check_claim(config, run_config)
+
+    host.from_main(check)
+
+
+def _refuse_small_micro_batches(objective: type[Objective], config: TrainingConfig) -> None:
+    least, held = objective.least_micro_batch, config.total_batch_size // config.accumulation
+    if held < least:
+        raise RunError(
+            f"{objective.__name__} needs {least} samples in a micro-batch of all processes; "
+            f"training.total_batch_size {config.total_batch_size} over training.accumulation "
+            f"{config.accumulation} leaves {held}: raise the one or lower the other"
+        )
+
+
 class _Run:
     def __init__(
         self,
@@ -130,20 +171,22 @@ class _Run:
         card: dict[str, Any],
         interruption: Interruption,
     ) -> None:
-        config, unfollowed = settle(config, join_processes().device)
+        config, told = settle(config, join_processes().device)
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
         self.accelerator = start_accelerator(config)
         self.host = Host()
-        for line in unfollowed:
+        for line in told:
             self._say(line)
         if not interruption.possible:
             self._say(
                 "fit runs in a thread, where no signal saves a checkpoint; those of the program hold"
             )
         self.split = split_batch(config, self.host)
-        self._refuse_small_micro_batches(objective)
+        _refuse_small_micro_batches(type(objective), config)
+        if config.tracker == "wandb":
+            wandb_mode()  # refuses an unknown one before the run's directory is claimed
         if isinstance(batches, Batches):
             # Too few samples for a step are refused before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
@@ -158,6 +201,8 @@ class _Run:
         found = self.host.from_main(claim)
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+        if config.resume == "auto" and self.checkpoint is None:
+            self._say(f"resume   no checkpoint in {self.run_dir}: the run starts at step 0")
 
         # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
         self.exporter = objective
@@ -249,16 +294,6 @@ class _Run:
         self.progress.close()
         if self.tracking is not None:
             self.tracking.close()
-
-    def _refuse_small_micro_batches(self, objective: Objective) -> None:
-        config, least = self.config, objective.least_micro_batch
-        held = config.total_batch_size // config.accumulation
-        if held < least:
-            raise RunError(
-                f"{type(objective).__name__} needs {least} samples in a micro-batch of all processes; "
-                f"training.total_batch_size {config.total_batch_size} over training.accumulation "
-                f"{config.accumulation} leaves {held}: raise the one or lower the other"
-            )
 
     def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
         """One optimisation step."""
@@ -490,19 +525,22 @@ class _Run:
 
     def _stopped(self) -> FitResult:
         """Leave a checkpoint before the last step: at ``until``, or where a signal came."""
-        signals = [name for name in self.host.gather(self.interruption.received) if name]
-        if signals:
+        received = [name for name in self.host.gather(self.interruption.received) if name]
+        if received:
             saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint)
             if self.step and saved != self.step:
                 self._save()
             where = (
-                f"saved in {self.checkpoint}" if self.checkpoint else "before anything was learned"
+                f"saved in {self.checkpoint.name}"
+                if self.checkpoint
+                else "before anything was learned"
             )
+            self.progress.close()  # so that the line is the last
             self._say(
-                f"{signals[0]}: stopped after step {self.step}, {where}; "
-                "continue with --training.resume auto"
+                f"{received[0]}: {self.run_dir} stopped after step {self.step}, {where}; "
+                f"continue with {signals.continuation or '--training.resume auto'}"
             )
-        return self._result(None, signals[0] if signals else None)
+        return self._result(None, received[0] if received else None)
 
     def _finished(self) -> FitResult:
         assert self.checkpoint is not None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ssl_vivit.training.checkpoints import (
     step_of,
     sweep,
 )
-from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.config import TrainingConfig, run_directory
 
 # What a run is called and how it is watched; two runs that differ in these alone are the same run.
 NAMES = ("name", "training.run_dir", "training.resume")
@@ -39,15 +38,9 @@ FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
 # Digests of what the run was given, by the setting that names it.
 CONTENTS = "contents.json"
 ENCODER = "encoder.path"
+DATA = ("data.shards", "data.sessions")
 # Runs of before these settings had no videos that they are about.
 NEWER = ("data.short_videos",)
-
-
-def run_directory(config: TrainingConfig) -> Path:
-    """Where the run lives: ``training.run_dir``, or runs/<name of the recipe>."""
-    if config.run_dir is not None:
-        return Path(config.run_dir)
-    return Path("runs") / (Path(sys.argv[0]).stem or "run")
 
 
 def open_run(
@@ -71,14 +64,51 @@ def open_run(
     Raises:
         RunError: if the directory holds another run, or the checkpoint asked for is not whole.
     """
+    contents = {**_encoder_contents(run_config), **(contents or {})}
+    checkpoint, run_dir = _claimable(config, run_config, warn, contents), run_directory(config)
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        sweep(run_dir / "checkpoints")
+        text = yaml.safe_dump(without_names(run_config), sort_keys=False)
+        write_text(run_dir / "config.yaml", text)
+        write_json(run_dir / CONTENTS, contents)
+    except OSError as error:
+        raise RunError(
+            f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
+        ) from error
+    return checkpoint
+
+
+def check_claim(config: TrainingConfig, run_config: dict[str, Any]) -> None:
+    """Refuse what :func:`open_run` would, before data and encoder are open; names are not compared.
+
+    Raises:
+        RunError: as of :func:`open_run`.
+    """
+    _claimable(
+        config,
+        run_config,
+        lambda line: None,
+        _encoder_contents(run_config),
+        unknown=(*DATA, ENCODER),
+    )
+
+
+def _claimable(
+    config: TrainingConfig,
+    run_config: dict[str, Any],
+    warn: Callable[[str], None],
+    contents: Mapping[str, str],
+    unknown: Collection[str] = (),
+) -> Path | None:
+    """The checkpoint to continue from, if the run may have its directory; see :func:`open_run`."""
     run_dir = run_directory(config)
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file; choose another --training.run_dir")
     checkpoint = first_checkpoint(config, warn)
-    contents = {**_encoder_contents(run_config), **(contents or {})}
     if config.resume != "never":
         continued = run_dir if checkpoint is None else checkpoint.parent.parent
-        _same_settings(continued, run_config, contents)
+        _same_settings(continued, run_config, contents, unknown)
     inside = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
     if inside and config.resume != "auto" and checkpoint is not None:
         whole = [path for path in later_than(checkpoint) if fault(path) is None]
@@ -93,16 +123,6 @@ def open_run(
             f"{run_dir} holds another run; continue it with --training.resume auto, "
             "or choose another --training.run_dir"
         )
-    try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        sweep(run_dir / "checkpoints")
-        text = yaml.safe_dump(without_names(run_config), sort_keys=False)
-        write_text(run_dir / "config.yaml", text)
-        write_json(run_dir / CONTENTS, contents)
-    except OSError as error:
-        raise RunError(
-            f"--training.run_dir {run_dir} cannot be written: {error.strerror}"
-        ) from error
     return checkpoint
 
 
@@ -177,8 +197,12 @@ def _encoder_contents(run_config: dict[str, Any]) -> dict[str, str]:
 
 
 def _same_settings(
-    continued: Path, run_config: dict[str, Any], contents: Mapping[str, str]
+    continued: Path,
+    run_config: dict[str, Any],
+    contents: Mapping[str, str],
+    unknown: Collection[str],
 ) -> None:
+    """Refuse other settings than those of the run, but for ``unknown`` ones without contents."""
     path = continued / "config.yaml"
     if not path.exists():
         return
@@ -190,6 +214,8 @@ def _same_settings(
     changes = []
     for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
         if key in FREE_ON_RESUME or key.rsplit(".", 1)[-1] in FREE_ENDINGS:
+            continue
+        if key in unknown and key not in contents:
             continue
         if key in NEWER and key not in saved:
             continue

@@ -208,3 +208,30 @@ def test_the_example_of_the_docs_writes_a_session_that_reads_back(tmp_path):
         np.testing.assert_array_equal(session.video(trial), video)
         np.testing.assert_array_equal(session.responses(trial), spikes)
         np.testing.assert_array_equal(session.behaviour(trial), running.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda video: video / 255, "trial 1: video has values up to 1; .* give video \\* 255"),
+        (lambda video: video * 2.0, "trial 1: video has values from 0 to 510; give pixels from 0"),
+        (lambda video: video - 1.0, "trial 1: video has values from -1 to 254"),
+    ],
+)
+def test_pixels_of_another_range_than_before_are_refused(tmp_path, change, message):
+    given = [trial(0), trial(1)]
+    given[1]["video"] = np.linspace(0, 255, 120).reshape(6, 4, 5)
+    given[1]["video"] = change(given[1]["video"])
+    with pytest.raises(DataError, match=message) as caught:
+        write(tmp_path / "a", given)
+    assert "\n" not in str(caught.value)
+    given[1]["video"] = np.zeros((6, 4, 5))  # black in any range
+    write(tmp_path / "a", given)
+
+
+def test_a_session_that_is_there_is_named_by_the_argument(tmp_path):
+    with pytest.raises(
+        DataError, match=r"session \S+ is there already; choose another out"
+    ) as caught:
+        writer(tmp_path)
+    assert "--out" not in str(caught.value)

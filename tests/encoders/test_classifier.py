@@ -434,6 +434,26 @@ def test_an_input_size_of_resampled_positions_of_equal_shape_is_fitted_too():
 def test_an_input_size_that_does_not_fit_is_refused_and_changes_nothing():
     tuned = classifier(**MODEL3)
     encoder = tuned.encoder
+    config, weights = encoder.config, dict(encoder.named_parameters())
     with pytest.raises(ValueError, match="image_size height 33 is not filled"):
         tuned.set_input_size(33)
+    with pytest.raises(TypeError, match=r"not window_size; .* load_encoder\(path, num_frames=…"):
+        tuned.set_input_size(32, window_size=4)
     assert tuned.encoder is encoder
+    assert encoder.config is config
+    assert all(value is weights[name] for name, value in encoder.named_parameters())
+
+
+@torch.no_grad()
+@by_model
+def test_an_encoder_alone_takes_another_input_size(model):
+    encoder = classifier(**model).encoder
+    encoder.preprocessing = {"mean": [0.5], "std": [0.2], "resize": encoder.config.image_size}
+    encoder.set_grad_checkpointing()
+    adapted = adapt(encoder, image_size=(32, 32))
+    encoder.set_input_size(32)
+    video = torch.randn(2, 3, 8, 32, 32, dtype=torch.float64)
+    assert torch.equal(encoder(video).pooled, adapted(video).pooled)
+    assert encoder.config == adapted.config
+    assert encoder.preprocessing == adapted.preprocessing
+    assert encoder.trunk.grad_checkpointing

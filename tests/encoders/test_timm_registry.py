@@ -109,6 +109,7 @@ def test_timms_names_set_what_they_mean():
             "vivit_tiny has no published weights.*checkpoint_path.*local-dir:DIR",
         ),
         ({"pretrained_cfg": "k400"}, "vivit_tiny has no published weights"),
+        ({"pretrained_cfg_overlay": {"file": "a"}}, "leave pretrained, pretrained_cfg_overlay"),
         ({"out_indices": 2}, "out_indices goes with features_only=True"),
         ({"features_only": True, "num_classes": 3}, "no head; leave out num_classes"),
         ({"features_only": True, "out_indices": [12]}, r"indices \[12\] do not fit 12 blocks"),
@@ -140,6 +141,38 @@ def test_a_checkpoint_is_loaded(tmp_path):
 
 
 @torch.no_grad()
+def test_an_exported_encoder_is_loaded_under_a_fresh_head(tmp_path):
+    source = timm.create_model("vivit_tiny", num_classes=5, **TINY).eval()
+    source.encoder.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    ways = [
+        {"checkpoint_path": path},
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}},
+    ]
+    for way in ways:
+        torch.manual_seed(3)
+        fresh = timm.create_model("vivit_tiny", num_classes=4, **TINY)
+        torch.manual_seed(3)
+        loaded = timm.create_model("vivit_tiny", num_classes=4, **way, **TINY).eval()
+        for name, value in loaded.encoder.state_dict().items():
+            assert torch.equal(value, source.encoder.state_dict()[name])
+        assert torch.equal(loaded.head.weight, fresh.head.weight)
+    net = timm.create_model("vivit_tiny", features_only=True, **ways[1], **TINY).eval()
+    (expected,) = source.forward_intermediates(video(), [11], intermediates_only=True)
+    assert torch.equal(net(video())[-1], expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"features_only": True}])
+def test_an_exported_encoder_of_another_size_is_refused_in_one_line(tmp_path, settings):
+    timm.create_model("vivit_tiny", num_classes=5, **TINY).encoder.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    other = TINY | {"embed_dim": 48}
+    with pytest.raises(ValueError, match=r"does not fit the encoder: .* ≠ ") as caught:
+        timm.create_model("vivit_tiny", checkpoint_path=path, **settings, **other)
+    assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
 def test_features_of_a_checkpoint_of_a_classifier_of_an_encoder_and_of_its_own(tmp_path):
     source = timm.create_model("vivit_tiny", num_classes=5, representation_size=7, **TINY).eval()
     expected = source.forward_intermediates(video(), [0, 3], intermediates_only=True)
@@ -153,7 +186,7 @@ def test_features_of_a_checkpoint_of_a_classifier_of_an_encoder_and_of_its_own(t
         net = timm.create_model("vivit_tiny", checkpoint_path=path, **settings)
         for got, own in zip(net.eval()(video()), expected, strict=True):
             assert torch.equal(got, own)
-    with pytest.raises(RuntimeError, match=r"Missing key.*model\.encoder\.tubelets\.bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*encoder\.tubelets\.bias"):
         net.load_state_dict({"encoder.tubelets.weight": source.encoder.tubelets.weight})
 
 
@@ -206,7 +239,7 @@ def test_without_pretrained_the_directory_tells_the_architecture_alone(exported)
     [
         ({"embed_dim": 48}, "does not fit the encoder with embed_dim overridden"),
         ({"representation_size": 9}, "saved with representation_size 7; leave it out"),
-        ({"cache_dir": "c"}, "cache_dir is not followed; set the environment variable HF_HUB_CACH"),
+        ({"cache_dir": "c"}, "cache_dir c is for hf-hub: names; leave it out"),
         ({"img_size": 33}, "image_size height 33 is not filled"),
         ({"drop_rat": 0.1}, "setting of vivit 'drop_rat' is unknown"),
     ],
@@ -246,6 +279,12 @@ def test_the_last_three_blocks_unless_told():
     net = timm.create_model("vivit_tiny", features_only=True, **TINY)
     names = [name.removeprefix("encoder.trunk.") for name in net.feature_info.module_name()]
     assert names == ["temporal_blocks.1", "temporal_blocks.2", "temporal_blocks.3"]
+
+
+def test_all_blocks_of_an_encoder_that_has_fewer_than_three():
+    depth = {"spatial_depth": 1, "temporal_depth": 1}
+    net = timm.create_model("vivit_tiny", features_only=True, **depth, **TINY)
+    assert len(net(video())) == len(net.feature_info.channels()) == 2
 
 
 def test_the_timm_calls_of_the_docs_run_as_they_stand():

@@ -169,6 +169,7 @@ def run(script, endpoint, cache, folder, **environment):
     }
     prelude = f"""
 import json, torch
+from pathlib import Path
 from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.encoders.classifier import VideoClassifier
 load_classifier = VideoClassifier.from_pretrained
@@ -213,6 +214,10 @@ report["adapted"] = list(load_encoder("org/encoder", num_frames=16).config.grid)
 report["main"] = refusal(load_classifier, "org/encoder")
 import timm
 report["timm"] = same(VideoClassifier(encoder, 0), timm.create_model("hf-hub:org/encoder", True))
+cached = timm.create_model("hf-hub:org/encoder", True, cache_dir="mine")
+report["timm cache"] = [same(VideoClassifier(encoder, 0), cached), sorted(
+    path.name for path in Path("mine").rglob("snapshots/*/*")
+)]
 report["timm head"] = same(model, timm.create_model("hf-hub:org/encoder@labelled", True))
 push_to_hub(encoder, "org/encoder", revision="labelled")
 report["missing"] = refusal(load_encoder, "org/missing")
@@ -251,6 +256,7 @@ def test_a_revision_is_a_branch_of_its_own(report, hub):
 def test_timm_opens_what_was_pushed(report):
     assert report["timm"]
     assert report["timm head"]
+    assert report["timm cache"] == [True, ["README.md", "config.json", "model.safetensors"]]
 
 
 def test_a_directory_wins_over_the_hub(report):

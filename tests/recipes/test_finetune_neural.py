@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
@@ -25,7 +26,8 @@ from ssl_vivit.evaluation.neurons.best_model import best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction
-from ssl_vivit.training import parse, run
+from ssl_vivit.training import parse, run, to_plain
+from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "recipes" / "configs").glob("neural_*.yaml"))
@@ -338,3 +340,37 @@ def test_standardising_by_session_or_encoder_shows_the_encoder_other_pixels(sess
             own = (fact.video_mean, fact.video_std)
     pixels = shown[None] * own[1] + own[0]
     torch.testing.assert_close(shown[(0.5, 0.1)], (pixels - 0.5) / 0.1, rtol=0, atol=1e-4)
+
+
+def test_settings_are_checked_before_the_sample_is_simulated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "of")
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", "--tracker", "wandb"])
+    with pytest.raises(SystemExit):
+        run(main)
+    assert "error: WANDB_MODE is of; it may be" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_is_not_there_is_named_on_resume(tmp_path, monkeypatch, capsys):
+    """Not as another setting than before, which it may be as well."""
+    (tmp_path / "run").mkdir()
+    saved = to_plain(parse(NeuralRecipe, ["--encoder", "before"], preset=SAMPLE_PRESET))
+    saved["data"]["sessions"] = [str(tmp_path / "before")]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(without_names(saved)))
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "--encoder",
+        "nowhere",
+        "--sessions",
+        "nowhere",
+        "--run_dir",
+        "run",
+        "--resume",
+        "auto",
+    ]
+    monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *given])
+    with pytest.raises(SystemExit):
+        run(main)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: --encoder: nowhere is no exported encoder")

@@ -20,7 +20,8 @@ from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves
 from ssl_vivit.evaluation.run_summary import read_metrics
-from ssl_vivit.training import parse
+from ssl_vivit.training import parse, to_plain
+from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "recipes" / "configs").glob("simclr_*.yaml"))
@@ -300,7 +301,8 @@ def test_the_sample_preset_learns(tmp_path):
     [
         ["--steps", "-5"], ["--data.held_out", "2"], ["--data.workers", "-1"],
         ["--data.clip.views", "3"], ["--objective.temperature", "0"], ["--encoder.name", "vivit"],
-        ["--evaluation.every", "0"],
+        ["--evaluation.every", "0"], ["--total_batch_size", "4", "--accumulation", "4"],
+        ["--total_batch_size", "4", "--accumulation", "3"], ["--tracker", "wandb"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
@@ -308,9 +310,33 @@ def test_settings_are_checked_before_the_sample_is_rendered(tmp_path, monkeypatc
     from recipes import simclr_clevrer
     from ssl_vivit.training import run
 
+    if "--tracker" in words:
+        monkeypatch.setenv("WANDB_MODE", "of")
     monkeypatch.setattr(sys, "argv", ["simclr_clevrer.py", *words])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         run(simclr_clevrer.main)
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_than_the_runs_are_refused_before_the_sample_is_rendered(
+    tmp_path, monkeypatch, capsys
+):
+    from recipes import simclr_clevrer
+    from ssl_vivit.training import run
+
+    words = ["--run_dir", "run", "--resume", "auto", "--tracker", "none"]
+    recipe = parse(SimCLRRecipe, words, preset=SAMPLE_PRESET)
+    saved = to_plain(recipe)
+    saved["data"]["shards"] = "elsewhere/*.tar"  # where data lie is no setting of the run
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(without_names(saved)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["simclr_clevrer.py", *words, "--training.seed", "7"])
+    with pytest.raises(SystemExit):
+        run(simclr_clevrer.main)
+    line = capsys.readouterr().err.splitlines()[-1]
+    told = "error: the run in run was configured otherwise: training.seed (0 → 7); set it back"
+    assert line.startswith(told)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

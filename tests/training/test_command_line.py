@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import TrainingConfig, parse, run, to_plain
+from ssl_vivit.training import TrainingConfig, parse, run, signals, to_plain
 
 
 @dataclass
@@ -139,6 +139,41 @@ def test_a_missing_file_lists_the_presets(presets: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         parse(Recipe, ["--config", "--steps", "3"], preset=presets)
     assert "--config names no file" in capsys.readouterr().err
+
+
+def test_a_preset_of_another_recipe_names_that_recipe(
+    presets: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for script in ("try_other", "job"):
+        (presets.parent.parent / f"{script}.py").touch()
+    with pytest.raises(SystemExit):
+        parse(Recipe, ["--config", "other_small"], preset=presets)
+    (line,) = capsys.readouterr().err.splitlines()
+    folder = presets.parent.parent.name
+    assert line == (
+        f"error: --config other_small is a preset of {folder}/try_other.py; presets of this recipe: "
+        "job_sample, job_small"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--lr", "optimizer.learning_rate"),
+        ("--training.lr", "optimizer.learning_rate"),
+        ("--weight_decay", "optimizer.weight_decay"),
+        ("--warmup", "optimizer.warmup_steps"),
+        ("--batch_size", "total_batch_size"),
+    ],
+)
+def test_common_names_of_settings_get_a_hint(
+    capsys: pytest.CaptureFixture, option: str, meant: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(Recipe, [option, "1"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"did you mean {meant}? allowed here" in line
+    assert parse(Recipe, [f"--{meant}", "1"]) != Recipe()
 
 
 def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureFixture) -> None:
@@ -288,3 +323,44 @@ def test_config_file_that_is_none(tmp_path, capsys, content, message) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_a_stopped_run_names_the_command_that_continues_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def stop() -> None:
+        parse(Recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signals, "continuation", None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for words, rest in (
+        (["--steps", "3"], "--steps 3 --run_dir runs/job --resume auto"),
+        (["--resume", "runs/a b", "--run_dir", "x y"], "--run_dir 'x y' --resume auto"),
+        (["--training.resume=auto", "--training.run_dir=x"], "--training.run_dir=x --resume auto"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["recipes/job.py", *words])
+        with pytest.raises(SystemExit):
+            run(stop)
+        line = f"interrupted; what was saved before is kept; continue with python recipes/job.py {rest}"
+        assert capsys.readouterr().err == f"error: {line}\n"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    parse(Recipe)
+    assert str(signals.continuation).startswith("the same launcher and recipes/job.py --training")
+
+
+def test_the_config_of_a_run_does_not_say_which_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text("training: {steps: 7}\n")
+    words = ["--config", str(file)]
+    with pytest.raises(SystemExit):
+        parse(Recipe, [*words, "--resume", "auto"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"add --run_dir {tmp_path} to continue that run, or another --run_dir" in line
+    named = parse(Recipe, [*words, "--resume", "auto", "--run_dir", str(tmp_path)]).training
+    assert (named.steps, named.run_dir) == (7, str(tmp_path))
+    assert parse(Recipe, words).training.steps == 7  # the run is repeated elsewhere

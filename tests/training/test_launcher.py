@@ -47,7 +47,9 @@ def test_the_launchers_precision_is_trained_in(config, told, capfd) -> None:
     launched = fit(toy(), toy_batches(), config("launched"))
     assert launched.metrics["train/loss"] == own.metrics["train/loss"]
     assert launched.metrics["train/loss"] != full.metrics["train/loss"]
-    assert "wins over" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "wins over" not in said
+    assert said.count("training.precision auto takes the launcher's mixed_precision bf16") == 1
     contradicted = fit(toy(), toy_batches(), config("contradicted", precision="fp32"))
     assert contradicted.metrics["train/loss"] == full.metrics["train/loss"]
     said = capfd.readouterr().err

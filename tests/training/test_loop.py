@@ -21,7 +21,7 @@ from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import Step
-from ssl_vivit.training import Moment, Periodic, fit
+from ssl_vivit.training import Moment, Periodic, fit, signals
 from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
 
@@ -164,7 +164,9 @@ def test_only_the_bad_micro_batch_is_named(config) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
+def test_signal_saves_and_ends(config, metrics, capfd, monkeypatch, number) -> None:
+    monkeypatch.setattr(signals, "continuation", "python mine.py --resume auto")
+
     def strike(moment: Moment) -> None:
         os.kill(os.getpid(), number)
 
@@ -172,6 +174,10 @@ def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
     settings = config("stopped")
     stopped = fit(toy(), toy_batches(), settings, periodic=[Periodic(6, strike, at_end=False)])
     assert (stopped.interrupted, stopped.step, stopped.encoder) == (number.name, 6, None)
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"{number.name}: {stopped.run_dir} stopped after step 6, saved in step_00000006; "
+        "continue with python mine.py --resume auto"
+    )
     settings.resume = "auto"
     continued = fit(toy(), toy_batches(), settings)
     whole = fit(toy(), toy_batches(), config("whole"))
@@ -182,6 +188,17 @@ def test_signal_saves_and_ends(config, metrics, number: signal.Signals) -> None:
     for name, value in _weights(whole.checkpoint).items():
         assert torch.equal(value, _weights(continued.checkpoint)[name])
     assert signal.getsignal(number) == before
+
+
+def test_an_automatic_start_from_nothing_is_named(config, capfd) -> None:
+    settings = config("begun", steps=2, resume="auto")
+    line = f"resume   no checkpoint in {settings.run_dir}: the run starts at step 0"
+    fit(toy(), toy_batches(), settings)
+    assert line in capfd.readouterr().err.splitlines()
+    settings.steps = 3
+    fit(toy(), toy_batches(), settings)
+    fit(toy(), toy_batches(), config("other", steps=2))
+    assert "no checkpoint in" not in capfd.readouterr().err
 
 
 def test_the_first_lines_of_a_run(config, capfd) -> None:

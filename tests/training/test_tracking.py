@@ -187,6 +187,16 @@ def test_wandb_can_be_disabled(no_account, monkeypatch, given, tmp_path, name, v
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_an_unknown_mode_is_refused_before_the_directory_is_claimed(
+    config, no_account: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of")
+    settings = config(tracker="wandb")
+    with pytest.raises(RunError, match="WANDB_MODE is of"):
+        fit(toy(), toy_batches(), settings)
+    assert not Path(settings.run_dir).exists()
+
+
 def test_an_unknown_mode_is_named(no_account: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_DISABLED", "false")
     assert wandb_mode() == "offline"

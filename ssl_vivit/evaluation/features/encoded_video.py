@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, iterate_frames, probe_video
 from ssl_vivit.encoders.vivit import EncoderOutput, ViViT
-from ssl_vivit.errors import DataError
+from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.evaluation.features.extraction import half_precision
 from ssl_vivit.evaluation.features.video_clip import ClipCutting
 from ssl_vivit.evaluation_mode import evaluation_mode
@@ -72,9 +73,11 @@ def encode_video(
             raise FileNotFoundError(f"{video} is no file; give a video")
         if fps is not None:
             raise DataError(f"fps is for frames in an array; {video} says its own, leave it out")
-        name, info = str(video), probe_video(video)
+        name = str(video)
+        with _naming(name):
+            info = probe_video(video)
     else:
-        frames = video if isinstance(video, Tensor) else torch.as_tensor(np.asarray(video))
+        frames = _as_tensor(video)
         name, info = "the array", _measures(frames, fps)
     cutting = ClipCutting(encoder, info, name)
     numbers = cutting.central() if clips == "central" else cutting.consecutive()
@@ -91,6 +94,7 @@ def encode_video(
              disable=len(numbers) == 1) as progress,
         evaluation_mode(encoder),
         half_precision(weight.device),
+        _naming(name),
     ):  # fmt: skip
         while batch := [cutting.prepared(part) for part in islice(parts, max(batch_size, 1))]:
             outputs.append(_on_cpu(encoder(torch.stack(batch).to(weight), tokens=tokens)))
@@ -102,6 +106,25 @@ def encode_video(
         torch.cat([out.pooled for out in outputs]),
         first.grid,
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the video in what the decoder says of it."""
+    try:
+        yield
+    except DecodingError as error:
+        raise DecodingError(f"{name}: {error}") from error
+
+
+def _as_tensor(video: Any) -> Tensor:
+    try:
+        return video if isinstance(video, Tensor) else torch.as_tensor(np.asarray(video))
+    except (TypeError, ValueError):  # arrays of several shapes, paths, other objects
+        raise DataError(
+            f"a {type(video).__name__} that is no array of frames; give one video: a file, or uint8 "
+            "RGB frames (T, H, W, 3)"
+        ) from None
 
 
 def _measures(frames: Tensor, fps: float | None) -> VideoInfo:

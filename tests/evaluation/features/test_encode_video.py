@@ -148,6 +148,9 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
         (VIDEO, {"fps": 25.0}, {}, "fps is for frames in an array; .* leave it out"),
         (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be more than 0"),
         (SHORT / 255, {}, {}, r"frames are torch.float64 of shape .*; give uint8 RGB frames"),
+        ([SHORT, SHORT[:3]], {}, {}, r"a list that is no array of frames; give one video: a file"),
+        ([VIDEO, VIDEO], {}, {}, r"a list that is no array of frames; give one video: a file"),
+        ([SHORT, SHORT], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
         (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
     ],
 )
@@ -164,9 +167,9 @@ def test_other_models_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 is no file"):
         encode_video(tmp_path / "none.mp4", model)
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(DecodingError):
+    with pytest.raises(DecodingError, match=r"text\.mp4: no readable video"):
         encode_video(tmp_path / "text.mp4", model)
-    with pytest.raises(DecodingError):
+    with pytest.raises(DecodingError, match=r"corrupted\.mp4: "):
         encode_video(ASSETS / "awkward_videos" / "corrupted.mp4", model, clips="all")
 
 

@@ -45,7 +45,9 @@ def panel_figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
 def legend_below(axis: Axes) -> None:
     """Put a panel's legend below its axis, where it covers no line."""
     _, labels = axis.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels), default=0) < 24 else 1
+    if not labels:
+        return
+    columns = 2 if max(map(len, labels)) < 24 else 1
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns,
                 frameon=False)  # fmt: skip
 
@@ -107,7 +109,8 @@ def draw_curves(
     path: Path,
     *,
     logarithmic: Sequence[str] = (),
-    ceilings: Mapping[str, Mapping[str, float]] | None = None,
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    level_name: str = "chance",
 ) -> None:
     """Write curves of metrics over steps; panels and curves without values are left out.
 
@@ -117,8 +120,10 @@ def draw_curves(
         path: of the PNG.
         logarithmic: titles of panels whose values fall over decades; the axis is logarithmic where
             they fall to a thirtieth or less.
-        ceilings: title → label → what the true rates reach, dotted.
+        levels: title → label → value that the curve is compared with, dotted in the curve's colour.
+        level_name: what these values are; the legend names the dotted lines by it.
     """
+    levels = levels or {}
     points = {
         title: {
             label: [(line["step"], line[name]) for line in metrics if name in line]
@@ -132,22 +137,26 @@ def draw_curves(
         return
     figure, panels_of = panel_figure(len(shown))
     for axis, (title, curves) in zip(panels_of, shown.items(), strict=True):
+        level = levels.get(title, {})
         for index, (label, pairs) in enumerate(curves.items()):
             colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
             steps, values = zip(*pairs, strict=True)
             heights = [float("nan") if value is None else value for value in values]
             marker = "o" if len(pairs) < 30 else None
-            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=label)
-            if label in (ceiling := (ceilings or {}).get(title, {})):
-                axis.axhline(ceiling[label], color=colour, lw=0.9, ls=":")
+            name = label if len(curves) <= 12 else None
+            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=name)
+            if label in level:
+                # An underscore keeps it out of the legend.
+                name = f"_{level_name} of {label}"
+                axis.axhline(level[label], color=colour, lw=1.2, ls=":", label=name)
+        if level.keys() & curves.keys():
+            axis.plot([], [], ":", color="0.3", label=f"{level_name} (dotted)")
         known = [value for pairs in curves.values() for _, value in pairs if value is not None]
         falls_far = known and min(known) > 0 and max(known) >= 30 * min(known)
         if title in logarithmic and falls_far:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="optimisation step")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
-        if len(curves) <= 12:
-            legend_below(axis)
-    if ceilings:
-        figure.supxlabel("dotted: what the true rates reach", fontsize=10)
+        legend_below(axis)
     save(figure, path)

@@ -17,6 +17,7 @@ from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_s
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"
+CHANCE = "val/retrieval_chance"
 _SHOWN = 6
 
 
@@ -62,6 +63,7 @@ class ContrastiveEvaluation:
             found = self._collect(self.augmented, moment)
             numbers = {
                 RETRIEVAL: retrieval_top1(found.features),
+                CHANCE: chance(*found.features.shape[:2]),
                 **feature_geometry(found.features),
             }
             warn_of_collapse(numbers, moment)

@@ -32,15 +32,28 @@ _PANELS = {
     "spread of features": ["val/feature_std"],
     "linear probe": [f"probe/linear_{target.name}" for target in CLEVRER_TARGETS],
 }
+# Metric → metric that holds what random features, or predictions that know nothing, reach.
+_CHANCE = {
+    "train/top1": "train/top1_chance",
+    "val/retrieval_top1": "val/retrieval_chance",
+    **{f"probe/linear_{target.name}": f"probe/chance_{target.name}" for target in CLEVRER_TARGETS},
+}
 
 
 def learning_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write loss, learning rate and, where they were measured, accuracies over steps.
 
-    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis.
+    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis. Accuracies
+    have a dotted line at the last known value of their chance level.
     """
     panels = {title: {name: name for name in names} for title, names in _PANELS.items()}
-    draw_curves(metrics, panels, path, logarithmic=("loss", "error on hidden tubelets"))
+    last = {name: value for line in metrics for name, value in line.items()}
+    levels = {
+        title: {name: last[_CHANCE[name]] for name in names if _CHANCE.get(name) in last}
+        for title, names in _PANELS.items()
+    }
+    logarithmic = ("loss", "error on hidden tubelets")
+    draw_curves(metrics, panels, path, logarithmic=logarithmic, levels=levels)
 
 
 def view_pairs(

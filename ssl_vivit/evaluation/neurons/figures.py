@@ -194,5 +194,5 @@ def session_curves(
             f"val/correlation_{name}": name for name in sessions
         },
     }
-    ceilings = {"bits per spike (validation)": ceiling} if ceiling else None
-    draw_curves(metrics, panels, path, ceilings=ceilings)
+    levels = {"bits per spike (validation)": ceiling} if ceiling else None
+    draw_curves(metrics, panels, path, levels=levels, level_name="true rates")

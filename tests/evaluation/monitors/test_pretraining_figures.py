@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from readable_figures import faults
 
 from ssl_vivit.evaluation import figures
 from ssl_vivit.evaluation.monitors.pretraining_figures import (
@@ -15,6 +16,7 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
     view_pairs,
 )
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
@@ -58,6 +60,33 @@ def test_losses_that_fall_far_are_drawn_on_a_logarithmic_axis(last, scale, tmp_p
     rates = [{"step": 1, "train/lr": 1.0}, {"step": 2, "train/lr": 0.001}]
     learning_curves(losses + rates, tmp_path / "curves.png")
     assert [axis.get_yscale() for axis in drawn] == [scale, "linear"]
+
+
+def test_curves_show_whole_steps_and_chance(tmp_path, monkeypatch):
+    """train/top1 of 4 videos in two views has 7 candidates, retrieval among 10 of them 19."""
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    measured = {"val/retrieval_top1": 0.1, "val/retrieval_chance": 1 / 19}
+    probed = {f"probe/linear_{target.name}": 0.3 for target in CLEVRER_TARGETS}
+    probed |= {f"probe/chance_{target.name}": 0.2 for target in CLEVRER_TARGETS}
+    training = {"train/loss": 1.0, "train/lr": 0.01, "train/top1": 0.3, "train/top1_chance": 1 / 7}
+    training |= {"train/effective_rank": 3.0}
+    metrics = [{"step": 0, **measured, **probed}, {"step": 1, **training}]
+    metrics += [{"step": 2, **training}, {"step": 2, **measured, **probed}]
+    learning_curves(metrics, tmp_path / "curves.png")
+    (figure,) = drawn
+    assert faults(figure) == []
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    for axis in panels.values():
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
+    top1 = panels["top-1 of the positive view"]
+    levels = {line.get_label(): line.get_ydata()[0] for line in top1.lines if len(line.get_ydata())}
+    assert levels["_chance of train/top1"] == 1 / 7
+    assert levels["_chance of val/retrieval_top1"] == 1 / 19
+    for title in ("top-1 of the positive view", "linear probe"):
+        named = [text.get_text() for text in panels[title].get_legend().get_texts()]
+        assert named[-1] == "chance (dotted)"
+    assert len(panels["linear probe"].lines) == 2 * len(CLEVRER_TARGETS) + 1
 
 
 def test_curves_are_drawn_from_the_metrics_file(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.image
 import numpy as np
 import pytest
+from readable_figures import faults
 
 from ssl_vivit.evaluation import figures
 from ssl_vivit.evaluation.neurons import figures as neural_figures
@@ -90,5 +91,8 @@ def test_curves_of_every_session_with_gaps_where_a_score_was_not_finite(drawn, t
     assert loss.lines[0].get_xydata().tolist() == [[5, 1]]
     assert np.array_equal(bits.lines[0].get_ydata(), [np.nan, 0.3], equal_nan=True)
     assert bits.lines[2].get_ydata() == [0.5, 0.5]
+    names = [text.get_text() for text in bits.get_legend().get_texts()]
+    assert names == ["a", "b", "true rates (dotted)"]
+    assert faults(drawn[0]) == []
     session_curves([{"step": 1}], ["a"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -57,7 +57,20 @@ def _shown_texts(figure: Figure) -> list[tuple[Text, Bbox]]:
         for text in figure.findobj(Text)
         if text.get_visible() and text.get_text().strip() and text not in outside | hidden
     ]
-    return [(text, text.get_window_extent()) for text in texts]
+    return [(text, box) for text in texts for box in _boxes(text)]
+
+
+def _boxes(text: Text) -> list[Bbox]:
+    """The box of a text; of one that is flush left, a box for each of its lines."""
+    whole, lines = text.get_window_extent(), text.get_text().split("\n")
+    if len(lines) == 1 or text.get_rotation() or text.get_horizontalalignment() != "left":
+        return [whole]
+    renderer, height = text.figure.canvas.get_renderer(), whole.height / len(lines)
+    boxes = []
+    for place, line in enumerate(lines):
+        width, *_ = renderer.get_text_width_height_descent(line, text.get_fontproperties(), False)
+        boxes.append(Bbox.from_bounds(whole.x0, whole.y1 - (place + 1) * height, width, height))
+    return boxes
 
 
 def _overlap(one: Bbox, other: Bbox) -> bool:

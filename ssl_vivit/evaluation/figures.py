@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
 )  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINES = ("-", "--", ":", "-.")
+# Inches; 900 pixels at matplotlib's 100 dots an inch, the width of a web page.
+PAGE_WIDTH = 9.0
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -50,6 +53,12 @@ def legend_below(axis: Axes) -> None:
     columns = 2 if max(map(len, labels)) < 24 else 1
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns,
                 frameon=False)  # fmt: skip
+
+
+def caption(figure: Figure, text: str) -> None:
+    """Write a text above a figure, in lines that fit its width."""
+    letters_per_line = int(13 * figure.get_figwidth())
+    figure.suptitle(textwrap.fill(text, letters_per_line), fontsize=9)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -82,22 +91,23 @@ def image_sheet(
     titles: Sequence[Sequence[str]],
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Images in rows and columns.
+    """Images in rows and columns, at most as wide as a web page.
 
     Args:
         images: RGB in [0, 1].
-        titles: above the images, row by row; rows beyond the last have none.
+        titles: above the images, flush left, row by row; a row without titles has an empty list.
         labels: to the left of each row.
     """
     rows, columns, height, width = images.shape[:4]
-    row_height = 1.9 * height / width + 0.3 * len(titles) / rows
-    figure = new_figure(1.9 * columns, row_height * rows)
+    cell = min(1.9, (PAGE_WIDTH - 0.3) / columns)
+    lines = sum(max((title.count("\n") + 1 for title in row), default=0) for row in titles)
+    figure = new_figure(cell * columns + 0.3, (cell * height / width + 0.08) * rows + 0.19 * lines)
     for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False)):
         for column, axis in enumerate(axes):
             axis.imshow(images[row, column].numpy())
             axis.set(xticks=[], yticks=[])
-            if row < len(titles):
-                axis.set_title(titles[row][column], fontsize=9)
+            if titles[row]:
+                axis.set_title(titles[row][column], fontsize=9, loc="left", pad=3)
         if labels is not None:
             axes[0].set_ylabel(labels[row], fontsize=9)
     return figure

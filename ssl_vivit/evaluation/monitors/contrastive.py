@@ -57,7 +57,7 @@ class ContrastiveEvaluation:
         if moment.step == 0 and drawing:
             batch = next(self.shown.once(_SHOWN, "cpu"))
             path = figures / "augmented_views.png"
-            view_pairs(batch["clips"], batch["key"], self.mean, self.std, path)
+            view_pairs(batch["clips"], batch["key"], batch["frames"], self.mean, self.std, path)
         numbers = {}
         if self.augmented is not None and self.plain is not None:
             found = self._collect(self.augmented, moment)

@@ -153,7 +153,7 @@ def draw_curves(
             steps, values = zip(*pairs, strict=True)
             heights = [float("nan") if value is None else value for value in values]
             marker = "o" if len(pairs) < 30 else None
-            name = label if len(curves) <= 12 else None
+            name = textwrap.fill(label, 45) if len(curves) <= 12 else None
             axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=name)
             if label in level:
                 # An underscore keeps it out of the legend.
@@ -166,7 +166,8 @@ def draw_curves(
         if title in logarithmic and falls_far:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="optimisation step")
-        axis.locator_params(axis="x", integer=True)
+        # Also where all values are of one step.
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         legend_below(axis)
     save(figure, path)

@@ -53,7 +53,7 @@ def attention_over_frames(
     frames = pixels(video[0].movedim(1, 0), mean, std)
     rows = {"frames": None, **_rows(maps, heads)}
     height, width = frames.shape[1:3]
-    cell = min(1.7, (PAGE_WIDTH - 0.6) / len(times))
+    cell = min(2.4, (PAGE_WIDTH - 0.6) / len(times))
     figure = new_figure(cell * len(times) + 0.6, (cell * height / width + 0.3) * len(rows))
     axes = figure.subplots(len(rows), len(times), squeeze=False)
     for line, (title, shares) in zip(axes, rows.items(), strict=True):

@@ -119,5 +119,10 @@ def test_curves_of_every_session_with_gaps_where_a_score_was_not_finite(drawn, t
     names = [text.get_text() for text in bits.get_legend().get_texts()]
     assert names == ["a", "b", "true rates (dotted)"]
     assert faults(drawn[0]) == []
+    long = [f"dynamic{n}-10-12-Video-9b4f6a1a067fe51e15306b9628efea20" for n in (29515, 29623)]
+    names = [f"val/{score}_{name}" for score in ("bps", "correlation") for name in long]
+    session_curves([{"step": 0, **dict.fromkeys(names, 0.1)}], long, tmp_path / "long.png")
+    assert faults(drawn[1]) == []
+    assert all(float(tick).is_integer() for axis in drawn[1].axes for tick in axis.get_xticks())
     session_curves([{"step": 1}], ["a"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

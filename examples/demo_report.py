@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from recipes.finetune_neural import NeuralRecipe
@@ -29,7 +29,7 @@ from ssl_vivit import ViViT, load_encoder
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.video.loader import ClipBatches, build_clips
 from ssl_vivit.evaluation.attention.maps import attention_maps
-from ssl_vivit.evaluation.figures import pixels, save
+from ssl_vivit.evaluation.figures import PAGE_WIDTH, new_figure, pixels, save
 from ssl_vivit.evaluation.monitors.contrastive import RETRIEVAL
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, nearest_videos
 from ssl_vivit.evaluation.neurons.receptive_fields import found_centres, true_fields
@@ -159,34 +159,42 @@ def features(encoder: ViViT, batch: dict[str, Tensor]) -> Float[Tensor, "b views
 
 def draw(encoder: ViViT, videos: HeldOut, neurons: Path, path: Path) -> None:
     """Three panels: nearest videos, attention of the encoder, receptive fields found and true."""
-    figure = Figure(figsize=(13.5, 4.0), layout="constrained")
-    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.1, 0.8, 1.2), wspace=0.02)
+    figure = new_figure(PAGE_WIDTH, 8.8)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.05, 1), hspace=0.02)
+    left, right = above.subfigures(1, 2, width_ratios=(1.55, 1), wspace=0.02)
     draw_neighbours(left, videos)
-    draw_attention(middle, encoder, videos)
-    draw_fields(right, neurons)
+    draw_attention(right, encoder, videos)
+    draw_fields(below, neurons)
     save(figure, path)
 
 
 def draw_neighbours(panel: SubFigure, videos: HeldOut) -> None:
-    """Held-out clips and the other videos whose pooled features are closest to theirs."""
+    """Held-out clips and the other videos whose pooled features are closest to theirs.
+
+    Each has its name and the number of the frame that is shown.
+    """
     found = videos.found
     queries = torch.linspace(0, len(found.keys) - 1, QUERIES).long()
     nearest, _ = nearest_videos(found.features[:, 0], queries, NEIGHBOURS)
     images = pixels(found.middle_frames[:, 0], videos.mean, videos.std)
-    panel.suptitle("Pretrained encoder: nearest held-out videos", fontsize=10)
+    panel.suptitle("Pretrained encoder: nearest held-out videos (name, frame)", fontsize=10)
     axes = panel.subplots(QUERIES, 1 + NEIGHBOURS, squeeze=False)
     for row, query in enumerate(queries.tolist()):
         for column, video in enumerate([query, *nearest[row].tolist()]):
             axis = axes[row][column]
             axis.imshow(images[video].numpy())
             axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title("query" if column == 0 else f"nearest {column}", fontsize=8)
+            head = ("query\n" if column == 0 else f"nearest {column}\n") if row == 0 else ""
+            number = int(found.frame_numbers[video, 0])
+            axis.set_title(f"{head}{found.keys[video]}, {number}", fontsize=8, pad=3)
 
 
 @torch.no_grad()
 def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
-    """Frames of a held-out clip, and the share of each tubelet in the pooled vector."""
+    """Frames of a held-out clip, and the share of each tubelet in the pooled vector.
+
+    Frames are numbered as in the clip.
+    """
     shares = attention_maps(encoder, videos.clip).rollout()[0]
     size, (steps, height, width) = videos.clip.shape[-2:], shares.shape
     shares = shares * (steps * height * width / shares.sum())
@@ -196,7 +204,9 @@ def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
     axes = panel.subplots(FRAMES, 2, squeeze=False)
     times = torch.linspace(0, steps - 1, FRAMES).round().long().tolist()
     for line, time in zip(axes, times, strict=True):
-        frame = frames[(2 * time + 1) * len(frames) // (2 * steps)]
+        number = (2 * time + 1) * len(frames) // (2 * steps)
+        frame = frames[number]
+        line[0].set_ylabel(f"frame {number}", fontsize=9)
         grey = frame.mean(-1, keepdim=True).expand_as(frame)
         line[0].imshow(frame.numpy())
         line[1].imshow(grey.numpy())
@@ -205,7 +215,7 @@ def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
         )
         for axis in line:
             axis.set(xticks=[], yticks=[])
-    panel.colorbar(image, ax=axes[:, 1].tolist(), pad=0.02, aspect=30).ax.tick_params(labelsize=7)
+    panel.colorbar(image, ax=axes[:, 1].tolist(), pad=0.02, aspect=30).ax.tick_params(labelsize=8)
 
 
 def draw_fields(panel: SubFigure, run: Path) -> None:
@@ -226,8 +236,11 @@ def draw_fields(panel: SubFigure, run: Path) -> None:
     axis.scatter(*true.T, s=34, facecolors="none", edgecolors="#0072B2", label="true")
     axis.scatter(*found.T, s=9, color="#D55E00", label="found by the readout")
     height, width = session.frame_size
-    axis.set(xlim=(-1, 1), ylim=(1, -1), aspect=height / width, xlabel="x", ylabel="y")
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, frameon=False)
+    axis.set(xlim=(-1, 1), ylim=(1, -1), aspect=height / width)
+    axis.set_xlabel("x (half frames from the centre)", fontsize=9)
+    axis.set_ylabel("y (half frames from the centre)", fontsize=9)
+    axis.tick_params(labelsize=9)
+    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False)
     panel.suptitle(f"Neurons: {len(true)} receptive fields on the screen", fontsize=10)
 
 

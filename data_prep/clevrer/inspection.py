@@ -150,7 +150,6 @@ def contact_sheet(
     cache_dir: str | Path | None = None,
     videos: int = 6,
     frames: int = 6,
-    width: int = 240,
 ) -> None:
     """Save a picture of evenly chosen videos (rows) and frames (columns).
 
@@ -160,7 +159,6 @@ def contact_sheet(
         cache_dir: where remote shards are kept.
         videos: rows.
         frames: columns.
-        width: of one frame, in pixels; its height follows from the first video's shape.
 
     Raises:
         DataError: if the picture cannot be written.
@@ -168,11 +166,13 @@ def contact_sheet(
     """
     source = ShardSet(shards, cache_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
-    height = max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]]))
+    # All have the shape of the first. The sheet shows frames no wider than this.
+    width = min(240, source.widths[rows[0]])
+    size = (max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]])), int(width))
     numbers = {i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int) for i in rows}
     picture = labelled_sheet(
         [
-            (source.keys[i], chosen.tolist(), source.frames(int(i), chosen, (height, width)))
+            (source.keys[i], chosen.tolist(), source.frames(int(i), chosen, size))
             for i, chosen in numbers.items()
         ]
     )

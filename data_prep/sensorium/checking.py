@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from tqdm import tqdm
 
 from data_prep.output_files import picture_file
@@ -82,8 +83,16 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
     Raises:
         DataError: if the picture cannot be written.
     """
+    figure = _figure(session, trials, frames)
+    with picture_file("--sheet", path) as part:
+        figure.savefig(part, format="png", dpi=100)
+
+
+def _figure(session: Session, trials: int, frames: int) -> Figure:
+    """A row a trial: its frames, responses, behaviour with the pupil's centre."""
     chosen = _some_trials(session, trials)
-    figure = Figure(figsize=(14, 1.6 * len(chosen) + 0.4), layout="constrained")
+    # 900 pixels, the width of a web page.
+    figure = Figure(figsize=(9, 1.6 * len(chosen) + 1.2), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False, width_ratios=(3, 2, 2))
     # The same neurons in every row: those that vary most in training.
     deviations = [session.trials[int(t)].responses for t in session.tiers["train"]]
@@ -91,10 +100,8 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
     for (film, neural, behaviour), trial in zip(axes, chosen, strict=True):
         length = int(session.lengths[trial])
         at = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
-        pictures = np.stack([session.video(trial, t, t + 1)[0] for t in at])
-        film.imshow(rearrange(pictures, "t h w -> h (t w)"), cmap="gray", vmin=0, vmax=255)
-        film.set(xticks=[], yticks=[])
-        film.set_ylabel(f"{trial}\n{session.tier_names[trial]}", fontsize=7)
+        _film(film, at, np.stack([session.video(trial, t, t + 1)[0] for t in at]))
+        film.set_ylabel(f"trial {trial}\n{session.tier_names[trial]}", fontsize=8)
         seconds = np.arange(length) / session.frames_per_second
         responses = session.responses(trial)
         labels = [f"unit {session.unit_ids[n]}" for n in busiest]
@@ -103,13 +110,33 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
         _traces(behaviour, seconds, channels, [f"behaviour {k}" for k in range(channels.shape[1])])
         if session.has_pupil:
             _traces(behaviour, seconds, session.pupil_centre(trial), ["pupil x", "pupil y"])
+    for axis, title in zip(axes[0, 1:], ("responses", "behaviour and pupil"), strict=True):
+        axis.set_title(title, fontsize=9)
     for axis in axes[-1, 1:]:
-        axis.set_xlabel("seconds", fontsize=7)
-    for axis in axes[0, 1:]:
+        axis.set_xlabel("time in the trial (s)", fontsize=8)
         if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=5, loc="upper right", ncols=4)
-    with picture_file("--sheet", path) as part:
-        figure.savefig(part, format="png", dpi=110)
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=2,
+                        frameon=False)  # fmt: skip
+    return figure
+
+
+def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
+    """Frames in two lines, each with its number."""
+    columns = -(-len(frames) // 2)
+    height, width = frames.shape[1:]
+    pictures = np.full((2 * columns, height, width), 255, dtype=frames.dtype)
+    pictures[: len(frames)] = frames
+    film = rearrange(pictures, "(line column) h w -> (line h) (column w)", line=2)
+    axis.imshow(film, cmap="gray", vmin=0, vmax=255)
+    axis.axhline(height - 0.5, color="white", lw=1)
+    for place, number in enumerate(numbers):
+        line, column = divmod(place, columns)
+        if column and not line:
+            axis.axvline(column * width - 0.5, color="white", lw=1)
+        text = axis.text(column * width, line * height, f"frame {number}", fontsize=8, va="top",
+                         color="white")  # fmt: skip
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+    axis.set(xticks=[], yticks=[])
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
@@ -214,9 +241,10 @@ def _some_trials(session: Session, count: int) -> list[int]:
 
 
 def _traces(axis: Axes, seconds: np.ndarray, values: np.ndarray, labels: list[str]) -> None:
-    """Lines, each over its own deviation, so that all fit one axis."""
+    """Lines, each over its own standard deviation, so that all fit one axis."""
     for column, label in zip(values.T, labels, strict=True):
         spread = float(np.nanstd(column)) if np.isfinite(column).any() else 0.0
-        axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.7, label=label)
-    axis.set_yticks([])
-    axis.tick_params(labelsize=6)
+        axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.8, label=label)
+    axis.set_ylabel("SDs above minimum", fontsize=8)
+    axis.locator_params(nbins=4)
+    axis.tick_params(labelsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
 )  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINES = ("-", "--", ":", "-.")
+# Inches; 900 pixels at matplotlib's 100 dots an inch, the width of a web page.
+PAGE_WIDTH = 9.0
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -45,9 +48,17 @@ def panel_figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
 def legend_below(axis: Axes) -> None:
     """Put a panel's legend below its axis, where it covers no line."""
     _, labels = axis.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels), default=0) < 24 else 1
+    if not labels:
+        return
+    columns = 2 if max(map(len, labels)) < 24 else 1
     axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns,
                 frameon=False)  # fmt: skip
+
+
+def caption(figure: Figure, text: str) -> None:
+    """Write a text above a figure, in lines that fit its width."""
+    letters_per_line = int(13 * figure.get_figwidth())
+    figure.suptitle(textwrap.fill(text, letters_per_line), fontsize=9)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -80,22 +91,23 @@ def image_sheet(
     titles: Sequence[Sequence[str]],
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Images in rows and columns.
+    """Images in rows and columns, at most as wide as a web page.
 
     Args:
         images: RGB in [0, 1].
-        titles: above the images, row by row; rows beyond the last have none.
+        titles: above the images, flush left, row by row; a row without titles has an empty list.
         labels: to the left of each row.
     """
     rows, columns, height, width = images.shape[:4]
-    row_height = 1.9 * height / width + 0.3 * len(titles) / rows
-    figure = new_figure(1.9 * columns, row_height * rows)
+    cell = min(1.9, (PAGE_WIDTH - 0.3) / columns)
+    lines = sum(max((title.count("\n") + 1 for title in row), default=0) for row in titles)
+    figure = new_figure(cell * columns + 0.3, (cell * height / width + 0.08) * rows + 0.19 * lines)
     for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False)):
         for column, axis in enumerate(axes):
             axis.imshow(images[row, column].numpy())
             axis.set(xticks=[], yticks=[])
-            if row < len(titles):
-                axis.set_title(titles[row][column], fontsize=9)
+            if titles[row]:
+                axis.set_title(titles[row][column], fontsize=9, loc="left", pad=3)
         if labels is not None:
             axes[0].set_ylabel(labels[row], fontsize=9)
     return figure
@@ -107,7 +119,8 @@ def draw_curves(
     path: Path,
     *,
     logarithmic: Sequence[str] = (),
-    ceilings: Mapping[str, Mapping[str, float]] | None = None,
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    level_name: str = "chance",
 ) -> None:
     """Write curves of metrics over steps; panels and curves without values are left out.
 
@@ -117,8 +130,10 @@ def draw_curves(
         path: of the PNG.
         logarithmic: titles of panels whose values fall over decades; the axis is logarithmic where
             they fall to a thirtieth or less.
-        ceilings: title → label → what the true rates reach, dotted.
+        levels: title → label → value that the curve is compared with, dotted in the curve's colour.
+        level_name: what these values are; the legend names the dotted lines by it.
     """
+    levels = levels or {}
     points = {
         title: {
             label: [(line["step"], line[name]) for line in metrics if name in line]
@@ -132,22 +147,27 @@ def draw_curves(
         return
     figure, panels_of = panel_figure(len(shown))
     for axis, (title, curves) in zip(panels_of, shown.items(), strict=True):
+        level = levels.get(title, {})
         for index, (label, pairs) in enumerate(curves.items()):
             colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
             steps, values = zip(*pairs, strict=True)
             heights = [float("nan") if value is None else value for value in values]
             marker = "o" if len(pairs) < 30 else None
-            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=label)
-            if label in (ceiling := (ceilings or {}).get(title, {})):
-                axis.axhline(ceiling[label], color=colour, lw=0.9, ls=":")
+            name = textwrap.fill(label, 45) if len(curves) <= 12 else None
+            axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=name)
+            if label in level:
+                # An underscore keeps it out of the legend.
+                name = f"_{level_name} of {label}"
+                axis.axhline(level[label], color=colour, lw=1.2, ls=":", label=name)
+        if level.keys() & curves.keys():
+            axis.plot([], [], ":", color="0.3", label=f"{level_name} (dotted)")
         known = [value for pairs in curves.values() for _, value in pairs if value is not None]
         falls_far = known and min(known) > 0 and max(known) >= 30 * min(known)
         if title in logarithmic and falls_far:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="optimisation step")
+        # Also where all values are of one step.
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        if len(curves) <= 12:
-            legend_below(axis)
-    if ceilings:
-        figure.supxlabel("dotted: what the true rates reach", fontsize=10)
+        legend_below(axis)
     save(figure, path)

@@ -75,8 +75,8 @@ class SimCLR(Objective):
             batch: with ``clips`` (b, 2, C, T, H, W), normalised floats.
 
         Returns:
-            :class:`Step`; metrics are top-1 accuracy of the positive among all candidates,
-            alignment, uniformity and the effective rank of the embeddings.
+            :class:`Step`; metrics are top-1 accuracy of the positive among all candidates, its
+            chance level, alignment, uniformity and the effective rank of the embeddings.
 
         Raises:
             ValueError: if the batch does not hold two views of each video, or if the batches of
@@ -135,6 +135,7 @@ def _metrics(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"]) -> dict[
     hit = (similarity.argmax(1) == partner).to(both.dtype).view(2, count)
     return {
         "top1": hit[:, own].mean(),
+        "top1_chance": both.new_tensor(1 / (2 * count - 1)),
         "alignment": alignment(first, second),
         "uniformity": uniformity(both),
         "effective_rank": effective_rank(both),

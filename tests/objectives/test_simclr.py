@@ -86,6 +86,7 @@ def test_a_step_is_the_slow_loss_of_the_heads_output(features):
         hits += order[0] == (i + 5) % 10
         distances += [(z[i] - z[j]).square().sum() for j in range(10) if j != i]
     assert step.metrics["top1"].item() == pytest.approx(hits / 10)
+    assert step.metrics["top1_chance"].item() == pytest.approx(1 / 9)
     uniformity = torch.stack([(-2 * d).exp() for d in distances]).mean().log()
     assert step.metrics["uniformity"].item() == pytest.approx(uniformity.item(), abs=1e-9)
     alignment = (z[:5] - z[5:]).square().sum(1).mean()

@@ -108,6 +108,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     assert [line["step"] for line in probed] == [0, 3, 6]
     assert {"probe/knn_presence", "probe/linear_presence"} <= probed[0].keys()
     assert 0 < probed[0]["probe/linear_presence"] <= 1
+    assert probed[0]["probe/chance_mean_speed"] == 0.0
     assert "step 6, linear probe: presence" in done.stderr + done.stdout
     last = f"linear_presence={probed[-1]['probe/linear_presence']:.3f}"
     assert "knn_presence=" in done.stderr

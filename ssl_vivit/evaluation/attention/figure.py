@@ -17,7 +17,7 @@ from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
 from ssl_vivit.errors import DecodingError
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
 from ssl_vivit.evaluation.features.video_clip import clip_of_video
-from ssl_vivit.evaluation.figures import new_figure, pixels, save
+from ssl_vivit.evaluation.figures import PAGE_WIDTH, new_figure, pixels, save
 from ssl_vivit.one_line_parser import OneLineParser
 from ssl_vivit.preprocessing import Preprocessing
 
@@ -31,6 +31,8 @@ def attention_over_frames(
     columns: int = 8,
 ) -> None:
     """Draw attention over a clip's frames: a column a time step, its tubelets' middle frame.
+
+    Frames are numbered as in the clip.
 
     The rows are the frames alone; the rollout to the pooled vector; and what, in the last layer
     over space, the class token attends to (without one: what the patches of a frame attend to on
@@ -51,18 +53,17 @@ def attention_over_frames(
     frames = pixels(video[0].movedim(1, 0), mean, std)
     rows = {"frames": None, **_rows(maps, heads)}
     height, width = frames.shape[1:3]
-    size = (1.7 * len(times) + 1.2, (1.7 * height / width + 0.15) * len(rows) + 0.3)
-    figure = new_figure(*size)
+    cell = min(2.4, (PAGE_WIDTH - 0.6) / len(times))
+    figure = new_figure(cell * len(times) + 0.6, (cell * height / width + 0.3) * len(rows))
     axes = figure.subplots(len(rows), len(times), squeeze=False)
     for line, (title, shares) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(title, fontsize=7)
         for axis, time in zip(line, times, strict=True):
             number = frame_of_step(encoder.config, video.shape[2], time)
             axis.imshow(frames[number].numpy())
             axis.set(xticks=[], yticks=[])
             axis.autoscale(False)
             if shares is None:
-                axis.set_title(f"frame {number}", fontsize=8)
+                axis.set_title(f"frame {number}", fontsize=9, loc="left", pad=3)
                 continue
             image = axis.imshow(
                 shares[time].cpu().numpy(),
@@ -74,9 +75,9 @@ def attention_over_frames(
                 interpolation="nearest",
             )
         if shares is not None:
+            line[0].set_title(f"{title}, × even share", fontsize=9, loc="left", pad=3)
             bar = figure.colorbar(image, ax=list(line), pad=0.01, aspect=12)
-            bar.ax.tick_params(labelsize=6)
-            bar.set_label("× even share", fontsize=6)
+            bar.ax.tick_params(labelsize=8)
     save(figure, path)
 
 
@@ -94,7 +95,7 @@ def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]
     even = t * h * w if config.variant == "joint" and config.class_token else h * w
     rows = {
         "rollout": rollout * (t * h * w / rollout.sum()),
-        f"{name},\nlayer {last}": shares.mean(1) * even,
+        f"{name}, layer {last}": shares.mean(1) * even,
     }
     if heads:
         rows |= {f"head {i}": shares[:, i] * even for i in range(shares.shape[1])}

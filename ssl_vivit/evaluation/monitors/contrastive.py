@@ -17,6 +17,7 @@ from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_s
 from ssl_vivit.training import Moment, Periodic
 
 RETRIEVAL = "val/retrieval_top1"
+CHANCE = "val/retrieval_chance"
 _SHOWN = 6
 
 
@@ -56,12 +57,13 @@ class ContrastiveEvaluation:
         if moment.step == 0 and drawing:
             batch = next(self.shown.once(_SHOWN, "cpu"))
             path = figures / "augmented_views.png"
-            view_pairs(batch["clips"], batch["key"], self.mean, self.std, path)
+            view_pairs(batch["clips"], batch["key"], batch["frames"], self.mean, self.std, path)
         numbers = {}
         if self.augmented is not None and self.plain is not None:
             found = self._collect(self.augmented, moment)
             numbers = {
                 RETRIEVAL: retrieval_top1(found.features),
+                CHANCE: chance(*found.features.shape[:2]),
                 **feature_geometry(found.features),
             }
             warn_of_collapse(numbers, moment)

@@ -12,7 +12,7 @@ from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.config import OnlineProbeConfig
 from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
-from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
+from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, chances
 from ssl_vivit.training import Moment, Periodic
 
 _ON_BAR = ("probe/knn_presence", "probe/linear_presence")
@@ -23,7 +23,8 @@ class OnlineProbe:
     """Nearest neighbours and ridge regression on one plain clip of each video.
 
     Logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``, ``presence`` on the progress bar; see
-    :func:`ssl_vivit.evaluation.probes.scores.score` for the figures.
+    :func:`ssl_vivit.evaluation.probes.scores.score` for the figures. ``probe/chance_TARGET`` is
+    what predictions that know nothing reach.
 
     Args:
         config: how often and how much.
@@ -67,10 +68,12 @@ class OnlineProbe:
     def __call__(self, moment: Moment) -> dict[str, float]:
         """Probe; every process does, and all come to the same numbers."""
         train, test = (self._features(part, moment) for part in (self.train, self.test))
+        found = {kind: probe(*train, *test, kind=kind) for kind in get_args(ProbeKind)}
+        found["chance"] = chances(test[1], train[1], CLEVRER_TARGETS)
         numbers = {
             f"probe/{kind}_{target}": value
-            for kind in get_args(ProbeKind)
-            for target, value in probe(*train, *test, kind=kind).items()
+            for kind, values in found.items()
+            for target, value in values.items()
             if value == value
         }
         if moment.accelerator.is_main_process:

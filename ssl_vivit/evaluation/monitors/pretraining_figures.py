@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ssl_vivit.evaluation.figures import draw_curves, image_sheet, pixels, save
+from ssl_vivit.evaluation.figures import caption, draw_curves, image_sheet, pixels, save
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, nearest_videos
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 RESCALED = (
-    "predicted: the structure of each hidden tubelet alone; the prediction was given the true\n"
-    "mean and spread of its colours"
+    "predicted: the structure of each hidden tubelet alone; the prediction was given the true "
+    "mean and spread of its colours. "
+)
+ERROR_SCALE = (
+    "error: absolute difference of clip and predicted, from 0 (black) to half of the pixel range "
+    "(white)"
 )
 _PANELS = {
     "loss": ["train/loss"],
@@ -32,20 +36,34 @@ _PANELS = {
     "spread of features": ["val/feature_std"],
     "linear probe": [f"probe/linear_{target.name}" for target in CLEVRER_TARGETS],
 }
+# Metric → metric that holds what random features, or predictions that know nothing, reach.
+_CHANCE = {
+    "train/top1": "train/top1_chance",
+    "val/retrieval_top1": "val/retrieval_chance",
+    **{f"probe/linear_{target.name}": f"probe/chance_{target.name}" for target in CLEVRER_TARGETS},
+}
 
 
 def learning_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write loss, learning rate and, where they were measured, accuracies over steps.
 
-    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis.
+    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis. Accuracies
+    have a dotted line at the last known value of their chance level.
     """
     panels = {title: {name: name for name in names} for title, names in _PANELS.items()}
-    draw_curves(metrics, panels, path, logarithmic=("loss", "error on hidden tubelets"))
+    last = {name: value for line in metrics for name, value in line.items()}
+    levels = {
+        title: {name: last[_CHANCE[name]] for name in names if _CHANCE.get(name) in last}
+        for title, names in _PANELS.items()
+    }
+    logarithmic = ("loss", "error on hidden tubelets")
+    draw_curves(metrics, panels, path, logarithmic=logarithmic, levels=levels)
 
 
 def view_pairs(
     clips: Float[Tensor, "b views c T H W"],
     keys: Sequence[str],
+    numbers: Int[Tensor, "b views T"],
     mean: Sequence[float],
     std: Sequence[float],
     path: Path,
@@ -53,12 +71,28 @@ def view_pairs(
     videos: int = 6,
     frames: int = 4,
 ) -> None:
-    """Write augmented views as the encoder gets them: a row a video, its views side by side."""
+    """Write augmented views as the encoder gets them: a row a video, its views side by side.
+
+    Args:
+        clips: views, normalised.
+        keys: names of the videos.
+        numbers: of the views' frames in their videos.
+        mean, std: by which pixels were normalised.
+        path: of the PNG.
+        videos: rows.
+        frames: frames shown of each view.
+    """
     videos, views, total = min(videos, len(clips)), clips.shape[1], clips.shape[3]
     times = torch.linspace(0, total - 1, min(frames, total)).round().long()
     images = pixels(clips[:videos, :, :, times].movedim(3, 2), mean, std).flatten(1, 2)
-    titles = [f"view {view + 1}, frame {time}" for view in range(views) for time in times.tolist()]
-    save(image_sheet(images, [titles], keys), path)
+    titles = []
+    for key, numbers_of_views in zip(keys[:videos], numbers[..., times].tolist(), strict=False):
+        row = [f"frame {number}" for view in numbers_of_views for number in view]
+        for view in range(views):
+            name = f"{key}, view 1" if view == 0 else f"view {view + 1}"
+            row[view * len(times)] = f"{name}\n{row[view * len(times)]}"
+        titles.append(row)
+    save(image_sheet(images, titles), path)
 
 
 def nearest_neighbours(
@@ -70,18 +104,31 @@ def nearest_neighbours(
     queries: int = 6,
     neighbours: int = 5,
 ) -> None:
-    """Write query clips (left) and the clips of other videos that the encoder puts closest to them."""
+    """Write query clips (left) and the clips of other videos that the encoder puts closest to them.
+
+    A clip is shown by its middle frame, with the frame's number in the video and the cosine
+    similarity to the query.
+    """
     chosen = torch.linspace(0, len(found.keys) - 1, min(queries, len(found.keys))).long().unique()
     nearest, similarity = nearest_videos(found.features[:, 0], chosen, neighbours)
     shown = torch.cat((chosen[:, None], nearest), 1)
+    numbers = found.frame_numbers[:, 0].tolist()
     titles = [
         [
-            f"{'query' if rank == 0 else f'{similarity[row, rank - 1]:.3f}'}  {found.keys[video]}"
+            f"{_shortened(found.keys[video])}\nframe {numbers[video]}, "
+            + ("query" if rank == 0 else f"{similarity[row, rank - 1]:.3f}")
             for rank, video in enumerate(videos)
         ]
         for row, videos in enumerate(shown.tolist())
     ]
-    save(image_sheet(pixels(found.middle_frames[:, 0], mean, std)[shown], titles), path)
+    figure = image_sheet(pixels(found.middle_frames[:, 0], mean, std)[shown], titles)
+    caption(figure, "nearest other videos, with their cosine similarity to the query")
+    save(figure, path)
+
+
+def _shortened(key: str) -> str:
+    """The end of a name, which fits above an image."""
+    return key if len(key) <= 18 else f"…{key[-17:]}"
 
 
 def reconstructions(
@@ -95,7 +142,7 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
     """A sheet of reconstructions: four rows a clip, frames from left to right.
 
     Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
-    tubelet has the mean and the spread of the one that it stands for, and a caption says so.
+    tubelet has the mean and the spread of the one that it stands for, and the caption says so.
     Errors are absolute, from black (0) to white (0.5 of the pixel range). Frames are numbered as
     in the clip.
 
@@ -116,11 +163,14 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
         ),
     }
     images = pixels(torch.stack([*rows.values()], 1)[:, :, :, times].transpose(2, 3), [0.0], [1.0])
-    labels = [f"{key}\n{row}" if row == "clip" else row for key in keys for row in rows]
-    titles = [f"frame {found.frames[time]}" for time in times.tolist()]
-    figure = image_sheet(images.flatten(0, 1), [titles], labels)
-    if found.rescaled:
-        figure.suptitle(RESCALED, fontsize=10)
+    numbers = [f"frame {found.frames[time]}" for time in times.tolist()]
+    titles = [
+        [f"{key}\n{numbers[0]}", *numbers[1:]] if row == "clip" else []
+        for key in keys
+        for row in rows
+    ]
+    figure = image_sheet(images.flatten(0, 1), titles, [*rows] * len(keys))
+    caption(figure, f"{RESCALED if found.rescaled else ''}{ERROR_SCALE}")
     return figure
 
 

@@ -19,11 +19,13 @@ class ViewFeatures(NamedTuple):
         features: (n, views, d).
         keys: names of the videos.
         middle_frames: (n, views, C, H, W), each clip's middle frame as the encoder got it.
+        frame_numbers: (n, views), the numbers of these frames in their videos.
     """
 
     features: Tensor
     keys: list[str]
     middle_frames: Tensor
+    frame_numbers: Tensor
 
 
 @torch.no_grad()
@@ -32,12 +34,14 @@ def collect(
     batches: Iterable[dict[str, Any]],
 ) -> ViewFeatures:
     """Run a feature function over batches; results are gathered on the CPU in float32."""
-    parts, keys, frames = [], [], []
+    parts, keys, frames, numbers = [], [], [], []
     for batch in batches:
         parts.append(features(batch).float().cpu())
         keys += batch["key"]
-        frames.append(batch["clips"][:, :, :, batch["clips"].shape[3] // 2].float().cpu())
-    return ViewFeatures(torch.cat(parts), keys, torch.cat(frames))
+        middle = batch["clips"].shape[3] // 2
+        frames.append(batch["clips"][:, :, :, middle].float().cpu())
+        numbers.append(batch["frames"][:, :, middle].cpu())
+    return ViewFeatures(torch.cat(parts), keys, torch.cat(frames), torch.cat(numbers))
 
 
 def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:

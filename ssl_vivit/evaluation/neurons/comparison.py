@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.evaluation.figures import COLOURS, legend_below, panel_figure, save
+from ssl_vivit.evaluation.figures import COLOURS, caption, legend_below, panel_figure, save
 from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.scoring.scores import NeuralScores
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
+# What has the score 0.
+ZEROS = {"bps_mean": "mean rate of each neuron", "correlation_mean": "chance"}
 MARKERS = "osD^vP"
 
 
@@ -105,13 +108,16 @@ class NeuralComparison:
         self.chart(run_dir / "comparison.png")
 
     def chart(self, path: Path) -> None:
-        """Score over share of the training trials, a panel a tier; bars are standard errors."""
+        """Score over share of the training trials, a panel a tier; bars are standard errors.
+
+        A line marks the score 0 where the axis reaches it.
+        """
         figure, axes = panel_figure(len(self.scores), height=4.4)
         once = False
         for axis, tier in zip(axes, self.scores, strict=True):
             once |= self._panel(axis, tier)
         if once:
-            figure.suptitle("points without an error bar were measured once", fontsize=10)
+            caption(figure, "points without an error bar were measured once")
         save(figure, path)
 
     def _panel(self, axis: Axes, tier: str) -> bool:
@@ -122,21 +128,26 @@ class NeuralComparison:
             own = sorted(by_share)
             means, errors = np.array([self.estimate(tier, row, share) for share in own]).T
             once |= bool(np.isnan(errors).any())
-            # Side by side, so that bars do not hide each other.
+            # Side by side, so that bars do not hide each other. Caps are wider than markers, which
+            # would hide errors close to zero.
             beside = 1.03 ** (place - (len(rows) - 1) / 2)
             axis.errorbar(
-                np.array(own) * beside, means, yerr=errors, capsize=3, label=row,
+                np.array(own) * beside, means, yerr=errors, capsize=5, label=row,
                 color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
                 markersize=5, linewidth=1.5,
             )  # fmt: skip
         for place, (name, known) in enumerate(self.references.get(tier, {}).items()):
             axis.plot(sorted(known), [known[share] for share in sorted(known)], label=name,
                       color="0.35", linestyle=("--", ":", "-.")[place % 3], marker="_")  # fmt: skip
+        low, high = axis.get_ylim()
+        if low < 0 < high:
+            zero = ZEROS.get(self.metric, "chance")
+            axis.axhline(0, color="0.35", linewidth=0.8, linestyle=":", label=f"0: {zero}")
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axis.minorticks_off()
         axis.set(
-            title=tier,
+            title=textwrap.fill(tier, 40),
             xlabel="share of the training trials",
             ylabel=LABELS.get(self.metric, self.metric),
         )

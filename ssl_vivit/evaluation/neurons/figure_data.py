@@ -47,7 +47,10 @@ def draw_scores(
         truth: tier → scores of the true rates.
         figures: folder.
     """
-    for name, label in (("bps", "bits per spike"), ("correlation", "single-trial correlation")):
+    for name, label, zero in (
+        ("bps", "bits per spike", "mean rate of the neuron"),
+        ("correlation", "single-trial correlation", "chance"),
+    ):
         found, best = (
             {
                 f"{session}, {tier}": own.neurons(session)[name].numpy()
@@ -59,7 +62,9 @@ def draw_scores(
         )
         if found:
             path = figures / f"{label.replace(' ', '_').replace('-', '_')}.png"
-            neural_figures.histogram(found, path, label=f"{label} of a neuron", ceiling=best)
+            neural_figures.histogram(
+                found, path, label=f"{label} of a neuron", zero=zero, ceiling=best
+            )
 
 
 def draw_traces(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from ssl_vivit.evaluation.figures import BLACK, BLUE, GREEN, ORANGE, draw_curves, new_figure, save
+from ssl_vivit.evaluation.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PAGE_WIDTH,
+    caption,
+    draw_curves,
+    legend_below,
+    new_figure,
+    panel_figure,
+    save,
+)
 from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
 
 
@@ -23,11 +36,13 @@ def positions(
         path: of the PNG.
         title: whose positions.
     """
-    figure = new_figure(7.6, 4.0)
+    figure = new_figure(7.6, 4.4)
     rs = position_correlation(found, true)
-    for axis, name, column, r in zip(figure.subplots(1, 2), "xy", (0, 1), rs, strict=True):
+    axes = figure.subplots(1, 2)
+    for axis, name, column, r in zip(axes, "xy", (0, 1), rs, strict=True):
         axis.plot([-1, 1], [-1, 1], color=BLACK, lw=0.8, ls="--", label="equal")
-        axis.plot(true[:, column], found[:, column], "o", color=BLUE, ms=4, alpha=0.6, mew=0)
+        axis.plot(true[:, column], found[:, column], "o", color=BLUE, ms=4, alpha=0.6, mew=0,
+                  label="a neuron")  # fmt: skip
         axis.set(
             xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal",
             title=f"{name}: r = {r:.3f}, {len(true)} neurons",
@@ -35,7 +50,9 @@ def positions(
             ylabel=f"found {name} (half frames from the centre)",
         )  # fmt: skip
         axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  fontsize=9, frameon=False)  # fmt: skip
+    caption(figure, title)
     save(figure, path)
 
 
@@ -50,10 +67,10 @@ def fields(
 ) -> None:
     """Found receptive fields and, below, the true ones; each scaled to its own largest value.
 
-    A cross marks a found centre, a ring the true one.
+    Three neurons stand side by side. A cross marks a found centre, a ring the true one.
 
     Args:
-        names: of the neurons, a column each.
+        names: of the neurons.
         found: receptive fields, signed.
         centres: found (x, y) in [−1, 1].
         path: of the PNG.
@@ -62,23 +79,32 @@ def fields(
     """
     rows = {"found (gradient)": found} | ({} if true is None else {"true filter": true})
     aspect = found.shape[1] / found.shape[2]
-    figure = new_figure(2.1 * len(names) + 0.6, (2.1 * aspect + 0.45) * len(rows) + 0.3)
-    axes = figure.subplots(len(rows), len(names), squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(label, fontsize=8)
-        for column, (axis, image) in enumerate(zip(line, images, strict=True)):
+    columns = min(3, len(names))
+    blocks = -(-len(names) // columns)
+    cell = (PAGE_WIDTH - 0.3) / 3
+    height = ((cell * aspect + 0.1) * len(rows) + 0.4) * blocks + 0.5
+    figure = new_figure(cell * columns + 0.3, height)
+    axes = figure.subplots(blocks * len(rows), columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for place, name in enumerate(names):
+        block, column = divmod(place, columns)
+        axes[block * len(rows), column].set_title(name, fontsize=9)
+        for row, (label, images) in enumerate(rows.items()):
+            axis, image = axes[block * len(rows) + row, column], images[place]
             peak = float(np.abs(image).max()) or 1.0
             axis.imshow(
                 image, cmap="PuOr", vmin=-peak, vmax=peak, extent=(-1, 1, 1, -1), aspect=aspect
             )
-            axis.plot(*centres[column], "+", color=BLACK, ms=9, mew=1.2)
+            axis.plot(*centres[place], "+", color=BLACK, ms=9, mew=1.2)
             if true_centres is not None:
-                axis.plot(*true_centres[column], "o", mfc="none", mec=GREEN, ms=9, mew=1.4)
+                axis.plot(*true_centres[place], "o", mfc="none", mec=GREEN, ms=9, mew=1.4)
+            axis.set_axis_on()
             axis.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(1, -1))
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.set_title(name, fontsize=8)
+            if column == 0:
+                axis.set_ylabel(label, fontsize=9)
     marks = "+ found centre" + ("" if true_centres is None else ", green ring true centre")
-    figure.suptitle(f"orange excites, purple suppresses; {marks}", fontsize=8)
+    caption(figure, f"orange excites, purple suppresses; {marks}")
     save(figure, path)
 
 
@@ -103,7 +129,7 @@ def traces(
         frames_per_second: of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """
-    figure = new_figure(9.0, 1.9 * len(names) + 0.6)
+    figure = new_figure(PAGE_WIDTH, 1.9 * len(names) + 0.6)
     axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
     seconds = np.arange(len(recorded)) / frames_per_second
     unit = "spikes per frame" if kind == "spikes" else "response (ΔF/F)"
@@ -117,10 +143,10 @@ def traces(
             axis.plot(seconds, true[:, n], color=ORANGE, lw=1.2, ls="--", label="true rate")
         axis.plot(seconds, predicted[:, n], color=BLUE, lw=1.4, label="predicted")
         axis.set_title(name, fontsize=9, loc="left")
-        axis.set_ylabel(unit, fontsize=8)
+        axis.set_ylabel(unit, fontsize=9)
         axis.margins(x=0)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=3)
+    figure.legend(handles, labels, fontsize=9, loc="outside upper right", ncols=3)
     axes[-1].set_xlabel("time in the trial (s)")
     save(figure, path)
 
@@ -130,6 +156,7 @@ def histogram(
     path: Path,
     *,
     label: str,
+    zero: str,
     ceiling: Mapping[str, Float[np.ndarray, " n"]] | None = None,
 ) -> None:
     """A score's distribution over neurons, a panel each, with what the true rates reach.
@@ -138,14 +165,12 @@ def histogram(
         scores: title of a panel → score of each neuron; those that are not finite are left out.
         path: of the PNG.
         label: of the score, with its unit.
+        zero: what has the score 0.
         ceiling: title of a panel → the same for the true rates, where they are known.
     """
     ceiling = ceiling or {}
-    columns = min(3, len(scores))
-    rows = -(-len(scores) // columns)
-    figure = new_figure(5.2 * columns, 3.4 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (session, values) in zip(axes, scores.items(), strict=False):
+    figure, panels = panel_figure(len(scores), height=4.0)
+    for axis, (session, values) in zip(panels, scores.items(), strict=True):
         drawn = {"model": (values, BLUE, "-")}
         if session in ceiling:
             drawn["true rates"] = (ceiling[session], ORANGE, "--")
@@ -159,16 +184,14 @@ def histogram(
         bins = np.linspace(low, high if high > low else low + 1, 31)
         for name, (_, colour, line) in drawn.items():
             mean = finite[name].mean() if len(finite[name]) else np.nan
-            axis.hist(
-                finite[name].clip(bins[0], bins[-1]), bins, color=colour, alpha=0.45,
-                label=f"{name}, mean {mean:.3f}",
-            )  # fmt: skip
-            axis.axvline(mean, color=colour, ls=line, lw=1.6)
-        axis.axvline(0, color=BLACK, lw=0.6)
-        axis.set(title=session, xlabel=label, ylabel="neurons")
-        axis.legend(fontsize=8)
-    for axis in axes[len(scores) :]:
-        axis.set_axis_off()
+            axis.hist(finite[name].clip(low, bins[-1]), bins.tolist(), color=colour, alpha=0.45)
+            axis.axvline(mean, color=colour, ls=line, lw=1.6, label=f"{name}, mean {mean:.3f}")
+        axis.axvline(0, color=BLACK, lw=0.8, ls=":", label=f"0: {zero}")
+        axis.set_title(textwrap.fill(session, 45), fontsize=10)
+        axis.set(xlabel=label, ylabel="neurons")
+        axis.locator_params(axis="y", integer=True)
+        legend_below(axis)
+    caption(figure, "the outermost bars count all values beyond them, too")
     save(figure, path)
 
 
@@ -194,5 +217,5 @@ def session_curves(
             f"val/correlation_{name}": name for name in sessions
         },
     }
-    ceilings = {"bits per spike (validation)": ceiling} if ceiling else None
-    draw_curves(metrics, panels, path, ceilings=ceilings)
+    levels = {"bits per spike (validation)": ceiling} if ceiling else None
+    draw_curves(metrics, panels, path, levels=levels, level_name="true rates")

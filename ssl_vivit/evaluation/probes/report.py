@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.evaluation.figures import panel_figure, save
+from ssl_vivit.evaluation.figures import caption, panel_figure, save
 from ssl_vivit.evaluation.probes.scores import METRICS
 from ssl_vivit.evaluation.probes.uncertainty import Estimate
 from ssl_vivit.evaluation.run_summary import text_table
@@ -31,7 +31,7 @@ LONG_CLIP = (
 SHORT = {"mean average precision": "mAP"}
 
 # Charts end there; a bar that reaches below is marked with its value.
-_LOWEST = -0.5
+_LOWEST, _HIGHEST = -0.5, 1.05
 
 
 class Row(NamedTuple):
@@ -185,13 +185,16 @@ class ProbeScores:
         write_json(run_dir / "probes.json", self.to_json())
 
     def chart(self, path: Path) -> None:
-        """A panel for each target: bars by probe and features, error bars, chance dashed."""
+        """A panel for each target: bars by probe and features, error bars, chance dashed.
+
+        The caption says what bars without an error bar, and error bars without a cap, mean.
+        """
         probes = list(dict.fromkeys(row.probe for row in self.rows))
         names = list(dict.fromkeys(_label(row) for row in self.rows))
         count = len(self.targets)
         figure, panels = panel_figure(count)
         width = 0.8 / len(names)
-        without_error = False
+        without_error = without_cap = False
         for axis, target in zip(panels, self.targets, strict=True):
             for place, name in enumerate(names):
                 own = [row for row in self.rows if _label(row) == name]
@@ -200,13 +203,18 @@ class ProbeScores:
                     probes.index(row.probe) + (place - (len(names) - 1) / 2) * width for row in own
                 ]
                 without_error |= any(math.isnan(v.error) for v in values)
+                without_cap |= any(
+                    v.mean - v.error < _LOWEST or v.mean + v.error > _HIGHEST for v in values
+                )
                 axis.bar(at, [v.mean for v in values], width * 0.92, yerr=[v.error for v in values],
                          capsize=2, label=name, color=f"C{place}",
                          error_kw={"linewidth": 1})  # fmt: skip
                 for x, value in zip(at, values, strict=True):
                     if value.mean < _LOWEST:
-                        axis.annotate(f"▼ {value.mean:.2g}", (x, _LOWEST), rotation=90, fontsize=9,
-                                      ha="center", va="bottom")  # fmt: skip
+                        # Turned by 90 degrees, this arrow points down.
+                        axis.annotate(f" ◀ {value.mean:.2g}", (x, _LOWEST), rotation=90, fontsize=9,
+                                      ha="center", va="bottom", zorder=5,
+                                      bbox={"color": "white", "alpha": 0.8, "pad": 1})  # fmt: skip
             level = self.chance_level(target.name)
             axis.axhline(level, color="0.3", linestyle="--", linewidth=1, label="chance")
             axis.set(title=target.name, ylabel=METRICS[target.kind])
@@ -215,12 +223,19 @@ class ProbeScores:
             # No score is above 1. A probe that overfits can fall far below zero, and its error bar
             # reach far beyond both: they would squash the others.
             low, high = axis.get_ylim()
-            axis.set_ylim(max(low, _LOWEST), min(high, 1.05))
+            # The axis ends below the chance level, whose line its border would hide.
+            low = min(low, level - 0.03 * (high - low))
+            axis.set_ylim(max(low, _LOWEST), min(high, _HIGHEST))
         handles, labels = axis.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)),
-                      fontsize=9)  # fmt: skip
+        columns = max(1, min(3, 110 // (max(map(len, labels)) + 7)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+        notes = []
         if without_error:
-            figure.suptitle("bars without an error bar were measured once", fontsize=10)
+            notes.append("bars without an error bar were measured once")
+        if without_cap:
+            notes.append("error bars without a cap reach beyond the axis")
+        if notes:
+            caption(figure, "; ".join(notes))
         save(figure, path)
 
 

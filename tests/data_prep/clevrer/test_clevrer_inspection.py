@@ -99,16 +99,21 @@ def test_info_counts(videos, capsys):
 def test_contact_sheet_shows_the_frames(videos, tmp_path):
     shards = packed(videos, "original")
     sheet = tmp_path / "sheet.png"
-    contact_sheet(str(shards), sheet, videos=3, frames=4, width=48)
+    contact_sheet(str(shards), sheet, videos=3, frames=4)
     picture = np.asarray(Image.open(sheet))
-    assert picture.shape == (3 * 32, 4 * 48, 3)
+    # Two lines of text above frames of 32x48 that are resized to a quarter of the page, less a gap.
+    assert picture.shape == (3 * (32 + 147), 900, 3)
     # Of 4 videos rows 0, 1.5 and 3, of 10 frames columns 0, 3, 6 and 9.
     for row, video in enumerate((0, 2, 3)):
         expected = decode_frames(videos / f"clip{video}.mp4", [0, 3, 6, 9], (32, 48))
-        shown = picture[row * 32 : (row + 1) * 32].reshape(32, 4, 48, 3).swapaxes(0, 1)
-        # Names and numbers stand at the upper border.
-        np.testing.assert_array_equal(shown[:, 16:], expected[:, 16:])
-        assert (shown[:, :16] != expected[:, :16]).any(axis=(1, 2, 3)).all()
+        name, numbers, shown = np.split(picture[row * 179 : (row + 1) * 179], (16, 32))
+        assert name[:, :225].min() == 0
+        for column in range(4):
+            place = slice(column * 225, (column + 1) * 225)
+            assert numbers[:, place].min() == 0
+            frame = Image.fromarray(expected[column]).resize((221, 147), Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(shown[:, place][:, :221], np.asarray(frame))
+            assert (shown[:, place][:, 221:] == 255).all()
     assert main(["info", str(shards), "--contact-sheet", str(sheet / "s.png")]) == 1
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from readable_figures import faults
 
-from data_prep.sensorium import check, convert
+from data_prep.sensorium import check, checking, convert
 from data_prep.sensorium.__main__ import main
 from data_prep.session_writer import SessionWriter
+from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.errors import DataError
 
 FRAMES, NEURONS = 12, 4
@@ -148,6 +150,19 @@ def test_sheet_shows_the_frames(session, tmp_path, capsys):
     assert "must end in .png" in capsys.readouterr().err
     lines = errors(["check", str(session), "--sheet", str(picture / "s.png")], capsys)
     assert "cannot be written" in lines[0]
+
+
+def test_sheet_is_readable_and_numbers_frames(session):
+    figure = checking._figure(Session(session), trials=6, frames=5)
+    assert faults(figure) == []
+    film, responses, behaviour = figure.axes[:3]
+    numbers = [text.get_text() for text in film.texts]
+    assert numbers == ["frame 0", "frame 3", "frame 6", "frame 8", "frame 11"]
+    assert film.get_ylabel() == "trial 0\ntrain"
+    for axis in (responses, behaviour):
+        assert axis.get_ylabel() == "SDs above minimum"
+    shown = [text.get_text() for text in figure.axes[-2].get_legend().get_texts()]
+    assert sorted(shown) == ["unit 5", "unit 6", "unit 7", "unit 9"]
 
 
 @pytest.mark.parametrize("prefix", ["dynamic1/", "sensorium/all/dynamic1/", ""])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from readable_figures import faults
 from small_encoders import MODEL2, MODELS, clip, make
 
 from ssl_vivit import ViViT, ViViTConfig
@@ -155,6 +156,19 @@ def test_the_figure_shows_the_frames_and_a_row_for_each_map(tmp_path):
     assert many.shape[0] / few.shape[0] == pytest.approx(5 / 3, abs=0.15)
     attention_over_frames(encoder, video, tmp_path / "again.png", columns=3)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "False.png").read_bytes()
+
+
+def test_the_figure_of_many_steps_fits_the_page(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(attention_figure, "save", lambda figure, path: drawn.append(figure))
+    encoder = make(**MODEL2 | {"num_frames": 16}).float()
+    encoder.preprocessing = {"mean": [0.0], "std": [1.0]}
+    attention_over_frames(encoder, torch.zeros(1, 3, 16, 16, 24), tmp_path / "a.png", heads=True)
+    (figure,) = drawn
+    assert faults(figure) == []
+    titles = [axis.get_title(loc="left") for axis in figure.axes[:9]]
+    assert titles[:2] == ["frame 1", "frame 3"]
+    assert titles[8] == "rollout, × even share"
 
 
 def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, capsys):

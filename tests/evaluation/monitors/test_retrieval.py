@@ -48,11 +48,13 @@ def test_nearest_videos_leave_the_query_out_and_come_in_order():
 
 def test_collect_keeps_order_and_middle_frames():
     clips = torch.arange(5 * 2 * 1 * 3 * 2 * 2, dtype=torch.float32).view(5, 2, 1, 3, 2, 2)
+    numbers = torch.arange(5 * 2 * 3).view(5, 2, 3)
     batches = [
-        {"clips": clips[:3], "key": ["a", "b", "c"]},
-        {"clips": clips[3:], "key": ["d", "e"]},
+        {"clips": clips[:3], "key": ["a", "b", "c"], "frames": numbers[:3]},
+        {"clips": clips[3:], "key": ["d", "e"], "frames": numbers[3:]},
     ]
     found = collect(lambda batch: batch["clips"].flatten(2)[:, :, :4], batches)
     assert found.keys == ["a", "b", "c", "d", "e"]
     assert torch.equal(found.features, clips.flatten(2)[:, :, :4])
     assert torch.equal(found.middle_frames, clips[:, :, :, 1])
+    assert torch.equal(found.frame_numbers, numbers[:, :, 1])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from readable_figures import faults
 
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.evaluation.neurons import comparison
 from ssl_vivit.evaluation.neurons.comparison import (
     NeuralComparison,
     mean_and_error,
@@ -49,6 +51,28 @@ def test_cells_that_are_missing_stay_empty(tmp_path):
     assert told["references"][0]["tier"] == "main"
     found.write(tmp_path)
     assert (tmp_path / "comparison.png").stat().st_size > 5_000
+
+
+def test_the_chart_names_zero_and_shows_small_errors(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "save", lambda figure, path: drawn.append(figure))
+    found = NeuralComparison("bps_mean")
+    for seed in range(2):
+        for share in (0.1, 0.25, 0.5, 1.0):
+            found.add("main", "runs/simclr/encoder", share, {"bps_mean": share - 0.3})
+            found.add("main", "ln", share, {"bps_mean": 0.1 + 0.1 * seed})
+            found.add("bonus", "ln", share, {"bps_mean": 0.4 + 0.1 * seed})
+    found.refer("main", "mean of the training repeats", 1.0, 0.25)
+    found.chart(tmp_path / "comparison.png")
+    (figure,) = drawn
+    assert faults(figure) == []
+    main, bonus = figure.axes
+    zero = next(line for line in main.lines if line.get_label() == "0: mean rate of each neuron")
+    assert zero.get_ydata()[0] == 0
+    assert not any(str(line.get_label()).startswith("0:") for line in bonus.lines)
+    for bars in main.containers:
+        line, caps, _ = bars.lines
+        assert min(cap.get_markersize() for cap in caps) > line.get_markersize()
 
 
 def test_the_mean_of_training_repeats_is_that_of_a_loop(repeated_session):

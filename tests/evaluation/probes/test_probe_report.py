@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from readable_figures import faults
 
 from ssl_vivit.evaluation.probes import report
 from ssl_vivit.evaluation.probes.report import ProbeScores, Row, distinct
@@ -122,9 +123,32 @@ def test_clipped_bars_carry_their_value_and_missing_errors_are_told(tmp_path, mo
     filled([0.9, 0.8], [-2.5, -2.5], [0.1, 0.3], own=0.1).chart(tmp_path / "probes.png")
     (figure,) = drawn
     speed, collision = (axis for axis in figure.axes if axis.get_title())
-    assert [text.get_text() for text in speed.texts] == ["▼ -2.5"]
+    (value,) = speed.texts
+    # Turned to the left, it points down.
+    assert (value.get_text(), value.get_rotation()) == (" ◀ -2.5", 90)
     assert speed.get_ylim()[0] == -0.5
     assert speed.get_ylim()[1] <= 1.05
     assert not collision.texts
-    assert "without an error bar" in figure.get_suptitle()  # of has_collision, which is unknown
-    assert figure.get_size_inches()[0] <= 8.8
+    told = " ".join(figure.get_suptitle().split())
+    assert "without an error bar" in told  # of has_collision, which is unknown
+    assert "without a cap" in told  # of the bar at -2.5
+    assert speed.lines[-1].get_label() == "chance"
+    assert speed.lines[-1].get_ydata()[0] == 0
+    assert collision.lines[-1].get_ydata()[0] == 0.5
+    assert faults(figure) == []
+
+
+def test_charts_with_long_names_fit_the_page(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    found = ProbeScores(TARGETS)
+    names = [f"simclr_vivit_small_pretrained_for_long_{n}/encoder" for n in range(3)]
+    for name in names:
+        for kind in ("knn", "linear", "attentive", "fine-tuned"):
+            scores = {"mean_speed": 0.2, "has_collision": 0.6}
+            moved = dict.fromkeys(scores, np.random.default_rng(0).normal(0.2, 0.1, 100))
+            found.add(Row(name, "", kind), scores, moved)
+    found.add_chance({"mean_speed": 0.0, "has_collision": 0.5})
+    found.chart(tmp_path / "probes.png")
+    assert faults(drawn[0]) == []
+    assert drawn[0].axes[0].get_ylim()[0] < 0  # the chance level, which the border would hide

@@ -15,14 +15,16 @@ from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_s
 from ssl_vivit.training import Moment, Periodic
 
 ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
+INTERPOLATION_ERROR = "val/interpolation_error"
 _SHOWN = 4
 
 
 class MaskedEvaluation:
     """Error on hidden tubelets of held-out videos, always with the same masks, and figures.
 
-    ``val/copy_error`` is what the nearest visible tubelet in their place would have,
-    ``val/mean_error`` what each tubelet's own mean colour would.
+    ``val/copy_error`` is that of the nearest visible tubelet in their place,
+    ``val/interpolation_error`` that of a mean of the nearest visible tubelets, and
+    ``val/mean_error`` that of each hidden tubelet's own mean colour, an oracle.
 
     Args:
         config: how often and how much.
@@ -53,7 +55,8 @@ class MaskedEvaluation:
 
     def _measured(self, moment: Moment) -> dict[str, float]:
         assert self.clips is not None
-        errors: dict[str, list[Tensor]] = {ERROR: [], COPY_ERROR: [], MEAN_ERROR: []}
+        names = (ERROR, COPY_ERROR, INTERPOLATION_ERROR, MEAN_ERROR)
+        errors: dict[str, list[Tensor]] = {name: [] for name in names}
         features = []
         device = moment.accelerator.device
         for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
@@ -79,13 +82,13 @@ class MaskedEvaluation:
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made."""
         measured = {}
-        error, copied, mean = (
-            first_and_last(run_dir, name) for name in (ERROR, COPY_ERROR, MEAN_ERROR)
-        )
-        if error and copied and mean and self.clips is not None:
+        names = (ERROR, COPY_ERROR, INTERPOLATION_ERROR, MEAN_ERROR)
+        error, copied, between, mean = (first_and_last(run_dir, name) for name in names)
+        if error and copied and between and mean and self.clips is not None:
             measured["error on hidden tubelets"] = (
                 f"{error[0]:.3g} untrained, {error[1]:.3g} trained ({copied[1]:.3g} with the "
-                f"nearest visible tubelet in their place, {mean[1]:.3g} with their own mean "
-                f"colour, {len(self.clips)} held-out videos)"
+                f"nearest visible tubelet in their place, {between[1]:.3g} with a mean of the "
+                f"nearest visible tubelets, {mean[1]:.3g} with their own mean colour, an oracle; "
+                f"{len(self.clips)} held-out videos)"
             )
         return run_summary(run_dir, measured)

@@ -29,7 +29,12 @@ ERROR_SCALE = (
 )
 _PANELS = {
     "loss": ["train/loss"],
-    "error on hidden tubelets": ["val/error", "val/copy_error", "val/mean_error"],
+    "error on hidden tubelets": [
+        "val/error",
+        "val/copy_error",
+        "val/interpolation_error",
+        "val/mean_error",
+    ],
     "learning rate": ["train/lr"],
     "top-1 of the positive view": ["train/top1", "val/retrieval_top1"],
     "effective rank": ["train/effective_rank", "val/effective_rank"],

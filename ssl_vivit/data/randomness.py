@@ -6,6 +6,9 @@ import hashlib
 
 import numpy as np
 
+# Of a sample's draws: seed, epoch and what tells the sample from all others of the epoch.
+Names = tuple[int | str, ...]
+
 
 def named_generator(*names: int | str) -> np.random.Generator:
     """A generator of its own for every sequence of names, such as (seed, epoch, sample key).

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ssl_vivit.data.randomness import Names
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 
@@ -24,12 +25,14 @@ class Piece:
         trial: its number.
         start: first frame.
         length: frames, padding included.
+        draw: names of the random draws that are made for it in training; None for none.
     """
 
     session: int
     trial: int
     start: int
     length: int
+    draw: Names | None = None
 
 
 def read_part(
@@ -47,7 +50,8 @@ def read_part(
         ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre``
         (b, T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding,
         ``trial`` (b,), ``content`` (b,): equal for trials of the same movie; ``shows``, for each
-        piece the place of the first one that has the same frames of the same movie.
+        piece the place of the first one that has the same frames of the same movie; ``draw``,
+        the names of each piece's draws, if pieces have them.
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
     first: dict[tuple[int, int, int], int] = {}
@@ -73,6 +77,7 @@ def read_part(
         if session.has_pupil:
             pupils.append(_padded(session.pupil_centre(*span), padding, mode="edge"))
     trials = np.array([piece.trial for piece in pieces], dtype=np.int64)
+    names = [piece.draw for piece in pieces if piece.draw is not None]
     return {
         "session": session.name,
         "video": _stacked(videos),
@@ -83,6 +88,7 @@ def read_part(
         "trial": torch.from_numpy(trials),
         "content": torch.from_numpy(session.contents[trials]),
         "shows": shows,
+        **({"draw": names} if names else {}),
     }
 
 

@@ -41,7 +41,9 @@ class WindowBatches:
       None where it was not recorded;
     - ``responses`` float (b, T, N), NaN where unknown, padded, or not to be trained on;
     - ``frames`` int64 (b, T), numbers within the trial, −1 for padding;
-    - ``trial`` and ``content`` int64 (b,): the trial and, within the session, the movie it shows.
+    - ``trial`` and ``content`` int64 (b,): the trial and, within the session, the movie it shows;
+    - ``draw``: for each window the names (seed, epoch, session, trial, number) that an objective
+      makes its own random draws from.
 
     Never pass it to ``accelerator.prepare``: it is split over processes already.
 
@@ -193,6 +195,7 @@ class WindowBatches:
 
     def _piece(self, epoch: int, session: int, trial: int, number: int) -> Piece:
         name, length = self.sessions[session].name, int(self.sessions[session].lengths[trial])
-        rng = named_generator(self.seed, epoch, name, trial, number, "start")
+        names = (self.seed, epoch, name, trial, number)
+        rng = named_generator(*names, "start")
         start = int(rng.integers(max(0, length - self.window) + 1))
-        return Piece(session, trial, start, self.window)
+        return Piece(session, trial, start, self.window, names)

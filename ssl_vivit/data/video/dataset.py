@@ -111,7 +111,8 @@ class ClipDataset:
 
         Returns:
             ``clips`` uint8 (views, T, H, W, 3), ``params`` (views, …) by name, ``key``,
-            ``frames`` int64 (views, T), ``fps`` (the video's own rate), ``labels`` by name.
+            ``draw``, the names (seed, epoch, *names) of further draws, ``frames`` int64
+            (views, T), ``fps`` (the video's own rate), ``labels`` by name.
 
         Raises:
             DecodingError: if the video is broken.
@@ -140,6 +141,7 @@ class ClipDataset:
             "clips": torch.from_numpy(rearrange(pixels, "(v t) h w c -> v t h w c", v=views)),
             "params": _stack(params),
             "key": key,
+            "draw": (self.seed, epoch, *names),
             "frames": frames,
             "fps": fps,
             "labels": labels,
@@ -161,6 +163,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "unlabelled": unlabelled,
         "lost": len(samples) - len(whole),
         "key": [sample["key"] for sample in whole],
+        "draw": [sample["draw"] for sample in whole],
     }
     if whole:
         clips = [sample["clips"] for sample in whole]

@@ -1,7 +1,8 @@
 """Batches of augmented clips, the same ones on any number of workers and processes.
 
 - Which videos: a permutation for (seed, epoch), cut into global batches, split by BatchSplit.
-- Which clips, and how they are augmented: from (seed, epoch, sample key) alone.
+- Which clips, and how they are augmented: from (seed, epoch, sample key) alone. These names go on
+  to the objective, for its own draws.
 - Workers read and decode; augmentation runs in the consuming process, on the training device.
 - A video that is broken, or has no labels where labels are asked for, is replaced by one chosen
   from (seed, epoch, key, attempt), and counted.
@@ -171,9 +172,10 @@ class ClipBatches:
     """Endless training batches, or one pass over the videos.
 
     A batch holds ``clips`` float (b, views, C, T, H, W), augmented and normalised on the device;
-    ``key``, the names of the videos really used; ``frames`` int64 (b, views, T), their frame
-    numbers; ``fps`` float (b,), their own frame rates; ``broken``, names of videos that had to be
-    replaced or left out because they do not decode; and with labels those of
+    ``key``, the names of the videos really used; ``draw``, for each of them the names (seed, epoch,
+    …) that an objective makes its own random draws from; ``frames`` int64 (b, views, T), their
+    frame numbers; ``fps`` float (b,), their own frame rates; ``broken``, names of videos that had
+    to be replaced or left out because they do not decode; and with labels those of
     :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views, …).
 
     Never pass it to ``accelerator.prepare``: it is split over processes already.
@@ -337,6 +339,7 @@ class ClipBatches:
         return {
             "clips": rearrange(views, "(b v) c t h w -> b v c t h w", b=batch_size),
             "key": message["key"],
+            "draw": message["draw"],
             "broken": list(message["broken"]),
             **{name: torch.from_numpy(value).to(device) for name, value in numbers.items()},
         }

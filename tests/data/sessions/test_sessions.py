@@ -15,6 +15,7 @@ import torch
 from session_folders import change, folder
 
 from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, Sessions, build_sessions
 from ssl_vivit.data.sessions.split import shared_movies
@@ -69,7 +70,7 @@ def rows(batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A batch's windows by their keys, each with its own row of everything."""
     windows = [
         {
-            name: value[i] if isinstance(value, torch.Tensor) else value
+            name: value[i] if isinstance(value, torch.Tensor) or name == "draw" else value
             for name, value in part.items()
             if name != "shows"  # counted from the start of a micro-batch
         }
@@ -198,6 +199,10 @@ def test_a_window_is_what_its_key_says(paths: list[str], name: str) -> None:
             trial, start = map(int, key.removeprefix(f"{name}/").split("@"))
             span = slice(start, start + 10)
             assert window["trial"] == trial
+            seed, _, *names = window["draw"]
+            assert (seed, *names[:2]) == (3, name, trial)
+            frames = int((~np.isnan(stored("videos", trial))).all((1, 2)).sum())
+            assert start == named_generator(*window["draw"], "start").integers(frames - 9)
             assert window["frames"].tolist() == list(range(start, start + 10))
             video = (stored("videos", trial)[span] - mean) / std
             assert window["video"].shape == (1, 10, 3, 4)

@@ -121,6 +121,7 @@ def test_the_global_batch_is_the_same_however_it_is_split(
         pieces = [parts[rank][a] for a in micro_steps for rank in range(world_size)]
         assert torch.equal(torch.cat([piece["clips"] for piece in pieces]), batch["clips"])
         assert [key for piece in pieces for key in piece["key"]] == batch["key"]
+        assert [names for piece in pieces for names in piece["draw"]] == batch["draw"]
 
 
 def test_an_epoch_holds_each_video_once_and_the_next_is_another_order() -> None:
@@ -156,7 +157,8 @@ def test_a_batch_is_what_its_names_say() -> None:
             frames = batch["frames"][i, view].tolist()
             assert np.diff(frames).tolist() == [2, 2, 2]
             pixels = videos.frames(videos.keys.index(key), frames)
-            params = augment.draw(named_generator(5, 0, key, "augment", view), 12, 16)
+            assert batch["draw"][i] == (5, 0, key)
+            params = augment.draw(named_generator(*batch["draw"][i], "augment", view), 12, 16)
             alone = augment(torch.from_numpy(pixels)[None], {k: v[None] for k, v in params.items()})
             assert torch.allclose(alone[0], batch["clips"][i, view], atol=1e-6)
 
@@ -221,6 +223,7 @@ def test_a_broken_video_is_replaced_named_and_counted_once(
                 replaced += 1
                 assert with_fault["key"][i] != key
                 assert with_fault["broken"] == [key]
+                assert with_fault["draw"][i][2:] == (key, 1)
             else:
                 assert with_fault["key"][i] == key
                 assert torch.equal(with_fault["clips"][i], without["clips"][i])

@@ -7,7 +7,7 @@ encoded, and a narrow decoder predicts the hidden ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_vivit.data.randomness import Names
 from ssl_vivit.encoders import ViViT, ViViTConfig, save_pretrained
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import MaskedTubeletsConfig
@@ -25,8 +26,10 @@ from ssl_vivit.objectives.masking import (
     TubeletMask,
     draw_mask,
     hidden_count,
+    mask_numbers,
     nearest_visible,
 )
+from ssl_vivit.objectives.named_draws import names_of_views, uniform
 from ssl_vivit.objectives.pixel_targets import (
     PixelScale,
     denormalised,
@@ -114,24 +117,43 @@ class MaskedTubelets(Objective):
 
         Args:
             batch: with ``clips`` (b, views, C, T, H, W), normalised floats; a mask is drawn for
-                each view, unless ``mask`` (:class:`TubeletMask` of b · views clips) is there.
+                each view, unless ``mask`` (:class:`TubeletMask` of b · views clips) is there: from
+                the names in ``draw``, as loaders give them, or else by torch's generator.
 
         Returns:
             :class:`Step`; metrics are the effective rank and the standard deviation of the visible
             tokens' mean over clips, which fall when the encoder collapses.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
-        mask = batch["mask"] if "mask" in batch else self.draw_mask(video)
+        if "mask" in batch:
+            mask = batch["mask"]
+        else:
+            mask = self.draw_mask(video, names=names_of_views(batch, "mask"))
         predicted, tokens = self.predict(video, mask)
         loss = squared_error(predicted, self.targets(video, mask))
         return Step(loss, _metrics(tokens.detach().float().mean((1, 2))))
 
     def draw_mask(
-        self, video: Float[Tensor, "b c T H W"], generator: torch.Generator | None = None
+        self,
+        video: Float[Tensor, "b c T H W"],
+        generator: torch.Generator | None = None,
+        *,
+        names: Sequence[Names] | None = None,
     ) -> TubeletMask:
-        """A mask for each clip, on the clips' device."""
+        """A mask for each clip, on the clips' device.
+
+        Args:
+            video: the clips.
+            generator: of the random numbers, on the CPU; None is torch's own.
+            names: of each clip's draw, in place of a generator: its mask depends on them alone.
+        """
         grid = self._grid(video)
-        mask = draw_mask(self.config.mask, grid, self.config.mask_ratio, len(video), generator)
+        count = mask_numbers(self.config.mask, grid)
+        if names is None:
+            numbers = torch.rand(len(video), count, generator=generator)
+        else:
+            numbers = uniform(names, count)
+        mask = draw_mask(self.config.mask, grid, self.config.mask_ratio, numbers)
         return mask.to(video.device)
 
     def predict(

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -74,14 +75,17 @@ def hidden_count(total: int, ratio: float, what: str) -> int:
     return hidden
 
 
+def mask_numbers(kind: MaskKind, grid: Grid) -> int:
+    """How many random numbers :func:`draw_mask` takes for a clip."""
+    if kind == "block":
+        return 3 * _BLOCKS + grid.n
+    return grid.n * (grid.t if kind == "random" else 1)
+
+
 def draw_mask(
-    kind: MaskKind,
-    grid: Grid,
-    ratio: float,
-    batch: int,
-    generator: torch.Generator | None = None,
+    kind: MaskKind, grid: Grid, ratio: float, numbers: Float[Tensor, "b numbers"]
 ) -> TubeletMask:
-    """Draw a mask for each clip, on the CPU.
+    """A mask for each clip, on the CPU.
 
     Args:
         kind: ``tube`` hides random positions at all times (VideoMAE, Tong et al. 2022, Sec. 3.2);
@@ -89,18 +93,15 @@ def draw_mask(
             ``random`` other random positions at every time.
         grid: tokens of a clip.
         ratio: share of the h·w positions that is hidden, rounded down.
-        batch: clips.
-        generator: of the random numbers; None is torch's own.
+        numbers: for each clip :func:`mask_numbers` random numbers, uniform in [0, 1). Its mask
+            depends on these alone.
 
     Raises:
         ValueError: for a ratio that hides nothing or everything.
     """
     hidden = hidden_count(grid.n, ratio, f"positions ({grid.h}×{grid.w})")
-    steps = grid.t if kind == "random" else 1
-    if kind == "block":
-        rank = _block_rank(grid, batch, generator)
-    else:
-        rank = torch.rand(batch, steps, grid.n, generator=generator)
+    rank = _block_rank(grid, numbers) if kind == "block" else numbers
+    rank = rearrange(rank, "b (t n) -> b t n", n=grid.n)
     order = rank.argsort(-1)
     visible, hidden_ones = (
         part.sort(-1).values for part in (order[..., hidden:], order[..., :hidden])
@@ -140,15 +141,14 @@ def nearest_visible(
     return torch.stack(found), torch.stack(distances)
 
 
-def _block_rank(
-    grid: Grid, batch: int, generator: torch.Generator | None
-) -> Float[Tensor, "b 1 n"]:
+def _block_rank(grid: Grid, numbers: Float[Tensor, "b numbers"]) -> Float[Tensor, "b n"]:
     """Lowest where rectangles drawn first lie; random among places of the same rectangle.
 
     Hiding the lowest ranks hides whole rectangles one after the other, the last one in part, so
     that the count is exact.
     """
-    draw = torch.rand(4, batch, _BLOCKS, generator=generator)
+    numbers, within = numbers.split([3 * _BLOCKS, grid.n], dim=1)
+    draw = rearrange(numbers, "b (what blocks) -> what b blocks", what=3)
     low, high = (torch.tensor(x).log() for x in _BLOCK_ASPECT)
     aspect = (low + draw[0] * (high - low)).exp()
     area = _BLOCK_AREA * grid.n
@@ -165,4 +165,4 @@ def _block_rank(
     covered = inside(row, top, height) & inside(column, left, width)
     number = torch.arange(_BLOCKS)[:, None].expand_as(covered)
     first = torch.where(covered, number, _BLOCKS).amin(1).float()
-    return (first + torch.rand(batch, grid.n, generator=generator))[:, None]
+    return first + within

@@ -21,6 +21,7 @@ from ssl_vivit.objectives.masking import (
     TubeletMask,
     draw_mask,
     hidden_count,
+    mask_numbers,
     nearest_visible,
 )
 from ssl_vivit.objectives.pixel_targets import PixelScale, tubelet_pixels, video_of
@@ -52,6 +53,10 @@ def small_objective(variant: str) -> MaskedTubelets:
         small(variant), mask="random", decoder_depth=2, preprocessing=IMAGENET
     )
     return objective.double()
+
+
+def masks(kind: str, grid: Grid, ratio: float, count: int) -> TubeletMask:
+    return draw_mask(kind, grid, ratio, torch.rand(count, mask_numbers(kind, grid)))
 
 
 def masked_batch(objective: MaskedTubelets, part: slice) -> dict:
@@ -196,7 +201,7 @@ def test_constant_tubelets_give_finite_losses_and_gradients():
 @pytest.mark.parametrize("kind", ["tube", "block", "random"])
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 21), (0.5, 12), (0.75, 18)])
 def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden):
-    mask = draw_mask(kind, Grid(3, 4, 6), ratio, 5)
+    mask = masks(kind, Grid(3, 4, 6), ratio, 5)
     assert not mask.by_token
     assert mask.hidden.shape == ((5, 3, hidden) if kind == "random" else (5, hidden))
     everything = torch.cat((mask.visible, mask.hidden), dim=-1).sort(-1).values
@@ -207,9 +212,40 @@ def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden)
         assert (mask.hidden[:, 0] != mask.hidden[:, 1]).any()
 
 
+@pytest.mark.parametrize("kind", ["tube", "block", "random"])
+def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
+    """Not on the clips beside it; epochs, samples and views have other ones."""
+    objective = MaskedTubelets(small(), mask=kind)
+    drawn = []
+
+    def predict(video, mask):
+        drawn.append(mask)
+        return torch.zeros(1), torch.zeros(len(video), 1, 1, 2)
+
+    monkeypatch.setattr(objective, "predict", predict)
+    monkeypatch.setattr(objective, "targets", lambda video, mask: torch.zeros(1))
+
+    def visible(*draw):
+        objective({"clips": torch.zeros(len(draw), 2, 3, 8, 64, 96), "draw": list(draw)})
+        return drawn.pop().visible.unflatten(0, (len(draw), 2))
+
+    one, other, later = (3, 0, "one"), (3, 0, "other"), (3, 1, "one")
+    together = visible(one, other, later)
+    for place, names in enumerate((one, other, later)):
+        assert torch.equal(visible(names)[0], together[place])
+    assert torch.equal(visible(later, one)[1], together[0])
+    assert len({tuple(mask.flatten().tolist()) for mask in together.flatten(0, 1)}) == 6
+
+
+def test_names_of_other_samples_than_the_clips_are_refused():
+    batch = {"clips": torch.zeros(2, 1, 3, 8, 64, 96), "draw": [(0, 0, "a")] * 3}
+    with pytest.raises(ValueError, match="2 samples and names in draw for 3"):
+        MaskedTubelets(small())(batch)
+
+
 @pytest.mark.parametrize("kind", ["tube", "random"])
 def test_indices_among_all_tokens_are_in_the_order_of_time(kind):
-    mask = draw_mask(kind, Grid(3, 4, 6), 0.75, 2)
+    mask = masks(kind, Grid(3, 4, 6), 0.75, 2)
     for part, tokens in zip(mask[:2], mask.tokens(Grid(3, 4, 6)), strict=True):
         for b in range(2):
             at = part[b] if kind == "random" else part[b].expand(3, -1)
@@ -219,13 +255,13 @@ def test_indices_among_all_tokens_are_in_the_order_of_time(kind):
 def test_every_position_is_hidden_as_often_and_blocks_hold_together():
     grid = Grid(1, 8, 8)
     torch.manual_seed(0)
-    masks = {kind: torch.zeros(4000, 64).scatter(1, draw_mask(kind, grid, 0.5, 4000).hidden, 1.0)
-             for kind in ("tube", "block")}  # fmt: skip
+    hidden = {kind: torch.zeros(4000, 64).scatter(1, masks(kind, grid, 0.5, 4000).hidden, 1.0)
+              for kind in ("tube", "block")}  # fmt: skip
     # Four standard errors of a share of 0.5 over 4000 masks.
-    assert (masks["tube"].mean(0) - 0.5).abs().max() < 4 * 0.5 / 4000**0.5
+    assert (hidden["tube"].mean(0) - 0.5).abs().max() < 4 * 0.5 / 4000**0.5
     neighbours = {
         kind: (mask.view(-1, 8, 8)[:, :, 1:] == mask.view(-1, 8, 8)[:, :, :-1]).float().mean()
-        for kind, mask in masks.items()
+        for kind, mask in hidden.items()
     }
     assert neighbours["tube"] == pytest.approx(0.5, abs=0.02)
     assert neighbours["block"] > 0.75
@@ -374,7 +410,7 @@ def test_a_reconstruction_names_the_frames_that_uniform_sampling_takes():
 @pytest.mark.parametrize("kind", ["tube", "random"])
 def test_the_copied_tubelet_is_the_nearest_visible_one(kind):
     grid = Grid(3, 4, 5)
-    mask = draw_mask(kind, grid, 0.8, 2)
+    mask = masks(kind, grid, 0.8, 2)
     found, distance = nearest_visible(mask, grid, 3)
     visible, hidden = mask.tokens(grid)
 

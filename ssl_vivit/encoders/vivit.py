@@ -174,6 +174,11 @@ class ViViT(nn.Module, HubModel):
         self._preprocessing = Preprocessing.of(settings)
 
     @property
+    def drops_patches(self) -> bool:
+        """Whether a forward pass now drops patches: in training, with patch dropout."""
+        return self.training and self.config.patch_dropout > 0
+
+    @property
     def embed_dim(self) -> int:
         """Width d of tokens and of the pooled vector."""
         return self.config.embed_dim
@@ -185,6 +190,7 @@ class ViViT(nn.Module, HubModel):
         *,
         visible_tokens: Int[Tensor, "b k"] | None = None,
         tokens: bool = True,
+        patch_draw: Float[Tensor, "b *t n"] | None = None,
     ) -> EncoderOutput:
         """Encode clips.
 
@@ -198,17 +204,20 @@ class ViViT(nn.Module, HubModel):
             tokens: whether patch tokens are wanted. Without them Model 2 sends the class tokens
                 alone through time, and the last (spatial) block of Models 1 and 2 computes the
                 class query alone.
+            patch_draw: random numbers that patch dropout chooses by, where there is any: (b, n), or
+                of the shape of ``visible`` or ``visible_tokens``. The lowest are kept. None draws
+                them from torch's generator.
 
         Returns:
             :class:`EncoderOutput` with tokens (b, t, n, d), cls (b, t, d) or None, pooled (b, d).
 
         Raises:
             ValueError: for video of another shape or geometry than the encoder takes, and for masks
-                that do not fit it.
+                or random numbers that do not fit it.
         """
         self.check(video)
         self._check_visible(video, visible, visible_tokens)
-        kept = self.drop_patches(video, visible, visible_tokens)
+        kept = self.drop_patches(video, visible, visible_tokens, patch_draw)
         if kept is not None:
             visible, visible_tokens = kept.visible, kept.visible_tokens
         out = self.encode(video, visible, visible_tokens, tokens)
@@ -345,20 +354,28 @@ class ViViT(nn.Module, HubModel):
         video: Tensor,
         visible: Tensor | None = None,
         visible_tokens: Tensor | None = None,
+        patch_draw: Tensor | None = None,
     ) -> Kept | None:
         """In training, a random choice of what is visible to keep for each clip.
 
         Of tubes, of the positions of each time step where these differ, or of visible tokens.
+        Arguments as in :meth:`forward`.
         """
-        if not (self.training and self.config.patch_dropout > 0):
+        if not self.drops_patches:
             return None
         grid = self.config.grid_of(*video.shape[2:])
         given = visible if visible_tokens is None else visible_tokens
         shape = (len(video), grid.n) if given is None else given.shape
         total = shape[-1]
         keep = max(1, total - int(total * self.config.patch_dropout))
-        order = torch.rand(shape, device=video.device).argsort(-1)[..., :keep]
-        slots = order.sort(-1).values
+        if patch_draw is None:
+            patch_draw = torch.rand(shape, device=video.device)
+        elif patch_draw.shape != shape:
+            raise ValueError(
+                f"patch_draw of shape {tuple(patch_draw.shape)} is not {tuple(shape)}, one number "
+                "for each patch that may be dropped"
+            )
+        slots = patch_draw.argsort(-1)[..., :keep].sort(-1).values
         index = slots if given is None else given.gather(-1, slots)
         if visible_tokens is None:
             return Kept(slots, total, index, None)

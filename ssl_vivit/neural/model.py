@@ -148,6 +148,7 @@ class NeuralModel(nn.Module):
         behaviour: Float[Tensor, "b T k"] | None = None,
         session: str | None = None,
         clips: Sequence[int] | None = None,
+        patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d T h w"]:
         """The feature map in every frame, shared by all sessions of one frame rate.
 
@@ -158,6 +159,8 @@ class NeuralModel(nn.Module):
             clips: for each row of behaviour and of what is returned the place of its movie in
                 ``video``, where several show one movie, which is then encoded once; None is one
                 row for each movie.
+            patch_draw: random numbers for the patch dropout of a ViViT, a row for each movie, as of
+                :meth:`ViViT.forward`; None draws them from torch's generator.
 
         Raises:
             NeuralModelError: as of :meth:`forward`, and for no session where rates differ.
@@ -167,7 +170,7 @@ class NeuralModel(nn.Module):
         rates = self._rates_of(session)
         if self.adapter is not None:
             video = self.adapter(video)
-        tokens, seen = self.tokens(video, behaviour, rates, shown)
+        tokens, seen = self.tokens(video, behaviour, rates, shown, patch_draw)
         # Slot 0 is for frames before the first token has ended.
         held = F.pad(tokens, (0, 0, 0, 0, 1, 0)).index_select(2, seen)
         if self.frame_stream is None:
@@ -180,6 +183,7 @@ class NeuralModel(nn.Module):
         behaviour: Float[Tensor, "b T k"] | None = None,
         rates: FrameRates | None = None,
         clips: Int[Tensor, " clips"] | None = None,
+        patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
         """Modulated tokens of adapted video, and how many of them have ended by each frame."""
         core = core_of(self.encoder)
@@ -190,7 +194,10 @@ class NeuralModel(nn.Module):
             ended = rates.seen(frames)
             video = video[:, :, shown]
             behaviour = None if behaviour is None else behaviour[:, shown]
-        tokens = core.dense(video)
+        if isinstance(core, ViViTCore):
+            tokens = core.dense(video, patch_draw)
+        else:
+            tokens = core.dense(video)
         if clips is not None:
             tokens = tokens[clips]
         if self.modulator is not None and tokens.shape[2]:

@@ -23,6 +23,7 @@ from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
+from ssl_vivit.objectives.named_draws import uniform
 
 
 class NeuralPrediction(Objective):
@@ -86,7 +87,9 @@ class NeuralPrediction(Objective):
         Args:
             batch: with ``parts``, one dict a session: ``session``, ``video`` (b, C, T, H, W),
                 ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T, 2) or None, ``responses``
-                (b, T, neurons) with NaN where unknown.
+                (b, T, neurons) with NaN where unknown; in training the encoder's patch dropout
+                draws from the names in ``draw``, as loaders give them, or else by torch's
+                generator.
 
         Returns:
             :class:`Step`; metrics are the Poisson loss, bits per spike against each neuron's mean
@@ -207,12 +210,14 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
 
     Those can whose videos have equal sizes and whose stimuli are resampled in the same way. A movie
     that several clips of a part show (``shows``) is encoded once, so they share the encoder's
-    dropout.
+    dropout; not if patches are dropped by the names of each clip.
 
     Args:
         model: the model of neurons.
         parts: as :meth:`NeuralPrediction.forward` takes them.
     """
+    encoder = model.encoder
+    drops_patches = isinstance(encoder, ViViT) and encoder.drops_patches
     alike: dict[tuple[Any, ...], list[int]] = {}
     for index, part in enumerate(parts):
         behaviour = part.get("behaviour")
@@ -222,13 +227,25 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
     rates: dict[int, Tensor] = {}
     for (*_, channels), indices in alike.items():
         together = [parts[index] for index in indices]
-        video, clips = _distinct([(part["video"], part.get("shows")) for part in together])
+        named = drops_patches and all("draw" in part for part in together)
+        shows = [None if named else part.get("shows") for part in together]
+        video, clips = _distinct([(p["video"], s) for p, s in zip(together, shows, strict=True)])
+        patch_draw = _patch_draw(encoder, together) if named else None
         behaviour = None if channels is None else torch.cat([p["behaviour"] for p in together])
-        maps = model.core(video, behaviour, together[0]["session"], clips)
+        maps = model.core(video, behaviour, together[0]["session"], clips, patch_draw)
         each = maps.split([len(part["video"]) for part in together])
         for index, part, map in zip(indices, together, each, strict=True):
             rates[index] = model.read(map, part["session"], part.get("pupil_centre"))
     return [rates[index] for index in range(len(parts))]
+
+
+def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Tensor, "b n"]:
+    """Random numbers for the patch dropout of each clip, by its names."""
+    assert isinstance(encoder, ViViT)
+    video = parts[0]["video"]
+    names = [(*names, "patches") for part in parts for names in part["draw"]]
+    grid = encoder.config.grid_of(encoder.config.kernel_stride[0], *video.shape[3:])
+    return uniform(names, grid.n).to(video.device)
 
 
 def _distinct(

@@ -22,6 +22,7 @@ from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.config import SimCLRConfig
 from ssl_vivit.objectives.contract import Objective, Step
 from ssl_vivit.objectives.embedding_geometry import alignment, effective_rank, uniformity
+from ssl_vivit.objectives.named_draws import names_of_views, uniform
 
 
 class SimCLR(Objective):
@@ -72,7 +73,8 @@ class SimCLR(Objective):
         """The loss of a batch.
 
         Args:
-            batch: with ``clips`` (b, 2, C, T, H, W), normalised floats.
+            batch: with ``clips`` (b, 2, C, T, H, W), normalised floats. Patch dropout draws from
+                the names in ``draw``, as loaders give them, or else by torch's generator.
 
         Returns:
             :class:`Step`; metrics are top-1 accuracy of the positive among all candidates, its
@@ -102,10 +104,15 @@ class SimCLR(Objective):
         """What is contrasted, before the projection head: (b, views, d) for any number of views."""
         clips: Float[Tensor, "b views c T H W"] = batch["clips"]
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
+        patch_draw = None
+        names = names_of_views(batch, "patches") if self.encoder.drops_patches else None
+        if names is not None:
+            positions = self.encoder.config.grid_of(*video.shape[2:]).n
+            patch_draw = uniform(names, positions).to(video.device)
         if self.config.features == "pooled":
-            features = self.encoder(video, tokens=False).pooled
+            features = self.encoder(video, tokens=False, patch_draw=patch_draw).pooled
         else:
-            tokens = self.encoder(video, tokens=True).tokens
+            tokens = self.encoder(video, tokens=True, patch_draw=patch_draw).tokens
             # Tubes that patch dropout left out are zeros, which have no part in the mean.
             seen = tokens.any(-1, keepdim=True)
             features = tokens.sum((1, 2)) / seen.sum((1, 2))

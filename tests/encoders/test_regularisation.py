@@ -52,6 +52,32 @@ def test_patch_dropout_takes_from_the_visible():
     assert ((tokens == 0).all(-1).sum(-1) == 2).all()
 
 
+@by_model
+def test_random_numbers_that_are_given_choose_the_patches(model):
+    encoder, video = make(**model, patch_dropout=0.5).train(), clip()
+    numbers = torch.tensor([[0.9, 0.1, 0.5, 0.2, 0.8, 0.3], [0.1, 0.2, 0.9, 0.8, 0.7, 0.3]])
+    tokens = encoder(video, patch_draw=numbers).tokens
+    for b, kept in enumerate(([1, 3, 5], [0, 1, 5])):
+        seen = (tokens[b] != 0).any(-1)
+        assert torch.equal(seen, torch.isin(torch.arange(6), torch.tensor(kept)).expand_as(seen))
+    with pytest.raises(ValueError, match=r"patch_draw of shape \(2, 5\) is not \(2, 6\)"):
+        encoder(video, patch_draw=numbers[:, :5])
+    plain = encoder.eval()(video).tokens
+    assert torch.equal(encoder(video, patch_draw=numbers).tokens, plain)
+
+
+def test_random_numbers_that_are_given_choose_among_the_visible():
+    visible = torch.tensor([[5, 0, 3, 1], [2, 4, 1, 0]])
+    numbers = torch.tensor([[0.3, 0.1, 0.2, 0.4], [0.4, 0.3, 0.2, 0.1]])
+    encoder, video = make(**MODEL2, patch_dropout=0.5).train(), clip()
+    tokens = encoder(video, visible, patch_draw=numbers).tokens
+    expected = torch.tensor([[False, True, True, False], [False, False, True, True]])
+    assert torch.equal((tokens != 0).any(-1)[:, 0], expected)
+    encoder = make(**MODEL1, patch_dropout=0.5).train()
+    tokens = encoder(video, visible_tokens=visible, patch_draw=numbers).tokens
+    assert torch.equal((tokens != 0).any(-1)[:, 0], expected)
+
+
 def test_stochastic_depth_keeps_the_expectation():
     encoder = make(**(MODEL2 | {"spatial_depth": 1, "temporal_depth": 1}), drop_path=0.5).train()
     branch = encoder.trunk.temporal_blocks[0].mlp_branch

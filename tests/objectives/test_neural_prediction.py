@@ -175,6 +175,31 @@ def test_a_movie_that_several_clips_show_is_encoded_once(monkeypatch):
     torch.testing.assert_close(gradients[1][0], alone)
 
 
+@pytest.mark.parametrize("frames", [8, 21])
+def test_patches_are_dropped_by_the_names_of_each_clip(frames):
+    """Whatever clips are beside it, also if they show the same movie; over several windows too."""
+    encoder = create_encoder(
+        "vivit_neural_small", image_size=(4, 6), tubelet_size=(2, 2, 2), num_frames=8,
+        embed_dim=8, num_heads=1, spatial_depth=1, temporal_depth=1, patch_dropout=0.5,
+        temporal_positions="learned",
+    )  # fmt: skip
+    readouts = {name: GaussianReadout(n, 8, sampling="mask") for name, n in NEURONS.items()}
+    built = NeuralModel(encoder, readouts=readouts).double().train()
+    names = [(3, 0, "a.1", trial, 0) for trial in range(3)]
+    given = part("a.1", count=3, frames=frames)
+    given["video"] = given["video"][[0, 0, 2]]
+
+    def rates(*clips):
+        chosen = {name: given[name][list(clips)] for name in ("video", "behaviour")}
+        shows = [0, 0, 2] if len(clips) == 3 else None
+        draw = [names[clip] for clip in clips]
+        return predict_parts(built, [{**given, **chosen, "shows": shows, "draw": draw}])[0]
+
+    together = rates(0, 1, 2)
+    torch.testing.assert_close(rates(2, 1), together[[2, 1]], rtol=0, atol=1e-12)
+    assert not torch.allclose(together[0], together[1])
+
+
 def test_bits_per_spike_are_against_the_mean_of_training():
     given = part("b", unknown=0.3)
     ours = NeuralPrediction(model(), facts=facts())

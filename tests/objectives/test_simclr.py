@@ -153,6 +153,21 @@ def test_dropped_tubes_have_no_part_in_the_mean_of_tokens():
         torch.testing.assert_close(got, kept.mean(0), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("features", ["pooled", "tokens"])
+def test_patches_are_dropped_by_the_names_of_each_clip(features):
+    simclr = objective({"patch_dropout": 0.5}, features=features)
+    clips = batch(1)["clips"][:, :1].expand(2, 2, -1, -1, -1, -1)
+    named = {"clips": clips, "draw": [(3, 0, "a"), (3, 0, "b")]}
+    both = simclr.features(named)
+    assert torch.equal(simclr.features(named), both)
+    alone = simclr.features({"clips": clips[:1], "draw": [(3, 0, "b")]})
+    torch.testing.assert_close(alone[0], both[1], rtol=0, atol=1e-12)
+    # One clip four times over: nothing but what is dropped tells them apart.
+    assert (torch.cdist(both.flatten(0, 1), both.flatten(0, 1)) > 1e-3).sum() == 12
+    later = simclr.features({"clips": clips, "draw": [(3, 1, "a"), (3, 1, "b")]})
+    assert not torch.equal(later, both)
+
+
 def test_features_come_with_their_views():
     simclr = objective().eval()
     clips = torch.randn(2, 3, 3, 4, 16, 24, dtype=torch.float64)

@@ -71,8 +71,18 @@ class ViViTCore:
         learned = "learned" in (config.temporal_positions, config.joint_positions)
         self.context = config.grid.t if learned else None
 
-    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
-        """The tokens of all tubelets that have ended; there may be none."""
+    def dense(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        patch_draw: Float[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b d t h w"]:
+        """The tokens of all tubelets that have ended; there may be none.
+
+        Args:
+            video: of any length.
+            patch_draw: random numbers for patch dropout, as of :meth:`ViViT.forward`, for all time
+                of a clip. None draws them from torch's generator.
+        """
         # Whole strides alone: zeros in front to complete a tubelet would depend on the trial's length.
         steps = video.shape[2] // self.temporal_stride
         video = video[:, :, : steps * self.temporal_stride]
@@ -80,11 +90,14 @@ class ViViTCore:
             grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
             return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
         if self.context is None or steps <= self.context:
-            return self.encoder(video).map
-        return self._in_windows(video, steps)[:, :, :steps]
+            return self.encoder(video, patch_draw=patch_draw).map
+        return self._in_windows(video, steps, patch_draw)[:, :, :steps]
 
     def _in_windows(
-        self, video: Float[Tensor, "b c T H W"], steps: int
+        self,
+        video: Float[Tensor, "b c T H W"],
+        steps: int,
+        patch_draw: Float[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b d t h w"]:
         """Tokens of at least so many steps, each from the earliest window that holds it."""
         assert self.context is not None
@@ -96,7 +109,10 @@ class ViViTCore:
         stride = self.temporal_stride
         windows = video.unfold(2, length * stride, hop * stride)
         windows = rearrange(windows, "b c k H W T -> (b k) c T H W")
-        map = rearrange(self.encoder(windows).map, "(b k) d t h w -> b k d t h w", k=count)
+        if patch_draw is not None:
+            patch_draw = patch_draw.repeat_interleave(count, dim=0)
+        map = self.encoder(windows, patch_draw=patch_draw).map
+        map = rearrange(map, "(b k) d t h w -> b k d t h w", k=count)
         later = rearrange(map[:, 1:, :, length - hop :], "b k d t h w -> b d (k t) h w")
         return torch.cat([map[:, 0], later], dim=2)
 

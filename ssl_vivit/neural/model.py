@@ -209,9 +209,19 @@ class NeuralModel(nn.Module):
         map: Float[Tensor, "b d T h w"] | Float[Tensor, "b d h w"],
         session: str | None = None,
         pupil_centre: Float[Tensor, "b T 2"] | Float[Tensor, "b 2"] | None = None,
+        noise: Float[Tensor, "b neurons 2"] | None = None,
     ) -> Float[Tensor, "b T neurons"] | Float[Tensor, "b neurons"]:
-        """Rates of one session's neurons from a feature map, of all frames or of one."""
-        drive = self.readout(session)(map, pupil_centre)
+        """Rates of one session's neurons from a feature map, of all frames or of one.
+
+        Args:
+            map: as of :meth:`core`.
+            session: as of :meth:`forward`.
+            pupil_centre: as of :meth:`forward`.
+            noise: for a :class:`GaussianReadout`, which draws positions in training by it; other
+                readouts take none.
+        """
+        given = {} if noise is None else {"noise": noise}
+        drive = self.readout(session)(map, pupil_centre, **given)
         # The exponential tail has few digits in half precision.
         drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
         return rate_of(drive, self.nonlinearity)

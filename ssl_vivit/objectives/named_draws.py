@@ -37,6 +37,12 @@ def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
     return [(*names, purpose, view) for names in batch["draw"] for view in range(views)]
 
 
+def standard_normal(names: Sequence[Names], *shape: int) -> Tensor:
+    """Standard normal numbers on the CPU, (b, *shape), that depend on ``names`` as :func:`uniform`'s."""
+    rows = [named_generator(*each).standard_normal(shape, dtype=np.float32) for each in names]
+    return torch.from_numpy(np.stack(rows))
+
+
 def uniform(names: Sequence[Names], count: int) -> Float[Tensor, "b count"]:
     """Numbers in [0, 1) on the CPU, a row for each of ``names`` that depends on them alone."""
     rows = [named_generator(*each).random(count, dtype=np.float32) for each in names]

@@ -21,9 +21,10 @@ from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.objectives.config import NeuralPredictionConfig
 from ssl_vivit.objectives.contract import Objective, Step
-from ssl_vivit.objectives.named_draws import uniform
+from ssl_vivit.objectives.named_draws import standard_normal, uniform
 
 
 class NeuralPrediction(Objective):
@@ -87,9 +88,9 @@ class NeuralPrediction(Objective):
         Args:
             batch: with ``parts``, one dict a session: ``session``, ``video`` (b, C, T, H, W),
                 ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T, 2) or None, ``responses``
-                (b, T, neurons) with NaN where unknown; in training the encoder's patch dropout
-                draws from the names in ``draw``, as loaders give them, or else by torch's
-                generator.
+                (b, T, neurons) with NaN where unknown. In training the encoder's patch dropout and
+                the positions of readouts are drawn from the names in ``draw``, as loaders give
+                them, or else by torch's generator.
 
         Returns:
             :class:`Step`; metrics are the Poisson loss, bits per spike against each neuron's mean
@@ -235,7 +236,8 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
         maps = model.core(video, behaviour, together[0]["session"], clips, patch_draw)
         each = maps.split([len(part["video"]) for part in together])
         for index, part, map in zip(indices, together, each, strict=True):
-            rates[index] = model.read(map, part["session"], part.get("pupil_centre"))
+            noise = _position_noise(model.readout(part["session"]), part, map.device)
+            rates[index] = model.read(map, part["session"], part.get("pupil_centre"), noise)
     return [rates[index] for index in range(len(parts))]
 
 
@@ -246,6 +248,16 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
     names = [(*names, "patches") for part in parts for names in part["draw"]]
     grid = encoder.config.grid_of(encoder.config.kernel_stride[0], *video.shape[3:])
     return uniform(names, grid.n).to(video.device)
+
+
+def _position_noise(
+    readout: nn.Module, part: dict[str, Any], device: torch.device
+) -> Float[Tensor, "b neurons 2"] | None:
+    """What a readout draws positions by, by the names of each clip; None without draws or names."""
+    if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
+        return None
+    names = [(*names, "positions") for names in part["draw"]]
+    return standard_normal(names, readout.neurons, 2).to(device)
 
 
 def _distinct(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_models import WholeMapReadout
 
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -198,6 +199,28 @@ def test_patches_are_dropped_by_the_names_of_each_clip(frames):
     together = rates(0, 1, 2)
     torch.testing.assert_close(rates(2, 1), together[[2, 1]], rtol=0, atol=1e-12)
     assert not torch.allclose(together[0], together[1])
+
+
+def test_positions_are_drawn_by_the_names_of_each_clip():
+    core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
+    readouts = {"a.1": GaussianReadout(3, 4), "b": WholeMapReadout(5, 4, places=24)}
+    built = NeuralModel(core, readouts=readouts).double().train()
+    given, other = part("a.1"), part("b")
+    given["video"] = given["video"][[0, 0]]
+    # A readout of another kind takes no noise.
+    other["draw"] = [(3, 0, "b", trial, 0) for trial in range(2)]
+
+    def rates(*names):
+        chosen = {name: given[name][: len(names)] for name in ("video", "behaviour")}
+        named = [(3, epoch, "a.1", trial, 0) for epoch, trial in names]
+        return predict_parts(built, [{**given, **chosen, "draw": named}, other])[0]
+
+    together = rates((0, 0), (0, 1))
+    torch.testing.assert_close(rates((0, 1))[0], together[1], rtol=0, atol=1e-12)
+    assert not torch.allclose(together[0], together[1])
+    assert not torch.allclose(rates((1, 1))[0], together[1])
+    built.eval()
+    assert torch.equal(rates((0, 0), (0, 1)), rates((1, 1), (1, 0)))
 
 
 def test_bits_per_spike_are_against_the_mean_of_training():

@@ -180,6 +180,7 @@ class GaussianReadout(nn.Module):
         self,
         map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
         pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
+        noise: Float[Tensor, "b n 2"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
         """The drive of each neuron, before any nonlinearity.
 
@@ -187,16 +188,23 @@ class GaussianReadout(nn.Module):
             map: the core's features, of clips or of single frames.
             pupil_centre: standardised; moves positions where there is a shifter. None, or NaN in a
                 frame, leaves them.
+            noise: standard normal numbers that positions are drawn by, where :attr:`draws_positions`.
+                None draws them from torch's generator.
 
         Raises:
-            NeuralModelError: for a map of other channels, or a pupil of other shape.
+            NeuralModelError: for a map of other channels, or a pupil or noise of other shape.
         """
         if pupil_centre is not None and pupil_centre.shape[:-1] != self._times(map):
             raise NeuralModelError(
                 f"pupil_centre is {tuple(pupil_centre.shape)}; a map {tuple(map.shape)} needs "
                 f"{(*self._times(map), 2)}"
             )
-        return self.read(map, self.positions(len(map), pupil_centre))
+        return self.read(map, self.positions(len(map), pupil_centre, noise))
+
+    @property
+    def draws_positions(self) -> bool:
+        """Whether a forward pass now draws positions: in training with ``sampling="point"``."""
+        return self.training and self.config.sampling == "point"
 
     def centres(self) -> Float[Tensor, "n 2"]:
         """Centres of the neurons' Gaussians, (x, y) in [−1, 1], without any shift."""
@@ -225,6 +233,7 @@ class GaussianReadout(nn.Module):
         self,
         count: int,
         pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
+        noise: Float[Tensor, "b n 2"] | None = None,
     ) -> Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"]:
         """Positions that the neurons read: draws in training with ``sampling="point"``, else centres.
 
@@ -232,10 +241,18 @@ class GaussianReadout(nn.Module):
             count: clips; each has its own draw, for all of its time.
             pupil_centre: see :meth:`forward`. Shifts are added after draws were moved onto
                 the map, so that shifted positions may be outside.
+            noise: see :meth:`forward`.
         """
         places = self.centres()
-        if self.training and self.config.sampling == "point":
-            places = drawn(places, self.widths(), count)
+        if self.draws_positions:
+            if noise is None:
+                noise = torch.randn(count, *places.shape, dtype=places.dtype, device=places.device)
+            elif noise.shape != (count, *places.shape):
+                raise NeuralModelError(
+                    f"noise is {tuple(noise.shape)}; {count} clips of {self.neurons} neurons need "
+                    f"{(count, *places.shape)}"
+                )
+            places = drawn(places, self.widths(), noise.to(places))
         else:
             places = places.expand(count, -1, -1)
         if self.shifter is None or pupil_centre is None:

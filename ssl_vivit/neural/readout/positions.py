@@ -114,9 +114,14 @@ def projected(position: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
 
 
 def drawn(
-    position: Float[Tensor, "n 2"], spread: Float[Tensor, "n 2 2"], count: int
-) -> Float[Tensor, "count n 2"]:
-    """Draws from Gaussians with covariance spread · spreadᵀ, moved onto the map."""
-    noise = torch.randn(count, *position.shape, dtype=position.dtype, device=position.device)
+    position: Float[Tensor, "n 2"], spread: Float[Tensor, "n 2 2"], noise: Float[Tensor, "b n 2"]
+) -> Float[Tensor, "b n 2"]:
+    """Draws from Gaussians with covariance spread · spreadᵀ, moved onto the map.
+
+    Args:
+        position: means of the Gaussians.
+        spread: square roots of their covariances.
+        noise: standard normal numbers that the draws are made of.
+    """
     # A sum of products, as autocast would round a matrix product's to bfloat16.
     return projected(position + (spread * noise[..., None, :]).sum(-1))

@@ -255,6 +255,24 @@ def test_draws_have_the_gaussians_moments_and_differ_between_clips():
         torch.testing.assert_close(places[:, n].T.cov(), expected, atol=5e-4, rtol=0)
 
 
+def test_noise_that_is_given_makes_the_draws():
+    readout = GaussianReadout(5, 3, spread=0.2).double()
+    map, noise = torch.randn(2, 3, 4, 6, 7, dtype=DOUBLE), torch.randn(2, 5, 2)
+    with torch.no_grad():
+        readout.spread.add_(0.1 * torch.randn(5, 2, 2))
+    expected = torch.empty(2, 5, 2, dtype=DOUBLE)
+    for b in range(2):
+        for n in range(5):
+            moved = readout.mean[n] + readout.spread[n] @ noise[b, n].double()
+            expected[b, n] = moved.detach().clamp(-1, 1)
+    torch.testing.assert_close(readout.positions(2, noise=noise).detach(), expected)
+    torch.testing.assert_close(readout(map, noise=noise), readout.read(map, expected))
+    with pytest.raises(NeuralModelError, match=r"noise is \(1, 5, 2\); 2 clips of 5 neurons"):
+        readout(map, noise=noise[:1])
+    readout.eval()
+    assert torch.equal(readout(map, noise=noise), readout(map))
+
+
 def test_a_draw_holds_for_a_whole_clip_and_none_is_made_in_evaluation():
     readout = GaussianReadout(50, 4)
     map = torch.randn(1, 4, 1, 6, 6).expand(2, -1, 5, -1, -1)

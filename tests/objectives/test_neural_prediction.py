@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import WholeMapReadout
+from torch import nn
 
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -201,9 +201,20 @@ def test_patches_are_dropped_by_the_names_of_each_clip(frames):
     assert not torch.allclose(together[0], together[1])
 
 
+class MeanReadout(nn.Module):
+    """Every neuron weighs the mean of the map."""
+
+    def __init__(self, neurons, channels):
+        super().__init__()
+        self.weights = nn.Linear(channels, neurons)
+
+    def forward(self, map, pupil_centre=None):
+        return self.weights(map.mean((3, 4)).transpose(1, 2))
+
+
 def test_positions_are_drawn_by_the_names_of_each_clip():
     core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
-    readouts = {"a.1": GaussianReadout(3, 4), "b": WholeMapReadout(5, 4, places=24)}
+    readouts = {"a.1": GaussianReadout(3, 4), "b": MeanReadout(5, 4)}
     built = NeuralModel(core, readouts=readouts).double().train()
     given, other = part("a.1"), part("b")
     given["video"] = given["video"][[0, 0]]

@@ -25,6 +25,7 @@ def folder(
     movies: Sequence[int] | None = None,
     calcium: bool = False,
     settings: dict[str, Any] | None = None,
+    size: tuple[int, int] = SIZE,
     seed: int = 0,
 ) -> Path:
     """A session of random numbers.
@@ -41,6 +42,7 @@ def folder(
         movies: number of the movie of each trial; all differ if None.
         calcium: real numbers for responses instead of counts.
         settings: of meta/session.json.
+        size: (H, W) of the videos.
         seed: of the responses; movies depend on their number alone.
     """
     path = root / name
@@ -48,7 +50,7 @@ def folder(
     movies = range(len(tiers)) if movies is None else movies
     for trial, movie in enumerate(movies):
         frames = lengths[trial % len(lengths)]
-        pixels = np.random.default_rng((7, movie)).integers(0, 256, (*SIZE, frames), dtype=np.uint8)
+        pixels = np.random.default_rng((7, movie)).integers(0, 256, (*size, frames), dtype=np.uint8)
         responses = rng.poisson(1.0, (neurons, frames)).astype(np.float32)
         arrays = {"videos": pixels, "responses": responses + calcium * rng.random(responses.shape)}
         if behaviour:

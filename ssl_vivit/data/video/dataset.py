@@ -111,7 +111,7 @@ class ClipDataset:
 
         Returns:
             ``clips`` uint8 (views, T, H, W, 3), ``params`` (views, …) by name, ``key``,
-            ``draw``, the names (seed, epoch, *names) of further draws, ``frames`` int64
+            ``draw``, the names of further draws: ``(seed, epoch, *names)``, ``frames`` int64
             (views, T), ``fps`` (the video's own rate), ``labels`` by name.
 
         Raises:

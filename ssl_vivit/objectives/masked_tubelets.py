@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.data.randomness import Names
-from ssl_vivit.encoders import ViViT, ViViTConfig, save_pretrained
+from ssl_vivit.encoders import EncoderOutput, ViViT, ViViTConfig, save_pretrained
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import MaskedTubeletsConfig
 from ssl_vivit.objectives.contract import Objective, Step
@@ -34,7 +34,7 @@ from ssl_vivit.objectives.pixel_targets import (
     PixelScale,
     denormalised,
     shown_frames,
-    squared_error,
+    squared_errors,
     tubelet_pixels,
     video_of,
 )
@@ -71,7 +71,9 @@ class Reconstruction(NamedTuple):
 class MaskedTubelets(Objective):
     """Prediction of hidden tubelets from visible ones.
 
-    Encoder parameters that patch tokens do not depend on (of pooling) are frozen.
+    Predictions alone would not train class tokens, or what else makes ``pooled``. So ``pooled``
+    also learns to be the mean of the visible patch tokens, which holds what they know of the clip
+    (:meth:`pooled_distance`).
 
     Args:
         encoder: the encoder to be trained, any variant.
@@ -110,7 +112,9 @@ class MaskedTubelets(Objective):
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
             value = torch.tensor(statistics.get(name, neutral)).flatten()
             self.register_buffer(name, value, persistent=False)
-        encoder.freeze_pooling()
+        self.learns_pooled = encoder.config.pooling not in ("max", "sum", "first")
+        if not self.learns_pooled:
+            encoder.freeze_pooling()
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """The loss of a batch: mean squared error over the pixels of hidden tubelets.
@@ -122,16 +126,34 @@ class MaskedTubelets(Objective):
 
         Returns:
             :class:`Step`; metrics are the effective rank and the standard deviation of the visible
-            tokens' mean over clips, which fall when the encoder collapses.
+            tokens' mean over clips, which fall when the encoder collapses, and ``pooled_distance``.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if "mask" in batch:
             mask = batch["mask"]
         else:
             mask = self.draw_mask(video, names=names_of_views(batch, "mask"))
-        predicted, tokens = self.predict(video, mask)
-        loss = squared_error(predicted, self.targets(video, mask))
-        return Step(loss, _metrics(tokens.detach().float().mean((1, 2))))
+        predicted, out = self.predict(video, mask)
+        errors = squared_errors(predicted, self.targets(video, mask))
+        assert out.tokens is not None
+        loss, metrics = errors.mean(), _metrics(out.tokens.detach().float().mean((1, 2)))
+        if self.learns_pooled:
+            distances = self.pooled_distance(out)
+            # In units of each clip's error, so that it weighs alike for pixels of any scale.
+            loss = loss + (errors.detach() * distances).mean()
+            metrics["pooled_distance"] = distances.detach().mean()
+        return Step(loss, metrics)
+
+    def pooled_distance(self, out: EncoderOutput) -> Float[Tensor, " b"]:
+        """Mean squared distance of each clip's ``pooled`` to the mean of its visible patch tokens.
+
+        Tokens are taken as they are: the gradient goes to ``pooled`` alone. Where ``pooled`` is
+        their mean by itself, the distance is 0.
+        """
+        assert out.tokens is not None
+        wide = torch.promote_types(out.pooled.dtype, torch.float32)
+        mean = self.encoder.pooled_norm(out.tokens.mean((1, 2))).detach()
+        return (out.pooled.to(wide) - mean.to(wide)).square().mean(1)
 
     def draw_mask(
         self,
@@ -158,10 +180,10 @@ class MaskedTubelets(Objective):
 
     def predict(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
-    ) -> tuple[Float[Tensor, "b m p"], Float[Tensor, "b t v d"]]:
-        """Predictions of the hidden tubelets in the order of time and mask, and visible tokens."""
+    ) -> tuple[Float[Tensor, "b m p"], EncoderOutput]:
+        """Predictions of the hidden tubelets in the order of time and mask, and what is encoded."""
         out = self.encoder(video, **mask.for_encoder)
-        return self.decoder(out.tokens, out.cls, mask, out.grid), out.tokens
+        return self.decoder(out.tokens, mask, out.grid), out
 
     @torch.no_grad()
     def targets(
@@ -241,20 +263,20 @@ class MaskedTubelets(Objective):
             by_channel.mean(2, keepdim=True).expand_as(by_channel), "b m p c -> b m (p c)"
         )
         guesses = {
-            "error": predicted.to(targets),
+            "error": predicted,
             "copy_error": self._targets(video, near[:, :, 0]),
             "interpolation_error": between,
             "mean_error": mean,
         }
-        return {name: (x - targets).square().mean((1, 2)) for name, x in guesses.items()}
+        return {name: squared_errors(x, targets) for name, x in guesses.items()}
 
     @torch.no_grad()
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """The mean of the patch tokens of whole clips, (b, views, d) for any number of views."""
+        """The encoder's ``pooled`` of whole clips, (b, views, d) for any number of views."""
         views = batch["clips"].shape[1]
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
-        tokens = self.encoder(video).tokens.mean((1, 2))
-        return rearrange(tokens, "(b views) d -> b views d", views=views)
+        pooled = self.encoder(video, tokens=False).pooled
+        return rearrange(pooled, "(b views) d -> b views d", views=views)
 
     def to_compile(self) -> nn.Module:
         """The encoder."""

@@ -101,9 +101,8 @@ def denormalised(
     return exact * std.to(exact).view(shape) + mean.to(exact).view(shape)
 
 
-def squared_error(
+def squared_errors(
     predicted: Float[Tensor, "b m p"], target: Float[Tensor, "b m p"]
-) -> Float[Tensor, ""]:
-    """Mean squared error, in float32 at least."""
-    exact = target.dtype
-    return F.mse_loss(predicted.to(exact), target)
+) -> Float[Tensor, " b"]:
+    """Mean squared error of each clip, in float32 at least."""
+    return (predicted.to(target) - target).square().mean((1, 2))

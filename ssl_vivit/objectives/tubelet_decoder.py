@@ -30,9 +30,6 @@ class TubeletDecoder(nn.Module):
     rotary besides: what lies near, in space and time, can be told from what lies far without being
     learned, which takes sinusoids alone far more steps.
 
-    Mask tokens start from the class token of their time step, where the encoder has one, so that
-    what ``pooled`` is made of is trained too.
-
     Args:
         encoder: config of the encoder.
         dim: width, a multiple of 4, of 16 for ``rotary``.
@@ -52,10 +49,6 @@ class TubeletDecoder(nn.Module):
         super().__init__()
         config = decoder_config(encoder, dim, depth, positions)
         self.project = nn.Linear(encoder.embed_dim, dim, bias=False)
-        self.project_class: nn.Linear | None = None
-        if encoder.class_token or encoder.frame_pooling != "none":
-            self.project_class = nn.Linear(encoder.embed_dim, dim, bias=False)
-            nn.init.xavier_uniform_(self.project_class.weight)
         self.mask_token = token_parameter(dim)
         self.positions = Positions(config)
         self.rotary: Positions | None = None
@@ -71,17 +64,12 @@ class TubeletDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self,
-        tokens: Float[Tensor, "b t v d"],
-        cls: Float[Tensor, "b t d"] | None,
-        mask: TubeletMask,
-        grid: Grid,
+        self, tokens: Float[Tensor, "b t v d"], mask: TubeletMask, grid: Grid
     ) -> Float[Tensor, "b m outputs"]:
         """Predict the hidden tubelets.
 
         Args:
             tokens: of the visible tubelets, (b, 1, v, d) where the mask is by token.
-            cls: class tokens of the time steps, (b, 1, d) the one of Model 1, or None.
             mask: which tubelets are visible, and which are hidden.
             grid: tokens of the whole clip.
 
@@ -93,8 +81,6 @@ class TubeletDecoder(nn.Module):
         visible = self.project(tokens.flatten(1, 2)).to(self.mask_token.dtype)
         b, _, d = visible.shape
         hidden = self.mask_token.expand(b, grid.t, grid.n, d)
-        if self.project_class is not None:
-            hidden = hidden + self.project_class(cls).to(hidden.dtype)[:, :, None]
         x = hidden.flatten(1, 2).scatter(1, visible_at.expand(-1, -1, d), visible)
         x = x.unflatten(1, (grid.t, grid.n))
         places = Places(grid)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ssl_vivit import create_encoder
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.config import MaskKind
-from ssl_vivit.objectives.pixel_targets import squared_error
+from ssl_vivit.objectives.pixel_targets import squared_errors
 
 Step = Callable[[Tensor], Tensor]
 
@@ -47,8 +47,8 @@ def unmasked(model: MaskedTubelets, video: Tensor) -> Tensor:
     visible, _ = mask.tokens(out.grid)
     kept = visible[..., None].expand(-1, -1, out.tokens.shape[-1])
     tokens = out.tokens.flatten(1, 2).gather(1, kept)[:, None]
-    predicted = model.decoder(tokens, out.cls, mask, out.grid)
-    return squared_error(predicted, model.targets(video, mask))
+    predicted = model.decoder(tokens, mask, out.grid)
+    return squared_errors(predicted, model.targets(video, mask)).mean()
 
 
 def videomae(frames: int, side: int) -> nn.Module:

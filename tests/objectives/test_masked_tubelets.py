@@ -190,6 +190,62 @@ def test_targets_are_each_tubelets_pixels_normalised_by_a_slow_loop():
                 torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("joint", {}),
+        ("factorized_encoder", {}),
+        ("factorized_encoder", {"pooling": "temporal_cls"}),
+        ("factorized_encoder", {"final_norm": "pooled"}),
+        ("factorized_self_attention", {"pooling": "attention"}),
+    ],
+)
+def test_pooled_learns_to_be_the_mean_of_visible_tokens(variant, settings):
+    objective = MaskedTubelets(small(variant, **settings), mask="random", mask_ratio=0.5).double()
+    video = torch.randn(3, 3, 8, 64, 96, dtype=torch.float64)
+    mask = objective.draw_mask(video)
+    predicted, out = objective.predict(video, mask)
+    errors = (predicted - objective.targets(video, mask)).square().mean((1, 2))
+    mean = objective.encoder.pooled_norm(out.tokens.flatten(1, 2).mean(1))
+    distances = (out.pooled - mean).square().mean(1)
+    step = objective({"clips": video[:, None], "mask": mask})
+    expected = sum(errors[i] * (1 + distances[i]) for i in range(3)) / 3
+    torch.testing.assert_close(step.loss, expected)
+    torch.testing.assert_close(step.metrics["pooled_distance"], distances.mean())
+    assert distances.min() > 0.01
+    # The gradient of the distances goes to pooled alone, in units of each clip's error.
+    torch.autograd.backward(
+        errors.mean() + (errors.detach() * (out.pooled - mean.detach()).square().mean(1)).mean()
+    )
+    by_hand = {name: p.grad.clone() for name, p in objective.named_parameters() if p.requires_grad}
+    objective.zero_grad()
+    step.loss.backward()
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, by_hand[name])
+    optimizer = torch.optim.AdamW(objective.parameters(), 3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        step = objective({"clips": video[:, None], "mask": mask})
+        step.loss.backward()
+        optimizer.step()
+    assert step.metrics["pooled_distance"] < 0.5 * distances.mean()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "sum", "first"])
+def test_pooled_that_tokens_make_by_themselves_adds_nothing_to_the_loss(pooling):
+    encoder = small("factorized_self_attention", pooling=pooling, final_norm="pooled")
+    objective = MaskedTubelets(encoder)
+    video = torch.randn(2, 3, 8, 64, 96)
+    mask = objective.draw_mask(video)
+    predicted, _ = objective.predict(video, mask)
+    step = objective({"clips": video[:, None], "mask": mask})
+    torch.testing.assert_close(
+        step.loss, (predicted - objective.targets(video, mask)).square().mean()
+    )
+    assert ("pooled_distance" in step.metrics) == (pooling == "mean")
+
+
 def test_constant_tubelets_give_finite_losses_and_gradients():
     objective = MaskedTubelets(small(), preprocessing=IMAGENET)
     step = objective({"clips": torch.full((2, 1, 3, 8, 64, 96), 0.3)})
@@ -218,12 +274,13 @@ def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
     objective = MaskedTubelets(small(), mask=kind)
     drawn = []
 
-    def predict(video, mask):
-        drawn.append(mask)
-        return torch.zeros(1), torch.zeros(len(video), 1, 1, 2)
+    predict = objective.predict
 
-    monkeypatch.setattr(objective, "predict", predict)
-    monkeypatch.setattr(objective, "targets", lambda video, mask: torch.zeros(1))
+    def recorded(video, mask):
+        drawn.append(mask)
+        return predict(video, mask)
+
+    monkeypatch.setattr(objective, "predict", recorded)
 
     def visible(*draw):
         objective({"clips": torch.zeros(len(draw), 2, 3, 8, 64, 96), "draw": list(draw)})
@@ -285,6 +342,8 @@ def test_only_visible_pixels_reach_predictions_and_every_parameter_learns(
     seen = seen.view(4, 4, 6).repeat_interleave(2, 0)
     seen = seen.repeat_interleave(16, 1).repeat_interleave(16, 2)
     assert torch.equal(video.grad[0].abs().amax(0) > 0, seen)
+    objective.zero_grad()
+    objective({"clips": video.detach()[:, None], "mask": mask}).loss.backward()
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
@@ -454,8 +513,9 @@ def test_errors_are_measured_clip_by_clip_with_the_seeds_masks():
     errors = objective.errors({"clips": clips}, seed=4)
     mask = objective.draw_mask(clips[:, 0], torch.Generator().manual_seed(4))
     with torch.no_grad():
-        loss = objective({"clips": clips, "mask": mask}).loss
-    torch.testing.assert_close(errors["error"].mean(), loss)
+        predicted, _ = objective.predict(clips[:, 0], mask)
+    by_clip = (predicted - objective.targets(clips[:, 0], mask)).square().mean((1, 2))
+    torch.testing.assert_close(errors["error"], by_clip)
     # Independent normalised noise in place of the truth has twice its variance.
     assert errors["copy_error"].mean().item() == pytest.approx(2.0, abs=0.05)
     targets = objective.targets(clips[:, 0], mask).unflatten(2, (512, 3))
@@ -530,7 +590,7 @@ def test_the_effective_rank_is_computed_in_full_precision_under_autocast():
     mask = objective.draw_mask(clips[:, 0])
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         step = objective({"clips": clips, "mask": mask})
-        features = objective.predict(clips[:, 0], mask)[1].float().mean((1, 2))
+        features = objective.predict(clips[:, 0], mask)[1].tokens.float().mean((1, 2))
     assert step.loss.dtype == torch.float32
     expected = effective_rank(torch.nn.functional.normalize(features, dim=1))
     torch.testing.assert_close(step.metrics["effective_rank"], expected, rtol=1e-6, atol=0)

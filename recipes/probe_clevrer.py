@@ -1,4 +1,4 @@
-"""Probe frozen encoders, beside the same encoders untrained and raw pixels.
+"""Probe frozen encoders, beside the same encoders untrained, raw pixels and motion energy.
 
     python recipes/probe_clevrer.py
     python recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\

@@ -93,7 +93,9 @@ def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call
     rows = {(r["subject"], r["clips"], r["probe"]) for r in saved["results"]}
     first, second = ("4×16×24, stride 2 at 25 frames/s", "2×24×32, stride 2 at 25 frames/s")
     subjects = {"demo/encoder", "grey/encoder"} | {
-        f"{name} at {where}" for name in ("untrained", "raw pixels") for where in (first, second)
+        f"{name} at {where}"
+        for name in ("untrained", "raw pixels", "motion energy")
+        for where in (first, second)
     }
     assert rows == {
         (subject, clips, probe)

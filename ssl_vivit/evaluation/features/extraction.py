@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -80,10 +80,34 @@ class PixelFeatures:
 
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
         """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, 1, h·w·c)."""
-        t, h, w = (min(own, there) for own, there in zip(self.grid, clips.shape[2:], strict=True))
-        small = F.adaptive_avg_pool3d(clips.float(), (t, h, w))
-        frames = rearrange(small, "b c t h w -> b t (h w c)")
-        return BatchFeatures(frames.flatten(1), frames[:, :, None] if tokens else None)
+        return _averaged(clips.float(), self.grid, tokens)
+
+
+class MotionEnergyFeatures:
+    """Absolute differences of successive frames, averaged like pixels: where something moves.
+
+    A baseline without any encoder that knows motion, which averaged pixels hardly hold.
+
+    Args:
+        grid: (t, h, w) that differences are averaged to, at most their own.
+    """
+
+    def __init__(self, grid: tuple[int, int, int] = (4, 8, 12)) -> None:
+        self.grid = grid
+
+    def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
+        """Vectors (b, t·h·w); as tokens one time step each, (b, t, 1, h·w). One frame gives zeros."""
+        change = clips.float().diff(dim=2).abs().mean(1, keepdim=True)
+        if change.shape[2] == 0:
+            change = torch.zeros_like(clips[:, :1], dtype=torch.float)
+        return _averaged(change, self.grid, tokens)
+
+
+def _averaged(x: Float[Tensor, "b c T H W"], grid: Sequence[int], tokens: bool) -> BatchFeatures:
+    t, h, w = (min(own, there) for own, there in zip(grid, x.shape[2:], strict=True))
+    small = F.adaptive_avg_pool3d(x, (t, h, w))
+    steps = rearrange(small, "b c t h w -> b t (h w c)")
+    return BatchFeatures(steps.flatten(1), steps[:, :, None] if tokens else None)
 
 
 def half_precision(device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Comparison of encoders with their untrained selves and raw pixels, over seeds."""
+"""Comparison of encoders with their untrained selves, raw pixels and motion energy, over seeds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ssl_vivit.evaluation.features.extraction import (
     ClipFeatures,
     EncoderFeatures,
     FeatureExtractor,
+    MotionEnergyFeatures,
     PixelFeatures,
     clip_features,
     untrained,
@@ -38,7 +39,7 @@ from ssl_vivit.evaluation.probes.report import LONG, ProbeScores, Row
 from ssl_vivit.evaluation.probes.scores import chances, scores
 from ssl_vivit.evaluation.probes.uncertainty import resampled_scores, video_weights
 
-PIXELS = "raw pixels"
+PIXELS, MOTION = "raw pixels", "motion energy"
 
 
 class Subject(NamedTuple):
@@ -73,7 +74,7 @@ def compare(
     device: torch.device,
     scratch: Path,
 ) -> ProbeScores:
-    """Probe encoders, their untrained selves and raw pixels.
+    """Probe encoders, their untrained selves, raw pixels and motion energy.
 
     Each seed draws clips (where there is one of a video), videos (where there are more than asked
     for), folds, fits and the weights of the untrained encoders anew.
@@ -169,7 +170,7 @@ class _Pass:
         return len(train.keys), len(test.keys)
 
     def _extractors(self, encoders: Mapping[str, ViViT]) -> dict[str, FeatureExtractor]:
-        """Encoders, fresh weights of each architecture among them, and pixels."""
+        """Encoders, fresh weights of each architecture among them, pixels and motion energy."""
         architectures: dict[ViViTConfig, str] = {}
         for name, encoder in encoders.items():
             architectures.setdefault(encoder.config, name)
@@ -180,7 +181,11 @@ class _Pass:
         extractors: dict[str, FeatureExtractor] = {
             name: EncoderFeatures(encoder, self.settings.summary) for name, encoder in known.items()
         }
-        return {**extractors, PIXELS + self.suffix: PixelFeatures()}
+        return {
+            **extractors,
+            PIXELS + self.suffix: PixelFeatures(),
+            MOTION + self.suffix: MotionEnergyFeatures(),
+        }
 
     def _features(
         self,

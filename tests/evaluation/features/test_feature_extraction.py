@@ -14,6 +14,7 @@ from ssl_vivit.encoders import create_encoder
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import (
     EncoderFeatures,
+    MotionEnergyFeatures,
     PixelFeatures,
     clip_features,
     untrained,
@@ -97,6 +98,18 @@ def test_pixels_are_averaged_over_blocks():
     torch.testing.assert_close(got.tokens[1, 1].view(8, 12, 3)[3, 10, 2], block)
     torch.testing.assert_close(got.vectors, got.tokens.flatten(1))
     assert PixelFeatures()(torch.randn(1, 1, 2, 4, 6)).vectors.shape == (1, 2 * 4 * 6)
+
+
+def test_motion_energy_is_the_change_from_frame_to_frame_over_blocks():
+    clips = torch.randn(2, 3, 9, 16, 24)
+    got = MotionEnergyFeatures((4, 8, 12))(clips, tokens=True)
+    moving = torch.stack([(clips[1, :, t + 1] - clips[1, :, t]).abs() for t in (2, 3)])
+    # time 1, row 3, column 10
+    expected = moving[:, :, 6:8, 20:22].mean()
+    torch.testing.assert_close(got.tokens[1, 1].view(8, 12)[3, 10], expected)
+    torch.testing.assert_close(got.vectors, got.tokens.flatten(1))
+    still = MotionEnergyFeatures()(torch.randn(1, 3, 1, 16, 24)).vectors
+    assert torch.equal(still, torch.zeros(1, 8 * 12))
 
 
 def test_clips_are_cut_as_in_pretraining_unless_told_otherwise(videos, encoder):

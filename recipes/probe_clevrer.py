@@ -9,6 +9,7 @@ Without --encoders the demo's is probed; without --data.shards a sample is rende
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from recipes.samples import sample_shards
 from ssl_vivit import training
 from ssl_vivit.data.video.broken_videos import short_videos_line
+from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.probes.config import FinetuneConfig, ProbeData, ProbeSettings
 from ssl_vivit.evaluation.probes.data import not_unseen, open_parts
 from ssl_vivit.evaluation.probes.report import claim, distinct
@@ -31,7 +33,9 @@ class ProbeRecipe(ProbeSettings):
 
     Args:
         encoders: exported directories or names on the hub, one or more; an imported image ViT is
-            one as well (``python -m ssl_vivit.encoders.imports``). null takes runs/demo/encoder.
+            one as well (``python -m ssl_vivit.encoders.imports``). A quoted pattern
+            (``'runs/mae_seed*/encoder'``) is one row: of encoders pretrained alike, which seeds
+            take in turn. null takes runs/demo/encoder.
         data: labelled videos.
         train_videos: to train probes on, at most; each seed draws its own where there are more.
         test_videos: to test them on, at most.
@@ -65,13 +69,14 @@ def main() -> None:
     if not data.shards and not data.folder:
         data = replace(data, shards=sample_shards(processes))
     parts = open_parts(data, config.train_videos, config.test_videos)
-    for name, encoder in encoders.items():
-        if warning := not_unseen(name, encoder.provenance, parts.test):
+    for name, alike in encoders.items():
+        warnings = (not_unseen(name, encoder.provenance, parts.test) for encoder in alike)
+        if warning := next(filter(None, warnings), None):
             processes.print(warning)
     device = processes.device
     subjects = [
-        subject(name, encoder.to(device).eval(), parts, data.clip, config.clips)
-        for name, encoder in encoders.items()
+        subject(name, [e.to(device).eval() for e in alike], parts, data.clip, config.clips)
+        for name, alike in encoders.items()
     ]
     clips = {each.prepared.clip for each in subjects}
     if config.long_clip:
@@ -104,8 +109,8 @@ def main() -> None:
     print(f"scores  {run_dir / 'probes.json'}\nchart   {run_dir / 'probes.png'}")
 
 
-def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, Any]]:
-    """Name and ViViT of each encoder to be probed."""
+def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, list[Any]]]:
+    """Name and ViViTs of each row to be probed."""
     paths: Sequence[str] = config.encoders or ([DEMO] if Path(DEMO).is_dir() else [])
     if not paths:
         tell(
@@ -118,9 +123,27 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, Any]]:
 
         torch.manual_seed(0)
         fresh = create_encoder("vivit_tiny", num_frames=16, image_size=(64, 96))
-        return [("fresh vivit_tiny", fresh)]
+        return [("fresh vivit_tiny", [fresh])]
     names = distinct(paths)
-    return [(names[path], config.data.open_encoder(path)) for path in paths]
+    return [
+        (names[path], [config.data.open_encoder(found) for found in _matches(path, config.seeds)])
+        for path in paths
+    ]
+
+
+def _matches(path: str, seeds: int) -> list[str]:
+    """Directories that a pattern names, in order; a path that is no pattern as it is."""
+    if Path(path).exists() or not glob.has_magic(path):
+        return [path]
+    found = sorted(glob.glob(path))
+    if not found:
+        raise RunError(f"--encoders {path} matches no directory")
+    if seeds % len(found):
+        raise RunError(
+            f"--encoders {path} matches {len(found)} encoders, which --seeds {seeds} cannot take "
+            f"equally often; set --seeds to {len(found)} or a multiple"
+        )
+    return found
 
 
 if __name__ == "__main__":

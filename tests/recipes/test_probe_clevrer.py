@@ -253,6 +253,7 @@ MISTAKES = {
         None,
         "--finetune.steps is -1; it must be at least 0",
     ),
+    "pattern of nothing": ({}, ["nowhere/*/encoder"], "nowhere/*/encoder matches no directory"),
     "no seeds": ({"seeds": 0}, None, "--seeds is 0"),
     "no videos to train on": ({"train_videos": 0}, None, "--train_videos is 0"),
     "square": ({"data__image_size": [16, 16]}, None, "--data.image_size '[16, 24]'"),
@@ -271,6 +272,19 @@ def test_mistakes_get_one_line(shards, encoder, tmp_path, call, capsys, name):
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pattern_is_one_row_of_encoders_with_other_seeds(shards, tmp_path, call, capsys):
+    for seed in range(2):
+        export(tmp_path / f"mae_seed{seed}" / "encoder", seed)
+    pattern = str(tmp_path / "mae_seed*" / "encoder")
+    call(words(shards, pattern, run_dir=tmp_path / "run", probes=["linear"]))
+    assert "mae_seed*/encoder: 2 encoders, which seeds take in turn" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "run" / "probes.json").read_text())
+    assert saved["facts"]["encoders_of"] == {"mae_seed*/encoder": 2}
+    with pytest.raises(SystemExit):
+        call(words(shards, pattern, run_dir=tmp_path / "other", seeds=3))
+    assert "set --seeds to 2 or a multiple" in capsys.readouterr().err
 
 
 def test_videos_without_labels_name_the_command_that_adds_them(encoder, tmp_path, call, capsys):

@@ -43,27 +43,52 @@ PIXELS, MOTION = "raw pixels", "motion energy"
 
 
 class Subject(NamedTuple):
-    """An encoder to be probed.
+    """An encoder to be probed, or several that were pretrained alike with other seeds.
 
     Attributes:
         name: what it is called in the table.
-        encoder: on the device, in eval mode.
-        prepared: the clips that it takes.
+        encoders: on the device, in eval mode; probe seeds take them in turn.
+        prepared: the clips that they take.
     """
 
     name: str
-    encoder: ViViT
+    encoders: tuple[ViViT, ...]
     prepared: Preparation
+
+    @property
+    def encoder(self) -> ViViT:
+        """The first one."""
+        return self.encoders[0]
+
+    def of_seed(self, seed: int) -> ViViT:
+        """The encoder that a probe seed takes."""
+        return self.encoders[seed % len(self.encoders)]
 
 
 def subject(
-    name: str, encoder: ViViT, parts: Parts, choice: ClipChoice | None = None, clips: int = 1
+    name: str,
+    encoders: Sequence[ViViT],
+    parts: Parts,
+    choice: ClipChoice | None = None,
+    clips: int = 1,
 ) -> Subject:
-    """Prepare an encoder to be probed; refuse one whose clips do not fit the videos."""
-    prepared = preparation(encoder, parts.train.videos.fps, choice, clips)
+    """Prepare encoders to be probed as one row.
+
+    Raises:
+        DataError: if their clips do not fit the videos, or several differ in architecture or clips.
+    """
+    prepared, *others = (
+        preparation(encoder, parts.train.videos.fps, choice, clips) for encoder in encoders
+    )
+    first = encoders[0].config
+    if any(other != prepared for other in others) or any(e.config != first for e in encoders):
+        raise DataError(
+            f"--encoders {name} matches encoders of several architectures or clips; give each kind a "
+            "pattern of its own"
+        )
     for part in parts:
-        check_whole_frames(encoder, part.dataset(prepared), name)
-    return Subject(name, encoder, prepared)
+        check_whole_frames(encoders[0], part.dataset(prepared), name)
+    return Subject(name, tuple(encoders), prepared)
 
 
 def compare(
@@ -77,7 +102,8 @@ def compare(
     """Probe encoders, their untrained selves, raw pixels and motion energy.
 
     Each seed draws clips (where there is one of a video), videos (where there are more than asked
-    for), folds, fits and the weights of the untrained encoders anew.
+    for), folds, fits and the weights of the untrained encoders anew, and takes the next of the
+    encoders that were pretrained alike.
 
     Args:
         subjects: encoders; those that take the same clips share a pass over the videos.
@@ -93,12 +119,13 @@ def compare(
         for each in subjects:
             _check_long_clip(each, parts)
     found = ProbeScores(parts.train.labels.targets)
-    groups: dict[Preparation, dict[str, ViViT]] = {}
+    groups: dict[Preparation, list[Subject]] = {}
     for each in subjects:
-        groups.setdefault(each.prepared, {})[each.name] = each.encoder
+        groups.setdefault(each.prepared, []).append(each)
     sizes: tuple[int, ...] = ()
     for seed in range(settings.seeds):
-        for prepared, encoders in groups.items():
+        for prepared, members in groups.items():
+            encoders = {each.name: each.of_seed(seed) for each in members}
             suffix = f" at {_geometry(prepared)}" if len(groups) > 1 else ""
             run = _Pass(parts, settings, found, seed, suffix, device, scratch)
             sizes = run.measure(prepared, encoders)
@@ -108,6 +135,7 @@ def compare(
         "seeds": settings.seeds,
         "clips": settings.clips,
         "summary": settings.summary,
+        "encoders_of": {each.name: len(each.encoders) for each in subjects},
         "clips_of": {each.name: _geometry(each.prepared) for each in subjects},
     }
     return found

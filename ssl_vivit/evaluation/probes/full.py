@@ -71,7 +71,8 @@ def finetune(
     dataset = _augmented(subject, parts.train, seed)
     train_labels = _middle_labels(dataset, train, parts.train.labels)
     scale = NumberScale.of(train_labels, targets)
-    encoder = untrained(subject.encoder, seed) if fresh else copy.deepcopy(subject.encoder)
+    pretrained = subject.of_seed(seed)
+    encoder = untrained(pretrained, seed) if fresh else copy.deepcopy(pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         objective = Supervised(
@@ -91,7 +92,7 @@ def finetune(
         run_config={
             "training": to_plain(training),
             "finetune": to_plain(config),
-            "encoder": fingerprint(subject.encoder),
+            "encoder": fingerprint(pretrained),
             "videos": [parts.train.videos.keys[i] for i in train],
             "clip": asdict(dataset.clip),
         },

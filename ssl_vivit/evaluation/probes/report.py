@@ -146,7 +146,13 @@ class ProbeScores:
             f"({varied}) and the choice of test videos together, not over the choice of training "
             "videos where all take part. *: above every baseline with that probe by more than two "
             "standard errors of the difference, on the same seeds and videos, and as far above "
-            "chance" + (f". {LONG_CLIP}" if any(row.clips == LONG for row in self.rows) else "")
+            "chance"
+            + "".join(
+                f". {name}: {count} encoders, which seeds take in turn"
+                for name, count in facts.get("encoders_of", {}).items()
+                if count > 1
+            )
+            + (f". {LONG_CLIP}" if any(row.clips == LONG for row in self.rows) else "")
         )
 
     def to_json(self) -> dict[str, Any]:

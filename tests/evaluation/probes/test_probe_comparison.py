@@ -7,6 +7,7 @@ from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.videos import render
 from ssl_vivit.encoders import create_encoder
 from ssl_vivit.encoders.adapt import adapt
+from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.extraction import untrained
 from ssl_vivit.evaluation.probes.comparison import ProbeSettings, compare, subject
 from ssl_vivit.evaluation.probes.data import ProbeData, open_parts
@@ -31,7 +32,7 @@ def one(parts):
         num_heads=2, spatial_depth=1, temporal_depth=1,
     ).eval()  # fmt: skip
     encoder.preprocessing = {"mean": [0.5], "std": [0.1], "fps": 25.0, "frame_stride": 2}
-    return lambda clips: subject("it", encoder, parts, clips=clips)
+    return lambda clips: subject("it", [encoder], parts, clips=clips)
 
 
 def by_hand(encoder, prepared, part, choose, epoch, spread=False):
@@ -85,6 +86,29 @@ def test_a_single_clip_is_drawn_anew_for_each_seed(one, parts, tmp_path):
         expected = probe(train, train_labels, test, test_labels, seed=seed)
         assert_scores(found, Row("it", "", "linear"), seed, expected)
     assert not torch.equal(*every)
+
+
+def test_seeds_take_encoders_that_were_pretrained_alike_in_turn(one, parts, tmp_path):
+    first = one(1).encoder
+    other = untrained(first, 5)
+    both = subject("both", [first, other], parts)
+    settings = ProbeSettings(probes=["linear"], seeds=4, summary="pooled", batch_size=5)
+    found = compare([both], parts, settings, device=torch.device("cpu"), scratch=tmp_path)
+    for seed, encoder in enumerate((first, other, first, other)):
+        (train, train_labels), (test, test_labels) = (
+            by_hand(encoder, both.prepared, part, lambda v: v[0], seed) for part in parts
+        )
+        expected = probe(train, train_labels, test, test_labels, seed=seed)
+        assert_scores(found, Row("both", "", "linear"), seed, expected)
+    assert "both: 2 encoders, which seeds take in turn" in found.legend()
+
+
+def test_encoders_that_differ_in_more_than_their_seed_are_refused(one, parts):
+    first = one(1).encoder
+    other = untrained(first, 5)
+    other.preprocessing = {"mean": [0.5], "std": [0.1], "fps": 12.5, "frame_stride": 2}
+    with pytest.raises(DataError, match="both matches encoders of several architectures or clips"):
+        subject("both", [first, other], parts)
 
 
 def test_one_long_clip_has_the_frames_and_the_labels_of_all(one, parts, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_encoders import CASES, MODEL1, MODEL2, MODEL3, MODEL4, PARALLEL, ROTARY, clip, make
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vivit.encoders.trunks.blocks import HeadAttention
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
@@ -163,6 +164,25 @@ def test_checkpointing_and_dropping_patches_work_on_varying_masks():
         torch.testing.assert_close(
             tokens.gather(2, slots[..., None].expand(-1, -1, -1, 24)), expected, rtol=0, atol=1e-11
         )
+
+
+@torch.no_grad()
+@both_ways
+@pytest.mark.parametrize("model", [MODEL1, MODEL2, MODEL3, MODEL4])
+def test_linear_layers_cost_what_visible_tokens_cost(monkeypatch, model, on_grid):
+    compute(monkeypatch, on_grid)
+    # Without class tokens every product but those of attention is one of patch tokens.
+    encoder = make(**model, class_token=False, pooling="mean")
+
+    def products(visible: Tensor | None) -> int:
+        with FlopCounterMode(display=False) as counter:
+            encoder(clip(), visible)
+        counts = counter.get_flop_counts()["Global"]
+        return sum(
+            count for name, count in counts.items() if "mm" in str(name) and "bmm" not in str(name)
+        )
+
+    assert products(random_visible(2)) * POSITIONS == products(None) * 2 > 0
 
 
 def test_the_cheaper_way_is_taken():

@@ -46,8 +46,8 @@ class MaskedTubeletsConfig:
 
     Args:
         mask_ratio: share of the spatial positions that is hidden, rounded down.
-        mask: ``tube`` hides random positions at all times, ``block`` rectangles at all times,
-            ``random`` other positions at every time.
+        mask: ``random`` hides other positions at every time, ``tube`` random positions at all
+            times, ``block`` rectangles at all times.
         decoder_depth: blocks of the decoder.
         decoder_dim: its width; null is half the encoder's.
         decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which
@@ -56,7 +56,7 @@ class MaskedTubeletsConfig:
     """
 
     mask_ratio: float = 0.9
-    mask: MaskKind = "tube"
+    mask: MaskKind = "random"
     decoder_depth: int = 4
     decoder_dim: int | None = None
     decoder_positions: DecoderPositions = "sinusoidal"

@@ -170,7 +170,7 @@ def test_loss_labels_and_gradients_equal_videomae():
 
 
 def test_targets_are_each_tubelets_pixels_normalised_by_a_slow_loop():
-    objective = MaskedTubelets(small(), preprocessing=IMAGENET, mask_ratio=0.5)
+    objective = MaskedTubelets(small(), preprocessing=IMAGENET, mask="tube", mask_ratio=0.5)
     video = torch.randn(2, 3, 8, 64, 96, dtype=torch.float64)
     mask = objective.draw_mask(video)
     targets = objective.targets(video, mask)
@@ -411,7 +411,9 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
 def test_without_sinusoids_a_rotary_decoder_alone_tells_places_apart(
     variant, positions, monkeypatch
 ):
-    objective = MaskedTubelets(small(variant), mask_ratio=0.75, decoder_positions=positions)
+    objective = MaskedTubelets(
+        small(variant), mask="tube", mask_ratio=0.75, decoder_positions=positions
+    )
     objective = objective.double().eval()
     for name in ("add_spatial", "add_temporal"):
         monkeypatch.setattr(objective.decoder.positions, name, lambda x, places: x)
@@ -546,7 +548,7 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
     loaded = load_encoder(tmp_path / "encoder")
     for name, value in objective.encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert "tube masks of 0.5" in (tmp_path / "encoder" / "README.md").read_text()
+    assert "random masks of 0.5" in (tmp_path / "encoder" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     videos = ShardSet(shards)
     assert trained_on(record, videos, range(14)) == record["videos"] < 14
     assert trained_on(record, videos, split_keys(videos.keys, 0.3)[1]) == 0
-    assert "tube masks of 0.5" in (made / "encoder" / "README.md").read_text()
+    assert "random masks of 0.5" in (made / "encoder" / "README.md").read_text()
     assert encoder(torch.rand(1, 3, 4, 16, 24)).tokens.shape == (1, 2, 6, 24)
 
     # As if it had been killed after its second checkpoint.

@@ -246,13 +246,16 @@ class ViViTConfig:
         model2 = self.variant == "factorized_encoder"
         if model2 and self.depth is not None:
             raise ValueError(
-                f"depth {self.depth} is not a setting of factorized_encoder; "
+                f"depth {self.depth} is not a setting of factorized_encoder; set depth to null and "
                 "give spatial_depth and temporal_depth"
             )
         if not model2:
-            for name in ("spatial_depth", "temporal_depth"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is not a setting of {self.variant}; give depth")
+            given = [n for n in ("spatial_depth", "temporal_depth") if getattr(self, n) is not None]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} {'are not settings' if len(given) > 1 else 'is not a setting'} "
+                    f"of {self.variant}; set {' and '.join(given)} to null and give depth"
+                )
             if self.class_token and self.variant != "joint":
                 raise ValueError(
                     f"class_token is not a setting of {self.variant}: its attention over time "

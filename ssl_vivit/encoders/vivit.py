@@ -217,6 +217,9 @@ class ViViT(nn.Module, HubModel):
         """
         self.check(video)
         self._check_visible(video, visible, visible_tokens)
+        # torch takes uint8 indices for a boolean mask.
+        visible = None if visible is None else visible.long()
+        visible_tokens = None if visible_tokens is None else visible_tokens.long()
         kept = self.drop_patches(video, visible, visible_tokens, patch_draw)
         if kept is not None:
             visible, visible_tokens = kept.visible, kept.visible_tokens
@@ -339,6 +342,10 @@ class ViViT(nn.Module, HubModel):
                 )
             if index.dtype == torch.bool:
                 raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
+            if index.shape[-1] == 0:
+                raise ValueError(
+                    f"{name} of shape {tuple(index.shape)} hides all; keep one or more"
+                )
             # On a GPU this would wait for the device, and its own bounds check follows anyway.
             if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
                 count = grid.n if name == "visible" else grid.t * grid.n
@@ -348,6 +355,8 @@ class ViViT(nn.Module, HubModel):
                         f"{name} holds indices from {low} to {high}; a clip of this size has 0 to "
                         f"{count - 1}"
                     )
+                if (index.sort(dim=-1).values.diff(dim=-1) == 0).any():
+                    raise ValueError(f"{name} holds an index twice; give each one once")
 
     def drop_patches(
         self,

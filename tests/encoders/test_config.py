@@ -76,7 +76,10 @@ def test_grid(settings, grid):
         ({"frame_pooling": "mean", "class_token": True}, "exclude each other"),
         ({"variant": "joint", "frame_pooling": "mean"}, "frame_pooling is not a setting of joint"),
         ({"variant": "joint", "pooling": "temporal_cls"}, "needs factorized_encoder"),
-        ({"variant": "joint", "temporal_depth": 2}, "temporal_depth is not a setting of joint"),
+        (
+            {"variant": "joint", "temporal_depth": 2},
+            "temporal_depth is not a setting of joint; set temporal_depth to null",
+        ),
         (
             {"variant": "factorized_dot_product", "num_heads": 3},
             "num_heads 3 must be even for factorized_dot_product.*use 4",

@@ -72,7 +72,8 @@ class MaskedEvaluation:
                 if moment.accelerator.is_main_process:
                     name = f"reconstructions_step_{moment.step:08d}.png"
                     path = moment.run_dir / "figures" / name
-                    reconstructions(shown.cpu(), batch["key"][:_SHOWN], path)
+                    numbers = batch["frames"][:_SHOWN, 0]
+                    reconstructions(shown.cpu(), batch["key"][:_SHOWN], numbers, path)
         geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
         if geometry:
             warn_of_collapse(geometry, moment)

@@ -41,6 +41,12 @@ _PANELS = {
     "spread of features": ["val/feature_std"],
     "linear probe": [f"probe/linear_{target.name}" for target in CLEVRER_TARGETS],
 }
+# Metric → what its curve is called, where its key does not tell.
+_NAMED = {
+    "val/copy_error": "nearest visible tubelet (val/copy_error)",
+    "val/interpolation_error": "mean of nearest visible (val/interpolation_error)",
+    "val/mean_error": "own mean colour, an oracle (val/mean_error)",
+}
 # Metric → metric that holds what random features, or predictions that know nothing, reach.
 _CHANCE = {
     "train/top1": "train/top1_chance",
@@ -55,7 +61,9 @@ def learning_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
     Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis. Accuracies
     have a dotted line at the last known value of their chance level.
     """
-    panels = {title: {name: name for name in names} for title, names in _PANELS.items()}
+    panels = {
+        title: {name: _NAMED.get(name, name) for name in names} for title, names in _PANELS.items()
+    }
     last = {name: value for line in metrics for name, value in line.items()}
     levels = {
         title: {name: last[_CHANCE[name]] for name in names if _CHANCE.get(name) in last}
@@ -137,23 +145,25 @@ def _shortened(key: str) -> str:
 
 
 def reconstructions(
-    found: Reconstruction, keys: Sequence[str], path: Path, *, frames: int = 6
+    found: Reconstruction, keys: Sequence[str], numbers: Int[Tensor, "b T"], path: Path
 ) -> None:
     """Write :func:`reconstruction_sheet` as PNG."""
-    save(reconstruction_sheet(found, keys, frames), path)
+    save(reconstruction_sheet(found, keys, numbers), path)
 
 
-def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int = 6) -> Figure:
+def reconstruction_sheet(
+    found: Reconstruction, keys: Sequence[str], numbers: Int[Tensor, "b T"], frames: int = 6
+) -> Figure:
     """A sheet of reconstructions: four rows a clip, frames from left to right.
 
     Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
     tubelet has the mean and the spread of the one that it stands for, and the caption says so.
-    Errors are absolute, from black (0) to white (0.5 of the pixel range). Frames are numbered as
-    in the clip.
+    Errors are absolute, from black (0) to white (0.5 of the pixel range).
 
     Args:
         found: clips and predictions, pixels in [0, 1].
         keys: the clips' names.
+        numbers: of the clips' frames in their videos.
         frames: frames shown of each clip.
     """
     total = found.video.shape[2]
@@ -168,12 +178,10 @@ def reconstruction_sheet(found: Reconstruction, keys: Sequence[str], frames: int
         ),
     }
     images = pixels(torch.stack([*rows.values()], 1)[:, :, :, times].transpose(2, 3), [0.0], [1.0])
-    numbers = [f"frame {found.frames[time]}" for time in times.tolist()]
-    titles = [
-        [f"{key}\n{numbers[0]}", *numbers[1:]] if row == "clip" else []
-        for key in keys
-        for row in rows
-    ]
+    titles: list[list[str]] = []
+    for key, of_clip in zip(keys, numbers[:, found.frames][:, times].tolist(), strict=True):
+        first, *others = (f"frame {number}" for number in of_clip)
+        titles += [[f"{key}\n{first}", *others], *[[] for _ in range(len(rows) - 1)]]
     figure = image_sheet(images.flatten(0, 1), titles, [*rows] * len(keys))
     caption(figure, f"{RESCALED if found.rescaled else ''}{ERROR_SCALE}")
     return figure

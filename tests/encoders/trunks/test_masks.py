@@ -24,6 +24,15 @@ def test_all_tubes_visible_equals_no_mask_and_permutes(settings):
         torch.testing.assert_close(masked.cls, full.cls, rtol=0, atol=1e-11)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_indices_may_be_of_any_whole_number_type(dtype):
+    encoder, video = make(**MODEL2), clip()
+    for visible in (torch.tensor([[0, 4], [3, 1]]), torch.tensor([[[0, 4]] * 4, [[3, 1]] * 4])):
+        expected, got = encoder(video, visible), encoder(video, visible.to(dtype))
+        assert torch.equal(got.tokens, expected.tokens)
+
+
 @by_case
 def test_hidden_pixels_reach_no_token(settings):
     encoder, video = make(**settings), clip().requires_grad_()
@@ -112,6 +121,9 @@ def test_class_only_path_equals_the_dense_one(model, block, settings):
         (MODEL2, {"visible": [[0, 1]]}, "visible is a list; give a tensor of indices"),
         (MODEL2, {"visible": torch.tensor([[6]])}, "visible holds indices from 6 to 6.*0 to 5"),
         (MODEL1, {"visible_tokens": torch.tensor([[-1, 3]])}, "from -1 to 3.*0 to 23"),
+        (MODEL2, {"visible": torch.tensor([[3, 0, 3]])}, "visible holds an index twice"),
+        (MODEL2, {"visible": torch.zeros(1, 4, 2, dtype=torch.int64)}, "holds an index twice"),
+        (MODEL2, {"visible": torch.zeros(1, 0, dtype=torch.int64)}, "hides all; keep one or more"),
     ],
 )  # fmt: skip
 def test_masks_that_do_not_fit_are_refused(settings, mask, message):

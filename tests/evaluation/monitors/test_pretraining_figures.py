@@ -138,6 +138,10 @@ def test_curves_are_drawn_from_the_metrics_file(tmp_path):
     assert read_metrics(tmp_path / "missing.jsonl") == []
 
 
+# Every second frame of the videos, the first from frame 40 and the second from frame 140.
+NUMBERS = torch.arange(40, 52, 2) + torch.tensor([[0], [100]])
+
+
 @pytest.fixture
 def found() -> Reconstruction:
     torch.manual_seed(0)
@@ -156,11 +160,11 @@ def test_hidden_pixels_are_those_of_hidden_tubelets(found):
 
 
 def test_rows_show_clip_what_was_visible_prediction_and_error(found):
-    axes = reconstruction_sheet(found, ["a", "b"], frames=3).axes
+    axes = reconstruction_sheet(found, ["a", "b"], NUMBERS, frames=3).axes
     assert len(axes) == 2 * 4 * 3
     times = [0, 2, 5]
-    numbers = [f"frame {t}" for t in times]
     for clip, key in enumerate("ab"):
+        numbers = [f"frame {40 + 100 * clip + 2 * t}" for t in times]
         titles = [axis.get_title(loc="left") for axis in axes[clip * 12 : clip * 12 + 4]]
         assert titles == [f"{key}\n{numbers[0]}", *numbers[1:], ""]
     hidden = upsampled(found.hidden, found.video.shape)
@@ -178,14 +182,15 @@ def test_rows_show_clip_what_was_visible_prediction_and_error(found):
                 torch.testing.assert_close(got, expected)
 
 
-def test_frames_are_numbered_as_in_the_clip_and_true_colours_are_owned_up_to(found):
+def test_frames_are_numbered_as_in_the_video_and_true_colours_are_owned_up_to(found):
     """Every third frame of a clip of 18 was embedded."""
     sampled = found._replace(frames=list(range(1, 18, 3)), rescaled=True)
-    figure = reconstruction_sheet(sampled, ["a", "b"], frames=3)
-    assert left_titles(figure)[:3] == ["a\nframe 1", "frame 7", "frame 16"]
+    numbers = torch.arange(50, 86, 2).expand(2, 18)
+    figure = reconstruction_sheet(sampled, ["a", "b"], numbers, frames=3)
+    assert left_titles(figure)[:3] == ["a\nframe 52", "frame 64", "frame 82"]
     assert " ".join(figure.get_suptitle().split()) == RESCALED + ERROR_SCALE
     assert faults(figure) == []
-    plain = reconstruction_sheet(found, ["a", "b"], frames=3)
+    plain = reconstruction_sheet(found, ["a", "b"], NUMBERS, frames=3)
     assert " ".join(plain.get_suptitle().split()) == ERROR_SCALE
 
 
@@ -196,7 +201,7 @@ def test_sheets_of_many_columns_fit_the_page(found, tmp_path, drawn):
     middle = ViewFeatures(torch.rand(6, 2, 8), keys, clips[:, :, :, 8], numbers[:, :, 8])
     path = tmp_path / "neighbours.png"
     nearest_neighbours(middle, (0.0,) * 3, (1.0,) * 3, path, queries=2)
-    drawn.append(reconstruction_sheet(found._replace(rescaled=True), keys[:2]))
+    drawn.append(reconstruction_sheet(found._replace(rescaled=True), keys[:2], NUMBERS))
     for figure in drawn:
         assert faults(figure) == []
         assert figure.get_figwidth() > 8.5

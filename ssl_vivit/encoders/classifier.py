@@ -190,7 +190,13 @@ class VideoClassifier(nn.Module, HubModel):
                 {name: tuple(value.shape) for name, value in state.items()}
                 for state in (self.encoder.state_dict(), state_dict)
             )
-            check_shapes(expected, found, "the checkpoint", "encoder")
+            try:
+                check_shapes(expected, found, "the checkpoint", "encoder")
+            except ExportError as error:
+                raise ExportError(
+                    f"{error}; give the settings of the config.json beside it, or in timm "
+                    "'local-dir:DIR' as the model's name, which reads them"
+                ) from None
         return self.encoder.load_state_dict(state_dict, strict, assign)
 
     def get_classifier(self) -> nn.Module:

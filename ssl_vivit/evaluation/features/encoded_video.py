@@ -84,7 +84,8 @@ def encode_video(
     if frames is not None:
         parts: Iterator[Any] = (frames[torch.from_numpy(clip)] for clip in numbers)
     elif clips == "central":
-        parts = iter([decode_frames(str(video), numbers[0].tolist())])
+        # Decoded when it is taken, where errors name the file.
+        parts = (decode_frames(str(video), clip.tolist()) for clip in numbers)
     else:
         parts = _in_one_pass(str(video), numbers)
     weight = encoder.tubelets.weight

@@ -173,6 +173,22 @@ def test_other_models_missing_and_broken_files_are_named(tmp_path):
         encode_video(ASSETS / "awkward_videos" / "corrupted.mp4", model, clips="all")
 
 
+@pytest.mark.parametrize("clips", ["central", "all"])
+def test_a_truncated_file_is_named(tmp_path, clips):
+    path = tmp_path / "cut.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), np.uint8)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for picture in noise:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[:-500])  # the header says all frames, the last one is cut
+    with pytest.raises(DecodingError, match=r"^\S+cut\.mp4: breaks after 7 of 8 frames") as caught:
+        encode_video(path, encoder(frame_stride=1, fps=25.0), clips=clips)
+    assert str(caught.value).count("cut.mp4") == 1
+
+
 @torch.no_grad()
 def test_the_calls_of_the_docs_run_as_they_stand(tmp_path, monkeypatch):
     encoder().save_pretrained(tmp_path / "runs/demo/encoder")

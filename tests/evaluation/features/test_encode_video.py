@@ -142,8 +142,13 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
     ("video", "options", "changes", "message"),
     [
         (VIDEO, {}, {"mean": None}, "does not say how pixels are normalised; set encoder.prepro"),
-        (VIDEO, {}, {"frame_stride": 20}, r"125 frames at 25 a second; .* take a longer video"),
-        (SHORT, {}, {}, r"^the array has 7 frames; the encoder's clip of 8 at stride 3"),
+        (
+            VIDEO,
+            {},
+            {"frame_stride": 20},
+            r"at 25 frames/s \(5 s\); .* and needs 281 frames; take a longer",
+        ),
+        (SHORT, {}, {}, r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22; take"),
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
         (VIDEO, {"fps": 25.0}, {}, "fps is for frames in an array; .* leave it out"),
         (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be more than 0"),

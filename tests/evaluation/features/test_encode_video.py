@@ -152,11 +152,11 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
         (VIDEO, {"fps": 25.0}, {}, "fps is for frames in an array; .* leave it out"),
         (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be more than 0"),
-        (SHORT / 255, {}, {}, r"frames are torch.float64 of shape .*; give uint8 RGB frames"),
+        (SHORT / 255, {}, {}, r"float64 of shape .*: \(frames \* 255\)\.round\(\) as uint8"),
         ([SHORT, SHORT[:3]], {}, {}, r"a list that is no array of frames; give one video: a file"),
         ([VIDEO, VIDEO], {}, {}, r"a list that is no array of frames; give one video: a file"),
         ([SHORT, SHORT], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
-        (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
+        (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video$"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_in_a_line(video, options, changes, message):

@@ -38,6 +38,9 @@ from ssl_vivit.errors import DataError
 from ssl_vivit.files import temporary_beside, write_json
 from ssl_vivit.moments import Moments
 
+# What `SessionWriter.add` calls the arrays that the layout calls otherwise.
+_ARGUMENTS = {VIDEOS: "video", BEHAVIOUR: "behaviour", PUPIL: "pupil_centre"}
+
 
 class SessionWriter:
     """A session that is being written; a context manager that finishes or removes it.
@@ -48,7 +51,7 @@ class SessionWriter:
     Args:
         out: the session's folder; must not be there yet.
         frames_per_second: of videos, responses and behaviour alike.
-        kind: whether responses are counts for each frame or a calcium signal.
+        kind: "spikes" where responses are counts for each frame, "calcium" for any other signal.
         unit_ids: integers, one a neuron, all different.
         coordinates: (N, 3) positions in the brain in micrometres; None writes zeros, which readers
             take for unmeasured.
@@ -59,7 +62,8 @@ class SessionWriter:
         trials: trials written so far.
 
     Raises:
-        DataError: if ``out`` is there, cannot be written, or an argument does not fit.
+        DataError: if ``out`` is there, cannot be written, or an argument does not fit; on leaving
+            ``with``, if no trial has the tier ``train``.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class SessionWriter:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.out = Path(out)
+        if kind not in ("spikes", "calcium"):
+            raise DataError(f"session {out}: kind {kind!r} is unknown; give 'spikes' or 'calcium'")
+        self._kind = kind
         self._units = np.asarray(unit_ids, np.int64)
         count = len(self._units)
         if not count or len(np.unique(self._units)) != count:
@@ -136,7 +143,7 @@ class SessionWriter:
             tier: one of ``SENSORIUM_TIERS``.
             video: (T, H, W), uint8 or float in [0, 255]; floats of which none is above 1 are
                 refused.
-            responses: (T, N); NaN where unknown.
+            responses: (T, N); NaN where unknown. Whole numbers of 0 or more if they are spikes.
             behaviour: (T, K); in all trials or in none, as the ones below.
             pupil_centre: (T, 2) in the recording's own units.
             true_rates: (T, N), expected responses, where they are known.
@@ -177,10 +184,15 @@ class SessionWriter:
         """Write what belongs to the whole session and give the folder its name.
 
         Raises:
-            DataError: if no trial was written or the folder has appeared meanwhile.
+            DataError: if no trial of tier ``train`` was written, or the folder has appeared
+                meanwhile.
         """
         if not self._tiers:
             raise DataError(f"session {self.out} has no trials; add one")
+        if "train" not in self._tiers:
+            raise DataError(
+                f"session {self.out} has no trial of tier 'train', on which models are trained; add one"
+            )
         arrays: dict[str, np.ndarray] = {
             UNIT_IDS: self._units,
             COORDINATES: self._coordinates.astype(np.float32),
@@ -200,27 +212,28 @@ class SessionWriter:
 
     def _refuse_existing(self) -> None:
         if self.out.exists():
-            raise DataError(f"session {self.out} is there already; choose another out or remove it")
+            raise DataError(f"session {self.out} is there already; give another out, or remove it")
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
         frames = len(arrays[VIDEOS])
         for name, array in arrays.items():
+            told = f"trial {trial}: {_ARGUMENTS.get(name, name)}"
             axes = 3 if name == VIDEOS else 2
             if array.ndim != axes or not array.size:
-                raise DataError(f"trial {trial}: {name} has shape {array.shape}; give {axes} axes")
+                raise DataError(f"{told} has shape {array.shape}; give {axes} axes")
             if len(array) != frames:
-                raise DataError(
-                    f"trial {trial}: {name} has {len(array)} frames, its video {frames}"
-                )
+                raise DataError(f"{told} has {len(array)} frames, its video {frames}")
             if name in (RESPONSES, TRUE_RATES) and array.shape[1] != len(self._units):
                 raise DataError(
-                    f"trial {trial}: {name} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
+                    f"{told} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
                 )
             if name == PUPIL and array.shape[1] != 2:
-                raise DataError(f"trial {trial}: {PUPIL} has {array.shape[1]} columns, not x, y")
+                raise DataError(f"{told} has {array.shape[1]} columns, not x, y")
             finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
-                raise DataError(f"trial {trial}: {name} holds numbers that are not finite")
+                raise DataError(f"{told} holds numbers that are not finite")
+            if name == RESPONSES and self._kind == "spikes":
+                _check_counts(told, finite)
         _check_pixels(trial, arrays[VIDEOS])
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
         if self._tiers and shapes != self._shapes:
@@ -228,10 +241,19 @@ class SessionWriter:
                 n for n in {**self._shapes, **shapes} if shapes.get(n) != self._shapes.get(n)
             )
             raise DataError(
-                f"trial {trial}: {odd} {shapes.get(odd, 'is missing')}, "
+                f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {shapes.get(odd, 'is missing')}, "
                 f"in the trials before {self._shapes.get(odd, 'missing')}"
             )
         self._shapes = shapes
+
+
+def _check_counts(told: str, known: np.ndarray) -> None:
+    wrong = known[(known < 0) | (known % 1 != 0)]
+    if wrong.size:
+        raise DataError(
+            f"{told} holds {wrong[0]:g}, which is no count of spikes; give whole numbers of 0 or "
+            "more, or kind='calcium' for another signal"
+        )
 
 
 def _check_pixels(trial: int, video: np.ndarray) -> None:

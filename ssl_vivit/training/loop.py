@@ -152,10 +152,13 @@ def check_run(
 def _refuse_small_micro_batches(objective: type[Objective], config: TrainingConfig) -> None:
     least, held = objective.least_micro_batch, config.total_batch_size // config.accumulation
     if held < least:
+        mend = f"raise training.total_batch_size to {least * config.accumulation} or more"
+        if config.total_batch_size >= least:
+            mend += ", or lower training.accumulation"
         raise RunError(
             f"{objective.__name__} needs {least} samples in a micro-batch of all processes; "
             f"training.total_batch_size {config.total_batch_size} over training.accumulation "
-            f"{config.accumulation} leaves {held}: raise the one or lower the other"
+            f"{config.accumulation} leaves {held}: {mend}"
         )
 
 

@@ -118,6 +118,19 @@ def test_a_session_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_session_without_training_trials_is_not_written(tmp_path):
+    with pytest.raises(DataError, match="has no trial of tier 'train'"):
+        write(tmp_path / "a", [{"tier": tier, **trial(0)} for tier in ("oracle", "none")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_calcium_signals_may_be_negative_and_fractional(tmp_path):
+    signal = trial(0)["responses"] - 0.25
+    with writer(tmp_path / "a", kind="calcium") as session:
+        session.add("train", trial(0)["video"], signal)
+    np.testing.assert_array_equal(np.load(tmp_path / "a/data/responses/0.npy"), signal.T)
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -142,7 +155,7 @@ def test_two_writers_of_a_session_do_not_meet(tmp_path):
 
 
 def test_folders_of_others_are_left_alone(tmp_path, session):
-    with pytest.raises(DataError, match="there already; choose another"):
+    with pytest.raises(DataError, match="there already; give another out, or remove it"):
         writer(session)
     for name in ("b.partial", ".b.part"):
         (tmp_path / name).mkdir()
@@ -157,12 +170,17 @@ def test_folders_of_others_are_left_alone(tmp_path, session):
     [
         ({"responses": np.zeros((6, 4))}, "trial 1: responses of 4 neurons, unit ids of 3"),
         ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, its video 6"),
-        ({"behaviour": np.zeros((6, 3))}, r"trial 1: behavior \(3,\), in the trials before \(2,\)"),
-        ({"behaviour": None}, r"trial 1: behavior is missing, in the trials before \(2,\)"),
-        ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behavior holds numbers that are not"),
+        (
+            {"behaviour": np.zeros((6, 3))},
+            r"trial 1: behaviour \(3,\), in the trials before \(2,\)",
+        ),
+        ({"behaviour": None}, r"trial 1: behaviour is missing, in the trials before \(2,\)"),
+        ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behaviour holds numbers that are not"),
         ({"responses": np.full((6, 3), np.inf)}, "trial 1: responses holds numbers that are not"),
-        ({"pupil_centre": np.zeros((6, 3))}, "trial 1: pupil_center has 3 columns"),
-        ({"video": np.zeros((6, 4), np.uint8)}, r"trial 1: videos has shape \(6, 4\); give 3 axes"),
+        ({"pupil_centre": np.zeros((6, 3))}, "trial 1: pupil_centre has 3 columns"),
+        ({"video": np.zeros((6, 4), np.uint8)}, r"trial 1: video has shape \(6, 4\); give 3 axes"),
+        ({"responses": np.full((6, 3), -1)}, "trial 1: responses holds -1, which is no count of"),
+        ({"responses": np.full((6, 3), 0.5)}, "trial 1: responses holds 0.5, .* kind='calcium'"),
         ({"tier": "trian"}, "trial 1: tier 'trian' is unknown; use train, oracle"),
     ],
 )
@@ -178,6 +196,7 @@ def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
         ({"unit_ids": [1, 1, 2]}, "unit ids must be different"),
         ({"coordinates": np.zeros((3, 2))}, r"coordinates are \(3, 2\), not \(3, 3\)"),
         ({"frames_per_second": 0}, "0 frames per second"),
+        ({"kind": "spike"}, "kind 'spike' is unknown; give 'spikes' or 'calcium'"),
     ],
 )
 def test_settings_of_a_session_that_do_not_fit(tmp_path, options, message):
@@ -231,7 +250,7 @@ def test_pixels_of_another_range_than_before_are_refused(tmp_path, change, messa
 
 def test_a_session_that_is_there_is_named_by_the_argument(tmp_path):
     with pytest.raises(
-        DataError, match=r"session \S+ is there already; choose another out"
+        DataError, match=r"session \S+ is there already; give another out, or"
     ) as caught:
         writer(tmp_path)
     assert "--out" not in str(caught.value)

@@ -220,9 +220,10 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
 
 def test_a_micro_batch_without_negatives_is_refused_before_training(tmp_path):
     settings = {"run_dir": str(tmp_path / "run"), "steps": 2, "tracker": "none"}
-    for total, accumulation in ((4, 4), (1, 1)):
+    lower = ", or lower training.accumulation"
+    for total, accumulation, mend in ((4, 4, f"8 or more{lower}"), (1, 1, "2 or more")):
         config = TrainingConfig(total_batch_size=total, accumulation=accumulation, **settings)
-        line = rf"SimCLR needs 2 samples .*accumulation {accumulation} leaves 1"
+        line = rf"SimCLR needs 2 samples .*accumulation {accumulation} leaves 1: raise \S+size to {mend}$"
         with pytest.raises(RunError, match=line):
             fit(objective(), [batch(1)], config)
         assert not (tmp_path / "run").exists()

@@ -173,12 +173,46 @@ def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
     Raises:
         DataError: if a video names no frame rate and the clips need one.
     """
-    steps = timeline_lengths(videos, clip.fps)
-    needed = clip.span + clip.views - 1
-    return {
-        int(i): f"has {videos.num_frames[i]} frames, {clip.views} of {clip.span} do not fit"
-        for i in np.flatnonzero(steps < needed)
-    }
+    short = timeline_lengths(videos, clip.fps) < _needed_steps(clip)
+    reasons = {}
+    for i in np.flatnonzero(short).tolist():
+        times = None if clip.fps is None else videos.times(i)
+        reasons[i] = shortage(int(videos.num_frames[i]), float(videos.fps[i]), times, clip)
+    return reasons
+
+
+def shortage(
+    num_frames: int, source_fps: float, times: Float[np.ndarray, " n"] | None, clip: ClipConfig
+) -> str:
+    """Say how long a video is, and how long it must be for the clips.
+
+    Args:
+        num_frames: frames of the video.
+        source_fps: its frames per second; not read where ``clip`` names no rate.
+        times: seconds at which its frames begin; None if the rate is constant.
+        clip: how many clips, and how they are cut.
+    """
+    steps = _needed_steps(clip) - 1
+    clips = f"a clip of {clip.length} frames"
+    if clip.views > 1:
+        clips = f"{clip.views} clips of {clip.length} frames with different starts"
+    s = "s" if clip.views == 1 else ""
+    if clip.fps is None:
+        return f"has {num_frames} frames; {clips} at stride {clip.frame_stride} need{s} {steps + 1}"
+    clips += f" at {clip.fps / clip.frame_stride:.4g} frames/s span{s} {steps / clip.fps:.4g} s"
+    if times is not None:
+        lasts = 2 * times[-1] - times[-2]
+        return f"has {num_frames} frames at a varying rate ({lasts:.4g} s); {clips}"
+    needed = int(np.floor(steps * source_fps / clip.fps + _ROUNDING)) + 1
+    return (
+        f"has {num_frames} frames at {source_fps:.4g} frames/s ({num_frames / source_fps:.4g} s); "
+        f"{clips} and need{s} {needed} frames"
+    )
+
+
+def _needed_steps(clip: ClipConfig) -> int:
+    """Steps that a video must cover, so that each view has a start of its own."""
+    return clip.span + clip.views - 1
 
 
 def draw_starts(

@@ -84,7 +84,8 @@ def encode_video(
     if frames is not None:
         parts: Iterator[Any] = (frames[torch.from_numpy(clip)] for clip in numbers)
     elif clips == "central":
-        parts = iter([decode_frames(str(video), numbers[0].tolist())])
+        # Decoded when it is taken, where errors name the file.
+        parts = (decode_frames(str(video), clip.tolist()) for clip in numbers)
     else:
         parts = _in_one_pass(str(video), numbers)
     weight = encoder.tubelets.weight
@@ -129,9 +130,10 @@ def _as_tensor(video: Any) -> Tensor:
 
 def _measures(frames: Tensor, fps: float | None) -> VideoInfo:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        how = ": (frames * 255).round() as uint8, where they are from 0 to 1"
         raise DataError(
             f"frames are {frames.dtype} of shape {tuple(frames.shape)}; give uint8 RGB frames "
-            "(T, H, W, 3) of one video"
+            f"(T, H, W, 3) of one video{how if frames.is_floating_point() else ''}"
         )
     if fps is not None and not 0 < fps < float("inf"):
         raise DataError(f"fps {fps} must be more than 0, or None where it is unknown")

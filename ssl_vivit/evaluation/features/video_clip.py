@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssl_vivit.data.video.clips import clip_frames, even_starts, timeline_length
+from ssl_vivit.data.video.clips import clip_frames, even_starts, shortage, timeline_length
 from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, probe_video
 from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.encoders import ViViT
@@ -75,7 +75,9 @@ class ClipCutting:
         else:
             first = round(start * rate)
         if not 0 <= first < self._starts:
-            raise self._misfit(f" from {start:g} s on", "take a longer video or an earlier start")
+            raise self._misfit(
+                f", and does not fit from {start:g} s on", "take a longer video or an earlier start"
+            )
         return self._frames(np.array([first]))
 
     def consecutive(self) -> Int[np.ndarray, "clips t"]:
@@ -94,13 +96,8 @@ class ClipCutting:
         return clip_frames(starts, self.clip, self._info.fps, self._times)
 
     def _misfit(self, where: str, mend: str) -> DataError:
-        rate = f" at {self._info.fps:g} a second" if self._info.fps else ""
-        return DataError(
-            f"{self._name} has {self._info.num_frames} frames{rate}; the encoder's clip of "
-            f"{self.clip.length} at stride {self.clip.frame_stride}"
-            f"{f' of {self.clip.fps:g} a second' if self.clip.fps else ''} does not fit{where}; "
-            f"{mend}"
-        )
+        why = shortage(self._info.num_frames, self._info.fps, self._times, self.clip)
+        return DataError(f"{self._name} {why}{where}; {mend}")
 
 
 def clip_of_video(

@@ -15,6 +15,7 @@ from ssl_vivit.data.video.clips import (
     clip_frames,
     draw_starts,
     even_starts,
+    shortage,
     start_counts,
     timeline_length,
     too_short,
@@ -149,6 +150,32 @@ def test_videos_that_do_not_fit_are_named(
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_short_video_and_its_clips_are_told_in_one_measure() -> None:
+    clip = ClipConfig(num_frames=16, frame_stride=2, views=1, fps=25.0)
+    assert too_short(videos([33, 37], fps=30.0), clip) == {
+        0: "has 33 frames at 30 frames/s (1.1 s); a clip of 16 frames at 12.5 frames/s spans 1.2 s "
+        "and needs 37 frames"
+    }
+    several = ClipConfig(num_frames=5, frame_stride=2, views=2)
+    assert too_short(videos([9, 10]), several) == {
+        0: "has 9 frames; 2 clips of 5 frames with different starts at stride 2 need 10"
+    }
+    times = np.array([0.0, 0.1, 0.2, 0.6, 1.0])
+    assert shortage(5, 4.0, times, clip) == (
+        "has 5 frames at a varying rate (1.4 s); a clip of 16 frames at 12.5 frames/s spans 1.2 s"
+    )
+
+
+@pytest.mark.parametrize("source", [10.0, 23.976, 25.0, 29.97, 30.0, 60.0])
+@pytest.mark.parametrize("rate", [5.0, 12.5, 25.0, 29.97, 30.0])
+def test_the_number_of_frames_that_a_clip_needs_is_the_least(source: float, rate: float) -> None:
+    for length in range(2, 40):
+        clip = ClipConfig(num_frames=length, views=1, fps=rate)
+        needed = int(shortage(1, source, None, clip).split(" needs ")[1].split()[0])
+        assert not too_short(videos([needed], fps=source), clip)
+        assert too_short(videos([needed - 1], fps=source), clip)
 
 
 def test_a_video_without_a_rate_is_refused_where_one_is_needed() -> None:

@@ -61,7 +61,11 @@ def test_clips_of_another_shape_are_cropped_in_the_middle_and_other_pixel_ranges
 @pytest.mark.parametrize(
     ("changes", "start", "message"),
     [
-        ({"frame_stride": 20}, None, r"125 frames at 25 a second; .* does not fit; take a longer"),
+        (
+            {"frame_stride": 20},
+            None,
+            r"125 frames at 25 frames/s \(5 s\); .* needs \d+ frames; take a longer",
+        ),
         ({}, 4.0, r"does not fit from 4 s on"),
         ({}, -1.0, r"does not fit from -1 s on"),
         ({"mean": [0.5, 0.5]}, None, r"has 2 means and 3 stds for 3 channels"),

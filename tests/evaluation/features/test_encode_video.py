@@ -142,16 +142,21 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
     ("video", "options", "changes", "message"),
     [
         (VIDEO, {}, {"mean": None}, "does not say how pixels are normalised; set encoder.prepro"),
-        (VIDEO, {}, {"frame_stride": 20}, r"125 frames at 25 a second; .* take a longer video"),
-        (SHORT, {}, {}, r"^the array has 7 frames; the encoder's clip of 8 at stride 3"),
+        (
+            VIDEO,
+            {},
+            {"frame_stride": 20},
+            r"at 25 frames/s \(5 s\); .* and needs 281 frames; take a longer",
+        ),
+        (SHORT, {}, {}, r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22; take"),
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
         (VIDEO, {"fps": 25.0}, {}, "fps is for frames in an array; .* leave it out"),
         (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be more than 0"),
-        (SHORT / 255, {}, {}, r"frames are torch.float64 of shape .*; give uint8 RGB frames"),
+        (SHORT / 255, {}, {}, r"float64 of shape .*: \(frames \* 255\)\.round\(\) as uint8"),
         ([SHORT, SHORT[:3]], {}, {}, r"a list that is no array of frames; give one video: a file"),
         ([VIDEO, VIDEO], {}, {}, r"a list that is no array of frames; give one video: a file"),
         ([SHORT, SHORT], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
-        (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
+        (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video$"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_in_a_line(video, options, changes, message):
@@ -171,6 +176,22 @@ def test_other_models_missing_and_broken_files_are_named(tmp_path):
         encode_video(tmp_path / "text.mp4", model)
     with pytest.raises(DecodingError, match=r"corrupted\.mp4: "):
         encode_video(ASSETS / "awkward_videos" / "corrupted.mp4", model, clips="all")
+
+
+@pytest.mark.parametrize("clips", ["central", "all"])
+def test_a_truncated_file_is_named(tmp_path, clips):
+    path = tmp_path / "cut.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), np.uint8)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for picture in noise:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[:-500])  # the header says all frames, the last one is cut
+    with pytest.raises(DecodingError, match=r"^\S+cut\.mp4: breaks after 7 of 8 frames") as caught:
+        encode_video(path, encoder(frame_stride=1, fps=25.0), clips=clips)
+    assert str(caught.value).count("cut.mp4") == 1
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What makes a matplotlib figure unreadable at the width of a web page."""
+"""Check that a matplotlib figure is readable at the width of a web page."""
 
 from __future__ import annotations
 

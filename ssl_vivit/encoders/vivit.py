@@ -175,7 +175,7 @@ class ViViT(nn.Module, HubModel):
 
     @property
     def drops_patches(self) -> bool:
-        """Whether a forward pass now drops patches: in training, with patch dropout."""
+        """True if a forward pass now drops patches: in training, with patch dropout."""
         return self.training and self.config.patch_dropout > 0
 
     @property

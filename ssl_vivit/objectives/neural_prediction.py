@@ -253,7 +253,7 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
 def _position_noise(
     readout: nn.Module, part: dict[str, Any], device: torch.device
 ) -> Float[Tensor, "b neurons 2"] | None:
-    """What a readout draws positions by, by the names of each clip; None without draws or names."""
+    """Noise of a readout's draws, by the names of each clip; None without draws or names."""
     if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
         return None
     names = [(*names, "positions") for names in part["draw"]]

@@ -203,7 +203,7 @@ class GaussianReadout(nn.Module):
 
     @property
     def draws_positions(self) -> bool:
-        """Whether a forward pass now draws positions: in training with ``sampling="point"``."""
+        """True if a forward pass now draws positions: in training with ``sampling="point"``."""
         return self.training and self.config.sampling == "point"
 
     def centres(self) -> Float[Tensor, "n 2"]:

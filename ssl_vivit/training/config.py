@@ -119,7 +119,7 @@ class TrainingConfig:
 
 
 def run_directory(config: TrainingConfig) -> Path:
-    """Where the run lives: ``training.run_dir``, or runs/<name of the recipe>."""
+    """Directory of the run: ``training.run_dir``, or runs/<name of the recipe>."""
     if config.run_dir is not None:
         return Path(config.run_dir)
     return Path("runs") / (Path(sys.argv[0]).stem or "run")

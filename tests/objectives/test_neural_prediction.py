@@ -178,7 +178,7 @@ def test_a_movie_that_several_clips_show_is_encoded_once(monkeypatch):
 
 @pytest.mark.parametrize("frames", [8, 21])
 def test_patches_are_dropped_by_the_names_of_each_clip(frames):
-    """Whatever clips are beside it, also if they show the same movie; over several windows too."""
+    """Clips beside it do not matter, even of the same movie, nor how many windows there are."""
     encoder = create_encoder(
         "vivit_neural_small", image_size=(4, 6), tubelet_size=(2, 2, 2), num_frames=8,
         embed_dim=8, num_heads=1, spatial_depth=1, temporal_depth=1, patch_dropout=0.5,

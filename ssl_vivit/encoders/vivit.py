@@ -45,6 +45,7 @@ from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
 from ssl_vivit.encoders.tubelets import TubeletEmbedding
 from ssl_vivit.errors import ExportError
+from ssl_vivit.exported import precision
 from ssl_vivit.exported.directory import (
     CONFIG,
     WEIGHTS,
@@ -500,7 +501,7 @@ class ViViT(nn.Module, HubModel):
     ) -> ViViT:
         """Rebuild an exported encoder from its directory or hub name alone, in eval mode.
 
-        Weights keep the precision that they were saved in.
+        The encoder has the precision that it was saved with.
 
         Args:
             path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the Hugging
@@ -547,6 +548,8 @@ class ViViT(nn.Module, HubModel):
         except (TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{path / CONFIG}: {error}") from None
         encoder.provenance = saved.get("training")
+        if (dtype := precision.computing_precision(saved)) is not None:
+            encoder.to(dtype)
         return adapt(encoder, **geometry) if geometry else encoder
 
     def save_pretrained(
@@ -555,6 +558,7 @@ class ViViT(nn.Module, HubModel):
         *,
         preprocessing: Mapping[str, Any] | None = None,
         card: Mapping[str, Any] | None = None,
+        stored_dtype: torch.dtype | None = None,
     ) -> None:
         """Write the encoder to a directory that :meth:`from_pretrained` rebuilds it from.
 
@@ -568,16 +572,25 @@ class ViViT(nn.Module, HubModel):
                 versions): rows of the model card, and ``training`` in config.json, which becomes
                 the loaded encoder's ``provenance``. Those of an earlier run, from which the
                 encoder was loaded, are kept as its ``before``.
+            stored_dtype: precision of the weights in the file, such as ``torch.float16`` for a
+                file of half the size; None keeps the encoder's own. The loaded encoder computes in
+                the precision of this one either way.
 
         Raises:
-            ValueError: if something else stands there, or nothing can be written there.
+            ValueError: if something else stands there, nothing can be written there, or weights
+                are too large for ``stored_dtype``.
         """
         prepared = Preprocessing.of(preprocessing) or self.preprocessing
+        settings = self.saved_settings(prepared, card)
+        weights = self.state_dict()
+        if stored_dtype is not None:
+            settings[precision.KEY] = precision.name_of(self.tubelets.weight.dtype)
+            weights = precision.shortened(weights, stored_dtype)
         write_directory(
             directory,
             ENCODER,
-            self.saved_settings(prepared, card),
-            {WEIGHTS: self.state_dict()},
+            settings,
+            {WEIGHTS: weights},
             encoder_card(self.config, prepared, card or {}),
         )
 

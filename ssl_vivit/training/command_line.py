@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit.errors import UserError
-from ssl_vivit.training import signals
+from ssl_vivit.training import command
 from ssl_vivit.training.config import TrainingConfig, run_directory
 
 T = TypeVar("T")
@@ -100,7 +99,8 @@ def parse(
     if argv is not None:  # read by a program, which knows what it reads
         return config
     if isinstance(loop, TrainingConfig):
-        signals.continuation = _continuation(sys.argv, loop)
+        command.started_by = command.starting(sys.argv)
+        command.continued_by = command.continuing(sys.argv, str(run_directory(loop)))
     if paths:
         _say(f"config   {', '.join(map(str, paths))}")
     elif preset is not None:
@@ -119,27 +119,6 @@ def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
             f"{runs[-1]} to continue that run, or another --run_dir to repeat it there",
             status=2,
         )
-
-
-def _continuation(words: Sequence[str], loop: TrainingConfig) -> str:
-    """The command that continues the run of this one.
-
-    Args:
-        words: the script and its arguments.
-        loop: what they say of training.
-    """
-    kept, arguments = [], iter(words[1:])
-    for word in arguments:
-        option, equals, _ = word.partition("=")
-        if option in ("--resume", "--training.resume"):
-            if not equals:
-                next(arguments, None)
-            continue
-        kept.append(word)
-    if not any(word.partition("=")[0] in ("--run_dir", "--training.run_dir") for word in kept):
-        kept += ["--run_dir", str(run_directory(loop))]
-    command = shlex.join([words[0], *kept, "--resume", "auto"])
-    return f"the same launcher and {command}" if "LOCAL_RANK" in os.environ else f"python {command}"
 
 
 def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -266,7 +245,7 @@ def run(main: Callable[[], object]) -> None:
             raise
         _fail(str(error), status=1)
     except KeyboardInterrupt:
-        mend = f"; continue with {signals.continuation}" if signals.continuation else ""
+        mend = f"; continue with {command.continued_by}" if command.continued_by else ""
         _fail(f"interrupted; what was saved before is kept{mend}", status=130)
 
 

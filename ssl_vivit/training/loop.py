@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
-from ssl_vivit.training import checkpoints, random_state, signals
+from ssl_vivit.training import checkpoints, command, random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import settle
@@ -501,6 +501,8 @@ class _Run:
     def _card(self) -> dict[str, Any]:
         return {
             **self.card,
+            **({} if command.started_by is None else {"command": command.started_by}),
+            "seed": self.config.seed,
             "steps": self.step,
             "total_batch_size": self.config.total_batch_size,
             "versions": _versions(),
@@ -541,7 +543,7 @@ class _Run:
             self.progress.close()  # so that the line is the last
             self._say(
                 f"{received[0]}: {self.run_dir} stopped after step {self.step}, {where}; "
-                f"continue with {signals.continuation or '--training.resume auto'}"
+                f"continue with {command.continued_by or '--training.resume auto'}"
             )
         return self._result(None, received[0] if received else None)
 

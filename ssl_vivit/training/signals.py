@@ -14,9 +14,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # torchrun passes on to every worker the SIGTERM that a process group has already delivered to it.
 FORWARDED_WITHIN = 2.0
 
-# The whole command that continues this process's run, once `parse` has read its arguments.
-continuation: str | None = None
-
 
 class Interruption:
     """While entered, notes a request to stop instead of dying from it.

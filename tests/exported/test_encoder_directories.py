@@ -361,3 +361,44 @@ def test_weights_keep_their_precision(dtype, tmp_path):
         assert again.state_dict()[name].dtype == dtype
         assert torch.equal(again.state_dict()[name], value)
     assert load_encoder(tmp_path / "model").tubelets.weight.dtype == dtype
+
+
+def test_weights_of_half_the_size_load_in_the_precision_of_the_encoder(tmp_path):
+    torch.manual_seed(0)
+    encoder = create_encoder(
+        "tiny", num_frames=8, image_size=(32, 32), spatial_depth=1, temporal_depth=1
+    ).eval()
+    encoder.save_pretrained(tmp_path / "whole")
+    encoder.save_pretrained(tmp_path / "half", stored_dtype=torch.float16)
+    whole, half = (
+        (tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")
+    )
+    assert half < 0.51 * whole
+    again = load_encoder(tmp_path / "half")
+    assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.half().float())
+    video = torch.rand(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(video).pooled, encoder(video).pooled, rtol=0, atol=2e-2)
+    # What is exported from there is in one precision again.
+    again.save_pretrained(tmp_path / "again")
+    assert "dtype" not in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_weights_beyond_half_precision_and_unknown_precisions_are_refused(tmp_path):
+    torch.manual_seed(0)
+    encoder = create_encoder(
+        "tiny", num_frames=8, image_size=(32, 32), spatial_depth=1, temporal_depth=1
+    )
+    encoder.save_pretrained(tmp_path / "half", stored_dtype=torch.float16)
+    with torch.no_grad():
+        encoder.tubelets.weight[0] = 1e5
+    with pytest.raises(ValueError, match=r"tubelets\.weight holds values beyond torch\.float16"):
+        encoder.save_pretrained(tmp_path / "large", stored_dtype=torch.float16)
+    assert not (tmp_path / "large").exists()
+    config = tmp_path / "half" / "config.json"
+    for wrong in ("float33", ["float32"]):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": wrong}))
+        with pytest.raises(ValueError, match=r"dtype of config\.json is .*one of float64, float32"):
+            load_encoder(tmp_path / "half")

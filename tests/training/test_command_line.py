@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import TrainingConfig, parse, run, signals, to_plain
+from ssl_vivit.training import TrainingConfig, command, parse, run, to_plain
 
 
 @dataclass
@@ -333,7 +333,7 @@ def test_a_stopped_run_names_the_command_that_continues_it(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signals, "continuation", None)
+    monkeypatch.setattr(command, "continued_by", None)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for words, rest in (
         (["--steps", "3"], "--steps 3 --run_dir runs/job --resume auto"),
@@ -347,7 +347,26 @@ def test_a_stopped_run_names_the_command_that_continues_it(
         assert capsys.readouterr().err == f"error: {line}\n"
     monkeypatch.setenv("LOCAL_RANK", "0")
     parse(Recipe)
-    assert str(signals.continuation).startswith("the same launcher and recipes/job.py --training")
+    assert str(command.continued_by).startswith("the same launcher and recipes/job.py --training")
+
+
+def test_the_command_of_a_run_leaves_out_that_it_was_continued(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "started_by", None)
+    monkeypatch.setattr(command, "continued_by", None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    words = ["recipes/job.py", "--steps", "3", "--resume", "auto", "--run_dir", "runs/a b"]
+    monkeypatch.setattr(sys, "argv", words)
+    parse(Recipe)
+    assert command.started_by == "python recipes/job.py --steps 3 --run_dir 'runs/a b'"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    parse(Recipe)
+    assert command.started_by == (
+        "accelerate launch --num_processes 4 recipes/job.py --steps 3 --run_dir 'runs/a b'"
+    )
 
 
 def test_the_config_of_a_run_does_not_say_which_run_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -21,7 +22,7 @@ from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import Step
-from ssl_vivit.training import Moment, Periodic, fit, signals
+from ssl_vivit.training import Moment, Periodic, command, fit
 from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
 
@@ -165,7 +166,7 @@ def test_only_the_bad_micro_batch_is_named(config) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_ends(config, metrics, capfd, monkeypatch, number) -> None:
-    monkeypatch.setattr(signals, "continuation", "python mine.py --resume auto")
+    monkeypatch.setattr(command, "continued_by", "python mine.py --resume auto")
 
     def strike(moment: Moment) -> None:
         os.kill(os.getpid(), number)
@@ -337,6 +338,16 @@ def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> No
     assert found.metrics["train/loss"] == expected.metrics["train/loss"]
     assert list(plain.state_dict()) == names
     assert type(plain) is Plain
+
+
+def test_an_export_holds_the_command_and_the_seed_of_its_run(config, monkeypatch) -> None:
+    monkeypatch.setattr(command, "started_by", "python mine.py --seed 5")
+    found = fit(toy(), toy_batches(), config("run", steps=1, seed=5))
+    facts = json.loads((found.run_dir / "encoder" / "config.json").read_text())
+    assert (facts["command"], facts["seed"]) == ("python mine.py --seed 5", 5)
+    monkeypatch.setattr(command, "started_by", None)
+    found = fit(toy(), toy_batches(), config("of a program", steps=1))
+    assert "command" not in json.loads((found.run_dir / "encoder" / "config.json").read_text())
 
 
 def test_an_objective_is_told_of_each_step(config) -> None:

@@ -1,0 +1,51 @@
+"""Weights stored in a shorter precision than the model computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_vivit.errors import ExportError
+
+KEY = "dtype"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a precision in config.json."""
+    return str(dtype).removeprefix("torch.")
+
+
+_PRECISIONS = {
+    name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
+
+
+def shortened(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights in another precision.
+
+    Raises:
+        ExportError: if a value is too large for it.
+    """
+    short = {name: value.to(dtype) for name, value in weights.items()}
+    large = [name for name, value in short.items() if not value.isfinite().all()]
+    if large:
+        raise ExportError(f"{large[0]} holds values beyond {dtype}; leave out stored_dtype")
+    return short
+
+
+def computing_precision(saved: Mapping[str, Any]) -> torch.dtype | None:
+    """Return the precision that config.json gives a loaded model, or None for that of the file.
+
+    Raises:
+        ExportError: if it is unknown.
+    """
+    name = saved.get(KEY)
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in _PRECISIONS:
+        known = ", ".join(_PRECISIONS)
+        raise ExportError(f"{KEY} of config.json is {name!r}; it must be one of {known}")
+    return _PRECISIONS[name]

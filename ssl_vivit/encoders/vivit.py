@@ -547,7 +547,8 @@ class ViViT(nn.Module, HubModel):
             encoder.preprocessing = given
         except (TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{path / CONFIG}: {error}") from None
-        encoder.provenance = saved.get("training")
+        training = saved.get("training")
+        encoder.provenance = training if isinstance(training, dict) else None
         if (dtype := precision.computing_precision(saved)) is not None:
             encoder.to(dtype)
         return adapt(encoder, **geometry) if geometry else encoder
@@ -591,7 +592,7 @@ class ViViT(nn.Module, HubModel):
             ENCODER,
             settings,
             {WEIGHTS: weights},
-            encoder_card(self.config, prepared, card or {}),
+            encoder_card(self.config, prepared, card or self.provenance or {}),
         )
 
     def saved_settings(

@@ -34,5 +34,8 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         # Lists are for programs; config.json has them.
         rows = {name: part for name, part in value.items() if not isinstance(part, list)}
-        return ", ".join(f"{name} {part}" for name, part in rows.items())
+        return ", ".join(
+            f"{name} ({_in_words(part)})" if isinstance(part, Mapping) else f"{name} {part}"
+            for name, part in rows.items()
+        )
     return str(value)

@@ -81,11 +81,16 @@ def test_facts_of_the_run_travel_with_the_weights_and_those_of_the_run_before(ex
     assert loaded.provenance == first
     loaded.save_pretrained(tmp_path / "same")
     assert load_encoder(tmp_path / "same").provenance == first
+    assert "| versions | torch 2.0, timm 1.0 |" in (tmp_path / "same" / "README.md").read_text()
     model = VideoClassifier(loaded, 3)
     model.save_pretrained(tmp_path / "tuned", card={"data": {"videos": 2, "contents": ["a", "b"]}})
     tuned = load_encoder(tmp_path / "tuned").provenance
     assert tuned == {"data": {"videos": 2, "contents": ["a", "b"]}, "before": first}
     assert "| data | videos 2 |" in (tmp_path / "tuned" / "README.md").read_text()
+    load_encoder(tmp_path / "tuned").save_pretrained(tmp_path / "copy")
+    assert "| before | objective SimCLR, versions (torch 2.0, timm 1.0) |" in (
+        tmp_path / "copy" / "README.md"
+    ).read_text()
     assert create_encoder("vivit_tiny", **SETTINGS).provenance is None
 
 

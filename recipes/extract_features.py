@@ -42,7 +42,7 @@ class ExtractRecipe:
         out: folder for the features; one that was begun is continued.
         features: ``pooled`` vectors, patch ``tokens``, or both.
         summary: what is pooled: the encoder's own ``pooled`` vector, the ``mean`` of its patch
-            tokens, or both side by side. Masked tubelets train patch tokens alone: take their mean.
+            tokens, or both side by side.
         clips: clips of each video, evenly spread; pooled vectors are averaged.
         part_size: videos in a file.
         batch_size: videos that the encoder sees at once.

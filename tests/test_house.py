@@ -20,8 +20,8 @@ EVERYTHING = [*SOURCES, *sorted(path for path in (ROOT / "tests").rglob("*.py"))
 GROUND = {
     f"ssl_vivit.{name}"
     for name in (
-        "errors", "evaluation_mode", "exported", "files", "grid", "lazy_names", "moments",
-        "one_line_parser", "preprocessing", "settings",
+        "command", "errors", "evaluation_mode", "exported", "files", "grid", "lazy_names",
+        "moments", "one_line_parser", "preprocessing", "settings",
     )
 }  # fmt: skip
 # What the files of a room may import of the project, beside their own room and the ground.

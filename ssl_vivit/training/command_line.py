@@ -17,8 +17,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ssl_vivit import command
 from ssl_vivit.errors import UserError
-from ssl_vivit.training import command
 from ssl_vivit.training.config import TrainingConfig, run_directory
 
 T = TypeVar("T")

@@ -22,10 +22,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ssl_vivit import command
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
-from ssl_vivit.training import checkpoints, command, random_state
+from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import settle

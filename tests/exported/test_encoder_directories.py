@@ -88,9 +88,10 @@ def test_facts_of_the_run_travel_with_the_weights_and_those_of_the_run_before(ex
     assert tuned == {"data": {"videos": 2, "contents": ["a", "b"]}, "before": first}
     assert "| data | videos 2 |" in (tmp_path / "tuned" / "README.md").read_text()
     load_encoder(tmp_path / "tuned").save_pretrained(tmp_path / "copy")
-    assert "| before | objective SimCLR, versions (torch 2.0, timm 1.0) |" in (
-        tmp_path / "copy" / "README.md"
-    ).read_text()
+    assert (
+        "| before | objective SimCLR, versions (torch 2.0, timm 1.0) |"
+        in (tmp_path / "copy" / "README.md").read_text()
+    )
     assert create_encoder("vivit_tiny", **SETTINGS).provenance is None
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ssl_vivit import command
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import TrainingConfig, command, parse, run, to_plain
+from ssl_vivit.training import TrainingConfig, parse, run, to_plain
 
 
 @dataclass

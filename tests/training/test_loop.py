@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import nn
 from toy_objective import ToyLoader, ToyObjective, toy, toy_batches
 
+from ssl_vivit import command
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import Step
-from ssl_vivit.training import Moment, Periodic, command, fit
+from ssl_vivit.training import Moment, Periodic, fit
 from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
 

@@ -4,6 +4,8 @@
         --config recipes/configs/neural_small.yaml --cores vivit ln resnet \\
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 
+``--trials 4 16 40`` in place of ``--shares`` compares numbers of training trials.
+
 Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
 own; those that are finished are not repeated.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple, get_args
 
 import yaml
@@ -41,9 +44,11 @@ class ComparisonRecipe(NeuralRecipe):
         cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
             describes.
         encoders: exported directories or names on the hub, a row each.
-        shares: of the training trials; a larger share holds all of a smaller one.
-        seeds: runs of each row and share, which differ in fresh weights, windows and dropout, not
-            in which trials make a share.
+        shares: of the training trials, and of the validation trials; with one seed a larger share
+            holds all of a smaller one.
+        trials: training trials of each session, in place of shares.
+        seeds: runs of each row and share, which differ in fresh weights, windows, dropout, and in
+            the trials that make a share. Rows of one seed have the same trials.
         learning_rates: row or core → its own learning rate in place of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
     """
@@ -51,6 +56,7 @@ class ComparisonRecipe(NeuralRecipe):
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
     encoders: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=lambda: [1.0])
+    trials: list[int] = field(default_factory=list)
     seeds: int = 3
     learning_rates: dict[str, float] = field(default_factory=dict)
 
@@ -63,7 +69,7 @@ class Cell(NamedTuple):
 
     Attributes:
         row: its name in the table.
-        share: of the training trials.
+        share: of the training trials, or their number.
         recipe: what is run.
     """
 
@@ -97,7 +103,8 @@ def main() -> None:
     found.facts["settings"] = training.to_plain(config)
     found.write(run_dir)
     print(found.table())
-    print(f"mean over {config.seeds} seeds ± standard error, {config.training.steps} steps each")
+    told = f"{'at most ' if config.tuning.patience else ''}{config.training.steps}"
+    print(f"mean over {config.seeds} seeds ± standard error, {told} steps each")
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
 
 
@@ -109,10 +116,19 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     """
     if config.encoder.path is not None:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
+    rows: dict[str, ComparisonRecipe]
     rows = {core: replace(config, core=core) for core in config.cores}
     for path, name in distinct(config.encoders).items():
         chosen = replace(config.encoder, path=path)
         rows[name] = replace(config, core="vivit", encoder=chosen)
+    if config.trials and config.shares != [1.0]:
+        raise RunError("--trials and --shares both say how many trials are used; leave one out")
+    if config.data.train_share != 1 or config.data.train_trials is not None:
+        raise RunError(
+            "data.train_share and data.train_trials differ from run to run here; give --shares or "
+            "--trials in their place"
+        )
+    setting = "train_trials" if config.trials else "train_share"
     unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
     if unknown or not rows or config.seeds < 1 or not config.shares:
         raise RunError(
@@ -122,18 +138,21 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
         )
     found = []
     for seed in range(config.seeds):
-        for share in config.shares:
+        for share in config.trials or config.shares:
             for row, recipe in rows.items():
                 rate = config.learning_rates.get(row, config.learning_rates.get(recipe.core))
                 loop = recipe.training
                 if rate is not None:
                     optimizer = replace(loop.optimizer, learning_rate=rate)
                     loop = replace(loop, optimizer=optimizer)
-                folder = f"{row.replace('/', '_')}_share{share:g}_seed{seed}"
+                amount = f"{'trials' if config.trials else 'share'}{share:g}"
+                folder = f"{row.replace('/', '_')}_{amount}_seed{seed}"
                 loop = replace(
                     loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
                 )
-                data = replace(recipe.data, train_share=share)
+                draw = (recipe.data.share_seed or 0) + seed
+                drawn: dict[str, Any] = {"share_seed": draw, setting: share}
+                data = replace(recipe.data, **drawn)
                 settings = {name: getattr(recipe, name) for name in NAMES}
                 settings |= {"data": data, "training": loop}
                 found.append(Cell(row, share, NeuralRecipe(**settings)))
@@ -164,14 +183,21 @@ def collected(planned: list[Cell]) -> NeuralComparison:
     made = [scores_of(cell) for cell in planned]
     counts = all("bps_mean" in own["scores"] for tiers in made for own in tiers.values())
     metric = "bps_mean" if counts else "correlation_mean"
-    found = NeuralComparison(metric)
+    counted = planned[0].recipe.data.train_trials is not None
+    found = NeuralComparison(metric, unit="trials" if counted else "share")
     for cell, tiers in zip(planned, made, strict=True):
         for tier, own in tiers.items():
             found.add(tier, cell.row, cell.share, own["scores"])
             found.refer(tier, "true rates", cell.share, own["ceiling"].get(metric))
-    for cell in {cell.share: cell for cell in planned}.values():
+    # Seeds differ in the trials of a share.
+    draws = {(cell.share, cell.recipe.data.share_seed): cell for cell in planned}
+    repeats: dict[tuple[str, float], list[float]] = {}
+    for (share, _), cell in draws.items():
         for tier, scores in score_training_repeats(build_sessions(cell.recipe.data)).items():
-            found.refer(tier, "mean of the training repeats", cell.share, scores.get(metric))
+            if metric in scores:
+                repeats.setdefault((tier, share), []).append(scores[metric])
+    for (tier, share), values in repeats.items():
+        found.refer(tier, "mean of the training repeats", share, mean(values))
     return found
 
 

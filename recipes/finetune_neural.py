@@ -67,6 +67,11 @@ class NeuralRecipe:
 
     def __post_init__(self) -> None:
         self.tuning.check(self.training.steps)
+        if self.tuning.mode == "last_blocks" and self.core != "vivit":
+            raise ValueError(
+                f"tuning.mode last_blocks trains blocks of an encoder, and --core {self.core} has "
+                "none; choose another --tuning.mode, or leave that core out"
+            )
 
 
 def main() -> None:
@@ -133,7 +138,7 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     host = Host()
     beside: dict[str, Any] = {
         "run_config": training.to_plain(config),
-        "periodic": NeuralEvaluation(config.evaluation, sessions).periodic(),
+        "periodic": NeuralEvaluation(config.evaluation, sessions, config.tuning).periodic(),
         "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
     }
     tuning = config.tuning

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from timm.models import group_parameters
+from torch import Tensor, nn
 
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.intermediates import block_names
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_parts
@@ -16,8 +20,8 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_par
 class TunedNeuralPrediction(NeuralPrediction):
     """:class:`NeuralPrediction` with an encoder that learns at its own pace or not at all.
 
-    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained. A
-    frozen encoder has no gradients and stays in eval mode. ``readout_first`` is two calls of ``fit``:
+    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained.
+    What is frozen has no gradients and stays in eval mode. ``readout_first`` is two calls of ``fit``:
     one with a frozen encoder, one from its checkpoint on with all.
 
     Args:
@@ -25,6 +29,10 @@ class TunedNeuralPrediction(NeuralPrediction):
         config: settings of the loss.
         tuning: how the encoder takes part.
         facts: of each session of the model.
+
+    Raises:
+        NeuralModelError: for ``last_blocks`` of a core that is no ViViT, or of more blocks than are
+            read.
     """
 
     def __init__(
@@ -39,13 +47,21 @@ class TunedNeuralPrediction(NeuralPrediction):
         self.tuning = tuning or TuningConfig()
         if self.tuning.mode == "frozen":
             self.encoder.requires_grad_(False)
+        elif self.tuning.mode == "last_blocks":
+            assert self.tuning.last_blocks is not None
+            freeze_before_last_blocks(self.encoder, self.tuning.last_blocks)
         self.train()
 
     def train(self, mode: bool = True) -> TunedNeuralPrediction:
-        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if self.tuning.mode == "frozen":
             self.encoder.eval()
+        elif self.tuning.mode == "last_blocks":
+            for module in self.encoder.modules():
+                parameters = [*module.parameters()]
+                if parameters and not any(p.requires_grad for p in parameters):
+                    module.eval()
         return self
 
     def first_steps(self) -> dict[str, int]:
@@ -74,3 +90,36 @@ class TunedNeuralPrediction(NeuralPrediction):
 
     def _encoder_names(self) -> list[str]:
         return [f"model.encoder.{name}" for name, _ in self.encoder.named_parameters()]
+
+
+def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
+    """Freeze what a ViViT computes before its last blocks, in the order of layer-wise decay.
+
+    Args:
+        encoder: a ViViT. Blocks that are frozen altogether are not counted, since nothing reads
+            them.
+        count: blocks that stay as they are, and with them the norms that follow.
+
+    Raises:
+        NeuralModelError: for another core, or for more blocks than there are.
+    """
+    if not isinstance(encoder, ViViT):
+        raise NeuralModelError(
+            f"tuning.mode last_blocks trains blocks of a ViViT, and {type(encoder).__name__} has "
+            "none; choose another --tuning.mode, or --core vivit"
+        )
+    blocks = [
+        name
+        for name in block_names(encoder)
+        if any(parameter.requires_grad for parameter in encoder.get_submodule(name).parameters())
+    ]
+    if count > len(blocks):
+        raise NeuralModelError(
+            f"tuning.last_blocks is {count}, and the encoder has {len(blocks)} blocks; give 1 to "
+            f"{len(blocks)}, or --tuning.mode full"
+        )
+    layers = group_parameters(encoder, encoder.group_matcher(), reverse=True)
+    first = min(layer for name, layer in layers.items() if name.startswith(f"{blocks[-count]}."))
+    for name, parameter in encoder.named_parameters():
+        if layers[name] < first:
+            parameter.requires_grad_(False)

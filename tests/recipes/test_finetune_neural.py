@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +23,15 @@ from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
-from ssl_vivit.evaluation.neurons.best_model import best_score
+from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
+from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
+from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction
 from ssl_vivit.training import parse, run, to_plain
+from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +192,91 @@ def test_a_run_that_was_killed_continues_to_the_same_bits(sessions, tmp_path, mo
     assert (made / "scores.json").read_text() == (half / "scores.json").read_text()
 
 
+def without_progress(curve: dict[int, float], patience: int, start: int = 0) -> tuple[int, int]:
+    """The best step, and the one at which a run ends, by going through its evaluations."""
+    best, waited = (0, float("-inf")), 0
+    for step, score in curve.items():
+        if step and score > best[1]:
+            best, waited = (step, score), 0
+        elif step > start:
+            waited += 1
+        if waited == patience:
+            return best[0], step
+    raise AssertionError("the run goes on to its end")
+
+
+def val(run_dir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["val/bps_mean"] for line in lines if "val/bps_mean" in line}
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_ends_with_the_best_model(sessions, tmp_path, monkeypatch, capsys):
+    # At this learning rate scores turn worse soon.
+    fast = {"training__steps": 16, "training__optimizer__learning_rate": 0.05,
+            "training__keep_checkpoints": 0, "evaluation__fields": 0}  # fmt: skip
+    sessions = sessions[:1]
+    whole, made = tmp_path / "whole", tmp_path / "run"
+    launch(monkeypatch, words(sessions, whole, **fast))
+    best, last = without_progress(val(whole), 2)
+    assert last < 16
+    capsys.readouterr()
+    told = words(sessions, made, tuning__patience=2, **fast)
+    launch(monkeypatch, told)
+    printed, said = capsys.readouterr()
+    assert (
+        f"ended    after step {last} of 16: val/bps_mean has not improved in 2 evaluations" in said
+    )
+    assert "a, live_test_main: bits per spike" in printed
+    assert val(made) == {step: score for step, score in val(whole).items() if step <= last}
+    assert best_score(made)["step"] == best
+
+    def same(one: Path, two: Path) -> bool:
+        files = ("model.safetensors", "encoder/model.safetensors")
+        return all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+
+    at_best, at_last = (f"checkpoints/step_{step:08d}" for step in (best, last))
+    assert same(made / "model", whole / at_best / "model")
+    assert not (made / f"checkpoints/step_{last + 2:08d}").exists()
+    file = "optimizer.safetensors"
+    assert (made / at_last / file).read_bytes() == (whole / at_last / file).read_bytes()
+
+    # Killed after its last evaluation and before its last checkpoint; and killed after that.
+    for lost in (True, False):
+        if lost:
+            shutil.rmtree(made / at_last)
+        shutil.rmtree(made / "model")
+        (made / "scores.json").unlink()
+        launch(monkeypatch, [*told, "--resume", "auto"])
+        assert f"ended    after step {last} of 16" in capsys.readouterr().err
+        assert (made / at_last / file).read_bytes() == (whole / at_last / file).read_bytes()
+        assert same(made / "model", whole / at_best / "model")
+        assert (made / "scores.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("step", "best", "start", "every", "ends"),
+    [
+        (8, 4, 0, 2, True), (6, 4, 0, 2, False), (8, None, 0, 4, True), (4, None, 0, 4, False),
+        (8, 2, 6, 2, False), (10, 2, 6, 2, True), (12, 5, 0, 4, True), (4, 8, 0, 2, False),
+    ],
+)  # fmt: skip
+def test_patience_counts_evaluations_since_the_best_one(tmp_path, step, best, start, every, ends):
+    """From what is on disk alone; also where the best step was an end, or lies ahead."""
+    if best is not None:
+        (tmp_path / "best").mkdir()
+        (tmp_path / "best" / "score.json").write_text(json.dumps({"step": best, "score": 0.5}))
+    tuning = TuningConfig("readout_first" if start else "full", start, patience=2)
+    found = SimpleNamespace(validation=object(), facts=[facts()])
+    evaluation = NeuralEvaluation.__new__(NeuralEvaluation)
+    evaluation.config, evaluation.tuning = NeuralEvaluationConfig(every=every), tuning
+    evaluation.best, evaluation._host = BestModel(found), Host()
+    reasons = []
+    moment = SimpleNamespace(step=step, run_dir=tmp_path, end=reasons.append)
+    evaluation._end_without_progress(moment, 2)
+    assert bool(reasons) == ends
+
+
 def by_hand(predictor, path: str) -> float:
     """Bits per spike of the test trials, from files and predictions of raw recordings."""
     session = Session(path)
@@ -289,6 +379,11 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.readout_steps": 3}, "belongs to tuning.mode readout_first"),
         ({"tuning.mode": "readout_first"}, "must lie between 1 and training.steps 6"),
         ({"tuning.mode": "readout"}, "tuning.mode"),
+        ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
+        ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
+        ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
+        ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
+        ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
         ({"encoder.path": "nowhere"}, "nowhere"),
         ({"encoder.overrides": {"image_size": [16, 16]}}, "the sessions' video is grey, 12×20"),

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from ssl_vivit.data.sessions.facts import SessionFacts, known_facts, measured_facts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS, TIERS
-from ssl_vivit.data.sessions.split import split_trials
+from ssl_vivit.data.sessions.split import Split, split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import Batching, WindowBatches
 from ssl_vivit.errors import SessionError
@@ -34,7 +34,12 @@ class NeuralDataConfig:
         drop_first: frames at the start of a training window or a whole trial whose responses
             count neither for the loss nor for scores.
         held_out_neurons: share of each session's neurons whose responses are kept from training.
-        train_share: share of the training trials that is used; larger ones hold smaller ones.
+        train_share: share of the training trials that is used, and of the validation trials;
+            larger ones hold smaller ones.
+        train_trials: training trials of each session that are used, in place of train_share; the
+            validation trials are reduced by the same ratio. null is train_share.
+        share_seed: draws the trials of a share anew for each number; null draws them by the names
+            of session and trial alone. With one seed larger shares hold smaller ones.
         validation_share: share of the training movies that validates, for sessions that have no
             validation tier of their own.
         standardize: pixels by mean and standard deviation of the sessions' training stimuli
@@ -49,6 +54,8 @@ class NeuralDataConfig:
     drop_first: int = 0
     held_out_neurons: float = 0.0
     train_share: float = 1.0
+    train_trials: int | None = None
+    share_seed: int | None = None
     validation_share: float = 0.1
     standardize: Standardisation = "encoder"
     in_memory: bool = False
@@ -70,6 +77,13 @@ class NeuralDataConfig:
             )
         if not 0 < self.train_share <= 1:
             raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
+        if self.train_trials is not None:
+            check_least(self, "data.", train_trials=1)
+            if self.train_share != 1:
+                raise SessionError(
+                    f"data.train_trials {self.train_trials} and data.train_share "
+                    f"{self.train_share:g} both say how many trials are used; leave one out"
+                )
         check_type("data.standardize", self.standardize, Standardisation)
         check_type("data.batching", self.batching, Batching)
         for name in ("held_out_neurons", "validation_share"):
@@ -88,6 +102,7 @@ class Sessions(NamedTuple):
         test: whole trials; None if there are none.
         facts: of each session, in the order of the config.
         sessions: the open sessions, in the same order.
+        every_validation: the validation trials and those that a share left out.
     """
 
     train: WindowBatches
@@ -95,16 +110,18 @@ class Sessions(NamedTuple):
     test: TrialBatches | None
     facts: list[SessionFacts]
     sessions: list[Session]
+    every_validation: TrialBatches | None = None
 
     def scored(self) -> dict[str, TrialBatches]:
         """Trials that a finished model is scored on, by tier.
 
         Every tier of test trials that tiers.npy names stands on its own, since some test other
-        movies than the training shows in kind. Without test trials it is ``validation``; without
-        those, nothing.
+        movies than the training shows in kind. Without test trials it is ``validation``, all of it
+        whatever the share of the trials, so that shares are scored alike; without those, nothing.
         """
         if self.test is None:
-            return {} if self.validation is None else {"validation": self.validation}
+            left = self.every_validation or self.validation
+            return {} if left is None else {"validation": left}
         by_name: dict[str, list[tuple[int, int]]] = {}
         for i, trial in self.test.trials:
             by_name.setdefault(str(self.sessions[i].tier_names[trial]), []).append((i, trial))
@@ -146,11 +163,14 @@ def build_sessions(
     sessions = [Session(path, in_memory=config.in_memory) for path in paths]
     notes = [note for session in sessions for note in session.notes]
     _check_together(sessions)
+    splits: list[Split] = []
     if facts is None:
         splits, told = split_trials(
             sessions,
             validation_share=config.validation_share,
             train_share=config.train_share,
+            train_trials=config.train_trials,
+            share_seed=config.share_seed,
         )
         found, dropped = measured_facts(sessions, splits, config.held_out_neurons)
         notes += told + dropped + _rates_note(sessions)
@@ -177,7 +197,11 @@ def build_sessions(
         whole[tier] = (
             TrialBatches(sessions, found, trials, drop_first=config.drop_first) if trials else None
         )
-    return Sessions(train, whole["validation"], whole["test"], found, sessions)
+    spared = [(i, int(trial)) for i, split in enumerate(splits) for trial in split["spared"]]
+    every = whole["validation"]
+    if every is not None and spared:
+        every = TrialBatches(sessions, found, every.trials + spared, drop_first=config.drop_first)
+    return Sessions(train, whole["validation"], whole["test"], found, sessions, every)
 
 
 def _check_together(sessions: Sequence[Session]) -> None:

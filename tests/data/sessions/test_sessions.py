@@ -311,6 +311,89 @@ def test_shares_of_training_are_nested_and_measured_alone(paths: list[str]) -> N
     assert shares[0].facts[0].split["test"] == shares[3].facts[0].split["test"]
 
 
+def chosen(sessions: Sessions, tier: str = "train") -> list[set[int]]:
+    return [set(fact.split[tier]) for fact in sessions.facts]
+
+
+def test_each_seed_draws_other_trials_and_larger_shares_hold_smaller_ones(
+    tmp_path: Path,
+) -> None:
+    tiers = ("train",) * 12 + ("oracle",) * 6 + ("live_test_main",)
+    paths = [str(folder(tmp_path, name, tiers=tiers)) for name in ("a", "b")]
+    drawn = {
+        seed: [chosen(build(paths, train_share=share, share_seed=seed)) for share in (0.25, 0.5, 1)]
+        for seed in (None, 0, 1, 2)
+    }
+    for few, half, whole in drawn.values():
+        for i in range(2):
+            assert [len(few[i]), len(half[i]), len(whole[i])] == [3, 6, 12]
+            assert few[i] < half[i] < whole[i]
+    quarters = [few[i] for few, *_ in drawn.values() for i in range(2)]
+    assert len({frozenset(trials) for trials in quarters}) == len(quarters)
+    again = [chosen(build(paths, train_share=share, share_seed=1)) for share in (0.25, 0.5, 1)]
+    assert again == drawn[1]
+    # Batches have another seed, which draws no trials.
+    assert chosen(build(paths, train_share=0.25, share_seed=1, seed=9)) == drawn[1][0]
+
+
+def test_validation_trials_are_reduced_like_training_trials(tmp_path: Path) -> None:
+    tiers = ("train",) * 12 + ("oracle",) * 6 + ("live_test_main",)
+    own = str(folder(tmp_path, "a", tiers=tiers))
+    tiers = ("train",) * 20 + ("live_test_main",)
+    split_off = str(folder(tmp_path, "b", tiers=tiers, movies=range(30, 51)))
+    whole = build([own, split_off], validation_share=0.2)
+    assert [len(trials) for trials in chosen(whole, "validation")] == [6, 4]
+    before: list[set[int]] = [set(), set()]
+    for share, sizes in ((0.1, (1, 1)), (0.5, (3, 2)), (0.6, (4, 3))):
+        some = build([own, split_off], validation_share=0.2, train_share=share, share_seed=4)
+        found = chosen(some, "validation")
+        assert tuple(map(len, found)) == sizes
+        for i in range(2):
+            assert before[i] <= found[i] <= chosen(whole, "validation")[i]
+            assert not found[i] & chosen(some)[i]
+        assert some.validation is not None
+        assert len(some.validation) == sum(sizes)
+        before = found
+
+
+def test_trials_are_given_by_number_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [
+        str(folder(tmp_path, name, tiers=("train",) * count + ("oracle",) * 4 + ("test",)))
+        for name, count in (("a", 12), ("b", 8))
+    ]
+    four = build(paths, train_trials=4)
+    assert [len(trials) for trials in chosen(four)] == [4, 4]
+    assert [len(trials) for trials in chosen(four, "validation")] == [2, 2]  # 4/3 is above 1
+    assert (
+        "train_trials 4 leaves these training + validation trials: a 4 + 2, b 4 + 2" in caplog.text
+    )
+    for i, (larger, smaller) in enumerate(
+        zip(chosen(build(paths, train_trials=8)), chosen(four), strict=True)
+    ):
+        assert smaller < larger
+        assert len(larger) == 8, i
+    half = build(paths[1:], train_share=0.5)
+    assert chosen(half)[0] == chosen(four)[1]
+    with pytest.raises(
+        SessionError, match="train_trials is 9, and session b has 8 training trials"
+    ):
+        build(paths, train_trials=9)
+
+
+def test_without_test_trials_every_share_is_scored_on_all_validation_trials(tmp_path: Path) -> None:
+    tiers = ("train",) * 8 + ("oracle",) * 4
+    paths = [str(folder(tmp_path, name, tiers=tiers)) for name in ("a", "b")]
+    some = build(paths, train_share=0.25)
+    assert some.validation is not None
+    assert len(some.validation) == 2
+    expected = {(i, trial) for i in range(2) for trial in range(8, 12)}
+    assert {*some.scored()["validation"].trials} == expected
+    assert {*build(paths).scored()["validation"].trials} == expected
+    assert [fact.split["validation"] for fact in some.facts] == [
+        tuple(sorted(trials)) for trials in chosen(some, "validation")
+    ]
+
+
 def test_statistics_know_the_training_trials_alone(tmp_path: Path) -> None:
     path = folder(tmp_path)
     before = build([str(path)]).facts
@@ -400,6 +483,8 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
         ({"window": 0}, "data.window is 0"),
         ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
         ({"window": 40, "drop_first": 20}, "data.drop_first 20 leaves nothing of trial 0 of a"),
+        ({"train_trials": 0}, "--data.train_trials is 0"),
+        ({"train_trials": 3, "train_share": 0.5}, "both say how many trials are used"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
         ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),
         ({"validation_share": -0.1}, "data.validation_share is -0.1"),

@@ -32,6 +32,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.config import CoreKind
+from ssl_vivit.objectives.config import TuningConfig, TuningMode
 from ssl_vivit.training.config import run_directory
 from ssl_vivit.training.run_directory import without_names
 
@@ -44,6 +45,7 @@ class ComparisonRecipe(NeuralRecipe):
         cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
             describes.
         encoders: exported directories or names on the hub, a row each.
+        cores_from: runs or exported models of neurons whose cores are taken, a row each.
         shares: of the training trials, and of the validation trials; with one seed a larger share
             holds all of a smaller one.
         trials: training trials of each session, in place of shares.
@@ -51,14 +53,18 @@ class ComparisonRecipe(NeuralRecipe):
             the trials that make a share. Rows of one seed have the same trials.
         learning_rates: row or core → its own learning rate in place of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
+        tuning_modes: row or core → its own mode in place of ``tuning.mode``, ``frozen`` for rows of
+            ``cores_from`` for one; cores that are not compared may be named.
     """
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
     encoders: list[str] = field(default_factory=list)
+    cores_from: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=lambda: [1.0])
     trials: list[int] = field(default_factory=list)
     seeds: int = 3
     learning_rates: dict[str, float] = field(default_factory=dict)
+    tuning_modes: dict[str, TuningMode] = field(default_factory=dict)
 
 
 NAMES = [entry.name for entry in fields(NeuralRecipe)]
@@ -116,11 +122,19 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     """
     if config.encoder.path is not None:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
+    if config.core_from is not None:
+        raise RunError(f"--core_from {config.core_from}: name cores to compare by --cores_from")
     rows: dict[str, ComparisonRecipe]
     rows = {core: replace(config, core=core) for core in config.cores}
-    for path, name in distinct(config.encoders).items():
+    encoders, fitted = distinct(config.encoders), distinct(config.cores_from)
+    for path, name in encoders.items():
         chosen = replace(config.encoder, path=path)
         rows[name] = replace(config, core="vivit", encoder=chosen)
+    for path, name in fitted.items():
+        rows[name] = replace(config, core="vivit", core_from=path)
+    if len(rows) < len({*config.cores}) + len(encoders) + len(fitted):
+        named = [*config.cores, *encoders.values(), *fitted.values()]
+        raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder")
     if config.trials and config.shares != [1.0]:
         raise RunError("--trials and --shares both say how many trials are used; leave one out")
     if config.data.train_share != 1 or config.data.train_trials is not None:
@@ -129,18 +143,26 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
             "--trials in their place"
         )
     setting = "train_trials" if config.trials else "train_share"
-    unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
-    if unknown or not rows or config.seeds < 1 or not config.shares:
+    known = rows.keys() | {*get_args(CoreKind)}
+    for name, own in (
+        ("learning_rates", config.learning_rates),
+        ("tuning_modes", config.tuning_modes),
+    ):
+        if unknown := own.keys() - known:
+            raise RunError(f"{name} names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}")
+    if not rows or config.seeds < 1 or not config.shares:
         raise RunError(
-            f"learning_rates names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}"
-            if unknown
-            else "nothing to compare: give --cores or --encoders, --shares, and --seeds above 0"
+            "nothing to compare: give --cores, --encoders or --cores_from, --shares, and --seeds "
+            "above 0"
         )
     found = []
     for seed in range(config.seeds):
         for share in config.trials or config.shares:
             for row, recipe in rows.items():
-                rate = config.learning_rates.get(row, config.learning_rates.get(recipe.core))
+                # A core that was fitted is no row of its kind.
+                kind = row if recipe.core_from is not None else recipe.core
+                rate = config.learning_rates.get(row, config.learning_rates.get(kind))
+                mode = config.tuning_modes.get(row, config.tuning_modes.get(kind))
                 loop = recipe.training
                 if rate is not None:
                     optimizer = replace(loop.optimizer, learning_rate=rate)
@@ -155,8 +177,20 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
                 data = replace(recipe.data, **drawn)
                 settings = {name: getattr(recipe, name) for name in NAMES}
                 settings |= {"data": data, "training": loop}
+                if mode is not None:
+                    settings["tuning"] = in_mode(recipe.tuning, mode)
                 found.append(Cell(row, share, NeuralRecipe(**settings)))
     return found
+
+
+def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
+    """The same settings in another mode, without those that belong to other modes alone."""
+    return replace(
+        tuning,
+        mode=mode,
+        readout_steps=tuning.readout_steps if mode == "readout_first" else 0,
+        last_blocks=tuning.last_blocks if mode == "last_blocks" else None,
+    )
 
 
 def finished(cell: Cell) -> bool:

@@ -9,6 +9,7 @@ from ssl_vivit.settings import check_least, check_types
 
 MaskKind = Literal["tube", "block", "random"]
 DecoderPositions = Literal["sinusoidal", "rotary"]
+TuningMode = Literal["full", "frozen", "readout_first", "last_blocks"]
 
 
 @dataclass
@@ -96,7 +97,11 @@ class NeuralPredictionConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How the encoder takes part in training.
+    """How the encoder takes part in training, and for how long training goes on.
+
+    Beside ``--core_from`` adapter, modulator and frame stream come fitted as the encoder does:
+    ``frozen``, ``readout_first`` and encoder_share then hold for them, too, so that ``frozen`` fits
+    readouts alone. Beside ``--encoder`` they start fresh and are always trained.
 
     Args:
         mode: ``full`` trains everything; ``frozen`` leaves the encoder as it is, in eval mode;
@@ -118,7 +123,7 @@ class TuningConfig:
             training.steps.
     """
 
-    mode: Literal["full", "frozen", "readout_first", "last_blocks"] = "full"
+    mode: TuningMode = "full"
     readout_steps: int = 0
     last_blocks: int | None = None
     encoder_share: float = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.models import group_parameters
@@ -20,7 +20,8 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_par
 class TunedNeuralPrediction(NeuralPrediction):
     """:class:`NeuralPrediction` with an encoder that learns at its own pace or not at all.
 
-    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained.
+    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained,
+    unless the core was fitted before: then all but the readouts takes part as the encoder does.
     What is frozen has no gradients and stays in eval mode. ``readout_first`` is two calls of ``fit``:
     one with a frozen encoder, one from its checkpoint on with all.
 
@@ -29,6 +30,9 @@ class TunedNeuralPrediction(NeuralPrediction):
         config: settings of the loss.
         tuning: how the encoder takes part.
         facts: of each session of the model.
+        fitted_core: whether adapter, modulator and frame stream are of a fitted model, as the
+            encoder is; ``last_blocks`` trains them all the same.
+        session_shares: as of :class:`NeuralPrediction`.
 
     Raises:
         NeuralModelError: for ``last_blocks`` of a core that is no ViViT, or of more blocks than are
@@ -42,11 +46,14 @@ class TunedNeuralPrediction(NeuralPrediction):
         tuning: TuningConfig | None = None,
         *,
         facts: Sequence[SessionFacts],
+        fitted_core: bool = False,
+        session_shares: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(model, config, facts=facts)
-        self.tuning = tuning or TuningConfig()
+        super().__init__(model, config, facts=facts, session_shares=session_shares)
+        self.tuning, self.fitted_core = tuning or TuningConfig(), fitted_core
         if self.tuning.mode == "frozen":
-            self.encoder.requires_grad_(False)
+            for _, part in self._tuned_parts():
+                part.requires_grad_(False)
         elif self.tuning.mode == "last_blocks":
             assert self.tuning.last_blocks is not None
             freeze_before_last_blocks(self.encoder, self.tuning.last_blocks)
@@ -56,7 +63,8 @@ class TunedNeuralPrediction(NeuralPrediction):
         """Set training or evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if self.tuning.mode == "frozen":
-            self.encoder.eval()
+            for _, part in self._tuned_parts():
+                part.eval()
         elif self.tuning.mode == "last_blocks":
             for module in self.encoder.modules():
                 parameters = [*module.parameters()]
@@ -65,12 +73,12 @@ class TunedNeuralPrediction(NeuralPrediction):
         return self
 
     def first_steps(self) -> dict[str, int]:
-        """Encoder parameter → step at which it joins, which is none but for ``readout_first``."""
-        return dict.fromkeys(self._encoder_names(), self.tuning.readout_steps)
+        """Tuned parameter → step at which it joins, which is none but for ``readout_first``."""
+        return dict.fromkeys(self._tuned_names(), self.tuning.readout_steps)
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Encoder parameter → factor on its learning rate."""
-        return dict.fromkeys(self._encoder_names(), self.tuning.encoder_share)
+        """Tuned parameter → factor on its learning rate."""
+        return dict.fromkeys(self._tuned_names(), self.tuning.encoder_share)
 
     def no_weight_decay(self) -> set[str]:
         """Everything of readouts and adapter.
@@ -88,8 +96,20 @@ class TunedNeuralPrediction(NeuralPrediction):
         """Rates (b, T, neurons) for each part of a batch."""
         return predict_parts(self.model, parts)
 
-    def _encoder_names(self) -> list[str]:
-        return [f"model.encoder.{name}" for name, _ in self.encoder.named_parameters()]
+    def _tuned_parts(self) -> list[tuple[str, nn.Module]]:
+        """What ``tuning`` is about: the encoder, or the whole of a core that was fitted before."""
+        return [
+            (name, part)
+            for name, part in self.model.named_children()
+            if name == "encoder" or (self.fitted_core and name != "session_readouts")
+        ]
+
+    def _tuned_names(self) -> list[str]:
+        return [
+            f"model.{prefix}.{name}"
+            for prefix, part in self._tuned_parts()
+            for name, _ in part.named_parameters()
+        ]
 
 
 def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:

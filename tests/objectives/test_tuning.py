@@ -12,6 +12,7 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.modulators import ConvGRU
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
@@ -90,6 +91,55 @@ def test_frozen_encoders_are_not_optimised_at_all() -> None:
     inside = {id(p) for p in objective.encoder.parameters()}
     groups = parameter_groups(objective, 0.1)
     assert not inside & {id(p) for group in groups for p in group["params"]}
+
+
+def test_a_fitted_core_that_is_frozen_leaves_readouts_alone_to_learn() -> None:
+    torch.manual_seed(4)
+    whole = model(StimulusAdapter("affine"))
+    whole.modulator = ConvGRU(8, 0, 4, hidden=4)
+    objective = TunedNeuralPrediction(
+        whole, None, TuningConfig("frozen"), facts=[facts()], fitted_core=True
+    )
+    core = [part for name, part in whole.named_children() if name != "session_readouts"]
+    assert len(core) == 4
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(objective, 0.1), lr=0.1)
+    objective.train()
+    first = gradients(objective)
+    # Without dropout of the core and drawn positions, nothing is random.
+    assert all(torch.equal(first[name], value) for name, value in gradients(objective).items())
+    optimizer.step()
+    for name, parameter in objective.named_parameters():
+        if name.startswith("model.session_readouts."):
+            assert parameter.grad is not None, name
+        else:
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+    assert not torch.equal(
+        whole.readouts["s"].features, before["model.session_readouts.0.features"]
+    )
+    assert not any(module.training for part in core for module in part.modules())
+    assert all(module.training for module in whole.session_readouts.modules())
+
+
+def test_a_fitted_core_joins_and_learns_as_one() -> None:
+    tuning = TuningConfig("readout_first", readout_steps=7, encoder_share=0.1)
+    for fitted in (True, False):
+        objective = TunedNeuralPrediction(
+            model(StimulusAdapter("scale")), None, tuning, facts=[facts()], fitted_core=fitted
+        )
+        prefixes = {name.split(".")[1] for name in objective.first_steps()}
+        own = {"adapter", "frame_stream"} if fitted else set()
+        assert prefixes == {"encoder"} | own
+        assert objective.first_steps().keys() == objective.learning_rate_shares().keys()
+        groups = parameter_groups(objective, 0.1)
+        late = {id(p) for g in groups if g["first_step"] == 7 for p in g["params"]}
+        joining = {
+            id(p)
+            for name, p in objective.named_parameters()
+            if p.requires_grad and name in objective.first_steps()
+        }
+        assert late == joining
 
 
 # Learned positions, a class token and registers, so that there is something of every kind.

@@ -13,11 +13,20 @@ import torch
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes import compare_neural
-from recipes.compare_neural import Cell, ComparisonRecipe, cells, collected, main, scores_of
+from recipes.compare_neural import (
+    Cell,
+    ComparisonRecipe,
+    cells,
+    collected,
+    in_mode,
+    main,
+    scores_of,
+)
 from recipes.finetune_neural import NeuralRecipe
 from ssl_vivit import create_encoder
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison
 from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import parse, run
 
 TINY = {
@@ -165,6 +174,32 @@ def test_numbers_of_trials_take_the_place_of_shares(tmp_path):
     assert [result["trials"] for result in shown.to_json()["results"]] == [4, 16]
 
 
+def test_fitted_cores_are_rows_with_a_mode_of_their_own(tmp_path):
+    told = ["--cores", '["vivit", "ln"]', "--encoders", '["runs/mae/encoder"]', "--cores_from",
+            '["runs/mice", "runs/rats"]', "--seeds", "1", "--tuning_modes",
+            '{"mice": "frozen", "vivit": "full", "ln": "full"}',
+            "--learning_rates", '{"vivit": 0.5}']  # fmt: skip
+    config = parse(ComparisonRecipe, told)
+    found = {cell.row: cell.recipe for cell in cells(config, tmp_path)}
+    assert [*found] == ["vivit", "ln", "mae/encoder", "mice", "rats"]
+    assert found["mice"].core_from == "runs/mice"
+    assert all(found[row].core_from is None for row in ("vivit", "ln", "mae/encoder"))
+    modes = {row: recipe.tuning.mode for row, recipe in found.items()}
+    assert modes == {"vivit": "full", "ln": "full", "mae/encoder": "full", "mice": "frozen",
+                     "rats": "full"}  # fmt: skip
+    # What is said of vivit is not said of a fitted core, which may be another.
+    rates = {row: recipe.training.optimizer.learning_rate for row, recipe in found.items()}
+    assert rates["vivit"] == rates["mae/encoder"] == 0.5
+    assert rates["mice"] == rates["rats"] == config.training.optimizer.learning_rate
+
+
+def test_modes_of_rows_leave_settings_of_other_modes_out():
+    last = TuningConfig("last_blocks", last_blocks=2, encoder_share=0.5, patience=3)
+    assert in_mode(last, "frozen") == TuningConfig("frozen", encoder_share=0.5, patience=3)
+    assert in_mode(last, "last_blocks") == last
+    assert in_mode(TuningConfig("readout_first", 4), "full") == TuningConfig()
+
+
 def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, monkeypatch):
     told = ["--sessions", session, "--cores", '["ln"]', "--shares", "[0.25, 1.0]", "--seeds", "2"]
     planned = cells(parse(ComparisonRecipe, told), tmp_path)
@@ -188,6 +223,9 @@ def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, mon
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--core_from", "runs/m"], "--core_from runs/m: name cores to compare by --cores_from"),
+        (["--tuning_modes", '{"mouse": "full"}'], "tuning_modes names mouse; rows are vivit, ln"),
+        (["--cores_from", "runs/ln"], "two rows have one name"),
         (["--trials", "4", "--shares", "0.5"], "--trials and --shares both say"),
         (["--data.train_share", "0.5"], "data.train_share and data.train_trials differ"),
         (["--encoder.path", "e"], "--encoder e: name encoders to compare by --encoders"),

@@ -23,6 +23,7 @@ from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
 from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
@@ -348,6 +349,54 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     assert len(same) > 0.8 * len(last)
 
 
+def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    short = {"training__steps": 2, "evaluation__fields": 0}
+    launch(monkeypatch, words(sessions[:1], tmp_path / "animals", **short))
+    told = words(
+        sessions[1:], tmp_path / "new", core_from=str(tmp_path / "animals"), tuning__mode="frozen",
+        training__optimizer__learning_rate=0.1, encoder__overrides={"embed_dim": 16}, **short,
+    )  # fmt: skip
+    capsys.readouterr()
+    launch(monkeypatch, told)
+    printed, said = capsys.readouterr()
+    assert "b, live_test_main: bits per spike" in printed
+    assert f"core     of {tmp_path / 'animals'}" in said
+    assert "core_from: ViViT, modulator, frame stream as fitted to a; encoder" in said
+    donor, made = (load_neural_model(tmp_path / name) for name in ("animals", "new"))
+    assert made.sessions == ("b",)
+    for name in ("video_mean", "video_std", "behaviour_channels"):
+        assert getattr(made.facts[0], name) == getattr(donor.facts[0], name)
+    kept = dict(donor.model.named_parameters())
+    for name, parameter in made.model.named_parameters():
+        if not name.startswith("session_readouts."):
+            assert torch.equal(parameter, kept[name]), name
+    # The same recorded pixels give the donor's features, bit for bit.
+    pixels = torch.from_numpy(Session(sessions[1]).video(0)[None, None])
+    one, two = (
+        predictor.model.core(predictor.facts[0].standardised_video(pixels))
+        for predictor in (donor, made)
+    )
+    assert torch.equal(one, two)
+    # Readouts were fitted, and the checkpoint's optimiser holds nothing else.
+    state = load_file(tmp_path / "new/checkpoints/step_00000002/optimizer.safetensors")
+    assert {name.split(".")[1] for name in state} == {"session_readouts"}
+
+    # A run whose core is another one by now does not go on.
+    shutil.copytree(tmp_path / "animals", tmp_path / "moved")
+    (tmp_path / "new" / "scores.json").unlink()
+    moved = [
+        str(tmp_path / "moved") if word == str(tmp_path / "animals") else word for word in told
+    ]
+    launch(monkeypatch, [*moved, "--resume", "auto"])
+    assert (tmp_path / "new" / "scores.json").is_file()
+    config = tmp_path / "moved" / "model" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(RunError, match=r"core_from .*other contents than before"):
+        launch(monkeypatch, [*moved, "--resume", "auto"])
+
+
 @pytest.mark.slow
 def test_neurons_held_out_get_readouts_and_scores_of_their_own(
     sessions, tmp_path, monkeypatch, capsys
@@ -382,6 +431,10 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
+        ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons"),
+        ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
+        ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
+        ({"data.session_weights": "same"}, "data.session_weights"),
         ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
         ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from ssl_vivit.data.sessions.facts import SessionFacts, known_facts, measured_facts
+from ssl_vivit.data.sessions.facts import (
+    SessionFacts,
+    check_inputs,
+    known_facts,
+    measured_facts,
+)
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS, TIERS
 from ssl_vivit.data.sessions.split import Split, split_trials
@@ -21,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 Standardisation = Literal["encoder", "session"]
+SessionWeights = Literal["responses", "equal"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class NeuralDataConfig:
         standardize: pixels by mean and standard deviation of the sessions' training stimuli
             (``session``), or by those that an exported encoder was trained with (``encoder``).
             Other cores and fresh encoders have no statistics of their own and take the sessions'.
+        session_weights: ``responses`` weighs every known response alike, so that sessions weigh by
+            their windows and neurons; ``equal`` gives every session the same weight in the loss
+            over an epoch, whatever its windows, neurons and unknown responses.
         in_memory: keep trials in memory once they are read.
     """
 
@@ -58,6 +67,7 @@ class NeuralDataConfig:
     share_seed: int | None = None
     validation_share: float = 0.1
     standardize: Standardisation = "encoder"
+    session_weights: SessionWeights = "responses"
     in_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +95,7 @@ class NeuralDataConfig:
                     f"{self.train_share:g} both say how many trials are used; leave one out"
                 )
         check_type("data.standardize", self.standardize, Standardisation)
+        check_type("data.session_weights", self.session_weights, SessionWeights)
         check_type("data.batching", self.batching, Batching)
         for name in ("held_out_neurons", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
@@ -136,6 +147,7 @@ def build_sessions(
     seed: int = 0,
     facts: Sequence[SessionFacts] | None = None,
     pixel_statistics: tuple[float, float] | None = None,
+    core: SessionFacts | None = None,
 ) -> Sessions:
     """Open the sessions, split them and measure their statistics.
 
@@ -149,9 +161,12 @@ def build_sessions(
             them.
         pixel_statistics: mean and standard deviation, of pixels from 0 to 1, that standardise the
             video in place of the training stimuli's.
+        core: facts of a session that a fitted core takes. The sessions must have its frame size
+            and as many behaviour channels, of which the model gets the same ones.
 
     Raises:
-        SessionError: if a session is unusable, they do not go together, or do not fit ``facts``.
+        SessionError: if a session is unusable, they do not go together, or do not fit ``facts`` or
+            ``core``.
     """
     config.check()
     paths = [config.sessions] if isinstance(config.sessions, str) else config.sessions
@@ -163,6 +178,9 @@ def build_sessions(
     sessions = [Session(path, in_memory=config.in_memory) for path in paths]
     notes = [note for session in sessions for note in session.notes]
     _check_together(sessions)
+    if core is not None:
+        for session in sessions:
+            check_inputs(session, core)
     splits: list[Split] = []
     if facts is None:
         splits, told = split_trials(
@@ -172,7 +190,8 @@ def build_sessions(
             train_trials=config.train_trials,
             share_seed=config.share_seed,
         )
-        found, dropped = measured_facts(sessions, splits, config.held_out_neurons)
+        channels = None if core is None else core.behaviour_channels
+        found, dropped = measured_facts(sessions, splits, config.held_out_neurons, channels)
         notes += told + dropped + _rates_note(sessions)
         if pixel_statistics is not None:
             mean, std = pixel_statistics

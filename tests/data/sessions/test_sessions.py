@@ -143,6 +143,18 @@ def test_alternating_sessions_take_whole_steps_in_proportion(paths: list[str]) -
     assert turns != sorted(turns)
 
 
+@BATCHING
+@pytest.mark.parametrize("size", [4, 6])
+def test_shares_of_sessions_are_those_of_an_epoch(
+    paths: list[str], batching: str, size: int
+) -> None:
+    train = build(paths, batching=batching).train
+    order = train._order(0, size)
+    expected = {n: sum(i == place for i, *_ in order) / len(order) for place, n in enumerate("ab")}
+    assert train.session_shares(size) == pytest.approx(expected)
+    assert sum(train.session_shares(size).values()) == pytest.approx(1)
+
+
 def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) -> None:
     """Windows that an epoch takes of each trial: the trial's share, rounded up or down."""
     sessions = build(paths)
@@ -432,6 +444,44 @@ def test_channels_without_variance_are_dropped_where_no_session_has_any(
         assert part["behaviour"][..., still].abs().max() < 1e-5
 
 
+def test_a_core_gets_the_channels_that_it_was_fitted_to(tmp_path: Path) -> None:
+    """Also one that does not vary in the new session, and none that the core does not know."""
+    first = folder(tmp_path, "a", behaviour=4)
+    for trial in range(9):
+        change(first, "behavior", trial, lambda x: np.concatenate([x[:2], 0 * x[2:3], x[3:]]))
+    new = folder(tmp_path, "b", behaviour=4)
+    for trial in range(9):
+        change(new, "behavior", trial, lambda x: np.concatenate([0 * x[:1] + 3, x[1:]]))
+    (fitted,) = build([str(first)]).facts
+    assert fitted.behaviour_channels == (0, 1, 3)
+    assert build([str(new)]).facts[0].behaviour_channels == (1, 2, 3)
+    config = NeuralDataConfig(str(new), window=10)
+    sessions = build_sessions(config, core=fitted)
+    (fact,) = sessions.facts
+    assert fact.behaviour_channels == (0, 1, 3)
+    assert (fact.behaviour_mean[0], fact.behaviour_std[0]) == pytest.approx((3, 1))
+    behaviour = take(sessions, 1)[0]["parts"][0]["behaviour"]
+    assert behaviour.shape[-1] == 3
+    assert behaviour[..., 0].abs().max() < 1e-5
+    # A core that takes no behaviour is given none, whatever was recorded.
+    none = dataclasses.replace(fitted, behaviour_channels=(), recorded_channels=None)
+    assert build_sessions(config, core=none).facts[0].behaviour_channels == ()
+
+
+def test_sessions_that_do_not_fit_a_core_are_refused(tmp_path: Path) -> None:
+    (fitted,) = build([str(folder(tmp_path, "a", behaviour=3))]).facts
+    for number, (settings, says) in enumerate(
+        (
+            ({"behaviour": 3, "size": (4, 4)}, "its videos are 4×4 .H×W., .*fitted to 3×4; resize"),
+            ({"behaviour": 2}, "it has 2 behaviour channels, and the core was fitted to 3; write"),
+            ({"behaviour": 0}, "it has 0 behaviour channels, and the core was fitted to 3; write"),
+        )
+    ):
+        path = folder(tmp_path, f"new{number}", **settings)
+        with pytest.raises(SessionError, match=f"session new{number} does not fit .*{says}"):
+            build_sessions(NeuralDataConfig(str(path)), core=fitted)
+
+
 def test_a_missing_validation_tier_is_split_off_by_movie(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -486,6 +536,7 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
         ({"train_trials": 0}, "--data.train_trials is 0"),
         ({"train_trials": 3, "train_share": 0.5}, "both say how many trials are used"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
+        ({"session_weights": "same"}, "data.session_weights 'same' is unknown; choose one of resp"),
         ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),
         ({"validation_share": -0.1}, "data.validation_share is -0.1"),
         ({"batching": "mixed"}, "data.batching 'mixed' is unknown; choose one of mix, alternate"),

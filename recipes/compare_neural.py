@@ -4,6 +4,8 @@
         --config recipes/configs/neural_small.yaml --cores vivit ln resnet \\
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 
+``--trials 4 16 40`` in place of ``--shares`` compares numbers of training trials.
+
 Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
 own; those that are finished are not repeated.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple, get_args
 
 import yaml
@@ -29,6 +32,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.neural.config import CoreKind
+from ssl_vivit.objectives.config import TuningConfig, TuningMode
 from ssl_vivit.training.config import run_directory
 from ssl_vivit.training.run_directory import without_names
 
@@ -41,18 +45,26 @@ class ComparisonRecipe(NeuralRecipe):
         cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
             describes.
         encoders: exported directories or names on the hub, a row each.
-        shares: of the training trials; a larger share holds all of a smaller one.
-        seeds: runs of each row and share, which differ in fresh weights, windows and dropout, not
-            in which trials make a share.
+        cores_from: runs or exported models of neurons whose cores are taken, a row each.
+        shares: of the training trials, and of the validation trials; with one seed a larger share
+            holds all of a smaller one.
+        trials: training trials of each session, in place of shares.
+        seeds: runs of each row and share, which differ in fresh weights, windows, dropout, and in
+            the trials that make a share. Rows of one seed have the same trials.
         learning_rates: row or core → its own learning rate in place of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
+        tuning_modes: row or core → its own mode in place of ``tuning.mode``, ``frozen`` for rows of
+            ``cores_from`` for one; cores that are not compared may be named.
     """
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
     encoders: list[str] = field(default_factory=list)
+    cores_from: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=lambda: [1.0])
+    trials: list[int] = field(default_factory=list)
     seeds: int = 3
     learning_rates: dict[str, float] = field(default_factory=dict)
+    tuning_modes: dict[str, TuningMode] = field(default_factory=dict)
 
 
 NAMES = [entry.name for entry in fields(NeuralRecipe)]
@@ -63,7 +75,7 @@ class Cell(NamedTuple):
 
     Attributes:
         row: its name in the table.
-        share: of the training trials.
+        share: of the training trials, or their number.
         recipe: what is run.
     """
 
@@ -97,7 +109,8 @@ def main() -> None:
     found.facts["settings"] = training.to_plain(config)
     found.write(run_dir)
     print(found.table())
-    print(f"mean over {config.seeds} seeds ± standard error, {config.training.steps} steps each")
+    told = f"{'at most ' if config.tuning.patience else ''}{config.training.steps}"
+    print(f"mean over {config.seeds} seeds ± standard error, {told} steps each")
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
 
 
@@ -109,35 +122,75 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     """
     if config.encoder.path is not None:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
+    if config.core_from is not None:
+        raise RunError(f"--core_from {config.core_from}: name cores to compare by --cores_from")
+    rows: dict[str, ComparisonRecipe]
     rows = {core: replace(config, core=core) for core in config.cores}
-    for path, name in distinct(config.encoders).items():
+    encoders, fitted = distinct(config.encoders), distinct(config.cores_from)
+    for path, name in encoders.items():
         chosen = replace(config.encoder, path=path)
         rows[name] = replace(config, core="vivit", encoder=chosen)
-    unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
-    if unknown or not rows or config.seeds < 1 or not config.shares:
+    for path, name in fitted.items():
+        rows[name] = replace(config, core="vivit", core_from=path)
+    if len(rows) < len({*config.cores}) + len(encoders) + len(fitted):
+        named = [*config.cores, *encoders.values(), *fitted.values()]
+        raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder")
+    if config.trials and config.shares != [1.0]:
+        raise RunError("--trials and --shares both say how many trials are used; leave one out")
+    if config.data.train_share != 1 or config.data.train_trials is not None:
         raise RunError(
-            f"learning_rates names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}"
-            if unknown
-            else "nothing to compare: give --cores or --encoders, --shares, and --seeds above 0"
+            "data.train_share and data.train_trials differ from run to run here; give --shares or "
+            "--trials in their place"
+        )
+    setting = "train_trials" if config.trials else "train_share"
+    known = rows.keys() | {*get_args(CoreKind)}
+    for name, own in (
+        ("learning_rates", config.learning_rates),
+        ("tuning_modes", config.tuning_modes),
+    ):
+        if unknown := own.keys() - known:
+            raise RunError(f"{name} names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}")
+    if not rows or config.seeds < 1 or not config.shares:
+        raise RunError(
+            "nothing to compare: give --cores, --encoders or --cores_from, --shares, and --seeds "
+            "above 0"
         )
     found = []
     for seed in range(config.seeds):
-        for share in config.shares:
+        for share in config.trials or config.shares:
             for row, recipe in rows.items():
-                rate = config.learning_rates.get(row, config.learning_rates.get(recipe.core))
+                # A core that was fitted is no row of its kind.
+                kind = row if recipe.core_from is not None else recipe.core
+                rate = config.learning_rates.get(row, config.learning_rates.get(kind))
+                mode = config.tuning_modes.get(row, config.tuning_modes.get(kind))
                 loop = recipe.training
                 if rate is not None:
                     optimizer = replace(loop.optimizer, learning_rate=rate)
                     loop = replace(loop, optimizer=optimizer)
-                folder = f"{row.replace('/', '_')}_share{share:g}_seed{seed}"
+                amount = f"{'trials' if config.trials else 'share'}{share:g}"
+                folder = f"{row.replace('/', '_')}_{amount}_seed{seed}"
                 loop = replace(
                     loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
                 )
-                data = replace(recipe.data, train_share=share)
+                draw = (recipe.data.share_seed or 0) + seed
+                drawn: dict[str, Any] = {"share_seed": draw, setting: share}
+                data = replace(recipe.data, **drawn)
                 settings = {name: getattr(recipe, name) for name in NAMES}
                 settings |= {"data": data, "training": loop}
+                if mode is not None:
+                    settings["tuning"] = in_mode(recipe.tuning, mode)
                 found.append(Cell(row, share, NeuralRecipe(**settings)))
     return found
+
+
+def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
+    """The same settings in another mode, without those that belong to other modes alone."""
+    return replace(
+        tuning,
+        mode=mode,
+        readout_steps=tuning.readout_steps if mode == "readout_first" else 0,
+        last_blocks=tuning.last_blocks if mode == "last_blocks" else None,
+    )
 
 
 def finished(cell: Cell) -> bool:
@@ -164,14 +217,21 @@ def collected(planned: list[Cell]) -> NeuralComparison:
     made = [scores_of(cell) for cell in planned]
     counts = all("bps_mean" in own["scores"] for tiers in made for own in tiers.values())
     metric = "bps_mean" if counts else "correlation_mean"
-    found = NeuralComparison(metric)
+    counted = planned[0].recipe.data.train_trials is not None
+    found = NeuralComparison(metric, unit="trials" if counted else "share")
     for cell, tiers in zip(planned, made, strict=True):
         for tier, own in tiers.items():
             found.add(tier, cell.row, cell.share, own["scores"])
             found.refer(tier, "true rates", cell.share, own["ceiling"].get(metric))
-    for cell in {cell.share: cell for cell in planned}.values():
+    # Seeds differ in the trials of a share.
+    draws = {(cell.share, cell.recipe.data.share_seed): cell for cell in planned}
+    repeats: dict[tuple[str, float], list[float]] = {}
+    for (share, _), cell in draws.items():
         for tier, scores in score_training_repeats(build_sessions(cell.recipe.data)).items():
-            found.refer(tier, "mean of the training repeats", cell.share, scores.get(metric))
+            if metric in scores:
+                repeats.setdefault((tier, share), []).append(scores[metric])
+    for (tier, share), values in repeats.items():
+        found.refer(tier, "mean of the training repeats", share, mean(values))
     return found
 
 

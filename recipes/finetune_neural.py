@@ -4,6 +4,8 @@
     python recipes/finetune_neural.py --sessions sessions/a sessions/b \\
         --encoder runs/simclr/encoder --config recipes/configs/neural_small.yaml
     python recipes/finetune_neural.py --sessions sessions/a --core resnet
+    python recipes/finetune_neural.py --sessions sessions/new --core_from runs/animals \\
+        --tuning.mode frozen
 
 Without --config the preset of the sample holds; without --sessions a population is simulated once;
 without --encoder a fresh one is trained.
@@ -20,6 +22,7 @@ from typing import Any
 
 from recipes.samples import sample_session
 from ssl_vivit import neural, objectives, training
+from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
 from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.neural.config import (
@@ -41,6 +44,9 @@ class NeuralRecipe:
 
     Args:
         core: vivit takes the encoder; ln, ln_separable, resnet and x3d are what it has to beat.
+        core_from: a run or an exported model of neurons. Its encoder, adapter, modulator and frame
+            stream are taken with their weights, and readouts are fitted to ``sessions``; settings
+            of these parts are then not read. ``--tuning.mode frozen`` fits readouts alone.
         encoder: the encoder; ``--encoder DIR`` is ``--encoder.path DIR``.
         data: sessions and windows; ``--sessions A B`` is ``--data.sessions '["A", "B"]'``.
         model: what stands around the core.
@@ -52,6 +58,7 @@ class NeuralRecipe:
     """
 
     core: CoreKind = "vivit"
+    core_from: str | None = None
     encoder: NeuralEncoderChoice = field(
         default_factory=NeuralEncoderChoice, metadata={"--encoder": "path"}
     )
@@ -66,7 +73,20 @@ class NeuralRecipe:
     evaluation: NeuralEvaluationConfig = field(default_factory=NeuralEvaluationConfig)
 
     def __post_init__(self) -> None:
+        if self.core_from is not None and (self.core != "vivit" or self.encoder.path is not None):
+            other = (
+                f"--core {self.core}" if self.core != "vivit" else f"--encoder {self.encoder.path}"
+            )
+            raise ValueError(
+                f"--core_from {self.core_from} brings a core of its own, and {other} names another; "
+                "leave one of them out"
+            )
         self.tuning.check(self.training.steps)
+        if self.tuning.mode == "last_blocks" and self.core != "vivit":
+            raise ValueError(
+                f"tuning.mode last_blocks trains blocks of an encoder, and --core {self.core} has "
+                "none; choose another --tuning.mode, or leave that core out"
+            )
 
 
 def main() -> None:
@@ -103,23 +123,34 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     # Imported here, since they load timm or accelerate, for which --help need not wait.
     import torch
 
+    from ssl_vivit.encoders import ViViT
     from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
     from ssl_vivit.evaluation.neurons.best_model import place_best
     from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
     from ssl_vivit.neural.building import own_penalties
+    from ssl_vivit.neural.fitted_core import build_on_core, core_inputs, open_core
     from ssl_vivit.neural.readout.energy_start import start_at_energy
     from ssl_vivit.training.processes import Host
 
     training.check_run(objectives.TunedNeuralPrediction, config.training, training.to_plain(config))
     config = replace(config, data=with_sessions(config.data, processes))
+    fitted = None if config.core_from is None else open_core(config.core_from)
+    inputs = None if fitted is None else core_inputs(fitted)
     statistics, told = encoder_statistics(config)
-    sessions = build_sessions(config.data, seed=config.training.seed, pixel_statistics=statistics)
+    if inputs is not None:
+        statistics, told = core_statistics(config, inputs)
+    sessions = build_sessions(
+        config.data, seed=config.training.seed, pixel_statistics=statistics, core=inputs
+    )
     torch.manual_seed(config.training.seed)
-    built = neural.build_neural_model(
-        config.core, config.encoder, config.model, config.baseline, sessions.facts,
-        longest=max(int(session.lengths.max()) for session in sessions.sessions),
-        window=config.data.window,
-    )  # fmt: skip
+    if fitted is not None:
+        built = build_on_core(fitted, config.model, sessions.facts)
+    else:
+        built = neural.build_neural_model(
+            config.core, config.encoder, config.model, config.baseline, sessions.facts,
+            longest=max(int(session.lengths.max()) for session in sessions.sessions),
+            window=config.data.window,
+        )  # fmt: skip
     if config.model.readout_start == "energy":
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
     introduce(config, built.model, sessions, processes)
@@ -127,27 +158,31 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         processes.print(note, file=sys.stderr)
     started = positions_found(built.model, sessions)
     loop, loss = config.training, config.objective
-    if config.core != "vivit":  # the others have no layers that timm's decay knows
+    # The others have no layers that timm's decay knows.
+    if not isinstance(built.model.encoder, ViViT):
         loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
     host = Host()
     beside: dict[str, Any] = {
         "run_config": training.to_plain(config),
-        "periodic": NeuralEvaluation(config.evaluation, sessions).periodic(),
+        "periodic": NeuralEvaluation(config.evaluation, sessions, config.tuning).periodic(),
         "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
     }
     tuning = config.tuning
+    tuned: dict[str, Any] = {"facts": sessions.facts, "fitted_core": fitted is not None}
+    if config.data.session_weights == "equal":
+        tuned["session_shares"] = sessions.train.session_shares(loop.total_batch_size)
     reached = host.from_main(lambda: reached_step(loop))
     if tuning.mode == "readout_first" and reached < tuning.readout_steps:
         frozen = objectives.TunedNeuralPrediction(
-            copy.deepcopy(built.model), loss, replace(tuning, mode="frozen"), facts=sessions.facts
+            copy.deepcopy(built.model), loss, replace(tuning, mode="frozen"), **tuned
         )
         first = training.fit(frozen, sessions.train, loop, until=tuning.readout_steps, **beside)
         if first.interrupted:
             return None
         del frozen  # a second model in memory
         loop = replace(loop, resume="auto")
-    objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, facts=sessions.facts)
+    objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, **tuned)
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
         return None
@@ -177,6 +212,8 @@ def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: A
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     encoder = config.encoder.path or f"fresh {config.encoder.name}"
     core = f"vivit, {encoder}" if config.core == "vivit" else config.core
+    if config.core_from is not None:
+        core = f"of {config.core_from}"
     count, trials = len(sessions.facts), sum(len(fact.split["train"]) for fact in sessions.facts)
     neurons = sum(len(fact.unit_ids) for fact in sessions.facts)
     paths = ", ".join(str(session.path) for session in sessions.sessions)
@@ -214,6 +251,18 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
         return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
     mean, std = found
     return found, [f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the encoder's own"]
+
+
+def core_statistics(
+    config: NeuralRecipe, inputs: SessionFacts
+) -> tuple[tuple[float, float] | None, list[str]]:
+    """As of :func:`encoder_statistics`, for a core that was fitted to sessions with these inputs."""
+    if config.data.standardize == "session":
+        return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
+    mean, std = inputs.video_mean, inputs.video_std
+    return (mean, std), [
+        f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the core's own"
+    ]
 
 
 def fit_held_out(

@@ -25,6 +25,7 @@ from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import build_modulator
 from ssl_vivit.neural.nonlinearity import drive_of
+from ssl_vivit.neural.readout.gaussian import ReadoutConfig
 from ssl_vivit.neural.readout.linear import FilterKind
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def build_neural_model(
             config=replace(baseline.ln, filters=filters),
             nonlinearity=config.nonlinearity,
         )
-        _start_at_mean_rates(model, facts)
+        start_at_mean_rates(model, facts)
         return BuiltModel(model, [])
     frame_rates: dict[str, FrameRates | None] | None = None
     notes: list[str] = []
@@ -99,23 +100,30 @@ def build_neural_model(
         module,
         build_adapter(config.adapter),
         build_modulator(config.modulator, seen.channels, behaviour_channels, seen.temporal_stride),
-        {
-            fact.name: config.readout.build(
-                len(fact.unit_ids),
-                seen.channels,
-                coordinates=None if fact.coordinates is None else torch.tensor(fact.coordinates),
-                pupil=fact.pupil_mean is not None,
-            )
-            for fact in facts
-        },
+        build_readouts(config.readout, seen.channels, facts),
         nonlinearity=config.nonlinearity,
         frame_stream=config.frame_stream,
         stream_filters=config.stream_filters,
         frame_rates=frame_rates,
     )
     if config.readout.bias:
-        _start_at_mean_rates(model, facts)
+        start_at_mean_rates(model, facts)
     return BuiltModel(model, notes)
+
+
+def build_readouts(
+    config: ReadoutConfig, channels: int, facts: Sequence[SessionFacts]
+) -> dict[str, torch.nn.Module]:
+    """Session → a fresh readout of its neurons from a map of so many channels."""
+    return {
+        fact.name: config.build(
+            len(fact.unit_ids),
+            channels,
+            coordinates=None if fact.coordinates is None else torch.tensor(fact.coordinates),
+            pupil=fact.pupil_mean is not None,
+        )
+        for fact in facts
+    }
 
 
 def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
@@ -128,7 +136,8 @@ def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str,
 
 
 @torch.no_grad()
-def _start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
+def start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
+    """Set the biases so that without any drive a neuron has its mean rate of the training trials."""
     for fact in facts:
         means = torch.tensor(fact.mean_response, dtype=torch.float64).clamp(
             min=_LEAST_MEAN_RESPONSE

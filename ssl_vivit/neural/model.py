@@ -41,6 +41,8 @@ class NeuralModel(nn.Module):
         frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it a
             rate depends on frames up to the end of the last whole tubelet alone.
         stream_filters: space-time filters of the frame stream.
+        stream_frames: frames that the frame stream sees; None for as many as a token's step takes,
+            at the lowest of the sessions' rates.
         frame_rates: session → its rate and the encoder's, where the stimulus is resampled for the
             encoder (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`); other sessions are not.
 
@@ -61,20 +63,46 @@ class NeuralModel(nn.Module):
         nonlinearity: Nonlinearity = "softplus",
         frame_stream: bool = True,
         stream_filters: int = 64,
+        stream_frames: int | None = None,
         frame_rates: Mapping[str, FrameRates | None] | None = None,
     ) -> None:
         super().__init__()
-        if not readouts:
-            raise NeuralModelError("readouts is empty; give one for each session")
         check_type("nonlinearity", nonlinearity, Nonlinearity)
         core = core_of(encoder)
         self.encoder = encoder
         self.adapter = adapter
         self.modulator = modulator
+        self.nonlinearity: Nonlinearity = nonlinearity
+        self.set_readouts(readouts or {}, frame_rates)
+        self.frame_stream: FrameStream | None = None
+        if isinstance(core, ViViTCore):
+            if frame_stream:
+                self.frame_stream = self._stream_for(core, stream_filters, stream_frames)
+        elif core.temporal_stride != 1:
+            raise NeuralModelError(
+                f"{type(encoder).__name__} has temporal_stride {core.temporal_stride}; cores "
+                "beside ViViT must give one step of the map for each frame"
+            )
+
+    def set_readouts(
+        self,
+        readouts: Mapping[str, nn.Module],
+        frame_rates: Mapping[str, FrameRates | None] | None = None,
+    ) -> None:
+        """Read the neurons of these sessions and no others; all before the readouts stays as it is.
+
+        Args:
+            readouts: as of the constructor.
+            frame_rates: as of the constructor.
+
+        Raises:
+            NeuralModelError: for no readouts, or rates of other sessions.
+        """
+        if not readouts:
+            raise NeuralModelError("readouts is empty; give one for each session")
         self.sessions = tuple(readouts)
         # A ModuleDict takes no names with dots.
         self.session_readouts = nn.ModuleList(readouts.values())
-        self.nonlinearity = nonlinearity
         given = dict(frame_rates or {})
         unknown = [name for name in given if name not in self.sessions]
         if unknown:
@@ -83,21 +111,12 @@ class NeuralModel(nn.Module):
                 f"{', '.join(self.sessions)}"
             )
         self.frame_rates = {name: given.get(name) for name in self.sessions}
-        self.frame_stream: FrameStream | None = None
-        if isinstance(core, ViViTCore):
-            if frame_stream:
-                self.frame_stream = self._stream_for(core, stream_filters)
-        elif core.temporal_stride != 1:
-            raise NeuralModelError(
-                f"{type(encoder).__name__} has temporal_stride {core.temporal_stride}; cores "
-                "beside ViViT must give one step of the map for each frame"
-            )
 
-    def _stream_for(self, core: ViViTCore, filters: int) -> FrameStream:
+    def _stream_for(self, core: ViViTCore, filters: int, frames: int | None) -> FrameStream:
         config = core.encoder.config
         stride = core.temporal_stride
         # As long as the encoder may be silent, in recorded frames.
-        span = max(
+        span = frames or max(
             stride if rates is None else rates.span(stride) for rates in self.frame_rates.values()
         )
         return FrameStream(

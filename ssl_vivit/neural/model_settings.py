@@ -52,6 +52,7 @@ def settings_of(model: NeuralModel) -> dict[str, Any]:
         "nonlinearity": model.nonlinearity,
         "frame_stream": stream is not None,
         "stream_filters": None if stream is None else stream.hidden,
+        "stream_frames": None if stream is None else stream.kernel[0],
         "frame_rates": {
             name: None if rates is None else dataclasses.asdict(rates)
             for name, rates in model.frame_rates.items()
@@ -78,6 +79,8 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
         nonlinearity=saved["nonlinearity"],
         frame_stream=saved["frame_stream"],
         stream_filters=saved["stream_filters"] or 1,
+        # Earlier versions derived it from the sessions' rates.
+        stream_frames=saved.get("stream_frames"),
         frame_rates={
             name: None if rates is None else FrameRates(**rates)
             for name, rates in saved["frame_rates"].items()

@@ -16,7 +16,7 @@ from ssl_vivit.errors import NeuralModelError
 Array = Tensor | np.ndarray
 
 # A nominal rate (30) and its exact one (29.97) are one rate.
-_RATE_TOLERANCE = 0.005
+RATE_TOLERANCE = 0.005
 
 
 class RecordedInputs(NamedTuple):
@@ -100,7 +100,7 @@ def check_rate(frames_per_second: float, facts: SessionFacts) -> None:
     Raises:
         NeuralModelError: that names both rates.
     """
-    if not math.isclose(frames_per_second, facts.frames_per_second, rel_tol=_RATE_TOLERANCE):
+    if not math.isclose(frames_per_second, facts.frames_per_second, rel_tol=RATE_TOLERANCE):
         raise NeuralModelError(
             f"frames_per_second is {frames_per_second:g}; session {facts.name!r} has "
             f"{facts.frames_per_second:g} frames a second, each of which is a step of the model: "

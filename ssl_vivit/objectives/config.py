@@ -9,6 +9,7 @@ from ssl_vivit.settings import check_least, check_types
 
 MaskKind = Literal["tube", "block", "random"]
 DecoderPositions = Literal["sinusoidal", "rotary"]
+TuningMode = Literal["full", "frozen", "readout_first", "last_blocks"]
 
 
 @dataclass
@@ -96,21 +97,38 @@ class NeuralPredictionConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How the encoder takes part in training.
+    """How the encoder takes part in training, and for how long training goes on.
+
+    Beside ``--core_from`` adapter, modulator and frame stream come fitted as the encoder does:
+    ``frozen``, ``readout_first`` and encoder_share then hold for them, too, so that ``frozen`` fits
+    readouts alone. Beside ``--encoder`` they start fresh and are always trained.
 
     Args:
         mode: ``full`` trains everything; ``frozen`` leaves the encoder as it is, in eval mode;
-            ``readout_first`` does so for readout_steps steps and then trains everything.
+            ``readout_first`` does so for readout_steps steps and then trains everything;
+            ``last_blocks`` trains the last blocks of a ViViT and leaves what comes before them as
+            it is, in eval mode.
         readout_steps: steps of ``readout_first`` before the encoder joins; it warms up from then.
+        last_blocks: blocks of ``last_blocks`` that are trained, and the norms after them. Blocks of
+            Model 2 are in order its spatial ones, then its temporal ones. As many as the encoder
+            has train all of it but the embedding: tubelets, positions of tubelets, class token and
+            registers before the first block.
         encoder_share: factor on the encoder's learning rate, beside layer_decay's.
         held_out_steps: steps at the end in which the readouts of neurons that were held out
             (data.held_out_neurons) are fitted on the training trials, all else frozen.
+        patience: evaluations (evaluation.every) on the validation trials without a better score
+            after which the run ends early, with the best model as its result; null trains all
+            steps. The score is the one of evaluation.keep_best. Evaluations before the encoder
+            joins in ``readout_first`` do not count. The learning rate follows the schedule of all
+            training.steps.
     """
 
-    mode: Literal["full", "frozen", "readout_first"] = "full"
+    mode: TuningMode = "full"
     readout_steps: int = 0
+    last_blocks: int | None = None
     encoder_share: float = 1.0
     held_out_steps: int = 300
+    patience: int | None = None
 
     def check(self, steps: int) -> None:
         """Refuse what leaves nothing to do.
@@ -131,7 +149,17 @@ class TuningConfig:
                 f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
                 f"the mode is {self.mode}: leave readout_steps at 0"
             )
+        if (self.mode == "last_blocks") != (self.last_blocks is not None):
+            raise ValueError(
+                "tuning.mode last_blocks needs a number of blocks: give --tuning.last_blocks N"
+                if self.last_blocks is None
+                else f"tuning.last_blocks {self.last_blocks} belongs to tuning.mode last_blocks; the "
+                f"mode is {self.mode}: leave last_blocks out, or give --tuning.mode last_blocks"
+            )
         check_least(self, "tuning.", held_out_steps=1)
+        for name in ("last_blocks", "patience"):
+            if getattr(self, name) is not None:
+                check_least(self, "tuning.", **{name: 1})
         if self.encoder_share <= 0:
             raise ValueError(
                 f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "

@@ -7,7 +7,7 @@ Poisson regression on counts (or non-negative calcium activity), as Lurz et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ class NeuralPrediction(Objective):
     them each process holds. A penalty of a session counts by its share of those responses, so a
     session's data and its penalties keep their ratio, however sessions are batched.
 
+    Where sessions are to weigh equally, the loss is the sum over the sessions of the batch of w times
+    the session's mean over its known responses, and penalties count by w, too. With S sessions, b of
+    the batch's B windows from this one, and the share p of an epoch's windows that are from it,
+    w = b / (B p S). Over an epoch w is 1 / S in the mean, whatever is in which batch.
+
     Sessions that a batch lacks get gradients of exactly zero, since DistributedDataParallel wants
     one for every parameter. An optimiser with momentum still moves their readouts by what it
     remembers, and weight decay goes on; Adam's step falls off within some 1 / (1 − beta1) steps.
@@ -42,10 +47,12 @@ class NeuralPrediction(Objective):
         model: the model of neurons.
         config: settings; None takes the defaults.
         facts: of each session of the model, for the mean responses and for the checkpoint.
+        session_shares: session → its share of the training windows, where sessions are to weigh
+            equally; None weighs every known response alike.
 
     Raises:
-        ValueError: if a setting is out of its range, a penalty is unknown, or the facts are of
-            other sessions.
+        ValueError: if a setting is out of its range, a penalty is unknown, or facts or shares are
+            of other sessions.
     """
 
     export_name = "model"
@@ -59,10 +66,12 @@ class NeuralPrediction(Objective):
         config: NeuralPredictionConfig | None = None,
         *,
         facts: Sequence[SessionFacts],
+        session_shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.config = config or NeuralPredictionConfig()
         self.facts = list(facts)
+        self.session_shares = None if session_shares is None else dict(session_shares)
         self.model = model
         self._check()
         for module in model.modules():
@@ -115,9 +124,10 @@ class NeuralPrediction(Objective):
         data, penalty = all_rates[0].new_zeros(()), all_rates[0].new_zeros(())
         gain, spikes = data.new_zeros((), dtype=torch.float64), data.new_zeros(())
         known = [~part["responses"].isnan() for part in parts]
-        count = self._count(sum(mask.sum() for mask in known))  # type: ignore[arg-type]
+        counts = self._counts(parts, known)
         for part, mask, rates in zip(parts, known, all_rates, strict=True):
             session = part["session"]
+            count = counts[session]
             responses = part["responses"].to(rates.dtype).masked_fill(~mask, 0)
             loss = poisson_sum(rates, responses, mask, self.config.eps)
             data = data + loss / count
@@ -134,14 +144,34 @@ class NeuralPrediction(Objective):
             metrics["regularisation"] = penalty.detach()
         return Step(loss, metrics)
 
-    def _count(self, known: Tensor) -> Tensor:
-        """Known responses, as the mean over processes, whose gradients are averaged."""
-        known = known.double()
+    def _counts(self, parts: list[dict[str, Any]], known: list[Tensor]) -> dict[str, Tensor]:
+        """Session → what its summed loss is divided by.
+
+        That is the number of known responses of the batch, or of the session's over its weight; as
+        the mean over processes, whose gradients are averaged.
+        """
+        if self.session_shares is None:
+            count = self._over_processes(sum(mask.sum() for mask in known))  # type: ignore[arg-type]
+            return dict.fromkeys(self.model.sessions, count.clamp(min=1.0).to(torch.float32))
+        names = list(self.model.sessions)
+        numbers = torch.zeros(len(names), 2, dtype=torch.float64, device=known[0].device)
+        for part, mask in zip(parts, known, strict=True):
+            place = names.index(part["session"])
+            numbers[place, 0] += mask.sum()
+            numbers[place, 1] += len(mask)
+        responses, windows = self._over_processes(numbers).unbind(1)
+        shares = windows.new_tensor([self.session_shares[name] for name in names])
+        weights = windows / (windows.sum() * shares * len(names))
+        counts = (responses.clamp(min=1.0) / weights).to(torch.float32)
+        return dict(zip(names, counts.unbind(), strict=True))
+
+    def _over_processes(self, number: Tensor) -> Tensor:
+        number = number.double()
         # Outside training a single process may call.
         if self.training and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(known)
-            known = known / dist.get_world_size()
-        return known.clamp(min=1.0).to(torch.float32)
+            dist.all_reduce(number)
+            number = number / dist.get_world_size()
+        return number
 
     def _penalty(self, session: str) -> Tensor:
         terms = _terms(self.model.readout(session))
@@ -194,6 +224,11 @@ class NeuralPrediction(Objective):
             raise ValueError(
                 f"the model reads sessions {', '.join(sessions)}; the facts are of "
                 f"{', '.join(names) or 'none'}"
+            )
+        if self.session_shares is not None and self.session_shares.keys() != {*sessions}:
+            raise ValueError(
+                f"the model reads sessions {', '.join(sessions)}; session_shares are of "
+                f"{', '.join(self.session_shares) or 'none'}"
             )
         terms = {name for readout in self.model.readouts.values() for name in _terms(readout)}
         for name, weight in config.regularisation.items():

@@ -179,6 +179,8 @@ class _Run:
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
+        # Why a periodic job has ended the run before its last step.
+        self.ended: str | None = None
         self.accelerator = start_accelerator(config)
         self.host = Host()
         for line in told:
@@ -273,17 +275,21 @@ class _Run:
         self.model.train()
         if self.step == 0:
             self._run_periodic()
-        while self.step < self.last:
+        while self.step < self.last and self.ended is None:
             micro_batches, failure = self._fetch()
             self._settle(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
             self._run_periodic()
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.last:
+            ends = self.step == self.last or self.ended is not None
+            if ends or self.step % self.config.checkpoint_every == 0:
                 self._save()
         self._settle_all()
-        if self.step < self.config.steps:
+        if self.ended is not None:
+            self.progress.close()  # so that the line is not overwritten
+            self._say(f"ended    after step {self.step} of {self.config.steps}: {self.ended}")
+        elif self.step < self.config.steps:
             return self._stopped()
         return self._finished()
 
@@ -405,7 +411,7 @@ class _Run:
         self._settle_all()
         moment = Moment(
             self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export,
-            warming_up=self.step < self.config.optimizer.warmup_steps,
+            self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
         )  # fmt: skip
         with self.throughput.paused():
             for job in due:
@@ -415,6 +421,10 @@ class _Run:
                     self._log(self.step, numbers)
                     shown = {name: numbers[name] for name in job.on_bar if name in numbers}
                     self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
+
+    def _end(self, reason: str) -> None:
+        if self.step < self.config.steps:
+            self.ended = reason
 
     def _export(self, directory: Path) -> None:
         """Write the model as it is now; the weights of FSDP2 come together for it."""
@@ -462,6 +472,7 @@ class _Run:
     def _restore(self, path: Path) -> None:
         try:
             state, facts = checkpoints.read_checkpoint(path)
+            self.ended = facts.get("ended")
             checkpoints.scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
             before, now = facts.get("precision"), self.config.precision
             if before not in (None, now):
@@ -491,6 +502,7 @@ class _Run:
                 **to_plain(self.config.optimizer),
             },
             "seed": self.config.seed,
+            "ended": self.ended,
             "world_size": self.host.world_size,
             "total_batch_size": self.config.total_batch_size,
             "accumulation": self.config.accumulation,

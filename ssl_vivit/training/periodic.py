@@ -25,6 +25,8 @@ class Moment:
         accelerator: knows device and processes.
         progress: the progress bar; ``progress.write(line)`` prints above it.
         export: writes the model as it is now to a directory; every process must call it.
+        end: ends the run after this step as if it were the last one; takes the reason, which is
+            printed and saved in the checkpoint. Every process must call it, or none.
         warming_up: whether the learning rate still rises.
     """
 
@@ -34,6 +36,7 @@ class Moment:
     accelerator: Accelerator
     progress: tqdm
     export: Callable[[Path], None]
+    end: Callable[[str], None]
     warming_up: bool = False
 
     def call(self, method: str, *args: Any) -> Any:

@@ -38,9 +38,12 @@ FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
 # Digests of what the run was given, by the setting that names it.
 CONTENTS = "contents.json"
 ENCODER = "encoder.path"
+CORE = "core_from"
 DATA = ("data.shards", "data.sessions")
 # Runs of before these settings had no videos that they are about.
 NEWER = ("data.short_videos",)
+# What runs of before a setting did.
+EARLIER = {"data.session_weights": "responses"}
 
 
 def open_run(
@@ -64,7 +67,7 @@ def open_run(
     Raises:
         RunError: if the directory holds another run, or the checkpoint asked for is not whole.
     """
-    contents = {**_encoder_contents(run_config), **(contents or {})}
+    contents = {**_weights_contents(run_config), **(contents or {})}
     checkpoint, run_dir = _claimable(config, run_config, warn, contents), run_directory(config)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -89,8 +92,8 @@ def check_claim(config: TrainingConfig, run_config: dict[str, Any]) -> None:
         config,
         run_config,
         lambda line: None,
-        _encoder_contents(run_config),
-        unknown=(*DATA, ENCODER),
+        _weights_contents(run_config),
+        unknown=(*DATA, ENCODER, CORE),
     )
 
 
@@ -187,13 +190,23 @@ def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     return path
 
 
-def _encoder_contents(run_config: dict[str, Any]) -> dict[str, str]:
-    """Digest of an encoder that training starts from; none for a name on the hub."""
-    path = _flat(run_config).get(ENCODER)
-    files = [Path(path) / name for name in ("model.safetensors", "config.json")] if path else []
-    if not files or not all(file.is_file() for file in files):
-        return {}
-    return {ENCODER: " ".join(f"{file_fingerprint(file)['crc32']:08x}" for file in files)}
+def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
+    """Digest of an encoder or core that training starts from; none for a name on the hub."""
+    found = {}
+    settings = _flat(run_config)
+    for setting in (ENCODER, CORE):
+        if not settings.get(setting):
+            continue
+        for place in (".", "model"):
+            folder = Path(settings[setting]) / place
+            needed = [folder / "model.safetensors", folder / "config.json"]
+            if all(file.is_file() for file in needed):
+                # A model of neurons keeps its encoder beside it.
+                files = [*needed, *folder.glob("encoder/model.safetensors")]
+                crcs = [f"{file_fingerprint(file)['crc32']:08x}" for file in files]
+                found[setting] = " ".join(crcs)
+                break
+    return found
 
 
 def _same_settings(
@@ -208,6 +221,7 @@ def _same_settings(
         return
     saved = _flat(yaml.safe_load(path.read_text()) or {})
     current = _flat(yaml.safe_load(yaml.safe_dump(without_names(run_config))))
+    saved = {key: value for key, value in EARLIER.items() if key in current} | saved
     known: dict[str, str] = {}
     if (continued / CONTENTS).exists():  # runs of older versions have none
         known = json.loads((continued / CONTENTS).read_text())

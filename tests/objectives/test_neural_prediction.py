@@ -270,6 +270,73 @@ def test_penalties_count_by_the_share_of_their_session():
     )
 
 
+SHARES = {"a.1": 0.25, "b": 0.75}
+
+
+def slow_equal(model, parts, penalty=0.0):
+    """Each session's windows, one response after another."""
+    windows = sum(len(given["responses"]) for given in parts)
+    loss = 0.0
+    for name, share in SHARES.items():
+        own = [given for given in parts if given["session"] == name]
+        terms = []
+        for given in own:
+            rates = model(given["video"], given["behaviour"], name)
+            for rate, count in zip(rates.flatten(), given["responses"].flatten(), strict=True):
+                if not math.isnan(count):
+                    terms.append(rate - count * torch.log(rate + 1e-12))
+        there = sum(len(given["responses"]) for given in own)
+        weight = there / (windows * share * len(SHARES))
+        if terms:
+            term = model.readout(name).regularisation()["filter_l2"]
+            loss = loss + weight * (torch.stack(terms).mean() + penalty * term)
+    return loss
+
+
+@pytest.mark.parametrize(
+    "sessions", [("a.1", "b", "b"), ("b",), ("a.1",), ("a.1", "b", "a.1", "b")], ids="-".join
+)
+def test_equal_weights_are_those_of_a_slow_loop(sessions):
+    config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
+    parts = [
+        part(name, count=1 + place, frames=6 - place, seed=place, unknown=0.2 * place)
+        for place, name in enumerate(sessions)
+    ]
+    ours = NeuralPrediction(model(), config, facts=facts(), session_shares=SHARES)
+    step = ours(batch(*parts))
+    step.loss.backward()
+    reference = model()
+    expected = slow_equal(reference, parts, 0.1)
+    expected.backward()
+    assert step.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, gradient in gradients(reference).items():
+        found = gradients(ours.model)[name]
+        torch.testing.assert_close(
+            found, torch.zeros_like(found) if gradient is None else gradient, rtol=1e-6, atol=1e-9
+        )
+
+
+def test_sessions_weigh_equally_over_an_epoch_whatever_they_hold():
+    """Batches of one session each, three of b for one of a.1, and more neurons in b."""
+    parts = [part("a.1", seed=1), *(part("b", seed=seed, unknown=0.5) for seed in (2, 3, 4))]
+    ours = NeuralPrediction(model(), facts=facts(), session_shares=SHARES)
+    losses = [ours(batch(given)).loss.item() for given in parts]
+    means = [slow_poisson(ours.model, [given]).item() for given in parts]
+    expected = 0.5 * means[0] + 0.5 * sum(means[1:]) / 3
+    assert sum(losses) / 4 == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_session_without_a_known_response_weighs_nothing():
+    unknown = part("a.1", seed=1)
+    unknown["responses"].fill_(math.nan)
+    parts = [unknown, part("b", seed=2)]
+    ours = NeuralPrediction(model(), facts=facts(), session_shares=SHARES)
+    step = ours(batch(*parts))
+    assert step.loss.item() == pytest.approx(slow_equal(ours.model, parts).item(), rel=1e-6)
+    step.loss.backward()
+    assert not any(p.grad.any() for p in ours.model.readout("a.1").parameters())
+
+
 def test_sessions_that_the_batch_lacks_get_gradients_of_zero():
     config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
     ours = NeuralPrediction(model(), config, facts=facts())
@@ -361,6 +428,16 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
     step = ours(batch(*of_rank(0), *of_rank(1)))
     step.loss.backward()
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
+    equal = NeuralPrediction(model(), config, facts=facts(), session_shares=SHARES)
+    equal_loss = equal(batch(*of_rank(0), *of_rank(1))).loss
+    equal_loss.backward()
+    value = sum(rank.pop("equal/loss") for rank in ranks) / 2
+    assert value.item() == pytest.approx(equal_loss.item(), rel=1e-6)
+    for name, parameter in equal.named_parameters():
+        for rank in ranks:
+            torch.testing.assert_close(
+                rank.pop(f"equal/{name}"), parameter.grad, rtol=1e-6, atol=1e-9
+            )
     for name in ("loss", "poisson", "regularisation"):
         value = sum(rank.pop(name) for rank in ranks) / 2
         expected = step.loss if name == "loss" else step.metrics[name]
@@ -396,6 +473,11 @@ def test_windows_that_fill_no_tubelet_are_refused_in_training_alone():
     with pytest.raises(NeuralModelError, match="3 frames of session 'b' do not fill one"):
         objective(short)
     assert objective.eval()(short).loss.isfinite()
+
+
+def test_shares_of_other_sessions_are_refused():
+    with pytest.raises(ValueError, match=r"reads sessions a\.1, b; session_shares are of b"):
+        NeuralPrediction(model(), facts=facts(), session_shares={"b": 1.0})
 
 
 def test_facts_of_other_sessions_are_refused():

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
+from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.modulators import ConvGRU
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.objectives.held_out_neurons import HeldOutNeurons
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, NeuralPredictionConfig
@@ -26,11 +29,11 @@ def facts(held_out: tuple[int, ...] = ()) -> SessionFacts:
     )  # fmt: skip
 
 
-def model(adapter: nn.Module | None = None) -> NeuralModel:
+def model(adapter: nn.Module | None = None, **settings: object) -> NeuralModel:
     torch.manual_seed(0)
     encoder = create_encoder(
         "vivit_neural_small", image_size=(8, 8), num_frames=8, embed_dim=8, num_heads=2,
-        spatial_depth=1, temporal_depth=1, drop_path=0.5, mlp_dropout=0.5,
+        **{"spatial_depth": 1, "temporal_depth": 1, "drop_path": 0.5, "mlp_dropout": 0.5} | settings,
     )  # fmt: skip
     readouts = {"s": GaussianReadout(3, 8, sampling="mask")}
     return NeuralModel(encoder, adapter, None, readouts, stream_filters=4)
@@ -88,6 +91,137 @@ def test_frozen_encoders_are_not_optimised_at_all() -> None:
     inside = {id(p) for p in objective.encoder.parameters()}
     groups = parameter_groups(objective, 0.1)
     assert not inside & {id(p) for group in groups for p in group["params"]}
+
+
+def test_a_fitted_core_that_is_frozen_leaves_readouts_alone_to_learn() -> None:
+    torch.manual_seed(4)
+    whole = model(StimulusAdapter("affine"))
+    whole.modulator = ConvGRU(8, 0, 4, hidden=4)
+    objective = TunedNeuralPrediction(
+        whole, None, TuningConfig("frozen"), facts=[facts()], fitted_core=True
+    )
+    core = [part for name, part in whole.named_children() if name != "session_readouts"]
+    assert len(core) == 4
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(objective, 0.1), lr=0.1)
+    objective.train()
+    first = gradients(objective)
+    # Without dropout of the core and drawn positions, nothing is random.
+    assert all(torch.equal(first[name], value) for name, value in gradients(objective).items())
+    optimizer.step()
+    for name, parameter in objective.named_parameters():
+        if name.startswith("model.session_readouts."):
+            assert parameter.grad is not None, name
+        else:
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+    assert not torch.equal(
+        whole.readouts["s"].features, before["model.session_readouts.0.features"]
+    )
+    assert not any(module.training for part in core for module in part.modules())
+    assert all(module.training for module in whole.session_readouts.modules())
+
+
+def test_a_fitted_core_joins_and_learns_as_one() -> None:
+    tuning = TuningConfig("readout_first", readout_steps=7, encoder_share=0.1)
+    for fitted in (True, False):
+        objective = TunedNeuralPrediction(
+            model(StimulusAdapter("scale")), None, tuning, facts=[facts()], fitted_core=fitted
+        )
+        prefixes = {name.split(".")[1] for name in objective.first_steps()}
+        own = {"adapter", "frame_stream"} if fitted else set()
+        assert prefixes == {"encoder"} | own
+        assert objective.first_steps().keys() == objective.learning_rate_shares().keys()
+        groups = parameter_groups(objective, 0.1)
+        late = {id(p) for g in groups if g["first_step"] == 7 for p in g["params"]}
+        joining = {
+            id(p)
+            for name, p in objective.named_parameters()
+            if p.requires_grad and name in objective.first_steps()
+        }
+        assert late == joining
+
+
+# Learned positions, a class token and registers, so that there is something of every kind.
+DEEPER = {
+    "spatial_depth": 2, "temporal_depth": 2, "temporal_positions": "learned",
+    "spatial_positions": "learned", "class_token": True, "register_tokens": 1,
+}  # fmt: skip
+IN_ORDER = [
+    ("tubelets.", "positions.spatial", "trunk.class_token", "trunk.spatial_registers"),
+    ("trunk.spatial_blocks.0.",), ("trunk.spatial_blocks.1.",),
+    ("trunk.spatial_norm.", "positions.temporal", "trunk.temporal_registers"),
+    ("trunk.temporal_blocks.0.",), ("trunk.temporal_blocks.1.",), ("trunk.temporal_norm.",),
+]  # fmt: skip
+# Last blocks → the first part of that order which is trained.
+FIRST_TRAINED = {1: 5, 2: 4, 3: 2, 4: 1}
+
+
+@pytest.mark.parametrize("count", FIRST_TRAINED)
+def test_what_comes_before_the_last_blocks_stays_to_the_bit(count) -> None:
+    tuning = TuningConfig("last_blocks", last_blocks=count)
+    objective = TunedNeuralPrediction(model(**DEEPER), None, tuning, facts=[facts()])
+    before = {name: p.detach().clone() for name, p in objective.encoder.named_parameters()}
+    groups = parameter_groups(objective, 0.1)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    for _ in range(2):
+        gradients(objective)
+        optimizer.step()
+    still = tuple(name for part in IN_ORDER[: FIRST_TRAINED[count]] for name in part)
+    moves = tuple(name for part in IN_ORDER[FIRST_TRAINED[count] :] for name in part)
+    assert all(name.startswith(still + moves) for name in before)
+    for name, parameter in objective.encoder.named_parameters():
+        if name.startswith(still):
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+        else:
+            assert not torch.equal(parameter, before[name]), name
+    for module in objective.encoder.modules():
+        own = [*module.parameters()]
+        if own:
+            assert module.training == any(p.requires_grad for p in own)
+    # Dropout and the like have no parameters; they are of their block.
+    blocks = [*objective.encoder.trunk.spatial_blocks, *objective.encoder.trunk.temporal_blocks]
+    for number, block in enumerate(blocks):
+        assert {module.training for module in block.modules()} == {number >= 4 - count}
+    assert objective.model.frame_stream.training
+    # Factors on the learning rate are those of all blocks.
+    full = TunedNeuralPrediction(model(**DEEPER), None, TuningConfig(), facts=[facts()])
+    assert objective.learning_rate_shares() == full.learning_rate_shares()
+
+
+def test_all_blocks_are_full_tuning_but_for_the_embedding() -> None:
+    found = []
+    for tuning in (TuningConfig(), TuningConfig("last_blocks", last_blocks=4)):
+        objective = TunedNeuralPrediction(model(**DEEPER), None, tuning, facts=[facts()])
+        torch.manual_seed(3)
+        found.append(gradients(objective))
+    full, last = found
+    embedding = tuple(f"model.encoder.{name}" for name in IN_ORDER[0])
+    assert {name for name in full if not name.startswith(embedding)} == last.keys()
+    assert any(name.startswith(embedding) for name in full)
+    assert all(torch.equal(full[name], last[name]) for name in last)
+
+
+def test_blocks_that_nothing_reads_are_not_counted() -> None:
+    read = model(**DEEPER)
+    read.encoder.trunk.temporal_blocks[1].requires_grad_(False)
+    tuning = TuningConfig("last_blocks", last_blocks=1)
+    objective = TunedNeuralPrediction(read, None, tuning, facts=[facts()])
+    first, last = objective.encoder.trunk.temporal_blocks
+    assert all(p.requires_grad for p in first.parameters())
+    assert not any(p.requires_grad for p in last.parameters())
+    assert not any(p.requires_grad for p in objective.encoder.trunk.spatial_blocks.parameters())
+
+
+def test_blocks_that_there_are_not_are_refused() -> None:
+    tuning = TuningConfig("last_blocks", last_blocks=5)
+    with pytest.raises(NeuralModelError, match="last_blocks is 5, and the encoder has 4 blocks"):
+        TunedNeuralPrediction(model(**DEEPER), None, tuning, facts=[facts()])
+    core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
+    other = NeuralModel(core, readouts={"s": GaussianReadout(3, 4)})
+    with pytest.raises(NeuralModelError, match="CausalResNet has none"):
+        TunedNeuralPrediction(other, None, tuning, facts=[facts()])
 
 
 def test_the_optimiser_knows_when_and_how_fast_the_encoder_learns() -> None:
@@ -150,6 +284,10 @@ def test_without_held_out_neurons_there_is_nothing_to_fit() -> None:
         (TuningConfig("full", readout_steps=3), "belongs to tuning.mode readout_first"),
         (TuningConfig(encoder_share=0.0), "tuning.encoder_share"),
         (TuningConfig(held_out_steps=0), "tuning.held_out_steps"),
+        (TuningConfig("last_blocks"), "give --tuning.last_blocks N"),
+        (TuningConfig("full", last_blocks=2), "last_blocks 2 belongs to tuning.mode last_blocks"),
+        (TuningConfig("last_blocks", last_blocks=0), "--tuning.last_blocks is 0"),
+        (TuningConfig(patience=0), "--tuning.patience is 0"),
     ],
 )
 def test_settings_that_leave_nothing_to_do_are_refused(tuning, message) -> None:

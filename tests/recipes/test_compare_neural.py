@@ -12,10 +12,21 @@ import pytest
 import torch
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.compare_neural import Cell, ComparisonRecipe, cells, main, scores_of
+from recipes import compare_neural
+from recipes.compare_neural import (
+    Cell,
+    ComparisonRecipe,
+    cells,
+    collected,
+    in_mode,
+    main,
+    scores_of,
+)
 from recipes.finetune_neural import NeuralRecipe
 from ssl_vivit import create_encoder
+from ssl_vivit.evaluation.neurons.comparison import NeuralComparison
 from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import parse, run
 
 TINY = {
@@ -141,14 +152,82 @@ def test_runs_differ_in_what_is_compared_alone(tmp_path):
     assert pretrained.encoder == replace(fresh.encoder, path="runs/a/encoder")
     assert fresh.encoder.overrides == {"embed_dim": 8, "drop_path": 0.1}
     for cell in planned:
-        assert cell.recipe.data == replace(config.data, train_share=cell.share)
+        seed = cell.recipe.training.seed - 5
+        assert cell.recipe.data == replace(config.data, train_share=cell.share, share_seed=seed)
         assert cell.recipe.training.steps == config.training.steps
         assert cell.recipe.objective == config.objective
+
+
+def test_numbers_of_trials_take_the_place_of_shares(tmp_path):
+    told = ["--cores", '["ln"]', "--trials", "4", "16", "--seeds", "2", "--data.share_seed", "7"]
+    config = parse(ComparisonRecipe, told)
+    planned = cells(config, tmp_path)
+    found = [(cell.recipe.data.train_trials, cell.recipe.data.share_seed) for cell in planned]
+    assert found == [(4, 7), (16, 7), (4, 8), (16, 8)]
+    assert [cell.share for cell in planned] == [4, 16, 4, 16]
+    assert all(cell.recipe.data.train_share == 1 for cell in planned)
+    assert planned[1].run_dir.name == "ln_trials16_seed0"
+    shown = NeuralComparison("bps_mean", unit="trials")
+    for cell in planned:
+        shown.add("main", cell.row, cell.share, {"bps_mean": 0.1})
+    assert shown.table().splitlines()[0].split()[-4:] == ["4", "trials", "16", "trials"]
+    assert [result["trials"] for result in shown.to_json()["results"]] == [4, 16]
+
+
+def test_fitted_cores_are_rows_with_a_mode_of_their_own(tmp_path):
+    told = ["--cores", '["vivit", "ln"]', "--encoders", '["runs/mae/encoder"]', "--cores_from",
+            '["runs/mice", "runs/rats"]', "--seeds", "1", "--tuning_modes",
+            '{"mice": "frozen", "vivit": "full", "ln": "full"}',
+            "--learning_rates", '{"vivit": 0.5}']  # fmt: skip
+    config = parse(ComparisonRecipe, told)
+    found = {cell.row: cell.recipe for cell in cells(config, tmp_path)}
+    assert [*found] == ["vivit", "ln", "mae/encoder", "mice", "rats"]
+    assert found["mice"].core_from == "runs/mice"
+    assert all(found[row].core_from is None for row in ("vivit", "ln", "mae/encoder"))
+    modes = {row: recipe.tuning.mode for row, recipe in found.items()}
+    assert modes == {"vivit": "full", "ln": "full", "mae/encoder": "full", "mice": "frozen",
+                     "rats": "full"}  # fmt: skip
+    # What is said of vivit is not said of a fitted core, which may be another.
+    rates = {row: recipe.training.optimizer.learning_rate for row, recipe in found.items()}
+    assert rates["vivit"] == rates["mae/encoder"] == 0.5
+    assert rates["mice"] == rates["rats"] == config.training.optimizer.learning_rate
+
+
+def test_modes_of_rows_leave_settings_of_other_modes_out():
+    last = TuningConfig("last_blocks", last_blocks=2, encoder_share=0.5, patience=3)
+    assert in_mode(last, "frozen") == TuningConfig("frozen", encoder_share=0.5, patience=3)
+    assert in_mode(last, "last_blocks") == last
+    assert in_mode(TuningConfig("readout_first", 4), "full") == TuningConfig()
+
+
+def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, monkeypatch):
+    told = ["--sessions", session, "--cores", '["ln"]', "--shares", "[0.25, 1.0]", "--seeds", "2"]
+    planned = cells(parse(ComparisonRecipe, told), tmp_path)
+    for cell in planned:
+        cell.run_dir.mkdir()
+        tiers = {"main": {"scores": {"bps_mean": 0.1}, "held_out": {}, "ceiling": {}}}
+        (cell.run_dir / "scores.json").write_text(json.dumps({"tiers": tiers}))
+    trained = {}
+
+    def repeats(sessions):
+        trials = sessions.facts[0].split["train"]
+        trained.setdefault(len(trials), []).append(sum(trials))
+        return {"main": {"bps_mean": float(sum(trials))}}
+
+    monkeypatch.setattr(compare_neural, "score_training_repeats", repeats)
+    found = collected(planned).references["main"]["mean of the training repeats"]
+    assert found == {0.25: sum(trained[2]) / 2, 1.0: sum(trained[8]) / 2}
+    assert len(trained[2]) == 2
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--core_from", "runs/m"], "--core_from runs/m: name cores to compare by --cores_from"),
+        (["--tuning_modes", '{"mouse": "full"}'], "tuning_modes names mouse; rows are vivit, ln"),
+        (["--cores_from", "runs/ln"], "two rows have one name"),
+        (["--trials", "4", "--shares", "0.5"], "--trials and --shares both say"),
+        (["--data.train_share", "0.5"], "data.train_share and data.train_trials differ"),
         (["--encoder.path", "e"], "--encoder e: name encoders to compare by --encoders"),
         (["--learning_rates", '{"lm": 0.1}'], "learning_rates names lm; rows are vivit, ln"),
         (["--seeds", "0"], "nothing to compare"),

@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +23,16 @@ from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
-from ssl_vivit.evaluation.neurons.best_model import best_score
+from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
+from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
+from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction
 from ssl_vivit.training import parse, run, to_plain
+from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +193,91 @@ def test_a_run_that_was_killed_continues_to_the_same_bits(sessions, tmp_path, mo
     assert (made / "scores.json").read_text() == (half / "scores.json").read_text()
 
 
+def without_progress(curve: dict[int, float], patience: int, start: int = 0) -> tuple[int, int]:
+    """The best step, and the one at which a run ends, by going through its evaluations."""
+    best, waited = (0, float("-inf")), 0
+    for step, score in curve.items():
+        if step and score > best[1]:
+            best, waited = (step, score), 0
+        elif step > start:
+            waited += 1
+        if waited == patience:
+            return best[0], step
+    raise AssertionError("the run goes on to its end")
+
+
+def val(run_dir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["val/bps_mean"] for line in lines if "val/bps_mean" in line}
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_ends_with_the_best_model(sessions, tmp_path, monkeypatch, capsys):
+    # At this learning rate scores turn worse soon.
+    fast = {"training__steps": 16, "training__optimizer__learning_rate": 0.05,
+            "training__keep_checkpoints": 0, "evaluation__fields": 0}  # fmt: skip
+    sessions = sessions[:1]
+    whole, made = tmp_path / "whole", tmp_path / "run"
+    launch(monkeypatch, words(sessions, whole, **fast))
+    best, last = without_progress(val(whole), 2)
+    assert last < 16
+    capsys.readouterr()
+    told = words(sessions, made, tuning__patience=2, **fast)
+    launch(monkeypatch, told)
+    printed, said = capsys.readouterr()
+    assert (
+        f"ended    after step {last} of 16: val/bps_mean has not improved in 2 evaluations" in said
+    )
+    assert "a, live_test_main: bits per spike" in printed
+    assert val(made) == {step: score for step, score in val(whole).items() if step <= last}
+    assert best_score(made)["step"] == best
+
+    def same(one: Path, two: Path) -> bool:
+        files = ("model.safetensors", "encoder/model.safetensors")
+        return all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+
+    at_best, at_last = (f"checkpoints/step_{step:08d}" for step in (best, last))
+    assert same(made / "model", whole / at_best / "model")
+    assert not (made / f"checkpoints/step_{last + 2:08d}").exists()
+    file = "optimizer.safetensors"
+    assert (made / at_last / file).read_bytes() == (whole / at_last / file).read_bytes()
+
+    # Killed after its last evaluation and before its last checkpoint; and killed after that.
+    for lost in (True, False):
+        if lost:
+            shutil.rmtree(made / at_last)
+        shutil.rmtree(made / "model")
+        (made / "scores.json").unlink()
+        launch(monkeypatch, [*told, "--resume", "auto"])
+        assert f"ended    after step {last} of 16" in capsys.readouterr().err
+        assert (made / at_last / file).read_bytes() == (whole / at_last / file).read_bytes()
+        assert same(made / "model", whole / at_best / "model")
+        assert (made / "scores.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("step", "best", "start", "every", "ends"),
+    [
+        (8, 4, 0, 2, True), (6, 4, 0, 2, False), (8, None, 0, 4, True), (4, None, 0, 4, False),
+        (8, 2, 6, 2, False), (10, 2, 6, 2, True), (12, 5, 0, 4, True), (4, 8, 0, 2, False),
+    ],
+)  # fmt: skip
+def test_patience_counts_evaluations_since_the_best_one(tmp_path, step, best, start, every, ends):
+    """From what is on disk alone; also where the best step was an end, or lies ahead."""
+    if best is not None:
+        (tmp_path / "best").mkdir()
+        (tmp_path / "best" / "score.json").write_text(json.dumps({"step": best, "score": 0.5}))
+    tuning = TuningConfig("readout_first" if start else "full", start, patience=2)
+    found = SimpleNamespace(validation=object(), facts=[facts()])
+    evaluation = NeuralEvaluation.__new__(NeuralEvaluation)
+    evaluation.config, evaluation.tuning = NeuralEvaluationConfig(every=every), tuning
+    evaluation.best, evaluation._host = BestModel(found), Host()
+    reasons = []
+    moment = SimpleNamespace(step=step, run_dir=tmp_path, end=reasons.append)
+    evaluation._end_without_progress(moment, 2)
+    assert bool(reasons) == ends
+
+
 def by_hand(predictor, path: str) -> float:
     """Bits per spike of the test trials, from files and predictions of raw recordings."""
     session = Session(path)
@@ -258,6 +349,54 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     assert len(same) > 0.8 * len(last)
 
 
+def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    short = {"training__steps": 2, "evaluation__fields": 0}
+    launch(monkeypatch, words(sessions[:1], tmp_path / "animals", **short))
+    told = words(
+        sessions[1:], tmp_path / "new", core_from=str(tmp_path / "animals"), tuning__mode="frozen",
+        training__optimizer__learning_rate=0.1, encoder__overrides={"embed_dim": 16}, **short,
+    )  # fmt: skip
+    capsys.readouterr()
+    launch(monkeypatch, told)
+    printed, said = capsys.readouterr()
+    assert "b, live_test_main: bits per spike" in printed
+    assert f"core     of {tmp_path / 'animals'}" in said
+    assert "core_from: ViViT, modulator, frame stream as fitted to a; encoder" in said
+    donor, made = (load_neural_model(tmp_path / name) for name in ("animals", "new"))
+    assert made.sessions == ("b",)
+    for name in ("video_mean", "video_std", "behaviour_channels"):
+        assert getattr(made.facts[0], name) == getattr(donor.facts[0], name)
+    kept = dict(donor.model.named_parameters())
+    for name, parameter in made.model.named_parameters():
+        if not name.startswith("session_readouts."):
+            assert torch.equal(parameter, kept[name]), name
+    # The same recorded pixels give the donor's features, bit for bit.
+    pixels = torch.from_numpy(Session(sessions[1]).video(0)[None, None])
+    one, two = (
+        predictor.model.core(predictor.facts[0].standardised_video(pixels))
+        for predictor in (donor, made)
+    )
+    assert torch.equal(one, two)
+    # Readouts were fitted, and the checkpoint's optimiser holds nothing else.
+    state = load_file(tmp_path / "new/checkpoints/step_00000002/optimizer.safetensors")
+    assert {name.split(".")[1] for name in state} == {"session_readouts"}
+
+    # A run whose core is another one by now does not go on.
+    shutil.copytree(tmp_path / "animals", tmp_path / "moved")
+    (tmp_path / "new" / "scores.json").unlink()
+    moved = [
+        str(tmp_path / "moved") if word == str(tmp_path / "animals") else word for word in told
+    ]
+    launch(monkeypatch, [*moved, "--resume", "auto"])
+    assert (tmp_path / "new" / "scores.json").is_file()
+    config = tmp_path / "moved" / "model" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(RunError, match=r"core_from .*other contents than before"):
+        launch(monkeypatch, [*moved, "--resume", "auto"])
+
+
 @pytest.mark.slow
 def test_neurons_held_out_get_readouts_and_scores_of_their_own(
     sessions, tmp_path, monkeypatch, capsys
@@ -289,6 +428,15 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.readout_steps": 3}, "belongs to tuning.mode readout_first"),
         ({"tuning.mode": "readout_first"}, "must lie between 1 and training.steps 6"),
         ({"tuning.mode": "readout"}, "tuning.mode"),
+        ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
+        ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
+        ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
+        ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons"),
+        ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
+        ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
+        ({"data.session_weights": "same"}, "data.session_weights"),
+        ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
+        ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
         ({"encoder.path": "nowhere"}, "nowhere"),
         ({"encoder.overrides": {"image_size": [16, 16]}}, "the sessions' video is grey, 12×20"),

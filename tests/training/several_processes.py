@@ -98,6 +98,10 @@ def main(folder: Path) -> None:
     report["continued"] = fit(objective(3, dropout=0.3), ToyLoader(), again).step
     fit(objective(0, dropout=0.3), ToyLoader(), config(folder / "dropped"))
 
+    ends = Periodic(2, lambda moment: moment.end("nothing is gained"))
+    ended = fit(objective(0), ToyLoader(), config(folder / "ended"), periodic=[ends])
+    report["ended"] = [ended.step, ended.encoder is not None]
+
     try:
         fit(objective(0), Poisoned(), config(folder / "poisoned"))
     except RunError as error:

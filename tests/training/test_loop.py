@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,52 @@ def test_periodic_jobs_leave_no_trace_in_training(config, metrics) -> None:
     assert trained == metrics(plain.run_dir)
     probes = [row["step"] for row in metrics(probed.run_dir) if "probe/drawn" in row]
     assert probes == [0, 5, 10, 12]
+
+
+def test_a_job_ends_a_run_as_if_the_step_were_the_last(config, metrics, capsys) -> None:
+    asked: list[int] = []
+
+    def job(moment: Moment) -> dict[str, float]:
+        asked.append(moment.step)
+        if moment.step >= 6:
+            moment.end("nothing is gained")
+        return {"val/step": float(moment.step)}
+
+    jobs = [Periodic(3, job)]
+    settings = config("ended", checkpoint_every=4)
+    ended = fit(toy(), toy_batches(), settings, periodic=jobs)
+    assert "ended    after step 6 of 12: nothing is gained" in capsys.readouterr().err
+    assert (ended.step, ended.interrupted, asked) == (6, None, [3, 6])
+    assert ended.encoder == Path(settings.run_dir) / "encoder"
+    whole = fit(toy(), toy_batches(), config("whole", checkpoint_every=6, keep_checkpoints=0))
+    same = whole.run_dir / "checkpoints" / "step_00000006"
+    assert ended.checkpoint is not None
+    for name in ("model", "optimizer", "rng_0"):
+        file = f"{name}.safetensors"
+        assert (ended.checkpoint / file).read_bytes() == (same / file).read_bytes()
+    trained = [row for row in metrics(ended.run_dir) if "train/loss" in row]
+    assert trained == [row for row in metrics(whole.run_dir) if row["step"] <= 6]
+
+    # One that was killed before this step ends at it again; one that has ended goes on no further.
+    for lost in (True, False):
+        if lost:
+            shutil.rmtree(ended.checkpoint)
+            shutil.rmtree(ended.run_dir / "encoder")
+        asked.clear()
+        settings = config("ended", checkpoint_every=4, resume="auto", steps=12)
+        again = fit(toy(5), toy_batches(), settings, periodic=jobs)
+        assert "ended    after step 6 of 12: nothing is gained" in capsys.readouterr().err
+        assert (again.step, asked) == (6, [6] if lost else [])
+        file = "model.safetensors"
+        assert (ended.checkpoint / file).read_bytes() == (same / file).read_bytes()
+        assert again.encoder is not None
+        assert (again.encoder / file).is_file()
+
+
+def test_at_the_last_step_a_run_is_finished_whatever_a_job_says(config, capsys) -> None:
+    job = Periodic(12, lambda moment: moment.end("too late"))
+    assert fit(toy(), toy_batches(), config(), periodic=[job]).step == 12
+    assert "ended" not in capsys.readouterr().err
 
 
 def test_modes_of_submodules_are_put_back(config) -> None:

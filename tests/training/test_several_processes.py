@@ -122,6 +122,12 @@ def test_a_signal_to_one_process_stops_all_at_one_step(launched: Path) -> None:
     assert [report["continued"] for report in _reports(launched)] == [6, 6]
 
 
+def test_a_job_ends_the_run_on_all_processes(launched: Path) -> None:
+    assert [report["ended"] for report in _reports(launched)] == [[2, True]] * 2
+    saved = [path.name for path in (launched / "ended" / "checkpoints").iterdir()]
+    assert saved == ["step_00000002"]
+
+
 def test_continued_with_dropout_equals_uninterrupted(launched: Path) -> None:
     a, b = (launched / name / "checkpoints" / "step_00000006" for name in ("stopped", "dropped"))
     names = ["model", "optimizer", "rng_0", "rng_1"]

@@ -123,8 +123,40 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
+def check_inputs(session: Session, core: SessionFacts) -> None:
+    """Refuse a session whose stimuli and behaviour a fitted core cannot take.
+
+    Args:
+        session: the new one.
+        core: of a session that the core was fitted to; without behaviour channels it takes none.
+
+    Raises:
+        SessionError: naming what differs.
+    """
+    told = f"session {session.name} does not fit the core of core_from:"
+    if session.frame_size != core.frame_size:
+        sizes = ["×".join(map(str, size)) for size in (session.frame_size, core.frame_size)]
+        raise SessionError(
+            f"{told} its videos are {sizes[0]} (H×W), and the core was fitted to {sizes[1]}; resize "
+            "the videos to that"
+        )
+    if not core.behaviour_channels:
+        return
+    least = max(core.behaviour_channels) + 1
+    wanted = core.recorded_channels or max(least, session.behaviour_channels)
+    if session.behaviour_channels != wanted:
+        raise SessionError(
+            f"{told} it has {session.behaviour_channels} behaviour channels, and the core was fitted "
+            f"to {wanted}; write the same channels, or take a core that was fitted with "
+            "model.modulator.kind none"
+        )
+
+
 def measured_facts(
-    sessions: Sequence[Session], splits: Sequence[Split], held_out: float
+    sessions: Sequence[Session],
+    splits: Sequence[Split],
+    held_out: float,
+    behaviour_channels: Sequence[int] | None = None,
 ) -> tuple[list[SessionFacts], list[str]]:
     """Facts of sessions by the training trials that are used.
 
@@ -132,6 +164,8 @@ def measured_facts(
         sessions: of one model.
         splits: of each, tier → trials.
         held_out: share of each session's neurons that is kept from training.
+        behaviour_channels: those of the recorded channels that the model gets; None for those that
+            vary in any session.
 
     Returns:
         The facts, and lines on behaviour and neurons that are left out.
@@ -149,8 +183,10 @@ def measured_facts(
     ]
     varying = [moments.varies for moments in behaviours if moments is not None]
     kept = np.flatnonzero(np.any(varying, axis=0)) if varying else np.zeros(0, dtype=np.int64)
+    if behaviour_channels is not None:
+        kept = np.array(behaviour_channels, dtype=np.int64)
     notes = []
-    if len(kept) < sessions[0].behaviour_channels:
+    if behaviour_channels is None and len(kept) < sessions[0].behaviour_channels:
         dropped = sorted({*range(sessions[0].behaviour_channels)} - {*kept.tolist()})
         notes.append(
             f"behaviour channels without variance in training trials are dropped: "

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from ssl_vivit.data.sessions.facts import SessionFacts, known_facts, measured_facts
+from ssl_vivit.data.sessions.facts import (
+    SessionFacts,
+    check_inputs,
+    known_facts,
+    measured_facts,
+)
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS, TIERS
-from ssl_vivit.data.sessions.split import split_trials
+from ssl_vivit.data.sessions.split import Split, split_trials
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.data.sessions.windows import Batching, WindowBatches
 from ssl_vivit.errors import SessionError
@@ -21,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 Standardisation = Literal["encoder", "session"]
+SessionWeights = Literal["responses", "equal"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,20 @@ class NeuralDataConfig:
         drop_first: frames at the start of a training window or a whole trial whose responses
             count neither for the loss nor for scores.
         held_out_neurons: share of each session's neurons whose responses are kept from training.
-        train_share: share of the training trials that is used; larger ones hold smaller ones.
+        train_share: share of the training trials that is used, and of the validation trials;
+            larger ones hold smaller ones.
+        train_trials: training trials of each session that are used, in place of train_share; the
+            validation trials are reduced by the same ratio. null is train_share.
+        share_seed: draws the trials of a share anew for each number; null draws them by the names
+            of session and trial alone. With one seed larger shares hold smaller ones.
         validation_share: share of the training movies that validates, for sessions that have no
             validation tier of their own.
         standardize: pixels by mean and standard deviation of the sessions' training stimuli
             (``session``), or by those that an exported encoder was trained with (``encoder``).
             Other cores and fresh encoders have no statistics of their own and take the sessions'.
+        session_weights: ``responses`` weighs every known response alike, so that sessions weigh by
+            their windows and neurons; ``equal`` gives every session the same weight in the loss
+            over an epoch, whatever its windows, neurons and unknown responses.
         in_memory: keep trials in memory once they are read.
     """
 
@@ -49,8 +63,11 @@ class NeuralDataConfig:
     drop_first: int = 0
     held_out_neurons: float = 0.0
     train_share: float = 1.0
+    train_trials: int | None = None
+    share_seed: int | None = None
     validation_share: float = 0.1
     standardize: Standardisation = "encoder"
+    session_weights: SessionWeights = "responses"
     in_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -70,7 +87,15 @@ class NeuralDataConfig:
             )
         if not 0 < self.train_share <= 1:
             raise SessionError(f"data.train_share is {self.train_share}; it must be in (0, 1]")
+        if self.train_trials is not None:
+            check_least(self, "data.", train_trials=1)
+            if self.train_share != 1:
+                raise SessionError(
+                    f"data.train_trials {self.train_trials} and data.train_share "
+                    f"{self.train_share:g} both say how many trials are used; leave one out"
+                )
         check_type("data.standardize", self.standardize, Standardisation)
+        check_type("data.session_weights", self.session_weights, SessionWeights)
         check_type("data.batching", self.batching, Batching)
         for name in ("held_out_neurons", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
@@ -88,6 +113,7 @@ class Sessions(NamedTuple):
         test: whole trials; None if there are none.
         facts: of each session, in the order of the config.
         sessions: the open sessions, in the same order.
+        every_validation: the validation trials and those that a share left out.
     """
 
     train: WindowBatches
@@ -95,16 +121,18 @@ class Sessions(NamedTuple):
     test: TrialBatches | None
     facts: list[SessionFacts]
     sessions: list[Session]
+    every_validation: TrialBatches | None = None
 
     def scored(self) -> dict[str, TrialBatches]:
         """Trials that a finished model is scored on, by tier.
 
         Every tier of test trials that tiers.npy names stands on its own, since some test other
-        movies than the training shows in kind. Without test trials it is ``validation``; without
-        those, nothing.
+        movies than the training shows in kind. Without test trials it is ``validation``, all of it
+        whatever the share of the trials, so that shares are scored alike; without those, nothing.
         """
         if self.test is None:
-            return {} if self.validation is None else {"validation": self.validation}
+            left = self.every_validation or self.validation
+            return {} if left is None else {"validation": left}
         by_name: dict[str, list[tuple[int, int]]] = {}
         for i, trial in self.test.trials:
             by_name.setdefault(str(self.sessions[i].tier_names[trial]), []).append((i, trial))
@@ -119,6 +147,7 @@ def build_sessions(
     seed: int = 0,
     facts: Sequence[SessionFacts] | None = None,
     pixel_statistics: tuple[float, float] | None = None,
+    core: SessionFacts | None = None,
 ) -> Sessions:
     """Open the sessions, split them and measure their statistics.
 
@@ -132,9 +161,12 @@ def build_sessions(
             them.
         pixel_statistics: mean and standard deviation, of pixels from 0 to 1, that standardise the
             video in place of the training stimuli's.
+        core: facts of a session that a fitted core takes. The sessions must have its frame size
+            and as many behaviour channels, of which the model gets the same ones.
 
     Raises:
-        SessionError: if a session is unusable, they do not go together, or do not fit ``facts``.
+        SessionError: if a session is unusable, they do not go together, or do not fit ``facts`` or
+            ``core``.
     """
     config.check()
     paths = [config.sessions] if isinstance(config.sessions, str) else config.sessions
@@ -146,13 +178,20 @@ def build_sessions(
     sessions = [Session(path, in_memory=config.in_memory) for path in paths]
     notes = [note for session in sessions for note in session.notes]
     _check_together(sessions)
+    if core is not None:
+        for session in sessions:
+            check_inputs(session, core)
+    splits: list[Split] = []
     if facts is None:
         splits, told = split_trials(
             sessions,
             validation_share=config.validation_share,
             train_share=config.train_share,
+            train_trials=config.train_trials,
+            share_seed=config.share_seed,
         )
-        found, dropped = measured_facts(sessions, splits, config.held_out_neurons)
+        channels = None if core is None else core.behaviour_channels
+        found, dropped = measured_facts(sessions, splits, config.held_out_neurons, channels)
         notes += told + dropped + _rates_note(sessions)
         if pixel_statistics is not None:
             mean, std = pixel_statistics
@@ -177,7 +216,11 @@ def build_sessions(
         whole[tier] = (
             TrialBatches(sessions, found, trials, drop_first=config.drop_first) if trials else None
         )
-    return Sessions(train, whole["validation"], whole["test"], found, sessions)
+    spared = [(i, int(trial)) for i, split in enumerate(splits) for trial in split["spared"]]
+    every = whole["validation"]
+    if every is not None and spared:
+        every = TrialBatches(sessions, found, every.trials + spared, drop_first=config.drop_first)
+    return Sessions(train, whole["validation"], whole["test"], found, sessions, every)
 
 
 def _check_together(sessions: Sequence[Session]) -> None:

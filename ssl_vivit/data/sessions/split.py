@@ -19,25 +19,36 @@ Split = dict[str, np.ndarray]
 
 
 def split_trials(
-    sessions: Sequence[Session], *, validation_share: float, train_share: float
+    sessions: Sequence[Session],
+    *,
+    validation_share: float,
+    train_share: float,
+    train_trials: int | None = None,
+    share_seed: int | None = None,
 ) -> tuple[list[Split], list[str]]:
     """Trials of each tier of each session.
 
     A session without validation trials gives some of its training trials: all those of the movies
     whose content hashes come first, leaving out movies that test trials or the training trials of
-    sessions with a validation tier show. After that ``train_share`` takes a part of the training
-    trials, chosen by their names, so that a larger share holds all of a smaller one.
+    sessions with a validation tier show. After that ``train_share`` or ``train_trials`` takes a
+    part of the training trials, chosen by their names, so that a larger share holds all of a
+    smaller one, and the same share of the validation trials.
 
     Args:
         sessions: with tiers of their own.
         validation_share: share of a session's movies that go to validation if it has none.
-        train_share: share of the training trials that are used, at least one of each session.
+        train_share: share of the training and the validation trials that are used, at least one of
+            each session.
+        train_trials: training trials of each session in place of ``train_share``.
+        share_seed: draws other trials for each number; None draws by names alone.
 
     Returns:
-        For each session, tier → numbers of trials, int64, ascending; and lines on what was done.
+        For each session, tier → numbers of trials, int64, ascending, and under ``spared`` the
+        validation trials that a share left out; and lines on what was done.
 
     Raises:
-        SessionError: if a session were left without training trials.
+        SessionError: if a session were left without training trials, or has fewer than
+            ``train_trials``.
     """
     notes: list[str] = []
     splits = [dict(session.tiers) for session in sessions]
@@ -71,12 +82,22 @@ def split_trials(
             else f"{session.name}: no validation tier, and no movie that could be split off for one"
         )
     for session, split in zip(sessions, splits, strict=True):
-        split["train"] = _nested_share(session.name, split["train"], train_share)
-    if train_share < 1:
+        share = train_share
+        if train_trials is not None:
+            share = _share_of(train_trials, session.name, len(split["train"]))
+        whole = split["validation"]
+        for tier in ("train", "validation"):
+            split[tier] = _nested_share(session.name, split[tier], share, share_seed)
+        split["spared"] = np.setdiff1d(whole, split["validation"])
+    if train_share < 1 or train_trials is not None:
         told = ", ".join(
-            f"{s.name} {len(p['train'])}" for s, p in zip(sessions, splits, strict=True)
+            f"{s.name} {len(p['train'])} + {len(p['validation'])}"
+            for s, p in zip(sessions, splits, strict=True)
         )
-        notes.append(f"train_share {train_share:g} leaves these training trials: {told}")
+        asked = f"train_share {train_share:g}"
+        if train_trials is not None:
+            asked = f"train_trials {train_trials}"
+        notes.append(f"{asked} leaves these training + validation trials: {told}")
     return splits, notes + _notes_on_shared_movies(sessions, splits)
 
 
@@ -99,8 +120,18 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
     return chosen
 
 
-def _nested_share(name: str, trials: np.ndarray, share: float) -> np.ndarray:
-    order = np.argsort([name_fraction(f"{name}\x1ftrial {trial}") for trial in trials])
+def _share_of(wanted: int, name: str, there: int) -> float:
+    if wanted > there:
+        raise SessionError(
+            f"data.train_trials is {wanted}, and session {name} has {there} training trials; lower "
+            "it, or leave the session out"
+        )
+    return wanted / there
+
+
+def _nested_share(name: str, trials: np.ndarray, share: float, seed: int | None) -> np.ndarray:
+    prefix = name if seed is None else f"{name}\x1f{seed}"
+    order = np.argsort([name_fraction(f"{prefix}\x1ftrial {trial}") for trial in trials])
     # 0.1 · 30 is a little more than 3 in floats.
     return np.sort(trials[order[: max(1, ceil(share * len(trials) - 1e-9))]])
 

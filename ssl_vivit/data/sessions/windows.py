@@ -109,6 +109,16 @@ class WindowBatches:
             return sum(count // total_batch_size for count in counts)
         return sum(counts) // total_batch_size
 
+    def session_shares(self, total_batch_size: int) -> dict[str, float]:
+        """Session → its share of the windows of an epoch of whole batches; they sum to 1."""
+        counts = self._counts(total_batch_size)
+        if self.batching == "alternate":
+            counts = [count // total_batch_size for count in counts]
+        return {
+            session.name: count / sum(counts)
+            for session, count in zip(self.sessions, counts, strict=True)
+        }
+
     def contents(self) -> dict[str, str]:
         """Setting → digest of the sessions that it names, in their order."""
         digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]

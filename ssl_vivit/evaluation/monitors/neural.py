@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
-from ssl_vivit.evaluation.neurons.best_model import BestModel
+from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
+from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
 
@@ -23,10 +24,30 @@ class NeuralEvaluation:
     Args:
         config: how often.
         sessions: what is trained on and scored.
+        tuning: how long to go on without a better model.
+
+    Raises:
+        ValueError: for ``tuning.patience`` where no best model is kept.
     """
 
-    def __init__(self, config: NeuralEvaluationConfig, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        config: NeuralEvaluationConfig,
+        sessions: Sessions,
+        tuning: TuningConfig | None = None,
+    ) -> None:
         self.config, self.sessions = config, sessions
+        self.tuning = tuning or TuningConfig()
+        if self.tuning.patience is not None and not config.keep_best:
+            raise ValueError(
+                f"tuning.patience {self.tuning.patience} ends a run with its best model, and "
+                "evaluation.keep_best is false; leave one of them out"
+            )
+        if self.tuning.patience is not None and sessions.validation is None:
+            raise ValueError(
+                f"tuning.patience {self.tuning.patience} needs validation trials, and the sessions "
+                "have none; raise data.validation_share, or leave patience out"
+            )
         self.ceiling: NeuralScores | None = None
         if sessions.validation is not None:
             self.ceiling = score_true_rates(sessions.validation)
@@ -54,9 +75,26 @@ class NeuralEvaluation:
         numbers = {f"val/{name}": value for name, value in scores.compute().items()}
         if self.config.keep_best:
             self.best.keep(moment, numbers, self._host)
+        if self.tuning.patience is not None:
+            self._end_without_progress(moment, self.tuning.patience)
         if moment.accelerator.is_main_process:
             self._draw(moment, numbers)
         return numbers
+
+    def _end_without_progress(self, moment: Moment, patience: int) -> None:
+        assert self._host is not None
+        best = self._host.from_main(lambda: best_score(moment.run_dir))
+        # Counted from what is on disk, so that a run which is continued ends at the same step.
+        since = max(0 if best is None else best["step"], self.tuning.readout_steps)
+        waited = moment.step // self.config.every - since // self.config.every
+        if waited >= patience:
+            told = (
+                "no finite score" if best is None else f"{best['score']:.3f} at step {best['step']}"
+            )
+            moment.end(
+                f"{self.best.criterion} has not improved in {waited} evaluations (tuning.patience "
+                f"{patience}); the best was {told}"
+            )
 
     def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
         ceiling = {} if self.ceiling is None else self.ceiling.compute()

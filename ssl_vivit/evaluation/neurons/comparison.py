@@ -6,7 +6,7 @@ import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +35,15 @@ class NeuralComparison:
         scores: tier → row → share → all scores of each seed's run.
         references: tier → what models are held against → share → its score.
         facts: what was compared.
+        unit: what a share is: a ``share`` of the training trials, or how many ``trials`` of each
+            session.
     """
 
     metric: str
     scores: dict[str, dict[str, dict[float, list[dict[str, float]]]]] = field(default_factory=dict)
     references: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    unit: Literal["share", "trials"] = "share"
 
     def add(self, tier: str, row: str, share: float, scores: dict[str, float]) -> None:
         """One run's scores on a tier."""
@@ -68,7 +71,7 @@ class NeuralComparison:
         label, shares = LABELS.get(self.metric, self.metric), self.shares()
         lines = []
         for tier, rows in self.scores.items():
-            lines.append([f"{tier}: {label}", *(f"{share:.0%}" for share in shares)])
+            lines.append([f"{tier}: {label}", *map(self._told, shares)])
             for row, by_share in rows.items():
                 cells = [
                     "{:.3f} ± {:.3f}".format(*self.estimate(tier, row, share))
@@ -81,10 +84,13 @@ class NeuralComparison:
                 lines.append([name, *(f"{known[s]:.3f}" if s in known else "" for s in shares)])
         return text_table(lines)
 
+    def _told(self, share: float) -> str:
+        return f"{share:.0%}" if self.unit == "share" else f"{share:g} trials"
+
     def to_json(self) -> dict[str, Any]:
         """All scores as JSON values."""
         results = [
-            {"tier": tier, "row": row, "share": share, "mean": _number(mean),
+            {"tier": tier, "row": row, self.unit: share, "mean": _number(mean),
              "standard_error": _number(error), "seeds": runs}
             for tier, rows in self.scores.items()
             for row, by_share in rows.items()
@@ -92,7 +98,7 @@ class NeuralComparison:
             for mean, error in [self.estimate(tier, row, share)]
         ]  # fmt: skip
         references = [
-            {"tier": tier, "name": name, "share": share, "score": score}
+            {"tier": tier, "name": name, self.unit: share, "score": score}
             for tier, names in self.references.items()
             for name, known in names.items()
             for share, score in known.items()
@@ -144,11 +150,13 @@ class NeuralComparison:
             zero = ZEROS.get(self.metric, "chance")
             axis.axhline(0, color="0.35", linewidth=0.8, linestyle=":", label=f"0: {zero}")
         axis.set_xscale("log")
-        axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
+        axis.set_xticks(shares, [self._told(share) for share in shares])
         axis.minorticks_off()
         axis.set(
             title=textwrap.fill(tier, 40),
-            xlabel="share of the training trials",
+            xlabel="share of the training trials"
+            if self.unit == "share"
+            else "training trials of each session",
             ylabel=LABELS.get(self.metric, self.metric),
         )
         axis.grid(alpha=0.3)

@@ -143,6 +143,18 @@ def test_alternating_sessions_take_whole_steps_in_proportion(paths: list[str]) -
     assert turns != sorted(turns)
 
 
+@BATCHING
+@pytest.mark.parametrize("size", [4, 6])
+def test_shares_of_sessions_are_those_of_an_epoch(
+    paths: list[str], batching: str, size: int
+) -> None:
+    train = build(paths, batching=batching).train
+    order = train._order(0, size)
+    expected = {n: sum(i == place for i, *_ in order) / len(order) for place, n in enumerate("ab")}
+    assert train.session_shares(size) == pytest.approx(expected)
+    assert sum(train.session_shares(size).values()) == pytest.approx(1)
+
+
 def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) -> None:
     """Windows that an epoch takes of each trial: the trial's share, rounded up or down."""
     sessions = build(paths)
@@ -311,6 +323,89 @@ def test_shares_of_training_are_nested_and_measured_alone(paths: list[str]) -> N
     assert shares[0].facts[0].split["test"] == shares[3].facts[0].split["test"]
 
 
+def chosen(sessions: Sessions, tier: str = "train") -> list[set[int]]:
+    return [set(fact.split[tier]) for fact in sessions.facts]
+
+
+def test_each_seed_draws_other_trials_and_larger_shares_hold_smaller_ones(
+    tmp_path: Path,
+) -> None:
+    tiers = ("train",) * 12 + ("oracle",) * 6 + ("live_test_main",)
+    paths = [str(folder(tmp_path, name, tiers=tiers)) for name in ("a", "b")]
+    drawn = {
+        seed: [chosen(build(paths, train_share=share, share_seed=seed)) for share in (0.25, 0.5, 1)]
+        for seed in (None, 0, 1, 2)
+    }
+    for few, half, whole in drawn.values():
+        for i in range(2):
+            assert [len(few[i]), len(half[i]), len(whole[i])] == [3, 6, 12]
+            assert few[i] < half[i] < whole[i]
+    quarters = [few[i] for few, *_ in drawn.values() for i in range(2)]
+    assert len({frozenset(trials) for trials in quarters}) == len(quarters)
+    again = [chosen(build(paths, train_share=share, share_seed=1)) for share in (0.25, 0.5, 1)]
+    assert again == drawn[1]
+    # Batches have another seed, which draws no trials.
+    assert chosen(build(paths, train_share=0.25, share_seed=1, seed=9)) == drawn[1][0]
+
+
+def test_validation_trials_are_reduced_like_training_trials(tmp_path: Path) -> None:
+    tiers = ("train",) * 12 + ("oracle",) * 6 + ("live_test_main",)
+    own = str(folder(tmp_path, "a", tiers=tiers))
+    tiers = ("train",) * 20 + ("live_test_main",)
+    split_off = str(folder(tmp_path, "b", tiers=tiers, movies=range(30, 51)))
+    whole = build([own, split_off], validation_share=0.2)
+    assert [len(trials) for trials in chosen(whole, "validation")] == [6, 4]
+    before: list[set[int]] = [set(), set()]
+    for share, sizes in ((0.1, (1, 1)), (0.5, (3, 2)), (0.6, (4, 3))):
+        some = build([own, split_off], validation_share=0.2, train_share=share, share_seed=4)
+        found = chosen(some, "validation")
+        assert tuple(map(len, found)) == sizes
+        for i in range(2):
+            assert before[i] <= found[i] <= chosen(whole, "validation")[i]
+            assert not found[i] & chosen(some)[i]
+        assert some.validation is not None
+        assert len(some.validation) == sum(sizes)
+        before = found
+
+
+def test_trials_are_given_by_number_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [
+        str(folder(tmp_path, name, tiers=("train",) * count + ("oracle",) * 4 + ("test",)))
+        for name, count in (("a", 12), ("b", 8))
+    ]
+    four = build(paths, train_trials=4)
+    assert [len(trials) for trials in chosen(four)] == [4, 4]
+    assert [len(trials) for trials in chosen(four, "validation")] == [2, 2]  # 4/3 is above 1
+    assert (
+        "train_trials 4 leaves these training + validation trials: a 4 + 2, b 4 + 2" in caplog.text
+    )
+    for i, (larger, smaller) in enumerate(
+        zip(chosen(build(paths, train_trials=8)), chosen(four), strict=True)
+    ):
+        assert smaller < larger
+        assert len(larger) == 8, i
+    half = build(paths[1:], train_share=0.5)
+    assert chosen(half)[0] == chosen(four)[1]
+    with pytest.raises(
+        SessionError, match="train_trials is 9, and session b has 8 training trials"
+    ):
+        build(paths, train_trials=9)
+
+
+def test_without_test_trials_every_share_is_scored_on_all_validation_trials(tmp_path: Path) -> None:
+    tiers = ("train",) * 8 + ("oracle",) * 4
+    paths = [str(folder(tmp_path, name, tiers=tiers)) for name in ("a", "b")]
+    some = build(paths, train_share=0.25)
+    assert some.validation is not None
+    assert len(some.validation) == 2
+    expected = {(i, trial) for i in range(2) for trial in range(8, 12)}
+    assert {*some.scored()["validation"].trials} == expected
+    assert {*build(paths).scored()["validation"].trials} == expected
+    assert [fact.split["validation"] for fact in some.facts] == [
+        tuple(sorted(trials)) for trials in chosen(some, "validation")
+    ]
+
+
 def test_statistics_know_the_training_trials_alone(tmp_path: Path) -> None:
     path = folder(tmp_path)
     before = build([str(path)]).facts
@@ -347,6 +442,44 @@ def test_channels_without_variance_are_dropped_where_no_session_has_any(
         assert part["behaviour"].shape[-1] == 3
         still = 1 if part["session"] == "a" else 2
         assert part["behaviour"][..., still].abs().max() < 1e-5
+
+
+def test_a_core_gets_the_channels_that_it_was_fitted_to(tmp_path: Path) -> None:
+    """Also one that does not vary in the new session, and none that the core does not know."""
+    first = folder(tmp_path, "a", behaviour=4)
+    for trial in range(9):
+        change(first, "behavior", trial, lambda x: np.concatenate([x[:2], 0 * x[2:3], x[3:]]))
+    new = folder(tmp_path, "b", behaviour=4)
+    for trial in range(9):
+        change(new, "behavior", trial, lambda x: np.concatenate([0 * x[:1] + 3, x[1:]]))
+    (fitted,) = build([str(first)]).facts
+    assert fitted.behaviour_channels == (0, 1, 3)
+    assert build([str(new)]).facts[0].behaviour_channels == (1, 2, 3)
+    config = NeuralDataConfig(str(new), window=10)
+    sessions = build_sessions(config, core=fitted)
+    (fact,) = sessions.facts
+    assert fact.behaviour_channels == (0, 1, 3)
+    assert (fact.behaviour_mean[0], fact.behaviour_std[0]) == pytest.approx((3, 1))
+    behaviour = take(sessions, 1)[0]["parts"][0]["behaviour"]
+    assert behaviour.shape[-1] == 3
+    assert behaviour[..., 0].abs().max() < 1e-5
+    # A core that takes no behaviour is given none, whatever was recorded.
+    none = dataclasses.replace(fitted, behaviour_channels=(), recorded_channels=None)
+    assert build_sessions(config, core=none).facts[0].behaviour_channels == ()
+
+
+def test_sessions_that_do_not_fit_a_core_are_refused(tmp_path: Path) -> None:
+    (fitted,) = build([str(folder(tmp_path, "a", behaviour=3))]).facts
+    for number, (settings, says) in enumerate(
+        (
+            ({"behaviour": 3, "size": (4, 4)}, "its videos are 4×4 .H×W., .*fitted to 3×4; resize"),
+            ({"behaviour": 2}, "it has 2 behaviour channels, and the core was fitted to 3; write"),
+            ({"behaviour": 0}, "it has 0 behaviour channels, and the core was fitted to 3; write"),
+        )
+    ):
+        path = folder(tmp_path, f"new{number}", **settings)
+        with pytest.raises(SessionError, match=f"session new{number} does not fit .*{says}"):
+            build_sessions(NeuralDataConfig(str(path)), core=fitted)
 
 
 def test_a_missing_validation_tier_is_split_off_by_movie(
@@ -400,7 +533,10 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
         ({"window": 0}, "data.window is 0"),
         ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
         ({"window": 40, "drop_first": 20}, "data.drop_first 20 leaves nothing of trial 0 of a"),
+        ({"train_trials": 0}, "--data.train_trials is 0"),
+        ({"train_trials": 3, "train_share": 0.5}, "both say how many trials are used"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
+        ({"session_weights": "same"}, "data.session_weights 'same' is unknown; choose one of resp"),
         ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),
         ({"validation_share": -0.1}, "data.validation_share is -0.1"),
         ({"batching": "mixed"}, "data.batching 'mixed' is unknown; choose one of mix, alternate"),

@@ -5,7 +5,8 @@
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 
 Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
-own; those that are finished are not repeated.
+own; those that are finished are not repeated. --blocks all makes a row of each block of each encoder,
+by the model that reads it; with --tuning.mode frozen the rows compare the blocks as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -28,7 +29,7 @@ from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
-from ssl_vivit.neural.config import CoreKind
+from ssl_vivit.neural.config import CoreKind, Layers
 from ssl_vivit.training.config import run_directory
 from ssl_vivit.training.run_directory import without_names
 
@@ -41,6 +42,8 @@ class ComparisonRecipe(NeuralRecipe):
         cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
             describes.
         encoders: exported directories or names on the hub, a row each.
+        blocks: rows of each encoder, one for each block that is read in place of ``model.layers``:
+            their numbers, negative from the end, or ``all``; null is one row.
         shares: of the training trials; a larger share holds all of a smaller one.
         seeds: runs of each row and share, which differ in fresh weights, windows and dropout, not
             in which trials make a share.
@@ -50,6 +53,7 @@ class ComparisonRecipe(NeuralRecipe):
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
     encoders: list[str] = field(default_factory=list)
+    blocks: Layers = None
     shares: list[float] = field(default_factory=lambda: [1.0])
     seeds: int = 3
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -109,10 +113,22 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     """
     if config.encoder.path is not None:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
-    rows = {core: replace(config, core=core) for core in config.cores}
+    if config.blocks is not None and (not config.encoders or config.model.layers is not None):
+        mend = "leave out --model.layers" if config.encoders else "name some by --encoders"
+        raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
+    alone = replace(config.model, layers=None)  # cores that are no encoders have no blocks
+    rows: dict[str, ComparisonRecipe] = {
+        core: replace(config, core=core, model=config.model if core == "vivit" else alone)
+        for core in config.cores
+    }
     for path, name in distinct(config.encoders).items():
-        chosen = replace(config.encoder, path=path)
-        rows[name] = replace(config, core="vivit", encoder=chosen)
+        recipe = replace(config, core="vivit", encoder=replace(config.encoder, path=path))
+        if config.blocks is None:
+            rows[name] = recipe
+            continue
+        for block in blocks_of(path, config.blocks):
+            model = replace(config.model, layers=block)
+            rows[f"{name} block {block}"] = replace(recipe, model=model)
     unknown = config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}
     if unknown or not rows or config.seeds < 1 or not config.shares:
         raise RunError(
@@ -129,7 +145,7 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
                 if rate is not None:
                     optimizer = replace(loop.optimizer, learning_rate=rate)
                     loop = replace(loop, optimizer=optimizer)
-                folder = f"{row.replace('/', '_')}_share{share:g}_seed{seed}"
+                folder = f"{row.translate({ord(c): '_' for c in '/ '})}_share{share:g}_seed{seed}"
                 loop = replace(
                     loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
                 )
@@ -138,6 +154,24 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
                 settings |= {"data": data, "training": loop}
                 found.append(Cell(row, share, NeuralRecipe(**settings)))
     return found
+
+
+def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
+    """Numbers of the blocks of an exported encoder that ``blocks`` names, rising.
+
+    Raises:
+        RunError: if there is no encoder.
+        NeuralModelError: for blocks that it does not have.
+    """
+    # Imported here, since it loads timm, for which --help need not wait.
+    from ssl_vivit.encoders import load_encoder
+    from ssl_vivit.neural.cores.block_reader import chosen_blocks
+
+    try:
+        encoder = load_encoder(path)
+    except FileNotFoundError as error:
+        raise RunError(f"--encoders: {error}") from None
+    return chosen_blocks(encoder, blocks, "--blocks")
 
 
 def finished(cell: Cell) -> bool:
@@ -150,6 +184,7 @@ def finished(cell: Cell) -> bool:
         return False
     stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
     asked = without_names(training.to_plain(cell.recipe))
+    stored["model"].setdefault("layers", None)  # earlier versions read the last block
     wrong = [name for name, value in asked.items() if stored.get(name) != value]
     if wrong:
         raise RunError(

@@ -67,12 +67,15 @@ class BlockReader(nn.Module):
         return rearrange(mixed, "b t (h w) d -> b d t h w", h=height)
 
 
-def chosen_blocks(encoder: ViViT, layers: int | Sequence[int] | Literal["all"]) -> list[int]:
-    """Numbers of the blocks that ``model.layers`` names, rising.
+def chosen_blocks(
+    encoder: ViViT, layers: int | Sequence[int] | Literal["all"], setting: str = "model.layers"
+) -> list[int]:
+    """Numbers of the blocks that a setting names, rising.
 
     Args:
         encoder: whose blocks.
         layers: the number of one, negative from the end; several; or ``all``.
+        setting: its name, for messages.
 
     Raises:
         NeuralModelError: for none, one that does not exist, one that is named twice, and another
@@ -84,23 +87,23 @@ def chosen_blocks(encoder: ViViT, layers: int | Sequence[int] | Literal["all"]) 
     wanted: list[Any] = list(layers) if isinstance(layers, list | tuple) else [layers]
     if not wanted:
         raise NeuralModelError(
-            "model.layers is an empty list; name one block or more, or give null for the last"
+            f"{setting} is an empty list; name one block or more, or give null for the last"
         )
     if not all(type(block) is int for block in wanted):
         raise NeuralModelError(
-            f"model.layers {layers!r} must be the number of a block, a list of such numbers, all, or "
+            f"{setting} {layers!r} must be the number of a block, a list of such numbers, all, or "
             "null for the last"
         )
     for block in wanted:
         if not -count <= block < count:
             raise NeuralModelError(
-                f"model.layers names block {block}; the encoder has blocks {_extent(encoder)}, and "
+                f"{setting} names block {block}; the encoder has blocks {_extent(encoder)}, and "
                 f"-1 to -{count} count from the end"
             )
     numbers = sorted(block % count for block in wanted)
     for one, after in itertools.pairwise(numbers):
         if one == after:
-            raise NeuralModelError(f"model.layers {layers} names block {one} twice; name it once")
+            raise NeuralModelError(f"{setting} {layers} names block {one} twice; name it once")
     return numbers
 
 

@@ -7,7 +7,8 @@
 ``--trials 4 16 40`` in place of ``--shares`` compares numbers of training trials.
 
 Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
-own; those that are finished are not repeated.
+own; those that are finished are not repeated. --blocks all makes a row of each block of each encoder,
+by the model that reads it; with --tuning.mode frozen the rows compare the blocks as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -31,7 +32,7 @@ from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
-from ssl_vivit.neural.config import CoreKind
+from ssl_vivit.neural.config import CoreKind, Layers
 from ssl_vivit.objectives.config import TuningConfig, TuningMode
 from ssl_vivit.training.config import run_directory
 from ssl_vivit.training.run_directory import without_names
@@ -45,6 +46,8 @@ class ComparisonRecipe(NeuralRecipe):
         cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
             describes.
         encoders: exported directories or names on the hub, a row each.
+        blocks: rows of each encoder, one for each block that is read in place of ``model.layers``:
+            their numbers, negative from the end, or ``all``; null is one row.
         cores_from: runs or exported models of neurons whose cores are taken, a row each.
         shares: of the training trials, and of the validation trials; with one seed a larger share
             holds all of a smaller one.
@@ -59,6 +62,7 @@ class ComparisonRecipe(NeuralRecipe):
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
     encoders: list[str] = field(default_factory=list)
+    blocks: Layers = None
     cores_from: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=lambda: [1.0])
     trials: list[int] = field(default_factory=list)
@@ -124,15 +128,29 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
     if config.core_from is not None:
         raise RunError(f"--core_from {config.core_from}: name cores to compare by --cores_from")
+    if config.blocks is not None and (not config.encoders or config.model.layers is not None):
+        mend = "leave out --model.layers" if config.encoders else "name some by --encoders"
+        raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
+    last = replace(config.model, layers=None)  # a core that is no encoder has no blocks
     rows: dict[str, ComparisonRecipe]
-    rows = {core: replace(config, core=core) for core in config.cores}
+    rows = {
+        core: replace(config, core=core, model=config.model if core == "vivit" else last)
+        for core in config.cores
+    }
     encoders, fitted = distinct(config.encoders), distinct(config.cores_from)
+    expected = len({*config.cores}) + len(fitted)
     for path, name in encoders.items():
-        chosen = replace(config.encoder, path=path)
-        rows[name] = replace(config, core="vivit", encoder=chosen)
+        recipe = replace(config, core="vivit", encoder=replace(config.encoder, path=path))
+        blocks = [] if config.blocks is None else blocks_of(path, config.blocks)
+        for block in blocks:
+            model = replace(config.model, layers=block)
+            rows[f"{name} block {block}"] = replace(recipe, model=model)
+        if not blocks:
+            rows[name] = recipe
+        expected += len(blocks) or 1
     for path, name in fitted.items():
-        rows[name] = replace(config, core="vivit", core_from=path)
-    if len(rows) < len({*config.cores}) + len(encoders) + len(fitted):
+        rows[name] = replace(config, core="vivit", core_from=path, model=last)
+    if len(rows) < expected:
         named = [*config.cores, *encoders.values(), *fitted.values()]
         raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder")
     if config.trials and config.shares != [1.0]:
@@ -168,7 +186,7 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
                     optimizer = replace(loop.optimizer, learning_rate=rate)
                     loop = replace(loop, optimizer=optimizer)
                 amount = f"{'trials' if config.trials else 'share'}{share:g}"
-                folder = f"{row.replace('/', '_')}_{amount}_seed{seed}"
+                folder = f"{row.translate({ord(c): '_' for c in '/ '})}_{amount}_seed{seed}"
                 loop = replace(
                     loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
                 )
@@ -191,6 +209,24 @@ def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
         readout_steps=tuning.readout_steps if mode == "readout_first" else 0,
         last_blocks=tuning.last_blocks if mode == "last_blocks" else None,
     )
+
+
+def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
+    """Numbers of the blocks of an exported encoder that ``blocks`` names, rising.
+
+    Raises:
+        RunError: if there is no encoder.
+        NeuralModelError: for blocks that it does not have.
+    """
+    # Imported here, since it loads timm, for which --help need not wait.
+    from ssl_vivit.encoders import load_encoder
+    from ssl_vivit.neural.cores.block_reader import chosen_blocks
+
+    try:
+        encoder = load_encoder(path)
+    except FileNotFoundError as error:
+        raise RunError(f"--encoders: {error}") from None
+    return chosen_blocks(encoder, blocks, "--blocks")
 
 
 def finished(cell: Cell) -> bool:

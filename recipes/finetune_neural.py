@@ -222,6 +222,10 @@ def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: A
         f"data     {count} {'session' if count == 1 else 'sessions'}, {neurons} neurons, {trials} "
         f"training trials: {paths}",
     ]
+    if config.model.layers is not None:
+        from ssl_vivit.neural.cores.block_reader import blocks_told
+
+        lines.insert(1, f"blocks   {blocks_told(model.encoder, model.block_reader)}")
     processes.print("\n".join(lines), file=sys.stderr)
 
 

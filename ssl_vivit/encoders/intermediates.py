@@ -70,6 +70,7 @@ def encode_with_blocks(
     *,
     norm: bool,
     stop_early: bool,
+    patch_draw: Float[Tensor, "b n"] | None = None,
 ) -> tuple[Encoded | None, list[BlockFeatures]]:
     """Encode clips and keep what blocks give.
 
@@ -79,6 +80,7 @@ def encode_with_blocks(
         indices: which blocks, see :func:`block_indices`.
         norm: apply the norm that follows the blocks.
         stop_early: compute no block after the last that is asked for.
+        patch_draw: random numbers for patch dropout, as of :meth:`ViViT.forward`.
 
     Returns:
         The encoder's own output before pooling, without the patches dropped in training (None
@@ -91,7 +93,7 @@ def encode_with_blocks(
     blocks = [encoder.get_submodule(name) for name in block_names(encoder)]
     taken = block_indices(indices, len(blocks))
     encoder.check(video)
-    kept = encoder.drop_patches(video)
+    kept = encoder.drop_patches(video, patch_draw=patch_draw)
     outputs: dict[int, Any] = {}
     handles = [_keep(blocks[index], outputs, index) for index in taken]
     # Before the next block and not after the last: a block that is left in the middle could not
@@ -112,6 +114,20 @@ def encode_with_blocks(
         tokens, cls = _features(encoder, index, outputs[index], len(video), steps, norm)
         features.append(BlockFeatures(tokens if kept is None else kept.restore(tokens), cls))
     return encoded, features
+
+
+def freeze_unread(encoder: ViViT, last: int) -> None:
+    """Freeze the parameters that patch tokens of block ``last`` and those before do not depend on.
+
+    Those of pooling stay as they are; see :meth:`ViViT.freeze_pooling`, also for why to freeze them.
+    """
+    names = block_names(encoder)
+    unread = [f"{name}." for name in names[last + 1 :]]
+    if names[last].startswith("trunk.spatial_blocks."):
+        unread += ["trunk.temporal_", "positions.temporal"]
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(tuple(unread)):
+            parameter.requires_grad_(False)
 
 
 def _keep(block: nn.Module, outputs: dict[int, Any], index: int) -> Any:

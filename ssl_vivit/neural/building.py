@@ -74,6 +74,11 @@ def build_neural_model(
             f"--core {core} has no encoder, and --encoder {encoder.path} is given; leave it out, "
             "or take --core vivit"
         )
+    if core != "vivit" and config.layers is not None:
+        raise NeuralModelError(
+            f"--core {core} has no blocks to choose from, and --model.layers is {config.layers}; "
+            "leave it out, or take --core vivit"
+        )
     if core in ("ln", "ln_separable"):
         filters: FilterKind = "full" if core == "ln" else "separable"
         model = linear_nonlinear(
@@ -105,6 +110,7 @@ def build_neural_model(
         frame_stream=config.frame_stream,
         stream_filters=config.stream_filters,
         frame_rates=frame_rates,
+        layers=config.layers,
     )
     if config.readout.bias:
         start_at_mean_rates(model, facts)

@@ -17,6 +17,7 @@ from ssl_vivit.neural.nonlinearity import Nonlinearity
 from ssl_vivit.neural.readout.gaussian import ReadoutConfig
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
+Layers = int | list[int] | Literal["all"] | None
 ReadoutStart = Literal["energy", "centre"]
 CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
 
@@ -54,6 +55,9 @@ class NeuralModelConfig:
     """Settings of all parts but the core.
 
     Args:
+        layers: blocks of the encoder whose tokens are read: null for the last; the number of one,
+            negative from the end; a list, or ``all``, for the sum of several with learned weights.
+            Blocks of Model 2 are numbered through its spatial ones, then its temporal ones.
         adapter: resampling of the stimulus.
         modulator: what behaviour does to the features.
         readout: how neurons read them.
@@ -64,6 +68,7 @@ class NeuralModelConfig:
             and contrast predict the training responses; ``centre`` leaves them near the middle.
     """
 
+    layers: Layers = None
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     modulator: ModulatorConfig = field(default_factory=ModulatorConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)

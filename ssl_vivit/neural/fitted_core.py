@@ -82,8 +82,8 @@ def build_on_core(
     ]
     sessions = ", ".join(fact.name for fact in fitted.facts)
     note = (
-        f"core_from: {', '.join(parts)} as fitted to {sessions}; encoder, baseline, model.adapter, "
-        "model.modulator, model.frame_stream and model.stream_filters are not read"
+        f"core_from: {', '.join(parts)} as fitted to {sessions}; encoder, baseline, model.layers, "
+        "model.adapter, model.modulator, model.frame_stream and model.stream_filters are not read"
     )
     return BuiltModel(model, [note])
 

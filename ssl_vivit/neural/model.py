@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.block_reader import BlockReader, block_reader
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
 from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
@@ -45,9 +47,12 @@ class NeuralModel(nn.Module):
             at the lowest of the sessions' rates.
         frame_rates: session → its rate and the encoder's, where the stimulus is resampled for the
             encoder (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`); other sessions are not.
+        layers: blocks of a ViViT whose tokens are read: None for the last; the number of one,
+            negative from the end; several, or ``all``, for a sum with learned weights.
 
     Attributes:
         sessions: names, in the order of their readouts.
+        block_reader: reads blocks of the encoder; None where the last one alone is read.
 
     Raises:
         NeuralModelError: for parts that do not fit each other, and an encoder that is not causal.
@@ -65,11 +70,20 @@ class NeuralModel(nn.Module):
         stream_filters: int = 64,
         stream_frames: int | None = None,
         frame_rates: Mapping[str, FrameRates | None] | None = None,
+        layers: int | Sequence[int] | Literal["all"] | None = None,
     ) -> None:
         super().__init__()
         check_type("nonlinearity", nonlinearity, Nonlinearity)
         core = core_of(encoder)
         self.encoder = encoder
+        self.block_reader: BlockReader | None = None
+        if isinstance(core, ViViTCore):
+            self.block_reader = block_reader(core.encoder, layers)
+        elif layers is not None:
+            raise NeuralModelError(
+                f"model.layers {layers} names blocks of a ViViT, and the core is a "
+                f"{type(encoder).__name__}; leave it at null, or take --core vivit"
+            )
         self.adapter = adapter
         self.modulator = modulator
         self.nonlinearity: Nonlinearity = nonlinearity
@@ -205,7 +219,7 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
         """Modulated tokens of adapted video, and how many of them have ended by each frame."""
-        core = core_of(self.encoder)
+        core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
         ended = torch.arange(1, frames + 1)
         if rates is not None:

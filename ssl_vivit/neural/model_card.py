@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.encoders import ViViT
 from ssl_vivit.exported.card import model_card
+from ssl_vivit.neural.cores.block_reader import blocks_told
 from ssl_vivit.neural.model import NeuralModel
 
 
@@ -20,8 +22,12 @@ def neural_model_card(
         facts: of its sessions.
         training: further rows, name → value.
     """
+    blocks = {}
+    if isinstance(model.encoder, ViViT):
+        blocks["blocks read"] = blocks_told(model.encoder, model.block_reader)
     parts = {
         "core": type(model.encoder).__name__,
+        **blocks,
         "adapter": "none" if model.adapter is None else type(model.adapter).__name__,
         "modulator": "none" if model.modulator is None else type(model.modulator).__name__,
         "nonlinearity": model.nonlinearity,

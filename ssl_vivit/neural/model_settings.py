@@ -57,6 +57,7 @@ def settings_of(model: NeuralModel) -> dict[str, Any]:
             name: None if rates is None else dataclasses.asdict(rates)
             for name, rates in model.frame_rates.items()
         },
+        "layers": None if model.block_reader is None else list(model.block_reader.blocks),
     }
 
 
@@ -85,6 +86,8 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
             name: None if rates is None else FrameRates(**rates)
             for name, rates in saved["frame_rates"].items()
         },
+        # Earlier versions read the last block alone.
+        layers=saved.get("layers"),
     )
 
 

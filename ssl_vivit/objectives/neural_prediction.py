@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.intermediates import freeze_unread
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
@@ -77,6 +78,9 @@ class NeuralPrediction(Objective):
         for module in model.modules():
             if isinstance(module, ViViT):
                 module.freeze_pooling()
+        if model.block_reader is not None:
+            assert isinstance(model.encoder, ViViT)
+            freeze_unread(model.encoder, model.block_reader.blocks[-1])
         means = [torch.tensor(fact.mean_response, dtype=torch.float64) for fact in self.facts]
         for index, mean in enumerate(means):
             self.register_buffer(f"mean_response_{index}", mean, persistent=False)
@@ -88,7 +92,16 @@ class NeuralPrediction(Objective):
         return self.model.encoder
 
     def to_compile(self) -> nn.Module:
-        """The core; what comes after it changes shape with the session."""
+        """The core; what comes after it changes shape with the session.
+
+        Raises:
+            NeuralModelError: for an encoder of which other blocks than the last are read.
+        """
+        if self.model.block_reader is not None:
+            raise NeuralModelError(
+                "training.compile compiles an encoder that is read at its last block alone; leave out "
+                "--training.compile or --model.layers"
+            )
         return self.model.encoder
 
     def forward(self, batch: dict[str, Any]) -> Step:

@@ -307,6 +307,7 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     line = " ".join(message.split())
     if match := _UNION.search(line):
         kinds = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("NoneType", "null")
+        kinds = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", kinds)
         return f"{match[1]}: expected one of {kinds}; got {match[3]}"
     line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)

@@ -11,6 +11,7 @@ from small_models import encoder
 
 from ssl_vivit import load_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
@@ -18,6 +19,7 @@ from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfi
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
+from ssl_vivit.neural.model_settings import settings_of
 from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
@@ -81,6 +83,8 @@ MODELS = {
         modulator=FiLM(24, 2, 4), frame_rates={"mouse.1": FrameRates(30.0, 25.0)}
     ),
     "without stream": lambda: vivit(frame_stream=False, nonlinearity="elu"),
+    "one block": lambda: vivit(layers=0),
+    "several blocks": lambda: vivit(layers=[-1, 0], modulator=ConvGRU(24, 2, 4, hidden=5)),
     "resnet": resnet,
     "linear": linear,
 }
@@ -123,6 +127,9 @@ def test_a_directory_alone_gives_the_same_rates_bit_for_bit(make, tmp_path):
         expected = model(video, behaviour, session, pupil)
         assert torch.equal(loaded.predict(**data, session=session), expected)
     assert loaded.model.frame_rates == model.frame_rates
+    assert settings_of(loaded.model) == settings_of(model)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("| blocks read |" in card) == isinstance(model.encoder, ViViT)
 
 
 def test_a_run_directory_and_its_encoder_open_too(tmp_path):
@@ -167,6 +174,24 @@ def test_the_card_of_a_model_runs(tmp_path):
     exec(code.replace("path/to/this/directory", str(tmp_path / "model")), names)
     assert names["rates"].shape == (1, 120, 3)
     assert "| mouse/2 | 2 | spikes | 30 | 8×12 | 2 |" in card
+
+
+def test_config_and_card_name_the_blocks_and_their_weights(tmp_path):
+    model = vivit(layers="all")
+    with torch.no_grad():
+        model.block_reader.logits.copy_(torch.tensor([0.8, 0.2]).log())
+    save_neural_model(model, tmp_path / "model", FACTS)
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert saved["layers"] == [0, 1]
+    card = (tmp_path / "model" / "README.md").read_text()
+    told = "sum of 0.800 × 0, 0.200 × 1, of 0 to 0 (spatial), 1 to 1 (temporal)"
+    assert f"| blocks read | {told} |" in card
+    saved["layers"] = [0, 5]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(
+        NeuralModelError, match="layers names block 5; the encoder has blocks 0 to 0"
+    ):
+        load_neural_model(tmp_path / "model")
 
 
 @pytest.fixture(scope="module")

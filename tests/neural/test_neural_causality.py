@@ -15,6 +15,7 @@ FRAMES = 11
 RANDOM = {"patch_dropout": 0.2, "attention_dropout": 0.1, "mlp_dropout": 0.1, "drop_path": 0.2}
 
 # name: (settings of the encoder, behaviour channels, modulator, further parts)
+DEEPER = {"spatial_depth": 2, "temporal_depth": 2}
 GRU, FILM = ConvGRU, FiLM
 CASES = {
     **{
@@ -38,6 +39,22 @@ CASES = {
     "30 → 7": ({}, 42, FILM, {"frame_rates": {"a": FrameRates(30.0, 7.0)}}),
     "16 → 30, adapter": ({}, 2, GRU, {"adapter": "affine", "frame_rates": {"a": FrameRates(16.0, 30.0)}}),
     "15.49 → 24, stride 2": ({"tubelet_stride": (2, 4, 4)}, 2, GRU, {"frame_rates": {"a": FrameRates(15.49, 24.0)}}),
+    "a spatial block": (DEEPER, 2, GRU, {"layers": 0}),
+    "a temporal block, film": (DEEPER, 2, FILM, {"layers": 2}),
+    "all blocks": (DEEPER, 2, GRU, {"layers": "all"}),
+    "all blocks, stride 2": (DEEPER | {"tubelet_stride": (2, 4, 4)}, 2, GRU, {"layers": "all"}),
+    "all blocks, learned positions": (
+        DEEPER | {"temporal_positions": "learned", "num_frames": 8}, 2, GRU, {"layers": "all"},
+    ),
+    "spatial and temporal block, 30 → 25": (
+        DEEPER, 2, GRU, {"layers": [1, 2], "frame_rates": {"a": FrameRates(30.0, 25.0)}},
+    ),
+    **{
+        f"{variant}, {layers}": ({"variant": variant, "depth": 3}, 2, GRU, {"layers": layers})
+        for variant in VARIANTS
+        if variant != "factorized_encoder"
+        for layers in (0, "all")
+    },
 }  # fmt: skip
 by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -141,8 +158,9 @@ def test_gaussian_readouts_keep_it_with_pupils_too(sampling, training):
             assert gradient.movedim(axis, 0)[t].abs().max() > 0
 
 
-def test_gradient_checkpointing_changes_nothing():
-    whole = built(CASES["factorized_encoder, stride 2"]).train()
+@pytest.mark.parametrize("case", ["factorized_encoder, stride 2", "all blocks", "a spatial block"])
+def test_gradient_checkpointing_changes_nothing(case):
+    whole = built(CASES[case]).train()
     expected = next((frames, behaviour) for _, frames, behaviour in sees(whole, times=[7]))
     whole.encoder.set_grad_checkpointing()
     video = clip(frames=FRAMES).requires_grad_()

@@ -29,14 +29,16 @@ def facts(held_out: tuple[int, ...] = ()) -> SessionFacts:
     )  # fmt: skip
 
 
-def model(adapter: nn.Module | None = None, **settings: object) -> NeuralModel:
+def model(
+    adapter: nn.Module | None = None, layers: int | str | None = None, **settings: object
+) -> NeuralModel:
     torch.manual_seed(0)
     encoder = create_encoder(
         "vivit_neural_small", image_size=(8, 8), num_frames=8, embed_dim=8, num_heads=2,
         **{"spatial_depth": 1, "temporal_depth": 1, "drop_path": 0.5, "mlp_dropout": 0.5} | settings,
     )  # fmt: skip
     readouts = {"s": GaussianReadout(3, 8, sampling="mask")}
-    return NeuralModel(encoder, adapter, None, readouts, stream_filters=4)
+    return NeuralModel(encoder, adapter, None, readouts, stream_filters=4, layers=layers)
 
 
 def batch() -> dict:
@@ -81,6 +83,47 @@ def test_a_frozen_encoder_is_without_noise_and_passes_gradients_to_the_adapter()
         found.append(first["model.adapter.log_scale"])
     assert found[0] != 0
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+def test_weights_of_blocks_learn_with_and_without_the_encoder(mode) -> None:
+    objective = TunedNeuralPrediction(
+        model(layers="all"), None, TuningConfig(mode), facts=[facts()]
+    )
+    objective.train()
+    torch.manual_seed(3)
+    found = gradients(objective)
+    logits = objective.model.block_reader.logits
+    assert logits.grad.any()
+    # Shares add up to 1, so what one gains the others lose.
+    torch.testing.assert_close(logits.grad.sum(), torch.tensor(0.0), rtol=0, atol=1e-6)
+    assert ("model.encoder.trunk.spatial_blocks.0.fused_in.weight" in found) == (mode == "full")
+    (group,) = (
+        group
+        for group in parameter_groups(objective, 0.1, layer_decay=0.5)
+        if any(parameter is logits for parameter in group["params"])
+    )
+    assert (group["weight_decay"], group["lr_scale"]) == (0.0, 1.0)
+    torch.optim.SGD([group], lr=10.0).step()
+    torch.testing.assert_close(logits[0], -logits[1])
+    assert logits[0] != 0
+
+
+def test_blocks_after_the_last_that_is_read_are_not_optimised() -> None:
+    objective = NeuralPrediction(model(layers=0), facts=[facts()])
+    frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
+    inside = {
+        n for n, _ in objective.named_parameters() if n.startswith("model.encoder.trunk.temporal_")
+    }
+    assert inside
+    assert inside <= frozen
+    assert gradients(objective).keys() == dict(objective.named_parameters()).keys() - frozen
+
+
+def test_an_encoder_of_which_another_block_is_read_is_not_compiled() -> None:
+    assert NeuralPrediction(model(), facts=[facts()]).to_compile() is not None
+    with pytest.raises(NeuralModelError, match=r"leave out --training.compile or --model.layers"):
+        NeuralPrediction(model(layers=0), facts=[facts()]).to_compile()
 
 
 def test_frozen_encoders_are_not_optimised_at_all() -> None:

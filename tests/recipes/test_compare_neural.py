@@ -23,7 +23,7 @@ from recipes.compare_neural import (
     scores_of,
 )
 from recipes.finetune_neural import NeuralRecipe
-from ssl_vivit import create_encoder
+from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.config import TuningConfig
@@ -220,6 +220,63 @@ def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, mon
     assert len(trained[2]) == 2
 
 
+def saved_encoder(folder: Path, **settings) -> str:
+    encoder = create_encoder(
+        "vivit_neural_small", num_frames=8, image_size=(12, 20), **TINY | settings
+    )
+    encoder.save_pretrained(folder, preprocessing={"fps": 30.0})
+    return str(folder)
+
+
+def test_every_block_of_every_encoder_is_a_row(tmp_path):
+    one = saved_encoder(tmp_path / "mae" / "encoder")
+    two = saved_encoder(tmp_path / "simclr" / "encoder", spatial_depth=2)
+    told = ["--cores", '["ln", "vivit"]', "--encoders", json.dumps([one, two]), "--seeds", "1",
+            "--tuning.mode", "frozen",
+            "--learning_rates", '{"vivit": 0.5, "mae/encoder block 1": 0.25}']  # fmt: skip
+    planned = cells(parse(ComparisonRecipe, [*told, "--blocks", "all"]), tmp_path)
+    fresh = [("ln", None, None), ("vivit", None, None)]
+    assert [(c.row, c.recipe.encoder.path, c.recipe.model.layers) for c in planned] == [
+        *fresh,
+        *((f"mae/encoder block {block}", one, block) for block in range(2)),
+        *((f"simclr/encoder block {block}", two, block) for block in range(3)),
+    ]
+    assert [c.recipe.training.optimizer.learning_rate for c in planned][1:4] == [0.5, 0.5, 0.25]
+    assert planned[2].run_dir.name == "mae_encoder_block_0_share1_seed0"
+    assert len({cell.run_dir for cell in planned}) == len(planned)
+    assert all(cell.recipe.tuning.mode == "frozen" for cell in planned)
+    some = cells(parse(ComparisonRecipe, [*told, "--blocks", "-1", "0"]), tmp_path)
+    assert [c.recipe.model.layers for c in some] == [None, None, 0, 1, 0, 2]
+
+
+def test_blocks_that_are_read_are_those_of_encoders_alone(tmp_path):
+    told = ["--cores", '["vivit", "ln"]', "--encoders", "runs/a/encoder", "--model.layers", "all"]
+    planned = cells(parse(ComparisonRecipe, [*told, "--seeds", "1"]), tmp_path)
+    assert [cell.recipe.model.layers for cell in planned] == ["all", None, "all"]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_blocks_scores_each_of_them(session, tmp_path, monkeypatch, capsys):
+    encoder = saved_encoder(tmp_path / "mae" / "encoder")
+    launch(monkeypatch, session, tmp_path / "run", "--cores", "ln", "--encoders", encoder,
+           "--blocks", "all", "--tuning.mode", "frozen", "--seeds", "1")  # fmt: skip
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    rows = [f"mae/encoder block {block}" for block in (0, 1)]
+    assert {result["row"] for result in found["results"]} == {"ln", *rows}
+    assert all(row in capsys.readouterr().out for row in rows[:1])
+    for block, place in enumerate(("mae_encoder_block_0", "mae_encoder_block_1")):
+        model = load_neural_model(tmp_path / "run" / f"{place}_share1_seed0").model
+        assert (None if model.block_reader is None else model.block_reader.blocks[0]) == (0, None)[
+            block
+        ]
+        weights = load_encoder(encoder).state_dict()
+        assert all(
+            torch.equal(model.encoder.state_dict()[n], w)
+            for n, w in weights.items()
+            if "blocks" in n
+        )
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -232,6 +289,10 @@ def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, mon
         (["--learning_rates", '{"lm": 0.1}'], "learning_rates names lm; rows are vivit, ln"),
         (["--seeds", "0"], "nothing to compare"),
         (["--cores", "transformer"], "cores"),
+        (["--blocks", "all"], "--blocks all makes a row of each block of --encoders; name some by"),
+        (["--blocks", "0", "--encoders", "e", "--model.layers", "1"], "leave out --model.layers"),
+        (["--blocks", "0", "--encoders", "./nowhere"], "--encoders: nowhere"),
+        (["--blocks", "last", "--encoders", "e"], "blocks: expected one of int, list[int], 'all', null"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(session, tmp_path, monkeypatch, capsys, more, message):

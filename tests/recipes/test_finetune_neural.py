@@ -311,6 +311,33 @@ def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, caps
     assert load_neural_model(tmp_path / "run").sessions == ("a",)
 
 
+def test_weights_of_blocks_are_learned_beside_a_frozen_encoder_of_another_geometry_and_rate(
+    sessions, tmp_path, monkeypatch, capsys
+):
+    stored = create_encoder(
+        "vivit_tiny", num_frames=8, image_size=(32, 48), temporal_positions="learned",
+        embed_dim=24, num_heads=2, spatial_depth=2, temporal_depth=1,
+    )  # fmt: skip
+    stored.save_pretrained(tmp_path / "encoder", preprocessing={"fps": 25.0})
+    told = words(sessions, tmp_path / "run", encoder__path=str(tmp_path / "encoder"),
+                 encoder__overrides={}, tuning__mode="frozen", model__layers=[0, 1, -1],
+                 evaluation__keep_best=False)  # fmt: skip
+    launch(monkeypatch, told)
+    extent = "of 0 to 1 (spatial), 2 to 2 (temporal)"
+    assert f"blocks   sum of 0.333 × 0, 0.333 × 1, 0.333 × 2, {extent}" in capsys.readouterr().err
+    first, last = (
+        load_file(tmp_path / f"run/{place}model.safetensors")["block_reader.logits"]
+        for place in ("checkpoints/step_00000002/model/", "model/")
+    )
+    assert last.any()
+    assert not torch.equal(first, last)
+    shares = ", ".join(f"{w:.3f} × {block}" for block, w in enumerate(last.softmax(0).tolist()))
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"| blocks read | sum of {shares}, {extent} |" in card
+    predictor = load_neural_model(tmp_path / "run")
+    assert torch.equal(predictor.model.block_reader.logits, last)
+
+
 def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     sessions, tmp_path, monkeypatch, capsys
 ):
@@ -443,6 +470,11 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"objective.regularisation": {"l7": 1.0}}, "l7"),
         ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),
+        ({"model.layers": 2}, "model.layers names block 2; the encoder has blocks 0 to 0 (spatial)"),
+        ({"model.layers": []}, "model.layers is an empty list; name one block or more"),
+        ({"model.layers": [0, 0]}, "model.layers [0, 0] names block 0 twice"),
+        ({"model.layers": "last"}, "model.layers: expected one of int, list[int], 'all', null"),
+        ({"model.layers": "all", "core": "ln"}, "--core ln has no blocks to choose from"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(sessions, tmp_path, changes, message, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.block_reader import BlockReader
 
 
 @runtime_checkable
@@ -44,12 +45,13 @@ class ViViTCore:
 
     Args:
         encoder: the encoder, which stays a module of its own.
+        reader: which of its blocks are read; None for the last.
 
     Raises:
         NeuralModelError: for an encoder some of whose tokens see frames after their own tubelet.
     """
 
-    def __init__(self, encoder: ViViT) -> None:
+    def __init__(self, encoder: ViViT, reader: BlockReader | None = None) -> None:
         config = encoder.config
         needed: list[str] = []
         if config.tubelet_embedding == "uniform_frames":
@@ -63,7 +65,7 @@ class ViViTCore:
                 "the encoder's tokens see frames that come after them, and rates must not: give "
                 f"load_encoder or create_encoder {', '.join(needed)}"
             )
-        self.encoder = encoder
+        self.encoder, self.reader = encoder, reader
         self.channels = config.embed_dim
         self.in_channels = config.in_channels
         self.temporal_stride = config.kernel_stride[0]
@@ -90,8 +92,16 @@ class ViViTCore:
             grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
             return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
         if self.context is None or steps <= self.context:
-            return self.encoder(video, patch_draw=patch_draw).map
+            return self._map(video, patch_draw)
         return self._in_windows(video, steps, patch_draw)[:, :, :steps]
+
+    def _map(
+        self, video: Float[Tensor, "b c T H W"], patch_draw: Float[Tensor, "b n"] | None
+    ) -> Float[Tensor, "b d t h w"]:
+        """Tokens of the blocks that are read."""
+        if self.reader is None:
+            return self.encoder(video, patch_draw=patch_draw).map
+        return self.reader(self.encoder, video, patch_draw)
 
     def _in_windows(
         self,
@@ -111,7 +121,7 @@ class ViViTCore:
         windows = rearrange(windows, "b c k H W T -> (b k) c T H W")
         if patch_draw is not None:
             patch_draw = patch_draw.repeat_interleave(count, dim=0)
-        map = self.encoder(windows, patch_draw=patch_draw).map
+        map = self._map(windows, patch_draw)
         map = rearrange(map, "(b k) d t h w -> b k d t h w", k=count)
         later = rearrange(map[:, 1:, :, length - hop :], "b k d t h w -> b d (k t) h w")
         return torch.cat([map[:, 0], later], dim=2)
@@ -121,14 +131,18 @@ class ViViTCore:
         return {"kind": "vivit", "encoder": self.encoder.config.to_dict()}
 
 
-def core_of(encoder: nn.Module) -> Core:
+def core_of(encoder: nn.Module, reader: BlockReader | None = None) -> Core:
     """A module's view as a core.
+
+    Args:
+        encoder: the module.
+        reader: as of :class:`ViViTCore`; other cores have no blocks to choose from.
 
     Raises:
         NeuralModelError: for a module that is none, or a ViViT that is not causal.
     """
     if isinstance(encoder, ViViT):
-        return ViViTCore(encoder)
+        return ViViTCore(encoder, reader)
     if not isinstance(encoder, Core):
         raise NeuralModelError(
             f"{type(encoder).__name__} is no core: give a ViViT, or a module with dense(video), "

@@ -12,6 +12,7 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.adapt import resample_kernel
 from ssl_vivit.encoders.positions import resample_temporal
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.block_reader import BlockReader
 from ssl_vivit.neural.cores.encoder_fitting import (
     NeuralEncoderChoice,
     fit_encoder,
@@ -200,7 +201,10 @@ def test_a_learned_table_in_time_becomes_that_of_the_training_window(
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 @pytest.mark.parametrize("overlapping", [False, True])
-def test_each_token_of_a_long_trial_is_of_the_window_with_the_longest_past(length, overlapping):
+@pytest.mark.parametrize("blocks", [None, [0], [0, 1]])
+def test_each_token_of_a_long_trial_is_of_the_window_with_the_longest_past(
+    length, overlapping, blocks
+):
     stride = 2
     torch.manual_seed(0)
     encoder = create_encoder(
@@ -208,7 +212,8 @@ def test_each_token_of_a_long_trial_is_of_the_window_with_the_longest_past(lengt
         tubelet_size=(4, 4, 4) if overlapping else (2, 4, 4), tubelet_stride=(2, 4, 4),
         temporal_padding="causal", temporal_causal=True, **SMALL,
     ).double()  # fmt: skip
-    core, video = ViViTCore(encoder), torch.randn(2, 1, 21, 8, 12, dtype=torch.float64)
+    reader = None if blocks is None else BlockReader(blocks).double()
+    core, video = ViViTCore(encoder, reader), torch.randn(2, 1, 21, 8, 12, dtype=torch.float64)
     found = core.dense(video)
     assert found.shape[2] == 10
     hop = max(length // 2, 1)
@@ -218,7 +223,8 @@ def test_each_token_of_a_long_trial_is_of_the_window_with_the_longest_past(lengt
         window = video[:, :, start * stride : (start + length) * stride]
         missing = length * stride - window.shape[2]
         window = torch.nn.functional.pad(window, (0, 0, 0, 0, 0, missing))
-        expected = encoder(window).map[:, :, step - start]
+        map = encoder(window).map if reader is None else reader(encoder, window)
+        expected = map[:, :, step - start]
         torch.testing.assert_close(found[:, :, step], expected, rtol=0, atol=1e-12)
     # A trial that ends earlier has the start of these tokens.
     for frames in range(2, 21, 3):

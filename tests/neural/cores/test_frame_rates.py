@@ -54,14 +54,17 @@ def test_a_shorter_recording_is_the_start_of_a_longer_one(rates):
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("ratio", [(30.0, 25.0), (16.0, 30.0), (30.0, 7.0)])
-def test_frames_read_tokens_of_the_resampled_video_at_recorded_times(ratio, stride):
+@pytest.mark.parametrize("layers", [None, 0, "all"])
+def test_frames_read_tokens_of_the_resampled_video_at_recorded_times(ratio, stride, layers):
     rates = FrameRates(*ratio)
-    whole = model(encoder(tubelet_stride=(stride, 4, 4)), frame_rates={"a": rates})
+    whole = model(encoder(tubelet_stride=(stride, 4, 4)), frame_rates={"a": rates}, layers=layers)
     video = clip(frames=15)
     shown = [int(i) for i in rates.shown(15)]
     resampled = torch.stack([video[:, :, frame] for frame in shown], 2)
     whole_strides = len(shown) // stride * stride
     tokens = whole.encoder(resampled[:, :, :whole_strides]).map
+    if layers is not None:
+        tokens = whole.block_reader(whole.encoder, resampled[:, :, :whole_strides])
     stream, found = whole.frame_stream(video), whole.core(video)
     for t in range(15):
         ended = sum(frame <= t for frame in shown) // stride

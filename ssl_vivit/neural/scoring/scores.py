@@ -109,7 +109,8 @@ class NeuralScores:
         Returns:
             ``poisson``, ``correlation``; for counts ``bps`` and ``bps_train_null``; where movies
             repeat ``correlation_to_average``, ``oracle`` (jackknife), ``fev``, ``feve``,
-            ``cc_abs``, ``cc_max`` and ``cc_norm``.
+            ``cc_abs``, ``cc_max`` and ``cc_norm``. ``feve`` and ``cc_norm`` are of what repeats have
+            in common (:mod:`ssl_vivit.neural.scoring.repeats`).
         """
         seen, fact = self._seen[session], self.facts[session]
         scores = {"poisson": seen.sums.loss(), "correlation": seen.moments.correlation()}

@@ -91,35 +91,43 @@ class RepeatScores:
 
     Args:
         movies: moments of each.
+        counts: how many times each movie counts, (..., movies); scores are then (..., neurons).
+            None counts each once.
     """
 
-    def __init__(self, movies: Sequence[Repeats]) -> None:
+    def __init__(
+        self, movies: Sequence[Repeats], counts: Float[Tensor, "... movies"] | None = None
+    ) -> None:
         self.movies = movies
+        self.counts = torch.ones(len(movies), dtype=torch.float64) if counts is None else counts
         moments = [movie.moments for movie in movies]
         count = torch.cat([each.count for each in moments])
         self.used = count > 1
         self.count = count.masked_fill(~self.used, 0)
-        self.bins = self.used.sum(0).double()
-        self.mean, self.predicted = torch.cat([each.mean for each in moments], dim=1)
+        self.bins = self._sum(self.used.double())
+        self.entries = self._sum(self.count)
+        means = torch.cat([each.mean for each in moments], dim=1)
         squares = torch.cat([each.deviation for each in moments], dim=1)
         self.deviation, of_rates, products = squares
         self.residual_deviation = self.deviation + of_rates - 2 * products
         # Squared errors, summed over repeats.
-        self.error = self.residual_deviation + count * (self.mean - self.predicted).square()
+        self.error = self.residual_deviation + count * (means[0] - means[1]).square()
+        # Variances do not depend on the origin; far from it, squares would lose digits.
+        known = means.masked_fill(~self.used, 0).sum(1, keepdim=True)
+        self.mean, self.predicted = means - known / self.used.sum(0).clamp(min=1)
+        self.origin = known[:, 0] / self.used.sum(0).clamp(min=1)
 
     def oracle(self) -> Float[Tensor, " neurons"]:
         """Correlation of each response with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
-        # Correlations do not depend on the origin; far from it, squares would lose digits.
-        total = (self.mean - self._over_bins(self.mean)) * number
+        total = self.mean * number
         squares = self.deviation + total.square() / number.clamp(min=1)
-        entries = number.sum(0)
         left_out = ((number - 2) * total.square() + squares) / others.square()
         product = (total.square() - squares) / others
-        mean = self._sum(total) / entries
-        both = self._sum(product) / entries - mean.square()
-        first = self._sum(squares) / entries - mean.square()
-        second = self._sum(left_out) / entries - mean.square()
+        mean = self._sum(total) / self.entries
+        both = self._sum(product) / self.entries - mean.square()
+        first = self._sum(squares) / self.entries - mean.square()
+        second = self._sum(left_out) / self.entries - mean.square()
         return both / (first * second).sqrt()
 
     def explainable_variance(self) -> Float[Tensor, " neurons"]:
@@ -138,18 +146,17 @@ class RepeatScores:
         mean product of the residuals of two different repeats, where all movies have as many: 0 in
         expectation for the true rates (the power of a signal; Sahani & Linden 2003, NIPS 15).
         """
-        error = self._sum(self.error) / self.count.sum(0)
+        error = self._sum(self.error) / self.entries
         unexplained = error - self._over_repeats(self.residual_deviation)
         return 1 - unexplained / (self._total_variance() - self._noise_variance())
 
     def correlation_to_average(self) -> Float[Tensor, " neurons"]:
         """Correlation over bins of the mean response and the mean prediction of the repeats."""
-        mean, mean_rate = self._over_bins(self.mean), self._over_bins(self.predicted)
-        response, predicted = self.mean - mean, self.predicted - mean_rate
+        means = torch.stack((self.mean, self.predicted))
+        mean = self._over_bins(means)
+        apart = self._over_bins(PairedMoments.squared(means)) - PairedMoments.squared(mean)
         return correlation(
-            varying(self._over_bins(response.square()), mean),
-            varying(self._over_bins(predicted.square()), mean_rate),
-            self._over_bins(response * predicted),
+            varying(apart[0], self.origin[0]), varying(apart[1], self.origin[1]), apart[2]
         )
 
     def normalised_correlation(self) -> NormalisedCorrelation:
@@ -160,10 +167,10 @@ class RepeatScores:
         paper's equations.
         """
         powers = [_powers(movie) for movie in self.movies]
-        bins = torch.stack([each.bins for each in powers])[:, None]
+        bins = torch.stack([each.bins for each in powers])
 
         def pooled(parts: list[Tensor]) -> Tensor:
-            return (torch.stack(parts) * bins).sum(0) / bins.sum(0)
+            return self.counts @ (torch.stack(parts, 1) * bins) / (self.counts @ bins)
 
         of_means = pooled([each.of_means for each in powers])
         signal, predicted, shared = pooled([each.of_signals for each in powers])
@@ -174,8 +181,11 @@ class RepeatScores:
             correlation(signal, predicted, shared),
         )
 
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.masked_fill(~self.used, 0).sum(0)
+    def _sum(self, values: Float[Tensor, "*dims bins neurons"]) -> Tensor:
+        """Sum over the bins of all movies, (*dims, ..., neurons)."""
+        lengths = [len(movie.moments.count) for movie in self.movies]
+        parts = values.masked_fill(~self.used, 0).split(lengths, dim=-2)
+        return self.counts @ torch.stack([part.sum(-2) for part in parts], -2)
 
     def _over_bins(self, values: Tensor) -> Tensor:
         return self._sum(values) / self.bins
@@ -188,10 +198,9 @@ class RepeatScores:
         return self._over_repeats(self.deviation)
 
     def _total_variance(self) -> Tensor:
-        entries = self.count.sum(0)
-        grand = self._sum(self.mean * self.count) / entries
-        between = self._sum((self.mean - grand).square() * self.count)
-        return (self._sum(self.deviation) + between) / (entries - 1)
+        total = self._sum(self.mean * self.count)
+        between = self._sum(self.mean.square() * self.count) - total.square() / self.entries
+        return (self._sum(self.deviation) + between) / (self.entries - 1)
 
 
 class _Powers(NamedTuple):

@@ -20,6 +20,9 @@ LEAST_EXPLAINABLE = 0.15
 # Scores that divide by what is explainable.
 OF_EXPLAINABLE = ("feve", "cc_norm")
 
+# Resamples whose scores are computed together.
+_AT_ONCE = 100
+
 
 class NeuralScores:
     """Sums in float64 that any number of updates and processes add to; exact but for rounding.
@@ -165,22 +168,26 @@ class NeuralScores:
     ) -> dict[str, Float[np.ndarray, " resamples"]]:
         """Scores on resampled movies, by the names of :meth:`compute`; NaN where not defined.
 
-        Which neurons enter a mean is decided on all trials, once for all resamples.
+        Sessions that ``counts`` does not name are left out; so are means over sessions, then.
+        Neurons with enough explainable variance are chosen in each resample anew.
 
         Args:
             counts: session → how many times each of :meth:`movies` counts in each resample.
             units: which neurons.
         """
-        by_session = {
-            name: {
-                score: values.numpy()
-                for score, values in self._of_session(
-                    name, self._chosen(name, units), counts[name]
-                ).items()
-            }
-            for name in self._scored(units)
-        }
-        return _by_name(by_session)
+        scored = self._scored(units)
+        by_session = {}
+        for name in scored:
+            if name in counts:
+                chosen = self._chosen(name, units)
+                # Some at a time: each takes the memory of all neurons' scores.
+                parts = [
+                    self._of_session(name, chosen, some) for some in counts[name].split(_AT_ONCE)
+                ]
+                by_session[name] = {
+                    score: torch.cat([part[score] for part in parts]).numpy() for score in parts[0]
+                }
+        return _by_name(by_session, means=len(by_session) == len(scored))
 
     def _scored(self, units: str) -> list[str]:
         """Sessions that have trials and such neurons."""
@@ -201,8 +208,9 @@ class NeuralScores:
     ) -> dict[str, Float[Tensor, ...]]:
         """Means over the chosen neurons."""
         scores = self.neurons(name, counts)
-        if chosen.able is not None:
-            hidden = ~chosen.able
+        if "fev" in scores:
+            # In each resample anew, so that no score divides by next to nothing.
+            hidden = ~(scores["fev"] >= LEAST_EXPLAINABLE)
             scores |= {key: scores[key].masked_fill(hidden, torch.nan) for key in OF_EXPLAINABLE}
         used = chosen.units & ~chosen.silent
         means = {key: _mean_of_defined(values[..., used]) for key, values in scores.items()}
@@ -244,10 +252,10 @@ def _means(fact: SessionFacts) -> Tensor:
     return torch.tensor(fact.mean_response, dtype=torch.float64)
 
 
-def _by_name(by_session: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True) -> dict[str, Any]:
     """``<score>_<session>``, and ``<score>_mean`` over the sessions that have the score."""
-    kinds = dict.fromkeys(score for scores in by_session.values() for score in scores)
-    means = {
+    kinds = dict.fromkeys(score for scores in by_session.values() for score in scores if means)
+    over_sessions = {
         f"{score}_mean": _mean([own[score] for own in by_session.values() if score in own])
         for score in kinds
     }
@@ -256,7 +264,7 @@ def _by_name(by_session: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, scores in by_session.items()
         for score, value in scores.items()
     }
-    return means | of_sessions
+    return over_sessions | of_sessions
 
 
 def _mean(values: Sequence[Any]) -> Any:

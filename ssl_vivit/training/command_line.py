@@ -36,7 +36,11 @@ _UNION = re.compile(
 
 
 def parse(
-    config_class: type[T], argv: Sequence[str] | None = None, *, preset: Path | None = None
+    config_class: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    preset: Path | None = None,
+    first: str | None = None,
 ) -> T:
     """Read a config dataclass from ``--config`` files and dotted options.
 
@@ -54,8 +58,13 @@ def parse(
         argv: the arguments; by default those of the process.
         preset: the config file that holds where none is named. The files beside it are presets
             too: ``--config NAME`` finds ``NAME.yaml`` among them.
+        first: a setting that may be given without its name, as the first word: with ``model``,
+            ``recipe.py X`` is ``recipe.py --model X``.
     """
-    files, arguments = _config_files(list(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    if first is not None and given and not given[0].startswith("-"):
+        given.insert(0, f"--{first}")
+    files, arguments = _config_files(given)
     paths = [_config_path(name, preset) for name in files]
     for path in paths:
         _check_file(path)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ssl_vivit.evaluation.figures import (
     BLACK,
     BLUE,
+    COLOURS,
     GREEN,
     ORANGE,
     PAGE_WIDTH,
@@ -23,6 +24,8 @@ from ssl_vivit.evaluation.figures import (
     save,
 )
 from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation
+
+MARKERS = "os^D"
 
 
 def positions(
@@ -192,6 +195,51 @@ def histogram(
         axis.locator_params(axis="y", integer=True)
         legend_below(axis)
     caption(figure, "the outermost bars count all values beyond them, too")
+    save(figure, path)
+
+
+def paired_scores(
+    panels: Mapping[str, Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]],
+    path: Path,
+    *,
+    names: tuple[str, str],
+    title: str,
+) -> None:
+    """Scores of each neuron by two models, a panel for each score; points above the line won.
+
+    Args:
+        panels: title of a panel → session → scores by the second model, on the horizontal axis, and
+            by the first, on the vertical one; those that are not finite are left out.
+        path: of the PNG.
+        names: of the first and the second model.
+        title: whose scores.
+    """
+    figure, axes = panel_figure(len(panels), height=4.6)
+    for axis, (told, sessions) in zip(axes, panels.items(), strict=True):
+        pairs = {name: np.stack(pair) for name, pair in sessions.items()}
+        pairs = {name: pair[:, np.isfinite(pair).all(0)] for name, pair in pairs.items()}
+        together = np.concatenate([*pairs.values()], 1)
+        low, high = float(together.min()), float(together.max())
+        margin = 0.05 * (high - low or 1.0)
+        ends = (low - margin, high + margin)
+        axis.plot(ends, ends, color=BLACK, lw=0.8, ls="--", label="equal")
+        for place, (name, (second, first)) in enumerate(pairs.items()):
+            # Colours come again after six sessions, with another marker.
+            marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
+            label = textwrap.shorten(name, 22, placeholder="…") if len(pairs) <= 12 else None
+            axis.plot(second, first, marker, color=COLOURS[place % len(COLOURS)], ms=4, alpha=0.6,
+                      mew=0, label=label)  # fmt: skip
+        axis.set(
+            xlim=ends, ylim=ends, aspect="equal", xlabel=textwrap.fill(names[1], 26),
+            ylabel=textwrap.fill(names[0], 26),
+        )  # fmt: skip
+        lines = [textwrap.fill(line, 42) for line in told.splitlines()]
+        axis.set_title("\n".join(lines), fontsize=10)
+        axis.locator_params(nbins=6)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=9, frameon=False)  # fmt: skip
+    caption(figure, f"{title}: a point is a neuron")
     save(figure, path)
 
 

@@ -13,6 +13,7 @@ from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.training.processes import Host
 
 Rates = Callable[[dict[str, Any]], Tensor]
+Seen = Callable[[dict[str, Any], Tensor], None]
 
 
 def score(
@@ -23,6 +24,7 @@ def score(
     batch_size: int,
     device: torch.device | str,
     repeats: bool = False,
+    seen: Seen | None = None,
 ) -> NeuralScores:
     """Scores over all trials, of which every process takes its share; equal on all processes.
 
@@ -33,13 +35,17 @@ def score(
         batch_size: trials at once, at most.
         device: where the model is.
         repeats: also score what needs several trials of one movie, which takes memory.
+        seen: is called with each part of this process's batches and its rates.
     """
     own = trials.of_process(host.rank, host.world_size)
     scores, last, calls = NeuralScores(trials.facts), None, 0
     for batch in own.once(batch_size, device):
         (part,) = batch["parts"]
         movies = part["content"].tolist() if repeats else None
-        scores.update(part["session"], rates(part).float(), part["responses"], movies)
+        predicted = rates(part).float()
+        scores.update(part["session"], predicted, part["responses"], movies)
+        if seen is not None:
+            seen(part, predicted)
         last, calls = part, calls + 1
     _keep_step(rates, last, calls, trials, host, device)
     return scores.over_processes(host.gather)

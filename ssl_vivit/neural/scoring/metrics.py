@@ -8,7 +8,8 @@ those of all of it; :class:`ssl_vivit.neural.scoring.scores.NeuralScores` collec
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -109,8 +110,15 @@ class PoissonSums:
 
     def __getitem__(self, chosen: Tensor) -> PoissonSums:
         """The sums of some neurons."""
-        return PoissonSums(
-            self.known[chosen], self.responses[chosen], self.rates[chosen], self.log_rates[chosen]
+        return PoissonSums(*(getattr(self, part.name)[..., chosen] for part in fields(self)))
+
+    @classmethod
+    def resampled(
+        cls, parts: Sequence[PoissonSums], counts: Float[Tensor, "... parts"]
+    ) -> PoissonSums:
+        """Sums in which each part counts so many times, (..., neurons)."""
+        return cls(
+            *(counts @ torch.stack([getattr(p, part.name) for p in parts]) for part in fields(cls))
         )
 
     def loss(self) -> Float[Tensor, " neurons"]:
@@ -125,7 +133,13 @@ class PoissonSums:
 
     def bits_per_spike(self, null_rates: Float[Tensor, " neurons"] | None = None) -> float:
         """Bits per spike of all neurons together, see :func:`bits_per_spike`."""
-        return float(_bits(self._gain(null_rates).sum(), self.responses.sum()))
+        return float(self.bits_together(null_rates))
+
+    def bits_together(
+        self, null_rates: Float[Tensor, " neurons"] | None = None
+    ) -> Float[Tensor, ...]:
+        """Bits per spike of all neurons together, for each entry of the axes before neurons."""
+        return _bits(self._gain(null_rates).sum(-1), self.responses.sum(-1))
 
     def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
         """Log likelihood of the rates less that of constant ones."""
@@ -157,6 +171,21 @@ class PairedMoments(Moments):
         mean = pairs.sum(1) / count.clamp(min=1)
         apart = (pairs - mean[:, None]).masked_fill(~known, 0)
         return cls(count, mean, cls.squared(apart).sum(1))
+
+    @classmethod
+    def resampled(
+        cls, parts: Sequence[PairedMoments], counts: Float[Tensor, "... parts"]
+    ) -> PairedMoments:
+        """Moments (..., neurons) in which each part (neurons) counts so many times."""
+        count = torch.stack([part.count for part in parts])
+        # Close to all means, so that squares lose no digits.
+        origin = cls.merged(parts).mean
+        mean = torch.stack([part.mean for part in parts], 1) - origin[:, None]
+        deviation = torch.stack([part.deviation for part in parts], 1) + count * cls.squared(mean)
+        total = counts @ count
+        shift = counts @ (count * mean) / total.clamp(min=1)
+        origin = origin.view(2, *[1] * (counts.ndim - 1), -1)
+        return cls(total, origin + shift, counts @ deviation - total * cls.squared(shift))
 
     @staticmethod
     def squared(distance: Tensor) -> Tensor:

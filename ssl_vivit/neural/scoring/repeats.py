@@ -1,4 +1,17 @@
-"""Scores of neurons from repeats of movies: oracle, explainable variance, normalised correlation."""
+"""Scores of neurons from repeats of movies: oracle, explainable variance, normalised correlation.
+
+FEVE and CC_norm score the signal: the part of the responses that all repeats of a movie have in
+common. What differs between repeats counts as noise. That is spiking noise, and also the modulation
+by behaviour, if the animal behaves independently in each repeat. A model that reads behaviour
+predicts some of the modulation, so its predictions differ between repeats as well. They are treated
+as the responses are: mean products of two different repeats replace squares, so that modulation
+shared by a response and its own prediction counts for nothing. The true rates then score 1 in
+expectation, with and without modulation by behaviour. Ratios of estimates are biased where there is
+little signal and few bins. Among neurons chosen by a least explainable variance the bias is towards
+smaller scores, since noise that lets a neuron pass counts as signal that no model predicts.
+
+For a model that predicts the same response to all repeats, both scores are the published ones.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +33,8 @@ class Repeats:
 
     Attributes:
         moments: over repeats, (bins, neurons).
-        trial_variance: variance over the known bins of a trial, summed over trials (neurons).
+        trial_variance: variance over the known bins of a trial of responses and of rates, and
+            their covariance, each summed over trials (3, neurons).
     """
 
     moments: PairedMoments
@@ -36,9 +50,9 @@ class Repeats:
         responses, rates = responses.double(), rates.double()
         known = ~responses.isnan()
         bins = known.sum(1, keepdim=True).clamp(min=1)
-        filled = responses.masked_fill(~known, 0)
-        within = (filled - filled.sum(1, keepdim=True) / bins).masked_fill(~known, 0)
-        trial_variance = (within.square().sum(1) / bins[:, 0]).sum(0)
+        filled = torch.stack((responses, rates)).masked_fill(~known, 0)
+        within = (filled - filled.sum(2, keepdim=True) / bins).masked_fill(~known, 0)
+        trial_variance = (PairedMoments.squared(within).sum(2) / bins[:, 0]).sum(1)
         return cls(PairedMoments.of_pairs(responses, rates), trial_variance)
 
     def merged(self, other: Repeats) -> Repeats:
@@ -58,9 +72,10 @@ class NormalisedCorrelation(NamedTuple):
     """Schoppe et al. 2016 (Front. Comput. Neurosci. 10:10), each (neurons).
 
     Attributes:
-        absolute: correlation of the prediction with the mean response of the repeats.
-        maximum: what a perfect model would reach, given the noise left in that mean.
-        normalised: the former by the latter.
+        absolute: correlation of the mean prediction with the mean response of the repeats.
+        maximum: what a perfect model of the signal would reach, given the noise left in that mean.
+        normalised: correlation of the signals of prediction and response. It is ``absolute`` by
+            ``maximum`` where predictions are the same for all repeats.
     """
 
     absolute: Tensor
@@ -76,35 +91,43 @@ class RepeatScores:
 
     Args:
         movies: moments of each.
+        counts: how many times each movie counts, (..., movies); scores are then (..., neurons).
+            None counts each once.
     """
 
-    def __init__(self, movies: Sequence[Repeats]) -> None:
+    def __init__(
+        self, movies: Sequence[Repeats], counts: Float[Tensor, "... movies"] | None = None
+    ) -> None:
         self.movies = movies
+        self.counts = torch.ones(len(movies), dtype=torch.float64) if counts is None else counts
         moments = [movie.moments for movie in movies]
         count = torch.cat([each.count for each in moments])
         self.used = count > 1
         self.count = count.masked_fill(~self.used, 0)
-        self.bins = self.used.sum(0).double()
-        self.mean, self.predicted = torch.cat([each.mean for each in moments], dim=1)
+        self.bins = self._sum(self.used.double())
+        self.entries = self._sum(self.count)
+        means = torch.cat([each.mean for each in moments], dim=1)
         squares = torch.cat([each.deviation for each in moments], dim=1)
         self.deviation, of_rates, products = squares
+        self.residual_deviation = self.deviation + of_rates - 2 * products
         # Squared errors, summed over repeats.
-        self.error = self.deviation + of_rates - 2 * products
-        self.error = self.error + count * (self.mean - self.predicted).square()
+        self.error = self.residual_deviation + count * (means[0] - means[1]).square()
+        # Variances do not depend on the origin; far from it, squares would lose digits.
+        known = means.masked_fill(~self.used, 0).sum(1, keepdim=True)
+        self.mean, self.predicted = means - known / self.used.sum(0).clamp(min=1)
+        self.origin = known[:, 0] / self.used.sum(0).clamp(min=1)
 
     def oracle(self) -> Float[Tensor, " neurons"]:
         """Correlation of each response with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
-        # Correlations do not depend on the origin; far from it, squares would lose digits.
-        total = (self.mean - self._over_bins(self.mean)) * number
+        total = self.mean * number
         squares = self.deviation + total.square() / number.clamp(min=1)
-        entries = number.sum(0)
         left_out = ((number - 2) * total.square() + squares) / others.square()
         product = (total.square() - squares) / others
-        mean = self._sum(total) / entries
-        both = self._sum(product) / entries - mean.square()
-        first = self._sum(squares) / entries - mean.square()
-        second = self._sum(left_out) / entries - mean.square()
+        mean = self._sum(total) / self.entries
+        both = self._sum(product) / self.entries - mean.square()
+        first = self._sum(squares) / self.entries - mean.square()
+        second = self._sum(left_out) / self.entries - mean.square()
         return both / (first * second).sqrt()
 
     def explainable_variance(self) -> Float[Tensor, " neurons"]:
@@ -113,54 +136,89 @@ class RepeatScores:
         return (total - self._noise_variance()) / total
 
     def explained(self) -> Float[Tensor, " neurons"]:
-        """Share of the explainable variance that is explained (FEVE; Cadena et al. 2019)."""
-        noise = self._noise_variance()
-        error = self._sum(self.error) / self.count.sum(0)
-        return 1 - (error - noise) / (self._total_variance() - noise)
+        """Share of the explainable variance that is explained (FEVE; Cadena et al. 2019).
+
+        Cadena et al. subtract the responses' variance over repeats from the squared error as well
+        as from the total variance. Here the squared error is reduced by the residuals' own variance
+        over repeats, which is the same number if predictions do not differ between repeats. If
+        they do, for behaviour, the residuals vary less than the responses, and the true rates would
+        score above 1. The numerator, mean squared error less mean variance of the residuals, is the
+        mean product of the residuals of two different repeats, where all movies have as many: 0 in
+        expectation for the true rates (the power of a signal; Sahani & Linden 2003, NIPS 15).
+        """
+        error = self._sum(self.error) / self.entries
+        unexplained = error - self._over_repeats(self.residual_deviation)
+        return 1 - unexplained / (self._total_variance() - self._noise_variance())
 
     def correlation_to_average(self) -> Float[Tensor, " neurons"]:
         """Correlation over bins of the mean response and the mean prediction of the repeats."""
-        mean, mean_rate = self._over_bins(self.mean), self._over_bins(self.predicted)
-        response, predicted = self.mean - mean, self.predicted - mean_rate
+        means = torch.stack((self.mean, self.predicted))
+        mean = self._over_bins(means)
+        apart = self._over_bins(PairedMoments.squared(means)) - PairedMoments.squared(mean)
         return correlation(
-            varying(self._over_bins(response.square()), mean),
-            varying(self._over_bins(predicted.square()), mean_rate),
-            self._over_bins(response * predicted),
+            varying(apart[0], self.origin[0]), varying(apart[1], self.origin[1]), apart[2]
         )
 
     def normalised_correlation(self) -> NormalisedCorrelation:
         """CC_abs, CC_max and CC_norm; variances within movies, averaged over their bins.
 
         A movie does not count for a neuron that has more known repeats in some of its bins than in
-        others. With one movie these are the paper's equations.
+        others. With one movie, and predictions that are the same for all repeats, these are the
+        paper's equations.
         """
-        pooled = torch.stack([_powers(movie) for movie in self.movies])
-        bins = pooled[:, :1]
-        signal, response, predicted, shared = (pooled[:, 1:] * bins).sum(0) / bins.sum(0)
-        signal = torch.where(signal > 0, signal, torch.nan)
-        maximum = (signal / response).sqrt()
-        absolute = correlation(response, predicted, shared)
-        return NormalisedCorrelation(absolute, maximum, absolute / maximum)
+        powers = [_powers(movie) for movie in self.movies]
+        bins = torch.stack([each.bins for each in powers])
 
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.masked_fill(~self.used, 0).sum(0)
+        def pooled(parts: list[Tensor]) -> Tensor:
+            return self.counts @ (torch.stack(parts, 1) * bins) / (self.counts @ bins)
+
+        of_means = pooled([each.of_means for each in powers])
+        signal, predicted, shared = pooled([each.of_signals for each in powers])
+        signal = torch.where(signal > 0, signal, torch.nan)
+        return NormalisedCorrelation(
+            correlation(*of_means),
+            (signal / of_means[0]).sqrt(),
+            correlation(signal, predicted, shared),
+        )
+
+    def _sum(self, values: Float[Tensor, "*dims bins neurons"]) -> Tensor:
+        """Sum over the bins of all movies, (*dims, ..., neurons)."""
+        lengths = [len(movie.moments.count) for movie in self.movies]
+        parts = values.masked_fill(~self.used, 0).split(lengths, dim=-2)
+        return self.counts @ torch.stack([part.sum(-2) for part in parts], -2)
 
     def _over_bins(self, values: Tensor) -> Tensor:
         return self._sum(values) / self.bins
 
+    def _over_repeats(self, deviation: Tensor) -> Tensor:
+        """Variance over repeats, averaged over bins."""
+        return self._over_bins(deviation / (self.count - 1).clamp(min=1))
+
     def _noise_variance(self) -> Tensor:
-        return self._over_bins(self.deviation / (self.count - 1).clamp(min=1))
+        return self._over_repeats(self.deviation)
 
     def _total_variance(self) -> Tensor:
-        entries = self.count.sum(0)
-        grand = self._sum(self.mean * self.count) / entries
-        between = self._sum((self.mean - grand).square() * self.count)
-        return (self._sum(self.deviation) + between) / (entries - 1)
+        total = self._sum(self.mean * self.count)
+        between = self._sum(self.mean.square() * self.count) - total.square() / self.entries
+        return (self._sum(self.deviation) + between) / (self.entries - 1)
 
 
-def _powers(movie: Repeats) -> Tensor:
-    """(bins, signal power, variances of mean response and prediction, covariance) × neurons."""
-    count, (of_responses, of_rates) = movie.moments.count, movie.moments.mean
+class _Powers(NamedTuple):
+    """Variances over the bins of a movie: of responses and of predictions, and their covariance.
+
+    Attributes:
+        bins: that count (neurons).
+        of_means: of means over repeats (3, neurons).
+        of_signals: of what repeats have in common (3, neurons).
+    """
+
+    bins: Tensor
+    of_means: Tensor
+    of_signals: Tensor
+
+
+def _powers(movie: Repeats) -> _Powers:
+    count, means = movie.moments.count, movie.moments.mean
     seen = count > 0
     bins = seen.sum(0).double()
     repeats = count.amax(0)
@@ -168,13 +226,12 @@ def _powers(movie: Repeats) -> Tensor:
     bins = bins.masked_fill(~even, 0)
 
     def over_bins(values: Tensor) -> Tensor:
-        return values.masked_fill(~seen, 0).sum(0) / bins.clamp(min=1)
+        return values.masked_fill(~seen, 0).sum(-2) / bins.clamp(min=1)
 
-    mean, mean_rate = over_bins(of_responses), over_bins(of_rates)
-    response, predicted = of_responses - mean, of_rates - mean_rate
-    variance = varying(over_bins(response.square()), mean)
-    of_predicted = varying(over_bins(predicted.square()), mean_rate)
-    shared = over_bins(response * predicted)
+    mean = over_bins(means)
+    response, predicted, shared = over_bins(PairedMoments.squared(means - mean[:, None]))
+    of_means = torch.stack((varying(response, mean[0]), varying(predicted, mean[1]), shared))
     pairs = (repeats * (repeats - 1)).clamp(min=1)
-    signal = (repeats.square() * variance - movie.trial_variance) / pairs
-    return torch.stack((bins, signal, variance, of_predicted, shared))
+    # The mean covariance of two different repeats (eq. 1 of Schoppe et al. 2016).
+    of_signals = (repeats.square() * of_means - movie.trial_variance) / pairs
+    return _Powers(bins, of_means, of_signals)

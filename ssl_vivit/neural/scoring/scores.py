@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +12,16 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
-from ssl_vivit.neural.scoring.metrics import PairedMoments, PoissonSums
-from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
+from ssl_vivit.neural.scoring.by_movie import UNNAMED, Trials, TrialsByMovie
 
 # Below this share of explainable variance (Cadena et al. 2019), what is explained of it is noise.
 LEAST_EXPLAINABLE = 0.15
 
 # Scores that divide by what is explainable.
-_OF_EXPLAINABLE = ("feve", "cc_norm")
+OF_EXPLAINABLE = ("feve", "cc_norm")
+
+# Resamples whose scores are computed together.
+_AT_ONCE = 100
 
 
 class NeuralScores:
@@ -38,7 +38,7 @@ class NeuralScores:
     def __init__(self, facts: Sequence[SessionFacts], *, drop_first: int = 0) -> None:
         self.facts = {fact.name: fact for fact in facts}
         self.drop_first = drop_first
-        self._seen = {fact.name: _Seen.nothing(len(fact.unit_ids)) for fact in facts}
+        self._seen = {fact.name: TrialsByMovie(len(fact.unit_ids)) for fact in facts}
 
     def update(
         self,
@@ -74,10 +74,12 @@ class NeuralScores:
         if movies is not None and len(movies) != len(rates):
             raise NeuralModelError(f"{len(rates)} trials show {len(movies)} movies; name one each")
         rates, responses = (x[:, self.drop_first :].detach().cpu() for x in (rates, responses))
-        self._seen[session].add(_Seen.of(rates, responses))
+        if movies is None:
+            self._seen[session].add(UNNAMED, Trials.of(rates, responses))
         for index, movie in enumerate(movies or ()):
             only = slice(index, index + 1)
-            self._seen[session].repeat(str(movie), Repeats.of(responses[only], rates[only]))
+            trial = Trials.of(rates[only], responses[only], repeats=True)
+            self._seen[session].add(str(movie), trial)
 
     def over_processes(self, gather: Callable[[Any], list[Any]]) -> NeuralScores:
         """The scores of all processes' trials together, the same on each.
@@ -89,36 +91,40 @@ class NeuralScores:
         together = NeuralScores(list(self.facts.values()), drop_first=self.drop_first)
         for session, seen in self._seen.items():
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
-            whole = _Seen.nothing(len(self.facts[session].unit_ids))
-            for sums, moments in gather([_packed(seen.sums), _packed(seen.moments)]):
-                whole.add(_Seen(_unpacked(PoissonSums, sums), _unpacked(PairedMoments, moments)))
             # One by one: repeats are what is large.
             for name in names:
-                movie = seen.movies.get(name)
-                own = movie and [_packed(movie.moments), _packed_tensor(movie.trial_variance)]
-                for part in gather(own):
+                own = seen.movies.get(name)
+                for part in gather(own and own.packed()):
                     if part is not None:
-                        moments = _unpacked(PairedMoments, part[0])
-                        whole.repeat(name, Repeats(moments, _unpacked_tensor(part[1])))
-            together._seen[session] = whole
+                        together._seen[session].add(name, Trials.unpacked(part))
         return together
 
-    def neurons(self, session: str) -> dict[str, Float[Tensor, " neurons"]]:
+    def movies(self, session: str) -> list[str]:
+        """Names of the movies that a session's trials showed, in the order of resampling."""
+        return [name for name in self._seen[session].movies if name != UNNAMED]
+
+    def neurons(
+        self, session: str, counts: Float[Tensor, "... movies"] | None = None
+    ) -> dict[str, Float[Tensor, "... neurons"]]:
         """Scores of each neuron of a session, NaN where they are not defined.
+
+        Args:
+            session: whose neurons.
+            counts: how many times the trials of each of :meth:`movies` count; None is once.
 
         Returns:
             ``poisson``, ``correlation``; for counts ``bps`` and ``bps_train_null``; where movies
             repeat ``correlation_to_average``, ``oracle`` (jackknife), ``fev``, ``feve``,
-            ``cc_abs``, ``cc_max`` and ``cc_norm``.
+            ``cc_abs``, ``cc_max`` and ``cc_norm``. ``feve`` and ``cc_norm`` are of what repeats have
+            in common (:mod:`ssl_vivit.neural.scoring.repeats`).
         """
         seen, fact = self._seen[session], self.facts[session]
-        scores = {"poisson": seen.sums.loss(), "correlation": seen.moments.correlation()}
+        sums = seen.sums(counts)
+        scores = {"poisson": sums.loss(), "correlation": seen.moments(counts).correlation()}
         if fact.kind == "spikes":
-            scores["bps"] = seen.sums.bits_of_neurons()
-            scores["bps_train_null"] = seen.sums.bits_of_neurons(_means(fact))
-        repeated = [movie for movie in seen.movies.values() if (movie.moments.count > 1).any()]
-        if repeated:
-            of_repeats = RepeatScores(repeated)
+            scores["bps"] = sums.bits_of_neurons()
+            scores["bps_train_null"] = sums.bits_of_neurons(_means(fact))
+        if (of_repeats := seen.of_repeats(counts)) is not None:
             normalised = of_repeats.normalised_correlation()
             scores |= {
                 "correlation_to_average": of_repeats.correlation_to_average(),
@@ -146,43 +152,74 @@ class NeuralScores:
             explainable variance of 0.15 or more, counted as ``explainable_<session>``.
         """
         by_session: dict[str, dict[str, float]] = {}
-        counts: dict[str, float] = {}
-        for name, fact in self.facts.items():
-            chosen = self._units(fact, units)
-            if not chosen.any() or not self._seen[name].sums.known.any():
-                continue
-            by_session[name], counted = self._of_session(name, chosen)
-            counts |= {f"{count}_{name}": float(value) for count, value in counted.items()}
-        scores_of = {
-            f"{score}_{name}": value
-            for name, scores in by_session.items()
-            for score, value in scores.items()
-        }
-        kinds = dict.fromkeys(score for scores in by_session.values() for score in scores)
-        means = {
-            f"{score}_mean": _mean(scores.get(score, np.nan) for scores in by_session.values())
-            for score in kinds
-        }
-        everything = {**means, **scores_of, **counts}
-        return {name: value for name, value in everything.items() if np.isfinite(value)}
+        numbers: dict[str, float] = {}
+        for name in self._scored(units):
+            scored = self._chosen(name, units)
+            means = self._of_session(name, scored)
+            by_session[name] = {score: float(value) for score, value in means.items()}
+            numbers |= {f"{kind}_{name}": float(n) for kind, n in scored.counts().items()}
+        found = {name: float(value) for name, value in _by_name(by_session).items()}
+        return {name: value for name, value in (found | numbers).items() if np.isfinite(value)}
 
-    def _of_session(self, name: str, chosen: Tensor) -> tuple[dict[str, float], dict[str, int]]:
-        """Means over the chosen neurons, and counts of silent and explainable ones."""
-        scores = self.neurons(name)
-        silent = self._seen[name].sums.responses == 0
-        counts = {"silent": int((silent & chosen).sum())}
+    def resampled(
+        self,
+        counts: Mapping[str, Float[Tensor, "resamples movies"]],
+        units: Literal["trained", "held_out"] = "trained",
+    ) -> dict[str, Float[np.ndarray, " resamples"]]:
+        """Scores on resampled movies, by the names of :meth:`compute`; NaN where not defined.
+
+        Sessions that ``counts`` does not name are left out; so are means over sessions, then.
+        Neurons with enough explainable variance are chosen in each resample anew.
+
+        Args:
+            counts: session → how many times each of :meth:`movies` counts in each resample.
+            units: which neurons.
+        """
+        scored = self._scored(units)
+        by_session = {}
+        for name in scored:
+            if name in counts:
+                chosen = self._chosen(name, units)
+                # Some at a time: each takes the memory of all neurons' scores.
+                parts = [
+                    self._of_session(name, chosen, some) for some in counts[name].split(_AT_ONCE)
+                ]
+                by_session[name] = {
+                    score: torch.cat([part[score] for part in parts]).numpy() for score in parts[0]
+                }
+        return _by_name(by_session, means=len(by_session) == len(scored))
+
+    def _scored(self, units: str) -> list[str]:
+        """Sessions that have trials and such neurons."""
+        return [
+            name
+            for name, fact in self.facts.items()
+            if self._units(fact, units).any() and self._seen[name].sums().known.any()
+        ]
+
+    def _chosen(self, name: str, units: str) -> _Chosen:
+        silent = self._seen[name].sums().responses == 0
+        fev = self.neurons(name).get("fev")
+        able = None if fev is None else fev >= LEAST_EXPLAINABLE
+        return _Chosen(self._units(self.facts[name], units), silent, able)
+
+    def _of_session(
+        self, name: str, chosen: _Chosen, counts: Tensor | None = None
+    ) -> dict[str, Float[Tensor, ...]]:
+        """Means over the chosen neurons."""
+        scores = self.neurons(name, counts)
         if "fev" in scores:
-            able = scores["fev"] >= LEAST_EXPLAINABLE
-            counts["explainable"] = int((able & chosen).sum())
-            scores |= {key: scores[key].masked_fill(~able, torch.nan) for key in _OF_EXPLAINABLE}
-        used = chosen & ~silent
-        means = {key: _mean(values[used].tolist()) for key, values in scores.items()}
+            # In each resample anew, so that no score divides by next to nothing.
+            hidden = ~(scores["fev"] >= LEAST_EXPLAINABLE)
+            scores |= {key: scores[key].masked_fill(hidden, torch.nan) for key in OF_EXPLAINABLE}
+        used = chosen.units & ~chosen.silent
+        means = {key: _mean_of_defined(values[..., used]) for key, values in scores.items()}
         if "bps" in scores:
-            sums, null = self._seen[name].sums[chosen], _means(self.facts[name])[chosen]
+            sums = self._seen[name].sums(counts)[chosen.units]
             means["bps_units"] = means["bps"]
-            means["bps"] = sums.bits_per_spike()
-            means["bps_train_null"] = sums.bits_per_spike(null)
-        return means, counts
+            means["bps"] = sums.bits_together()
+            means["bps_train_null"] = sums.bits_together(_means(self.facts[name])[chosen.units])
+        return means
 
     @staticmethod
     def _units(fact: SessionFacts, units: str) -> Tensor:
@@ -190,60 +227,52 @@ class NeuralScores:
         return held_out if units == "held_out" else ~held_out
 
 
-@dataclass
-class _Seen:
-    """Sums and moments of one session's trials."""
+class _Chosen(NamedTuple):
+    """Neurons of a session that enter its means: bool (neurons).
 
-    sums: PoissonSums
-    moments: PairedMoments
-    movies: dict[str, Repeats] = field(default_factory=dict)
+    Attributes:
+        units: those asked for.
+        silent: those without any response.
+        able: those with enough explainable variance; None without repeats.
+    """
 
-    @classmethod
-    def of(cls, rates: Tensor, responses: Tensor) -> _Seen:
-        """Some trials (b, T, neurons), without their movies."""
-        flat = (values.double().flatten(0, 1) for values in (responses, rates))
-        return cls(PoissonSums.of(rates, responses), PairedMoments.of_pairs(*flat))
+    units: Tensor
+    silent: Tensor
+    able: Tensor | None
 
-    @classmethod
-    def nothing(cls, neurons: int) -> _Seen:
-        """No trials yet."""
-        return cls.of(torch.zeros(0, 0, neurons), torch.zeros(0, 0, neurons))
-
-    def add(self, other: _Seen) -> None:
-        """Add the sums of other trials."""
-        self.sums = self.sums + other.sums
-        self.moments = PairedMoments.merged([self.moments, other.moments])
-
-    def repeat(self, name: str, trials: Repeats) -> None:
-        """Add trials that showed a movie."""
-        known = self.movies.get(name)
-        self.movies[name] = trials if known is None else known.merged(trials)
+    def counts(self) -> dict[str, int]:
+        """Numbers of silent and of explainable neurons among those asked for."""
+        found = {"silent": int((self.silent & self.units).sum())}
+        if self.able is not None:
+            found["explainable"] = int((self.able & self.units).sum())
+        return found
 
 
 def _means(fact: SessionFacts) -> Tensor:
     return torch.tensor(fact.mean_response, dtype=torch.float64)
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Of those that are defined."""
-    numbers = [value for value in values if np.isfinite(value)]
-    return float(np.mean(numbers)) if numbers else float("nan")
+def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True) -> dict[str, Any]:
+    """``<score>_<session>``, and ``<score>_mean`` over the sessions that have the score."""
+    kinds = dict.fromkeys(score for scores in by_session.values() for score in scores if means)
+    over_sessions = {
+        f"{score}_mean": _mean([own[score] for own in by_session.values() if score in own])
+        for score in kinds
+    }
+    of_sessions = {
+        f"{score}_{name}": value
+        for name, scores in by_session.items()
+        for score, value in scores.items()
+    }
+    return over_sessions | of_sessions
 
 
-def _packed(part: PoissonSums | PairedMoments) -> list[dict[str, Any]]:
-    return [_packed_tensor(getattr(part, field.name)) for field in fields(part)]
+def _mean(values: Sequence[Any]) -> Any:
+    """Mean over numbers, or over arrays entry by entry; of those that are defined."""
+    stacked = torch.as_tensor(np.stack(values))
+    return _mean_of_defined(stacked.movedim(0, -1)).numpy()
 
 
-def _unpacked(kind: type[Any], packed: list[dict[str, Any]]) -> Any:
-    return kind(*map(_unpacked_tensor, packed))
-
-
-def _packed_tensor(values: Tensor) -> dict[str, Any]:
-    """All bits of a tensor, as JSON."""
-    data = base64.b64encode(values.contiguous().numpy().tobytes()).decode()
-    return {"shape": list(values.shape), "data": data}
-
-
-def _unpacked_tensor(packed: dict[str, Any]) -> Tensor:
-    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=np.float64)
-    return torch.from_numpy(values.copy()).view(packed["shape"])
+def _mean_of_defined(values: Float[Tensor, "... neurons"]) -> Float[Tensor, ...]:
+    """Of those that are defined; NaN where there are none."""
+    return values.masked_fill(~values.isfinite(), torch.nan).nanmean(-1)

@@ -1,11 +1,13 @@
 """Scores of neurons against other people's numbers and slow loops."""
 
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.metrics import (
@@ -14,6 +16,7 @@ from ssl_vivit.neural.scoring.metrics import (
     single_trial_correlation,
 )
 from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
+from ssl_vivit.neural.scoring.scores import LEAST_EXPLAINABLE
 
 PARITY = Path(__file__).parents[1] / "parity"
 NLB = np.load(PARITY / "nlb_bits_per_spike.npz")
@@ -215,10 +218,11 @@ def test_correlation_to_average_is_numpys():
 
 def test_cc_norm_is_that_of_the_papers_equations():
     responses, predictions = movies(repeats=(6,), bins=(40,))
-    found = of_repeats(responses, predictions).normalised_correlation()
+    constant = predictions[0].mean(0, keepdim=True).expand(6, -1, -1)
+    found = of_repeats(responses, [constant]).normalised_correlation()
     for neuron in range(4):
         trials = responses[0][..., neuron].numpy()
-        prediction = predictions[0][..., neuron].mean(0).numpy()
+        prediction = constant[0, :, neuron].numpy()
         count = len(trials)
         # Eq. 1 (signal power), 5 (CC_abs), 7 (CC_max), 8 (CC_norm).
         power = (trials.sum(0).var() - trials.var(1).sum()) / (count * (count - 1))
@@ -229,6 +233,100 @@ def test_cc_norm_is_that_of_the_papers_equations():
         assert found.absolute[neuron].item() == pytest.approx(absolute, abs=1e-12)
         assert found.normalised[neuron].item() == pytest.approx(normalised, abs=1e-12)
         assert found.maximum[neuron].item() == pytest.approx(absolute / normalised, abs=1e-12)
+
+
+def mean_over_pairs(product, repeats):
+    """Mean of a product over all ordered pairs of two different repeats."""
+    pairs = list(itertools.permutations(range(repeats), 2))
+    return sum(product(one, other) for one, other in pairs) / len(pairs)
+
+
+def test_predictions_that_differ_between_repeats_are_scored_by_pairs_of_repeats():
+    responses, predictions = movies(repeats=(5,), bins=(40,))
+    found = of_repeats(responses, predictions)
+    for neuron in range(4):
+        y, p = (part[0][..., neuron].numpy() for part in (responses, predictions))
+        residual = y - p
+
+        def covariance(first, second):
+            return mean_over_pairs(lambda i, j: np.cov(first[i], second[j], ddof=0)[0, 1], 5)
+
+        normalised = covariance(y, p) / math.sqrt(covariance(p, p) * covariance(y, y))
+        assert found.normalised_correlation().normalised[neuron].item() == pytest.approx(
+            normalised, abs=1e-12
+        )
+        unexplained = mean_over_pairs(lambda i, j: (residual[i] * residual[j]).mean(), 5)  # noqa: B023
+        explainable = y.var(ddof=1) - y.var(0, ddof=1).mean()
+        assert found.explained()[neuron].item() == pytest.approx(
+            1 - unexplained / explainable, abs=1e-12
+        )
+
+
+def simulated(gain, repeats, bins=400, animals=60, neurons=10):
+    """Neurons of animals; those of one animal share a gain, which differs between repeats.
+
+    Returns:
+        Rates and counts (repeats, bins, neurons), and the expectation of the rates over the gain
+        (1, bins, neurons), which is what the stimulus alone tells.
+    """
+    generator = torch.Generator().manual_seed(repeats)
+
+    def smooth(count, width):
+        noise = torch.randn(count, 1, bins, generator=generator, dtype=torch.float64)
+        kernel = torch.hann_window(width, dtype=torch.float64)[None, None]
+        kernel = kernel / kernel.norm()
+        ones = torch.ones(1, 1, bins, dtype=torch.float64)
+        variance = F.conv1d(ones, kernel.square(), padding="same")
+        return F.conv1d(noise, kernel, padding="same")[:, 0], variance[0, 0]
+
+    stimulus, _ = smooth(animals * neurons, 9)
+    behaviour, variance = smooth(repeats * animals, 61)
+    behaviour = behaviour.unflatten(0, (repeats, animals)).repeat_interleave(neurons, 1).mT
+    strength = 0.5 + 0.3 * torch.rand(animals * neurons, generator=generator, dtype=torch.float64)
+    # Such that the mean gain is 1.
+    log_gain = strength * gain * behaviour
+    log_gain = log_gain - (strength * gain).square() * variance[:, None] / 2
+    expected = 0.5 * torch.exp(1.2 * strength * stimulus.T)[None]
+    rates = expected * log_gain.exp()
+    return rates, torch.poisson(rates, generator), expected
+
+
+@pytest.mark.parametrize("repeats", [2, 5])
+@pytest.mark.parametrize("gain", [0.0, 0.8])
+def test_explained_variance_of_the_true_rates_is_at_most_one_in_expectation(gain, repeats):
+    rates, counts, expected = simulated(gain, repeats)
+    mean = rates.mean((0, 1))
+    models = {
+        "true": rates,
+        "stimulus": expected.expand_as(rates),
+        "half": mean + 0.5 * (rates - mean),
+        "double": mean + 2 * (rates - mean),
+        "constant": counts.mean((0, 1)).expand_as(rates),
+    }
+    scores = {name: of_repeats([counts], [model]) for name, model in models.items()}
+    able = scores["true"].explainable_variance() >= LEAST_EXPLAINABLE
+    assert able.sum() > 200
+
+    def mean_and_error(values):
+        kept = values[able]
+        return kept.mean().item(), kept.std().item() / math.sqrt(len(kept))
+
+    feve = {name: mean_and_error(each.explained()) for name, each in scores.items()}
+    norm = {
+        name: mean_and_error(each.normalised_correlation().normalised)
+        for name, each in scores.items()
+    }
+    for found in (feve, norm):
+        value, error = found["true"]
+        assert 0.9 < value < 1 + 3 * error
+        # Behaviour is no part of the signal, so that its prediction gains and costs nothing.
+        assert found["stimulus"][0] == pytest.approx(value, abs=0.05)
+    for name in ("half", "double"):
+        assert feve[name][0] < 0.8
+        # Correlation does not depend on the scale.
+        assert norm[name] == pytest.approx(norm["true"], abs=1e-9)
+    assert feve["constant"][0] == pytest.approx(0, abs=0.02)
+    assert norm["constant"][0] == 0
 
 
 def test_cc_norm_of_the_true_signal_is_one_on_average_and_of_noise_none():

@@ -200,6 +200,35 @@ def test_nothing_seen_has_no_scores():
     assert NeuralScores([fact()]).compute() == {}
 
 
+def test_resampled_scores_are_those_of_movies_scored_several_times():
+    rates, responses = recorded()
+    scores = streamed(rates, responses, [list(range(TRIALS))], held_out=(10,))
+    assert scores.movies("a") == ["0", "1", "2", "3"]
+    counts = torch.tensor([[1, 1, 1, 1], [2, 0, 1, 1], [0, 0, 3, 1]], dtype=torch.float64)
+    of_neurons = scores.neurons("a", counts)
+    for draw, row in enumerate(counts.int().tolist()):
+        again = NeuralScores([fact(held_out=(10,))])
+        for copy in range(3):
+            for movie, times in enumerate(row):
+                chosen = [i for i, shown in enumerate(MOVIES) if shown == movie]
+                if copy < times:
+                    names = [f"{movie} copy {copy}"] * len(chosen)
+                    again.update("a", rates[chosen], responses[chosen], names)
+        assert_same({name: values[draw] for name, values in of_neurons.items()}, again.neurons("a"))
+    # All movies once: the scores themselves, neurons chosen alike.
+    for units in ("trained", "held_out"):
+        means = scores.resampled({"a": counts}, units)
+        found = {name: values[0] for name, values in means.items() if math.isfinite(values[0])}
+        numbers = {"silent_a", "explainable_a"}
+        expected = {k: v for k, v in scores.compute(units).items() if k not in numbers}
+        assert found == pytest.approx(expected, rel=1e-11)
+    sums = PoissonSums.of(*(values[[0, 2, 5, 9] * 2] for values in (rates, responses)))
+    one = [i for i, movie in enumerate(MOVIES) if movie in (2, 3)]
+    sums = sums + PoissonSums.of(rates[one], responses[one])
+    trained = sums[torch.tensor([1, 2, 3, 4])]
+    assert scores.resampled({"a": counts})["bps_a"][1] == pytest.approx(trained.bits_per_spike())
+
+
 @pytest.mark.parametrize(
     ("session", "neurons", "movies", "said"),
     [

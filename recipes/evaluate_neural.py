@@ -1,0 +1,265 @@
+"""Scores of a fitted model of neurons on chosen tiers, and of two models against each other.
+
+    python recipes/evaluate_neural.py runs/finetune_neural
+    python recipes/evaluate_neural.py runs/a --sessions sessions/a sessions/b \\
+        --tiers live_test_main final_test_main --run_dir runs/a_scores
+    python recipes/evaluate_neural.py runs/a --against runs/b --sessions sessions/a
+
+Without --sessions the simulated population is scored that bare runs of finetune_neural.py train on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from recipes.samples import sample_session
+from ssl_vivit import neural, training
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.data.sessions.trials import TrialBatches
+from ssl_vivit.errors import NeuralModelError, RunError, SessionError
+from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.files import replaced_directory, write_json
+from ssl_vivit.settings import check_least
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssl_vivit.evaluation.neurons.evaluation import TierResult
+    from ssl_vivit.evaluation.neurons.nwb_predictions import PredictedTrial
+    from ssl_vivit.neural.prediction import NeuralPredictor
+
+
+@dataclass
+class EvaluationRecipe:
+    """Score a fitted model of neurons on chosen tiers of its sessions.
+
+    Args:
+        model: a run's directory, or an exported model's; may be given as the first word.
+        sessions: folders of recordings that the model was trained on, or some of them; null takes
+            the simulated population.
+        tiers: of trials, by their names in tiers.npy; null takes all but train.
+        against: a second model, which is compared on the same trials.
+        run_dir: folder for the results, which must be new or empty.
+        resamples: of the intervals' bootstraps.
+        seed: of the bootstraps.
+        drop_first: frames at the start of a trial that do not count for scores.
+        batch_size: trials at once.
+        parquet: write units.parquet and predictions.parquet.
+        nwb: write predictions_SESSION.nwb for each session.
+    """
+
+    model: str = "runs/finetune_neural"
+    sessions: str | list[str] | None = None
+    tiers: str | list[str] | None = None
+    against: str | None = None
+    run_dir: str = "runs/evaluate_neural"
+    resamples: int = 1000
+    seed: int = 0
+    drop_first: int = 0
+    batch_size: int = 8
+    parquet: bool = True
+    nwb: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(self, resamples=0, drop_first=0, batch_size=1)
+
+
+def main() -> None:
+    """Load models and sessions, score, write everything at once."""
+    config = training.parse(EvaluationRecipe, first="model")
+    # Imported here, since they load timm or accelerate, for which --help need not wait.
+    from ssl_vivit.evaluation.neurons.nwb_predictions import check_nwb
+    from ssl_vivit.evaluation.neurons.result_files import check_parquet
+
+    processes = training.join_processes()
+    if processes.num_processes > 1:
+        raise RunError(
+            "models are scored in one process; start recipes/evaluate_neural.py by python"
+        )
+    run_dir = claimed(Path(config.run_dir))
+    if config.parquet:
+        check_parquet()
+    if config.nwb:
+        check_nwb()
+    sessions = config.sessions if config.sessions is not None else sample_session(processes)
+    paths = {"--model": config.model} | ({"--against": config.against} if config.against else {})
+    scored = {option: opened(option, path, sessions, config) for option, path in paths.items()}
+    refuse_other_trials(scored)
+    with replaced_directory(run_dir) as folder:
+        folders = {"--model": folder, "--against": folder / "against"}
+        found = {
+            option: score(one, config, folders[option], paths[option], processes.device)
+            for option, one in scored.items()
+        }
+        lines = told(found["--model"])
+        if config.against is not None:
+            lines += compared(found["--model"], found["--against"], config, folder)
+    print("\n".join([*lines, f"results  {run_dir}"]))
+
+
+def claimed(run_dir: Path) -> Path:
+    """Refuse a directory that holds anything.
+
+    Raises:
+        RunError: if it does, or is a file.
+    """
+    if run_dir.is_file() or (run_dir.is_dir() and any(run_dir.iterdir())):
+        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+    return run_dir
+
+
+class Scored(NamedTuple):
+    """A model and the trials that it is scored on.
+
+    Attributes:
+        predictor: the model.
+        facts: session → what the model knows of it.
+        tiers: tier → trials.
+    """
+
+    predictor: NeuralPredictor
+    facts: dict[str, SessionFacts]
+    tiers: dict[str, TrialBatches]
+
+
+def opened(option: str, path: str, sessions: str | list[str], config: EvaluationRecipe) -> Scored:
+    """Load a model and open sessions with the statistics and the split that it was trained with.
+
+    Raises:
+        UserError: if there is no model, it does not know a session, or a tier has no responses.
+    """
+    from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
+
+    try:
+        predictor = neural.load_neural_model(path)
+    except FileNotFoundError as error:
+        raise NeuralModelError(
+            f"{option} {path} is no model of neurons; give the directory of a run of "
+            f"recipes/finetune_neural.py ({error})"
+        ) from None
+    data = NeuralDataConfig(
+        sessions=sessions, window=config.drop_first + 1, drop_first=config.drop_first
+    )
+    try:
+        found = build_sessions(data, facts=predictor.facts)
+    except SessionError as error:
+        raise SessionError(f"{option} {path}: {error}") from None
+    asked = [config.tiers] if isinstance(config.tiers, str) else config.tiers
+    facts = {fact.name: fact for fact in found.facts}
+    return Scored(predictor, facts, scored_tiers(found, asked))
+
+
+def refuse_other_trials(scored: Mapping[str, Scored]) -> None:
+    """Refuse two models that are not to be scored on the same trials.
+
+    Raises:
+        RunError: naming the tier.
+    """
+    first, *others = (one.tiers for one in scored.values())
+    for tiers in others:
+        for tier in first.keys() | tiers.keys():
+            trials = [set(own[tier].trials) if tier in own else set() for own in (first, tiers)]
+            if trials[0] != trials[1]:
+                raise RunError(
+                    f"the models were trained on different trials, so that tier {tier} has "
+                    f"{len(trials[0])} trials for one and {len(trials[1])} for the other; name "
+                    f"--tiers that neither was trained on"
+                )
+
+
+def score(
+    scored: Scored,
+    config: EvaluationRecipe,
+    folder: Path,
+    path: str,
+    device: Any,
+) -> dict[str, TierResult]:
+    """Score one model; write its scores and predictions to a folder."""
+    from ssl_vivit.evaluation.neurons.evaluation import evaluate
+    from ssl_vivit.evaluation.neurons.nwb_predictions import PredictedTrial, write_nwb
+    from ssl_vivit.evaluation.neurons.result_files import (
+        PredictionFile,
+        unit_columns,
+        write_csv,
+        write_parquet,
+    )
+
+    folder.mkdir(exist_ok=True)
+    kept: dict[str, list[PredictedTrial]] = {}
+    with ExitStack() as open_files:
+        file = None
+        if config.parquet:
+            file = open_files.enter_context(PredictionFile(folder / "predictions.parquet"))
+
+        def seen(tier: str, part: dict[str, Any], rates: Tensor) -> None:
+            session = part["session"]
+            arrays = (rates.cpu().numpy(), part["responses"].cpu().numpy())
+            for trial, predicted, recorded in zip(part["trial"].tolist(), *arrays, strict=True):
+                if file is not None:
+                    units = scored.facts[session].unit_ids
+                    file.add(session, tier, trial, units, predicted, recorded)
+                if config.nwb:
+                    kept.setdefault(session, []).append(
+                        PredictedTrial(tier, trial, predicted, recorded)
+                    )
+
+        made = evaluate(
+            scored.predictor, scored.tiers, resamples=config.resamples, seed=config.seed,
+            batch_size=config.batch_size, device=device, seen=seen,
+        )  # fmt: skip
+    for session, trials in kept.items():
+        write_nwb(folder / f"predictions_{session}.nwb", scored.facts[session], trials, model=path)
+    table = unit_columns({tier: own.of_neurons for tier, own in made.items()})
+    write_csv(folder / "units.csv", table)
+    if config.parquet:
+        write_parquet(folder / "units.parquet", table)
+    stored = {tier: own.to_json() for tier, own in made.items()}
+    facts = {"model": path, "settings": training.to_plain(config), "tiers": stored}
+    write_json(folder / "scores.json", facts, indent=1)
+    return made
+
+
+def told(made: Mapping[str, TierResult]) -> list[str]:
+    """What is printed of one model."""
+    from ssl_vivit.evaluation.neurons.evaluation import result_table, trial_lines
+
+    return [*trial_lines(made), result_table(made)]
+
+
+def compared(
+    first: Mapping[str, TierResult],
+    second: Mapping[str, TierResult],
+    config: EvaluationRecipe,
+    folder: Path,
+) -> list[str]:
+    """Compare two models neuron by neuron; write tables and figures, return what is printed."""
+    from ssl_vivit.evaluation.neurons import paired
+    from ssl_vivit.evaluation.neurons.result_files import unit_columns, write_csv, write_parquet
+
+    table = paired.paired_columns(
+        *(unit_columns({t: own.of_neurons for t, own in made.items()}) for made in (first, second))
+    )
+    found = paired.differences(table, resamples=config.resamples, seed=config.seed)
+    paths = (config.model, str(config.against))
+    short = distinct(dict.fromkeys(paths))
+    names = [short[path] for path in paths]
+    write_csv(folder / "differences.csv", table)
+    if config.parquet:
+        write_parquet(folder / "differences.parquet", table)
+    stored = {
+        tier: {kind: own._asdict() for kind, own in scores.items()}
+        for tier, scores in found.items()
+    }
+    facts = {"model": config.model, "against": config.against, "tiers": stored}
+    write_json(folder / "comparison.json", facts, indent=1)
+    paired.draw_pairs(table, found, names, folder)
+    return ["", paired.difference_table(found, names)]
+
+
+if __name__ == "__main__":
+    training.run(main)

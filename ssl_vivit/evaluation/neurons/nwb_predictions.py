@@ -1,0 +1,101 @@
+"""Predictions of a session's trials beside the recorded responses, as an NWB file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.errors import DataError
+
+
+class PredictedTrial(NamedTuple):
+    """A trial with what was recorded and what a model predicts.
+
+    Attributes:
+        tier: of the trial.
+        trial: its number in the session.
+        predicted: expected responses per frame.
+        recorded: responses per frame; NaN where unknown.
+    """
+
+    tier: str
+    trial: int
+    predicted: Float[np.ndarray, "T neurons"]
+    recorded: Float[np.ndarray, "T neurons"]
+
+
+def check_nwb() -> None:
+    """Refuse to go on without pynwb.
+
+    Raises:
+        DataError: that says how to install it.
+    """
+    try:
+        import pynwb  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"writing NWB files needs {error.name or 'pynwb'}; run "
+            "`pip install 'ssl_vivit[neural]'`, or leave --nwb out"
+        ) from None
+
+
+def write_nwb(
+    path: Path, facts: SessionFacts, trials: Sequence[PredictedTrial], *, model: str
+) -> None:
+    """Write the predictions of one session, since an NWB file is of one session.
+
+    The processing module ``predictions`` holds two TimeSeries (frames, units), ``predicted`` and
+    ``recorded``, whose columns are the rows of the table of units. Trials lie end to end in them; the
+    table of trials has start and end of each, its tier and its number in the session. When a trial
+    was recorded is not kept, so that times count from 0 at the first of these trials.
+
+    Args:
+        path: the file.
+        facts: of the session.
+        trials: in the order in which they are written.
+        model: where the model lies.
+    """
+    import pynwb
+
+    rate = facts.frames_per_second
+    file = pynwb.NWBFile(
+        session_description=f"Predictions of the model {model} for session {facts.name}. "
+        "Trials lie end to end, and the session's start is not known.",
+        identifier=f"predictions of {facts.name}",
+        session_start_time=datetime(1970, 1, 1, tzinfo=UTC),
+        session_id=facts.name,
+    )
+    for unit in facts.unit_ids:
+        file.add_unit(id=unit)
+    file.add_trial_column("tier", "tier of the trial")
+    file.add_trial_column("trial", "number of the trial in the session")
+    start = 0
+    for each in trials:
+        stop = start + len(each.predicted)
+        file.add_trial(
+            start_time=start / rate, stop_time=stop / rate, tier=each.tier, trial=each.trial
+        )
+        start = stop
+    module = file.create_processing_module(
+        "predictions", "responses that a model predicts, and those that were recorded"
+    )
+    for name in ("predicted", "recorded"):
+        values = np.concatenate([getattr(each, name) for each in trials]).astype(np.float32)
+        module.add(
+            pynwb.TimeSeries(
+                name=name,
+                data=values,
+                unit="spikes per frame" if facts.kind == "spikes" else "response",
+                rate=rate,
+                starting_time=0.0,
+                description="(frames, units); columns are the rows of the table of units",
+            )
+        )
+    with pynwb.NWBHDF5IO(str(path), mode="w") as opened:
+        opened.write(file)

@@ -1,0 +1,190 @@
+"""Two models of neurons on the same trials: paired differences of each neuron's scores.
+
+Two 95 % intervals are given (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). ``over_neurons`` draws
+neurons within each session and leaves the sessions as they are: it is about these animals.
+``over_sessions`` draws sessions, and then neurons within each of them (a hierarchical bootstrap;
+Saravanan, Berman & Sober 2020, Neurons, Behavior, Data analysis, and Theory 3(5)): it is about further
+animals, and a single session has none. Both leave test trials and fitted weights as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.evaluation.neurons.bootstrap import Interval, interval, resampled_means
+from ssl_vivit.evaluation.neurons.evaluation import LABELS, interval_text
+from ssl_vivit.evaluation.neurons.figures import paired_scores
+from ssl_vivit.evaluation.neurons.result_files import Columns
+from ssl_vivit.evaluation.run_summary import text_table
+
+PANELS = 4
+
+
+class Difference(NamedTuple):
+    """First model less second model, neuron by neuron.
+
+    Attributes:
+        mean: over sessions of the mean over neurons.
+        over_neurons: interval of the mean for these sessions.
+        over_sessions: interval of the mean for further sessions; None for a single one.
+        wins: neurons that the first model predicts better.
+        losses: neurons that the second model predicts better.
+        ties: neurons with equal scores.
+        sessions: name → its own mean difference.
+    """
+
+    mean: float
+    over_neurons: Interval | None
+    over_sessions: Interval | None
+    wins: int
+    losses: int
+    ties: int
+    sessions: dict[str, float]
+
+
+def difference(
+    by_session: Mapping[str, Float[np.ndarray, " neurons"]], *, resamples: int, seed: int
+) -> Difference | None:
+    """Summarise differences; None where there is no neuron.
+
+    Args:
+        by_session: session → difference of each neuron; NaN, where a model has no score, is left
+            out.
+        resamples: of the bootstrap.
+        seed: of its draws.
+    """
+    known = {name: values[np.isfinite(values)] for name, values in by_session.items()}
+    known = {name: values for name, values in known.items() if len(values)}
+    if not known:
+        return None
+    together = np.concatenate([*known.values()])
+    means = {name: float(values.mean()) for name, values in known.items()}
+    mean = float(np.mean([*means.values()]))
+    over_neurons = over_sessions = None
+    if resamples > 1:
+        # A session that is drawn several times has its neurons drawn anew each time.
+        drawn = np.stack(
+            [
+                resampled_means(values, (resamples, len(known)), named_generator(seed, name))
+                for name, values in known.items()
+            ],
+            axis=2,
+        )
+        free = len(together) - len(known) + 1
+        over_neurons = interval(mean, drawn[:, 0].mean(1), free)
+        if len(known) > 1:
+            chosen = named_generator(seed, "sessions").integers(
+                len(known), size=(resamples, len(known))
+            )
+            picked = np.take_along_axis(drawn, chosen[..., None], 2)[..., 0]
+            over_sessions = interval(mean, picked.mean(1), len(known))
+    return Difference(
+        mean, over_neurons, over_sessions,
+        int((together > 0).sum()), int((together < 0).sum()), int((together == 0).sum()), means,
+    )  # fmt: skip
+
+
+def paired_columns(first: Columns, second: Columns) -> Columns:
+    """Scores of both models and their differences as a table.
+
+    Args:
+        first: of :func:`ssl_vivit.evaluation.neurons.result_files.unit_columns`.
+        second: of the same neurons and tiers, in the same order.
+
+    Returns:
+        ``session``, ``tier``, ``unit``, and for each score ``<score>_model``,
+        ``<score>_against`` and ``<score>_difference``.
+    """
+    names = ("session", "tier", "unit")
+    assert all(first[name] == second[name] for name in names), "tables of other neurons"
+    table: Columns = {name: first[name] for name in names}
+    for kind in LABELS:
+        if kind in first:
+            one, two = np.array(first[kind]), np.array(second[kind])
+            columns = {"model": one, "against": two, "difference": one - two}
+            table |= {f"{kind}_{name}": values.tolist() for name, values in columns.items()}
+    return table
+
+
+def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[str, Difference]]:
+    """Tier → score → summary of the differences of a :func:`paired_columns`.
+
+    Args:
+        table: of the neurons.
+        resamples: of the bootstrap.
+        seed: of its draws.
+    """
+    found: dict[str, dict[str, Difference]] = {}
+    for tier in dict.fromkeys(table["tier"]):
+        for kind in LABELS:
+            by_session = of_tier(table, f"{kind}_difference", tier)
+            made = difference(by_session, resamples=resamples, seed=seed)
+            if made is not None:
+                found.setdefault(tier, {})[kind] = made
+    return found
+
+
+def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarray, " neurons"]]:
+    """Session → a column's values on a tier; empty where there is no such column."""
+    values: dict[str, list[float]] = {}
+    rows = zip(table["session"], table["tier"], table.get(column, []), strict=False)
+    for session, found, value in rows:
+        if found == tier:
+            values.setdefault(session, []).append(value)
+    return {session: np.array(each) for session, each in values.items()}
+
+
+def difference_table(found: Mapping[str, Mapping[str, Difference]], names: Sequence[str]) -> str:
+    """A row for each tier and score.
+
+    Args:
+        found: of :func:`differences`.
+        names: of the first and the second model.
+    """
+    lines = [["tier", f"{names[0]} less {names[1]}", "mean", "over neurons", "over sessions",
+              "neurons better", "worse", "equal"]]  # fmt: skip
+    for tier, scores in found.items():
+        for kind, own in scores.items():
+            ends = [interval_text(own.over_neurons), interval_text(own.over_sessions)]
+            counts = [str(count) for count in (own.wins, own.losses, own.ties)]
+            lines.append([tier, LABELS[kind], f"{own.mean:+.3f}", *ends, *counts])
+    return text_table(lines)
+
+
+def draw_pairs(
+    table: Columns,
+    found: Mapping[str, Mapping[str, Difference]],
+    names: Sequence[str],
+    folder: Path,
+) -> list[Path]:
+    """Write a scatter plot for each tier, a panel for each of the first four scores.
+
+    Args:
+        table: of :func:`paired_columns`.
+        found: of :func:`differences`.
+        names: of the first and the second model.
+        folder: where to.
+
+    Returns:
+        The files.
+    """
+    paths = []
+    for tier, scores in found.items():
+        panels: dict[str, Any] = {}
+        for kind, own in scores.items():
+            if len(panels) == PANELS:
+                break
+            count = own.wins + own.losses + own.ties
+            title = f"{LABELS[kind]}\n{names[0]} better for {own.wins} of {count}"
+            one, two = (of_tier(table, f"{kind}_{name}", tier) for name in ("against", "model"))
+            panels[title] = {session: (one[session], two[session]) for session in one}
+        path = folder / f"comparison_{tier.replace('/', '_')}.png"
+        paired_scores(panels, path, names=(names[0], names[1]), title=tier)
+        paths.append(path)
+    return paths

@@ -1,0 +1,76 @@
+"""Trials of sessions that a finished model is scored on, by tier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.sessions.layout import SENSORIUM_TIERS
+from ssl_vivit.data.sessions.loader import Sessions
+from ssl_vivit.data.sessions.trials import TrialBatches
+from ssl_vivit.errors import SessionError
+
+
+def scored_tiers(sessions: Sessions, asked: Sequence[str] | None = None) -> dict[str, TrialBatches]:
+    """Trials with responses, by the name of their tier in tiers.npy.
+
+    Trials that the model was trained on belong to ``train``, whatever else is asked for. Trials
+    that were split off the training trials for validation belong to ``validation``. Responses that
+    were withheld when the model was trained and are there now are scored.
+
+    Args:
+        sessions: opened with the model's facts.
+        asked: names of tiers; None takes all but ``train``.
+
+    Returns:
+        Tier → its trials in all sessions; in the order of ``asked``, or of Sensorium's tiers.
+
+    Raises:
+        SessionError: for a tier that no session has, or that has no responses.
+    """
+    by_name: dict[str, list[tuple[int, int]]] = {}
+    for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):
+        for tier, trial in _tiers_of_trials(session, fact):
+            by_name.setdefault(tier, []).append((place, trial))
+    if asked is None:
+        published = {name: place for place, name in enumerate(SENSORIUM_TIERS)}
+        order = sorted(by_name, key=lambda name: (published.get(name, len(published)), name))
+        chosen = [name for name in order if name != "train"]
+        if not chosen:
+            raise SessionError(
+                "the sessions have no trials with responses beside those that the model was "
+                "trained on; --tiers train scores these"
+            )
+    else:
+        chosen = [*dict.fromkeys(asked)]
+    for name in chosen:
+        if name not in by_name:
+            raise SessionError(_missing(name, sessions.sessions, by_name))
+    drop_first = sessions.train.drop_first
+    return {
+        name: TrialBatches(sessions.sessions, sessions.facts, by_name[name], drop_first=drop_first)
+        for name in chosen
+    }
+
+
+def _tiers_of_trials(session: Session, fact: SessionFacts) -> Iterable[tuple[str, int]]:
+    trained = set(fact.split["train"])
+    yield from (("train", trial) for trial in fact.split["train"])
+    for tier in ("validation", "test"):
+        for trial in session.tiers[tier].tolist():
+            if trial not in trained:
+                yield str(session.tier_names[trial]), trial
+    split_off = set(fact.split["validation"]) & set(session.tiers["train"].tolist())
+    yield from (("validation", trial) for trial in sorted(split_off - trained))
+
+
+def _missing(name: str, sessions: Sequence[Session], known: Iterable[str]) -> str:
+    have = f"tiers with responses: {', '.join(known)}"
+    holders = [each.name for each in sessions if name in each.tier_names]
+    if holders:
+        return (
+            f"--tiers {name}: all responses of that tier in {', '.join(holders)} are withheld "
+            f"(0 or NaN), or its trials are not used; {have}"
+        )
+    return f"--tiers {name}: no session has a tier of that name; {have}"

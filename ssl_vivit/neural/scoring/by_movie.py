@@ -1,0 +1,129 @@
+"""Sums and moments of a session's trials, kept for each movie, so that movies can be resampled."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.neural.scoring.metrics import PairedMoments, PoissonSums
+from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
+
+# The movie of trials whose movies are not named.
+UNNAMED = ""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Sums and moments of some trials, of one movie where they have repeats."""
+
+    sums: PoissonSums
+    moments: PairedMoments
+    repeats: Repeats | None = None
+
+    @classmethod
+    def of(cls, rates: Tensor, responses: Tensor, *, repeats: bool = False) -> Trials:
+        """Some trials (b, T, neurons)."""
+        flat = (values.double().flatten(0, 1) for values in (responses, rates))
+        return cls(
+            PoissonSums.of(rates, responses),
+            PairedMoments.of_pairs(*flat),
+            Repeats.of(responses, rates) if repeats else None,
+        )
+
+    def __add__(self, other: Trials) -> Trials:
+        one, two = self.repeats, other.repeats
+        return Trials(
+            self.sums + other.sums,
+            PairedMoments.merged([self.moments, other.moments]),
+            one if two is None else two if one is None else one.merged(two),
+        )
+
+    def packed(self) -> list[Any]:
+        """All of it, as JSON."""
+        own: list[Any] = [_packed(self.sums), _packed(self.moments)]
+        if self.repeats is not None:
+            own += [_packed(self.repeats.moments), _packed_tensor(self.repeats.trial_variance)]
+        return own
+
+    @classmethod
+    def unpacked(cls, packed: list[Any]) -> Trials:
+        """The trials of :meth:`packed`."""
+        sums, moments, *rest = packed
+        repeats = None
+        if rest:
+            repeats = Repeats(_unpacked(PairedMoments, rest[0]), _unpacked_tensor(rest[1]))
+        return cls(_unpacked(PoissonSums, sums), _unpacked(PairedMoments, moments), repeats)
+
+
+class TrialsByMovie:
+    """One session's trials by the movie that they showed.
+
+    Args:
+        neurons: of the session.
+
+    Attributes:
+        movies: name → its trials, in the order in which they were first added.
+    """
+
+    def __init__(self, neurons: int) -> None:
+        self.movies: dict[str, Trials] = {}
+        nothing = torch.zeros(0, 0, neurons)
+        self._nothing = Trials.of(nothing, nothing)
+
+    def add(self, movie: str, trials: Trials) -> None:
+        """Add trials that showed a movie."""
+        known = self.movies.get(movie)
+        self.movies[movie] = trials if known is None else known + trials
+
+    def sums(self, counts: Float[Tensor, "... movies"] | None = None) -> PoissonSums:
+        """Of all trials; each movie's count so many times, once by default."""
+        parts = [trials.sums for trials in self._parts()]
+        return PoissonSums.resampled(parts, self._once() if counts is None else counts)
+
+    def moments(self, counts: Float[Tensor, "... movies"] | None = None) -> PairedMoments:
+        """Of all trials; each movie's count so many times, once by default."""
+        parts = [trials.moments for trials in self._parts()]
+        return PairedMoments.resampled(parts, self._once() if counts is None else counts)
+
+    def of_repeats(self, counts: Float[Tensor, "... movies"] | None = None) -> RepeatScores | None:
+        """Scores of the movies that were shown several times; None where there are none."""
+        repeated = [
+            (place, trials.repeats)
+            for place, trials in enumerate(self.movies.values())
+            if trials.repeats is not None and bool((trials.repeats.moments.count > 1).any())
+        ]
+        if not repeated:
+            return None
+        places, movies = zip(*repeated, strict=True)
+        return RepeatScores(movies, None if counts is None else counts[..., list(places)])
+
+    def _parts(self) -> list[Trials]:
+        return [*self.movies.values()] or [self._nothing]
+
+    def _once(self) -> Tensor:
+        return torch.ones(len(self._parts()), dtype=torch.float64)
+
+
+def _packed(part: PoissonSums | PairedMoments) -> list[dict[str, Any]]:
+    return [_packed_tensor(getattr(part, field.name)) for field in fields(part)]
+
+
+def _unpacked(kind: type[Any], packed: list[dict[str, Any]]) -> Any:
+    return kind(*map(_unpacked_tensor, packed))
+
+
+def _packed_tensor(values: Tensor) -> dict[str, Any]:
+    """All bits of a tensor, as JSON."""
+    data = base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+    return {"shape": list(values.shape), "data": data}
+
+
+def _unpacked_tensor(packed: dict[str, Any]) -> Tensor:
+    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=np.float64)
+    return torch.from_numpy(values.copy()).view(packed["shape"])

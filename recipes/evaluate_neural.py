@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from recipes.samples import sample_session
 from ssl_vivit import neural, training
@@ -26,12 +26,8 @@ from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssl_vivit.evaluation.neurons.evaluation import TierResult
-    from ssl_vivit.evaluation.neurons.nwb_predictions import PredictedTrial
-    from ssl_vivit.neural.prediction import NeuralPredictor
+# The modules that load encoders are not imported here, not even for type checkers: jsonargparse would
+# import them before it prints --help.
 
 
 @dataclass
@@ -117,12 +113,12 @@ class Scored(NamedTuple):
     """A model and the trials that it is scored on.
 
     Attributes:
-        predictor: the model.
+        predictor: the model, a NeuralPredictor.
         facts: session → what the model knows of it.
         tiers: tier → trials.
     """
 
-    predictor: NeuralPredictor
+    predictor: Any
     facts: dict[str, SessionFacts]
     tiers: dict[str, TrialBatches]
 
@@ -178,7 +174,7 @@ def score(
     folder: Path,
     path: str,
     device: Any,
-) -> dict[str, TierResult]:
+) -> dict[str, Any]:
     """Score one model; write its scores and predictions to a folder."""
     from ssl_vivit.evaluation.neurons.evaluation import evaluate
     from ssl_vivit.evaluation.neurons.nwb_predictions import PredictedTrial, write_nwb
@@ -196,7 +192,7 @@ def score(
         if config.parquet:
             file = open_files.enter_context(PredictionFile(folder / "predictions.parquet"))
 
-        def seen(tier: str, part: dict[str, Any], rates: Tensor) -> None:
+        def seen(tier: str, part: dict[str, Any], rates: Any) -> None:
             session = part["session"]
             arrays = (rates.cpu().numpy(), part["responses"].cpu().numpy())
             for trial, predicted, recorded in zip(part["trial"].tolist(), *arrays, strict=True):
@@ -224,7 +220,7 @@ def score(
     return made
 
 
-def told(made: Mapping[str, TierResult]) -> list[str]:
+def told(made: Mapping[str, Any]) -> list[str]:
     """What is printed of one model."""
     from ssl_vivit.evaluation.neurons.evaluation import result_table, trial_lines
 
@@ -232,8 +228,8 @@ def told(made: Mapping[str, TierResult]) -> list[str]:
 
 
 def compared(
-    first: Mapping[str, TierResult],
-    second: Mapping[str, TierResult],
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
     config: EvaluationRecipe,
     folder: Path,
 ) -> list[str]:

@@ -114,7 +114,8 @@ def main() -> None:
     found.write(run_dir)
     print(found.table())
     told = f"{'at most ' if config.tuning.patience else ''}{config.training.steps}"
-    print(f"mean over {config.seeds} seeds ± standard error, {told} steps each")
+    seeds = "one seed" if config.seeds == 1 else f"mean over {config.seeds} seeds ± standard error"
+    print(f"{seeds}, {told} steps each")
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
 
 

@@ -171,6 +171,11 @@ def test_numbers_of_trials_take_the_place_of_shares(tmp_path):
     for cell in planned:
         shown.add("main", cell.row, cell.share, {"bps_mean": 0.1})
     assert shown.table().splitlines()[0].split()[-4:] == ["4", "trials", "16", "trials"]
+    assert "0.100 ± 0.000" in shown.table()
+    one = NeuralComparison("bps_mean", unit="trials")
+    one.add("main", "ln", 4, {"bps_mean": 0.1})
+    assert "0.100" in one.table()
+    assert "±" not in one.table()
     assert [result["trials"] for result in shown.to_json()["results"]] == [4, 16]
 
 

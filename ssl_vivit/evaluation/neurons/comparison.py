@@ -74,9 +74,7 @@ class NeuralComparison:
             lines.append([f"{tier}: {label}", *map(self._told, shares)])
             for row, by_share in rows.items():
                 cells = [
-                    "{:.3f} ± {:.3f}".format(*self.estimate(tier, row, share))
-                    if share in by_share
-                    else ""
+                    _cell(*self.estimate(tier, row, share)) if share in by_share else ""
                     for share in shares
                 ]
                 lines.append([row, *cells])
@@ -200,3 +198,8 @@ def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _cell(mean: float, error: float) -> str:
+    """Mean ± standard error; the mean alone where one seed gives no error."""
+    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"

@@ -1,0 +1,76 @@
+"""What is published of training runs: tables equal stored scores, figures are readable."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import readable_figures
+import torch
+
+from ssl_vivit import load_encoder
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "weights"
+NAMES = sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+RUNS = ROOT / "recipes" / "results" / "pretraining"
+
+
+def program(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "published" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = program("probe_tables")
+
+
+@pytest.mark.parametrize(("probe", "summary"), TABLES.TABLES)
+def test_tables_of_probes_show_the_stored_scores(probe, summary):
+    page = (ROOT / "docs" / "explanation" / "what_pretraining_learns.md").read_text()
+    assert "\n".join(TABLES.table(probe, summary)) in page
+
+
+def test_curves_are_readable():
+    curves = program("loss_curves")
+    for runs, panels in (
+        (curves.MASKED, curves.MASKED_PANELS),
+        (curves.SIMCLR, curves.SIMCLR_PANELS),
+    ):
+        assert readable_figures.faults(curves.figure(runs, panels)) == []
+
+
+def test_masked_presets_beat_interpolation():
+    """The held-out error of each trained masked preset lies below both guesses from neighbours."""
+    runs = sorted(RUNS.glob("mae_*/metrics*.jsonl"))
+    assert len(runs) >= 7
+    for run in runs:
+        lines = [json.loads(line) for line in run.read_text().splitlines()]
+        last = [line for line in lines if "val/error" in line][-1]
+        guesses = (last["val/copy_error"], last["val/interpolation_error"])
+        assert last["val/error"] < min(guesses), run
+
+
+def test_the_weights_are_small():
+    assert 2 <= len(NAMES) <= 4
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 10e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_load_in_single_precision_and_say_how_they_were_made(name):
+    encoder = load_encoder(WEIGHTS / name)
+    assert {value.dtype for value in encoder.parameters()} == {torch.float32}
+    facts = encoder.provenance
+    assert facts["command"].startswith("python recipes/")
+    assert f"--training.seed {facts['seed']}" in facts["command"]
+    card = (WEIGHTS / name / "README.md").read_text()
+    assert facts["command"] in card
+    lines = [
+        json.loads(line) for line in (WEIGHTS / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["step"] == facts["steps"]
+    if name in TABLES.ROWS:
+        assert TABLES.row_of(name) in card

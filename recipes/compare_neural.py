@@ -203,7 +203,7 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
 
 
 def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
-    """The same settings in another mode, without those that belong to other modes alone."""
+    """Return the settings in another mode, without those that only other modes have."""
     return replace(
         tuning,
         mode=mode,

@@ -221,7 +221,7 @@ def score(
 
 
 def told(made: Mapping[str, Any]) -> list[str]:
-    """What is printed of one model."""
+    """Return the printed lines about one model."""
     from ssl_vivit.evaluation.neurons.evaluation import result_table, trial_lines
 
     return [*trial_lines(made), result_table(made)]

@@ -260,7 +260,7 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
 def core_statistics(
     config: NeuralRecipe, inputs: SessionFacts
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """As of :func:`encoder_statistics`, for a core that was fitted to sessions with these inputs."""
+    """Return :func:`encoder_statistics` of a core that was fitted to sessions with these inputs."""
     if config.data.standardize == "session":
         return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
     mean, std = inputs.video_mean, inputs.video_std

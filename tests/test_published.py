@@ -1,4 +1,4 @@
-"""What is published of training runs: tables equal stored scores, figures are readable."""
+"""Published results of training runs: tables equal stored scores, figures are readable."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ RUNS = RESULTS / "pretraining"
 
 
 class Panel(NamedTuple):
-    """What a panel shows: a metric, the name of its axis, and metrics that hold levels to compare."""
+    """A panel: its metric, the name of its axis, and the metrics drawn as levels beside it."""
 
     metric: str
     label: str

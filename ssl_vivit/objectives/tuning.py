@@ -97,7 +97,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         return predict_parts(self.model, parts)
 
     def _tuned_parts(self) -> list[tuple[str, nn.Module]]:
-        """What ``tuning`` is about: the encoder, or the whole of a core that was fitted before."""
+        """The module that ``tuning`` is about: the encoder, or all of a core that was fitted before."""
         return [
             (name, part)
             for name, part in self.model.named_children()

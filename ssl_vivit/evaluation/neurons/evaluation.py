@@ -175,7 +175,7 @@ def result_table(made: Mapping[str, TierResult]) -> str:
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """What each tier's scores are of, a line for each session."""
+    """Return a line for each tier and session: its numbers of trials and movies."""
     return [
         f"{tier}, {session}: {trials} {'trial' if trials == 1 else 'trials'} of {movies} "
         f"{'movie' if movies == 1 else 'movies'}"

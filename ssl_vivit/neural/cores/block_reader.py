@@ -110,7 +110,7 @@ def chosen_blocks(
 def block_reader(
     encoder: ViViT, layers: int | Sequence[int] | Literal["all"] | None
 ) -> BlockReader | None:
-    """What reads the blocks that ``model.layers`` names; None for the last block alone.
+    """Build the reader of the blocks that ``model.layers`` names; None for the last block alone.
 
     Raises:
         NeuralModelError: as of :func:`chosen_blocks`.
@@ -123,7 +123,7 @@ def block_reader(
 
 
 def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
-    """Which blocks are read, and their weights, in words."""
+    """Describe the blocks that are read, and their weights."""
     if reader is None:
         told = "the last"
     elif reader.logits is None:

@@ -1,4 +1,4 @@
-"""Which trials of a session a finished model is scored on."""
+"""Choice of the trials of a session that a finished model is scored on."""
 
 from dataclasses import replace
 

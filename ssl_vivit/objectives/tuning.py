@@ -118,7 +118,7 @@ def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
     Args:
         encoder: a ViViT. Blocks that are frozen altogether are not counted, since nothing reads
             them.
-        count: blocks that stay as they are, and with them the norms that follow.
+        count: last blocks that stay trainable, with the norms that follow them.
 
     Raises:
         NeuralModelError: for another core, or for more blocks than there are.

@@ -2,10 +2,12 @@
 
     python -m data_prep.sensorium convert dynamic29515-10-12-Video-….zip --out sessions/
     python -m data_prep.sensorium check sessions/dynamic29515-10-12-Video-… --sheet sheet.png
+    python -m data_prep.sensorium movies sessions/* --out movies
 
 `convert` takes published archives or folders, one session or more in each, and changes no byte of
 their arrays; stopped, it goes on. `check` reads a session as training does and exits with 1 if it
-could not be trained on.
+could not be trained on. `movies` writes the training stimuli as video files, for pretraining
+without responses; movies of validation and test trials are left out.
 """
 
 from __future__ import annotations
@@ -51,6 +53,21 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _movies(args: argparse.Namespace) -> int:
+    from data_prep.sensorium.movies import write_movies
+
+    found = write_movies(args.sessions, args.out)
+    if found.held_out:
+        print(f"left out {found.held_out} movies that validation or test trials show, too")
+    if found.there:
+        print(f"have {len(found.there)} movies")
+    print(
+        f"wrote {len(found.written)} movies; next: python -m data_prep.clevrer pack --videos "
+        f"{args.out} --storage original --out SHARDS"
+    )
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m data_prep.sensorium",
@@ -70,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_convert)
     p.add_argument("sources", nargs="+", metavar="FILE.zip", help="zip archives, or folders")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the sessions")
+
+    p = commands.add_parser("movies", help="training stimuli as video files; run again to go on")
+    p.set_defaults(run=_movies)
+    p.add_argument("sessions", nargs="+", metavar="DIR", help="folders of sessions")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of the videos")
     return parser
 
 

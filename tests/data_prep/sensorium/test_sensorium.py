@@ -8,12 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from readable_figures import faults
 
-from data_prep.sensorium import check, checking, convert
+from data_prep import clevrer
+from data_prep.sensorium import check, checking, convert, write_movies
 from data_prep.sensorium.__main__ import main
 from data_prep.session_writer import SessionWriter
 from ssl_vivit.data.sessions.files import Session
@@ -346,3 +348,66 @@ def test_sources_that_cannot_be_converted(session, tmp_path):
     (out / "dynamic1").mkdir(parents=True)
     with pytest.raises(DataError, match="is there already with other content"):
         convert([session], out, progress=False)
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        rate = float(container.streams.video[0].average_rate)
+        return rate, np.stack([f.to_ndarray(format="gray") for f in container.decode(video=0)])
+
+
+def test_movies_are_the_training_stimuli_without_those_of_other_tiers(tmp_path):
+    # Smooth, since the codec does not keep noise.
+    across = np.linspace(0, 200, 64)[None] + np.linspace(0, 50, 48)[:, None]
+    movies = [
+        np.clip(across + 10 * k + 2 * np.arange(FRAMES)[:, None, None], 0, 255) for k in range(4)
+    ]
+    shown = [
+        ("train", 0),
+        ("train", 1),
+        ("train", 1),
+        ("train", 2),
+        ("oracle", 2),
+        ("live_test_main", 3),
+    ]
+    path = tmp_path / "a"
+    with SessionWriter(path, frames_per_second=30, kind="spikes", unit_ids=[1]) as session:
+        for tier, movie in shown:
+            session.add(tier, movies[movie].astype(np.uint8), np.ones((FRAMES, 1)))
+    found = write_movies([path], tmp_path / "out", progress=False)
+    assert [file.name for file in found.written] == ["a_00000.mp4", "a_00001.mp4"]
+    assert (found.held_out, found.there) == (1, [])
+    for number, file in enumerate(found.written):
+        rate, frames = decoded(file)
+        assert rate == 30
+        assert frames.shape == (FRAMES, 48, 64)
+        # Video levels hold 220 steps of grey.
+        assert np.abs(frames - movies[number]).mean() < 3
+    found.written[1].unlink()
+    again = write_movies([path], tmp_path / "out", progress=False)
+    assert [file.name for file in again.written] == ["a_00001.mp4"]
+    assert [file.name for file in again.there] == ["a_00000.mp4"]
+
+
+def test_movies_go_through_the_command_line_into_shards(session, tmp_path, capsys):
+    assert main(["movies", str(session), "--out", str(tmp_path / "movies")]) == 0
+    told = capsys.readouterr().out
+    # Trial 0 shows the movie of both oracle trials.
+    assert "left out 1 movies that validation or test trials show, too" in told
+    assert "wrote 3 movies; next: python -m data_prep.clevrer pack" in told
+    report = clevrer.pack(
+        tmp_path / "movies", tmp_path / "shards", storage="original", workers=1, progress=False
+    )
+    assert report.packed == 3
+
+
+def test_movies_refuse_sessions_without_a_movie_of_their_own(tmp_path):
+    path = tmp_path / "a"
+    movie = np.zeros((FRAMES, 6, 8), np.uint8)
+    with SessionWriter(path, frames_per_second=30, kind="spikes", unit_ids=[1]) as session:
+        session.add("train", movie, np.ones((FRAMES, 1)))
+        session.add("oracle", movie, np.ones((FRAMES, 1)))
+    with pytest.raises(DataError, match="all 1 training movies are shown in validation or test"):
+        write_movies([path], tmp_path / "out")
+    with pytest.raises(DataError, match="two sessions are called a; rename a folder"):
+        write_movies([path, path], tmp_path / "out")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ssl_vivit.evaluation.monitors import masked
 from ssl_vivit.evaluation.monitors.collapse import (
     RANK,
     STD,
@@ -63,3 +64,49 @@ def test_the_watch_is_silent_while_the_learning_rate_rises(tmp_path):
         )  # fmt: skip
         warn_of_collapse({STD: 0.01, RANK: 5.0}, moment)
         assert len(said) == lines
+
+
+def test_masked_features_that_predict_hidden_pixels_have_not_collapsed(tmp_path, monkeypatch):
+    """The line is printed where the error is above that of the nearest visible tubelets alone."""
+    monkeypatch.setattr(masked, "reconstructions", lambda *args: None)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, STD: 0.3, RANK: 2.0}) + "\n")
+    features = torch.ones(3, 1, 4) + 1e-3 * torch.eye(3, 4)[:, None]
+    batch = {"clips": torch.zeros(3, 1), "frames": torch.zeros(3, 1), "key": ["a", "b", "c"]}
+    for error, lines in ((0.4, 0), (0.6, 1)):
+        said = []
+        found = {
+            "errors": {
+                name: torch.full((3,), value)
+                for name, value in (
+                    ("error", error), ("copy_error", 0.5), ("interpolation_error", 0.3),
+                    ("mean_error", 0.2),
+                )
+            },
+            "features": features,
+            "reconstruct": torch.zeros(1),
+        }  # fmt: skip
+        moment = SimpleNamespace(
+            step=12, run_dir=tmp_path, warming_up=False,
+            progress=SimpleNamespace(write=said.append),
+            accelerator=SimpleNamespace(is_main_process=True, device="cpu"),
+            call=lambda name, *args, found=found: found[name],
+        )  # fmt: skip
+        watch = masked.MaskedEvaluation.__new__(masked.MaskedEvaluation)
+        watch.config = SimpleNamespace(batch_size=3)
+        watch.clips = OneBatch(batch)
+        numbers = watch._measured(moment)
+        assert numbers["val/error"] == pytest.approx(error)
+        assert len(said) == lines
+
+
+class OneBatch:
+    """Three held-out clips in one batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return 3
+
+    def once(self, batch_size, device):
+        yield self.batch

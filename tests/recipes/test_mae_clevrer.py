@@ -1,6 +1,7 @@
 """The masked-tubelets recipe: presets, a run and what it leaves, exact resume, refusals."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_the_sample_preset_holds_where_no_config_is_named():
 
 
 def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_same_bits(
-    shards, tmp_path
+    shards, tmp_path, monkeypatch
 ):
     done = launch(shards, tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -122,6 +123,17 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
     assert trained_on(record, videos, split_keys(videos.keys, 0.3)[1]) == 0
     assert "random masks of 0.5" in (made / "encoder" / "README.md").read_text()
     assert encoder(torch.rand(1, 3, 4, 16, 24)).tokens.shape == (1, 2, 6, 24)
+
+    # The program of the docs rebuilds the decoder, too, and draws a clip of another frame size.
+    program = runpy.run_path(str(ROOT / "docs" / "published" / "real_clips.py"))
+    stored = load_file(made / "checkpoints" / "step_00000006" / "model.safetensors")
+    rebuilt = program["trained"](made).state_dict()
+    assert all(torch.equal(rebuilt[name], value) for name, value in stored.items())
+    clip = ROOT / "tests" / "assets" / "collision_clips" / "example_0_new.mp4"
+    sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", ["real_clips.py", str(made), str(clip), "--out", str(sheet)])
+    program["main"]()
+    assert sheet.stat().st_size > 5_000
 
     # As if it had been killed after its second checkpoint.
     half = tmp_path / "half"

@@ -74,3 +74,31 @@ def test_weights_load_in_single_precision_and_say_how_they_were_made(name):
     assert lines[-1]["step"] == facts["steps"]
     if name in TABLES.ROWS:
         assert TABLES.row_of(name) in card
+
+
+def test_animals_are_averaged_and_rows_paired(tmp_path):
+    animals = program("several_animals")
+    # Rows differ by less than animals do.
+    values = {"fresh": [0.30, 0.40, 0.50], "fitted": [0.32, 0.43, 0.52]}
+    files = []
+    for animal in range(3):
+        results = [
+            {"tier": tier, "row": row, "trials": 16, "mean": scores[animal] + shift}
+            for row, scores in values.items()
+            for tier, shift in (("oracle", 0.1), ("live_test_main", 0.0))
+        ]
+        files.append(tmp_path / f"{animal}.json")
+        files[-1].write_text(json.dumps({"metric": "correlation_mean", "results": results}))
+    metric, scores = animals.read(files, "live_test_main")
+    assert metric == "correlation_mean"
+    assert animals.mean_and_error(scores["fresh"][16]) == pytest.approx((0.4, 0.1 / 3**0.5))
+    paired = animals.differences(scores, "fresh")
+    assert list(paired) == ["fitted"]
+    mean, error = animals.mean_and_error(paired["fitted"][16])
+    assert (mean, error) == pytest.approx((0.07 / 3, 0.01 / 3))
+    assert animals.table(paired, {}, signed=True)[-1] == "| fitted | **+0.023 ± 0.003** |"
+    assert animals.table(scores, {"fresh": "A"})[-2] == "| A | 0.400 ± 0.058 |"
+    assert readable_figures.faults(animals.figure(metric, scores, "fresh", {})) == []
+    files[0].write_text(json.dumps({"metric": "correlation_mean", "results": []}))
+    with pytest.raises(SystemExit, match="fresh with 16 trials is in 2 of 3"):
+        animals.read(files, "live_test_main")

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, main
+from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, cache_notes, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -338,6 +338,40 @@ def test_weights_of_blocks_are_learned_beside_a_frozen_encoder_of_another_geomet
     assert torch.equal(predictor.model.block_reader.logits, last)
 
 
+def test_a_feature_cache_changes_no_score(sessions, tmp_path, monkeypatch):
+    found = []
+    for name, gigabytes in (("plain", 0.0), ("cached", 1.0)):
+        told = words(
+            sessions[:1], tmp_path / name, tuning__mode="frozen", data__window=30,
+            tuning__feature_cache=gigabytes, model__layers="all", evaluation__keep_best=False,
+        )  # fmt: skip
+        launch(monkeypatch, told)
+        found.append(json.loads((tmp_path / name / "scores.json").read_text())["tiers"])
+    for tier, scores in found[0].items():
+        assert scores["scores"] == pytest.approx(found[1][tier]["scores"], abs=1e-4)
+
+
+def test_a_feature_cache_says_where_it_has_no_use(sessions, tmp_path):
+    def notes(adapter=None, **changes):
+        told = words(sessions[:1], tmp_path, tuning__mode="frozen", **changes)
+        config = parse(NeuralRecipe, told)
+        model = SimpleNamespace(adapter=adapter)
+        return cache_notes(config, model, build_sessions(config.data))
+
+    cached = {"tuning__feature_cache": 1.0}
+    assert notes() == notes(**cached, data__window=30) == []
+    assert notes(**cached) == [
+        "tuning.feature_cache: windows of 12 frames start at random in longer trials, so features "
+        "are seldom met again; --data.window 30 takes whole trials"
+    ]
+    adapter, unused = (
+        object(),
+        "tuning.feature_cache: not used, since the adapter before the encoder",
+    )
+    assert notes(adapter, **cached) == [f"{unused} is trained"]
+    assert notes(adapter, **cached, data__window=30, core_from="runs/mice") == []
+
+
 def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     sessions, tmp_path, monkeypatch, capsys
 ):
@@ -458,6 +492,8 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
+        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; leave feature_cache at 0, or"),
+        ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
         ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons"),
         ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
         ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),

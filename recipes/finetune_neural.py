@@ -163,9 +163,10 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
     host = Host()
+    evaluation = NeuralEvaluation(config.evaluation, sessions, config.tuning)
     beside: dict[str, Any] = {
         "run_config": training.to_plain(config),
-        "periodic": NeuralEvaluation(config.evaluation, sessions, config.tuning).periodic(),
+        "periodic": evaluation.periodic(),
         "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
     }
     tuning = config.tuning
@@ -186,6 +187,8 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
         return None
+    if sessions.validation is not None:
+        host.from_main(lambda: evaluation.draw_curves(result.run_dir))
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
     if any(fact.held_out_units for fact in sessions.facts):

@@ -24,9 +24,11 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.monitors import neural as monitor
 from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
 from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
+from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.config import TuningConfig
@@ -144,6 +146,13 @@ def test_short_forms_and_the_sample_preset():
 
 
 def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(
+        monitor, "session_curves",
+        lambda metrics, *given, **named: (
+            drawn.append(metrics), session_curves(metrics, *given, **named)
+        ),
+    )  # fmt: skip
     launch(monkeypatch, words(sessions, tmp_path / "run"))
     table = capsys.readouterr().out
     made = tmp_path / "run"
@@ -154,6 +163,9 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line for line in lines if "val/bps_mean" in line}
     assert list(measured) == [0, 2, 4, 6]
+    # Curves are drawn at the first evaluation and, with all that was logged, at the end.
+    assert [len(metrics) for metrics in drawn] == [1, len(lines)]
+    assert drawn[-1] == lines
     assert {"val/bps_a", "val/bps_b", "val/correlation_mean"} <= measured[6].keys()
     kinds = ("positions_{}", "traces_{}_live_test_main", "receptive_fields_{}")
     expected = {f"{kind.format(name)}.png" for kind in kinds for name in "ab"}

@@ -209,6 +209,7 @@ def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
         mode=mode,
         readout_steps=tuning.readout_steps if mode == "readout_first" else 0,
         last_blocks=tuning.last_blocks if mode == "last_blocks" else None,
+        feature_cache=tuning.feature_cache if mode in ("frozen", "readout_first") else 0.0,
     )
 
 
@@ -240,6 +241,9 @@ def finished(cell: Cell) -> bool:
         return False
     stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
     asked = without_names(training.to_plain(cell.recipe))
+    # It changes no result, and runs of earlier versions have none.
+    for settings in (stored.get("tuning", {}), asked["tuning"]):
+        settings.pop("feature_cache", None)
     wrong = [name for name, value in asked.items() if stored.get(name) != value]
     if wrong:
         raise RunError(

@@ -154,7 +154,7 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     if config.model.readout_start == "energy":
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
     introduce(config, built.model, sessions, processes)
-    for note in [*told, *built.notes]:
+    for note in [*told, *built.notes, *cache_notes(config, built.model, sessions)]:
         processes.print(note, file=sys.stderr)
     started = positions_found(built.model, sessions)
     loop, loss = config.training, config.objective
@@ -163,9 +163,10 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
     host = Host()
+    evaluation = NeuralEvaluation(config.evaluation, sessions, config.tuning)
     beside: dict[str, Any] = {
         "run_config": training.to_plain(config),
-        "periodic": NeuralEvaluation(config.evaluation, sessions, config.tuning).periodic(),
+        "periodic": evaluation.periodic(),
         "card": {"data": ", ".join(str(session.path) for session in sessions.sessions)},
     }
     tuning = config.tuning
@@ -186,6 +187,8 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
         return None
+    if sessions.validation is not None:
+        host.from_main(lambda: evaluation.draw_curves(result.run_dir))
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
     if any(fact.held_out_units for fact in sessions.facts):
@@ -227,6 +230,32 @@ def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: A
 
         lines.insert(1, f"blocks   {blocks_told(model.encoder, model.block_reader)}")
     processes.print("\n".join(lines), file=sys.stderr)
+
+
+def cache_notes(config: NeuralRecipe, model: Any, sessions: Sessions) -> list[str]:
+    """Lines about a ``tuning.feature_cache`` that will be of little use, or of none.
+
+    Args:
+        config: of the run.
+        model: the model of neurons.
+        sessions: the recordings, opened.
+    """
+    if not config.tuning.feature_cache:
+        return []
+    if model.adapter is not None and config.core_from is None:
+        return ["tuning.feature_cache: not used, since the adapter before the encoder is trained"]
+    lengths = [
+        int(session.lengths[trial])
+        for session, fact in zip(sessions.sessions, sessions.facts, strict=True)
+        for trial in fact.split["train"]
+    ]
+    longer = sum(length > config.data.window for length in lengths)
+    if 2 * longer <= len(lengths):
+        return []
+    return [
+        f"tuning.feature_cache: windows of {config.data.window} frames start at random in longer "
+        f"trials, so features are seldom met again; --data.window {max(lengths)} takes whole trials"
+    ]
 
 
 def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:

@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.block_reader import BlockReader, block_reader
+from ssl_vivit.neural.cores.feature_cache import FeatureCache, is_fixed
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
 from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
@@ -53,6 +55,8 @@ class NeuralModel(nn.Module):
     Attributes:
         sessions: names, in the order of their readouts.
         block_reader: reads blocks of the encoder; None where the last one alone is read.
+        cache: keeps what a frozen encoder returns, or the whole map where modulator and frame stream
+            are frozen as well; None, the default, keeps nothing.
 
     Raises:
         NeuralModelError: for parts that do not fit each other, and an encoder that is not causal.
@@ -76,6 +80,7 @@ class NeuralModel(nn.Module):
         check_type("nonlinearity", nonlinearity, Nonlinearity)
         core = core_of(encoder)
         self.encoder = encoder
+        self.cache: FeatureCache | None = None
         self.block_reader: BlockReader | None = None
         if isinstance(core, ViViTCore):
             self.block_reader = block_reader(core.encoder, layers)
@@ -201,9 +206,32 @@ class NeuralModel(nn.Module):
         shown = None if clips is None else torch.as_tensor(clips, device=video.device)
         behaviour = self._checked(behaviour, video, len(video) if shown is None else len(shown))
         rates = self._rates_of(session)
+        parts = [part for name, part in self.named_children() if name != "session_readouts"]
+        # Where nothing follows the tokens, they are kept, which take less memory than the map.
+        follows = self.modulator is not None or self.frame_stream is not None
+        if self.cache is None or not follows or not is_fixed(parts):
+            return self._map(video, behaviour, rates, shown, patch_draw, self.cache)
+        return self.cache.features(
+            parts,
+            partial(self._map, rates=rates),
+            video if shown is None else video[shown],
+            behaviour,
+            about=rates,
+        )
+
+    def _map(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        behaviour: Float[Tensor, "b T k"] | None,
+        rates: FrameRates | None,
+        shown: Int[Tensor, " clips"] | None = None,
+        patch_draw: Float[Tensor, "b n"] | None = None,
+        cache: FeatureCache | None = None,
+    ) -> Float[Tensor, "b d T h w"]:
+        """Compute the feature map, from cached tokens where there are any."""
         if self.adapter is not None:
             video = self.adapter(video)
-        tokens, seen = self.tokens(video, behaviour, rates, shown, patch_draw)
+        tokens, seen = self.tokens(video, behaviour, rates, shown, patch_draw, cache)
         # Slot 0 is for frames before the first token has ended.
         held = F.pad(tokens, (0, 0, 0, 0, 1, 0)).index_select(2, seen)
         if self.frame_stream is None:
@@ -217,8 +245,12 @@ class NeuralModel(nn.Module):
         rates: FrameRates | None = None,
         clips: Int[Tensor, " clips"] | None = None,
         patch_draw: Float[Tensor, "b n"] | None = None,
+        cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Modulated tokens of adapted video, and how many of them have ended by each frame."""
+        """Modulated tokens of adapted video, and how many of them have ended by each frame.
+
+        What a frozen encoder gives is taken from ``cache`` where it is known.
+        """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
         ended = torch.arange(1, frames + 1)
@@ -227,10 +259,12 @@ class NeuralModel(nn.Module):
             ended = rates.seen(frames)
             video = video[:, :, shown]
             behaviour = None if behaviour is None else behaviour[:, shown]
+        compute: Callable[..., Tensor] = core.dense
         if isinstance(core, ViViTCore):
-            tokens = core.dense(video, patch_draw)
-        else:
-            tokens = core.dense(video)
+            compute = partial(core.maps, patch_draw=patch_draw)
+        tokens = compute(video) if cache is None else cache.features([self.encoder], compute, video)
+        if isinstance(core, ViViTCore):
+            tokens = core.mixed(tokens)
         if clips is not None:
             tokens = tokens[clips]
         if self.modulator is not None and tokens.shape[2]:

@@ -121,6 +121,9 @@ class TuningConfig:
             steps. The score is the one of evaluation.keep_best. Evaluations before the encoder
             joins in ``readout_first`` do not count. The learning rate follows the schedule of all
             training.steps.
+        feature_cache: gigabytes of host memory in each process for features of what is frozen, so
+            that a window which is seen again is not computed again; 0 keeps none. It has use where
+            data.window is at least as long as trials, since shorter windows start at random.
     """
 
     mode: TuningMode = "full"
@@ -129,6 +132,7 @@ class TuningConfig:
     encoder_share: float = 1.0
     held_out_steps: int = 300
     patience: int | None = None
+    feature_cache: float = 0.0
 
     def check(self, steps: int) -> None:
         """Refuse what leaves nothing to do.
@@ -156,7 +160,13 @@ class TuningConfig:
                 else f"tuning.last_blocks {self.last_blocks} belongs to tuning.mode last_blocks; the "
                 f"mode is {self.mode}: leave last_blocks out, or give --tuning.mode last_blocks"
             )
-        check_least(self, "tuning.", held_out_steps=1)
+        check_least(self, "tuning.", held_out_steps=1, feature_cache=0)
+        if self.feature_cache and self.mode not in ("frozen", "readout_first"):
+            raise ValueError(
+                f"tuning.feature_cache {self.feature_cache:g} keeps features of a frozen encoder, and "
+                f"tuning.mode {self.mode} trains it; leave feature_cache at 0, or take --tuning.mode "
+                "frozen"
+            )
         for name in ("last_blocks", "patience"):
             if getattr(self, name) is not None:
                 check_least(self, "tuning.", **{name: 1})

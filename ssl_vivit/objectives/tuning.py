@@ -12,6 +12,7 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.intermediates import block_names
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.feature_cache import FeatureCache
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
 from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_parts
@@ -22,7 +23,8 @@ class TunedNeuralPrediction(NeuralPrediction):
 
     What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained,
     unless the core was fitted before: then all but the readouts takes part as the encoder does.
-    What is frozen has no gradients and stays in eval mode. ``readout_first`` is two calls of ``fit``:
+    What is frozen has no gradients and stays in eval mode; ``tuning.feature_cache`` keeps its features,
+    unless an adapter before it is trained. ``readout_first`` is two calls of ``fit``:
     one with a frozen encoder, one from its checkpoint on with all.
 
     Args:
@@ -54,6 +56,9 @@ class TunedNeuralPrediction(NeuralPrediction):
         if self.tuning.mode == "frozen":
             for _, part in self._tuned_parts():
                 part.requires_grad_(False)
+            # Behind an adapter that learns, the encoder sees other video at each step.
+            if self.tuning.feature_cache and (model.adapter is None or fitted_core):
+                model.cache = FeatureCache(self.tuning.feature_cache)
         elif self.tuning.mode == "last_blocks":
             assert self.tuning.last_blocks is not None
             freeze_before_last_blocks(self.encoder, self.tuning.last_blocks)

@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "training.log_every",
     "training.tracker",
     "training.project",
+    "tuning.feature_cache",
 )
 FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
 # Digests of what the run was given, by the setting that names it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -163,6 +165,39 @@ def test_a_fitted_core_that_is_frozen_leaves_readouts_alone_to_learn() -> None:
     )
     assert not any(module.training for part in core for module in part.modules())
     assert all(module.training for module in whole.session_readouts.modules())
+
+
+def test_features_of_what_is_frozen_are_cached_but_behind_an_adapter_that_learns() -> None:
+    frozen = TuningConfig("frozen", feature_cache=1.0)
+    late = TuningConfig("readout_first", readout_steps=7, feature_cache=1.0)
+    for tuning, adapted, fitted, cached in (
+        (frozen, False, False, True),
+        (frozen, True, True, True),
+        (frozen, True, False, False),
+        (late, False, True, False),
+        (TuningConfig("frozen"), False, True, False),
+    ):
+        whole = model(StimulusAdapter("scale") if adapted else None, layers="all")
+        objective = TunedNeuralPrediction(whole, None, tuning, facts=[facts()], fitted_core=fitted)
+        plain = TunedNeuralPrediction(
+            copy.deepcopy(whole), None, tuning, facts=[facts()], fitted_core=fitted
+        )
+        plain.model.cache = None
+        assert (whole.cache is not None) == cached
+        encoded = []
+        whole.encoder.tubelets.register_forward_hook(lambda *args, seen=encoded: seen.append(1))
+        for _ in range(2):
+            found = []
+            for each in (objective, plain):
+                torch.manual_seed(2)
+                found.append(gradients(each))
+            assert found[0].keys() == found[1].keys()
+            for name, gradient in found[0].items():
+                torch.testing.assert_close(gradient, found[1][name])
+        objective.eval()
+        with torch.no_grad():
+            objective.rates(batch()["parts"])
+        assert len(encoded) == (1 if cached else 3)
 
 
 def test_a_fitted_core_joins_and_learns_as_one() -> None:

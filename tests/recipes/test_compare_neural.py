@@ -202,6 +202,9 @@ def test_modes_of_rows_leave_settings_of_other_modes_out():
     last = TuningConfig("last_blocks", last_blocks=2, encoder_share=0.5, patience=3)
     assert in_mode(last, "frozen") == TuningConfig("frozen", encoder_share=0.5, patience=3)
     assert in_mode(last, "last_blocks") == last
+    cached = TuningConfig("frozen", feature_cache=2.0)
+    assert in_mode(cached, "full") == TuningConfig()
+    assert in_mode(cached, "frozen") == cached
     assert in_mode(TuningConfig("readout_first", 4), "full") == TuningConfig()
 
 

@@ -17,16 +17,18 @@ import yaml
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, main
+from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, cache_notes, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.monitors import neural as monitor
 from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
 from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
+from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.config import TuningConfig
@@ -144,6 +146,13 @@ def test_short_forms_and_the_sample_preset():
 
 
 def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(
+        monitor, "session_curves",
+        lambda metrics, *given, **named: (
+            drawn.append(metrics), session_curves(metrics, *given, **named)
+        ),
+    )  # fmt: skip
     launch(monkeypatch, words(sessions, tmp_path / "run"))
     table = capsys.readouterr().out
     made = tmp_path / "run"
@@ -154,6 +163,9 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line for line in lines if "val/bps_mean" in line}
     assert list(measured) == [0, 2, 4, 6]
+    # Curves are drawn at the first evaluation and, with all that was logged, at the end.
+    assert [len(metrics) for metrics in drawn] == [1, len(lines)]
+    assert drawn[-1] == lines
     assert {"val/bps_a", "val/bps_b", "val/correlation_mean"} <= measured[6].keys()
     kinds = ("positions_{}", "traces_{}_live_test_main", "receptive_fields_{}")
     expected = {f"{kind.format(name)}.png" for kind in kinds for name in "ab"}
@@ -338,6 +350,40 @@ def test_weights_of_blocks_are_learned_beside_a_frozen_encoder_of_another_geomet
     assert torch.equal(predictor.model.block_reader.logits, last)
 
 
+def test_a_feature_cache_changes_no_score(sessions, tmp_path, monkeypatch):
+    found = []
+    for name, gigabytes in (("plain", 0.0), ("cached", 1.0)):
+        told = words(
+            sessions[:1], tmp_path / name, tuning__mode="frozen", data__window=30,
+            tuning__feature_cache=gigabytes, model__layers="all", evaluation__keep_best=False,
+        )  # fmt: skip
+        launch(monkeypatch, told)
+        found.append(json.loads((tmp_path / name / "scores.json").read_text())["tiers"])
+    for tier, scores in found[0].items():
+        assert scores["scores"] == pytest.approx(found[1][tier]["scores"], abs=1e-4)
+
+
+def test_a_feature_cache_says_where_it_has_no_use(sessions, tmp_path):
+    def notes(adapter=None, **changes):
+        told = words(sessions[:1], tmp_path, tuning__mode="frozen", **changes)
+        config = parse(NeuralRecipe, told)
+        model = SimpleNamespace(adapter=adapter)
+        return cache_notes(config, model, build_sessions(config.data))
+
+    cached = {"tuning__feature_cache": 1.0}
+    assert notes() == notes(**cached, data__window=30) == []
+    assert notes(**cached) == [
+        "tuning.feature_cache: windows of 12 frames start at random in longer trials, so features "
+        "are seldom met again; --data.window 30 takes whole trials"
+    ]
+    adapter, unused = (
+        object(),
+        "tuning.feature_cache: not used, since the adapter before the encoder",
+    )
+    assert notes(adapter, **cached) == [f"{unused} is trained"]
+    assert notes(adapter, **cached, data__window=30, core_from="runs/mice") == []
+
+
 def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     sessions, tmp_path, monkeypatch, capsys
 ):
@@ -458,6 +504,8 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
+        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; leave feature_cache at 0, or"),
+        ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
         ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons"),
         ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
         ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),

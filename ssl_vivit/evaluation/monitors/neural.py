@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +19,8 @@ from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
+
+SECONDS_BETWEEN_CURVES = 60.0
 
 
 class NeuralEvaluation:
@@ -53,6 +58,7 @@ class NeuralEvaluation:
             self.ceiling = score_true_rates(sessions.validation)
         self.best = BestModel(sessions)
         self._host: Host | None = None
+        self._drawn = -math.inf
 
     def periodic(self) -> list[Periodic]:
         """The evaluation as a job of the training loop; none without validation trials."""
@@ -61,7 +67,7 @@ class NeuralEvaluation:
         return [Periodic(self.config.every, self, at_start=True, on_bar=(self.best.criterion,))]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Score, keep the model if it is the best, draw curves."""
+        """Score, keep the model if it is the best, draw curves once in a while."""
         assert self.sessions.validation is not None
         self._host = self._host or Host()
 
@@ -77,8 +83,14 @@ class NeuralEvaluation:
             self.best.keep(moment, numbers, self._host)
         if self.tuning.patience is not None:
             self._end_without_progress(moment, self.tuning.patience)
-        if moment.accelerator.is_main_process:
-            self._draw(moment, numbers)
+        # Drawing takes longer than many steps of a small model; draw_curves is called once more at
+        # the end of the run.
+        if (
+            moment.accelerator.is_main_process
+            and monotonic() - self._drawn > SECONDS_BETWEEN_CURVES
+        ):
+            # The loop writes this moment's numbers when they are returned, after the drawing.
+            self.draw_curves(moment.run_dir, {"step": moment.step, **numbers})
         return numbers
 
     def _end_without_progress(self, moment: Moment, patience: int) -> None:
@@ -96,14 +108,19 @@ class NeuralEvaluation:
                 f"{patience}); the best was {told}"
             )
 
-    def _draw(self, moment: Moment, numbers: dict[str, float]) -> None:
+    def draw_curves(self, run_dir: Path, *newest: dict[str, float]) -> None:
+        """Draw ``figures/curves.png`` of the run's metrics.
+
+        Args:
+            run_dir: the run's directory.
+            newest: lines of metrics that are not in ``metrics.jsonl`` yet.
+        """
         ceiling = {} if self.ceiling is None else self.ceiling.compute()
         names = [fact.name for fact in self.sessions.facts]
-        # The loop writes this moment's numbers when they are returned, after the drawing.
-        logged = read_metrics(moment.run_dir / "metrics.jsonl")
         session_curves(
-            [*logged, {"step": moment.step, **numbers}],
+            [*read_metrics(run_dir / "metrics.jsonl"), *newest],
             names,
-            moment.run_dir / "figures" / "curves.png",
+            run_dir / "figures" / "curves.png",
             ceiling={name: ceiling[f"bps_{name}"] for name in names if f"bps_{name}" in ceiling},
         )
+        self._drawn = monotonic()

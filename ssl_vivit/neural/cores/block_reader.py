@@ -44,27 +44,50 @@ class BlockReader(nn.Module):
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d t h w"]:
-        """The map of the chosen blocks.
+        """The map of the chosen blocks, or the sum of their maps.
 
         Args:
             encoder: the encoder.
             video: as of :meth:`ViViT.forward`.
             patch_draw: as of :meth:`ViViT.forward`.
         """
+        return self.mixed(self.maps(encoder, video, patch_draw))
+
+    def maps(
+        self,
+        encoder: ViViT,
+        video: Float[Tensor, "b c T H W"],
+        patch_draw: Float[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b blocks_d t h w"]:
+        """Maps of the chosen blocks, one after the other along channels; no weight counts yet.
+
+        Args:
+            encoder: as of :meth:`forward`.
+            video: as of :meth:`forward`.
+            patch_draw: as of :meth:`forward`.
+        """
         _, features = encode_with_blocks(
             encoder, video, self.blocks, norm=True, stop_early=True, patch_draw=patch_draw
         )
         tokens = [each.tokens for each in features]
         config = encoder.config
-        if self.logits is None:
-            (mixed,) = tokens
-        else:
-            if config.final_norm != "tokens":
-                tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
-            weights = self.logits.softmax(0)
-            mixed = torch.stack([w * x for w, x in zip(weights, tokens, strict=True)]).sum(0)
+        if len(tokens) > 1 and config.final_norm != "tokens":
+            tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
         height = config.grid_of(*video.shape[2:]).h
-        return rearrange(mixed, "b t (h w) d -> b d t h w", h=height)
+        return rearrange(torch.cat(tokens, -1), "b t (h w) c -> b c t h w", h=height)
+
+    def mixed(self, maps: Float[Tensor, "b blocks_d t h w"]) -> Float[Tensor, "b d t h w"]:
+        """The sum of maps by the blocks' weights.
+
+        Args:
+            maps: as :meth:`maps` returns them.
+        """
+        if self.logits is None:
+            return maps
+        each = rearrange(maps, "b (l d) t h w -> l b t h w d", l=len(self.blocks))
+        weights = self.logits.softmax(0)
+        mixed = torch.stack([w * x for w, x in zip(weights, each, strict=True)]).sum(0)
+        return rearrange(mixed, "b t h w d -> b d t h w")
 
 
 def chosen_blocks(

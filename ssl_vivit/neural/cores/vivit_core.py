@@ -85,30 +85,47 @@ class ViViTCore:
             patch_draw: random numbers for patch dropout, as of :meth:`ViViT.forward`, for all time
                 of a clip. None draws them from torch's generator.
         """
+        return self.mixed(self.maps(video, patch_draw))
+
+    def mixed(self, maps: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
+        """What :meth:`dense` gives of what :meth:`maps` gives: a sum, where several are read."""
+        return maps if self.reader is None else self.reader.mixed(maps)
+
+    def maps(
+        self,
+        video: Float[Tensor, "b c T H W"],
+        patch_draw: Float[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Maps of the blocks that are read, along channels; they depend on the encoder alone.
+
+        Args:
+            video: as of :meth:`dense`.
+            patch_draw: as of :meth:`dense`.
+        """
         # Whole strides alone: zeros in front to complete a tubelet would depend on the trial's length.
         steps = video.shape[2] // self.temporal_stride
         video = video[:, :, : steps * self.temporal_stride]
         if not steps:
             grid = self.encoder.config.grid_of(self.temporal_stride, *video.shape[3:])
-            return video.new_zeros(len(video), self.channels, 0, grid.h, grid.w)
+            channels = self.channels * (1 if self.reader is None else len(self.reader.blocks))
+            return video.new_zeros(len(video), channels, 0, grid.h, grid.w)
         if self.context is None or steps <= self.context:
             return self._map(video, patch_draw)
         return self._in_windows(video, steps, patch_draw)[:, :, :steps]
 
     def _map(
         self, video: Float[Tensor, "b c T H W"], patch_draw: Float[Tensor, "b n"] | None
-    ) -> Float[Tensor, "b d t h w"]:
-        """Tokens of the blocks that are read."""
+    ) -> Float[Tensor, "b c t h w"]:
         if self.reader is None:
             return self.encoder(video, patch_draw=patch_draw).map
-        return self.reader(self.encoder, video, patch_draw)
+        return self.reader.maps(self.encoder, video, patch_draw)
 
     def _in_windows(
         self,
         video: Float[Tensor, "b c T H W"],
         steps: int,
         patch_draw: Float[Tensor, "b n"] | None,
-    ) -> Float[Tensor, "b d t h w"]:
+    ) -> Float[Tensor, "b c t h w"]:
         """Tokens of at least so many steps, each from the earliest window that holds it."""
         assert self.context is not None
         length, hop = self.context, max(self.context // 2, 1)

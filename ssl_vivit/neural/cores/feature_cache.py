@@ -1,0 +1,124 @@
+"""Features of a frozen module, computed once for each clip and kept in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureCache:
+    """Features of clips by the contents of what they are computed from.
+
+    A clip is found again by a hash (BLAKE2b) of its values, so features are right whatever the
+    windows are; only windows that repeat are found. The clips of a batch that are missing are
+    computed in one call. A batch of another size may round differently, so features equal those
+    without a cache to rounding, not to the bit.
+
+    Args:
+        gigabytes: of features that are kept (10⁹ bytes). Once they are full, further clips are
+            computed each time.
+
+    Attributes:
+        size: bytes of the features that are kept.
+    """
+
+    def __init__(self, gigabytes: float) -> None:
+        self.limit, self.size = gigabytes * 1e9, 0
+        self._kept: dict[bytes, Tensor] = {}
+        self._weights: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        """Number of clips that are kept."""
+        return len(self._kept)
+
+    def features(
+        self,
+        modules: Iterable[nn.Module],
+        compute: Callable[..., Tensor],
+        *inputs: Tensor | None,
+        about: object = None,
+    ) -> Tensor:
+        """Return ``compute(*inputs)``, with rows taken from the cache where they are known.
+
+        Without :func:`is_fixed` modules, or for inputs that need a gradient, nothing is cached.
+
+        Args:
+            modules: all whose weights the features depend on; other weights than at the last call
+                empty the cache.
+            compute: a row of features for each row of its inputs, which depends on no other row.
+            inputs: a row for each clip; None is passed on as it is.
+            about: what else the features depend on, with a ``repr`` that tells it.
+        """
+        modules = list(modules)
+        given = [each for each in inputs if each is not None]
+        if not is_fixed(modules) or any(each.requires_grad for each in given):
+            return compute(*inputs)
+        self._empty_for_other_weights(modules)
+        device = given[0].device
+        # What autocast computes in other precision has other bits.
+        precision = None
+        if torch.is_autocast_enabled(device.type):
+            precision = torch.get_autocast_dtype(device.type)
+        keys = _keys(given, repr((about, precision)))
+        missing = {key: row for row, key in enumerate(keys) if key not in self._kept}
+        found: dict[bytes, Tensor] = {}
+        if missing:
+            rows = torch.tensor([*missing.values()], device=device)
+            made = compute(*(None if each is None else each[rows] for each in inputs))
+            found = dict(zip(missing, made.unbind(), strict=True))
+            for key, row in found.items():
+                self._keep(key, row)
+        return _stacked([
+            found[key] if key in found else self._kept[key].to(device) for key in keys
+        ])  # fmt: skip
+
+    def _keep(self, key: bytes, row: Tensor) -> None:
+        if self.size + row.nbytes <= self.limit:
+            # A copy, since a view would keep the whole batch.
+            self._kept[key] = row.detach().to("cpu", copy=True)
+            self.size += row.nbytes
+
+    def _empty_for_other_weights(self, modules: list[nn.Module]) -> None:
+        """Forget all features if a tensor of the modules was replaced, or written to in place."""
+        tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if weights != self._weights:
+            self._kept, self.size, self._weights = {}, 0, weights
+
+
+def is_fixed(modules: Iterable[nn.Module]) -> bool:
+    """Whether modules are in eval mode altogether and have no parameter that wants a gradient.
+
+    Weights that are sharded over processes do not count as fixed: all processes gather them
+    together, and a process that finds its clips in a cache would be missing.
+    """
+    return not any(
+        any(module.training for module in whole.modules())
+        or any(p.requires_grad or type(p) is not nn.Parameter for p in whole.parameters())
+        for whole in modules
+    )
+
+
+def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
+    """Hash of each row of the inputs together, and of what else there is to tell."""
+    hosted = [each.detach().cpu().contiguous() for each in inputs]
+    told = repr((about, [(each.dtype, tuple(each.shape[1:])) for each in hosted])).encode()
+    keys = []
+    for rows in zip(*hosted, strict=True):
+        key = blake2b(told, digest_size=16)
+        for row in rows:
+            key.update(row.view(torch.uint8).numpy())
+        keys.append(key.digest())
+    return keys
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """``torch.stack`` that leaves the order of a row's dimensions in memory as it is."""
+    strides = rows[0].stride()
+    order = sorted(range(rows[0].ndim), key=lambda dim: -strides[dim])
+    back = [order.index(dim) + 1 for dim in range(len(order))]
+    return torch.stack([row.permute(order) for row in rows]).permute(0, *back)

@@ -43,7 +43,8 @@ class NeuralRecipe:
     """Fine-tune an encoder to a causal model of recorded neurons.
 
     Args:
-        core: vivit takes the encoder; ln, ln_separable, resnet and x3d are what it has to beat.
+        core: vivit takes the encoder; ln, ln_separable, energy, resnet and x3d are what it has to
+            beat.
         core_from: a run or an exported model of neurons. Its encoder, adapter, modulator and frame
             stream are taken with their weights, and readouts are fitted to ``sessions``; settings
             of these parts are then not read. ``--tuning.mode frozen`` fits readouts alone.

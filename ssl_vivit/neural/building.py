@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from ssl_vivit.neural.cores.causal_resnet import CausalResNet
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D
 from ssl_vivit.neural.cores.encoder_fitting import fit_encoder
 from ssl_vivit.neural.cores.frame_rates import FrameRates
+from ssl_vivit.neural.cores.motion_energy import MotionEnergy
 from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
@@ -27,6 +29,7 @@ from ssl_vivit.neural.modulators import build_modulator
 from ssl_vivit.neural.nonlinearity import drive_of
 from ssl_vivit.neural.readout.gaussian import ReadoutConfig
 from ssl_vivit.neural.readout.linear import FilterKind
+from ssl_vivit.neural.recorded_inputs import RATE_TOLERANCE
 
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
@@ -97,6 +100,8 @@ def build_neural_model(
         module, frame_rates, notes = fit_encoder(encoder, facts, longest, window)
     elif core == "resnet":
         module = CausalResNet(baseline.resnet)
+    elif core == "energy":
+        module = MotionEnergy(baseline.energy, frames_per_second=one_frame_rate(facts))
     else:
         module = CausalX3D(baseline.x3d)
     seen = core_of(module)
@@ -115,6 +120,23 @@ def build_neural_model(
     if config.readout.bias:
         start_at_mean_rates(model, facts)
     return BuiltModel(model, notes)
+
+
+def one_frame_rate(facts: Sequence[SessionFacts]) -> float:
+    """Frames per second of all sessions.
+
+    Raises:
+        NeuralModelError: if they differ.
+    """
+    first = facts[0]
+    for fact in facts[1:]:
+        rates = first.frames_per_second, fact.frames_per_second
+        if not math.isclose(*rates, rel_tol=RATE_TOLERANCE):
+            raise NeuralModelError(
+                f"--core energy has filters for one frame rate, and {first.name} has {rates[0]:g} "
+                f"frames per second, {fact.name} {rates[1]:g}: fit them one by one, or resample them"
+            )
+    return first.frames_per_second
 
 
 def build_readouts(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ssl_vivit.neural.adapters import AdapterConfig
 from ssl_vivit.neural.cores.causal_resnet import CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3DConfig
+from ssl_vivit.neural.cores.motion_energy import MotionEnergyConfig
 from ssl_vivit.neural.modulators import ModulatorConfig
 from ssl_vivit.neural.nonlinearity import Nonlinearity
 from ssl_vivit.neural.readout.gaussian import ReadoutConfig
@@ -19,7 +20,7 @@ from ssl_vivit.neural.readout.linear import LinearNonlinearConfig
 
 Layers = int | list[int] | Literal["all"] | None
 ReadoutStart = Literal["energy", "centre"]
-CoreKind = Literal["vivit", "ln", "ln_separable", "resnet", "x3d"]
+CoreKind = Literal["vivit", "ln", "ln_separable", "energy", "resnet", "x3d"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ class BaselineConfig:
 
     Args:
         ln: of ``ln`` and ``ln_separable``; which of them, the core says.
+        energy: of ``energy``.
         resnet: of ``resnet``.
         x3d: of ``x3d``.
     """
 
     ln: LinearNonlinearConfig = field(default_factory=LinearNonlinearConfig)
+    energy: MotionEnergyConfig = field(default_factory=MotionEnergyConfig)
     resnet: CausalResNetConfig = field(default_factory=CausalResNetConfig)
     x3d: CausalX3DConfig = field(default_factory=CausalX3DConfig)

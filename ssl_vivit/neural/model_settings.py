@@ -15,6 +15,7 @@ from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
 from ssl_vivit.neural.cores.frame_rates import FrameRates
+from ssl_vivit.neural.cores.motion_energy import MotionEnergy, MotionEnergyConfig
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
 from ssl_vivit.neural.cores.vivit_core import core_of
 from ssl_vivit.neural.model import NeuralModel
@@ -27,6 +28,9 @@ BUILDERS: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "core": {
         "resnet": lambda **settings: CausalResNet(CausalResNetConfig(**settings)),
         "x3d": lambda **settings: CausalX3D(CausalX3DConfig(**settings)),
+        "energy": lambda frames_per_second, **settings: MotionEnergy(
+            MotionEnergyConfig(**settings), frames_per_second=frames_per_second
+        ),
         "pixels": PooledPixels,
     },
     "adapter": {

@@ -17,6 +17,7 @@ from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.frame_rates import FrameRates
+from ssl_vivit.neural.cores.motion_energy import MotionEnergy, MotionEnergyConfig
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.model_settings import settings_of
@@ -67,6 +68,13 @@ def resnet():
     return NeuralModel(core, None, FiLM(channels, 2, 1), readouts, nonlinearity="elu")
 
 
+def energy():
+    config = MotionEnergyConfig(spatial_frequencies=(0.125,), orientations=2)
+    core = MotionEnergy(config, frames_per_second=30.0)
+    readouts = {f.name: GaussianReadout(len(f.unit_ids), core.channels) for f in FACTS}
+    return NeuralModel(core, None, FiLM(core.channels, 2, 1), readouts)
+
+
 def linear():
     return linear_nonlinear(
         {f.name: len(f.unit_ids) for f in FACTS}, (8, 12), behaviour_channels=2,
@@ -86,6 +94,7 @@ MODELS = {
     "one block": lambda: vivit(layers=0),
     "several blocks": lambda: vivit(layers=[-1, 0], modulator=ConvGRU(24, 2, 4, hidden=5)),
     "resnet": resnet,
+    "energy": energy,
     "linear": linear,
 }
 

@@ -308,7 +308,13 @@ def by_hand(predictor, path: str) -> float:
 
 @pytest.mark.parametrize(
     "core",
-    ["ln", *(pytest.param(c, marks=pytest.mark.slow) for c in ("ln_separable", "resnet", "x3d"))],
+    [
+        "ln",
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ("ln_separable", "energy", "resnet", "x3d")
+        ),
+    ],
 )
 def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, capsys, core):
     narrow = {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]}

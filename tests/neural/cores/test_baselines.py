@@ -7,6 +7,7 @@ import torch
 
 from ssl_vivit.neural.cores.causal_resnet import CausalResNet, CausalResNetConfig
 from ssl_vivit.neural.cores.causal_x3d import CausalX3D, CausalX3DConfig
+from ssl_vivit.neural.cores.motion_energy import MotionEnergy
 from ssl_vivit.neural.cores.pooled_pixels import AppendedBehaviour, PooledPixels
 from ssl_vivit.neural.cores.vivit_core import Core
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
@@ -217,8 +218,13 @@ def test_the_defaults_are_of_the_sizes_that_the_docs_say():
 
 @pytest.mark.parametrize(
     "core",
-    [resnet(), x3d(kernel=(5, 3, 3)), PooledPixels((8, 12), pool=4)],
-    ids=["resnet", "x3d", "pixels"],
+    [
+        resnet(),
+        x3d(kernel=(5, 3, 3)),
+        MotionEnergy(frames_per_second=24.0),
+        PooledPixels((8, 12), pool=4),
+    ],
+    ids=["resnet", "x3d", "energy", "pixels"],
 )
 def test_a_core_is_rebuilt_from_what_it_says_of_itself(core):
     assert isinstance(core, Core)
@@ -263,7 +269,10 @@ def test_behaviour_that_is_not_given_is_its_mean():
         (lambda: LinearNonlinearConfig(lags=0), "baseline.ln.lags is 0; it must be at least 1"),
         (lambda: PooledPixels((9, 12), pool=2), "pool 2 does not divide frames of 9×12"),
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
-        (lambda: build_part("core", {"kind": "vgg"}), "'vgg' is unknown; known: resnet, x3d"),
+        (
+            lambda: build_part("core", {"kind": "vgg"}),
+            "'vgg' is unknown; known: resnet, x3d, energy",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(build, said):

@@ -232,7 +232,7 @@ def test_blocks_that_cannot_be_read_are_refused_in_one_line(layers, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("core", ["ln", "ln_separable", "resnet", "x3d"])
+@pytest.mark.parametrize("core", ["ln", "ln_separable", "energy", "resnet", "x3d"])
 def test_other_cores_have_no_blocks(core):
     config = NeuralModelConfig(layers=0)
     with pytest.raises(

@@ -1,0 +1,230 @@
+"""Motion energy as the core of a model of neurons: a fixed bank of spatiotemporal Gabor filters.
+
+The energy of a quadrature pair is the root of the sum of the squares of its two outputs (Adelson &
+Bergen 1985, J Opt Soc Am A 2:284). Such energies are features of encoding models in Nishimoto &
+Gallant 2011 (J Neurosci 31:14551). No filter is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.settings import check_least
+
+# Standard deviation of the spatial envelope in periods, which is a bandwidth of one octave.
+_WIDTH = 0.56
+# The spatial envelope ends after so many standard deviations, the temporal one after so many latencies.
+_REACH, _SPAN = 2.5, 5.0
+# Keeps the gradient of the root finite where nothing is shown.
+_LEAST_POWER = 1e-6
+
+
+@dataclass(frozen=True)
+class MotionEnergyConfig:
+    """Settings of :class:`MotionEnergy`.
+
+    Args:
+        spatial_frequencies: in cycles per pixel of the video.
+        temporal_frequencies: in Hz. 0 has one filter for each orientation, the others have two,
+            which prefer opposite directions of motion.
+        orientations: number of orientations, evenly spaced.
+        latency: time in seconds at which the temporal envelope peaks.
+        memory: time constant in seconds of the running means of the energies.
+        stride: pixels of the video from one place of the map to the next.
+    """
+
+    spatial_frequencies: tuple[float, ...] = (0.0625, 0.125, 0.25)
+    temporal_frequencies: tuple[float, ...] = (0.0, 8.0)
+    orientations: int = 4
+    latency: float = 0.06
+    memory: float = 0.5
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        group = "baseline.energy."
+        check_least(self, group, orientations=1, stride=1)
+        for name in ("latency", "memory"):
+            if not getattr(self, name) > 0:
+                raise NeuralModelError(
+                    f"--{group}{name} is {getattr(self, name)}; it must be above 0"
+                )
+        if not self.spatial_frequencies or not all(0 < f < 0.5 for f in self.spatial_frequencies):
+            raise NeuralModelError(
+                f"--{group}spatial_frequencies is {[*self.spatial_frequencies]}; give one or more "
+                "between 0 and 0.5 cycles per pixel"
+            )
+        if not self.temporal_frequencies or not all(f >= 0 for f in self.temporal_frequencies):
+            raise NeuralModelError(
+                f"--{group}temporal_frequencies is {[*self.temporal_frequencies]}; give one or more "
+                "of at least 0 Hz"
+            )
+
+
+class MotionEnergy(nn.Module):
+    """Video to the motion energies of each frame, which see that frame and earlier ones.
+
+    A filter is a complex Gabor function of space times a complex kernel of time, both with gain 1
+    at the preferred frequency: images whose amplitude falls as 1 / frequency then have equal
+    energies at all spatial frequencies (Field 1987, J Opt Soc Am A 4:2379).
+
+    Args:
+        config: the filters; None takes the defaults.
+        frames_per_second: of the video.
+
+    Raises:
+        NeuralModelError: for a temporal frequency that the frame rate cannot show.
+    """
+
+    temporal_stride = 1
+    temporal: Tensor
+    decay: Tensor
+
+    def __init__(
+        self, config: MotionEnergyConfig | None = None, *, frames_per_second: float
+    ) -> None:
+        super().__init__()
+        self.config = config = config or MotionEnergyConfig()
+        self.frames_per_second = frames_per_second
+        fastest = max(config.temporal_frequencies)
+        if not fastest < frames_per_second / 2:
+            raise NeuralModelError(
+                f"--baseline.energy.temporal_frequencies has {fastest:g} Hz, and the videos have "
+                f"{frames_per_second:g} frames per second; give frequencies below "
+                f"{frames_per_second / 2:g} Hz"
+            )
+        frequencies = config.temporal_frequencies
+        self.moving = [number for number, f in enumerate(frequencies) if f]
+        for number, frequency in enumerate(config.spatial_frequencies):
+            pairs = spatial_pairs(frequency, config.orientations, config.stride)
+            self.register_buffer(f"spatial_{number}", pairs[:, None].float())
+        pairs = temporal_pairs(frequencies, config.latency, frames_per_second)
+        self.register_buffer("temporal", pairs.float())
+        self.register_buffer("decay", running_mean(config.memory, frames_per_second).float())
+        tuned = config.orientations * (len(frequencies) + len(self.moving))
+        self.channels = 2 * len(config.spatial_frequencies) * tuned
+
+    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
+        """Energies of each frame, then their running means, from normalised video.
+
+        Channels of the video are averaged. Zeros, which are the mean grey, stand before the first
+        frame and around the edges. The map has the video's size divided by the stride, rounded up.
+        """
+        energies = self.energies(video)
+        return torch.cat((energies, causal(energies, self.decay)[:, :, 0]), dim=1)
+
+    forward = dense
+
+    def energies(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
+        """Energies of each frame (b, channels / 2, T, h, w), by spatial frequency and orientation.
+
+        For each of these come the temporal frequencies in the direction of the orientation, then
+        those above 0 in the opposite direction.
+        """
+        grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
+        count, stride = len(self.config.spatial_frequencies), self.config.stride
+        pairs = [self.get_buffer(f"spatial_{number}") for number in range(count)]
+        seen = torch.cat([centred(grey, each, stride) for each in pairs], dim=1)
+        seen = rearrange(seen, "(b t) d h w -> b d t h w", b=len(video))
+        parts = rearrange(
+            causal(seen, self.temporal),
+            "b (pair space) (time f) t h w -> space time b pair f t h w",
+            space=2, time=2,
+        )  # fmt: skip
+        (even_cos, even_sin), (odd_cos, odd_sin) = parts
+        forth = (even_cos - odd_sin).square() + (odd_cos + even_sin).square()
+        back = (even_cos + odd_sin).square() + (odd_cos - even_sin).square()
+        powers = torch.cat((forth, back[:, :, self.moving]), dim=2)
+        return rearrange((powers + _LEAST_POWER).sqrt(), "b pair f t h w -> b (pair f) t h w")
+
+    def to_config(self) -> dict[str, Any]:
+        """Kind and settings, JSON-serialisable."""
+        return {
+            "kind": "energy",
+            **asdict(self.config),
+            "frames_per_second": self.frames_per_second,
+        }
+
+
+def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Tensor, "filters y x"]:
+    """Even and odd Gabor functions of each orientation, float64, without response to grey.
+
+    Orientation k of n prefers gratings that vary along the angle π·k/n, where 0 is to the right and
+    π/2 downwards. The centre of a filter is the centre of a square of ``stride`` pixels.
+
+    Args:
+        frequency: cycles per pixel.
+        orientations: how many.
+        stride: of the map.
+    """
+    sigma = _WIDTH / frequency
+    padding = math.ceil(_REACH * sigma - stride / 2)
+    size = stride + 2 * max(padding, 0)
+    x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    y = x[:, None]
+    envelope = torch.exp(-(x**2 + y**2) / (2 * sigma**2))
+    envelope = 2 * envelope / envelope.sum()  # a grating's gain is 1
+    pairs = []
+    for angle in torch.arange(orientations, dtype=torch.float64) * math.pi / orientations:
+        phase = 2 * math.pi * frequency * (x * angle.cos() + y * angle.sin())
+        even = envelope * phase.cos()
+        pairs += [even - envelope * even.sum() / envelope.sum(), envelope * phase.sin()]
+    return torch.stack(pairs)
+
+
+def temporal_pairs(
+    frequencies: Sequence[float], latency: float, frames_per_second: float
+) -> Float[Tensor, "filters lag"]:
+    """Cosines, then sines, of each frequency under one gamma envelope, float64; lag 0 is last.
+
+    Args:
+        frequencies: in Hz.
+        latency: seconds to the envelope's peak.
+        frames_per_second: of the video.
+    """
+    lags = torch.arange(math.ceil(_SPAN * latency * frames_per_second), dtype=torch.float64)
+    # The middle of each frame.
+    time = (lags + 0.5) / frames_per_second / latency
+    envelope = time**2 * torch.exp(-2 * time)
+    envelope = envelope / envelope.sum()
+    hertz = torch.tensor(frequencies, dtype=torch.float64)
+    phase = 2 * math.pi * hertz[:, None] * lags / frames_per_second
+    return torch.cat((envelope * phase.cos(), envelope * phase.sin())).flip(1)
+
+
+def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 lag"]:
+    """Weights of a mean over the past that decay exponentially, float64; lag 0 is last."""
+    frames = memory * frames_per_second
+    lags = torch.arange(math.ceil(_SPAN * frames), dtype=torch.float64)
+    weights = torch.exp(-lags / frames)
+    return (weights / weights.sum()).flip(0)[None]
+
+
+def centred(
+    images: Float[Tensor, "n 1 H W"], filters: Float[Tensor, "filters 1 y x"], stride: int
+) -> Float[Tensor, "n filters h w"]:
+    """Correlate with filters that are centred on squares of ``stride`` pixels; zeros all around."""
+    height, width = images.shape[2:]
+    padding = (filters.shape[-1] - stride) // 2
+    right, below = padding + -width % stride, padding + -height % stride
+    return F.conv2d(F.pad(images, (padding, right, padding, below)), filters, stride=stride)
+
+
+def causal(
+    signals: Float[Tensor, "b d t h w"], kernels: Float[Tensor, "k lag"]
+) -> Float[Tensor, "b d k t h w"]:
+    """Convolve each signal over time with each kernel, whose lag 0 is last; zeros come before."""
+    b, _, _, h, w = signals.shape
+    rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")
+    rows = F.pad(rows, (0, 0, kernels.shape[1] - 1, 0))
+    filtered = F.conv2d(rows, rearrange(kernels, "k lag -> k 1 lag 1"))
+    return rearrange(filtered, "(b d) k t (h w) -> b d k t h w", b=b, h=h, w=w)

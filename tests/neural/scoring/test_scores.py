@@ -171,6 +171,14 @@ def test_scores_by_name():
     assert 0 < able.sum() < NEURONS
     expected = of_repeats.explained()[able].mean().item()
     assert found["feve_a"] == pytest.approx(expected)
+    # How many neurons each mean is over: one of session a is silent.
+    counted = scores.counted()
+    assert counted["feve_a"] == counted["cc_norm_a"] == able.sum()
+    assert (counted["correlation_a"], counted["bps_units_a"], counted["bps_a"]) == (
+        NEURONS - 1, NEURONS - 1, NEURONS,
+    )  # fmt: skip
+    assert counted["bps_mean"] == NEURONS + 4
+    assert {name for name in found if not name.startswith(("silent", "explainable"))} <= {*counted}
     assert all(math.isfinite(value) for value in found.values())
 
 

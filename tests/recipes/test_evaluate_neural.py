@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def test_scores_units_and_predictions_are_those_of_raw_recordings(
                     assert int(neurons) == scores["neurons"][f"{kind}_{name}"]
             assert scores["ceiling"][f"correlation_{name}"] > 0.3
             assert (scores["trials"][name], scores["movies"][name]) == (6, 2)
+            assert scores["trained_movies"][name] == 0
 
             mask = (np.array(predicted["session"]) == name) & (np.array(predicted["tier"]) == tier)
             part = predicted.filter(mask)
@@ -351,6 +353,22 @@ def test_models_that_were_trained_on_other_trials_are_not_compared(
         launch(monkeypatch, models[0], "--against", str(other), "--sessions", sessions[0],
                "--tiers", "live_test_main", "--run_dir", str(tmp_path / "out"))  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_movies_that_training_showed_are_counted(sessions, models, tmp_path, monkeypatch, capsys):
+    """Three trials of a tier are given the movies of training trials."""
+    again = tmp_path / "a"
+    shutil.copytree(sessions[0], again)
+    tiers = np.load(again / "meta/trials/tiers.npy")
+    trained = np.flatnonzero(tiers == "train")[:3]
+    for old, new in zip(trained, np.flatnonzero(tiers == "oracle"), strict=False):
+        shutil.copy(again / f"data/videos/{old}.npy", again / f"data/videos/{new}.npy")
+    launch(monkeypatch, models[0], "--sessions", str(again), "--parquet", "false", "--tiers", "oracle",
+           "--run_dir", str(tmp_path / "out"))  # fmt: skip
+    movies = len({(again / f"data/videos/{trial}.npy").read_bytes() for trial in
+                  np.flatnonzero(tiers == "oracle")})  # fmt: skip
+    line = f"oracle, a: 6 trials of {movies} movies, 3 of them shown in training, too\n"
+    assert line in capsys.readouterr().out
 
 
 def test_the_model_is_given_by_place_or_by_name():

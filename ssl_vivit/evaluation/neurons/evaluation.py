@@ -53,6 +53,8 @@ class TierResult(NamedTuple):
         ceiling: the same scores of the true rates; empty for recorded sessions.
         trials: session → number of trials.
         movies: session → number of movies that they show.
+        trained_movies: session → number of these movies that training trials show, too, of any of
+            the sessions.
         neurons: score → number of neurons whose mean it is, by the names of ``scores``.
         held_out_neurons: the same of ``held_out``.
         validation: whether validation trials of the model are among the trials. Their score chose
@@ -67,6 +69,7 @@ class TierResult(NamedTuple):
     ceiling: dict[str, float]
     trials: dict[str, int]
     movies: dict[str, int]
+    trained_movies: dict[str, int]
     neurons: dict[str, int]
     held_out_neurons: dict[str, int]
     validation: bool
@@ -130,6 +133,7 @@ def evaluate(
             score_true_rates(trials, repeats=True).compute(),
             {name: count for name in names if (count := len(trials.of_session(name)))},
             {name: count for name in names if (count := len(scores.movies(name)))},
+            _trained_movies(trials),
             scores.counted(), scores.counted("held_out"),
             any(trial in trials.facts[place].split["validation"] for place, trial in trials.trials),
             scores,
@@ -213,13 +217,14 @@ def result_table(made: Mapping[str, TierResult]) -> str:
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """Return a line for each tier and session: its numbers of trials and movies."""
+    """Return a line for each tier and session: its trials, movies, and those shown in training."""
     return [
         f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
+        + (f", {known} of them shown in training, too" if known and tier != "train" else "")
         + ("; no intervals, which need two movies" if movies < 2 else "")
         for tier, own in made.items()
         for session, trials in own.trials.items()
-        for movies in [own.movies[session]]
+        for movies, known in [(own.movies[session], own.trained_movies[session])]
     ]
 
 
@@ -238,3 +243,17 @@ def interval_text(ends: Interval | None, units: int, name: str) -> str:
 
 def _of_tier(seen: Callable[[str, dict[str, Any], Tensor], None], tier: str) -> Seen:
     return lambda part, rates: seen(tier, part, rates)
+
+
+def _trained_movies(trials: TrialBatches) -> dict[str, int]:
+    """Session → number of the movies of its trials that training trials of any session show."""
+    trained = {
+        session.trials[trial].content
+        for session, fact in zip(trials.sessions, trials.facts, strict=True)
+        for trial in fact.split["train"]
+    }
+    shown: dict[str, set[str]] = {}
+    for place, trial in trials.trials:
+        session = trials.sessions[place]
+        shown.setdefault(session.name, set()).add(session.trials[trial].content)
+    return {name: len(movies & trained) for name, movies in shown.items()}

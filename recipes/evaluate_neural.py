@@ -154,7 +154,7 @@ def loaded(option: str, path: str) -> Any:
     """
     try:
         return neural.load_neural_model(path)
-    except (FileNotFoundError, ExportError) as error:
+    except (FileNotFoundError, ExportError, NeuralModelError) as error:
         raise NeuralModelError(f"{option}: {error}") from None
 
 

@@ -218,7 +218,6 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
         processes: of :func:`ssl_vivit.training.join_processes`.
     """
     model = objective.model
-    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     encoder = config.encoder.path or f"fresh {config.encoder.name}"
     core = f"vivit, {encoder}" if config.core == "vivit" else config.core
     if config.core_from is not None:
@@ -227,7 +226,7 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
     neurons = sum(len(fact.unit_ids) for fact in sessions.facts)
     paths = ", ".join(str(session.path) for session in sessions.sessions)
     lines = [
-        f"core     {core}: {parameters:.1f} M parameters",
+        f"core     {core}",
         f"trained  {trained_parameters(objective)}",
         f"data     {quantity(count, 'session')}, {quantity(neurons, 'neuron')}, "
         f"{quantity(trials, 'training trial')}: {paths}",

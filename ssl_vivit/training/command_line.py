@@ -26,6 +26,9 @@ T = TypeVar("T")
 # What settings are called in many other programs → their names here.
 _COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
 
+# Characters of a wrong value that a message repeats.
+_LONGEST_VALUE = 80
+
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
 _UNKNOWN_AT_TOP = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -110,7 +113,7 @@ def parse(
     if argv is not None:  # read by a program, which knows what it reads
         return config
     if isinstance(loop, TrainingConfig):
-        command.script = sys.argv[0]
+        command.script = "/".join(Path(sys.argv[0]).parts[-2:])
         command.started_by = command.starting(sys.argv)
         command.continued_by = command.continuing(sys.argv, str(run_directory(loop)))
     if paths:
@@ -345,7 +348,10 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)
     line = re.sub(r"Expected a ([^.]+)\.", r"expected \1;", line)
-    return line.replace("Got value:", "got")
+    head, got, value = line.partition("Got value: ")
+    if len(value) > _LONGEST_VALUE:  # a whole section of a config file
+        value = f"{value[:_LONGEST_VALUE]} …"
+    return head + got.replace("Got value:", "got") + value
 
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:

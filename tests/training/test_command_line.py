@@ -305,6 +305,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
         (["--training.steps"], None, ["--training.steps", "expected one argument"]),
         (["--config", "absent.yaml"], None, ["config", "absent.yaml"]),
         (["steps=4"], None, ["steps=4", "--name value"]),
+        (
+            [],
+            f"training: {{steps: {list(range(99))}}}",
+            ["expected int; got [0, 1, 2", "20, 21, 2 …"],
+        ),
     ],
 )
 def test_mistakes_are_one_line(

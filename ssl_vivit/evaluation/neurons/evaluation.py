@@ -33,8 +33,9 @@ LABELS = {
     "cc_norm": "normalised correlation (CC_norm)",
 }
 
-# Scores from -1 to 1, as their intervals are. CC_norm is none of them: by chance it exceeds 1.
-CORRELATIONS = ("correlation", "correlation_to_average", "oracle", "cc_abs")
+# Scores from -1 to 1, as their intervals are. By chance CC_norm lies beyond, and its interval then
+# ends there.
+CORRELATIONS = ("correlation", "correlation_to_average", "oracle", "cc_abs", "cc_norm")
 
 # An interval over fewer movies, or sessions, is marked with their number.
 FEW = 5
@@ -162,7 +163,7 @@ def intervals(
         fewest = min(draws[session].shape[1] for session in of)
         ends = interval(values.get(name, np.nan), resampled, fewest)
         if ends is not None and name.startswith(tuple(f"{kind}_" for kind in CORRELATIONS)):
-            ends = max(ends[0], -1.0), min(ends[1], 1.0)
+            ends = max(ends[0], min(values[name], -1.0)), min(ends[1], max(values[name], 1.0))
         if ends is not None:
             found[name] = ends
     return found

@@ -92,6 +92,11 @@ class Cell(NamedTuple):
         """Where it is run."""
         return Path(str(self.recipe.training.run_dir))
 
+    def on(self, sessions: str | list[str] | None) -> Cell:
+        """The same run on other sessions."""
+        data = replace(self.recipe.data, sessions=sessions)
+        return self._replace(recipe=replace(self.recipe, data=data))
+
 
 def main() -> None:
     """Run what is not finished, show everything."""
@@ -100,7 +105,11 @@ def main() -> None:
     from ssl_vivit.training.processes import Host
 
     processes, run_dir = training.join_processes(), run_directory(config.training)
-    planned = cells(replace(config, data=with_sessions(config.data, processes)), run_dir)
+    planned = cells(config, run_dir)
+    if not all((cell.run_dir / "scores.json").is_file() for cell in planned):
+        check_models(config)
+    sessions = with_sessions(config.data, processes).sessions
+    planned = [cell.on(sessions) for cell in planned]
     todo = Host().from_main(lambda: [n for n, cell in enumerate(planned) if not finished(cell)])
     for number, cell in enumerate(planned):
         if number in todo:
@@ -117,6 +126,21 @@ def main() -> None:
     seeds = "one seed" if config.seeds == 1 else f"mean over {config.seeds} seeds ± standard error"
     print(f"{seeds}, {told} steps each")
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
+
+
+def check_models(config: ComparisonRecipe) -> None:
+    """Refuse encoders and cores that cannot be read, before the first run is trained.
+
+    Raises:
+        NeuralModelError: naming the first of them.
+    """
+    # Imported here, since it loads encoders, for which --help need not wait.
+    from ssl_vivit.neural.fitted_core import check_encoder, open_core
+
+    for path in config.encoders:
+        check_encoder(path, "--encoders", "--cores_from")
+    for path in config.cores_from:
+        open_core(path, "--cores_from")
 
 
 def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:

@@ -10,18 +10,19 @@ Without --sessions the simulated population is scored that bare runs of finetune
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.samples import sample_session
+from recipes.samples import SAMPLE_SESSION, sample_session
 from ssl_vivit import neural, training
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.data.sessions.trials import TrialBatches
-from ssl_vivit.errors import NeuralModelError, RunError, SessionError
+from ssl_vivit.errors import ExportError, NeuralModelError, RunError, SessionError
 from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
@@ -82,19 +83,26 @@ def main() -> None:
         check_parquet()
     if config.nwb:
         check_nwb()
+    paths = {"model": config.model} | ({"--against": config.against} if config.against else {})
+    models = {option: loaded(option, path) for option, path in paths.items()}
+    if config.sessions is None:
+        for option, predictor in models.items():
+            refuse_without_sample(f"{option} {paths[option]}", predictor.sessions)
     sessions = config.sessions if config.sessions is not None else sample_session(processes)
-    paths = {"--model": config.model} | ({"--against": config.against} if config.against else {})
-    scored = {option: opened(option, path, sessions, config) for option, path in paths.items()}
+    scored = {
+        option: opened(f"{option} {paths[option]}", predictor, sessions, config)
+        for option, predictor in models.items()
+    }
     refuse_other_trials(scored)
     with replaced_directory(run_dir) as folder:
-        folders = {"--model": folder, "--against": folder / "against"}
+        folders = {"model": folder, "--against": folder / "against"}
         found = {
             option: score(one, config, folders[option], paths[option], processes.device)
             for option, one in scored.items()
         }
-        lines = told(found["--model"])
+        lines = told(found["model"])
         if config.against is not None:
-            lines += compared(found["--model"], found["--against"], config, folder)
+            lines += compared(found["model"], found["--against"], config, folder)
     print("\n".join([*lines, f"results  {run_dir}"]))
 
 
@@ -104,8 +112,16 @@ def claimed(run_dir: Path) -> Path:
     Raises:
         RunError: if it does, or is a file.
     """
-    if run_dir.is_file() or (run_dir.is_dir() and any(run_dir.iterdir())):
-        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+    if run_dir.is_file():
+        raise RunError(f"--run_dir {run_dir} is a file; choose another --run_dir")
+    held = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
+    if held:
+        what = "scores of an earlier evaluation" if "units.csv" in held else f"files ({held[0]} …)"
+        number = next(n for n in count(2) if not Path(f"{run_dir}_{n}").exists())
+        raise RunError(
+            f"--run_dir {run_dir} holds {what}, which are not overwritten; choose another folder, "
+            f"such as --run_dir {run_dir}_{number}, or remove this one"
+        )
     return run_dir
 
 
@@ -123,28 +139,59 @@ class Scored(NamedTuple):
     tiers: dict[str, TrialBatches]
 
 
-def opened(option: str, path: str, sessions: str | list[str], config: EvaluationRecipe) -> Scored:
-    """Load a model and open sessions with the statistics and the split that it was trained with.
+def loaded(option: str, path: str) -> Any:
+    """Load a model of neurons.
+
+    Args:
+        option: what names it, for messages.
+        path: as of :func:`ssl_vivit.neural.load_neural_model`.
+
+    Returns:
+        The NeuralPredictor.
 
     Raises:
-        UserError: if there is no model, it does not know a session, or a tier has no responses.
+        NeuralModelError: if there is none.
+    """
+    try:
+        return neural.load_neural_model(path)
+    except (FileNotFoundError, ExportError, NeuralModelError) as error:
+        raise NeuralModelError(f"{option}: {error}") from None
+
+
+def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:
+    """Refuse a model that was not trained on the simulated population, where no session is named.
+
+    Args:
+        model: what names it, for messages.
+        sessions: that it was trained on.
+
+    Raises:
+        SessionError: if none of them has the name of the simulated population.
+    """
+    if SAMPLE_SESSION.name not in sessions:
+        raise SessionError(
+            f"{model} was trained on {', '.join(sessions)}, not on the simulated population; name "
+            "the folders of these sessions by --sessions"
+        )
+
+
+def opened(
+    model: str, predictor: Any, sessions: str | list[str], config: EvaluationRecipe
+) -> Scored:
+    """Open sessions with the statistics and the split that a model was trained with.
+
+    Raises:
+        SessionError: if the model does not know a session, or a tier has no responses.
     """
     from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
 
-    try:
-        predictor = neural.load_neural_model(path)
-    except FileNotFoundError as error:
-        raise NeuralModelError(
-            f"{option} {path} is no model of neurons; give the directory of a run of "
-            f"recipes/finetune_neural.py ({error})"
-        ) from None
     data = NeuralDataConfig(
         sessions=sessions, window=config.drop_first + 1, drop_first=config.drop_first
     )
     try:
         found = build_sessions(data, facts=predictor.facts)
     except SessionError as error:
-        raise SessionError(f"{option} {path}: {error}") from None
+        raise SessionError(f"{model}: {error}") from None
     asked = [config.tiers] if isinstance(config.tiers, str) else config.tiers
     facts = {fact.name: fact for fact in found.facts}
     return Scored(predictor, facts, scored_tiers(found, asked))

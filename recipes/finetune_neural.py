@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recipes.samples import sample_session
 from ssl_vivit import neural, objectives, training
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -34,6 +36,7 @@ from ssl_vivit.neural.config import (
 from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
 from ssl_vivit.training.config import TrainingConfig
 from ssl_vivit.training.run_directory import place, reached_step
+from ssl_vivit.wording import quantity
 
 SAMPLE_PRESET = Path(__file__).parent / "configs" / "neural_sample.yaml"
 
@@ -129,13 +132,16 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     from ssl_vivit.evaluation.neurons.best_model import place_best
     from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
     from ssl_vivit.neural.building import own_penalties
-    from ssl_vivit.neural.fitted_core import build_on_core, core_inputs, open_core
+    from ssl_vivit.neural.fitted_core import build_on_core, check_encoder, core_inputs, open_core
     from ssl_vivit.neural.readout.energy_start import start_at_energy
     from ssl_vivit.training.processes import Host
 
     training.check_run(objectives.TunedNeuralPrediction, config.training, training.to_plain(config))
-    config = replace(config, data=with_sessions(config.data, processes))
+    # Before a population is simulated, so that a wrong path is refused at once.
+    if config.core == "vivit" and config.encoder.path is not None:
+        check_encoder(config.encoder.path)
     fitted = None if config.core_from is None else open_core(config.core_from)
+    config = replace(config, data=with_sessions(config.data, processes))
     inputs = None if fitted is None else core_inputs(fitted)
     statistics, told = encoder_statistics(config)
     if inputs is not None:
@@ -154,9 +160,6 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         )  # fmt: skip
     if config.model.readout_start == "energy":
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
-    introduce(config, built.model, sessions, processes)
-    for note in [*told, *built.notes, *cache_notes(config, built.model, sessions)]:
-        processes.print(note, file=sys.stderr)
     started = positions_found(built.model, sessions)
     loop, loss = config.training, config.objective
     # The others have no layers that timm's decay knows.
@@ -174,6 +177,12 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     tuned: dict[str, Any] = {"facts": sessions.facts, "fitted_core": fitted is not None}
     if config.data.session_weights == "equal":
         tuned["session_shares"] = sessions.train.session_shares(loop.total_batch_size)
+    objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, **tuned)
+    introduce(config, objective, sessions, processes)
+    if config.encoder.path is not None:
+        told = [*ignored_of_encoder(config.encoder), *told]
+    for note in [*told, *built.notes, *cache_notes(config, built.model, sessions)]:
+        processes.print(note, file=sys.stderr)
     reached = host.from_main(lambda: reached_step(loop))
     if tuning.mode == "readout_first" and reached < tuning.readout_steps:
         frozen = objectives.TunedNeuralPrediction(
@@ -184,7 +193,6 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
             return None
         del frozen  # a second model in memory
         loop = replace(loop, resume="auto")
-    objective = objectives.TunedNeuralPrediction(built.model, loss, tuning, **tuned)
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
         return None
@@ -204,16 +212,16 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     return summary(result.run_dir, made, sessions, fresh=fresh_command(config, result.run_dir))
 
 
-def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: Any) -> None:
-    """Print a line about the model and one about the recordings.
+def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processes: Any) -> None:
+    """Print lines about the model, what of it is trained, and the recordings.
 
     Args:
         config: of the run.
-        model: the model of neurons.
+        objective: the TunedNeuralPrediction that is trained.
         sessions: the recordings, opened.
         processes: of :func:`ssl_vivit.training.join_processes`.
     """
-    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    model = objective.model
     encoder = config.encoder.path or f"fresh {config.encoder.name}"
     core = f"vivit, {encoder}" if config.core == "vivit" else config.core
     if config.core_from is not None:
@@ -222,14 +230,15 @@ def introduce(config: NeuralRecipe, model: Any, sessions: Sessions, processes: A
     neurons = sum(len(fact.unit_ids) for fact in sessions.facts)
     paths = ", ".join(str(session.path) for session in sessions.sessions)
     lines = [
-        f"core     {core}: {parameters:.1f} M parameters",
-        f"data     {count} {'session' if count == 1 else 'sessions'}, {neurons} neurons, {trials} "
-        f"training trials: {paths}",
+        f"core     {core}",
+        f"trained  {trained_parameters(objective)}",
+        f"data     {quantity(count, 'session')}, {quantity(neurons, 'neuron')}, "
+        f"{quantity(trials, 'training trial')}: {paths}",
     ]
     if config.model.layers is not None:
         from ssl_vivit.neural.cores.block_reader import blocks_told
 
-        lines.insert(1, f"blocks   {blocks_told(model.encoder, model.block_reader)}")
+        lines.insert(2, f"blocks   {blocks_told(model.encoder, model.block_reader)}")
     processes.print("\n".join(lines), file=sys.stderr)
 
 
@@ -259,6 +268,29 @@ def cache_notes(config: NeuralRecipe, model: Any, sessions: Sessions) -> list[st
     ]
 
 
+def trained_parameters(objective: Any) -> str:
+    """Describe how many parameters are trained, and which are frozen.
+
+    Args:
+        objective: a TunedNeuralPrediction.
+    """
+    frozen = {}
+    for name, part in objective.model.named_children():
+        every = [weight.numel() for weight in part.parameters()]
+        still = [weight.numel() for weight in part.parameters() if not weight.requires_grad]
+        if still:
+            amount = "all" if len(still) == len(every) else f"{sum(still):,} of"
+            frozen[name.replace("_", " ")] = f"{amount} {sum(every):,}"
+    weights = [*objective.model.parameters()]
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    told = f"{trained:,} of {sum(weight.numel() for weight in weights):,} parameters; frozen: "
+    told += ", ".join(f"{name} ({amount})" for name, amount in frozen.items()) or "none"
+    if objective.tuning.mode == "readout_first":
+        waiting = "all but the readouts" if objective.fitted_core else "the encoder"
+        told += f"; {waiting} is frozen until step {objective.tuning.readout_steps}"
+    return told
+
+
 def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
     """The command that fits a finished run's model from fresh weights; None where they were fresh."""
     if config.encoder.path is None or config.encoder.weights == "fresh":
@@ -285,6 +317,17 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
         return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
     mean, std = found
     return found, [f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the encoder's own"]
+
+
+def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
+    """A line about settings beside ``--encoder`` that were given and do not hold.
+
+    Settings with the value of the sample's preset, which hold where none is given, are not named.
+    """
+    from ssl_vivit.neural.cores.encoder_fitting import ignored_settings
+
+    preset = yaml.safe_load(SAMPLE_PRESET.read_text())["encoder"]
+    return ignored_settings(choice, NeuralEncoderChoice(**preset))
 
 
 def core_statistics(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+SAMPLE_SESSION = Path("samples/neural")
 
 
 def sample_shards(processes: PartialState) -> str:
@@ -21,6 +24,6 @@ def sample_session(processes: PartialState) -> str:
     """Folder of the simulated recording, which is made where it is missing."""
     from data_prep.samples import neural_sample
 
-    processes.print("no --sessions given: using the simulated population in samples/neural")
+    processes.print(f"no --sessions given: using the simulated population in {SAMPLE_SESSION}")
     with processes.local_main_process_first():
-        return neural_sample()
+        return neural_sample(SAMPLE_SESSION)

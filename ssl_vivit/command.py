@@ -6,7 +6,11 @@ import os
 import shlex
 from collections.abc import Sequence
 
+# First line of the config.yaml of a run, before the script that wrote it.
+WRITTEN_BY = "# written by "
+
 # Set by `parse` once it has read the arguments of this process; None in a program of one's own.
+script: str | None = None
 started_by: str | None = None
 continued_by: str | None = None
 

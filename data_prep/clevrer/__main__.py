@@ -22,6 +22,7 @@ from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
 from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
 from data_prep.command_line import FrameSize, command, png_file, start
 from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.wording import quantity
 
 _NAMED = 20
 
@@ -45,8 +46,8 @@ def _pack(args: argparse.Namespace) -> int:
     pattern = f"{report.shards[0].name[: -len('000000.tar')]}*.tar"
     shards = os.path.join(args.out, pattern)
     print(
-        f"packed {report.packed} videos, {report.annotated} with annotation, in "
-        f"{len(report.shards)} shards: --data.shards '{shards}'"
+        f"packed {quantity(report.packed, 'video')}, {report.annotated} with annotation, in "
+        f"{quantity(len(report.shards), 'shard')}: --data.shards '{shards}'"
     )
     if passed := passed_over_line(report.passed_over):
         print(passed)
@@ -88,7 +89,7 @@ def _index(args: argparse.Namespace) -> int:
     from data_prep.clevrer.indexing import index
 
     left_out = index(args.shards)
-    print(f"indexed {len(left_out)} shards")
+    print(f"indexed {quantity(len(left_out), 'shard')}")
     _name(
         "left out", {f"{k} in {s}": why for s, keys in left_out.items() for k, why in keys.items()}
     )

@@ -143,7 +143,8 @@ def find_directory(path: Path, kind: Format) -> Path:
         if inside
         else f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
     )
-    raise FileNotFoundError(f"{path} is no {kind.name}: {missing[0]} is missing; {mend}")
+    why = f"{missing[0]} is missing" if path.is_dir() else "there is no such directory"
+    raise FileNotFoundError(f"{path} is no {kind.name}: {why}; {mend}")
 
 
 def read_config(path: Path, kind: Format) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def locate(
         )
     except _FAILURES as error:
         raise HubError(
-            f"{path} is no directory here, and {_reason(path, revision, error)}"
+            f"there is no directory {path}; looked for as org/name on the hub, too: "
+            f"{_reason(path, revision, error)}"
         ) from None
     return Path(found)
 
@@ -145,13 +146,13 @@ def _reason(repo_id: str, revision: str | None, error: BaseException) -> str:
         return f"the hub gates it; ask for access at {constants.ENDPOINT}/{repo_id}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            "the hub has no model of that name that this account may see; check the name, or log "
-            "in with `hf auth login`"
+            "the hub has no model of that name that this account may see; check the path or name, "
+            "or log in with `hf auth login`"
         )
     if isinstance(error, RevisionNotFoundError):
         return f"the hub's model of that name has no revision {revision!r}"
     if isinstance(error, HFValidationError):
-        return f"it is no name for the hub ({_first_line(error)})"
+        return f"it is not a valid name on the hub ({_first_line(error)})"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the hub refuses this account ({status}); log in with `hf auth login`"
@@ -159,8 +160,8 @@ def _reason(repo_id: str, revision: str | None, error: BaseException) -> str:
         return f"the hub answers {status}; try again later ({_first_line(error)})"
     if isinstance(error, LocalEntryNotFoundError):
         return (
-            f"the hub at {constants.ENDPOINT} cannot be reached nor has it been downloaded before; "
-            "check the path, the connection and HF_HUB_OFFLINE"
+            f"the hub at {constants.ENDPOINT} cannot be reached, and no model of that name was "
+            "downloaded before; check the path, the connection and HF_HUB_OFFLINE"
         )
     return f"the hub at {constants.ENDPOINT} cannot be reached ({_first_line(error)})"
 

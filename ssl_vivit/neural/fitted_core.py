@@ -8,23 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.encoders.vivit import ENCODER
 from ssl_vivit.errors import ExportError, NeuralModelError
+from ssl_vivit.exported.directory import is_kind, read_config
+from ssl_vivit.exported.hub import locate
 from ssl_vivit.neural.building import BuiltModel, build_readouts, start_at_mean_rates
 from ssl_vivit.neural.config import NeuralModelConfig
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.pooled_pixels import PooledPixels
 from ssl_vivit.neural.cores.vivit_core import core_of
-from ssl_vivit.neural.prediction import NeuralPredictor
+from ssl_vivit.neural.prediction import MODEL_OF_NEURONS, NeuralPredictor
 from ssl_vivit.neural.recorded_inputs import RATE_TOLERANCE
 
 
-def open_core(path: str) -> NeuralPredictor:
+def open_core(path: str, option: str = "--core_from") -> NeuralPredictor:
     """Open a model of neurons whose core others are to read.
 
     Args:
         path: a run, an exported model of neurons, or a name on the hub.
+        option: by which it was given.
 
     Raises:
         NeuralModelError: if there is none, or its neurons read pixels and share no core.
@@ -32,13 +37,39 @@ def open_core(path: str) -> NeuralPredictor:
     try:
         found = NeuralPredictor.from_pretrained(path)
     except (FileNotFoundError, ExportError, NeuralModelError) as error:
-        raise NeuralModelError(f"--core_from: {error}") from None
+        raise NeuralModelError(f"{option}: {error}") from None
     if isinstance(found.model.encoder, PooledPixels):
         raise NeuralModelError(
-            f"--core_from {path} is a linear model, whose neurons read pixels and share no core; fit "
+            f"{option} {path} is a linear model, whose neurons read pixels and share no core; fit "
             "one anew by --core ln, or give a model with another core"
         )
     return found
+
+
+def check_encoder(path: str, option: str = "--encoder", core_option: str = "--core_from") -> None:
+    """Refuse a path without an exported encoder, before sessions are opened.
+
+    Args:
+        path: an exported directory or a name on the hub.
+        option: by which it was given.
+        core_option: that takes a model of neurons.
+
+    Raises:
+        NeuralModelError: if there is no encoder. Of a model of neurons it names the options that
+            take it or its encoder.
+    """
+    for place in (Path(path), Path(path) / "model"):
+        if is_kind(place, MODEL_OF_NEURONS):
+            alone = place / "encoder"
+            mend = f", and {option} {alone} its encoder alone" if alone.is_dir() else ""
+            raise NeuralModelError(
+                f"{option} {path} is a model of neurons; {core_option} {path} takes its core (all "
+                f"but readouts){mend}"
+            )
+    try:
+        read_config(locate(path, ENCODER), ENCODER)
+    except (FileNotFoundError, ExportError) as error:
+        raise NeuralModelError(f"{option}: {error}") from None
 
 
 def core_inputs(fitted: NeuralPredictor) -> SessionFacts:

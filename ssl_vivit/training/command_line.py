@@ -26,6 +26,9 @@ T = TypeVar("T")
 # What settings are called in many other programs → their names here.
 _COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
 
+# Characters of a wrong value that a message repeats.
+_LONGEST_VALUE = 80
+
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
 _UNKNOWN_AT_TOP = re.compile(r"Option '([\w.]+)' is not accepted")
@@ -89,6 +92,7 @@ def parse(
         for entry in fields(config_class)  # type: ignore[arg-type]
         for option, setting in entry.metadata.items()
     }
+    _show_short_forms(parser, short)
     arguments = [_in_full(word, keys, short) for word in arguments]
     lists, entries, or_value = _lists(types, arguments)
     arguments = with_lists(arguments, *lists, or_one=or_value)
@@ -100,7 +104,8 @@ def parse(
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**vars(instantiate(namespace)))
     except (ArgumentError, ValueError, TypeError) as error:
-        _fail(_explain(str(error), keys, [option.lstrip("-") for option in short]), status=2)
+        mistake = _explain(str(error), keys, [option.lstrip("-") for option in short])
+        _fail(f"{mistake}{_of_another_recipe(paths)}", status=2)
         raise AssertionError("unreachable") from error
     loop = getattr(config, "training", None)
     if isinstance(loop, TrainingConfig):
@@ -108,6 +113,7 @@ def parse(
     if argv is not None:  # read by a program, which knows what it reads
         return config
     if isinstance(loop, TrainingConfig):
+        command.script = "/".join(Path(sys.argv[0]).parts[-2:])
         command.started_by = command.starting(sys.argv)
         command.continued_by = command.continuing(sys.argv, str(run_directory(loop)))
     if paths:
@@ -115,6 +121,26 @@ def parse(
     elif preset is not None:
         _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
     return config
+
+
+def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
+    """Describe short forms in --help; the parser takes the name of a dataclass for a config file's."""
+    for action in parser._actions:
+        for option in short.keys() & {*action.option_strings}:
+            setting = short[option].rpartition(".")[2]
+            action.metavar = "DIR_OR_NAME" if setting == "path" else setting.upper()
+            action.help = f"short for {short[option]}"
+
+
+def _of_another_recipe(paths: Sequence[Path]) -> str:
+    """A clause about config files that runs of other recipes wrote; empty where there are none."""
+    told = ""
+    for path in paths:
+        first = path.read_text().partition("\n")[0]
+        script = first.removeprefix(command.WRITTEN_BY)
+        if script != first and Path(script).name != Path(sys.argv[0]).name:
+            told += f"; --config {path} was written by a run of {script}"
+    return told
 
 
 def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
@@ -322,7 +348,10 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)
     line = re.sub(r"Expected a ([^.]+)\.", r"expected \1;", line)
-    return line.replace("Got value:", "got")
+    head, got, value = line.partition("Got value: ")
+    if len(value) > _LONGEST_VALUE:  # a whole section of a config file
+        value = f"{value[:_LONGEST_VALUE]} …"
+    return head + got.replace("Got value:", "got") + value
 
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:
@@ -341,5 +370,9 @@ def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     if not near or last in _COMMON_NAMES:  # a setting that lies deeper
         wanted = f".{_COMMON_NAMES.get(last, last)}"
         near = [known for known in [*bare, *keys] if known.endswith(wanted)]
+    if near and f"training.{near[0]}" in allowed:  # named as the list names it
+        near = [f"training.{near[0]}"]
+    if near and not {near[0], near[0].split(".")[0]} & {*allowed}:
+        return f"unknown setting {key}; did you mean {near[0]}? --help lists all settings"
     hint = f"; did you mean {near[0]}?" if near else ";"
     return f"unknown setting {key}{hint} allowed here: {', '.join(allowed)}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ssl_vivit import command
 from ssl_vivit.errors import RunError
 from ssl_vivit.files import replaced_directory, write_json, write_text
 from ssl_vivit.training.checkpoints import (
@@ -74,7 +75,8 @@ def open_run(
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         sweep(run_dir / "checkpoints")
         text = yaml.safe_dump(without_names(run_config), sort_keys=False)
-        write_text(run_dir / "config.yaml", text)
+        header = "" if command.script is None else f"{command.WRITTEN_BY}{command.script}\n"
+        write_text(run_dir / "config.yaml", header + text)
         write_json(run_dir / CONTENTS, contents)
     except OSError as error:
         raise RunError(

@@ -267,14 +267,15 @@ def test_a_directory_wins_over_the_hub(report):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("missing", "org/missing is no directory here, and the hub has no model of that name"),
-        ("private", "check the name, or log in with `hf auth login`"),
+        ("missing", "there is no directory org/missing; looked for as org/name on the hub, too: "),
+        ("missing", "the hub has no model of that name that this account may see; check the path"),
+        ("private", "check the path or name, or log in with `hf auth login`"),
         ("gated", "the hub gates it; ask for access at"),
-        ("blocked", "org/blocked is no directory here, and the hub refuses this account (403)"),
+        ("blocked", "on the hub, too: the hub refuses this account (403)"),
         ("revision", "the hub's model of that name has no revision 'v9'"),
-        ("name", "org/two--dashes is no directory here, and it is no name for the hub"),
+        ("name", "on the hub, too: it is not a valid name on the hub"),
         ("unauthorised", "org/other could not be pushed: the hub refuses this account (401)"),
-        ("no name", "a/b/c could not be pushed: it is no name for the hub"),
+        ("no name", "a/b/c could not be pushed: it is not a valid name on the hub"),
     ],
 )
 def test_refusals_are_one_line(report, case, message):
@@ -303,7 +304,10 @@ report["push"] = refusal(push_to_hub, encoder, "org/encoder")
     assert report["cached"] == [2, 2, 3]
     kind, text = report["new"]
     assert kind == "HubError"
-    assert text.startswith("runs/typo is no directory here, and the hub at http://127.0.0.1:9")
+    assert text.startswith(
+        "there is no directory runs/typo; looked for as org/name on the hub, too: the hub at "
+        "http://127.0.0.1:9 cannot be reached"
+    )
     assert "check the path, the connection and HF_HUB_OFFLINE" in text
     assert report["push"][0] == "HubError"
     assert not any("\n" in text for _, text in (report["new"], report["push"]))
@@ -313,7 +317,8 @@ def test_only_plain_names_go_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # elsewhere a run may have left runs/demo/encoder
     for path in (tmp_path / "none", "./org/name", "runs/demo/encoder", "../x", "encoder"):
         assert locate(path, ENCODER) == Path(path)
-        with pytest.raises(FileNotFoundError, match="is no exported encoder"):
+        said = "is no exported encoder: there is no such directory"
+        with pytest.raises(FileNotFoundError, match=said):
             load_encoder(path)
 
 

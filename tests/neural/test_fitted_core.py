@@ -14,7 +14,7 @@ from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
 from ssl_vivit.neural.config import NeuralModelConfig
 from ssl_vivit.neural.cores.frame_rates import FrameRates
-from ssl_vivit.neural.fitted_core import build_on_core, core_inputs, open_core
+from ssl_vivit.neural.fitted_core import build_on_core, check_encoder, core_inputs, open_core
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.modulators import ConvGRU
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
@@ -111,3 +111,25 @@ def test_a_session_at_another_frame_rate_is_refused(tmp_path):
             NeuralModelConfig(),
             [facts("new", frames_per_second=20.0)],
         )
+
+
+def test_a_model_of_neurons_in_place_of_an_encoder_names_the_options_that_take_it(tmp_path):
+    save_neural_model(donor(), tmp_path / "run" / "model", DONORS)
+    save_neural_model(linear(), tmp_path / "linear", [facts(), facts("mouse/2", (1, 2))])
+    encoder().save_pretrained(tmp_path / "encoder")
+    check_encoder(str(tmp_path / "encoder"))
+    alone = tmp_path / "run" / "model" / "encoder"
+    check_encoder(str(alone))
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        with pytest.raises(NeuralModelError) as error:
+            check_encoder(str(path), "--encoders", "--cores_from")
+        assert str(error.value) == (
+            f"--encoders {path} is a model of neurons; --cores_from {path} takes its core (all but "
+            f"readouts), and --encoders {alone} its encoder alone"
+        )
+    with pytest.raises(NeuralModelError, match=r"takes its core \(all but readouts\)$"):
+        check_encoder(str(tmp_path / "linear"))
+    with pytest.raises(
+        NeuralModelError, match=r"^--encoder: .*none is no exported encoder: there is"
+    ):
+        check_encoder(str(tmp_path / "none"))

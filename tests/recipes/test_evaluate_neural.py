@@ -6,6 +6,8 @@ import builtins
 import csv
 import json
 import math
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
+from ssl_vivit.evaluation.neurons.evaluation import LABELS
 from ssl_vivit.neural.building import build_neural_model
 from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
 from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
@@ -97,7 +100,16 @@ def test_scores_units_and_predictions_are_those_of_raw_recordings(
     launch(monkeypatch, models[0], "--sessions", *sessions, "--run_dir", str(out))
     table = capsys.readouterr().out
     assert "live_test_main, a: 6 trials of 2 movies" in table
-    assert "single-trial correlation, held-out neurons" in table
+    rows = [re.split(r"  +", line) for line in table.splitlines()]
+    told = {(row[0], row[1], row[2]): row[3:] for row in rows if len(row) == 7}
+    label = "single-trial correlation"
+    assert ("live_test_main", "a", f"{label}, held-out neurons") in told
+    # The tier that chose the step is marked, and so are intervals over two movies.
+    assert {row[0] for row in told} == {"tier", "oracle (validation)", "live_test_main"}
+    assert "the training run chose the step of the model by its score on these trials" in table
+    assert all(row[1] == "–" or row[1].endswith(" (2 movies)") for key, row in told.items()
+               if key[0] != "tier")  # fmt: skip
+    assert "are over fewer than 5, which say little about other movies" in table
     assert {file.name for file in out.iterdir()} == {
         "scores.json", "units.csv", "units.parquet", "predictions.parquet",
     }  # fmt: skip
@@ -122,9 +134,23 @@ def test_scores_units_and_predictions_are_those_of_raw_recordings(
                 bits = bits_per_spike(rates[..., chosen], responses[..., chosen])
                 assert scores[group][f"bps_{name}"] == pytest.approx(bits, abs=1e-5)
             low, high = scores["intervals"][f"correlation_{name}"]
-            assert low < scores["scores"][f"correlation_{name}"] < high
+            assert -1 <= low < scores["scores"][f"correlation_{name}"] < high <= 1
+            assert scores["validation"] == (tier == "oracle")
+            # Means of the columns of units.csv are the scores, over as many neurons as are told.
+            for kind, label in LABELS.items():
+                values = [float(row[kind]) for row in rows
+                          if row["held_out"] == "False" and row[kind]]  # fmt: skip
+                key = f"{'bps_units' if kind == 'bps' else kind}_{name}"
+                assert scores["neurons"].get(key, 0) == len(values)
+                if values:
+                    assert scores["scores"][key] == pytest.approx(np.mean(values))
+                    shown = "oracle (validation)" if tier == "oracle" else tier
+                    value, _, neurons, _ = told[shown, name, label]
+                    assert value == f"{scores['scores'][f'{kind}_{name}']:.3f}"
+                    assert int(neurons) == scores["neurons"][f"{kind}_{name}"]
             assert scores["ceiling"][f"correlation_{name}"] > 0.3
             assert (scores["trials"][name], scores["movies"][name]) == (6, 2)
+            assert scores["trained_movies"][name] == 0
 
             mask = (np.array(predicted["session"]) == name) & (np.array(predicted["tier"]) == tier)
             part = predicted.filter(mask)
@@ -253,20 +279,34 @@ def test_mistakes_have_one_line_that_says_what_to_do(sessions, models, tmp_path,
     fewer = build_sessions(NeuralDataConfig(sessions=sessions[:1])).facts
     assert len(fewer) == 1
     new = str(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
     for words, said in [
-        ((str(tmp_path / "none"), "--sessions", sessions[0]), "--model .*none is no model of neurons"),
+        ((str(tmp_path / "none"), "--sessions", sessions[0]), "^model: .*none is no model of neurons: there is no such directory"),
         ((str(encoder), "--sessions", sessions[0]), "holds an encoder and no model of neurons"),
-        ((models[0], "--against", str(tmp_path / "none"), "--sessions", sessions[0]), "--against"),
+        ((models[0], "--against", str(tmp_path / "none"), "--sessions", sessions[0]), "^--against: "),
         ((models[0], "--sessions", sessions[0], "--tiers", "live_main"), "--tiers live_main: no session"),
-        ((models[0], "--sessions", sessions[0], "--run_dir", str(full)), "holds other results; choose"),
-        ((alone, "--sessions", *sessions), "--model .*alone: session b .* is not in the checkpoint"),
+        ((models[0], "--sessions", sessions[0], "--run_dir", str(full)),
+         r"full holds files \(notes\.txt …\), which are not overwritten; choose another folder, such as "
+         r"--run_dir \S+full_2, or remove"),
+        ((alone, "--sessions", *sessions), "^model .*alone: session b .* is not in the checkpoint"),
         ((models[0], "--sessions", str(tmp_path / "x")), "is no folder"),
+        # Without --sessions nothing is simulated for a model that cannot be scored on it.
+        ((str(tmp_path / "none"),), "^model: .*none is no model of neurons"),
+        ((models[0],), "^model .*one was trained on a, b, not on the simulated population; name the"),
     ]:  # fmt: skip
         told = words if "--run_dir" in words else (*words, "--run_dir", new)
         with pytest.raises(UserError, match=said) as error:
             launch(monkeypatch, *told)
         assert "\n" not in str(error.value)
     assert not Path(new).exists()
+    assert not Path("samples").exists()
+    # The results of an earlier evaluation are named as such, beside a folder that is free.
+    (full / "units.csv").touch()
+    (tmp_path / "full_2").mkdir()
+    with pytest.raises(
+        UserError, match=r"full holds scores of an earlier evaluation, .*full_3, or"
+    ):
+        launch(monkeypatch, models[0], "--sessions", sessions[0], "--run_dir", str(full))
     assert (full / "notes.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="--resamples is -1; it must be at least 0"):
         EvaluationRecipe(resamples=-1)
@@ -313,6 +353,22 @@ def test_models_that_were_trained_on_other_trials_are_not_compared(
         launch(monkeypatch, models[0], "--against", str(other), "--sessions", sessions[0],
                "--tiers", "live_test_main", "--run_dir", str(tmp_path / "out"))  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_movies_that_training_showed_are_counted(sessions, models, tmp_path, monkeypatch, capsys):
+    """Three trials of a tier are given the movies of training trials."""
+    again = tmp_path / "a"
+    shutil.copytree(sessions[0], again)
+    tiers = np.load(again / "meta/trials/tiers.npy")
+    trained = np.flatnonzero(tiers == "train")[:3]
+    for old, new in zip(trained, np.flatnonzero(tiers == "oracle"), strict=False):
+        shutil.copy(again / f"data/videos/{old}.npy", again / f"data/videos/{new}.npy")
+    launch(monkeypatch, models[0], "--sessions", str(again), "--parquet", "false", "--tiers", "oracle",
+           "--run_dir", str(tmp_path / "out"))  # fmt: skip
+    movies = len({(again / f"data/videos/{trial}.npy").read_bytes() for trial in
+                  np.flatnonzero(tiers == "oracle")})  # fmt: skip
+    line = f"oracle, a: 6 trials of {movies} movies, 3 of them shown in training, too\n"
+    assert line in capsys.readouterr().out
 
 
 def test_the_model_is_given_by_place_or_by_name():

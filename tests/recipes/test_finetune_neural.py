@@ -17,7 +17,13 @@ import yaml
 from safetensors.torch import load_file
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from recipes.finetune_neural import SAMPLE_PRESET, NeuralRecipe, cache_notes, main
+from recipes.finetune_neural import (
+    SAMPLE_PRESET,
+    NeuralRecipe,
+    cache_notes,
+    main,
+    trained_parameters,
+)
 from ssl_vivit import create_encoder
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -31,6 +37,7 @@ from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.neural.building import build_neural_model, own_penalties
 from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.objectives.tuning import TunedNeuralPrediction
 from ssl_vivit.training import parse, run, to_plain
@@ -154,8 +161,11 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
         ),
     )  # fmt: skip
     launch(monkeypatch, words(sessions, tmp_path / "run"))
-    table = capsys.readouterr().out
+    table, said = capsys.readouterr()
     made = tmp_path / "run"
+    total = sum(weight.numel() for weight in load_neural_model(made).model.parameters())
+    assert f"trained  {total:,} of {total:,} parameters; frozen: none\n" in said
+    assert (made / "config.yaml").read_text().startswith("# written by finetune_neural.py\n")
     assert "a, live_test_main: bits per spike" in table
     assert "with the true rates" in table
     assert "found and true receptive fields" in table
@@ -238,7 +248,8 @@ def test_a_run_without_progress_ends_with_the_best_model(sessions, tmp_path, mon
     launch(monkeypatch, told)
     printed, said = capsys.readouterr()
     assert (
-        f"ended    after step {last} of 16: val/bps_mean has not improved in 2 evaluations" in said
+        f"ended    after step {last} of 16: val/bps_mean did not improve in the last 2 evaluations "
+        "(tuning.patience 2); the best was" in said
     )
     assert "a, live_test_main: bits per spike" in printed
     assert val(made) == {step: score for step, score in val(whole).items() if step <= last}
@@ -288,6 +299,11 @@ def test_patience_counts_evaluations_since_the_best_one(tmp_path, step, best, st
     moment = SimpleNamespace(step=step, run_dir=tmp_path, end=reasons.append)
     evaluation._end_without_progress(moment, 2)
     assert bool(reasons) == ends
+    if ends:
+        waited = (step - max(best or 0, start)) // every
+        assert reasons[0].startswith(
+            f"val/bps_mean did not improve in the last {waited} evaluations (tuning.patience 2); "
+        )
 
 
 def by_hand(predictor, path: str) -> float:
@@ -341,17 +357,19 @@ def test_weights_of_blocks_are_learned_beside_a_frozen_encoder_of_another_geomet
                  encoder__overrides={}, tuning__mode="frozen", model__layers=[0, 1, -1],
                  evaluation__keep_best=False)  # fmt: skip
     launch(monkeypatch, told)
-    extent = "of 0 to 1 (spatial), 2 to 2 (temporal)"
-    assert f"blocks   sum of 0.333 × 0, 0.333 × 1, 0.333 × 2, {extent}" in capsys.readouterr().err
+    extent = "the encoder has blocks 0 to 1 (spatial), 2 (temporal)"
+    terms = "block 0 (0.333), block 1 (0.333), block 2 (0.333)"
+    assert f"blocks   sum of {terms}; {extent}" in capsys.readouterr().err
     first, last = (
         load_file(tmp_path / f"run/{place}model.safetensors")["block_reader.logits"]
         for place in ("checkpoints/step_00000002/model/", "model/")
     )
     assert last.any()
     assert not torch.equal(first, last)
-    shares = ", ".join(f"{w:.3f} × {block}" for block, w in enumerate(last.softmax(0).tolist()))
+    weights = enumerate(last.softmax(0).tolist())
+    terms = ", ".join(f"block {block} ({weight:.3f})" for block, weight in weights)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert f"| blocks read | sum of {shares}, {extent} |" in card
+    assert f"| blocks read | sum of {terms}; {extent} |" in card
     predictor = load_neural_model(tmp_path / "run")
     assert torch.equal(predictor.model.block_reader.logits, last)
 
@@ -405,6 +423,16 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     launch(monkeypatch, told)
     table, said = capsys.readouterr()
     assert "in_channels 3 → 1" in said
+    weights = load_neural_model(tmp_path / "run 1").model
+    total, frozen = (
+        sum(p.numel() for p in part.parameters()) for part in (weights, weights.encoder)
+    )
+    told = (
+        f"trained  {total - frozen:,} of {total:,} parameters; frozen: encoder (all {frozen:,})\n"
+    )
+    assert told in said
+    # Of the fresh encoder's settings nobody gave one.
+    assert "ignored beside" not in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
     assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
@@ -512,7 +540,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
         ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; leave feature_cache at 0, or"),
         ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
-        ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons"),
+        ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons: there is no such directory"),
         ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
         ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
         ({"data.session_weights": "same"}, "data.session_weights"),
@@ -524,7 +552,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"objective.regularisation": {"l7": 1.0}}, "l7"),
         ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),
-        ({"model.layers": 2}, "model.layers names block 2; the encoder has blocks 0 to 0 (spatial)"),
+        ({"model.layers": 2}, "model.layers names block 2; the encoder has blocks 0 (spatial), 1"),
         ({"model.layers": []}, "model.layers is an empty list; name one block or more"),
         ({"model.layers": [0, 0]}, "model.layers [0, 0] names block 0 twice"),
         ({"model.layers": "last"}, "model.layers: expected one of int, list[int], 'all', null"),
@@ -553,7 +581,10 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
                  data__standardize="session", training__steps=1)  # fmt: skip
     launch(monkeypatch, told)
     said = capsys.readouterr().err
-    assert "whose architecture holds: encoder.name vivit_tiny; mlp_dropout still holds" in said
+    assert (
+        "whose architecture holds: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
+        "holds (encoder.geometry changes tubelets)" in said
+    )
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config
     assert (made.embed_dim, made.mlp_dropout) == (8, 0.1)
@@ -574,6 +605,44 @@ def test_standardising_by_session_or_encoder_shows_the_encoder_other_pixels(sess
             own = (fact.video_mean, fact.video_std)
     pixels = shown[None] * own[1] + own[0]
     torch.testing.assert_close(shown[(0.5, 0.1)], (pixels - 0.5) / 0.1, rtol=0, atol=1e-4)
+
+
+def test_a_wrong_path_is_refused_before_the_sample_is_simulated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--encoder", "--core_from"):
+        monkeypatch.setattr(sys, "argv", ["finetune_neural.py", option, "nowhere"])
+        with pytest.raises(SystemExit):
+            run(main)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"error: {option}: nowhere is no ")
+        assert ": there is no such directory; give the directory that a run writes as RUN/" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tuning", "told"),
+    [
+        (TuningConfig("full"), "frozen: none"),
+        (TuningConfig("frozen"), "frozen: encoder (all {encoder:,})"),
+        (TuningConfig("readout_first", 50),
+         "frozen: none; the encoder is frozen until step 50"),
+        (TuningConfig("last_blocks", last_blocks=1), "frozen: encoder ({before:,} of {encoder:,})"),
+    ],
+)  # fmt: skip
+def test_the_line_about_trained_parameters(tuning, told):
+    choice = NeuralEncoderChoice(name="vivit_neural_small", overrides=TINY)
+    model = build_neural_model(
+        "vivit", choice, NeuralModelConfig(), BaselineConfig(), [facts()], longest=12
+    ).model
+    objective = TunedNeuralPrediction(model, tuning=tuning, facts=[facts()])
+    encoder = model.encoder
+    count = sum(weight.numel() for weight in encoder.parameters())
+    last = [*encoder.temporal_blocks.parameters(), *encoder.norm.parameters()]
+    before = count - sum(weight.numel() for weight in last)
+    total = sum(weight.numel() for weight in model.parameters())
+    trained = total - {"frozen": count, "last_blocks": before}.get(tuning.mode, 0)
+    expected = told.format(encoder=count, before=before)
+    assert trained_parameters(objective) == f"{trained:,} of {total:,} parameters; {expected}"
 
 
 def test_settings_are_checked_before_the_sample_is_simulated(tmp_path, monkeypatch, capsys):

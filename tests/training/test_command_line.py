@@ -173,7 +173,7 @@ def test_common_names_of_settings_get_a_hint(
     with pytest.raises(SystemExit):
         parse(Recipe, [option, "1"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"did you mean {meant}? allowed here" in line
+    assert line.endswith(f"; did you mean {meant}? --help lists all settings")
     assert parse(Recipe, [f"--{meant}", "1"]) != Recipe()
 
 
@@ -184,6 +184,43 @@ def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureF
             parse(Recipe, [*words, "--help"], preset=presets)
         text = " ".join(capsys.readouterr().out.split())
         assert f"optimisation steps. (type: int, default: {steps})" in text
+
+
+def test_help_says_what_a_short_form_takes(capsys: pytest.CaptureFixture) -> None:
+    @dataclass
+    class Short:
+        """Short forms.
+
+        Args:
+            encoder: the model.
+        """
+
+        encoder: EncoderChoice = field(
+            default_factory=EncoderChoice, metadata={"--encoder": "name"}
+        )
+
+    with pytest.raises(SystemExit):
+        parse(Short, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--encoder NAME short for --encoder.name" in text
+    assert "--encoder CONFIG" not in text
+    assert parse(Short, ["--encoder", "vivit_base"]).encoder.name == "vivit_base"
+
+
+def test_a_config_that_another_recipe_wrote_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("# written by recipes/other.py\nsize: 3\n")
+    for script, told in (
+        ("recipes/job.py", f"; --config {file} was written by a run of recipes/other.py"),
+        ("elsewhere/other.py", ""),
+    ):
+        monkeypatch.setattr(sys, "argv", [script])
+        with pytest.raises(SystemExit):
+            parse(Recipe, ["--config", str(file)])
+        line = "error: unknown setting size; allowed here: encoder, training"
+        assert capsys.readouterr().err == f"{line}{told}\n"
 
 
 def test_the_first_line_names_the_config(
@@ -241,12 +278,18 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("options", "file", "words"),
     [
-        (["--stepz", "4"], None, ["unknown setting stepz; did you mean steps?"]),
+        (["--stepz", "4"], None, ["unknown setting stepz; did you mean steps? --help lists all"]),
         (["--steps", "-5"], None, ["training.steps is -5", "at least 1"]),
         (["--training.seed", "-1"], None, ["training.seed is -1", "at least 0"]),
         (["--training.stepz", "4"], None, ["training.stepz", "mean training.steps?", "log_every"]),
         (["--bogus=4"], None, ["bogus", "allowed here: encoder, training"]),
-        (["--training.optimizer.lr=1"], None, ["optimizer.lr", "training.optimizer.learning_rate"]),
+        (
+            ["--training.optimizer.lr=1"],
+            None,
+            [
+                "did you mean training.optimizer.learning_rate? allowed here: training.optimizer.betas"
+            ],
+        ),
         ([], "encoder: {nam: x}", ["encoder.nam", "encoder.name", "encoder.overrides"]),
         ([], "enkoder: {name: x}", ["enkoder", "encoder, training"]),
         ([], "training: {optimizer: {lr: 1}}", ["training.optimizer.lr", "learning_rate"]),
@@ -262,6 +305,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
         (["--training.steps"], None, ["--training.steps", "expected one argument"]),
         (["--config", "absent.yaml"], None, ["config", "absent.yaml"]),
         (["steps=4"], None, ["steps=4", "--name value"]),
+        (
+            [],
+            f"training: {{steps: {list(range(99))}}}",
+            ["expected int; got [0, 1, 2", "20, 21, 2 …"],
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -40,10 +40,11 @@ class NeuralDataConfig:
         drop_first: frames at the start of a training window or a whole trial whose responses
             count neither for the loss nor for scores.
         held_out_neurons: share of each session's neurons whose responses are kept from training.
-        train_share: share of the training trials that is used, and of the validation trials;
-            larger ones hold smaller ones.
-        train_trials: training trials of each session that are used, in place of train_share; the
-            validation trials are reduced by the same ratio. null is train_share.
+        train_share: share of the training trials that is used, and of the validation trials; both
+            numbers are rounded up in each session. Larger shares hold smaller ones.
+        train_trials: training trials of each session that are used, in place of train_share. With
+            N in place of all M training trials, N / M of the validation trials are used, rounded
+            up. null is train_share.
         share_seed: draws the trials of a share anew for each number; null draws them by the names
             of session and trial alone. With one seed larger shares hold smaller ones.
         validation_share: share of the training movies that validates, for sessions that have no

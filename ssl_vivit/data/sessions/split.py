@@ -37,8 +37,8 @@ def split_trials(
     Args:
         sessions: with tiers of their own.
         validation_share: share of a session's movies that go to validation if it has none.
-        train_share: share of the training and the validation trials that are used, at least one of
-            each session.
+        train_share: share of the training and the validation trials that are used. Both numbers
+            are rounded up in each session, so each has at least one.
         train_trials: training trials of each session in place of ``train_share``.
         share_seed: draws other trials for each number; None draws by names alone.
 

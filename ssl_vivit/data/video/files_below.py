@@ -8,6 +8,16 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from ssl_vivit.wording import quantity
+
+# Of the kinds of files passed over that have a plural.
+_SINGULAR = {
+    "unreadable folders": "unreadable folder",
+    "folders linked twice": "folder linked twice",
+    "pipes or devices": "pipe or device",
+    "annotations without a video": "annotation without a video",
+}
+
 
 def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
     """List the files at any depth below a folder.
@@ -69,7 +79,13 @@ def passed_over_line(counts: Counter[str]) -> str | None:
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return "passed over: " + ", ".join(f"{count} {kind}" for kind, count in ordered)
+    return "passed over: " + ", ".join(_told(kind, count) for kind, count in ordered)
+
+
+def _told(kind: str, count: int) -> str:
+    if kind.startswith("."):
+        return quantity(count, f"{kind} file")
+    return f"{count} {_SINGULAR.get(kind, kind) if count == 1 else kind}"
 
 
 def _size(path: str) -> int | None:

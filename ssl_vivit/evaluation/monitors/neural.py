@@ -101,11 +101,14 @@ class NeuralEvaluation:
         waited = moment.step // self.config.every - since // self.config.every
         if waited >= patience:
             told = (
-                "no finite score" if best is None else f"{best['score']:.3f} at step {best['step']}"
+                "no score was finite"
+                if best is None
+                else f"the best was {best['score']:.3f} at step {best['step']}"
             )
+            times = "evaluation" if waited == 1 else f"{waited} evaluations"
             moment.end(
-                f"{self.best.criterion} has not improved in {waited} evaluations (tuning.patience "
-                f"{patience}); the best was {told}"
+                f"{self.best.criterion} did not improve in the last {times} (tuning.patience "
+                f"{patience}); {told}"
             )
 
     def draw_curves(self, run_dir: Path, *newest: dict[str, float]) -> None:

@@ -23,15 +23,22 @@ from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.training.processes import Host
+from ssl_vivit.wording import quantity
 
 LABELS = {
     "bps": "bits per spike",
     "correlation": "single-trial correlation",
     "correlation_to_average": "correlation to average",
-    "feve": "explained of explainable variance",
-    "cc_norm": "normalised correlation",
+    "feve": "fraction of explainable variance explained (FEVE)",
+    "cc_norm": "normalised correlation (CC_norm)",
 }
 
+# Scores from -1 to 1, as their intervals are. By chance CC_norm lies beyond, and its interval then
+# ends there.
+CORRELATIONS = ("correlation", "correlation_to_average", "oracle", "cc_abs", "cc_norm")
+
+# An interval over fewer movies, or sessions, is marked with their number.
+FEW = 5
 
 Units = Literal["trained", "held_out"]
 
@@ -47,6 +54,12 @@ class TierResult(NamedTuple):
         ceiling: the same scores of the true rates; empty for recorded sessions.
         trials: session → number of trials.
         movies: session → number of movies that they show.
+        trained_movies: session → number of these movies that training trials show, too, of any of
+            the sessions.
+        neurons: score → number of neurons whose mean it is, by the names of ``scores``.
+        held_out_neurons: the same of ``held_out``.
+        validation: whether validation trials of the model are among the trials. Their score chose
+            the step of a model that was trained with ``evaluation.keep_best``.
         of_neurons: the scores of each neuron.
     """
 
@@ -57,6 +70,10 @@ class TierResult(NamedTuple):
     ceiling: dict[str, float]
     trials: dict[str, int]
     movies: dict[str, int]
+    trained_movies: dict[str, int]
+    neurons: dict[str, int]
+    held_out_neurons: dict[str, int]
+    validation: bool
     of_neurons: NeuralScores
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +134,9 @@ def evaluate(
             score_true_rates(trials, repeats=True).compute(),
             {name: count for name in names if (count := len(trials.of_session(name)))},
             {name: count for name in names if (count := len(scores.movies(name)))},
+            _trained_movies(trials),
+            scores.counted(), scores.counted("held_out"),
+            any(trial in trials.facts[place].split["validation"] for place, trial in trials.trials),
             scores,
         )  # fmt: skip
     return made
@@ -125,7 +145,7 @@ def evaluate(
 def intervals(
     scores: NeuralScores, draws: Mapping[str, Tensor], units: Units
 ) -> dict[str, Interval]:
-    """Ends of the 95 % interval of each score that has one.
+    """Ends of the 95 % interval of each score that has one; those of correlations within -1 and 1.
 
     The mean over sessions has one where each of them has; its degrees of freedom are those of the
     session with the fewest movies.
@@ -142,54 +162,99 @@ def intervals(
         of = [max(own, key=len)] if own else [*draws]
         fewest = min(draws[session].shape[1] for session in of)
         ends = interval(values.get(name, np.nan), resampled, fewest)
+        if ends is not None and name.startswith(tuple(f"{kind}_" for kind in CORRELATIONS)):
+            ends = max(ends[0], min(values[name], -1.0)), min(ends[1], max(values[name], 1.0))
         if ends is not None:
             found[name] = ends
     return found
 
 
 def result_table(made: Mapping[str, TierResult]) -> str:
-    """A row for each tier, session and score: its value, interval, and what the true rates score."""
-    lines = [["tier", "session", "score", "value", "95 % interval", "true rates"]]
+    """A row for each tier, session and score, and lines that explain marks in them.
+
+    A row has the value, its interval, the number of neurons whose mean it is, and what the true
+    rates score. Validation tiers are marked, and intervals over fewer than five movies.
+    """
+    lines = [["tier", "session", "score", "value", "95 % interval", "neurons", "true rates"]]
+    few = False
     for tier, own in made.items():
+        shown = f"{tier} (validation)" if own.validation and tier != "validation" else tier
         sessions = [*own.trials] + (["mean"] if len(own.trials) > 1 else [])
         for session in sessions:
+            movies = own.movies.get(session, min(own.movies.values()))
             for kind, label in LABELS.items():
                 key = f"{kind}_{session}"
-                for scores, ends, told in (
-                    (own.scores, own.intervals, label),
-                    (own.held_out, own.held_out_intervals, f"{label}, held-out neurons"),
-                ):
+                for scores, ends, neurons, told in (
+                    (own.scores, own.intervals, own.neurons, label),
+                    (own.held_out, own.held_out_intervals, own.held_out_neurons,
+                     f"{label}, held-out neurons"),
+                ):  # fmt: skip
                     if key in scores:
                         true = own.ceiling.get(key)
+                        few |= movies < FEW and key in ends
                         lines.append(
                             [
-                                tier,
+                                shown,
                                 session,
                                 told,
                                 f"{scores[key]:.3f}",
-                                interval_text(ends.get(key)),
+                                interval_text(ends.get(key), movies, "movies"),
+                                str(neurons[key]),
                                 "–" if true is None else f"{true:.3f}",
                             ]
                         )
-    return text_table(lines)
+    notes = []
+    if few:
+        notes.append(
+            f"intervals with a number of movies are over fewer than {FEW}, which say little about "
+            "other movies"
+        )
+    if any(own.validation for own in made.values()):
+        notes.append(
+            "validation: the training run chose the step of the model by its score on these trials "
+            "(unless evaluation.keep_best was false), so scores on them are too high"
+        )
+    return "\n".join([text_table(lines), *notes])
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """Return a line for each tier and session: its numbers of trials and movies."""
+    """Return a line for each tier and session: its trials, movies, and those shown in training."""
     return [
-        f"{tier}, {session}: {trials} {'trial' if trials == 1 else 'trials'} of {movies} "
-        f"{'movie' if movies == 1 else 'movies'}"
+        f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
+        + (f", {known} of them shown in training, too" if known and tier != "train" else "")
         + ("; no intervals, which need two movies" if movies < 2 else "")
         for tier, own in made.items()
         for session, trials in own.trials.items()
-        for movies in [own.movies[session]]
+        for movies, known in [(own.movies[session], own.trained_movies[session])]
     ]
 
 
-def interval_text(ends: Interval | None) -> str:
-    """An interval as tables show it."""
-    return "–" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+def interval_text(ends: Interval | None, units: int, name: str) -> str:
+    """An interval as tables show it, with the number of units that were drawn where it is small.
+
+    Args:
+        ends: of the interval.
+        units: how many were drawn from.
+        name: what they are, in the plural.
+    """
+    if ends is None:
+        return "–"
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" + (f" ({units} {name})" if units < FEW else "")
 
 
 def _of_tier(seen: Callable[[str, dict[str, Any], Tensor], None], tier: str) -> Seen:
     return lambda part, rates: seen(tier, part, rates)
+
+
+def _trained_movies(trials: TrialBatches) -> dict[str, int]:
+    """Session → number of the movies of its trials that training trials of any session show."""
+    trained = {
+        session.trials[trial].content
+        for session, fact in zip(trials.sessions, trials.facts, strict=True)
+        for trial in fact.split["train"]
+    }
+    shown: dict[str, set[str]] = {}
+    for place, trial in trials.trials:
+        session = trials.sessions[place]
+        shown.setdefault(session.name, set()).add(session.trials[trial].content)
+    return {name: len(movies & trained) for name, movies in shown.items()}

@@ -151,7 +151,11 @@ def difference_table(found: Mapping[str, Mapping[str, Difference]], names: Seque
               "neurons better", "worse", "equal"]]  # fmt: skip
     for tier, scores in found.items():
         for kind, own in scores.items():
-            ends = [interval_text(own.over_neurons), interval_text(own.over_sessions)]
+            neurons = own.wins + own.losses + own.ties
+            ends = [
+                interval_text(own.over_neurons, neurons, "neurons"),
+                interval_text(own.over_sessions, len(own.sessions), "sessions"),
+            ]
             counts = [str(count) for count in (own.wins, own.losses, own.ties)]
             lines.append([tier, LABELS[kind], f"{own.mean:+.3f}", *ends, *counts])
     return text_table(lines)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_vivit.data.sessions.loader import Sessions
 from ssl_vivit.evaluation.neurons.best_model import best_score
+from ssl_vivit.evaluation.neurons.evaluation import LABELS
 from ssl_vivit.evaluation.neurons.figure_data import (
     draw_fields,
     draw_positions,
@@ -26,6 +27,7 @@ from ssl_vivit.evaluation.run_summary import text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
+from ssl_vivit.neural.scoring.scores import OF_EXPLAINABLE
 from ssl_vivit.training.processes import Host
 
 
@@ -152,7 +154,11 @@ def summary(
         rows["best on validation"] = f"step {best['step']}, {best['name']} {best['score']:.3f}"
     for fact in sessions.facts if made else []:
         for tier, own in made.tiers.items():  # type: ignore[union-attr]
-            rows |= _score_rows(fact.name, tier, own)
+            # Without test trials, validation trials are scored, of which the best step was chosen.
+            chose = tier == "validation" and best is not None
+            shown = "validation, which chose the step" if chose else tier
+            trained = len(fact.unit_ids) - len(fact.held_out_units)
+            rows |= _score_rows(fact.name, shown, own, trained)
         rows |= _position_rows(fact.name, made)  # type: ignore[arg-type]
     rows["figures"] = str(run_dir / "figures")
     if fresh is not None:
@@ -164,21 +170,20 @@ def summary(
     return text_table([*rows.items()])
 
 
-def _score_rows(session: str, tier: str, made: TierScores) -> dict[str, str]:
+def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
+    """A row for each score; those of explainable variance say how many of the neurons they are of."""
     rows = {}
-    for name, label in (
-        ("bps", "bits per spike"),
-        ("correlation", "single-trial correlation"),
-        ("correlation_to_average", "correlation to average"),
-        ("feve", "explained of explainable variance"),
-    ):
+    for name, label in LABELS.items():
         key = f"{name}_{session}"
         if key not in made.scores:
             continue
         said = f"{made.scores[key]:.3f}"
+        if name in OF_EXPLAINABLE:
+            said += f" over {made.scores[f'explainable_{session}']:.0f} of {neurons} neurons"
         if key in made.ceiling:
-            share = made.scores[key] / made.ceiling[key] if made.ceiling[key] > 0 else float("nan")
-            said += f" of {made.ceiling[key]:.3f} with the true rates ({share:.0%})"
+            said += f"; {made.ceiling[key]:.3f} with the true rates"
+            if made.ceiling[key] > 0:
+                said += f" (ratio {made.scores[key] / made.ceiling[key]:.2f})"
         if key in made.held_out:
             said += f"; neurons held out of training {made.held_out[key]:.3f}"
         rows[f"{session}, {tier}: {label}"] = said

@@ -148,14 +148,14 @@ def block_reader(
 def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
     """Describe the blocks that are read, and their weights."""
     if reader is None:
-        told = "the last"
+        told = "the last block"
     elif reader.logits is None:
-        told = str(reader.blocks[0])
+        told = f"block {reader.blocks[0]}"
     else:
         weights = reader.logits.detach().softmax(0).tolist()
         pairs = zip(reader.blocks, weights, strict=True)
-        told = "sum of " + ", ".join(f"{weight:.3f} × {block}" for block, weight in pairs)
-    return f"{told}, of {_extent(encoder)}"
+        told = "sum of " + ", ".join(f"block {block} ({weight:.3f})" for block, weight in pairs)
+    return f"{told}; the encoder has blocks {_extent(encoder)}"
 
 
 def _extent(encoder: ViViT) -> str:
@@ -163,5 +163,10 @@ def _extent(encoder: ViViT) -> str:
     names, config = block_names(encoder), encoder.config
     if config.variant == "factorized_encoder" and config.temporal_depth:
         spatial = len(names) - config.temporal_depth
-        return f"0 to {spatial - 1} (spatial), {spatial} to {len(names) - 1} (temporal)"
-    return f"0 to {len(names) - 1}"
+        first, last = _range(0, spatial - 1), _range(spatial, len(names) - 1)
+        return f"{first} (spatial), {last} (temporal)"
+    return _range(0, len(names) - 1)
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"

@@ -91,6 +91,36 @@ def pixel_statistics(path: str) -> tuple[float, float] | None:
     return mean, std
 
 
+def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -> list[str]:
+    """A line about the settings of a fresh encoder that were given beside an exported one.
+
+    Args:
+        choice: with a ``path``.
+        preset: settings that hold where none are given, and so are not named.
+
+    Returns:
+        The line, which also names the rates of dropout that the exported encoder takes; nothing
+        where there is nothing to say.
+    """
+    older = () if choice.name else GEOMETRY
+    given = [] if choice.name in (None, preset.name) else [f"encoder.name {choice.name}"]
+    given += [
+        f"encoder.overrides.{name}"
+        for name, value in choice.overrides.items()
+        if name not in (*REGULARISATION, *older)
+        and (name not in preset.overrides or preset.overrides[name] != value)
+    ]
+    dropout = [f"{name} {choice.overrides[name]}" for name in REGULARISATION
+               if name in choice.overrides]  # fmt: skip
+    kept = f"{', '.join(dropout)} of encoder.overrides {'holds' if len(dropout) == 1 else 'hold'}"
+    if not given:
+        return [f"{kept} for --encoder {choice.path}"] if dropout else []
+    return [
+        f"ignored beside --encoder {choice.path}, whose architecture holds: {', '.join(given)}"
+        f"{f'; {kept}' if dropout else ''} (encoder.geometry changes tubelets)"
+    ]
+
+
 def _open(path: str, **overrides: Any) -> ViViT:
     try:
         return load_encoder(path, **overrides)
@@ -127,7 +157,7 @@ def _exported(
     stored = _open(path, **dropout)
     changes = _changes(stored.config, geometry, facts[0].frame_size)
     encoder, warned = _adapted(stored, changes)
-    notes = [*_ignored(choice, dropout)]
+    notes = []
     if choice.weights == "fresh":
         notes.append(
             f"encoder.weights fresh: {path} gives its architecture and preprocessing, and its weights "
@@ -183,22 +213,6 @@ def _geometry(choice: NeuralEncoderChoice) -> dict[str, Any]:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in (older | choice.geometry).items()
     }
-
-
-def _ignored(choice: NeuralEncoderChoice, dropout: dict[str, Any]) -> list[str]:
-    """A line that names the settings of the config which the directory replaces."""
-    older = () if choice.name else GEOMETRY
-    names = [n for n in choice.overrides if n not in (*REGULARISATION, *older)]
-    if not names and choice.name is None:
-        return []
-    ignored = ([f"encoder.name {choice.name}"] if choice.name else []) + [
-        f"encoder.overrides.{name}" for name in names
-    ]
-    kept = f"; {', '.join(dropout)} still holds" if dropout else ""
-    return [
-        f"ignored beside --encoder {choice.path}, whose architecture holds: {', '.join(ignored)}{kept} "
-        "(encoder.geometry changes tubelets)"
-    ]
 
 
 def _screen(size: tuple[int, int]) -> dict[str, Any]:

@@ -185,7 +185,9 @@ class PairedMoments(Moments):
         total = counts @ count
         shift = counts @ (count * mean) / total.clamp(min=1)
         origin = origin.view(2, *[1] * (counts.ndim - 1), -1)
-        return cls(total, origin + shift, counts @ deviation - total * cls.squared(shift))
+        apart = counts @ deviation - total * cls.squared(shift)
+        squares = above_rounding(apart[:2], total.sqrt() * shift)
+        return cls(total, origin + shift, torch.cat((squares, apart[2:])))
 
     @staticmethod
     def squared(distance: Tensor) -> Tensor:
@@ -213,6 +215,14 @@ def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
 def varying(variance: Tensor, mean: Tensor) -> Tensor:
     """A variance, or 0 where it is no more than the rounding of a constant."""
     return torch.where(variance > (1e-12 * mean).square(), variance, 0.0)
+
+
+def above_rounding(variance: Tensor, mean: Tensor) -> Tensor:
+    """A mean square less a squared mean, or 0 where it is no more than the rounding of these.
+
+    A resample may show nothing but movies to which a neuron did not respond.
+    """
+    return torch.where(variance > 1e-10 * mean.square(), variance, 0.0)
 
 
 def _binwise(values: Float[Tensor, "... neurons"]) -> Float[Tensor, "bins neurons"]:

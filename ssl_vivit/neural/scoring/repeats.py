@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vivit.neural.scoring.metrics import PairedMoments, correlation, varying
+from ssl_vivit.neural.scoring.metrics import PairedMoments, above_rounding, correlation, varying
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class RepeatScores:
         both = self._sum(product) / self.entries - mean.square()
         first = self._sum(squares) / self.entries - mean.square()
         second = self._sum(left_out) / self.entries - mean.square()
-        return both / (first * second).sqrt()
+        product = above_rounding(first, mean) * above_rounding(second, mean)
+        return (both / product.sqrt()).masked_fill(product <= 0, torch.nan)
 
     def explainable_variance(self) -> Float[Tensor, " neurons"]:
         """Share of the variance of single responses that repeats have in common (FEV)."""
@@ -155,9 +156,9 @@ class RepeatScores:
         means = torch.stack((self.mean, self.predicted))
         mean = self._over_bins(means)
         apart = self._over_bins(PairedMoments.squared(means)) - PairedMoments.squared(mean)
-        return correlation(
-            varying(apart[0], self.origin[0]), varying(apart[1], self.origin[1]), apart[2]
-        )
+        variances = (above_rounding(apart[i], mean[i]) for i in range(2))
+        first, second = (varying(each, self.origin[i]) for i, each in enumerate(variances))
+        return correlation(first, second, apart[2])
 
     def normalised_correlation(self) -> NormalisedCorrelation:
         """CC_abs, CC_max and CC_norm; variances within movies, averaged over their bins.
@@ -200,7 +201,8 @@ class RepeatScores:
     def _total_variance(self) -> Tensor:
         total = self._sum(self.mean * self.count)
         between = self._sum(self.mean.square() * self.count) - total.square() / self.entries
-        return (self._sum(self.deviation) + between) / (self.entries - 1)
+        variance = (self._sum(self.deviation) + between) / (self.entries - 1)
+        return above_rounding(variance, total / self.entries)
 
 
 class _Powers(NamedTuple):

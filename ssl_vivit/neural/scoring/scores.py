@@ -161,6 +161,32 @@ class NeuralScores:
         found = {name: float(value) for name, value in _by_name(by_session).items()}
         return {name: value for name, value in (found | numbers).items() if np.isfinite(value)}
 
+    def counted(self, units: Literal["trained", "held_out"] = "trained") -> dict[str, int]:
+        """Numbers of neurons that the means of :meth:`compute` are over, by their names.
+
+        ``<score>_mean`` counts the neurons of all sessions.
+
+        Args:
+            units: which neurons.
+        """
+        by_session = {}
+        for name in self._scored(units):
+            chosen = self._chosen(name, units)
+            by_session[name] = {
+                score: int(values.isfinite().sum())
+                for score, values in self._used(name, chosen).items()
+            }
+            if "bps" in by_session[name]:
+                by_session[name]["bps_units"] = by_session[name]["bps"]
+                together = int(chosen.units.sum())
+                by_session[name] |= {"bps": together, "bps_train_null": together}
+        found: dict[str, int] = {}
+        for name, numbers in by_session.items():
+            for score, number in numbers.items():
+                found[f"{score}_{name}"] = number
+                found[f"{score}_mean"] = found.get(f"{score}_mean", 0) + number
+        return found
+
     def resampled(
         self,
         counts: Mapping[str, Float[Tensor, "resamples movies"]],
@@ -207,19 +233,26 @@ class NeuralScores:
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, ...]]:
         """Means over the chosen neurons."""
-        scores = self.neurons(name, counts)
-        if "fev" in scores:
-            # In each resample anew, so that no score divides by next to nothing.
-            hidden = ~(scores["fev"] >= LEAST_EXPLAINABLE)
-            scores |= {key: scores[key].masked_fill(hidden, torch.nan) for key in OF_EXPLAINABLE}
-        used = chosen.units & ~chosen.silent
-        means = {key: _mean_of_defined(values[..., used]) for key, values in scores.items()}
+        scores = self._used(name, chosen, counts)
+        means = {key: _mean_of_defined(values) for key, values in scores.items()}
         if "bps" in scores:
             sums = self._seen[name].sums(counts)[chosen.units]
             means["bps_units"] = means["bps"]
             means["bps"] = sums.bits_together()
             means["bps_train_null"] = sums.bits_together(_means(self.facts[name])[chosen.units])
         return means
+
+    def _used(
+        self, name: str, chosen: _Chosen, counts: Tensor | None = None
+    ) -> dict[str, Float[Tensor, "... used"]]:
+        """Scores of the neurons that means are over, NaN where one does not count for a score."""
+        scores = self.neurons(name, counts)
+        if "fev" in scores:
+            # In each resample anew, so that no score divides by next to nothing.
+            hidden = ~(scores["fev"] >= LEAST_EXPLAINABLE)
+            scores |= {key: scores[key].masked_fill(hidden, torch.nan) for key in OF_EXPLAINABLE}
+        used = chosen.units & ~chosen.silent
+        return {key: values[..., used] for key, values in scores.items()}
 
     @staticmethod
     def _units(fact: SessionFacts, units: str) -> Tensor:

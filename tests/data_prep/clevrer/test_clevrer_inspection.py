@@ -131,7 +131,7 @@ def test_index_makes_foreign_tars_readable(videos, tmp_path, capsys):
     assert main(["index", str(tar)]) == 0
     assert tar.read_bytes() == before
     captured = capsys.readouterr()
-    assert "indexed 1 shards" in captured.out
+    assert "indexed 1 shard\n" in captured.out
     assert f"d.mp4 in {tar}: no readable video" in captured.err
     assert f"*.txt in {tar}: e.txt is no part of a sample" in captured.err
     assert f"no ending in {tar}: README is no part of a sample" in captured.err

@@ -310,7 +310,7 @@ def test_real_awkward_files(tmp_path, capsys, storage):
     arguments = ["pack", "--videos", str(folder), "--out", str(tmp_path), "--storage", storage]
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    assert "packed 5 videos, 0 with annotation, in 1 shards" in captured.out
+    assert "packed 5 videos, 0 with annotation, in 1 shard: " in captured.out
     assert "skipped: 1" in captured.err
     assert "corrupted.mp4: breaks after 28 of 50 frames" in captured.err
     shards = ShardSet(str(tmp_path))

@@ -107,7 +107,7 @@ def test_what_is_passed_over_is_one_line(video, tmp_path, capsys) -> None:
     path = zip_of(tmp_path / "v.zip", ("video_00000.mp4", video), *members)
     assert main(["pack", "--videos", str(path), "--out", str(tmp_path / "o"), "--frames", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "passed over: 2 .txt, 1 .json, 1 hidden, 1 without ending"
+    assert lines[1] == "passed over: 2 .txt files, 1 .json file, 1 hidden, 1 without ending"
 
 
 def layout(root: Path, video: bytes, numbers: list[tuple[str, int]]) -> Path:

@@ -222,7 +222,7 @@ def test_linked_folders_are_followed(session, tmp_path):
         made = tmp_path / "out" / name
         assert {file.relative_to(made) for file in made.rglob("*") if file.is_file()} == whole
     (source / "three").symlink_to(session)
-    with pytest.raises(DataError, match="passed over: 1 folders linked twice"):
+    with pytest.raises(DataError, match="passed over: 1 folder linked twice"):
         convert([source], tmp_path / "again", progress=False)
     (source / "three").unlink()
     (source / "one/data/behavior/0.npy").unlink()

@@ -12,7 +12,7 @@ import torch
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.evaluation.neurons import figures as neural_figures
-from ssl_vivit.evaluation.neurons.report import report, summary
+from ssl_vivit.evaluation.neurons.report import NeuralReport, TierScores, report, summary
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.processes import Host
@@ -63,6 +63,7 @@ def test_every_tier_is_scored_printed_and_drawn_on_its_own(session, tmp_path, mo
     made = report(predictor, sessions, run_dir, Host(), fields=0)
     stored = json.loads((run_dir / "scores.json").read_text())["tiers"]
     printed = summary(run_dir, made, sessions)
+    assert "which chose the step" not in printed
     tiers = ("live_test_main", "final_test_bonus")
     assert [*stored] == [*tiers]
     for tier in tiers:
@@ -73,3 +74,21 @@ def test_every_tier_is_scored_printed_and_drawn_on_its_own(session, tmp_path, mo
         assert f" {expected:.3f}" in line
         assert (run_dir / "figures" / f"traces_mouse_{tier}.png").is_file()
     assert panels == [[f"mouse, {tier}" for tier in tiers]]
+
+
+def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_negative(
+    session, tmp_path
+):
+    sessions = build_sessions(NeuralDataConfig(str(session.path), window=8))
+    scores = {"correlation_mouse": -0.25, "feve_mouse": -0.5, "explainable_mouse": 2.0}
+    own = TierScores(scores, {}, {"correlation_mouse": 0.5})
+    made = NeuralReport({"validation": own, "final_test_bonus": own}, {}, {})
+    (tmp_path / "best").mkdir()
+    score = {"step": 40, "name": "val/correlation_mean", "score": 0.3}
+    (tmp_path / "best" / "score.json").write_text(json.dumps(score))
+    lines = [" ".join(line.split()) for line in summary(tmp_path, made, sessions).splitlines()]
+    for tier in ("validation, which chose the step", "final_test_bonus"):
+        told = "single-trial correlation -0.250; 0.500 with the true rates (ratio -0.50)"
+        assert f"mouse, {tier}: {told}" in lines
+        told = "fraction of explainable variance explained (FEVE) -0.500 over 2 of 3 neurons"
+        assert f"mouse, {tier}: {told}" in lines

@@ -1,6 +1,7 @@
 """Paired differences of two models: intervals against formulas of their variances, counts, figure."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,8 @@ def test_a_table_of_pairs_and_its_figures(tmp_path, monkeypatch):
     assert found["oracle"]["correlation"].losses == 1
     said = paired.difference_table(found, ("one", "two")).splitlines()
     assert said[1].split()[:5] == ["live", "bits", "per", "spike", "+0.200"]
+    # Intervals over few neurons and sessions say so.
+    assert re.search(r"to -?\d\.\d{3} \(3 neurons\) .* to -?\d\.\d{3} \(2 sessions\)", said[2])
 
     kept, save = [], figures.save
     monkeypatch.setattr(
@@ -97,7 +100,10 @@ def test_a_figure_of_many_sessions_can_be_read(tmp_path, monkeypatch):
         f"{label}\n{name} better for 1000 of 8000": {
             f"{name}_{i}": (draw.random(20), draw.random(20)) for i in range(10)
         }
-        for label in ("single-trial correlation", "explained of explainable variance")
+        for label in (
+            "single-trial correlation",
+            "fraction of explainable variance explained (FEVE)",
+        )
     }
     figures.paired_scores(panels, tmp_path / "a.png", names=(name, f"{name}_2"), title="live")
     assert faults(kept[0]) == []

@@ -85,7 +85,7 @@ def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, cap
     for name in ("a.txt", "b.txt", "c.jpg"):
         (tmp_path / "classes" / name).write_text("no video")
     open_parts(ProbeData(folder=str(tmp_path / "classes"), held_out=0.5))
-    assert "passed over: 2 .txt, 1 .jpg" in caplog.messages
+    assert "passed over: 2 .txt files, 1 .jpg file" in caplog.messages
 
 
 @pytest.mark.parametrize(

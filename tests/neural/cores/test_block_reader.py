@@ -111,12 +111,13 @@ def test_weights_start_equal_and_are_part_of_the_model():
         rtol=0, atol=1e-12,
     )  # fmt: skip
     assert whole.state_dict()["block_reader.logits"].tolist() == [0.0] * 4
-    extent = "of 0 to 1 (spatial), 2 to 3 (temporal)"
-    expected = f"sum of 0.250 × 0, 0.250 × 1, 0.250 × 2, 0.250 × 3, {extent}"
+    extent = "the encoder has blocks 0 to 1 (spatial), 2 to 3 (temporal)"
+    terms = ", ".join(f"block {block} (0.250)" for block in range(4))
+    expected = f"sum of {terms}; {extent}"
     assert blocks_told(whole.encoder, whole.block_reader) == expected
-    assert blocks_told(whole.encoder, BlockReader([1])) == f"1, {extent}"
-    assert blocks_told(whole.encoder, None) == f"the last, {extent}"
-    assert blocks_told(deep(DEEP["joint"]), None) == "the last, of 0 to 2"
+    assert blocks_told(whole.encoder, BlockReader([1])) == f"block 1; {extent}"
+    assert blocks_told(whole.encoder, None) == f"the last block; {extent}"
+    assert blocks_told(deep(DEEP["joint"]), None) == "the last block; the encoder has blocks 0 to 2"
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ssl_vivit.neural.cores.encoder_fitting import (
     NeuralEncoderChoice,
     fit_encoder,
     fitting_patch,
+    ignored_settings,
     pixel_statistics,
 )
 from ssl_vivit.neural.cores.vivit_core import ViViTCore
@@ -113,13 +114,24 @@ def test_nothing_is_told_of_an_encoder_that_fits(tmp_path):
 def test_the_directory_takes_the_place_of_the_fresh_encoder(tmp_path):
     path = stored(tmp_path, temporal_positions="rotary")
     fresh = {"embed_dim": 96, "tubelet_size": [12, 12, 12], "mlp_dropout": 0.1}
-    encoder, _, notes = fit_encoder(
-        NeuralEncoderChoice(path, "vivit_neural_small", fresh), [FACTS], longest=8
-    )
-    config = encoder.config
+    choice = NeuralEncoderChoice(path, "vivit_neural_small", fresh)
+    config = fit_encoder(choice, [FACTS], longest=8).encoder.config
     assert (config.embed_dim, config.tubelet_size, config.mlp_dropout) == (16, (4, 6, 6), 0.1)
-    assert "holds: encoder.name vivit_neural_small, encoder.overrides.embed_dim" in notes[0]
-    assert "encoder.overrides.tubelet_size; mlp_dropout still holds" in notes[0]
+    kept = "mlp_dropout 0.1 of encoder.overrides holds"
+    assert ignored_settings(choice, NeuralEncoderChoice()) == [
+        f"ignored beside --encoder {path}, whose architecture holds: encoder.name "
+        "vivit_neural_small, encoder.overrides.embed_dim, encoder.overrides.tubelet_size; "
+        f"{kept} (encoder.geometry changes tubelets)"
+    ]
+    # What the preset has, nobody gave.
+    preset = NeuralEncoderChoice(name="vivit_neural_small", overrides=fresh | {"embed_dim": 48})
+    assert ignored_settings(choice, preset) == [
+        f"ignored beside --encoder {path}, whose architecture holds: encoder.overrides.embed_dim; "
+        f"{kept} (encoder.geometry changes tubelets)"
+    ]
+    bare = NeuralEncoderChoice(path, preset.name, preset.overrides)
+    assert ignored_settings(bare, preset) == [f"{kept} for --encoder {path}"]
+    assert ignored_settings(NeuralEncoderChoice(path), preset) == []
 
 
 def test_geometry_changes_an_exported_encoder(tmp_path):

@@ -171,6 +171,14 @@ def test_scores_by_name():
     assert 0 < able.sum() < NEURONS
     expected = of_repeats.explained()[able].mean().item()
     assert found["feve_a"] == pytest.approx(expected)
+    # How many neurons each mean is over: one of session a is silent.
+    counted = scores.counted()
+    assert counted["feve_a"] == counted["cc_norm_a"] == able.sum()
+    assert (counted["correlation_a"], counted["bps_units_a"], counted["bps_a"]) == (
+        NEURONS - 1, NEURONS - 1, NEURONS,
+    )  # fmt: skip
+    assert counted["bps_mean"] == NEURONS + 4
+    assert {name for name in found if not name.startswith(("silent", "explainable"))} <= {*counted}
     assert all(math.isfinite(value) for value in found.values())
 
 
@@ -227,6 +235,25 @@ def test_resampled_scores_are_those_of_movies_scored_several_times():
     sums = sums + PoissonSums.of(rates[one], responses[one])
     trained = sums[torch.tensor([1, 2, 3, 4])]
     assert scores.resampled({"a": counts})["bps_a"][1] == pytest.approx(trained.bits_per_spike())
+
+
+def test_a_resample_without_responses_of_a_neuron_scores_no_rounding():
+    generator = torch.Generator().manual_seed(0)
+    rates = (
+        torch.rand(2, 1, 31, 50, generator=generator).double().expand(2, 2, 31, 50).flatten(0, 1)
+    )
+    responses = torch.poisson(rates, generator)
+    responses[:2] = 0
+    scores = NeuralScores([fact(neurons=50)])
+    scores.update("a", rates, responses, [0, 0, 1, 1])
+    counts = torch.tensor([[2, 0], [1, 1]], dtype=torch.float64)
+    of_neurons = scores.neurons("a", counts)
+    for name in ("fev", "oracle", "correlation_to_average", "correlation", "cc_norm"):
+        assert of_neurons[name][0].isnan().all(), name
+        assert of_neurons[name][1].isfinite().any(), name
+    resampled = scores.resampled({"a": counts})
+    for name in ("feve", "oracle", "correlation_to_average"):
+        assert math.isnan(resampled[f"{name}_a"][0]), name
 
 
 @pytest.mark.parametrize(

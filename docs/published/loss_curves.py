@@ -31,6 +31,7 @@ MASKED = {
     "normal, Model 2": "mae_model2/metrics_seed0.jsonl",
     "normal, Model 3": "mae_model3/metrics_seed0.jsonl",
     "learning rate too low": "failures/low_learning_rate.jsonl",
+    "mean image (tubes stay hidden)": "failures/mean_image.jsonl",
 }
 MASKED_PANELS = (
     Panel("train/loss", "loss", logarithmic=True),

@@ -154,6 +154,7 @@ def test_short_forms_and_the_sample_preset():
 
 def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch, capsys):
     drawn = []
+    monkeypatch.setattr(monitor, "LEAST_WAIT", 1e6)
     monkeypatch.setattr(
         monitor, "session_curves",
         lambda metrics, *given, **named: (

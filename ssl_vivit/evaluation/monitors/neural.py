@@ -20,7 +20,9 @@ from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
 
-SECONDS_BETWEEN_CURVES = 60.0
+# Before curves are drawn again, so many times as long as the last drawing took; drawing takes longer
+# than many steps of a small model.
+LEAST_WAIT = 20.0
 
 
 class NeuralEvaluation:
@@ -58,7 +60,7 @@ class NeuralEvaluation:
             self.ceiling = score_true_rates(sessions.validation)
         self.best = BestModel(sessions)
         self._host: Host | None = None
-        self._drawn = -math.inf
+        self._draw_again = -math.inf
 
     def periodic(self) -> list[Periodic]:
         """The evaluation as a job of the training loop; none without validation trials."""
@@ -83,12 +85,7 @@ class NeuralEvaluation:
             self.best.keep(moment, numbers, self._host)
         if self.tuning.patience is not None:
             self._end_without_progress(moment, self.tuning.patience)
-        # Drawing takes longer than many steps of a small model; draw_curves is called once more at
-        # the end of the run.
-        if (
-            moment.accelerator.is_main_process
-            and monotonic() - self._drawn > SECONDS_BETWEEN_CURVES
-        ):
+        if moment.accelerator.is_main_process and monotonic() >= self._draw_again:
             # The loop writes this moment's numbers when they are returned, after the drawing.
             self.draw_curves(moment.run_dir, {"step": moment.step, **numbers})
         return numbers
@@ -118,6 +115,7 @@ class NeuralEvaluation:
             run_dir: the run's directory.
             newest: lines of metrics that are not in ``metrics.jsonl`` yet.
         """
+        begun = monotonic()
         ceiling = {} if self.ceiling is None else self.ceiling.compute()
         names = [fact.name for fact in self.sessions.facts]
         session_curves(
@@ -126,4 +124,5 @@ class NeuralEvaluation:
             run_dir / "figures" / "curves.png",
             ceiling={name: ceiling[f"bps_{name}"] for name in names if f"bps_{name}" in ceiling},
         )
-        self._drawn = monotonic()
+        ended = monotonic()
+        self._draw_again = ended + LEAST_WAIT * (ended - begun)

@@ -93,7 +93,7 @@ class Cell(NamedTuple):
         return Path(str(self.recipe.training.run_dir))
 
     def on(self, sessions: str | list[str] | None) -> Cell:
-        """The same run on other sessions."""
+        """A copy of the run on other sessions."""
         data = replace(self.recipe.data, sessions=sessions)
         return self._replace(recipe=replace(self.recipe, data=data))
 
@@ -106,10 +106,14 @@ def main() -> None:
 
     processes, run_dir = training.join_processes(), run_directory(config.training)
     planned = cells(config, run_dir)
-    if not all((cell.run_dir / "scores.json").is_file() for cell in planned):
+    # What later runs need is checked before the first one is trained.
+    unfinished = not all((cell.run_dir / "scores.json").is_file() for cell in planned)
+    if unfinished:
         check_models(config)
     sessions = with_sessions(config.data, processes).sessions
     planned = [cell.on(sessions) for cell in planned]
+    if unfinished and config.trials:
+        build_sessions(max(planned, key=lambda cell: cell.share).recipe.data)
     todo = Host().from_main(lambda: [n for n, cell in enumerate(planned) if not finished(cell)])
     for number, cell in enumerate(planned):
         if number in todo:

@@ -193,12 +193,14 @@ def test_config_and_card_name_the_blocks_and_their_weights(tmp_path):
     saved = json.loads((tmp_path / "model" / "config.json").read_text())
     assert saved["layers"] == [0, 1]
     card = (tmp_path / "model" / "README.md").read_text()
-    told = "sum of 0.800 × 0, 0.200 × 1, of 0 to 0 (spatial), 1 to 1 (temporal)"
+    told = (
+        "sum of block 0 (0.800), block 1 (0.200); the encoder has blocks 0 (spatial), 1 (temporal)"
+    )
     assert f"| blocks read | {told} |" in card
     saved["layers"] = [0, 5]
     (tmp_path / "model" / "config.json").write_text(json.dumps(saved))
     with pytest.raises(
-        NeuralModelError, match="layers names block 5; the encoder has blocks 0 to 0"
+        NeuralModelError, match=r"layers names block 5; the encoder has blocks 0 .spatial., 1"
     ):
         load_neural_model(tmp_path / "model")
 

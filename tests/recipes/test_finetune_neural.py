@@ -636,11 +636,9 @@ def test_the_line_about_trained_parameters(tuning, told):
         "vivit", choice, NeuralModelConfig(), BaselineConfig(), [facts()], longest=12
     ).model
     objective = TunedNeuralPrediction(model, tuning=tuning, facts=[facts()])
-    encoder = model.encoder
-    count = sum(weight.numel() for weight in encoder.parameters())
-    trunk = encoder.trunk
-    last = [*trunk.temporal_blocks.parameters(), *trunk.temporal_norm.parameters()]
-    before = count - sum(weight.numel() for weight in last)
+    weights = {name: weight.numel() for name, weight in model.encoder.named_parameters()}
+    count = sum(weights.values())
+    before = sum(n for name, n in weights.items() if not name.startswith("trunk.temporal_"))
     total = sum(weight.numel() for weight in model.parameters())
     trained = total - {"frozen": count, "last_blocks": before}.get(tuning.mode, 0)
     expected = told.format(encoder=count, before=before)

@@ -1,7 +1,7 @@
 """Models of neurons on the same sessions and the same budget, by share of the training trials.
 
     python recipes/compare_neural.py --sessions sessions/a \\
-        --config recipes/configs/neural_small.yaml --cores vivit ln resnet \\
+        --config recipes/configs/neural_small.yaml --cores vivit energy ln resnet \\
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 
 ``--trials 4 16 40`` in place of ``--shares`` compares numbers of training trials.

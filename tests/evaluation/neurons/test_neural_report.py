@@ -12,7 +12,13 @@ import torch
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.evaluation.neurons import figures as neural_figures
-from ssl_vivit.evaluation.neurons.report import report, summary
+from ssl_vivit.evaluation.neurons.report import (
+    NeuralReport,
+    PositionsFound,
+    TierScores,
+    report,
+    summary,
+)
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.processes import Host
@@ -73,3 +79,19 @@ def test_every_tier_is_scored_printed_and_drawn_on_its_own(session, tmp_path, mo
         assert f" {expected:.3f}" in line
         assert (run_dir / "figures" / f"traces_mouse_{tier}.png").is_file()
     assert panels == [[f"mouse, {tier}" for tier in tiers]]
+
+
+def test_positions_are_stored_and_printed_beside_those_before_training(tmp_path, session):
+    tier = TierScores({}, {}, {})
+    started = {"mouse": PositionsFound(0.5, 0.25, 0.125)}
+    made = NeuralReport(
+        {"live_test_main": tier}, {"mouse": PositionsFound(0.9, 0.8, 0.75)}, started
+    )
+    stored = made.to_json()
+    assert stored["positions"] == {"mouse": {"x": 0.9, "y": 0.8, "near": 0.75}}
+    assert stored["started"] == {"mouse": {"x": 0.5, "y": 0.25, "near": 0.125}}
+    sessions = build_sessions(NeuralDataConfig(str(session.path), window=8))
+    (line,) = [each for each in summary(tmp_path, made, sessions).splitlines() if "fields" in each]
+    assert line.split("receptive fields")[1].strip() == (
+        "r = 0.900 in x, 0.800 in y, 75% within 4 pixels (0.500, 0.250, 12% before training)"
+    )

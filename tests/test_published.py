@@ -34,6 +34,11 @@ def test_tables_of_probes_show_the_stored_scores(probe, summary):
     assert "\n".join(TABLES.table(probe, summary)) in page
 
 
+def test_the_table_of_found_positions_shows_the_stored_shares():
+    page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
+    assert "\n".join(program("found_positions").table()) in page
+
+
 def test_curves_are_readable():
     curves = program("loss_curves")
     for runs, panels in (

@@ -65,8 +65,8 @@ class NeuralModelConfig:
         nonlinearity: from drive to rate; ``elu`` is ELU + 1.
         frame_stream: a convolution at full frame rate beside an encoder's tokens.
         stream_filters: its space-time filters.
-        readout_start: ``energy`` puts readouts that have no cortical positions where local motion
-            and contrast predict the training responses; ``centre`` leaves them near the middle.
+        readout_start: ``energy`` puts readouts that have no cortical positions where local
+            contrast predicts the training responses; ``centre`` leaves them near the middle.
     """
 
     layers: Layers = None

@@ -21,6 +21,8 @@ from ssl_vivit.neural.readout.linear import LinearReadout
 
 Rates = Callable[[Tensor], Tensor]
 
+# Pixels from the true centre within which a readout counts as near it: about a field's deviation.
+NEAR_PIXELS = 4.0
 # Pixels below this share of the largest count as none of the field: a mean over the whole frame
 # would be drawn to its middle.
 _FIELD = 0.3
@@ -163,3 +165,17 @@ def position_correlation(
         varies = known.sum() > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
         rs.append(float(np.corrcoef(a, b)[0, 1]) if varies else float("nan"))
     return rs[0], rs[1]
+
+
+def share_near(
+    found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], frame_size: tuple[int, int]
+) -> float:
+    """Share of neurons whose found position lies within ``NEAR_PIXELS`` of the true one.
+
+    Args:
+        found: (x, y) in [−1, 1]; NaN counts as not near.
+        true: as ``found``.
+        frame_size: (H, W) of the video in recorded pixels.
+    """
+    pixels = (found - true) * np.array(frame_size[::-1]) / 2
+    return float((np.linalg.norm(pixels, axis=1) <= NEAR_PIXELS).mean())

@@ -18,8 +18,10 @@ from ssl_vivit.evaluation.neurons.figure_data import (
     draw_traces,
 )
 from ssl_vivit.evaluation.neurons.receptive_fields import (
+    NEAR_PIXELS,
     found_centres,
     position_correlation,
+    share_near,
     true_fields,
 )
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
@@ -45,18 +47,39 @@ class TierScores(NamedTuple):
     ceiling: dict[str, float]
 
 
+class PositionsFound(NamedTuple):
+    """Agreement of the readouts' positions with the true receptive fields.
+
+    Attributes:
+        x: Pearson's r of found and true x over neurons.
+        y: of y.
+        near: share of neurons that are found within ``NEAR_PIXELS`` recorded pixels.
+    """
+
+    x: float
+    y: float
+    near: float
+
+
 class NeuralReport(NamedTuple):
     """Scores of a model on test trials, each tier on its own.
 
     Attributes:
         tiers: name of a tier, as of :meth:`Sessions.scored` → its scores.
-        positions: session → r of found and true receptive fields (x, y), where these are known.
-        started: the same before training.
+        positions: session → agreement with the true receptive fields, where these are known.
+        started: the agreement before training.
     """
 
     tiers: dict[str, TierScores]
-    positions: dict[str, tuple[float, float]]
-    started: dict[str, tuple[float, float]]
+    positions: dict[str, PositionsFound]
+    started: dict[str, PositionsFound]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``scores.json`` holds."""
+        return {
+            name: {key: value._asdict() for key, value in part.items()}
+            for name, part in self._asdict().items()
+        }
 
 
 def report(
@@ -65,7 +88,7 @@ def report(
     run_dir: Path,
     host: Host,
     *,
-    started: dict[str, tuple[float, float]] | None = None,
+    started: dict[str, PositionsFound] | None = None,
     batch_size: int = 8,
     fields: int = 6,
     device: torch.device | str = "cpu",
@@ -109,8 +132,7 @@ def report(
         positions_found(model, sessions), started or {},
     )  # fmt: skip
     if host.is_main:
-        stored = {tier: own._asdict() for tier, own in made.tiers.items()}
-        write_json(run_dir / "scores.json", {**made._asdict(), "tiers": stored}, indent=1)
+        write_json(run_dir / "scores.json", made.to_json(), indent=1)
         figures = run_dir / "figures"
         draw_scores(scores, truth, figures)
         for session in sessions.sessions:
@@ -125,14 +147,17 @@ def report(
     return made
 
 
-def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, tuple[float, float]]:
-    """Session → r of the readouts' positions and the true ones in x and y, where these are known."""
+def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, PositionsFound]:
+    """Session → agreement of the readouts' positions with the true ones, where these are known."""
     found = {}
     for session in sessions.sessions:
         truth = true_fields(session)
         centres = found_centres(model, session.name, session.frame_size)
         if truth is not None and centres is not None:
-            found[session.name] = position_correlation(centres, truth["center"])
+            true = truth["center"]
+            found[session.name] = PositionsFound(
+                *position_correlation(centres, true), share_near(centres, true, session.frame_size)
+            )
     return found
 
 
@@ -193,10 +218,10 @@ def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict
 def _position_rows(session: str, made: NeuralReport) -> dict[str, str]:
     rows = {}
     if session in made.positions:
-        x, y = made.positions[session]
-        said = f"r = {x:.3f} in x, {y:.3f} in y"
+        x, y, near = made.positions[session]
+        said = f"r = {x:.3f} in x, {y:.3f} in y, {near:.0%} within {NEAR_PIXELS:g} pixels"
         if session in made.started:
-            x, y = made.started[session]
-            said += f" ({x:.3f}, {y:.3f} before training)"
+            x, y, near = made.started[session]
+            said += f" ({x:.3f}, {y:.3f}, {near:.0%} before training)"
         rows[f"{session}: found and true receptive fields"] = said
     return rows

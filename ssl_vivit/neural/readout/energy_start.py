@@ -1,23 +1,24 @@
 """Start of readouts at receptive fields that are estimated from responses to local energy.
 
-Reverse correlation with local energy. Motion and contrast in cells of a coarse grid, in the frames
-shortly before, are regressed on each neuron's responses with a ridge, which takes out that natural
-stimuli are correlated over space (Theunissen et al. 2001, Network 12:289-316); energy instead of
-grey level, since complex cells have no linear receptive field (Adelson & Bergen 1985). A place is
-taken where the map predicts responses better than the energy of the whole screen does, in halves
-of the trials that the weights were not fitted to.
+Reverse correlation with energy instead of grey level, since complex cells have no linear receptive
+field (Adelson & Bergen 1985). Each place of a coarse grid explains a neuron's responses by three
+numbers (:mod:`ssl_vivit.neural.readout.oriented_energy`): few enough for a few trials. Places are
+compared by their evidence (:mod:`ssl_vivit.neural.readout.place_evidence`), with the energy of the
+whole screen and with no explanation. What neurons have in common is estimated from all of them:
+the delay of responses, how slowly they change by themselves, the prior of weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -25,14 +26,17 @@ from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.neural.cores.vivit_core import screen_span
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
+from ssl_vivit.neural.readout.oriented_energy import oriented_energy
+from ssl_vivit.neural.readout.place_evidence import PlaceSums
 
-_CELLS = 144
-# Seconds from a frame to the response that it is related to; a calcium signal goes on for longer.
-_LAGS = {"spikes": (0.03, 0.2), "calcium": (0.03, 0.6)}
-# Shares of a feature's variance.
-_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# Cells around a peak that belong to it, if they reach this share of it.
-_REACH, _SHARE = 2, 0.3
+# Seconds from a frame to the responses that it is related to, first and last. The likeliest holds.
+_DELAYS = ((0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.1, 0.3), (0.1, 0.6))
+# Trials that decide on the delay and on how slowly responses change.
+_FIRST_TRIALS = 16
+# Seconds over which what is left of a response's course is taken into account.
+_COURSE = 0.5
+# Cells around a place that belong to it.
+_REACH = 1.33
 
 
 class FoundPlaces(NamedTuple):
@@ -53,7 +57,8 @@ def start_at_energy(
     """Put the readouts of a fresh model where their neurons' energy maps are centred.
 
     Neurons without such a place, and readouts whose positions come from cortical coordinates, stay
-    as they are. Training trials alone are read. No neuron's place depends on another's responses.
+    as they are. Training trials alone are read. Neurons that are held out of training have no part
+    in the place of another.
 
     Args:
         model: whose readouts are placed; its adapter is taken as the identity that it starts as.
@@ -71,7 +76,7 @@ def start_at_energy(
         found = energy_centres(
             ((session.video(trial), session.responses(trial)) for trial in fact.split["train"]),
             frames_per_second=fact.frames_per_second,
-            kind=fact.kind,
+            pooled=torch.tensor([unit not in fact.held_out_units for unit in fact.unit_ids]),
         )
         span = screen_span(
             model.encoder, fact.frame_size, align_corners=readout.config.align_corners
@@ -79,7 +84,7 @@ def start_at_energy(
         _place(readout, found, span)
         notes.append(
             f"{fact.name}: {int(found.known.sum())} of {len(found.known)} readouts start where "
-            "local motion and contrast predict responses, the others near the middle"
+            "local contrast predicts responses, the others near the middle"
         )
     return notes
 
@@ -97,159 +102,144 @@ def energy_centres(
     trials: Iterable[tuple[Shaped[np.ndarray, "T H W"], Shaped[np.ndarray, "T n"]]],
     *,
     frames_per_second: float,
-    kind: str = "spikes",
+    pooled: Bool[Tensor, " n"] | None = None,
 ) -> FoundPlaces:
-    """Centres of receptive fields by regression of responses on local energy.
+    """Centres of receptive fields by the evidence of local energy for responses.
 
     Args:
-        trials: grey levels, 0 to 255, and responses (NaN where unknown) of the same frames; read
-            once.
+        trials: grey levels, 0 to 255, and responses (NaN where unknown) of the same frames, at least
+            one trial; read once.
         frames_per_second: of both.
-        kind: ``spikes`` or ``calcium``, which is slower.
+        pooled: neurons that what all have in common is estimated from; all by default.
 
     Returns:
-        :class:`FoundPlaces`. A neuron has a place if the best of several ridges predicts better
-        than the mean energy of the screen, and better than nothing, in the other half of the trials.
+        :class:`FoundPlaces`. A neuron has a place if local energy is a likelier explanation of its
+        responses than the energy of the whole screen, and than none.
     """
-    halves: list[_Sums] = [_Sums(), _Sums()]
-    cells = (1, 1)
-    first, last = (round(lag * frames_per_second) for lag in _LAGS[kind])
-    for number, (video, responses) in enumerate(trials):
-        energy = local_energy(torch.as_tensor(video))
-        cells = (energy.shape[2], energy.shape[3])
-        past = _past(rearrange(energy, "T k h w -> T (k h w)"), first, max(first, last))
-        halves[number % 2].add(past.double(), torch.as_tensor(responses).double())
-    if not halves[1].count:
-        nothing = torch.full((halves[0].neurons, 2), torch.nan)
-        return FoundPlaces(nothing, torch.zeros(len(nothing), dtype=torch.bool))
-    best, known = _best_ridges(halves)
-    both = _Sums.sum(halves)
-    weights = torch.stack([both.regression(ridge) for ridge in _RIDGES])
-    chosen = weights[best, :, torch.arange(len(best))]
-    maps = rearrange(chosen, "n (k h w) -> n k h w", h=cells[0], w=cells[1]).sum(1)
-    centres = peak_centres(maps)
-    known = known & centres.isfinite().all(1)
+    stream = (
+        (oriented_energy(torch.as_tensor(video)), torch.as_tensor(responses).float())
+        for video, responses in trials
+    )
+    first = list(islice(stream, _FIRST_TRIALS))
+    if pooled is None:
+        pooled = torch.ones(first[0][1].shape[1], dtype=torch.bool)
+    course = _Course.of(
+        [responses for _, responses in first], pooled, round(_COURSE * frames_per_second)
+    )
+    delays = sorted({
+        (round(start * frames_per_second), round(stop * frames_per_second))
+        for start, stop in _DELAYS
+    })  # fmt: skip
+    sums = [_sums(first, course, delay) for delay in delays]
+    likely = [own.explained(pooled, inflation=course.inflation).log_evidence for own in sums]
+    best = max(range(len(delays)), key=likely.__getitem__)
+    whole = sums[best]
+    for trial in stream:
+        _add(whole, trial, course, delays[best])
+    height, width = first[0][0].shape[1:3]
+    places = whole.explained(pooled, inflation=course.inflation).places
+    known = places.sum(0) > 0.5
+    centres = peak_centres(rearrange(places, "(h w) n -> n h w", h=height, w=width))
     return FoundPlaces(centres.where(known[:, None], torch.nan).float(), known)
 
 
-def local_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T 2 h w"]:
-    """Mean absolute change since the frame before, and standard deviation of grey levels, of cells.
-
-    The cells are about square, some 144 a frame.
-    """
-    grey = video.float() / 255
-    height, width = grey.shape[1:]
-    side = max(1.0, (height * width / _CELLS) ** 0.5)
-    cells = (max(1, round(height / side)), max(1, round(width / side)))
-    change = F.pad((grey[1:] - grey[:-1]).abs(), (0, 0, 0, 0, 1, 0))
-    mean = F.adaptive_avg_pool2d(grey[:, None], cells)
-    square = F.adaptive_avg_pool2d(grey[:, None].square(), cells)
-    contrast = (square - mean.square()).clamp(min=0).sqrt()
-    return torch.cat([F.adaptive_avg_pool2d(change[:, None], cells), contrast], dim=1)
-
-
 def peak_centres(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
-    """Centres of mass (x, y) of the highest peaks, in [−1, 1] from edge to edge.
+    """Centres of mass (x, y) of the places that have most mass around them, in [−1, 1] from edge to edge.
 
-    NaN for maps that are positive nowhere.
+    NaN for maps without mass.
     """
-    kernel = maps.new_tensor([0.25, 0.5, 0.25])
-    smooth = F.conv2d(maps[:, None], kernel.outer(kernel)[None, None], padding=1)[:, 0]
-    smooth = smooth.clamp(min=0)
-    height, width = smooth.shape[1:]
-    peak = smooth.flatten(1).argmax(1)
-    rows, columns = torch.arange(height), torch.arange(width)
-    near = (rows - (peak // width)[:, None]).abs()[:, :, None] <= _REACH
-    near = near & ((columns - (peak % width)[:, None]).abs()[:, None, :] <= _REACH)
-    high = smooth >= _SHARE * smooth.amax((1, 2), keepdim=True)
-    mass = smooth.where(near & high, 0)
-    total = mass.sum((1, 2))
-    x = (mass.sum(1) * ((2 * columns + 1) / width - 1)).sum(1) / total
-    y = (mass.sum(2) * ((2 * rows + 1) / height - 1)).sum(1) / total
-    return torch.stack([x, y], dim=1)
+    height, width = maps.shape[1:]
+    cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(maps)
+    near = (torch.cdist(cells, cells) <= _REACH).to(maps)
+    mass = maps.flatten(1)
+    peak = (mass @ near).argmax(1)
+    around = mass * near[peak]
+    y, x = ((around @ cells) / around.sum(1, keepdim=True)).unbind(1)
+    return torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=1)
+
+
+class _Course(NamedTuple):
+    """How responses change by themselves.
+
+    Attributes:
+        mean: of each neuron's responses.
+        deviation: of each, 1 where there is none.
+        persistence: correlation of a response with the one before, of all neurons together.
+        inflation: frames that count as one independent one, once what persists is taken out.
+    """
+
+    mean: Float[Tensor, " n"]
+    deviation: Float[Tensor, " n"]
+    persistence: float
+    inflation: float
+
+    @classmethod
+    def of(
+        cls, trials: Sequence[Float[Tensor, "T n"]], pooled: Bool[Tensor, " n"], frames: int
+    ) -> _Course:
+        """Estimate it.
+
+        Args:
+            trials: responses, NaN where unknown.
+            pooled: neurons that correlations are estimated from.
+            frames: how far correlations reach.
+        """
+        together = torch.cat([*trials])
+        mean = together.nanmean(0).nan_to_num()
+        deviation = (together - mean).square().nanmean(0).sqrt().nan_to_num()
+        deviation = deviation.where(deviation > 1e-6 * mean.abs(), 1)
+        course = cls(mean, deviation, 0.0, 1.0)
+        standard = [course.standard(trial)[:, pooled] for trial in trials]
+        (persistence,) = _correlations(standard, 1)
+        course = course._replace(persistence=persistence)
+        left = _correlations([course.changes(trial)[1:, pooled] for trial in trials], frames)
+        return course._replace(inflation=max(1.0, 1 + 2 * sum(left)))
+
+    def standard(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
+        """Responses with mean 0 and variance 1."""
+        return (responses - self.mean) / self.deviation
+
+    def changes(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
+        """Standardised responses less what persists of the one before; none before the first frame."""
+        standard = self.standard(responses)
+        return standard - self.persistence * F.pad(standard[:-1], (0, 0, 1, 0))
+
+
+def _correlations(trials: Sequence[Float[Tensor, "T n"]], frames: int) -> list[float]:
+    """Correlations of responses with those 1 to ``frames`` before, over neurons and known frames."""
+    mean = torch.cat([*trials]).nanmean(0)
+    centred = [trial - mean for trial in trials]
+    power = float(torch.cat(centred).square().nanmean().nan_to_num())
+    if power == 0:
+        return [0.0] * frames
+    found = []
+    for lag in range(1, frames + 1):
+        products = torch.cat([trial[lag:] * trial[:-lag] for trial in centred])
+        found.append(float(products.nanmean().nan_to_num()) / power)
+    return found
+
+
+_Trial = tuple[Float[Tensor, "T h w k"], Float[Tensor, "T n"]]
+
+
+def _sums(trials: Sequence[_Trial], course: _Course, delay: tuple[int, int]) -> PlaceSums:
+    sums = PlaceSums()
+    for trial in trials:
+        _add(sums, trial, course, delay)
+    return sums
+
+
+def _add(sums: PlaceSums, trial: _Trial, course: _Course, delay: tuple[int, int]) -> None:
+    energy, responses = trial
+    past = _past(rearrange(energy, "T h w k -> T (h w k)"), *delay)
+    # What was shown before the first frame is unknown.
+    start = max(1, delay[1])
+    features = rearrange(past, "T (p k) -> T p k", k=energy.shape[-1])
+    sums.add(features[start:], course.changes(responses)[start:])
 
 
 def _past(energy: Float[Tensor, "T p"], first: int, last: int) -> Float[Tensor, "T p"]:
-    """Sum over the frames that lie ``first`` to ``last`` frames back."""
-    total = F.pad(energy, (0, 0, last + 1, 0)).cumsum(0)
-    return total[last + 1 - first : len(total) - first] - total[: len(energy)]
-
-
-class _Sums:
-    """Sums of features, responses and their products, trial by trial.
-
-    Plain sums and not :class:`ssl_vivit.moments.Moments`, since every neuron's products with the
-    features are over other frames: those in which its response is known.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.neurons = 0, 0
-        self.known = self.x = self.y = self.xx = self.xy = self.yy = self.x_known = torch.zeros(())
-
-    def add(self, x: Float[Tensor, "T p"], y: Float[Tensor, "T n"]) -> None:
-        known = ~y.isnan()
-        y = y.where(known, 0)
-        self.count, self.neurons = self.count + len(x), y.shape[1]
-        self.known = self.known + known.sum(0)
-        self.x, self.y = self.x + x.sum(0), self.y + y.sum(0)
-        self.x_known = self.x_known + x.mT @ known.double()
-        self.xx, self.xy = self.xx + x.mT @ x, self.xy + x.mT @ y
-        self.yy = self.yy + y.square().sum(0)
-
-    @staticmethod
-    def sum(parts: Sequence[_Sums]) -> _Sums:
-        both = _Sums()
-        both.count, both.neurons = sum(part.count for part in parts), parts[0].neurons
-        for name in ("known", "x", "y", "xx", "xy", "yy", "x_known"):
-            total = torch.stack([getattr(part, name) for part in parts]).sum(0)
-            setattr(both, name, total)
-        return both
-
-    def centred(self) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p n"], Float[Tensor, " n"]]:
-        """Covariances of features, and with responses where known; variance of responses."""
-        known = self.known.clamp(min=1)
-        mean, response = self.x / self.count, self.y / known
-        xx = self.xx / self.count - mean.outer(mean)
-        xy = self.xy / known - self.x_known / known * response
-        return xx, xy, self.yy / known - response.square()
-
-    def regression(self, ridge: float) -> Float[Tensor, "p n"]:
-        """Weights of the features in units of their standard deviations."""
-        xx, xy, _ = self.centred()
-        scale = _deviations(xx)
-        correlation = xx / scale.outer(scale)
-        damped = correlation + ridge * torch.eye(len(xx), dtype=xx.dtype)
-        return torch.linalg.solve(damped, xy / scale[:, None])
-
-
-def _deviations(xx: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
-    variance = xx.diagonal()
-    return variance.clamp(min=1e-12 + 1e-6 * float(variance.max())).sqrt()
-
-
-def _best_ridges(halves: Sequence[_Sums]) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
-    """For each neuron the ridge that predicts the other half best, and whether it tells a place."""
-    gains = torch.stack([_explained(halves, ridge) for ridge in _RIDGES])
-    best = gains.mean(1).argmax(0)
-    least = _explained(halves, None).clamp(min=0)
-    reached = gains[best, :, torch.arange(len(best))].mT
-    # In both directions, which chance alone seldom does.
-    return best, (reached > least).all(0)
-
-
-def _explained(halves: Sequence[_Sums], ridge: float | None) -> Float[Tensor, "2 n"]:
-    """Explained variance of responses in each half by weights of the other; no ridge: by mean energy."""
-    told = []
-    for fitted, other in (halves, halves[::-1]):
-        xx, xy, yy = other.centred()
-        own, to_responses, _ = fitted.centred()
-        scale = _deviations(own)[:, None]
-        if ridge is None:
-            whole = 1 / scale
-            slope = (whole.mT @ to_responses) / (whole.mT @ own @ whole).clamp(min=1e-12)
-            weights = whole * slope
-        else:
-            weights = fitted.regression(ridge) / scale
-        left = 2 * (weights * xy).sum(0) - (weights * (xx @ weights)).sum(0)
-        told.append(left / yy.clamp(min=1e-12))
-    return torch.stack(told)
+    """Mean over the frames that lie ``first`` to ``last`` frames back; frames before the first are 0."""
+    total = F.pad(energy.double(), (0, 0, last + 1, 0)).cumsum(0)
+    past = total[last + 1 - first : len(total) - first] - total[: len(energy)]
+    return past / (last + 1 - first)

@@ -12,7 +12,13 @@ import torch
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.evaluation.neurons import figures as neural_figures
-from ssl_vivit.evaluation.neurons.report import NeuralReport, TierScores, report, summary
+from ssl_vivit.evaluation.neurons.report import (
+    NeuralReport,
+    PositionsFound,
+    TierScores,
+    report,
+    summary,
+)
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
 from ssl_vivit.neural.prediction import NeuralPredictor
 from ssl_vivit.training.processes import Host
@@ -92,3 +98,19 @@ def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_
         assert f"mouse, {tier}: {told}" in lines
         told = "fraction of explainable variance explained (FEVE) -0.500 over 2 of 3 neurons"
         assert f"mouse, {tier}: {told}" in lines
+
+
+def test_positions_are_stored_and_printed_beside_those_before_training(tmp_path, session):
+    tier = TierScores({}, {}, {})
+    started = {"mouse": PositionsFound(0.5, 0.25, 0.125)}
+    made = NeuralReport(
+        {"live_test_main": tier}, {"mouse": PositionsFound(0.9, 0.8, 0.75)}, started
+    )
+    stored = made.to_json()
+    assert stored["positions"] == {"mouse": {"x": 0.9, "y": 0.8, "near": 0.75}}
+    assert stored["started"] == {"mouse": {"x": 0.5, "y": 0.25, "near": 0.125}}
+    sessions = build_sessions(NeuralDataConfig(str(session.path), window=8))
+    (line,) = [each for each in summary(tmp_path, made, sessions).splitlines() if "fields" in each]
+    assert line.split("receptive fields")[1].strip() == (
+        "r = 0.900 in x, 0.800 in y, 75% within 4 pixels (0.500, 0.250, 12% before training)"
+    )

@@ -12,6 +12,7 @@ from ssl_vivit.evaluation.neurons.receptive_fields import (
     centres_of,
     position_correlation,
     receptive_fields,
+    share_near,
 )
 
 H, W, LAGS = 12, 20, 5
@@ -96,3 +97,11 @@ def test_position_correlation_is_numpys_and_leaves_out_what_is_unknown():
 def test_short_clips_are_refused(videos):
     with pytest.raises(ValueError, match="9 frames are shorter than 12 lags"):
         receptive_fields(rates, videos, [0])
+
+
+def test_share_near_counts_recorded_pixels():
+    true = np.zeros((4, 2))
+    # 3.9 pixels to the right, 4.1 down, (3, 3) away, unknown.
+    found = np.array([[3.9 / 32, 0], [0, 4.1 / 18], [3 / 32, 3 / 18], [np.nan, 0]])
+    assert share_near(found, true, (36, 64)) == 0.25
+    assert share_near(found[:3], true[:3], (72, 128)) == 0.0

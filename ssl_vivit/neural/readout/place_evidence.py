@@ -1,0 +1,161 @@
+"""Evidence of Bayesian regressions of responses on the features of one place at a time.
+
+Each neuron has one of these explanations: the features of one place, their mean over the screen,
+or neither. Weights have a Gaussian prior. Its width, and the share of neurons that have an
+explanation, are estimated from all neurons together (empirical Bayes; Bishop 2006, Pattern
+Recognition and Machine Learning, sec. 3.5).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# Variances of weights, for features and responses of variance 1.
+_PRIOR_VARIANCES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+# Share of the neurons with an explanation that follow the whole screen.
+_WHOLE_SCREEN = 0.03
+_ROUNDS = 30
+
+
+class Explained(NamedTuple):
+    """What explains each neuron's responses.
+
+    Attributes:
+        places: posterior probability of each place. What they lack of 1 is that of the whole screen
+            and of no explanation.
+        log_evidence: of all neurons together, against no explanation.
+    """
+
+    places: Float[Tensor, "p n"]
+    log_evidence: float
+
+
+class PlaceSums:
+    """Sums of features, responses and their products, trial by trial.
+
+    Plain sums and not :class:`ssl_vivit.moments.Moments`, since a place's features meet each other
+    and responses, but no other place's, and every neuron's responses are known in other frames.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.known = self.x = self.y = self.xx = self.xy = self.yy = torch.zeros(())
+        self.x_missing = torch.zeros(())
+
+    def add(self, x: Float[Tensor, "T p k"], y: Float[Tensor, "T n"]) -> None:
+        """Count frames in.
+
+        Args:
+            x: features of each place.
+            y: responses, NaN where unknown. Products are in single precision: they should be near
+                standardised.
+        """
+        known = ~y.isnan()
+        responses = torch.where(known, y, 0).float()
+        x = torch.cat([x, x.mean(1, keepdim=True)], dim=1).float()
+        flat, shape = x.flatten(1).mT, (*x.shape[1:], y.shape[1])
+        self.frames += len(x)
+        self.known = self.known + known.sum(0)
+        self.x = self.x + x.double().sum(0)
+        self.y = self.y + responses.double().sum(0)
+        self.yy = self.yy + responses.double().square().sum(0)
+        by_place = x.double().permute(1, 2, 0)
+        self.xx = self.xx + by_place @ by_place.mT
+        self.xy = self.xy + (flat @ responses).reshape(shape).double()
+        if not known.all():
+            self.x_missing = self.x_missing + (flat @ (~known).float()).reshape(shape).double()
+
+    def explained(self, pooled: Bool[Tensor, " n"], *, inflation: float = 1.0) -> Explained:
+        """Posterior of explanations, averaged over widths of the prior by their evidence.
+
+        Args:
+            pooled: neurons that the prior is estimated from.
+            inflation: how many frames count as one independent one, at least 1.
+        """
+        gram, cross, spread = self._standardised()
+        varies = spread > 0
+        found = []
+        for prior in _PRIOR_VARIANCES:
+            evidence = log_evidence(gram, cross, spread, self.known / inflation, inflation, prior)
+            found.append(posterior_of_places(evidence.where(varies, -torch.inf), pooled & varies))
+        totals = torch.tensor([each.log_evidence for each in found], dtype=spread.dtype)
+        weights = totals.softmax(0)
+        places = sum(weight * each.places for weight, each in zip(weights, found, strict=True))
+        return Explained(places, float(totals.logsumexp(0)) - math.log(len(found)))
+
+    def _standardised(
+        self,
+    ) -> tuple[Float[Tensor, "p k k"], Float[Tensor, "p k n"], Float[Tensor, " n"]]:
+        """Centred products of features, with responses, and of responses with themselves.
+
+        Each feature has one scale for all places, so that the prior of weights is that of all.
+        """
+        known = self.known.clamp(min=1)
+        frames = max(self.frames, 1)
+        mean = self.x / frames
+        gram = self.xx - frames * mean[:, :, None] * mean[:, None]
+        response = self.y / known
+        cross = self.xy - (self.x[..., None] - self.x_missing) * response
+        # Features are centred and multiplied over all frames, also where a response is unknown.
+        cross = cross * (frames / known).sqrt()
+        scale = (gram.diagonal(dim1=1, dim2=2).mean(0) / frames).clamp(min=1e-12).sqrt()
+        spread = self.yy - known * response.square()
+        # Rounding leaves a little of a constant.
+        spread = spread.where(spread > 1e-9 * self.yy, 0)
+        return gram / scale.outer(scale), cross / scale[:, None], spread
+
+
+def log_evidence(
+    gram: Float[Tensor, "p k k"],
+    cross: Float[Tensor, "p k n"],
+    spread: Float[Tensor, " n"],
+    count: Float[Tensor, " n"],
+    inflation: float,
+    prior: float,
+) -> Float[Tensor, "p n"]:
+    """Log evidence of each place's regression, less that of a constant.
+
+    Noise has the variance that makes responses likeliest, times the prior one of weights.
+
+    Args:
+        gram: centred products of features.
+        cross: of features and responses.
+        spread: sum of squares of centred responses.
+        count: independent frames with a known response.
+        inflation: frames that count as one.
+        prior: variance of weights, in units of that of the noise.
+    """
+    gram, cross, spread = gram / inflation, cross / inflation, spread / inflation
+    unit = torch.eye(gram.shape[1], dtype=gram.dtype)
+    factor = torch.linalg.cholesky(gram + unit / prior)
+    explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum(1)
+    volume = factor.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * len(unit) * math.log(prior)
+    left = 1 - explained / spread.where(spread > 0, 1)
+    return -volume[:, None] - 0.5 * count * left.clamp(min=1e-9).log()
+
+
+def posterior_of_places(evidence: Float[Tensor, "q n"], pooled: Bool[Tensor, " n"]) -> Explained:
+    """Posterior probabilities of places, where explanations are as common as the pooled neurons say.
+
+    Args:
+        evidence: log evidence of each place and, last, of the whole screen; −∞ for neurons that
+            nothing can explain.
+        pooled: neurons that decide how many have an explanation.
+    """
+    places = evidence[:-1].logsumexp(0) + math.log((1 - _WHOLE_SCREEN) / (len(evidence) - 1))
+    some = torch.logaddexp(places, evidence[-1] + math.log(_WHOLE_SCREEN))
+    share = torch.tensor(1 / 3, dtype=some.dtype)
+    for _ in range(_ROUNDS):
+        explained = (some + share.logit()).sigmoid()
+        # One neuron with an explanation and two without are taken as seen before.
+        share = (1 + explained[pooled].sum()) / (3 + pooled.sum())
+    total = torch.logaddexp(some + share.log(), (1 - share).log())[pooled].sum()
+    of_place = (places - some).exp().where(some.isfinite(), 0)
+    explained = (some + share.logit()).sigmoid()
+    each = evidence[:-1].softmax(0).where(some.isfinite(), 0)
+    return Explained(each * of_place * explained, float(total))

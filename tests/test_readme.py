@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from ssl_vivit.neural import load_neural_model
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs" / "tutorials" / "videos_to_neurons.md"
+NEW_ANIMAL = ROOT / "docs" / "tutorials" / "new_animal.md"
 MARK = "<!-- tested -->"
 # The commands are long runs; these words make them short and change nothing else.
 FEWER = {
@@ -58,7 +62,9 @@ def test_marked_blocks_are_found():
 
 def test_marks_stand_where_blocks_are_run():
     pages = [README, *(ROOT / "docs").rglob("*.md")]
-    assert {page for page in pages if MARK in page.read_text()} == {README, TUTORIAL}
+    assert {page for page in pages if MARK in page.read_text()} == {
+        README, TUTORIAL, NEW_ANIMAL,
+    }  # fmt: skip
 
 
 def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
@@ -89,6 +95,40 @@ def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
     shutil.rmtree(tmp_path / "runs/neurons_fresh")
     with pytest.raises(AssertionError, match=r"neurons_fresh/scores\.json is missing"):
         call([sys.executable, str(ROOT / "examples" / "demo_report.py"), *runs], tmp_path)
+
+
+def test_a_new_animal_is_fitted_on_the_core_of_others(tmp_path):
+    """The tutorial's commands, with few trials, neurons and steps."""
+    (kind, block), (other, code) = marked_blocks(NEW_ANIMAL.read_text())
+    assert (kind, other) == ("shell", "python")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    fewer = {
+        "--neurons 80": "--neurons 4",
+        "--train-trials 120 --held-out-movies 4 --repeats 4 --seconds 4":
+            "--train-trials 6 --held-out-movies 1 --repeats 2 --seconds 2",
+        "--data.train_trials 16": "--data.train_trials 4",
+        "--data.window 120": "--data.window 60",
+    }  # fmt: skip
+    assert [many for many in fewer if many not in block] == []
+    said = ""
+    for command in block.replace("\\\n", "").splitlines():
+        for many, few in fewer.items():
+            command = command.replace(many, few)
+        if "finetune_neural" in command:
+            command += f" {SHORT_RUN}"
+        if command:
+            said = call(shlex.split(command), tmp_path)
+    # Readouts alone were trained: the core is that of the other animals, bit for bit.
+    fitted, new = (load_neural_model(tmp_path / "runs" / name).model for name in ("animals", "new"))
+    core = {k: v for k, v in fitted.state_dict().items() if not k.startswith("session_readouts")}
+    assert len(core) > 20
+    assert all(torch.equal(new.state_dict()[name], value) for name, value in core.items())
+    assert new.sessions == ("new",)
+    # The last command compares both models neuron by neuron.
+    assert "live_test_main" in said
+    assert (tmp_path / "runs/new_scores").is_dir()
+    code += "\nassert rates.shape == (1, 60, 4) and bool((rates > 0).all())\n"
+    call([sys.executable, "-c", code], tmp_path)
 
 
 def call(words: list[str], folder: Path) -> str:

@@ -59,7 +59,7 @@ class BlockReader(nn.Module):
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b blocks_d t h w"]:
-        """Maps of the chosen blocks, one after the other along channels; no weight counts yet.
+        """Maps of the chosen blocks, concatenated along channels, before they are weighted.
 
         Args:
             encoder: as of :meth:`forward`.

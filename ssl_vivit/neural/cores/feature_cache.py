@@ -91,7 +91,7 @@ class FeatureCache:
 
 
 def is_fixed(modules: Iterable[nn.Module]) -> bool:
-    """Whether modules are in eval mode altogether and have no parameter that wants a gradient.
+    """Return whether all modules are in eval mode and no parameter requires a gradient.
 
     Weights that are sharded over processes do not count as fixed: all processes gather them
     together, and a process that finds its clips in a cache would be missing.

@@ -88,7 +88,7 @@ class ViViTCore:
         return self.mixed(self.maps(video, patch_draw))
 
     def mixed(self, maps: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """What :meth:`dense` gives of what :meth:`maps` gives: a sum, where several are read."""
+        """Return the map that :meth:`dense` gives from the maps of the blocks; several are summed."""
         return maps if self.reader is None else self.reader.mixed(maps)
 
     def maps(

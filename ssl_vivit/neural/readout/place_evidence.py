@@ -23,11 +23,11 @@ _ROUNDS = 30
 
 
 class Explained(NamedTuple):
-    """What explains each neuron's responses.
+    """Posterior probabilities of the explanations of each neuron's responses.
 
     Attributes:
-        places: posterior probability of each place. What they lack of 1 is that of the whole screen
-            and of no explanation.
+        places: posterior probability of each place. The rest to 1 is the probability of the
+            whole screen or of no explanation.
         log_evidence: of all neurons together, against no explanation.
     """
 

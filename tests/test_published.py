@@ -107,3 +107,17 @@ def test_animals_are_averaged_and_rows_paired(tmp_path):
     files[0].write_text(json.dumps({"metric": "correlation_mean", "results": []}))
     with pytest.raises(SystemExit, match="fresh with 16 trials is in 2 of 3"):
         animals.read(files, "live_test_main")
+
+
+def test_the_table_of_other_animals_shows_the_stored_scores():
+    animals = program("several_animals")
+    files = sorted((ROOT / "recipes" / "results" / "other_animals").glob("*.json"))
+    assert len(files) == 5
+    _, scores = animals.read(files, "live_test_main")
+    page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
+    assert "\n".join(animals.table(scores, {})) in page
+    paired = animals.differences(scores, "vivit")["animals"]
+    told = [
+        f"{mean:.3f} ± {error:.3f}" for mean, error in map(animals.mean_and_error, paired.values())
+    ]
+    assert f"paired over animals, are {' and '.join(told)}" in page

@@ -6,7 +6,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from ssl_vivit.training.command_line import parse, run, with_lists
+    from ssl_vivit.training.command_line import parse, run, with_lists, with_settings
     from ssl_vivit.training.config import OptimConfig, TrainingConfig, to_plain
     from ssl_vivit.training.loop import FitResult, check_run, fit
     from ssl_vivit.training.periodic import Moment, Periodic
@@ -26,6 +26,7 @@ __all__ = [
     "run",
     "to_plain",
     "with_lists",
+    "with_settings",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -43,5 +44,6 @@ __getattr__, __dir__ = lazy_names(
         "run": "ssl_vivit.training.command_line",
         "to_plain": "ssl_vivit.training.config",
         "with_lists": "ssl_vivit.training.command_line",
+        "with_settings": "ssl_vivit.training.command_line",
     },
 )

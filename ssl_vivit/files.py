@@ -63,6 +63,21 @@ def remove_unfinished() -> None:
         _remove(part)
 
 
+def process_name() -> str:
+    """Return a name of this process that no other one has, on any machine."""
+    return f"{_HOST}-{os.getpid()}-{_PROCESS}"
+
+
+def has_ended(process: str) -> bool:
+    """Return whether a process of this machine has ended; False for those of other machines.
+
+    Args:
+        process: its :func:`process_name`.
+    """
+    host, pid, token = process.rsplit("-", 2)
+    return host == _HOST and not _is_alive(int(pid), token)
+
+
 def _beside(path: Path, ending: str) -> Path:
     owner = f"{_HOST}-{os.getpid()}-{_PROCESS}{secrets.token_hex(4)}"
     return path.with_name(f".{path.name}.{owner}.{ending}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,11 +115,12 @@ def figure(metric: str, scores: Scores, compared: Sequence[tuple[str, Scores]]) 
     """
     drawn, axes = panel_figure(1 + len(compared), height=5.0)
     label = LABELS.get(metric, metric)
-    draw_rows(axes[0], scores, [*scores])
+    order = [*dict.fromkeys([*scores, *(row for _, found in compared for row in found)])]
+    draw_rows(axes[0], scores, order)
     axes[0].set(ylabel=label)
     for axis, (against, found) in zip(axes[1:], compared, strict=True):
-        draw_rows(axis, found, [*scores])
-        axis.set(ylabel=f"difference from {against}")
+        draw_rows(axis, found, order)
+        axis.set(ylabel=textwrap.fill(f"difference from {against}", 30))
         axis.axhline(0, color="0.35", linewidth=0.8)
     animals = len(next(iter(next(iter(scores.values())).values())))
     caption(drawn, f"mean and standard error over {animals} animals")

@@ -294,6 +294,25 @@ def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
     assert len({tuple(mask.flatten().tolist()) for mask in together.flatten(0, 1)}) == 6
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_block_masks_hide_rectangle_after_rectangle_as_a_slow_loop(ratio):
+    grid = Grid(2, 5, 9)
+    numbers = torch.rand(4, mask_numbers("block", grid), generator=torch.Generator().manual_seed(0))
+    mask = draw_mask("block", grid, ratio, numbers)
+    for b in range(4):
+        aspects, tops, lefts, within = numbers[b].split([64, 64, 64, 45])
+        order = []
+        for aspect, top, left in zip(aspects, tops, lefts, strict=True):
+            aspect = 0.75 * 2.0 ** aspect.item()  # from 3/4 to 3/2
+            height = min(max(round((0.15 * 45 * aspect) ** 0.5), 1), 5)
+            width = min(max(round((0.15 * 45 / aspect) ** 0.5), 1), 9)
+            y, x = int(top * (5 - height + 1)), int(left * (9 - width + 1))
+            inside = [i * 9 + j for i in range(y, y + height) for j in range(x, x + width)]
+            order += sorted({*inside} - {*order}, key=lambda place: within[place].item())
+        order += sorted({*range(45)} - {*order}, key=lambda place: within[place].item())
+        assert mask.hidden[b].tolist() == sorted(order[: int(45 * ratio)])
+
+
 def test_names_of_other_samples_than_the_clips_are_refused():
     batch = {"clips": torch.zeros(2, 1, 3, 8, 64, 96), "draw": [(0, 0, "a")] * 3}
     with pytest.raises(ValueError, match="2 samples and names in draw for 3"):
@@ -404,6 +423,20 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
             score = float(scores[i, j])
             assert by_offset.setdefault(offset, score) == pytest.approx(score, abs=1e-9)
             assert any(offset) == (score < width - 1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_a_decoder_tells_times_and_places_apart(variant, positions):
+    """All tokens are equal, so that predictions differ by their positions alone."""
+    objective = MaskedTubelets(small(variant), decoder_positions=positions).double().eval()
+    grid, width = Grid(4, 4, 6), objective.encoder.embed_dim
+    mask = masks("tube", grid, 0.75, 1)
+    tokens = torch.ones(1, 4, 6, width, dtype=torch.float64)
+    with torch.no_grad():
+        predicted = objective.decoder(tokens, mask, grid).unflatten(1, (4, 18))[0]
+    assert predicted.std(0).amin(0).max() > 1e-3
+    assert predicted.std(1).amin(0).max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -171,6 +171,12 @@ def test_scores_by_name():
     assert 0 < able.sum() < NEURONS
     expected = of_repeats.explained()[able].mean().item()
     assert found["feve_a"] == pytest.approx(expected)
+    heard = torch.tensor([True, False, True, True, True])
+    losses = PoissonSums.of(rates, responses).loss()
+    assert found["poisson_a"] == pytest.approx(losses[heard].mean().item())
+    # Of the true signal where it can be told from noise; elsewhere it is anything.
+    normalised = of_repeats.normalised_correlation().normalised
+    assert found["cc_norm_a"] == pytest.approx(normalised[able].nanmean().item())
     # How many neurons each mean is over: one of session a is silent.
     counted = scores.counted()
     assert counted["feve_a"] == counted["cc_norm_a"] == able.sum()

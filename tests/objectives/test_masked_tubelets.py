@@ -246,6 +246,21 @@ def test_pooled_that_tokens_make_by_themselves_adds_nothing_to_the_loss(pooling)
     assert ("pooled_distance" in step.metrics) == (pooling == "mean")
 
 
+def test_metrics_are_of_the_mean_of_each_clips_visible_tokens():
+    objective = MaskedTubelets(small(), preprocessing=IMAGENET).double()
+    video, mask = torch.randn(5, 3, 8, 64, 96).double(), masks("tube", Grid(4, 4, 6), 0.9, 5)
+    metrics = objective({"clips": video[:, None], "mask": mask}).metrics
+    tokens = objective.encoder(video, mask.visible).tokens.detach()
+    features = torch.stack([clip.flatten(0, 1).mean(0) for clip in tokens])
+    deviations = [column.std(correction=0) for column in features.T]
+    expected = sum(deviations) / len(deviations)
+    torch.testing.assert_close(metrics["feature_std"].double(), expected, rtol=1e-5, atol=0)
+    singular = torch.linalg.svdvals(torch.nn.functional.normalize(features, dim=1))
+    share = singular / singular.sum()
+    expected = (-share * share.log()).sum().exp()
+    torch.testing.assert_close(metrics["effective_rank"].double(), expected, rtol=1e-5, atol=0)
+
+
 def test_constant_tubelets_give_finite_losses_and_gradients():
     objective = MaskedTubelets(small(), preprocessing=IMAGENET)
     step = objective({"clips": torch.full((2, 1, 3, 8, 64, 96), 0.3)})

@@ -249,6 +249,13 @@ def test_a_window_longer_than_the_trial_is_padded(paths: list[str]) -> None:
             assert (window["behaviour"][:valid] != 0).all()
 
 
+def test_trials_shorter_than_a_window_take_part_once_an_epoch(paths: list[str]) -> None:
+    train = build(paths[:1], window=40).train
+    assert train.windows_per_epoch() == [7]
+    for epoch in range(3):
+        assert sorted(trial for _, trial, _ in train._order(epoch, 1)) == [*range(7)]
+
+
 def test_windows_show_the_same_where_movie_and_frames_are_equal(tmp_path: Path) -> None:
     movies = (0, 0, 1, 0, 2, 3, 4, 5, 6)
     session = Session(folder(tmp_path, lengths=(15,), movies=movies))

@@ -77,9 +77,9 @@ def test_a_pre_norm_block_is_its_definition(causal):
     y = x + block.attention_branch.scale.gamma * block.attention.proj(attended)
     hidden = swiglu(block.mlp.fc1(block.mlp_norm(y)))
     y = y + block.mlp_branch.scale.gamma * block.mlp.fc2(hidden)
-    torch.testing.assert_close(
-        block(x[None], turn, "causal" if causal else None)[0], y, rtol=0, atol=1e-12
-    )
+    mask = "causal" if causal else None
+    torch.testing.assert_close(block(x[None], turn, mask)[0], y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x[None], turn, mask, 2)[0], y[:2], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -94,9 +94,9 @@ def test_a_parallel_block_is_its_definition(causal):
     attended = slow_heads(block.heads, query, key, value, causal)
     out = block.fused_out(torch.cat((attended, swiglu(hidden)), dim=-1))
     expected = x + block.branch.scale.gamma * out
-    torch.testing.assert_close(
-        block(x[None], turn, "causal" if causal else None)[0], expected, rtol=0, atol=1e-12
-    )
+    mask = "causal" if causal else None
+    torch.testing.assert_close(block(x[None], turn, mask)[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x[None], turn, mask, 2)[0], expected[:2], rtol=0, atol=1e-12)
 
 
 def test_layer_scale_starts_where_the_config_says():

@@ -193,6 +193,14 @@ def test_at_the_last_step_a_run_is_finished_whatever_a_job_says(config, capsys) 
     assert "ended" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("at_start", [False, True])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_jobs_are_due_at_multiples_and_at_the_ends_if_asked(at_start: bool, at_end: bool) -> None:
+    job = Periodic(4, lambda moment: None, at_start=at_start, at_end=at_end)
+    due = [step for step in range(11) if job.due(step, 10)]
+    assert due == [0] * at_start + [4, 8] + [10] * at_end
+
+
 def test_modes_of_submodules_are_put_back(config) -> None:
     class Half(ToyObjective):
         def train(self, mode: bool = True) -> Half:

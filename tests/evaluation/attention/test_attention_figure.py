@@ -36,6 +36,7 @@ def prepared(image_size=(16, 24), **changes) -> ViViT:
     [
         (None, {}, 40, 6),  # 63 steps at 12.5 Hz, 22 of them in a clip: starts at step 20 of 0…41
         (0.5, {}, 12, 6),  # step 6.25 at 12.5 Hz, to the nearest
+        (0.54, {}, 14, 6),  # step 6.75
         (1.0, {"fps": None, "frame_stride": 2}, 25, 2),
     ],
 )

@@ -13,15 +13,12 @@ by the model that reads it; with --tuning.mode frozen the rows compare the block
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple, get_args
-
-import yaml
 
 from recipes.finetune_neural import (
     SAMPLE_PRESET,
@@ -34,9 +31,10 @@ from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.files import read_json
 from ssl_vivit.neural.config import CoreKind, Layers
 from ssl_vivit.training.config import run_directory
-from ssl_vivit.training.run_directory import without_names
+from ssl_vivit.training.run_directory import saved_settings, without_names
 
 
 @dataclass
@@ -100,12 +98,24 @@ class Cell(NamedTuple):
 
 
 def main() -> None:
-    """Run what is not finished, show everything."""
+    """Keep other comparisons out of the directory, and compare."""
     config = training.parse(ComparisonRecipe, preset=SAMPLE_PRESET)
+    processes, run_dir = training.join_processes(), run_directory(config.training)
+    with training.locked_run(run_dir):
+        compare(config, run_dir, processes)
+
+
+def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
+    """Run what is not finished, show everything.
+
+    Args:
+        config: of the comparison.
+        run_dir: the comparison's directory.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
     # Imported here, since it loads accelerate, for which --help need not wait.
     from ssl_vivit.training.processes import Host
 
-    processes, run_dir = training.join_processes(), run_directory(config.training)
     planned = cells(config, run_dir)
     # What later runs need is checked before the first one is trained.
     unfinished = not all((cell.run_dir / "scores.json").is_file() for cell in planned)
@@ -281,7 +291,7 @@ def finished(cell: Cell) -> bool:
     """
     if not (cell.run_dir / "scores.json").is_file():
         return False
-    stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
+    stored = saved_settings(cell.run_dir / "config.yaml")
     asked = without_names(training.to_plain(cell.recipe))
     # It changes no result, and runs of earlier versions have none.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
@@ -320,7 +330,8 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 def scores_of(cell: Cell) -> dict[str, Any]:
     """Tier → scores of a finished run; runs of earlier versions have all test trials as ``test``."""
-    stored = json.loads((cell.run_dir / "scores.json").read_text())
+    mend = "remove it and compare again, and the run is scored once more"
+    stored = read_json(cell.run_dir / "scores.json", mend)
     return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}
 
 

@@ -35,7 +35,7 @@ from ssl_vivit.neural.config import (
     NeuralModelConfig,
 )
 from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
-from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.config import TrainingConfig, run_directory
 from ssl_vivit.training.run_directory import place, reached_step
 from ssl_vivit.wording import quantity
 
@@ -98,7 +98,9 @@ def main() -> None:
     """Build the parts, fit, score what was exported."""
     config = training.parse(NeuralRecipe, preset=SAMPLE_PRESET)
     processes = training.join_processes()
-    table = fine_tune(config, processes)
+    # Until the scores are written, which is after `fit` has ended.
+    with training.locked_run(run_directory(config.training)):
+        table = fine_tune(config, processes)
     if table is not None:
         processes.print(table)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ssl_vivit.errors import DataError
+
 _HOST = platform.node()
 _PROCESS = secrets.token_hex(4)
 """Tells this process from an earlier one of the same number, as containers have them."""
@@ -129,6 +131,27 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: str | Path, mend: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        mend: what to do where the file is missing or damaged, for the message.
+
+    Raises:
+        DataError: if it is; the message names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; {mend}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); {mend}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged (it is no JSON object); {mend}")
+    return content
 
 
 @contextmanager

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ssl_vivit.training.config import OptimConfig, TrainingConfig, to_plain
     from ssl_vivit.training.loop import FitResult, check_run, fit
     from ssl_vivit.training.periodic import Moment, Periodic
-    from ssl_vivit.training.processes import join_processes
+    from ssl_vivit.training.processes import join_processes, locked_run
 
 __all__ = [
     "FitResult",
@@ -22,6 +22,7 @@ __all__ = [
     "check_run",
     "fit",
     "join_processes",
+    "locked_run",
     "parse",
     "run",
     "to_plain",
@@ -40,6 +41,7 @@ __getattr__, __dir__ = lazy_names(
         "check_run": "ssl_vivit.training.loop",
         "fit": "ssl_vivit.training.loop",
         "join_processes": "ssl_vivit.training.processes",
+        "locked_run": "ssl_vivit.training.processes",
         "parse": "ssl_vivit.training.command_line",
         "run": "ssl_vivit.training.command_line",
         "to_plain": "ssl_vivit.training.config",

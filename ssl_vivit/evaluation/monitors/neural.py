@@ -15,11 +15,11 @@ from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
-from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
+from ssl_vivit.training.tracking import read_metrics
 
 # Before curves are drawn again, so many times as long as the last drawing took; drawing takes longer
 # than many steps of a small model.

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.errors import ExportError, NeuralModelError, RunError, SessionError
 from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
 
@@ -78,7 +78,7 @@ def main() -> None:
         raise RunError(
             "models are scored in one process; start recipes/evaluate_neural.py by python"
         )
-    run_dir = claimed(Path(config.run_dir))
+    run_dir = new_folder(config.run_dir, "--run_dir", "scores")
     if config.parquet:
         check_parquet()
     if config.nwb:
@@ -104,25 +104,6 @@ def main() -> None:
         if config.against is not None:
             lines += compared(found["model"], found["--against"], config, folder)
     print("\n".join([*lines, f"results  {run_dir}"]))
-
-
-def claimed(run_dir: Path) -> Path:
-    """Refuse a directory that holds anything.
-
-    Raises:
-        RunError: if it does, or is a file.
-    """
-    if run_dir.is_file():
-        raise RunError(f"--run_dir {run_dir} is a file; choose another --run_dir")
-    held = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
-    if held:
-        what = "scores of an earlier evaluation" if "units.csv" in held else f"files ({held[0]} …)"
-        number = next(n for n in count(2) if not Path(f"{run_dir}_{n}").exists())
-        raise RunError(
-            f"--run_dir {run_dir} holds {what}, which are not overwritten; choose another folder, "
-            f"such as --run_dir {run_dir}_{number}, or remove this one"
-        )
-    return run_dir
 
 
 class Scored(NamedTuple):

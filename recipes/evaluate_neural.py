@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +23,8 @@ from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.errors import ExportError, NeuralModelError, RunError, SessionError
 from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
-from ssl_vivit.run_lock import LOCK
 from ssl_vivit.settings import check_least
 
 # The modules that load encoders are not imported here, not even for type checkers: jsonargparse would
@@ -77,7 +76,7 @@ def main() -> None:
         )
     run_dir = Path(config.run_dir)
     with training.locked_run(run_dir, "--run_dir"):
-        evaluate(config, claimed(run_dir), processes)
+        evaluate(config, new_folder(config.run_dir, "--run_dir", "scores"), processes)
 
 
 def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
@@ -117,23 +116,6 @@ def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
         if config.against is not None:
             lines += compared(found["model"], found["--against"], config, folder)
     print("\n".join([*lines, f"results  {run_dir}"]))
-
-
-def claimed(run_dir: Path) -> Path:
-    """Refuse a directory that holds anything but the lock.
-
-    Raises:
-        RunError: if it does.
-    """
-    held = sorted(path.name for path in run_dir.iterdir() if path.name != LOCK)
-    if held:
-        what = "scores of an earlier evaluation" if "units.csv" in held else f"files ({held[0]} …)"
-        number = next(n for n in count(2) if not Path(f"{run_dir}_{n}").exists())
-        raise RunError(
-            f"--run_dir {run_dir} holds {what}, which are not overwritten; choose another folder, "
-            f"such as --run_dir {run_dir}_{number}, or remove this one"
-        )
-    return run_dir
 
 
 class Scored(NamedTuple):

@@ -12,7 +12,8 @@ from torch import nn
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode inside the block; afterwards each part is in its own again."""
     training = [part for part in module.modules() if part.training]
-    module.eval()
+    if training:
+        module.eval()
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,13 @@ from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.grid import Grid
 
 
-def sinusoidal_1d(length: int, dim: int) -> Float[Tensor, "length dim"]:
+def sinusoidal_1d(length: int, dim: int, first: int = 0) -> Float[Tensor, "length dim"]:
     """Interleaved sines (even) and cosines (odd), base 10000 (Vaswani et al. 2017, Sec. 3.5).
 
-    Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022).
+    Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022). Row 0 is position
+    ``first``.
     """
-    position = torch.arange(length, dtype=torch.float64)[:, None]
+    position = torch.arange(first, first + length, dtype=torch.float64)[:, None]
     frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = position * frequency
     return rearrange(torch.stack((angle.sin(), angle.cos())), "k p f -> p (f k)")
@@ -75,9 +76,14 @@ class Rotation(NamedTuple):
     sin: Tensor
 
     @classmethod
-    def of(cls, angle: Tensor) -> Rotation:
-        """The rotation by these angles."""
-        return cls(angle.cos(), angle.sin())
+    def of(cls, angle: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotation by these angles, in float64 for a float64 model and float32 for others."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        return cls(angle.cos().to(exact), angle.sin().to(exact))
+
+    def of_tokens(self, chosen: slice) -> Rotation:
+        """The rotation of some tokens of the sequence."""
+        return Rotation(self.cos[..., chosen, :], self.sin[..., chosen, :])
 
     def padded(self, before: int, after: int = 0) -> Rotation:
         """With unrotated tokens (class token, registers) before and after in the sequence."""
@@ -95,19 +101,20 @@ class Rotation(NamedTuple):
 
 
 def angles(
-    coordinates: Int[Tensor, "*shape length"], pairs: int, base: float, dtype: torch.dtype
+    coordinates: Int[Tensor, "*shape length"], pairs: int, base: float
 ) -> Float[Tensor, "*shape length pairs"]:
-    """Angles of rotary embedding along one axis (Su et al. 2021, Sec. 3.2.2).
+    """Angles of rotary embedding along one axis (Su et al. 2021, Sec. 3.2.2), in float64.
 
-    Taking coordinates instead of indices lets dropped or masked tokens keep their places.
+    Taking coordinates instead of indices lets dropped or masked tokens keep their places. In
+    float32 an angle of 1000 would be wrong by up to 3e-5.
 
     Args:
         coordinates: positions of the tokens, in tokens (space) or tubelet strides (time).
         pairs: how many pairs of a head's numbers turn with this axis.
         base: wavelengths run geometrically from 2π towards 2π · base.
-        dtype: of the model; angles are float64 for float64, float32 for all others.
     """
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    # Apple's GPUs have no float64.
+    exact = torch.float32 if coordinates.device.type == "mps" else torch.float64
     order = torch.arange(pairs, dtype=exact, device=coordinates.device)
     return coordinates.to(exact)[..., None] * base ** (-order / pairs)
 
@@ -120,11 +127,13 @@ class Places(NamedTuple):
         visible: (b, v) kept spatial positions, the same at all times, (b, t, v) those of each time
             step, or None.
         visible_tokens: (b, k) kept tokens among t·h·w, or None.
+        start: time step of the first token, where the clip goes on from an earlier one.
     """
 
     grid: Grid
     visible: Tensor | None = None
     visible_tokens: Tensor | None = None
+    start: int = 0
 
     @property
     def varying(self) -> Tensor | None:
@@ -138,12 +147,16 @@ class Places(NamedTuple):
             return self.visible_tokens % self.grid.n
         return slice(None) if self.visible is None else self.visible
 
+    def steps(self, device: torch.device) -> Int[Tensor, " t"]:
+        """All time steps of the clip."""
+        return torch.arange(self.start, self.start + self.grid.t, device=device)
+
     def times(self, device: torch.device) -> Int[Tensor, "... length"]:
         """Time step of each token in the flattened sequence, (t·n,) or (b, k)."""
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
         n = self.grid.n if self.visible is None else self.visible.shape[-1]
-        return torch.arange(self.grid.t, device=device).repeat_interleave(n)
+        return self.steps(device).repeat_interleave(n)
 
     def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
         """The entries of a table over the whole grid that belong to the tokens."""
@@ -189,7 +202,7 @@ class Positions(nn.Module):
         if table is not None:
             placed = table[places.space]
             x = x + (placed[:, None] if placed.ndim == 3 else placed)
-        table = self._joint_table(places.grid, x)
+        table = self._joint_table(places, x)
         return x if table is None else x + places.spread(table)
 
     def of_class_token(self) -> Float[Tensor, " d"] | None:
@@ -200,7 +213,7 @@ class Positions(nn.Module):
 
     def add_temporal(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
         """Temporal positions on every token of each time step."""
-        table = self._temporal_table(places.grid, x)
+        table = self._temporal_table(places, x)
         if table is None:
             return x
         if places.visible_tokens is not None:
@@ -217,7 +230,8 @@ class Positions(nn.Module):
         assert config.head_dim is not None
         space = time = None
         if config.spatial_positions == "rotary":
-            space = Rotation.of(self._spatial_angles(places, config.head_dim // 4, like))
+            angle = self._spatial_angles(places, config.head_dim // 4, like)
+            space = Rotation.of(angle, like.dtype)
             if places.varying is not None:
                 space = Rotation(*(rearrange(part, "b t v f -> (b t) 1 v f") for part in space))
             elif places.visible is not None:
@@ -225,9 +239,8 @@ class Positions(nn.Module):
                 space = Rotation(*(repeat(part, shape, t=places.grid.t) for part in space))
             space = space.padded(config.register_tokens + self.class_slots)
         if config.temporal_positions == "rotary":
-            steps = torch.arange(places.grid.t, device=like.device)
-            base = config.rotary_base_temporal
-            time = Rotation.of(angles(steps, config.head_dim // 2, base, like.dtype))
+            steps, base = places.steps(like.device), config.rotary_base_temporal
+            time = Rotation.of(angles(steps, config.head_dim // 2, base), like.dtype)
             time = time.padded(config.register_tokens, self.temporal_slots)
         return space, time
 
@@ -254,12 +267,13 @@ class Positions(nn.Module):
                 parts[0] = repeat(parts[0], "... n f -> ... (t n) f", t=places.grid.t)
         if in_time:
             base, times = config.rotary_base_temporal, places.times(like.device)
-            parts.append(angles(times, pairs - 2 * per_axis, base, like.dtype))
+            parts.append(angles(times, pairs - 2 * per_axis, base))
         lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         angle = torch.cat([part.expand(*lead, -1) for part in parts], dim=-1)
         if angle.ndim == 3:
             angle = angle[:, None]
-        return Rotation.of(angle).padded(config.register_tokens + self.class_slots)
+        specials = config.register_tokens + self.class_slots
+        return Rotation.of(angle, like.dtype).padded(specials)
 
     def _spatial_angles(
         self, places: Places, pairs: int, like: Tensor
@@ -267,7 +281,7 @@ class Positions(nn.Module):
         grid, base = places.grid, self.config.rotary_base_spatial
         rows = torch.arange(grid.h, device=like.device).repeat_interleave(grid.w)
         columns = torch.arange(grid.w, device=like.device).repeat(grid.h)
-        parts = [angles(axis, pairs, base, like.dtype) for axis in (rows, columns)]
+        parts = [angles(axis, pairs, base) for axis in (rows, columns)]
         return torch.cat(parts, dim=-1)[places.space]
 
     def _spatial_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "n d"] | None:
@@ -279,34 +293,39 @@ class Positions(nn.Module):
         self._check_fit(grid[1:] == config.grid[1:], grid)
         return resample_spatial(self.spatial[self.class_slots :], config.grid[1:], grid[1:])
 
-    def _temporal_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t d"] | None:
+    def _temporal_table(self, places: Places, like: Tensor) -> Float[Tensor, "t d"] | None:
         config = self.config
         if config.temporal_positions == "sinusoidal":
-            return self._sinusoid(like, sinusoidal_1d, grid.t)
+            return self._sinusoid(like, sinusoidal_1d, places.grid.t, places.start)
         if self.temporal is None:
             return None
-        return self._in_time(self.temporal[self.temporal_slots :], grid)
+        return self._in_time(self.temporal[self.temporal_slots :], places)
 
-    def _joint_table(self, grid: Grid, like: Tensor) -> Float[Tensor, "t n d"] | None:
-        config = self.config
+    def _joint_table(self, places: Places, like: Tensor) -> Float[Tensor, "t n d"] | None:
+        config, grid = self.config, places.grid
         if config.joint_positions == "sinusoidal":
-            table = self._sinusoid(like, sinusoidal_1d, grid.t * grid.n)
+            table = self._sinusoid(like, sinusoidal_1d, grid.t * grid.n, places.start * grid.n)
             return rearrange(table, "(t n) d -> t n d", t=grid.t)
         if self.joint is None:
             return None
         table = self.joint[self.joint_slots :]
-        if grid == config.grid:
+        if grid == config.grid and not places.start:
             return rearrange(table, "(t n) d -> t n d", t=grid.t)
         self._check_fit(grid[1:] == config.grid[1:], grid)
         table = rearrange(table, "(t n) d -> t (n d)", n=config.grid.n)
-        table = rearrange(self._in_time(table, grid), "t (n d) -> n (t d)", n=config.grid.n)
+        table = rearrange(self._in_time(table, places), "t (n d) -> n (t d)", n=config.grid.n)
         table = resample_spatial(table, config.grid[1:], grid[1:])
         return rearrange(table, "n (t d) -> t n d", t=grid.t)
 
     def _sinusoid(
-        self, like: Tensor, make: Callable[[Any, int], Tensor], size: Grid | int
+        self, like: Tensor, make: Callable[..., Tensor], size: Grid | int, first: int = 0
     ) -> Float[Tensor, "places d"]:
-        """A sinusoidal table as ``like`` needs it, kept: making one takes as long as a block."""
+        """A sinusoidal table as ``like`` needs it, kept: making one takes as long as a block.
+
+        One that does not begin at 0 is not kept: a stream asks for each once.
+        """
+        if first:
+            return make(size, self.config.embed_dim, first).to(like)
         key = (make, size, like.dtype, like.device)
         if not torch.compiler.is_compiling() and key in self._sinusoids:
             return self._sinusoids[key]
@@ -316,13 +335,14 @@ class Positions(nn.Module):
             self._sinusoids[key] = table
         return table
 
-    def _in_time(self, table: Float[Tensor, "t d"], grid: Grid) -> Float[Tensor, "t d"]:
+    def _in_time(self, table: Float[Tensor, "t d"], places: Places) -> Float[Tensor, "t d"]:
         """A learned table at the clip's length."""
-        config = self.config
+        config, grid = self.config, places.grid
+        end = places.start + grid.t
         # Causal tokens know nothing of later ones, so a shorter clip is the start of a longer one.
-        if config.temporal_causal and grid.t <= config.grid.t:
-            return table[: grid.t]
-        self._check_fit(grid.t == config.grid.t, grid, stretch=not config.temporal_causal)
+        if config.temporal_causal and end <= config.grid.t:
+            return table[places.start : end]
+        self._check_fit(end == config.grid.t, grid, stretch=not config.temporal_causal)
         return resample_temporal(table, grid.t)
 
     def _check_fit(self, fits: bool, grid: Grid, stretch: bool = True) -> None:

@@ -83,27 +83,53 @@ class TubeletEmbedding(nn.Module):
         """
         config = self.config
         grid = config.grid_of(*video.shape[2:])
-        size, stride = config.kernel_size, config.kernel_stride
-        time, down, across = config.padding_of(*video.shape[2:])
+        padding = config.padding_of(*video.shape[2:])
         if config.tubelet_embedding == "uniform_frames":
             video = video[:, :, config.frames_of(video.shape[2])]
+        video = self._framed(video, grid, padding)
+        if visible is None and visible_tokens is None:
+            return self._embedded(video), grid
+        pixels = self._visible_pixels(video, grid, visible, visible_tokens)
+        return F.linear(pixels, self.weight.flatten(1), self.bias), grid
+
+    def step(self, frames: Float[Tensor, "b c pt H W"]) -> tuple[Float[Tensor, "b 1 n d"], Grid]:
+        """Embed the tubelets of one time step.
+
+        Args:
+            frames: as many as a tubelet spans, the last of them its own last; zeros before the first
+                frame of a video.
+
+        Returns:
+            tokens as of :meth:`forward`, and their grid.
+        """
+        sizes = (self.config.kernel_stride[0], *frames.shape[3:])
+        grid = self.config.grid_of(*sizes)
+        _, down, across = self.config.padding_of(*sizes)
+        return self._embedded(self._framed(frames, grid, ((0, 0), down, across))), grid
+
+    def _framed(
+        self, video: Tensor, grid: Grid, padding: tuple[tuple[int, int], ...]
+    ) -> Float[Tensor, "b c T H W"]:
+        """Video with its padding, without the frames and pixels that fill no tubelet."""
+        time, down, across = padding
         if any((*time, *down, *across)):
             video = F.pad(video, (*across, *down, *time))
+        size, stride = self.config.kernel_size, self.config.kernel_stride
         ends = [(count - 1) * s + p for count, s, p in zip(grid, stride, size, strict=True)]
-        video = video[:, :, : ends[0], : ends[1], : ends[2]]
+        return video[:, :, : ends[0], : ends[1], : ends[2]]
 
-        if visible is not None or visible_tokens is not None:
-            pixels = self._visible_pixels(video, grid, visible, visible_tokens)
-        elif size == stride:
-            pixels = rearrange(
-                video,
-                "b c (t pt) (h ph) (w pw) -> b t (h w) (c pt ph pw)",
-                pt=size[0], ph=size[1], pw=size[2],
-            )  # fmt: skip
-        else:
+    def _embedded(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b t n d"]:
+        """Tokens of all tubelets of a framed video."""
+        size, stride = self.config.kernel_size, self.config.kernel_stride
+        if size != stride:
             tokens = F.conv3d(video, self.weight, self.bias, stride)
-            return rearrange(tokens, "b d t h w -> b t (h w) d"), grid
-        return F.linear(pixels, self.weight.flatten(1), self.bias), grid
+            return rearrange(tokens, "b d t h w -> b t (h w) d")
+        pixels = rearrange(
+            video,
+            "b c (t pt) (h ph) (w pw) -> b t (h w) (c pt ph pw)",
+            pt=size[0], ph=size[1], pw=size[2],
+        )  # fmt: skip
+        return F.linear(pixels, self.weight.flatten(1), self.bias)
 
     def _visible_pixels(
         self, video: Tensor, grid: Grid, visible: Tensor | None, visible_tokens: Tensor | None

@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Positions
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.encoders.trunks.blocks import norm_layer
 from ssl_vivit.encoders.trunks.factorized_dot_product import factorized_dot_product
 from ssl_vivit.encoders.trunks.factorized_encoder import FactorizedEncoder
@@ -244,6 +246,10 @@ class ViViT(nn.Module, HubModel):
         # also where no learned positions would have raised them.
         x = x.to(self.tubelets.weight.dtype)
         places = Places(grid, visible, visible_tokens)
+        if places.varying is not None and self.trunk.attention_window is not None:
+            raise ValueError(
+                "visible differs from step to step, where no attention_window can be set; leave one out"
+            )
         x = self.positions.add_spatial(x, places)
         patches = tokens or self.pools_patches
         if isinstance(self.trunk, FactorizedEncoder):
@@ -264,6 +270,50 @@ class ViViT(nn.Module, HubModel):
         )
         x = rearrange(x, "b (t n) d -> b t n d", t=steps)
         return Encoded(x, cls, self._summary(cls, None), grid)
+
+    @torch.no_grad()
+    def step(
+        self, frames: Float[Tensor, "b c pt H W"], cache: KeyValueCache, blocks: Sequence[int]
+    ) -> tuple[list[Float[Tensor, "b 1 n d"]], Grid]:
+        """Encode the next time step of a video; :meth:`encode` gives the same tokens of the whole.
+
+        Space is encoded within the step, and in time its tokens attend to the keys and values that
+        the steps before it left in the cache. The encoder is causal and in eval mode.
+
+        Args:
+            frames: those that a tubelet spans, the newest last; zeros before the first frame.
+            cache: of the steps before; a new one in the first step.
+            blocks: numbers of the blocks whose tokens are wanted, rising; none after the last of
+                them is computed.
+
+        Returns:
+            of each of these blocks the patch tokens, after the norm that follows the blocks; and
+            the token grid of the step.
+
+        Raises:
+            ValueError: beyond the end of learned positions in time.
+        """
+        x, grid = self.tubelets.step(frames)
+        x = x.to(self.tubelets.weight.dtype)
+        places = Places(grid, start=cache.steps)
+        x = self.positions.add_spatial(x, places)
+        if isinstance(self.trunk, FactorizedEncoder):
+            rotations = self.positions.rotations(places, x)
+            tokens = self.trunk.step(x[:, 0], places, self.positions, rotations, cache)
+        else:
+            x = self.positions.add_temporal(x, places)
+            if isinstance(self.trunk, SpaceTimeTrunk):
+                tokens = self.trunk.step(x, self.positions.rotations(places, x), cache)
+            else:
+                rotation = self.positions.joint_rotation(places, x)
+                tokens = self.trunk.step(x[:, 0], rotation, cache)
+        found = [
+            norm(each)[:, None]
+            for number, (each, norm) in zip(range(blocks[-1] + 1), tokens, strict=False)
+            if number in blocks
+        ]
+        cache.steps += 1
+        return found, grid
 
     def pool(
         self, tokens: Float[Tensor, "b t n d"], summary: Float[Tensor, "b d"] | None
@@ -394,6 +444,27 @@ class ViViT(nn.Module, HubModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.trunk.grad_checkpointing = enable
+
+    @contextmanager
+    def attention_window(self, steps: int | None) -> Iterator[None]:
+        """Within the block, a token attends in time to the last so many time steps alone.
+
+        That is a band of attention in every layer that looks back in time. :meth:`step` gives the
+        same tokens with a cache of that window.
+
+        Args:
+            steps: time steps, the token's own among them; None is all.
+
+        Raises:
+            ValueError: for an encoder that is not causal.
+        """
+        if steps is not None and not self.config.temporal_causal:
+            raise ValueError("an attention_window needs temporal_causal=True")
+        before, self.trunk.attention_window = self.trunk.attention_window, steps
+        try:
+            yield
+        finally:
+            self.trunk.attention_window = before
 
     def freeze_pooling(self) -> None:
         """Freeze the parameters that patch tokens do not depend on, where these alone are trained.

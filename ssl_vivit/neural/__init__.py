@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ssl_vivit.neural.adapters import StimulusAdapter
     from ssl_vivit.neural.building import build_neural_model
     from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
+    from ssl_vivit.neural.live import NeuralStream
     from ssl_vivit.neural.model import NeuralModel
     from ssl_vivit.neural.modulators import ConvGRU, FiLM
     from ssl_vivit.neural.prediction import NeuralPredictor
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianReadout",
     "NeuralModel",
     "NeuralPredictor",
+    "NeuralStream",
     "ReadoutConfig",
     "StimulusAdapter",
     "bits_per_spike",
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
         "GaussianReadout": "ssl_vivit.neural.readout.gaussian",
         "NeuralModel": "ssl_vivit.neural.model",
         "NeuralPredictor": "ssl_vivit.neural.prediction",
+        "NeuralStream": "ssl_vivit.neural.live",
         "ReadoutConfig": "ssl_vivit.neural.readout.gaussian",
         "StimulusAdapter": "ssl_vivit.neural.adapters",
         "bits_per_spike": "ssl_vivit.neural.scoring.metrics",

@@ -13,20 +13,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.block_reader import BlockReader, block_reader
 from ssl_vivit.neural.cores.feature_cache import FeatureCache, is_fixed
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
+from ssl_vivit.neural.cores.past import Past, after_past
 from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
 from ssl_vivit.neural.nonlinearity import Nonlinearity, rate_of
 from ssl_vivit.settings import check_type
@@ -41,6 +44,8 @@ class NeuralModel(nn.Module):
         adapter: resampling of the stimulus before all else; None for none.
         modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without one, behaviour is left out.
         readouts: session → a module with ``forward(map, pupil_centre) → (b, t, neurons)``, linear.
+            One that reads more than a frame's own map has ``looks_back = True`` and takes ``past``,
+            as :class:`LinearReadout` does.
         nonlinearity: from drive to rate: ``softplus``, or ``elu``, which is ELU + 1.
         frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it a
             rate depends on frames up to the end of the last whole tubelet alone.
@@ -271,12 +276,96 @@ class NeuralModel(nn.Module):
             tokens, _ = self.modulator(tokens, behaviour)
         return tokens, (ended // core.temporal_stride).to(video.device)
 
+    @torch.no_grad()
+    def step(
+        self,
+        frame: Float[Tensor, "b c 1 H W"],
+        past: Past,
+        behaviour: Float[Tensor, "b 1 k"] | None = None,
+        session: str | None = None,
+        pupil_centre: Float[Tensor, "b 1 2"] | None = None,
+    ) -> Float[Tensor, "b 1 neurons"]:
+        """Expected response in the next frame of a stream, as :meth:`forward` gives for the whole.
+
+        Args:
+            frame: the next one; other arguments as of :meth:`forward`.
+            past: of the frames before it; a new one for the first frame.
+
+        Raises:
+            NeuralModelError: as of :meth:`forward`, for a core that has no step, and beyond the end
+                of learned positions in time.
+        """
+        session = self.session_named(session)
+        behaviour = self._checked(behaviour, frame, len(frame))
+        if self.adapter is not None:
+            frame = self.adapter(frame)
+        map = self._newest_tokens(frame, behaviour, self.frame_rates[session], past)
+        if self.frame_stream is not None:
+            map = map + self.frame_stream(frame, behaviour, past)
+        past.frames += 1
+        return self.read(map, session, pupil_centre, past=past)
+
+    def _newest_tokens(
+        self,
+        frame: Float[Tensor, "b c 1 H W"],
+        behaviour: Float[Tensor, "b 1 k"] | None,
+        rates: FrameRates | None,
+        past: Past,
+    ) -> Float[Tensor, "b d 1 h w"]:
+        """The last modulated tokens that have ended by a frame; zeros where none have."""
+        core: Any = core_of(self.encoder, self.block_reader)
+        before, shown = past.frames, past.frames + 1
+        if rates is not None:
+            before, shown = rates.resampled(before), rates.resampled(shown)
+        if isinstance(core, ViViTCore):
+            core.check_length(shown // core.temporal_stride)
+        elif not hasattr(core, "step"):
+            raise NeuralModelError(
+                f"{type(self.encoder).__name__} cannot be streamed; give it step(frame, past)"
+            )
+        newest = past.kept.get((self, "tokens"))
+        for _ in range(shown - before):
+            tokens = core.step(frame, past)
+            signals = None
+            if behaviour is not None:
+                earlier, key = core.temporal_stride - 1, (self, "behaviour")
+                signals = after_past(behaviour.mT, earlier, key, past).mT
+            if tokens is not None and self.modulator is not None:
+                state = past.kept.get(self.modulator)
+                tokens, past.kept[self.modulator] = self.modulator(tokens, signals, state)
+            newest = newest if tokens is None else tokens
+        if newest is None:
+            newest = F.pad(core.dense(frame[:, :, :0]), (0, 0, 0, 0, 1, 0))
+        past.kept[self, "tokens"] = newest
+        return newest
+
+    @contextmanager
+    def attention_window(self, steps: int | None) -> Iterator[None]:
+        """Within the block, tokens of a ViViT attend to the last so many time steps alone.
+
+        Features that are kept in the cache are of all steps, so it is not used.
+
+        Args:
+            steps: as of :meth:`ViViT.attention_window`; None changes nothing. Other cores have no
+                attention.
+        """
+        if steps is None or not isinstance(self.encoder, ViViT):
+            yield
+            return
+        cache, self.cache = self.cache, None
+        try:
+            with self.encoder.attention_window(steps):
+                yield
+        finally:
+            self.cache = cache
+
     def read(
         self,
         map: Float[Tensor, "b d T h w"] | Float[Tensor, "b d h w"],
         session: str | None = None,
         pupil_centre: Float[Tensor, "b T 2"] | Float[Tensor, "b 2"] | None = None,
         noise: Float[Tensor, "b neurons 2"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "b T neurons"] | Float[Tensor, "b neurons"]:
         """Rates of one session's neurons from a feature map, of all frames or of one.
 
@@ -286,9 +375,13 @@ class NeuralModel(nn.Module):
             pupil_centre: as of :meth:`forward`.
             noise: for a :class:`GaussianReadout`, which draws positions in training by it; other
                 readouts take none.
+            past: of the frames before, in a stream.
         """
-        given = {} if noise is None else {"noise": noise}
-        drive = self.readout(session)(map, pupil_centre, **given)
+        readout = self.readout(session)
+        given: dict[str, Any] = {} if noise is None else {"noise": noise}
+        if past is not None and getattr(readout, "looks_back", False):
+            given["past"] = past
+        drive = readout(map, pupil_centre, **given)
         # The exponential tail has few digits in half precision.
         drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
         return rate_of(drive, self.nonlinearity)

@@ -12,8 +12,7 @@ model/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.encoders.vivit import ENCODER, ViViT
 from ssl_vivit.errors import ExportError, NeuralModelError
+from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.exported.directory import (
     CONFIG,
     WEIGHTS,
@@ -35,6 +35,7 @@ from ssl_vivit.exported.directory import (
     write_directory,
 )
 from ssl_vivit.exported.hub import HubModel, locate
+from ssl_vivit.neural.live import NeuralStream, attention_steps
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.model_card import neural_model_card
 from ssl_vivit.neural.model_settings import build_from_settings, settings_of
@@ -80,6 +81,7 @@ class NeuralPredictor(nn.Module, HubModel):
         pupil_centre: Array | Sequence[Array] | None = None,
         *,
         frames_per_second: float | None = None,
+        context: float | None = None,
     ) -> Float[Tensor, "B T neurons"] | list[Float[Tensor, "T neurons"]]:
         """Expected responses in every frame, each of that frame and those before it alone.
 
@@ -95,19 +97,23 @@ class NeuralPredictor(nn.Module, HubModel):
             pupil_centre: (B, T, 2) in recorded units; a list of (T, 2) beside a list of videos.
                 None leaves receptive fields in place.
             frames_per_second: of what is given; refused if it is not the session's.
+            context: seconds that attention over time looks back on, in each layer of a ViViT;
+                recurrent state is carried on. None is all. See :meth:`stream`.
 
         Returns:
             (B, T, neurons), empty for no trials or no frames; a list of (T, neurons) for a list.
 
         Raises:
-            NeuralModelError: for an unknown session, inputs that it did not record, and numbers
-                that are not finite before the padding.
+            NeuralModelError: for an unknown session, inputs that it did not record, numbers
+                that are not finite before the padding, a context that is not positive, and one
+                beyond the end of learned positions in time.
         """
         session = self.model.session_named(session)
         facts = self.facts[self.sessions.index(session)]
         if frames_per_second is not None:
             check_rate(frames_per_second, facts)
-        with _in_evaluation(self.model):
+        steps = attention_steps(self.model, facts, context)
+        with evaluation_mode(self.model), self.model.attention_window(steps):
             if not isinstance(video, list | tuple):
                 return self._rates(facts, video, behaviour, pupil_centre)
             trials = zip(
@@ -133,6 +139,32 @@ class NeuralPredictor(nn.Module, HubModel):
         return rates.masked_fill(~given.recorded[..., None], torch.nan)
 
     forward = predict
+
+    def stream(
+        self,
+        session: str | None = None,
+        *,
+        context: float | None = None,
+        units: Sequence[int] | None = None,
+    ) -> NeuralStream:
+        """Open a stream that is fed one frame at a time and returns its rates.
+
+        Without ``context`` memory grows with each token: by its keys and values in every layer that
+        attends over time. A context bounds it. Attention of a layer then looks back that far, the
+        next layer that far again, and recurrent state is carried through all frames, so that rates
+        are those of ``predict(…, context=…)`` and not of a clip of that length.
+
+        Args:
+            session: whose neurons; None where the model has one session.
+            context: seconds, rounded to whole tokens; None is all.
+            units: ids of the neurons whose rates are wanted; None is all.
+
+        Raises:
+            NeuralModelError: for an unknown session or unit, and a context that is not positive.
+        """
+        session = self.model.session_named(session)
+        facts = self.facts[self.sessions.index(session)]
+        return NeuralStream(self.model, facts, context=context, units=units)
 
     def save_pretrained(
         self, directory: str | Path, *, training: Mapping[str, Any] | None = None
@@ -254,18 +286,6 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
                 f"session {each.name!r} has {len(each.unit_ids)} neurons and its readout {neurons}"
             )
     return ordered
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:

@@ -64,14 +64,7 @@ def recorded_inputs(
     pixels = _pixels(video, facts).to(like.device)
     expected = (pixels.shape[0], pixels.shape[2])
     parts = {"video": pixels[:, 0].flatten(2)}
-    if behaviour is not None and facts.recorded_channels != 0:
-        parts["behaviour"] = _behaviour(behaviour, facts, expected).to(like.device)
-    elif behaviour is not None and _tensor(behaviour, "behaviour").numel():
-        raise NeuralModelError(
-            f"session {facts.name!r} was recorded without behaviour; leave behaviour out"
-        )
-    if pupil_centre is not None:
-        parts["pupil_centre"] = _pupil(pupil_centre, facts, expected).to(like.device)
+    parts |= _signals(facts, behaviour, pupil_centre, expected, like.device)
 
     lengths = {name: _recorded_frames(values) for name, values in parts.items()}
     shortest = torch.stack([*lengths.values()]).amin(0)
@@ -79,7 +72,8 @@ def recorded_inputs(
     for name, values in parts.items():
         _check_finite(name, values, recorded, first_trial)
     pixels = pixels.where(recorded[:, None, :, None, None], 0)
-    _check_range(pixels, first_trial)
+    for trial, each in enumerate(pixels):
+        _check_range(each, f"video of trial {first_trial + trial}")
 
     def known(standardised: Tensor) -> Tensor:
         return standardised.to(like).where(recorded[..., None], 0)
@@ -92,6 +86,81 @@ def recorded_inputs(
         None if centre is None else known(facts.standardised_pupil(centre)),
         recorded,
     )
+
+
+class RecordedFrames:
+    """Frames of a stream as they were recorded → checked and standardised inputs of a model.
+
+    A frame is checked where it is given, so that one in host memory waits for no GPU.
+
+    Args:
+        facts: of the session.
+        like: its device and precision are those of the inputs.
+
+    Attributes:
+        count: frames that were taken.
+    """
+
+    def __init__(self, facts: SessionFacts, like: Tensor) -> None:
+        self.facts, self.like, self.count = facts, like, 0
+        self._ended = self._bright = False
+
+    def take(
+        self, frame: Array, behaviour: Array | None = None, pupil_centre: Array | None = None
+    ) -> RecordedInputs | None:
+        """The inputs of the next frame, B = T = 1; None for padding.
+
+        Padding is a frame in which an input is NaN throughout. As in a trial, none but padding comes
+        after it.
+
+        Args:
+            frame: (H, W), uint8 or numbers from 0 to 255.
+            behaviour: (K,) with all recorded channels, in recorded units.
+            pupil_centre: (2,) in recorded units.
+
+        Raises:
+            NeuralModelError: for inputs that the session did not record, other numbers that are not
+                finite, and a frame after padding.
+        """
+        pixels = _frame(frame, self.facts)
+        parts = {"frame": pixels}
+        parts |= _signals(self.facts, behaviour, pupil_centre, (), pixels.device)
+        floats = {k: v for k, v in parts.items() if v.is_floating_point() and v.numel()}
+        if any(bool(values.isnan().all()) for values in floats.values()):
+            self._ended, self.count = True, self.count + 1
+            return None
+        if self._ended:
+            raise NeuralModelError(
+                f"frame {self.count} comes after padding, which is NaN throughout and ends a trial; "
+                "begin a new stream, or interpolate what is unknown"
+            )
+        for name, values in floats.items():
+            if not bool(values.isfinite().all()):
+                raise NeuralModelError(
+                    f"{name} is not finite at frame {self.count}; interpolate what is unknown"
+                )
+        _check_range(pixels, f"frame {self.count}", dark=self._bright)
+        self._bright = self._bright or pixels.dtype == torch.uint8 or bool((pixels > 1).any())
+        self.count += 1
+        return self._standardised(pixels, parts.get("behaviour"), parts.get("pupil_centre"))
+
+    def _standardised(
+        self, pixels: Tensor, behaviour: Tensor | None, centre: Tensor | None
+    ) -> RecordedInputs:
+        def moved(values: Tensor) -> Tensor:
+            return values.to(self.like.device, self.like.dtype, non_blocking=True)
+
+        facts = self.facts
+        if behaviour is not None:
+            behaviour = moved(facts.standardised_behaviour(behaviour)[None, None])
+        if centre is not None:
+            centre = moved(facts.standardised_pupil(centre)[None, None])
+        return RecordedInputs(
+            moved(facts.standardised_video(pixels)[None, None, None]),
+            behaviour if facts.behaviour_channels else None,
+            centre,
+            torch.ones(1, 1, dtype=torch.bool),
+        )
 
 
 def check_rate(frames_per_second: float, facts: SessionFacts) -> None:
@@ -118,6 +187,22 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
             f"video of shape {tuple(given.shape)} is not (B, T, H, W) or (B, 1, T, H, W) with the "
             f"frames of {height}×{width} that session {facts.name!r} has"
         )
+    return _numbers_of(pixels)
+
+
+def _frame(frame: Array, facts: SessionFacts) -> Tensor:
+    """(H, W), uint8 or float32."""
+    pixels = _tensor(frame, "frame")
+    if tuple(pixels.shape) != tuple(facts.frame_size):
+        height, width = facts.frame_size
+        raise NeuralModelError(
+            f"frame of shape {tuple(pixels.shape)} is not (H, W) = ({height}, {width}), the frames "
+            f"that session {facts.name!r} has"
+        )
+    return _numbers_of(pixels)
+
+
+def _numbers_of(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.bool:
         raise NeuralModelError(
             "video is boolean; pixels are recorded from 0 to 255: give video * np.uint8(255)"
@@ -125,47 +210,68 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
 
 
-def _check_range(pixels: Float[Tensor, "B 1 T H W"], first_trial: int) -> None:
+def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = False) -> None:
+    """Refuse pixels that are not from 0 to 255, and unless they may be ``dark`` those up to 1."""
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
-    for trial, part in enumerate(pixels):
-        low, high = float(part.min()), float(part.max())
-        where = f"video of trial {first_trial + trial}"
-        if low < 0 or high > 255:
-            raise NeuralModelError(
-                f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255 as they "
-                f"were shown, which are standardised here"
-            )
-        if 0 < high <= 1:
-            raise NeuralModelError(
-                f"{where} has values up to {high:g}; pixels are recorded from 0 to 255: give video "
-                f"* 255 (or uint8, if the frames are that dark)"
-            )
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 255:
+        raise NeuralModelError(
+            f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255 as they "
+            f"were shown, which are standardised here"
+        )
+    if 0 < high <= 1 and not dark:
+        raise NeuralModelError(
+            f"{where} has values up to {high:g}; pixels are recorded from 0 to 255: give video "
+            f"* 255 (or uint8, if the frames are that dark)"
+        )
 
 
-def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, int]) -> Tensor:
-    """(B, T, K) with all recorded channels."""
+def _signals(
+    facts: SessionFacts,
+    behaviour: Array | None,
+    pupil_centre: Array | None,
+    expected: tuple[int, ...],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What was recorded beside the video: by name, those that are given; (B, T) is ``expected``."""
+    parts = {}
+    if behaviour is not None and facts.recorded_channels != 0:
+        parts["behaviour"] = _behaviour(behaviour, facts, expected).to(device)
+    elif behaviour is not None and _tensor(behaviour, "behaviour").numel():
+        raise NeuralModelError(
+            f"session {facts.name!r} was recorded without behaviour; leave behaviour out"
+        )
+    if pupil_centre is not None:
+        parts["pupil_centre"] = _pupil(pupil_centre, facts, expected).to(device)
+    return parts
+
+
+def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
+    """(B, T, K) or (K,) with all recorded channels."""
     given = _tensor(behaviour, "behaviour").float()
     exact, least = facts.recorded_channels, max(facts.behaviour_channels, default=-1) + 1
-    fits = given.ndim == 3 and tuple(given.shape[:2]) == expected
-    if not fits or given.shape[2] < least or exact not in (None, given.shape[2]):
-        told = f"at least {least}" if exact is None else exact
+    fits = given.ndim == len(expected) + 1 and tuple(given.shape[:-1]) == expected
+    if not fits or given.shape[-1] < least or exact not in (None, given.shape[-1]):
+        axes = "(B, T, K)" if expected else "(K,)"
+        sizes = ", ".join(map(str, (*expected, f"at least {least}" if exact is None else exact)))
         raise NeuralModelError(
-            f"behaviour of shape {tuple(given.shape)} is not (B, T, K) = ({expected[0]}, "
-            f"{expected[1]}, {told}) with all recorded channels of session {facts.name!r}"
+            f"behaviour of shape {tuple(given.shape)} is not {axes} = ({sizes}) with all recorded "
+            f"channels of session {facts.name!r}"
         )
     return given
 
 
-def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, int]) -> Tensor:
+def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
     if facts.pupil_mean is None:
         raise NeuralModelError(
             f"session {facts.name!r} was trained without its pupil's centre; leave pupil_centre out"
         )
     given = _tensor(centre, "pupil_centre").float()
     if tuple(given.shape) != (*expected, 2):
+        axes = "(B, T, 2)" if expected else "(2,)"
         raise NeuralModelError(
-            f"pupil_centre of shape {tuple(given.shape)} is not (B, T, 2) = {(*expected, 2)}"
+            f"pupil_centre of shape {tuple(given.shape)} is not {axes} = {(*expected, 2)}"
         )
     return given
 

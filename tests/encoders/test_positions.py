@@ -19,8 +19,8 @@ from ssl_vivit.encoders.positions import (
 def rotation(coordinates: torch.Tensor) -> Rotation:
     """The axial rotation of heads of width 8 at (length, axes) coordinates."""
     axes = coordinates.shape[1]
-    parts = [angles(axis, 4 // axes, 100.0, torch.float64) for axis in coordinates.unbind(1)]
-    return Rotation.of(torch.cat(parts, dim=-1))
+    parts = [angles(axis, 4 // axes, 100.0) for axis in coordinates.unbind(1)]
+    return Rotation.of(torch.cat(parts, dim=-1), torch.float64)
 
 
 def test_sinusoidal_1d_is_the_published_formula():

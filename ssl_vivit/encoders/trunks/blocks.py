@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
@@ -23,9 +24,10 @@ def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
 
 
 # What a query may attend to: everything (None), itself and what comes before it ("causal"), the keys
-# that are True in a tensor that broadcasts to (b, heads, q, k), or tokens at its own position.
+# that are True in a tensor that broadcasts to (b, heads, q, k), tokens at its own position, or the
+# tokens of earlier time steps too, which a cache has kept.
 PlainMask = Literal["causal"] | Tensor | None
-Mask = PlainMask | TimeSequences
+Mask = PlainMask | TimeSequences | KeyValueCache
 
 
 class HeadAttention(nn.Module):
@@ -60,6 +62,8 @@ class HeadAttention(nn.Module):
             return mask.attend(self, query, key, value, rotation)
         query, key = self.prepare(query, key, rotation)
         value = self._split(value)
+        if isinstance(mask, KeyValueCache):
+            key, value, mask = mask.extended(self, key, value)
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -79,7 +83,7 @@ class HeadAttention(nn.Module):
         """Queries and keys as they meet in the dot product: split, normalised, turned."""
         query, key = self.query_norm(self._split(query)), self.key_norm(self._split(key))
         if rotation is not None:
-            first = Rotation(*(part[..., : query.shape[2], :] for part in rotation))
+            first = rotation.of_tokens(slice(query.shape[2]))
             query, key = first.apply(query), rotation.apply(key)
         return query, key
 

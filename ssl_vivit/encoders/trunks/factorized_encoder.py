@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.pooling import reduce_tokens
 from ssl_vivit.encoders.positions import Places, Positions, Rotation, token_parameter
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache, band
 from ssl_vivit.encoders.trunks.blocks import (
     Mask,
     drop_path_rates,
@@ -43,6 +45,10 @@ class FactorizedEncoder(nn.Module):
     The temporal transformer attends over [registers, time steps, temporal class] at every token
     position that is asked for. Its class token stands last, so that under a causal mask it sees all
     frames and no frame sees it.
+
+    Attributes:
+        attention_window: time steps that a token of a causal trunk attends to, its own among them;
+            None is all.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -51,6 +57,7 @@ class FactorizedEncoder(nn.Module):
         assert config.temporal_depth is not None
         self.config = config
         self.grad_checkpointing = False
+        self.attention_window: int | None = None
         registers, width = config.register_tokens, config.embed_dim
         self.class_token = token_parameter(width, std=1e-6) if config.class_token else None
         self.temporal_class_token = (
@@ -111,6 +118,47 @@ class FactorizedEncoder(nn.Module):
             return FactorizedOutput(x, None, None)
         return FactorizedOutput(x[:, :, 1:], x[:, :, 0], temporal_class)
 
+    def step(
+        self,
+        x: Float[Tensor, "b n d"],
+        places: Places,
+        positions: Positions,
+        rotations: tuple[Rotation | None, Rotation | None],
+        cache: KeyValueCache,
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
+        """Send the patches of the next time step through space and time, as a causal :meth:`forward` does.
+
+        Frame vectors do not go on through time, since no patch sees them there.
+
+        Args:
+            x: embedded patches of the step with their spatial positions.
+            places: of the step.
+            positions: of class tokens and time steps.
+            rotations: of sequences over space, and of [registers, step, temporal class].
+            cache: of the steps before.
+
+        Yields:
+            the patches after each block, and the norm that follows blocks of its kind.
+        """
+        batch, n, _ = x.shape
+        x = self._with_spatial_specials(x, positions)
+        for block in self.spatial_blocks:
+            x = block(x, rotations[0])
+            yield x[:, -n:], self.spatial_norm
+        if not self.temporal_blocks:
+            return
+        x = self.spatial_norm(x[:, -n:])
+        x = rearrange(positions.add_temporal(x[:, None], places), "b 1 n d -> (b n) 1 d")
+        before, rotation = self.config.register_tokens, rotations[1]
+        if rotation is not None:
+            rotation = rotation.of_tokens(slice(before if cache.steps else 0, before + 1))
+        if self.temporal_registers is not None and not cache.steps:
+            x = torch.cat((repeat(self.temporal_registers, "r d -> b r d", b=len(x)), x), dim=1)
+            cache.begin(before, "causal")
+        for block in self.temporal_blocks:
+            x = block(x, rotation, cache)
+            yield rearrange(x[:, -1], "(b n) d -> b n d", b=batch), self.temporal_norm
+
     def _with_spatial_specials(
         self, x: Float[Tensor, "b n d"], positions: Positions
     ) -> Float[Tensor, "b m d"]:
@@ -144,6 +192,8 @@ class FactorizedEncoder(nn.Module):
         b, t, m, _ = x.shape
         before, after = self.config.register_tokens, int(self.temporal_class_token is not None)
         mask: Mask = "causal" if self.config.temporal_causal else None
+        if self.attention_window is not None:
+            mask = band(t + after, self.attention_window, registers=before, device=x.device)
         count = m  # sequences of a clip
         varying = places.varying
         if varying is not None:

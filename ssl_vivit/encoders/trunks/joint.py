@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import repeat
 from jaxtyping import Bool, Float, Int
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Positions, Rotation, token_parameter
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.encoders.trunks.blocks import (
     Mask,
     drop_path_rates,
@@ -24,6 +27,10 @@ class Joint(nn.Module):
     Under ``temporal_causal`` a token attends to the registers and to tokens of its own and of
     earlier time steps; registers attend to each other alone, and the class token to everything,
     while nothing attends to it.
+
+    Attributes:
+        attention_window: time steps that a token of a causal trunk attends to, its own among them;
+            None is all.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -31,6 +38,7 @@ class Joint(nn.Module):
         assert config.depth is not None
         self.config = config
         self.grad_checkpointing = False
+        self.attention_window: int | None = None
         registers, width = config.register_tokens, config.embed_dim
         self.class_token = token_parameter(width, std=1e-6) if config.class_token else None
         self.registers = token_parameter(registers, width) if registers else None
@@ -78,6 +86,32 @@ class Joint(nn.Module):
         before = self.config.register_tokens + int(self.class_token is not None)
         return x[:, before:], None if self.class_token is None else x[:, :1]
 
+    def step(
+        self, x: Float[Tensor, "b n d"], rotation: Rotation | None, cache: KeyValueCache
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
+        """Send the tokens of the next time step through the blocks, as a causal :meth:`forward` does.
+
+        The class token is left out, since no token attends to it.
+
+        Args:
+            x: embedded tokens of the step with their positions.
+            rotation: of [class, registers, tokens].
+            cache: of the steps before.
+
+        Yields:
+            the tokens after each block, and the norm that follows the blocks.
+        """
+        tokens, registers = x.shape[1], self.config.register_tokens
+        if self.registers is not None and not cache.steps:
+            x = torch.cat((repeat(self.registers, "r d -> b r d", b=len(x)), x), dim=1)
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            mask[:registers, registers:] = False
+            cache.begin(registers, mask)
+        rotation = None if rotation is None else rotation.of_tokens(slice(-x.shape[1], None))
+        for block in self.blocks:
+            x = block(x, rotation, cache)
+            yield x[:, -tokens:], self.norm
+
     def _mask(self, times: Int[Tensor, "... k"]) -> Mask:
         """Which tokens (columns) each token (row) attends to."""
         lead = times.shape[:-1]
@@ -86,7 +120,10 @@ class Joint(nn.Module):
         after = times.new_full((*lead, int(self.class_token is not None)), end)
         before = times.new_full((*lead, self.config.register_tokens), -1)
         when = torch.cat((after, before, times), dim=-1)
-        mask: Bool[Tensor, "... q k"] = when[..., :, None] >= when[..., None, :]
+        query, key = when[..., :, None], when[..., None, :]
+        mask: Bool[Tensor, "... q k"] = query >= key
+        if self.attention_window is not None:
+            mask = mask & ((key > query - self.attention_window) | (key < 0))
         return mask if mask.ndim == 2 else mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Places, Rotation, token_parameter
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache, band
 from ssl_vivit.encoders.trunks.blocks import (
     Activation,
     Branch,
@@ -249,6 +250,10 @@ class SpaceTimeTrunk(nn.Module):
     Args:
         config: depth, registers and norms.
         block: makes a block from the config and its rate of stochastic depth.
+
+    Attributes:
+        attention_window: time steps that a token of a causal trunk attends to, its own among them;
+            None is all.
     """
 
     def __init__(
@@ -257,6 +262,7 @@ class SpaceTimeTrunk(nn.Module):
         super().__init__()
         assert config.depth is not None
         self.grad_checkpointing = False
+        self.attention_window: int | None = None
         self.causal = config.temporal_causal
         registers, width = config.register_tokens, config.embed_dim
         self.spatial_registers = token_parameter(registers, width) if registers else None
@@ -279,25 +285,58 @@ class SpaceTimeTrunk(nn.Module):
                 there are temporal registers at all positions of the grid.
             rotations: of sequences over space and over time.
         """
-        b, t, n, _ = x.shape
+        t, n = x.shape[1:3]
         time_mask: Mask = "causal" if self.causal else None
         before = 0 if self.temporal_registers is None else len(self.temporal_registers)
+        if self.attention_window is not None:
+            time_mask = band(t, self.attention_window, registers=before, device=x.device)
         if places.varying is not None:
             n = places.grid.n
             time_mask = TimeSequences.of(
                 places.varying, n, before=before, after=0, causal=self.causal
             )
-        if self.spatial_registers is None or self.temporal_registers is None:
-            state = SpaceTime(x, None, None)
-        else:
-            state = SpaceTime(
-                x,
-                repeat(self.spatial_registers, "r d -> b t r d", b=b, t=t),
-                repeat(self.temporal_registers, "r d -> b r n d", b=b, n=n),
-            )
+        state = self._with_registers(x, n)
         for block in self.blocks:
             state = run_block(block, self.grad_checkpointing, state, *rotations, time_mask)
         return self.norm(state.tokens)
+
+    def step(
+        self,
+        x: Float[Tensor, "b 1 n d"],
+        rotations: tuple[Rotation | None, Rotation | None],
+        cache: KeyValueCache,
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
+        """Send the patches of the next time step through the blocks, as a causal :meth:`forward` does.
+
+        Args:
+            x: embedded patches of the step with all their positions.
+            rotations: of sequences over space, and of [registers, step].
+            cache: of the steps before.
+
+        Yields:
+            the patches after each block, and the norm that follows the blocks.
+        """
+        state, (over_space, over_time) = self._with_registers(x, x.shape[2]), rotations
+        before = 0 if state.temporal_registers is None else state.temporal_registers.shape[1]
+        if cache.steps:
+            # Those of the first step do not change: no register attends to a token.
+            state = state._replace(temporal_registers=None)
+            over_time = None if over_time is None else over_time.of_tokens(slice(before, None))
+        else:
+            cache.begin(before, "causal")
+        for block in self.blocks:
+            state = block(state, over_space, over_time, cache)
+            yield state.tokens[:, 0], self.norm
+
+    def _with_registers(self, x: Float[Tensor, "b t n d"], positions: int) -> SpaceTime:
+        """Patch tokens, with registers in each time step and at each of so many positions."""
+        if self.spatial_registers is None or self.temporal_registers is None:
+            return SpaceTime(x, None, None)
+        return SpaceTime(
+            x,
+            repeat(self.spatial_registers, "r d -> b t r d", b=x.shape[0], t=x.shape[1]),
+            repeat(self.temporal_registers, "r d -> b r n d", b=x.shape[0], n=positions),
+        )
 
     def group_matcher(self) -> dict[str, str]:
         """Parameter names → depth, in the order of the computation."""

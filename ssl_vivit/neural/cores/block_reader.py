@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.intermediates import block_names, encode_with_blocks
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.errors import NeuralModelError
 
 
@@ -69,11 +70,23 @@ class BlockReader(nn.Module):
         _, features = encode_with_blocks(
             encoder, video, self.blocks, norm=True, stop_early=True, patch_draw=patch_draw
         )
-        tokens = [each.tokens for each in features]
+        height = encoder.config.grid_of(*video.shape[2:]).h
+        return self._side_by_side(encoder, [each.tokens for each in features], height)
+
+    def step(
+        self, encoder: ViViT, frames: Float[Tensor, "b c pt H W"], cache: KeyValueCache
+    ) -> Float[Tensor, "b d 1 h w"]:
+        """Return the map of the next time step of a stream; arguments as of :meth:`ViViT.step`."""
+        tokens, grid = encoder.step(frames, cache, self.blocks)
+        return self.mixed(self._side_by_side(encoder, tokens, grid.h))
+
+    def _side_by_side(
+        self, encoder: ViViT, tokens: list[Float[Tensor, "b t n d"]], height: int
+    ) -> Float[Tensor, "b blocks_d t h w"]:
+        """Concatenate tokens of the blocks as a map, at one scale where they are to be summed."""
         config = encoder.config
         if len(tokens) > 1 and config.final_norm != "tokens":
             tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
-        height = config.grid_of(*video.shape[2:]).h
         return rearrange(torch.cat(tokens, -1), "b t (h w) c -> b c t h w", h=height)
 
     def mixed(self, maps: Float[Tensor, "b blocks_d t h w"]) -> Float[Tensor, "b d t h w"]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.past import Past, after_past
 
 
 class CausalConv3d(nn.Conv3d):
@@ -46,8 +46,16 @@ class CausalConv3d(nn.Conv3d):
             bias=bias,
         )
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
-        return super().forward(F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0)))
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], past: Past | None = None
+    ) -> Float[Tensor, "b d t i j"]:
+        """The convolution.
+
+        Args:
+            x: the input.
+            past: of the frames before it, in a stream; zeros stand there without.
+        """
+        return super().forward(after_past(x, self.kernel_size[0] - 1, self, past))
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -21,6 +21,7 @@ from ssl_vivit.neural.cores.causal_convolution import (
     check_stages,
     initialise_convolutions,
 )
+from ssl_vivit.neural.cores.past import Past
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,23 @@ class CausalResNet(nn.Module):
         self.norm = ChannelNorm(width)
         initialise_convolutions(self)
 
-    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
-        """Features of each frame (b, channels, T, h, w), from normalised video."""
-        return self.norm(self.blocks(self.stem(video)))
+    def dense(
+        self, video: Float[Tensor, "b c T H W"], past: Past | None = None
+    ) -> Float[Tensor, "b d T h w"]:
+        """Features of each frame (b, channels, T, h, w).
+
+        Args:
+            video: normalised.
+            past: of the frames before it, in a stream.
+        """
+        x = self.stem(video, past)
+        for block in self.blocks:
+            x = block(x, past)
+        return self.norm(x)
+
+    def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
+        """The map of the next frame of a stream."""
+        return self.dense(frame, past)
 
     forward = dense
 
@@ -112,8 +127,10 @@ class _Block(nn.Module):
         changes = width != out or stride != 1
         self.shortcut = CausalConv3d(width, out, (1, 1, 1), stride=stride) if changes else None
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], past: Past | None = None
+    ) -> Float[Tensor, "b d t i j"]:
         active = F.relu(self.norm1(x))
         kept = x if self.shortcut is None else self.shortcut(active)
-        branch = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        branch = self.conv2(F.relu(self.norm2(self.conv1(active, past))), past)
         return kept + self.drop_path(branch)

@@ -23,6 +23,7 @@ from ssl_vivit.neural.cores.causal_convolution import (
     check_stages,
     initialise_convolutions,
 )
+from ssl_vivit.neural.cores.past import Past
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,11 @@ class CausalX3D(nn.Module):
         super().__init__()
         self.config = config = config or CausalX3DConfig()
         width = config.widths[0]
-        self.stem = nn.Sequential(
+        self.stem = nn.ModuleList([
             CausalConv3d(config.in_channels, width, (1, 3, 3)),
             CausalConv3d(width, width, (config.stem_frames, 1, 1), groups=width),
             ChannelNorm(width),
-            nn.ReLU(),
-        )
+        ])  # fmt: skip
         blocks: list[nn.Module] = []
         total = sum(config.depths)
         rates = iter(torch.linspace(0, config.drop_path, total, device="cpu").tolist())
@@ -102,9 +102,24 @@ class CausalX3D(nn.Module):
             # A fresh block passes on what it gets.
             nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr, arg-type]
 
-    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
-        """Features of each frame (b, channels, T, h, w), from normalised video."""
-        return self.head(self.blocks(self.stem(video)))
+    def dense(
+        self, video: Float[Tensor, "b c T H W"], past: Past | None = None
+    ) -> Float[Tensor, "b d T h w"]:
+        """Features of each frame (b, channels, T, h, w).
+
+        Args:
+            video: normalised.
+            past: of the frames before it, in a stream.
+        """
+        over_space, over_time, norm = self.stem
+        x = F.relu(norm(over_time(over_space(video), past)))
+        for block in self.blocks:
+            x = block(x, past)
+        return self.head(x)
+
+    def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
+        """The map of the next frame of a stream."""
+        return self.dense(frame, past)
 
     forward = dense
 
@@ -140,9 +155,11 @@ class _Block(nn.Module):
         changes = width != out or stride != 1
         self.shortcut = CausalConv3d(width, out, (1, 1, 1), stride=stride) if changes else None
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t i j"]:
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], past: Past | None = None
+    ) -> Float[Tensor, "b d t i j"]:
         wide = F.relu(self.norm1(self.widen(x)))
-        wide = F.silu(self.excitation(self.norm2(self.depthwise(wide))))
+        wide = F.silu(self.excitation(self.norm2(self.depthwise(wide, past))))
         kept = x if self.shortcut is None else self.shortcut(x)
         return F.relu(kept + self.drop_path(self.last_norm(self.narrow(wide))))
 

@@ -49,10 +49,14 @@ class FrameRates:
         """r/e, as an exact ratio of whole numbers."""
         return _fraction(self.recorded) / _fraction(self.encoder)
 
+    def resampled(self, frames: int) -> int:
+        """Count of resampled frames that show no frame beyond the first so many."""
+        return _ceil_of_product(frames, 1 / self.recorded_per_resampled)
+
     def shown(self, frames: int) -> Int[Tensor, " resampled"]:
         """Number of the recorded frame, of T, that each resampled frame shows."""
         ratio = self.recorded_per_resampled
-        resampled = torch.arange(_ceil_of_product(frames, 1 / ratio))
+        resampled = torch.arange(self.resampled(frames))
         return resampled * ratio.numerator // ratio.denominator
 
     def seen(self, frames: int) -> Int[Tensor, " T"]:

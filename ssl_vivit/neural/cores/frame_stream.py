@@ -7,6 +7,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vivit.neural.cores.past import Past, after_past
+
 
 class FrameStream(nn.Module):
     """Features of every frame and the few before it, on the grid of an encoder's tokens.
@@ -53,22 +55,26 @@ class FrameStream(nn.Module):
         self,
         video: Float[Tensor, "b c T H W"],
         behaviour: Float[Tensor, "b T k"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "b d T h w"]:
         """Features of each frame.
 
         Args:
             video: (B, C, T, H, W) floats.
             behaviour: standardised; None stands for its mean at all times.
+            past: of the frames before, in a stream.
         """
         span, height, width = self.kernel
         down, across = self.padding
-        tubelets = F.pad(video, (*across, *down, span - 1, 0)).unfold(2, span, 1)
+        video = F.pad(after_past(video, span - 1, (self, "video"), past), (*across, *down))
+        tubelets = video.unfold(2, span, 1)
         tubelets = tubelets.unfold(3, height, self.stride[0]).unfold(4, width, self.stride[1])
         pixels = rearrange(tubelets, "b c T h w pt ph pw -> b T h w (c pt ph pw)")
         x = F.gelu(self.filters(pixels))
         if self.modulate is not None and behaviour is not None:
-            history = F.pad(behaviour, (0, 0, span - 1, 0)).unfold(1, span, 1)
-            changes = self.modulate(rearrange(history, "b T k s -> b T 1 1 (s k)"))
+            signals = rearrange(behaviour, "b T k -> b k T")
+            history = after_past(signals, span - 1, (self, "behaviour"), past).unfold(2, span, 1)
+            changes = self.modulate(rearrange(history, "b k T s -> b T 1 1 (s k)"))
             gain, offset = changes.chunk(2, dim=-1)
             x = x * (1 + gain) + offset
         return rearrange(self.project(x), "b T h w d -> b d T h w")

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.past import Past, after_past
 from ssl_vivit.settings import check_least
 
 # Standard deviation of the spatial envelope in periods, which is a bandwidth of one octave.
@@ -122,28 +123,43 @@ class MotionEnergy(nn.Module):
         tuned = config.orientations * (len(frequencies) + len(self.moving))
         self.channels = 2 * len(config.spatial_frequencies) * tuned
 
-    def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
-        """Compressed energies of each frame, then their running means, from normalised video.
+    def dense(
+        self, video: Float[Tensor, "b c T H W"], past: Past | None = None
+    ) -> Float[Tensor, "b d T h w"]:
+        """Compressed energies of each frame, then their running means.
 
         Channels of the video are averaged. Zeros, which are the mean grey, stand before the first
         frame and around the edges. The map has the video's size divided by the stride, rounded up.
+
+        Args:
+            video: normalised.
+            past: of the frames before it, in a stream.
         """
-        compressed = (torch.log1p(self.energies(video) / _WEAK) - _MEAN) / _STD
-        return torch.cat((compressed, causal(compressed, self.decay)[:, :, 0]), dim=1)
+        compressed = (torch.log1p(self.energies(video, past) / _WEAK) - _MEAN) / _STD
+        lags = self.decay.shape[1] - 1
+        means = causal(after_past(compressed, lags, (self, "energies"), past), self.decay)
+        return torch.cat((compressed, means[:, :, 0]), dim=1)
+
+    def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
+        """The map of the next frame of a stream."""
+        return self.dense(frame, past)
 
     forward = dense
 
-    def energies(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T h w"]:
+    def energies(
+        self, video: Float[Tensor, "b c T H W"], past: Past | None = None
+    ) -> Float[Tensor, "b d T h w"]:
         """Energies of each frame (b, channels / 2, T, h, w), by spatial frequency and orientation.
 
         For each of these come the temporal frequencies in the direction of the orientation, then
-        those above 0 in the opposite direction.
+        those above 0 in the opposite direction. Arguments as of :meth:`dense`.
         """
         grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
         count, stride = len(self.config.spatial_frequencies), self.config.stride
         pairs = [self.get_buffer(f"spatial_{number}") for number in range(count)]
         seen = torch.cat([centred(grey, each, stride) for each in pairs], dim=1)
         seen = rearrange(seen, "(b t) d h w -> b d t h w", b=len(video))
+        seen = after_past(seen, self.temporal.shape[1] - 1, (self, "filtered"), past)
         parts = rearrange(
             causal(seen, self.temporal),
             "b (pair space) (time f) t h w -> space time b pair f t h w",
@@ -229,11 +245,13 @@ def centred(
 
 
 def causal(
-    signals: Float[Tensor, "b d t h w"], kernels: Float[Tensor, "k lag"]
+    signals: Float[Tensor, "b d lag_t h w"], kernels: Float[Tensor, "k lag"]
 ) -> Float[Tensor, "b d k t h w"]:
-    """Convolve each signal over time with each kernel, whose lag 0 is last; zeros come before."""
+    """Convolve each signal over time with each kernel, whose lag 0 is last.
+
+    The signals begin lag − 1 frames before the first output.
+    """
     b, _, _, h, w = signals.shape
     rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")
-    rows = F.pad(rows, (0, 0, kernels.shape[1] - 1, 0))
     filtered = F.conv2d(rows, rearrange(kernels, "k lag -> k 1 lag 1"))
     return rearrange(filtered, "(b d) k t (h w) -> b d k t h w", b=b, h=h, w=w)

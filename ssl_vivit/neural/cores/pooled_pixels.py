@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.neural.cores.past import Past
 
 
 class PooledPixels(nn.Module):
@@ -51,6 +52,10 @@ class PooledPixels(nn.Module):
         pixels = F.avg_pool3d(video, (1, self.pool, self.pool)) if self.pool > 1 else video
         return rearrange(pixels, "b c t h w -> b (c h w) t 1 1")
 
+    def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 1 1"]:
+        """The channels of the next frame of a stream, which no other frame changes."""
+        return self.dense(frame)
+
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
@@ -75,7 +80,10 @@ class AppendedBehaviour(nn.Module):
         self.behaviour_channels = behaviour_channels
 
     def forward(
-        self, map: Float[Tensor, "b d t 1 1"], behaviour: Float[Tensor, "b t k"] | None = None
+        self,
+        map: Float[Tensor, "b d t 1 1"],
+        behaviour: Float[Tensor, "b t k"] | None = None,
+        state: None = None,
     ) -> tuple[Float[Tensor, "b dk t 1 1"], None]:
         """The longer map, and no state; without behaviour its mean, which is zero, stands in."""
         if behaviour is None:

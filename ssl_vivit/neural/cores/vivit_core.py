@@ -11,13 +11,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViT
+from ssl_vivit.encoders.intermediates import block_names
+from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.block_reader import BlockReader
+from ssl_vivit.neural.cores.past import Past, after_past
 
 
 @runtime_checkable
 class Core(Protocol):
     """Protocol of the module that sees the video in :class:`~ssl_vivit.neural.model.NeuralModel`.
+
+    One with ``step(frame, past)`` as of :meth:`ViViTCore.step` can also be streamed.
 
     Attributes:
         channels: width d of the map.
@@ -70,7 +75,8 @@ class ViViTCore:
         self.in_channels = config.in_channels
         self.temporal_stride = config.kernel_stride[0]
         # Time steps of a window; None where positions hold for any length.
-        learned = "learned" in (config.temporal_positions, config.joint_positions)
+        positions = encoder.positions
+        learned = positions.temporal is not None or positions.joint is not None
         self.context = config.grid.t if learned else None
 
     def dense(
@@ -111,7 +117,41 @@ class ViViTCore:
             return video.new_zeros(len(video), channels, 0, grid.h, grid.w)
         if self.context is None or steps <= self.context:
             return self._map(video, patch_draw)
+        if self.encoder.trunk.attention_window is not None:
+            self.check_length(steps)
         return self._in_windows(video, steps, patch_draw)[:, :, :steps]
+
+    def step(
+        self, frame: Float[Tensor, "b c 1 H W"], past: Past
+    ) -> Float[Tensor, "b d 1 h w"] | None:
+        """The tokens that end with the next frame of a stream; None where none do.
+
+        Args:
+            frame: the next one.
+            past: of the frames before it.
+        """
+        config = self.encoder.config
+        frames = after_past(frame, config.kernel_size[0] - 1, (self.encoder, "frames"), past)
+        shown, cache = past.kept.get(self.encoder, (0, KeyValueCache(past.window)))
+        past.kept[self.encoder] = shown + 1, cache
+        if (shown + 1) % self.temporal_stride:
+            return None
+        reader = self.reader or BlockReader([len(block_names(self.encoder)) - 1])
+        return reader.step(self.encoder, frames, cache)
+
+    def check_length(self, steps: int) -> None:
+        """Refuse so many time steps in one piece where learned positions end before.
+
+        Raises:
+            NeuralModelError: that names the length.
+        """
+        if self.context is not None and steps > self.context:
+            raise NeuralModelError(
+                f"the encoder's learned positions in time end after {self.context} time steps "
+                f"({self.context * self.temporal_stride} of its frames), and a stream or a context "
+                "cannot go beyond; begin a new stream, leave context out, or take an encoder with "
+                "rotary or sinusoidal temporal_positions"
+            )
 
     def _map(
         self, video: Float[Tensor, "b c T H W"], patch_draw: Float[Tensor, "b n"] | None

@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vivit.neural.cores.past import Past, after_past
 from ssl_vivit.settings import check_least, check_type
 
 FilterKind = Literal["full", "separable"]
@@ -53,6 +54,9 @@ class LinearReadout(nn.Module):
         config: which filters.
     """
 
+    # NeuralModel gives it the past in a stream.
+    looks_back = True
+
     def __init__(
         self,
         neurons: int,
@@ -79,28 +83,32 @@ class LinearReadout(nn.Module):
         self,
         map: Float[Tensor, "b d t 1 1"],
         pupil_centre: Float[Tensor, "b t 2"] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "b t neurons"]:
         """Drive of each neuron: filtered signals plus bias; zeros stand before the first frame.
 
         Args:
             map: pooled pixels, then behaviour, as channels.
             pupil_centre: not used; filters do not move with the pupil.
+            past: of the frames before, in a stream.
         """
         lags, signals = self.config.lags, map[..., 0, 0]
         pixels = signals.shape[1] - self.behaviour_channels
         stimulus, behaviour = signals.split([pixels, self.behaviour_channels], dim=1)
         if self.config.filters == "full":
             kernel = rearrange(self.filters.flip(1), "n lag c h w -> n (c h w) lag")
-            drive = F.conv1d(F.pad(stimulus, (lags - 1, 0)), kernel)
+            drive = F.conv1d(after_past(stimulus, lags - 1, (self, "stimulus"), past), kernel)
         else:
             images = rearrange(self.images, "n rank c h w -> (n rank) (c h w)")
             courses = rearrange(self.courses.flip(-1), "n rank lag -> (n rank) 1 lag")
-            seen = F.pad(einsum(images, stimulus, "m p, b p t -> b m t"), (lags - 1, 0))
+            seen = einsum(images, stimulus, "m p, b p t -> b m t")
+            seen = after_past(seen, lags - 1, (self, "stimulus"), past)
             each = F.conv1d(seen, courses, groups=len(courses))
             drive = rearrange(each, "b (n rank) t -> b n t rank", rank=self.config.rank).sum(-1)
         if self.behaviour is not None:
             kernel = rearrange(self.behaviour.flip(1), "n lag k -> n k lag")
-            drive = drive + F.conv1d(F.pad(behaviour, (lags - 1, 0)), kernel)
+            signals = after_past(behaviour, lags - 1, (self, "behaviour"), past)
+            drive = drive + F.conv1d(signals, kernel)
         return rearrange(drive, "b n t -> b t n") + self.bias
 
     def to_config(self) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def without_nan(content: Any) -> Any:
+    """The same with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(each) for name, each in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 @contextmanager

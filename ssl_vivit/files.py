@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,15 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({error}); {mend}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged (it is no JSON object); {mend}")
+    return content
+
+
+def without_nan(content: Any) -> Any:
+    """Replace numbers that are not finite, which JSON does not have, by None."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(each) for name, each in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
     return content
 
 

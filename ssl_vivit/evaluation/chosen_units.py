@@ -90,17 +90,21 @@ def choose_units(
         predictor = load_neural_model(model)
     except (FileNotFoundError, ExportError, NeuralModelError) as error:
         raise NeuralModelError(f"model: {error}") from None
+    return chosen_of(predictor, session, units)
+
+
+def chosen_of(
+    predictor: NeuralPredictor, session: str | None, units: int | Sequence[int] | None
+) -> ChosenUnits:
+    """Choose neurons of a model that is loaded; as of :func:`choose_units`."""
+    there = ", ".join(predictor.sessions)
     if session is None and len(predictor.sessions) > 1:
-        raise NeuralModelError(
-            f"{model} has several sessions; choose one by --session: {', '.join(predictor.sessions)}"
-        )
+        raise NeuralModelError(f"the model has several sessions; choose one by --session: {there}")
     if session is not None and session not in predictor.sessions:
         raise NeuralModelError(
-            f"--session {session}: {model} has no such session; it has "
-            f"{', '.join(predictor.sessions)}"
+            f"--session {session}: the model has no such session; it has {there}"
         )
-    name = session or predictor.sessions[0]
-    facts = predictor.facts[predictor.sessions.index(name)]
+    facts = predictor.facts[predictor.sessions.index(session or predictor.sessions[0])]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ChosenUnits(predictor.to(device), facts, _places(facts, units))
 

@@ -24,7 +24,7 @@ from ssl_vivit.evaluation.tuning.curves import TuningCurves
 from ssl_vivit.evaluation.tuning.figure import draw_curves, draw_recorded
 from ssl_vivit.evaluation.tuning.fits import Fit
 from ssl_vivit.evaluation.tuning.truth import agreement
-from ssl_vivit.files import write_json
+from ssl_vivit.files import without_nan, write_json
 
 _TOLD = (
     "response", "dsi", "osi", "modulation", "direction_width", "preferred_spatial_frequency",
@@ -75,7 +75,7 @@ def write_results(
     np.savez(folder / "tuning.npz", **arrays)
     draw_curves(curves, fits, names, rows, folder / "tuning.png")
     if found:
-        write_json(folder / "agreement.json", _without_nan(found), indent=1)
+        write_json(folder / "agreement.json", without_nan(found), indent=1)
     return told
 
 
@@ -136,12 +136,3 @@ def _arrays(curves: TuningCurves, unit_ids: Sequence[int]) -> dict[str, np.ndarr
         **{f"{name}_values": each for name, each in curves.values.items()},
         **{f"{name}_responses": each for name, each in curves.responses.items()},
     }
-
-
-def _without_nan(found: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON does not have."""
-    if isinstance(found, Mapping):
-        return {name: _without_nan(each) for name, each in found.items()}
-    if isinstance(found, float) and not math.isfinite(found):
-        return None
-    return found

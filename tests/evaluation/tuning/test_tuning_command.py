@@ -156,7 +156,7 @@ def test_mistakes_are_told_in_one_line(simulated, launch, tmp_path):
     (full / "units.csv").write_text("mine")
     for words, said in [
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons: there is no such directory"),
-        ((model, "--session", "b"), "^--session b: .* has no such session; it has sim"),
+        ((model, "--session", "b"), "^--session b: the model has no such session; it has sim"),
         ((model, "--units", "3", "77"), "^--units 77: session sim has no such unit; its 5 units are 0, 1, 2, 3, 4"),
         ((model, "--against", str(tmp_path / "none")), "none is no folder"),
         ((model, "--against", str(RECORDED)), "session_fov4_cut .* is not in the checkpoint"),

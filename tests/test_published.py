@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import readable_figures
 import torch
+import yaml
 
 from ssl_vivit import load_encoder
 
@@ -115,15 +116,31 @@ def test_animals_are_averaged_and_rows_paired(tmp_path):
         animals.read(files, "live_test_main")
 
 
-def test_the_table_of_other_animals_shows_the_stored_scores():
+def test_the_tables_of_pretraining_for_neurons_show_the_stored_scores():
     animals = program("several_animals")
-    files = sorted((ROOT / "recipes" / "results" / "other_animals").glob("*.json"))
+    results = ROOT / "recipes" / "results" / "pretraining_for_neurons"
+    files = sorted(results.glob("*.json"))
     assert len(files) == 5
     _, scores = animals.read(files, "live_test_main")
+    rows = yaml.safe_load((ROOT / "docs/published/pretraining_for_neurons.yaml").read_text())[
+        "rows"
+    ]
+    assert [*scores] == [*rows]
+    random = [f"random weights {n}, frozen" for n in (1, 2, 3)]
+    scores = animals.with_means(scores, [["random weights, frozen", *random]])
     page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
     assert "\n".join(animals.table(scores)) in page
-    paired = animals.differences(scores, "vivit")["animals"]
-    told = [
-        f"{mean:.3f} ± {error:.3f}" for mean, error in map(animals.mean_and_error, paired.values())
-    ]
-    assert f"paired over animals, are {' and '.join(told)}" in page
+    compared = {
+        "random weights, frozen": [
+            f"{name}, {stimuli}, frozen" for stimuli in ("textures", "videos")
+            for name in ("masked", "SimCLR")
+        ],
+        "fresh, tuned": [
+            *(f"{name}, {stimuli}, tuned" for stimuli in ("textures", "videos")
+              for name in ("masked", "SimCLR")),
+            "other animals' core, frozen",
+        ],
+    }  # fmt: skip
+    for against, others in compared.items():
+        found = animals.differences(scores, against, others)
+        assert "\n".join(animals.table(found, signed=True)) in page

@@ -90,9 +90,11 @@ def test_a_child_that_outlives_the_process_does_not_keep_the_lock(tmp_path, hold
     holder = hold(run, f"if not os.fork(): os.read({read}, 1); os._exit(0)", pass_fds=[read])
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    enter(run)
-    os.close(write)
-    os.close(read)
+    try:
+        enter(run)
+    finally:
+        os.close(write)
+        os.close(read)
 
 
 def test_what_is_made_is_removed_and_what_was_there_stays(tmp_path):

@@ -130,7 +130,11 @@ def test_features_that_are_not_there_are_told_in_one_line(videos, encoder, tmp_p
     path = tmp_path / "f" / "features-00000.safetensors"
     save_file(load_file(path), path, metadata={"part": '{"keys": [], "skipped": {"a": "cut"}}'})
     index = tmp_path / "f" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"skipped": {"a": "cut"}}))
+    edited = json.loads(index.read_text()) | {"skipped": {"a": "cut"}}
+    index.write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match=r"index\.json is damaged \(checksum\)"):
+        load_features(tmp_path / "f")
+    index.write_text(json.dumps({name: edited[name] for name in edited if name != "crc32"}))
     with pytest.raises(ValueError, match=r"f holds features of no video: all 1 were skipped"):
         load_features(tmp_path / "f")
 

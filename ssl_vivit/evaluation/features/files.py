@@ -1,4 +1,4 @@
-"""Features of videos as files, made part by part; :mod:`.parts` says what is in them."""
+"""Features of videos as files, made part by part; see :mod:`ssl_vivit.evaluation.features.parts`."""
 
 from __future__ import annotations
 

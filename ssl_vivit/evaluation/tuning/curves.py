@@ -91,13 +91,12 @@ def measure_curves(
         best = np.stack(np.unravel_index(flat, means.shape[1:]), 1)
         preferred = [gratings[place] for place in flat]
         responses = _slices(means, best)
-        values = dict(
-            zip(
-                responses,
-                (stimuli.degrees, stimuli.degrees[: len(axes[0]) // 2], *axes[1:]),
-                strict=True,
-            )
-        )
+        values: dict[str, Sequence[float]] = {
+            "direction": stimuli.degrees,
+            "orientation": stimuli.degrees[: len(stimuli.degrees) // 2],
+            "spatial_frequency": stimuli.spatial_frequencies,
+            "temporal_frequency": stimuli.temporal_frequencies,
+        }
         if stimuli.contrasts:
             values["contrast"] = stimuli.contrasts
             responses["contrast"] = _contrast_curves(show, preferred, stimuli.contrasts, own, bar)

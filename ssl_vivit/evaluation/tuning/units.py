@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,60 +74,54 @@ def measure_units(
 
 
 def _of_fits(fits: Mapping[str, Sequence[Fit | None]], curves: TuningCurves) -> Columns:
-    rows: dict[str, list[float]] = {}
+    table: Columns = {}
     for name, own in fits.items():
-        for one in own:
-            told = dict.fromkeys(_READ[name], math.nan) | {f"r2_{name}": math.nan}
-            if one is not None:
-                told = _READINGS[name](one, curves.values[name]) | {f"r2_{name}": one.r2}
-            for column, value in told.items():
-                rows.setdefault(column, []).append(value)
-    return {column: np.array(values) for column, values in rows.items()}
+        x = curves.values[name]
+        for column, read in {**_READINGS[name], f"r2_{name}": lambda fit, x: fit.r2}.items():
+            table[column] = np.array([math.nan if fit is None else read(fit, x) for fit in own])
+    return table
 
 
-def _direction(fit: Fit, x: np.ndarray) -> dict[str, float]:
+def _preferred_direction(fit: Fit, x: np.ndarray) -> float:
     p = fit.parameters
     turned = 180 if p["opposite"] > p["amplitude"] else 0
+    return (p["preferred"] + turned) % 360
+
+
+def _direction_width(fit: Fit, x: np.ndarray) -> float:
     # Where the von Mises function is half as high: concentration · (1 − cos) = log 2.
-    half = math.log(2) / p["concentration"]
-    width = 2 * math.degrees(math.acos(1 - half)) if half < 2 else math.nan
-    return {"preferred_direction": (p["preferred"] + turned) % 360, "direction_width": width}
+    half = math.log(2) / fit.parameters["concentration"]
+    return 2 * math.degrees(math.acos(1 - half)) if half < 2 else math.nan
 
 
-def _orientation(fit: Fit, x: np.ndarray) -> dict[str, float]:
-    return {"preferred_orientation": fit.parameters["preferred"] % 180}
-
-
-def _frequency(name: str) -> Any:
-    def read(fit: Fit, x: np.ndarray) -> dict[str, float]:
-        octaves = fit.parameters["octaves"] * 2 * math.sqrt(2 * math.log(2))
-        return {f"preferred_{name}": fit.parameters["preferred"], f"{name}_octaves": octaves}
-
-    return read
-
-
-def _contrast(fit: Fit, x: np.ndarray) -> dict[str, float]:
-    return {"c50": fit.parameters["c50"], "contrast_exponent": fit.parameters["exponent"]}
-
-
-def _size(fit: Fit, x: np.ndarray) -> dict[str, float]:
+def _preferred_size(fit: Fit, x: np.ndarray) -> float:
     fine = np.linspace(0, x[-1], 500)
-    return {"preferred_size": float(fine[fit(fine).argmax()])}
+    return float(fine[fit(fine).argmax()])
 
 
-_READINGS = {
-    "direction": _direction,
-    "orientation": _orientation,
-    "spatial_frequency": _frequency("spatial_frequency"),
-    "temporal_frequency": _frequency("temporal_frequency"),
-    "contrast": _contrast,
-    "size": _size,
-}
-_READ = {
-    "direction": ("preferred_direction", "direction_width"),
-    "orientation": ("preferred_orientation",),
-    "spatial_frequency": ("preferred_spatial_frequency", "spatial_frequency_octaves"),
-    "temporal_frequency": ("preferred_temporal_frequency", "temporal_frequency_octaves"),
-    "contrast": ("c50", "contrast_exponent"),
-    "size": ("preferred_size",),
+def _octaves(fit: Fit, x: np.ndarray) -> float:
+    return fit.parameters["octaves"] * 2 * math.sqrt(2 * math.log(2))
+
+
+def _parameter(name: str, period: float = math.inf) -> Callable[[Fit, np.ndarray], float]:
+    return lambda fit, x: fit.parameters[name] % period
+
+
+# Property → column → its value by the fit to the curve over x.
+_READINGS: dict[str, dict[str, Callable[[Fit, np.ndarray], float]]] = {
+    "direction": {
+        "preferred_direction": _preferred_direction,
+        "direction_width": _direction_width,
+    },
+    "orientation": {"preferred_orientation": _parameter("preferred", 180)},
+    "spatial_frequency": {
+        "preferred_spatial_frequency": _parameter("preferred"),
+        "spatial_frequency_octaves": _octaves,
+    },
+    "temporal_frequency": {
+        "preferred_temporal_frequency": _parameter("preferred"),
+        "temporal_frequency_octaves": _octaves,
+    },
+    "contrast": {"c50": _parameter("c50"), "contrast_exponent": _parameter("exponent")},
+    "size": {"preferred_size": _preferred_size},
 }

@@ -162,6 +162,10 @@ def test_blocks_are_followed_as_far_as_they_are_read(facts):
     own = read_by_points(PLACES[[0]])
     assert found.when == pytest.approx(np.eye(4), abs=1e-6)
     assert found.where[2] == pytest.approx(0.5 * own + 0.5 / 6, abs=1e-6)
+    registers = even(predictor(facts, layers=0, **settings | {"register_tokens": 1}))
+    found = trial_attention(chosen_of(registers, None, [0]), movie(8))
+    # A seventh of what is attended to is the register.
+    assert found.when == pytest.approx(np.eye(4) * (1 - 0.5 / 7), abs=1e-6)
     both = even(predictor(facts, layers=[1, 2], **settings))
     with torch.no_grad():
         both.model.block_reader.logits.copy_(torch.log(torch.tensor([0.3, 0.7])))

@@ -55,6 +55,27 @@ CURVES = {
 }
 
 
+def test_functions_are_those_of_their_sources():
+    curves = {name: function.curve for name, function in fits.FUNCTIONS.items()}
+
+    def bump(degrees, centre, concentration, period):
+        turn = math.radians((degrees - centre) * 360 / period)
+        return math.exp(concentration * (math.cos(turn) - 1))
+
+    for x in (0.04, 0.3, 0.9):
+        here, there = bump(100 * x, 70, 2.5, 360), bump(100 * x, 250, 2.5, 360)
+        assert curves["direction"](100 * x, 0.2, 3, 1.1, 70, 2.5) == pytest.approx(
+            0.2 + 3 * here + 1.1 * there
+        )
+        orientation = 0.2 + 3 * bump(100 * x, 70, 2.5, 180)
+        assert curves["orientation"](100 * x, 0.2, 3, 70, 2.5) == pytest.approx(orientation)
+        gaussian = 0.1 + 2 * math.exp(-((math.log2(x) - math.log2(0.2)) ** 2) / (2 * 0.8**2))
+        for name in ("spatial_frequency", "temporal_frequency"):
+            assert curves[name](x, 0.1, 2, 0.2, 0.8) == pytest.approx(gaussian)
+        saturating = 4 * x**2.2 / (x**2.2 + 0.3**2.2)
+        assert curves["contrast"](x, 4, 0.3, 2.2) == pytest.approx(saturating)
+
+
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_parameters_of_noiseless_curves_are_found(name, scale):

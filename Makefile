@@ -28,7 +28,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 $(EXTRAS): $(READY)
-	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,docs,onnx,neural]'
+	$(BIN)/python -m pip install -qq --constraint requirements.lock --editable '.[dev,bench,docs,onnx,neural,search]'
 	@touch $@
 
 demo: $(READY)

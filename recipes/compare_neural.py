@@ -13,13 +13,12 @@ by the model that reads it; with --tuning.mode frozen the rows compare the block
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple, get_args
-
-import yaml
 
 from recipes.finetune_neural import (
     SAMPLE_PRESET,
@@ -32,10 +31,10 @@ from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError
 from ssl_vivit.evaluation.neurons.comparison import NeuralComparison, score_training_repeats
 from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.files import read_json
 from ssl_vivit.neural.config import CoreKind, Layers
-from ssl_vivit.objectives.config import TuningConfig, TuningMode
 from ssl_vivit.training.config import run_directory
-from ssl_vivit.training.run_directory import without_names
+from ssl_vivit.training.run_directory import saved_settings, without_names
 
 
 @dataclass
@@ -56,8 +55,8 @@ class ComparisonRecipe(NeuralRecipe):
             the trials that make a share. Rows of one seed have the same trials.
         learning_rates: row or core → its own learning rate in place of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
-        tuning_modes: row or core → its own mode in place of ``tuning.mode``, ``frozen`` for rows of
-            ``cores_from`` for one; cores that are not compared may be named.
+        rows: name → settings of a further row that differ from all others', by their dotted names:
+            ``{"frozen": {"encoder.path": "runs/mae/encoder", "tuning.mode": "frozen"}}``.
     """
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
@@ -68,7 +67,7 @@ class ComparisonRecipe(NeuralRecipe):
     trials: list[int] = field(default_factory=list)
     seeds: int = 3
     learning_rates: dict[str, float] = field(default_factory=dict)
-    tuning_modes: dict[str, TuningMode] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 NAMES = [entry.name for entry in fields(NeuralRecipe)]
@@ -99,17 +98,29 @@ class Cell(NamedTuple):
 
 
 def main() -> None:
-    """Run what is not finished, show everything."""
+    """Keep other comparisons out of the directory, and compare."""
     config = training.parse(ComparisonRecipe, preset=SAMPLE_PRESET)
+    processes, run_dir = training.join_processes(), run_directory(config.training)
+    with training.locked_run(run_dir):
+        compare(config, run_dir, processes)
+
+
+def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
+    """Run what is not finished, show everything.
+
+    Args:
+        config: of the comparison.
+        run_dir: the comparison's directory.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
     # Imported here, since it loads accelerate, for which --help need not wait.
     from ssl_vivit.training.processes import Host
 
-    processes, run_dir = training.join_processes(), run_directory(config.training)
     planned = cells(config, run_dir)
     # What later runs need is checked before the first one is trained.
     unfinished = not all((cell.run_dir / "scores.json").is_file() for cell in planned)
     if unfinished:
-        check_models(config)
+        check_models(config, rows_of(config))
     sessions = with_sessions(config.data, processes).sessions
     planned = [cell.on(sessions) for cell in planned]
     if unfinished and config.trials:
@@ -132,8 +143,12 @@ def main() -> None:
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
 
 
-def check_models(config: ComparisonRecipe) -> None:
+def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> None:
     """Refuse encoders and cores that cannot be read, before the first run is trained.
+
+    Args:
+        config: of the comparison.
+        rows: of :func:`rows_of`.
 
     Raises:
         NeuralModelError: naming the first of them.
@@ -145,6 +160,47 @@ def check_models(config: ComparisonRecipe) -> None:
         check_encoder(path, "--encoders", "--cores_from")
     for path in config.cores_from:
         open_core(path, "--cores_from")
+    for name in config.rows:
+        recipe, told = rows[name], f"rows, {name}: "
+        if recipe.encoder.path is not None:
+            check_encoder(recipe.encoder.path, f"{told}encoder.path", f"{told}core_from")
+        if recipe.core_from is not None:
+            open_core(recipe.core_from, f"{told}core_from")
+
+
+def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
+    """Name → recipe of each row, without what differs between its runs.
+
+    Raises:
+        RunError: for no rows, two rows of one name, and blocks of no encoder.
+    """
+    if config.blocks is not None and (not config.encoders or config.model.layers is not None):
+        mend = "leave out --model.layers" if config.encoders else "name some by --encoders"
+        raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
+    common = NeuralRecipe(**{name: getattr(config, name) for name in NAMES})
+    last = replace(common.model, layers=None)  # a core that is no encoder has no blocks
+    rows = [
+        (core, replace(common, core=core, model=common.model if core == "vivit" else last))
+        for core in dict.fromkeys(config.cores)
+    ]
+    for path, name in distinct(config.encoders).items():
+        recipe = replace(common, core="vivit", encoder=replace(common.encoder, path=path))
+        if config.blocks is None:
+            rows.append((name, recipe))
+            continue
+        for block in blocks_of(path, config.blocks):
+            model = replace(common.model, layers=block)
+            rows.append((f"{name} block {block}", replace(recipe, model=model)))
+    for path, name in distinct(config.cores_from).items():
+        rows.append((name, replace(common, core="vivit", core_from=path, model=last)))
+    for name, settings in config.rows.items():
+        rows.append((name, training.with_settings(common, settings, f"rows, {name}: ")))
+    named = [name for name, _ in rows]
+    if len({*named}) < len(named):
+        raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder, or a row")
+    if not rows:
+        raise RunError("nothing to compare: give --cores, --encoders, --cores_from or --rows")
+    return dict(rows)
 
 
 def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
@@ -157,31 +213,6 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
         raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
     if config.core_from is not None:
         raise RunError(f"--core_from {config.core_from}: name cores to compare by --cores_from")
-    if config.blocks is not None and (not config.encoders or config.model.layers is not None):
-        mend = "leave out --model.layers" if config.encoders else "name some by --encoders"
-        raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
-    last = replace(config.model, layers=None)  # a core that is no encoder has no blocks
-    rows: dict[str, ComparisonRecipe]
-    rows = {
-        core: replace(config, core=core, model=config.model if core == "vivit" else last)
-        for core in config.cores
-    }
-    encoders, fitted = distinct(config.encoders), distinct(config.cores_from)
-    expected = len({*config.cores}) + len(fitted)
-    for path, name in encoders.items():
-        recipe = replace(config, core="vivit", encoder=replace(config.encoder, path=path))
-        blocks = [] if config.blocks is None else blocks_of(path, config.blocks)
-        for block in blocks:
-            model = replace(config.model, layers=block)
-            rows[f"{name} block {block}"] = replace(recipe, model=model)
-        if not blocks:
-            rows[name] = recipe
-        expected += len(blocks) or 1
-    for path, name in fitted.items():
-        rows[name] = replace(config, core="vivit", core_from=path, model=last)
-    if len(rows) < expected:
-        named = [*config.cores, *encoders.values(), *fitted.values()]
-        raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder")
     if config.trials and config.shares != [1.0]:
         raise RunError("--trials and --shares both say how many trials are used; leave one out")
     if config.data.train_share != 1 or config.data.train_trials is not None:
@@ -189,56 +220,49 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
             "data.train_share and data.train_trials differ from run to run here; give --shares or "
             "--trials in their place"
         )
-    setting = "train_trials" if config.trials else "train_share"
-    known = rows.keys() | {*get_args(CoreKind)}
-    for name, own in (
-        ("learning_rates", config.learning_rates),
-        ("tuning_modes", config.tuning_modes),
-    ):
-        if unknown := own.keys() - known:
-            raise RunError(f"{name} names {', '.join(sorted(unknown))}; rows are {', '.join(rows)}")
-    if not rows or config.seeds < 1 or not config.shares:
-        raise RunError(
-            "nothing to compare: give --cores, --encoders or --cores_from, --shares, and --seeds "
-            "above 0"
-        )
-    found = []
-    for seed in range(config.seeds):
-        for share in config.trials or config.shares:
-            for row, recipe in rows.items():
-                # A core that was fitted is no row of its kind.
-                kind = row if recipe.core_from is not None else recipe.core
-                rate = config.learning_rates.get(row, config.learning_rates.get(kind))
-                mode = config.tuning_modes.get(row, config.tuning_modes.get(kind))
-                loop = recipe.training
-                if rate is not None:
-                    optimizer = replace(loop.optimizer, learning_rate=rate)
-                    loop = replace(loop, optimizer=optimizer)
-                amount = f"{'trials' if config.trials else 'share'}{share:g}"
-                folder = f"{row.translate({ord(c): '_' for c in '/ '})}_{amount}_seed{seed}"
-                loop = replace(
-                    loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed
-                )
-                draw = (recipe.data.share_seed or 0) + seed
-                drawn: dict[str, Any] = {"share_seed": draw, setting: share}
-                data = replace(recipe.data, **drawn)
-                settings = {name: getattr(recipe, name) for name in NAMES}
-                settings |= {"data": data, "training": loop}
-                if mode is not None:
-                    settings["tuning"] = in_mode(recipe.tuning, mode)
-                found.append(Cell(row, share, NeuralRecipe(**settings)))
-    return found
+    if config.seeds < 1 or not (config.trials or config.shares):
+        raise RunError("nothing to compare: give --shares or --trials, and --seeds above 0")
+    rows = rows_of(config)
+    if unknown := config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}:
+        names = ", ".join(sorted(unknown))
+        raise RunError(f"learning_rates names {names}; rows are {', '.join(rows)}")
+    return [
+        cell_of(config, run_dir, row, recipe, amount, seed)
+        for seed in range(config.seeds)
+        for amount in config.trials or config.shares
+        for row, recipe in rows.items()
+    ]
 
 
-def in_mode(tuning: TuningConfig, mode: TuningMode) -> TuningConfig:
-    """Return the settings in another mode, without those that only other modes have."""
-    return replace(
-        tuning,
-        mode=mode,
-        readout_steps=tuning.readout_steps if mode == "readout_first" else 0,
-        last_blocks=tuning.last_blocks if mode == "last_blocks" else None,
-        feature_cache=tuning.feature_cache if mode in ("frozen", "readout_first") else 0.0,
-    )
+def cell_of(
+    config: ComparisonRecipe,
+    run_dir: Path,
+    row: str,
+    recipe: NeuralRecipe,
+    amount: float,
+    seed: int,
+) -> Cell:
+    """One run of a row.
+
+    Args:
+        config: of the comparison.
+        run_dir: the comparison's directory.
+        row: its name.
+        recipe: of the row.
+        amount: share of the training trials, or their number.
+        seed: the run's place among those of the row.
+    """
+    # A core that was fitted is no row of its kind.
+    kind = row if recipe.core_from is not None else recipe.core
+    rate = config.learning_rates.get(row, config.learning_rates.get(kind))
+    loop = recipe.training
+    if rate is not None:
+        loop = replace(loop, optimizer=replace(loop.optimizer, learning_rate=rate))
+    unit, setting = ("trials", "train_trials") if config.trials else ("share", "train_share")
+    folder = re.sub(r"[^\w.-]", "_", f"{row}_{unit}{amount:g}_seed{seed}")
+    loop = replace(loop, run_dir=str(run_dir / folder), resume="auto", seed=loop.seed + seed)
+    drawn: dict[str, Any] = {"share_seed": (recipe.data.share_seed or 0) + seed, setting: amount}
+    return Cell(row, amount, replace(recipe, data=replace(recipe.data, **drawn), training=loop))
 
 
 def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
@@ -267,7 +291,7 @@ def finished(cell: Cell) -> bool:
     """
     if not (cell.run_dir / "scores.json").is_file():
         return False
-    stored = yaml.safe_load((cell.run_dir / "config.yaml").read_text())
+    stored = saved_settings(cell.run_dir / "config.yaml")
     asked = without_names(training.to_plain(cell.recipe))
     # It changes no result, and runs of earlier versions have none.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
@@ -306,7 +330,8 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 def scores_of(cell: Cell) -> dict[str, Any]:
     """Tier → scores of a finished run; runs of earlier versions have all test trials as ``test``."""
-    stored = json.loads((cell.run_dir / "scores.json").read_text())
+    mend = "remove it and compare again, and the run is scored once more"
+    stored = read_json(cell.run_dir / "scores.json", mend)
     return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.data.sessions.trials import TrialBatches
 from ssl_vivit.errors import ExportError, NeuralModelError, RunError, SessionError
 from ssl_vivit.evaluation.probes.report import distinct
+from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
 
@@ -67,18 +67,30 @@ class EvaluationRecipe:
 
 
 def main() -> None:
-    """Load models and sessions, score, write everything at once."""
+    """Keep other runs out of the folder for the results, and evaluate."""
     config = training.parse(EvaluationRecipe, first="model")
-    # Imported here, since they load timm or accelerate, for which --help need not wait.
-    from ssl_vivit.evaluation.neurons.nwb_predictions import check_nwb
-    from ssl_vivit.evaluation.neurons.result_files import check_parquet
-
     processes = training.join_processes()
     if processes.num_processes > 1:
         raise RunError(
             "models are scored in one process; start recipes/evaluate_neural.py by python"
         )
-    run_dir = claimed(Path(config.run_dir))
+    run_dir = Path(config.run_dir)
+    with training.locked_run(run_dir, "--run_dir"):
+        evaluate(config, new_folder(config.run_dir, "--run_dir", "scores"), processes)
+
+
+def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
+    """Load models and sessions, score, write everything at once.
+
+    Args:
+        config: what to score.
+        run_dir: folder for the results.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
+    # Imported here, since they load timm or accelerate, for which --help need not wait.
+    from ssl_vivit.evaluation.neurons.nwb_predictions import check_nwb
+    from ssl_vivit.evaluation.neurons.result_files import check_parquet
+
     if config.parquet:
         check_parquet()
     if config.nwb:
@@ -104,25 +116,6 @@ def main() -> None:
         if config.against is not None:
             lines += compared(found["model"], found["--against"], config, folder)
     print("\n".join([*lines, f"results  {run_dir}"]))
-
-
-def claimed(run_dir: Path) -> Path:
-    """Refuse a directory that holds anything.
-
-    Raises:
-        RunError: if it does, or is a file.
-    """
-    if run_dir.is_file():
-        raise RunError(f"--run_dir {run_dir} is a file; choose another --run_dir")
-    held = sorted(path.name for path in run_dir.iterdir()) if run_dir.is_dir() else []
-    if held:
-        what = "scores of an earlier evaluation" if "units.csv" in held else f"files ({held[0]} …)"
-        number = next(n for n in count(2) if not Path(f"{run_dir}_{n}").exists())
-        raise RunError(
-            f"--run_dir {run_dir} holds {what}, which are not overwritten; choose another folder, "
-            f"such as --run_dir {run_dir}_{number}, or remove this one"
-        )
-    return run_dir
 
 
 class Scored(NamedTuple):

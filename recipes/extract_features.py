@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -65,9 +66,20 @@ class ExtractRecipe:
 
 
 def main() -> None:
-    """Open encoder and videos, make the parts that are missing."""
+    """Keep other runs out of the folder, and extract."""
     config = training.parse(ExtractRecipe)
     processes = training.join_processes()
+    with training.locked_run(Path(config.out), "--out"):
+        extract(config, processes)
+
+
+def extract(config: ExtractRecipe, processes: Any) -> None:
+    """Open encoder and videos, make the parts that are missing.
+
+    Args:
+        config: what to extract.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
     device = processes.device
     data = config.data
     encoder = data.open_encoder(config.encoder).to(device)
@@ -101,7 +113,7 @@ def main() -> None:
     with processes.main_process_first():
         files = FeatureFiles(Path(config.out), settings, len(parts))
         if processes.is_main_process:
-            files.begin()
+            files.begin(processes.print)
     missing = files.missing()
     processes.wait_for_everyone()
     own = missing[processes.process_index :: processes.num_processes]

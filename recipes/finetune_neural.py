@@ -16,9 +16,10 @@ from __future__ import annotations
 import copy
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,7 +35,7 @@ from ssl_vivit.neural.config import (
     NeuralModelConfig,
 )
 from ssl_vivit.objectives.config import NeuralPredictionConfig, TuningConfig
-from ssl_vivit.training.config import TrainingConfig
+from ssl_vivit.training.config import TrainingConfig, run_directory
 from ssl_vivit.training.run_directory import place, reached_step
 from ssl_vivit.wording import quantity
 
@@ -97,7 +98,9 @@ def main() -> None:
     """Build the parts, fit, score what was exported."""
     config = training.parse(NeuralRecipe, preset=SAMPLE_PRESET)
     processes = training.join_processes()
-    table = fine_tune(config, processes)
+    # Until the scores are written, which is after `fit` has ended.
+    with training.locked_run(run_directory(config.training)):
+        table = fine_tune(config, processes)
     if table is not None:
         processes.print(table)
 
@@ -114,6 +117,26 @@ def with_sessions(data: NeuralDataConfig, processes: Any) -> NeuralDataConfig:
     return replace(data, sessions=sample_session(processes))
 
 
+class FittedModel(NamedTuple):
+    """A model of neurons that is trained, and with what.
+
+    Attributes:
+        config: of the run; its sessions are named.
+        sessions: the recordings, opened.
+        path: the exported model.
+        loop: settings of the loop, as the core allows them.
+        loss: settings of the loss, likewise.
+        started: shares of readouts that started near the true receptive field, where it is known.
+    """
+
+    config: NeuralRecipe
+    sessions: Sessions
+    path: Path
+    loop: TrainingConfig
+    loss: NeuralPredictionConfig
+    started: Any
+
+
 def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     """One run, from sessions to a scored model in ``training.run_dir``.
 
@@ -124,13 +147,31 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
     Returns:
         The table of its scores; None if it was stopped.
     """
+    fitted = fit_model(config, processes)
+    return None if fitted is None else score_model(fitted, processes)
+
+
+def fit_model(
+    config: NeuralRecipe, processes: Any, watch: Callable[[Any, float], None] | None = None
+) -> FittedModel | None:
+    """Train a model of neurons, and export the best one by validation.
+
+    Args:
+        config: of the run.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+        watch: called with the :class:`ssl_vivit.training.Moment` and the score of each evaluation
+            on the validation trials; it may end the run.
+
+    Returns:
+        None if it was stopped.
+    """
     # Imported here, since they load timm or accelerate, for which --help need not wait.
     import torch
 
     from ssl_vivit.encoders import ViViT
     from ssl_vivit.evaluation.monitors.neural import NeuralEvaluation
     from ssl_vivit.evaluation.neurons.best_model import place_best
-    from ssl_vivit.evaluation.neurons.report import positions_found, report, summary
+    from ssl_vivit.evaluation.neurons.report import positions_found
     from ssl_vivit.neural.building import own_penalties
     from ssl_vivit.neural.fitted_core import build_on_core, check_encoder, core_inputs, open_core
     from ssl_vivit.neural.readout.energy_start import start_at_energy
@@ -167,7 +208,7 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
     host = Host()
-    evaluation = NeuralEvaluation(config.evaluation, sessions, config.tuning)
+    evaluation = NeuralEvaluation(config.evaluation, sessions, config.tuning, watch)
     beside: dict[str, Any] = {
         "run_config": training.to_plain(config),
         "periodic": evaluation.periodic(),
@@ -200,16 +241,35 @@ def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
         host.from_main(lambda: evaluation.draw_curves(result.run_dir))
     if config.evaluation.keep_best:
         place_best(result.run_dir, host)
+    return FittedModel(config, sessions, result.encoder, loop, loss, started)
+
+
+def score_model(fitted: FittedModel, processes: Any) -> str | None:
+    """Fit the readouts of held-out neurons, and score the model on the test trials.
+
+    Args:
+        fitted: of :func:`fit_model`.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+
+    Returns:
+        The table of its scores; None if it was stopped.
+    """
+    # Imported here, since they load torch, for which --help need not wait.
+    from ssl_vivit.evaluation.neurons.report import report, summary
+    from ssl_vivit.training.processes import Host
+
+    config, sessions, host = fitted.config, fitted.sessions, Host()
     if any(fact.held_out_units for fact in sessions.facts):
         processes.print("fitting the readouts of the neurons that were held out of training")
-        if not fit_held_out(result.encoder, sessions, loop, loss, tuning, host):
+        if not fit_held_out(fitted.path, sessions, fitted.loop, fitted.loss, config.tuning, host):
             return None
+    run_dir = fitted.path.parent
     made = report(
-        neural.load_neural_model(result.encoder), sessions, result.run_dir, host, started=started,
+        neural.load_neural_model(fitted.path), sessions, run_dir, host, started=fitted.started,
         batch_size=config.evaluation.batch_size, fields=config.evaluation.fields,
         device=processes.device,
     )  # fmt: skip
-    return summary(result.run_dir, made, sessions, fresh=fresh_command(config, result.run_dir))
+    return summary(run_dir, made, sessions, fresh=fresh_command(config, run_dir))
 
 
 def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processes: Any) -> None:

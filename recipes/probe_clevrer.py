@@ -56,14 +56,26 @@ class ProbeRecipe(ProbeSettings):
 
 
 def main() -> None:
-    """Load encoders and videos, measure, report."""
+    """Keep other runs out of the folder for the results, and probe."""
     config = training.parse(ProbeRecipe)
+    processes = training.join_processes()
+    run_dir = Path(config.run_dir)
+    with training.locked_run(run_dir, "--run_dir"):
+        probe(config, claim(run_dir), processes)
+
+
+def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
+    """Load encoders and videos, measure, report.
+
+    Args:
+        config: what to probe.
+        run_dir: folder for the results.
+        processes: of :func:`ssl_vivit.training.join_processes`.
+    """
     # Imported here, since they load timm, for which --help need not wait.
     from ssl_vivit.evaluation.probes.comparison import compare, subject
     from ssl_vivit.evaluation.probes.full import finetune
 
-    processes = training.join_processes()
-    run_dir = claim(Path(config.run_dir))
     data = config.data
     encoders = dict(_encoders(config, processes.print))
     if not data.shards and not data.folder:

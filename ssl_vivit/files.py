@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ssl_vivit.errors import DataError
 
 _HOST = platform.node()
 _PROCESS = secrets.token_hex(4)
@@ -61,6 +64,21 @@ def remove_unfinished() -> None:
     """Remove this process's temporary files, before it ends without leaving its blocks."""
     for part in list(_unfinished):
         _remove(part)
+
+
+def process_name() -> str:
+    """Return a name of this process that no other one has, on any machine."""
+    return f"{_HOST}-{os.getpid()}-{_PROCESS}"
+
+
+def has_ended(process: str) -> bool:
+    """Return whether a process of this machine has ended; False for those of other machines.
+
+    Args:
+        process: its :func:`process_name`.
+    """
+    host, pid, token = process.rsplit("-", 2)
+    return host == _HOST and not _is_alive(int(pid), token)
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -114,6 +132,36 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: str | Path, mend: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        mend: what to do where the file is missing or damaged, for the message.
+
+    Raises:
+        DataError: if it is; the message names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; {mend}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); {mend}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged (it is no JSON object); {mend}")
+    return content
+
+
+def without_nan(content: Any) -> Any:
+    """Replace numbers that are not finite, which JSON does not have, by None."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(each) for name, each in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 @contextmanager

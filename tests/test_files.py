@@ -14,6 +14,7 @@ from ssl_vivit.files import (
     replaced_directory,
     replaced_file,
     temporary_beside,
+    without_nan,
     write_json,
 )
 
@@ -129,3 +130,8 @@ def test_a_leftover_of_a_killed_process_is_no_hindrance(tmp_path):
         stat.S_IMODE((place / name).stat().st_mode) for name in ("config.json", "w.safetensors")
     }
     assert len(modes) == 1
+
+
+def test_numbers_that_json_lacks_become_none():
+    content = {"a": {"b": float("nan"), "c": 1.5}, "d": float("-inf"), "e": ["x"], "f": 2}
+    assert without_nan(content) == {"a": {"b": None, "c": 1.5}, "d": None, "e": ["x"], "f": 2}

@@ -101,9 +101,15 @@ def test_animals_are_averaged_and_rows_paired(tmp_path):
     assert list(paired) == ["fitted"]
     mean, error = animals.mean_and_error(paired["fitted"][16])
     assert (mean, error) == pytest.approx((0.07 / 3, 0.01 / 3))
-    assert animals.table(paired, {}, signed=True)[-1] == "| fitted | **+0.023 ± 0.003** |"
-    assert animals.table(scores, {"fresh": "A"})[-2] == "| A | 0.400 ± 0.058 |"
-    assert readable_figures.faults(animals.figure(metric, scores, "fresh", {})) == []
+    assert animals.table(paired, signed=True)[-1] == "| fitted | **+0.023 ± 0.003** |"
+    assert animals.table(scores)[-2] == "| fresh | 0.400 ± 0.058 |"
+    drawn = animals.figure(metric, scores, [("fresh", paired)])
+    assert readable_figures.faults(drawn) == []
+    both = animals.with_means(scores, [["both", "fresh", "fitted"]])
+    assert list(both) == ["both"]
+    assert both["both"][16] == pytest.approx([0.31, 0.415, 0.51])
+    with pytest.raises(SystemExit, match="there is no row fited; rows are fresh; fitted"):
+        animals.differences(scores, "fresh", ["fited"])
     files[0].write_text(json.dumps({"metric": "correlation_mean", "results": []}))
     with pytest.raises(SystemExit, match="fresh with 16 trials is in 2 of 3"):
         animals.read(files, "live_test_main")
@@ -115,7 +121,7 @@ def test_the_table_of_other_animals_shows_the_stored_scores():
     assert len(files) == 5
     _, scores = animals.read(files, "live_test_main")
     page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
-    assert "\n".join(animals.table(scores, {})) in page
+    assert "\n".join(animals.table(scores)) in page
     paired = animals.differences(scores, "vivit")["animals"]
     told = [
         f"{mean:.3f} ± {error:.3f}" for mean, error in map(animals.mean_and_error, paired.values())

@@ -1,23 +1,26 @@
 """Print and draw comparisons of models of neurons over several animals.
 
-python docs/published/several_animals.py --against "vivit" --out FIGURE.png ANIMAL/comparison.json …
+python docs/published/several_animals.py ANIMAL/comparison.json … --compare fresh masked --out FIGURE.png
 
 Each file is of one animal, by ``recipes/compare_neural.py --trials``. Seeds of an animal are averaged
-first; means and standard errors are over animals. Differences from the row that ``--against`` names
-are paired animal by animal.
+first; means and standard errors are over animals. ``--compare`` names a row, and those whose
+differences from it are shown, paired animal by animal; it may be repeated. ``--mean NAME ROW ROW``
+puts the mean of rows, such as several random encoders, in their place.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_vivit.evaluation.figures import COLOURS, caption, legend_below, panel_figure, save
+from ssl_vivit.evaluation.figures import COLOURS, LINES, caption, legend_below, panel_figure, save
 from ssl_vivit.evaluation.neurons.comparison import LABELS, MARKERS
 
 # Row → number of training trials → the score of each animal.
@@ -47,13 +50,36 @@ def read(paths: Sequence[Path], tier: str) -> tuple[str, Scores]:
     }
 
 
-def differences(scores: Scores, against: str) -> Scores:
-    """Differences of each row from another one, animal by animal."""
+def with_means(scores: Scores, means: Sequence[Sequence[str]]) -> Scores:
+    """Replace rows by their mean in each animal.
+
+    Args:
+        scores: of all rows.
+        means: the name of each mean, and the rows that it is taken over.
+    """
+    found = dict(scores)
+    for name, *rows in means:
+        check_rows(rows, scores)
+        several = [found.pop(row) for row in rows]
+        found = {
+            name: {n: np.mean([row[n] for row in several], axis=0) for n in several[0]}
+        } | found
+    return found
+
+
+def check_rows(rows: Sequence[str], scores: Scores) -> None:
+    """Refuse rows that are not in the files."""
+    if unknown := [row for row in rows if row not in scores]:
+        raise SystemExit(f"there is no row {', '.join(unknown)}; rows are {'; '.join(scores)}")
+
+
+def differences(scores: Scores, against: str, rows: Sequence[str] = ()) -> Scores:
+    """Differences of rows from another one, animal by animal; of all others where none is named."""
+    check_rows([against, *rows], scores)
     other = scores[against]
     return {
-        row: {trials: values - other[trials] for trials, values in by_trials.items()}
-        for row, by_trials in scores.items()
-        if row != against
+        row: {trials: values - other[trials] for trials, values in scores[row].items()}
+        for row in rows or [row for row in scores if row != against]
     }
 
 
@@ -62,7 +88,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def table(scores: Scores, names: Mapping[str, str], *, signed: bool = False) -> list[str]:
+def table(scores: Scores, *, signed: bool = False) -> list[str]:
     """Rows in Markdown; bold where a signed mean is beyond two standard errors of 0."""
     trials = sorted({count for by_trials in scores.values() for count in by_trials})
     lines = [
@@ -75,55 +101,74 @@ def table(scores: Scores, names: Mapping[str, str], *, signed: bool = False) -> 
             mean, error = mean_and_error(by_trials[count])
             cell = f"{mean:+.3f} ± {error:.3f}" if signed else f"{mean:.3f} ± {error:.3f}"
             cells.append(f"**{cell}**" if signed and abs(mean) > 2 * error else cell)
-        lines.append(f"| {names.get(row, row)} | {' | '.join(cells)} |")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
 
-def figure(metric: str, scores: Scores, against: str, names: Mapping[str, str]) -> Figure:
-    """Scores, and differences from one row, over the number of training trials."""
-    drawn, (left, right) = panel_figure(2, height=4.4)
-    for axis, shown in ((left, scores), (right, differences(scores, against))):
-        for row, by_trials in shown.items():
-            place = list(scores).index(row)
-            counts = np.array(sorted(by_trials))
-            means, errors = np.array([mean_and_error(by_trials[count]) for count in counts]).T
-            axis.errorbar(
-                counts * 1.03 ** (place - (len(scores) - 1) / 2), means, yerr=errors, capsize=4,
-                label=names.get(row, row), color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)], markersize=5, linewidth=1.5,
-            )  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_xticks(counts, [str(count) for count in counts])
-        axis.minorticks_off()
-        axis.set(xlabel="training trials")
-        axis.grid(alpha=0.3)
+def figure(metric: str, scores: Scores, compared: Sequence[tuple[str, Scores]]) -> Figure:
+    """Draw scores, and differences from rows, over the number of training trials.
+
+    Args:
+        metric: of the scores.
+        scores: of the rows that are drawn.
+        compared: the name of a row, and differences from it, for each further panel.
+    """
+    drawn, axes = panel_figure(1 + len(compared), height=5.0)
     label = LABELS.get(metric, metric)
-    left.set(ylabel=label)
-    right.set(ylabel=f"difference from {names.get(against, against)}")
-    right.axhline(0, color="0.35", linewidth=0.8)
-    legend_below(left)
+    order = [*dict.fromkeys([*scores, *(row for _, found in compared for row in found)])]
+    draw_rows(axes[0], scores, order)
+    axes[0].set(ylabel=label)
+    for axis, (against, found) in zip(axes[1:], compared, strict=True):
+        draw_rows(axis, found, order)
+        axis.set(ylabel=textwrap.fill(f"difference from {against}", 30))
+        axis.axhline(0, color="0.35", linewidth=0.8)
     animals = len(next(iter(next(iter(scores.values())).values())))
     caption(drawn, f"mean and standard error over {animals} animals")
     return drawn
 
 
+def draw_rows(axis: Axes, scores: Scores, order: Sequence[str]) -> None:
+    """Draw a line for each row, whose colour and marker tell its place in ``order``."""
+    for row, by_trials in scores.items():
+        place = order.index(row)
+        counts = np.array(sorted(by_trials))
+        means, errors = np.array([mean_and_error(by_trials[count]) for count in counts]).T
+        axis.errorbar(
+            counts * 1.03 ** (place - (len(order) - 1) / 2), means, yerr=errors, capsize=4,
+            label=row, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
+            linestyle=LINES[place // len(COLOURS) % len(LINES)], markersize=5, linewidth=1.5,
+        )  # fmt: skip
+    counts = sorted({count for by_trials in scores.values() for count in by_trials})
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
+    axis.set(xlabel="training trials")
+    axis.grid(alpha=0.3)
+    legend_below(axis)
+
+
 def main() -> None:
-    """Print both tables and draw the figure."""
+    """Print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--against", required=True)
+    parser.add_argument("--compare", nargs="+", action="append", default=[])
+    parser.add_argument("--mean", nargs="+", action="append", default=[])
+    parser.add_argument("--draw", nargs="+", default=[], help="rows of the first panel; all")
     parser.add_argument("--tier", default="live_test_main")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     metric, scores = read(options.files, options.tier)
-    if options.against not in scores:
-        raise SystemExit(f"--against {options.against}: rows are {', '.join(scores)}")
+    scores = with_means(scores, options.mean)
+    check_rows(options.draw, scores)
+    compared = [(against, differences(scores, against, rows)) for against, *rows in options.compare]
     print(f"{LABELS.get(metric, metric)}, {options.tier}\n")
-    print("\n".join(table(scores, {})))
-    print(f"\ndifference from {options.against}, paired over animals\n")
-    print("\n".join(table(differences(scores, options.against), {}, signed=True)))
+    print("\n".join(table(scores)))
+    for against, found in compared:
+        print(f"\ndifference from {against}, paired over animals\n")
+        print("\n".join(table(found, signed=True)))
     if options.out is not None:
-        save(figure(metric, scores, options.against, {}), options.out)
+        shown = {row: scores[row] for row in options.draw or scores}
+        save(figure(metric, shown, compared), options.out)
 
 
 if __name__ == "__main__":

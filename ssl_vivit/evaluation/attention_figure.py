@@ -2,7 +2,8 @@
 
 import sys
 
-from ssl_vivit.evaluation.attention.figure import attention_over_frames, main
+from ssl_vivit.evaluation.attention.command import main
+from ssl_vivit.evaluation.attention.figure import attention_over_frames
 
 __all__ = ["attention_over_frames", "main"]
 

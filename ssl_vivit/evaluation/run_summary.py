@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+from ssl_vivit.training.tracking import read_metrics
 
 
 def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:

@@ -6,11 +6,11 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from ssl_vivit.training.command_line import parse, run, with_lists
+    from ssl_vivit.training.command_line import parse, run, with_lists, with_settings
     from ssl_vivit.training.config import OptimConfig, TrainingConfig, to_plain
     from ssl_vivit.training.loop import FitResult, check_run, fit
     from ssl_vivit.training.periodic import Moment, Periodic
-    from ssl_vivit.training.processes import join_processes
+    from ssl_vivit.training.processes import join_processes, locked_run
 
 __all__ = [
     "FitResult",
@@ -22,10 +22,12 @@ __all__ = [
     "check_run",
     "fit",
     "join_processes",
+    "locked_run",
     "parse",
     "run",
     "to_plain",
     "with_lists",
+    "with_settings",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -39,9 +41,11 @@ __getattr__, __dir__ = lazy_names(
         "check_run": "ssl_vivit.training.loop",
         "fit": "ssl_vivit.training.loop",
         "join_processes": "ssl_vivit.training.processes",
+        "locked_run": "ssl_vivit.training.processes",
         "parse": "ssl_vivit.training.command_line",
         "run": "ssl_vivit.training.command_line",
         "to_plain": "ssl_vivit.training.config",
         "with_lists": "ssl_vivit.training.command_line",
+        "with_settings": "ssl_vivit.training.command_line",
     },
 )

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.files import write_json
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
+_NEEDED = ("model.safetensors", "optimizer.safetensors", "optimizer.json", STATE)
 PARTIAL = ".partial-"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -162,7 +164,7 @@ def write_checkpoint(
         save_file(_unshared(training.model), partial / "model.safetensors")
         save_file(_unshared(training.optimizer), partial / "optimizer.safetensors")
         write_json(partial / "optimizer.json", training.groups)
-        write_json(partial / "state.json", {"step": step, **state})
+        write_json(partial / STATE, {"step": step, **state})
         for rank, generator in enumerate(generators):
             tensors = {
                 name: torch.tensor(values, dtype=torch.uint8)
@@ -192,7 +194,7 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         load_file(path / "optimizer.safetensors"),
         json.loads((path / "optimizer.json").read_text()),
     )
-    return training, json.loads((path / "state.json").read_text())
+    return training, json.loads((path / STATE).read_text())
 
 
 def read_generators(path: Path, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -212,28 +214,66 @@ def step_of(path: Path) -> int:
 def fault(path: Path) -> str | None:
     """Why a checkpoint directory is not whole; None if it is."""
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = {
+            name: {"bytes": told["bytes"], "crc32": told["crc32"]}
+            for name, told in manifest["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or damaged"
+    if unnamed := [name for name in _NEEDED if name not in files]:
+        return f"its manifest does not name {unnamed[0]}"
     for name, expected in files.items():
         try:
             found = file_fingerprint(path / name)
-        except OSError:
+        except (OSError, ValueError):  # a damaged name need not be one that a file can have
             return f"{name} is missing"
         if found["bytes"] != expected["bytes"]:
             return f"{name} has {found['bytes']} of {expected['bytes']} bytes"
         if found != expected:
             return f"{name} is damaged"
+    return _misfit(path, files)
+
+
+def _misfit(path: Path, files: Collection[str]) -> str | None:
+    """What the state.json of undamaged files says against the checkpoint; None if nothing."""
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        step, ranks = state["step"], range(state["world_size"])
+    except (ValueError, KeyError, TypeError):
+        return f"{STATE} is damaged"
+    if step != step_of(path):
+        return f"its {STATE} is of step {step}"
+    generators = [f"rng_{rank}.{kind}" for rank in ranks for kind in ("safetensors", "json")]
+    if unnamed := [name for name in generators if name not in files]:
+        return f"its manifest does not name {unnamed[0]}"
     return None
 
 
 def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint to continue from; one line to ``warn`` for each newer one that is not whole."""
+    """The newest whole checkpoint; None if there is no checkpoint at all.
+
+    Args:
+        parent: the directory of a run's checkpoints.
+        warn: told of each newer one that is not whole.
+
+    Raises:
+        RunError: if there are checkpoints and none is whole.
+    """
+    faults: dict[Path, str] = {}
     for path in reversed(_checkpoints(parent)):
         reason = fault(path)
         if reason is None:
+            for damaged, why in faults.items():
+                warn(f"checkpoint {damaged} is skipped: {why}")
             return path
-        warn(f"checkpoint {path} is skipped: {reason}")
+        faults[path] = reason
+    if faults:
+        told = ", ".join(f"{path.name}: {why}" for path, why in faults.items())
+        raise RunError(
+            f"no checkpoint in {parent} is whole ({told}); put a copy of one back, choose another "
+            f"--training.run_dir, or remove {parent} to start at step 0"
+        )
     return None
 
 

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit import command
 from ssl_vivit.errors import UserError
-from ssl_vivit.training.config import TrainingConfig, run_directory
+from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 
 T = TypeVar("T")
 
@@ -121,6 +121,40 @@ def parse(
     elif preset is not None:
         _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
     return config
+
+
+def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
+    """Return a copy of a config dataclass in which some settings have other values.
+
+    Args:
+        config: an instance of a dataclass that :func:`parse` reads.
+        settings: dotted name of a setting → its value, as in a YAML file.
+        told: what messages put before the name of a setting.
+
+    Raises:
+        ValueError: for an unknown setting or a wrong value.
+    """
+    types = _types(type(config))
+    plain = to_plain(config)
+    for key, value in settings.items():
+        # Entries of a dictionary are not known by name.
+        inside = any(
+            key.startswith(f"{name}.") for name, hint in types.items() if dict in _kinds(hint)
+        )
+        if key not in types and not inside:
+            raise ValueError(f"{told}{_unknown(key, [*types], [])}")
+        *parents, last = key.split(".")
+        place = plain
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(config))
+    try:
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return type(config)(**vars(instantiate(parser.parse_object(plain))))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"{told}{_explain(str(error), [*types], [])}") from None
 
 
 def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import platform
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice
@@ -41,6 +42,7 @@ from ssl_vivit.training.processes import (
     Host,
     accelerator_state_kept,
     join_processes,
+    locked_run,
     prepare,
     start_accelerator,
     synchronise_norms,
@@ -85,7 +87,8 @@ def fit(
     """Train an objective.
 
     SIGTERM and SIGUSR1 save a checkpoint and end the run cleanly: the result then has
-    ``interrupted`` set, and the process may exit with status 0, since nothing was lost.
+    ``interrupted`` set, and the process may exit with status 0, since nothing was lost. Until
+    ``fit`` returns, other processes are refused the run's directory.
 
     Args:
         objective: what is trained: an :class:`~ssl_vivit.objectives.Objective`, or a module that
@@ -107,9 +110,9 @@ def fit(
     objective = as_objective(objective)
     config.check()
     full_config = run_config if run_config is not None else {"training": to_plain(config)}
-    with accelerator_state_kept(), Interruption() as interruption:
+    with accelerator_state_kept(), ExitStack() as held, Interruption() as interruption:
         run = _Run(
-            objective, batches, config, until, full_config, periodic, card or {}, interruption
+            objective, batches, config, until, full_config, periodic, card or {}, held, interruption
         )
         try:
             return run.to_the_end()
@@ -173,6 +176,7 @@ class _Run:
         run_config: dict[str, Any],
         periodic: Sequence[Periodic],
         card: dict[str, Any],
+        held: ExitStack,
         interruption: Interruption,
     ) -> None:
         config, told = settle(config, join_processes().device)
@@ -204,6 +208,7 @@ class _Run:
             contents = batches.contents() if isinstance(batches, Recognised) else {}
             return str(open_run(config, run_config, self._say, contents) or "")
 
+        held.enter_context(locked_run(self.run_dir))
         found = self.host.from_main(claim)
         self.checkpoint = Path(found) if found else None
         self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0

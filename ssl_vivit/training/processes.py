@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.objectives.contract import Blocks, Objective
+from ssl_vivit.run_lock import locked
 from ssl_vivit.training.config import TrainingConfig
 from ssl_vivit.training.launcher import dynamo_plugin
 
@@ -35,6 +38,25 @@ _SUPPORTED = (
     DistributedType.FSDP,
 )
 _RUNNING = threading.Lock()
+
+
+@contextmanager
+def locked_run(directory: Path, setting: str = "--training.run_dir") -> Iterator[None]:
+    """Keep other runs out of a directory while the block runs; all processes call it.
+
+    The main process alone holds the lock, see :mod:`ssl_vivit.run_lock`.
+
+    Args:
+        directory: of the run.
+        setting: the option that names it, for messages.
+
+    Raises:
+        RunError: on all processes, if another run is writing there.
+    """
+    with ExitStack() as held:
+        lock = locked(directory, setting, lambda line: print(line, file=sys.stderr))
+        Host().from_main(lambda: held.enter_context(lock))
+        yield
 
 
 class Host:

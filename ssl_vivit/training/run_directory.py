@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ import yaml
 
 from ssl_vivit import command
 from ssl_vivit.errors import RunError
-from ssl_vivit.files import replaced_directory, write_json, write_text
+from ssl_vivit.files import read_json, replaced_directory, write_json, write_text
+from ssl_vivit.run_lock import LOCK, refuse_locked
 from ssl_vivit.training.checkpoints import (
+    STATE,
     fault,
     file_fingerprint,
     later_than,
@@ -54,7 +55,7 @@ def open_run(
     warn: Callable[[str], None],
     contents: Mapping[str, str] | None = None,
 ) -> Path | None:
-    """Claim the run's directory and write its config.yaml and contents.json.
+    """Claim the run's directory, which is locked, and write its config.yaml and contents.json.
 
     Args:
         config: of the run.
@@ -67,7 +68,8 @@ def open_run(
         The checkpoint to continue from, None for a start from nothing.
 
     Raises:
-        RunError: if the directory holds another run, or the checkpoint asked for is not whole.
+        RunError: if the directory holds another run, files in it are damaged, or the checkpoint asked
+            for is not whole or of another run.
     """
     contents = {**_weights_contents(run_config), **(contents or {})}
     checkpoint, run_dir = _claimable(config, run_config, warn, contents), run_directory(config)
@@ -89,8 +91,9 @@ def check_claim(config: TrainingConfig, run_config: dict[str, Any]) -> None:
     """Refuse what :func:`open_run` would, before data and encoder are open; names are not compared.
 
     Raises:
-        RunError: as of :func:`open_run`.
+        RunError: as of :func:`open_run`, or if another process writes in the directory.
     """
+    refuse_locked(run_directory(config), "--training.run_dir")
     _claimable(
         config,
         run_config,
@@ -115,6 +118,8 @@ def _claimable(
     if config.resume != "never":
         continued = run_dir if checkpoint is None else checkpoint.parent.parent
         _same_settings(continued, run_config, contents, unknown)
+    if checkpoint is not None:
+        _refuse_foreign(checkpoint, config)
     inside = checkpoint is not None and checkpoint.parent.parent.resolve() == run_dir.resolve()
     if inside and config.resume != "auto" and checkpoint is not None:
         whole = [path for path in later_than(checkpoint) if fault(path) is None]
@@ -124,7 +129,8 @@ def _claimable(
                 "branch off into another --training.run_dir, or continue with --training.resume auto"
             )
     continues_here = inside or config.resume == "auto"
-    if not continues_here and run_dir.is_dir() and any(run_dir.iterdir()):
+    held = run_dir.is_dir() and any(entry.name != LOCK for entry in run_dir.iterdir())
+    if held and not continues_here:
         raise RunError(
             f"{run_dir} holds another run; continue it with --training.resume auto, "
             "or choose another --training.run_dir"
@@ -140,7 +146,8 @@ def first_checkpoint(config: TrainingConfig, warn: Callable[[str], None]) -> Pat
         warn: told of each newer checkpoint that is not whole.
 
     Raises:
-        RunError: if a checkpoint is named that does not exist or is not whole.
+        RunError: if a checkpoint is named that does not exist or is not whole, or if none is whole
+            of those that are there.
     """
     if config.resume == "never":
         return None
@@ -166,6 +173,25 @@ def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
         }
 
     return copy(run_config, "")
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """Read the config.yaml of a run.
+
+    Raises:
+        RunError: if it is damaged; the message names it.
+    """
+    reason = "it holds no settings"
+    try:
+        settings = yaml.safe_load(path.read_text())
+        if isinstance(settings, dict):
+            return settings
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    raise RunError(
+        f"{path} is damaged ({reason}); put a copy of it back, or remove it to continue without a "
+        "comparison of settings"
+    )
 
 
 def place(source: Path, target: Path) -> None:
@@ -212,6 +238,19 @@ def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def _refuse_foreign(checkpoint: Path, config: TrainingConfig) -> None:
+    """Refuse a whole checkpoint that a run with another seed or batch size has left."""
+    facts = read_json(checkpoint / STATE, "remove the checkpoint")
+    for name in ("seed", "total_batch_size"):
+        own = getattr(config, name)
+        if facts.get(name, own) != own:
+            raise RunError(
+                f"checkpoint {checkpoint} is of another run: its {STATE} has training.{name} "
+                f"{facts[name]}, this run has {own}; remove it, or set training.{name} back if that "
+                "run is meant"
+            )
+
+
 def _same_settings(
     continued: Path,
     run_config: dict[str, Any],
@@ -222,12 +261,13 @@ def _same_settings(
     path = continued / "config.yaml"
     if not path.exists():
         return
-    saved = _flat(yaml.safe_load(path.read_text()) or {})
+    saved = _flat(saved_settings(path))
     current = _flat(yaml.safe_load(yaml.safe_dump(without_names(run_config))))
     saved = {key: value for key, value in EARLIER.items() if key in current} | saved
     known: dict[str, str] = {}
     if (continued / CONTENTS).exists():  # runs of older versions have none
-        known = json.loads((continued / CONTENTS).read_text())
+        mend = "put a copy of it back, or remove it to compare the names of data instead"
+        known = read_json(continued / CONTENTS, mend)
     changes = []
     for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
         if key in FREE_ON_RESUME or key.rsplit(".", 1)[-1] in FREE_ENDINGS:
@@ -242,7 +282,8 @@ def _same_settings(
                 names = f"{saved.get(key)} → {current.get(key)}, " if moved else ""
                 changes.append(f"{key} ({names}other contents than before)")
         elif moved:
-            changes.append(f"{key} ({saved.get(key)} → {current.get(key)})")
+            before = saved.get(key, f"not in {path.name}")
+            changes.append(f"{key} ({before} → {current.get(key)})")
     if changes:
         raise RunError(
             f"the run in {continued} was configured otherwise: {', '.join(changes)}; "

@@ -21,8 +21,8 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from ssl_vivit.errors import RunError
-from ssl_vivit.files import write_json, write_text
+from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.files import read_json, write_json, write_text
 
 
 class Tracking:
@@ -38,6 +38,7 @@ class Tracking:
 
     Raises:
         RunError: if the tracker cannot be started.
+        DataError: if tracker.json is damaged.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Tracking:
         first_step: int,
     ) -> None:
         self.path = run_dir / "metrics.jsonl"
-        cut_off(self.path, first_step)
+        if damaged := cut_off(self.path, first_step):
+            numbers = ", ".join(map(str, damaged))
+            tqdm.write(f"{self.path}: damaged lines are left out: {numbers}", file=sys.stderr)
         self._file = self.path.open("a")
         self._wandb = _start_wandb(run_dir, project, run_config) if tracker == "wandb" else None
 
@@ -64,11 +67,29 @@ class Tracking:
                 f"{self.path} cannot be written: {error.strerror}; mend that and continue with "
                 "--training.resume auto"
             ) from error
+        self._refuse_lost()
         self._tell_wandb(lambda wandb: wandb.log(values, step=step))
 
     def flush(self) -> None:
-        """Make sure that the lines outlive a crash of the machine."""
+        """Make sure that the lines outlive a crash of the machine.
+
+        Raises:
+            RunError: if the file is no longer in the run's directory.
+        """
+        self._refuse_lost()
         os.fsync(self._file.fileno())
+
+    def _refuse_lost(self) -> None:
+        """Refuse to write on to a file that nobody will find."""
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                return
+        except OSError:
+            pass
+        raise RunError(
+            f"{self.path} was removed, moved or replaced while the run was going on; put the run's "
+            "directory back and continue with --training.resume auto, or start anew"
+        )
 
     def close(self) -> None:
         with suppress(OSError):  # what a full disk did not take was reported when it was logged
@@ -89,19 +110,41 @@ class Tracking:
             )
 
 
-def cut_off(path: Path, step: int) -> None:
-    """Keep the lines of ``path`` up to and including ``step``; at step 0 none."""
+def cut_off(path: Path, step: int) -> list[int]:
+    """Keep the whole lines of ``path`` up to and including ``step``; at step 0 none.
+
+    Returns:
+        Numbers of the damaged lines, but for the last one, which a killed process was writing.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that a killed process was writing
-            continue
-        if step > 0 and row["step"] <= step:
-            kept.append(line + "\n")
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = [_row(line) for line in lines]
+    kept = [
+        line.decode().rstrip("\n") + "\n"
+        for line, row in zip(lines, rows, strict=True)
+        if row is not None and step > 0 and row["step"] <= step
+    ]
     write_text(path, "".join(kept))
+    torn = bool(lines) and not lines[-1].endswith(b"\n")
+    return [number for number, row in enumerate(rows[: len(rows) - torn], 1) if row is None]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; none where there is no such file."""
+    if not path.is_file():
+        return []
+    rows = map(_row, path.read_bytes().splitlines())
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None if it is damaged."""
+    try:
+        row = json.loads(line.decode())
+        return row if row["step"] >= 0 else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
@@ -173,7 +216,10 @@ def _start_wandb(run_dir: Path, project: str | None, run_config: dict[str, Any])
     # One run for the tracker too, however often it was continued.
     identity = run_dir / "tracker.json"
     if identity.exists():
-        run_id = json.loads(identity.read_text())["wandb"]
+        mend = "remove it, and wandb takes the run as a new one"
+        run_id = read_json(identity, mend).get("wandb")
+        if not isinstance(run_id, str):
+            raise DataError(f"{identity} is damaged (it names no run of wandb); {mend}")
     else:
         run_id = secrets.token_hex(4)
         write_json(identity, {"wandb": run_id}, indent=None)

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from small_encoders import MODEL1, MODEL2, MODEL3, MODEL4, PARALLEL, ROTARY, clip, make
@@ -14,6 +12,10 @@ from small_encoders import MODEL1, MODEL2, MODEL3, MODEL4, PARALLEL, ROTARY, cli
 from ssl_vivit import VideoClassifier
 from ssl_vivit.encoders import onnx as graph
 from ssl_vivit.encoders.onnx import TensorEncoder, export_graph, export_onnx
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).parents[2]
 SHALLOW = {"depth": 1}

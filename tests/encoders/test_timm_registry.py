@@ -65,7 +65,11 @@ def test_the_architecture_without_a_size_has_the_configs_own_defaults():
 def test_a_video_becomes_logits_or_features(variant):
     for classes, width in ((10, 10), (0, 24)):
         model = timm.create_model("vivit_tiny", num_classes=classes, variant=variant, **TINY)
-        assert model.eval()(video()).shape == (2, width)
+        found = model.eval()(video())
+        assert found.shape == (2, width)
+        pooled = model.encoder(video(), tokens=False).pooled
+        expected = pooled if classes == 0 else pooled @ model.head.weight.T + model.head.bias
+        torch.testing.assert_close(found, expected)
 
 
 def test_timms_names_set_what_they_mean():

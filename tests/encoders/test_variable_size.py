@@ -42,17 +42,18 @@ def test_learned_tables_refuse_another_size_unless_asked(model, size):
 @torch.no_grad()
 @by_model
 @pytest.mark.parametrize("joint", [False, True])
-def test_interpolated_tables_equal_an_encoder_that_has_them(model, joint):
+@pytest.mark.parametrize("frames", [4, 12])
+def test_interpolated_tables_equal_an_encoder_that_has_them(model, joint, frames):
     tables = {"joint_positions": "learned"} if joint else {}
     encoder = make(**model, **tables, interpolate_positions=True)
-    own = ViViT(ViViTConfig(**(model | tables | {"num_frames": 12, "image_size": (32, 24)})))
+    own = ViViT(ViViTConfig(**(model | tables | {"num_frames": frames, "image_size": (32, 24)})))
     own = own.double().eval()
     state, slots = encoder.state_dict(), int(bool(encoder.config.class_token))
     if joint:
         slots = slots if model is MODEL1 else 0
         table = state["positions.joint"][slots:].unflatten(0, (4, 6))
         table = torch.stack([resample_spatial(step, (2, 3), (4, 3)) for step in table])
-        table = torch.stack([resample_temporal(table[:, n], 6) for n in range(12)], dim=1)
+        table = torch.stack([resample_temporal(table[:, n], frames // 2) for n in range(12)], dim=1)
         state["positions.joint"] = torch.cat(
             (state["positions.joint"][:slots], table.flatten(0, 1))
         )
@@ -61,9 +62,9 @@ def test_interpolated_tables_equal_an_encoder_that_has_them(model, joint):
         state["positions.spatial"] = torch.cat(
             (table[:slots], resample_spatial(table[slots:], (2, 3), (4, 3)))
         )
-        state["positions.temporal"] = resample_temporal(state["positions.temporal"], 6)
+        state["positions.temporal"] = resample_temporal(state["positions.temporal"], frames // 2)
     own.load_state_dict(state)
-    video = clip(frames=12, height=32)
+    video = clip(frames=frames, height=32)
     torch.testing.assert_close(encoder(video).tokens, own(video).tokens, rtol=0, atol=1e-12)
     torch.testing.assert_close(encoder(video).pooled, own(video).pooled, rtol=0, atol=1e-12)
     mask = torch.tensor([[7, 2], [0, 11]])
@@ -101,8 +102,18 @@ def test_temporal_tables_are_linear_between_the_centres_of_steps(old, new):
     assert resample_temporal(table, old) is table
 
 
+@torch.no_grad()
 def test_what_users_of_the_neural_core_call():
     encoder = make(**(MODEL2 | ROTARY), remainder="crop", temporal_causal=True)
-    assert encoder(clip(frames=9, height=19, width=31)).map.shape == (2, 24, 4, 2, 3)
+    video = clip(frames=9, height=19, width=31)
+    whole = encoder(video)
+    assert whole.map.shape == (2, 24, 4, 2, 3)
+    assert torch.equal(whole.map[:, :, 1, 1, 2], whole.tokens[:, 1, 5])
+    assert torch.equal(encoder(video[:, :, :8, :16, :24]).tokens, whole.tokens)
+    start = encoder(video[:, :, :4]).tokens
+    torch.testing.assert_close(start, whole.tokens[:, :2], rtol=0, atol=1e-12)
     for model in (MODEL3, MODEL4):
-        assert make(**model, **ROTARY)(clip(frames=2)).tokens.shape == (2, 1, 6, 24)
+        # Over one time step, attention over time reads the token itself alone.
+        encoder = make(**model, **ROTARY, temporal_causal=True)
+        alone = encoder(clip()[:, :, :2]).tokens
+        torch.testing.assert_close(alone, encoder(clip()).tokens[:, :1], rtol=0, atol=1e-12)

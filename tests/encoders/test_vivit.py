@@ -66,9 +66,14 @@ def test_tubelets_that_do_not_fill_a_neural_stimulus(name, width):
 
 @torch.no_grad()
 def test_the_neural_baseline_on_its_whole_clip():
-    output = create_encoder("vivit_neural_baseline").eval()(torch.rand(1, 1, 300, 36, 64))
+    encoder, video = create_encoder("vivit_neural_baseline").eval(), torch.rand(1, 1, 300, 36, 64)
+    output = encoder(video)
     assert output.tokens.shape == (1, 75, 144, 384)
     assert output.map.shape == (1, 384, 75, 9, 16)
+    torch.testing.assert_close(output.map.flatten(3).permute(0, 2, 3, 1), output.tokens)
+    # Causal: what follows changes nothing.
+    start = encoder(video[:, :, :16]).tokens
+    torch.testing.assert_close(start, output.tokens[:, :4], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,21 @@ def test_pooled_that_tokens_make_by_themselves_adds_nothing_to_the_loss(pooling)
     assert ("pooled_distance" in step.metrics) == (pooling == "mean")
 
 
+def test_metrics_are_of_the_mean_of_each_clips_visible_tokens():
+    objective = MaskedTubelets(small(), preprocessing=IMAGENET).double()
+    video, mask = torch.randn(5, 3, 8, 64, 96).double(), masks("tube", Grid(4, 4, 6), 0.9, 5)
+    metrics = objective({"clips": video[:, None], "mask": mask}).metrics
+    tokens = objective.encoder(video, mask.visible).tokens.detach()
+    features = torch.stack([clip.flatten(0, 1).mean(0) for clip in tokens])
+    deviations = [column.std(correction=0) for column in features.T]
+    expected = sum(deviations) / len(deviations)
+    torch.testing.assert_close(metrics["feature_std"].double(), expected, rtol=1e-5, atol=0)
+    singular = torch.linalg.svdvals(torch.nn.functional.normalize(features, dim=1))
+    share = singular / singular.sum()
+    expected = (-share * share.log()).sum().exp()
+    torch.testing.assert_close(metrics["effective_rank"].double(), expected, rtol=1e-5, atol=0)
+
+
 def test_constant_tubelets_give_finite_losses_and_gradients():
     objective = MaskedTubelets(small(), preprocessing=IMAGENET)
     step = objective({"clips": torch.full((2, 1, 3, 8, 64, 96), 0.3)})
@@ -292,6 +307,25 @@ def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
         assert torch.equal(visible(names)[0], together[place])
     assert torch.equal(visible(later, one)[1], together[0])
     assert len({tuple(mask.flatten().tolist()) for mask in together.flatten(0, 1)}) == 6
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_block_masks_hide_rectangle_after_rectangle_as_a_slow_loop(ratio):
+    grid = Grid(2, 5, 9)
+    numbers = torch.rand(4, mask_numbers("block", grid), generator=torch.Generator().manual_seed(0))
+    mask = draw_mask("block", grid, ratio, numbers)
+    for b in range(4):
+        aspects, tops, lefts, within = numbers[b].split([64, 64, 64, 45])
+        order = []
+        for aspect, top, left in zip(aspects, tops, lefts, strict=True):
+            aspect = 0.75 * 2.0 ** aspect.item()  # from 3/4 to 3/2
+            height = min(max(round((0.15 * 45 * aspect) ** 0.5), 1), 5)
+            width = min(max(round((0.15 * 45 / aspect) ** 0.5), 1), 9)
+            y, x = int(top * (5 - height + 1)), int(left * (9 - width + 1))
+            inside = [i * 9 + j for i in range(y, y + height) for j in range(x, x + width)]
+            order += sorted({*inside} - {*order}, key=lambda place: within[place].item())
+        order += sorted({*range(45)} - {*order}, key=lambda place: within[place].item())
+        assert mask.hidden[b].tolist() == sorted(order[: int(45 * ratio)])
 
 
 def test_names_of_other_samples_than_the_clips_are_refused():
@@ -404,6 +438,20 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
             score = float(scores[i, j])
             assert by_offset.setdefault(offset, score) == pytest.approx(score, abs=1e-9)
             assert any(offset) == (score < width - 1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_a_decoder_tells_times_and_places_apart(variant, positions):
+    """All tokens are equal, so that predictions differ by their positions alone."""
+    objective = MaskedTubelets(small(variant), decoder_positions=positions).double().eval()
+    grid, width = Grid(4, 4, 6), objective.encoder.embed_dim
+    mask = masks("tube", grid, 0.75, 1)
+    tokens = torch.ones(1, 4, 6, width, dtype=torch.float64)
+    with torch.no_grad():
+        predicted = objective.decoder(tokens, mask, grid).unflatten(1, (4, 18))[0]
+    assert predicted.std(0).amin(0).max() > 1e-3
+    assert predicted.std(1).amin(0).max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -316,6 +316,19 @@ def test_equal_weights_are_those_of_a_slow_loop(sessions):
         )
 
 
+@pytest.mark.parametrize("shares", [None, SHARES])
+def test_processes_that_hold_the_same_have_the_loss_of_one(monkeypatch, shares):
+    """Their gradients are averaged, so each divides by the mean number of responses."""
+    parts = [part("a.1", seed=1), part("b", count=3, seed=2)]
+    alone = NeuralPrediction(model(), facts=facts(), session_shares=shares)(batch(*parts)).loss
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda number: number.mul_(3))
+    objective = NeuralPrediction(model(), facts=facts(), session_shares=shares)
+    assert objective(batch(*parts)).loss.item() == pytest.approx(alone.item())
+    assert objective.eval()(batch(*parts)).loss.item() == pytest.approx(alone.item())
+
+
 def test_sessions_weigh_equally_over_an_epoch_whatever_they_hold():
     """Batches of one session each, three of b for one of a.1, and more neurons in b."""
     parts = [part("a.1", seed=1), *(part("b", seed=seed, unknown=0.5) for seed in (2, 3, 4))]

@@ -18,7 +18,6 @@ from recipes.compare_neural import (
     ComparisonRecipe,
     cells,
     collected,
-    in_mode,
     main,
     scores_of,
 )
@@ -179,33 +178,49 @@ def test_numbers_of_trials_take_the_place_of_shares(tmp_path):
     assert [result["trials"] for result in shown.to_json()["results"]] == [4, 16]
 
 
-def test_fitted_cores_are_rows_with_a_mode_of_their_own(tmp_path):
+def test_fitted_cores_are_rows(tmp_path):
     told = ["--cores", '["vivit", "ln"]', "--encoders", '["runs/mae/encoder"]', "--cores_from",
-            '["runs/mice", "runs/rats"]', "--seeds", "1", "--tuning_modes",
-            '{"mice": "frozen", "vivit": "full", "ln": "full"}',
+            '["runs/mice", "runs/rats"]', "--seeds", "1",
             "--learning_rates", '{"vivit": 0.5}']  # fmt: skip
     config = parse(ComparisonRecipe, told)
     found = {cell.row: cell.recipe for cell in cells(config, tmp_path)}
     assert [*found] == ["vivit", "ln", "mae/encoder", "mice", "rats"]
     assert found["mice"].core_from == "runs/mice"
     assert all(found[row].core_from is None for row in ("vivit", "ln", "mae/encoder"))
-    modes = {row: recipe.tuning.mode for row, recipe in found.items()}
-    assert modes == {"vivit": "full", "ln": "full", "mae/encoder": "full", "mice": "frozen",
-                     "rats": "full"}  # fmt: skip
     # What is said of vivit is not said of a fitted core, which may be another.
     rates = {row: recipe.training.optimizer.learning_rate for row, recipe in found.items()}
     assert rates["vivit"] == rates["mae/encoder"] == 0.5
     assert rates["mice"] == rates["rats"] == config.training.optimizer.learning_rate
 
 
-def test_modes_of_rows_leave_settings_of_other_modes_out():
-    last = TuningConfig("last_blocks", last_blocks=2, encoder_share=0.5, patience=3)
-    assert in_mode(last, "frozen") == TuningConfig("frozen", encoder_share=0.5, patience=3)
-    assert in_mode(last, "last_blocks") == last
-    cached = TuningConfig("frozen", feature_cache=2.0)
-    assert in_mode(cached, "full") == TuningConfig()
-    assert in_mode(cached, "frozen") == cached
-    assert in_mode(TuningConfig("readout_first", 4), "full") == TuningConfig()
+def test_rows_have_settings_of_their_own(tmp_path):
+    rows = {
+        "fresh": {},
+        "masked, frozen": {
+            "encoder.path": "runs/mae/encoder", "model.layers": [0, 1], "tuning.mode": "frozen",
+            "tuning.feature_cache": 2.0,
+        },
+        "animals": {"core_from": "runs/mice", "training.seed": 5},
+        "wide": {"encoder.overrides.embed_dim": 64},
+    }  # fmt: skip
+    told = ["--cores", "[]", "--rows", json.dumps(rows), "--seeds", "2", "--trials", "[4]",
+            "--tuning.patience", "3", "--encoder.overrides", '{"num_heads": 2}',
+            "--learning_rates", '{"animals": 0.25}']  # fmt: skip
+    planned = cells(parse(ComparisonRecipe, told), tmp_path)
+    assert [cell.row for cell in planned] == [*rows, *rows]
+    found = {cell.row: cell.recipe for cell in planned[:4]}
+    frozen = found["masked, frozen"]
+    assert frozen.encoder.path == "runs/mae/encoder"
+    assert frozen.model.layers == [0, 1]
+    assert frozen.tuning == TuningConfig("frozen", patience=3, feature_cache=2.0)
+    assert found["fresh"].tuning == TuningConfig("full", patience=3)
+    assert found["animals"].core_from == "runs/mice"
+    assert found["wide"].encoder.overrides == {"num_heads": 2, "embed_dim": 64}
+    assert found["fresh"].encoder.overrides == {"num_heads": 2}
+    assert [cell.recipe.training.seed for cell in planned if cell.row == "animals"] == [5, 6]
+    assert found["animals"].training.optimizer.learning_rate == 0.25
+    assert planned[1].run_dir == tmp_path / "masked__frozen_trials4_seed0"
+    assert len({cell.run_dir for cell in planned}) == 8
 
 
 def test_the_training_repeats_are_the_mean_over_the_draws(session, tmp_path, monkeypatch):
@@ -289,7 +304,12 @@ def test_a_sweep_over_blocks_scores_each_of_them(session, tmp_path, monkeypatch,
     ("more", "message"),
     [
         (["--core_from", "runs/m"], "--core_from runs/m: name cores to compare by --cores_from"),
-        (["--tuning_modes", '{"mouse": "full"}'], "tuning_modes names mouse; rows are vivit, ln"),
+        (["--rows", '{"a": {"tuning.mod": "frozen"}}'], "rows, a: unknown setting tuning.mod; did you mean"),
+        (["--rows", '{"a": {"tuning.mode": "ice"}}'], "rows, a: tuning.mode: expected one of"),
+        (["--rows", '{"a": {"tuning.mode.x": 1}}'], "rows, a: unknown setting tuning.mode.x"),
+        (["--rows", '{"a": {"encoder.path": "./no"}}'], "rows, a: encoder.path: no is no exported"),
+        (["--rows", '{"a": {"core_from": "./no"}}'], "rows, a: core_from: no is no model of neurons"),
+        (["--rows", '{"ln": {}}'], "two rows have one name: vivit, ln, ln_separable, resnet, ln"),
         (["--cores_from", "runs/ln"], "two rows have one name"),
         (["--trials", "4", "--shares", "0.5"], "--trials and --shares both say"),
         (["--data.train_share", "0.5"], "data.train_share and data.train_trials differ"),

@@ -245,6 +245,43 @@ def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path
     assert contents(tmp_path / "mine") == {"notes.txt": b"keep"}
 
 
+def test_damaged_parts_are_made_anew_and_a_torn_index_is_named(
+    videos, encoder, tmp_path, call, capsys
+):
+    out = tmp_path / "f"
+    call(words(encoder, out, videos=str(videos), features="both"))
+    before = contents(out)
+    flipped = bytearray(before["features-00001.safetensors"])
+    flipped[-1] ^= 1
+    (out / "features-00001.safetensors").write_bytes(flipped)
+    (out / "features-00002.safetensors").write_bytes(before["features-00002.safetensors"][:200])
+    call(words(encoder, out, videos=str(videos), features="both"))
+    assert contents(out) == before
+    told = capsys.readouterr().out
+    assert "features-00001.safetensors is missing or damaged (checksum of tokens)" in told
+    assert "features-00002.safetensors is missing or damaged" in told
+    (out / "index.json").write_bytes(before["index.json"][:-20])
+    with pytest.raises(SystemExit):
+        call(words(encoder, out, videos=str(videos), features="both"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {out / 'index.json'} is damaged (")
+
+
+def test_a_second_extraction_into_the_folder_is_refused(videos, encoder, tmp_path, call, capsys):
+    out = tmp_path / "f"
+    code = f"from ssl_vivit.run_lock import *\nwith locked(Path({str(out)!r}), '', print): input(1)"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert first.stdout.read(1) == b"1"
+    with pytest.raises(SystemExit):
+        call(words(encoder, out, videos=str(videos)))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: --out {out} is in use: process {first.pid} on host ")
+    first.communicate(b"\n")
+    assert not out.exists()
+
+
 MISTAKES = {
     "nothing to read": ({}, "give --videos FOLDER or --shards PATTERN"),
     "two things to read": ({"videos": "a", "shards": "b"}, "one of them"),

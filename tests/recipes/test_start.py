@@ -30,7 +30,7 @@ runpy.run_path(path)
 
 
 def test_recipes_are_found():
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

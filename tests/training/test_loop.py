@@ -27,6 +27,7 @@ from ssl_vivit.objectives import Step
 from ssl_vivit.training import Moment, Periodic, fit
 from ssl_vivit.training.batches import repeated
 from ssl_vivit.training.processes import synchronise_norms
+from ssl_vivit.training.random_state import preserved, seed_process
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
@@ -91,6 +92,32 @@ def test_accumulation_equals_one_big_batch(config) -> None:
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-12)
     assert not torch.equal(a["head.weight"], toy(dtype=torch.float64).head.weight)
+
+
+def test_metrics_are_means_over_micro_batches(config, metrics) -> None:
+    settings = config(steps=2, total_batch_size=12, accumulation=3)
+    fit(toy(dropout=0.0, dtype=torch.float64), ToyLoader(), settings)
+    model = toy(dropout=0.0, dtype=torch.float64)
+    batches = ToyLoader().stream(BatchSplit(12, accumulation=3), start_step=0, device="cpu")
+    steps = [model(next(batches)) for _ in range(3)]
+    row = metrics(settings.run_dir)[0]
+    spreads = [step.metrics["spread"].item() for step in steps]
+    assert len({*spreads}) == 3
+    assert row["train/spread"] == pytest.approx(sum(spreads) / 3)
+    assert row["train/loss"] == pytest.approx(sum(step.loss.item() for step in steps) / 3)
+
+
+def test_processes_steps_and_seeds_have_draws_of_their_own() -> None:
+    def draws(*names: int) -> tuple[float, ...]:
+        seed_process(*names)
+        return random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
+
+    with preserved():
+        names = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+        found = [draws(*each) for each in names]
+        assert found == [draws(*each) for each in names]
+    for generator in zip(*found, strict=True):
+        assert len({*generator}) == len(names)
 
 
 def test_periodic_jobs_leave_no_trace_in_training(config, metrics) -> None:
@@ -164,6 +191,14 @@ def test_at_the_last_step_a_run_is_finished_whatever_a_job_says(config, capsys) 
     job = Periodic(12, lambda moment: moment.end("too late"))
     assert fit(toy(), toy_batches(), config(), periodic=[job]).step == 12
     assert "ended" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_jobs_are_due_at_multiples_and_at_the_ends_if_asked(at_start: bool, at_end: bool) -> None:
+    job = Periodic(4, lambda moment: None, at_start=at_start, at_end=at_end)
+    due = [step for step in range(11) if job.due(step, 10)]
+    assert due == [0] * at_start + [4, 8] + [10] * at_end
 
 
 def test_modes_of_submodules_are_put_back(config) -> None:
@@ -318,12 +353,14 @@ def test_settings_changed_after_their_check_are_checked_again(config) -> None:
         fit(toy(), toy_batches(), settings)
 
 
-def test_compile_compiles_the_encoder(config) -> None:
-    objective = toy()
+@pytest.mark.parametrize("compiles", [False, True])
+def test_compile_compiles_the_encoder(config, monkeypatch, compiles) -> None:
+    compiled = []
     # Eager all the same: what a compiler makes of it is not this test's matter.
-    with torch.compiler.set_stance("force_eager"):
-        fit(objective, toy_batches(), config(steps=1, compile=True))
-    assert objective.encoder._compiled_call_impl is not None
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(module))
+    objective = toy()
+    fit(objective, toy_batches(), config(steps=1, compile=compiles))
+    assert compiled == ([objective.encoder] if compiles else [])
 
 
 def test_the_stream_is_closed_however_a_run_ends(config) -> None:

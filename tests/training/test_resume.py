@@ -187,7 +187,7 @@ def test_cut_off_checkpoint_is_skipped_and_named(config, metrics, capfd) -> None
 
 
 def test_one_flipped_byte_is_noticed(config, capfd) -> None:
-    settings = config(steps=4)
+    settings = config(steps=8)
     result = fit(toy(), toy_batches(), settings)
     path = result.checkpoint / "optimizer.safetensors"
     damaged = bytearray(path.read_bytes())

@@ -16,6 +16,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import fit
+from ssl_vivit.training.step_metrics import Throughput
 from ssl_vivit.training.tracking import Tracking, unreachable, wandb_mode
 
 
@@ -26,6 +27,18 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(path))
     return path
+
+
+def test_clips_per_second_leave_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter((0.0, 2.0, 12.0, 14.0, 15.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
+    throughput = Throughput()
+    throughput.add(6)
+    with throughput.paused():
+        throughput.add(2)
+    assert throughput.read() == pytest.approx(8 / 4)
+    throughput.add(5)
+    assert throughput.read() == pytest.approx(5 / 1)
 
 
 def test_mode_follows_the_account(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,16 @@
-"""Attention of an encoder drawn over the frames of a clip.
-
-python -m ssl_vivit.evaluation.attention ENCODER_DIR VIDEO OUT.png
-"""
+"""Attention of an encoder drawn over the frames of a clip."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vivit.encoders import ViViT, ViViTConfig, load_encoder
-from ssl_vivit.errors import DecodingError
+from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
-from ssl_vivit.evaluation.features.video_clip import clip_of_video
 from ssl_vivit.evaluation.figures import PAGE_WIDTH, new_figure, pixels, save
-from ssl_vivit.one_line_parser import OneLineParser
 from ssl_vivit.preprocessing import Preprocessing
 
 
@@ -67,7 +59,7 @@ def attention_over_frames(
                 continue
             image = axis.imshow(
                 shares[time].cpu().numpy(),
-                extent=_extent(encoder.config, (height, width), *shares.shape[1:]),
+                extent=map_extent(encoder.config, (height, width), *shares.shape[1:]),
                 vmin=0,
                 vmax=shares.max().item(),
                 cmap="inferno",
@@ -111,7 +103,7 @@ def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
     return max(step * stride - padding + size // 2, 0)
 
 
-def _extent(
+def map_extent(
     config: ViViTConfig, frame_size: tuple[int, int], rows: int, columns: int
 ) -> tuple[float, float, float, float]:
     """Where a map lies on the frame in pixels: left, right, bottom, top.
@@ -123,34 +115,3 @@ def _extent(
     _, (above, _), (beside, _) = config.padding_of(config.num_frames, *frame_size)
     left, top = (width - across) / 2 - 0.5 - beside, (height - down) / 2 - 0.5 - above
     return left, left + columns * across, top + rows * down, top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw an exported encoder's attention over a video; returns the exit status."""
-    parser = OneLineParser(
-        prog="python -m ssl_vivit.evaluation.attention",
-        description="Draw what an exported encoder attends to over the frames of a video.",
-    )
-    parser.add_argument("encoder", help="directory of an exported encoder, or its name on the hub")
-    parser.add_argument("video", help="a video file")
-    parser.add_argument("out", type=Path, help="the figure, a PNG file")
-    parser.add_argument("--start", type=float, help="of the clip, in seconds (default: its middle)")
-    parser.add_argument("--heads", action="store_true", help="a row for each head")
-    parser.add_argument("--columns", type=int, default=8, help="time steps (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.columns < 1:
-        parser.error(f"--columns is {args.columns}; it must be 1 or more")
-    try:
-        if args.out.suffix.lower() != ".png" and not args.out.is_dir():
-            raise ValueError(f"{args.out} must end in .png")
-        encoder = load_encoder(args.encoder)
-        video = clip_of_video(encoder, args.video, start=args.start)
-        attention_over_frames(encoder, video, args.out, heads=args.heads, columns=args.columns)
-    except (ValueError, OSError, DecodingError) as error:
-        which = f"{args.video}: " if isinstance(error, DecodingError) else ""
-        print(f"error: {which}{' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0

@@ -1,17 +1,9 @@
-"""Features of videos as files: safetensors parts beside an index, made part by part.
-
-out/
-  index.json               settings, what was skipped and why, whether all parts are there
-  features-00000.safetensors
-      frames (n, clips, T) int64, pooled (n, d or 2 d) float32, tokens (n, clips, t, h·w, d) float16;
-      the videos' names in its metadata
-"""
+"""Features of videos as files, made part by part; :mod:`.parts` says what is in them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -20,22 +12,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.errors import RunError
+from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.evaluation.features.config import Kept, Summary
 from ssl_vivit.evaluation.features.extraction import EncoderFeatures
-from ssl_vivit.files import replaced_file, write_json
+from ssl_vivit.evaluation.features.parts import (
+    INDEX,
+    Part,
+    part_path,
+    read_index,
+    read_part,
+    write_index,
+    write_part,
+)
+from ssl_vivit.run_lock import LOCK
 
 if TYPE_CHECKING:
     from ssl_vivit.encoders import ViViT
 
 FORMAT = 1
-INDEX = "index.json"
 
 
 class Features(NamedTuple):
@@ -66,13 +64,13 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
     Raises:
         FileNotFoundError: if there is no index.
-        ValueError: if the extraction did not finish, a part is damaged, no video had features, or
-            ``kept`` was not extracted.
+        ValueError: if the extraction did not finish, index or parts are missing or damaged, no video
+            had features, or ``kept`` was not extracted.
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
         raise FileNotFoundError(f"{directory} holds no features: {INDEX} is missing")
-    index = json.loads((directory / INDEX).read_text())
+    index = read_index(directory)
     if not index["complete"]:
         there = sum(part_path(directory, i).exists() for i in range(index["parts"]))
         raise ValueError(
@@ -89,19 +87,10 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     keys: list[str] = []
     tensors: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for i in range(index["parts"]):
-        path = part_path(directory, i)
-        try:
-            with safe_open(path, "pt") as part:
-                names = json.loads(part.metadata()["part"])["keys"]
-                if not names:
-                    continue
-                keys += names
-                for name in wanted:
-                    tensors[name].append(part.get_tensor(name))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); remove it and run the same command again"
-            ) from None
+        part = read_part(directory, i, wanted)
+        keys += part.keys
+        for name, value in part.tensors.items():
+            tensors[name].append(value)
     if not keys:
         raise ValueError(
             f"{directory} holds features of no video: all {len(index['skipped'])} were skipped; "
@@ -123,21 +112,21 @@ class FeatureFiles:
 
     Raises:
         RunError: if the directory holds something else, or features made otherwise.
+        DataError: if its index is damaged.
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any], parts: int) -> None:
         self.directory = directory
         self.index = {"format": FORMAT, **settings, "parts": parts}
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(entry.name != LOCK for entry in directory.iterdir()):
             self._check()
         elif directory.exists() and not directory.is_dir():
             raise RunError(f"--out {directory} is a file; choose another")
 
     def _check(self) -> None:
-        path = self.directory / INDEX
-        if not path.is_file():
+        if not (self.directory / INDEX).is_file():
             raise RunError(f"--out {self.directory} holds other files; choose another folder")
-        saved = json.loads(path.read_text())
+        saved = read_index(self.directory)
         own = json.loads(json.dumps(self.index))
         differing = [name for name in own if own[name] != saved.get(name)]
         if differing:
@@ -147,10 +136,22 @@ class FeatureFiles:
                 "continue, or choose another folder"
             )
 
-    def begin(self) -> None:
-        """Write the index of a begun extraction, unless a whole one is there."""
+    def begin(self, tell: Callable[[str], None]) -> None:
+        """Write the index of a begun extraction if there is none; remove damaged parts, to be remade.
+
+        Args:
+            tell: told of each damaged part.
+        """
         if not (self.directory / INDEX).is_file():
-            write_json(self.directory / INDEX, {**self.index, "complete": False, "skipped": {}})
+            write_index(self.directory, {**self.index, "complete": False, "skipped": {}})
+        missing = self.missing()
+        for number in range(self.index["parts"]):
+            if number not in missing:
+                try:
+                    read_part(self.directory, number)
+                except DataError as error:
+                    tell(str(error))
+                    part_path(self.directory, number).unlink()
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there yet."""
@@ -165,33 +166,25 @@ class FeatureFiles:
         Raises:
             RunError: if the disk does not take it.
         """
-        path = part_path(self.directory, number)
-        # One entry alone: the order of several in the file is not the same every time.
-        facts = json.dumps({"keys": keys, "skipped": skipped})
-        try:
-            with replaced_file(path) as partial:
-                save_file(tensors, partial, metadata={"part": facts})
-                shutil.copymode(self.directory / INDEX, partial)
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"{path} cannot be written ({error}); mend that and run the same command again"
-            ) from error
+        write_part(self.directory, number, Part(keys, skipped, tensors))
 
     def finish(self, skipped: dict[str, str]) -> dict[str, Any]:
         """Write the index of a whole extraction and return it.
 
         Args:
             skipped: what was left out before any part was made.
+
+        Raises:
+            DataError: if a part is missing or damaged.
         """
         count = 0
         skipped = dict(skipped)
         for i in range(self.index["parts"]):
-            with safe_open(part_path(self.directory, i), "pt") as part:
-                facts = json.loads(part.metadata()["part"])
-            count += len(facts["keys"])
-            skipped |= facts["skipped"]
+            part = read_part(self.directory, i, wanted=())
+            count += len(part.keys)
+            skipped |= part.skipped
         whole = {**self.index, "complete": True, "videos": count, "skipped": skipped}
-        write_json(self.directory / INDEX, whole)
+        write_index(self.directory, whole)
         return whole
 
 
@@ -273,11 +266,6 @@ def write_parts(
         new = {name: why for name, why in loader.broken.items() if name not in broken}
         broken |= new
         files.write(number, keys, tensors, new)
-
-
-def part_path(directory: Path, number: int) -> Path:
-    """The file of a part."""
-    return directory / f"features-{number:05d}.safetensors"
 
 
 def fingerprint(encoder: ViViT) -> str:

@@ -13,8 +13,9 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
     view_pairs,
 )
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, retrieval_top1
-from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
+from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
+from ssl_vivit.training.tracking import read_metrics
 
 RETRIEVAL = "val/retrieval_top1"
 CHANCE = "val/retrieval_chance"

@@ -11,8 +11,9 @@ from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import feature_geometry, warn_of_collapse
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
-from ssl_vivit.evaluation.run_summary import first_and_last, read_metrics, run_summary
+from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
+from ssl_vivit.training.tracking import read_metrics
 
 ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
 INTERPOLATION_ERROR = "val/interpolation_error"

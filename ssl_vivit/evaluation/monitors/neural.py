@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,11 +15,11 @@ from ssl_vivit.evaluation.monitors.config import NeuralEvaluationConfig
 from ssl_vivit.evaluation.neurons.best_model import BestModel, best_score
 from ssl_vivit.evaluation.neurons.figures import session_curves
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
-from ssl_vivit.evaluation.run_summary import read_metrics
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
+from ssl_vivit.training.tracking import read_metrics
 
 # Before curves are drawn again, so many times as long as the last drawing took; drawing takes longer
 # than many steps of a small model.
@@ -32,6 +33,8 @@ class NeuralEvaluation:
         config: how often.
         sessions: what is trained on and scored.
         tuning: how long to go on without a better model.
+        watch: called with the moment and the score that decides which model is best, after each
+            evaluation; it may end the run by ``moment.end``.
 
     Raises:
         ValueError: for ``tuning.patience`` where no best model is kept.
@@ -42,8 +45,9 @@ class NeuralEvaluation:
         config: NeuralEvaluationConfig,
         sessions: Sessions,
         tuning: TuningConfig | None = None,
+        watch: Callable[[Moment, float], None] | None = None,
     ) -> None:
-        self.config, self.sessions = config, sessions
+        self.config, self.sessions, self.watch = config, sessions, watch
         self.tuning = tuning or TuningConfig()
         if self.tuning.patience is not None and not config.keep_best:
             raise ValueError(
@@ -85,6 +89,8 @@ class NeuralEvaluation:
             self.best.keep(moment, numbers, self._host)
         if self.tuning.patience is not None:
             self._end_without_progress(moment, self.tuning.patience)
+        if self.watch is not None and self.best.criterion in numbers:
+            self.watch(moment, numbers[self.best.criterion])
         if moment.accelerator.is_main_process and monotonic() >= self._draw_again:
             # The loop writes this moment's numbers when they are returned, after the drawing.
             self.draw_curves(moment.run_dir, {"step": moment.step, **numbers})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ssl_vivit.data.sessions.loader import Sessions
-from ssl_vivit.files import write_json
+from ssl_vivit.errors import DataError
+from ssl_vivit.files import read_json, write_json
 from ssl_vivit.training import Moment
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.run_directory import place
@@ -49,11 +49,18 @@ class BestModel:
 
 
 def best_score(run_dir: Path) -> dict[str, Any] | None:
-    """Step, name and value of the best validation score of a run; None if there is none yet."""
-    try:
-        return json.loads((run_dir / BEST / "score.json").read_text())
-    except (OSError, ValueError):
+    """Step, name and value of the best validation score of a run; None if there is none yet.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    path = run_dir / BEST / "score.json"
+    if not path.exists():
         return None
+    found = read_json(path, mend := f"remove {path.parent} to look for the best model from here on")
+    if not isinstance(found.get("score"), float | int):
+        raise DataError(f"{path} is damaged (it holds no score); {mend}")
+    return found
 
 
 def place_best(run_dir: Path, host: Host) -> None:

@@ -130,19 +130,53 @@ def found_centres(
             return centres_of(readout.spacetime().square().sum((1, 2))).cpu().numpy()
         if not isinstance(readout, GaussianReadout):
             return None
-        low, high = screen_span(
-            model.encoder, frame_size, align_corners=readout.config.align_corners
+        return _on_screen(model, readout, readout.centres(), frame_size).numpy()
+
+
+def readout_spreads(
+    model: NeuralModel, session: str, frame_size: tuple[int, int]
+) -> Float[np.ndarray, "n 2 2"] | None:
+    """Covariances in pixels of the Gaussians of a session's readout; None for other readouts.
+
+    Args:
+        model: the model.
+        session: whose neurons.
+        frame_size: (H, W) of its video.
+    """
+    readout = model.readouts[session]
+    if not isinstance(readout, GaussianReadout):
+        return None
+    with torch.no_grad():
+        centres, widths = readout.centres(), readout.widths()
+        # The way from the map to the screen is affine: it takes the columns of a root of the
+        # covariance to those of another.
+        middle, *ends = (
+            _on_screen(model, readout, places, frame_size)
+            for places in (centres, centres + widths[..., 0], centres + widths[..., 1])
         )
-        centres = low + (readout.centres().cpu() + 1) / 2 * (high - low)
-        adapter = model.adapter
-        if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
-            centres = centres * adapter.log_scale.exp().cpu()
-        elif isinstance(adapter, StimulusAdapter):
-            # Its matrix is of pixels from the centre.
-            half = torch.tensor(frame_size[::-1]) / 2
-            pixels = (centres * half) @ adapter.matrix.T.cpu() + adapter.shift.cpu() * 2 * half
-            centres = pixels / half
-        return centres.numpy()
+        pixels = torch.tensor(frame_size[::-1]) / 2
+        root = torch.stack([(end - middle) * pixels for end in ends], -1).double()
+        return (root @ root.mT).numpy()
+
+
+def _on_screen(
+    model: NeuralModel,
+    readout: GaussianReadout,
+    places: Float[Tensor, "n 2"],
+    frame_size: tuple[int, int],
+) -> Float[Tensor, "n 2"]:
+    """Places on the map as places on the screen, seen through the adapter; both in [−1, 1]."""
+    low, high = screen_span(model.encoder, frame_size, align_corners=readout.config.align_corners)
+    seen = low + (places.cpu() + 1) / 2 * (high - low)
+    adapter = model.adapter
+    if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
+        return seen * adapter.log_scale.exp().cpu()
+    if isinstance(adapter, StimulusAdapter):
+        # Its matrix is of pixels from the centre.
+        half = torch.tensor(frame_size[::-1]) / 2
+        pixels = (seen * half) @ adapter.matrix.T.cpu() + adapter.shift.cpu() * 2 * half
+        return pixels / half
+    return seen
 
 
 def true_fields(session: Session) -> dict[str, np.ndarray] | None:

@@ -18,6 +18,7 @@ from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, SessionError, Sessions, build_sessions
+from ssl_vivit.data.sessions.reading import Piece, read_part
 from ssl_vivit.data.sessions.split import shared_movies
 
 TIERS = ("train",) * 7 + ("oracle",) * 2 + ("live_test_main",) * 3
@@ -248,6 +249,26 @@ def test_a_window_longer_than_the_trial_is_padded(paths: list[str]) -> None:
             assert (window["behaviour"][:valid] != 0).all()
 
 
+def test_trials_shorter_than_a_window_take_part_once_an_epoch(paths: list[str]) -> None:
+    train = build(paths[:1], window=40).train
+    assert train.windows_per_epoch() == [7]
+    for epoch in range(3):
+        assert sorted(trial for _, trial, _ in train._order(epoch, 1)) == [*range(7)]
+
+
+def test_windows_show_the_same_where_movie_and_frames_are_equal(tmp_path: Path) -> None:
+    movies = (0, 0, 1, 0, 2, 3, 4, 5, 6)
+    session = Session(folder(tmp_path, lengths=(15,), movies=movies))
+    places = ((0, 0), (0, 3), (1, 3), (2, 3), (1, 0), (3, 0), (0, 9), (3, 9))
+    pieces = [Piece(0, trial, start, 8) for trial, start in places]
+    part = read_part(session, pieces, np.zeros(6, bool), 0)
+    video = part["video"]
+    expected = [
+        next(j for j in range(i + 1) if torch.equal(video[j], video[i])) for i in range(len(places))
+    ]
+    assert part["shows"] == expected == [0, 1, 1, 3, 0, 0, 6, 6]
+
+
 def test_fewer_windows_than_a_batch_are_taken_more_often(paths: list[str]) -> None:
     sessions = build(paths[:1], window=30, train_share=0.1)
     assert sessions.train.windows_per_epoch() == [1]
@@ -309,6 +330,16 @@ def test_held_out_neurons_are_hidden_from_training_alone(paths: list[str]) -> No
     more = build(paths, held_out_neurons=0.5).facts
     for fact, larger in zip(sessions.facts, more, strict=True):
         assert {*fact.held_out_units} < {*larger.held_out_units}
+
+
+def test_held_out_neurons_are_chosen_by_their_names(tmp_path: Path) -> None:
+    paths = [folder(tmp_path, name, neurons=40) for name in ("a", "b")]
+    before = [fact.held_out_units for fact in build([*map(str, paths)], held_out_neurons=0.5).facts]
+    assert [len(units) for units in before] == [20, 20]
+    assert before[0] != before[1], "sessions hold out others, so neither the first ones"
+    np.save(paths[0] / "meta" / "neurons" / "unit_ids.npy", 139 - np.arange(40))
+    (fact, _) = build([*map(str, paths)], held_out_neurons=0.5).facts
+    assert {*fact.held_out_units} == {*before[0]}
 
 
 def test_shares_of_training_are_nested_and_measured_alone(paths: list[str]) -> None:

@@ -222,6 +222,13 @@ def test_windows_are_distributed_as_torchvisions() -> None:
     assert ((ours[:, :2] >= 0) & (ours[:, :2] + ours[:, 2:] <= torch.tensor([60, 90]))).all()
     for q in (0.1, 0.5, 0.9):
         assert (ours.quantile(q, 0) - theirs.quantile(q, 0)).abs().max() <= 3
+    # Size, shape and place have nothing to do with each other.
+    room = torch.tensor([height, width]) - ours[:, 2:]
+    wide = (room >= 10).all(1)
+    places = (ours[:, :2] / room)[wide]
+    traits = torch.stack((ours[:, 2] * ours[:, 3], ours[:, 3] / ours[:, 2]))[:, wide]
+    between = torch.corrcoef(torch.cat((traits, places.T)))[2:]
+    assert (between - torch.eye(4)[2:]).abs().max() < 4 / len(places) ** 0.5
 
 
 def test_shapes_are_relative_to_the_outputs_aspect() -> None:
@@ -254,6 +261,7 @@ def test_without_randomness_is_a_central_crop() -> None:
     augment = Augment(AugmentConfig(), (20, 20), **RAW).without_randomness()
     params = {k: v[None] for k, v in augment.draw(named_generator(0), 40, 60).items()}
     assert params["crop"].tolist() == [[0, 10, 40, 40]]
+    assert augment.draw(named_generator(0), 60, 40)["crop"].tolist() == [10, 0, 40, 40]
     clips = some_clips(1, 2, 40, 60)
     expected = F.resize(F.center_crop(frames_of(clips[0]), [40, 40]), [20, 20], antialias=True)
     out = augment(clips, params)[0]

@@ -100,6 +100,15 @@ def test_shorter_video_is_the_beginning_of_a_longer_one(motions):
     assert len(short.collisions) > 0
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_friction_slows_a_spin_evenly(shape):
+    item = SceneObject("red", "metal", shape, (0.0, 0.0), spin=3.0)
+    motion = simulate([item], 64, FPS)
+    loss = 4 / 3 * item.deceleration / item.reach
+    expected = np.maximum(3.0 - loss * np.arange(64) / FPS, 0)
+    np.testing.assert_allclose(motion.angular_velocity[:, 0, 2], expected, atol=1e-9)
+
+
 def test_friction_stops_a_lone_object_after_the_distance_of_uniform_deceleration():
     for shape in SHAPES:
         item = SceneObject("red", "metal", shape, (0.0, 0.0), velocity=(0.3, 0.4))

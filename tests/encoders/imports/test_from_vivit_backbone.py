@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from parity_files import PARITY
 from safetensors.torch import load_file
 
@@ -74,8 +75,14 @@ def test_the_readme_call():
     count = sum(parameter.numel() for parameter in model.parameters())
     # The positions, 256 of width 512, are no parameter there.
     assert count - 256 * 512 == known["params"] == 1_017_402
+    state, video = backbone_state(**README), torch.rand(2, 3, 32, 64, 64)
     with torch.no_grad():
-        assert model(torch.rand(2, 3, 32, 64, 64)).shape == (2, 10)
+        logits = model(video)
+        mean = model.encoder(video).tokens.mean((1, 2))
+        norm, head = ((state[f"mlp_head.{i}.weight"], state[f"mlp_head.{i}.bias"]) for i in (0, 1))
+        expected = F.linear(F.layer_norm(mean, (512,), *norm), *head)
+    assert logits.shape == (2, 10)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, linear
 
 from ssl_vivit import ViViT, ViViTConfig
-from ssl_vivit.encoders.pooling import reduce_tokens
+from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Rotation, angles
 from ssl_vivit.encoders.trunks.blocks import make_block
 
@@ -77,9 +77,9 @@ def test_a_pre_norm_block_is_its_definition(causal):
     y = x + block.attention_branch.scale.gamma * block.attention.proj(attended)
     hidden = swiglu(block.mlp.fc1(block.mlp_norm(y)))
     y = y + block.mlp_branch.scale.gamma * block.mlp.fc2(hidden)
-    torch.testing.assert_close(
-        block(x[None], turn, "causal" if causal else None)[0], y, rtol=0, atol=1e-12
-    )
+    mask = "causal" if causal else None
+    torch.testing.assert_close(block(x[None], turn, mask)[0], y, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x[None], turn, mask, 2)[0], y[:2], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -94,9 +94,9 @@ def test_a_parallel_block_is_its_definition(causal):
     attended = slow_heads(block.heads, query, key, value, causal)
     out = block.fused_out(torch.cat((attended, swiglu(hidden)), dim=-1))
     expected = x + block.branch.scale.gamma * out
-    torch.testing.assert_close(
-        block(x[None], turn, "causal" if causal else None)[0], expected, rtol=0, atol=1e-12
-    )
+    mask = "causal" if causal else None
+    torch.testing.assert_close(block(x[None], turn, mask)[0], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block(x[None], turn, mask, 2)[0], expected[:2], rtol=0, atol=1e-12)
 
 
 def test_layer_scale_starts_where_the_config_says():
@@ -124,6 +124,30 @@ def test_reductions_are_what_they_are_called():
     expected = {"mean": [2.0, 2.0], "max": [4.0, 8.0], "sum": [6.0, 6.0], "first": [1.0, 8.0]}
     for how, values in expected.items():
         assert reduce_tokens(x, how)[0].tolist() == values
+
+
+@torch.no_grad()
+def test_attention_pooling_is_one_query_over_all_tokens():
+    torch.manual_seed(0)
+    pooling = randomised(AttentionPooling(ViViTConfig(**SMALL)))
+    attention, x = pooling.attention, torch.randn(2, 5, 24, dtype=torch.float64)
+    assert attention.num_heads == 3
+    to_query, to_key, to_value = zip(
+        attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True
+    )
+    pooled = pooling(x)
+    for b in range(2):
+        parts = []
+        for head in range(3):
+            own = slice(8 * head, 8 * head + 8)
+            query = linear(pooling.query[0, 0], *to_query)[own]
+            keys, values = (
+                [linear(token, *how)[own] for token in x[b]] for how in (to_key, to_value)
+            )
+            weights = torch.stack([query @ key / 8**0.5 for key in keys]).softmax(0)
+            parts.append(sum(w * value for w, value in zip(weights, values, strict=True)))
+        expected = attention.out_proj(torch.cat(parts))
+        torch.testing.assert_close(pooled[b], expected, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

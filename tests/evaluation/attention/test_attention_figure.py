@@ -12,6 +12,7 @@ from small_encoders import MODEL2, MODELS, clip, make
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.data.video.decoding import VideoInfo, decode_frames
 from ssl_vivit.evaluation.attention import figure as attention_figure
+from ssl_vivit.evaluation.attention.command import main
 from ssl_vivit.evaluation.attention.figure import attention_over_frames, frame_of_step
 from ssl_vivit.evaluation.attention.maps import attention_maps
 from ssl_vivit.evaluation.features.video_clip import ClipCutting, clip_of_video
@@ -36,6 +37,7 @@ def prepared(image_size=(16, 24), **changes) -> ViViT:
     [
         (None, {}, 40, 6),  # 63 steps at 12.5 Hz, 22 of them in a clip: starts at step 20 of 0…41
         (0.5, {}, 12, 6),  # step 6.25 at 12.5 Hz, to the nearest
+        (0.54, {}, 14, 6),  # step 6.75
         (1.0, {"fps": None, "frame_stride": 2}, 25, 2),
     ],
 )
@@ -117,7 +119,9 @@ def test_maps_lie_on_the_pixels_that_their_tokens_see(geometry):
         assert frames[frame_of_step(config, 8, step), step].all()
     rows = seen(3, 16)[:, 0].unflatten(-1, grid[1:])[:, :, 0]
     columns = seen(4, 24)[:, 0].unflatten(-1, grid[1:])[:, 0]
-    left, right, bottom, top = attention_figure._extent(config, config.image_size, grid.h, grid.w)
+    left, right, bottom, top = attention_figure.map_extent(
+        config, config.image_size, grid.h, grid.w
+    )
     for axis, (pixels, low, high, count) in enumerate(
         ((rows, top, bottom, grid.h), (columns, left, right, grid.w))
     ):
@@ -179,7 +183,7 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
     encoder = prepared()
     encoder.save_pretrained(tmp_path / "encoder")
     arguments = [str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "new" / "out.png")]
-    assert attention_figure.main([*arguments, "--heads"]) == 0
+    assert main([*arguments, "--heads"]) == 0
     assert Image.open(tmp_path / "new" / "out.png").format == "PNG"
     encoder.preprocessing = None
     encoder.save_pretrained(tmp_path / "bare")
@@ -191,10 +195,13 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
         ([arguments[0], str(broken), arguments[2]], "no readable video"),
         ([arguments[0], str(tmp_path / "none.mp4"), arguments[2]], "none.mp4"),
         ([*arguments, "--start", "100"], "does not fit from 100 s on"),
-        ([*arguments[:2], str(tmp_path / "new.jpg")], "new.jpg must end in .png"),
-        ([*arguments[:2], str(tmp_path / "new")], "new is a directory; give the name of a PNG"),
+        ([*arguments[:2], str(tmp_path / "new.jpg")], "new.jpg must end in .png or .gif"),
+        (
+            [*arguments[:2], str(tmp_path / "new")],
+            "new is a directory; give the name of a PNG or GIF",
+        ),
     ):
-        assert attention_figure.main(wrong) == 1
+        assert main(wrong) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert message in error

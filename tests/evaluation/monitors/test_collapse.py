@@ -26,6 +26,16 @@ def test_even_features_have_std_one_and_full_rank():
     assert numbers["val/alignment"] == pytest.approx(2.0, abs=0.05)
 
 
+def test_the_rank_is_of_what_differs_between_videos():
+    features = torch.randn(60, 2, 8, generator=torch.Generator().manual_seed(0)).double()
+    features[..., 0] += 5
+    unit = torch.nn.functional.normalize(features[:, 0], dim=-1)
+    singular = torch.linalg.svdvals(unit - unit.mean(0))
+    share = singular / singular.sum()
+    expected = (-share * share.log()).sum().exp()
+    assert feature_geometry(features)[RANK] == pytest.approx(float(expected))
+
+
 def test_equal_and_collinear_features_are_told_apart():
     same = feature_geometry(torch.ones(50, 1, 8) + 1e-4 * torch.randn(50, 1, 8))
     assert same[STD] < 1e-3

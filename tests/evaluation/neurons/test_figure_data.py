@@ -11,7 +11,11 @@ import torch
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
-from ssl_vivit.evaluation.neurons.receptive_fields import found_centres, true_fields
+from ssl_vivit.evaluation.neurons.receptive_fields import (
+    found_centres,
+    readout_spreads,
+    true_fields,
+)
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.neural.adapters import StimulusAdapter
 from ssl_vivit.neural.linear_nonlinear import linear_nonlinear
@@ -57,6 +61,36 @@ def test_positions_are_seen_through_the_adapter(kind):
         seen = adapter(torch.tensor(blob).float().view(1, 1, 1, *SIZE)).detach().numpy()[0, 0, 0]
         weight = seen / seen.sum()
         assert ((weight * x).sum(), (weight * y).sum()) == pytest.approx(tuple(own), abs=0.03)
+
+
+@pytest.mark.parametrize("kind", [None, "scale", "affine"])
+def test_covariances_on_the_screen_are_those_of_places_drawn_on_the_map(kind):
+    adapter = None if kind is None else StimulusAdapter(kind)
+    with torch.no_grad():
+        if kind == "scale":
+            adapter.log_scale.fill_(-0.3)
+        elif kind == "affine":
+            adapter.matrix.copy_(torch.tensor([[0.8, 0.1], [-0.15, 0.9]]))
+            adapter.shift.copy_(torch.tensor([0.05, -0.04]))
+    encoder = create_encoder(
+        "vivit_neural_small", image_size=SIZE, num_frames=4, embed_dim=8, num_heads=2,
+        spatial_depth=1, temporal_depth=1,
+    )  # fmt: skip
+    readout = GaussianReadout(1, 8)
+    width = torch.tensor([[0.05, 0.02], [0.0, 0.08]])
+    with torch.no_grad():
+        readout.spread.copy_(width[None])
+    model = NeuralModel(encoder, adapter, None, {"s": readout})
+    noise = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0))
+    drawn = GaussianReadout(len(noise), 8)
+    with torch.no_grad():
+        drawn.mean.copy_(readout.centres() + noise @ width.T)
+    places = found_centres(NeuralModel(encoder, adapter, None, {"s": drawn}), "s", SIZE)
+    expected = np.cov((places * np.array(SIZE[::-1]) / 2).T)
+    assert readout_spreads(model, "s", SIZE)[0] == pytest.approx(expected, rel=0.05, abs=0.02)
+    assert (
+        readout_spreads(linear_nonlinear({"s": 2}, SIZE, behaviour_channels=0), "s", SIZE) is None
+    )
 
 
 def test_linear_filters_are_found_by_their_centre_of_mass():

@@ -21,8 +21,9 @@ def reach(ends):
     return (ends[1] - ends[0]) / 2
 
 
-def test_intervals_have_the_variances_of_drawing_neurons_and_sessions():
-    values = recorded()
+@pytest.mark.parametrize("sizes", [(40, 25, 60), (3, 2, 2)])
+def test_intervals_have_the_variances_of_drawing_neurons_and_sessions(sizes):
+    values = recorded(sizes)
     found = paired.difference(values, resamples=5_000, seed=0)
     means = np.array([each.mean() for each in values.values()])
     within = np.array([each.var() / len(each) for each in values.values()])

@@ -30,6 +30,17 @@ def test_tiers_are_those_of_the_session_but_train(tmp_path):
     assert trials(scored_tiers(sessions, asked)) == {"final_test_main": [9], "train": [*range(6)]}
 
 
+def test_frames_that_training_dropped_are_not_scored(tmp_path):
+    path = folder(tmp_path, tiers=TIERS)
+    sessions = build_sessions(NeuralDataConfig(sessions=[str(path)], drop_first=3))
+    batches = scored_tiers(sessions)["oracle"].once(1, "cpu")
+    parts = [batch["parts"][0] for batch in batches]
+    assert len(parts) == 2
+    for part in parts:
+        assert part["responses"][:, :3].isnan().all()
+        assert part["responses"][:, 3:].isfinite().all()
+
+
 def test_what_was_split_off_for_validation_is_no_training_trial(tmp_path):
     path = folder(tmp_path, tiers=("train",) * 9 + ("live_test_main",))
     sessions = opened(path)

@@ -1,5 +1,7 @@
 """The attentive probe against timm's pooling, and on signals that a mean cannot see."""
 
+import itertools
+
 import pytest
 import torch
 from timm.layers import AttentionPoolLatent
@@ -9,6 +11,7 @@ from ssl_vivit.evaluation.features.extraction import TokenStore
 from ssl_vivit.evaluation.probes.attentive import (
     AttentiveConfig,
     OneQuery,
+    _shuffled,
     attentive_predict,
 )
 from ssl_vivit.evaluation.probes.linear import probe
@@ -101,6 +104,35 @@ def test_the_same_seed_gives_the_same_predictions_and_all_clips_are_seen(tmp_pat
     assert not torch.equal(both["has_collision"], run(slice(0, 2), 1)["has_collision"])
     assert store.read(torch.tensor([3]), slice(0, 2)).shape == (1, 48, 16)
     assert not torch.equal(both["has_collision"], run(slice(0, 1))["has_collision"])
+
+
+def test_the_validation_part_is_never_fitted(tmp_path):
+    _, store, labels = needle(40, 1, tmp_path)
+    _, test, _ = needle(5, 2, tmp_path)
+    read, seen = store.read, {True: set(), False: set()}
+
+    def recorded(index, views):
+        seen[torch.is_grad_enabled()] |= {*index.tolist()}
+        return read(index, views)
+
+    store.read = recorded
+    config = AttentiveConfig(steps=4, batch_size=16, validation=0.2)
+    attentive_predict(store, labels, test, slice(0, 1), targets=(EVENT,), config=config)
+    assert len(seen[False]) == 8
+    assert seen[True] == {*range(40)} - seen[False]
+
+
+def test_clips_come_in_another_order_in_each_epoch_and_with_each_seed():
+    def epochs(seed):
+        config = AttentiveConfig(steps=6, batch_size=4)
+        parts = [part.tolist() for part in _shuffled(torch.arange(20, 30), config, seed)]
+        assert [len(part) for part in parts] == [4, 4, 2] * 2
+        return [[*itertools.chain(*some)] for some in (parts[:3], parts[3:])]
+
+    first = epochs(0)
+    assert all(sorted(epoch) == [*range(20, 30)] for epoch in first)
+    assert first == epochs(0)
+    assert len({tuple(epoch) for epoch in first + epochs(1)}) == 4
 
 
 def test_a_store_keeps_what_was_added_and_leaves_no_file(tmp_path):

@@ -2,19 +2,20 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from data_prep.clevrer.packing import pack
-from ssl_vivit.data.video.clips import too_short
+from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.data.video.videos import CentralWindows, Chosen
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.probes.data import ProbeData, open_parts
+from ssl_vivit.evaluation.probes.data import Part, Parts, ProbeData, open_parts
 from ssl_vivit.evaluation.probes.labelled_videos import FolderLabels
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -39,6 +40,19 @@ def test_a_folder_lists_what_can_be_read_and_names_what_cannot():
     direct = decode_frames(ASSETS / "awkward_videos" / "h264_10bits.mp4", [0, 3])
     assert np.array_equal(found.frames(i, [0, 3]), direct)
     assert (found.heights[i], found.widths[i]) == direct.shape[1:3]
+
+
+@pytest.mark.parametrize(("short_videos", "kept"), [("skip", [1]), ("pad", [0, 1, 2])])
+def test_videos_too_short_for_any_of_the_clips_are_left_out_if_asked(short_videos, kept):
+    videos = SimpleNamespace(
+        keys=["nine", "thirty", "twelve"], num_frames=np.array([9, 30, 12]), fps=np.full(3, 25.0)
+    )
+    part = Part(videos, np.arange(3), None, 9, ProbeData(shards="a", short_videos=short_videos))
+    clips = [ClipConfig(10, views=1), ClipConfig(4, frame_stride=4, views=1)]  # 10 and 13 frames
+    parts, short = Parts(part, part._replace(indices=np.array([1, 2]))).long_enough(clips)
+    assert short == ["nine", "twelve"]
+    assert parts.train.indices.tolist() == kept
+    assert parts.test.indices.tolist() == [i for i in kept if i]
 
 
 def test_classes_are_folder_names(classes):

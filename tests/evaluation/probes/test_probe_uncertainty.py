@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_vivit.evaluation.probes.scores import score, weighted_score
-from ssl_vivit.evaluation.probes.uncertainty import video_weights
+from ssl_vivit.evaluation.probes.uncertainty import Estimate, video_weights
 from ssl_vivit.objectives.targets import Target
 
 KINDS = Target("presence", "kinds", 5)
@@ -69,6 +69,18 @@ def test_the_spread_is_the_standard_error_of_an_accuracy():
     weights = video_weights([str(i) for i in range(500)])
     got = weighted_score(predicted, labels, CLASS, labels, weights).std()
     assert float(got) == pytest.approx(math.sqrt(0.8 * 0.2 / 500), rel=0.15)
+
+
+def test_an_estimates_error_is_over_seeds_and_videos():
+    scores, resampled = draw(3).tolist(), draw(3, 50, seed=1).numpy()
+    found = Estimate.of([*scores, math.nan], [*resampled, resampled[0]])
+    mean = sum(scores) / 3
+    over_seeds = math.sqrt(sum((value - mean) ** 2 for value in scores) / 2 / 3)
+    means = [sum(column) / 3 for column in resampled.T]
+    over_videos = math.sqrt(sum((m - sum(means) / 50) ** 2 for m in means) / 49)
+    assert found == pytest.approx((mean, over_seeds, over_videos))
+    assert found.error == pytest.approx(math.sqrt(over_seeds**2 + over_videos**2))
+    assert str(found) == f"{mean:.3f} ± {found.error:.3f}"
 
 
 @pytest.mark.parametrize("target", [KINDS, EVENT, NUMBER], ids=lambda t: t.kind)

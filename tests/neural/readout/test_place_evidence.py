@@ -80,6 +80,10 @@ def test_frames_that_count_as_one_are_as_if_there_were_fewer():
     known = sums.known.double()
     thrice = log_evidence(3 * gram, 3 * cross, 3 * spread, known, 3.0, 0.01)
     torch.testing.assert_close(thrice, log_evidence(gram, cross, spread, known, 1.0, 0.01))
+    once, pooled = sums.explained(torch.ones(4) > 0), torch.ones(4) > 0
+    found = sums_of(parts() * 3).explained(pooled, inflation=3.0)
+    torch.testing.assert_close(found.places, once.places)
+    assert found.log_evidence == pytest.approx(once.log_evidence)
 
 
 def test_posterior_is_that_of_a_slow_computation():

@@ -171,6 +171,9 @@ def test_scores_by_name():
     assert 0 < able.sum() < NEURONS
     expected = of_repeats.explained()[able].mean().item()
     assert found["feve_a"] == pytest.approx(expected)
+    heard = torch.tensor([True, False, True, True, True])
+    losses = PoissonSums.of(rates, responses).loss()
+    assert found["poisson_a"] == pytest.approx(losses[heard].mean().item())
     # How many neurons each mean is over: one of session a is silent.
     counted = scores.counted()
     assert counted["feve_a"] == counted["cc_norm_a"] == able.sum()
@@ -180,6 +183,19 @@ def test_scores_by_name():
     assert counted["bps_mean"] == NEURONS + 4
     assert {name for name in found if not name.startswith(("silent", "explainable"))} <= {*counted}
     assert all(math.isfinite(value) for value in found.values())
+
+
+def test_shares_of_what_is_explainable_leave_out_neurons_of_noise():
+    rates, responses = recorded(neurons=40)
+    found = streamed(rates, responses, [list(range(TRIALS))], neurons=40).compute()
+    of_repeats = scores_of_repeats(rates, responses)
+    able = of_repeats.explainable_variance() >= 0.15
+    for name, values in (
+        ("feve", of_repeats.explained()),
+        ("cc_norm", of_repeats.normalised_correlation().normalised),
+    ):
+        assert values[~able].isfinite().any()
+        assert found[f"{name}_a"] == pytest.approx(values[able].nanmean().item())
 
 
 def test_neurons_that_were_held_out_have_scores_of_their_own():

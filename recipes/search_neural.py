@@ -1,0 +1,347 @@
+"""Search settings of models of neurons with Optuna.
+
+    python recipes/search_neural.py --trials 30
+    python recipes/search_neural.py --sessions sessions/a --config recipes/configs/neural_small.yaml \\
+        --trials 50 --run_dir runs/search --space \\
+        '{"training.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2, "log": true},
+          "encoder.overrides.spatial_depth": [1, 2, 3], "model.layers": [null, "all"]}'
+
+A trial is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its own.
+Its score is the best one on validation trials. Some neurons are held out of the whole search: the
+best trial is scored on them at the end. The command may be started several times at once, on one
+run directory: each process is a worker. A search that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.finetune_neural import (
+    SAMPLE_PRESET,
+    NeuralRecipe,
+    fit_model,
+    score_model,
+    with_sessions,
+)
+from ssl_vivit import training
+from ssl_vivit.errors import RunError, UserError
+from ssl_vivit.files import has_ended, process_name
+from ssl_vivit.training.config import run_directory
+from ssl_vivit.training.run_directory import without_names
+
+if TYPE_CHECKING:
+    import optuna
+
+# Around recipes/configs/neural_sample.yaml.
+SPACE: dict[str, Any] = {
+    "training.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+    "encoder.overrides.tubelet_size": [[6, 12, 12], [12, 8, 8], [12, 12, 12]],
+    "encoder.overrides.tubelet_stride": [[1, 4, 4], [2, 4, 4]],
+    "encoder.overrides.spatial_depth": [1, 2],
+    "encoder.overrides.embed_dim": [64, 96, 128],
+    "encoder.overrides.mlp_dropout": {"low": 0.0, "high": 0.3},
+    "model.layers": [None, "all"],
+}
+STUDY = "study.journal"
+
+
+@dataclass
+class SearchRecipe(NeuralRecipe):
+    """Search settings of models of neurons.
+
+    Args:
+        space: setting, by its dotted name → a list of values, or a range ``{low, high}``, whole
+            numbers where both ends are; ``log: true`` searches its logarithm.
+        trials: of the whole search; a larger number continues a search that has ended.
+        prune: end trials early whose score is below the median of others at the same step.
+        held_out_neurons: share of the neurons that no trial sees, by which the best one is scored.
+    """
+
+    space: dict[str, Any] = field(default_factory=lambda: dict(SPACE))
+    trials: int = 20
+    prune: bool = True
+    held_out_neurons: float = 0.2
+
+
+NAMES = [entry.name for entry in fields(NeuralRecipe)]
+
+
+def main() -> None:
+    """Run trials until there are enough, score the best one."""
+    config = training.parse(SearchRecipe, preset=SAMPLE_PRESET)
+    common = common_recipe(config)
+    check_space(config.space, common)
+    try:
+        import optuna
+    except ImportError:
+        raise RunError("a search needs Optuna; run `pip install 'ssl_vivit[search]'`") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    processes, run_dir = training.join_processes(), run_directory(config.training)
+    if processes.num_processes > 1:
+        raise RunError(
+            "a trial of a search runs in one process; start search_neural.py without a launcher, "
+            "several times for several workers"
+        )
+    study = open_study(config, run_dir)
+    common = replace(common, data=with_sessions(common.data, processes))
+    while started(study) < config.trials:
+        trial = study.ask()
+        # A trial that another worker left is continued in its folder.
+        folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
+        trial.set_user_attr("folder", folder)
+        trial.set_user_attr("process", process_name())
+        processes.print(f"trial {started(study)} of {config.trials}: {run_dir / folder}")
+        if not run_trial(study, trial, trial_recipe(common, trial, config, run_dir)):
+            return
+        processes.print(told_result(study, trial.number))
+    running = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    if running:
+        processes.print(
+            f"{len(running)} trials are running in other workers; the last one scores the best "
+            "model, or the next start of this command"
+        )
+        return
+    conclude(study, common, config, run_dir, processes)
+
+
+def common_recipe(config: SearchRecipe) -> NeuralRecipe:
+    """Return the recipe that all trials share.
+
+    Raises:
+        RunError: for settings that a search sets itself.
+    """
+    if config.trials < 1 or not config.space:
+        raise RunError("nothing to search: give --trials above 0, and --space")
+    if config.data.held_out_neurons:
+        raise RunError(
+            f"data.held_out_neurons {config.data.held_out_neurons}: give --held_out_neurons, which "
+            "are held out of the whole search"
+        )
+    if not config.evaluation.keep_best:
+        raise RunError("evaluation.keep_best false: a search compares the best scores of trials")
+    parts = {name: getattr(config, name) for name in NAMES}
+    parts["data"] = replace(config.data, held_out_neurons=config.held_out_neurons)
+    return NeuralRecipe(**parts)
+
+
+def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
+    """Refuse settings that do not exist, and values and ranges that they cannot have.
+
+    Raises:
+        RunError: naming the setting.
+    """
+    for name, where in space.items():
+        if isinstance(where, Mapping):
+            known = {"low", "high", "log"}
+            ends = [where.get("low"), where.get("high")]
+            if not where.keys() <= known or not all(type(end) in (int, float) for end in ends):
+                raise RunError(
+                    f"space, {name}: a range has the numbers low and high, and log; got "
+                    f"{json.dumps(where)}"
+                )
+            if ends[0] >= ends[1]:
+                raise RunError(f"space, {name}: low {ends[0]} must be below high {ends[1]}")
+            if where.get("log") and ends[0] <= 0:
+                raise RunError(f"space, {name}: low {ends[0]} must be above 0 where log is true")
+            values = ends
+        elif isinstance(where, list) and len(where) > 1:
+            values = where
+        else:
+            raise RunError(
+                f"space, {name}: expected a list of two values or more, or a range {{low, high}}; "
+                f"got {json.dumps(where)}"
+            )
+        for value in values:
+            training.with_settings(common, {name: value}, "space: ")
+
+
+def open_study(config: SearchRecipe, run_dir: Path) -> optuna.Study:
+    """Open the study of a run directory, or begin it; take back trials of workers that were killed.
+
+    Raises:
+        RunError: for a study of another search, and a file that cannot be read.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path = run_dir / STUDY
+    run_dir.mkdir(parents=True, exist_ok=True)
+    asked = without_names(training.to_plain(config))
+    for free in ("trials", "prune"):
+        del asked[free]
+    # Random draws of a search that is continued are new ones.
+    seed = None if path.exists() else config.training.seed
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name="search",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=seed),
+            pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
+        )
+        stored = study.user_attrs.get("settings")
+    except (ValueError, KeyError, AssertionError, OSError) as error:
+        raise RunError(
+            f"{path} is no study that can be read ({error}); choose another --run_dir, or remove it"
+        ) from None
+    if stored is None:
+        study.set_user_attr("settings", asked)
+    elif stored != json.loads(json.dumps(asked)):
+        wrong = [name for name, value in asked.items() if stored.get(name) != value]
+        raise RunError(
+            f"{path} is of a search with other settings of {', '.join(wrong)}; choose another "
+            "--run_dir, or remove the folder"
+        )
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        if has_ended(trial.user_attrs.get("process", process_name())):
+            give_back(study, trial)
+    return study
+
+
+def give_back(study: optuna.Study, trial: Any) -> None:
+    """Let a trial that was stopped be continued by the next worker."""
+    import optuna
+
+    study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs["folder"]})
+
+
+def started(study: optuna.Study) -> int:
+    """Return how many trials have ended, were refused or are running."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return sum(trial.state in counted or "refused" in trial.user_attrs for trial in trials)
+
+
+def suggested(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value of each setting, drawn by a trial."""
+    values = {}
+    for name, where in space.items():
+        if isinstance(where, list):
+            # Optuna stores numbers and words; tubelets are lists.
+            values[name] = json.loads(
+                trial.suggest_categorical(name, [json.dumps(value) for value in where])
+            )
+            continue
+        whole = isinstance(where["low"], int) and isinstance(where["high"], int)
+        suggest = trial.suggest_int if whole else trial.suggest_float
+        values[name] = suggest(name, where["low"], where["high"], log=bool(where.get("log")))
+    return values
+
+
+def trial_recipe(
+    common: NeuralRecipe, trial: Any, config: SearchRecipe, run_dir: Path
+) -> NeuralRecipe:
+    """Return the recipe of a trial, in its folder."""
+    recipe = training.with_settings(common, suggested(trial, config.space), "space: ")
+    folder = run_dir / trial.user_attrs["folder"]
+    return replace(recipe, training=replace(recipe.training, run_dir=str(folder), resume="auto"))
+
+
+def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) -> bool:
+    """Train one model, and tell the study its score.
+
+    Returns:
+        False if it was stopped.
+
+    Raises:
+        UserError: if not one of the first trials could be trained.
+    """
+    from optuna.trial import TrialState
+
+    from ssl_vivit.evaluation.neurons.best_model import best_score
+
+    ended_early = False
+
+    def watch(moment: training.Moment, score: float) -> None:
+        nonlocal ended_early
+        if not moment.step:
+            return
+        trial.report(score, moment.step)
+        if trial.should_prune():
+            ended_early = True
+            moment.end("the trial is below the median of others at this step (prune)")
+
+    try:
+        fitted = fit_model(recipe, training.join_processes(), watch)
+    except (UserError, ValueError) as error:
+        trial.set_user_attr("refused", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        trials = study.get_trials(deepcopy=False)
+        if all("refused" in each.user_attrs for each in trials) and len(trials) >= 3:
+            raise
+        return True
+    except BaseException:
+        give_back(study, trial)
+        raise
+    found = best_score(Path(str(recipe.training.run_dir)))
+    if fitted is None:
+        give_back(study, trial)
+        return False
+    if found is None:
+        trial.set_user_attr("refused", "no validation score was finite")
+        study.tell(trial, state=TrialState.FAIL)
+    elif ended_early:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, found["score"])
+    return True
+
+
+def told_result(study: optuna.Study, number: int) -> str:
+    """Return a line about the score of a trial, and the best one so far."""
+    from optuna.trial import TrialState
+
+    trial = study.get_trials(deepcopy=False)[number]
+    if "refused" in trial.user_attrs:
+        return f"trial {number} has no score: {trial.user_attrs['refused']}"
+    told = f"trial {number} scores {trial.value:.4f}"
+    told += ", ended early" if trial.state == TrialState.PRUNED else ""
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if not complete:
+        return told
+    best = max(complete, key=lambda each: each.value)
+    return f"{told}; the best so far is trial {best.number} with {best.value:.4f}"
+
+
+def conclude(
+    study: optuna.Study,
+    common: NeuralRecipe,
+    config: SearchRecipe,
+    run_dir: Path,
+    processes: Any,
+) -> None:
+    """Score the best trial on test trials and held-out neurons; write tables and figures."""
+    from optuna.trial import TrialState
+
+    from ssl_vivit.evaluation.neurons.best_model import best_score
+    from ssl_vivit.evaluation.neurons.search_report import write_search
+
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    if not complete:
+        raise RunError(f"no trial of {run_dir} could be trained to its end; see {run_dir / STUDY}")
+    best = study.best_trial
+    processes.print(f"scoring the best trial: {run_dir / best.user_attrs['folder']}")
+    fitted = fit_model(trial_recipe(common, best, config, run_dir), processes)
+    table = None if fitted is None else score_model(fitted, processes)
+    if fitted is None or table is None:
+        return
+    known = best_score(fitted.path.parent)
+    assert known is not None  # the trial is complete
+    ranked = write_search(study, run_dir, known["name"])
+    print(table)
+    print(f"trials   {run_dir / 'trials.csv'}, {run_dir / 'history.png'}")
+    if ranked:
+        print(f"settings {run_dir / 'importance.png'}")
+
+
+if __name__ == "__main__":
+    training.run(main)

@@ -1,0 +1,165 @@
+"""Attention of a model of neurons in a trial: from which places and which past frames it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from ssl_vivit.encoders import ViViTConfig
+from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps
+from ssl_vivit.evaluation.attention.rollout import Readout, rollout
+from ssl_vivit.evaluation.chosen_units import ChosenUnits
+from ssl_vivit.grid import Grid
+from ssl_vivit.neural.cores.block_reader import BlockReader
+from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
+from ssl_vivit.neural.readout.gaussian import GaussianReadout
+from ssl_vivit.neural.readout.positions import corners, gaussian_mask
+
+# Steps in a window of an encoder whose positions hold for any length. Attention of w steps takes
+# w² numbers at each place; beyond a window each step has at least half of one as its past.
+_WINDOW = 256
+
+
+class TrialAttention(NamedTuple):
+    """Shares of the encoder's input in what is read at each of S time steps of its tokens.
+
+    Attributes:
+        where: (S, h, w), of each place, over all of the past.
+        when: (S, S), of each step up to the one that reads; rows are the steps that read.
+        read: (T,), number of the step that is read in each recorded frame; −1 before the first.
+    """
+
+    where: Float[np.ndarray, "S h w"]
+    when: Float[np.ndarray, "S S"]
+    read: Int[np.ndarray, " T"]
+
+
+@torch.no_grad()
+def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> TrialAttention:
+    """Follow attention from the tokens that the chosen units read to the encoder's input.
+
+    For each step it is the attention rollout
+    (:func:`~ssl_vivit.evaluation.attention.rollout.rollout`) to the tokens at the places of the
+    units' readouts, averaged over units and, where several blocks are read, by their weights.
+    Modulator and frame stream have no attention and are left out. The trial may have any length: it
+    is cut into the windows that the model itself encodes, or, where positions hold for any length,
+    into windows of 256 steps that overlap by half.
+
+    Args:
+        chosen: the units, of a model whose core is a ViViT.
+        video: pixels from 0 to 255.
+
+    Raises:
+        NeuralModelError: for another core, or a trial that ends before the first token.
+    """
+    model, session = chosen.predictor.model, chosen.facts.name
+    try:
+        core = core_of(model.encoder, model.block_reader)
+    except NeuralModelError:
+        core = None
+    if not isinstance(core, ViViTCore):
+        raise NeuralModelError(
+            f"the model's core is a {type(model.encoder).__name__}, which has no attention; give a "
+            "model whose core is a ViViT"
+        )
+    like = next(model.parameters())
+    seen = chosen.facts.standardised_video(torch.from_numpy(np.ascontiguousarray(video)))
+    clip = seen.to(like)[None, None]
+    if model.adapter is not None:
+        clip = model.adapter(clip)
+    ended = torch.arange(1, len(video) + 1)
+    rates = model.frame_rates[session]
+    if rates is not None:
+        clip, ended = clip[:, :, rates.shown(len(video))], rates.seen(len(video))
+    read = (ended // core.temporal_stride - 1).numpy()
+    steps = clip.shape[2] // core.temporal_stride
+    if not steps or read[-1] < 0:
+        raise NeuralModelError(
+            f"a trial of {len(video)} frames ends before the first token, which takes "
+            f"{core.temporal_stride} frames of the encoder; give a longer one"
+        )
+    grid = core.encoder.config.grid_of(core.temporal_stride, *clip.shape[3:])
+    places = _read_places(model.readouts[session], chosen.places, grid)
+    where = np.zeros((steps, grid.h, grid.w))
+    when = np.zeros((steps, steps))
+    for start, first, last in _windows(steps, core.context or _WINDOW):
+        frames = slice(start * core.temporal_stride, last * core.temporal_stride)
+        maps = _of_all_heads(attention_maps(core.encoder, clip[:, :, frames]))
+        for step in range(first, last):
+            shares = _shares(maps, core.reader, places, step - start).double().cpu().numpy()
+            where[step] = shares.sum(0)
+            when[step, start:last] = shares.sum((1, 2))
+    return TrialAttention(where, when, np.minimum(read, steps - 1))
+
+
+def _windows(steps: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Windows of a trial as (first step, first step that is taken from it, end), as of ViViTCore."""
+    hop, taken = max(length // 2, 1), 0
+    for start in range(0, steps, hop):
+        end = min(start + length, steps)
+        yield start, taken, end
+        taken = end
+        if end == steps:
+            return
+
+
+def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
+    """Mean weights over heads, which are all that a rollout needs."""
+
+    def mean(kind: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {layer: weights.mean(-3, keepdim=True) for layer, weights in kind.items()}
+
+    return replace(
+        maps, spatial=mean(maps.spatial), temporal=mean(maps.temporal), joint=mean(maps.joint)
+    )
+
+
+def _shares(
+    maps: AttentionMaps, reader: BlockReader | None, places: Float[Tensor, " n"], step: int
+) -> Float[Tensor, "t h w"]:
+    """Shares of a window's input tubelets in what is read at one step."""
+    kinds = (maps.spatial, maps.temporal, maps.joint)
+    some = next(iter({**maps.spatial, **maps.joint}.values()))
+    patches = some.new_zeros(1, maps.grid.t, len(places))
+    patches[0, step] = places.to(patches)
+    read = Readout(patches, None, None)
+    if reader is None:
+        return rollout(maps.config, maps.grid, read, *kinds)[0]
+    weights = torch.ones(1) if reader.logits is None else reader.logits.softmax(0)
+    shares = patches.new_zeros(maps.grid)
+    for block, weight in zip(reader.blocks, weights.to(patches), strict=True):
+        until = ({k: v for k, v in kind.items() if k <= block} for kind in kinds)
+        shares += weight * rollout(_until(maps.config, block), maps.grid, read, *until)[0]
+    return shares
+
+
+def _until(config: ViViTConfig, block: int) -> ViViTConfig:
+    """The architecture up to a block."""
+    if config.variant != "factorized_encoder":
+        return config
+    assert config.spatial_depth is not None
+    spatial = min(config.spatial_depth, block + 1)
+    return replace(config, pooling=None, spatial_depth=spatial, temporal_depth=block + 1 - spatial)
+
+
+def _read_places(readout: nn.Module, units: Sequence[int], grid: Grid) -> Float[Tensor, " n"]:
+    """Weights of the places of the map, the mean over units of what each reads; they sum to 1."""
+    size = (grid.h, grid.w)
+    if not isinstance(readout, GaussianReadout):
+        return torch.full((grid.h * grid.w,), 1 / (grid.h * grid.w))
+    own = torch.as_tensor(units, device=readout.features.device)
+    positions, align = readout.centres()[own], readout.config.align_corners
+    if readout.config.sampling == "mask":
+        weights = gaussian_mask(positions, readout.widths()[own], size, align_corners=align)
+    else:
+        pixel, weight = corners(positions, size, align_corners=align)
+        weights = weight.new_zeros(len(own), grid.h * grid.w).scatter_add(1, pixel, weight)
+    mean = weights.mean(0)
+    return mean / mean.sum()

@@ -1,0 +1,209 @@
+"""Figure and animation of the attention of a model of neurons in a trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image, ImageDraw
+
+from ssl_vivit.encoders import ViViTConfig
+from ssl_vivit.evaluation.attention.figure import map_extent
+from ssl_vivit.evaluation.attention.trial import TrialAttention
+from ssl_vivit.evaluation.figures import BLUE, PAGE_WIDTH, new_figure, save
+from ssl_vivit.files import replaced_file
+
+# Share of the attention that the axes of past time reach over.
+_REACH = 0.99
+# Of the animation, in pixels.
+_WIDTH, _STRIP = 480, 56
+_OPACITY = 0.55
+# A GIF counts hundredths of a second, and browsers slow down what has fewer than two.
+_SHORTEST = 20
+
+
+def draw_trial(
+    found: TrialAttention,
+    video: Shaped[np.ndarray, "T H W"],
+    config: ViViTConfig,
+    frames_per_second: float,
+    path: Path,
+    *,
+    columns: int = 6,
+) -> None:
+    """Frames of a trial, attention over them, and attention to the past over the whole trial.
+
+    Args:
+        found: the attention.
+        video: pixels from 0 to 255.
+        config: of the encoder.
+        frames_per_second: of the trial.
+        path: of the PNG.
+        columns: the most frames that are shown, evenly spaced from the first that reads a token.
+    """
+    from matplotlib.colors import PowerNorm
+
+    first = int((found.read >= 0).argmax())
+    shown = np.unique(np.linspace(first, len(video) - 1, columns).round().astype(int))
+    height, width = video.shape[1:]
+    cell = (PAGE_WIDTH - 0.9) / len(shown)
+    figure = new_figure(PAGE_WIDTH, 2 * (cell * height / width + 0.3) + 2.9)
+    rows = figure.add_gridspec(3, len(shown), height_ratios=[cell * height / width] * 2 + [2.2])
+    shares = _of_even(found.where)
+    above = []
+    for column, frame in enumerate(shown):
+        for row in range(2):
+            axis = figure.add_subplot(rows[row, column])
+            axis.imshow(video[frame], cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            axis.autoscale(False)
+            if row == 0:
+                axis.set_title(f"{frame / frames_per_second:.2f} s", fontsize=9, loc="left", pad=3)
+                continue
+            above.append(axis)
+            image = axis.imshow(
+                shares[found.read[frame]],
+                extent=map_extent(config, (height, width), *shares.shape[1:]),
+                vmin=0,
+                vmax=shares[found.read[shown]].max(),
+                cmap="inferno",
+                alpha=_OPACITY,
+                interpolation="nearest",
+            )
+    above[0].set_title("where, × even share", fontsize=9, loc="left", pad=3)
+    figure.colorbar(image, ax=above, pad=0.01, aspect=12).ax.tick_params(labelsize=8)
+    lags = past_shares(found)
+    axis = figure.add_subplot(rows[2, :])
+    seconds = len(video) / frames_per_second
+    reach = _reach(lags)
+    step = seconds / len(found.where)
+    image = axis.imshow(
+        lags[:, : reach + 1].T,
+        extent=(0, seconds, (reach + 0.5) * step, -0.5 * step),
+        aspect="auto",
+        cmap="inferno",
+        # Small shares of the farther past would be as black as none.
+        norm=PowerNorm(0.5, vmin=0, vmax=_usual_peak(lags)),
+        interpolation="nearest",
+    )
+    axis.set_title("which past frames: share by time before the frame", fontsize=9, loc="left")
+    axis.set_xlabel("time in the trial (s)", fontsize=9)
+    axis.set_ylabel("before (s)", fontsize=9)
+    axis.tick_params(labelsize=8)
+    figure.colorbar(image, ax=axis, pad=0.01, aspect=12).ax.tick_params(labelsize=8)
+    save(figure, path)
+
+
+def past_shares(found: TrialAttention) -> Float[np.ndarray, "S S"]:
+    """Shares by how many steps back they lie; 0 before the trial's first frame."""
+    steps = len(found.when)
+    place = np.arange(steps)[:, None] - np.arange(steps)
+    return np.where(place >= 0, found.when[np.arange(steps)[:, None], place], 0)
+
+
+def animate_trial(
+    found: TrialAttention,
+    video: Shaped[np.ndarray, "T H W"],
+    config: ViViTConfig,
+    frames_per_second: float,
+    path: Path,
+) -> None:
+    """Write a GIF of the trial at its own rate: attention over each frame, the past in bars below.
+
+    Bars are shares of the time steps up to the frame, which is at the right. GIFs show at most 50
+    frames a second, in whole hundredths of a second.
+
+    Args:
+        found: the attention.
+        video: pixels from 0 to 255.
+        config: of the encoder.
+        frames_per_second: of the trial.
+        path: of the GIF; appears whole.
+
+    Raises:
+        ValueError: if ``path`` is a directory.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give the name of a GIF file")
+    shares, lags = _of_even(found.where), past_shares(found)
+    reach, top, brightest = _reach(lags), _usual_peak(lags), float(shares.max())
+    step = len(video) / frames_per_second / len(found.where)
+    pictures = []
+    for frame, pixels in enumerate(video):
+        read = int(found.read[frame])
+        over = None if read < 0 else shares[read] / brightest
+        picture = Image.fromarray(_overlaid(pixels, over, config))
+        scale = max(1, round(_WIDTH / picture.width))
+        size = (picture.width * scale, picture.height * scale)
+        canvas = Image.new("RGB", (size[0], size[1] + _STRIP), "white")
+        canvas.paste(picture.resize(size, Image.Resampling.NEAREST))
+        heights = np.zeros(reach + 1) if read < 0 else (lags[read, : reach + 1] / top).clip(0, 1)
+        _draw_bars(canvas, size[1], heights, f"{frame / frames_per_second:.2f} s", reach * step)
+        pictures.append(canvas.quantize(64))
+    duration = max(_SHORTEST, round(100 / frames_per_second) * 10)
+    with replaced_file(path) as part:
+        pictures[0].save(
+            part, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
+        )
+
+
+def _overlaid(
+    pixels: Shaped[np.ndarray, "H W"], shares: Float[np.ndarray, "h w"] | None, config: ViViTConfig
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A frame with a map from 0 to 1 over it; None is none."""
+    from matplotlib import colormaps
+
+    grey = np.repeat(np.asarray(pixels, float)[..., None] / 255, 3, 2)
+    if shares is not None:
+        height, width = grey.shape[:2]
+        left, right, bottom, top = map_extent(config, (height, width), *shares.shape)
+        # The number of the map's pixel under each of the frame's, of whose centres extents tell.
+        row, column = (
+            np.floor((np.arange(length) - low) / (high - low) * count).astype(int)
+            for length, low, high, count in (
+                (height, top, bottom, shares.shape[0]), (width, left, right, shares.shape[1])
+            )
+        )  # fmt: skip
+        inside = ((row >= 0) & (row < len(shares)))[:, None] & (
+            (column >= 0) & (column < shares.shape[1])
+        )
+        there = shares[row.clip(0, len(shares) - 1)][:, column.clip(0, shares.shape[1] - 1)]
+        colours = colormaps["inferno"](there)[..., :3]
+        mixed = _OPACITY * colours + (1 - _OPACITY) * grey
+        grey = np.where(inside[..., None], mixed, grey)
+    return (255 * grey.clip(0, 1)).round().astype(np.uint8)
+
+
+def _draw_bars(
+    canvas: Image.Image, top: int, heights: Float[np.ndarray, " k"], time: str, seconds: float
+) -> None:
+    """Shares of the past from the right to the left, below the frame."""
+    draw = ImageDraw.Draw(canvas)
+    width, base, room = canvas.width, top + _STRIP - 16, _STRIP - 20
+    each = width / len(heights)
+    for back, share in enumerate(heights):
+        right = width - back * each
+        box = (right - each + 1, base - room * share, max(right - 1, right - each + 1), base)
+        draw.rectangle(box, fill=BLUE)
+    draw.text((2, base + 3), f"{-seconds:.2f} s", fill="black")
+    draw.text((width // 2 - 20, base + 3), f"frame at {time}", fill="black")
+    draw.text((width - 24, base + 3), "now", fill="black")
+
+
+def _of_even(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
+    """Shares in multiples of what every place would have if all had the same."""
+    total = where.sum((1, 2), keepdims=True)
+    places = where.shape[1] * where.shape[2]
+    return where * places / np.where(total > 0, total, 1)
+
+
+def _reach(lags: Float[np.ndarray, "S S"]) -> int:
+    """Steps back over which the mean attention has 99 % of its weight."""
+    mean = lags.mean(0)
+    return int(np.searchsorted(np.cumsum(mean), _REACH * mean.sum()))
+
+
+def _usual_peak(lags: Float[np.ndarray, "S S"]) -> float:
+    """The largest share of a step, the median over steps: the first ones have little to choose from."""
+    return float(np.median(lags.max(1))) or 1.0

@@ -1,0 +1,75 @@
+"""The video of a trial, from a recorded session or from a video file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.video.decoding import decode_frames, probe_video
+from ssl_vivit.data.video.frame_times import covered_steps, frames_at
+from ssl_vivit.errors import DataError, SessionError
+from ssl_vivit.evaluation.chosen_units import ChosenUnits
+from ssl_vivit.preprocessing import Preprocessing
+
+# Frames that are decoded at once.
+_TOGETHER = 128
+
+
+def video_of_trial(
+    chosen: ChosenUnits, folder: str, trial: int | None
+) -> Shaped[np.ndarray, "T H W"]:
+    """Pixels of a trial of the session's recording.
+
+    Args:
+        chosen: the units.
+        folder: of the recording.
+        trial: its number; None takes the first that was not trained on.
+
+    Raises:
+        SessionError: for another session, or a trial that is not there.
+    """
+    session = chosen.opened(folder).sessions[0]
+    if trial is None:
+        trained = set(chosen.facts.split["train"])
+        others = sorted(set(session.trials) - trained) or sorted(session.trials)
+        trial = others[0]
+    if trial not in session.trials:
+        numbers = sorted(session.trials)
+        raise SessionError(
+            f"--trial {trial}: session {session.name} has no such trial with responses; its "
+            f"{len(numbers)} trials are numbered from {numbers[0]} to {numbers[-1]}"
+        )
+    return session.video(trial)
+
+
+def video_of_file(path: str | Path, facts: SessionFacts) -> Float[np.ndarray, "T H W"]:
+    """Pixels of a whole video file as a session's screen would show it.
+
+    At the session's frame rate each step shows the latest frame. The largest central window of the
+    screen's shape is resized to its size, in grey (ITU-R 601).
+
+    Args:
+        path: the file.
+        facts: of the session.
+
+    Raises:
+        DataError: for a video that names no frame rate.
+        DecodingError: for a file that is no video, or broken.
+    """
+    info = probe_video(path)
+    if info.times is None and not info.fps:
+        raise DataError(f"{path} names no frame rate; the session has {facts.frames_per_second:g}")
+    rate = facts.frames_per_second
+    times = np.arange(info.num_frames) / info.fps if info.times is None else np.array(info.times)
+    steps = covered_steps(times, rate) if len(times) > 1 else 1
+    numbers = frames_at(np.arange(steps) / rate, times).tolist()
+    prepare = Preprocessing(channels="luma", mean=(0.0,), std=(1.0,), resize=facts.frame_size)
+    parts = [
+        prepare(torch.from_numpy(decode_frames(path, numbers[start : start + _TOGETHER])))[0]
+        for start in range(0, len(numbers), _TOGETHER)
+    ]
+    return (255 * torch.cat(parts)).numpy()

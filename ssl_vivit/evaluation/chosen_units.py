@@ -1,0 +1,127 @@
+"""A model of neurons from its directory, and some of the neurons of one of its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, Sessions, build_sessions
+from ssl_vivit.errors import ExportError, NeuralModelError, SessionError
+from ssl_vivit.evaluation.neurons.receptive_fields import found_centres
+from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.neural.prediction import NeuralPredictor
+
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class ChosenUnits:
+    """Some neurons of one session of a model.
+
+    Attributes:
+        predictor: the model.
+        facts: of the session.
+        places: of the neurons in the session's order.
+    """
+
+    predictor: NeuralPredictor
+    facts: SessionFacts
+    places: tuple[int, ...]
+
+    @property
+    def unit_ids(self) -> tuple[int, ...]:
+        """Ids of the neurons."""
+        return tuple(self.facts.unit_ids[place] for place in self.places)
+
+    def rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
+        """Rates of all neurons of the session, with behaviour at its mean.
+
+        Args:
+            video: pixels from 0 to 255.
+        """
+        rates = self.predictor.predict(video, session=self.facts.name)
+        assert isinstance(rates, Tensor)
+        return rates
+
+    def centres(self) -> Float[np.ndarray, "n 2"] | None:
+        """Places where the readout looks, (x, y) in [−1, 1]; None for a readout without places."""
+        found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)
+        return None if found is None else found[list(self.places)]
+
+    def opened(self, folder: str) -> Sessions:
+        """Open the recording of the session, with the statistics and the split of training.
+
+        Args:
+            folder: of the recording.
+
+        Raises:
+            SessionError: if it is not the recording that the model was trained on.
+        """
+        found = build_sessions(NeuralDataConfig(folder, window=1), facts=self.predictor.facts)
+        (session,) = found.sessions
+        if session.name != self.facts.name:
+            raise SessionError(
+                f"{folder} is session {session.name}, and the units are of {self.facts.name}; add "
+                f"--session {session.name}"
+            )
+        return found
+
+
+def choose_units(
+    model: str, session: str | None = None, units: int | Sequence[int] | None = None
+) -> ChosenUnits:
+    """Load a model and choose neurons; on the GPU where there is one.
+
+    Args:
+        model: a directory as of :func:`ssl_vivit.neural.load_neural_model`.
+        session: whose neurons; None where the model has one session.
+        units: ids; None for all of the session.
+
+    Raises:
+        NeuralModelError: if there is no such model, session or unit.
+    """
+    try:
+        predictor = load_neural_model(model)
+    except (FileNotFoundError, ExportError, NeuralModelError) as error:
+        raise NeuralModelError(f"model: {error}") from None
+    return chosen_of(predictor, session, units)
+
+
+def chosen_of(
+    predictor: NeuralPredictor, session: str | None, units: int | Sequence[int] | None
+) -> ChosenUnits:
+    """Choose neurons of a model that is loaded; as of :func:`choose_units`."""
+    there = ", ".join(predictor.sessions)
+    if session is None and len(predictor.sessions) > 1:
+        raise NeuralModelError(f"the model has several sessions; choose one by --session: {there}")
+    if session is not None and session not in predictor.sessions:
+        raise NeuralModelError(
+            f"--session {session}: the model has no such session; it has {there}"
+        )
+    facts = predictor.facts[predictor.sessions.index(session or predictor.sessions[0])]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ChosenUnits(predictor.to(device), facts, _places(facts, units))
+
+
+def _places(facts: SessionFacts, units: int | Sequence[int] | None) -> tuple[int, ...]:
+    if units is None:
+        return tuple(range(len(facts.unit_ids)))
+    wanted = [units] if isinstance(units, int) else list(dict.fromkeys(units))
+    if not wanted:
+        raise NeuralModelError("--units names none; give ids, or leave it out for all")
+    place = {unit: index for index, unit in enumerate(facts.unit_ids)}
+    missing = [unit for unit in wanted if unit not in place]
+    if missing:
+        known = [str(unit) for unit in facts.unit_ids[:_LISTED]]
+        more = " …" if len(facts.unit_ids) > _LISTED else ""
+        raise NeuralModelError(
+            f"--units {' '.join(map(str, missing))}: session {facts.name} has no such unit; its "
+            f"{len(facts.unit_ids)} units are {', '.join(known)}{more}"
+        )
+    return tuple(place[unit] for unit in wanted)

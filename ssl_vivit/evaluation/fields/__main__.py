@@ -1,0 +1,7 @@
+"""Measure receptive fields of a model of neurons."""
+
+from ssl_vivit.evaluation.fields.command import main
+from ssl_vivit.training import run
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,247 @@
+"""White-noise reverse correlation of a model's rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.evaluation.fields.ellipses import Ellipses, ellipses_of
+
+Predict = Callable[[Float[Tensor, "b T H W"]], Float[Tensor, "b T N"]]
+"""Pixels from 0 to 255 → rates of all neurons in every frame."""
+
+# Standard deviations of chance. Among some thousand correlations of a unit without a field one is
+# as large in one unit of 500.
+_SIGNIFICANT = 5.0
+
+
+@dataclass(frozen=True)
+class WhiteNoise:
+    """Squares that are black, grey or white, each with a third of the chances, drawn anew.
+
+    Three levels and not two, so that the square of the contrast varies, too: complex cells follow
+    that.
+
+    Args:
+        frame_size: (H, W) in pixels.
+        check: side of a square in pixels.
+        hold: frames that a draw is shown.
+        contrast: amplitude as a share of the largest that fits around the grey level.
+        grey: level of the background.
+        seed: of the draws.
+
+    Raises:
+        NeuralModelError: for squares that do not fit the frame, and a contrast that pixels cannot
+            show.
+    """
+
+    frame_size: tuple[int, int]
+    check: int = 4
+    hold: int = 1
+    contrast: float = 1.0
+    grey: float = 127.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.check <= min(self.frame_size) // 2:
+            raise NeuralModelError(
+                f"--check {self.check} must be from 1 to {min(self.frame_size) // 2} pixels, half of "
+                f"the shorter side of {self.frame_size[0]}×{self.frame_size[1]}"
+            )
+        if self.hold < 1 or not 0 < self.contrast <= 1:
+            raise NeuralModelError(
+                f"--hold {self.hold} must be at least 1 frame and --contrast {self.contrast:g} above "
+                "0 and at most 1"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of squares; those at the lower and the right edge may be cut off."""
+        height, width = (-(-side // self.check) for side in self.frame_size)
+        return height, width
+
+    def draws(self, clip: int, frames: int) -> Int8[np.ndarray, "T rows columns"]:
+        """−1, 0 or 1 of each square in each frame of a clip."""
+        draw = named_generator(self.seed, "white noise", clip)
+        fresh = draw.integers(-1, 2, (-(-frames // self.hold), *self.grid), dtype=np.int8)
+        return np.repeat(fresh, self.hold, 0)[:frames]
+
+    def pixels(self, draws: Int8[np.ndarray, "T rows columns"]) -> Float[Tensor, "T H W"]:
+        """Pixels from 0 to 255."""
+        amplitude = self.contrast * min(self.grey, 255 - self.grey)
+        fine = repeat(torch.from_numpy(draws), "t h w -> t (h i) (w j)", i=self.check, j=self.check)
+        height, width = self.frame_size
+        return self.grey + amplitude * fine[:, :height, :width].float()
+
+
+@dataclass(frozen=True)
+class NoiseFields:
+    """Correlations of rates with white noise, in standard deviations of what chance gives.
+
+    Chance is measured: no rate of a causal model follows what is shown after it, so correlations
+    with later frames are those of chance alone.
+
+    Attributes:
+        linear: (n, lags, rows, columns), of the rate with the contrast so many frames before it;
+            lag 0 is the frame itself. For a linear unit its filter.
+        squared: (n, lags, rows, columns), of the rate with the squared contrast; for a unit that
+            responds to contrast of either sign its envelope.
+        threshold: (n, 2), what a correlation must exceed to be significant in ``linear`` and in
+            ``squared``: 5, and every correlation with later frames.
+    """
+
+    linear: Float[np.ndarray, "n lags rows columns"]
+    squared: Float[np.ndarray, "n lags rows columns"]
+    threshold: Float[np.ndarray, "n 2"]
+
+    @property
+    def above(self) -> Float[np.ndarray, "n 2"]:
+        """Largest values of ``linear`` (of either sign) and ``squared`` in units of the threshold."""
+        peaks = [np.abs(self.linear).max((1, 2, 3)), self.squared.max((1, 2, 3))]
+        return np.stack(peaks, 1) / self.threshold
+
+    @property
+    def significant(self) -> Bool[np.ndarray, " n"]:
+        """Units with a significant correlation."""
+        return np.asarray((self.above > 1).any(1))
+
+    @property
+    def is_linear(self) -> Bool[np.ndarray, " n"]:
+        """Units whose correlation with the contrast itself rises further above chance."""
+        return np.asarray(self.above[:, 0] >= self.above[:, 1])
+
+    @property
+    def power(self) -> Float[np.ndarray, "n rows columns"]:
+        """Power of the field in each square above that of chance.
+
+        From the squares of ``linear`` or from ``squared``, whichever is further above chance; both
+        are in proportion to the square of the filter. Summed over the lags with a significant
+        correlation somewhere, or the one with the largest.
+        """
+        linear = self.is_linear[:, None, None, None]
+        maps = np.where(linear, np.square(self.linear) - 1, self.squared)
+        limits = np.where(self.is_linear, self.threshold[:, 0] ** 2 - 1, self.threshold[:, 1])
+        peaks = maps.max((2, 3))
+        counted = peaks >= np.minimum(limits, peaks.max(1))[:, None]
+        return (maps * counted[..., None, None]).sum(1)
+
+    @property
+    def kernels(self) -> Float[np.ndarray, "n lags"]:
+        """Time courses at the peaks of ``power``; NaN for units without a significant one."""
+        maps = np.where(self.is_linear[:, None, None, None], self.linear, self.squared)
+        return np.where(self.significant[:, None], at_peak(maps, self.power), np.nan)
+
+    def ellipses(self, noise: WhiteNoise) -> Ellipses:
+        """Fields of the units with a significant correlation."""
+        height, width = noise.frame_size
+        # In pixels of the frame: a field may be narrower than a square.
+        fine = self.power.repeat(noise.check, 1).repeat(noise.check, 2)[:, :height, :width]
+        return ellipses_of(fine).masked(self.significant)
+
+
+def at_peak(
+    maps: Float[np.ndarray, "n lags h w"], power: Float[np.ndarray, "n h w"]
+) -> Float[np.ndarray, "n lags"]:
+    """Return the time course of each map at the place of its largest power."""
+    place = power.reshape(len(power), -1).argmax(1)
+    return rearrange(maps, "n lags h w -> n (h w) lags")[np.arange(len(maps)), place]
+
+
+@torch.no_grad()
+def reverse_correlation(
+    predict: Predict,
+    noise: WhiteNoise,
+    units: list[int],
+    *,
+    lags: int = 15,
+    frames: int = 18000,
+    clip: int = 120,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> NoiseFields:
+    """Correlate rates with the noise before them.
+
+    With rates in the place of spikes this is the spike-triggered average (Chichilnisky 2001,
+    Network 12:199), without the noise of spiking.
+
+    Args:
+        predict: the model.
+        noise: what is shown.
+        units: places of the neurons among those that are predicted.
+        lags: frames back, the frame itself included.
+        frames: to show, in clips; the first and the last ``lags`` of a clip are not correlated.
+        clip: frames of a clip.
+        batch_size: clips at once.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: for clips that are not longer than twice the lags, or draws that are held as long
+            as the lags.
+    """
+    if clip <= 2 * lags or noise.hold >= lags:
+        raise ValueError(
+            f"clips of {clip} frames must be longer than twice {lags} lags, and draws held shorter "
+            f"than these, not for {noise.hold} frames"
+        )
+    count = -(-frames // clip)
+    own = torch.as_tensor(units)
+    sums = _Sums(len(own), lags, noise)
+    with tqdm(total=count, desc="white noise", unit="clip", disable=not progress) as bar:
+        for start in range(0, count, batch_size):
+            numbers = range(start, min(start + batch_size, count))
+            draws = [noise.draws(number, clip) for number in numbers]
+            rates = predict(torch.stack([noise.pixels(each) for each in draws]))[..., own]
+            for each, shown in zip(rates.double().cpu(), draws, strict=True):
+                sums.add(each, torch.from_numpy(shown).double())
+            bar.update(len(draws))
+    return sums.fields()
+
+
+class _Sums:
+    """Sums of products of rates with the noise before them and, as a control, after them."""
+
+    def __init__(self, units: int, lags: int, noise: WhiteNoise) -> None:
+        self.lags, self.noise, self.frames = lags, noise, 0
+        # Of contrast and squared contrast; lags from −lags to lags − 1.
+        places = noise.grid[0] * noise.grid[1]
+        self.products = torch.zeros(2, units, 2 * lags, places, dtype=torch.float64)
+        self.shown = torch.zeros(2, 2 * lags, places, dtype=torch.float64)
+        self.rates = torch.zeros(units, dtype=torch.float64)
+
+    def add(self, rates: Float[Tensor, "T n"], draws: Float[Tensor, "T rows columns"]) -> None:
+        """Count a clip in."""
+        first, last = self.lags, len(rates) - self.lags
+        own = rates[first:last]
+        self.frames += len(own)
+        self.rates += own.sum(0)
+        flat = rearrange(draws, "t h w -> t (h w)")
+        for kind, signal in enumerate((flat, flat.square())):
+            for place in range(2 * self.lags):
+                back = place - self.lags
+                seen = signal[first - back : last - back]
+                self.products[kind, :, place] += own.T @ seen
+                self.shown[kind, place] += seen.sum(0)
+
+    def fields(self) -> NoiseFields:
+        """The correlations."""
+        mean = self.rates[:, None, None] / self.frames
+        covariance = (self.products - mean * self.shown[:, None]) / self.frames
+        # While a draw is held, the frames that follow show what the present frame does.
+        later = covariance[:, :, : self.lags - self.noise.hold + 1]
+        chance = later.square().mean((2, 3)).sqrt().clamp(min=1e-12)
+        maps = rearrange(
+            covariance[:, :, self.lags :] / chance[..., None, None],
+            "k n l (h w) -> k n l h w",
+            h=self.noise.grid[0],
+        )
+        threshold = (later.abs().amax((2, 3)) / chance).clamp(min=_SIGNIFICANT).T
+        return NoiseFields(maps[0].numpy(), maps[1].numpy(), threshold.numpy())

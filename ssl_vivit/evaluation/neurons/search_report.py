@@ -1,0 +1,99 @@
+"""Report of a search over settings: table of the trials, their scores, importance of settings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssl_vivit.evaluation.figures import BLUE, ORANGE, caption, new_figure, save
+from ssl_vivit.files import replaced_file
+
+if TYPE_CHECKING:
+    import optuna
+    from matplotlib.figure import Figure
+
+
+def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
+    """Write ``trials.csv``, ``history.png`` and ``importance.png``.
+
+    Args:
+        study: of Optuna, of which a trial or more was trained to its end.
+        run_dir: where they are written.
+        metric: the name of a trial's value.
+
+    Returns:
+        Whether importances are known: they need two scores that differ.
+    """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    settings = sorted({name for trial in trials for name in trial.params})
+    with replaced_file(run_dir / "trials.csv") as part, part.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["trial", "state", metric, *settings, "folder"])
+        for trial in sorted(
+            trials, key=lambda each: (each.state != TrialState.COMPLETE, -value(each))
+        ):
+            state = "complete" if trial.state == TrialState.COMPLETE else "pruned"
+            chosen = [trial.params.get(name) for name in settings]
+            rows.writerow([trial.number, state, value(trial), *chosen, trial.user_attrs["folder"]])
+    scores: dict[TrialState, list[tuple[int, float]]] = {
+        state: [(trial.number, value(trial)) for trial in trials if trial.state == state]
+        for state in (TrialState.COMPLETE, TrialState.PRUNED)
+    }
+    finished = scores[TrialState.COMPLETE]
+    save(draw_history(finished, scores[TrialState.PRUNED], metric), run_dir / "history.png")
+    if len({score for _, score in finished}) < 2:
+        return False
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    save(draw_importance(found), run_dir / "importance.png")
+    return True
+
+
+def value(trial: optuna.trial.FrozenTrial) -> float:
+    """Return the score of a trial; the last one before it was pruned."""
+    return float("nan") if trial.value is None else trial.value
+
+
+def draw_history(
+    finished: Sequence[tuple[int, float]], pruned: Sequence[tuple[int, float]], metric: str
+) -> Figure:
+    """Draw the score of each trial, and the best score up to it.
+
+    Args:
+        finished: number and score of each trial that was trained to its end.
+        pruned: those of each trial that was ended early.
+        metric: what a score is.
+    """
+    figure = new_figure(6.0, 3.6)
+    axis = figure.subplots()
+    numbers, scores = np.array(sorted(finished)).reshape(-1, 2).T
+    axis.plot(numbers, scores, "o", color=BLUE, label="trained to its end")
+    axis.step(numbers, np.maximum.accumulate(scores), where="post", color=BLUE, label="best so far")
+    if pruned:
+        axis.plot(*np.array(sorted(pruned)).T, "x", color=ORANGE, label="ended early")
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
+    axis.set(xlabel="trial", ylabel=metric)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def draw_importance(importance: Mapping[str, float]) -> Figure:
+    """Draw the importance of each setting as a bar, the largest first.
+
+    Args:
+        importance: setting → its share of 1.
+    """
+    ordered = sorted(importance.items(), key=lambda item: item[1])
+    figure = new_figure(7.0, 1.4 + 0.35 * len(ordered))
+    axis = figure.subplots()
+    axis.barh([name for name, _ in ordered], [value for _, value in ordered], color=BLUE)
+    axis.set(xlabel="importance", xlim=(0, 1))
+    caption(figure, "PED-ANOVA (Watanabe et al. 2023): what sets the best trials apart")
+    return figure

@@ -1,0 +1,162 @@
+"""Tuning curves of a model of neurons from its directory alone.
+
+python -m ssl_vivit.evaluation.tuning runs/neurons
+python -m ssl_vivit.evaluation.tuning runs/neurons --units 3 17 --spatial_frequencies 0.05 0.1 0.2
+python -m ssl_vivit.evaluation.tuning runs/neurons --against sessions/a
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssl_vivit import training
+from ssl_vivit.errors import NeuralModelError
+from ssl_vivit.evaluation.result_folder import new_folder
+from ssl_vivit.settings import check_least
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ssl_vivit.evaluation.chosen_units import ChosenUnits
+
+
+@dataclass
+class TuningCommand:
+    """Measure tuning curves of a model of neurons from drifting gratings.
+
+    Args:
+        model: a run's directory, or an exported model's; may be given as the first word.
+        out: folder for the results, which must be new or empty.
+        session: whose neurons; null where the model has one session.
+        units: ids of the neurons; null takes all of the session.
+        against: folder of the session's recording. Curves over its movies are set against the
+            recorded ones; a simulated session's true tuning against what was measured.
+        tiers: of the trials of --against; null takes all that the model was not trained on.
+        position: x and y of the patches for sizes, −1 and 1 being the edges of the frame; null takes
+            the place where each unit's readout looks.
+        directions: number of directions.
+        spatial_frequencies: in cycles per pixel; null chooses by the frame's width.
+        temporal_frequencies: in Hz; null chooses by the frame rate.
+        contrasts: of the contrast curve; null takes seven, [] leaves the curve out.
+        sizes: diameters in pixels; null chooses by the frame's height, [] leaves the curve out.
+        contrast: of the gratings of the other curves; 1 is from black to white.
+        grey: level of the background, 0 to 255; null takes the mean of the training stimuli.
+        lead: seconds of grey before each grating.
+        seconds: of each grating.
+        transient: seconds of each grating that do not count for the response.
+        fits: fit descriptive functions to the curves.
+        draw: units in the figure.
+        shuffles: of the controls of --against.
+        seed: of the shuffles.
+        batch_size: trials at once.
+    """
+
+    model: str = "runs/finetune_neural"
+    out: str = "runs/tuning"
+    session: str | None = None
+    units: int | list[int] | None = None
+    against: str | None = None
+    tiers: str | list[str] | None = None
+    position: list[float] | None = None
+    directions: int = 12
+    spatial_frequencies: float | list[float] | None = None
+    temporal_frequencies: float | list[float] | None = None
+    contrasts: float | list[float] | None = None
+    sizes: float | list[float] | None = None
+    contrast: float = 0.8
+    grey: float | None = None
+    lead: float = 1.0
+    seconds: float = 2.5
+    transient: float = 0.5
+    fits: bool = True
+    draw: int = 6
+    shuffles: int = 1000
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_least(self, draw=1, shuffles=1, batch_size=1)
+        if self.position is not None and not (
+            len(self.position) == 2 and all(-1 <= place <= 1 for place in self.position)
+        ):
+            raise NeuralModelError(
+                f"--position {self.position} must be x and y between -1 and 1, such as --position 0 0"
+            )
+        if self.tiers is not None and self.against is None:
+            raise NeuralModelError("--tiers belongs to --against SESSION; give both or neither")
+
+
+# Settings that may be one number or several.
+_SERIES = ("spatial_frequencies", "temporal_frequencies", "contrasts", "sizes")
+
+
+def main() -> None:
+    """Load the model, show gratings, write everything at once."""
+    config = training.parse(TuningCommand, first="model")
+    # Imported here, since they load encoders, for which --help need not wait.
+    from ssl_vivit.evaluation.chosen_units import choose_units
+    from ssl_vivit.evaluation.tuning.against import read_against
+    from ssl_vivit.evaluation.tuning.curves import measure_curves
+    from ssl_vivit.evaluation.tuning.fits import check_scipy, fit_all
+    from ssl_vivit.evaluation.tuning.gratings import Protocol
+    from ssl_vivit.evaluation.tuning.result_files import write_results
+    from ssl_vivit.evaluation.tuning.stimuli import default_stimuli
+    from ssl_vivit.evaluation.tuning.units import measure_units
+    from ssl_vivit.files import replaced_directory
+
+    out = new_folder(config.out, "--out", "tuning curves")
+    if config.fits:
+        check_scipy()
+    chosen = choose_units(config.model, config.session, config.units)
+    facts = chosen.facts
+    protocol = Protocol(
+        facts.frame_size,
+        facts.frames_per_second,
+        255 * facts.video_mean if config.grey is None else config.grey,
+        config.lead,
+        config.seconds,
+        config.transient,
+    )
+    stimuli = default_stimuli(
+        facts.frame_size,
+        facts.frames_per_second,
+        directions=config.directions,
+        contrast=config.contrast,
+        **{name: _several(getattr(config, name)) for name in _SERIES},
+    )
+    known = None
+    if config.against is not None:
+        known = read_against(
+            chosen, config.against, _several(config.tiers), config.shuffles, config.seed
+        )
+    curves = measure_curves(
+        chosen.rates, protocol, stimuli, chosen.places,
+        _centres(config, chosen) if stimuli.sizes else None,
+        batch_size=config.batch_size, progress=True,
+    )  # fmt: skip
+    fits = fit_all(curves.values, curves.responses) if config.fits else None
+    table = measure_units(curves, chosen.unit_ids, fits)
+    with replaced_directory(out) as folder:
+        told = write_results(folder, curves, fits, table, known, draw=config.draw)
+    print("\n".join([*told, f"results  {out}"]))
+
+
+def _several(given: Any) -> Any:
+    """A setting that may be one value or several, as a list; None stays."""
+    return given if given is None or isinstance(given, list) else [given]
+
+
+def _centres(config: TuningCommand, chosen: ChosenUnits) -> np.ndarray:
+    """(n, 2), where the patches of each unit lie."""
+    import numpy as np
+
+    if config.position is not None:
+        return np.tile(config.position, (len(chosen.places), 1))
+    centres = chosen.centres()
+    if centres is None:
+        raise NeuralModelError(
+            f"{config.model}: its readout has no places to show patches at; give --position X Y, or "
+            "--sizes [] to leave sizes out"
+        )
+    return centres

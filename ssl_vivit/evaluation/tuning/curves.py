@@ -1,0 +1,193 @@
+"""From a model's rates to tuning curves: every grating is shown once, whichever units it is for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_vivit.evaluation.tuning.gratings import Grating, Protocol
+from ssl_vivit.evaluation.tuning.stimuli import Stimuli
+
+Predict = Callable[[Float[Tensor, "b T H W"]], Float[Tensor, "b T N"]]
+"""Pixels from 0 to 255 → rates of all neurons in every frame."""
+
+
+@dataclass(frozen=True)
+class TuningCurves:
+    """Responses of n units to gratings, as mean rates above grey.
+
+    The curve of a property is measured at the unit's best grating in all others: the one of the
+    largest response to full-field gratings of every direction and frequencies.
+
+    Attributes:
+        values: property → its k values; ``direction`` and ``orientation`` in degrees,
+            ``spatial_frequency`` in cycles per pixel, ``temporal_frequency`` in Hz, ``contrast``,
+            ``size`` in pixels.
+        responses: property → (n, k). The response to an orientation is the mean over its two
+            directions.
+        grid: (n, directions, spatial frequencies, temporal frequencies), full-field gratings.
+        best: (n, 3), the place of the largest response in ``grid``.
+        grey: (n,), mean rate at grey.
+        modulation: (n,), amplitude of the rate at the temporal frequency of the best grating.
+    """
+
+    values: dict[str, Float[np.ndarray, " k"]]
+    responses: dict[str, Float[np.ndarray, "n k"]]
+    grid: Float[np.ndarray, "n directions spatial temporal"]
+    best: Int[np.ndarray, "n 3"]
+    grey: Float[np.ndarray, " n"]
+    modulation: Float[np.ndarray, " n"]
+
+
+def measure_curves(
+    predict: Predict,
+    protocol: Protocol,
+    stimuli: Stimuli,
+    units: Sequence[int],
+    centres: Float[np.ndarray, "n 2"] | None = None,
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> TuningCurves:
+    """Show gratings to a model and measure tuning curves of some of its neurons.
+
+    Args:
+        predict: the model.
+        protocol: the course of a trial.
+        stimuli: values of each property; without sizes or contrasts their curves are left out.
+        units: places of the neurons among those that are predicted.
+        centres: (x, y) of each unit's patch in [−1, 1], for sizes.
+        batch_size: trials at once.
+        progress: whether to show a bar.
+
+    Raises:
+        NeuralModelError: for gratings that the screen cannot show.
+        ValueError: for sizes without centres.
+    """
+    if stimuli.sizes and centres is None:
+        raise ValueError("sizes need the centres of the patches; give centres")
+    for frequency in stimuli.temporal_frequencies:
+        protocol.window(frequency)
+    axes = (stimuli.degrees, stimuli.spatial_frequencies, stimuli.temporal_frequencies)
+    gratings = [Grating(*each, contrast=stimuli.contrast) for each in product(*axes)]
+    own = torch.as_tensor(units)
+    show = _Shown(predict, protocol, batch_size)
+    with tqdm(total=len(gratings), desc="gratings", unit="grating", disable=not progress) as bar:
+        found = [(mean[own], wave[own]) for mean, wave in show(gratings, bar)]
+        means, waves = (
+            rearrange(torch.stack(part).numpy(), "(d s t) n -> n d s t", d=len(axes[0]), s=len(axes[1]))
+            for part in zip(*found, strict=True)
+        )  # fmt: skip
+        flat = means.reshape(len(own), -1).argmax(1)
+        best = np.stack(np.unravel_index(flat, means.shape[1:]), 1)
+        preferred = [gratings[place] for place in flat]
+        responses = _slices(means, best)
+        values = dict(
+            zip(
+                responses,
+                (stimuli.degrees, stimuli.degrees[: len(axes[0]) // 2], *axes[1:]),
+                strict=True,
+            )
+        )
+        if stimuli.contrasts:
+            values["contrast"] = stimuli.contrasts
+            responses["contrast"] = _contrast_curves(show, preferred, stimuli.contrasts, own, bar)
+        if stimuli.sizes:
+            assert centres is not None
+            values["size"] = stimuli.sizes
+            responses["size"] = _size_curves(show, preferred, stimuli.sizes, own, centres, bar)
+    return TuningCurves(
+        {name: np.array(each, float) for name, each in values.items()},
+        responses,
+        means,
+        best,
+        show.grey.mean(0)[own].numpy(),
+        waves.reshape(len(own), -1)[np.arange(len(own)), flat],
+    )
+
+
+class _Shown:
+    """Show gratings in batches; yields the mean rate above grey and the modulation of all neurons."""
+
+    def __init__(self, predict: Predict, protocol: Protocol, batch_size: int) -> None:
+        self.predict, self.protocol, self.batch_size = predict, protocol, batch_size
+        counted = slice(protocol.onset, None)
+        self.blank = predict(protocol.blank()[None])[0].double().cpu()
+        self.grey = self.blank[counted]
+
+    def __call__(self, gratings: Sequence[Grating], bar: tqdm) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(gratings), self.batch_size):
+            batch = gratings[start : start + self.batch_size]
+            videos = torch.stack([self.protocol.render(each) for each in batch])
+            for grating, rates in zip(batch, self.predict(videos).double().cpu(), strict=True):
+                yield self._response(grating, rates)
+            bar.update(len(batch))
+
+    def _response(self, grating: Grating, rates: Float[Tensor, "T N"]) -> tuple[Tensor, Tensor]:
+        window = self.protocol.window(grating.temporal_frequency)
+        above = rates[window] - self.blank[window]
+        time = torch.arange(len(above)) / self.protocol.frames_per_second
+        turn = torch.polar(torch.ones_like(time), -2 * math.pi * grating.temporal_frequency * time)
+        wave = 2 * (turn.to(torch.complex128) @ above.to(torch.complex128)).abs() / len(above)
+        return above.mean(0), wave
+
+
+def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
+    """Curves through the best grating of each unit."""
+    unit, (d, s, t) = np.arange(len(means)), best.T
+    direction = means[unit, :, s, t]
+    half = direction.shape[1] // 2
+    return {
+        "direction": direction,
+        "orientation": (direction[:, :half] + direction[:, half:]) / 2,
+        "spatial_frequency": means[unit, d, :, t],
+        "temporal_frequency": means[unit, d, s],
+    }
+
+
+def _contrast_curves(
+    show: _Shown, preferred: Sequence[Grating], contrasts: Sequence[float], own: Tensor, bar: tqdm
+) -> Float[np.ndarray, "n k"]:
+    """Responses to each unit's best grating; units of one best grating see it once."""
+    distinct = list(dict.fromkeys(preferred))
+    _extend(bar, len(distinct) * len(contrasts))
+    curves = {
+        each: torch.stack(
+            [mean for mean, _ in show([replace(each, contrast=c) for c in contrasts], bar)]
+        )
+        for each in distinct
+    }
+    return torch.stack(
+        [curves[each][:, unit] for each, unit in zip(preferred, own, strict=True)]
+    ).numpy()
+
+
+def _size_curves(
+    show: _Shown,
+    preferred: Sequence[Grating],
+    sizes: Sequence[float],
+    own: Tensor,
+    centres: Float[np.ndarray, "n 2"],
+    bar: tqdm,
+) -> Float[np.ndarray, "n k"]:
+    """Responses to patches of each unit's best grating at its own place."""
+    _extend(bar, len(own) * len(sizes))
+    curves = []
+    for grating, unit, (x, y) in zip(preferred, own, centres.tolist(), strict=True):
+        patches = [replace(grating, diameter=size, centre=(x, y)) for size in sizes]
+        curves.append(torch.stack([mean[unit] for mean, _ in show(patches, bar)]))
+    return torch.stack(curves).numpy()
+
+
+def _extend(bar: tqdm, count: int) -> None:
+    bar.total = (bar.total or 0) + count
+    bar.refresh()

@@ -1,0 +1,148 @@
+"""Drifting sinusoidal gratings on a grey screen, rendered at a model's frame size and rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_vivit.errors import NeuralModelError
+
+# A circular patch fades over this many pixels at its edge, so that its diameter can change in less
+# than whole pixels.
+_EDGE = 1.0
+
+
+@dataclass(frozen=True)
+class Grating:
+    """A sinusoidal grating that drifts at right angles to its bars.
+
+    Attributes:
+        direction: of motion in degrees: 0 is to the right, 90 downwards.
+        spatial_frequency: cycles per pixel.
+        temporal_frequency: cycles per second.
+        contrast: amplitude as a share of the largest that fits between black and white around the
+            grey level; the Michelson contrast for a grey of at most 127.5.
+        diameter: of the circular patch in pixels; infinite for the full field.
+        centre: (x, y) of the patch; −1 and 1 are the outer edges of the frame.
+
+    Raises:
+        NeuralModelError: for a spatial frequency or contrast that pixels cannot show.
+    """
+
+    direction: float
+    spatial_frequency: float
+    temporal_frequency: float
+    contrast: float = 1.0
+    diameter: float = math.inf
+    centre: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.spatial_frequency <= 0.5:
+            raise NeuralModelError(
+                f"spatial frequency {self.spatial_frequency:g} must be above 0 and at most 0.5 "
+                "cycles per pixel"
+            )
+        if not 0 <= self.contrast <= 1:
+            raise NeuralModelError(f"contrast {self.contrast:g} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The course of a trial, and the frames whose mean rate is the response.
+
+    A trial shows grey for ``lead`` seconds, then the grating for ``seconds``. The response is the
+    mean rate over the last whole number of cycles that fit after the first ``transient`` seconds
+    of the grating, minus the mean rate of the same frames in a trial of grey alone.
+
+    Args:
+        frame_size: (H, W) in pixels.
+        frames_per_second: of the model's session.
+        grey: level of the background, above 0 and below 255.
+        lead: seconds of grey before the grating.
+        seconds: of the grating.
+        transient: seconds of the grating that do not count.
+
+    Raises:
+        NeuralModelError: for settings that leave no frame to measure.
+    """
+
+    frame_size: tuple[int, int]
+    frames_per_second: float
+    grey: float = 127.5
+    lead: float = 1.0
+    seconds: float = 2.0
+    transient: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.grey < 255:
+            raise NeuralModelError(f"grey {self.grey:g} must be above 0 and below 255")
+        if not (self.lead >= 0 and self.transient >= 0 and math.isfinite(self.seconds)):
+            raise NeuralModelError(
+                f"lead {self.lead:g} and transient {self.transient:g} must be at least 0 seconds, "
+                f"seconds {self.seconds:g} a finite number"
+            )
+        if self.transient >= self.seconds:
+            raise NeuralModelError(
+                f"transient {self.transient:g} leaves nothing of {self.seconds:g} seconds; give "
+                "more seconds or a shorter transient"
+            )
+
+    @property
+    def onset(self) -> int:
+        """The first frame of the grating."""
+        return round(self.lead * self.frames_per_second)
+
+    @property
+    def frames(self) -> int:
+        """Frames of a trial."""
+        return self.onset + round(self.seconds * self.frames_per_second)
+
+    def window(self, temporal_frequency: float) -> slice:
+        """Frames of the last whole cycles.
+
+        Raises:
+            NeuralModelError: for a frequency with less than one cycle in the time that counts, or
+                with less than three frames a cycle, whose direction of motion is lost.
+        """
+        rate = self.frames_per_second
+        if not 0 < temporal_frequency <= rate / 3:
+            raise NeuralModelError(
+                f"temporal frequency {temporal_frequency:g} Hz cannot be shown at {rate:g} frames a "
+                f"second; give more than 0 and at most {rate / 3:.3g} Hz"
+            )
+        # Rounded first, since 1.5 s · 2 Hz may be just below 3 cycles.
+        cycles = math.floor(round((self.seconds - self.transient) * temporal_frequency, 6))
+        if cycles < 1:
+            raise NeuralModelError(
+                f"{self.seconds - self.transient:g} s after the transient hold no cycle of "
+                f"{temporal_frequency:g} Hz; give at least "
+                f"{self.transient + 1 / temporal_frequency:.3g} seconds"
+            )
+        return slice(self.frames - round(cycles / temporal_frequency * rate), self.frames)
+
+    def blank(self) -> Float[Tensor, "T H W"]:
+        """The trial without a grating."""
+        return torch.full((self.frames, *self.frame_size), self.grey)
+
+    def render(self, grating: Grating) -> Float[Tensor, "T H W"]:
+        """A trial's pixels from 0 to 255.
+
+        The phase at the patch's centre is 0 in the first frame of the grating.
+        """
+        height, width = self.frame_size
+        x0, y0 = (grating.centre[0] + 1) / 2 * width, (grating.centre[1] + 1) / 2 * height
+        x = (torch.arange(width) + 0.5 - x0)[None, :]
+        y = (torch.arange(height) + 0.5 - y0)[:, None]
+        angle = math.radians(grating.direction)
+        place = grating.spatial_frequency * (x * math.cos(angle) + y * math.sin(angle))
+        time = torch.arange(self.frames - self.onset) / self.frames_per_second
+        phase = place - grating.temporal_frequency * time[:, None, None]
+        amplitude = grating.contrast * min(self.grey, 255 - self.grey)
+        inside = (grating.diameter / 2 - torch.hypot(x, y)) / _EDGE + 0.5
+        trial = self.blank()
+        trial[self.onset :] += amplitude * inside.clamp(0, 1) * torch.sin(2 * math.pi * phase)
+        return trial

@@ -1,0 +1,70 @@
+"""Indices of tuning curves, for responses above grey."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Complex, Float, Int
+
+Responses = Float[np.ndarray, "n k"]
+
+
+def vector_sum(
+    responses: Responses, degrees: Float[np.ndarray, " k"], *, period: float
+) -> Complex[np.ndarray, " n"]:
+    """Return the vector sum of responses, as a share of their sum.
+
+    Its length is one minus the circular variance (Mazurek, Kager & Van Hooser 2014, Front. Neural
+    Circuits 8:92, equations 2 and 4: L_ori with a period of 180 degrees, L_dir with 360), its angle
+    times period / 360 the preferred angle. Negative responses count as 0.
+
+    Args:
+        responses: to k evenly spaced angles.
+        degrees: the angles.
+        period: of the angles in degrees.
+
+    Returns:
+        NaN for units without a positive response.
+    """
+    positive = np.maximum(responses, 0)
+    turns = np.exp(2j * np.pi * degrees / period)
+    return _ratio(positive @ turns, positive.sum(1))
+
+
+def angle_of(vector: Complex[np.ndarray, " n"], *, period: float) -> Float[np.ndarray, " n"]:
+    """Preferred angle in degrees, from 0 to below ``period``, of a vector sum."""
+    return np.mod(np.angle(vector) * period / (2 * np.pi), period)
+
+
+def contrast_index(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(preferred − other) / (preferred + other), negative responses counting as 0.
+
+    With the response to the opposite direction it is the direction selectivity index, with the
+    response to the orthogonal orientation the orientation selectivity index (Niell & Stryker 2008,
+    J. Neurosci. 28:7520). NaN where both are 0.
+    """
+    one, two = np.maximum(preferred, 0), np.maximum(other, 0)
+    return _ratio(one - two, one + two)
+
+
+def at_angle(
+    responses: Responses, peak: Int[np.ndarray, " n"], degrees: float, *, period: float
+) -> Float[np.ndarray, " n"]:
+    """Responses at so many degrees from the peak, where k evenly spaced angles fill the period."""
+    count = responses.shape[1]
+    steps = round(degrees / period * count)
+    return responses[np.arange(len(responses)), (peak + steps) % count]
+
+
+def suppression_index(responses: Responses) -> Float[np.ndarray, " n"]:
+    """(largest response − response to the last) / largest response, for sizes in ascending order.
+
+    0 for no surround suppression, 1 for complete (Sceniak, Hawken & Shapley 2001, J. Neurophysiol.
+    85:1873). NaN for units without a positive response.
+    """
+    peak = np.maximum(responses.max(1), 0)
+    return _ratio(peak - np.maximum(responses[:, -1], 0), peak)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    dtype = np.result_type(above, np.float64)
+    return np.divide(above, below, out=np.full(above.shape, np.nan, dtype), where=below > 0)

@@ -1,0 +1,146 @@
+"""A lock on a run's directory: one process at a time writes there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from ssl_vivit.errors import RunError
+
+LOCK = "run.lock"
+# Process and directory of each lock that is held: a forked process does not hold its parent's.
+_held: set[tuple[int, Path]] = set()
+
+
+@contextmanager
+def locked(directory: Path, setting: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes out of a directory while the block runs.
+
+    The lock is a POSIX record lock on the file ``run.lock``. It ends with the process, however that
+    ends, and child processes do not inherit it. What the file says is for the message of a second
+    process alone, so a file that a killed process left blocks nothing. The block may be nested. At
+    its end the file is removed, and so is the directory if the block made it and left it empty.
+
+    Args:
+        directory: is made if it is missing.
+        setting: the option that names the directory, for messages.
+        warn: told if the file system has no locks; the block then runs without one.
+
+    Raises:
+        RunError: if another process holds the lock, or the directory cannot be written.
+    """
+    key = _key(directory)
+    if key in _held:
+        yield
+        return
+    try:
+        made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(directory, setting, warn)
+    except FileExistsError:
+        raise RunError(f"{setting} {directory} is a file; choose another {setting}") from None
+    except OSError as error:
+        place = error.filename or directory
+        raise RunError(f"{setting} {place} cannot be written: {error.strerror}") from error
+    _held.add(key)
+    try:
+        yield
+    finally:
+        if key[0] == os.getpid():
+            _held.discard(key)
+            _release(directory, descriptor)
+            for folder in made:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
+
+def refuse_locked(directory: Path, setting: str) -> None:
+    """Refuse a directory in which another process is writing; nothing is written there.
+
+    Raises:
+        RunError: naming the other process.
+    """
+    # To close the file would end a lock that this process holds.
+    if _key(directory) in _held:
+        return
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        _lock(descriptor, directory, setting, warn=lambda line: None)
+    finally:
+        os.close(descriptor)
+
+
+def _key(directory: Path) -> tuple[int, Path]:
+    return os.getpid(), directory.resolve()
+
+
+def _take(directory: Path, setting: str, warn: Callable[[str], None]) -> int:
+    while True:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, directory, setting, warn)
+        except RunError:
+            os.close(descriptor)
+            raise
+        if _is_at(directory / LOCK, descriptor):
+            break
+        os.close(descriptor)  # its holder ended and removed it after it was opened here
+    holder = {
+        "process": os.getpid(),
+        "host": platform.node(),
+        "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+    }
+    with suppress(OSError):  # on a full disk the lock holds without it
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{json.dumps(holder)}\n".encode())
+    return descriptor
+
+
+def _lock(descriptor: int, directory: Path, setting: str, warn: Callable[[str], None]) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            warn(
+                f"{directory} is on a file system without locks ({error.strerror}): a second run "
+                "there would not be noticed, so start one alone"
+            )
+            return
+        raise RunError(
+            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for its "
+            f"end, stop it, or choose another {setting}"
+        ) from None
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        said = json.loads(os.read(descriptor, 4096))
+        return f"process {said['process']} on host {said['host']}, since {said['since']},"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        return "another process"
+
+
+def _release(directory: Path, descriptor: int) -> None:
+    # Removed before the lock ends, so that no other process can have locked this file meanwhile.
+    if _is_at(directory / LOCK, descriptor):
+        with suppress(OSError):
+            os.unlink(directory / LOCK)
+    os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False

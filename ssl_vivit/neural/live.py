@@ -35,6 +35,7 @@ class NeuralStream:
         units: ids of the neurons whose rates are wanted, in this order; None is all.
 
     Attributes:
+        facts: of the session; its frame size and frame rate are those of the frames to feed.
         unit_ids: ids of the neurons whose rates a step returns.
 
     Raises:
@@ -50,7 +51,7 @@ class NeuralStream:
         context: float | None = None,
         units: Sequence[int] | None = None,
     ) -> None:
-        self._model, self._session = model, facts.name
+        self._model, self.facts = model, facts
         like = next(model.parameters())
         self._frames = RecordedFrames(facts, like)
         self._past = Past(attention_steps(model, facts, context))
@@ -94,7 +95,7 @@ class NeuralStream:
             return like.new_full((len(self.unit_ids),), torch.nan)
         with evaluation_mode(self._model):
             rates = self._model.step(
-                given.video, self._past, given.behaviour, self._session, given.pupil_centre
+                given.video, self._past, given.behaviour, self.facts.name, given.pupil_centre
             )[0, 0]
         return rates if self._chosen is None else rates[self._chosen]
 

@@ -38,6 +38,7 @@ def test_a_frame_sees_all_resampled_frames_that_show_no_later_one(rates):
     shown = rates.shown(40)
     seen = rates.seen(40).tolist()
     assert seen == [int((shown <= t).sum()) for t in range(40)]
+    assert seen == [rates.resampled(frames) for frames in range(1, 41)]
     assert min(seen) >= 1
 
 

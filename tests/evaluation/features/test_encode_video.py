@@ -123,6 +123,10 @@ def test_frames_without_a_rate_are_the_encoders_steps():
     same(encode_video(frames, model), expected)
     same(encode_video(torch.from_numpy(frames), model), expected)
     same(encode_video(list(frames), model), expected)
+    # Clips of every third frame follow each other: from 0 and from 24 on.
+    frames = np.concatenate([frames, frames[:20]])
+    expected = model(torch.cat([by_hand(frames[k + 3 * np.arange(8)]) for k in (0, 24)]))
+    same(encode_video(frames, model, clips="all"), expected)
 
 
 def test_the_encoder_stays_in_its_mode_and_precision():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +22,10 @@ from ssl_vivit.evaluation.neurons.receptive_fields import (
 from ssl_vivit.neural.cores.vivit_core import screen_span
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.readout.energy_start import (
+    FoundPlaces,
     _Course,
     _past,
+    _place,
     energy_centres,
     peak_centres,
     start_at_energy,
@@ -78,6 +83,35 @@ def facts_of(recording):
         behaviour_std=(), pupil_mean=None, pupil_std=None, mean_response=(0.5,) * neurons,
         coordinates=None, split={"train": tuple(range(32)), "validation": (32,), "test": (33,)},
     )  # fmt: skip
+
+
+def test_the_search_is_told_which_neurons_are_held_out(monkeypatch):
+    told = []
+
+    def search(trials, *, frames_per_second, pooled):
+        told.append(pooled.tolist())
+        return FoundPlaces(torch.zeros(4, 2), torch.zeros(4, dtype=torch.bool))
+
+    monkeypatch.setattr("ssl_vivit.neural.readout.energy_start.energy_centres", search)
+    facts = replace(facts_of(SimpleNamespace(population=range(4))), held_out_units=(1, 2))
+    model = NeuralModel(encoder_with(), None, None, {"sim": GaussianReadout(4, 8)})
+    start_at_energy(model, [None], [facts])
+    assert told == [[True, False, False, True]]
+
+
+def test_readouts_start_where_the_map_shows_the_places_of_the_screen():
+    """Places are of the screen; the map reaches beyond it where tubelets are padded."""
+    readout = GaussianReadout(4, 2)
+    before = readout.mean.detach().clone()
+    centres = torch.tensor([[0.1, -0.5], [torch.nan, torch.nan], [-0.7, 0.9], [1.0, -1.0]])
+    found = FoundPlaces(centres, torch.tensor([True, False, True, True]))
+    low, high = (-1.0, -1.2), (1.4, 1.0)
+    _place(readout, found, torch.tensor([low, high]))
+    for n in (0, 2, 3):
+        for axis in range(2):
+            share = (float(centres[n, axis]) - low[axis]) / (high[axis] - low[axis])
+            assert float(readout.mean[n, axis]) == pytest.approx(2 * share - 1, abs=1e-6)
+    assert torch.equal(readout.mean[1], before[1])
 
 
 @pytest.mark.parametrize("tubelets", [{}, {"tubelet_size": (4, 8, 8), "tubelet_stride": (2, 4, 4)}])

@@ -9,12 +9,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 
-from ssl_vivit import create_encoder, load_encoder
+from ssl_vivit import VideoClassifier, create_encoder, load_encoder
 from ssl_vivit.encoders.vivit import ENCODER
 from ssl_vivit.exported.hub import locate
 
@@ -320,6 +321,26 @@ def test_only_plain_names_go_to_the_hub(tmp_path, monkeypatch):
         said = "is no exported encoder: there is no such directory"
         with pytest.raises(FileNotFoundError, match=said):
             load_encoder(path)
+
+
+def test_an_encoder_that_is_pushed_over_a_classifier_removes_its_head(monkeypatch):
+    commits = []
+
+    def upload_folder(**given):
+        names = {file.name for file in given["folder_path"].iterdir()}
+        commits.append((names, given["delete_patterns"]))
+        return SimpleNamespace(commit_url="url")
+
+    api = SimpleNamespace(create_repo=lambda *_, **__: None, upload_folder=upload_folder)
+    monkeypatch.setattr("ssl_vivit.exported.hub.HfApi", lambda token: api)
+    encoder = create_encoder("vivit_tiny", **SETTINGS)
+    files = {"model.safetensors", "config.json", "README.md"}
+    for model in (encoder, VideoClassifier(encoder, 3)):
+        assert model.push_to_hub("org/name") == "url"
+    assert commits == [
+        (files, ["classifier.safetensors"]),
+        (files | {"classifier.safetensors"}, []),
+    ]
 
 
 def test_a_saved_directory_needs_no_hub(tmp_path):

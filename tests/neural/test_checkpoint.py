@@ -387,6 +387,7 @@ def test_absent_behaviour_is_the_mean(predictor):
         ),
         ({"video": np.full((1, 5, 8, 12), "a")}, "video is no array of numbers: can't convert"),
         ({"video": np.zeros((1, 5, 8, 12), complex)}, "video is complex"),
+        ({"frames_per_second": 30.2}, "is 30.2; session 'a' has 30 frames a second"),
         ({"frames_per_second": 25}, "is 25; session 'a' has 30 frames a second.*resample"),
         ({"video": [np.zeros((5, 8, 12))], "behaviour": np.zeros((1, 5, 3))}, "give behaviour as"),
         ({"video": [np.zeros((5, 8, 12))] * 2, "behaviour": [np.zeros((5, 3))]}, "a list of 2 tri"),

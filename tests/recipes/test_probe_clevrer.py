@@ -22,6 +22,8 @@ from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
+from ssl_vivit.evaluation.probes.config import FinetuneConfig
+from ssl_vivit.evaluation.probes.full import _training
 from ssl_vivit.training import parse, run
 
 ROOT = Path(__file__).parents[2]
@@ -214,6 +216,14 @@ def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, 
     with pytest.raises(SystemExit):
         call(words(shards, where, run_dir=tmp_path / "run", **tune))
     assert "was configured otherwise: encoder (" in capsys.readouterr().err
+
+
+def test_layers_near_the_pixels_learn_slowly_unless_they_are_fresh(tmp_path):
+    config = FinetuneConfig(steps=3, layer_decay=0.6)
+    decays = [
+        _training(config, 0, tmp_path, fresh).optimizer.layer_decay for fresh in (False, True)
+    ]
+    assert decays == [0.6, 1.0]
 
 
 def test_a_labelled_folder_is_probed_and_finetuned(encoder, tmp_path, call):

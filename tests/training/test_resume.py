@@ -19,6 +19,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit
+from ssl_vivit.training.checkpoints import newest_whole
 from ssl_vivit.training.tracking import cut_off
 
 BYTES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "rng_0.json")
@@ -213,6 +214,14 @@ def test_only_the_newest_checkpoints_stay(config) -> None:
     result = fit(toy(), toy_batches(), config(checkpoint_every=2, keep_checkpoints=2))
     left = sorted(path.name for path in (result.run_dir / "checkpoints").iterdir())
     assert left == ["step_00000010", "step_00000012"]
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        path = tmp_path / f"step_{step:08d}"
+        path.mkdir()
+        (path / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
+    assert newest_whole(tmp_path, pytest.fail) == tmp_path / "step_100000000"
 
 
 def test_a_run_directory_with_another_run_is_refused(config) -> None:

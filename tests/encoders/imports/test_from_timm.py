@@ -223,6 +223,7 @@ def test_preprocessing_is_that_of_the_image_model():
     assert colour.preprocessing["resize"] == [32, 48]
     grey = from_timm(model, config_from_timm(model, in_channels=1, num_frames=4))
     assert grey.preprocessing["mean"] == pytest.approx([0.449])
+    assert grey.preprocessing["std"] == pytest.approx([0.226])
     assert grey.preprocessing["channels"] == "luma"
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from small_models import clip, encoder, model
+from small_models import clip, encoder, model, walk
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
+from ssl_vivit.neural.modulators import FiLM
 
 RATES = [
     (30.0, 25.0),
@@ -71,6 +72,24 @@ def test_frames_read_tokens_of_the_resampled_video_at_recorded_times(ratio, stri
         ended = sum(frame <= t for frame in shown) // stride
         expected = stream[:, :, t] + (tokens[:, :, ended - 1] if ended else 0)
         torch.testing.assert_close(found[:, :, t], expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [(30.0, 25.0), (16.0, 30.0), (30.0, 7.0)])
+def test_tokens_meet_the_behaviour_of_the_frames_that_they_show(ratio):
+    rates = FrameRates(*ratio)
+    core, film = encoder(tubelet_stride=(2, 4, 4)), FiLM(24, 2, 2)
+    whole = model(core, modulator=film, frame_stream=False, frame_rates={"a": rates})
+    video, behaviour = clip(frames=15), walk(frames=15)
+    shown = [int(i) for i in rates.shown(15)]
+    shown = shown[: len(shown) // 2 * 2]
+    resampled = torch.stack([video[:, :, frame] for frame in shown], 2)
+    signals = torch.stack([behaviour[:, frame] for frame in shown], 1)
+    tokens, _ = whole.modulator(whole.encoder(resampled).map, signals)
+    found = whole.core(video, behaviour)
+    for t, ended in enumerate(rates.seen(15).tolist()):
+        expected = tokens[:, :, ended // 2 - 1] if ended >= 2 else torch.zeros(1, 24, 2, 3)
+        torch.testing.assert_close(found[:, :, t], expected.double(), rtol=0, atol=1e-12)
 
 
 @by_rates

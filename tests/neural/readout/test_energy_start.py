@@ -110,7 +110,7 @@ def test_readouts_start_where_the_map_shows_the_places_of_the_screen():
     for n in (0, 2, 3):
         for axis in range(2):
             share = (float(centres[n, axis]) - low[axis]) / (high[axis] - low[axis])
-            assert float(readout.mean[n, axis]) == pytest.approx(2 * share - 1, abs=1e-6)
+            assert readout.mean[n, axis].item() == pytest.approx(2 * share - 1, abs=1e-6)
     assert torch.equal(readout.mean[1], before[1])
 
 

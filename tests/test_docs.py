@@ -75,3 +75,9 @@ def test_the_reference_covers_the_public_names():
         text = (api / f"{package}.md").read_text()
         # Without names behind it, :members: takes all of the package's __all__.
         assert re.search(rf"automodule:: ssl_vivit\.{package}\n   :members:\n", text)
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_are_without_placeholders(page):
+    words = re.findall(r"^(?:[A-Z]{3,}|@@\w+|TODO.*)$", page.read_text(), re.MULTILINE)
+    assert words == []

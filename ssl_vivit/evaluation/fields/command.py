@@ -7,7 +7,7 @@ python -m ssl_vivit.evaluation.fields runs/neurons --against sessions/a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ssl_vivit import training
@@ -128,7 +128,10 @@ def _clips(config: FieldsCommand, chosen: ChosenUnits, noise: WhiteNoise, frames
     from ssl_vivit.evaluation.fields.methods import clips_of_movies, clips_of_noise
 
     if config.around == "noise":
-        return clips_of_noise(noise, config.clips, frames)
+        # Squares of reverse correlation may be as large as an encoder's tokens, which then see no
+        # contrast within them, as they hardly ever do otherwise.
+        fine = replace(noise, check=max(1, noise.check // 2))
+        return clips_of_noise(fine, config.clips, frames)
     if config.around == "grey":
         return torch.full((1, frames, *chosen.facts.frame_size), noise.grey)
     session = chosen.opened(config.around).sessions[0]

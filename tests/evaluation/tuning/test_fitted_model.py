@@ -15,7 +15,8 @@ GRATINGS = "--directions 12 --spatial_frequencies 0.08 0.12 0.18 --temporal_freq
 
 
 def python(*words: str, folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
     subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, check=True, capture_output=True
     )
@@ -33,7 +34,7 @@ def test_orientations_and_places_of_a_fitted_model_are_the_true_ones(tmp_path):
     truth = json.loads((tmp_path / "tuning" / "agreement.json").read_text())["truth"]
     assert truth["orientation"]["correlation"] > 0.9
     assert truth["orientation"]["median_difference"] < 8
-    python("-m", "ssl_vivit.evaluation.fields", "run", "--frames", "6000", "--clips", "8",
+    python("-m", "ssl_vivit.evaluation.fields", "run", "--frames", "6000",
            "--against", "s", "--out", "fields", folder=tmp_path)  # fmt: skip
     found = json.loads((tmp_path / "fields" / "agreement.json").read_text())["ellipses"]
     for method in ("position", "gradient", "noise"):

@@ -5,7 +5,8 @@ python docs/published/several_animals.py ANIMAL/comparison.json … --compare fr
 Each file is of one animal, by ``recipes/compare_neural.py --trials``. Seeds of an animal are averaged
 first; means and standard errors are over animals. ``--compare`` names a row, and those whose
 differences from it are shown, paired animal by animal; it may be repeated. ``--mean NAME ROW ROW``
-puts the mean of rows, such as several random encoders, in their place.
+puts the mean of rows, such as several random encoders, in their place. ``--over`` names what differs
+between the files in place of animals, such as the draws of the trials of one animal.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def differences(scores: Scores, against: str, rows: Sequence[str] = ()) -> Score
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error over animals."""
+    """Mean and standard error over files."""
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
@@ -105,13 +106,16 @@ def table(scores: Scores, *, signed: bool = False) -> list[str]:
     return lines
 
 
-def figure(metric: str, scores: Scores, compared: Sequence[tuple[str, Scores]]) -> Figure:
+def figure(
+    metric: str, scores: Scores, compared: Sequence[tuple[str, Scores]], over: str = "animals"
+) -> Figure:
     """Draw scores, and differences from rows, over the number of training trials.
 
     Args:
         metric: of the scores.
         scores: of the rows that are drawn.
         compared: the name of a row, and differences from it, for each further panel.
+        over: what differs between the files.
     """
     drawn, axes = panel_figure(1 + len(compared), height=5.0)
     label = LABELS.get(metric, metric)
@@ -122,8 +126,8 @@ def figure(metric: str, scores: Scores, compared: Sequence[tuple[str, Scores]]) 
         draw_rows(axis, found, order)
         axis.set(ylabel=textwrap.fill(f"difference from {against}", 30))
         axis.axhline(0, color="0.35", linewidth=0.8)
-    animals = len(next(iter(next(iter(scores.values())).values())))
-    caption(drawn, f"mean and standard error over {animals} animals")
+    files = len(next(iter(next(iter(scores.values())).values())))
+    caption(drawn, f"mean and standard error over {files} {over}")
     return drawn
 
 
@@ -154,6 +158,7 @@ def main() -> None:
     parser.add_argument("--compare", nargs="+", action="append", default=[])
     parser.add_argument("--mean", nargs="+", action="append", default=[])
     parser.add_argument("--draw", nargs="+", default=[], help="rows of the first panel; all")
+    parser.add_argument("--over", default="animals")
     parser.add_argument("--tier", default="live_test_main")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -164,11 +169,11 @@ def main() -> None:
     print(f"{LABELS.get(metric, metric)}, {options.tier}\n")
     print("\n".join(table(scores)))
     for against, found in compared:
-        print(f"\ndifference from {against}, paired over animals\n")
+        print(f"\ndifference from {against}, paired over {options.over}\n")
         print("\n".join(table(found, signed=True)))
     if options.out is not None:
         shown = {row: scores[row] for row in options.draw or scores}
-        save(figure(metric, shown, compared), options.out)
+        save(figure(metric, shown, compared, options.over), options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Size, speed and memory of the cores that models of neurons are built on, side by side in one run.
+
+    python tests/benchmarks/bench_neural_cores.py [--device cuda] [--rounds 3] [--bf16]
+
+A step is a prediction of the rates of 1,000 neurons for one window of 80 frames of 36×64, the Poisson loss and its
+gradients, without a modulator; in float32 on one CPU thread, or as asked for. Times are ratios to the step of the
+ResNet, memory is what a step allocates beside the model. ViViT is built by the presets named in each row, the other
+cores by recipes/configs/neural_sample.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from side_by_side import device, peak_bytes, ratio, rounds, seconds, table
+
+from recipes.finetune_neural import NeuralRecipe
+from ssl_vivit import training
+from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.neural import NeuralModel
+from ssl_vivit.neural.building import build_neural_model
+
+NEURONS, FRAMES = 1000, 80
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+ROWS = {
+    "linear–nonlinear, separable filters": ("ln_separable", "neural_sample"),
+    "linear–nonlinear, full filters": ("ln", "neural_sample"),
+    "causal 3D ResNet": ("resnet", "neural_sample"),
+    "causal X3D": ("x3d", "neural_sample"),
+    "ViViT of `neural_sample.yaml`": ("vivit", "neural_sample"),
+    "ViViT small, 8×8×8": ("vivit", "neural_small_8x8x8"),
+    "ViViT small": ("vivit", "neural_small"),
+    "ViViT baseline, 4×4×4": ("vivit", "neural_baseline"),
+}
+REFERENCE = "causal 3D ResNet"
+
+
+def model_of(core: str, preset: str) -> NeuralModel:
+    """A fresh model of one session."""
+    config = training.parse(
+        NeuralRecipe, ["--config", str(CONFIGS / f"{preset}.yaml"), "--core", core]
+    )
+    facts = SessionFacts(
+        name="a", unit_ids=tuple(range(NEURONS)), frames_per_second=30.0, kind="spikes",
+        frame_size=(36, 64), video_mean=0.5, video_std=0.3, behaviour_channels=(),
+        behaviour_mean=(), behaviour_std=(), pupil_mean=None, pupil_std=None,
+        mean_response=(0.1,) * NEURONS, coordinates=None, split={},
+    )  # fmt: skip
+    around = training.with_settings(config, {"model.modulator.kind": "none"}).model
+    built = build_neural_model(
+        config.core, config.encoder, around, config.baseline, [facts], longest=FRAMES, window=FRAMES
+    )
+    return built.model
+
+
+def step(model: NeuralModel, video: torch.Tensor, bf16: bool) -> None:
+    with torch.autocast(video.device.type, torch.bfloat16, enabled=bf16):
+        rates = model(video)
+    torch.nn.functional.poisson_nll_loss(
+        rates.float(), torch.zeros_like(rates), log_input=False
+    ).backward()
+    model.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=rounds, default=3)
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    video = torch.randn(1, 1, FRAMES, 36, 64, device=args.device)
+    models = {name: model_of(*row).to(args.device).train() for name, row in ROWS.items()}
+    cases: dict[str, Callable[[], object]] = {
+        name: partial(step, model, video, args.bf16) for name, model in models.items()
+    }
+    times = seconds(cases, args.rounds, args.device)
+    print(f"{args.device}, torch {torch.__version__}, {args.rounds} rounds")
+    head = ["", "parameters of the core", f"time of a step / {REFERENCE}", "memory of a step"]
+    rows = [
+        [
+            name,
+            f"{sum(p.numel() for p in model.encoder.parameters()) / 1e6:.3f} M",
+            ratio(times[name], times[REFERENCE]),
+            f"{peak_bytes(cases[name], args.device) / 2**20:.0f} MiB",
+        ]
+        for name, model in models.items()
+    ]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Base class. Commands print its message as one line, without a traceback."""
+    """Base class. Commands print its message as one line, without a traceback.
+
+    Attributes:
+        rank: of the process in which the error arose, where all processes raise it; None is the
+            process that raises it.
+    """
+
+    rank: int | None = None
 
 
 class DataError(UserError, ValueError):

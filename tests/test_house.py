@@ -21,7 +21,7 @@ GROUND = {
     f"ssl_vivit.{name}"
     for name in (
         "command", "errors", "evaluation_mode", "exported", "files", "grid", "lazy_names",
-        "moments", "one_line_parser", "preprocessing", "run_lock", "settings", "wording",
+        "first_failure", "moments", "one_line_parser", "preprocessing", "run_lock", "settings", "wording",
     )
 }  # fmt: skip
 # What the files of a room may import of the project, beside their own room and the ground.

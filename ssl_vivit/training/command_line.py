@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit import command
 from ssl_vivit.errors import UserError
+from ssl_vivit.first_failure import is_first, where
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 
 T = TypeVar("T")
@@ -312,15 +313,22 @@ def run(main: Callable[[], object]) -> None:
     except (UserError, ValueError) as error:
         if os.environ.get("SSL_VIVIT_TRACEBACK"):
             raise
-        _fail(str(error), status=1)
+        rank = getattr(error, "rank", None)
+        if is_first(rank):
+            print(_error_line(str(error), where(rank)), file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         mend = f"; continue with {command.continued_by}" if command.continued_by else ""
         _fail(f"interrupted; what was saved before is kept{mend}", status=130)
 
 
 def _fail(message: str, status: int) -> None:
-    _say(f"error: {' '.join(message.split())}")
+    _say(_error_line(message))
     sys.exit(status)
+
+
+def _error_line(message: str, place: str = "") -> str:
+    return f"error{place}: {' '.join(message.split())}"
 
 
 def _say(line: str) -> None:

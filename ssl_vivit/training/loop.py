@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ssl_vivit import command
-from ssl_vivit.errors import RunError
+from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import checkpoints, random_state
@@ -348,7 +348,7 @@ class _Run:
         """A step's micro-batches, or what is wrong with the data of this process."""
         try:
             return list(islice(self.stream, self.config.accumulation)), None
-        except (ValueError, RunError) as error:
+        except (UserError, ValueError) as error:
             return [], str(error)
 
     def _settle(self, lag: int, failure: str | None = None) -> None:
@@ -365,7 +365,10 @@ class _Run:
         if record is not None:
             self._report(record, means[2:])
         if means[1] > 0:
-            raise RunError(next(filter(None, self.host.gather(failure))))
+            rank, told = next((n, line) for n, line in enumerate(self.host.gather(failure)) if line)
+            raised = RunError(told)
+            raised.rank = rank
+            raise raised
 
     def _report(self, record: StepMetrics, means: list[float]) -> None:
         """Check a step's numbers, which all processes agree on, and log them."""

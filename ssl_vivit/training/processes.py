@@ -25,6 +25,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim import Optimizer
 
+from ssl_vivit import first_failure
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.objectives.contract import Blocks, Objective
 from ssl_vivit.run_lock import locked
@@ -113,7 +114,9 @@ class Host:
         outcome = self.gather(outcome)[0]
         assert outcome is not None
         if "error" in outcome:
-            raise RunError(outcome["error"])
+            failure = RunError(outcome["error"])
+            failure.rank = 0
+            raise failure
         return outcome["result"]
 
 
@@ -138,6 +141,7 @@ def join_processes() -> PartialState:
             "of them alone: make it by Accelerator(cpu=True), or call "
             "ssl_vivit.training.join_processes() first"
         )
+    first_failure.watch()
     return state
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
 
 class UserError(Exception):
     """Base class. Commands print its message as one line, without a traceback.
@@ -40,6 +42,28 @@ class HubError(ExportError):
 
 class NeuralModelError(UserError, ValueError):
     """A model of neurons whose parts, settings or inputs do not fit each other."""
+
+
+class WriteError(UserError, OSError):
+    """A file or directory that the file system does not take, such as on a full disk.
+
+    ``errno`` and ``strerror`` are those of the file system.
+
+    Args:
+        path: what was to be written.
+        number: ``errno``.
+        reason: ``strerror``.
+    """
+
+    def __init__(self, path: str | PathLike[str], number: int, reason: str) -> None:
+        super().__init__(number, reason)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be written: {self.strerror}; what was there before is unchanged. "
+            "Mend that and run the command again"
+        )
 
 
 class RunError(UserError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,12 +15,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ssl_vivit.errors import DataError
+from safetensors import SafetensorError
+
+from ssl_vivit.errors import DataError, WriteError
 
 _HOST = platform.node()
 _PROCESS = secrets.token_hex(4)
 """Tells this process from an earlier one of the same number, as containers have them."""
 _unfinished: set[Path] = set()
+
+# Errors of file systems that refuse to write: full, over a quota or the largest file size, read-only.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+# The end of what safetensors raises in place of an OSError.
+_OS_ERROR = re.compile(r"I/O error: (.+) \(os error (\d+)\)")
 
 
 @contextmanager
@@ -32,18 +41,43 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: a file or directory; its parents are made.
+
+    Raises:
+        WriteError: if the file system refuses.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left, _ in _left_by_the_dead(path.parent, "part"):
-        _remove(left)
     part = _beside(path, "part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(path, error.errno or 0, str(error.strerror)) from error
+    try:
+        for left, _ in _left_by_the_dead(path.parent, "part"):
+            _remove(left)
         _unfinished.add(part)
         yield part
+    except WriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        refused = _refusal(error, part)
+        if refused is None:
+            raise
+        raise WriteError(path, *refused) from error
     finally:
         _remove(part)
         _unfinished.discard(part)
+
+
+def _refusal(error: Exception, part: Path) -> tuple[int, str] | None:
+    """Return number and reason of an error in writing ``part``; None for an error of something else."""
+    if not isinstance(error, OSError):
+        found = _OS_ERROR.search(str(error))
+        return (int(found[2]), found[1]) if found else None
+    number = error.errno or 0
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    if number in _REFUSED or any(name.startswith(str(part)) for name in names):
+        return number, os.strerror(number)
+    return None
 
 
 @contextmanager

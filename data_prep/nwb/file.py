@@ -6,6 +6,7 @@ last part where that is the only one of the name.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -57,6 +58,8 @@ class NwbFile:
     """
 
     def __init__(self, path: str | Path) -> None:
+        # pynwb would keep a pickle in the user's cache, and fail once it is damaged.
+        os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
         try:
             import h5py
             import pynwb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ def check_nwb() -> None:
     Raises:
         DataError: that says how to install it.
     """
+    # pynwb would keep a pickle in the user's cache, and fail once it is damaged.
+    os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
     try:
         import pynwb  # noqa: F401
     except ImportError as error:
@@ -61,6 +64,8 @@ def write_nwb(
         trials: in the order in which they are written.
         model: where the model lies.
     """
+    check_nwb()
+    import h5py
     import pynwb
 
     rate = facts.frames_per_second
@@ -97,5 +102,11 @@ def write_nwb(
                 description="(frames, units); columns are the rows of the table of units",
             )
         )
-    with pynwb.NWBHDF5IO(str(path), mode="w") as opened:
+    # In memory first: the HDF5 library crashes on closing a file that a full disk has refused.
+    with (
+        h5py.File(str(path), "w", driver="core", backing_store=False) as memory,
+        pynwb.NWBHDF5IO(file=memory, mode="w") as opened,
+    ):
         opened.write(file)
+        memory.flush()
+        path.write_bytes(memory.id.get_file_image())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -325,3 +328,11 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "pynwb", None)
     text = line([str(tmp_path / "a.nwb"), "--list"], capsys)
     assert text == "error: reading NWB files needs pynwb; run `pip install 'ssl_vivit[neural]'`"
+
+
+def test_pynwb_keeps_no_pickle_in_the_users_cache(recording, tmp_path):
+    code = f"from data_prep.nwb.file import NwbFile; NwbFile({str(recording.path)!r})"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment.pop("PYNWB_NO_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert list(tmp_path.rglob("*.pkl")) == []

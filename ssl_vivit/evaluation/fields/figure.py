@@ -70,8 +70,8 @@ def draw_maps(
 ) -> None:
     """Maps and time courses of some units, a row each.
 
-    The maps are the filter by gradients at its strongest lag, and the power by white noise; over
-    both lie the ellipses of all methods.
+    The maps are the filter by gradients at its strongest lag, and the power by white noise, or by
+    gradients where there is no noise; over both lie the ellipses of all methods.
 
     Args:
         fields: method → fields of all units.
@@ -85,13 +85,14 @@ def draw_maps(
     cell = PAGE_WIDTH / 3
     figure = new_figure(PAGE_WIDTH, (cell * height / width + 0.35) * len(rows) + 1.0)
     axes = figure.subplots(len(rows), 3, squeeze=False)
+    second = "noise" if "noise" in fields else "gradient"
     for line, name, row in zip(axes, names, rows, strict=True):
         filters, power = (
             fields["gradient"].images["filter"][row],
-            fields["noise"].images["power"][row],
+            fields[second].images["power"][row],
         )
         # Squares at the edge may reach beyond the frame.
-        side = fields["noise"].pixel
+        side = fields[second].pixel
         reach = (0, power.shape[1] * side, power.shape[0] * side, 0)
         peak = float(np.abs(filters).max()) or 1.0
         line[0].imshow(filters, cmap="PuOr", vmin=-peak, vmax=peak, extent=(0, width, height, 0))
@@ -102,7 +103,7 @@ def draw_maps(
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
         line[0].set_ylabel(name, fontsize=9)
         for method, style in (("gradient", "o-"), ("noise", "s--")):
-            kernels = fields[method].kernels
+            kernels = fields[method].kernels if method in fields else None
             if kernels is not None and np.isfinite(kernels[row]).all():
                 milliseconds = -1000 * np.arange(kernels.shape[1]) / facts.frames_per_second
                 course = kernels[row] / (np.abs(kernels[row]).max() or 1)
@@ -110,8 +111,9 @@ def draw_maps(
         line[2].axhline(0, color=BLACK, lw=0.6, ls=":")
         line[2].set_ylim(-1.1, 1.1)
         line[2].tick_params(labelsize=8)
+    by = {"noise": "white noise", "gradient": "gradient"}[second]
     for axis, title in zip(
-        axes[0], ("filter by gradient", "power by white noise", "time course"), strict=True
+        axes[0], ("filter by gradient", f"power by {by}", "time course"), strict=True
     ):
         axis.set_title(title, fontsize=9)
     axes[-1][2].set_xlabel("before the response (ms)", fontsize=9)

@@ -60,7 +60,7 @@ class TierResult(NamedTuple):
         held_out_neurons: the same of ``held_out``.
         validation: whether validation trials of the model are among the trials. Their score chose
             the step of a model that was trained with ``evaluation.keep_best``.
-        of_neurons: the scores of each neuron.
+        of_neurons: the scores of each neuron; None for a result that was read from a file.
     """
 
     scores: dict[str, float]
@@ -74,7 +74,7 @@ class TierResult(NamedTuple):
     neurons: dict[str, int]
     held_out_neurons: dict[str, int]
     validation: bool
-    of_neurons: NeuralScores
+    of_neurons: NeuralScores | None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the scores of neurons, as JSON values."""
@@ -170,10 +170,17 @@ def intervals(
 
 
 def result_table(made: Mapping[str, TierResult]) -> str:
-    """A row for each tier, session and score, and lines that explain marks in them.
+    """Return :func:`result_rows` as text."""
+    rows, notes = result_rows(made)
+    return "\n".join([text_table(rows), *notes])
+
+
+def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[str]]:
+    """Return a row for each tier, session and score, and lines that explain marks in them.
 
     A row has the value, its interval, the number of neurons whose mean it is, and what the true
-    rates score. Validation tiers are marked, and intervals over fewer than five movies.
+    rates score. Validation tiers are marked, and intervals over fewer than five movies. The first
+    row is the head of the columns.
     """
     lines = [["tier", "session", "score", "value", "95 % interval", "neurons", "true rates"]]
     few = False
@@ -214,7 +221,7 @@ def result_table(made: Mapping[str, TierResult]) -> str:
             "validation: the training run chose the step of the model by its score on these trials "
             "(unless evaluation.keep_best was false), so scores on them are too high"
         )
-    return "\n".join([text_table(lines), *notes])
+    return lines, notes
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:

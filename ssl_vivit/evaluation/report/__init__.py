@@ -1,0 +1,1 @@
+"""A run's directory as one HTML page: ``python -m ssl_vivit.evaluation.report RUN``."""

@@ -1,0 +1,236 @@
+"""Sections of a model of neurons that need its recordings: scores, units and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.errors import SessionError
+from ssl_vivit.evaluation.neurons.evaluation import (
+    LABELS,
+    TierResult,
+    evaluate,
+    result_rows,
+    trial_lines,
+)
+from ssl_vivit.evaluation.neurons.figures import traces
+from ssl_vivit.evaluation.neurons.result_files import unit_columns
+from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
+from ssl_vivit.evaluation.report.page import Section, note, paragraph, picture, table
+from ssl_vivit.evaluation.report.run_files import RunFiles
+from ssl_vivit.neural.prediction import NeuralPredictor
+
+# So many of the best and of the worst units are drawn.
+_DRAWN = 3
+
+
+class ShownMovie(NamedTuple):
+    """Responses to the movie of a tier that was shown most often.
+
+    Attributes:
+        recorded: mean over its trials; NaN where unknown.
+        predicted: mean over its trials.
+        trials: number of trials.
+    """
+
+    recorded: Float[np.ndarray, "T neurons"]
+    predicted: Float[np.ndarray, "T neurons"]
+    trials: int
+
+
+class Scored(NamedTuple):
+    """A model of neurons, scored on all tiers that it was not trained on.
+
+    Attributes:
+        predictor: the model.
+        tiers: tier → its result.
+        movies: (tier, session) → responses to one movie.
+        columns: the scores of each unit on each tier.
+    """
+
+    predictor: NeuralPredictor
+    tiers: dict[str, TierResult]
+    movies: dict[tuple[str, str], ShownMovie]
+    columns: dict[str, list[Any]]
+
+
+def score_model(run: RunFiles, predictor: NeuralPredictor, sessions: Sequence[str]) -> Scored:
+    """Score a model with the statistics and the split that it was trained with.
+
+    Raises:
+        SessionError: if the recordings are not there, or are others.
+    """
+    missing = [folder for folder in sessions if not Path(folder).is_dir()]
+    if missing or not sessions:
+        named = f"recording {missing[0]} is not there" if missing else "no recording is named"
+        # Its path is kept as it was given.
+        if missing and not Path(missing[0]).is_absolute():
+            named += f" (in {Path.cwd()})"
+        raise SessionError(f"{named}; give the sessions' folders by --sessions")
+    drop_first = run.setting("data.drop_first") or 0
+    data = NeuralDataConfig([*sessions], window=drop_first + 1, drop_first=drop_first)
+    found = build_sessions(data, facts=predictor.facts)
+    tiers = scored_tiers(found)
+    chosen = {
+        (tier, session.name): _most_shown(found.sessions[place], [
+            trial for number, trial in trials.trials if number == place
+        ])
+        for tier, trials in tiers.items()
+        for place, session in enumerate(found.sessions)
+    }  # fmt: skip
+    kept: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def seen(tier: str, part: dict[str, Any], rates: Any) -> None:
+        key = (tier, part["session"])
+        arrays = (rates.cpu().numpy(), part["responses"].cpu().numpy())
+        for trial, predicted, recorded in zip(part["trial"].tolist(), *arrays, strict=True):
+            if trial in chosen[key]:
+                kept.setdefault(key, []).append((recorded, predicted))
+
+    made = evaluate(predictor, tiers, seen=seen)
+    movies = {
+        key: ShownMovie(
+            _mean([recorded for recorded, _ in pairs]),
+            _mean([predicted for _, predicted in pairs]),
+            len(pairs),
+        )
+        for key, pairs in kept.items()
+    }
+    columns = unit_columns({
+        tier: own.of_neurons for tier, own in made.items() if own.of_neurons is not None
+    })  # fmt: skip
+    return Scored(predictor, made, movies, columns)
+
+
+def scores(tiers: Mapping[str, TierResult]) -> Section:
+    """Scores by tier with intervals and ceilings."""
+    (head, *rows), notes = result_rows(tiers)
+    body = "".join(map(paragraph, trial_lines(tiers))) + table(head, rows)
+    body += "".join(map(paragraph, notes))
+    if not any(name.startswith("feve_") for own in tiers.values() for name in own.scores):
+        body += note(
+            "No movie of these trials was shown several times. Ceilings, and scores that are divided "
+            "by them (FEVE, normalised correlation), are left out."
+        )
+    return Section("Scores", body)
+
+
+def stored_scores(run: RunFiles) -> Section | None:
+    """Scores of scores.json, which recipes/evaluate_neural.py and finetune_neural.py write."""
+    found = run.json("scores.json")
+    if found is None or "tiers" not in found:
+        return None
+    if "settings" not in found:  # of a training run, without intervals
+        rows = [
+            [tier, label, own["scores"][f"{name}_mean"], own["ceiling"].get(f"{name}_mean")]
+            for tier, own in found["tiers"].items()
+            for name, label in LABELS.items()
+            if f"{name}_mean" in own["scores"]
+        ]
+        head = ["tier", "score", "value", "true rates"]
+        return Section("Scores at the end of the run", table(head, rows))
+    return scores({
+        tier: TierResult(**own, of_neurons=None) for tier, own in found["tiers"].items()
+    })  # fmt: skip
+
+
+def units(scored: Scored) -> Section:
+    """Scores of each unit, a sortable table for each tier."""
+    columns = scored.columns
+    shown = ["session", "unit", *(name for name in LABELS if name in columns)]
+    if any(columns.get("held_out", [])):
+        shown.insert(2, "held_out")
+    head = [{"held_out": "held out", **LABELS}.get(name, name) for name in shown]
+    parts = []
+    for tier in scored.tiers:
+        rows = [
+            [_plain(columns[name][row]) for name in shown]
+            for row, own in enumerate(columns["tier"])
+            if own == tier
+        ]
+        parts.append(table(head, rows, sortable=True, caption=f"{tier}: {len(rows)} units"))
+    return Section("Units", "".join(parts))
+
+
+def best_and_worst(scored: Scored, folder: Path) -> Section | None:
+    """Recorded and predicted responses of the units with the highest and lowest correlation."""
+    parts: list[str] = []
+    tier = _judged(scored)
+    for fact in scored.predictor.facts:
+        movie = scored.movies.get((tier, fact.name))
+        values = _correlations(scored.columns, tier, fact.name)
+        order = sorted(values, key=lambda unit: -values[unit])
+        if movie is None or not order:
+            continue
+        place = {unit: index for index, unit in enumerate(fact.unit_ids)}
+        worst = [unit for unit in order[-_DRAWN:] if unit not in order[:_DRAWN]]
+        for name, group in (("best", order[:_DRAWN]), ("worst", worst)):
+            if not group:
+                continue
+            path = folder / f"{name}_{len(parts)}.png"
+            columns = [place[unit] for unit in group]
+            traces(
+                [f"unit {unit}: correlation {values[unit]:.3f}" for unit in group],
+                movie.recorded[:, columns], movie.predicted[:, columns], path,
+                frames_per_second=fact.frames_per_second, kind=fact.kind,
+            )  # fmt: skip
+            repeats = f"the mean of {movie.trials} trials" if movie.trials > 1 else "one trial"
+            told = (
+                f"{fact.name}, {tier}: the {len(group)} {name} units by single-trial correlation, "
+            )
+            parts.append(picture(path, f"{told}{repeats} of one movie"))
+    return Section("Best and worst units", "".join(parts)) if parts else None
+
+
+def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
+    """Session → ids of the units with the highest single-trial correlation on a tier of test trials."""
+    tier = _judged(scored)
+    found = {}
+    for fact in scored.predictor.facts:
+        values = _correlations(scored.columns, tier, fact.name)
+        found[fact.name] = sorted(values, key=lambda unit: -values[unit])[:count]
+    return found
+
+
+def _judged(scored: Scored) -> str:
+    """The first tier that did not choose the model's step, or the first of all."""
+    tests = [tier for tier, own in scored.tiers.items() if not own.validation]
+    return next(iter([*tests, *scored.tiers]))
+
+
+def _correlations(columns: dict[str, list[Any]], tier: str, session: str) -> dict[int, float]:
+    return {
+        unit: value
+        for own, name, unit, value in zip(
+            columns["tier"],
+            columns["session"],
+            columns["unit"],
+            columns["correlation"],
+            strict=True,
+        )
+        if own == tier and name == session and np.isfinite(value)
+    }
+
+
+def _most_shown(session: Any, trials: Sequence[int]) -> set[int]:
+    by_movie: dict[str, set[int]] = {}
+    for trial in trials:
+        by_movie.setdefault(session.trials[trial].content, set()).add(trial)
+    return max(by_movie.values(), key=len, default=set())
+
+
+def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over trials of what is known; NaN where no trial knows it."""
+    stacked = np.stack(arrays).astype(np.float64)
+    known = np.isfinite(stacked)
+    count = known.sum(0)
+    return np.where(count > 0, np.where(known, stacked, 0).sum(0) / np.maximum(count, 1), np.nan)
+
+
+def _plain(value: Any) -> Any:
+    return ("yes" if value else "no") if isinstance(value, bool) else value

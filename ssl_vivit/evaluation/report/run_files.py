@@ -1,0 +1,125 @@
+"""The files of a run's directory that a report is made from."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.files import read_json
+from ssl_vivit.run_lock import LOCK
+from ssl_vivit.training.tracking import read_metrics
+
+# Files by which a directory is known to be one of results.
+_RESULTS = (
+    "metrics.jsonl",
+    "config.yaml",
+    "scores.json",
+    "comparison.json",
+    "probes.json",
+    "trials.csv",
+)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run's directory.
+
+    Args:
+        folder: the directory.
+
+    Raises:
+        RunError: if it holds no results of a run.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise RunError(f"run: {self.folder} is no directory; give a run's directory")
+        if not any((self.folder / name).is_file() for name in _RESULTS):
+            raise RunError(
+                f"run: {self.folder} holds none of {', '.join(_RESULTS)}; give a run's directory"
+            )
+
+    @property
+    def going_on(self) -> bool:
+        """Whether a process is writing in the directory."""
+        try:
+            with (self.folder / LOCK).open("rb") as file:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:  # there is no lock, or no right to read it, or it is held
+            return error.errno == errno.EAGAIN
+        return False
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl; empty where there is none."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def config_text(self) -> str:
+        """Content of config.yaml; empty where there is none."""
+        path = self.folder / "config.yaml"
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}; remove it") from None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Settings of the run by their nested names; empty where they are not known."""
+        try:
+            found = yaml.safe_load(self.config_text)
+        except yaml.YAMLError:
+            path = self.folder / "config.yaml"
+            raise DataError(f"{path} is damaged; remove it, and the report leaves it out") from None
+        return found if isinstance(found, dict) else {}
+
+    def setting(self, name: str) -> Any:
+        """Return a setting by its dotted name, or None where it is not known."""
+        found: Any = self.config
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Return the content of a JSON file, or None where there is no such file."""
+        path = self.folder / name
+        return (
+            read_json(path, "remove it, and the report leaves it out") if path.is_file() else None
+        )
+
+    @property
+    def model(self) -> Path | None:
+        """The exported model of neurons, or None."""
+        path = self.folder / "model"
+        return path if (path / "config.json").is_file() else None
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """Facts of training that an exported encoder or model keeps; empty where there is none."""
+        for name in ("model", "encoder"):
+            found = self.json(f"{name}/config.json")
+            if found is not None and isinstance(found.get("training"), dict):
+                return found["training"]
+        return {}
+
+    def figures(self) -> list[Path]:
+        """Return the figures of the run; of those that are drawn again and again, first and last."""
+        found = [
+            *sorted((self.folder / "figures").glob("*.png")),
+            *sorted(self.folder.glob("*.png")),
+        ]
+        series: dict[str, list[Path]] = {}
+        for path in found:
+            series.setdefault(path.stem.partition("_step_")[0], []).append(path)
+        return [path for paths in series.values() for path in dict.fromkeys((paths[0], paths[-1]))]

@@ -1,0 +1,61 @@
+"""Small run directories that reports are written of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
+from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
+from ssl_vivit.evaluation.figures import draw_curves
+from ssl_vivit.neural.building import build_neural_model
+from ssl_vivit.neural.checkpoint import save_neural_model
+from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
+from ssl_vivit.neural.linear_nonlinear import LinearNonlinearConfig
+
+
+def neural_run(root: Path, *, repeats: int = 2) -> Path:
+    """A run of a small linear model on a simulated session."""
+    config = SimulationConfig(
+        neurons=7, train_trials=4, held_out_movies=3, repeats=repeats, seconds=1.0, size=(12, 20),
+        stimuli="textures", mean_rate=(10.0, 20.0),
+    )  # fmt: skip
+    session = str(simulate(root / "session", config, progress=False))
+    facts = build_sessions(NeuralDataConfig(sessions=[session])).facts
+    torch.manual_seed(0)
+    built = build_neural_model(
+        "ln_separable", NeuralEncoderChoice(), NeuralModelConfig(),
+        BaselineConfig(ln=LinearNonlinearConfig(lags=6)), facts, longest=30,
+    )  # fmt: skip
+    run = root / "run"
+    training = {"command": "python recipes/finetune_neural.py", "seed": 0}
+    save_neural_model(built.model, run / "model", facts, training=training)
+    write_config(run, {"data": {"sessions": [session]}, "training": {"steps": 2}})
+    write_metrics(run, [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25}])
+    return run
+
+
+def pretraining_run(root: Path) -> Path:
+    """A run that was stopped after 20 of 40 steps, with three sheets of one kind."""
+    run = root / "pretraining"
+    lines = [{"step": step, "train/loss": 1 / step, "train/lr": 1e-5} for step in range(1, 21)]
+    write_metrics(run, lines)
+    write_config(run, {"training": {"steps": 40}, "data": {"shards": "<script>alert(1)</script>"}})
+    (run / "figures").mkdir()
+    for step in (0, 10, 20):
+        path = run / "figures" / f"reconstructions_step_{step:08d}.png"
+        draw_curves(lines, {f"at {step}": {"train/loss": "loss"}}, path)
+    return run
+
+
+def write_config(run: Path, settings: dict) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def write_metrics(run: Path, lines: list[dict]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

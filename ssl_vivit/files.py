@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ssl_vivit.errors import DataError, WriteError
+from ssl_vivit.nested_text import read_json_text
 
 _HOST = platform.node()
 _PROCESS = secrets.token_hex(4)
@@ -168,6 +169,17 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def refuse_pipe(path: str | Path) -> None:
+    """Refuse a named pipe or device, which a reader would wait for; a missing file passes.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+
+
 def read_json(path: str | Path, mend: str) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -179,7 +191,8 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
         DataError: if it is; the message names the file.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        refuse_pipe(path)
+        content = read_json_text(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; {mend}") from None
     except ValueError as error:

@@ -20,8 +20,9 @@ EVERYTHING = [*SOURCES, *sorted(path for path in (ROOT / "tests").rglob("*.py"))
 GROUND = {
     f"ssl_vivit.{name}"
     for name in (
-        "command", "errors", "evaluation_mode", "exported", "files", "grid", "lazy_names",
-        "first_failure", "moments", "one_line_parser", "preprocessing", "run_lock", "settings", "wording",
+        "command", "errors", "evaluation_mode", "exported", "files", "first_failure", "grid",
+        "lazy_names", "moments", "nested_text", "one_line_parser", "preprocessing", "run_lock",
+        "settings", "wording",
     )
 }  # fmt: skip
 # What the files of a room may import of the project, beside their own room and the ground.

@@ -7,6 +7,7 @@ from typing import Any
 
 from ssl_vivit.data.video.annotation_fields import Field
 from ssl_vivit.errors import AnnotationError, DecodingError
+from ssl_vivit.nested_text import read_json_text
 
 
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
@@ -24,7 +25,7 @@ def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
         DecodingError: if it is no JSON object, or a frame's number is none; names the field.
     """
     try:
-        content = Field(json.loads(annotation))
+        content = Field(read_json_text(annotation))
         content.check(isinstance(content.value, dict), "an object")
         if kept == list(range(num_frames)):
             return annotation

@@ -34,6 +34,7 @@ from ssl_vivit.data.video.shards.index import (
 )
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.files import temporary_beside, write_json
+from ssl_vivit.nested_text import read_json_text
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _manifest(out: Path, prefix: str) -> Path:
 
 def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]) -> None:
     try:
-        found = json.loads(manifest.read_text())
+        found = read_json_text(manifest.read_text())
     except ValueError as error:
         raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
     mend = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"

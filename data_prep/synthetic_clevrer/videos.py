@@ -20,6 +20,7 @@ from data_prep.synthetic_clevrer.scenes import draw_scene
 from data_prep.worker_pool import in_workers, usable_cores
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_file, write_json, write_text
+from ssl_vivit.nested_text import read_json_text
 
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
@@ -146,8 +147,8 @@ def _claim(out: Path, settings: dict) -> None:
         raise DataError(f"--out {out} is a file; name a folder")
     if manifest.exists():
         try:
-            found = json.loads(manifest.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            found = read_json_text(manifest.read_text())
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise DataError(f"{manifest} cannot be read; choose another --out")

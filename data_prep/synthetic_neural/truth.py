@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from data_prep.synthetic_neural.population import Filters, pixel_centres
 from data_prep.synthetic_neural.stimuli import Movie
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import write_json
+from ssl_vivit.nested_text import read_json_text
 
 TENSORS = "meta/ground_truth.safetensors"
 FACTS = "meta/ground_truth.json"
@@ -146,7 +146,7 @@ def summary(session: str | Path) -> str:
 
 def _facts(session: str | Path) -> dict[str, Any]:
     try:
-        facts = json.loads((Path(session) / FACTS).read_text())
+        facts = read_json_text((Path(session) / FACTS).read_text())
     except (OSError, ValueError):
         facts = None
     if not isinstance(facts, dict) or not {"settings", "ceiling", "movies"} <= facts.keys():

@@ -11,7 +11,6 @@ how it is built from its settings.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.errors import ExportError
 from ssl_vivit.files import replaced_directory, write_json, write_text
+from ssl_vivit.nested_text import read_json_text
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _SHOWN = 10
@@ -87,7 +87,7 @@ def check_place(directory: str | Path, kind: Format) -> None:
 def is_kind(directory: Path, kind: Format) -> bool:
     """Return True if a directory holds config.json of an export of this kind."""
     try:
-        saved = json.loads((directory / CONFIG).read_text())
+        saved = read_json_text((directory / CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(saved, dict) and kind.key in saved and "format" in saved
@@ -157,7 +157,7 @@ def read_config(path: Path, kind: Format) -> dict[str, Any]:
     find_directory(path, kind)
     file = path / CONFIG
     try:
-        saved = json.loads(file.read_text())
+        saved = read_json_text(file.read_text())
     except ValueError as error:
         raise ExportError(f"{file} is not readable as JSON: {error}") from None
     if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):

@@ -13,7 +13,6 @@ step_00001000/
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.files import write_json
+from ssl_vivit.nested_text import read_json_text
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -192,14 +192,14 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     training = TrainingState(
         load_file(path / "model.safetensors"),
         load_file(path / "optimizer.safetensors"),
-        json.loads((path / "optimizer.json").read_text()),
+        read_json_text((path / "optimizer.json").read_text()),
     )
-    return training, json.loads((path / STATE).read_text())
+    return training, read_json_text((path / STATE).read_text())
 
 
 def read_generators(path: Path, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The random generators' states of one process."""
-    values = json.loads((path / f"rng_{rank}.json").read_text())
+    values = read_json_text((path / f"rng_{rank}.json").read_text())
     return load_file(path / f"rng_{rank}.safetensors"), values
 
 
@@ -214,7 +214,7 @@ def step_of(path: Path) -> int:
 def fault(path: Path) -> str | None:
     """Why a checkpoint directory is not whole; None if it is."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = read_json_text((path / MANIFEST).read_bytes())
         files = {
             name: {"bytes": told["bytes"], "crc32": told["crc32"]}
             for name, told in manifest["files"].items()
@@ -238,7 +238,7 @@ def fault(path: Path) -> str | None:
 def _misfit(path: Path, files: Collection[str]) -> str | None:
     """What the state.json of undamaged files says against the checkpoint; None if nothing."""
     try:
-        state = json.loads((path / STATE).read_bytes())
+        state = read_json_text((path / STATE).read_bytes())
         step, ranks = state["step"], range(state["world_size"])
     except (ValueError, KeyError, TypeError):
         return f"{STATE} is damaged"

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit import command
 from ssl_vivit.errors import UserError
+from ssl_vivit.files import refuse_pipe
 from ssl_vivit.first_failure import is_first, where
+from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 
 T = TypeVar("T")
@@ -259,10 +260,11 @@ def _yaml_list(words: list[str]) -> str:
 def _check_file(path: Path) -> None:
     """Name a config file that cannot be one; what it says is jsonargparse's to check."""
     try:
-        content = yaml.safe_load(path.read_text())
+        refuse_pipe(path)
+        content = read_yaml_text(path.read_text())
     except OSError as error:
         _fail(f"--config {path} cannot be read: {error.strerror}", status=2)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         _fail(f"--config {path} is no YAML file: {error}", status=2)
     else:
         if not isinstance(content, dict):

@@ -12,6 +12,7 @@ import yaml
 from ssl_vivit import command
 from ssl_vivit.errors import RunError
 from ssl_vivit.files import read_json, replaced_directory, write_json, write_text
+from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK, refuse_locked
 from ssl_vivit.training.checkpoints import (
     STATE,
@@ -183,10 +184,10 @@ def saved_settings(path: Path) -> dict[str, Any]:
     """
     reason = "it holds no settings"
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = read_yaml_text(path.read_text())
         if isinstance(settings, dict):
             return settings
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
     raise RunError(
         f"{path} is damaged ({reason}); put a copy of it back, or remove it to continue without a "

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.files import read_json, write_json, write_text
+from ssl_vivit.nested_text import read_json_text
 
 
 class Tracking:
@@ -141,7 +142,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl, or None if it is damaged."""
     try:
-        row = json.loads(line.decode())
+        row = read_json_text(line.decode())
         return row if row["step"] >= 0 else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from ssl_vivit.data.sessions.layout import (
 )
 from ssl_vivit.data.sessions.scan import unreadable
 from ssl_vivit.errors import SessionError
+from ssl_vivit.files import refuse_pipe
+from ssl_vivit.nested_text import read_json_text
 
 FRAMES_PER_SECOND = 30.0
 
@@ -54,7 +55,8 @@ def read_settings(session: Path) -> tuple[float, str | None]:
     if not path.exists():
         return FRAMES_PER_SECOND, None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        refuse_pipe(path)
+        settings = read_json_text(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SessionError(f"{path} is no JSON: {error}") from None
     if not isinstance(settings, dict):
@@ -102,6 +104,7 @@ def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
 
 def _read(path: Path) -> np.ndarray:
     try:
+        refuse_pipe(path)
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise SessionError(f"{path} is missing; the session needs it") from None

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl_vivit.data.sessions.layout import BEHAVIOUR, PUPIL, RESPONSES, TIER_NAMES, UNIT_IDS, VIDEOS
 from ssl_vivit.errors import SessionError
+from ssl_vivit.files import refuse_pipe
 from ssl_vivit.moments import Moments
 
 
@@ -55,6 +56,7 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
         SessionError: if it is missing, damaged, or not of that many dimensions of numbers.
     """
     try:
+        refuse_pipe(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise SessionError(

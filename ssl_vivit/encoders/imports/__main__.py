@@ -6,7 +6,6 @@ python -m ssl_vivit.encoders.imports SOURCE OUT_DIR
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import warnings
@@ -19,6 +18,7 @@ from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.imports.sources import Request, open_source
 from ssl_vivit.encoders.vivit import ENCODER
 from ssl_vivit.exported.directory import check_place
+from ssl_vivit.nested_text import read_json_text
 from ssl_vivit.one_line_parser import OneLineParser
 
 _EPILOG = """
@@ -111,7 +111,7 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set {text} must be NAME=VALUE")
     try:
-        return name, json.loads(value)
+        return name, read_json_text(value)
     except ValueError:
         return name, value
 
@@ -121,7 +121,7 @@ def _settings(text: str, option: str) -> dict[str, Any]:
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"{option} {text} is neither a file nor JSON text in braces")
     try:
-        content = json.loads(text if file is None else file.read_text())
+        content = read_json_text(text if file is None else file.read_text())
     except ValueError as error:
         raise ValueError(f"{option} {text} is not readable as JSON: {error}") from None
     if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
 from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
 from ssl_vivit.encoders.imports.vivit_backbone import from_vivit_backbone
 from ssl_vivit.exported.hub import REPO_ID
+from ssl_vivit.nested_text import read_json_text
 from ssl_vivit.preprocessing import Preprocessing
 
 _TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")
@@ -193,7 +193,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = read_json_text(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not readable as JSON: {error}") from None
     if not isinstance(content, dict):

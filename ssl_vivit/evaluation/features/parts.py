@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.files import read_json, replaced_file, write_json
+from ssl_vivit.nested_text import read_json_text
 
 INDEX = "index.json"
 
@@ -83,7 +84,7 @@ def read_part(directory: Path, number: int, wanted: Collection[str] | None = Non
     path = part_path(directory, number)
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["part"])
+            facts = read_json_text(file.metadata()["part"])
             names = {"keys": facts["keys"], "skipped": facts["skipped"]}
             sums = facts.get("crc32", {})
             if sums.pop("names", None) not in (None, _json_crc32(names)):

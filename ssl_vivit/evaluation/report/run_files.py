@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.files import read_json
+from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK
 from ssl_vivit.training.tracking import read_metrics
 
@@ -78,8 +77,8 @@ class RunFiles:
     def config(self) -> dict[str, Any]:
         """Settings of the run by their nested names; empty where they are not known."""
         try:
-            found = yaml.safe_load(self.config_text)
-        except yaml.YAMLError:
+            found = read_yaml_text(self.config_text)
+        except ValueError:
             path = self.folder / "config.yaml"
             raise DataError(f"{path} is damaged; remove it, and the report leaves it out") from None
         return found if isinstance(found, dict) else {}

@@ -10,7 +10,6 @@ Samples are found by the names of the tar's members, wherever these stand:
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import zlib
@@ -33,6 +32,7 @@ from ssl_vivit.data.video.shards.index import (
 )
 from ssl_vivit.data.video.shards.store import read_at
 from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.nested_text import read_json_text
 
 _NAME_AND_ENDING = re.compile(r"((?:.*/)?[^/]+)\.([^./]+)")
 _WEBDATASET_KEY = re.compile(r"((?:.*/)?[^./]+)\.[^/]*")
@@ -239,7 +239,7 @@ def _sample(
 
 def _facts(measures: bytes | None) -> dict[str, Any]:
     try:
-        facts = json.loads(measures or b"{}")
+        facts = read_json_text(measures or b"{}")
     except ValueError:
         facts = None
     return facts if isinstance(facts, dict) else {}

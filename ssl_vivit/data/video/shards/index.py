@@ -27,6 +27,7 @@ import numpy as np
 from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import write_text
+from ssl_vivit.nested_text import read_json_text
 
 FORMAT = "ssl_vivit.shard_index"
 VERSION = 1
@@ -177,7 +178,7 @@ def is_number(text: str) -> bool:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return read_json_text(text)
     except (ValueError, RecursionError):
         return None
 

@@ -39,6 +39,7 @@ from ssl_vivit.data.video.shards.store import (
     read_remote,
 )
 from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.nested_text import read_json_text
 
 # Reading over a gap this wide is cheaper than a second read.
 _GAP = 1 << 16
@@ -147,7 +148,7 @@ class ShardSet:
         if not self.has_annotation[i]:
             return None
         try:
-            return json.loads(self._read(i, [int(self._first[i + 1]) - 1])[0])
+            return read_json_text(self._read(i, [int(self._first[i + 1]) - 1])[0])
         except (DecodingError, ValueError, RecursionError) as error:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
 

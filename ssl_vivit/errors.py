@@ -56,7 +56,7 @@ class WriteError(UserError, OSError):
     """
 
     def __init__(self, path: str | PathLike[str], number: int, reason: str) -> None:
-        super().__init__(number, reason)
+        super().__init__(number, reason, str(path))
         self.path = path
 
     def __str__(self) -> str:

@@ -144,3 +144,34 @@ def test_the_tables_of_pretraining_for_neurons_show_the_stored_scores():
     for against, others in compared.items():
         found = animals.differences(scores, against, others)
         assert "\n".join(animals.table(found, signed=True)) in page
+
+
+def test_the_table_of_cores_shows_the_stored_scores():
+    results = ROOT / "recipes" / "results" / "cores"
+    page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
+    table = page[page.index("### A table of cores") : page.index("### Positions from few trials")]
+    names = {"ViViT of the sample": "ViViT of the sample, tubelets 12×12×12",
+             "ViViT small 8×8×8": "ViViT small, tubelets 8×8×8", "ResNet": "causal 3D ResNet",
+             "X3D": "causal X3D, 8, 16 and 32 channels",
+             "linear–nonlinear, full": "linear–nonlinear, full filters",
+             "linear–nonlinear, separable": "linear–nonlinear, separable filters"}  # fmt: skip
+    shown, name = {}, ""
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7:
+            name = cells[0] or name
+            shown[name, cells[4]] = cells[5:]
+    stored = [
+        result
+        for path in sorted(results.glob("*.json"))
+        for result in json.loads(path.read_text())["results"]
+        if result["tier"] == "live_test_main"
+    ]
+    assert len(stored) == 12
+    for result in stored:
+        row, rate = result["row"].rsplit(", ", 1)
+        error = result["standard_error"]
+        bits = f"{result['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        seeds = [seed["correlation_mean"] for seed in result["seeds"]]
+        correlation = sum(seeds) / len(seeds)
+        assert shown[names[row], rate] == [bits, f"{correlation:.3f}"]

@@ -85,8 +85,9 @@ def differences(scores: Scores, against: str, rows: Sequence[str] = ()) -> Score
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error over files."""
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    """Mean and standard error over files; the error of one file is NaN."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
 
 
 def table(scores: Scores, *, signed: bool = False) -> list[str]:
@@ -100,7 +101,9 @@ def table(scores: Scores, *, signed: bool = False) -> list[str]:
         cells = []
         for count in trials:
             mean, error = mean_and_error(by_trials[count])
-            cell = f"{mean:+.3f} ± {error:.3f}" if signed else f"{mean:.3f} ± {error:.3f}"
+            cell = f"{mean:+.3f}" if signed else f"{mean:.3f}"
+            if np.isfinite(error):
+                cell += f" ± {error:.3f}"
             cells.append(f"**{cell}**" if signed and abs(mean) > 2 * error else cell)
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines

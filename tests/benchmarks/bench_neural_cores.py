@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from side_by_side import device, peak_bytes, ratio, rounds, seconds, table
@@ -26,20 +27,21 @@ from ssl_vivit.neural.building import build_neural_model
 
 NEURONS, FRAMES = 1000, 80
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
-ROWS = {
-    "linear–nonlinear, separable filters": ("ln_separable", "neural_sample"),
-    "linear–nonlinear, full filters": ("ln", "neural_sample"),
-    "causal 3D ResNet": ("resnet", "neural_sample"),
-    "causal X3D": ("x3d", "neural_sample"),
-    "ViViT of `neural_sample.yaml`": ("vivit", "neural_sample"),
-    "ViViT small, 8×8×8": ("vivit", "neural_small_8x8x8"),
-    "ViViT small": ("vivit", "neural_small"),
-    "ViViT baseline, 4×4×4": ("vivit", "neural_baseline"),
+SMALL_X3D = {"baseline.x3d.widths": [8, 16, 32]}
+ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "linear–nonlinear, separable filters": ("ln_separable", "neural_sample", {}),
+    "linear–nonlinear, full filters": ("ln", "neural_sample", {}),
+    "causal 3D ResNet": ("resnet", "neural_sample", {}),
+    "causal X3D, 8, 16 and 32 channels": ("x3d", "neural_sample", SMALL_X3D),
+    "ViViT of the sample, tubelets 12×12×12": ("vivit", "neural_sample", {}),
+    "ViViT small, tubelets 8×8×8": ("vivit", "neural_small_8x8x8", {}),
+    "ViViT small, tubelets 4×4×4": ("vivit", "neural_small", {}),
+    "ViViT baseline, tubelets 4×4×4": ("vivit", "neural_baseline", {}),
 }
 REFERENCE = "causal 3D ResNet"
 
 
-def model_of(core: str, preset: str) -> NeuralModel:
+def model_of(core: str, preset: str, settings: dict[str, Any]) -> NeuralModel:
     """A fresh model of one session."""
     config = training.parse(
         NeuralRecipe, ["--config", str(CONFIGS / f"{preset}.yaml"), "--core", core]
@@ -50,10 +52,11 @@ def model_of(core: str, preset: str) -> NeuralModel:
         behaviour_mean=(), behaviour_std=(), pupil_mean=None, pupil_std=None,
         mean_response=(0.1,) * NEURONS, coordinates=None, split={},
     )  # fmt: skip
-    around = training.with_settings(config, {"model.modulator.kind": "none"}).model
+    around = training.with_settings(config, {"model.modulator.kind": "none", **settings})
     built = build_neural_model(
-        config.core, config.encoder, around, config.baseline, [facts], longest=FRAMES, window=FRAMES
-    )
+        config.core, config.encoder, around.model, around.baseline, [facts],
+        longest=FRAMES, window=FRAMES,
+    )  # fmt: skip
     return built.model
 
 
@@ -82,11 +85,18 @@ def main() -> None:
     }
     times = seconds(cases, args.rounds, args.device)
     print(f"{args.device}, torch {torch.__version__}, {args.rounds} rounds")
-    head = ["", "parameters of the core", f"time of a step / {REFERENCE}", "memory of a step"]
+    head = [
+        "",
+        "parameters of the core",
+        "of a neuron",
+        f"time of a step / {REFERENCE}",
+        "memory of a step",
+    ]
     rows = [
         [
             name,
             f"{sum(p.numel() for p in model.encoder.parameters()) / 1e6:.3f} M",
+            f"{sum(p.numel() for p in model.session_readouts.parameters()) / NEURONS:.0f}",
             ratio(times[name], times[REFERENCE]),
             f"{peak_bytes(cases[name], args.device) / 2**20:.0f} MiB",
         ]

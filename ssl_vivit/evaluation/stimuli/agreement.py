@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 
 from ssl_vivit.data.randomness import named_generator
@@ -210,7 +210,9 @@ def _seen(
     stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b T n 2"]:
     """Products of each frame with the even and the odd function of each neuron."""
-    return einsum(stimuli.astype(float), _pairs(truth), "b t h w, n i h w -> b t n i")
+    pairs = _pairs(truth)
+    flat = rearrange(stimuli.astype(float), "b t h w -> b t (h w)")
+    return rearrange(flat @ rearrange(pairs, "n i h w -> (h w) (n i)"), "b t (n i) -> b t n i", i=2)
 
 
 def _pairs(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 H W"]:

@@ -31,7 +31,7 @@ class AscentConfig:
         seed: of the movements.
     """
 
-    steps: int = 60
+    steps: int = 25
     step_size: float = 0.3
     jitter: int = 1
     seed: int = 0

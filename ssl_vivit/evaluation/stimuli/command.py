@@ -17,13 +17,15 @@ from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.settings import check_least
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
+    from torch import Tensor
 
-    from ssl_vivit.data.sessions.loader import Sessions
+    from ssl_vivit.data.sessions.facts import SessionFacts
     from ssl_vivit.evaluation.chosen_units import ChosenUnits
-    from ssl_vivit.evaluation.stimuli.presentation import Kind
+    from ssl_vivit.evaluation.stimuli.constraints import Constraints
+    from ssl_vivit.evaluation.stimuli.presentation import Kind, Presentation
     from ssl_vivit.evaluation.stimuli.result_files import Found
 
 
@@ -69,9 +71,9 @@ class StimuliCommand:
     contrast: float = 0.15
     grey: float | None = None
     blur: float = 1.0
-    time_blur: float = 0.5
+    time_blur: float = 1.0
     jitter: int = 1
-    steps: int = 60
+    steps: int = 25
     step_size: float = 0.3
     random: int = 100
     draw: int = 6
@@ -94,6 +96,7 @@ def main() -> None:
     # Imported here, since they load encoders, for which --help need not wait.
     from ssl_vivit.evaluation.chosen_units import choose_units
     from ssl_vivit.evaluation.neurons.receptive_fields import true_fields
+    from ssl_vivit.evaluation.stimuli.references import movie_rates
     from ssl_vivit.evaluation.stimuli.result_files import write_results
     from ssl_vivit.files import replaced_directory
 
@@ -105,50 +108,59 @@ def main() -> None:
             f"--jitter {config.jitter} must be below the {min(facts.frame_size)} pixels of the frame's "
             "shorter side"
         )
+    kinds: tuple[Kind, ...] = ("video", "image") if config.kind == "both" else (config.kind,)
+    shown = [_shown(config, facts, kind) for kind in kinds]
     sessions = None if config.against is None else chosen.opened(config.against)
     truth = None if sessions is None else true_fields(sessions.sessions[0])
-    kinds: tuple[Kind, ...] = ("video", "image") if config.kind == "both" else (config.kind,)
-    found = {kind: _found(config, chosen, kind, sessions, truth) for kind in kinds}
+    movies = [] if sessions is None else movie_rates(chosen, sessions)
+    found = {
+        presentation.kind: _found(config, chosen, presentation, constraints, movies, truth)
+        for presentation, constraints in shown
+    }
     own = list(chosen.places)
     own_truth = None if truth is None else {name: values[own] for name, values in truth.items()}
     with replaced_directory(out) as folder:
         told = write_results(
-            folder, found, chosen.unit_ids, _grey(config, chosen), facts.frames_per_second, own_truth,
+            folder, found, chosen.unit_ids, shown[0][0].grey, facts.frames_per_second, own_truth,
             draw=config.draw,
         )  # fmt: skip
     print("\n".join([*told, f"results  {out}"]))
 
 
-def _grey(config: StimuliCommand, chosen: ChosenUnits) -> float:
-    return 255 * chosen.facts.video_mean if config.grey is None else config.grey
-
-
-def _found(
-    config: StimuliCommand,
-    chosen: ChosenUnits,
-    kind: Kind,
-    sessions: Sessions | None,
-    truth: Mapping[str, np.ndarray] | None,
-) -> Found:
-    """Stimuli of one kind, and what they are compared with."""
-    from ssl_vivit.evaluation.stimuli.agreement import agree
-    from ssl_vivit.evaluation.stimuli.ascent import AscentConfig, ascend
+def _shown(
+    config: StimuliCommand, facts: SessionFacts, kind: Kind
+) -> tuple[Presentation, Constraints]:
+    """How stimuli of one kind are shown, and what is allowed of them."""
     from ssl_vivit.evaluation.stimuli.constraints import Constraints
     from ssl_vivit.evaluation.stimuli.presentation import Presentation
-    from ssl_vivit.evaluation.stimuli.references import measure_references, movie_responses
-    from ssl_vivit.evaluation.stimuli.result_files import Found
 
-    facts, grey = chosen.facts, _grey(config, chosen)
+    grey = 255 * facts.video_mean if config.grey is None else config.grey
     frames = max(1, round(config.seconds * facts.frames_per_second))
     response = frames if kind == "image" else 1
     if config.response is not None:
         response = max(1, round(config.response * facts.frames_per_second))
     lead = round(config.lead * facts.frames_per_second)
     presentation = Presentation(kind, facts.frame_size, grey, lead, frames, response)
-    constraints = Constraints(
-        presentation.shape, grey, config.contrast * 255 * facts.video_std,
-        blur=config.blur, time_blur=config.time_blur,
-    )  # fmt: skip
+    contrast = config.contrast * 255 * facts.video_std
+    return presentation, Constraints(
+        presentation.shape, grey, contrast, blur=config.blur, time_blur=config.time_blur
+    )
+
+
+def _found(
+    config: StimuliCommand,
+    chosen: ChosenUnits,
+    presentation: Presentation,
+    constraints: Constraints,
+    movies: Sequence[Tensor],
+    truth: Mapping[str, np.ndarray] | None,
+) -> Found:
+    """Stimuli of one kind, and what they are compared with."""
+    from ssl_vivit.evaluation.stimuli.agreement import agree
+    from ssl_vivit.evaluation.stimuli.ascent import AscentConfig, ascend
+    from ssl_vivit.evaluation.stimuli.references import measure_references, movie_responses
+    from ssl_vivit.evaluation.stimuli.result_files import Found
+
     references = measure_references(
         chosen.rates, presentation, constraints, chosen.places,
         count=config.random, seed=config.seed, batch_size=config.batch_size, progress=True,
@@ -158,10 +170,17 @@ def _found(
         AscentConfig(config.steps, config.step_size, config.jitter, config.seed),
         batch_size=config.batch_size, progress=True,
     )  # fmt: skip
-    movies = None if sessions is None else movie_responses(chosen, sessions, response)
+    response = presentation.response
     agreement = None
     if truth is not None:
         agreement = agree(
-            kind, ascent.deviations.numpy(), truth, chosen.places, response, config.seed
+            presentation.kind,
+            ascent.deviations.numpy(),
+            truth,
+            chosen.places,
+            response,
+            config.seed,
         )
-    return Found(ascent, references, movies, agreement)
+    return Found(
+        ascent, references, movie_responses(movies, response) if movies else None, agreement
+    )

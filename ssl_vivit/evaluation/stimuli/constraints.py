@@ -69,9 +69,8 @@ class Constraints:
     def smoothed(self, values: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T H W"]:
         """Smooth each stimulus, or each gradient."""
         time, rows, columns = (each.to(values) for each in self._smoothing)
-        return einsum(
-            values, time, rows, columns, "b t h w, s t, y h, x w -> b s y x"
-        )  # fmt: skip
+        along_time = einsum(values, time, "b t h w, s t -> b s h w")
+        return rows @ along_time @ columns.T
 
 
 def smoothing(length: int, sigma: float) -> Float[Tensor, "length length"]:

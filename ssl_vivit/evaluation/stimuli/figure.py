@@ -27,7 +27,7 @@ def draw_sheet(
     frames_per_second: float,
     path: Path,
 ) -> None:
-    """Frames of videos, up to the last one, and images, a row for each unit.
+    """Evenly spaced frames of videos, up to the last one, and images, a row for each unit.
 
     Args:
         rows: label → deviations from grey; every row has the kinds of the first one.
@@ -38,8 +38,9 @@ def draw_sheet(
     titles, places = [], []
     for kind, stimulus in rows[0][1].items():
         frames = len(stimulus)
-        shown = np.unique(np.linspace(0, frames - 1, min(frames, _COLUMNS)).round().astype(int))
-        places += [(kind, int(place)) for place in shown]
+        step = max(1, (frames - 1) // (_COLUMNS - 1))
+        shown = range((frames - 1) % step, frames, step)[-_COLUMNS:]
+        places += [(kind, place) for place in shown]
         titles += [
             "image"
             if kind == "image"
@@ -51,8 +52,8 @@ def draw_sheet(
         -1, -1, -1, -1, 3
     )
     figure = image_sheet(pixels, [titles, *[[]] * (len(rows) - 1)], [label for label, _ in rows])
-    caption(figure, "frames of each video, up to the last one, whose response is the largest"
-            if "video" in rows[0][1] else "the most exciting images")  # fmt: skip
+    if "video" in rows[0][1]:
+        caption(figure, "frames of the most exciting videos; 0 ms is the last one")
     save(figure, path)
 
 

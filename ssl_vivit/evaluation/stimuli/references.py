@@ -79,24 +79,24 @@ def measure_references(
     return References(responses[0].numpy(), responses[1:].numpy(), shown[responses[1:].argmax(0)])
 
 
-def movie_responses(
-    chosen: ChosenUnits, sessions: Sessions, response: int
-) -> Float[np.ndarray, "windows n"]:
-    """Predicted mean rates in every ``response`` frames on end of a session's movies, as recorded.
+def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "T n"]]:
+    """Predicted rates of some units in movies of a session, as they were recorded.
 
     Args:
         chosen: the n units.
-        sessions: as :meth:`ChosenUnits.opened` gives it.
-        response: frames that a mean is over; a shorter movie has none.
+        sessions: as :meth:`ChosenUnits.opened` gives it; of more than 50 movies, 50 are taken.
     """
     (session,) = sessions.sessions
     first = {int(session.contents[trial]): trial for trial in reversed(sorted(session.trials))}
-    trials = list(first.values())
+    trials, own = list(first.values()), list(chosen.places)
     taken = np.unique(np.linspace(0, len(trials) - 1, _MOVIES).round().astype(int))
-    own, means = list(chosen.places), []
-    for place in taken:
-        video = torch.from_numpy(np.array(session.video(trials[place])))[None]
-        rates = chosen.rates(video)[0][:, own].double().cpu()
-        if len(rates) >= response:
-            means.append(rates.unfold(0, response, 1).mean(-1).numpy())
-    return np.concatenate(means) if means else np.zeros((0, len(own)))
+    videos = (torch.from_numpy(np.array(session.video(trials[place])))[None] for place in taken)
+    return [chosen.rates(video)[0][:, own].double().cpu() for video in videos]
+
+
+def movie_responses(
+    rates: Sequence[Float[Tensor, "T n"]], response: int
+) -> Float[np.ndarray, "windows n"]:
+    """Mean rates in every ``response`` frames on end of movies; a shorter movie has none."""
+    long = [each.unfold(0, response, 1).mean(-1) for each in rates if len(each) >= response]
+    return torch.cat(long).numpy() if long else np.zeros((0, rates[0].shape[1]))

@@ -116,7 +116,6 @@ def _columns(kind: Kind, found: Found, unit_ids: Sequence[int]) -> dict[str, lis
         "grey": references.grey,
         "random_best": references.random.max(0),
         "random_percentile": _percentiles(responses, references.random),
-        "start": found.ascent.responses[:, 0].double().numpy(),
     }
     if found.movies is not None and len(found.movies):
         columns["movies_best"] = found.movies.max(0)

@@ -70,7 +70,7 @@ def correlations(found: torch.Tensor, filters: torch.Tensor) -> list[float]:
 
 
 def test_the_optimum_of_a_linear_unit_is_its_filter():
-    found, constraints = climb(linear)
+    found, constraints = climb(linear, steps=40)
     assert min(correlations(found.deviations, gabors())) > 0.999
     assert found.deviations.flatten(1).square().mean(1).sqrt().numpy() == pytest.approx([8.0] * 3)
     assert found.moved.all()
@@ -79,6 +79,23 @@ def test_the_optimum_of_a_linear_unit_is_its_filter():
     clips = torch.cat([torch.full((3, 4, *SIZE), GREY), exact], 1)
     best = linear(clips)[range(3), -1, range(3)]
     assert found.responses[:, -1].numpy() == pytest.approx(best.numpy(), rel=1e-3)
+
+
+def test_steps_are_shares_of_the_norm_that_become_shorter():
+    """Against steps that are written out, for a unit whose gradient is its filter everywhere."""
+    found, constraints = climb(lambda video: drives(video, gabors()), steps=4, step_size=0.4)
+    presentation = Presentation("video", SIZE, GREY, 4, FRAMES, 1)
+    references = measure_references(
+        lambda video: drives(video, gabors()), presentation, constraints, (0, 1, 2), count=20
+    )
+    now = references.best.double().numpy()
+    filters = gabors().double().numpy()
+    for share in (0.4, 0.3, 0.2, 0.1):
+        norm = np.linalg.norm(now[0])
+        for unit in range(3):
+            moved = now[unit] + share * norm * filters[unit] / np.linalg.norm(filters[unit])
+            now[unit] = moved * norm / np.linalg.norm(moved)
+    assert found.deviations.numpy() == pytest.approx(now, abs=1e-3)
 
 
 def test_smoothing_and_jitter_leave_the_filter():

@@ -1,4 +1,4 @@
-"""Measure tuning and receptive fields of a simulated session's own neurons, as if they were a model.
+"""Measure tuning, receptive fields and stimuli of a simulated session's own neurons, as if they were a model.
 
 python docs/published/true_neurons.py sessions/spikes
 
@@ -8,6 +8,7 @@ What they miss of the truth is what the measurement misses, and no model can be 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from data_prep.synthetic_neural.population import Filters, Population
+from data_prep.synthetic_neural.population import GREY, Filters, Population
 from data_prep.synthetic_neural.truth import settings_of
 from ssl_vivit.evaluation.fields.agreement import compare, kernel_correlation, true_ellipses
 from ssl_vivit.evaluation.fields.white_noise import WhiteNoise, reverse_correlation
+from ssl_vivit.evaluation.stimuli import AscentConfig, Constraints, Presentation, ascend
+from ssl_vivit.evaluation.stimuli.agreement import agree
+from ssl_vivit.evaluation.stimuli.references import measure_references
 from ssl_vivit.evaluation.tuning.curves import measure_curves
 from ssl_vivit.evaluation.tuning.fits import fit_all
 from ssl_vivit.evaluation.tuning.gratings import Protocol
@@ -66,6 +70,29 @@ def main(session: str) -> None:
         print(pair, {key: round(value, 3) for key, value in each.items()})
     kernels = kernel_correlation(found.kernels, truth["fast_kernel"], truth["slow_kernel"])
     print("time courses", round(float(np.nanmedian(kernels)), 3))
+    most_exciting(rates, neurons, truth, round(rate / 2))
+
+
+def most_exciting(
+    rates: Callable[[torch.Tensor], torch.Tensor],
+    neurons: Filters,
+    truth: dict[str, np.ndarray],
+    frames: int,
+) -> None:
+    """Print how the most exciting videos and images of the neurons agree with their filters."""
+    units = list(range(len(neurons.population)))
+    truth = truth | {
+        "receptive_field": neurons.even.numpy(),
+        "receptive_field_odd": neurons.odd.numpy(),
+    }
+    for kind, response in (("video", 1), ("image", frames)):
+        shown = Presentation(kind, neurons.population.size, GREY, frames, frames, response)
+        # About a deviation of 50 grey levels, as textures have.
+        limits = Constraints(shown.shape, GREY, 0.15 * 50, blur=1.0, time_blur=1.0)
+        starts = measure_references(rates, shown, limits, units).best
+        found = ascend(rates, shown, limits, starts, units, AscentConfig()).deviations.numpy()
+        for name, each in agree(kind, found, truth, units, response, 0).to_json().items():
+            print(kind, name, {key: round(value, 3) for key, value in each.items()})
 
 
 if __name__ == "__main__":

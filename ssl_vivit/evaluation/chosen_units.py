@@ -49,6 +49,16 @@ class ChosenUnits:
         assert isinstance(rates, Tensor)
         return rates
 
+    def differentiable_rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
+        """:meth:`rates`, with gradients to the pixels.
+
+        Args:
+            video: pixels from 0 to 255, which are not checked.
+        """
+        model = self.predictor.model
+        seen = self.facts.standardised_video(video)[:, None].to(next(model.parameters()))
+        return model(seen, None, self.facts.name)
+
     def centres(self) -> Float[np.ndarray, "n 2"] | None:
         """Places where the readout looks, (x, y) in [−1, 1]; None for a readout without places."""
         found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)

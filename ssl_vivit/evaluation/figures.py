@@ -1,4 +1,4 @@
-"""Parts of all figures: PNG files, pixels, sheets of images, curves."""
+"""Parts of all figures: PNG files, GIFs, pixels, sheets of images, curves."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ssl_vivit.files import replaced_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 # Okabe & Ito (2008), Color Universal Design: told apart with any colour vision, and in grey.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
@@ -25,6 +26,8 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINES = ("-", "--", ":", "-.")
 # Inches; 900 pixels at matplotlib's 100 dots an inch, the width of a web page.
 PAGE_WIDTH = 9.0
+# Milliseconds. A GIF counts hundredths of a second, and browsers slow down what has fewer than two.
+_SHORTEST = 20
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -73,6 +76,23 @@ def save(figure: Figure, path: Path) -> None:
         raise ValueError(f"{path} is a directory; give the name of a PNG file")
     with replaced_file(path) as part:
         FigureCanvasAgg(figure).print_png(part)
+
+
+def save_gif(pictures: Sequence[Image.Image], frames_per_second: float, path: Path) -> None:
+    """Write an endless GIF; the file appears whole.
+
+    GIFs show at most 50 frames a second, in whole hundredths of a second.
+
+    Raises:
+        ValueError: if ``path`` is a directory.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give the name of a GIF file")
+    duration = max(_SHORTEST, round(100 / frames_per_second) * 10)
+    with replaced_file(path) as part:
+        pictures[0].save(
+            part, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
+        )
 
 
 def pixels(

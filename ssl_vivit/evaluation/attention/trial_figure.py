@@ -11,16 +11,13 @@ from PIL import Image, ImageDraw
 from ssl_vivit.encoders import ViViTConfig
 from ssl_vivit.evaluation.attention.figure import map_extent
 from ssl_vivit.evaluation.attention.trial import TrialAttention
-from ssl_vivit.evaluation.figures import BLUE, PAGE_WIDTH, new_figure, save
-from ssl_vivit.files import replaced_file
+from ssl_vivit.evaluation.figures import BLUE, PAGE_WIDTH, new_figure, save, save_gif
 
 # Share of the attention that the axes of past time reach over.
 _REACH = 0.99
 # Of the animation, in pixels.
 _WIDTH, _STRIP = 480, 56
 _OPACITY = 0.55
-# A GIF counts hundredths of a second, and browsers slow down what has fewer than two.
-_SHORTEST = 20
 
 
 def draw_trial(
@@ -111,8 +108,8 @@ def animate_trial(
 ) -> None:
     """Write a GIF of the trial at its own rate: attention over each frame, the past in bars below.
 
-    Bars are shares of the time steps up to the frame, which is at the right. GIFs show at most 50
-    frames a second, in whole hundredths of a second.
+    Bars are shares of the time steps up to the frame, which is at the right. See
+    :func:`~ssl_vivit.evaluation.figures.save_gif`.
 
     Args:
         found: the attention.
@@ -124,8 +121,6 @@ def animate_trial(
     Raises:
         ValueError: if ``path`` is a directory.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; give the name of a GIF file")
     shares, lags = _of_even(found.where), past_shares(found)
     reach, top, brightest = _reach(lags), _usual_peak(lags), float(shares.max())
     step = len(video) / frames_per_second / len(found.where)
@@ -141,11 +136,7 @@ def animate_trial(
         heights = np.zeros(reach + 1) if read < 0 else (lags[read, : reach + 1] / top).clip(0, 1)
         _draw_bars(canvas, size[1], heights, f"{frame / frames_per_second:.2f} s", reach * step)
         pictures.append(canvas.quantize(64))
-    duration = max(_SHORTEST, round(100 / frames_per_second) * 10)
-    with replaced_file(path) as part:
-        pictures[0].save(
-            part, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
-        )
+    save_gif(pictures, frames_per_second, path)
 
 
 def _overlaid(

@@ -1,0 +1,228 @@
+"""Agreement of stimuli with the true filters of simulated neurons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from einops import einsum, rearrange
+from jaxtyping import Float
+
+from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.evaluation.stimuli.presentation import Kind
+
+# Rows of even and odd times fast and slow, as products of the filters: (even fast, even slow, odd fast,
+# odd slow). The two directions of motion are sums of the energies of two such rows each, as in the
+# simulation.
+_PREFERRED = np.array([[0, 1, 1, 0], [-1, 0, 0, 1]], float)
+_OPPOSITE = np.array([[0, 1, -1, 0], [1, 0, 0, 1]], float)
+
+
+class Agreement(NamedTuple):
+    """Correlations of the stimuli of n units with true filters.
+
+    Attributes:
+        space: (n,), see :func:`space_correlation`.
+        other_space: mean with the filters of the session's other neurons; NaN without any.
+        drive: (n,), see :func:`drive_correlation`; None for images.
+        other_drive: as ``other_space``.
+        shuffled: (n,), ``drive`` of the videos with their frames in random order.
+    """
+
+    space: Float[np.ndarray, " n"]
+    other_space: float
+    drive: Float[np.ndarray, " n"] | None = None
+    other_drive: float = math.nan
+    shuffled: Float[np.ndarray, " n"] | None = None
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Medians over units, and the controls."""
+        told: dict[str, dict[str, float]] = {
+            "space": {
+                "units": len(self.space),
+                "median": float(np.median(self.space)),
+                "other_units": self.other_space,
+            }
+        }
+        if self.drive is not None and self.shuffled is not None:
+            told["drive"] = {
+                "units": len(self.drive),
+                "median": float(np.median(self.drive)),
+                "other_units": self.other_drive,
+                "shuffled": float(np.median(self.shuffled)),
+            }
+        return told
+
+
+def agree(
+    kind: Kind,
+    deviations: Float[np.ndarray, "n T H W"],
+    truth: Mapping[str, np.ndarray],
+    places: Sequence[int],
+    response: int,
+    seed: int,
+) -> Agreement:
+    """Correlate stimuli with the true filters of their units, and of other ones.
+
+    Args:
+        kind: of the stimuli.
+        deviations: from grey.
+        truth: tensors of ``meta/ground_truth.safetensors``, of all neurons of the session.
+        places: of the units among them.
+        response: last frames of a video that are responded to; the drive is that of the best one.
+        seed: of the shuffles.
+    """
+    units = np.arange(len(places))
+    space = space_correlation(deviations, truth)
+    own, other = space[units, places], _of_others(space, places)
+    if kind == "image":
+        return Agreement(own, other)
+    drive = _best_drive(deviations, truth, response)
+    order = named_generator(seed, "shuffled frames").permutation(deviations.shape[1])
+    shuffled = _best_drive(deviations[:, order], truth, response)
+    return Agreement(
+        own, other, drive[units, places], _of_others(drive, places), shuffled[units, places]
+    )
+
+
+def _best_drive(
+    videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray], response: int
+) -> Float[np.ndarray, "b n"]:
+    frames = videos.shape[1]
+    whole = _norms(videos)
+    found = [
+        drive_correlation(videos[:, :end], truth) * _norms(videos[:, :end]) / whole
+        for end in range(frames - response + 1, frames + 1)
+    ]
+    return np.max(found, 0)
+
+
+def _of_others(correlations: Float[np.ndarray, "b n"], places: Sequence[int]) -> float:
+    """Mean over all pairs of a stimulus and another unit's filter."""
+    others = np.ones_like(correlations, bool)
+    others[np.arange(len(places)), places] = False
+    return float(correlations[others].mean()) if others.any() else math.nan
+
+
+def space_correlation(
+    stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "b n"]:
+    """Correlation of each stimulus with the Gabor function of each neuron, at each frame's best phase.
+
+    The root of the share of the contrast that lies in the span of the even and the odd function.
+
+    Args:
+        stimuli: deviations from grey, of videos or, with T = 1, of images.
+        truth: tensors of ``meta/ground_truth.safetensors``.
+    """
+    seen = _seen(stimuli, truth)
+    inside = einsum(
+        seen, np.linalg.inv(_spatial_gram(truth)), seen, "b t n i, n i j, b t n j -> b n"
+    )
+    return np.sqrt(np.maximum(inside, 0)) / _norms(stimuli)
+
+
+def drive_correlation(
+    videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "b n"]:
+    """Drive of each neuron by the end of each video, as a share of the largest at that contrast.
+
+    For a simple neuron this is the correlation with its space-time filter; 0 for a negative one. For
+    a complex neuron it is the correlation with the filters of its preferred direction at the best
+    phase and, as far as it responds to it, of the opposite direction. Divisive normalisation and the
+    surround are left out.
+
+    Args:
+        videos: deviations from grey; the last frame is the one that is responded to.
+        truth: tensors of ``meta/ground_truth.safetensors``.
+    """
+    parts = _parts(videos, truth)
+    energy, linear = _weights(truth)
+    root = np.linalg.cholesky(_gram(truth, videos.shape[1]))
+    # The largest drive by a video of norm 1 is by one in the span of the four filters.
+    most_energy = np.linalg.eigvalsh(root.swapaxes(1, 2) @ energy @ root)[:, -1]
+    most_linear = np.square(root.swapaxes(1, 2) @ linear[..., None]).sum((1, 2))
+    of_complex = einsum(parts, energy, parts, "b n i, n i j, b n j -> b n") / most_energy
+    of_simple = einsum(parts, linear, "b n i, n i -> b n") / np.sqrt(most_linear)
+    drive = np.where(truth["complex"] > 0, np.sqrt(of_complex.clip(0)), of_simple.clip(0))
+    return drive / _norms(videos)
+
+
+def nearest_filters(
+    stimuli: Float[np.ndarray, "n T H W"], truth: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "n T H W"]:
+    """True filter of the unit of each stimulus, at the phase that is nearest to it and its contrast.
+
+    Args:
+        stimuli: deviations from grey; of images, with T = 1, the nearest Gabor function is returned.
+        truth: tensors of ``meta/ground_truth.safetensors``, of the units of the stimuli.
+    """
+    units, frames = np.arange(len(stimuli)), stimuli.shape[1]
+    if frames == 1:
+        seen = _seen(stimuli, truth)[units, :, units]
+        phase = einsum(np.linalg.inv(_spatial_gram(truth)), seen, "n i j, n t j -> n t i")
+    else:
+        parts = _parts(stimuli, truth)[units, units]
+        energy, linear = _weights(truth)
+        along = np.where(truth["complex"][:, None] > 0, (energy @ parts[..., None])[..., 0], linear)
+        kernels = _kernels(truth, frames)
+        phase = einsum(along.reshape(-1, 2, 2), kernels, "n i k, n k l -> n l i")
+        phase = np.pad(phase, ((0, 0), (0, frames - phase.shape[1]), (0, 0)))[:, ::-1]
+    found = einsum(phase, _pairs(truth), "n t i, n i h w -> n t h w")
+    scale = _norms(stimuli) / np.maximum(_norms(found), 1e-12)
+    return found * scale[..., None, None]
+
+
+def _weights(
+    truth: Mapping[str, np.ndarray],
+) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
+    """Energy of a complex neuron as a quadratic form, and the sum of a simple one."""
+    other = 1 - truth["selectivity"].astype(float)[:, None]
+    energy = _PREFERRED.T @ _PREFERRED + other[..., None] * (_OPPOSITE.T @ _OPPOSITE)
+    return energy, _PREFERRED[0] + other * _OPPOSITE[0]
+
+
+def _kernels(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 2 lags"]:
+    """Temporal kernels, no longer than a video; entry j weighs the frame j before the last."""
+    return np.stack([truth["fast_kernel"], truth["slow_kernel"]], 1)[..., :frames].astype(float)
+
+
+def _parts(
+    videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "b n 4"]:
+    """Products of the end of each video with the four filters of each neuron."""
+    kernels = _kernels(truth, videos.shape[1])
+    latest = _seen(videos, truth)[:, ::-1][:, : kernels.shape[2]]
+    parts = einsum(latest, kernels, "b l n i, n k l -> b n i k")
+    return parts.reshape(*parts.shape[:2], 4)
+
+
+def _gram(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 4 4"]:
+    """Products of the four filters with each other."""
+    kernels = _kernels(truth, frames)
+    in_time = kernels @ kernels.swapaxes(1, 2)
+    return einsum(_spatial_gram(truth), in_time, "n i j, n k m -> n i k j m").reshape(-1, 4, 4)
+
+
+def _seen(
+    stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "b T n 2"]:
+    """Products of each frame with the even and the odd function of each neuron."""
+    pairs = _pairs(truth)
+    flat = rearrange(stimuli.astype(float), "b t h w -> b t (h w)")
+    return rearrange(flat @ rearrange(pairs, "n i h w -> (h w) (n i)"), "b t (n i) -> b t n i", i=2)
+
+
+def _pairs(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 H W"]:
+    return np.stack([truth["receptive_field"], truth["receptive_field_odd"]], 1).astype(float)
+
+
+def _spatial_gram(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 2"]:
+    pairs = _pairs(truth)
+    return einsum(pairs, pairs, "n i h w, n j h w -> n i j")
+
+
+def _norms(stimuli: Float[np.ndarray, "b T H W"]) -> Float[np.ndarray, "b 1"]:
+    return np.linalg.norm(stimuli.astype(float).reshape(len(stimuli), -1), axis=1)[:, None]

@@ -1,0 +1,167 @@
+"""Files of most exciting stimuli.
+
+units.csv         a row for each unit and kind of stimulus: responses, and what they are compared with
+stimuli.npz       stimuli and responses during the ascent as arrays
+stimuli.png       a sheet of some units
+unit_ID.gif       the video of a unit
+unit_ID.png       the image of a unit
+agreement.json    with --against a simulated session: correlations with the true filters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_vivit.evaluation.neurons.result_files import write_csv
+from ssl_vivit.evaluation.run_summary import text_table
+from ssl_vivit.evaluation.stimuli.agreement import Agreement, nearest_filters
+from ssl_vivit.evaluation.stimuli.ascent import Ascent
+from ssl_vivit.evaluation.stimuli.figure import draw_sheet, write_pictures
+from ssl_vivit.evaluation.stimuli.presentation import Kind
+from ssl_vivit.evaluation.stimuli.references import References
+from ssl_vivit.files import without_nan, write_json
+
+
+@dataclass(frozen=True)
+class Found:
+    """Stimuli of one kind for n units, and what is known of them.
+
+    Attributes:
+        ascent: the stimuli.
+        references: responses to other stimuli.
+        movies: (windows, n), responses to recorded movies, or None.
+        agreement: with the true filters, or None.
+    """
+
+    ascent: Ascent
+    references: References
+    movies: np.ndarray | None = None
+    agreement: Agreement | None = None
+
+    @property
+    def responses(self) -> np.ndarray:
+        """(n,), to the found stimuli."""
+        return self.ascent.responses[:, -1].double().numpy()
+
+
+def write_results(
+    folder: Path,
+    found: Mapping[Kind, Found],
+    unit_ids: Sequence[int],
+    grey: float,
+    frames_per_second: float,
+    truth: Mapping[str, np.ndarray] | None,
+    *,
+    draw: int,
+) -> list[str]:
+    """Write all files; return lines that say what was found.
+
+    Args:
+        folder: an empty folder.
+        found: kind → stimuli of the same units.
+        unit_ids: of the units.
+        grey: level of the screen.
+        frames_per_second: of the videos.
+        truth: tensors of a simulated session for these units, or None.
+        draw: units in the sheet: those of the largest responses above grey to the first kind.
+    """
+    arrays: dict[str, Any] = {
+        "unit": np.array(unit_ids), "grey": np.array(grey),
+        "frames_per_second": np.array(frames_per_second),
+    }  # fmt: skip
+    table: dict[str, list[Any]] = {}
+    for kind, each in found.items():
+        # Rounding of the sum must not leave the range.
+        pixels = (each.ascent.deviations.numpy() + np.float32(grey)).clip(0, 255)
+        arrays[kind] = pixels if kind == "video" else pixels[:, 0]
+        arrays[f"{kind}_responses"] = each.ascent.responses.numpy()
+        for name, values in _columns(kind, each, unit_ids).items():
+            table.setdefault(name, []).extend(values)
+        ending = "gif" if kind == "video" else "png"
+        for unit, stimulus in zip(unit_ids, pixels, strict=True):
+            write_pictures(stimulus, frames_per_second, folder / f"unit_{unit}.{ending}")
+    write_csv(folder / "units.csv", table)
+    np.savez(folder / "stimuli.npz", **arrays)
+    first = next(iter(found.values()))
+    rows = np.argsort(first.references.grey - first.responses, kind="stable")[:draw]
+    shown: list[tuple[str, dict[Kind, np.ndarray]]] = []
+    for row in rows.tolist():
+        own = {kind: each.ascent.deviations[row].numpy() for kind, each in found.items()}
+        shown.append((f"unit {unit_ids[row]}", own))
+        if truth is not None:
+            its = {name: values[row : row + 1] for name, values in truth.items()}
+            near = {kind: nearest_filters(each[None], its)[0] for kind, each in own.items()}
+            shown.append(("truth", near))
+    draw_sheet(shown, grey, frames_per_second, folder / "stimuli.png")
+    agreed = {
+        kind: each.agreement.to_json() for kind, each in found.items() if each.agreement is not None
+    }
+    if agreed:
+        write_json(folder / "agreement.json", without_nan(agreed), indent=1)
+    return [*_response_lines(found), *_truth_lines(agreed)]
+
+
+def _columns(kind: Kind, found: Found, unit_ids: Sequence[int]) -> dict[str, list[Any]]:
+    responses, references, count = found.responses, found.references, len(unit_ids)
+    nothing = [np.nan] * count
+    columns: dict[str, Any] = {
+        "unit": list(unit_ids),
+        "kind": [kind] * count,
+        "response": responses,
+        "grey": references.grey,
+        "random_best": references.random.max(0),
+        "random_percentile": _percentiles(responses, references.random),
+    }
+    if found.movies is not None and len(found.movies):
+        columns["movies_best"] = found.movies.max(0)
+        columns["movies_percentile"] = _percentiles(responses, found.movies)
+    if found.agreement is not None:
+        columns["space_correlation"] = found.agreement.space
+        drive = found.agreement.drive
+        columns["drive_correlation"] = nothing if drive is None else drive
+    return {
+        name: values if isinstance(values, list) else values.tolist()
+        for name, values in columns.items()
+    }
+
+
+def _percentiles(responses: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Percent of the other responses (k, n) that are smaller."""
+    return 100 * (others < responses).mean(0)
+
+
+def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
+    """Medians over units, and how many units respond more than to anything else."""
+    rows = [["medians over units", *(f"{kind}s" for kind in found)]]
+    measured = [_columns(kind, each, range(len(each.responses))) for kind, each in found.items()]
+    for name, label in {
+        "response": "response to the most exciting stimulus",
+        "grey": "response to grey",
+        "random_best": "best of the random stimuli of this contrast",
+        "random_percentile": "percentile among the random stimuli",
+        "movies_best": "best of the recorded movies, as shown",
+        "movies_percentile": "percentile among the recorded movies",
+    }.items():
+        if name in measured[0]:
+            rows.append([label, *(f"{np.median(each[name]):.3g}" for each in measured)])
+    still = [int((~each.ascent.moved).sum()) for each in found.values()]
+    if any(still):
+        rows.append(["units without a gradient, left at their start", *map(str, still)])
+    return text_table(rows).splitlines()
+
+
+def _truth_lines(agreed: Mapping[Kind, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for kind, each in agreed.items():
+        for name, own in each.items():
+            lines.append(
+                f"{kind}, {name}: median r = {own['median']:.3f} with the true filter over "
+                f"{own['units']} units; controls: {own['other_units']:.3f} with filters of other units"
+                + (f", {own['shuffled']:.3f} with frames shuffled" if "shuffled" in own else "")
+            )
+    return lines

@@ -1,10 +1,12 @@
-"""The command line of this process, in words that can be run again."""
+"""The command line of this process: in words that can be run again, and a parser of one-line errors."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from typing import NoReturn
 
 # First line of the config.yaml of a run, before the script that wrote it.
 WRITTEN_BY = "# written by "
@@ -13,6 +15,13 @@ WRITTEN_BY = "# written by "
 script: str | None = None
 started_by: str | None = None
 continued_by: str | None = None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """``ArgumentParser`` that names ``--help`` in place of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def without_resume(words: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ GROUND = {
     f"ssl_vivit.{name}"
     for name in (
         "command", "errors", "evaluation_mode", "exported", "files", "first_failure", "grid",
-        "lazy_names", "moments", "nested_text", "one_line_parser", "preprocessing", "run_lock",
+        "lazy_names", "moments", "nested_text", "preprocessing", "run_lock",
         "settings", "wording",
     )
 }  # fmt: skip

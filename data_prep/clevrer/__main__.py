@@ -21,7 +21,7 @@ from typing import get_args
 from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
 from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
 from data_prep.command_line import FrameSize, command, png_file, start
-from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.command import OneLineParser
 from ssl_vivit.wording import quantity
 
 _NAMED = 20

@@ -28,7 +28,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_prep.command_line import command, frame_size, start
-from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.command import OneLineParser
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.command_line import command, png_file, start
-from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.command import OneLineParser
 
 _NAMED = 20
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.command_line import FrameSize, command, png_file, start
-from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.command import OneLineParser
 
 
 @command("interrupted; the same command goes on where it stopped")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from data_prep.command_line import command, frame_size, start
 from data_prep.synthetic_neural.settings import SimulationConfig
-from ssl_vivit.one_line_parser import OneLineParser
+from ssl_vivit.command import OneLineParser
 
 
 @command("interrupted; the same command begins again", shards="--videos")

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vivit.command import OneLineParser
 from ssl_vivit.encoders.classifier import VideoClassifier, load_encoder_or_classifier
 from ssl_vivit.encoders.vivit import ViViT
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.files import temporary_beside
-from ssl_vivit.one_line_parser import OneLineParser
 
 # The oldest opset that torch's exporter writes without a conversion, which may fail.
 OLDEST_OPSET = 18

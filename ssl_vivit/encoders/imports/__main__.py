@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from ssl_vivit.command import OneLineParser
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.imports.sources import Request, open_source
 from ssl_vivit.encoders.vivit import ENCODER
 from ssl_vivit.exported.directory import check_place
 from ssl_vivit.nested_text import read_json_text
-from ssl_vivit.one_line_parser import OneLineParser
 
 _EPILOG = """
 sources:

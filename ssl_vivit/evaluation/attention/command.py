@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl_vivit.command import OneLineParser
 from ssl_vivit.encoders import ViViT, load_encoder
 from ssl_vivit.errors import DataError, DecodingError, UserError
 from ssl_vivit.evaluation.attention.figure import attention_over_frames
@@ -22,7 +23,6 @@ from ssl_vivit.evaluation.features.video_clip import clip_of_video
 from ssl_vivit.exported.directory import is_kind
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.prediction import MODEL_OF_NEURONS, NeuralPredictor
-from ssl_vivit.one_line_parser import OneLineParser
 
 # Options that are of one kind of model alone.
 _OF_ENCODERS = ("start", "heads")

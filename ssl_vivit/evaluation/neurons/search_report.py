@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssl_vivit.evaluation.figures import BLUE, ORANGE, caption, new_figure, save
+from ssl_vivit.evaluation.figures import BLUE, ORANGE, caption, legend_below, new_figure, save
 from ssl_vivit.files import replaced_file
 
 if TYPE_CHECKING:
@@ -74,13 +74,16 @@ def draw_history(
     axis = figure.subplots()
     numbers, scores = np.array(sorted(finished)).reshape(-1, 2).T
     axis.plot(numbers, scores, "o", color=BLUE, label="trained to its end")
-    axis.step(numbers, np.maximum.accumulate(scores), where="post", color=BLUE, label="best so far")
+    # The best score still holds at the last trial.
+    last = max([*numbers, *(number for number, _ in pruned)])
+    best = np.maximum.accumulate(scores)
+    axis.step([*numbers, last], [*best, best[-1]], where="post", color=BLUE, label="best so far")
     if pruned:
         axis.plot(*np.array(sorted(pruned)).T, "x", color=ORANGE, label="ended early")
     axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     axis.set(xlabel="trial", ylabel=metric)
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=9)
+    legend_below(axis)
     return figure
 
 

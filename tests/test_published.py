@@ -175,3 +175,14 @@ def test_the_table_of_cores_shows_the_stored_scores():
         seeds = [seed["correlation_mean"] for seed in result["seeds"]]
         correlation = sum(seeds) / len(seeds)
         assert shown[names[row], rate] == [bits, f"{correlation:.3f}"]
+
+
+def test_the_table_of_the_recorded_session_shows_the_stored_scores():
+    animals = program("several_animals")
+    file = ROOT / "recipes" / "results" / "pretraining_on_gratings" / "seed0.json"
+    _, scores = animals.read([file], "live_test_main")
+    settings = yaml.safe_load((ROOT / "docs/published/pretraining_on_gratings.yaml").read_text())
+    assert [*scores] == [*settings["rows"]]
+    assert all([*by_trials] == settings["trials"] for by_trials in scores.values())
+    page = (ROOT / "docs" / "explanation" / "results_on_neurons.md").read_text()
+    assert "\n".join(animals.table(scores)) in page

@@ -72,6 +72,12 @@ def sections(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section
     from ssl_vivit.evaluation.report import training_sections as of_training
     from ssl_vivit.evaluation.report.comparison_sections import comparison
 
+    # Before the model is measured, so that a wrong file is refused at once.
+    compared: list[Section | None] = []
+    own = run.folder / "comparison.json"
+    for path in [*([own] if own.is_file() else []), *map(Path, filter(None, [config.compare]))]:
+        content = read_json(path, "give a comparison.json of recipes/compare_neural.py")
+        compared.append(comparison(content, path))
     found: list[Section | None] = []
     if run.model is not None:
         found += neural(run, config, folder)
@@ -79,10 +85,7 @@ def sections(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section
         from ssl_vivit.evaluation.report.neural_sections import stored_scores
 
         found.append(stored_scores(run))
-    own = run.folder / "comparison.json"
-    for path in [*([own] if own.is_file() else []), *map(Path, filter(None, [config.compare]))]:
-        content = read_json(path, "give a comparison.json of recipes/compare_neural.py")
-        found.append(comparison(content, path))
+    found += compared
     found += [
         of_training.probes(run),
         of_training.csv_section(run.folder / "units.csv", "Units"),

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,14 @@ def remove_unfinished() -> None:
     """Remove this process's temporary files, before it ends without leaving its blocks."""
     for part in list(_unfinished):
         _remove(part)
+
+
+def remove_older(folder: Path, seconds: float) -> None:
+    """Remove temporary files in which nothing was written for so long, also those of other machines."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # it has just taken its name
+            if time.time() - part.stat().st_mtime > seconds:
+                _remove(part)
 
 
 def process_name() -> str:

@@ -22,6 +22,7 @@ from ssl_vivit.files import refuse_pipe
 from ssl_vivit.first_failure import is_first, where
 from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
+from ssl_vivit.training.signals import unwound_by_sigterm
 
 T = TypeVar("T")
 
@@ -308,10 +309,12 @@ def run(main: Callable[[], object]) -> None:
     batch system may requeue it. With SSL_VIVIT_TRACEBACK set, mistakes keep their traceback.
 
     Raises:
-        SystemExit: with 1 after an error line, with 130 after Ctrl-C.
+        SystemExit: with 1 after an error line, with 130 after Ctrl-C, with 143 after SIGTERM outside
+            of :func:`~ssl_vivit.training.fit`.
     """
     try:
-        main()
+        with unwound_by_sigterm():
+            main()
     except (UserError, ValueError) as error:
         if os.environ.get("SSL_VIVIT_TRACEBACK"):
             raise

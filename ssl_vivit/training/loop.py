@@ -348,6 +348,10 @@ class _Run:
         """A step's micro-batches, or what is wrong with the data of this process."""
         try:
             return list(islice(self.stream, self.config.accumulation)), None
+        except KeyboardInterrupt:
+            if self.interruption.received is None:
+                raise
+            return [], None  # the signal has ended a wait for a server
         except (UserError, ValueError) as error:
             return [], str(error)
 
@@ -424,11 +428,21 @@ class _Run:
         with self.throughput.paused():
             for job in due:
                 with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():
-                    numbers = job.run(moment)
+                    numbers = self._numbers_of(job, moment)
                 if numbers:
                     self._log(self.step, numbers)
                     shown = {name: numbers[name] for name in job.on_bar if name in numbers}
                     self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
+
+    def _numbers_of(self, job: Periodic, moment: Moment) -> dict[str, float] | None:
+        """What a job measures; None if a signal has ended its wait for a server."""
+        try:
+            return job.run(moment)
+        except KeyboardInterrupt:
+            # Other processes may wait for this one within the job, so they cannot agree on the end.
+            if self.interruption.received is None or self.host.world_size > 1:
+                raise
+            return None
 
     def _end(self, reason: str) -> None:
         if self.step < self.config.steps:

@@ -38,7 +38,7 @@ FREE_ON_RESUME = (
     "training.project",
     "tuning.feature_cache",
 )
-FREE_ENDINGS = ("workers", "num_workers", "cache_dir")
+FREE_ENDINGS = ("workers", "num_workers", "cache_dir", "stall_timeout")
 # Digests of what the run was given, by the setting that names it.
 CONTENTS = "contents.json"
 ENCODER = "encoder.path"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_vivit.data import stopping
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.videos import ShortVideos
@@ -40,6 +41,10 @@ class SampleFetcher:
             except DataError as error:
                 # Raised here, it would reach the user as a worker's traceback.
                 return {"refusal": str(error)}
+            except KeyboardInterrupt:
+                if stopping.is_orphan():
+                    raise
+                return {"stopped": True}  # a worker that ended would leave the loader waiting
             if not self.replace:
                 break
             names = [key, attempt]

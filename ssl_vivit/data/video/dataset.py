@@ -150,6 +150,8 @@ class ClipDataset:
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate samples to one message. Its clips alone are a tensor, and so take one descriptor."""
+    if any("stopped" in sample for sample in samples):
+        return {"stopped": True}
     refusals = [sample["refusal"] for sample in samples if "refusal" in sample]
     if refusals:
         return {"refusal": refusals[0]}

@@ -29,6 +29,7 @@ import torch
 from einops import rearrange
 from torch.utils.data import DataLoader
 
+from ssl_vivit.data import stopping
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
@@ -288,6 +289,8 @@ class ClipBatches:
         found = False
         with closing(self._messages(schedule, device, replace)) as messages:
             for message in messages:
+                if "stopped" in message:
+                    raise KeyboardInterrupt
                 if "refusal" in message:
                     raise DataError(message["refusal"])
                 self._count_left_out(message, given_up=replace and message["lost"] > 0)
@@ -302,6 +305,7 @@ class ClipBatches:
     def _messages(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
     ) -> Generator[dict[str, Any], None, None]:
+        closing = stopping.new_flag()
         loader: DataLoader = DataLoader(
             SampleFetcher(self.dataset, self.indices, replace),  # type: ignore[arg-type]
             batch_sampler=schedule,  # type: ignore[arg-type]
@@ -309,7 +313,7 @@ class ClipBatches:
             collate_fn=collate,
             pin_memory=device.type == "cuda",
             prefetch_factor=_PREFETCH if self.workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=functools.partial(_start_worker, *stopping.heard_by_workers(closing)),
             # Without one of its own the loader would draw from torch's global generator.
             generator=torch.Generator().manual_seed(0),
         )
@@ -322,6 +326,7 @@ class ClipBatches:
         try:
             yield from iterator
         finally:
+            closing.value = 1  # a worker that waits for a server would not end otherwise
             if self.workers:
                 # The iterator's finaliser does it too, unless an exception's traceback holds it.
                 iterator._shutdown_workers()  # type: ignore[attr-defined]
@@ -384,8 +389,9 @@ def _end(workers: set[Any]) -> None:
         worker.join()
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(flags: Sequence[Any], parent: int, worker: int) -> None:
     """Ignore signals to the process group: the training process answers them and ends its workers."""
+    stopping.follow(flags, parent)
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)

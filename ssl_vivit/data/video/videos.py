@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ssl_vivit.data.downloading import STALL_TIMEOUT
 from ssl_vivit.data.video.decoding import Decoder
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
@@ -51,6 +52,8 @@ class VideoReading:
 
     Args:
         cache_dir: where remote shards are kept; null is ~/.cache/ssl_vivit/shards.
+        stall_timeout: seconds without a byte after which a connection to a remote shard has failed.
+            Four failures in a row end the run.
         decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
         frame_size: height and width that frames are decoded to; null keeps theirs. Needed where
             videos have several sizes.
@@ -60,6 +63,7 @@ class VideoReading:
     """
 
     cache_dir: str | None = None
+    stall_timeout: float = STALL_TIMEOUT
     decoder: Decoder = "auto"
     frame_size: tuple[int, int] | None = None
     workers: int | None = None
@@ -67,7 +71,7 @@ class VideoReading:
 
     def open_shards(self, shards: str | list[str]) -> ShardSet:
         """Open shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them."""
-        return ShardSet(shards, cache_dir=self.cache_dir, decoder=self.decoder)
+        return ShardSet(shards, self.cache_dir, self.decoder, self.stall_timeout)
 
     def open_folder(self, root: str, option: str) -> VideoFolder:
         """Open a folder of videos; ``option`` is the setting that names it, for messages."""

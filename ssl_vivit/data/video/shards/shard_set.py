@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_vivit.data.downloading import STALL_TIMEOUT
 from ssl_vivit.data.video.decoding import Decoder, decode_frames, decode_jpegs
 from ssl_vivit.data.video.frame_times import check_times
 from ssl_vivit.data.video.shards.index import (
@@ -30,7 +32,8 @@ from ssl_vivit.data.video.shards.index import (
     remake,
 )
 from ssl_vivit.data.video.shards.store import (
-    cached,
+    Look,
+    RemoteShard,
     cut_off,
     default_cache_dir,
     find_shards,
@@ -53,6 +56,7 @@ class ShardSet:
         shards: paths, directories, globs, brace patterns or fsspec addresses.
         cache_dir: where remote shards are kept; default ``~/.cache/ssl_vivit/shards``.
         decoder: of video files, see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
+        stall_timeout: seconds without a byte after which a connection to a remote shard has failed.
 
     Attributes:
         shards: list of paths or addresses.
@@ -75,13 +79,19 @@ class ShardSet:
         shards: str | Sequence[str],
         cache_dir: str | Path | None = None,
         decoder: Decoder = "auto",
+        stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
+        if not 0 < stall_timeout < math.inf:
+            raise DataError(
+                f"--data.stall_timeout is {stall_timeout}; it must be above 0 (seconds)"
+            )
+        self._stall_timeout = stall_timeout
         self.shards = find_shards(shards)
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._decoder: Decoder = decoder
         self._open = functools.lru_cache(_OPEN_SHARDS)(_OpenShard)
-        # Remote shards are fetched when a sample of theirs is first read: (size, index).
-        self._remote: dict[int, tuple[int, bytes]] = {}
+        # Remote shards are fetched when a sample of theirs is first read.
+        self._remote: dict[int, RemoteShard] = {}
         self.keys: list[str] = []
         self._sources: list[str | None] = []
         columns: list[dict[str, np.ndarray]] = []
@@ -205,10 +215,7 @@ class ShardSet:
         Raises:
             DataError: if it cannot be fetched.
         """
-        shard = self.shards[number]
-        if number in self._remote:
-            shard = str(cached(shard, *self._remote[number], self._cache_dir))
-        return shard
+        return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
         """Offset and size of a sample's frames, or of its video, then of its annotation."""
@@ -228,7 +235,7 @@ class ShardSet:
         name = index_path(shard)
         text: bytes | None
         if is_remote(shard):
-            text = read_remote(name)
+            text = read_remote(name, self._stall_timeout)
         else:
             if os.path.getsize(shard) == 0:
                 raise DataError(f"{shard} is empty; remove it or pack it again")
@@ -239,7 +246,9 @@ class ShardSet:
         if not index["samples"]:
             raise DataError(f"{shard} holds no samples; remove it or pack it again")
         if is_remote(shard):
-            self._remote[number] = (index["bytes"], text)
+            self._remote[number] = RemoteShard.beside_index(
+                shard, index["bytes"], text, self._cache_dir, self._stall_timeout
+            )
         elif (found := os.path.getsize(shard)) != index["bytes"]:
             raise DataError(cut_off(shard, found, index["bytes"]))
         return index["samples"]
@@ -255,9 +264,36 @@ class ShardSet:
                 )
             seen[key] = i
 
+    def _local_path(self, number: int, *, renew: bool = False) -> str:
+        if number not in self._remote:
+            return self.shards[number]
+        return str(
+            self._remote[number].local(functools.partial(self._damaged, number), renew=renew)
+        )
+
+    def _damaged(self, number: int, path: Path, look: Look) -> str | None:
+        """The first sample of a shard whose bytes in a file are not those of the index."""
+        opened = _OpenShard(str(path))
+        for i in np.flatnonzero(self.shard_of == number):
+            look()
+            try:
+                self._read_from(opened, range(self._first[i], self._first[i + 1]))
+            except DecodingError:
+                return self.keys[i]
+        return None
+
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
-        """Members' bytes, checked. ``members`` ascend."""
-        opened = self._open(self.local_path(int(self.shard_of[i])))
+        """Members' bytes, checked. ``members`` ascend. A damaged copy is fetched again once."""
+        number = int(self.shard_of[i])
+        try:
+            return self._read_from(self._open(self._local_path(number)), members)
+        except DecodingError:
+            if number not in self._remote:
+                raise
+        self._open.cache_clear()
+        return self._read_from(self._open(self._local_path(number, renew=True)), members)
+
+    def _read_from(self, opened: _OpenShard, members: Sequence[int]) -> list[bytes]:
         runs: list[list[int]] = []
         for member in members:
             if runs:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from braceexpand import braceexpand
 
+from ssl_vivit.data.downloading import fetch
+from ssl_vivit.data.video.shards.turns import turn_to_fetch
 from ssl_vivit.errors import DataError
-from ssl_vivit.files import replaced_file
+from ssl_vivit.files import remove_older, temporary_beside
 
+Look = Callable[[], object]
+Damaged = Callable[[Path, Look], str | None]
+
+# Seconds after which a temporary file is no download's any more, of whatever machine.
+_ABANDONED = 86_400.0
 _HOW_TO_PACK = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 
 
@@ -52,44 +60,95 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_vivit/shards"
 
 
-def read_remote(address: str) -> bytes | None:
+def read_remote(address: str, stall_timeout: float) -> bytes | None:
     """The bytes of a small remote file; None if there is none.
 
+    Args:
+        address: of the file.
+        stall_timeout: seconds, as of :func:`~ssl_vivit.data.downloading.fetch`.
+
     Raises:
-        DataError: if the address cannot be reached.
+        DataError: if it cannot be fetched.
     """
+    content = io.BytesIO()
     with _one_line(address):
-        filesystem, path = fsspec.core.url_to_fs(address)
         try:
-            return filesystem.cat_file(path)
+            fetch(address, content, stall_timeout=stall_timeout)
         except FileNotFoundError:
             return None
+    return content.getvalue()
 
 
-def cached(address: str, size: int, index: bytes, cache_dir: Path) -> Path:
-    """The local copy of a remote shard, fetched once for all processes.
+@dataclass(frozen=True)
+class RemoteShard:
+    """A remote shard and its local copy, fetched once for all processes.
 
     Args:
         address: of the shard.
-        size: of the whole shard, in bytes.
-        index: the shard's index; its digest is part of the copy's name, so a shard that was
-            packed anew is fetched anew.
-        cache_dir: where copies lie.
-
-    Raises:
-        DataError: if it cannot be fetched whole.
+        copy: path of the copy.
+        size: of the shard, in bytes.
+        stall_timeout: seconds, as of :func:`~ssl_vivit.data.downloading.fetch`.
     """
-    digest = hashlib.sha256(address.encode() + b"\0" + index).hexdigest()[:16]
-    copy = cache_dir / f"{digest}-{address.rpartition('/')[2]}"
-    if _whole(copy, size):
-        return copy
-    with _one_line(address):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(copy.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _whole(copy, size):
-                _fetch(address, size, copy)
-    return copy
+
+    address: str
+    copy: Path
+    size: int
+    stall_timeout: float
+
+    @classmethod
+    def beside_index(
+        cls, address: str, size: int, index: bytes, cache_dir: Path, stall_timeout: float
+    ) -> RemoteShard:
+        """Name the copy by address and index, so that a shard packed anew is fetched anew."""
+        digest = hashlib.sha256(address.encode() + b"\0" + index).hexdigest()[:16]
+        return cls(
+            address, cache_dir / f"{digest}-{address.rpartition('/')[2]}", size, stall_timeout
+        )
+
+    def local(self, damaged: Damaged, *, renew: bool = False) -> Path:
+        """Path of the copy, which is made where it is missing.
+
+        Args:
+            damaged: of a file and a function to be called several times a second: names a sample
+                whose bytes in the file are not those of the index; None if there is none.
+            renew: fetch it again if it is damaged.
+
+        Raises:
+            DataError: if it cannot be fetched, or what is fetched is damaged.
+        """
+        if self._is_whole() and not renew:
+            return self.copy
+        with _one_line(self.address):
+            self.copy.parent.mkdir(parents=True, exist_ok=True)
+            with turn_to_fetch(self.copy, self.stall_timeout) as look:
+                if not self._is_whole() or (renew and damaged(self.copy, look)):
+                    self._fetch(damaged, look)
+        return self.copy
+
+    def _is_whole(self) -> bool:
+        return self.copy.is_file() and self.copy.stat().st_size == self.size
+
+    def _fetch(self, damaged: Damaged, look: Look) -> None:
+        remove_older(self.copy.parent, _ABANDONED)
+        with temporary_beside(self.copy) as part:
+            # Where a server names no versions, bytes of two of them may have come together at first.
+            for _ in range(2):
+                with open(part, "wb") as file:
+                    fetch(
+                        self.address,
+                        file,
+                        size=self.size,
+                        stall_timeout=self.stall_timeout,
+                        look=look,
+                    )
+                found = damaged(part, look)
+                if found is None:
+                    os.replace(part, self.copy)
+                    return
+        raise DataError(
+            f"{self.address}: the bytes of {found} differ from the index: the shard was changed or "
+            "damaged; upload the shard and its index again"
+        )
 
 
 def read_at(handle: int, size: int, offset: int) -> bytes:
@@ -102,25 +161,12 @@ def read_at(handle: int, size: int, offset: int) -> bytes:
     return content
 
 
-def _fetch(address: str, size: int, copy: Path) -> None:
-    filesystem, path = fsspec.core.url_to_fs(address)
-    with replaced_file(copy) as part:
-        filesystem.get_file(path, str(part))
-        fetched = part.stat().st_size
-        if fetched != size:
-            raise DataError(cut_off(address, fetched, size))
-
-
 def cut_off(shard: str, found: int, expected: int) -> str:
     """Message for a shard whose size is not the one that its index states."""
     return (
         f"{shard} has {found:,} bytes where its index says {expected:,}: it is cut off or "
         "changed; copy or pack it again"
     )
-
-
-def _whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 @contextmanager
@@ -130,6 +176,8 @@ def _one_line(address: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{address} is not there: {error}; check --data.shards") from error
     except ImportError as error:
         raise DataError(
             f"{address} needs a package: {error}; pip install 'ssl_vivit[remote]'"
@@ -140,7 +188,9 @@ def _one_line(address: str) -> Iterator[None]:
                 f"no space left for {address}; set --data.cache_dir to a larger disk"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{address} cannot be fetched: {reason}") from error
+        raise DataError(
+            f"{address} cannot be fetched: {reason}; check the address and the right to read it"
+        ) from error
 
 
 def _braces(pattern: str) -> list[str]:

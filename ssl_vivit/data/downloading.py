@@ -1,0 +1,188 @@
+"""Downloads over connections that break, stall or are refused.
+
+- A connection that brings nothing for some seconds is given up, whatever it waits for: a name
+  server, a handshake, headers or bytes.
+- Another attempt follows after a growing pause and goes on at the byte that was reached. A file
+  that has changed meanwhile (ETag or Last-Modified, size) is fetched from its start.
+- A request to stop ends a download within half a second, see :mod:`ssl_vivit.data.stopping`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import BinaryIO
+
+from ssl_vivit.data import stopping
+from ssl_vivit.data.remote_files import Body, Changed, Opener, is_final, opener_of
+from ssl_vivit.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+STALL_TIMEOUT = 30.0
+# Attempts in a row that bring nothing new.
+_ATTEMPTS = 4
+# Seconds before the second attempt. Each further pause is twice as long.
+_FIRST_PAUSE = 1.0
+# Seconds that a server may ask to wait.
+_LONGEST_PAUSE = 60.0
+# Python's and torch's global generators stay as they are: pauses must not change a run's draws.
+_jitter = random.SystemRandom()
+
+
+def fetch(
+    address: str,
+    file: BinaryIO,
+    *,
+    size: int | None = None,
+    stall_timeout: float = STALL_TIMEOUT,
+    look: Callable[[], object] = stopping.check,
+) -> None:
+    """Write a remote file to ``file``.
+
+    Args:
+        address: as :func:`~ssl_vivit.data.remote_files.opener_of` takes it.
+        file: open for writing; what it holds is replaced.
+        size: of the file in bytes, as its index says; None is what the server says.
+        stall_timeout: seconds without a byte after which an attempt has failed.
+        look: called several times a second; may raise to end the download.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if it cannot be fetched whole; the message says what to do.
+    """
+    opener = opener_of(address, stall_timeout)
+    _empty(file)
+    version: str | None = None
+    furthest, failures = 0, 0
+    while True:
+        wait, total = 0.0, size
+        try:
+            with closing(_arrivals(opener, file.tell(), version, stall_timeout, look)) as arrivals:
+                for arrival in arrivals:
+                    if isinstance(arrival, bytes):
+                        file.write(arrival)
+                        _refuse_other_size(address, max(file.tell(), size or 0), size)
+                        continue
+                    _refuse_other_size(address, arrival.total, size)
+                    version, total = arrival.version, arrival.total if size is None else size
+                    if arrival.start != file.tell():
+                        _empty(file)
+            if total is None or file.tell() == total:
+                return
+            reason = f"the connection ended at {file.tell():,} of {total:,} bytes"
+        except _Broken as broken:
+            reason, wait = str(broken), broken.wait
+            if broken.changed:
+                _empty(file)
+                version = None
+        failures = 1 if file.tell() > furthest else failures + 1
+        furthest = max(furthest, file.tell())
+        if failures >= _ATTEMPTS or wait > _LONGEST_PAUSE:
+            later = f" and to come back in {wait:,.0f} s" if wait > _LONGEST_PAUSE else ""
+            times = f", {failures} times in a row" if failures > 1 else ""
+            raise DataError(
+                f"{address} cannot be fetched: {reason}{later}{times}; check the server and the "
+                "network, then run the command again"
+            )
+        pause = max(wait, _FIRST_PAUSE * 2 ** (failures - 1) * _jitter.uniform(0.5, 1.0))
+        logger.warning("%s: %s; next attempt in %.1f s", address, reason, pause)
+        stopping.sleep(pause, look)
+
+
+def _refuse_other_size(address: str, found: int | None, size: int | None) -> None:
+    if None not in (found, size) and found != size:
+        raise DataError(
+            f"{address} has {found:,} bytes where its index says {size:,}: it is cut off or changed; "
+            "upload the shard and its index again"
+        )
+
+
+def _empty(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+class _Broken(Exception):
+    """An attempt that failed and may be repeated."""
+
+    def __init__(self, reason: str, wait: float = 0.0, changed: bool = False) -> None:
+        super().__init__(reason)
+        self.wait, self.changed = wait, changed
+
+
+def _arrivals(
+    opener: Opener,
+    start: int,
+    version: str | None,
+    stall_timeout: float,
+    look: Callable[[], object],
+) -> Generator[Body | bytes, None, None]:
+    """Yield the body of an answer, then its bytes.
+
+    A thread waits for them, as some waits cannot be bounded or interrupted, such as that for a name
+    server. It is left to itself when the iterator is closed.
+    """
+    arrivals: queue.Queue[Body | bytes | Exception | None] = queue.Queue(maxsize=4)
+    left = threading.Event()
+
+    def put(arrival: Body | bytes | Exception | None) -> None:
+        while not left.is_set():
+            try:
+                return arrivals.put(arrival, timeout=stopping.INTERVAL)
+            except queue.Full:
+                continue
+
+    def receive() -> None:
+        try:
+            with opener(start, version) as body:
+                put(body)
+                for piece in body.pieces:
+                    put(piece)
+                    if left.is_set():
+                        return
+            put(None)
+        except Exception as error:
+            put(error)
+
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        last = time.monotonic()
+        while True:
+            look()
+            try:
+                arrival = arrivals.get(timeout=min(stopping.INTERVAL, stall_timeout))
+            except queue.Empty:
+                if time.monotonic() - last >= stall_timeout:
+                    raise _Broken(_stalled(stall_timeout)) from None
+                continue
+            if arrival is None:
+                return
+            if isinstance(arrival, Exception):
+                if is_final(arrival):
+                    raise arrival
+                raise _Broken(
+                    _said(arrival, stall_timeout),
+                    getattr(arrival, "wait", 0.0),
+                    isinstance(arrival, Changed),
+                )
+            yield arrival
+            last = time.monotonic()
+    finally:
+        left.set()
+
+
+def _said(error: Exception, stall_timeout: float) -> str:
+    cause = getattr(error, "reason", None) or error
+    if isinstance(cause, TimeoutError):
+        return _stalled(stall_timeout)
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def _stalled(seconds: float) -> str:
+    return f"nothing came for {seconds:g} s (stall_timeout)"

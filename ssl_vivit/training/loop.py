@@ -435,7 +435,7 @@ class _Run:
                     self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
 
     def _numbers_of(self, job: Periodic, moment: Moment) -> dict[str, float] | None:
-        """What a job measures; None if a signal has ended its wait for a server."""
+        """Return the numbers that a job measures; None if a signal has ended its wait for a server."""
         try:
             return job.run(moment)
         except KeyboardInterrupt:

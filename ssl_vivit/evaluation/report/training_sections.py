@@ -87,7 +87,7 @@ def settings(run: RunFiles) -> Section | None:
 
 
 def environment(run: RunFiles) -> Section | None:
-    """What an exported encoder or model says of its training: command, seed, data and versions."""
+    """Command, seed, data and versions, as the exported encoder or model keeps them."""
     facts = run.exported
     if not facts:
         return None

@@ -124,7 +124,7 @@ def test_bytes_of_two_versions_are_never_joined(packed, server, tmp_path):
     content = server.files[TAR]
     server.tags = False
     server.answers[TAR] = [
-        Answer(sends=20_000, content=flipped(content, 3000)),
+        Answer(sends=20_000, content=flipped(content, 18_000)),
         Answer(content=content),
     ]
     shards = ShardSet(pattern(server), tmp_path)

@@ -43,13 +43,14 @@ class Ascent:
 
     Attributes:
         deviations: (n, T, H, W), from grey.
-        responses: (n, steps + 1), before each step, with its movement, and after the last one.
-        moved: (n,), False for a unit without any gradient, whose stimulus is the start.
+        responses: (n, steps + 1), before each step, with its movement, and of the stimulus itself.
+        raised: (n,), False for a unit whose response no ascent raised, as it has no gradient or sees
+            nothing but what jitter and smoothing take away; its stimulus is the start.
     """
 
     deviations: Float[Tensor, "n T H W"]
     responses: Float[Tensor, "n steps"]
-    moved: Bool[Tensor, " n"]
+    raised: Bool[Tensor, " n"]
 
 
 def ascend(
@@ -81,19 +82,18 @@ def ascend(
     """
     draw = named_generator(config.seed, "jitter")
     shifts = draw.integers(-config.jitter, config.jitter + 1, (config.steps, 2)).tolist()
-    stimuli, courses, moved = [], [], []
+    stimuli, courses, raised = [], [], []
     total = config.steps * len(units)
     with tqdm(total=total, desc=f"{presentation.kind}s", unit="step", disable=not progress) as bar:
         for first in range(0, len(units), batch_size):
             own = torch.as_tensor(units[first : first + batch_size])
             now = constraints.projected(starts[first : first + batch_size])
             norm = constraints.contrast * now[0].numel() ** 0.5
-            course, ever = [], torch.zeros(len(own), dtype=torch.bool)
+            start, course = now, []
 
             def response(deviations: Tensor, own: Tensor = own) -> Tensor:
                 shown = rates(presentation.clips(deviations))
-                found = presentation.responses(shown)
-                return found[torch.arange(len(own)), own.to(found.device)]
+                return presentation.responses(shown).cpu()[torch.arange(len(own)), own]
 
             for step, shift in enumerate(shifts):
                 with torch.enable_grad():
@@ -107,15 +107,16 @@ def ascend(
                 stride = config.step_size * (1 - step / config.steps) * norm
                 change = torch.where(steep, stride * direction / length.clamp(min=1e-38), 0)
                 now = constraints.projected(now + change)
-                ever |= steep.flatten().cpu()
-                course.append(reached.detach().cpu())
+                course.append(reached.detach())
                 bar.update(len(own))
             with torch.no_grad():
-                course.append(response(now).cpu())
-            stimuli.append(now.cpu())
+                before, after = response(start), response(now)
+            higher = after > before
+            stimuli.append(torch.where(higher[:, None, None, None], now, start))
+            course.append(torch.where(higher, after, before))
             courses.append(torch.stack(course, 1))
-            moved.append(ever)
-    return Ascent(torch.cat(stimuli), torch.cat(courses), torch.cat(moved))
+            raised.append(higher)
+    return Ascent(torch.cat(stimuli), torch.cat(courses), torch.cat(raised))
 
 
 def shifted(deviations: Float[Tensor, "b T H W"], shift: Sequence[int]) -> Float[Tensor, "b T H W"]:

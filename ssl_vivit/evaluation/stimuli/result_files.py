@@ -149,9 +149,9 @@ def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
     }.items():
         if name in measured[0]:
             rows.append([label, *(f"{np.median(each[name]):.3g}" for each in measured)])
-    still = [int((~each.ascent.moved).sum()) for each in found.values()]
+    still = [int((~each.ascent.raised).sum()) for each in found.values()]
     if any(still):
-        rows.append(["units without a gradient, left at their start", *map(str, still)])
+        rows.append(["units whose response no ascent raised", *map(str, still)])
     return text_table(rows).splitlines()
 
 

@@ -73,7 +73,7 @@ def test_the_optimum_of_a_linear_unit_is_its_filter():
     found, constraints = climb(linear, steps=40)
     assert min(correlations(found.deviations, gabors())) > 0.999
     assert found.deviations.flatten(1).square().mean(1).sqrt().numpy() == pytest.approx([8.0] * 3)
-    assert found.moved.all()
+    assert found.raised.all()
     # The response itself, of the projected filter.
     exact = constraints.projected(gabors()) + GREY
     clips = torch.cat([torch.full((3, 4, *SIZE), GREY), exact], 1)
@@ -169,11 +169,28 @@ def test_a_unit_without_a_gradient_stays_at_its_start():
         return torch.relu(drives(video, gabors()) - torch.tensor([0.0, 1e6, 0.0]))
 
     found, _ = climb(dead)
-    assert found.moved.tolist() == [True, False, True]
+    assert found.raised.tolist() == [True, False, True]
     presentation = Presentation("video", SIZE, GREY, 4, FRAMES, 1)
     constraints = Constraints(presentation.shape, GREY, 8.0)
     start = measure_references(dead, presentation, constraints, [1], count=20).best[0]
     assert found.deviations[1].numpy() == pytest.approx(start.numpy(), abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_stimulus_is_worse_than_its_start(seed):
+    """Moved by one pixel, a chequerboard of single pixels is its own negative."""
+    y, x = torch.arange(12)[:, None], torch.arange(16)
+    checks = torch.zeros(3, FRAMES, *SIZE)
+    checks[:, -1] = 1.0 - 2 * ((x + y) % 2)
+    found, _ = climb(lambda video: drives(video, checks), jitter=1, steps=1, seed=seed)
+    presentation = Presentation("video", SIZE, GREY, 4, FRAMES, 1)
+    constraints = Constraints(presentation.shape, GREY, 8.0)
+    references = measure_references(
+        lambda video: drives(video, checks), presentation, constraints, (0, 1, 2), count=20
+    )
+    assert (found.responses[:, -1].numpy() >= references.random.max(0) - 1e-6).all()
+    shown = drives(presentation.clips(found.deviations), checks)[range(3), -1, range(3)]
+    assert found.responses[:, -1].numpy() == pytest.approx(shown.numpy(), rel=1e-5)
 
 
 def test_references_are_the_models_responses():

@@ -12,9 +12,8 @@ import pytest
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 
 
-def started(folder: Path, place: str, failing: int) -> tuple[list[int], str, float]:
-    """Status of each of two processes without a launcher, all they print, and seconds from the end of the
-    first to the end of the last."""
+def started(folder: Path, place: str, failing: int) -> tuple[list[int], str]:
+    """Status of each of two processes without a launcher, and all that they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,12 +40,11 @@ def started(folder: Path, place: str, failing: int) -> tuple[list[int], str, flo
                 first = time.monotonic()
             assert first is None or time.monotonic() - first < 15, "a process waits for the other"
             time.sleep(0.1)
-        last = time.monotonic()
     finally:
         for process in processes:
             process.kill()
     told = "".join(process.communicate()[0] for process in processes)
-    return [process.returncode for process in processes], told, last - (first or last)
+    return [process.returncode for process in processes], told
 
 
 def errors(told: str) -> list[str]:
@@ -70,7 +68,7 @@ def errors(told: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_an_error_is_shown_once_and_ends_all_processes(tmp_path, place, failing, line):
-    status, told, _ = started(tmp_path / "run", place, failing)
+    status, told = started(tmp_path / "run", place, failing)
     assert status == [1, 1], told
     assert len(errors(told)) == 1, told
     assert errors(told)[0].startswith(line), told
@@ -79,7 +77,7 @@ def test_an_error_is_shown_once_and_ends_all_processes(tmp_path, place, failing,
 
 @pytest.mark.slow
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
-    status, told, _ = started(tmp_path / "run", "fault", 1)
+    status, told = started(tmp_path / "run", "fault", 1)
     assert status == [1, 1], told
     assert errors(told) == ["error on rank 1 of 2:"]
     assert told.count("Traceback (most recent call last)") == 1
@@ -89,7 +87,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path, failing):
-    status, told, _ = started(tmp_path / "run", "killed", failing)
+    status, told = started(tmp_path / "run", "killed", failing)
     assert status[failing] == -9, told
     assert status[1 - failing] == 1
     assert len(errors(told)) == 1, told
@@ -97,3 +95,16 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path, failing):
         f"error on rank {1 - failing} of 2: another process cannot be reached any more"
     )
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_launcher_does_not_hide_the_error(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(tmp_path / "run"), "evaluation", "1"],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("error on rank 1 of 2: session a has no test trials") == 1
+    assert "error on rank 0" not in done.stderr

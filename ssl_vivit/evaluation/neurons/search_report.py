@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_vivit.evaluation.figures import BLUE, ORANGE, caption, legend_below, new_figure, save
+from ssl_vivit.evaluation.neurons.comparison import LABELS
 from ssl_vivit.files import replaced_file
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
         for state in (TrialState.COMPLETE, TrialState.PRUNED)
     }
     finished = scores[TrialState.COMPLETE]
-    save(draw_history(finished, scores[TrialState.PRUNED], metric), run_dir / "history.png")
+    label = LABELS.get(metric.removeprefix("val/"), metric)
+    save(draw_history(finished, scores[TrialState.PRUNED], label), run_dir / "history.png")
     if len({score for _, score in finished}) < 2:
         return False
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
@@ -61,14 +63,14 @@ def value(trial: optuna.trial.FrozenTrial) -> float:
 
 
 def draw_history(
-    finished: Sequence[tuple[int, float]], pruned: Sequence[tuple[int, float]], metric: str
+    finished: Sequence[tuple[int, float]], pruned: Sequence[tuple[int, float]], label: str
 ) -> Figure:
     """Draw the score of each trial, and the best score up to it.
 
     Args:
         finished: number and score of each trial that was trained to its end.
         pruned: those of each trial that was ended early.
-        metric: what a score is.
+        label: of the axis of scores.
     """
     figure = new_figure(6.0, 3.6)
     axis = figure.subplots()
@@ -81,7 +83,7 @@ def draw_history(
     if pruned:
         axis.plot(*np.array(sorted(pruned)).T, "x", color=ORANGE, label="ended early")
     axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axis.set(xlabel="trial", ylabel=metric)
+    axis.set(xlabel="trial", ylabel=label)
     axis.grid(alpha=0.3)
     legend_below(axis)
     return figure

@@ -17,7 +17,8 @@ class Step(NamedTuple):
     Attributes:
         loss: scalar, to be minimised; differentiable.
         metrics: name → detached scalar; the loop averages them over processes and logs them
-            as ``train/<name>``.
+            as ``train/<name>`` every ``training.log_every`` steps. The names are those of all
+            processes and micro-batches of the step.
     """
 
     loss: Tensor
@@ -33,10 +34,13 @@ class Objective(nn.Module):
     Attributes:
         export_name: name of the exported directory inside the run and its checkpoints.
         least_micro_batch: samples that a micro-batch, gathered from all processes, must hold.
+        logs_step: whether the metrics of this step are logged. ``fit`` sets it before each step. An
+            objective may leave out metrics that cost time while it is false.
     """
 
     export_name = "encoder"
     least_micro_batch = 1
+    logs_step = True
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """Loss and metrics of a batch."""

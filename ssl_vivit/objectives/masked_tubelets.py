@@ -127,6 +127,7 @@ class MaskedTubelets(Objective):
         Returns:
             :class:`Step`; metrics are the effective rank and the standard deviation of the visible
             tokens' mean over clips, which fall when the encoder collapses, and ``pooled_distance``.
+            There are none where ``logs_step`` is false.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if "mask" in batch:
@@ -136,12 +137,15 @@ class MaskedTubelets(Objective):
         predicted, out = self.predict(video, mask)
         errors = squared_errors(predicted, self.targets(video, mask))
         assert out.tokens is not None
-        loss, metrics = errors.mean(), _metrics(out.tokens.detach().float().mean((1, 2)))
+        loss, metrics = errors.mean(), {}
+        if self.logs_step:
+            metrics = _metrics(out.tokens.detach().float().mean((1, 2)))
         if self.learns_pooled:
             distances = self.pooled_distance(out)
             # In units of each clip's error, so that it weighs alike for pixels of any scale.
             loss = loss + (errors.detach() * distances).mean()
-            metrics["pooled_distance"] = distances.detach().mean()
+            if self.logs_step:
+                metrics["pooled_distance"] = distances.detach().mean()
         return Step(loss, metrics)
 
     def pooled_distance(self, out: EncoderOutput) -> Float[Tensor, " b"]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.utils import dist
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 
 from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.config import SimCLRConfig
@@ -26,7 +26,7 @@ from ssl_vivit.objectives.named_draws import names_of_views, uniform
 
 
 class SimCLR(Objective):
-    """Contrastive learning with lightly's projection head and NT-Xent loss.
+    """Contrastive learning with lightly's projection head and the NT-Xent loss.
 
     Negatives are gathered from all processes. Both views go through the encoder in one call.
     Encoder parameters that the chosen features do not depend on are frozen.
@@ -65,7 +65,6 @@ class SimCLR(Objective):
             num_layers=config.num_layers,
             batch_norm=config.batch_norm,
         )
-        self.loss = NTXentLoss(temperature=config.temperature, gather_distributed=True)
         if config.features == "tokens":
             encoder.freeze_pooling()
 
@@ -78,7 +77,8 @@ class SimCLR(Objective):
 
         Returns:
             :class:`Step`; metrics are top-1 accuracy of the positive among all candidates, its
-            chance level, alignment, uniformity and the effective rank of the embeddings.
+            chance level, alignment, uniformity and the effective rank of the embeddings. There are
+            none where ``logs_step`` is false.
 
         Raises:
             ValueError: if the batch does not hold two views of each video, or if the batches of
@@ -98,7 +98,10 @@ class SimCLR(Objective):
             if embeddings.dtype in (torch.float16, torch.bfloat16):
                 embeddings = embeddings.float()
             first, second = rearrange(embeddings, "(b views) d -> views b d", views=2)
-            return Step(self.loss(first, second), _metrics(first.detach(), second.detach()))
+            loss = nt_xent(first, second, self.config.temperature)
+            # The effective rank needs a solver that the host waits for.
+            metrics = _metrics(first.detach(), second.detach()) if self.logs_step else {}
+            return Step(loss, metrics)
 
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
         """What is contrasted, before the projection head: (b, views, d) for any number of views."""
@@ -128,9 +131,37 @@ class SimCLR(Objective):
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
 
 
+def nt_xent(
+    first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], temperature: float
+) -> Float[Tensor, ""]:
+    """Normalised temperature-scaled cross entropy (Chen et al. 2020, Sec. 2.1, Eq. 1).
+
+    The loss equals lightly's ``NTXentLoss(temperature, gather_distributed=True)``. That one selects
+    the negatives by a boolean mask, so the host waits for the GPU at every step; here each
+    embedding's similarity to itself is set to −∞. Embeddings are gathered once instead of twice.
+
+    Args:
+        first: embeddings of one view of each video of this process.
+        second: those of the other view; row i belongs with row i of ``first``.
+        temperature: divides cosine similarities.
+
+    Returns:
+        The mean over the 2 b embeddings of this process. Each is told from the other embeddings of
+        all processes.
+    """
+    own = torch.cat((normalize(first, dim=1), normalize(second, dim=1)))
+    # Rows of a process follow each other: its first views, then its second ones.
+    candidates = torch.cat(dist.gather(own)) if dist.world_size() > 1 else own
+    row = torch.arange(len(own), device=own.device)
+    start = dist.rank() * len(own)
+    itself = torch.arange(len(candidates), device=own.device) == (start + row)[:, None]
+    logits = (own @ candidates.T / temperature).masked_fill(itself, -torch.inf)
+    return cross_entropy(logits, start + row.roll(len(first)))
+
+
 @torch.no_grad()
 def _metrics(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"]) -> dict[str, Tensor]:
-    first, second = (nn.functional.normalize(z, dim=1) for z in (first, second))
+    first, second = (normalize(z, dim=1) for z in (first, second))
     start = dist.rank() * len(first)
     if dist.world_size() > 1:
         first, second = (torch.cat(dist.gather(z)) for z in (first, second))

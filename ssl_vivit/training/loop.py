@@ -43,6 +43,7 @@ from ssl_vivit.training.processes import (
     accelerator_state_kept,
     join_processes,
     locked_run,
+    parts_to_compile,
     prepare,
     start_accelerator,
     synchronise_norms,
@@ -219,9 +220,13 @@ class _Run:
         self.exporter = objective
         if self.accelerator.is_fsdp2 and self.host.is_main:
             self.exporter = copy.deepcopy(objective).cpu()
-        optimizer = build_optimizer(objective, config.optimizer, config.total_batch_size)
+        on_gpu = self.accelerator.device.type == "cuda"
+        optimizer = build_optimizer(
+            objective, config.optimizer, config.total_batch_size, fused=on_gpu
+        )
         if config.compile:
-            objective.to_compile().compile()
+            for part in parts_to_compile(objective, by_block=self.accelerator.is_fsdp2):
+                part.compile()
         self.forward = vars(objective).get("forward")
         self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
         random_state.seed_process(config.seed, self.step, self.host.rank)
@@ -235,7 +240,7 @@ class _Run:
             self.stream = repeated(batches, self.split, self.step, device)
         self.peak = peak_learning_rate(config.optimizer, config.total_batch_size)
         # With a GPU the record of a step is read while the next one runs.
-        self.lag = 1 if self.accelerator.device.type == "cuda" else 0
+        self.lag = 1 if on_gpu else 0
         self.pending: deque[StepMetrics] = deque()
         self.metrics: dict[str, float] = {}
         self.tracking: Tracking | None = None
@@ -316,6 +321,7 @@ class _Run:
             self.config.optimizer, self.step, self.config.steps
         )
         self.objective.begin_step(self.step)
+        self.objective.logs_step = self._logs(self.step + 1)
         warmup = self.config.optimizer.warmup_steps
         set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
         steps = []
@@ -381,7 +387,7 @@ class _Run:
         loss = sum(losses) / len(losses)
         self.throughput.add(record.clips * self.host.world_size)
         self.progress.update(record.step - self.progress.n)
-        if record.step % self.config.log_every and record.step not in (1, self.config.steps):
+        if not self._logs(record.step):
             return
         clips_per_second = self.throughput.read()
         self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{clips_per_second:.1f}")
@@ -395,6 +401,9 @@ class _Run:
         if self.accelerator.device.type == "cuda":
             values["system/gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
         self._log(record.step, values)
+
+    def _logs(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step in (1, self.config.steps)
 
     def _settle_all(self) -> None:
         while self.pending:

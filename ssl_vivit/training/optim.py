@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightly.utils.lars import LARS
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -57,8 +56,16 @@ def set_learning_rate(
         group["lr"] = learning_rate * share
 
 
-def build_optimizer(objective: Objective, config: OptimConfig, total_batch_size: int) -> Optimizer:
-    """AdamW from timm or LARS from lightly over :func:`parameter_groups`.
+def build_optimizer(
+    objective: Objective, config: OptimConfig, total_batch_size: int, *, fused: bool = False
+) -> Optimizer:
+    """Build timm's AdamW or LARS over :func:`parameter_groups`.
+
+    Args:
+        objective: the objective whose parameters are trained.
+        config: the optimiser's settings.
+        total_batch_size: samples in an optimisation step.
+        fused: update all parameters in few kernels, for GPUs; the results differ in their last bits.
 
     Raises:
         RunError: if nothing of the objective is trainable.
@@ -68,8 +75,16 @@ def build_optimizer(objective: Objective, config: OptimConfig, total_batch_size:
         raise RunError("no parameter of the objective is trainable")
     learning_rate = peak_learning_rate(config, total_batch_size)
     if config.name == "lars":
-        return LARS(groups, lr=learning_rate, momentum=0.9, weight_decay=config.weight_decay)
-    return create_optimizer_v2(groups, opt="adamw", lr=learning_rate, betas=tuple(config.betas))
+        return create_optimizer_v2(
+            groups,
+            opt="lars",
+            lr=learning_rate,
+            momentum=0.9,
+            weight_decay=config.weight_decay,
+            eps=1e-8,
+        )
+    adamw: dict[str, Any] = {"betas": tuple(config.betas)} | ({"fused": True} if fused else {})
+    return create_optimizer_v2(groups, opt="adamw", lr=learning_rate, **adamw)
 
 
 def parameter_groups(

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     TorchDynamoPlugin,
@@ -39,6 +40,9 @@ _SUPPORTED = (
     DistributedType.FSDP,
 )
 _RUNNING = threading.Lock()
+# Gradients lie in the buckets that are sent, which saves a copy of them. Buffers need no broadcast:
+# every process computes them alike, synchronised batch norms from the batch of all processes.
+_DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 @contextmanager
@@ -162,6 +166,7 @@ def accelerator_state_kept() -> Iterator[None]:
         )
     shared = AcceleratorState._shared_state, GradientState._shared_state
     before = [dict(state) for state in shared]
+    matmul_precision = torch.get_float32_matmul_precision()
     kind = PartialState._shared_state.get("distributed_type")
     try:
         yield
@@ -169,6 +174,7 @@ def accelerator_state_kept() -> Iterator[None]:
         for state, content in zip(shared, before, strict=True):
             state.clear()
             state.update(content)
+        torch.set_float32_matmul_precision(matmul_precision)
         _set_distributed_type(kind)
         _RUNNING.release()
 
@@ -204,6 +210,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         ),
         dynamo_plugin=dynamo,
         fsdp_plugin=earlier.get("fsdp_plugin"),
+        kwargs_handlers=[_DDP],
     )
     if accelerator.distributed_type not in _SUPPORTED or (
         accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
@@ -212,6 +219,10 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             f"the launcher's configuration asks for {accelerator.distributed_type.value}; "
             "supported are one process, DDP, and FSDP with fsdp_version: 2"
         )
+    if accelerator.mixed_precision != "no":
+        # TensorFloat-32 for products that autocast leaves in float32; their errors are far below
+        # those of half precision.
+        torch.set_float32_matmul_precision("high")
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
         # FSDP is imported where it is used: it takes half as long to load as torch itself.
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -264,10 +275,27 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
 
 def name_blocks(objective: nn.Module) -> None:
     """Tell FSDP which blocks to shard: those that parts of the objective declare."""
-    present = {type(part).__name__ for part in objective.modules()}
-    named = (part._no_split_modules for part in objective.modules() if isinstance(part, Blocks))
+    names = {type(part).__name__ for part in _blocks(objective)}
+    objective._no_split_modules = sorted(names)  # type: ignore[assignment]
+
+
+def parts_to_compile(objective: Objective, *, by_block: bool) -> list[nn.Module]:
+    """List the modules that ``training.compile`` compiles, each to a graph of its own.
+
+    Args:
+        objective: the objective.
+        by_block: compile each block alone. FSDP2 gathers the weights of a block in a hook before
+            it, and a hook inside of a graph breaks it.
+    """
+    whole = objective.to_compile()
+    return (by_block and _blocks(whole)) or [whole]
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """Modules of the classes that parts of the module declare as blocks."""
+    named = (part._no_split_modules for part in module.modules() if isinstance(part, Blocks))
     declared = {name for names in named for name in names or ()}
-    objective._no_split_modules = sorted(declared & present)  # type: ignore[assignment]
+    return [part for part in module.modules() if type(part).__name__ in declared]
 
 
 def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightly.loss import NTXentLoss
 from safetensors.torch import load_file
 
 from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import SimCLR, Step
+from ssl_vivit.objectives.simclr import nt_xent
 from ssl_vivit.training import TrainingConfig, fit
 
 PARITY = Path(__file__).parent / "parity" / "lightly_ntxent.npz"
@@ -56,14 +58,35 @@ def test_the_loss_is_the_references(size, temperature):
     numbers = np.load(PARITY)
     prefix = f"ntxent|{size}|float64|t{temperature}"
     first, second = (torch.from_numpy(numbers[f"{prefix}|z{i}"]).requires_grad_() for i in (0, 1))
-    simclr = objective(temperature=temperature)
-    loss = simclr.loss(first, second)
+    loss = nt_xent(first, second, temperature)
     loss.backward()
     assert loss.item() == pytest.approx(float(numbers[f"{prefix}|loss"]), abs=1e-12)
     for i, z in enumerate((first, second)):
         expected = torch.from_numpy(numbers[f"{prefix}|grad_z{i}"])
         torch.testing.assert_close(z.grad, expected, rtol=0, atol=1e-12)
     assert loss.item() == pytest.approx(slow_ntxent(first, second, temperature).item(), abs=1e-12)
+
+
+def test_the_loss_and_its_gradient_are_those_of_lightly():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 6, 12, generator=generator, dtype=torch.float64).unbind()
+    found = []
+    for loss in (nt_xent, lambda a, b, t: NTXentLoss(t, gather_distributed=True)(a, b)):
+        a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
+        value = loss(a, b, 0.2)
+        value.backward()
+        found.append((value.detach(), a.grad, b.grad))
+    for own, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=0, atol=1e-14)
+
+
+def test_metrics_are_left_out_of_steps_that_are_not_logged():
+    simclr = objective()
+    logged = simclr(batch())
+    simclr.logs_step = False
+    step = simclr(batch())
+    assert not step.metrics
+    assert step.loss.item() == logged.loss.item()
 
 
 @pytest.mark.parametrize("features", ["pooled", "tokens"])

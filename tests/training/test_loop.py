@@ -24,9 +24,10 @@ from ssl_vivit import command
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.errors import RunError
 from ssl_vivit.objectives import Step
+from ssl_vivit.objectives.contract import as_objective
 from ssl_vivit.training import Moment, Periodic, fit
 from ssl_vivit.training.batches import repeated
-from ssl_vivit.training.processes import synchronise_norms
+from ssl_vivit.training.processes import parts_to_compile, synchronise_norms
 from ssl_vivit.training.random_state import preserved, seed_process
 
 
@@ -433,6 +434,57 @@ def test_an_export_holds_the_command_and_the_seed_of_its_run(config, monkeypatch
     monkeypatch.setattr(command, "started_by", None)
     found = fit(toy(), toy_batches(), config("of a program", steps=1))
     assert "command" not in json.loads((found.run_dir / "encoder" / "config.json").read_text())
+
+
+def test_an_objective_is_told_which_steps_are_logged(config) -> None:
+    class Sparing(ToyObjective):
+        logged: tuple[bool, ...] = ()
+
+        def forward(self, batch):
+            self.logged += (self.logs_step,)
+            step = super().forward(batch)
+            return step if self.logs_step else step._replace(metrics={})
+
+    objective = Sparing()
+    found = fit(objective, toy_batches(), config(steps=7, log_every=3))
+    assert objective.logged == (True, False, True, False, False, True, True)
+    lines = (found.run_dir / "metrics.jsonl").read_text().splitlines()
+    logged = {line["step"] for line in map(json.loads, lines) if "train/spread" in line}
+    assert logged == {1, 3, 6, 7}
+
+
+def test_float32_products_are_less_precise_in_half_precision_runs_alone(config) -> None:
+    class Seeing(ToyObjective):
+        precision = ""
+
+        def forward(self, batch):
+            self.precision = torch.get_float32_matmul_precision()
+            return super().forward(batch)
+
+    before = torch.get_float32_matmul_precision()
+    for precision, expected in (("bf16", "high"), ("fp32", before)):
+        objective = Seeing()
+        fit(objective, toy_batches(), config(precision, steps=1, precision=precision))
+        assert objective.precision == expected
+        assert torch.get_float32_matmul_precision() == before
+
+
+class Blockless(nn.Linear):
+    """An objective without blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+    def export(self, directory, *, training) -> None:
+        """Nothing is written."""
+
+
+def test_blocks_are_compiled_alone_where_hooks_stand_before_them() -> None:
+    objective = toy()
+    assert parts_to_compile(objective, by_block=False) == [objective.encoder]
+    assert parts_to_compile(objective, by_block=True) == list(objective.encoder.blocks)
+    blockless = as_objective(Blockless())
+    assert parts_to_compile(blockless, by_block=True) == [blockless]
 
 
 def test_an_objective_is_told_of_each_step(config) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lightly.utils.lars import LARS
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
@@ -130,6 +131,23 @@ def test_lars_first_step_by_hand() -> None:
     trust = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm() + 1e-8)
     torch.testing.assert_close(model.weight, weight - 0.3 * trust * (gradient + 0.01 * weight))
     torch.testing.assert_close(model.bias, bias - 0.3 * torch.ones(2))
+
+
+def test_lars_is_the_one_of_lightly() -> None:
+    objective, reference = Linear(3, 2), Linear(3, 2)
+    reference.load_state_dict(objective.state_dict())
+    config = OptimConfig(name="lars", learning_rate=0.3, weight_decay=0.01)
+    optimizer = build_optimizer(objective, config, 256)
+    groups = parameter_groups(reference, 0.01)
+    theirs = LARS(groups, lr=0.3, momentum=0.9, weight_decay=0.01)
+    for step in range(4):
+        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        for model, each in ((objective, optimizer), (reference, theirs)):
+            each.zero_grad()
+            model.linear(x).square().sum().backward()
+            each.step()
+    for own, other in zip(objective.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

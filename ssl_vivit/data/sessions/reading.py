@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_vivit.data.randomness import Names
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
+from ssl_vivit.data.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -94,24 +95,23 @@ def read_part(
 
 def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device) -> dict[str, Any]:
     """A part of :func:`read_part` on its device, with video (b, 1, T, H, W) standardised."""
-    moved = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in part.items()
-    }
-    valid = rearrange(moved["frames"] >= 0, "b t -> b t 1")
-    video = rearrange(moved["video"], "b t h w -> b 1 t h w")
-    moved["video"] = facts.standardised_video(video)
-    behaviour, pupil = moved["behaviour"], moved["pupil_centre"]
+    behaviour, pupil = part["behaviour"], part["pupil_centre"]
+    valid = rearrange(part["frames"] >= 0, "b t -> b t 1")
+    # On the host: a GPU would be waited for to get the channels and their statistics.
     if behaviour is not None:
-        moved["behaviour"] = (
+        behaviour = (
             facts.standardised_behaviour(behaviour).where(valid, 0)
             if facts.behaviour_channels
             else None
         )
     if pupil is not None:
-        moved["pupil_centre"] = (
-            facts.standardised_pupil(pupil).where(valid, 0) if facts.pupil_mean else None
-        )
+        pupil = facts.standardised_pupil(pupil).where(valid, 0) if facts.pupil_mean else None
+    moved = {
+        name: to_device(value, device) if isinstance(value, Tensor) else value
+        for name, value in {**part, "behaviour": behaviour, "pupil_centre": pupil}.items()
+    }
+    video = rearrange(moved["video"], "b t h w -> b 1 t h w")
+    moved["video"] = facts.standardised_video(video)
     return moved
 
 

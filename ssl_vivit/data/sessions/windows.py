@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -23,6 +24,7 @@ from ssl_vivit.data.sessions.digest import digest
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
+from ssl_vivit.data.to_device import Preparation
 
 Batching = Literal["mix", "alternate"]
 
@@ -138,12 +140,14 @@ class WindowBatches:
         self, schedule: Iterator[list[Piece]], device: torch.device
     ) -> Generator[dict[str, Any], None, None]:
         reading: deque[Future] = deque()
+        preparation = Preparation(device)
         with ThreadPoolExecutor(1, thread_name_prefix="windows") as reader:
             for pieces in schedule:
                 reading.append(reader.submit(self._read, pieces))
                 if len(reading) > _PREFETCH:
                     numbers, parts = reading.popleft().result()
-                    yield finish_batch(parts, [self.facts[i] for i in numbers], device)
+                    facts = [self.facts[i] for i in numbers]
+                    yield preparation.run(functools.partial(finish_batch, parts, facts, device))
 
     def _read(self, pieces: list[Piece]) -> tuple[list[int], list[dict[str, Any]]]:
         numbers = sorted({piece.session for piece in pieces})

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.data.video.colour import JITTERS, adjust, luma
 from ssl_vivit.data.video.resampling import blur_matrices, resize_matrices
 from ssl_vivit.errors import DataError
 from ssl_vivit.preprocessing import central_window
 from ssl_vivit.settings import check_type
 
-# float32 values of input in work at a time; a batch that is larger is augmented in parts.
+# float32 values of input in work at a time; a batch that is larger is resized in parts.
 _CHUNK_ELEMENTS = 128 * 2**20
 
 
@@ -181,93 +182,132 @@ class Augment:
     ) -> Float[Tensor, "n c t h w"]:
         """Apply what was drawn, each clip its own, on the device that holds the clips.
 
+        The host never waits for the device.
+
         Args:
             clips: RGB frames.
-            params: what :meth:`draw` returned, stacked over clips; best left on the CPU.
+            params: what :meth:`draw` returned, stacked over clips, on the CPU.
         """
-        params = {name: value.cpu() for name, value in params.items()}
-        n, t, height, width, _ = clips.shape
-        # On a CPU one clip at a time: its window alone is converted and stays in the cache.
-        room = max(1, _CHUNK_ELEMENTS // (t * height * width * 3)) if clips.is_cuda else 1
-        out = clips.new_empty((n, self.in_channels, t, *self.size), dtype=torch.float32)
         # In half precision, as a caller's autocast would have it, colours would get steps.
         with torch.autocast(clips.device.type, enabled=False):
-            for i in range(0, n, room):
-                part = {name: value[i : i + room] for name, value in params.items()}
-                out[i : i + room] = self._apply(clips[i : i + room], part)
-        return out
+            if clips.device.type != "cpu":
+                return self._apply(clips, params)
+            # On a CPU one clip at a time: its window alone is converted and stays in the cache.
+            n, t = clips.shape[:2]
+            out = torch.empty((n, self.in_channels, t, *self.size))
+            for i in range(n):
+                own = {name: value[i : i + 1] for name, value in params.items()}
+                out[i] = self._apply(clips[i : i + 1], own)[0]
+            return out
 
     def _apply(
-        self, clips: UInt8[Tensor, "n t H W 3"], params: dict[str, Tensor]
+        self, clips: UInt8[Tensor, "n t H W 3"], params: Mapping[str, Tensor]
     ) -> Float[Tensor, "n c t h w"]:
-        video = self._crop_and_resize(clips, params["crop"], params["flip"])
-        video = _jitter(video, params["jitter"], params["order"])
+        changes = _Changes(params, clips.device)
+        video = self._crop_and_resize(clips, changes)
+        for name, which in changes.jitters:
+            video = _changed(video, which, changes.factors[name], adjust[name])
         if self.in_channels == 1:
             video = luma(video)
-        elif params["grey"].any():
-            video = _replace(video, params["grey"], lambda some: luma(some).expand_as(some))
-        if params["blur"].any():
-            blurred = params["blur"] > 0
-            sigma = params["blur"][blurred].to(clips.device)
-            video = _replace(video, blurred, lambda some: self._blur(some, sigma))
-        mean, std = (
-            torch.tensor(values, device=clips.device)[:, None, None, None]
-            for values in (self.mean, self.std)
-        )
-        return (video - mean) / std
+        else:
+            video = _changed(video, changes.grey, None, lambda some, _: luma(some).expand_as(some))
+        video = _changed(video, changes.blurred, changes.sigma, self._blur)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            video[:, channel].sub_(mean).div_(std)
+        return video
 
     def _crop_and_resize(
-        self, clips: UInt8[Tensor, "n t H W 3"], crop: Int[Tensor, "n 4"], flip: Tensor
+        self, clips: UInt8[Tensor, "n t H W 3"], changes: _Changes
     ) -> Float[Tensor, "n 3 t h w"]:
         """Crop, resize and mirror all clips by two matrix products: rows, then columns."""
         height, width = self.size
         # Outside the windows' common bounding box all weights are zero.
-        top, left = (int(v) for v in crop[:, :2].amin(0))
-        bottom, right = (int(v) for v in (crop[:, :2] + crop[:, 2:]).amax(0))
+        top, left, bottom, right = changes.box
         box = clips[:, :, top:bottom, left:right]
-        tops, lefts, heights, widths = (
-            (crop - crop.new_tensor([top, left, 0, 0])).to(clips.device, torch.float32).unbind(1)
-        )
-        rows = resize_matrices(tops, heights, bottom - top, height)
-        columns = resize_matrices(lefts, widths, right - left, width)
-        columns = torch.where(flip.to(clips.device)[:, None, None], columns.flip(1), columns)
+        tops, lefts, heights, widths = changes.crop.unbind(1)
+        rows = resize_matrices(tops - top, heights, bottom - top, height) / 255
+        columns = resize_matrices(lefts - left, widths, right - left, width)
+        columns = torch.where(changes.flip[:, None, None], columns.flip(1), columns).transpose(1, 2)
 
-        wide = rearrange(box, "n t y x c -> n y (t x c)").to(torch.float32)
-        flat = torch.bmm(rows / 255, wide)
-        flat = rearrange(flat, "n h (t x c) -> n (c t h) x", t=box.shape[1], c=3)
-        small = torch.bmm(flat, columns.transpose(1, 2))
-        return rearrange(small, "n (c t h) w -> n c t h w", c=3, h=height).clamp_(0, 1)
+        n, t = box.shape[:2]
+        out = torch.empty((n, 3, t, height, width), device=clips.device)
+        room = max(1, _CHUNK_ELEMENTS // box[0].numel())
+        for i in range(0, n, room):
+            part = slice(i, i + room)
+            wide = rearrange(box[part], "n t y x c -> n y t x c").to(
+                torch.float32, memory_format=torch.contiguous_format
+            )
+            flat = torch.bmm(rows[part], wide.flatten(2))
+            flat = rearrange(flat, "n h (t x c) -> n (c t h) x", t=t, c=3)
+            small = torch.bmm(flat, columns[part])
+            out[part] = rearrange(small, "n (c t h) w -> n c t h w", c=3, h=height)
+        return out.clamp_(0, 1)
 
     def _blur(
-        self, video: Float[Tensor, "n c t h w"], sigma: Float[Tensor, " n"]
+        self, video: Float[Tensor, "n c t h w"], sigma: Float[Tensor, "n 1 1 1 1"]
     ) -> Float[Tensor, "n c t h w"]:
+        sigma = sigma.flatten()
         down = blur_matrices(sigma, self.blur_radius, self.size[0])[:, None, None]
         across = blur_matrices(sigma, self.blur_radius, self.size[1])[:, None, None]
         return down @ video @ across.transpose(-1, -2)
 
 
-def _jitter(
-    video: Float[Tensor, "n 3 t h w"], jitter: Float[Tensor, "n 4"], order: Int[Tensor, "n 4"]
-) -> Float[Tensor, "n 3 t h w"]:
-    neutral = jitter == jitter.new_tensor([1.0, 1.0, 1.0, 0.0])
-    for place in range(order.shape[1]):
-        for i, name in enumerate(JITTERS):
-            which = (order[:, place] == i) & ~neutral[:, i]
-            if which.any():
-                factors = jitter[which, i].to(video.device)[:, None, None, None, None]
-                video = _replace(
-                    video, which, lambda some, name=name, f=factors: adjust[name](some, f)
-                )
-    return video
+class _Changes:
+    """Drawn changes of some clips, on their device: factors, and indices of the clips concerned.
+
+    Which clips an operation concerns is decided on the host. All indices travel in one copy and all
+    factors in another.
+
+    Attributes:
+        box: top, left, bottom and right of the smallest window that holds all crops.
+        crop: (n, 4) top, left, height, width.
+        flip: bool (n,).
+        factors: of each colour change, (n, 1, 1, 1, 1).
+        sigma: of the blur, (n, 1, 1, 1, 1).
+        jitters: the colour changes in their order, each with the indices of the clips concerned.
+        grey: indices of the clips that lose their colour.
+        blurred: indices of the clips that are blurred.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], device: torch.device) -> None:
+        crop, jitter, order = params["crop"], params["jitter"], params["order"]
+        ends = crop[:, :2] + crop[:, 2:]
+        top, left, bottom, right = (*crop[:, :2].amin(0).tolist(), *ends.amax(0).tolist())
+        self.box = (top, left, bottom, right)
+        numbers = to_device(
+            torch.cat(
+                (crop, params["flip"][:, None], jitter, params["blur"][:, None].to(jitter)), 1
+            ),
+            device,
+        )
+        self.crop, self.flip = numbers[:, :4], numbers[:, 4] > 0
+        factors = numbers[:, 5:, None, None, None, None].unbind(1)
+        self.factors, self.sigma = dict(zip(JITTERS, factors[:-1], strict=True)), factors[-1]
+
+        changed = jitter != jitter.new_tensor([1.0, 1.0, 1.0, 0.0])
+        masks = [
+            (order[:, place] == i) & changed[:, i]
+            for place in range(order.shape[1])
+            for i in range(len(JITTERS))
+        ]
+        which = [mask.nonzero()[:, 0] for mask in (*masks, params["grey"], params["blur"] > 0)]
+        there = to_device(torch.cat(which), device).split([len(each) for each in which])
+        *jitters, self.grey, self.blurred = there
+        self.jitters = [
+            (name, indices)
+            for name, indices in zip(JITTERS * order.shape[1], jitters, strict=True)
+            if len(indices)
+        ]
 
 
-def _replace(video: Tensor, which: Tensor, change) -> Tensor:
-    """``video`` with the clips that ``which`` (a mask on the CPU) marks changed."""
-    if which.all():
-        return change(video)
-    # Indices made on the CPU spare the device a synchronisation that a mask would need.
-    indices = which.nonzero()[:, 0].to(video.device)
-    return video.index_copy(0, indices, change(video[indices]).contiguous())
+def _changed(
+    video: Tensor, which: Tensor, factors: Tensor | None, change: Callable[..., Tensor]
+) -> Tensor:
+    """Change the clips of the given indices, in place unless all are changed."""
+    if len(which) in (0, len(video)):
+        return change(video, factors).contiguous() if len(which) else video
+    some = None if factors is None else factors[which]
+    return video.index_copy_(0, which, change(video[which], some).contiguous())
 
 
 def _aspects(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[float, float]:

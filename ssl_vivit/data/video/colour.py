@@ -1,4 +1,7 @@
-"""Colour changes of RGB clips in [0, 1], one factor a clip, as torchvision defines them."""
+"""Colour changes of RGB clips in [0, 1], one factor a clip, as torchvision defines them.
+
+A change may overwrite the clips that it is given.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ssl_vivit.preprocessing import LUMA
 def luma(video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 1 t h w"]:
     """Brightness as ITU-R 601 weighs the channels, with torchvision's digits."""
     red, green, blue = video.unbind(1)
-    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
 def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -22,7 +25,7 @@ def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _brightness(video: Tensor, factor: Tensor) -> Tensor:
-    return (video * factor).clamp_(0, 1)
+    return video.mul_(factor).clamp_(0, 1)
 
 
 def _contrast(video: Tensor, factor: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ def _hue(video: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    place = sixths + 6 * shift + video.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1)
+    offsets = torch.arange(5.0, 0.0, -2.0, device=video.device).view(1, 3, 1, 1, 1)
+    place = sixths + 6 * shift + offsets
     place = torch.remainder(place, 6)
     return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
 

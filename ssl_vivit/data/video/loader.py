@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from ssl_vivit.data import stopping
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import name_fraction, permutation
+from ssl_vivit.data.to_device import Preparation, to_device
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.data.video.broken_videos import (
     SampleFetcher,
@@ -286,7 +287,7 @@ class ClipBatches:
     def _batches(
         self, schedule: Iterable[list[tuple[int, int]]], device: torch.device, replace: bool
     ) -> Generator[dict[str, Any], None, None]:
-        found = False
+        found, preparation = False, Preparation(device)
         with closing(self._messages(schedule, device, replace)) as messages:
             for message in messages:
                 if "stopped" in message:
@@ -296,7 +297,7 @@ class ClipBatches:
                 self._count_left_out(message, given_up=replace and message["lost"] > 0)
                 if message["key"]:
                     found = True
-                    yield self._finish(message, device)
+                    yield preparation.run(functools.partial(self._finish, message, device))
         if self.unlabelled and not found:
             raise DataError(
                 f"no video has labels; the first: {next(iter(self.unlabelled.values()))}"
@@ -334,7 +335,7 @@ class ClipBatches:
             atexit.unregister(end_workers)
 
     def _finish(self, message: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        clips = message["clips"].to(device, non_blocking=True)
+        clips = to_device(message["clips"], device)
         batch_size = clips.shape[0]
         params = {
             name: torch.from_numpy(value).flatten(0, 1) for name, value in message["params"].items()
@@ -346,7 +347,7 @@ class ClipBatches:
             "key": message["key"],
             "draw": message["draw"],
             "broken": list(message["broken"]),
-            **{name: torch.from_numpy(value).to(device) for name, value in numbers.items()},
+            **{name: to_device(torch.from_numpy(value), device) for name, value in numbers.items()},
         }
 
     def _count_left_out(self, message: dict[str, Any], given_up: bool) -> None:

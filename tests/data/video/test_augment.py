@@ -10,9 +10,12 @@ import torch
 import torchvision.transforms.v2.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms import RandomResizedCrop
 
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.video import augment as augment_module
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
 from ssl_vivit.errors import DataError
 
@@ -166,13 +169,64 @@ def test_contrast_keeps_the_clips_mean_not_each_frames() -> None:
     assert out[0, :, 1].unique().item() == pytest.approx(0.75 * 200 / 255, abs=1e-3)
 
 
-def test_parts_of_a_batch_are_as_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    augment = Augment(STRONG, (20, 28))
+@pytest.mark.parametrize("in_channels", [3, 1])
+@pytest.mark.parametrize("chunk", [1, 5000, 2**20])
+def test_a_batch_is_as_its_clips_one_by_one(
+    in_channels: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment_module, "_CHUNK_ELEMENTS", chunk)
+    augment = Augment(STRONG, (20, 28), in_channels)
     clips = some_clips(7, 2, 30, 34)
     params = draw_many(augment, 7, 30, 34)
     one_by_one = augment(clips, params)
     together = augment._apply(clips, params)
     assert torch.allclose(one_by_one, together, atol=1e-5)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts kernels, copies from the host and bytes that operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.bytes, self.copies, self.waits = 0, 0, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        inputs, outputs = (
+            [each for each in tree_leaves(part) if isinstance(each, Tensor)]
+            for part in ((args, kwargs), out)
+        )
+        on_device = [each for each in (*inputs, *outputs) if each.device.type == "meta"]
+        name = func.overloadpacket.__name__
+        if not on_device or func.is_view or name in ("empty", "_unsafe_view", "detach"):
+            return out
+        if any(each.device.type == "cpu" and each.ndim for each in inputs):
+            self.copies += 1
+            blocking = not (name == "_to_copy" and kwargs.get("non_blocking"))
+            self.waits += [name] if blocking else []
+        elif name in ("_local_scalar_dense", "nonzero", "masked_select"):
+            self.waits.append(name)
+        self.kernels += 1
+        if name in ("index", "index_select"):
+            on_device = [out, out]
+        elif name in ("index_copy_", "copy_"):
+            on_device = [inputs[-1], inputs[-1]]
+        self.bytes += sum(each.numel() * each.element_size() for each in on_device)
+        return out
+
+
+def test_a_batch_on_a_device_keeps_to_its_budget() -> None:
+    """64 videos in two views of 16 frames of CLEVRER, as the small preset has them."""
+    augment = Augment(AugmentConfig(), (112, 112))
+    params = draw_many(augment, 128, 320, 480)
+    clips = torch.empty(128, 16, 320, 480, 3, dtype=torch.uint8, device="meta")
+    with Traffic() as traffic:
+        out = augment._apply(clips, params)
+    assert out.shape == (128, 3, 16, 112, 112)
+    assert traffic.waits == []
+    assert traffic.copies == 2
+    assert traffic.kernels <= 350
+    assert traffic.bytes <= 36e9
 
 
 def test_autocast_does_not_reach_the_pixels() -> None:

@@ -123,8 +123,22 @@ class NeuralPrediction(Objective):
             self._refuse_short(parts)
             self._anneal()
         all_rates = predict_parts(self.model, parts)
+        absent = self._absent_rates(parts)
         with torch.autocast(all_rates[0].device.type, enabled=False):
-            return self._step(parts, [_full(rates) for rates in all_rates])
+            step = self._step(parts, [_full(rates) for rates in all_rates])
+            return step._replace(loss=step.loss + absent)
+
+    def begin_step(self, step: int) -> None:
+        """Keep the positions of Gaussian readouts within the map, also those of sharded parameters.
+
+        The readout itself clamps the weights that FSDP2 has gathered for a forward pass, which are
+        a copy.
+        """
+        with torch.no_grad():
+            for readout in self.model.readouts.values():
+                mean = getattr(readout, "mean", None)
+                if isinstance(mean, nn.Parameter) and mean.requires_grad:
+                    mean.clamp_(-1, 1)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the model, with what it knows of its sessions, to ``directory``."""
@@ -203,6 +217,24 @@ class NeuralPrediction(Objective):
         ]
         return torch.stack(absent).sum() if absent else 0.0
 
+    def _absent_rates(self, parts: list[dict[str, Any]]) -> Tensor | float:
+        """Zero, by way of a call of the core for each frame rate that the batch lacks.
+
+        The core is called once for each frame rate. Where its weights are sharded, a process that
+        made fewer calls than another would let that one wait for ever.
+        """
+        if not (self.training and is_sharded(self)):
+            return 0.0
+        rates = self.model.frame_rates
+        present = {rates[part["session"]] for part in parts}
+        absent = {rates[name]: name for name in self.model.sessions if rates[name] not in present}
+        video, behaviour = parts[0]["video"][:1], parts[0].get("behaviour")
+        maps = [
+            self.model.core(video, None if behaviour is None else behaviour[:1], session)
+            for session in absent.values()
+        ]
+        return torch.stack([_full(map).sum() for map in maps]).sum() * 0 if maps else 0.0
+
     def _mean_response(self, session: str) -> Tensor:
         index = [fact.name for fact in self.facts].index(session)
         return getattr(self, f"mean_response_{index}")
@@ -252,6 +284,11 @@ class NeuralPrediction(Objective):
                 )
             if not weight >= 0:
                 raise ValueError(f"objective.regularisation.{name} {weight} must not be negative")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 shards weights of the module."""
+    return any(hasattr(part, "unshard") for part in module.modules())
 
 
 def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[Tensor]:

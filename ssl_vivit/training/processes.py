@@ -227,11 +227,10 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         # FSDP is imported where it is used: it takes half as long to load as torch itself.
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Weights travel and multiply in half precision, gradients add up in full. Inputs are left to
-        # autocast, as under DDP: cast at the door, losses would be computed in half precision too.
-        compute = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
+        # Weights are gathered in float32 and autocast decides where they are halved, as under DDP.
+        # Gathered in half precision, positions and residuals would be halved, too.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+            cast_forward_inputs=False
         )
     return accelerator
 
@@ -254,8 +253,7 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
     """Batch norms over the batch of all processes.
 
     Raises:
-        RunError: where there is no such kernel: on CPUs, and under FSDP2 in half precision, which
-            would halve a batch norm's weights but not its running statistics.
+        RunError: on CPUs, where there is no such kernel.
     """
     norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in objective.modules())
     if host.world_size == 1 or not norms:
@@ -264,11 +262,6 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
         raise RunError(
             f"batch norm is not synchronised over {host.world_size} CPU processes; set "
             "--objective.batch_norm false, or train in one process"
-        )
-    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
-        raise RunError(
-            f"batch norm does not go with FSDP2 in {accelerator.mixed_precision}; set "
-            "--objective.batch_norm false or --training.precision fp32"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
 

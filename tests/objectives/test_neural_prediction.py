@@ -2,11 +2,13 @@
 
 import copy
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sharded_on_ranks
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -427,15 +429,36 @@ def test_penalties_of_gaussian_readouts_are_theirs():
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
-    """Other sessions and other numbers of known responses on each; to 1e-10 in float64."""
-    script = Path(__file__).parent / "neural_prediction_on_ranks.py"
+def on_two_processes(script, folder):
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
          "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
-         script, tmp_path],
+         Path(__file__).with_name(script), folder],
         check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
+
+
+def test_sharded_processes_with_other_frame_rates_equal_one(tmp_path):
+    """The process that lacks a frame rate would otherwise leave the other one waiting."""
+    on_two_processes("sharded_on_ranks.py", tmp_path)
+    found = load_file(tmp_path / "sharded.safetensors")
+    whole = sharded_on_ranks.objective()
+    whole.begin_step(0)
+    parts = [*sharded_on_ranks.of_rank(0)["parts"], *sharded_on_ranks.of_rank(1)["parts"]]
+    whole(batch(*parts)).loss.backward()
+    assert found["mean"].abs().max() == 1
+    assert torch.equal(found.pop("mean"), whole.model.readouts["fast"].mean)
+    found.pop("loss")
+    expected = gradients(whole)
+    assert {name for name, gradient in expected.items() if gradient is not None} == found.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
+    """Other sessions and other numbers of known responses on each; to 1e-10 in float64."""
+    on_two_processes("neural_prediction_on_ranks.py", tmp_path)
     config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
     ours = NeuralPrediction(model(), config, facts=facts())
     step = ours(batch(*of_rank(0), *of_rank(1)))

@@ -102,6 +102,8 @@ def main(folder: Path) -> None:
     ended = fit(objective(0), ToyLoader(), config(folder / "ended"), periodic=[ends])
     report["ended"] = [ended.step, ended.encoder is not None]
 
+    fit(toy(0, dropout=0.0), ToyLoader(torch.float32), config(folder / "half", precision="bf16"))
+
     try:
         fit(objective(0), Poisoned(), config(folder / "poisoned"))
     except RunError as error:

@@ -85,6 +85,18 @@ def test_weights_optimiser_and_encoder_equal_one_process(launched: Path, alone: 
     assert [report["world"] for report in _reports(launched)] == [2, 2]
 
 
+def test_half_precision_is_that_of_one_process(launched: Path, tmp_path: Path) -> None:
+    """Weights that FSDP2 gathered in half precision would also halve residuals and positions."""
+    one = _one_process(tmp_path / "run", precision="bf16")
+    fit(toy(0, dropout=0.0), ToyLoader(torch.float32), one)
+    ours, theirs = (
+        load_file(folder / "encoder/model.safetensors")
+        for folder in (launched / "half", tmp_path / "run")
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_gradient_norm_and_loss_equal_one_process(launched: Path, alone: Path) -> None:
     ours = [row for row in _rows(launched / "whole") if "train/loss" in row]
     for row, reference in zip(ours, _rows(alone), strict=True):

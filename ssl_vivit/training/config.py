@@ -78,6 +78,8 @@ class TrainingConfig:
         keep_checkpoints: how many of the newest checkpoints stay; 0 keeps all.
         resume: never starts anew, auto continues from the run's newest whole checkpoint if there is
             one, a path continues from that checkpoint.
+        profile: measure that many steps, from the fourth one of this call on: print how long each
+            phase takes, and write profile.json for ui.perfetto.dev to the run; 0 measures none.
         log_every: steps between lines of metrics.jsonl and the tracker.
         tracker: wandb logs offline where no account is set up; none logs to metrics.jsonl alone.
         project: the tracker's project; null is that of WANDB_PROJECT, or ssl_vivit.
@@ -95,6 +97,7 @@ class TrainingConfig:
     checkpoint_every: int = 1_000
     keep_checkpoints: int = 3
     resume: str = "never"
+    profile: int = 0
     log_every: int = 10
     tracker: Literal["wandb", "none"] = "wandb"
     project: str | None = None
@@ -111,6 +114,7 @@ class TrainingConfig:
         """
         check_least(self, "training.", steps=1, total_batch_size=1, accumulation=1)
         check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0, seed=0)
+        check_least(self, "training.", profile=0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(
                 f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"

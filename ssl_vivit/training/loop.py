@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ssl_vivit import command
+from ssl_vivit.data.phases import phase
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
@@ -50,7 +51,10 @@ from ssl_vivit.training.processes import (
 )
 from ssl_vivit.training.run_directory import check_claim, open_run, place
 from ssl_vivit.training.signals import Interruption
-from ssl_vivit.training.step_metrics import StepMetrics, Throughput
+from ssl_vivit.training.speed.profile import StepProfile
+from ssl_vivit.training.speed.throughput import Throughput
+from ssl_vivit.training.speed.utilisation import Utilisation, peak_flops
+from ssl_vivit.training.step_metrics import StepMetrics, clips_of
 from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 
@@ -257,6 +261,15 @@ class _Run:
         )
         self.bar: dict[str, str] = {}
         self.throughput = Throughput()
+        name = torch.cuda.get_device_name(device) if on_gpu else device.type
+        self.utilisation = Utilisation(peak_flops(name, config.precision))
+        self.profile = StepProfile(
+            self.step,
+            config.profile if self.host.is_main else 0,
+            device,
+            self.run_dir / "profile.json",
+            self._say,
+        )
 
     def _introduce(self) -> None:
         """Say where and how the run trains, and what about its length is odd."""
@@ -286,15 +299,22 @@ class _Run:
         if self.step == 0:
             self._run_periodic()
         while self.step < self.last and self.ended is None:
-            micro_batches, failure = self._fetch()
-            self._settle(self.lag, failure)
+            self.profile.begin_step(self.step)
+            with phase("wait for data"), self.throughput.waiting():
+                micro_batches, failure = self._fetch()
+            with phase("logging"):
+                self._settle(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
-            self._run_periodic()
+            with phase("evaluation"):
+                self._run_periodic()
             ends = self.step == self.last or self.ended is not None
             if ends or self.step % self.config.checkpoint_every == 0:
-                self._save()
+                with phase("checkpoint"):
+                    self._save()
+        self.profile.begin_step(self.step)
+        self.profile.end()
         self._settle_all()
         if self.ended is not None:
             self.progress.close()  # so that the line is not overwritten
@@ -311,6 +331,7 @@ class _Run:
             vars(self.objective)["forward"] = self.forward
         if isinstance(self.stream, Generator):
             self.stream.close()
+        self.profile.end()
         self.progress.close()
         if self.tracking is not None:
             self.tracking.close()
@@ -325,17 +346,20 @@ class _Run:
         warmup = self.config.optimizer.warmup_steps
         set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
         steps = []
-        for batch in micro_batches:
-            with self.accelerator.accumulate(self.model):
-                # Accelerate wraps the forward pass of all but FSDP2 models in autocast itself.
-                with self.accelerator.autocast():
-                    step = self.model(batch)
-                self.accelerator.backward(step.loss)
-                if self.accelerator.sync_gradients:
-                    norm = self._clip()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            steps.append(step)
+        with self.utilisation.counting(sum(map(clips_of, micro_batches))):
+            for batch in micro_batches:
+                with self.accelerator.accumulate(self.model):
+                    # Accelerate wraps the forward pass of all but FSDP2 models in autocast itself.
+                    with phase("forward"), self.accelerator.autocast():
+                        step = self.model(batch)
+                    with phase("backward"):
+                        self.accelerator.backward(step.loss)
+                    with phase("optimiser"):
+                        if self.accelerator.sync_gradients:
+                            norm = self._clip()
+                        self.optimizer.step()
+                        self.optimizer.zero_grad()
+                steps.append(step)
         self.step += 1
         self.pending.append(
             StepMetrics.of(self.step, steps, norm, micro_batches, learning_rate=learning_rate)
@@ -389,17 +413,21 @@ class _Run:
         self.progress.update(record.step - self.progress.n)
         if not self._logs(record.step):
             return
-        clips_per_second = self.throughput.read()
-        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{clips_per_second:.1f}")
+        speed = self.throughput.read()
+        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{speed.clips_per_second:.1f}")
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": record.learning_rate,
-            "train/clips_per_second": clips_per_second,
+            "train/clips_per_second": speed.clips_per_second,
+            "train/data_wait": speed.data_wait,
             **{f"train/{name}": value for name, value in metrics.items()},
         }
         if self.accelerator.device.type == "cuda":
             values["system/gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
+        share = self.utilisation.share(speed.clips_per_second / self.host.world_size)
+        if share is not None:
+            values["system/mfu"] = share
         self._log(record.step, values)
 
     def _logs(self, step: int) -> bool:

@@ -1,11 +1,8 @@
-"""Loss, gradient norm, metrics and throughput of optimisation steps, on their way to the log."""
+"""Loss, gradient norm and metrics of optimisation steps, on their way to the log."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +57,7 @@ class StepMetrics:
             copied = torch.cuda.Event()
             copied.record()
         keys = [list(map(str, batch.get("key", ()))) for batch in micro_batches]
-        clips = sum(_clips(batch) for batch in micro_batches)
+        clips = sum(clips_of(batch) for batch in micro_batches)
         return cls(step, names, numbers, copied, keys, clips, learning_rate)
 
     def read(self) -> list[float]:
@@ -87,8 +84,8 @@ class StepMetrics:
         ]
 
 
-def _clips(batch: dict[str, Any]) -> int:
-    """b · views of (b, views, C, T, H, W); else the first tensor's length, or the number of keys."""
+def clips_of(batch: dict[str, Any]) -> int:
+    """Count the clips of a batch: b · views of (b, views, C, T, H, W); else the first tensor's length, or the number of keys."""
     clips = batch.get("clips")
     if isinstance(clips, Tensor) and clips.ndim == 6:
         return clips.shape[0] * clips.shape[1]
@@ -96,27 +93,3 @@ def _clips(batch: dict[str, Any]) -> int:
         (len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim),
         len(batch.get("key", ())),
     )
-
-
-class Throughput:
-    """Clips per second of training alone: the time inside :meth:`paused` does not count."""
-
-    def __init__(self) -> None:
-        self._clips = 0
-        self._since = time.perf_counter()
-
-    def add(self, clips: int) -> None:
-        self._clips += clips
-
-    def read(self) -> float:
-        """Clips per second since the last reading."""
-        now = time.perf_counter()
-        rate = self._clips / max(now - self._since, 1e-9)
-        self._clips, self._since = 0, now
-        return rate
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start

@@ -16,7 +16,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import fit
-from ssl_vivit.training.step_metrics import Throughput
+from ssl_vivit.training.speed.throughput import Throughput
 from ssl_vivit.training.tracking import Tracking, unreachable, wandb_mode
 
 
@@ -30,15 +30,17 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_clips_per_second_leave_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter((0.0, 2.0, 12.0, 14.0, 15.0))
+    seconds = iter((0.0, 2.0, 12.0, 12.5, 13.5, 14.0, 15.0))
     monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
     throughput = Throughput()
     throughput.add(6)
     with throughput.paused():
         throughput.add(2)
-    assert throughput.read() == pytest.approx(8 / 4)
+    with throughput.waiting():
+        pass
+    assert throughput.read() == pytest.approx((8 / 4, 1 / 4))
     throughput.add(5)
-    assert throughput.read() == pytest.approx(5 / 1)
+    assert throughput.read() == pytest.approx((5 / 1, 0))
 
 
 def test_mode_follows_the_account(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +68,7 @@ def test_keys_and_steps(config) -> None:
         "train/grad_norm",
         "train/lr",
         "train/clips_per_second",
+        "train/data_wait",
         "train/spread",
     }
     assert rows[0]["train/lr"] == pytest.approx(0.5 * 4 / 256 / 2)

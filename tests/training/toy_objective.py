@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ssl_vivit.objectives.contract import Objective, Step
 
+# Metrics that the clock measures.
+TIMED = {"train/clips_per_second", "train/data_wait"}
+
 
 class Block(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ssl_vivit.data.phases import phase
 from ssl_vivit.data.randomness import Names
 from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.data.sessions.files import Session
@@ -106,10 +107,11 @@ def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device)
         )
     if pupil is not None:
         pupil = facts.standardised_pupil(pupil).where(valid, 0) if facts.pupil_mean else None
-    moved = {
-        name: to_device(value, device) if isinstance(value, Tensor) else value
-        for name, value in {**part, "behaviour": behaviour, "pupil_centre": pupil}.items()
-    }
+    with phase("copy"):
+        moved = {
+            name: to_device(value, device) if isinstance(value, Tensor) else value
+            for name, value in {**part, "behaviour": behaviour, "pupil_centre": pupil}.items()
+        }
     video = rearrange(moved["video"], "b t h w -> b 1 t h w")
     moved["video"] = facts.standardised_video(video)
     return moved

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from ssl_vivit.data import stopping
 from ssl_vivit.data.batch_split import BatchSplit
+from ssl_vivit.data.phases import phase
 from ssl_vivit.data.randomness import name_fraction, permutation
 from ssl_vivit.data.to_device import Preparation, to_device
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
@@ -335,12 +336,14 @@ class ClipBatches:
             atexit.unregister(end_workers)
 
     def _finish(self, message: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        clips = to_device(message["clips"], device)
+        with phase("copy"):
+            clips = to_device(message["clips"], device)
         batch_size = clips.shape[0]
         params = {
             name: torch.from_numpy(value).flatten(0, 1) for name, value in message["params"].items()
         }
-        views = self.dataset.augment(rearrange(clips, "b v t h w c -> (b v) t h w c"), params)
+        with phase("augmentation"):
+            views = self.dataset.augment(rearrange(clips, "b v t h w c -> (b v) t h w c"), params)
         numbers = {"frames": message["frames"], "fps": message["fps"], **message["labels"]}
         return {
             "clips": rearrange(views, "(b v) c t h w -> b v c t h w", b=batch_size),

@@ -238,12 +238,15 @@ class MaskedTubelets(Objective):
         )
 
     @torch.no_grad()
-    def errors(self, batch: dict[str, Any], seed: int) -> dict[str, Float[Tensor, " clips"]]:
+    def errors(
+        self, batch: dict[str, Any], seed: int | None = None
+    ) -> dict[str, Float[Tensor, " clips"]]:
         """How far predictions are off, beside three guesses without any model.
 
         Args:
             batch: as in :meth:`forward`.
-            seed: of the masks.
+            seed: of the masks; None draws them from the names in ``draw``, so that the mask of a
+                clip does not depend on the others of its batch.
 
         Returns:
             Mean squared errors over the hidden tubelets of each clip, in units of the targets,
@@ -253,7 +256,10 @@ class MaskedTubelets(Objective):
             tubelet's own mean colour, an oracle, since no model sees what is hidden.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
-        mask = self.draw_mask(video, torch.Generator().manual_seed(seed))
+        if seed is None:
+            mask = self.draw_mask(video, names=names_of_views(batch, "mask"))
+        else:
+            mask = self.draw_mask(video, torch.Generator().manual_seed(seed))
         targets = self.targets(video, mask)
         near, distance = nearest_visible(mask, self._grid(video), _NEIGHBOURS)
         weight = distance.square().reciprocal().to(targets)

@@ -459,8 +459,8 @@ class _Run:
             return
         self._settle_all()
         moment = Moment(
-            self.step, self.model, self.run_dir, self.accelerator, self.progress, self._export,
-            self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
+            self.step, self.model, self.run_dir, self.accelerator, self.host, self.progress,
+            self._export, self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
         )  # fmt: skip
         with self.throughput.paused():
             for job in due:

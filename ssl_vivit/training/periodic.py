@@ -13,6 +13,8 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ssl_vivit.training.processes import Host
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -23,6 +25,7 @@ class Moment:
         model: the wrapped objective, in eval mode.
         run_dir: the run's directory.
         accelerator: knows device and processes.
+        host: exchanges numbers and tensors of the CPU between processes.
         progress: the progress bar; ``progress.write(line)`` prints above it.
         export: writes the model as it is now to a directory; every process must call it.
         end: ends the run after this step as if it were the last one; takes the reason, which is
@@ -34,6 +37,7 @@ class Moment:
     model: nn.Module
     run_dir: Path
     accelerator: Accelerator
+    host: Host
     progress: tqdm
     export: Callable[[Path], None]
     end: Callable[[str], None]

@@ -23,7 +23,7 @@ from accelerate.utils import (
     TorchDynamoPlugin,
     parse_flag_from_env,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_vivit import first_failure
@@ -102,6 +102,21 @@ class Host:
             json.loads(bytes(piece[: int(size)].tolist()))
             for piece, size in zip(texts, lengths, strict=True)
         ]
+
+    def gather_rows(self, own: Tensor) -> list[Tensor]:
+        """Every process's rows of a CPU tensor, in order of rank, on all processes.
+
+        Args:
+            own: (rows, …), of one dtype and shape on all processes but for the number of rows.
+        """
+        if self._group is None:
+            return [own]
+        lengths = self.gather(len(own))
+        padded = own.new_zeros((max(lengths), *own.shape[1:]))
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=self._group)
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Do ``work`` on the main process; all get its JSON result.

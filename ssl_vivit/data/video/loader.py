@@ -29,7 +29,7 @@ import torch
 from einops import rearrange
 from torch.utils.data import DataLoader
 
-from ssl_vivit.data import stopping
+from ssl_vivit.data import shared_memory, stopping
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.phases import phase
 from ssl_vivit.data.randomness import name_fraction, permutation
@@ -270,6 +270,15 @@ class ClipBatches:
         schedule = (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size))
         return self._batches(schedule, torch.device(device), replace=False)
 
+    def of_process(self, rank: int, world_size: int) -> ClipBatches:
+        """Return every ``world_size``-th of the videos, from number ``rank`` on."""
+        if world_size == 1:
+            return self
+        indices = self.indices[rank::world_size]
+        part = ClipBatches(self.dataset, workers=self.workers, shuffle=False, indices=indices)
+        part.broken, part.unlabelled, part._total = self.broken, self.unlabelled, self._total
+        return part
+
     def _schedule(
         self, split: BatchSplit, start_step: int, steps: int
     ) -> Iterator[list[tuple[int, int]]]:
@@ -325,6 +334,7 @@ class ClipBatches:
         # Workers ignore SIGTERM, and an interpreter that ends with this generator open waits for them.
         end_workers = functools.partial(_end, started)
         atexit.register(end_workers)
+        shared_memory.started(self)
         try:
             yield from iterator
         finally:
@@ -377,11 +387,12 @@ class ClipBatches:
         # Beside those that wait, one batch is in use and one is being made.
         needed = batch * (self.workers * _PREFETCH + 2) * _local_processes()
         free = shutil.disk_usage("/dev/shm").free
-        if needed > free:
+        if missing := shared_memory.missing(self, needed, free):
             raise DataError(
                 f"--data.workers {self.workers} need {needed / 2**20:,.0f} MiB of shared memory "
-                f"for the batches on their way, and /dev/shm has {free / 2**20:,.0f} MiB free; "
-                f"lower --data.workers or --data.frame_size, or enlarge it (docker: --shm-size)"
+                f"for the batches on their way, and /dev/shm has {free / 2**20:,.0f} MiB free, "
+                f"{missing / 2**20:,.0f} MiB too few beside other loaders; lower --data.workers or "
+                "--data.frame_size, or enlarge it (docker: --shm-size)"
             )
 
 

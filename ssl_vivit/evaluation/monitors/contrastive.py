@@ -7,12 +7,13 @@ from pathlib import Path
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import feature_geometry, warn_of_collapse
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig
+from ssl_vivit.evaluation.monitors.over_processes import measure_videos
 from ssl_vivit.evaluation.monitors.pretraining_figures import (
     learning_curves,
     nearest_neighbours,
     view_pairs,
 )
-from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, collect, retrieval_top1
+from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, retrieval_top1, view_rows
 from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.tracking import read_metrics
@@ -79,8 +80,13 @@ class ContrastiveEvaluation:
         return numbers
 
     def _collect(self, clips: ClipBatches, moment: Moment) -> ViewFeatures:
-        batches = clips.once(self.config.batch_size, moment.accelerator.device)
-        return collect(lambda batch: moment.call("features", batch), batches)
+        keys, rows = measure_videos(
+            clips,
+            self.config.batch_size,
+            moment,
+            lambda batch: view_rows(moment.call("features", batch), batch),
+        )
+        return ViewFeatures(rows["features"], keys, rows["middle_frames"], rows["frame_numbers"])
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made: encoder, retrieval before and after, speed, how to load."""

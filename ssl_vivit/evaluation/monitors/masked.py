@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.collapse import feature_geometry, warn_of_collapse
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig
+from ssl_vivit.evaluation.monitors.over_processes import measure_videos
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
 from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
@@ -56,32 +58,39 @@ class MaskedEvaluation:
 
     def _measured(self, moment: Moment) -> dict[str, float]:
         assert self.clips is not None
+        first = True
+
+        def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
+            nonlocal first
+            if first:
+                self._draw(batch, moment)
+            first = False
+            errors = {
+                name: rows.unflatten(0, (len(batch["key"]), -1))
+                for name, rows in moment.call("errors", batch).items()
+            }
+            return {**errors, "features": moment.call("features", batch).float()}
+
+        _, found = measure_videos(self.clips, self.config.batch_size, moment, measure)
+        features = found["features"]
+        geometry = feature_geometry(features) if len(features) > 1 else {}
         names = (ERROR, COPY_ERROR, INTERPOLATION_ERROR, MEAN_ERROR)
-        errors: dict[str, list[Tensor]] = {name: [] for name in names}
-        features = []
-        device = moment.accelerator.device
-        for seed, batch in enumerate(self.clips.once(self.config.batch_size, device)):
-            found = moment.call("errors", batch, seed)
-            for name, values in errors.items():
-                values.append(found[name.removeprefix("val/")].cpu())
-            features.append(moment.call("features", batch).float().cpu())
-            if seed == 0:
-                few = batch["clips"][:_SHOWN, 0]
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
-                    shown = moment.call("reconstruct", few)
-                if moment.accelerator.is_main_process:
-                    name = f"reconstructions_step_{moment.step:08d}.png"
-                    path = moment.run_dir / "figures" / name
-                    numbers = batch["frames"][:_SHOWN, 0]
-                    reconstructions(shown.cpu(), batch["key"][:_SHOWN], numbers, path)
-        geometry = feature_geometry(torch.cat(features)) if len(self.clips) > 1 else {}
-        means = {name: torch.cat(values).mean().item() for name, values in errors.items()}
+        means = {name: found[name.removeprefix("val/")].mean().item() for name in names}
         # Class tokens of Model 2 lie close together for the first hundreds of steps, while the
         # tokens already predict hidden pixels: that is no collapse.
         if geometry and means[ERROR] > means[COPY_ERROR]:
             warn_of_collapse(geometry, moment)
         return means | geometry
+
+    def _draw(self, batch: dict[str, Any], moment: Moment) -> None:
+        """Draw some clips as they are, masked and reconstructed; all processes compute them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            shown = moment.call("reconstruct", batch["clips"][:_SHOWN, 0])
+        if moment.accelerator.is_main_process:
+            path = moment.run_dir / "figures" / f"reconstructions_step_{moment.step:08d}.png"
+            numbers = batch["frames"][:_SHOWN, 0]
+            reconstructions(shown.cpu(), batch["key"][:_SHOWN], numbers, path)
 
     def summary(self, run_dir: Path) -> str:
         """A table of what the run made."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches, Clips
 from ssl_vivit.evaluation.monitors.config import OnlineProbeConfig
+from ssl_vivit.evaluation.monitors.over_processes import measure_videos
 from ssl_vivit.evaluation.probes.linear import ProbeKind, probe
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS, chances
 from ssl_vivit.training import Moment, Periodic
@@ -86,10 +86,9 @@ class OnlineProbe:
         return numbers
 
     def _features(self, clips: ClipBatches, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
-        features, labels = [], []
-        for batch in clips.once(self.config.batch_size, moment.accelerator.device):
-            features.append(moment.call("features", batch)[:, 0].float().cpu())
-            labels.append({name: batch[name][:, 0].cpu() for name in _NAMES})
-        return torch.cat(features), {
-            name: torch.cat([part[name] for part in labels]) for name in _NAMES
-        }
+        def measure(batch: dict[str, Any]) -> dict[str, Tensor]:
+            labels = {name: batch[name][:, 0] for name in _NAMES}
+            return {"features": moment.call("features", batch)[:, 0].float(), **labels}
+
+        _, rows = measure_videos(clips, self.config.batch_size, moment, measure)
+        return rows.pop("features"), rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,20 +27,19 @@ class ViewFeatures(NamedTuple):
     frame_numbers: Tensor
 
 
-@torch.no_grad()
-def collect(
-    features: Callable[[dict[str, Any]], Float[Tensor, "b views d"]],
-    batches: Iterable[dict[str, Any]],
-) -> ViewFeatures:
-    """Run a feature function over batches; results are gathered on the CPU in float32."""
-    parts, keys, frames, numbers = [], [], [], []
-    for batch in batches:
-        parts.append(features(batch).float().cpu())
-        keys += batch["key"]
-        middle = batch["clips"].shape[3] // 2
-        frames.append(batch["clips"][:, :, :, middle].float().cpu())
-        numbers.append(batch["frames"][:, :, middle].cpu())
-    return ViewFeatures(torch.cat(parts), keys, torch.cat(frames), torch.cat(numbers))
+def view_rows(features: Float[Tensor, "b views d"], batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the rows of :class:`ViewFeatures` for the videos of a batch, in float32.
+
+    Args:
+        features: of the batch.
+        batch: with ``clips`` (b, views, C, T, H, W) and ``frames`` (b, views, T).
+    """
+    middle = batch["clips"].shape[3] // 2
+    return {
+        "features": features.float(),
+        "middle_frames": batch["clips"][:, :, :, middle].float(),
+        "frame_numbers": batch["frames"][:, :, middle],
+    }
 
 
 def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:

@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
 
+from ssl_vivit.data import shared_memory
 from ssl_vivit.data.batch_split import BatchSplit
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.augment import Augment, AugmentConfig
@@ -360,6 +362,29 @@ def test_too_little_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError, match=r"--data\.workers 2 need .* MiB of shared memory"):
         batches(workers=2).stream(BatchSplit(6), start_step=0, device="cpu")
     assert len(take(batches(workers=0), 1)) == 1
+
+
+def test_shared_memory_is_checked_once_for_all_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "_waiting", WeakKeyDictionary())
+    train, held_out, late, large = (batches() for _ in range(4))
+    assert shared_memory.missing(train, 60, free=100) == 0
+    assert shared_memory.missing(large, 50, free=100) == 10
+    assert shared_memory.missing(held_out, 30, free=100) == 0
+    shared_memory.started(train)
+    shared_memory.started(held_out)
+    # Both hold their memory by then.
+    assert shared_memory.missing(held_out, 30, free=10) == 0
+    assert shared_memory.missing(late, 30, free=10) == 20
+    assert shared_memory.missing(large, 50, free=100) == 0
+
+
+def test_parts_of_processes_hold_each_video_once() -> None:
+    whole = batches(n=23)
+    parts = [whole.of_process(rank, 3) for rank in range(3)]
+    assert sorted(int(i) for part in parts for i in part.indices) == sorted(whole.indices.tolist())
+    assert [len(part) for part in parts] == [8, 8, 7]
+    parts[1].broken["v"] = "reason"
+    assert whole.broken == {"v": "reason"}
 
 
 def test_closing_ends_the_workers_and_descriptors_do_not_pile_up() -> None:

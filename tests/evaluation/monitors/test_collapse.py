@@ -14,6 +14,7 @@ from ssl_vivit.evaluation.monitors.collapse import (
     feature_geometry,
     warn_of_collapse,
 )
+from ssl_vivit.training.processes import Host
 
 
 def test_even_features_have_std_one_and_full_rank():
@@ -98,7 +99,7 @@ def test_masked_features_that_predict_hidden_pixels_have_not_collapsed(tmp_path,
         moment = SimpleNamespace(
             step=12, run_dir=tmp_path, warming_up=False,
             progress=SimpleNamespace(write=said.append),
-            accelerator=SimpleNamespace(is_main_process=True, device="cpu"),
+            accelerator=SimpleNamespace(is_main_process=True, device="cpu"), host=Host(),
             call=lambda name, *args, found=found: found[name],
         )  # fmt: skip
         watch = masked.MaskedEvaluation.__new__(masked.MaskedEvaluation)
@@ -117,6 +118,9 @@ class OneBatch:
 
     def __len__(self):
         return 3
+
+    def of_process(self, rank, world_size):
+        return self
 
     def once(self, batch_size, device):
         yield self.batch

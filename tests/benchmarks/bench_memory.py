@@ -26,16 +26,6 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 GIB = 2**30
 
 
-class Similarity(nn.Module):
-    """Stands for the loss of SimCLR, which draws its negatives by a mask of unknown size.
-
-    The matrix of similarities of a micro-batch takes less than a thousandth of the activations.
-    """
-
-    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return (one @ other.T).logsumexp(1).mean()
-
-
 def memory_of(preset: str, *, checkpointing: bool = False, bf16: bool = True) -> TrainingMemory:
     """The memory of a preset's training step.
 
@@ -53,7 +43,6 @@ def memory_of(preset: str, *, checkpointing: bool = False, bf16: bool = True) ->
         encoder.set_grad_checkpointing(checkpointing)
         if contrastive:
             objective: nn.Module = objectives.SimCLR(encoder, config.objective)
-            objective.loss = Similarity()
         else:
             objective = objectives.MaskedTubelets(encoder, config.objective)
     shape = (config.data.clip.views, architecture.in_channels, architecture.num_frames,

@@ -1,0 +1,142 @@
+"""Results of benchmarks as files: JSON, Markdown and the documentation's page of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from side_by_side import table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "published" / "benchmarks"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "measured.md"
+_PACKAGES = ("torch", "timm", "transformers", "vit-pytorch", "av", "torchcodec")
+
+
+@dataclass
+class Table:
+    """One table of a benchmark.
+
+    Attributes:
+        caption: a sentence that says what its numbers are.
+        head: names of the columns.
+        rows: their cells.
+    """
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass
+class Results:
+    """What a benchmark measured, where, and by which command.
+
+    Attributes:
+        name: of the benchmark's file, without ``bench_``.
+        title: heading on the page.
+        tables: what was measured.
+        figure: file name of a plot that lies beside the results; empty for none.
+        command: how to repeat it.
+        chip: name of the GPU or the CPU's architecture.
+        versions: package → version.
+    """
+
+    name: str
+    title: str
+    tables: list[Table]
+    figure: str = ""
+    command: str = field(default_factory=lambda: _command())
+    chip: str = ""
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--out``, a folder for the results' files."""
+    parser.add_argument(
+        "--out", type=Path, help="folder for JSON, Markdown and plot; none by default"
+    )
+
+
+def publish(results: Results, device: str, out: Path | None) -> None:
+    """Print the tables; with a folder, write ``NAME.json`` and ``NAME.md`` there.
+
+    Results of a GPU get its name at the end of theirs, so that both kinds lie side by side.
+    """
+    results.chip = chip_name(device)
+    if device == "cuda":
+        results.name += "_gpu"
+    for each in results.tables:
+        print(f"{each.caption}\n\n{table(each.head, each.rows)}\n")
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{results.name}.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
+    (out / f"{results.name}.md").write_text(section(asdict(results)))
+
+
+def section(results: dict) -> str:
+    """Markdown of one benchmark, with its command, chip and versions."""
+    lines = [f"## {results['title']}", ""]
+    for each in results["tables"]:
+        lines += [each["caption"], "", table(each["head"], each["rows"]), ""]
+    if results["figure"]:
+        lines += [f"![{results['title']}](../published/benchmarks/{results['figure']})", ""]
+    versions = ", ".join(f"{name} {found}" for name, found in results["versions"].items())
+    lines += [f"`{results['command']}` on {results['chip']}; {versions}.", ""]
+    return "\n".join(lines)
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The page of all stored results."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    head = [
+        "# Measured speed and memory",
+        "",
+        "`make bench` measures all of this again and writes this page. Figures of a CPU are ratios "
+        "of things that were measured in turn in one run; absolute times come from GPUs alone. "
+        "[Speed and memory](benchmarks.md) says what follows from them.",
+        "",
+    ]
+    if not any(each["name"].endswith("_gpu") for each in found):
+        head += [
+            "No benchmark has been run on a GPU yet. `make bench-gpu` runs them there.",
+            "",
+        ]
+    return "\n".join(head) + "\n".join(section(each) for each in found)
+
+
+def chip_name(device: str) -> str:
+    """Name of the GPU, or one thread of the CPU's architecture."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"one thread of an {platform.machine()} CPU"
+
+
+def _command() -> str:
+    own = Path(sys.argv[0]).name
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        skip = (skip and not word.startswith("--")) or word == "--out"
+        words += [] if skip else [word]
+    return " ".join(["python", f"tests/benchmarks/{own}", *words])
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"written: {PAGE}")

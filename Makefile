@@ -8,13 +8,15 @@ EXTRAS := $(VENV)/.ready-extras
 FINETUNE := $(BIN)/python recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 
-.PHONY: help demo test test-slow lint bench docs clean
+MEASURED := docs/published/benchmarks
+
+.PHONY: help demo test test-slow lint bench bench-gpu docs clean
 
 help:
 	@echo "make demo   from rendered videos over a pretrained encoder to a model of neurons, with a figure"
 	@echo "make test   run the test suite (make test-slow: the tests that take minutes)"
 	@echo "make lint   ruff and mypy"
-	@echo "make bench  speed and memory, as ratios measured side by side"
+	@echo "make bench  speed and memory, as ratios measured side by side (make bench-gpu: on a GPU)"
 	@echo "make docs   build the documentation into docs/_build"
 	@echo "make clean  remove the environment"
 
@@ -49,7 +51,14 @@ lint: $(EXTRAS)
 	$(BIN)/mypy
 
 bench: $(EXTRAS)
-	@set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
+	@set -e; for bench in $(filter-out %/bench_training.py,$(wildcard tests/benchmarks/bench_*.py)); do \
+	  echo "== $$bench"; $(BIN)/python $$bench --out $(MEASURED); done
+	$(BIN)/python tests/benchmarks/results.py
+
+bench-gpu: $(EXTRAS)
+	@set -e; for bench in training encoders class_only tubelets masked_tubelets neural_cores convgru readout live; do \
+	  echo "== $$bench"; $(BIN)/python tests/benchmarks/bench_$$bench.py --device cuda --out $(MEASURED); done
+	$(BIN)/python tests/benchmarks/results.py
 
 docs: $(EXTRAS)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build

@@ -17,7 +17,8 @@ from functools import partial
 
 import torch
 from peers import Sizes, ours
-from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds
 from torch import Tensor, nn
 
 from ssl_vivit.evaluation.complexity import multiply_adds, whole_blocks
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=9)
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -75,7 +77,21 @@ def main() -> None:
             counted = f"{work[way] / work[first]:.2f}"
             rows.append([way, counted, *shares, f"{memory[way] / memory[first]:.2f}"])
     head = ["share of all tokens", "multiply-adds", "forward", "forward + backward", "memory"]
-    print(table(head, rows))
+    publish(
+        Results(
+            "class_only",
+            "Without patch tokens",
+            [
+                Table(
+                    "Shares of the cost with all patch tokens; time: median of the rounds and the range of their middle half.",
+                    head,
+                    rows,
+                )
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 class _Way(nn.Module):

@@ -15,7 +15,8 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from side_by_side import device, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, ratio, rounds, seconds
 from torch import Tensor, nn
 
 from ssl_vivit.neural.modulators import ConvGRU, gru_step
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=5)
     parser.add_argument("--hidden", type=int, default=SHAPE[1], help="channels of the state")
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -80,7 +82,21 @@ def main() -> None:
     times = seconds(cases, args.rounds, args.device)
     product = times.pop("product")
     rows = [[name, ratio(found, product)] for name, found in times.items()]
-    print(table([f"{tuple(SHAPE)}, state {args.hidden}", "2048³ products"], rows))
+    publish(
+        Results(
+            "convgru",
+            "ConvGRU",
+            [
+                Table(
+                    "Forward with backward in units of one 2048³ float32 matrix product.",
+                    [f"{tuple(SHAPE)}, state {args.hidden}", "2048³ products"],
+                    rows,
+                )
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

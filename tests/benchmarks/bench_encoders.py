@@ -18,7 +18,8 @@ from functools import partial
 
 import torch
 from peers import OURS, PEERS, Contestant, Sizes, contestant
-from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds
 from torch import Tensor
 
 from ssl_vivit.evaluation.complexity import multiply_adds
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--batch", type=int, help="clips a call; default: 1, on a GPU 4")
     parser.add_argument("--rounds", type=rounds, default=9)
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     gpu = args.device == "cuda"
@@ -90,8 +92,8 @@ def main() -> None:
             ratios = [ratio(t[them], t[us]) for t in times]
             shares = f"{memories[them] / memories[us]:.2f}"
             rows.append([f"{peer} / {model}", gflops, *ratios, shares])
-    print(table(["theirs / ours", "GFLOPs", "forward", "forward + backward", "memory"], rows))
-    print()
+    peers = ["theirs / ours", "GFLOPs", "forward", "forward + backward", "memory"]
+    compared = [Table("Other implementations of equal size, theirs over ours.", peers, rows)]
     first = ("Model 1", True)
     head = ["ours / Model 1", "GFLOPs", "forward", "forward + backward", "memory"]
     rows = []
@@ -105,7 +107,11 @@ def main() -> None:
         rows.append(row)
     if gpu:
         head += ["clips/s forward", "clips/s forward + backward", "MiB a clip"]
-    print(table(head, rows))
+    publish(
+        Results("encoders", "Encoders", [*compared, Table("Ours beside Model 1.", head, rows)]),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import argparse
 
 import numpy as np
 import torch
-from side_by_side import device, now, rounds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, now, rounds
 
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.facts import SessionFacts
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=25, help="of 8 steps each")
     parser.add_argument("--window", type=int, default=80, help="frames")
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -72,11 +74,26 @@ def main() -> None:
         windows.append(seconds(model.predict, *clip(end, args.window)))
         clips.append(seconds(model.predict, *clip(CLIP, CLIP)))
     rows = [
-        [name, f"{1000 * step:.1f} ms", *(f"1/{np.median(whole) / step:.0f}" for whole in (windows, clips))]
+        [name, *([f"{1000 * step:.1f} ms"] if args.device == "cuda" else []), *(f"1/{np.median(whole) / step:.0f}" for whole in (windows, clips))]
         for name, step in (("median step", np.median(steps)), ("99th percentile", np.quantile(steps, 0.99)))
     ]  # fmt: skip
-    head = ["vivit_neural_small", args.device, f"of a window of {args.window} frames"]
-    print(table([*head, f"of a clip of {CLIP} frames"], rows))
+    absolute = ["time"] if args.device == "cuda" else []
+    head = ["vivit_neural_small", *absolute, f"of a window of {args.window} frames"]
+    publish(
+        Results(
+            "live",
+            "A stream",
+            [
+                Table(
+                    "A step of the live stream beside predicting a window or a clip anew.",
+                    [*head, f"of a clip of {CLIP} frames"],
+                    rows,
+                )
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds
 from torch import Tensor, nn
 
 from ssl_vivit import create_encoder
@@ -80,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=5)
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -110,8 +112,9 @@ def main() -> None:
         }
         share = f"{memory['masked'] / memory['unmasked']:.2f}"
         rows.append([f"{name}, small, 20×256×256, {mask}", ratio(*times.values()), share])
-    print(table(["0.9 hidden / all visible to the encoder", "time", "memory"], rows))
-    print()
+    caption = "A step with nine tenths hidden from the encoder over one with all visible."
+    head = ["0.9 hidden / all visible to the encoder", "time", "memory"]
+    saved = Table(caption, head, rows)
 
     video = clips(4, 16, 112)
     model = objective("tiny", "joint", "tube", 16, 112, 2).to(args.device)
@@ -134,7 +137,22 @@ def main() -> None:
         rows.append(
             ["transformers VideoMAEForPreTraining", ratio(times["transformers"], times["product"])]
         )
-    print(table(["0.9 hidden, forward with backward", "2048³ products"], rows))
+    publish(
+        Results(
+            "masked_tubelets",
+            "Masked tubelets",
+            [
+                saved,
+                Table(
+                    "A step in units of one 2048³ float32 matrix product.",
+                    ["0.9 hidden, forward with backward", "2048³ products"],
+                    rows,
+                ),
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from results import Results, Table, add_out, publish
 from torch import nn
 
 from recipes.mae_clevrer import MaskedTubeletsRecipe
@@ -58,12 +59,14 @@ def main() -> None:
     """Print the table, in Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpus", type=float, nargs="+", default=[8, 24, 80], help="GiB")
-    gpus = parser.parse_args().gpus
+    add_out(parser)
+    args = parser.parse_args()
+    gpus = args.gpus
     presets = sorted(
         path.stem for path in CONFIGS.glob("*.yaml") if path.stem[:3] in ("sim", "mae")
     )
-    print("| preset | batch | fixed | a sample |" + "".join(f" {gpu:g} GB |" for gpu in gpus))
-    print("|---|---|---|---|" + "---|" * len(gpus))
+    head = ["preset", "batch", "fixed", "a sample", *(f"{gpu:g} GB" for gpu in gpus)]
+    rows = []
     for preset in presets:
         recipe = SimCLRRecipe if preset.startswith("simclr") else MaskedTubeletsRecipe
         batch = parse(
@@ -71,10 +74,10 @@ def main() -> None:
         ).training.total_batch_size
         plain, again = (memory_of(preset, checkpointing=each) for each in (False, True))
         cells = [cell(batch, gpu * GIB * 0.9 - GIB, plain, again) for gpu in gpus]
-        print(
-            f"| `{preset}` | {batch} | {plain.fixed / GIB:.2f} | {plain.per_sample / GIB:.3f} |"
-            + "".join(f" {each} |" for each in cells)
-        )
+        fixed, sample = f"{plain.fixed / GIB:.2f}", f"{plain.per_sample / GIB:.3f}"
+        rows.append([f"`{preset}`", str(batch), fixed, sample, *cells])
+    caption = "GiB of a training step in bfloat16, and micro-batch × accumulation by GPU memory."
+    publish(Results("memory", "Memory of presets", [Table(caption, head, rows)]), "cpu", args.out)
 
 
 def cell(batch: int, available: float, plain: TrainingMemory, again: TrainingMemory) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import device, peak_bytes, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, peak_bytes, ratio, rounds, seconds
 
 from recipes.finetune_neural import NeuralRecipe
 from ssl_vivit import training
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=3)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -84,7 +86,6 @@ def main() -> None:
         name: partial(step, model, video, args.bf16) for name, model in models.items()
     }
     times = seconds(cases, args.rounds, args.device)
-    print(f"{args.device}, torch {torch.__version__}, {args.rounds} rounds")
     head = [
         "",
         "parameters of the core",
@@ -102,7 +103,15 @@ def main() -> None:
         ]
         for name, model in models.items()
     ]
-    print(table(head, rows))
+    publish(
+        Results(
+            "neural_cores",
+            "Cores of neural models",
+            [Table(f"A training step, {args.rounds} rounds in turn.", head, rows)],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

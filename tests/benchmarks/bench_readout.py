@@ -19,7 +19,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from side_by_side import device, peak_bytes, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, peak_bytes, ratio, rounds, seconds
 from torch import Tensor
 
 from ssl_vivit.neural import GaussianReadout
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--alone", action="store_true", help="leave out the two that need gigabytes and minutes"
     )
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -95,7 +97,21 @@ def main() -> None:
         for name, call in cases.items()
     ]
     head = f"{args.neurons} neurons, {args.frames} frames, forward with backward"
-    print(table([head, "2048³ products", "GB"], rows))
+    publish(
+        Results(
+            "readout",
+            "Readout",
+            [
+                Table(
+                    "Time in units of one 2048³ float32 matrix product, and the peak of memory.",
+                    [head, "2048³ products", "GB"],
+                    rows,
+                )
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from side_by_side import device, ratio, rounds, seconds, table
+from results import Results, Table, add_out, publish
+from side_by_side import device, ratio, rounds, seconds
 from torch import Tensor
 
 from ssl_vivit.encoders import named_config
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=rounds, default=11)
+    add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -73,7 +75,21 @@ def main() -> None:
             row += [ratio(times["conv3d"], times["product"]) for times in (forward, both)]
         rows.append(row)
     head = ["Conv3d over matrix product", "float32 forward", "+ backward"]
-    print(table([*head, "bfloat16 forward", "+ backward"], rows))
+    publish(
+        Results(
+            "tubelets",
+            "Tubelet embedding",
+            [
+                Table(
+                    "Time of a Conv3d over that of the matrix product that embeds tubelets.",
+                    [*head, "bfloat16 forward", "+ backward"],
+                    rows,
+                )
+            ],
+        ),
+        args.device,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

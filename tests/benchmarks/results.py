@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -124,7 +125,7 @@ def _command() -> str:
     for word in sys.argv[1:]:
         skip = (skip and not word.startswith("--")) or word == "--out"
         words += [] if skip else [word]
-    return " ".join(["python", f"tests/benchmarks/{own}", *words])
+    return shlex.join(["python", f"tests/benchmarks/{own}", *words])
 
 
 def _versions() -> dict[str, str]:

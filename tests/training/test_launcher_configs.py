@@ -28,6 +28,8 @@ def test_loads(name: str, kind: DistributedType, machines: int, processes: int) 
     assert (config.num_machines, config.num_processes) == (machines, processes)
     # The recipe's training.precision decides; a precision here would be a second, silent setting.
     assert config.mixed_precision == "no"
+    # The scheduler decides which GPUs a process sees.
+    assert "gpu_ids" not in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
 
 
 def test_every_fsdp_setting_is_an_option_of_the_launcher() -> None:

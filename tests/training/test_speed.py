@@ -56,9 +56,11 @@ def test_a_profile_tells_where_the_time_of_a_step_goes(config, capsys) -> None:
         "evaluation", "rest",
     ]  # fmt: skip
     for name, expected in (("wait for data", 60), ("augmentation", 20), ("forward", 30)):
-        assert expected <= rows[name][0] < expected + 15, name
+        assert expected <= rows[name][0], name
+        # Sleeping takes longer where the machine is busy.
+        assert rows[name][0] < 3 * expected, name
     # Two of the four steps evaluate.
-    assert 10 <= rows["evaluation"][0] < 18
+    assert 10 <= rows["evaluation"][0] < 30
     assert 97 <= sum(share for _, share in rows.values()) <= 103
     whole = float(re.search(r"steps, ([\d.]+) ms each", printed)[1])
     assert sum(ms for ms, _ in rows.values()) == pytest.approx(whole, abs=1)
@@ -103,7 +105,7 @@ def test_an_error_inside_of_a_profile_ends_it(config) -> None:
 
 
 def test_the_time_of_an_inner_phase_counts_once() -> None:
-    times = PhaseTimes(torch.device("cpu"))
+    times, start = PhaseTimes(torch.device("cpu")), time.perf_counter()
     record_phases(times)
     try:
         with phase("wait for data"):
@@ -112,8 +114,10 @@ def test_the_time_of_an_inner_phase_counts_once() -> None:
                 time.sleep(0.04)
     finally:
         record_phases(None)
-    assert times.host["augmentation"] == pytest.approx(0.04, abs=0.015)
-    assert times.host["wait for data"] == pytest.approx(0.02, abs=0.015)
+    both = time.perf_counter() - start
+    assert times.host["augmentation"] >= 0.04
+    assert times.host["wait for data"] >= 0.02
+    assert sum(times.host.values()) <= both
     assert times.device() == {}
 
 
@@ -122,8 +126,9 @@ def test_waiting_for_data_is_logged_as_a_share(config) -> None:
     for loader in (SlowLoader(torch.float32), toy_batches()):
         found = fit(SlowForward(), loader, config(type(loader).__name__, steps=4, log_every=1))
         shares.append([line["train/data_wait"] for line in lines_of(found.run_dir)][1:-1])
-    assert all(0.55 < share < 0.85 for share in shares[0])  # 80 of 110 ms and more
-    assert all(share < 0.1 for share in shares[1])
+    # 80 of 110 ms and more.
+    assert all(0.5 < share < 0.9 for share in shares[0])
+    assert all(share < 0.4 for share in shares[1])
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
 
 project = "ssl_vivit"
 release = metadata.version("ssl_vivit")
@@ -40,6 +48,28 @@ def name_factories(
     return (signature.replace("<factory>", "..."), returns) if signature else None
 
 
+class HelpOf(Directive):
+    """What a command prints for ``--help``; its words follow the name of the directive."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Run the command in the root of the repository."""
+        words = [sys.executable, *shlex.split(self.arguments[0]), "--help"]
+        done = subprocess.run(
+            words,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise self.error(f"{self.arguments[0]} --help fails: {done.stderr[-500:]}")
+        return [nodes.literal_block(done.stdout, done.stdout, language="none")]
+
+
 def setup(app: Any) -> None:
+    app.add_directive("help-of", HelpOf)
     app.connect("autodoc-skip-member", leave_out_tuple_fields)
     app.connect("autodoc-process-signature", name_factories)

@@ -67,6 +67,31 @@ def test_the_path_of_a_batch_names_what_is_there():
         assert set(re.findall(r"`([^`]+)`", names)) <= names_of(ROOT / file), file
 
 
+def test_the_command_line_page_has_every_command():
+    text = (ROOT / "docs/reference/command_line.md").read_text()
+    shown = set(re.findall(r"^```\{help-of\} (.+)$", text, re.MULTILINE))
+    recipes = {
+        f"recipes/{path.name}"
+        for path in (ROOT / "recipes").glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    packages = {
+        "-m " + ".".join(path.parent.relative_to(ROOT).parts)
+        for room in ("ssl_vivit", "data_prep")
+        for path in (ROOT / room).rglob("__main__.py")
+    }
+    assert recipes | packages <= shown
+
+
+def test_the_metrics_page_has_every_key():
+    text = (ROOT / "docs/reference/metrics.md").read_text()
+    code = "\n".join(path.read_text() for path in (ROOT / "ssl_vivit").rglob("*.py"))
+    keys = set(re.findall(r'"((?:train|val|system)/[a-z0-9_]+)"', code))
+    assert len(keys) > 15
+    stated = set(re.findall(r"`([a-z]+/[a-z0-9_]+)(?:_[A-Z]+)?`", text))
+    assert keys - stated == set()
+
+
 def test_the_reference_covers_the_public_names():
     api = ROOT / "docs/reference/api"
     root = (api / "ssl_vivit.md").read_text()

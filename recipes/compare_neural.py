@@ -88,7 +88,7 @@ class Cell(NamedTuple):
 
     @property
     def run_dir(self) -> Path:
-        """Where it is run."""
+        """Directory of the run."""
         return Path(str(self.recipe.training.run_dir))
 
     def on(self, sessions: str | list[str] | None) -> Cell:
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
-    """Run what is not finished, show everything.
+    """Run the cells that are not finished, and show the results of all.
 
     Args:
         config: of the comparison.
@@ -284,7 +284,7 @@ def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
 
 
 def finished(cell: Cell) -> bool:
-    """Whether a run has its scores.
+    """Return whether a run has its scores.
 
     Raises:
         RunError: if it had other settings.

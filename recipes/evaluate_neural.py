@@ -191,7 +191,7 @@ def opened(
 
 
 def refuse_other_trials(scored: Mapping[str, Scored]) -> None:
-    """Refuse two models that are not to be scored on the same trials.
+    """Refuse two models whose test trials differ.
 
     Raises:
         RunError: naming the tier.

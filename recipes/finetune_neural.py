@@ -138,7 +138,7 @@ class FittedModel(NamedTuple):
 
 
 def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
-    """One run, from sessions to a scored model in ``training.run_dir``.
+    """Run everything from sessions to a scored model in ``training.run_dir``.
 
     Args:
         config: of the run.
@@ -273,7 +273,7 @@ def score_model(fitted: FittedModel, processes: Any) -> str | None:
 
 
 def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processes: Any) -> None:
-    """Print lines about the model, what of it is trained, and the recordings.
+    """Print lines about the model, its trained parameters and the recordings.
 
     Args:
         config: of the run.

@@ -242,7 +242,7 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
 
 
 def _as_readable_as_usual(staging: Path) -> None:
-    """Undo that safetensors makes what it writes private, whatever the umask says."""
+    """Give a file the permissions of the umask; safetensors makes its files private."""
     usual = next((file for file in staging.iterdir() if file.suffix in (".json", ".md")), None)
     for file in staging.glob("*.safetensors"):
         if usual is not None:

@@ -139,7 +139,7 @@ def _release(directory: Path, descriptor: int) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

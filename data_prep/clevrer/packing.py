@@ -303,7 +303,7 @@ def _whole(job: _Job) -> dict[str, Any] | None:
 
 
 def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
-    """Whether a source file has other content than when its shard was written.
+    """Return whether a source file has changed since its shard was written.
 
     Only files of a later time are read: a copied or touched file keeps its shard.
     """

@@ -167,7 +167,7 @@ def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
 def encode_h264(
     frames: Iterable[np.ndarray], fps: float, times: Sequence[float] | None = None
 ) -> bytes:
-    """Encode to mp4, the same bytes for the same frames.
+    """Encode frames to mp4; equal frames give equal bytes.
 
     Args:
         frames: uint8 RGB of shape (H, W, 3).

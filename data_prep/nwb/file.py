@@ -447,7 +447,7 @@ class NwbFile:
 
 
 def _are_numbers(array: Any) -> bool:
-    """Whether an array is one row of numbers."""
+    """Return whether an array is one row of numbers."""
     return len(np.shape(array)) == 1 and np.asarray(array[:1]).dtype.kind in "fiub"
 
 

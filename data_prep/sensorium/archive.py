@@ -195,7 +195,7 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
 
 
 def _claim(partial: Path, manifest: str) -> None:
-    """Keep what a stopped run of the same source has left; begin anew for another one."""
+    """Keep the files that a stopped run of this source has left; remove those of another source."""
     note = partial / _MANIFEST
     if partial.exists():
         if not note.is_file():

@@ -68,5 +68,5 @@ class SimulationConfig:
 
     @property
     def frames(self) -> int:
-        """Of a trial."""
+        """Number of frames of a trial."""
         return round(self.seconds * self.frames_per_second)

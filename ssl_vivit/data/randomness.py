@@ -31,7 +31,7 @@ def name_fraction(name: str) -> float:
 
 
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The order of an epoch's samples: int64 (length,), the same for the same (seed, epoch)."""
+    """Return the order of an epoch's samples, int64 (length,), which (seed, epoch) determine."""
     numbers = named_generator(seed, epoch, "order").random(length)
     return np.argsort(numbers, kind="stable")
 

@@ -42,7 +42,7 @@ def check() -> None:
 
 
 def is_orphan() -> bool:
-    """Whether this is a worker process whose parent has ended."""
+    """Return whether this is a worker process whose parent has ended."""
     return _parent is not None and os.getppid() != _parent
 
 
@@ -60,7 +60,7 @@ def new_flag() -> Any:
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """What a worker needs for :func:`follow`: this process's requests and ``flag``, and its number."""
+    """Return the arguments of :func:`follow` for a worker of this process."""
     return (*_heard, flag), os.getpid()
 
 

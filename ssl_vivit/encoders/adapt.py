@@ -1,4 +1,4 @@
-"""One encoder at any geometry: tubelet kernels, learned positions and channels made to fit.
+"""Adaptation of an encoder to another geometry: tubelet kernels, learned positions, channels.
 
 - tubelet kernels in space and time by the pseudo-inverse of the resizing (FlexiViT)
 - learned positions interpolated, class slots kept apart; causal time cropped where the clip is shorter
@@ -153,7 +153,7 @@ def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
 def resample_kernel(
     kernel: Float[Tensor, "d c t h w"], size: tuple[int, int, int]
 ) -> tuple[Float[Tensor, "d c t2 h2 w2"], float]:
-    """A tubelet kernel for tubelets of the same content at another sampling.
+    """Resample a tubelet kernel for another number of pixels or frames per tubelet.
 
     With B the resizing of a tubelet (bicubic in space, linear in time, antialiased), the new
     kernel is the one whose product with B·x is closest to the old kernel's with x, for white x:
@@ -188,7 +188,7 @@ def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tenso
 
 
 def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
-    """What interpolation of one axis does, as a matrix."""
+    """Return the matrix of an interpolation along one axis."""
     # On columns (of width one), torch's antialiased interpolation is wrong; on rows it is right.
     basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
     resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)
@@ -253,7 +253,7 @@ class _Statistics(NamedTuple):
 def _channel_statistics(
     preprocessing: Preprocessing | None, channels: int
 ) -> tuple[_Statistics, _Statistics]:
-    """How channels are normalised before and after the change between colour and grey."""
+    """Return the statistics of channels before and after a change between colour and grey."""
     given: Mapping[str, Any] = preprocessing or {}
     old = []
     for name, neutral in (("mean", 0.0), ("std", 1.0)):

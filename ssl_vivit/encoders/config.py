@@ -162,7 +162,7 @@ class ViViTConfig:
         object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
-        """What each setting may be by itself."""
+        """Check the value of each setting alone."""
         check_types(self)
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
@@ -402,7 +402,7 @@ class ViViTConfig:
         return self.tubelet_stride
 
     def frames_of(self, frames: int) -> list[int]:
-        """Which of T frames ``uniform_frames`` embeds."""
+        """Return the indices of the frames that ``uniform_frames`` embeds, out of T."""
         return uniform_frames(frames, self.sampled_frames or max(frames // self.tubelet_size[0], 1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -427,7 +427,7 @@ class ViViTConfig:
 
 
 def unknown_name(what: str, name: str, names: list[str]) -> str:
-    """One line that names the nearest known name and all of them."""
+    """Return a line with the nearest known name and all known names."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{what} {name!r} is unknown{hint} Known: {listed(names)}"

@@ -1,4 +1,4 @@
-"""Which frames of a clip uniform frame sampling takes."""
+"""Indices of the frames that uniform frame sampling takes."""
 
 from __future__ import annotations
 

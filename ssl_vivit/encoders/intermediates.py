@@ -1,4 +1,4 @@
-"""What each block of an encoder gives, read by hooks: the encoder itself knows nothing of it."""
+"""Outputs of an encoder's blocks, read by hooks."""
 
 from __future__ import annotations
 

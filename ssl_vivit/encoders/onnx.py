@@ -172,7 +172,7 @@ def export_onnx(
 
 
 def _clip(encoder: ViViT, batch: int) -> Float[Tensor, "b c T H W"]:
-    """Noise of the configured size, the same at every call."""
+    """Return noise of the configured size, equal at every call."""
     config, weight = encoder.config, encoder.tubelets.weight
     shape = (batch, config.in_channels, config.num_frames, *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""How tokens become one vector a clip."""
+"""Pooling of tokens to one vector per clip."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ ARCHITECTURE = "vivit"
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder returns.
+    """Output of an encoder.
 
     Attributes:
         tokens: (b, t, n, d) patch tokens, or None where they were not asked for; (b, 1, k, d) of
@@ -169,7 +169,7 @@ class ViViT(nn.Module, HubModel):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How frames become the encoder's video; None for a fresh encoder."""
+        """Preprocessing of frames for this encoder; None for a fresh encoder."""
         return self._preprocessing
 
     @preprocessing.setter
@@ -699,7 +699,7 @@ def _blocks(config: ViViTConfig) -> dict[str, int]:
 
 
 class Kept(NamedTuple):
-    """What patch dropout kept: the slots among the asked-for ones, and the mask that says so."""
+    """Tokens that patch dropout has kept: their slots among the requested ones, and the mask."""
 
     slots: Tensor
     total: int

@@ -155,7 +155,7 @@ def build_readouts(
 
 
 def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
-    """Of weights for several kinds of readouts those that this model's readouts know.
+    """Select the penalty weights that the readouts of this model have.
 
     A name that none of them knows stays, so that the objective refuses it.
     """

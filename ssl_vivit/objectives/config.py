@@ -97,7 +97,7 @@ class NeuralPredictionConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How the encoder takes part in training, and for how long training goes on.
+    """Settings of the encoder's part in training, and of its length.
 
     Beside ``--core_from`` adapter, modulator and frame stream come fitted as the encoder does:
     ``frozen``, ``readout_first`` and encoder_share then hold for them, too, so that ``frozen`` fits

@@ -56,7 +56,7 @@ class HeldOutNeurons(NeuralPrediction):
         self.train()
 
     def train(self, mode: bool = True) -> HeldOutNeurons:
-        """As of every module; all but the readouts stay in eval mode."""
+        """Set the mode of the readouts; all other parts stay in eval mode."""
         super().train(mode)
         for name, part in self.model.named_children():
             if name != "session_readouts":
@@ -64,7 +64,7 @@ class HeldOutNeurons(NeuralPrediction):
         return self
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """As of :class:`NeuralPrediction`; batches of sessions without such neurons count nothing."""
+        """Compute the loss as :class:`NeuralPrediction` does; sessions without held-out neurons add nothing."""
         step = super().forward(batch)
         fitted = [p.flatten()[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
         return step._replace(loss=step.loss + torch.stack(fitted).sum())

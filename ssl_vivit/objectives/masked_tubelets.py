@@ -193,7 +193,7 @@ class MaskedTubelets(Objective):
     def targets(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> Float[Tensor, "b m p"]:
-        """What the hidden tubelets are, in the order of :meth:`predict`."""
+        """Return the targets of the hidden tubelets, in the order of :meth:`predict`."""
         return self._targets(video, mask.tokens(self._grid(video))[1])
 
     def _targets(
@@ -241,7 +241,7 @@ class MaskedTubelets(Objective):
     def errors(
         self, batch: dict[str, Any], seed: int | None = None
     ) -> dict[str, Float[Tensor, " clips"]]:
-        """How far predictions are off, beside three guesses without any model.
+        """Measure the errors of predictions and of three guesses without a model.
 
         Args:
             batch: as in :meth:`forward`.

@@ -1,4 +1,4 @@
-"""Random numbers of an objective by the names that samples carry, the same on any process."""
+"""Random numbers of an objective, drawn from the names of samples on any process."""
 
 from __future__ import annotations
 

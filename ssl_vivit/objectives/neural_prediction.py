@@ -141,7 +141,7 @@ class NeuralPrediction(Objective):
                     mean.clamp_(-1, 1)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the model, with what it knows of its sessions, to ``directory``."""
+        """Write the model, with the facts of its sessions, to ``directory``."""
         from ssl_vivit.neural.checkpoint import save_neural_model
 
         card = {"objective": "Poisson loss on recorded responses", **training}
@@ -287,7 +287,7 @@ class NeuralPrediction(Objective):
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 shards weights of the module."""
+    """Return whether FSDP2 shards weights of the module."""
     return any(hasattr(part, "unshard") for part in module.modules())
 
 

@@ -1,4 +1,4 @@
-"""What a masked tubelet is to be: its pixels, normalised by themselves."""
+"""Targets of masked tubelets: pixels, normalised within each tubelet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tubelet_pixels(
 
 
 def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
-    """Which frames of a clip :func:`tubelet_pixels` takes, and :func:`video_of` gives back.
+    """Return the indices of the frames that :func:`tubelet_pixels` takes and :func:`video_of` restores.
 
     Args:
         config: of the encoder.

@@ -104,7 +104,7 @@ class SimCLR(Objective):
             return Step(loss, metrics)
 
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """What is contrasted, before the projection head: (b, views, d) for any number of views."""
+        """Return the features before the projection head, (b, views, d), for any number of views."""
         clips: Float[Tensor, "b views c T H W"] = batch["clips"]
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
         patch_draw = None

@@ -1,4 +1,4 @@
-"""What is to be told of a clip: the kinds of labels, and the loss of a prediction of each."""
+"""Kinds of labels of a clip, and the loss of a prediction of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the encoder a model of neurons trains, and from when on."""
+"""Training of a chosen part of the encoder of a model of neurons, from a chosen step on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's batches come from: a loader that knows steps, or any list of batches."""
+"""Sources of batches: a loader that can start at any step, or any list of batches."""
 
 from __future__ import annotations
 

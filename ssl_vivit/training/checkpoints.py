@@ -212,7 +212,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Why a checkpoint directory is not whole; None if it is."""
+    """Return the fault of a checkpoint directory, or None if it is whole."""
     try:
         manifest = read_json_text((path / MANIFEST).read_bytes())
         files = {
@@ -236,7 +236,7 @@ def fault(path: Path) -> str | None:
 
 
 def _misfit(path: Path, files: Collection[str]) -> str | None:
-    """What the state.json of undamaged files says against the checkpoint; None if nothing."""
+    """Return how state.json contradicts the checkpoint's name, or None."""
     try:
         state = read_json_text((path / STATE).read_bytes())
         step, ranks = state["step"], range(state["world_size"])
@@ -278,7 +278,7 @@ def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Of ``newest`` and the checkpoints before it keep ``keep`` (0 keeps all).
+    """Remove all but the last ``keep`` checkpoints up to ``newest`` (0 keeps all).
 
     A later one, cut off and thus skipped, must not count: it would push out a whole one.
     """
@@ -294,7 +294,7 @@ def sweep(parent: Path) -> None:
 
 
 def later_than(path: Path) -> list[Path]:
-    """Checkpoints of the same run after this one."""
+    """Return the later checkpoints of the run."""
     return [other for other in _checkpoints(path.parent) if step_of(other) > step_of(path)]
 
 

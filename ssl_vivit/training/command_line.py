@@ -369,7 +369,7 @@ def _in_full(word: str, keys: list[str], short: dict[str, str]) -> str:
 
 
 def _explain(message: str, keys: list[str], short: list[str]) -> str:
-    """One line that names what would have been right.
+    """Return a line that names the correct option or value.
 
     Args:
         message: of the parser.

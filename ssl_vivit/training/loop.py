@@ -60,7 +60,7 @@ from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
         run_dir: the run's directory.
@@ -337,7 +337,7 @@ class _Run:
             self.tracking.close()
 
     def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
-        """One optimisation step."""
+        """Take one optimisation step."""
         learning_rate = self.peak * schedule_factor(
             self.config.optimizer, self.step, self.config.steps
         )

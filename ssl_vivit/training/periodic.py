@@ -1,4 +1,4 @@
-"""What happens every so often beside training: probes, figures. Training never notices it."""
+"""Jobs at intervals beside training, such as probes and figures; they do not change training."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Host:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Mean of each value over the processes, the same on all; NaN where any has NaN."""
+        """Return the mean of each value over the processes, on all of them; NaN where any has NaN."""
         if self._group is None:
             return list(values)
         vector = torch.tensor(values, dtype=torch.float64)

@@ -50,7 +50,7 @@ def restore(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Whatever is drawn inside, the generators afterwards are as before."""
+    """Restore the random generators after the block."""
     state = capture()
     try:
         yield

@@ -1,4 +1,4 @@
-"""One directory a run: whose it is, what it was configured with, where it continues."""
+"""The directory of a run: its owner, its config, and the checkpoint to continue from."""
 
 from __future__ import annotations
 

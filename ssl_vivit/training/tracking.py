@@ -173,7 +173,7 @@ def wandb_mode() -> Literal["online", "offline", "disabled"]:
 
 
 def unreachable(address: str, seconds: float = 5.0) -> str | None:
-    """Why a server does not answer; None if it does, whatever it answers.
+    """Return why a server does not answer; None if it does, with whatever status.
 
     Args:
         address: an http or https URL.

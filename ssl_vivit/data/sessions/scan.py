@@ -1,4 +1,4 @@
-"""One pass over a session's trials: what is wrong with them, how long they are, what they hold.
+"""One pass over a session's trials: their faults, lengths and statistics.
 
 Everything that needs all numbers of a session (lengths without padding, statistics, which movies
 are the same) is taken from this pass, one trial in memory at a time.
@@ -73,7 +73,7 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """One line on a .npy file that could not be read."""
+    """Return a line about a .npy file that cannot be read."""
     # NumPy takes what it does not know for a pickle, and advises to trust it.
     why = "it holds objects or is of another kind" if "pickle" in str(error) else str(error)
     return f"{path} is no readable .npy file of numbers: {why}"
@@ -153,7 +153,7 @@ def scan_trial(
 
 
 def movie_name(video: np.ndarray) -> str:
-    """A hash of a movie's pixels; the same whether whole grey values are stored as uint8 or not.
+    """Return a hash of a movie's pixels; uint8 and floats of whole grey values give equal hashes.
 
     Args:
         video: (H, W, T), finite.

@@ -1,4 +1,4 @@
-"""Training windows of sessions, the same ones on any number of processes and after any stop.
+"""Training windows of sessions, independent of the number of processes and of interruptions.
 
 - An epoch takes as many windows of each trial as it holds, give or take one, so that all frames
   count the same; where they start depends on (seed, epoch, session, trial, number) alone.
@@ -102,7 +102,7 @@ class WindowBatches:
         return [max(1, round(weights.sum() / self.window)) for weights in self._weights]
 
     def steps_per_epoch(self, total_batch_size: int) -> int:
-        """Whole global batches in an epoch, at least one (of one session, if they alternate).
+        """Return the number of whole global batches in an epoch, at least one.
 
         Sessions with fewer windows than a batch give several from each trial.
         """

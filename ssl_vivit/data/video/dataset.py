@@ -82,7 +82,7 @@ class ClipDataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How clips are prepared, without their augmentation; saved with an exported encoder."""
+        """Preprocessing of clips without augmentation, as saved with an exported encoder."""
         clip, augment = self.clip, self.augment
         return Preprocessing(
             pixel_range=(0.0, 1.0),

@@ -64,7 +64,7 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of a path is a hidden file's or folder's name, or macOS's own."""
+    """Return whether a part of a path is hidden or belongs to macOS."""
     parts = PurePosixPath(name).parts
     return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 

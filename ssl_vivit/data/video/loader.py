@@ -1,4 +1,4 @@
-"""Batches of augmented clips, the same ones on any number of workers and processes.
+"""Batches of augmented clips, independent of the number of workers and processes.
 
 - Which videos: a permutation for (seed, epoch), cut into global batches, split by BatchSplit.
 - Which clips, and how they are augmented: from (seed, epoch, sample key) alone. These names go on
@@ -218,7 +218,7 @@ class ClipBatches:
         return len(self.indices)
 
     def steps_per_epoch(self, total_batch_size: int) -> int:
-        """Whole global batches in an epoch; the rest of the permutation is dropped.
+        """Return the number of whole global batches in an epoch; the remaining videos are dropped.
 
         Raises:
             DataError: if there are fewer videos than one batch needs.

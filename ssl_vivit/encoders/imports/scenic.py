@@ -1,4 +1,4 @@
-"""ViViT of google-research/scenic (JAX): all four models, to the same numbers."""
+"""ViViT of google-research/scenic (JAX): all four models, with equal outputs."""
 
 from __future__ import annotations
 

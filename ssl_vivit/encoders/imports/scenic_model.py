@@ -1,4 +1,4 @@
-"""What a Scenic ViViT is: read from its arrays, and from its config what they cannot say."""
+"""Architecture of a Scenic ViViT, read from its arrays and its config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSIFIERS = ("token", "0", "gap", "gmp", "gsp")
 
 @dataclass(frozen=True)
 class ScenicTransformer:
-    """One transformer's size.
+    """Size of a transformer.
 
     Args:
         depth: blocks.
@@ -68,7 +68,7 @@ class ScenicModel:
 
     @property
     def class_slots(self) -> int:
-        """How many class tokens stand before the patches of a sequence."""
+        """Return the number of class tokens before the patches of a sequence."""
         return int(self.classifier == "token")
 
 

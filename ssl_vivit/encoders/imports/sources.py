@@ -29,7 +29,7 @@ _BACKBONE_KEY = "to_tubelet_embedding.1.weight"
 
 @dataclass
 class Request:
-    """What is known of a checkpoint beside its weights.
+    """Facts about a checkpoint beside its weights.
 
     Args:
         config: what the weights do not say: Scenic's model config, transformers' config.json, or
@@ -202,7 +202,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _preprocessing(directory: Path, model: VideoClassifier) -> Preprocessing | None:
-    """What preprocessor_config.json says, as mean and std of pixels in [0, 1]."""
+    """Read mean and std of pixels in [0, 1] from preprocessor_config.json."""
     file = directory / "preprocessor_config.json"
     if not file.is_file():
         return None

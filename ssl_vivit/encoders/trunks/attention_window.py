@@ -15,7 +15,7 @@ _FIRST_ROOM = 8
 def band(
     steps: int, window: int, *, registers: int, device: torch.device
 ) -> Bool[Tensor, "length length"]:
-    """Which tokens (columns) of [registers, time steps] each token (row) attends to.
+    """Return the mask of the tokens (columns) of [registers, time steps] that each token (row) attends to.
 
     A time step sees the registers and the last ``window`` steps, itself among them; a register sees
     itself and the registers before it.

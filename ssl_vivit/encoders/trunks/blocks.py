@@ -1,4 +1,4 @@
-"""What transformer blocks are made of, and blocks over one sequence (Models 1 and 2)."""
+"""Parts of transformer blocks, and blocks over one sequence (Models 1 and 2)."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """What a residual branch passes through before it is added: layer scale, stochastic depth.
+    """End of a residual branch: layer scale and stochastic depth, before it is added.
 
     Survivors of stochastic depth are scaled by 1 / (1 − rate), so that the expectation is kept.
     """

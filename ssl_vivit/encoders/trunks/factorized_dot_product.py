@@ -50,7 +50,7 @@ class DotProductAttention(nn.Module):
         temporal_rotation: Rotation | None,
         time_mask: Mask,
     ) -> SpaceTime:
-        """What attention adds to tokens and registers, all of them normalised."""
+        """Attend; return the updates of tokens and registers, all of which are normalised."""
         tokens, spatial, temporal = state.each(self.qkv)
         first, second = slice(self.half_width), slice(self.half_width, None)
         over_time, on_temporal = attend_over_time(

@@ -26,7 +26,7 @@ from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 class FactorizedOutput(NamedTuple):
-    """What Model 2's transformers return.
+    """Output of the transformers of Model 2.
 
     Attributes:
         patches: (b, t, n, d) after the temporal transformer, n = 0 where they were not asked for.

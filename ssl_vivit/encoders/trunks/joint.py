@@ -113,7 +113,7 @@ class Joint(nn.Module):
             yield x[:, -tokens:], self.norm
 
     def _mask(self, times: Int[Tensor, "... k"]) -> Mask:
-        """Which tokens (columns) each token (row) attends to."""
+        """Return the mask of the tokens (columns) that each token (row) attends to."""
         lead = times.shape[:-1]
         # The class token comes after all time steps, registers before the first.
         end = torch.iinfo(times.dtype).max

@@ -1,4 +1,4 @@
-"""What Models 3 and 4 share: tokens and registers of two axes, and the way through the blocks."""
+"""Common parts of Models 3 and 4: tokens and registers of two axes, and the loop over blocks."""
 
 from __future__ import annotations
 

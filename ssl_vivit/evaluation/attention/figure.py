@@ -106,7 +106,7 @@ def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
 def map_extent(
     config: ViViTConfig, frame_size: tuple[int, int], rows: int, columns: int
 ) -> tuple[float, float, float, float]:
-    """Where a map lies on the frame in pixels: left, right, bottom, top.
+    """Return the extent of a map on the frame in pixels: left, right, bottom, top.
 
     Tokens are drawn one stride wide about their tubelets' centres, so that overlapping ones do not
     cover each other, and pixels that fill no tubelet stay free.

@@ -21,7 +21,7 @@ from ssl_vivit.grid import Grid
 
 
 class Readout(NamedTuple):
-    """How the pooled vector reads the tokens, as shares that sum to 1.
+    """Shares with which the pooled vector reads the tokens; they sum to 1.
 
     Attributes:
         patches: (b, t, n), of the patch tokens after the last layer, or None where it reads class
@@ -162,7 +162,7 @@ def _through_factorized_encoder(
 def _row_over_time(
     config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
 ) -> Float[Tensor, "b m k"]:
-    """Where the pooled vector reads sequences over time: [registers, time steps, temporal class]."""
+    """Return the shares with which the pooled vector reads sequences over time: [registers, time steps, temporal class]."""
     if read.patches is not None:
         steps[:, -grid.n :] = rearrange(read.patches, "b t n -> b n t")
     elif read.frames is not None:

@@ -183,7 +183,7 @@ def _draw_bars(
 
 
 def _of_even(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
-    """Shares in multiples of what every place would have if all had the same."""
+    """Return shares in multiples of an even share."""
     total = where.sum((1, 2), keepdims=True)
     places = where.shape[1] * where.shape[2]
     return where * places / np.where(total > 0, total, 1)

@@ -33,7 +33,7 @@ class ClipChoice:
 
 @dataclass(frozen=True)
 class ReadingForEncoder(VideoReading):
-    """How videos are read for an exported encoder.
+    """Settings for reading videos for an exported encoder.
 
     Args:
         frame_size: height and width that frames are decoded to; null keeps theirs, and takes

@@ -31,7 +31,7 @@ INDEX = "index.json"
 
 
 class Part(NamedTuple):
-    """What a part holds.
+    """Contents of a part.
 
     Attributes:
         keys: names of its n videos.

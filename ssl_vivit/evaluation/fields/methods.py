@@ -39,7 +39,7 @@ class Fields:
 
 
 def by_position(chosen: ChosenUnits) -> Fields | None:
-    """Where the readout looks: its Gaussians on the screen. None for a readout without places.
+    """Return the readout's Gaussians on the screen; None for a readout without positions.
 
     The Gaussian says how far positions were drawn apart in training or, with masks, over which
     places of the map is averaged; what a place of the map itself sees is not in it. The readout of

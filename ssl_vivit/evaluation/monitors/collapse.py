@@ -20,7 +20,7 @@ _LITTLE_RANK = 2.0
 
 
 def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
-    """How features of length 1 lie around their mean.
+    """Measure the spread of features of length 1.
 
     Args:
         features: of n ≥ 2 videos, (n, views, d) with any number of views.
@@ -63,7 +63,7 @@ def warn_of_collapse(numbers: dict[str, float], moment: Moment) -> None:
 
 
 def collapse_warning(numbers: dict[str, float], run_dir: Path, step: int) -> str | None:
-    """One line where features collapse, or None.
+    """Return a line if features collapse, else None.
 
     Args:
         numbers: of :func:`feature_geometry`, now.

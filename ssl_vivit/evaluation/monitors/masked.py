@@ -23,7 +23,7 @@ _SHOWN = 4
 
 
 class MaskedEvaluation:
-    """Error on hidden tubelets of held-out videos, always with the same masks, and figures.
+    """Error on hidden tubelets of held-out videos, with fixed masks, and figures.
 
     ``val/copy_error`` is that of the nearest visible tubelet in their place,
     ``val/interpolation_error`` that of a mean of the nearest visible tubelets, and

@@ -66,7 +66,7 @@ class OnlineProbe:
         return [Periodic(self.config.every, self, at_start=True, on_bar=_ON_BAR)]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Probe; every process does, and all come to the same numbers."""
+        """Probe the encoder; each process measures a part of the videos and gets all numbers."""
         train, test = (self._features(part, moment) for part in (self.train, self.test))
         found = {kind: probe(*train, *test, kind=kind) for kind in get_args(ProbeKind)}
         found["chance"] = chances(test[1], train[1], CLEVRER_TARGETS)

@@ -25,7 +25,7 @@ Interval = tuple[float, float]
 def movie_counts(
     movies: int, resamples: int, seed: int, *names: str
 ) -> Float[Tensor, "resamples movies"] | None:
-    """How many times each movie counts in each resample; None where nothing can be resampled.
+    """Draw the weight of each movie in each resample; None where nothing can be resampled.
 
     Args:
         movies: as many are drawn, with replacement.

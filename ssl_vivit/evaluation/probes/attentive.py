@@ -179,7 +179,7 @@ def attentive_predict(
 
 
 def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Tensor]:
-    """As many batches as there are steps, a new order every epoch."""
+    """Yield a batch for each step, in a new order every epoch."""
     epochs = math.ceil(config.steps / math.ceil(len(index) / config.batch_size))
     batches = (
         part

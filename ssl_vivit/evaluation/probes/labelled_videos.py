@@ -111,7 +111,7 @@ class LabelledBatches:
         self.batches, self.labels = batches, labels
 
     def steps_per_epoch(self, total_batch_size: int) -> int:
-        """Whole batches in an epoch."""
+        """Return the number of whole batches in an epoch."""
         return self.batches.steps_per_epoch(total_batch_size)
 
     def stream(

@@ -103,7 +103,7 @@ class ProbeScores:
         return [r for r in others if r.clips == row.clips] or others
 
     def beats_baselines(self, row: Row, target: str) -> bool:
-        """Whether a row lies more than two standard errors above each baseline and chance.
+        """Return whether a row lies more than two standard errors above each baseline and chance.
 
         The standard error is that of the difference, over seeds and test videos together.
         """

@@ -43,7 +43,7 @@ class ReportCommand:
 
 
 def main() -> None:
-    """Read the run, measure what it has not kept, and write the page."""
+    """Read the run, measure the missing numbers, and write the page."""
     config = training.parse(ReportCommand, first="run")
     run = RunFiles(Path(config.run))
     out = Path(config.out) if config.out is not None else run.folder / "report.html"

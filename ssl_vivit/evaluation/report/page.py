@@ -147,7 +147,7 @@ def paragraph(text: str) -> str:
 
 
 def note(text: str) -> str:
-    """Return a paragraph that says what is missing, or what to mind."""
+    """Return a paragraph about a missing part or a limitation."""
     return f'<p class="note">{escape(text)}</p>'
 
 

@@ -49,7 +49,7 @@ class RunFiles:
 
     @property
     def going_on(self) -> bool:
-        """Whether a process is writing in the directory."""
+        """Return whether a process is writing in the directory."""
         try:
             with (self.folder / LOCK).open("rb") as file:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

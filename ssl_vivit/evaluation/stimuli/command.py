@@ -130,7 +130,7 @@ def main() -> None:
 def _shown(
     config: StimuliCommand, facts: SessionFacts, kind: Kind
 ) -> tuple[Presentation, Constraints]:
-    """How stimuli of one kind are shown, and what is allowed of them."""
+    """Return presentation and constraints of stimuli of one kind."""
     from ssl_vivit.evaluation.stimuli.constraints import Constraints
     from ssl_vivit.evaluation.stimuli.presentation import Presentation
 

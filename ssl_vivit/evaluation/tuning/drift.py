@@ -1,4 +1,4 @@
-"""When a movie's stimulus begins, and which way it drifts."""
+"""Onset and drift direction of a movie's stimulus."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def write_results(
 
 
 def _medians(table: Mapping[str, Any]) -> list[str]:
-    """Medians over units of what is measured, and how many units respond."""
+    """Return medians of the measures over units, and the number of units that respond."""
     responsive = int((np.array(table["response"]) > 0).sum())
     rows = [["units with a response above grey", f"{responsive} of {len(table['unit'])}"]]
     for name in _TOLD:

@@ -1,4 +1,4 @@
-"""Two frame rates: that of a recording, and that of the video that an encoder was trained on."""
+"""Resampling between the frame rate of a recording and that of an encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a causal model keeps of the frames that it has seen: the state of a stream."""
+"""State of a stream: what a causal model keeps of past frames."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def peak_centres(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
 
 
 class _Course(NamedTuple):
-    """How responses change by themselves.
+    """Time course of responses without a stimulus.
 
     Attributes:
         mean: of each neuron's responses.

@@ -82,12 +82,12 @@ class TrialsByMovie:
         self.movies[movie] = trials if known is None else known + trials
 
     def sums(self, counts: Float[Tensor, "... movies"] | None = None) -> PoissonSums:
-        """Of all trials; each movie's count so many times, once by default."""
+        """Return those of all trials; the trials of a movie count with its weight, 1 by default."""
         parts = [trials.sums for trials in self._parts()]
         return PoissonSums.resampled(parts, self._once() if counts is None else counts)
 
     def moments(self, counts: Float[Tensor, "... movies"] | None = None) -> PairedMoments:
-        """Of all trials; each movie's count so many times, once by default."""
+        """Return those of all trials; the trials of a movie count with its weight, 1 by default."""
         parts = [trials.moments for trials in self._parts()]
         return PairedMoments.resampled(parts, self._once() if counts is None else counts)
 

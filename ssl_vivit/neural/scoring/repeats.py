@@ -46,7 +46,7 @@ class Repeats:
         responses: Float[Tensor, "repeats bins neurons"],
         rates: Float[Tensor, "repeats bins neurons"],
     ) -> Repeats:
-        """Whole trials; NaN responses are unknown, and rates may differ between repeats."""
+        """Measure whole trials; NaN responses are unknown, and rates may differ between repeats."""
         responses, rates = responses.double(), rates.double()
         known = ~responses.isnan()
         bins = known.sum(1, keepdim=True).clamp(min=1)

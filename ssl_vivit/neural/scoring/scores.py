@@ -82,7 +82,7 @@ class NeuralScores:
             self._seen[session].add(str(movie), trial)
 
     def over_processes(self, gather: Callable[[Any], list[Any]]) -> NeuralScores:
-        """The scores of all processes' trials together, the same on each.
+        """Return the scores of the trials of all processes, on each of them.
 
         Args:
             gather: gives every process's JSON value, in order of rank, on all processes
@@ -307,5 +307,5 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def _mean_of_defined(values: Float[Tensor, "... neurons"]) -> Float[Tensor, ...]:
-    """Of those that are defined; NaN where there are none."""
+    """Return the mean of the defined values; NaN where there are none."""
     return values.masked_fill(~values.isfinite(), torch.nan).nanmean(-1)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, phase by phase, with a trace of torch's profiler."""
+"""Time of each phase of a training step, with a trace of torch's profiler."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def index_path(shard: str) -> str:
 
 
 def is_video(extension: str) -> bool:
-    """Whether a member with this extension is a sample's video file."""
+    """Return whether a member with this extension is the video file of a sample."""
     return extension.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
 
 
@@ -172,7 +172,7 @@ def frame_members(sample: dict[str, Any]) -> list[str]:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a frame number, of decimal digits alone."""
+    """Return whether a text is a frame number, made of decimal digits."""
     return text.isascii() and text.isdecimal() and len(text) < 19
 
 

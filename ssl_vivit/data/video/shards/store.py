@@ -51,7 +51,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
 
 
 def is_remote(shard: str) -> bool:
-    """Whether the address goes through fsspec and the cache."""
+    """Return whether a shard is read through fsspec and the cache."""
     return "://" in shard
 
 

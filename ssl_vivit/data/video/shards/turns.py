@@ -1,4 +1,4 @@
-"""One process at a time fetches a shard; the others wait for it."""
+"""Lock by which one process fetches a shard while the others wait for it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
 
 
 def _is_at(path: Path, lock: int) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(lock))
     except OSError:

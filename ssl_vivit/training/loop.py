@@ -120,7 +120,7 @@ def fit(
             objective, batches, config, until, full_config, periodic, card or {}, held, interruption
         )
         try:
-            return run.to_the_end()
+            return run.train()
         finally:
             run.close()
             if type(objective).__module__ == as_objective.__module__:
@@ -294,7 +294,7 @@ class _Run:
                 f"{warmup}: the learning rate reaches {config.steps / warmup:.0%} of its peak"
             )
 
-    def to_the_end(self) -> FitResult:
+    def train(self) -> FitResult:
         self.model.train()
         if self.step == 0:
             self._run_periodic()
@@ -303,7 +303,7 @@ class _Run:
             with phase("wait for data"), self.throughput.waiting():
                 micro_batches, failure = self._fetch()
             with phase("logging"):
-                self._settle(self.lag, failure)
+                self._read_record(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
@@ -315,7 +315,7 @@ class _Run:
                     self._save()
         self.profile.begin_step(self.step)
         self.profile.end()
-        self._settle_all()
+        self._read_all_records()
         if self.ended is not None:
             self.progress.close()  # so that the line is not overwritten
             self._say(f"ended    after step {self.step} of {self.config.steps}: {self.ended}")
@@ -385,7 +385,7 @@ class _Run:
         except (UserError, ValueError) as error:
             return [], str(error)
 
-    def _settle(self, lag: int, failure: str | None = None) -> None:
+    def _read_record(self, lag: int, failure: str | None = None) -> None:
         """Read the oldest record beyond ``lag`` and agree with all processes on what it says.
 
         Raises:
@@ -433,9 +433,9 @@ class _Run:
     def _logs(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step in (1, self.config.steps)
 
-    def _settle_all(self) -> None:
+    def _read_all_records(self) -> None:
         while self.pending:
-            self._settle(0)
+            self._read_record(0)
 
     def _refuse_nonfinite(self, record: StepMetrics, losses: list[float], norm: float) -> None:
         # Loss scaling for fp16 meets infinite gradients as a matter of course and skips such steps.
@@ -457,7 +457,7 @@ class _Run:
         due = [job for job in self.periodic if job.due(self.step, self.config.steps)]
         if not due:
             return
-        self._settle_all()
+        self._read_all_records()
         moment = Moment(
             self.step, self.model, self.run_dir, self.accelerator, self.host, self.progress,
             self._export, self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
@@ -502,7 +502,7 @@ class _Run:
         self.host.from_main(write)
 
     def _save(self) -> None:
-        self._settle_all()
+        self._read_all_records()
         with self.throughput.paused():
             state = checkpoints.gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
             tensors, values = random_state.capture()

@@ -5,20 +5,23 @@ BIN := $(VENV)/bin
 # The environment, and what tests, linters, benchmarks and docs need beside it.
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.ready-extras
+# A second environment, with the oldest versions that pyproject.toml allows.
+OLDEST := .venv-oldest
 FINETUNE := $(BIN)/python recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 
 MEASURED := docs/published/benchmarks
 
-.PHONY: help demo test test-slow lint bench bench-gpu docs clean
+.PHONY: help demo test test-slow test-oldest lint bench bench-gpu docs clean
 
 help:
 	@echo "make demo   from rendered videos over a pretrained encoder to a model of neurons, with a figure"
-	@echo "make test   run the test suite (make test-slow: the tests that take minutes)"
+	@echo "make test   run the test suite (make test-slow: the tests that take minutes;"
+	@echo "            make test-oldest: with the oldest versions that pyproject.toml allows)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  speed and memory, as ratios measured side by side (make bench-gpu: on a GPU)"
 	@echo "make docs   build the documentation into docs/_build"
-	@echo "make clean  remove the environment"
+	@echo "make clean  remove the environments"
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -45,6 +48,16 @@ test: $(EXTRAS)
 test-slow: $(EXTRAS)
 	$(BIN)/python -m pytest -m slow
 
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -qq uv
+	$(OLDEST)/bin/uv pip install -q --python $(OLDEST)/bin/python --resolution lowest-direct --only-binary :all: \
+	  --editable '.[dev,bench,docs,onnx,neural,search]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest
+
 lint: $(EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,4 +78,4 @@ docs: $(EXTRAS)
 	@echo "open docs/_build/index.html"
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -190,3 +191,17 @@ def test_imports_inside_functions_are_seen(tmp_path):
     )
     expected = {"ssl_vivit.training", "ssl_vivit.data.video.loader", "ssl_vivit.encoders.vivit"}
     assert imports_of(file) == expected
+
+
+def test_the_versions_of_python_agree():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    oldest, *_, newest = (name.split(" :: ")[-1] for name in settings["project"]["classifiers"])
+    after = f"3.{int(newest.removeprefix('3.')) + 1}"
+    assert settings["project"]["requires-python"] == f">={oldest},<{after}"
+    assert settings["tool"]["mypy"]["python_version"] == oldest
+    assert settings["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    low, high = (f"({version.replace('.', ', ')})" for version in (oldest, newest))
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"{low} <= sys.version_info[:2] <= {high}" in makefile
+    for page in (makefile, (ROOT / "README.md").read_text()):
+        assert f"Python {oldest} to {newest}" in page

@@ -301,7 +301,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
             ["training.optimizer.name", "adamw", "lars", "sgd"],
         ),
         (["--training.precision=fp64"], None, ["training.precision", "auto", "bf16", "fp64"]),
-        (["--training.clip_grad_norm=no"], None, ["training.clip_grad_norm", "float, null", "no"]),
+        (
+            ["--training.clip_grad_norm=no"],
+            None,
+            ["training.clip_grad_norm", "float", "null", "no"],
+        ),
         (["--training.steps"], None, ["--training.steps", "expected one argument"]),
         (["--config", "absent.yaml"], None, ["config", "absent.yaml"]),
         (["steps=4"], None, ["steps=4", "--name value"]),

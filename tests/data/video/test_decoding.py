@@ -366,7 +366,7 @@ def with_sound(cover, film=None):
         if cover:
             picture = out.add_stream("mjpeg", rate=1)
             picture.height, picture.width, picture.pix_fmt = 48, 64, "yuvj420p"
-            picture.disposition = Disposition.attached_pic
+            picture.disposition = Disposition.attached_pic.value
         sound = out.add_stream("aac", rate=16000)
         if film is not None:
             source = av.open(io.BytesIO(film))

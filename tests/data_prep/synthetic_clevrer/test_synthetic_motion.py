@@ -85,6 +85,11 @@ def test_drawn_objects_differ_rest_in_view_or_wait_outside(index):
         assert FRAME.sees(centre) == (item in resting)
 
 
+def test_resting_objects_have_any_number_in_the_scene():
+    first = [draw_scene(3, index)[0].velocity == (0.0, 0.0) for index in range(40)]
+    assert 5 < sum(first) < 35
+
+
 def test_scene_depends_on_seed_and_number_alone():
     assert draw_scene(0, 4) == draw_scene(0, 4)
     assert draw_scene(0, 4) != draw_scene(0, 5)

@@ -169,3 +169,9 @@ def test_checkpointing_runs_each_block_again_in_the_backward_pass(enable):
     encoder.trunk.spatial_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     encoder(torch.randn(1, 3, 8, 16, 24)).pooled.sum().backward()
     assert len(calls) == (2 if enable else 1)
+
+
+def test_attention_pooling_without_biases():
+    pooling = AttentionPooling(ViViTConfig(**SMALL, qkv_bias=False))
+    names = {name for name, _ in pooling.named_parameters()}
+    assert names == {"query", "attention.in_proj_weight", "attention.out_proj.weight"}

@@ -105,12 +105,13 @@ def test_shorter_video_is_the_beginning_of_a_longer_one(motions):
     assert len(short.collisions) > 0
 
 
+@pytest.mark.parametrize("fps", [FPS, 30])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_friction_slows_a_spin_evenly(shape):
+def test_friction_slows_a_spin_evenly(shape, fps):
     item = SceneObject("red", "metal", shape, (0.0, 0.0), spin=3.0)
-    motion = simulate([item], 64, FPS)
+    motion = simulate([item], 64, fps)
     loss = 4 / 3 * item.deceleration / item.reach
-    expected = np.maximum(3.0 - loss * np.arange(64) / FPS, 0)
+    expected = np.maximum(3.0 - loss * np.arange(64) / fps, 0)
     np.testing.assert_allclose(motion.angular_velocity[:, 0, 2], expected, atol=1e-9)
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import layer_norm, linear
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Rotation, angles
-from ssl_vivit.encoders.trunks.blocks import make_block
+from ssl_vivit.encoders.trunks.blocks import init_fused, make_block
 
 SMALL = {
     "num_frames": 8,
@@ -175,3 +175,15 @@ def test_attention_pooling_without_biases():
     pooling = AttentionPooling(ViViTConfig(**SMALL, qkv_bias=False))
     names = {name for name, _ in pooling.named_parameters()}
     assert names == {"query", "attention.in_proj_weight", "attention.out_proj.weight"}
+
+
+def test_parts_of_a_fused_projection_start_as_layers_of_their_own():
+    """Xavier-uniform: even between bounds of √(6 / (inputs + outputs)) of the part."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 240)
+    init_fused(layer, (40, 200))
+    for part, outputs in zip(layer.weight.split((40, 200)), (40, 200), strict=True):
+        bound = (6 / (40 + outputs)) ** 0.5
+        assert part.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert part.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not layer.bias.any()

@@ -8,6 +8,8 @@ from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Rotation, angles
 from ssl_vivit.encoders.trunks.blocks import init_fused, make_block
+from ssl_vivit.encoders.trunks.factorized_self_attention import SpaceThenTimeBlock
+from ssl_vivit.encoders.trunks.space_time import SpaceTime
 
 SMALL = {
     "num_frames": 8,
@@ -187,3 +189,21 @@ def test_parts_of_a_fused_projection_start_as_layers_of_their_own():
         assert part.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert part.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     assert not layer.bias.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["space_time", "time_space"])
+def test_a_block_of_model_3_attends_in_its_order(order):
+    torch.manual_seed(0)
+    depths = {"spatial_depth": None, "temporal_depth": None, "depth": 1}
+    config = SMALL | depths | {"variant": "factorized_self_attention", "attention_order": order}
+    block = randomised(SpaceThenTimeBlock(ViViTConfig(**config), 0.0))
+    x = torch.randn(2, 3, 4, 24, dtype=torch.float64)
+    found = block(SpaceTime(x, None, None), None, None, None).tokens
+    for axis in order.split("_"):
+        if axis == "space":
+            x = torch.stack([step + block.space(block.space_norm(step)) for step in x.unbind(1)], 1)
+        else:
+            x = torch.stack([row + block.time(block.time_norm(row)) for row in x.unbind(2)], 2)
+    expected = x + block.mlp(block.mlp_norm(x))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

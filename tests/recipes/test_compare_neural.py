@@ -132,7 +132,9 @@ def test_finished_runs_are_passed_over(session, tmp_path, monkeypatch):
         return None if len(made) == 2 else recipe
 
     monkeypatch.setattr(compare_neural, "fine_tune", fine_tune)
-    monkeypatch.setattr(compare_neural, "finished", lambda cell: cell.run_dir.name.endswith("seed0"))
+    monkeypatch.setattr(
+        compare_neural, "finished", lambda cell: cell.run_dir.name.endswith("seed0")
+    )
     launch(monkeypatch, session, tmp_path / "run", "--cores", "ln", "--shares", "0.5", "1.0")
     assert made == ["ln_share0.5_seed1", "ln_share1_seed1"]
 

@@ -225,7 +225,9 @@ def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, 
 
 
 def test_finetuning_sees_whole_frames_of_one_clip_a_video(monkeypatch):
-    monkeypatch.setattr(full, "ClipDataset", lambda videos, clip, augment, *_, **__: (clip, augment))
+    monkeypatch.setattr(
+        full, "ClipDataset", lambda videos, clip, augment, *_, **__: (clip, augment)
+    )
     prepared = SimpleNamespace(clip=ClipConfig(views=2), augment=lambda config: config)
     part = SimpleNamespace(
         videos=None, labels=SimpleNamespace(annotated=None),

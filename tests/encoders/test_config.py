@@ -154,6 +154,7 @@ def test_the_papers_average_pooling_row_needs_the_depth_alone():
     assert (config.pooling, config.spatial_depth) == ("cls_mean", 12)
     assert named_config("vivit_base_16x2", frame_pooling="none").pooling == "temporal_cls"
     assert named_config("vivit_base_16x2", class_token=None).pooling == "temporal_cls"
+    assert named_config("vivit_base_16x2", frame_pooling="mean").pooling == "mean"
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

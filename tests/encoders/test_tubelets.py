@@ -75,6 +75,23 @@ def test_average_equals_the_2d_embedding_of_the_mean_frame():
     torch.testing.assert_close(inflate(kernel, 4, "average"), module.weight, rtol=0, atol=1e-15)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("init", ["random", "central_frame", "average"])
+def test_fresh_weights_keep_the_power_of_the_pixels_that_they_read(init):
+    """LeCun-normal. A mean over frames keeps it where these are alike."""
+    module = embedding(embed_dim=1024, tubelet_init=init)
+    torch.nn.init.zeros_(module.bias)
+    clip = video()
+    if init == "average":
+        clip = clip[:, :, :1].expand_as(clip)
+    tokens, _ = module(clip)
+    power = F.avg_pool3d(clip.square(), 4).mean(1).flatten(2)
+    if init == "central_frame":
+        power = F.avg_pool3d(clip[:, :, 2::4].square(), (1, 4, 4)).mean(1).flatten(2)
+    torch.testing.assert_close(tokens.var(-1), power, rtol=0.25, atol=0)
+    assert (tokens.var(-1) / power).mean() == pytest.approx(1, abs=0.05)
+
+
 def test_causal_tokens_end_where_the_design_says():
     """Token i ends at frame (i + 1) · stride − 1, and starts tubelet_size frames before."""
     module = embedding(tubelet_stride=(2, 4, 4), temporal_padding="causal")

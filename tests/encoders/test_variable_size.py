@@ -33,10 +33,11 @@ def test_any_size_equals_an_encoder_made_for_it(model, positions, size):
 
 
 @by_model
+@pytest.mark.parametrize("tables", [{}, {"joint_positions": "learned"}])
 @pytest.mark.parametrize("size", [{"frames": 12}, {"height": 32}])
-def test_learned_tables_refuse_another_size_unless_asked(model, size):
+def test_learned_tables_refuse_another_size_unless_asked(model, tables, size):
     with pytest.raises(ValueError, match=r"does not fit the learned.*interpolate_positions=True"):
-        make(**model)(clip(**size))
+        make(**model, **tables)(clip(**size))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Exported encoders: whole, loadable elsewhere bit for bit, and refused in one line when damaged."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.encoders.classifier import VideoClassifier
+from ssl_vivit.encoders.encoder_card import encoder_card
 
 SETTINGS = {"num_frames": 8, "image_size": (32, 48), "tubelet_size": (4, 16, 16)}
 PREPROCESSING = {"mean": [0.5], "std": [0.2], "fps": 25.0, "frame_stride": 2}
@@ -41,6 +43,9 @@ def test_the_directory_holds_safetensors_json_and_the_card_only(exported):
     assert "| objective | SimCLR |" in card
     assert "| versions | torch 2.0, timm 1.0 |" in card
     assert "torch.rand(1, 3, 8, 32, 48)" in card
+    assert "| causal in time | no |" in card
+    causal = dataclasses.replace(exported[0].config, temporal_causal=True)
+    assert "| causal in time | yes |" in encoder_card(causal, None, {})
 
 
 def test_another_process_gives_the_same_features_bit_for_bit(exported, tmp_path):

@@ -165,3 +165,10 @@ def test_every_parameter_takes_part_without_behaviour_too():
     whole(clip()).sum().backward()
     without = [name for name, parameter in whole.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_behaviour_of_another_number_of_clips_is_refused(batch):
+    whole = model(modulator=FiLM(24, 2, 4))
+    with pytest.raises(NeuralModelError, match=rf"behaviour of shape \({batch}, 10, 2\) is not"):
+        whole(clip(2), walk(batch))

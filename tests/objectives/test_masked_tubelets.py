@@ -283,6 +283,14 @@ def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden)
         assert (mask.hidden[:, 0] != mask.hidden[:, 1]).any()
 
 
+@pytest.mark.parametrize("total", [10, 49, 100, 196])
+def test_a_ratio_that_is_a_whole_count_hides_that_many(total):
+    """Products such as 0.29 · 100 lie below the whole number."""
+    counts = list(range(1, total))
+    assert [hidden_count(total, count / total, "positions") for count in counts] == counts
+    assert hidden_count(total, 1.9 / total, "positions") == 1
+
+
 @pytest.mark.parametrize("kind", ["tube", "block", "random"])
 def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
     """Not on the clips beside it; epochs, samples and views have other ones."""

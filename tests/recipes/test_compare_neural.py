@@ -124,6 +124,21 @@ def test_every_run_once_and_the_table_is_of_their_scores(session, tmp_path, monk
     assert "was run with other settings of data" in capsys.readouterr().err
 
 
+def test_finished_runs_are_passed_over(session, tmp_path, monkeypatch):
+    made = []
+
+    def fine_tune(recipe, processes):
+        made.append(Path(recipe.training.run_dir).name)
+        return None if len(made) == 2 else recipe
+
+    monkeypatch.setattr(compare_neural, "fine_tune", fine_tune)
+    monkeypatch.setattr(
+        compare_neural, "finished", lambda cell: cell.run_dir.name.endswith("seed0")
+    )
+    launch(monkeypatch, session, tmp_path / "run", "--cores", "ln", "--shares", "0.5", "1.0")
+    assert made == ["ln_share0.5_seed1", "ln_share1_seed1"]
+
+
 def test_scores_of_earlier_versions_are_those_of_all_test_trials(tmp_path):
     cell = Cell("ln", 1.0, NeuralRecipe())
     cell.recipe.training.run_dir = str(tmp_path)

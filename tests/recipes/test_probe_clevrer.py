@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +21,13 @@ from recipes import probe_clevrer
 from recipes.probe_clevrer import ProbeRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.data.provenance import pretraining_data, trained_on
+from ssl_vivit.data.video.augment import AugmentConfig, _random_window
+from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.encoders import create_encoder, save_pretrained
+from ssl_vivit.evaluation.probes import full
 from ssl_vivit.evaluation.probes.config import FinetuneConfig
 from ssl_vivit.evaluation.probes.full import _training
 from ssl_vivit.training import parse, run
@@ -216,6 +222,26 @@ def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, 
     with pytest.raises(SystemExit):
         call(words(shards, where, run_dir=tmp_path / "run", **tune))
     assert "was configured otherwise: encoder (" in capsys.readouterr().err
+
+
+def test_finetuning_sees_whole_frames_of_one_clip_a_video(monkeypatch):
+    monkeypatch.setattr(
+        full, "ClipDataset", lambda videos, clip, augment, *_, **__: (clip, augment)
+    )
+    prepared = SimpleNamespace(clip=ClipConfig(views=2), augment=lambda config: config)
+    part = SimpleNamespace(
+        videos=None, labels=SimpleNamespace(annotated=None),
+        config=SimpleNamespace(frame_size=None, short_videos="skip"),
+    )  # fmt: skip
+    clip, augment = full._augmented(SimpleNamespace(prepared=prepared), part, 0)
+    assert clip == replace(prepared.clip, views=1)
+    # Shares of the frame's area, and aspects relative to the output's.
+    assert augment == AugmentConfig(scale=(1, 1), ratio=(1, 1), blur_probability=0)
+    windows = [
+        _random_window(np.random.default_rng(seed).random((10, 4)), 16, 24, (16, 24), augment)
+        for seed in range(5)
+    ]
+    assert windows == [(0, 0, 16, 24)] * 5
 
 
 def test_layers_near_the_pixels_learn_slowly_unless_they_are_fresh(tmp_path):

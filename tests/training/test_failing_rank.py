@@ -5,9 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from ssl_vivit.errors import RunError
+from ssl_vivit.training.loop import _Run
 
 SCRIPT = Path(__file__).with_name("failing_rank.py")
 
@@ -108,3 +113,15 @@ def test_a_launcher_does_not_hide_the_error(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("error on rank 1 of 2: session a has no test trials") == 1
     assert "error on rank 0" not in done.stderr
+
+
+def test_the_first_rank_with_an_error_is_named():
+    run = SimpleNamespace(
+        pending=deque(), stopping=False, interruption=SimpleNamespace(received=None),
+        host=SimpleNamespace(
+            mean=lambda values: [0.0, 2 / 4], gather=lambda failure: [None, None, "broken", "too"]
+        ),
+    )  # fmt: skip
+    with pytest.raises(RunError, match="broken") as raised:
+        _Run._settle(run, 0, None)
+    assert raised.value.rank == 2

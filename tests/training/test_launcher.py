@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import Periodic, TrainingConfig, fit, join_processes
+from ssl_vivit.training import Periodic, TrainingConfig, fit, join_processes, processes
 from ssl_vivit.training.launcher import settle
 from ssl_vivit.training.processes import call
 
@@ -195,3 +196,15 @@ def test_two_fits_at_a_time_are_refused(config) -> None:
     fit(toy(), toy_batches(), config("outer", steps=2), periodic=[Periodic(2, again)])
     assert refused == [2]
     assert fit(toy(), toy_batches(), config("inner", steps=1)).step == 1
+
+
+def test_fsdp2_hands_parameters_and_buffers_of_the_first_process_round(monkeypatch) -> None:
+    objective, sent = toy(), []
+    objective.frozen.register_buffer("shift", torch.zeros(2), persistent=False)
+    monkeypatch.setattr(
+        processes.dist, "broadcast", lambda tensor, src: sent.append((tensor.data_ptr(), src))
+    )
+    accelerator = SimpleNamespace(is_fsdp2=True, device=CPU, prepare=lambda *given: given)
+    processes.prepare(accelerator, objective, None)
+    tensors = [*objective.parameters(), *objective.buffers()]
+    assert sent == [(tensor.data_ptr(), 0) for tensor in tensors]

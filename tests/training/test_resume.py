@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import Periodic, checkpoints, fit
+from ssl_vivit.training import Periodic, checkpoints, fit, random_state
 from ssl_vivit.training.checkpoints import newest_whole
 from ssl_vivit.training.tracking import cut_off
 
@@ -87,6 +87,26 @@ def test_an_optimiser_state_that_finds_no_parameter_is_refused(config, monkeypat
     monkeypatch.setattr(state_dict, "get_optimizer_state_dict", _names_alone)
     with pytest.raises(RunError, match=r"optimiser state of encoder\.\S+ found no parameter"):
         fit(toy(), toy_batches(), config(steps=8, resume="auto"))
+
+
+def test_a_continued_run_seeds_by_its_step(config, monkeypatch) -> None:
+    """Draws of a run that goes on with another number of processes are none of its beginning."""
+    seeded = []
+    seed = random_state.seed_process
+    monkeypatch.setattr(
+        random_state, "seed_process", lambda *names: (seeded.append(names), seed(*names))
+    )
+    for steps in (4, 8):
+        fit(toy(), toy_batches(), config(steps=steps, seed=3, resume="auto"))
+    assert seeded == [(3, 0, 0), (3, 4, 0)]
+
+
+def test_a_state_of_parameters_that_are_frozen_now_is_refused(config) -> None:
+    fit(toy(), toy_batches(), config(steps=4))
+    frozen = toy()
+    frozen.encoder.stem.requires_grad_(False)
+    with pytest.raises(RunError, match=r"not trained now: 2, encoder\.stem\.bias for one"):
+        fit(frozen, toy_batches(), config(steps=8, resume="auto"))
 
 
 def _names_alone(model, optimizer, options) -> dict:

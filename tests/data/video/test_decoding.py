@@ -148,6 +148,23 @@ def test_smaller_frames_are_area_averages():
     assert np.quantile(difference, 0.999) < 4
 
 
+@pytest.mark.parametrize("size", [(96, 20), (20, 160), (96, 160)])
+def test_sizes_that_shrink_one_side_at_most_are_bicubic(size):
+    frames = moving_square(3)
+    video = encode(frames, crf=1, pix_fmt="yuv444p")
+    own = torch.from_numpy(decode_frames(video, [2])[0].astype(np.float32)).permute(2, 0, 1)[None]
+    found = decode_frames(video, [2], size)[0].astype(np.float32)
+
+    def distance(mode):
+        expected = torch.nn.functional.interpolate(own, size, mode=mode, antialias=True)
+        return np.abs(found - expected[0].permute(1, 2, 0).clamp(0, 255).numpy()).mean()
+
+    assert found.shape == (*size, 3)
+    # Area averaging gives what is nearer to linear interpolation.
+    assert distance("bicubic") < 0.5
+    assert distance("bicubic") < 0.8 * distance("bilinear")
+
+
 def test_size_counts_after_rotation():
     full = decode_frames(AWKWARD / "video_90.mov", [0])[0]
     small = decode_frames(AWKWARD / "video_90.mov", [0], (142, 80))[0]

@@ -51,6 +51,12 @@ def large_chunk(file, folder):
     file.create_dataset("a/chunk", (2**28,), "f8", chunks=(2**28,), compression="gzip")
 
 
+def large_chunk_of_few_bytes(file, folder):
+    data = file.create_dataset("a/chunk", (2**28,), "f8", chunks=(2**28,), compression="gzip")
+    # What is stored could hold the claim.
+    data.id.write_direct_chunk((0,), bytes(2**21))
+
+
 @pytest.mark.parametrize(
     ("write", "expected"),
     [
@@ -61,7 +67,8 @@ def large_chunk(file, folder):
         (soft_cycle, "leads back to a group above it"),
         (own_name, "/a/loop"),
         (empty_claim, "/a/huge claims 800,000,000,000 bytes, of which 0 at most"),
-        (large_chunk, "/a/chunk"),
+        (large_chunk, "/a/chunk claims 2,147,483,648 bytes, of which 0 at most"),
+        (large_chunk_of_few_bytes, "/a/chunk is stored in chunks of 2,147,483,648 bytes"),
     ],
 )
 def test_refused(write, expected, tmp_path):

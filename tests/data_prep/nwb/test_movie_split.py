@@ -33,6 +33,12 @@ def test_repeats_with_dropped_or_shifted_frames_are_the_same_movie():
     assert movies(map(frame_prints, videos)) == [0, 1, 0, 0, 4, 1]
 
 
+def test_movies_that_differ_in_their_last_row_are_two():
+    one, two = np.repeat(clips(1), 2, axis=0)
+    two[:, -1] = 255 - two[:, -1]
+    assert movies(map(frame_prints, (one, two))) == [0, 1]
+
+
 def test_blank_frames_tie_nothing():
     pool = clips(2)
     grey = np.full((30, 4, 4), 128, np.uint8)

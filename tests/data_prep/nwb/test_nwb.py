@@ -229,6 +229,18 @@ def test_a_trial_before_a_signal_begins_is_left_out(tmp_path):
     assert np.ptp(behaviour[61:, 1]) == 0
 
 
+def test_a_trial_before_the_pupil_is_measured_is_left_out(tmp_path):
+    times = np.arange(0.9, 4, 0.01)
+    film_and_speed(tmp_path / "f.nwb", times, np.stack([times, 2 * times], axis=1))
+    report = convert(tmp_path / "f.nwb", tmp_path / "s", stimuli=["film"], pupil=["speed"],
+                     trial_seconds=1, size=(8, 8), progress=False)  # fmt: skip
+    assert "left out: 1 trials begin before the first sample of a signal" in report.notes
+    session = Session(tmp_path / "s")
+    centres = 1 + (np.arange(90) + 0.5) / 30
+    pupil = np.concatenate([session.pupil_centre(t) for t in range(3)])
+    np.testing.assert_allclose(pupil, np.stack([centres, 2 * centres], 1), atol=0.022)
+
+
 def test_a_signal_that_stops_is_named(tmp_path):
     times = np.arange(0, 2.2, 0.01)
     film_and_speed(tmp_path / "f.nwb", times, times)

@@ -167,6 +167,34 @@ def test_sheet_is_readable_and_numbers_frames(session):
     assert sorted(shown) == ["unit 5", "unit 6", "unit 7", "unit 9"]
 
 
+def test_sheet_lists_the_neurons_that_vary_most_in_training(tmp_path):
+    """In held-out trials the other neurons vary more; all rows show and label the former."""
+    rng = np.random.default_rng(0)
+    ids = [11, 12, 13, 14, 15, 16]
+    in_training = np.array([1.0, 5.0, 2.0, 6.0, 3.0, 4.0])
+    path = tmp_path / "session"
+    with SessionWriter(path, frames_per_second=30, kind="calcium", unit_ids=ids) as session:
+        for tier in ("train", "train", "oracle"):
+            spread = in_training if tier == "train" else 10 - in_training
+            session.add(
+                tier,
+                rng.integers(0, 256, (FRAMES, 6, 8), dtype=np.uint8),
+                rng.permuted(np.linspace(0, 1, FRAMES)[:, None] * spread, axis=0),
+            )
+    opened = Session(path)
+    figure = checking._figure(opened, trials=3, frames=2)
+    for row, trial in enumerate((0, 1, 2)):
+        axis = figure.axes[3 * row + 1]
+        assert [line.get_label() for line in axis.lines] == [
+            "unit 14", "unit 12", "unit 16", "unit 15",
+        ]  # fmt: skip
+        for line, neuron in zip(axis.lines, (3, 1, 5, 4), strict=True):
+            values = opened.responses(trial)[:, neuron]
+            np.testing.assert_allclose(
+                line.get_ydata(), (values - values.min()) / values.std(), rtol=1e-5
+            )
+
+
 @pytest.mark.parametrize("prefix", ["dynamic1/", "sensorium/all/dynamic1/", ""])
 def test_zip_to_folder(prefix, session, tmp_path, capsys):
     extra = [

@@ -45,6 +45,7 @@ def test_layout_is_clevrers(sample):
     ]
     assert str(video_path("x", 12345)) == "x/video_12000-13000/video_12345.mp4"
     assert str(annotation_path("x", 999)) == "x/annotation_00000-01000/annotation_00999.json"
+    assert str(annotation_path("x", 12345)) == "x/annotation_12000-13000/annotation_12345.json"
 
 
 def test_same_bytes_for_two_workers_and_for_any_start(sample, tmp_path):

@@ -85,6 +85,11 @@ def test_drawn_objects_differ_rest_in_view_or_wait_outside(index):
         assert FRAME.sees(centre) == (item in resting)
 
 
+def test_resting_objects_have_any_number_in_the_scene():
+    first = [draw_scene(3, index)[0].velocity == (0.0, 0.0) for index in range(40)]
+    assert 5 < sum(first) < 35
+
+
 def test_scene_depends_on_seed_and_number_alone():
     assert draw_scene(0, 4) == draw_scene(0, 4)
     assert draw_scene(0, 4) != draw_scene(0, 5)
@@ -100,12 +105,13 @@ def test_shorter_video_is_the_beginning_of_a_longer_one(motions):
     assert len(short.collisions) > 0
 
 
+@pytest.mark.parametrize("fps", [FPS, 30])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_friction_slows_a_spin_evenly(shape):
+def test_friction_slows_a_spin_evenly(shape, fps):
     item = SceneObject("red", "metal", shape, (0.0, 0.0), spin=3.0)
-    motion = simulate([item], 64, FPS)
+    motion = simulate([item], 64, fps)
     loss = 4 / 3 * item.deceleration / item.reach
-    expected = np.maximum(3.0 - loss * np.arange(64) / FPS, 0)
+    expected = np.maximum(3.0 - loss * np.arange(64) / fps, 0)
     np.testing.assert_allclose(motion.angular_velocity[:, 0, 2], expected, atol=1e-9)
 
 

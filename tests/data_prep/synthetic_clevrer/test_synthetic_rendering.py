@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from data_prep.synthetic_clevrer import rendering
+from data_prep.synthetic_clevrer import rendering, shading
 from data_prep.synthetic_clevrer.camera import Camera
 from data_prep.synthetic_clevrer.rendering import Renderer
 from data_prep.synthetic_clevrer.scenes import HALF_SIDE, RADIUS, SHAPES, SceneObject
@@ -176,6 +176,25 @@ def test_metal_shines_and_rubber_does_not():
     assert brightest["rubber"] < 80
 
 
+def test_metal_tints_what_it_mirrors_by_its_paint(monkeypatch):
+    """Without lamps paints differ in their tint of the mirror alone, which sees floor and hall."""
+    monkeypatch.setattr(shading, "LAMPS", ())
+    rng = np.random.default_rng(0)
+    normals, rays = (each / np.linalg.norm(each, axis=0) for each in rng.normal(size=(2, 3, 50)))
+    points = rng.uniform(0, 1, (3, 50))
+    light, tint = {}, {}
+    for colour in ("red", "blue", "gray"):
+        item = thing("sphere", colour, "metal")
+        exposed = shading.shade(item, tuple(points), tuple(normals), tuple(rays), [])
+        light[colour] = exposed / (1 - 0.55 * exposed)
+        paint = shading.albedo(item).astype(float)
+        tint[colour] = 0.8 * paint / paint.max() ** 0.6
+    for colour in ("red", "blue"):
+        seen = (light[colour] - light["gray"]) / (tint[colour] - tint["gray"])[:, None]
+        np.testing.assert_allclose(seen, np.broadcast_to(seen[:1], seen.shape), rtol=2e-3)
+        assert seen.min() > 0.05
+
+
 @pytest.mark.parametrize("name", ["shade", "_bytes", "ground_light"])
 def test_a_frame_after_an_interrupted_one_is_clean(name, monkeypatch):
     things = [thing("cube"), thing("sphere", "blue")]
@@ -198,3 +217,15 @@ def test_a_frame_after_an_interrupted_one_is_clean(name, monkeypatch):
             renderer.frame(*scenes[0])
         monkeypatch.setattr(rendering, name, real)
         np.testing.assert_array_equal(renderer.frame(*scenes[1]), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_boxes_hold_all_pixels_of_objects(shape, monkeypatch):
+    """Against drawing every object in a box that is the whole picture."""
+    objects = [thing(shape), thing(shape, "blue")]
+    locations = np.array([centre(objects[0], 0.3, -0.4), centre(objects[1], -1.2, 0.9)])
+    found = Renderer(CAMERA).frame(objects, locations, np.array([0.5, 0.1]))
+    whole = (slice(0, 48), slice(0, 72))
+    monkeypatch.setattr(Renderer, "_box", lambda self, item, location: whole)
+    expected = Renderer(CAMERA).frame(objects, locations, np.array([0.5, 0.1]))
+    np.testing.assert_array_equal(found, expected)

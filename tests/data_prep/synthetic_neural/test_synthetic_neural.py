@@ -75,6 +75,7 @@ def test_layout(session):
     assert truth["receptive_field"].shape == (12, 18, 32)
     coordinates = np.load(session / "meta/neurons/cell_motor_coordinates.npy")
     assert np.corrcoef(coordinates[:, 0], truth["center"][:, 0])[0, 1] > 0.9
+    assert np.corrcoef(coordinates[:, 1], truth["center"][:, 1])[0, 1] < -0.9
 
 
 def test_held_out_movies_repeat_and_are_never_trained_on(session):

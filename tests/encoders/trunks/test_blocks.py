@@ -7,7 +7,9 @@ from torch.nn.functional import layer_norm, linear
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
 from ssl_vivit.encoders.positions import Places, Rotation, angles
-from ssl_vivit.encoders.trunks.blocks import make_block
+from ssl_vivit.encoders.trunks.blocks import init_fused, make_block
+from ssl_vivit.encoders.trunks.factorized_self_attention import SpaceThenTimeBlock
+from ssl_vivit.encoders.trunks.space_time import SpaceTime
 
 SMALL = {
     "num_frames": 8,
@@ -169,3 +171,39 @@ def test_checkpointing_runs_each_block_again_in_the_backward_pass(enable):
     encoder.trunk.spatial_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     encoder(torch.randn(1, 3, 8, 16, 24)).pooled.sum().backward()
     assert len(calls) == (2 if enable else 1)
+
+
+def test_attention_pooling_without_biases():
+    pooling = AttentionPooling(ViViTConfig(**SMALL, qkv_bias=False))
+    names = {name for name, _ in pooling.named_parameters()}
+    assert names == {"query", "attention.in_proj_weight", "attention.out_proj.weight"}
+
+
+def test_parts_of_a_fused_projection_start_as_layers_of_their_own():
+    """Xavier-uniform: even between bounds of √(6 / (inputs + outputs)) of the part."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 240)
+    init_fused(layer, (40, 200))
+    for part, outputs in zip(layer.weight.split((40, 200)), (40, 200), strict=True):
+        bound = (6 / (40 + outputs)) ** 0.5
+        assert part.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert part.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not layer.bias.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["space_time", "time_space"])
+def test_a_block_of_model_3_attends_in_its_order(order):
+    torch.manual_seed(0)
+    depths = {"spatial_depth": None, "temporal_depth": None, "depth": 1}
+    config = SMALL | depths | {"variant": "factorized_self_attention", "attention_order": order}
+    block = randomised(SpaceThenTimeBlock(ViViTConfig(**config), 0.0))
+    x = torch.randn(2, 3, 4, 24, dtype=torch.float64)
+    found = block(SpaceTime(x, None, None), None, None, None).tokens
+    for axis in order.split("_"):
+        if axis == "space":
+            x = torch.stack([step + block.space(block.space_norm(step)) for step in x.unbind(1)], 1)
+        else:
+            x = torch.stack([row + block.time(block.time_norm(row)) for row in x.unbind(2)], 2)
+    expected = x + block.mlp(block.mlp_norm(x))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -179,6 +179,19 @@ def test_the_figure_of_many_steps_fits_the_page(tmp_path, monkeypatch):
     assert titles[8] == "rollout, × even share"
 
 
+def test_a_row_of_maps_has_one_scale(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(attention_figure, "save", lambda figure, path: drawn.append(figure))
+    encoder, video = make(**MODEL2).float(), clip(1).float()
+    encoder.preprocessing = {"mean": [0.0], "std": [1.0]}
+    attention_over_frames(encoder, video, tmp_path / "a.png")
+    shares = attention_figure._rows(attention_maps(encoder, video), heads=False)["rollout"]
+    maps = [axis.images[1] for axis in drawn[0].axes[4:8]]
+    assert [image.get_clim() for image in maps] == [(0, shares.max().item())] * 4
+    for image, share in zip(maps, shares, strict=True):
+        np.testing.assert_array_equal(image.get_array(), share)
+
+
 def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, capsys):
     encoder = prepared()
     encoder.save_pretrained(tmp_path / "encoder")

@@ -129,6 +129,18 @@ def test_gradients_around_grey_and_movies(simulated, launch, around):
     assert "truth" not in (out / "agreement.json").read_text()
 
 
+@pytest.mark.parametrize("grey", [None, 200.0])
+def test_gradients_around_grey_are_taken_at_that_grey(simulated, launch, grey):
+    model, _ = simulated
+    words = () if grey is None else ("--grey", str(grey))
+    out = launch(model, *SHORT, "--around", "grey", *words)
+    chosen = choose_units(model)
+    level = 255 * chosen.facts.video_mean if grey is None else grey
+    expected = by_gradient(chosen, torch.full((1, 12, 12, 20), level), lags=6)
+    found = np.load(out / "fields.npz", allow_pickle=False)["gradient_kernels"]
+    np.testing.assert_allclose(found, expected.kernels, rtol=1e-4, atol=1e-7)
+
+
 def test_gradients_are_those_of_the_model(simulated):
     """Against a difference of rates when one pixel of one earlier frame changes."""
     model, session = simulated

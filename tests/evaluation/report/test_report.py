@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import neural_run, pretraining_run
+from run_folders import neural_run, pretraining_run, write_config, write_metrics
 
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
@@ -22,6 +22,7 @@ from ssl_vivit.evaluation.report.command import main
 from ssl_vivit.evaluation.report.neural_sections import score_model
 from ssl_vivit.evaluation.report.page import Section, page, picture, table
 from ssl_vivit.evaluation.report.run_files import RunFiles
+from ssl_vivit.evaluation.report.training_sections import state
 from ssl_vivit.neural.checkpoint import load_neural_model
 
 
@@ -110,6 +111,23 @@ def test_scores_units_and_pictures_of_a_model_of_neurons(neural, write):
     assert "left out" not in made.text
 
 
+def test_scores_leave_out_the_frames_that_training_dropped(neural, tmp_path):
+    path = Path(shutil.copytree(neural, tmp_path / "run"))
+    folders = RunFiles(path).setting("data.sessions")
+    predictor = load_neural_model(path / "model")
+    write_config(path, {"data": {"sessions": folders, "drop_first": 12}})
+    made = score_model(RunFiles(path), predictor, folders)
+    found = {}
+    for drop_first in (0, 12):
+        data = NeuralDataConfig(folders, window=drop_first + 1, drop_first=drop_first)
+        tiers = scored_tiers(build_sessions(data, facts=predictor.facts))
+        found[drop_first] = evaluate(predictor, tiers)
+    for tier, own in found[12].items():
+        assert made.tiers[tier].scores == pytest.approx(own.scores, nan_ok=True)
+        whole = found[0][tier].scores["correlation_mean"]
+        assert abs(own.scores["correlation_mean"] - whole) > 1e-3
+
+
 def test_best_and_worst_units_are_those_and_the_traces_are_means_over_repeats(neural):
     run = RunFiles(neural)
     predictor = load_neural_model(neural / "model")
@@ -175,6 +193,15 @@ def test_a_pretraining_run_that_was_stopped(tmp_path, write):
     # Text of users is no HTML.
     assert "<script>alert" not in made.text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in made.text
+
+
+@pytest.mark.parametrize(
+    ("step", "told"), [(39, "has ended early: step 39 of 40."), (40, "has ended: step 40 of 40.")]
+)
+def test_a_run_has_ended_early_before_its_last_step(step, told, tmp_path):
+    write_config(tmp_path, {"training": {"steps": 40}})
+    write_metrics(tmp_path, [{"step": step}])
+    assert state(RunFiles(tmp_path)) == f"The run {told}"
 
 
 def test_a_run_that_is_still_going(tmp_path, write):

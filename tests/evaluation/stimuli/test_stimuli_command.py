@@ -175,6 +175,14 @@ def test_a_seed_repeats_the_files(simulated, launch):
     assert "video" not in one
 
 
+def test_ascents_start_at_the_best_random_stimulus_of_their_unit(simulated, launch):
+    out = launch(simulated[0], *SHORT, "--kind", "video", "--jitter", "0", "--steps", "1")
+    first = np.load(out / "stimuli.npz", allow_pickle=False)["video_responses"][:, 0]
+    best = [float(row["random_best"]) for row in rows_of(out / "units.csv")]
+    assert len(set(best)) == 5
+    assert first == pytest.approx(best, rel=1e-4)
+
+
 def test_responses_of_several_frames(simulated, launch):
     model, _ = simulated
     out = launch(model, *SHORT, "--kind", "video", "--response", "0.1", "--units", "0")

@@ -11,6 +11,7 @@ import torch
 from data_prep.synthetic_neural.population import Filters, draw_population
 from ssl_vivit.evaluation.tuning.curves import measure_curves
 from ssl_vivit.evaluation.tuning.gratings import Grating, Protocol
+from ssl_vivit.evaluation.tuning.indices import suppression_index
 from ssl_vivit.evaluation.tuning.stimuli import default_stimuli
 from ssl_vivit.evaluation.tuning.truth import angular_difference
 from ssl_vivit.evaluation.tuning.units import measure_units
@@ -99,7 +100,9 @@ def test_a_perfect_model_has_the_true_preferences(measured):
     modulation, complex_ = np.array(table["modulation"]), neurons.population.complex.numpy() > 0
     assert modulation[complex_].max() < 0.1
     assert modulation[~complex_].min() > 1
-    assert (np.array(table["suppression_index"]) > 0).any()
+    suppressed = suppression_index(curves.responses["size"])
+    np.testing.assert_allclose(table["suppression_index"], suppressed)
+    assert (suppressed > 0).any()
     assert table["unit"] == list(range(100, 100 + UNITS))
 
 

@@ -7,6 +7,7 @@ from small_models import clip, encoder, model, walk
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.frame_rates import FrameRates, match_fps
 from ssl_vivit.neural.modulators import FiLM
+from ssl_vivit.objectives.neural_prediction import predict_parts
 
 RATES = [
     (30.0, 25.0),
@@ -133,3 +134,16 @@ def test_sessions_of_different_rates_name_which_one_a_map_is_for():
         assert torch.equal(whole(video, session=name), expected)
     with pytest.raises(NeuralModelError, match="frame_rates names c; the readouts are of a, b"):
         model(readouts=readouts, frame_rates={"c": None})
+
+
+def test_parts_of_other_frame_rates_are_encoded_apart(monkeypatch):
+    rates = {"a": FrameRates(30.0, 15.0), "b": None}
+    whole = model(readouts={name: torch.nn.Identity() for name in rates}, frame_rates=rates).eval()
+    monkeypatch.setattr(whole, "read", lambda map, *more: map)
+    video, behaviour = clip(frames=16), walk(frames=16)
+    parts = [{"session": name, "video": video, "behaviour": behaviour} for name in ("a", "b")]
+    found = predict_parts(whole, parts)
+    for part, map in zip(parts, found, strict=True):
+        expected = whole.core(video, behaviour, part["session"])
+        torch.testing.assert_close(map, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(*found)

@@ -69,7 +69,7 @@ bench: $(EXTRAS)
 	$(BIN)/python tests/benchmarks/results.py
 
 bench-gpu: $(EXTRAS)
-	@set -e; for bench in training encoders class_only tubelets masked_tubelets neural_cores convgru readout live; do \
+	@set -e; for bench in training encoders class_only tubelets masked_tubelets neural_cores convgru readout growth live; do \
 	  echo "== $$bench"; $(BIN)/python tests/benchmarks/bench_$$bench.py --device cuda --out $(MEASURED); done
 	$(BIN)/python tests/benchmarks/results.py
 

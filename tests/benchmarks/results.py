@@ -1,4 +1,4 @@
-"""Results of benchmarks as files: JSON, Markdown and the documentation's page of them."""
+"""Results of benchmarks as files: JSON, and the documentation's page of them."""
 
 from __future__ import annotations
 
@@ -59,13 +59,11 @@ class Results:
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--out``, a folder for the results' files."""
-    parser.add_argument(
-        "--out", type=Path, help="folder for JSON, Markdown and plot; none by default"
-    )
+    parser.add_argument("--out", type=Path, help="folder for JSON and plot; none by default")
 
 
 def publish(results: Results, device: str, out: Path | None) -> None:
-    """Print the tables; with a folder, write ``NAME.json`` and ``NAME.md`` there.
+    """Print the tables; with a folder, write ``NAME.json`` there, which :func:`page` reads.
 
     Results of a GPU get its name at the end of theirs, so that both kinds lie side by side.
     """
@@ -78,7 +76,6 @@ def publish(results: Results, device: str, out: Path | None) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{results.name}.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
-    (out / f"{results.name}.md").write_text(section(asdict(results)))
 
 
 def section(results: dict) -> str:
@@ -109,7 +106,7 @@ def page(folder: Path = RESULTS) -> str:
             "No benchmark has been run on a GPU yet. `make bench-gpu` runs them there.",
             "",
         ]
-    return "\n".join(head) + "\n".join(section(each) for each in found)
+    return "\n".join([*head, *(section(each) for each in found)])
 
 
 def chip_name(device: str) -> str:

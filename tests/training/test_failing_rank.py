@@ -123,5 +123,5 @@ def test_the_first_rank_with_an_error_is_named():
         ),
     )  # fmt: skip
     with pytest.raises(RunError, match="broken") as raised:
-        _Run._settle(run, 0, None)
+        _Run._read_record(run, 0, None)
     assert raised.value.rank == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,25 @@ def view_rows(features: Float[Tensor, "b views d"], batch: dict[str, Any]) -> di
         "middle_frames": batch["clips"][:, :, :, middle].float(),
         "frame_numbers": batch["frames"][:, :, middle],
     }
+
+
+@torch.no_grad()
+def collect(
+    features: Callable[[dict[str, Any]], Float[Tensor, "b views d"]],
+    batches: Iterable[dict[str, Any]],
+) -> ViewFeatures:
+    """Run a feature function over batches in one process.
+
+    Args:
+        features: of a batch.
+        batches: as of :func:`view_rows`, with ``key``.
+    """
+    rows, keys = [], []
+    for batch in batches:
+        rows.append({n: value.cpu() for n, value in view_rows(features(batch), batch).items()})
+        keys += batch["key"]
+    joined = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
+    return ViewFeatures(keys=keys, **joined)
 
 
 def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:

@@ -5,9 +5,9 @@ import torch
 
 from ssl_vivit.evaluation.monitors.retrieval import (
     chance,
+    collect,
     nearest_videos,
     retrieval_top1,
-    view_rows,
 )
 
 
@@ -51,11 +51,15 @@ def test_nearest_videos_leave_the_query_out_and_come_in_order():
         assert similarity[row].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_rows_hold_middle_frames():
+def test_collect_keeps_order_and_middle_frames():
     clips = torch.arange(5 * 2 * 1 * 3 * 2 * 2, dtype=torch.float32).view(5, 2, 1, 3, 2, 2)
     numbers = torch.arange(5 * 2 * 3).view(5, 2, 3)
-    features = torch.rand(5, 2, 4, dtype=torch.float64)
-    rows = view_rows(features, {"clips": clips, "frames": numbers})
-    assert torch.equal(rows["features"], features.float())
-    assert torch.equal(rows["middle_frames"], clips[:, :, :, 1])
-    assert torch.equal(rows["frame_numbers"], numbers[:, :, 1])
+    batches = [
+        {"clips": clips[:3], "key": ["a", "b", "c"], "frames": numbers[:3]},
+        {"clips": clips[3:], "key": ["d", "e"], "frames": numbers[3:]},
+    ]
+    found = collect(lambda batch: batch["clips"].double().flatten(2)[:, :, :4], batches)
+    assert found.keys == ["a", "b", "c", "d", "e"]
+    assert torch.equal(found.features, clips.flatten(2)[:, :, :4])
+    assert torch.equal(found.middle_frames, clips[:, :, :, 1])
+    assert torch.equal(found.frame_numbers, numbers[:, :, 1])

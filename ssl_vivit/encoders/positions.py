@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +15,29 @@ from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.grid import Grid
 
 
-def sinusoidal_1d(length: int, dim: int, first: int = 0) -> Float[Tensor, "length dim"]:
+def sinusoidal_1d(
+    length: int, dim: int, first: int = 0, device: torch.device | None = None
+) -> Float[Tensor, "length dim"]:
     """Interleaved sines (even) and cosines (odd), base 10000 (Vaswani et al. 2017, Sec. 3.5).
 
     Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022). Row 0 is position
     ``first``.
     """
-    position = torch.arange(first, first + length, dtype=torch.float64)[:, None]
-    frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
+    position = torch.arange(first, first + length, **exact)[:, None]
+    frequency = 10000.0 ** (-torch.arange(0, dim, 2, **exact) / dim)
     angle = position * frequency
     return rearrange(torch.stack((angle.sin(), angle.cos())), "k p f -> p (f k)")
 
 
-def sinusoidal_2d(grid: Grid, dim: int) -> Float[Tensor, "n dim"]:
+def sinusoidal_2d(
+    grid: Grid, dim: int, device: torch.device | None = None
+) -> Float[Tensor, "n dim"]:
     """[sin x, cos x, sin y, cos y], each dim/4 wide (He et al. 2022; x the column, y the row)."""
-    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    row = torch.arange(grid.h, dtype=torch.float64).repeat_interleave(grid.w)
-    column = torch.arange(grid.w, dtype=torch.float64).repeat(grid.h)
+    exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
+    frequency = 10000.0 ** (-torch.arange(dim // 4, **exact) / (dim // 4))
+    row = torch.arange(grid.h, **exact).repeat_interleave(grid.w)
+    column = torch.arange(grid.w, **exact).repeat(grid.h)
     parts = [f(p[:, None] * frequency) for p in (column, row) for f in (torch.sin, torch.cos)]
     return torch.cat(parts, dim=1)
 
@@ -113,10 +119,14 @@ def angles(
         pairs: how many pairs of a head's numbers turn with this axis.
         base: wavelengths run geometrically from 2π towards 2π · base.
     """
-    # Apple's GPUs have no float64.
-    exact = torch.float32 if coordinates.device.type == "mps" else torch.float64
+    exact = _exact(coordinates.device)
     order = torch.arange(pairs, dtype=exact, device=coordinates.device)
     return coordinates.to(exact)[..., None] * base ** (-order / pairs)
+
+
+def _exact(device: torch.device | None) -> torch.dtype:
+    """The widest type of a device: Apple's GPUs have no float64."""
+    return torch.float32 if device is not None and device.type == "mps" else torch.float64
 
 
 class Places(NamedTuple):
@@ -322,16 +332,18 @@ class Positions(nn.Module):
     ) -> Float[Tensor, "places d"]:
         """A sinusoidal table as ``like`` needs it, kept: making one takes as long as a block.
 
-        One that does not begin at 0 is not kept: a stream asks for each once.
+        A compiled graph makes its own on the device, in one kernel. One that does not begin at 0 is
+        not kept: a stream asks for each once.
         """
+        compiling, dim, device = torch.compiler.is_compiling(), self.config.embed_dim, like.device
         if first:
-            return make(size, self.config.embed_dim, first).to(like)
-        key = (make, size, like.dtype, like.device)
-        if not torch.compiler.is_compiling() and key in self._sinusoids:
+            return make(size, dim, first, device=device).to(like)
+        key = (make, size, like.dtype, device)
+        if not compiling and key in self._sinusoids:
             return self._sinusoids[key]
-        table = make(size, self.config.embed_dim).to(like)
+        table = make(size, dim, device=device).to(like)
         # A tensor of a tracer, or of inference mode, would be of no use outside.
-        if not torch.compiler.is_compiling() and type(table) is Tensor and not table.is_inference():
+        if not compiling and type(table) is Tensor and not table.is_inference():
             self._sinusoids[key] = table
         return table
 

@@ -85,7 +85,9 @@ class TubeletEmbedding(nn.Module):
         grid = config.grid_of(*video.shape[2:])
         padding = config.padding_of(*video.shape[2:])
         if config.tubelet_embedding == "uniform_frames":
-            video = video[:, :, config.frames_of(video.shape[2])]
+            # Indexing by a list would copy it to the device while the host waits.
+            chosen = config.frames_of(video.shape[2])
+            video = torch.stack([video[:, :, frame] for frame in chosen], dim=2)
         video = self._framed(video, grid, padding)
         if visible is None and visible_tokens is None:
             return self._embedded(video), grid

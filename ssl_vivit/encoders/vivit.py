@@ -265,6 +265,7 @@ class ViViT(nn.Module, HubModel):
             rearrange(x, "b t n d -> b (t n) d"),
             self.positions,
             places.times(x.device),
+            grid.t,
             self.positions.joint_rotation(places, x),
             class_only=not patches,
         )

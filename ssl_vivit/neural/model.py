@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.block_reader import BlockReader, block_reader
@@ -31,6 +32,7 @@ from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.neural.cores.frame_stream import FrameStream
 from ssl_vivit.neural.cores.past import Past, after_past
 from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
+from ssl_vivit.neural.modulators import ConvGRU
 from ssl_vivit.neural.nonlinearity import Nonlinearity, rate_of
 from ssl_vivit.settings import check_type
 
@@ -136,6 +138,17 @@ class NeuralModel(nn.Module):
             )
         self.frame_rates = {name: given.get(name) for name in self.sessions}
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the encoder, and the step of a :class:`ConvGRU`; other parts vary with the session.
+
+        Args:
+            args: as of ``torch.compile``.
+            kwargs: as of ``torch.compile``.
+        """
+        self.encoder.compile(*args, **kwargs)
+        if isinstance(self.modulator, ConvGRU):
+            self.modulator.compile(*args, **kwargs)
+
     def _stream_for(self, core: ViViTCore, filters: int, frames: int | None) -> FrameStream:
         config = core.encoder.config
         stride = core.temporal_stride
@@ -208,7 +221,7 @@ class NeuralModel(nn.Module):
         Raises:
             NeuralModelError: as of :meth:`forward`, and for no session where rates differ.
         """
-        shown = None if clips is None else torch.as_tensor(clips, device=video.device)
+        shown = None if clips is None else to_device(torch.as_tensor(clips), video.device)
         behaviour = self._checked(behaviour, video, len(video) if shown is None else len(shown))
         rates = self._rates_of(session)
         parts = [part for name, part in self.named_children() if name != "session_readouts"]
@@ -258,10 +271,10 @@ class NeuralModel(nn.Module):
         """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
-        ended = torch.arange(1, frames + 1)
+        ended = torch.arange(1, frames + 1, device=video.device)
         if rates is not None:
-            shown = rates.shown(frames).to(video.device)
-            ended = rates.seen(frames)
+            shown = rates.shown(frames, video.device)
+            ended = rates.seen(frames, video.device)
             video = video[:, :, shown]
             behaviour = None if behaviour is None else behaviour[:, shown]
         compute: Callable[..., Tensor] = core.dense
@@ -274,7 +287,7 @@ class NeuralModel(nn.Module):
             tokens = tokens[clips]
         if self.modulator is not None and tokens.shape[2]:
             tokens, _ = self.modulator(tokens, behaviour)
-        return tokens, (ended // core.temporal_stride).to(video.device)
+        return tokens, ended // core.temporal_stride
 
     @torch.no_grad()
     def step(

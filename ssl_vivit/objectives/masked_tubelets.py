@@ -76,7 +76,8 @@ class MaskedTubelets(Objective):
     (:meth:`pooled_distance`).
 
     Args:
-        encoder: the encoder to be trained, any variant.
+        encoder: the encoder to be trained, any variant. With its gradient checkpointing on, the
+            decoder recomputes its blocks' activations, too.
         config: settings; None takes the defaults.
         preprocessing: how the clips were prepared: ``mean`` and ``std`` make pixels of them again,
             and all of it is saved with the exported encoder. None takes clips as pixels in [0, 1].
@@ -108,6 +109,7 @@ class MaskedTubelets(Objective):
             size[0] * size[1] * size[2] * encoder.config.in_channels,
             config.decoder_positions,
         )
+        self.decoder.trunk.grad_checkpointing = encoder.trunk.grad_checkpointing
         statistics = preprocessing or {}
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
             value = torch.tensor(statistics.get(name, neutral)).flatten()
@@ -289,8 +291,13 @@ class MaskedTubelets(Objective):
         return rearrange(pooled, "(b views) d -> b views d", views=views)
 
     def to_compile(self) -> nn.Module:
-        """The encoder."""
-        return self.encoder
+        """The objective itself, which compiles its encoder and its decoder."""
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile encoder and decoder, each by itself; arguments as of ``torch.compile``."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the encoder (without the decoder) to ``directory``."""

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import MaskKind
 
@@ -39,8 +40,9 @@ class TubeletMask(NamedTuple):
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:
-        """The same on a device."""
-        return TubeletMask(self.visible.to(device), self.hidden.to(device), self.by_token)
+        """The same on a device; the host does not wait for the copies."""
+        visible, hidden = (to_device(index, device) for index in (self.visible, self.hidden))
+        return TubeletMask(visible, hidden, self.by_token)
 
     def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
         """Visible and hidden tubelets as indices among all t·h·w, in the order of time and mask."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_vivit.data.sessions.facts import SessionFacts
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.encoders.intermediates import freeze_unread
 from ssl_vivit.errors import NeuralModelError
@@ -92,7 +93,7 @@ class NeuralPrediction(Objective):
         return self.model.encoder
 
     def to_compile(self) -> nn.Module:
-        """The core; what comes after it changes shape with the session.
+        """The model, which compiles its core and the step of its modulator.
 
         Raises:
             NeuralModelError: for an encoder of which other blocks than the last are read.
@@ -102,7 +103,7 @@ class NeuralPrediction(Objective):
                 "training.compile compiles an encoder that is read at its last block alone; leave out "
                 "--training.compile or --model.layers"
             )
-        return self.model.encoder
+        return self.model
 
     def forward(self, batch: dict[str, Any]) -> Step:
         """The loss of a batch.
@@ -187,7 +188,10 @@ class NeuralPrediction(Objective):
             numbers[place, 0] += mask.sum()
             numbers[place, 1] += len(mask)
         responses, windows = self._over_processes(numbers).unbind(1)
-        shares = windows.new_tensor([self.session_shares[name] for name in names])
+        shares = to_device(
+            torch.tensor([self.session_shares[name] for name in names], dtype=windows.dtype),
+            windows.device,
+        )
         weights = windows / (windows.sum() * shares * len(names))
         counts = (responses.clamp(min=1.0) / weights).to(torch.float32)
         return dict(zip(names, counts.unbind(), strict=True))
@@ -332,7 +336,7 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
     video = parts[0]["video"]
     names = [(*names, "patches") for part in parts for names in part["draw"]]
     grid = encoder.config.grid_of(encoder.config.kernel_stride[0], *video.shape[3:])
-    return uniform(names, grid.n).to(video.device)
+    return to_device(uniform(names, grid.n), video.device)
 
 
 def _position_noise(
@@ -342,7 +346,7 @@ def _position_noise(
     if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
         return None
     names = [(*names, "positions") for names in part["draw"]]
-    return standard_normal(names, readout.neurons, 2).to(device)
+    return to_device(standard_normal(names, readout.neurons, 2), device)
 
 
 def _distinct(
@@ -357,7 +361,8 @@ def _distinct(
     kept = sorted(set(places))
     if len(kept) == len(places):
         return together, None
-    return together[kept], [kept.index(place) for place in places]
+    chosen = to_device(torch.tensor(kept), together.device)
+    return together[chosen], [kept.index(place) for place in places]
 
 
 def poisson_sum(

@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.encoders import ViViTConfig
 
 _EPSILON = 1e-6
@@ -25,8 +26,8 @@ def tubelet_pixels(
     """
     grid = config.grid_of(*video.shape[2:])
     _, down, across = config.padding_of(*video.shape[2:])
-    frames = torch.tensor(shown_frames(config, video.shape[2]), device=video.device)
-    video = video[:, :, frames]
+    frames = torch.tensor(shown_frames(config, video.shape[2]))
+    video = video[:, :, to_device(frames, video.device)]
     if any((*down, *across)):
         video = F.pad(video, (*across, *down, 0, 0), mode="replicate")
     size = config.kernel_stride

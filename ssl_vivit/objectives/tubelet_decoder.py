@@ -94,6 +94,7 @@ class TubeletDecoder(nn.Module):
                 rearrange(x, "b t n d -> b (t n) d"),
                 self.positions,
                 places.times(x.device),
+                grid.t,
                 None if self.rotary is None else self.rotary.joint_rotation(places, x),
                 class_only=False,
             )

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import walk
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.model_settings import build_part
@@ -82,6 +84,63 @@ def test_film_is_its_equation_step_by_step(channels):
         gain, offset = modulator.project(embedded)[:, :, None, None].chunk(2, 1)
         expected = map[:, :, i] * (1 + gain) + offset
         torch.testing.assert_close(found[:, :, i], expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_a_long_clip_stays_within_one_percent(half):
+    modulator, map, behaviour = make("convgru", hidden=12), tokens(75), walk(2, 300)
+    expected, exact = modulator(map, behaviour)
+    modulator, map, behaviour = modulator.float(), map.float(), behaviour.float()
+    with torch.autocast("cpu", half):
+        found, state = modulator(map, behaviour)
+    assert state.dtype == torch.float32
+    assert (state - exact).norm() < 0.01 * exact.norm()
+    assert (found - expected).norm() < 0.01 * (expected - map).norm()
+    # A stream hands the state from call to call.
+    with torch.autocast("cpu", half):
+        _, early = modulator(map[:, :, :30], behaviour[:, :120])
+        _, late = modulator(map[:, :, 30:], behaviour[:, 120:], early)
+    torch.testing.assert_close(late, state, rtol=0.02, atol=0.02)
+
+
+class Launches(TorchDispatchMode):
+    """Names of the operators that would launch a kernel: all but views and questions of types."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if not operator.is_view and operator.overloadpacket is not torch.ops.aten.promote_types:
+            self.names.append(operator.overloadpacket.__name__)
+        return operator(*args, **kwargs or {})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("autocast", "most"), [(False, 6), (True, 7)])
+def test_a_step_of_the_convgru_launches_few_kernels(autocast, most):
+    modulator, counts = make("convgru").float(), []
+    for steps in (5, 15):
+        map, behaviour = tokens(steps).float(), walk(2, 4 * steps).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Launches() as launches:
+            modulator(map, behaviour)
+        counts.append(len(launches.names))
+    assert counts[1] - counts[0] == 10 * most
+
+
+def test_a_compiled_convgru_compiles_its_step_alone():
+    plain, map, behaviour = make("convgru"), tokens(12), walk(2, 48)
+    compiled, counter = make("convgru"), CompileCounter()
+    compiled.compile(backend=counter)
+    for modulator in (plain, compiled):
+        modulator(map, behaviour)[0].square().sum().backward()
+    torch.testing.assert_close(compiled(map, behaviour), plain(map, behaviour), rtol=0, atol=1e-12)
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+    # The first state needs no gradient, those after it do.
+    assert counter.frame_count <= 2
+    assert counter.op_count < 30
 
 
 @torch.no_grad()

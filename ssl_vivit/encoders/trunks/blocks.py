@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.positions import Rotation
 from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
+from ssl_vivit.encoders.trunks.frame_blocks import FrameBlocks
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
@@ -24,10 +26,14 @@ def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
 
 
 # What a query may attend to: everything (None), itself and what comes before it ("causal"), the keys
-# that are True in a tensor that broadcasts to (b, heads, q, k), tokens at its own position, or the
-# tokens of earlier time steps too, which a cache has kept.
-PlainMask = Literal["causal"] | Tensor | None
+# that are True in a tensor that broadcasts to (b, heads, q, k), tokens of its own and of earlier time
+# steps, tokens at its own position, or the tokens of earlier time steps that a cache has kept.
+PlainMask = Literal["causal"] | Tensor | FrameBlocks | None
 Mask = PlainMask | TimeSequences | KeyValueCache
+
+# Sequences of one call. On GPUs they are a dimension of the grid that a kernel is launched on, and
+# those have no room for more.
+LARGEST_BATCH = 65_535
 
 
 class HeadAttention(nn.Module):
@@ -64,7 +70,26 @@ class HeadAttention(nn.Module):
         value = self._split(value)
         if isinstance(mask, KeyValueCache):
             key, value, mask = mask.extended(self, key, value)
-        out = F.scaled_dot_product_attention(
+        if isinstance(mask, FrameBlocks):
+            out = mask.attend(self._attend, query, key, value)
+        else:
+            out = self._attend(query, key, value, mask)
+        return rearrange(out, "b heads n width -> b n (heads width)")
+
+    def _attend(
+        self,
+        query: Float[Tensor, "b heads q width"],
+        key: Float[Tensor, "b heads k width"],
+        value: Float[Tensor, "b heads k width"],
+        mask: Literal["causal"] | Tensor | None = None,
+    ) -> Float[Tensor, "b heads q width"]:
+        if len(query) > LARGEST_BATCH:
+            parts = [x.split(LARGEST_BATCH) for x in (query, key, value)]
+            masks: Sequence[Any] = [mask] * len(parts[0])
+            if isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) > 1:
+                masks = mask.split(LARGEST_BATCH)
+            return torch.cat([self._attend(*part) for part in zip(*parts, masks, strict=True)])
+        return F.scaled_dot_product_attention(
             query,
             key,
             value,
@@ -72,7 +97,6 @@ class HeadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=isinstance(mask, str),
         )
-        return rearrange(out, "b heads n width -> b n (heads width)")
 
     def prepare(
         self,

@@ -19,6 +19,7 @@ from ssl_vivit.encoders.trunks.blocks import (
     run_block,
     token_norm,
 )
+from ssl_vivit.encoders.trunks.frame_blocks import FrameBlocks
 
 
 class Joint(nn.Module):
@@ -51,6 +52,7 @@ class Joint(nn.Module):
         x: Float[Tensor, "b k d"],
         positions: Positions,
         times: Int[Tensor, "... k"],
+        steps: int,
         rotation: Rotation | None,
         class_only: bool,
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b 1 d"] | None]:
@@ -60,6 +62,7 @@ class Joint(nn.Module):
             x: embedded tokens with their positions.
             positions: of the class token.
             times: time step of each token, (k,) or (b, k).
+            steps: how many time steps there are.
             rotation: of [class, registers, tokens].
             class_only: tokens are not wanted, so the last block computes the class query alone.
 
@@ -75,7 +78,7 @@ class Joint(nn.Module):
             specials.append(self.registers)
         if specials:
             x = torch.cat((repeat(torch.cat(specials), "r d -> b r d", b=x.shape[0]), x), dim=1)
-        mask = self._mask(times) if self.config.temporal_causal else None
+        mask = self._mask(times, steps) if self.config.temporal_causal else None
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             if class_only and index == last:
@@ -112,8 +115,14 @@ class Joint(nn.Module):
             x = block(x, rotation, cache)
             yield x[:, -tokens:], self.norm
 
-    def _mask(self, times: Int[Tensor, "... k"]) -> Mask:
+    def _mask(self, times: Int[Tensor, "... k"], steps: int) -> Mask:
         """Return the mask of the tokens (columns) that each token (row) attends to."""
+        if times.ndim == 1:
+            class_tokens = int(self.class_token is not None)
+            registers = self.config.register_tokens
+            return FrameBlocks(class_tokens, registers, steps, self.attention_window)
+        # Where tokens are chosen one by one, other tokens are before each in every clip: a mask is
+        # unavoidable, and with it flash attention is out. Memory-efficient attention takes it.
         lead = times.shape[:-1]
         # The class token comes after all time steps, registers before the first.
         end = torch.iinfo(times.dtype).max
@@ -124,7 +133,7 @@ class Joint(nn.Module):
         mask: Bool[Tensor, "... q k"] = query >= key
         if self.attention_window is not None:
             mask = mask & ((key > query - self.attention_window) | (key < 0))
-        return mask if mask.ndim == 2 else mask[:, None]
+        return mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:
         """Parameter names → depth, in the order of the computation."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssl_vivit.encoders import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling
 from ssl_vivit.encoders.trunks.blocks import HeadAttention, PlainMask
+from ssl_vivit.encoders.trunks.frame_blocks import FrameBlocks
 from ssl_vivit.evaluation.attention.rollout import Readout, readout, rollout
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.grid import Grid
@@ -247,6 +248,8 @@ def weights_of(
     scores = query.to(wide) @ key.to(wide).mT / query.shape[-1] ** 0.5
     if isinstance(mask, str):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    elif isinstance(mask, FrameBlocks):
+        mask = mask.mask(scores.shape[-1], scores.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1)

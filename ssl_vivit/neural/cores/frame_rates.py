@@ -53,16 +53,16 @@ class FrameRates:
         """Count of resampled frames that show no frame beyond the first so many."""
         return _ceil_of_product(frames, 1 / self.recorded_per_resampled)
 
-    def shown(self, frames: int) -> Int[Tensor, " resampled"]:
+    def shown(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " resampled"]:
         """Number of the recorded frame, of T, that each resampled frame shows."""
         ratio = self.recorded_per_resampled
-        resampled = torch.arange(self.resampled(frames))
+        resampled = torch.arange(self.resampled(frames), device=device)
         return resampled * ratio.numerator // ratio.denominator
 
-    def seen(self, frames: int) -> Int[Tensor, " T"]:
+    def seen(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " T"]:
         """Count of resampled frames that show no frame later than t, for each recorded frame t."""
         ratio = 1 / self.recorded_per_resampled
-        ends = torch.arange(1, frames + 1)
+        ends = torch.arange(1, frames + 1, device=device)
         return -(-ends * ratio.numerator // ratio.denominator)
 
     def span(self, resampled: int) -> int:

@@ -168,7 +168,9 @@ class MotionEnergy(nn.Module):
         (even_cos, even_sin), (odd_cos, odd_sin) = parts
         forth = (even_cos - odd_sin).square() + (odd_cos + even_sin).square()
         back = (even_cos + odd_sin).square() + (odd_cos - even_sin).square()
-        powers = torch.cat((forth, back[:, :, self.moving]), dim=2)
+        # Indexing by a list would copy it to the device while the host waits.
+        moving = [back[:, :, number : number + 1] for number in self.moving]
+        powers = torch.cat((forth, *moving), dim=2)
         return rearrange((powers + _LEAST_POWER).sqrt(), "b pair f t h w -> b (pair f) t h w")
 
     def to_config(self) -> dict[str, Any]:

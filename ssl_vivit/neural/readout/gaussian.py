@@ -12,9 +12,15 @@ from torch import Tensor, nn
 
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.readout.cortical_map import CorticalMap
-from ssl_vivit.neural.readout.pixel_entries import of_masks, of_moving_points, of_points
+from ssl_vivit.neural.readout.pixel_entries import of_masks, of_points
 from ssl_vivit.neural.readout.pixel_products import read_pixels
-from ssl_vivit.neural.readout.positions import corners, drawn, gaussian_mask, projected
+from ssl_vivit.neural.readout.positions import (
+    corners,
+    drawn,
+    gaussian_mask,
+    moving_corners,
+    projected,
+)
 from ssl_vivit.neural.readout.pupil_shift import PupilShift
 from ssl_vivit.settings import check_type
 
@@ -199,7 +205,7 @@ class GaussianReadout(nn.Module):
                 f"pupil_centre is {tuple(pupil_centre.shape)}; a map {tuple(map.shape)} needs "
                 f"{(*self._times(map), 2)}"
             )
-        return self.read(map, self.positions(len(map), pupil_centre, noise))
+        return self.read(map, self.positions(len(map), noise), self.shifts(pupil_centre))
 
     @property
     def draws_positions(self) -> bool:
@@ -230,45 +236,55 @@ class GaussianReadout(nn.Module):
         return own.diag_embed()
 
     def positions(
-        self,
-        count: int,
-        pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
-        noise: Float[Tensor, "b n 2"] | None = None,
-    ) -> Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"]:
+        self, count: int, noise: Float[Tensor, "b n 2"] | None = None
+    ) -> Float[Tensor, "b n 2"]:
         """Positions that the neurons read: draws in training with ``sampling="point"``, else centres.
 
         Args:
             count: clips; each has its own draw, for all of its time.
-            pupil_centre: see :meth:`forward`. Shifts are added after draws were moved onto
-                the map, so that shifted positions may be outside.
             noise: see :meth:`forward`.
         """
         places = self.centres()
-        if self.draws_positions:
-            if noise is None:
-                noise = torch.randn(count, *places.shape, dtype=places.dtype, device=places.device)
-            elif noise.shape != (count, *places.shape):
-                raise NeuralModelError(
-                    f"noise is {tuple(noise.shape)}; {count} clips of {self.neurons} neurons need "
-                    f"{(count, *places.shape)}"
-                )
-            places = drawn(places, self.widths(), noise.to(places))
-        else:
-            places = places.expand(count, -1, -1)
+        if not self.draws_positions:
+            return places.expand(count, -1, -1)
+        if noise is None:
+            noise = torch.randn(count, *places.shape, dtype=places.dtype, device=places.device)
+        elif noise.shape != (count, *places.shape):
+            raise NeuralModelError(
+                f"noise is {tuple(noise.shape)}; {count} clips of {self.neurons} neurons need "
+                f"{(count, *places.shape)}"
+            )
+        return drawn(places, self.widths(), noise.to(places))
+
+    def shifts(
+        self, pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None
+    ) -> Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None:
+        """Shift of all positions in each frame; None without a shifter, or a pupil to shift by.
+
+        Shifts are added after draws were moved onto the map, so that shifted positions may be
+        outside.
+
+        Args:
+            pupil_centre: see :meth:`forward`.
+        """
         if self.shifter is None or pupil_centre is None:
-            return places
+            return None
         with torch.autocast(self.features.device.type, enabled=False):
-            shift = self.shifter(pupil_centre.to(places.dtype))
-        if shift.ndim == 3:
-            return places[:, None] + shift[:, :, None]
-        return places + shift[:, None]
+            return self.shifter(pupil_centre.to(self.features.dtype))
 
     def read(
         self,
         map: Float[Tensor, "b d t h w"] | Float[Tensor, "b d h w"],
-        positions: Float[Tensor, "b n 2"] | Float[Tensor, "b t n 2"],
+        positions: Float[Tensor, "b n 2"],
+        shift: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
-        """The drive at given positions; arguments and errors as of :meth:`forward`."""
+        """The drive at given positions; arguments and errors as of :meth:`forward`.
+
+        Args:
+            map: as of :meth:`forward`.
+            positions: (x, y); with a shift that moves from frame to frame, in [−1, 1].
+            shift: of all positions.
+        """
         clip = map.ndim == 5
         if map.ndim not in (4, 5) or map.shape[1] != self.channels:
             raise NeuralModelError(
@@ -278,14 +294,19 @@ class GaussianReadout(nn.Module):
         map = map if clip else map[:, :, None]
         size, align = (map.shape[3], map.shape[4]), self.config.align_corners
         with torch.autocast(map.device.type, enabled=False):
+            if shift is not None and shift.ndim == 2:
+                positions, shift = positions + shift[:, None], None
             if self.config.sampling == "mask":
-                entries = _entries_of_masks(positions, self.widths(), size, align)
-            else:
+                places = positions[:, None]
+                if shift is not None:
+                    places = places + shift[:, :, None]
+                entries = _entries_of_masks(places, self.widths(), size, align)
+            elif shift is None:
                 pixel, weight = corners(positions, size, align_corners=align)
-                if positions.ndim == 3:
-                    entries = of_points(pixel, weight, size[0] * size[1])
-                else:
-                    entries = _entries_of_moving_points(pixel, weight, size[0] * size[1])
+                entries = of_points(pixel, weight[:, None], size[0] * size[1])
+            else:
+                map, pixel, weight = moving_corners(map, positions, shift, align_corners=align)
+                entries = of_points(pixel, weight, map.shape[3] * map.shape[4])
         drive = read_pixels(map, self.features, *entries)
         drive = drive if self.bias is None else drive + self.bias
         return drive if clip else drive[:, 0]
@@ -328,7 +349,4 @@ def _entries_of_masks(
     positions: Tensor, widths: Tensor, size: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     mask = gaussian_mask(positions, widths, size, align_corners=align_corners)
-    return of_masks(mask if positions.ndim == 4 else mask[:, None])
-
-
-_entries_of_moving_points = torch.compiler.disable(of_moving_points)
+    return of_masks(mask)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_vivit.encoders.trunks.blocks import HeadAttention
+from ssl_vivit.encoders.trunks.frame_blocks import FrameBlocks
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 STEPS, POSITIONS = 4, 6
@@ -56,6 +57,8 @@ def with_masked_keys(monkeypatch, encoder, visible: Tensor) -> None:
         allowed = keys[:, None, None, :].expand(-1, -1, length, -1)
         if isinstance(mask, Tensor):
             allowed = allowed & mask
+        elif isinstance(mask, FrameBlocks):
+            allowed = allowed & mask.mask(length, key.device)
         elif mask == "causal":
             allowed = allowed & torch.ones(length, length, dtype=torch.bool).tril()
         # A hidden query would have no key at all; nothing reads what it gives.

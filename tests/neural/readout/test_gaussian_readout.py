@@ -94,11 +94,12 @@ def test_units_shifts_and_draws_are_the_references(kind, align, bias):
     torch.testing.assert_close(total, reference["feature_l1_sum"])
 
 
-def by_grid_sample(readout, map, positions):
+def by_grid_sample(readout, map, positions, shift=None):
     """(b, t, n): every frame on its own, as (b t) images."""
     b, t = map.shape[0], map.shape[2]
     images = map.transpose(1, 2).flatten(0, 1)
-    places = positions if positions.ndim == 4 else positions[:, None].expand(-1, t, -1, -1)
+    places = positions[:, None].expand(-1, t, -1, -1)
+    places = places if shift is None else places + shift[:, :, None]
     seen = F.grid_sample(
         images, places.flatten(0, 1)[:, :, None], align_corners=readout.config.align_corners
     )
@@ -112,14 +113,21 @@ def by_grid_sample(readout, map, positions):
 def test_any_position_reads_what_grid_sample_does(size, align, moving):
     readout = GaussianReadout(11, 4, align_corners=align).double()
     map = torch.randn(2, 4, 3, *size, dtype=torch.float64, requires_grad=True)
-    # Up to half a map outside; a fixed few at edges and corners.
-    positions = torch.rand(2, 3, 11, 2, dtype=torch.float64) * 3 - 1.5
-    positions[..., :3, :] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, 0.25]]).double()
-    positions = (positions if moving else positions[:, 0]).clone().requires_grad_()
-    ours, theirs = readout.read(map, positions), by_grid_sample(readout, map, positions)
+    # Up to half a map outside, by themselves or with a shift; a fixed few at edges and corners.
+    reach = 1 if moving else 1.5
+    positions = (torch.rand(2, 11, 2, dtype=torch.float64) * 2 - 1) * reach
+    positions[:, :3] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, 0.25]]).double()
+    shift = None
+    if moving:
+        shift = torch.rand(2, 3, 2, dtype=torch.float64) - 0.5
+        shift[:, 0] = torch.tensor([1.0, -1.0])
+        shift.requires_grad_()
+    positions.requires_grad_()
+    ours = readout.read(map, positions, shift)
+    theirs = by_grid_sample(readout, map, positions, shift)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     weight = torch.randn_like(ours)
-    wanted = (map, positions, readout.features)
+    wanted = (map, positions, readout.features, *([shift] if moving else []))
     for a, b in zip(
         torch.autograd.grad((ours * weight).sum(), wanted),
         torch.autograd.grad((theirs * weight).sum(), wanted),
@@ -133,17 +141,21 @@ def test_any_position_reads_what_grid_sample_does(size, align, moving):
 def test_gradients_are_those_of_finite_differences(sampling, moving):
     readout = GaussianReadout(5, 3, sampling=sampling).double().eval()
     map = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    positions = torch.rand(2, 2, 5, 2, dtype=torch.float64) * 1.8 - 0.9
-    positions = (positions if moving else positions[:, 0]).clone().requires_grad_()
+    positions = (torch.rand(2, 5, 2, dtype=torch.float64) * 1.8 - 0.9).requires_grad_()
+    shift = torch.rand(2, 2, 2, dtype=torch.float64) - 0.5 if moving else torch.zeros(2, 2)
+    shift = shift.double().requires_grad_()
 
-    def drive(map, positions, features, spread):
+    def drive(map, positions, shift, features, spread):
         parameters = {"features": features, "spread": spread}
-        return torch.func.functional_call(Read(readout), prefixed(parameters), (map, positions))
+        inputs = (map, positions, shift) if moving else (map, positions + shift[:, None, 0])
+        return torch.func.functional_call(Read(readout), prefixed(parameters), inputs)
 
     # Masks narrower than a quarter of a pixel learn as if they were that wide.
     spread = (1.5 * readout.spread + 0.05 * torch.randn(5, 2, 2)).detach().requires_grad_()
     features = readout.features.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(drive, (map, positions, features, spread), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        drive, (map, positions, shift, features, spread), fast_mode=True
+    )
 
 
 class Read(torch.nn.Module):
@@ -151,8 +163,8 @@ class Read(torch.nn.Module):
         super().__init__()
         self.readout = readout
 
-    def forward(self, map, positions):
-        return self.readout.read(map, positions)
+    def forward(self, map, positions, shift=None):
+        return self.readout.read(map, positions, shift)
 
 
 def prefixed(parameters):
@@ -319,9 +331,9 @@ def test_the_shifter_moves_all_positions_frame_by_frame():
         layer.bias.data.normal_()
     pupil[1, 2] = math.nan
     drive = readout(map, pupil)
-    places = readout.centres() + readout.shifter(pupil)[:, :, None]
-    assert places.abs().max() > 0.5
-    torch.testing.assert_close(drive, by_grid_sample(readout, map, places))
+    places, shift = readout.positions(2), readout.shifter(pupil)
+    assert shift.abs().max() > 0.5
+    torch.testing.assert_close(drive, by_grid_sample(readout, map, places, shift))
     torch.testing.assert_close(drive[1, 2], readout(map)[1, 2])
     assert not torch.allclose(drive[0], readout(map)[0])
     torch.testing.assert_close(readout(map[:, :, 1], pupil[:, 1]), drive[:, 1])
@@ -334,10 +346,12 @@ def test_the_shifter_moves_all_positions_frame_by_frame():
 def test_masks_follow_the_shift_too():
     readout = GaussianReadout(4, 3, sampling="mask").double().eval()
     map = torch.randn(2, 3, 5, 4, 6, dtype=torch.float64)
-    places = torch.rand(2, 5, 4, 2, dtype=torch.float64) * 2 - 1
-    drive = readout.read(map, places)
+    places = torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
+    shift = torch.rand(2, 5, 2, dtype=torch.float64) - 0.5
+    drive = readout.read(map, places, shift)
     for t in range(5):
-        torch.testing.assert_close(drive[:, t], readout.read(map[:, :, t], places[:, t]))
+        frame = readout.read(map[:, :, t], places + shift[:, t, None])
+        torch.testing.assert_close(drive[:, t], frame)
 
 
 def test_frames_are_parts_of_the_whole():
@@ -358,7 +372,7 @@ def test_autocast_rounds_products_but_no_positions(sampling):
     exact = readout(map, pupil)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         drive = readout(map, pupil)
-        torch.testing.assert_close(readout.positions(2, pupil), readout.positions(2, pupil).float())
+        assert readout.positions(2).dtype == readout.shifts(pupil).dtype == torch.float32
     assert drive.dtype == torch.float32
     size = exact.std()
     assert (drive - exact).abs().max() < 0.02 * size

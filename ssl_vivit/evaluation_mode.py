@@ -1,4 +1,4 @@
-"""A module in evaluation mode for a while."""
+"""Context manager that puts a module into evaluation mode."""
 
 from __future__ import annotations
 

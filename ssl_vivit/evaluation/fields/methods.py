@@ -39,7 +39,7 @@ class Fields:
 
 
 def by_position(chosen: ChosenUnits) -> Fields | None:
-    """Where the readout looks: its Gaussians on the screen. None for a readout without places.
+    """Return the readout's Gaussians on the screen; None for a readout without positions.
 
     The Gaussian says how far positions were drawn apart in training or, with masks, over which
     places of the map is averaged; what a place of the map itself sees is not in it. The readout of
@@ -108,7 +108,7 @@ def by_noise(found: NoiseFields, noise: WhiteNoise) -> Fields:
 
 
 def clips_of_noise(noise: WhiteNoise, count: int, frames: int) -> Float[Tensor, "b T H W"]:
-    """Clips of white noise, other ones than those of reverse correlation."""
+    """Draw clips of white noise that differ from the clips of reverse correlation."""
     return torch.stack([noise.pixels(noise.draws(-1 - clip, frames)) for clip in range(count)])
 
 

@@ -20,7 +20,7 @@ _LITTLE_RANK = 2.0
 
 
 def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
-    """How features of length 1 lie around their mean.
+    """Measure the spread of features of length 1.
 
     Args:
         features: of n ≥ 2 videos, (n, views, d) with any number of views.

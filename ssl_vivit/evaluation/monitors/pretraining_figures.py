@@ -188,7 +188,7 @@ def reconstruction_sheet(
 
 
 def upsampled(hidden: Bool[Tensor, "b t h w"], shape: Sequence[int]) -> Bool[Tensor, "b T H W"]:
-    """Which pixels of a clip of this shape (b, c, T, H, W) were hidden."""
+    """Return a mask of the hidden pixels of a clip of this shape (b, c, T, H, W)."""
     for axis, length in enumerate(shape[2:], start=1):
         hidden = hidden.repeat_interleave(length // hidden.shape[axis], axis)
     return hidden

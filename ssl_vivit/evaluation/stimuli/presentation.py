@@ -1,4 +1,4 @@
-"""How a stimulus is shown, and the frames whose mean rate is the response."""
+"""Presentation of a stimulus, and the frames whose mean rate is the response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session's recording says of tuning: recorded curves, and the truth of simulated neurons."""
+"""Recorded tuning curves of a session, and the true tuning of simulated neurons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_vivit.evaluation.tuning.truth import TrueTuning, true_tuning
 
 
 class Known(NamedTuple):
-    """What is known of the chosen units beside the model.
+    """Recorded and true tuning of the chosen units.
 
     Attributes:
         recorded: predicted and recorded responses to the movies, and their agreement; None for fewer

@@ -1,4 +1,4 @@
-"""When a movie's stimulus begins, and which way it drifts."""
+"""Onset of a movie's stimulus, and the direction of its drift."""
 
 from __future__ import annotations
 

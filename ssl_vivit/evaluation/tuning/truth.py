@@ -13,7 +13,7 @@ Column = Float[np.ndarray, " n"]
 
 
 class TrueTuning(NamedTuple):
-    """What a simulation knows of n neurons.
+    """True tuning of n simulated neurons.
 
     Attributes:
         direction: preferred direction of motion in degrees: 0 is to the right, 90 downwards.

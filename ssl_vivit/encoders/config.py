@@ -162,7 +162,7 @@ class ViViTConfig:
         object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
-        """What each setting may be by itself."""
+        """Check the value of each setting by itself."""
         check_types(self)
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),

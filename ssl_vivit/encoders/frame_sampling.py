@@ -1,4 +1,4 @@
-"""Which frames of a clip uniform frame sampling takes."""
+"""Uniform frame sampling of a clip."""
 
 from __future__ import annotations
 

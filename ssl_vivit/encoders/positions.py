@@ -1,4 +1,4 @@
-"""Where a token is: learned and sinusoidal tables, and rotary embedding by coordinates."""
+"""Positions of tokens: learned and sinusoidal tables, and rotary embedding by coordinates."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def angles(
 
 
 class Places(NamedTuple):
-    """Which tokens of a clip there are, and where.
+    """The visible tokens of a clip and their positions.
 
     Attributes:
         grid: token grid of the whole clip.
@@ -170,7 +170,7 @@ class Places(NamedTuple):
 
 
 class Positions(nn.Module):
-    """Where each token is, as the config says: learned tables, sinusoids or rotations.
+    """Positional encoding of the config: learned tables, sinusoids or rotations.
 
     Learned tables have a slot before the patches for the class token (space, or all tokens of
     Model 1) and for the temporal class token (time).

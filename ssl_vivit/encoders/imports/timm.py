@@ -211,7 +211,7 @@ def _activation(mlp: Any) -> str:
 
 
 def _fixed_settings(model: VisionTransformer) -> dict[str, Any]:
-    """What the image model says about the encoder."""
+    """Return the encoder's settings that the image model determines."""
     block: Any = model.blocks[0]
     on_tokens = isinstance(model.norm, nn.LayerNorm)
     on_pooled = isinstance(model.fc_norm, nn.LayerNorm)

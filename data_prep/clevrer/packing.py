@@ -160,7 +160,7 @@ def _claim(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Write down what the shards of this prefix are made of, or refuse if it is something else."""
+    """Write the source and settings of this prefix's shards, or refuse those that differ."""
     settings: dict[str, Any] = {
         **asdict(encoding),
         "frames": frames,

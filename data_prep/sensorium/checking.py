@@ -1,4 +1,4 @@
-"""Contents of a session folder, and everything that keeps it from being trained on."""
+"""Contents of a session folder, and all problems that prevent training on it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """Errors of each trial that is used, where the folder allows to look at all."""
+    """List the errors of each used trial, if the folder can be read so far."""
     there = {
         name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
     }

@@ -1,4 +1,4 @@
-"""How the global batch of one optimisation step is split over processes and accumulation."""
+"""Split of the global batch of one optimisation step over processes and micro-batches."""
 
 from __future__ import annotations
 

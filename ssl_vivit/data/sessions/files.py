@@ -169,7 +169,7 @@ class Session:
         return self._frames(PUPIL, trial, start, stop).astype(np.float32, copy=False)
 
     def true_rates(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
-        """Expected responses per frame, float32 (T, N); None where no one knows them."""
+        """Expected responses per frame, float32 (T, N); None where they are unknown."""
         if not self.has_true_rates:
             return None
         return self._frames(TRUE_RATES, trial, start, stop).astype(np.float32, copy=False)

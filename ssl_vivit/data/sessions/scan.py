@@ -1,4 +1,4 @@
-"""One pass over a session's trials: what is wrong with them, how long they are, what they hold.
+"""One pass over a session's trials, which finds errors, lengths and statistics.
 
 Everything that needs all numbers of a session (lengths without padding, statistics, which movies
 are the same) is taken from this pass, one trial in memory at a time.

@@ -19,7 +19,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How clips are cut from a video.
+    """Settings of the clips that are cut from a video.
 
     Args:
         num_frames: frames in a clip; null takes the encoder's.

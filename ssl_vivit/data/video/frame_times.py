@@ -1,4 +1,4 @@
-"""When the frames of a video are shown: at a constant rate, or at times of their own.
+"""Times at which the frames of a video are shown, at a constant or a varying rate.
 
 Times are seconds from the first shown frame on, ascending. A video has them only where its rate
 varies. The frame at time t is the last one that has begun.

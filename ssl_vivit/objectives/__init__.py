@@ -1,4 +1,4 @@
-"""What a model is trained for: modules that turn a batch into a loss and what to log."""
+"""Training objectives: modules that compute a loss and metrics from a batch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Which tubelets are hidden: tube, block and random masks with an exact count in every clip."""
+"""Masks of tubelets: tube, block and random masks that hide an exact number in every clip."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TubeletMask(NamedTuple):
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:
-        """The same on a device."""
+        """Return a copy on a device."""
         return TubeletMask(self.visible.to(device), self.hidden.to(device), self.by_token)
 
     def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
@@ -54,7 +54,7 @@ class TubeletMask(NamedTuple):
 
 
 def hidden_count(total: int, ratio: float, what: str) -> int:
-    """How many of ``total`` a ratio hides, rounded down as VideoMAE does.
+    """Return the number of hidden tubelets among ``total``, rounded down as VideoMAE does.
 
     Raises:
         ValueError: if that is none or all of them; the message names the ratios that would do.
@@ -76,7 +76,7 @@ def hidden_count(total: int, ratio: float, what: str) -> int:
 
 
 def mask_numbers(kind: MaskKind, grid: Grid) -> int:
-    """How many random numbers :func:`draw_mask` takes for a clip."""
+    """Return the number of random numbers that :func:`draw_mask` takes for a clip."""
     if kind == "block":
         return 3 * _BLOCKS + grid.n
     return grid.n * (grid.t if kind == "random" else 1)
@@ -142,7 +142,7 @@ def nearest_visible(
 
 
 def _block_rank(grid: Grid, numbers: Float[Tensor, "b numbers"]) -> Float[Tensor, "b n"]:
-    """Lowest where rectangles drawn first lie; random among places of the same rectangle.
+    """Rank places by rectangle, the first drawn lowest, and at random within a rectangle.
 
     Hiding the lowest ranks hides whole rectangles one after the other, the last one in part, so
     that the count is exact.

@@ -1,4 +1,4 @@
-"""What a masked tubelet is to be: its pixels, normalised by themselves."""
+"""Targets of masked tubelets: their pixels, each tubelet normalised by its own statistics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tubelet_pixels(
 
 
 def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
-    """Which frames of a clip :func:`tubelet_pixels` takes, and :func:`video_of` gives back.
+    """Return the frames of a clip that :func:`tubelet_pixels` takes and :func:`video_of` restores.
 
     Args:
         config: of the encoder.

@@ -1,4 +1,4 @@
-"""How much of the encoder a model of neurons trains, and from when on."""
+"""Neural prediction with a frozen, partly trained or later trained encoder."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
         packed = stored.get(sample.key)
         try:
             if sample.video.changed_at() > written and (
-                packed is None  # it was left out, and may be mended
+                packed is None  # it was left out, and may have been fixed since
                 or packed.get("source") not in (None, content_hash(sample.video.read()))
             ):
                 return True

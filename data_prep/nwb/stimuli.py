@@ -285,13 +285,13 @@ class Stimuli:
             raise DataError(
                 f"{file.path}: {path} says that its movies begin at frames "
                 f"{'none' if given is None else list(map(int, given[:]))}, and they begin at "
-                f"{starts.tolist()}; mend starting_frame"
+                f"{starts.tolist()}; fix starting_frame"
             )
         stated, held = getattr(series, "num_samples", None), sum(p.shape[0] for p in pieces)
         if stated and stated != held:
             raise DataError(
                 f"{file.path}: {path} says that its movies have {stated} frames, and they have {held}; "
-                "mend num_samples or the timestamps"
+                "fix num_samples or the timestamps"
             )
         return pieces
 

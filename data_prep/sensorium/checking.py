@@ -32,7 +32,7 @@ class SessionCheck:
     Attributes:
         session: opened; None if there are problems.
         facts: heading → what a person should know.
-        problems: lines that name what is wrong and the mend; none if the session can be used.
+        problems: lines that name what is wrong and how to fix it; none if the session can be used.
         notes: lines on what is unusual and can be used all the same.
     """
 

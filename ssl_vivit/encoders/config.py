@@ -100,7 +100,7 @@ class ViViTConfig:
         drop_path: stochastic depth rate of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: for a value that does not fit; the message names the setting and the mend.
+        ValueError: for a value that does not fit; the message names the setting and the fix.
     """
 
     variant: Variant = "factorized_encoder"

@@ -242,7 +242,7 @@ class Session:
         if told == "spikes" and wrong:
             raise SessionError(
                 f"meta/session.json of {self.path} says that responses are spikes, and those of "
-                f"trial {wrong[0]} are no counts; mend it, or say 'calcium'"
+                f"trial {wrong[0]} are no counts; fix it, or say 'calcium'"
             )
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"

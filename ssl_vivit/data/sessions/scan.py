@@ -178,7 +178,7 @@ def recorded_frames(array: np.ndarray) -> int:
 def _check_pixels(video: np.ndarray, path: Path) -> None:
     if video.dtype == np.uint8:
         return
-    _check_finite(video.reshape(-1, video.shape[-1]), path, "mend the video")
+    _check_finite(video.reshape(-1, video.shape[-1]), path, "fix the video")
     low, high = float(video.min()), float(video.max())
     if low < 0 or high > 255:
         raise SessionError(

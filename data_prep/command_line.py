@@ -23,7 +23,7 @@ _ONE_REQUEST = 2.0
 def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callable[..., int]]:
     """Decorate ``main(argv) → exit status`` so that errors and Ctrl-C are one line.
 
-    An error that users can mend gives status 1, Ctrl-C 130.
+    An error that users can fix gives status 1, Ctrl-C 130.
 
     Args:
         stopped: what is said after Ctrl-C.

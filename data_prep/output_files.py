@@ -25,7 +25,7 @@ def picture_file(argument: str, path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Make one line of what the file system refuses.
+    """Turn errors of the file system into one line.
 
     Args:
         what: is written, such as "--out DIR".

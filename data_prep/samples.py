@@ -16,7 +16,7 @@ FRAME_SIZE = (96, 144)
 def clevrer_sample(
     directory: str | Path = "samples/clevrer", *, num_videos: int = NUM_VIDEOS
 ) -> str:
-    """Render and pack the sample where it is missing; a whole one is left alone.
+    """Render and pack the sample if it is missing or incomplete.
 
     Args:
         directory: where it lies; ``videos`` and ``shards`` are made in it.
@@ -50,7 +50,7 @@ def neural_sample(
     videos: str | None = None,
     config: SimulationConfig = SAMPLE,
 ) -> str:
-    """Simulate the sample session where it is missing; a whole one is left alone.
+    """Simulate the sample session if it is missing or incomplete.
 
     Args:
         directory: the session's folder.

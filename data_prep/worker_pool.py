@@ -93,7 +93,7 @@ def _start_worker(parent: Connection) -> None:
 
 
 def _end_with(parent: Connection) -> None:
-    """End this process at once when the other end of the pipe is closed; nothing is ever sent."""
+    """End this process when the other end of the pipe is closed; the pipe carries no data."""
     with suppress(EOFError, OSError):
         parent.recv_bytes()
     remove_unfinished()

@@ -1,4 +1,4 @@
-"""Recipes, one file each: a config dataclass, the parts that it builds, and a call of fit.
+"""Recipes: each file holds a config dataclass and a main function for one job.
 
 Every recipe imports from here before torch, since OpenMP reads this setting when torch loads: on CPUs
 threads that wait for work then sleep, and leave the cores to the processes that decode videos.

@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
-    """Run the cells that are not finished, and show the results of all.
+    """Train and score the unfinished runs, and show the scores of all runs.
 
     Args:
         config: of the comparison.
@@ -306,7 +306,7 @@ def finished(cell: Cell) -> bool:
 
 
 def collected(planned: list[Cell]) -> NeuralComparison:
-    """The scores of all runs, and what they are held against."""
+    """Collect the scores of all runs and the reference scores."""
     made = [scores_of(cell) for cell in planned]
     counts = all("bps_mean" in own["scores"] for tiers in made for own in tiers.values())
     metric = "bps_mean" if counts else "correlation_mean"

@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def with_sessions(data: NeuralDataConfig, processes: Any) -> NeuralDataConfig:
-    """The data as asked for; where no session is named, the simulated population.
+    """Return the data settings, with the simulated population if no session is named.
 
     Args:
         data: as asked for.
@@ -118,7 +118,7 @@ def with_sessions(data: NeuralDataConfig, processes: Any) -> NeuralDataConfig:
 
 
 class FittedModel(NamedTuple):
-    """A model of neurons that is trained, and with what.
+    """A trained model of neurons, with its data and settings.
 
     Attributes:
         config: of the run; its sessions are named.
@@ -273,7 +273,7 @@ def score_model(fitted: FittedModel, processes: Any) -> str | None:
 
 
 def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processes: Any) -> None:
-    """Print lines about the model, its trained parameters and the recordings.
+    """Print lines about the model, its trained parts and the recordings.
 
     Args:
         config: of the run.
@@ -303,7 +303,7 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
 
 
 def cache_notes(config: NeuralRecipe, model: Any, sessions: Sessions) -> list[str]:
-    """Lines about a ``tuning.feature_cache`` that will be of little use, or of none.
+    """Return warnings about a ``tuning.feature_cache`` that saves little or nothing.
 
     Args:
         config: of the run.
@@ -380,7 +380,7 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
 
 
 def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
-    """A line about settings beside ``--encoder`` that were given and do not hold.
+    """Return a line about given settings that ``--encoder`` overrides.
 
     Settings with the value of the sample's preset, which hold where none is given, are not named.
     """

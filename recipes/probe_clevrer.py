@@ -29,7 +29,7 @@ DEMO = "runs/demo/encoder"
 
 @dataclass
 class ProbeRecipe(ProbeSettings):
-    """Probe frozen encoders on what clips show.
+    """Probe frozen encoders on the labels of clips.
 
     Args:
         encoders: exported directories or names on the hub, one or more; an imported image ViT is
@@ -144,7 +144,7 @@ def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, list[Any]]]:
 
 
 def _matches(path: str, seeds: int) -> list[str]:
-    """Directories that a pattern names, in order; a path that is no pattern as it is."""
+    """Return the directories that match a pattern, in order; a plain path is returned unchanged."""
     if Path(path).exists() or not glob.has_magic(path):
         return [path]
     found = sorted(glob.glob(path))

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Each message is one line that names the setting and the mend."""
+"""Errors that a user can fix. Each message is one line that names the setting and the fix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DataError(UserError, ValueError):
 
 
 class AnnotationError(DataError):
-    """A video's annotation that tells no labels."""
+    """A video's annotation from which no labels can be read."""
 
 
 class SessionError(DataError):
@@ -62,7 +62,7 @@ class WriteError(UserError, OSError):
     def __str__(self) -> str:
         return (
             f"{self.path} cannot be written: {self.strerror}; what was there before is unchanged. "
-            "Mend that and run the command again"
+            "Fix that and run the command again"
         )
 
 

@@ -139,7 +139,7 @@ def _fetch(
 
 
 def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
-    """Append what is missing; return the whole size if the server tells."""
+    """Append the missing bytes; return the size of the whole file if the server states it."""
     have = _have(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)

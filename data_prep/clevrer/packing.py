@@ -160,7 +160,7 @@ def _claim(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Write down what the shards of this prefix are made of, or refuse if it is something else."""
+    """Write the source and settings of this prefix's shards, or refuse those that differ."""
     settings: dict[str, Any] = {
         **asdict(encoding),
         "frames": frames,
@@ -313,7 +313,7 @@ def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
         packed = stored.get(sample.key)
         try:
             if sample.video.changed_at() > written and (
-                packed is None  # it was left out, and may be mended
+                packed is None  # it was left out, and may have been fixed since
                 or packed.get("source") not in (None, content_hash(sample.video.read()))
             ):
                 return True

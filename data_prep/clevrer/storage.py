@@ -154,7 +154,7 @@ def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
         if seconds * fps > MOST_REPEATS * info.num_frames:
             raise DecodingError(
                 f"its time stamps place {info.num_frames} frames over {seconds:g} s; --fps {fps:g} "
-                f"would repeat them more than {MOST_REPEATS} times; lower it or mend the stamps"
+                f"would repeat them more than {MOST_REPEATS} times; lower it or fix the stamps"
             )
         return resampled(info.times, fps).tolist()
     if fps is None or not info.fps or fps >= info.fps:

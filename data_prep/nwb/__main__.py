@@ -1,4 +1,4 @@
-"""An NWB file made a session to train on: spikes or calcium and the stimulus that was shown.
+"""Convert an NWB file to a session: spikes or calcium signals, and the stimulus.
 
     python -m data_prep.nwb SESSION.nwb --list
     python -m data_prep.nwb SESSION.nwb --out sessions/name

@@ -325,7 +325,7 @@ class NwbFile:
         else:
             return
         more = f", and so {len(at) - 1} more" if len(at) > 1 else ""
-        raise DataError(f"{self.path}: {path}: {told}{more}; mend its timestamps")
+        raise DataError(f"{self.path}: {path}: {told}{more}; fix its timestamps")
 
     def values(self, array: Any, what: str) -> np.ndarray:
         """Read an array as a whole, if it is not too large for that.

@@ -118,7 +118,7 @@ def place(
             a, b = rows[at[0]], rows[at[0] + 1]
             raise DataError(
                 f"{table}: row {b} ({starts[b]:.6f} to {stops[b]:.6f} s) {told} row {a} "
-                f"({starts[a]:.6f} to {stops[a]:.6f} s); mend its times"
+                f"({starts[a]:.6f} to {stops[a]:.6f} s); fix its times"
             )
     adjoins = following - stop < _JITTER * usual
     end = np.where(adjoins, following, stop)
@@ -136,7 +136,7 @@ def place(
     if parts.sum() > _MOST_FRAMES:
         raise DataError(
             f"{table}: a row usually lasts {usual:.3g} s and one lasts {stays.max():.3g} s, which "
-            "are no frames of one stimulus; mend its times"
+            "are no frames of one stimulus; fix its times"
         )
     parts = parts.astype(np.int64)
     part = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)

@@ -73,7 +73,7 @@ class Stimuli:
         self._external_movies = external_movies
 
     def names(self) -> list[str]:
-        """Paths of all that can be given as a stimulus."""
+        """Paths of all stimuli that can be chosen."""
         series = [
             path
             for path, series in self._file.series.items()
@@ -82,7 +82,7 @@ class Stimuli:
         return series + self._tables()
 
     def usual(self) -> list[str]:
-        """Paths of what the file itself calls a presented stimulus.
+        """Paths of the stimuli that the file lists as presented.
 
         Acquired images may be a camera's, so they are no stimulus unless they are named.
         """
@@ -127,7 +127,7 @@ class Stimuli:
         return ShownFrames(path, onsets, frame_ends(onsets), positions, pieces)
 
     def none_found(self) -> str:
-        """Message for a file without a stimulus that is one by itself."""
+        """Message for a file without a stimulus whose times are known."""
         return (
             f"{self._file.path} has no stimulus with times at which it was shown; {self._instead()}"
         )
@@ -285,13 +285,13 @@ class Stimuli:
             raise DataError(
                 f"{file.path}: {path} says that its movies begin at frames "
                 f"{'none' if given is None else list(map(int, given[:]))}, and they begin at "
-                f"{starts.tolist()}; mend starting_frame"
+                f"{starts.tolist()}; fix starting_frame"
             )
         stated, held = getattr(series, "num_samples", None), sum(p.shape[0] for p in pieces)
         if stated and stated != held:
             raise DataError(
                 f"{file.path}: {path} says that its movies have {stated} frames, and they have {held}; "
-                "mend num_samples or the timestamps"
+                "fix num_samples or the timestamps"
             )
         return pieces
 

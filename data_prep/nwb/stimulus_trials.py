@@ -139,7 +139,7 @@ def _refuse_overlap(rows: np.ndarray, starts: np.ndarray, stops: np.ndarray, ear
         one, other = rows[together[0]], rows[together[0] + 1]
         raise DataError(
             f"rows {one} and {other} of the trials overlap: {starts[one]:.6g} to {stops[one]:.6g} s "
-            f"and {starts[other]:.6g} to {stops[other]:.6g} s; a frame belongs to one trial: mend "
+            f"and {starts[other]:.6g} to {stops[other]:.6g} s; a frame belongs to one trial: fix "
             "the table, name another by --trials, or leave --trials out to cut evenly"
         )
 

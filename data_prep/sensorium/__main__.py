@@ -1,4 +1,4 @@
-"""Sessions in the layout of Sensorium 2023: unpacked, and looked at before training.
+"""Unpack and check sessions in the layout of Sensorium 2023.
 
     python -m data_prep.sensorium convert dynamic29515-10-12-Video-….zip --out sessions/
     python -m data_prep.sensorium check sessions/dynamic29515-10-12-Video-… --sheet sheet.png

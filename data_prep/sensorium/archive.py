@@ -1,4 +1,4 @@
-"""Published Sensorium sessions, zip archives or folders, made folders that training reads."""
+"""Convert published Sensorium sessions, zip archives or folders, to folders for training."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
 
 
 def _claim(partial: Path, manifest: str) -> None:
-    """Keep the files that a stopped run of this source has left; remove those of another source."""
+    """Keep the files of a stopped run of this source; remove those of another source."""
     note = partial / _MANIFEST
     if partial.exists():
         if not note.is_file():

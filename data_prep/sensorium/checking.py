@@ -1,4 +1,4 @@
-"""Contents of a session folder, and everything that keeps it from being trained on."""
+"""Contents of a session folder, and all problems that prevent training on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SessionCheck:
     Attributes:
         session: opened; None if there are problems.
         facts: heading → what a person should know.
-        problems: lines that name what is wrong and the mend; none if the session can be used.
+        problems: lines that name what is wrong and how to fix it; none if the session can be used.
         notes: lines on what is unusual and can be used all the same.
     """
 
@@ -140,7 +140,7 @@ def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """Errors of each trial that is used, where the folder allows to look at all."""
+    """List the errors of each used trial, if the folder can be read so far."""
     there = {
         name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
     }

@@ -138,7 +138,7 @@ def _add(space: pymunk.Space, item: SceneObject, number: int) -> pymunk.Body:
 
 
 def _slow(item: SceneObject, body: pymunk.Body, dt: float) -> None:
-    """Takes what friction against the ground takes of speed and spin in `dt` seconds."""
+    """Reduces speed and spin by the friction against the ground in `dt` seconds."""
     speed = body.velocity.length
     if speed > 0.0:
         body.velocity = body.velocity * max(0.0, 1.0 - item.deceleration * dt / speed)

@@ -39,7 +39,7 @@ _SURROUND_WIDTH = 3.0
 
 @dataclass(frozen=True)
 class Population:
-    """Everything that decides the rates, one row a neuron.
+    """Parameters of the neurons, one row for each neuron.
 
     Attributes:
         size: (H, W) of the movies in pixels.

@@ -34,7 +34,7 @@ def simulate(
     videos: str | list[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Simulate a session and write it; one that is there with the same settings is left alone.
+    """Simulate a session and write it; an existing session with equal settings is kept.
 
     Args:
         out: the session's folder.
@@ -106,7 +106,7 @@ def _record(
     config: SimulationConfig,
     trials: Iterable[tuple[str, Movie]],
 ) -> Ceiling:
-    """Show every trial's movie to the neurons and write what they do; return the test's ceiling."""
+    """Compute and write the responses to every trial's movie; return the ceiling on test trials."""
     ceiling = Ceiling()
     repeated: dict[int, np.ndarray] = {}
     for number, (tier, movie) in enumerate(trials):

@@ -77,7 +77,7 @@ def write_ground_truth(
     movies: Sequence[Movie],
     ceiling: Ceiling,
 ) -> None:
-    """Save what decides the rates beside a session's other facts.
+    """Save the parameters of the neurons beside the other files of a session.
 
     Args:
         folder: the session's.

@@ -1,4 +1,4 @@
-"""Split of the global batch of an optimisation step over processes and accumulation."""
+"""Split of the global batch of one optimisation step over processes and micro-batches."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def trained_on(
 def _in_shards_of_the_same_names(
     record: Mapping[str, Any], videos: ShardSet | VideoFolder
 ) -> np.ndarray:
-    """Return, for each video, whether its shard has the name and annotations of a recorded shard."""
+    """Mark the videos whose shard has the name and annotations of a recorded shard: bool."""
     if not isinstance(videos, ShardSet):
         return np.zeros(len(videos), bool)
     known: dict[str, set[str]] = {}

@@ -11,7 +11,7 @@ Names = tuple[int | str, ...]
 
 
 def named_generator(*names: int | str) -> np.random.Generator:
-    """A generator of its own for every sequence of names, such as (seed, epoch, sample key).
+    """Return a generator seeded by a sequence of names, such as (seed, epoch, sample key).
 
     The same names give the same numbers in every process and on every Python version: they are
     hashed with SHA-256 (``hash`` is salted per process) into the key of a Philox generator

@@ -164,7 +164,7 @@ def _open_by_fsspec(
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether an error is permanent, so that another attempt would fail as well."""
+    """Return True if another attempt to open or read would fail with this error again."""
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         return is_final(error.reason)
     lasting = (

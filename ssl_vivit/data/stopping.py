@@ -1,4 +1,4 @@
-"""Requests to stop, heard where a process may wait for long: for a server, or another process.
+"""Requests to stop, which end long waits for a server or another process.
 
 A signal handler notes the request (:func:`request`). Code that waits calls :func:`check` several
 times a second. Worker processes, which ignore signals, hear of it through shared memory.
@@ -60,12 +60,12 @@ def new_flag() -> Any:
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """Return the arguments of :func:`follow` for a worker of this process."""
+    """Return the arguments of :func:`follow`: this process's requests, ``flag`` and process id."""
     return (*_heard, flag), os.getpid()
 
 
 def follow(flags: Sequence[Any], parent: int) -> None:
-    """Let this worker process hear the requests of its parent, see :func:`heard_by_workers`."""
+    """Make this worker process follow its parent's requests, given by :func:`heard_by_workers`."""
     global _parent
     _heard[:] = flags
     _parent = parent

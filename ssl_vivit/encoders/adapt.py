@@ -1,4 +1,4 @@
-"""Adaptation of an encoder to another geometry: tubelet kernels, learned positions, channels.
+"""Adapt an encoder to another geometry: tubelet kernels, learned positions and channels.
 
 - tubelet kernels in space and time by the pseudo-inverse of the resizing (FlexiViT)
 - learned positions interpolated, class slots kept apart; causal time cropped where the clip is shorter
@@ -46,7 +46,7 @@ Encoder = TypeVar("Encoder", bound=_Adaptable)
 
 
 def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
-    """The same encoder for clips of another geometry; the given one is left as it is.
+    """Return a copy of an encoder for clips of another geometry; the given encoder is unchanged.
 
     The same geometry gives the same bits. A longer or wider tubelet means the same content at a
     finer sampling, never more of it: (8, 32, 32) in place of (4, 16, 16) is for video at double
@@ -188,7 +188,7 @@ def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tenso
 
 
 def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
-    """Return the matrix of an interpolation along one axis."""
+    """Return the interpolation of one axis as a matrix."""
     # On columns (of width one), torch's antialiased interpolation is wrong; on rows it is right.
     basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
     resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)

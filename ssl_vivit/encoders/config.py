@@ -100,7 +100,7 @@ class ViViTConfig:
         drop_path: stochastic depth rate of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: for a value that does not fit; the message names the setting and the mend.
+        ValueError: for a value that does not fit; the message names the setting and the fix.
     """
 
     variant: Variant = "factorized_encoder"
@@ -162,7 +162,7 @@ class ViViTConfig:
         object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
-        """Check the value of each setting alone."""
+        """Check the value of each setting by itself."""
         check_types(self)
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),

@@ -1,4 +1,4 @@
-"""Indices of the frames that uniform frame sampling takes."""
+"""Uniform frame sampling of a clip."""
 
 from __future__ import annotations
 

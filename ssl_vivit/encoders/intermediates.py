@@ -1,4 +1,4 @@
-"""Outputs of an encoder's blocks, read by hooks."""
+"""Outputs of the blocks of an encoder, read by hooks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class BlockFeatures(NamedTuple):
     cls: Tensor | None
 
 
-class _Enough(Exception):
-    """The blocks that were asked for have run."""
+class _LastBlockDone(Exception):
+    """Raised to end the forward pass after the last requested block."""
 
 
 def block_names(encoder: ViViT) -> list[str]:
@@ -103,7 +103,7 @@ def encode_with_blocks(
     encoded = None
     try:
         encoded = encoder.encode(video, None if kept is None else kept.visible)
-    except _Enough:
+    except _LastBlockDone:
         pass
     finally:
         for handle in handles:
@@ -138,7 +138,7 @@ def _keep(block: nn.Module, outputs: dict[int, Any], index: int) -> Any:
 
 
 def _stop(module: nn.Module, args: Any) -> None:
-    raise _Enough
+    raise _LastBlockDone
 
 
 def _features(

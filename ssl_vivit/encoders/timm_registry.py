@@ -141,7 +141,7 @@ def _exported(
     head: dict[str, Any],
     cache_dir: str | Path | None,
 ) -> VideoClassifier:
-    """The model of an exported directory, in training mode as timm's are.
+    """Load the model of an exported directory in training mode, as timm does.
 
     Args:
         source: what timm makes of ``local-dir:`` and ``hf-hub:`` names.

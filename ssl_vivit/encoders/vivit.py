@@ -319,7 +319,7 @@ class ViViT(nn.Module, HubModel):
     def pool(
         self, tokens: Float[Tensor, "b t n d"], summary: Float[Tensor, "b d"] | None
     ) -> Float[Tensor, "b d"]:
-        """One vector a clip of what :meth:`encode` returns."""
+        """Pool the tokens of :meth:`encode` to one vector per clip."""
         if summary is None:
             summary = self._pooled(rearrange(tokens, "b t n d -> b (t n) d"))
         return self.pooled_norm(summary)
@@ -448,7 +448,7 @@ class ViViT(nn.Module, HubModel):
 
     @contextmanager
     def attention_window(self, steps: int | None) -> Iterator[None]:
-        """Within the block, a token attends in time to the last so many time steps alone.
+        """Context manager in which a token attends in time only to the last so many time steps.
 
         That is a band of attention in every layer that looks back in time. :meth:`step` gives the
         same tokens with a cache of that window.

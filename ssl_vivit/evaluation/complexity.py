@@ -94,7 +94,7 @@ def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
 
 @contextmanager
 def whole_blocks(model: nn.Module) -> Iterator[None]:
-    """Blocks compute all tokens also where the class token alone will be read."""
+    """Make blocks compute all tokens, also where only the class token is read."""
 
     def all_queries(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, rotation, mask, *_ = args

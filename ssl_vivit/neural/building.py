@@ -155,9 +155,10 @@ def build_readouts(
 
 
 def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
-    """Select the penalty weights that the readouts of this model have.
+    """Return the penalty weights that the readouts of this model use.
 
-    A name that none of them knows stays, so that the objective refuses it.
+    ``weights`` may name penalties of several kinds of readouts. An unknown name stays, so that the
+    objective refuses it.
     """
     known = {name for r in model.readouts.values() for name in r.regularisation()}  # type: ignore[operator]
     return {name: w for name, w in weights.items() if name in known or name not in PENALTIES}

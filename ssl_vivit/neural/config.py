@@ -81,7 +81,7 @@ class NeuralModelConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Settings of the cores that are there to be beaten.
+    """Settings of the baseline cores.
 
     Args:
         ln: of ``ln`` and ``ln_separable``; which of them, the core says.

@@ -82,7 +82,7 @@ def core_inputs(fitted: NeuralPredictor) -> SessionFacts:
 def build_on_core(
     fitted: NeuralPredictor, config: NeuralModelConfig, facts: Sequence[SessionFacts]
 ) -> BuiltModel:
-    """Fresh readouts of other sessions on the core of a fitted model, which is used up.
+    """Build fresh readouts of other sessions on the core of a fitted model, which is modified.
 
     Args:
         fitted: the model; its readouts are replaced.

@@ -234,7 +234,7 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """What was recorded beside the video: by name, those that are given; (B, T) is ``expected``."""
+    """Check the given signals beside the video, by name; ``expected`` is their shape (B, T)."""
     parts = {}
     if behaviour is not None and facts.recorded_channels != 0:
         parts["behaviour"] = _behaviour(behaviour, facts, expected).to(device)

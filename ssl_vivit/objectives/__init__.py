@@ -1,4 +1,4 @@
-"""Training objectives: modules that compute a loss and metrics of a batch."""
+"""Training objectives: modules that compute a loss and metrics from a batch."""
 
 from typing import TYPE_CHECKING
 

@@ -97,7 +97,7 @@ class NeuralPredictionConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """Settings of the encoder's part in training, and of its length.
+    """Settings of the encoder's training and of the length of a run.
 
     Beside ``--core_from`` adapter, modulator and frame stream come fitted as the encoder does:
     ``frozen``, ``readout_first`` and encoder_share then hold for them, too, so that ``frozen`` fits
@@ -135,7 +135,7 @@ class TuningConfig:
     feature_cache: float = 0.0
 
     def check(self, steps: int) -> None:
-        """Refuse what leaves nothing to do.
+        """Refuse settings under which nothing is trained.
 
         Args:
             steps: of the run.

@@ -1,4 +1,4 @@
-"""Numbers that say how embeddings lie on the sphere."""
+"""Measures of the distribution of embeddings on the sphere."""
 
 from __future__ import annotations
 

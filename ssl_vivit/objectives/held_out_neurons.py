@@ -17,7 +17,7 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction
 
 
 class HeldOutNeurons(NeuralPrediction):
-    """Fits what belongs to single held-out neurons: positions, widths, features, biases.
+    """Fits the parameters of single held-out neurons: positions, widths, features, biases.
 
     Gradients of the other neurons are exactly zero, so an optimiser without weight decay leaves
     them alone, to the bit. Core, modulator and what a session's neurons share are frozen.

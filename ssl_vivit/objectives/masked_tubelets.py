@@ -45,7 +45,7 @@ _NEIGHBOURS = 8
 
 
 class Reconstruction(NamedTuple):
-    """Clips beside what the decoder makes of them, as pixels in [0, 1].
+    """Clips and their reconstructions by the decoder, as pixels in [0, 1].
 
     Attributes:
         video: (b, c, T, H, W) the clips, as far as tubelets fill them.
@@ -62,7 +62,7 @@ class Reconstruction(NamedTuple):
     rescaled: bool
 
     def cpu(self) -> Reconstruction:
-        """The same on the CPU."""
+        """Return a copy on the CPU."""
         return self._replace(
             video=self.video.cpu(), predicted=self.predicted.cpu(), hidden=self.hidden.cpu()
         )
@@ -252,8 +252,8 @@ class MaskedTubelets(Objective):
 
         Returns:
             Mean squared errors over the hidden tubelets of each clip, in units of the targets,
-            with ``error`` of the predictions; ``copy_error`` of the nearest visible tubelet in
-            their place; ``interpolation_error`` of the mean of the eight nearest visible tubelets,
+            with ``error`` of the predictions; ``copy_error`` of copies of the nearest visible
+            tubelet; ``interpolation_error`` of the mean of the eight nearest visible tubelets,
             weighted by inverse squared distance (Shepard 1968); ``mean_error`` of each hidden
             tubelet's own mean colour, an oracle, since no model sees what is hidden.
         """

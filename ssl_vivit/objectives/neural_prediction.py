@@ -173,7 +173,7 @@ class NeuralPrediction(Objective):
         return Step(loss, metrics)
 
     def _counts(self, parts: list[dict[str, Any]], known: list[Tensor]) -> dict[str, Tensor]:
-        """Session → what its summed loss is divided by.
+        """Return the divisor of each session's summed loss.
 
         That is the number of known responses of the batch, or of the session's over its weight; as
         the mean over processes, whose gradients are averaged.
@@ -211,7 +211,7 @@ class NeuralPrediction(Objective):
         return torch.stack(weighted).sum() if weighted else self.passes.new_zeros(()).float()
 
     def _nothing(self, present: set[str]) -> Tensor | float:
-        """Zero, by way of every trainable parameter of the sessions that the batch lacks."""
+        """Return a zero that depends on every trainable parameter of sessions not in the batch."""
         absent = [
             parameter.flatten()[:1].sum() * 0
             for session in self.model.sessions

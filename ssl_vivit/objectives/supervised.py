@@ -1,4 +1,4 @@
-"""Supervised training of a whole encoder on labels of clips: what frozen features are compared with."""
+"""Supervised training of a whole encoder on labels of clips, for comparison with frozen features."""
 
 from __future__ import annotations
 

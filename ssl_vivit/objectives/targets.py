@@ -1,4 +1,4 @@
-"""Kinds of labels of a clip, and the loss of a prediction of each."""
+"""Labels of clips that are predicted: their kinds, and the loss for each kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TargetKind = Literal["kinds", "event", "number", "class"]
 
 @dataclass(frozen=True)
 class Target:
-    """A label and what kind it is.
+    """A label and its kind.
 
     Args:
         name: under which a batch's labels hold it.

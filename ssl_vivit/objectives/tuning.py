@@ -1,4 +1,4 @@
-"""Training of a chosen part of the encoder of a model of neurons, from a chosen step on."""
+"""Neural prediction with a frozen, partly trained or later trained encoder."""
 
 from __future__ import annotations
 

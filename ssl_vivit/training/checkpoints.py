@@ -349,5 +349,5 @@ def _refusal(error: Exception, parent: Path, step: int) -> str:
     reason = f"no space left in {parent}" if full else f"{parent} cannot be written ({text})"
     kept = _checkpoints(parent)
     last = f"the last whole checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
-    mend = "free space or lower training.keep_checkpoints" if full else "mend that"
+    mend = "free space or lower training.keep_checkpoints" if full else "fix that"
     return f"{reason} while saving step {step}; {last}: {mend} and continue with --training.resume auto"

@@ -122,7 +122,7 @@ class Host:
         """Do ``work`` on the main process; all get its JSON result.
 
         Raises:
-            RunError: on all processes, if the work raised an error that a user can mend.
+            RunError: on all processes, if the work raised an error that a user can fix.
         """
         outcome: dict[str, Any] | None = None
         if self.is_main:

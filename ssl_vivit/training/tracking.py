@@ -65,7 +65,7 @@ class Tracking:
             self._file.flush()
         except OSError as error:
             raise RunError(
-                f"{self.path} cannot be written: {error.strerror}; mend that and continue with "
+                f"{self.path} cannot be written: {error.strerror}; fix that and continue with "
                 "--training.resume auto"
             ) from error
         self._refuse_lost()

@@ -1,4 +1,4 @@
-"""A session's digest, by which a run knows it wherever its folder lies."""
+"""Digest of a session's files, which identifies the session after its folder was moved."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class SessionFacts:
     recorded_channels: int | None = None
 
     def standardised_video(self, video: Shaped[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-        """Pixels from 0 to 255, uint8 or float, as the model gets them."""
+        """Standardise pixels from 0 to 255, uint8 or float, for the model."""
         return (video.float() - 255 * self.video_mean) / (255 * self.video_std)
 
     def standardised_behaviour(

@@ -169,7 +169,7 @@ class Session:
         return self._frames(PUPIL, trial, start, stop).astype(np.float32, copy=False)
 
     def true_rates(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
-        """Expected responses per frame, float32 (T, N); None where no one knows them."""
+        """Expected responses per frame, float32 (T, N); None where they are unknown."""
         if not self.has_true_rates:
             return None
         return self._frames(TRUE_RATES, trial, start, stop).astype(np.float32, copy=False)
@@ -242,7 +242,7 @@ class Session:
         if told == "spikes" and wrong:
             raise SessionError(
                 f"meta/session.json of {self.path} says that responses are spikes, and those of "
-                f"trial {wrong[0]} are no counts; mend it, or say 'calcium'"
+                f"trial {wrong[0]} are no counts; fix it, or say 'calcium'"
             )
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"

@@ -1,4 +1,4 @@
-"""One pass over a session's trials: their faults, lengths and statistics.
+"""One pass over a session's trials, which finds errors, lengths and statistics.
 
 Everything that needs all numbers of a session (lengths without padding, statistics, which movies
 are the same) is taken from this pass, one trial in memory at a time.
@@ -178,7 +178,7 @@ def recorded_frames(array: np.ndarray) -> int:
 def _check_pixels(video: np.ndarray, path: Path) -> None:
     if video.dtype == np.uint8:
         return
-    _check_finite(video.reshape(-1, video.shape[-1]), path, "mend the video")
+    _check_finite(video.reshape(-1, video.shape[-1]), path, "fix the video")
     low, high = float(video.min()), float(video.max())
     if low < 0 or high > 255:
         raise SessionError(

@@ -69,7 +69,7 @@ def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool 
     limit = "" if given_up else f", more than {BROKEN_LIMIT:.0%} and more than {FEW}"
     raise DataError(
         f"{len(broken)} of {total} videos cannot be used{limit}: {some_names(broken)} (the first: "
-        f"{next(iter(broken.values()))}); leave them out, or mend them: of shards, "
+        f"{next(iter(broken.values()))}); leave them out, or fix them: of shards, "
         "`python -m data_prep.clevrer verify` names what is broken"
     )
 

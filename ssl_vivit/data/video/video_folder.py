@@ -1,4 +1,4 @@
-"""Videos lying in a folder, read where they are."""
+"""Videos that are read directly from a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class VideoFolder:
         keys: paths below the root with forward slashes, sorted.
         num_frames: int array (len,).
         heights: int array (len,), in pixels.
-        widths: the same.
+        widths: int array (len,), in pixels.
         fps: float array (len,).
         has_annotation: all False.
         broken: name → reason of what was left out.
@@ -74,7 +74,7 @@ class VideoFolder:
         return len(self.keys)
 
     def annotation(self, i: int) -> dict[str, Any] | None:
-        """None: a folder has none."""
+        """Return None, since a folder has no annotations."""
         return None
 
     def source(self, i: int) -> str:

@@ -48,7 +48,7 @@ class Videos(Protocol):
 
 @dataclass(frozen=True)
 class VideoReading:
-    """Settings for reading videos, shared by training, probes and features.
+    """Settings of reading videos, shared by training, probes and features.
 
     Args:
         cache_dir: where remote shards are kept; null is ~/.cache/ssl_vivit/shards.

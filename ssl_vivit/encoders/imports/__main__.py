@@ -32,7 +32,7 @@ sources:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status, 1 for a mistake, told in one line."""
+    """Run the command; return the exit status, which is 1 after an error of one line."""
     options = _parser().parse_args(arguments)
     out = Path(options.out_dir)
     # The hub's client tells of each retry; the last error says it all.

@@ -92,7 +92,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def built(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
-    """A module in eval mode with every parameter from ``state``, in the widest precision there."""
+    """Build a module in eval mode from ``state``, in float64 if any tensor there is float64."""
     with torch.device("meta"):
         module = make()
     wide = any(value.dtype == torch.float64 for value in state.values())

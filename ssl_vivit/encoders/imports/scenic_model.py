@@ -1,4 +1,4 @@
-"""Architecture of a Scenic ViViT, read from its arrays and its config."""
+"""Architecture of a Scenic ViViT, read from its arrays and, where they do not tell, its config."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def _shape(
 
 
 def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
-    """Refuse a config that the arrays contradict; None says nothing unless ``none``."""
+    """Refuse a config that the arrays contradict; None is compared only with ``none``."""
     if (given is not None or none) and given != found:
         raise ValueError(
             f"{name} is {given} in the config but {found} in the arrays; give the config of this "

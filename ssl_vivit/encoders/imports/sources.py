@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on a disk: which program's they are is seen by looking at them."""
+"""Checkpoints on disk, whose program is recognised by their contents."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _BACKBONE_KEY = "to_tubelet_embedding.1.weight"
 
 @dataclass
 class Request:
-    """Facts about a checkpoint beside its weights.
+    """Options of an import beside the weights.
 
     Args:
-        config: what the weights do not say: Scenic's model config, transformers' config.json, or
+        config: settings that the weights lack: Scenic's model config, transformers' config.json, or
             the arguments of ViViTBackbone.
         video_shape: (T, H, W) of a Scenic model's clips.
         timm_architecture: timm's name of the model that a safetensors file belongs to.
@@ -149,7 +149,7 @@ def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoCl
 
 
 def _only(request: Request, what: str, *used: str) -> None:
-    """Refuse what was asked for and says nothing about this source."""
+    """Refuse options that do not apply to this source."""
     options = {
         "config": "--config",
         "video_shape": "--video-shape",

@@ -26,10 +26,9 @@ def attention_over_frames(
 
     Frames are numbered as in the clip.
 
-    The rows are the frames alone; the rollout to the pooled vector; and what, in the last layer
-    over space, the class token attends to (without one: what the patches of a frame attend to on
-    average). All are multiples of the even share: 1 is what every tubelet would have if all had
-    the same.
+    The rows are the frames alone; the rollout to the pooled vector; and the attention of the class
+    token in the last layer over space (without a class token: the mean attention of the patches of
+    a frame). Values are multiples of uniform attention, under which every tubelet has 1.
 
     Args:
         encoder: the encoder, whose ``preprocessing`` says how to put the pixels back.

@@ -1,4 +1,4 @@
-"""The exact attention weights of an encoder, which its fast path never forms."""
+"""Attention weights of an encoder, computed explicitly, since fused attention returns none."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def weights_of(
     rotation: Any = None,
     mask: PlainMask = None,
 ) -> Float[Tensor, "b heads q k"]:
-    """The weights by which an attention, called with these arguments, averages the values."""
+    """Return the attention weights of an attention module for the arguments of its call."""
     query, key = attention.prepare(query, key, rotation)
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(wide) @ key.to(wide).mT / query.shape[-1] ** 0.5

@@ -21,7 +21,7 @@ from ssl_vivit.grid import Grid
 
 
 class Readout(NamedTuple):
-    """Shares with which the pooled vector reads the tokens; they sum to 1.
+    """Weights of the tokens in the pooled vector, which sum to 1.
 
     Attributes:
         patches: (b, t, n), of the patch tokens after the last layer, or None where it reads class
@@ -37,7 +37,7 @@ class Readout(NamedTuple):
 
 
 def readout(config: ViViTConfig, out: EncoderOutput, seen: dict[str, Tensor]) -> Readout:
-    """Shares in the pooled vector by the config's pooling.
+    """Return the weights of the tokens for the pooling that the config names.
 
     Mean and sum read all alike, ``first`` the first alone, ``max`` each by its share of the features
     that are greatest in it, attention pooling by its weights.
@@ -115,7 +115,7 @@ def rollout(
 
 
 def _back(row: Float[Tensor, "... q"], weights: Float[Tensor, "... heads q k"]) -> Tensor:
-    """A row times ½·A + ½·I."""
+    """Multiply a row vector by ½·A + ½·I."""
     return (row + _attended(row, weights)) / 2
 
 

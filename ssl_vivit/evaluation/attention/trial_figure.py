@@ -142,7 +142,7 @@ def animate_trial(
 def _overlaid(
     pixels: Shaped[np.ndarray, "H W"], shares: Float[np.ndarray, "h w"] | None, config: ViViTConfig
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A frame with a map from 0 to 1 over it; None is none."""
+    """Draw a map from 0 to 1 over a frame; with None return the frame without a map."""
     from matplotlib import colormaps
 
     grey = np.repeat(np.asarray(pixels, float)[..., None] / 255, 3, 2)
@@ -183,14 +183,14 @@ def _draw_bars(
 
 
 def _of_even(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
-    """Return shares in multiples of an even share."""
+    """Divide shares by the share that every place has under uniform attention."""
     total = where.sum((1, 2), keepdims=True)
     places = where.shape[1] * where.shape[2]
     return where * places / np.where(total > 0, total, 1)
 
 
 def _reach(lags: Float[np.ndarray, "S S"]) -> int:
-    """Steps back over which the mean attention has 99 % of its weight."""
+    """Return the number of past steps that hold 99 % of the mean attention."""
     mean = lags.mean(0)
     return int(np.searchsorted(np.cumsum(mean), _REACH * mean.sum()))
 

@@ -18,7 +18,7 @@ Kept = Literal["pooled", "tokens", "both"]
 
 @dataclass(frozen=True)
 class ClipChoice:
-    """Differences from the clips that an encoder was trained on; null leaves what was.
+    """Changes to the clips that an encoder was trained on; null keeps a setting.
 
     Args:
         num_frames: frames in a clip; the encoder's positions are fitted to it.

@@ -1,4 +1,4 @@
-"""A video file, or its frames, in; what an encoder says of its clips out."""
+"""Encode the clips of a video file, or of its frames."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def encode_video(
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Name the video in what the decoder says of it."""
+    """Add the name of the video to errors of the decoder."""
     try:
         yield
     except DecodingError as error:

@@ -66,7 +66,7 @@ def write_part(directory: Path, number: int, part: Part) -> None:
             shutil.copymode(directory / INDEX, partial)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path} cannot be written ({error}); mend that and run the same command again"
+            f"{path} cannot be written ({error}); fix that and run the same command again"
         ) from error
 
 

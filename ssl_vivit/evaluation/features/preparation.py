@@ -77,7 +77,7 @@ class Preparation:
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
     def one_long_clip(self) -> Preparation:
-        """One clip with the frames of all."""
+        """Return the preparation of one clip with as many frames as all clips together."""
         clip = replace(self.clip, num_frames=self.clip.length * self.clip.views, views=1)
         return replace(self, clip=clip)
 
@@ -131,7 +131,7 @@ def preparation(
 
 
 def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
-    """Refuse an encoder whose clips leave out much of what the labels tell of.
+    """Refuse an encoder whose clips cut off much of the frames that the labels describe.
 
     Args:
         encoder: it takes a central window of the shape of its clips.

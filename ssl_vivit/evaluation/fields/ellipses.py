@@ -49,7 +49,7 @@ class Ellipses(NamedTuple):
         return np.sqrt(self.axes.prod(1))
 
     def masked(self, known: np.ndarray) -> Ellipses:
-        """The same, with NaN where ``known`` is False."""
+        """Return a copy of the ellipses with NaN where ``known`` is False."""
         return Ellipses(
             np.where(known[:, None], self.centres, np.nan),
             np.where(known[:, None, None], self.covariances, np.nan),

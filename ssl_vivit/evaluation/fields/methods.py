@@ -108,7 +108,7 @@ def by_noise(found: NoiseFields, noise: WhiteNoise) -> Fields:
 
 
 def clips_of_noise(noise: WhiteNoise, count: int, frames: int) -> Float[Tensor, "b T H W"]:
-    """Clips of white noise, other ones than those of reverse correlation."""
+    """Draw clips of white noise that differ from the clips of reverse correlation."""
     return torch.stack([noise.pixels(noise.draws(-1 - clip, frames)) for clip in range(count)])
 
 

@@ -51,7 +51,7 @@ class NeuralComparison:
         rows.setdefault(row, {}).setdefault(share, []).append(scores)
 
     def refer(self, tier: str, name: str, share: float, score: float | None) -> None:
-        """A line to hold models against; None where it is not known."""
+        """Add a score to compare models with; None, an unknown score, adds nothing."""
         if score is not None:
             self.references.setdefault(tier, {}).setdefault(name, {})[share] = score
 

@@ -49,15 +49,14 @@ class TierResult(NamedTuple):
     Attributes:
         scores: as ``NeuralScores.compute`` names them.
         intervals: low and high end of those that have an interval.
-        held_out: the same scores of the neurons that were held out; empty where there are none.
+        held_out: scores of the neurons that were held out; empty where there are none.
         held_out_intervals: of these.
-        ceiling: the same scores of the true rates; empty for recorded sessions.
+        ceiling: scores of the true rates; empty for recorded sessions.
         trials: session → number of trials.
         movies: session → number of movies that they show.
-        trained_movies: session → number of these movies that training trials show, too, of any of
-            the sessions.
+        trained_movies: session → number of these movies that training trials of any session show.
         neurons: score → number of neurons whose mean it is, by the names of ``scores``.
-        held_out_neurons: the same of ``held_out``.
+        held_out_neurons: score → number of neurons, by the names of ``held_out``.
         validation: whether validation trials of the model are among the trials. Their score chose
             the step of a model that was trained with ``evaluation.keep_best``.
         of_neurons: the scores of each neuron; None for a result that was read from a file.

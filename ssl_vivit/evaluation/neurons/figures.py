@@ -35,7 +35,7 @@ def positions(
 
     Args:
         found: (x, y) of each neuron in [−1, 1].
-        true: the same.
+        true: true centres, in the form of ``found``.
         path: of the PNG.
         title: whose positions.
     """

@@ -16,7 +16,7 @@ from ssl_vivit.errors import DataError
 
 
 class PredictedTrial(NamedTuple):
-    """A trial with what was recorded and what a model predicts.
+    """Recorded and predicted responses of a trial.
 
     Attributes:
         tier: of the trial.

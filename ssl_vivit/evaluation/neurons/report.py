@@ -38,8 +38,8 @@ class TierScores(NamedTuple):
 
     Attributes:
         scores: as ``NeuralScores.compute`` names them.
-        held_out: the same of the neurons that were held out; empty where there are none.
-        ceiling: the same of the true rates; empty for recorded sessions.
+        held_out: scores of the neurons that were held out; empty where there are none.
+        ceiling: scores of the true rates; empty for recorded sessions.
     """
 
     scores: dict[str, float]

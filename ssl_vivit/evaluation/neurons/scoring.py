@@ -75,7 +75,7 @@ def _keep_step(
     host: Host,
     device: torch.device | str,
 ) -> None:
-    """Call the model as often as the process with the most batches: sharded weights need all."""
+    """Call the model as often as the process with the most batches does, for sharded weights."""
     missing = max(host.gather(calls)) - calls
     if missing and last is None:
         (last,) = next(trials.once(1, device))["parts"]

@@ -1,4 +1,4 @@
-"""Comparison of encoders with their untrained selves, raw pixels and motion energy, over seeds."""
+"""Comparison of encoders with untrained copies, raw pixels and motion energy, over seeds."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def compare(
     device: torch.device,
     scratch: Path,
 ) -> ProbeScores:
-    """Probe encoders, their untrained selves, raw pixels and motion energy.
+    """Probe encoders, untrained copies of them, raw pixels and motion energy.
 
     Each seed draws clips (where there is one of a video), videos (where there are more than asked
     for), folds, fits and the weights of the untrained encoders anew, and takes the next of the
@@ -283,7 +283,7 @@ class _Pass:
 
 
 def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
-    """The labels that videos had in another pass."""
+    """Return a function that looks up the labels of videos in another pass."""
     place = {key: i for i, key in enumerate(short.keys)}
 
     def labels(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -52,8 +52,10 @@ class Part(NamedTuple):
         return np.sort(self.indices[order[: self.limit]])
 
     def dataset(self, prepared: Preparation, *, spread: bool = False) -> ClipDataset:
-        """Their clips: several at even distances; one at a place drawn for each epoch, or ``spread``,
-        in the middle."""
+        """Return the clips of the videos.
+
+        Several clips lie at even distances. A single clip starts at a place that is drawn for each
+        epoch, or with ``spread`` in the middle."""
         return prepared.dataset(
             self.videos,
             labels=self.labels.annotated,
@@ -162,7 +164,7 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
 
 
 def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str | None:
-    """Warning, in a line, where test videos may have been in an encoder's training; else None.
+    """Return a warning if an encoder may have been trained on test videos, else None.
 
     Args:
         name: the encoder's, for the line.

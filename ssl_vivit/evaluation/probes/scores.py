@@ -97,7 +97,7 @@ def scores(
 
 
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
-    """Score of predictions that know nothing of the clips.
+    """Return the score of predictions that do not depend on the clips.
 
     For ``kinds`` the exact mean over all random orders, which is above the kinds' frequency in
     small parts; for ``event`` 1/2; for ``number`` 0, the test part's mean; for ``class`` always
@@ -121,7 +121,7 @@ def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
 def scored_kinds(
     labels: Float[Tensor, "n kinds"], train_labels: Float[Tensor, "m kinds"]
 ) -> Bool[Tensor, " kinds"]:
-    """Kinds that can be learned from the one part and told on the other."""
+    """Return the kinds of labels that can be trained on one part and scored on the other."""
     return (labels > 0).any(0) & ~(labels > 0).all(0) & (train_labels > 0).any(0)
 
 

@@ -25,7 +25,7 @@ RESAMPLES = 400
 
 
 class Estimate(NamedTuple):
-    """A score, or a difference of two, and how far it may be off.
+    """A score, or a difference of two scores, with its standard errors.
 
     Attributes:
         mean: over seeds.
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
     def of(
         cls, scores: Sequence[float], resampled: Sequence[Float[np.ndarray, " resamples"]]
     ) -> Estimate:
-        """Of each seed's score, those that are numbers, and of its resamples."""
+        """Estimate from the finite scores of all seeds and their scores on resamples."""
         known = [value for value in scores if math.isfinite(value)]
         if not known:
             return cls(math.nan, math.nan, math.nan)

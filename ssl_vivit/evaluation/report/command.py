@@ -1,4 +1,4 @@
-"""From a run's directory to one HTML page that opens without a network.
+"""Write a run's directory as one HTML page that opens without a network.
 
 python -m ssl_vivit.evaluation.report runs/neurons
 python -m ssl_vivit.evaluation.report runs/neurons --compare runs/compare/comparison.json
@@ -43,7 +43,7 @@ class ReportCommand:
 
 
 def main() -> None:
-    """Read the run, measure the missing numbers, and write the page."""
+    """Read the run, compute the measures that it has not stored, and write the page."""
     config = training.parse(ReportCommand, first="run")
     run = RunFiles(Path(config.run))
     out = Path(config.out) if config.out is not None else run.folder / "report.html"

@@ -130,7 +130,7 @@ def main() -> None:
 def _shown(
     config: StimuliCommand, facts: SessionFacts, kind: Kind
 ) -> tuple[Presentation, Constraints]:
-    """Return presentation and constraints of stimuli of one kind."""
+    """Return the presentation and the constraints of one kind of stimulus."""
     from ssl_vivit.evaluation.stimuli.constraints import Constraints
     from ssl_vivit.evaluation.stimuli.presentation import Presentation
 
@@ -155,7 +155,7 @@ def _found(
     movies: Sequence[Tensor],
     truth: Mapping[str, np.ndarray] | None,
 ) -> Found:
-    """Stimuli of one kind, and what they are compared with."""
+    """Find stimuli of one kind, and measure the responses that they are compared with."""
     from ssl_vivit.evaluation.stimuli.agreement import agree
     from ssl_vivit.evaluation.stimuli.ascent import AscentConfig, ascend
     from ssl_vivit.evaluation.stimuli.references import measure_references, movie_responses

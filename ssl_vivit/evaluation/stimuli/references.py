@@ -97,6 +97,6 @@ def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "
 def movie_responses(
     rates: Sequence[Float[Tensor, "T n"]], response: int
 ) -> Float[np.ndarray, "windows n"]:
-    """Mean rates in every ``response`` frames on end of movies; a shorter movie has none."""
+    """Return mean rates of all windows of ``response`` frames; a shorter movie has none."""
     long = [each.unfold(0, response, 1).mean(-1) for each in rates if len(each) >= response]
     return torch.cat(long).numpy() if long else np.zeros((0, rates[0].shape[1]))

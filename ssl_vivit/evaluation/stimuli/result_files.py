@@ -29,7 +29,7 @@ from ssl_vivit.files import without_nan, write_json
 
 @dataclass(frozen=True)
 class Found:
-    """Stimuli of one kind for n units, and what is known of them.
+    """Stimuli of one kind for n units, with their responses and references.
 
     Attributes:
         ascent: the stimuli.
@@ -136,7 +136,7 @@ def _percentiles(responses: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
-    """Medians over units, and how many units respond more than to anything else."""
+    """Lines with medians over units, and the number of units that respond to the stimulus most."""
     rows = [["medians over units", *(f"{kind}s" for kind in found)]]
     measured = [_columns(kind, each, range(len(each.responses))) for kind, each in found.items()]
     for name, label in {

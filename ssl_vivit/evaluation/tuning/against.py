@@ -1,4 +1,4 @@
-"""Tuning by a session's recording: recorded curves, and the truth of simulated neurons."""
+"""Recorded tuning curves of a session, and the true tuning of simulated neurons."""
 
 from __future__ import annotations
 

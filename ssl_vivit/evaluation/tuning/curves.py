@@ -1,4 +1,4 @@
-"""From a model's rates to tuning curves: every grating is shown once, whichever units it is for."""
+"""Tuning curves from a model's rates. Each grating is shown once and serves all units."""
 
 from __future__ import annotations
 

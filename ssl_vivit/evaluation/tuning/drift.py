@@ -1,4 +1,4 @@
-"""Onset and drift direction of a movie's stimulus."""
+"""Onset of a movie's stimulus, and the direction of its drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicted curves over movies set against recorded ones, with shuffled controls."""
+"""Comparison of predicted with recorded curves over movies, with shuffled controls."""
 
 from __future__ import annotations
 

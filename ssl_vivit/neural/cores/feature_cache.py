@@ -104,7 +104,7 @@ def is_fixed(modules: Iterable[nn.Module]) -> bool:
 
 
 def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
-    """Hash of each row of the inputs together, and of what else there is to tell."""
+    """Return a hash for each row of the inputs, together with their types, shapes and ``about``."""
     hosted = [each.detach().cpu().contiguous() for each in inputs]
     told = repr((about, [(each.dtype, tuple(each.shape[1:])) for each in hosted])).encode()
     keys = []

@@ -71,7 +71,7 @@ class FrameRates:
 
 
 def match_fps(preprocessing: Mapping[str, Any] | None, recorded: float) -> FrameRates | None:
-    """Resampling of a recording for an encoder; None where nothing is to be done.
+    """Return the resampling of a recording for an encoder; None where none is needed.
 
     An encoder without ``preprocessing`` takes any rate as its own. Otherwise its rate is ``fps``
     over ``frame_stride``.

@@ -1,4 +1,4 @@
-"""A causal convolution at full frame rate: what tokens of several frames cannot say of this one."""
+"""A causal convolution at full frame rate, beside tokens that each cover several frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State of a stream: what a causal model keeps of past frames."""
+"""State of a stream: what a causal model stores of earlier frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Past:
 def after_past(
     x: Float[Tensor, "b c t *place"], frames: int, owner: Hashable, past: Past | None
 ) -> Float[Tensor, "b c frames_t *place"]:
-    """A signal with the frames before it in front, as a causal convolution reads it.
+    """Prepend earlier frames to a signal, as a causal convolution needs.
 
     Args:
         x: the signal.

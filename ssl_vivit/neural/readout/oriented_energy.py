@@ -1,4 +1,4 @@
-"""Energy of edges by orientation, in the cells of a coarse grid: what a movie shows where.
+"""Energy of a movie's edges by orientation, in the cells of a coarse grid.
 
 Two numbers beside the energy itself say how far one orientation outweighs that at right angles to
 it: the structure tensor (Bigün & Granlund 1987, ICCV, 433-438) over its energy. They double the

@@ -156,7 +156,7 @@ _products.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _with_padding(rows: Tensor) -> Tensor:
-    """One row of zeros more, for places of a block that no entry fills."""
+    """Append a row of zeros, which fills the unused places of a block."""
     return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
 
 

@@ -1,4 +1,4 @@
-"""All scores of a model of neurons, from batches on several processes as from everything at once."""
+"""All scores of a model of neurons, accumulated over batches and processes."""
 
 from __future__ import annotations
 

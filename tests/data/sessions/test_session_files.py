@@ -266,7 +266,7 @@ def nan_at(row: int, frame: int):
         ("behavior", number_at(1e39, 2), "behavior/2.npy is not finite at frame 2 of 12"),
         ("responses", number_at(np.inf, 7), "responses/2.npy is not finite at frame 7 of 12; mark"),
         ("responses", number_at(-np.inf, 11), "responses/2.npy is not finite at frame 11 of 12"),
-        ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; mend"),
+        ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; fix"),
         ("responses", lambda x: x.astype(str), "holds <U.*; expected numbers"),
         ("responses", lambda x: x.astype(object), "is no readable .npy file of numbers"),
     ],

@@ -1,4 +1,4 @@
-"""The index beside each shard: what samples a tar holds, and where.
+"""The index beside each shard, which lists the samples of a tar and their places.
 
 ``NAME.tar`` is a webdataset shard; ``NAME.json`` is ::
 
@@ -74,7 +74,7 @@ def save_index(index: dict[str, Any], target: Path) -> None:
 
 
 def refuse_other_file(target: Path) -> None:
-    """Refuse to write an index where a file stands that is none.
+    """Refuse to overwrite a file that is no index.
 
     Raises:
         DataError: if there is such a file.

@@ -64,7 +64,7 @@ class ShardSet:
         shard_of: int array (len,), position in ``shards``.
         num_frames: int array (len,).
         heights: int array (len,), in pixels.
-        widths: the same.
+        widths: int array (len,), in pixels.
         fps: float array (len,), frames per second as stored, on average where the rate varies.
         storages: int array (len,), position in ``STORAGES``.
         has_annotation: bool array (len,).

@@ -171,7 +171,7 @@ def cut_off(shard: str, found: int, expected: int) -> str:
 
 @contextmanager
 def _one_line(address: str) -> Iterator[None]:
-    """Turn what file systems raise, each in its own way, into one line."""
+    """Turn the errors of file systems into one line."""
     try:
         yield
     except DataError:

@@ -19,7 +19,7 @@ by_device = pytest.mark.parametrize("device", ["cuda", "meta"])
 
 def waits_of(objective, clips, device, draw=None):
     place = FakeDevice(device)
-    # Not in a step: logged metrics may be waited for.
+    # The host may wait for the metrics of steps that are logged.
     objective.logs_step = False
     place.fake(objective.train())
     batch = {"clips": place.fake(clips)}

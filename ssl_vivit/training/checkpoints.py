@@ -212,7 +212,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Why a checkpoint directory is not whole; None if it is."""
+    """Return the reason why a checkpoint directory is not whole; None if it is."""
     try:
         manifest = read_json_text((path / MANIFEST).read_bytes())
         files = {

@@ -1,4 +1,4 @@
-"""What a person can set about a training run."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class OptimConfig:
 
 @dataclass
 class TrainingConfig:
-    """How long, how fast and where to train.
+    """Settings of the training loop.
 
     Args:
         run_dir: the run's directory; by default runs/<name of the recipe>.

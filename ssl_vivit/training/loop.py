@@ -55,14 +55,14 @@ from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run left behind.
+    """Result of :func:`fit`.
 
     Attributes:
         run_dir: the run's directory.
         step: optimisation steps done.
         metrics: the last logged numbers.
         checkpoint: the last whole checkpoint.
-        encoder: the exported encoder, or what else the objective exports; None before the last step.
+        encoder: directory that the objective exported; None before the last step.
         interrupted: the signal that ended the run early, if one did.
     """
 

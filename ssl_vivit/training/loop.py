@@ -30,7 +30,7 @@ from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
-from ssl_vivit.training.launcher import settle
+from ssl_vivit.training.launcher import resolve_settings
 from ssl_vivit.training.optim import (
     build_optimizer,
     peak_learning_rate,
@@ -115,7 +115,7 @@ def fit(
             objective, batches, config, until, full_config, periodic, card or {}, held, interruption
         )
         try:
-            return run.to_the_end()
+            return run.run_steps()
         finally:
             run.close()
             if type(objective).__module__ == as_objective.__module__:
@@ -140,7 +140,7 @@ def check_run(
         ValueError: for a setting out of its range.
     """
     config.check()
-    settled, _ = settle(config, join_processes().device)
+    settled, _ = resolve_settings(config, join_processes().device)
     host = Host()
     split_batch(settled, host)
     _refuse_small_micro_batches(objective, settled)
@@ -179,7 +179,7 @@ class _Run:
         held: ExitStack,
         interruption: Interruption,
     ) -> None:
-        config, told = settle(config, join_processes().device)
+        config, told = resolve_settings(config, join_processes().device)
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
@@ -276,13 +276,13 @@ class _Run:
                 f"{warmup}: the learning rate reaches {config.steps / warmup:.0%} of its peak"
             )
 
-    def to_the_end(self) -> FitResult:
+    def run_steps(self) -> FitResult:
         self.model.train()
         if self.step == 0:
             self._run_periodic()
         while self.step < self.last and self.ended is None:
             micro_batches, failure = self._fetch()
-            self._settle(self.lag, failure)
+            self._read_record(self.lag, failure)
             if self.stopping:
                 break
             self._advance(micro_batches)
@@ -355,7 +355,7 @@ class _Run:
         except (UserError, ValueError) as error:
             return [], str(error)
 
-    def _settle(self, lag: int, failure: str | None = None) -> None:
+    def _read_record(self, lag: int, failure: str | None = None) -> None:
         """Read the oldest record beyond ``lag`` and agree with all processes on what it says.
 
         Raises:
@@ -398,7 +398,7 @@ class _Run:
 
     def _settle_all(self) -> None:
         while self.pending:
-            self._settle(0)
+            self._read_record(0)
 
     def _refuse_nonfinite(self, record: StepMetrics, losses: list[float], norm: float) -> None:
         # Loss scaling for fp16 meets infinite gradients as a matter of course and skips such steps.

@@ -112,7 +112,7 @@ def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
             option: score(one, config, folders[option], paths[option], processes.device)
             for option, one in scored.items()
         }
-        lines = told(found["model"])
+        lines = model_lines(found["model"])
         if config.against is not None:
             lines += compared(found["model"], found["--against"], config, folder)
     print("\n".join([*lines, f"results  {run_dir}"]))
@@ -260,7 +260,7 @@ def score(
     return made
 
 
-def told(made: Mapping[str, Any]) -> list[str]:
+def model_lines(made: Mapping[str, Any]) -> list[str]:
     """Return the printed lines about one model."""
     from ssl_vivit.evaluation.neurons.evaluation import result_table, trial_lines
 

@@ -1,4 +1,4 @@
-"""The first failure of a run of several processes: shown once, with its rank, and the end of all.
+"""Reports the first failure of a run of several processes once, with its rank, and ends all.
 
 A process that fails leaves the others waiting for it, for as long as the backend allows. So each
 failing process writes to the store by which the processes found each other. The first to write

@@ -1,4 +1,4 @@
-"""Preprocessing of frames to the video that an encoder was trained on."""
+"""Preprocessing of frames to an encoder's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources of batches: a loader that can start at any step, or any list of batches."""
+"""Sources of a run's batches: a loader that can start at any step, or any list of batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Recognised(Protocol):
-    """A loader that knows its data by their contents, wherever they lie."""
+    """A loader that identifies its data by their contents, independently of their paths."""
 
     def contents(self) -> dict[str, str]:
         """Setting that names data, such as ``data.shards`` → digest of what it names."""

@@ -212,7 +212,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Return the fault of a checkpoint directory, or None if it is whole."""
+    """Return the reason why a checkpoint directory is not whole; None if it is."""
     try:
         manifest = read_json_text((path / MANIFEST).read_bytes())
         files = {

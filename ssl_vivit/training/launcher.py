@@ -21,7 +21,9 @@ from ssl_vivit.training.config import TrainingConfig
 _STEPS = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
-def settle(config: TrainingConfig, device: torch.device) -> tuple[TrainingConfig, list[str]]:
+def resolve_settings(
+    config: TrainingConfig, device: torch.device
+) -> tuple[TrainingConfig, list[str]]:
     """Decide precision, accumulation and compilation from ``training`` and from Accelerate's settings.
 
     Args:

@@ -31,7 +31,7 @@ from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import checkpoints, random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
-from ssl_vivit.training.launcher import settle
+from ssl_vivit.training.launcher import resolve_settings
 from ssl_vivit.training.optim import (
     build_optimizer,
     peak_learning_rate,
@@ -60,14 +60,14 @@ from ssl_vivit.training.tracking import Tracking, wandb_mode
 
 @dataclass(frozen=True)
 class FitResult:
-    """Result of a run.
+    """Result of :func:`fit`.
 
     Attributes:
         run_dir: the run's directory.
         step: optimisation steps done.
         metrics: the last logged numbers.
         checkpoint: the last whole checkpoint.
-        encoder: the exported encoder, or what else the objective exports; None before the last step.
+        encoder: directory that the objective exported; None before the last step.
         interrupted: the signal that ended the run early, if one did.
     """
 
@@ -120,7 +120,7 @@ def fit(
             objective, batches, config, until, full_config, periodic, card or {}, held, interruption
         )
         try:
-            return run.train()
+            return run.run_steps()
         finally:
             run.close()
             if type(objective).__module__ == as_objective.__module__:
@@ -145,7 +145,7 @@ def check_run(
         ValueError: for a setting out of its range.
     """
     config.check()
-    settled, _ = settle(config, join_processes().device)
+    settled, _ = resolve_settings(config, join_processes().device)
     host = Host()
     split_batch(settled, host)
     _refuse_small_micro_batches(objective, settled)
@@ -184,7 +184,7 @@ class _Run:
         held: ExitStack,
         interruption: Interruption,
     ) -> None:
-        config, told = settle(config, join_processes().device)
+        config, told = resolve_settings(config, join_processes().device)
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
@@ -294,7 +294,7 @@ class _Run:
                 f"{warmup}: the learning rate reaches {config.steps / warmup:.0%} of its peak"
             )
 
-    def train(self) -> FitResult:
+    def run_steps(self) -> FitResult:
         self.model.train()
         if self.step == 0:
             self._run_periodic()

@@ -1,4 +1,4 @@
-"""Jobs at intervals beside training, such as probes and figures; they do not change training."""
+"""Jobs at intervals beside training, such as probes and figures. They do not change training."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Periodic:
-    """A job and when to do it.
+    """A job and the steps at which it runs.
 
     It runs on every process, without gradients, and the random generators are put back after it,
     so a run with it trains to the same bits as one without.

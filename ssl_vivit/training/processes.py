@@ -205,7 +205,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     """Join the processes that the launcher started, with settings of its own.
 
     Args:
-        config: as :func:`~ssl_vivit.training.launcher.settle` left it.
+        config: as :func:`~ssl_vivit.training.launcher.resolve_settings` returns it.
 
     Raises:
         RunError: if the launcher asks for another way of training than one process, DDP or FSDP2.

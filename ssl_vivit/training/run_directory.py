@@ -1,4 +1,4 @@
-"""The directory of a run: its owner, its config, and the checkpoint to continue from."""
+"""The directory of a run: its owner, its config and the checkpoint that continues it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ssl_vivit.training.checkpoints import (
 )
 from ssl_vivit.training.config import TrainingConfig, run_directory
 
-# What a run is called and how it is watched; two runs that differ in these alone are the same run.
+# Settings that only name a run. Two configs that differ only in these describe one run.
 NAMES = ("name", "training.run_dir", "training.resume")
 FREE_ON_RESUME = (
     "training.steps",
@@ -44,9 +44,9 @@ CONTENTS = "contents.json"
 ENCODER = "encoder.path"
 CORE = "core_from"
 DATA = ("data.shards", "data.sessions")
-# Runs of before these settings had no videos that they are about.
+# Settings that earlier versions lacked; runs of those versions had no videos that these concern.
 NEWER = ("data.short_videos",)
-# What runs of before a setting did.
+# Setting that earlier versions lacked → the value that describes their behaviour.
 EARLIER = {"data.session_weights": "responses"}
 
 
@@ -164,7 +164,7 @@ def reached_step(config: TrainingConfig) -> int:
 
 
 def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
-    """A copy without what names the run, so that the file repeats it elsewhere."""
+    """Return a copy without the name and directory of the run, for use as another run's config."""
 
     def copy(part: dict[str, Any], prefix: str) -> dict[str, Any]:
         return {

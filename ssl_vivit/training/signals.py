@@ -21,7 +21,7 @@ FORWARDED_WITHIN = 2.0
 
 
 class Interruption:
-    """While entered, notes a request to stop instead of dying from it.
+    """Context manager that records a request to stop, which then does not end the process.
 
     Attributes:
         received: name of the first signal, None as long as there was none.

@@ -81,7 +81,7 @@ class Tracking:
         os.fsync(self._file.fileno())
 
     def _refuse_lost(self) -> None:
-        """Refuse to write on to a file that nobody will find."""
+        """Refuse to continue writing to a file that was removed or replaced."""
         try:
             if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
                 return
@@ -98,7 +98,7 @@ class Tracking:
         self._tell_wandb(lambda wandb: wandb.finish())
 
     def _tell_wandb(self, what: Callable[[Any], object]) -> None:
-        """A tracker that fails is left behind; the run goes on, its numbers are in metrics.jsonl."""
+        """Log to wandb. After a failure the run goes on without it; metrics.jsonl has the numbers."""
         if self._wandb is None:
             return
         try:

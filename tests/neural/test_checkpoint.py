@@ -410,7 +410,7 @@ def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_directories_are_told_in_one_line(tmp_path):
+def test_damaged_directories_are_reported_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no model of neurons: config\.json is missing"):
         load_neural_model(tmp_path)
     place = tmp_path / "model"

@@ -341,7 +341,7 @@ def test_a_sweep_over_blocks_scores_each_of_them(session, tmp_path, monkeypatch,
         (["--blocks", "last", "--encoders", "e"], "blocks: expected one of int, list[int], 'all', null"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(session, tmp_path, monkeypatch, capsys, more, message):
+def test_mistakes_are_reported_in_one_line(session, tmp_path, monkeypatch, capsys, more, message):
     with pytest.raises(SystemExit):
         launch(monkeypatch, session, tmp_path / "run", *more)
     said = capsys.readouterr().err

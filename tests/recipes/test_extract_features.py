@@ -123,7 +123,7 @@ def test_a_vector_is_the_mean_of_patch_tokens_where_that_is_asked_for(
         torch.testing.assert_close(found["mean"].pooled, tokens, rtol=1e-2, atol=2e-3)
 
 
-def test_features_that_are_not_there_are_told_in_one_line(videos, encoder, tmp_path, call):
+def test_features_that_are_not_there_are_reported_in_one_line(videos, encoder, tmp_path, call):
     call(words(encoder, tmp_path / "f", videos=str(videos), part_size=9))
     with pytest.raises(ValueError, match=r"f holds pooled, not tokens; .* --features both"):
         load_features(tmp_path / "f", "both")

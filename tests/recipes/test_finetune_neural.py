@@ -560,7 +560,9 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"model.layers": "all", "core": "ln"}, "--core ln has no blocks to choose from"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(sessions, tmp_path, changes, message, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(
+    sessions, tmp_path, changes, message, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     told = [*words(sessions, tmp_path / "run")]
     for name, value in changes.items():

@@ -158,7 +158,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
         ({"probe.train_videos": 1}, "--probe.train_videos is 1; it must be at least 5"),
     ],
 )
-def test_mistakes_are_told_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = SMALL | {"training.run_dir": str(tmp_path / "run"), "data.shards": shards} | changes
     words = [word for name, value in settings.items()

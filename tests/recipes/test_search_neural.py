@@ -245,7 +245,7 @@ def test_spaces_that_cannot_be_searched_are_refused(space, message):
         (["--spaces", "{}"], "unknown setting spaces; did you mean space?"),
     ],
 )
-def test_mistakes_are_told_in_one_line(session, tmp_path, monkeypatch, capsys, more, message):
+def test_mistakes_are_reported_in_one_line(session, tmp_path, monkeypatch, capsys, more, message):
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path / "run", *more)
     said = capsys.readouterr().err

@@ -17,7 +17,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, TrainingConfig, fit, join_processes, processes
-from ssl_vivit.training.launcher import settle
+from ssl_vivit.training.launcher import resolve_settings
 from ssl_vivit.training.processes import call
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -63,21 +63,21 @@ def test_a_precision_that_does_not_exist_here_is_one_line(config, told) -> None:
         fit(toy(), toy_batches(), config())
     told(mixed_precision="fp16")
     with pytest.raises(RunError, match="launcher's mixed_precision fp16 needs a GPU"):
-        settle(TrainingConfig(), CPU)
+        resolve_settings(TrainingConfig(), CPU)
 
 
 def test_the_launchers_default_is_named_on_a_gpu(told, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **ignored: True)
-    assert settle(TrainingConfig(), GPU) == (TrainingConfig(precision="bf16"), [])
+    assert resolve_settings(TrainingConfig(), GPU) == (TrainingConfig(precision="bf16"), [])
     told(mixed_precision="no")
-    settled, (line,) = settle(TrainingConfig(), GPU)
+    settled, (line,) = resolve_settings(TrainingConfig(), GPU)
     assert settled.precision == "bf16"
     assert "auto takes bf16 on this GPU; the launcher's mixed_precision no is also its" in line
-    assert settle(TrainingConfig(precision="fp32"), GPU)[1] == []
+    assert resolve_settings(TrainingConfig(precision="fp32"), GPU)[1] == []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **ignored: False)
     told(mixed_precision="bf16")
     with pytest.raises(RunError, match="mixed_precision bf16: this GPU has no bfloat16"):
-        settle(TrainingConfig(), GPU)
+        resolve_settings(TrainingConfig(), GPU)
 
 
 def test_accumulation_is_the_launchers_unless_training_has_its_own(config, told, capfd) -> None:

@@ -79,10 +79,10 @@ def passed_over_line(counts: Counter[str]) -> str | None:
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return "passed over: " + ", ".join(_told(kind, count) for kind, count in ordered)
+    return "passed over: " + ", ".join(_counted(kind, count) for kind, count in ordered)
 
 
-def _told(kind: str, count: int) -> str:
+def _counted(kind: str, count: int) -> str:
     if kind.startswith("."):
         return quantity(count, f"{kind} file")
     return f"{count} {_SINGULAR.get(kind, kind) if count == 1 else kind}"

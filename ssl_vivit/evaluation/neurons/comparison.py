@@ -71,7 +71,7 @@ class NeuralComparison:
         label, shares = LABELS.get(self.metric, self.metric), self.shares()
         lines = []
         for tier, rows in self.scores.items():
-            lines.append([f"{tier}: {label}", *map(self._told, shares)])
+            lines.append([f"{tier}: {label}", *map(self._share_text, shares)])
             for row, by_share in rows.items():
                 cells = [
                     _cell(*self.estimate(tier, row, share)) if share in by_share else ""
@@ -82,7 +82,7 @@ class NeuralComparison:
                 lines.append([name, *(f"{known[s]:.3f}" if s in known else "" for s in shares)])
         return text_table(lines)
 
-    def _told(self, share: float) -> str:
+    def _share_text(self, share: float) -> str:
         return f"{share:.0%}" if self.unit == "share" else f"{share:g} trials"
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class NeuralComparison:
             zero = ZEROS.get(self.metric, "chance")
             axis.axhline(0, color="0.35", linewidth=0.8, linestyle=":", label=f"0: {zero}")
         axis.set_xscale("log")
-        axis.set_xticks(shares, [self._told(share) for share in shares])
+        axis.set_xticks(shares, [self._share_text(share) for share in shares])
         axis.minorticks_off()
         axis.set(
             title=textwrap.fill(tier, 40),

@@ -91,11 +91,11 @@ def environment(run: RunFiles) -> Section | None:
     facts = run.exported
     if not facts:
         return None
-    rows = [[name, _told(value)] for name, value in facts.items()]
+    rows = [[name, _fact_text(value)] for name, value in facts.items()]
     return Section("How it was made", table(["fact", "value"], rows))
 
 
-def _told(value: Any) -> str:
+def _fact_text(value: Any) -> str:
     if isinstance(value, dict):
         # Lists are of hundreds of hashes.
         shown = {name: each for name, each in value.items() if not isinstance(each, list)}

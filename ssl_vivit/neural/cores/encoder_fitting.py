@@ -163,7 +163,7 @@ def _exported(
             f"encoder.weights fresh: {path} gives its architecture and preprocessing, and its weights "
             "are drawn anew"
         )
-    notes += [*_told(stored, encoder), *warned]
+    notes += [*_change_notes(stored, encoder), *warned]
     rates, told = _frame_rates(choice, encoder, facts)
     notes += told
     if _learned_in_time(encoder.config):
@@ -187,7 +187,7 @@ def _exported(
 def _adapted(stored: ViViT, changes: dict[str, Any]) -> tuple[ViViT, list[str]]:
     """The encoder at the new geometry, and what :func:`adapt` warns of beside causality.
 
-    Causality and the kernel's energy are told by :func:`_told`, so the log has no line of them.
+    :func:`_change_notes` describes causality and the kernel's energy, so they are not logged.
     """
     log = logging.getLogger(adapt.__module__)
     level = log.level
@@ -308,7 +308,7 @@ def fitting_patch(stored: ViViTConfig, size: tuple[int, int]) -> tuple[int, int]
     return down, across
 
 
-def _told(stored: ViViT, fitted: ViViT) -> list[str]:
+def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
     """A line for each change that fitting made to an exported encoder, with its cost."""
     old, new = stored.config, fitted.config
     notes = []

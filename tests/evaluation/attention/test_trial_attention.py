@@ -248,7 +248,7 @@ def test_the_command_draws_trials(session, facts, tmp_path, monkeypatch):
         assert moving.n_frames == 150
 
 
-def test_mistakes_are_told_in_one_line(session, facts, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(session, facts, tmp_path, capsys):
     model = predictor(facts, **PLAIN)
     save_neural_model(model.model, tmp_path / "model", facts)
     model.model.encoder.save_pretrained(tmp_path / "encoder")

@@ -174,7 +174,7 @@ def test_the_readout_of_a_linear_model_has_centres_alone(simulated):
     assert found.kernels is None
 
 
-def test_mistakes_are_told_in_one_line(simulated, launch, tmp_path):
+def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
     model, session = simulated
     for words, said in [
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons: there is no such directory"),

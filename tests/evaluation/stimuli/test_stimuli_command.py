@@ -204,7 +204,7 @@ def test_a_recording_is_compared_by_its_movies(launch, tmp_path):
     assert not (out / "agreement.json").exists()
 
 
-def test_mistakes_are_told_in_one_line(simulated, launch, tmp_path):
+def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
     model, _ = simulated
     for words, said in [
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons: there is no such directory"),

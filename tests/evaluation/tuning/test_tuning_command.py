@@ -149,7 +149,7 @@ def test_recorded_curves_are_means_after_the_onset(launch, tmp_path):
         )
 
 
-def test_mistakes_are_told_in_one_line(simulated, launch, tmp_path):
+def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
     model, session = simulated
     full = tmp_path / "full"
     full.mkdir()

@@ -23,7 +23,7 @@ _ONE_REQUEST = 2.0
 def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callable[..., int]]:
     """Decorate ``main(argv) → exit status`` so that errors and Ctrl-C are one line.
 
-    An error that users can fix gives status 1, Ctrl-C 130.
+    An error that users can fix gives status 2, Ctrl-C 130.
 
     Args:
         stopped: what is said after Ctrl-C.
@@ -37,7 +37,7 @@ def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callabl
                 return main(argv)
             except UserError as error:
                 print(f"error: {str(error).replace('--data.shards', shards)}", file=sys.stderr)
-                return 1
+                return 2
             except KeyboardInterrupt:
                 print(stopped, file=sys.stderr)
                 return 130

@@ -28,6 +28,7 @@ from recipes.finetune_neural import (
     with_sessions,
 )
 from ssl_vivit import training
+from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.files import has_ended, process_name
 from ssl_vivit.training.config import run_directory
@@ -86,8 +87,10 @@ def main() -> None:
             "a trial of a search runs in one process; start search_neural.py without a launcher, "
             "several times for several workers"
         )
-    study = open_study(config, run_dir)
     common = replace(common, data=with_sessions(common.data, processes))
+    # A mistake in them would be one of every trial.
+    build_sessions(common.data)
+    study = open_study(config, run_dir)
     while started(study) < config.trials:
         trial = study.ask()
         # A trial that another worker left is continued in its folder.

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from os import PathLike
 
+# Characters of a message. What a damaged file holds may stand in it.
+_LONGEST = 2000
+
 
 class UserError(Exception):
     """Base class. Commands print its message as one line, without a traceback.
+
+    The message is one line of at most 2,000 characters, whatever was put into it: line breaks become
+    spaces, other control characters are escaped, and of a longer one the middle is left out.
 
     Attributes:
         rank: of the process in which the error arose, where all processes raise it; None is the
@@ -14,6 +20,19 @@ class UserError(Exception):
     """
 
     rank: int | None = None
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Return a text as a line that a terminal shows as it is; see :class:`UserError`."""
+    if not text.isprintable():
+        text = " ".join(part for part in text.splitlines() if part.strip())
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 500]} … {text[-497:]}"
+    return text
 
 
 class DataError(UserError, ValueError):
@@ -33,7 +52,7 @@ class DecodingError(UserError, RuntimeError):
 
 
 class ExportError(UserError, ValueError):
-    """An exported directory that cannot be written, read or trusted."""
+    """An exported directory, or weights of another program, that cannot be written, read or trusted."""
 
 
 class HubError(ExportError):
@@ -42,6 +61,10 @@ class HubError(ExportError):
 
 class NeuralModelError(UserError, ValueError):
     """A model of neurons whose parts, settings or inputs do not fit each other."""
+
+
+class MissingError(UserError, FileNotFoundError):
+    """A file or directory that does not exist."""
 
 
 class WriteError(UserError, OSError):

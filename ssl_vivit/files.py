@@ -26,6 +26,9 @@ _PROCESS = secrets.token_hex(4)
 """Tells this process from an earlier one of the same number, as containers have them."""
 _unfinished: set[Path] = set()
 
+# Bytes of JSON beside what a person writes: the index of 100,000 features has a tenth of it.
+_MOST_TEXT = 2**27
+
 # Errors of file systems that refuse to write: full, over a quota or the largest file size, read-only.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -189,6 +192,25 @@ def refuse_pipe(path: str | Path) -> None:
         raise ValueError("it is no regular file")
 
 
+def read_whole(path: str | Path, most: int = _MOST_TEXT) -> bytes:
+    """Read a file of unknown origin at once.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it is missing or cannot be read.
+        ValueError: if it is a named pipe, a device or a directory, or longer.
+    """
+    refuse_pipe(path)
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
+
+
 def read_json(path: str | Path, mend: str) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -200,8 +222,7 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
         DataError: if it is; the message names the file.
     """
     try:
-        refuse_pipe(path)
-        content = read_json_text(Path(path).read_bytes())
+        content = read_json_text(read_whole(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; {mend}") from None
     except ValueError as error:

@@ -42,6 +42,8 @@ def test_texts_of_any_depth_up_to_fifty():
     with pytest.raises(ValueError, match="nested more than 50 levels deep"):
         read_yaml_text("[" * 51 + "]" * 51)
     with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+        read_yaml_text("a: " + DEEP[:90_000])
+    with pytest.raises(ValueError, match="more than 100,000 characters"):
         read_yaml_text("a: " + DEEP)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json_text(DEEP)

@@ -17,7 +17,7 @@ from data_prep.output_files import picture_file
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.layout import BEHAVIOUR, PUPIL, RESPONSES, VIDEOS, tier_of
 from ssl_vivit.data.sessions.metadata import read_tier_names, read_unit_ids
-from ssl_vivit.data.sessions.scan import scan_trial
+from ssl_vivit.data.sessions.scan import open_array, scan_trial
 from ssl_vivit.data.sessions.split import shared_movies
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
@@ -195,7 +195,7 @@ def _padding(session: Session) -> str:
     padded = []
     for trial in session.trials:
         file = session.path / "data" / VIDEOS / f"{trial}.npy"
-        stored = np.load(file, mmap_mode="r", allow_pickle=False).shape[-1]
+        stored = open_array(file, 3).shape[-1]
         padded.append(stored - int(session.lengths[trial]))
     cut = np.array([frames for frames in padded if frames])
     if not len(cut):

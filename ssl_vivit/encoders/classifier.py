@@ -359,7 +359,9 @@ class VideoClassifier(nn.Module, HubModel):
             return built_from(
                 path / HEAD, described, lambda: cls(encoder, **settings), outside=("encoder.",)
             )
-        except TypeError as error:
+        except ExportError:
+            raise
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ExportError(f"{path / CONFIG} describes no classifier: {error}") from None
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ssl_vivit.encoders.frame_sampling import uniform_frames
 from ssl_vivit.grid import Grid
 from ssl_vivit.settings import check_types, listed
+
+# A size above these is a mistake, and one without a bound would fill the memory.
+_MOST, _MOST_BLOCKS = 1_000_000, 1_000
+_LARGEST_RATIO = 1_000
 
 Variant = Literal[
     "joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"
@@ -167,18 +172,25 @@ class ViViTConfig:
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
             ("depth", 1), ("spatial_depth", 1), ("temporal_depth", 0), ("register_tokens", 0),
-            ("sampled_frames", 1),
+            ("num_frames", 1), ("sampled_frames", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} {value} must be a whole number of at least {least}")
+            most = _MOST_BLOCKS if name.endswith("depth") else _MOST
+            if value is not None and value > most:
+                raise ValueError(f"{name} {value} must be a whole number of at most {most:,}")
         for name in (
             "mlp_ratio", "norm_eps", "pooled_norm_eps", "rotary_base_spatial",
             "rotary_base_temporal",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} {value} must be positive")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} {value} must be positive and finite")
+        if self.mlp_ratio > _LARGEST_RATIO:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} must be at most {_LARGEST_RATIO:,}")
+        if self.layer_scale is not None and not math.isfinite(self.layer_scale):
+            raise ValueError(f"layer_scale {self.layer_scale} must be finite")
         for name in ("patch_dropout", "attention_dropout", "mlp_dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
@@ -209,7 +221,9 @@ class ViViTConfig:
     def _check_geometry(self) -> None:
         for name, length in (("image_size", 2), ("tubelet_size", 3), ("tubelet_stride", 3)):
             value = getattr(self, name)
-            whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
+            whole = isinstance(value, tuple) and all(
+                type(v) is int and 0 < v <= _MOST for v in value
+            )
             if not whole or len(value) != length:
                 example = [4, 16, 16][-length:]
                 raise ValueError(

@@ -601,6 +601,10 @@ class ViViT(nn.Module, HubModel):
         others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
         if not isinstance(saved["encoder"], dict):
             raise ExportError(f"{path / CONFIG} describes no encoder")
+        try:
+            ViViTConfig.from_dict(saved["encoder"])
+        except ValueError as error:
+            raise ExportError(f"{path / CONFIG}: {error}; export the encoder again") from None
         config = ViViTConfig.from_dict(saved["encoder"] | others)
         described = "encoder of config.json"
         if others:
@@ -617,7 +621,7 @@ class ViViT(nn.Module, HubModel):
             given = {name: value for name, value in given.items() if name in known}
         try:
             encoder.preprocessing = given
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
             raise ExportError(f"{path / CONFIG}: {error}") from None
         training = saved.get("training")
         encoder.provenance = training if isinstance(training, dict) else None

@@ -12,7 +12,8 @@ how it is built from its settings.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssl_vivit.errors import ExportError
-from ssl_vivit.files import replaced_directory, write_json, write_text
+from ssl_vivit.errors import ExportError, MissingError, UserError
+from ssl_vivit.files import read_whole, replaced_directory, write_json, write_text
 from ssl_vivit.nested_text import read_json_text
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -87,7 +88,7 @@ def check_place(directory: str | Path, kind: Format) -> None:
 def is_kind(directory: Path, kind: Format) -> bool:
     """Return True if a directory holds config.json of an export of this kind."""
     try:
-        saved = read_json_text((directory / CONFIG).read_text())
+        saved = read_json_text(read_whole(directory / CONFIG))
     except (OSError, ValueError):
         return False
     return isinstance(saved, dict) and kind.key in saved and "format" in saved
@@ -131,7 +132,7 @@ def find_directory(path: Path, kind: Format) -> Path:
     """Return ``path``, or the place inside it where a run keeps an export of this kind.
 
     Raises:
-        FileNotFoundError: if neither holds config.json and weights; the message names a directory
+        MissingError: if neither holds config.json and weights; the message names a directory
             inside that does.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
@@ -144,21 +145,21 @@ def find_directory(path: Path, kind: Format) -> Path:
         else f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
     )
     why = f"{missing[0]} is missing" if path.is_dir() else "there is no such directory"
-    raise FileNotFoundError(f"{path} is no {kind.name}: {why}; {mend}")
+    raise MissingError(f"{path} is no {kind.name}: {why}; {mend}")
 
 
 def read_config(path: Path, kind: Format) -> dict[str, Any]:
     """Read config.json of an export.
 
     Raises:
-        FileNotFoundError: as of :func:`find_directory`.
+        MissingError: as of :func:`find_directory`.
         ExportError: if it is no JSON, of another program, kind or version.
     """
     find_directory(path, kind)
     file = path / CONFIG
     try:
-        saved = read_json_text(file.read_text())
-    except ValueError as error:
+        saved = read_json_text(read_whole(file))
+    except (OSError, ValueError) as error:
         raise ExportError(f"{file} is not readable as JSON: {error}") from None
     if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):
         raise ExportError(
@@ -177,11 +178,11 @@ def read_shapes(file: Path) -> Shapes:
     """Read the shapes of a safetensors file from its header alone.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingError: if there is no such file.
         ExportError: if it is damaged.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; export the model again")
+        raise MissingError(f"{file} is missing; export the model again")
     try:
         with safe_open(file, framework="pt") as content:
             return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
@@ -232,6 +233,36 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
             )
 
 
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Refuse a module in the making that has far more parts than a file has tensors.
+
+    Raises:
+        ExportError: if it has, before the rest of it is made.
+    """
+    left = 1000 + 20 * tensors
+
+    def count(*registered: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ExportError(
+                f"config.json describes a model of far more parts than the {tensors} tensors of its "
+                "weights; export the model again"
+            )
+
+    registering = torch.nn.modules.module
+    handles = [
+        registering.register_module_parameter_registration_hook(count),
+        registering.register_module_module_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def built_from(
     file: Path, described: str, make: Callable[[], Module], outside: Collection[str] = ()
 ) -> Module:
@@ -250,14 +281,16 @@ def built_from(
         The module in eval mode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingError: if there is no such file.
         ExportError: if it is damaged, or holds other weights or such that are not finite.
     """
     found = read_shapes(file)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _at_most(len(found)):
             module = make()
-    except RuntimeError as error:  # torch's for sizes beyond what it can count
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # of sizes beyond what torch counts
+        if isinstance(error, UserError):
+            raise
         raise ExportError(f"{file} does not fit the {described}: {error}") from None
     own = {
         name: tuple(value.shape)

@@ -233,16 +233,16 @@ class NeuralPredictor(nn.Module, HubModel):
                 lambda: build_from_settings(saved, encoder),
                 outside=() if encoder is None else ("encoder.",),
             )
+            return cls(model, facts).eval()
         except NeuralModelError:
             raise
         except ExportError as error:
             raise NeuralModelError(str(error)) from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise NeuralModelError(
                 f"{path / CONFIG} describes no model of neurons ({type(error).__name__}: {error}); "
                 "export it again"
             ) from None
-        return cls(model, facts).eval()
 
     def _preprocessing(self) -> Preprocessing:
         """Steps from frames to the encoder's video."""

@@ -18,6 +18,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.files import write_json
+from ssl_vivit.files import read_whole, write_json
 from ssl_vivit.nested_text import read_json_text
 
 MANIFEST = "manifest.json"
@@ -188,19 +189,43 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
-    """Training state and state.json of a whole checkpoint."""
-    training = TrainingState(
-        load_file(path / "model.safetensors"),
-        load_file(path / "optimizer.safetensors"),
-        read_json_text((path / "optimizer.json").read_text()),
-    )
-    return training, read_json_text((path / STATE).read_text())
+    """Training state and state.json of a whole checkpoint.
+
+    Raises:
+        RunError: if a file that the manifest has as whole cannot be read all the same.
+    """
+    with _named(path):
+        groups = _read_object(path / "optimizer.json")
+        if not isinstance(groups["groups"], list) or not isinstance(groups["state"], dict):
+            raise ValueError("optimizer.json has no groups and state")
+        training = TrainingState(
+            load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), groups
+        )
+        return training, _read_object(path / STATE)
 
 
 def read_generators(path: Path, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The random generators' states of one process."""
-    values = read_json_text((path / f"rng_{rank}.json").read_text())
-    return load_file(path / f"rng_{rank}.safetensors"), values
+    """The random generators' states of one process; raises as :func:`read_checkpoint`."""
+    with _named(path):
+        return load_file(path / f"rng_{rank}.safetensors"), _read_object(path / f"rng_{rank}.json")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the checkpoint where one of its files cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(
+            f"checkpoint {path} cannot be read ({error}); remove it to continue from an earlier one"
+        ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json_text(read_whole(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
 
 
 def step_of(path: Path) -> int:
@@ -214,7 +239,7 @@ def step_of(path: Path) -> int:
 def fault(path: Path) -> str | None:
     """Return the reason why a checkpoint directory is not whole; None if it is."""
     try:
-        manifest = read_json_text((path / MANIFEST).read_bytes())
+        manifest = read_json_text(read_whole(path / MANIFEST))
         files = {
             name: {"bytes": told["bytes"], "crc32": told["crc32"]}
             for name, told in manifest["files"].items()
@@ -238,7 +263,7 @@ def fault(path: Path) -> str | None:
 def _misfit(path: Path, files: Collection[str]) -> str | None:
     """Return how state.json contradicts the checkpoint's name, or None."""
     try:
-        state = read_json_text((path / STATE).read_bytes())
+        state = _read_object(path / STATE)
         step, ranks = state["step"], range(state["world_size"])
     except (ValueError, KeyError, TypeError):
         return f"{STATE} is damaged"

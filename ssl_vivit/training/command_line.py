@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import json
 import os
 import re
@@ -18,9 +19,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_vivit import command
 from ssl_vivit.errors import UserError
-from ssl_vivit.files import refuse_pipe
+from ssl_vivit.files import read_whole
 from ssl_vivit.first_failure import is_first, where
-from ssl_vivit.nested_text import read_yaml_text
+from ssl_vivit.nested_text import LONGEST_YAML, read_yaml_text
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.signals import unwound_by_sigterm
 
@@ -72,8 +73,7 @@ def parse(
         given.insert(0, f"--{first}")
     files, arguments = _config_files(given)
     paths = [_config_path(name, preset) for name in files]
-    for path in paths:
-        _check_file(path)
+    contents = [_file_content(path) for path in paths]
     shown = paths or ([] if preset is None else [preset])
     parser = ArgumentParser(
         description=(config_class.__doc__ or "").strip().splitlines()[0],
@@ -102,11 +102,12 @@ def parse(
     # Entries of dictionaries have no type of their own: YAML tells numbers from words.
     arguments = with_lists(arguments, *entries, or_one=entries, joined=_yaml_list)
     try:
-        namespace = parser.parse_args(arguments)
+        _refuse_files_of_groups(types, contents, arguments)
+        namespace = parser.parse_args(arguments, env=False)
         namespace.pop("config")
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         config = config_class(**vars(instantiate(namespace)))
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ValueError, TypeError, OverflowError) as error:
         mistake = _explain(str(error), keys, [option.lstrip("-") for option in short])
         _fail(f"{mistake}{_of_another_recipe(paths)}", status=2)
         raise AssertionError("unreachable") from error
@@ -258,18 +259,63 @@ def _yaml_list(words: list[str]) -> str:
     return f"[{', '.join(words)}]"
 
 
-def _check_file(path: Path) -> None:
-    """Name a config file that cannot be one; what it says is jsonargparse's to check."""
+def _file_content(path: Path) -> Any:
+    """Settings of a config file; what they say is checked later. A file that is none is named."""
+    content = None
     try:
-        refuse_pipe(path)
-        content = read_yaml_text(path.read_text())
+        content = read_yaml_text(read_whole(path, LONGEST_YAML).decode())
     except OSError as error:
         _fail(f"--config {path} cannot be read: {error.strerror}", status=2)
     except ValueError as error:
         _fail(f"--config {path} is no YAML file: {error}", status=2)
-    else:
-        if not isinstance(content, dict):
-            _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
+    if not isinstance(content, dict):
+        _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
+    return content
+
+
+def _refuse_files_of_groups(
+    types: Mapping[str, Any], contents: Sequence[Any], arguments: Sequence[str]
+) -> None:
+    """Refuse what is no mapping where a group of settings is meant.
+
+    jsonargparse would open a file of that name, or import a class of that name.
+
+    Raises:
+        ValueError: naming the group, or an unknown setting.
+    """
+    for content in contents:
+        _check_group(types, content, "")
+    words = [*arguments, ""]
+    for word, following in itertools.pairwise(words):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or not _is_group(types, name):
+            continue
+        try:
+            content = read_yaml_text(value if equals else following)
+        except ValueError:
+            content = None
+        _check_group(types, content, f"{name}.")
+
+
+def _check_group(types: Mapping[str, Any], content: Any, prefix: str) -> None:
+    if not isinstance(content, Mapping):
+        name = prefix.rstrip(".")
+        first = next(key for key in types if key.startswith(prefix))
+        raise ValueError(
+            f"{name} is a group of settings and takes neither a value nor a file; give its settings "
+            f"one by one, such as --{first}, or those of a file by --config FILE"
+        )
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if _is_group(types, name):
+            _check_group(types, value, f"{name}.")
+        elif not any(name == known or name.startswith(f"{known}.") for known in types):
+            raise ValueError(f"Option '{name}' is not accepted")
+
+
+def _is_group(types: Mapping[str, Any], name: str) -> bool:
+    return any(key.startswith(f"{name}.") for key in types)
 
 
 def with_lists(
@@ -309,7 +355,7 @@ def run(main: Callable[[], object]) -> None:
     batch system may requeue it. With SSL_VIVIT_TRACEBACK set, mistakes keep their traceback.
 
     Raises:
-        SystemExit: with 1 after an error line, with 130 after Ctrl-C, with 143 after SIGTERM outside
+        SystemExit: with 2 after an error line, with 130 after Ctrl-C, with 143 after SIGTERM outside
             of :func:`~ssl_vivit.training.fit`.
     """
     try:
@@ -321,7 +367,7 @@ def run(main: Callable[[], object]) -> None:
         rank = getattr(error, "rank", None)
         if is_first(rank):
             print(_error_line(str(error), where(rank)), file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(2)
     except KeyboardInterrupt:
         mend = f"; continue with {command.continued_by}" if command.continued_by else ""
         _fail(f"interrupted; what was saved before is kept{mend}", status=130)
@@ -390,15 +436,18 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     if match := _UNION.search(line):
         kinds = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("NoneType", "null")
         kinds = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", kinds)
-        return f"{match[1]}: expected one of {kinds}; got {match[3]}"
+        return f"{match[1]}: expected one of {kinds}; got {_shortened(match[3])}"
     line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)
     line = re.sub(r"Expected a ([^.]+)\.", r"expected \1;", line)
     head, got, value = line.partition("Got value: ")
-    if len(value) > _LONGEST_VALUE:  # a whole section of a config file
-        value = f"{value[:_LONGEST_VALUE]} …"
-    return head + got.replace("Got value:", "got") + value
+    return head + got.replace("Got value:", "got") + _shortened(value)
+
+
+def _shortened(value: str) -> str:
+    """A wrong value as a message repeats it; it may be a whole section of a config file."""
+    return f"{value[:_LONGEST_VALUE]} …" if len(value) > _LONGEST_VALUE else value
 
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:

@@ -545,7 +545,7 @@ class _Run:
                     f"{path.name} was saved by {facts['world_size']} processes, now there are "
                     f"{self.host.world_size}: samples keep their order, random generators start anew"
                 )
-        except (OSError, KeyError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"checkpoint {path} cannot be read on process {self.host.rank} ({error}); "
                 "the run directory must be visible to all nodes"

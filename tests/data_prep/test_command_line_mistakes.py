@@ -36,7 +36,7 @@ def line(command, argv, capsys):
 def test_settings_that_packed_nothing_do_not_stand_in_the_way(videos, tmp_path, capsys):
     out = ["--out", str(tmp_path), "--workers", "1"]
     status, text = line(clevrer.main, ["pack", "--videos", videos, *out], capsys)
-    assert status == 1
+    assert status == 2
     assert "8 frames where 128 are asked for" in text
     assert "--frames N" in text
     assert clevrer.main(["pack", "--videos", videos, *out, "--frames", "8"]) == 0
@@ -77,7 +77,7 @@ def test_out_that_is_a_file(videos, tmp_path, capsys):
     out = ["--out", str(tmp_path / "file")]
     for command in (["pack", "--videos", videos], ["download", "--split", "test"]):
         status, text = line(clevrer.main, [*command, *out], capsys)
-        assert status == 1
+        assert status == 2
         assert "is a file; name a folder" in text
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -97,7 +97,7 @@ def test_contact_sheet_is_a_png_before_anything_is_printed(videos, tmp_path, cap
 
 def test_shards_are_named_as_this_command_line_knows_them(tmp_path, capsys):
     status, text = line(clevrer.main, ["verify", str(tmp_path / "*.tar")], capsys)
-    assert status == 1
+    assert status == 2
     assert text.startswith("error: SHARDS ")
     assert "--data.shards" not in text
 
@@ -116,7 +116,7 @@ def test_render_where_nothing_can_be_written(tmp_path, capsys):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "below"
     status, text = line(synthetic_clevrer.main, ["--out", str(out), "--num-videos", "1"], capsys)
-    assert status == 1
+    assert status == 2
     assert text.startswith(f"error: --out {out}: ")
     assert "cannot be written" in text
 
@@ -127,5 +127,5 @@ def test_contact_sheet_where_nothing_can_be_written(videos, tmp_path, capsys):
     settings = ["--num-videos", "3", "--size", "16x24", "--num-frames", "8"]
     argv = ["--out", videos, *settings, "--contact-sheet", str(sheet)]
     status, text = line(synthetic_clevrer.main, argv, capsys)
-    assert status == 1
+    assert status == 2
     assert f"--contact-sheet {sheet}: " in text

@@ -134,7 +134,7 @@ def test_the_same_call_gives_the_same_bytes_and_nothing_is_overwritten(
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         call(words(shards, encoder, run_dir=tmp_path / "a"))
-    assert end.value.code == 1
+    assert end.value.code == 2
     assert "holds other results; choose another --run_dir" in capsys.readouterr().err
     assert (tmp_path / "a" / "probes.json").read_text() == texts[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -347,7 +348,7 @@ def test_run_turns_mistakes_into_a_line_and_a_status(
 
     with pytest.raises(SystemExit) as ended:
         run(main)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert capsys.readouterr().err == "error: mend this\n"
 
 
@@ -436,3 +437,82 @@ def test_the_config_of_a_run_does_not_say_which_run_goes_on(
     named = parse(Recipe, [*words, "--resume", "auto", "--run_dir", str(tmp_path)]).training
     assert (named.steps, named.run_dir) == (7, str(tmp_path))
     assert parse(Recipe, words).training.steps == 7  # the run is repeated elsewhere
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "group"),
+    [
+        (["--training=secret"], None, "training"),
+        (["--training", "secret"], None, "training"),
+        (["--training.optimizer", "secret"], None, "training.optimizer"),
+        (["--optimizer.name", "lars", "--training", "null"], None, "training"),
+        ([], "training: secret", "training"),
+        ([], "training: {optimizer: secret}", "training.optimizer"),
+        ([], "training.optimizer: secret", "training.optimizer"),
+        ([], "training:", "training"),
+    ],
+)
+def test_a_group_of_settings_is_no_file(
+    words: list[str],
+    content: str | None,
+    group: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("steps: 17\n")  # jsonargparse would take it
+    if content is not None:
+        (tmp_path / "given.yaml").write_text(content)
+        words = ["--config", "given.yaml"]
+    with pytest.raises(SystemExit) as ended:
+        parse(Recipe, words)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {group} is a group of settings and takes neither a value nor a")
+    assert "17" not in line
+
+
+def test_a_config_opens_no_other_file_and_imports_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("steps: 17\n")
+    for content, name in (
+        ("config: secret", "config"),
+        ("training: {class_path: antigravity.Config}", "training.class_path"),
+    ):
+        (tmp_path / "given.yaml").write_text(content)
+        with pytest.raises(SystemExit):
+            parse(Recipe, ["--config", "given.yaml"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: unknown setting {name}")
+    assert "antigravity" not in sys.modules
+    assert parse(Recipe, ["--training", "{steps: 3}"]).training.steps == 3
+
+
+def test_settings_do_not_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for prefix in ("PYTEST", "PYTEST_", "__MAIN__", "__MAIN___"):
+        monkeypatch.setenv(f"{prefix}TRAINING", "/etc/passwd")
+        monkeypatch.setenv(f"{prefix}TRAINING__STEPS", "3")
+    assert parse(Recipe, []) == Recipe()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "binary", "huge"])
+def test_a_config_of_another_kind(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "given"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "binary":
+        path.write_bytes(b"\x7fELF\xff\x00")
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    with pytest.raises(SystemExit) as ended:
+        parse(Recipe, ["--config", str(path)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --config {path} is no YAML file: ")

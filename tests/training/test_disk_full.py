@@ -36,7 +36,7 @@ def test_refused_write_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1
     assert "while saving step 8" in errors[0]

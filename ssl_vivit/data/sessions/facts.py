@@ -17,6 +17,9 @@ from ssl_vivit.data.sessions.split import Split, held_out_units
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
 
+# Pixels of a frame's side, of which a damaged file may claim any number.
+_LONGEST_SIDE = 65_535
+
 
 @dataclass(frozen=True)
 class SessionFacts:
@@ -93,6 +96,17 @@ class SessionFacts:
         if wrong:
             raise SessionError(
                 f"facts of a session lack or do not know: {', '.join(sorted(wrong))}"
+            )
+        if not isinstance(values["name"], str):
+            raise SessionError(f"facts of a session: its name is {values['name']!r}, no text")
+        for name, least in (("unit_ids", None), ("behaviour_channels", 0), ("frame_size", 1)):
+            found = values[name]
+            whole = isinstance(found, list | tuple) and all(type(each) is int for each in found)
+            if not whole or (least is not None and min(found, default=least) < least):
+                raise SessionError(f"facts of session {values['name']!r}: {name} is {found}")
+        if len(values["frame_size"]) != 2 or max(values["frame_size"]) > _LONGEST_SIDE:
+            raise SessionError(
+                f"facts of session {values['name']!r}: frame_size is {values['frame_size']}"
             )
         for name, value in values.items():
             numbers = _numbers(value)

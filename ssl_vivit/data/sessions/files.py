@@ -30,7 +30,7 @@ from ssl_vivit.data.sessions.metadata import (
     read_unit_ids,
     trials_by_tier,
 )
-from ssl_vivit.data.sessions.scan import TrialFacts, open_array, scan_trial
+from ssl_vivit.data.sessions.scan import TrialFacts, map_array, open_array, scan_trial
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
 
@@ -192,7 +192,7 @@ class Session:
         return kept[start:stop].copy()
 
     def _map(self, part: str, trial: int) -> np.ndarray:
-        return np.load(self._data / part / f"{trial}.npy", mmap_mode="r", allow_pickle=False)
+        return map_array(self._data / part / f"{trial}.npy", "the session's trial needs it")
 
     def _tiers_of_zeros(self) -> dict[str, list[int]]:
         used = np.concatenate([self.tiers["validation"], self.tiers["test"]])

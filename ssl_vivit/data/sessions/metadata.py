@@ -15,9 +15,9 @@ from ssl_vivit.data.sessions.layout import (
     VIDEOS,
     tier_of,
 )
-from ssl_vivit.data.sessions.scan import unreadable
+from ssl_vivit.data.sessions.scan import map_array
 from ssl_vivit.errors import SessionError
-from ssl_vivit.files import refuse_pipe
+from ssl_vivit.files import read_whole
 from ssl_vivit.nested_text import read_json_text
 
 FRAMES_PER_SECOND = 30.0
@@ -55,8 +55,7 @@ def read_settings(session: Path) -> tuple[float, str | None]:
     if not path.exists():
         return FRAMES_PER_SECOND, None
     try:
-        refuse_pipe(path)
-        settings = read_json_text(path.read_text(encoding="utf-8"))
+        settings = read_json_text(read_whole(path))
     except (OSError, ValueError) as error:
         raise SessionError(f"{path} is no JSON: {error}") from None
     if not isinstance(settings, dict):
@@ -103,10 +102,4 @@ def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        refuse_pipe(path)
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise SessionError(f"{path} is missing; the session needs it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise SessionError(unreadable(path, error)) from None
+    return np.array(map_array(path, "the session needs it"))

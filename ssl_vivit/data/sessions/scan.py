@@ -55,15 +55,7 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         SessionError: if it is missing, damaged, or not of that many dimensions of numbers.
     """
-    try:
-        refuse_pipe(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise SessionError(
-            f"{path} is missing; every trial needs one, or tier 'none' in {TIER_NAMES}"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise SessionError(unreadable(path, error)) from None
+    array = map_array(path, f"every trial needs one, or tier 'none' in {TIER_NAMES}")
     if array.ndim != dimensions or array.dtype.kind not in "uif" or array.size == 0:
         raise SessionError(
             f"{path} holds {array.dtype} {_shape(array)}; expected numbers of {dimensions} "
@@ -72,11 +64,26 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
     return array
 
 
-def unreadable(path: Path, error: Exception) -> str:
-    """Return a line about a .npy file that cannot be read."""
-    # NumPy takes what it does not know for a pickle, and advises to trust it.
-    why = "it holds objects or is of another kind" if "pickle" in str(error) else str(error)
-    return f"{path} is no readable .npy file of numbers: {why}"
+def map_array(path: Path, needed: str) -> np.ndarray:
+    """Map a .npy file, of which nothing is read yet.
+
+    Args:
+        path: the file.
+        needed: what needs it, for the message where it is missing.
+
+    Raises:
+        SessionError: if it is missing, damaged, or claims more than the file holds.
+    """
+    try:
+        refuse_pipe(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise SessionError(f"{path} is missing; {needed}") from None
+    except Exception as error:
+        # NumPy reads the header as Python, and raises whatever that does. It takes what it does not
+        # know for a pickle, and advises to trust it.
+        why = "it holds objects or is of another kind" if "pickle" in str(error) else str(error)
+        raise SessionError(f"{path} is no readable .npy file of numbers: {why}") from None
 
 
 def scan_trial(

@@ -18,6 +18,7 @@ from ssl_vivit.command import OneLineParser
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.imports.sources import Request, open_source
 from ssl_vivit.encoders.vivit import ENCODER
+from ssl_vivit.errors import MissingError
 from ssl_vivit.exported.directory import check_place
 from ssl_vivit.nested_text import read_json_text
 
@@ -32,7 +33,7 @@ sources:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return the exit status, which is 1 after an error of one line."""
+    """Run the command; return the exit status, 2 after an error of one line."""
     options = _parser().parse_args(arguments)
     out = Path(options.out_dir)
     # The hub's client tells of each retry; the last error says it all.
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         _save(model, out, {"weights": made_of})
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
         return 130
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         # Values come from the user's JSON, and a string for a number shows wherever it is used.
         print(f"error: --config or --set has a value of the wrong type: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{out}: {_in_words(model)}, from {made_of}")
     return 0
 
@@ -119,7 +120,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _settings(text: str, option: str) -> dict[str, Any]:
     file = None if text.lstrip().startswith("{") else Path(text)
     if file is not None and not file.is_file():
-        raise FileNotFoundError(f"{option} {text} is neither a file nor JSON text in braces")
+        raise MissingError(f"{option} {text} is neither a file nor JSON text in braces")
     try:
         content = read_json_text(text if file is None else file.read_text())
     except ValueError as error:

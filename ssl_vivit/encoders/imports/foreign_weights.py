@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ class ForeignWeights:
     """Arrays by name, each to be taken once with the shape that the architecture asks for.
 
     A missing or misshapen array is noted and zeros are given in its place, so that
-    :meth:`finish` names all that is wrong at once.
+    :meth:`finish` names all that is wrong at once. The eleventh is refused at once, as are zeros of
+    more numbers than all arrays hold.
 
     Args:
         arrays: name → numpy array or tensor.
@@ -45,15 +47,20 @@ class ForeignWeights:
         if name not in self.arrays:
             near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
             hint = f" (there is {near[0]})" if near else ""
-            self._wrong.append(f"{name} missing{hint}")
-            return torch.zeros(shape)
+            return self._in_place_of(f"{name} missing{hint}", shape)
         value = as_tensor(self.arrays[name], name)
         if tuple(value.shape) != shape:
-            self._wrong.append(f"{name} {tuple(value.shape)} ≠ {shape}")
-            return torch.zeros(shape)
+            return self._in_place_of(f"{name} {tuple(value.shape)} ≠ {shape}", shape)
         if not value.isfinite().all():
             self._wrong.append(f"{name} not finite")
         return value
+
+    def _in_place_of(self, wrong: str, shape: tuple[int, ...]) -> Tensor:
+        self._wrong.append(wrong)
+        held = sum(math.prod(np.shape(array)) for array in self.arrays.values())
+        if len(self._wrong) > _SHOWN or math.prod(shape) > held:
+            self.finish(ignored=lambda name: True)
+        return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
         """Refuse what was missing, misshapen or not taken.

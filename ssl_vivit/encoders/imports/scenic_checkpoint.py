@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
+from ssl_vivit.errors import ExportError, MissingError
+
 # flax.serialization: extension types, and the dtypes that arrays of numbers can have there.
 _NDARRAY, _SCALAR = 1, 3
 _DTYPES = (
@@ -41,14 +43,14 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         '/'-joined flax names → arrays, bfloat16 as float32. They may be read-only.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated or no checkpoint, or a parameter is no array of numbers.
+        MissingError: if there is no such file.
+        ExportError: if it is truncated or no checkpoint, or a parameter is no array of numbers.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a directory; give the checkpoint file in it")
+        raise ExportError(f"{path} is a directory; give the checkpoint file in it")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a Scenic checkpoint file")
+        raise MissingError(f"{path} does not exist; give a Scenic checkpoint file")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # Arrays are extensions and everything else is maps with short keys, so that a damaged
@@ -58,12 +60,12 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} is truncated or no flax msgpack checkpoint ({reason})") from None
+        raise ExportError(f"{path} is truncated or no flax msgpack checkpoint ({reason})") from None
     try:
         tree = _parameters(tree)
         return dict(_leaves(tree, ""))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ExportError(f"{path}: {error}") from None
 
 
 def _parameters(tree: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoin
 from ssl_vivit.encoders.imports.timm import config_from_timm, from_timm
 from ssl_vivit.encoders.imports.transformers import from_hf_vivit, from_videomae
 from ssl_vivit.encoders.imports.vivit_backbone import from_vivit_backbone
+from ssl_vivit.errors import ExportError, MissingError, UserError
 from ssl_vivit.exported.hub import REPO_ID
 from ssl_vivit.nested_text import read_json_text
 from ssl_vivit.preprocessing import Preprocessing
@@ -55,9 +56,23 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
         request: what the weights do not say.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is none of these, or not whole.
+        MissingError: if there is no such file.
+        ExportError: if it is none of these, or not whole.
     """
+    try:
+        return _opened(source, request)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        # A config of another program may have a value of any type anywhere.
+        raise ExportError(
+            f"{source} cannot be imported: a setting has a value of the wrong type or size ({error})"
+        ) from error
+
+
+def _opened(source: str, request: Request) -> tuple[VideoClassifier, str]:
     path = Path(source)
     if source.startswith("timm:") or (not path.exists() and timm.is_model(source)):
         return _of_timm(source.removeprefix("timm:"), None, request)
@@ -67,7 +82,7 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
             mend = (
                 f"; of a model on the hub, get the files by `hf download {source} --local-dir DIR`"
             )
-        raise FileNotFoundError(
+        raise MissingError(
             f"{source} is neither a file or directory nor the name of a timm model{mend}"
         )
     if path.is_dir():

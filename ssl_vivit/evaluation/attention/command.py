@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _draw_clip(encoder, args)
     except (UserError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, iterate_frames, probe_video
 from ssl_vivit.encoders.vivit import EncoderOutput, ViViT
-from ssl_vivit.errors import DataError, DecodingError
+from ssl_vivit.errors import DataError, DecodingError, MissingError
 from ssl_vivit.evaluation.features.extraction import half_precision
 from ssl_vivit.evaluation.features.video_clip import ClipCutting
 from ssl_vivit.evaluation_mode import evaluation_mode
@@ -57,7 +57,7 @@ def encode_video(
         DataError: for an encoder without preprocessing, frames of another kind, or a video that is
             shorter than a clip.
         DecodingError: for a file that is no video, or broken.
-        FileNotFoundError: if there is no such file.
+        MissingError: if there is no such file.
         TypeError: for another model than a ViViT.
     """
     if not isinstance(getattr(encoder, "_orig_mod", encoder), ViViT):
@@ -70,7 +70,7 @@ def encode_video(
     frames: Tensor | None = None
     if isinstance(video, str | Path):
         if not Path(video).is_file():
-            raise FileNotFoundError(f"{video} is no file; give a video")
+            raise MissingError(f"{video} is no file; give a video")
         if fps is not None:
             raise DataError(f"fps is for frames in an array; {video} says its own, leave it out")
         name = str(video)

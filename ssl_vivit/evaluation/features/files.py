@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.loader import ClipBatches
-from ssl_vivit.errors import DataError, RunError
+from ssl_vivit.errors import DataError, MissingError, RunError
 from ssl_vivit.evaluation.features.config import Kept, Summary
 from ssl_vivit.evaluation.features.extraction import EncoderFeatures
 from ssl_vivit.evaluation.features.parts import (
@@ -63,24 +63,24 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
         kept: what to read; None reads all that is there.
 
     Raises:
-        FileNotFoundError: if there is no index.
-        ValueError: if the extraction did not finish, index or parts are missing or damaged, no video
+        MissingError: if there is no index.
+        DataError: if the extraction did not finish, index or parts are missing or damaged, no video
             had features, or ``kept`` was not extracted.
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
-        raise FileNotFoundError(f"{directory} holds no features: {INDEX} is missing")
+        raise MissingError(f"{directory} holds no features: {INDEX} is missing")
     index = read_index(directory)
     if not index["complete"]:
         there = sum(part_path(directory, i).exists() for i in range(index["parts"]))
-        raise ValueError(
+        raise DataError(
             f"{directory} holds {there} of {index['parts']} parts; run the same command again to "
             "finish it"
         )
     wanted = ["frames"]
     wanted += [name for name in ("pooled", "tokens") if _is_kept(name, kept or index["features"])]
     if missing := [name for name in wanted[1:] if not _is_kept(name, index["features"])]:
-        raise ValueError(
+        raise DataError(
             f"{directory} holds {index['features']}, not {missing[0]}; extract them by "
             f"--features {kept} into another folder"
         )
@@ -92,7 +92,7 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
         for name, value in part.tensors.items():
             tensors[name].append(value)
     if not keys:
-        raise ValueError(
+        raise DataError(
             f"{directory} holds features of no video: all {len(index['skipped'])} were skipped; "
             f"{INDEX} there says why"
         )

@@ -116,8 +116,9 @@ def read_index(directory: Path) -> dict[str, Any]:
     mend = "put a copy of it back, or extract the features anew into another folder"
     index = read_json(directory / INDEX, mend)
     found = index.pop("crc32", None)
-    lacking = {"complete", "parts", "features", "skipped"} - index.keys()
-    if lacking or found not in (None, _json_crc32(index)):
+    kinds = {"complete": bool, "parts": int, "features": str, "skipped": dict}
+    wrong = [name for name, kind in kinds.items() if type(index.get(name)) is not kind]
+    if wrong or found not in (None, _json_crc32(index)):
         raise DataError(f"{directory / INDEX} is damaged (checksum); {mend}")
     return index
 

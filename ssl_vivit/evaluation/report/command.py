@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ssl_vivit import training
-from ssl_vivit.errors import RunError
+from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.evaluation.report.page import Section, note, page
 from ssl_vivit.evaluation.report.run_files import RunFiles
 from ssl_vivit.files import read_json, write_text
@@ -112,7 +112,12 @@ def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section |
     predictor = load_neural_model(run.model).eval()
     predictor.to("cuda" if torch.cuda.is_available() else "cpu")
     named = run.setting("data.sessions") if config.sessions is None else config.sessions
-    folders = [named] if isinstance(named, str) else list(named or [])
+    folders = [named] if isinstance(named, str) else named or []
+    if not isinstance(folders, list) or not all(isinstance(each, str) for each in folders):
+        raise DataError(
+            f"{run.folder / 'config.yaml'} is damaged: data.sessions is {named!r}; give the sessions' "
+            "folders by --sessions"
+        )
     found: list[Section | None] = []
     best: dict[str, list[int]] = {}
     try:

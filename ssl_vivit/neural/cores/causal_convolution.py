@@ -78,6 +78,10 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
+# Far more than any model has; a damaged config may ask for any number.
+_MOST_BLOCKS = 1_000
+
+
 def check_stages(
     owner: str, widths: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
@@ -93,6 +97,10 @@ def check_stages(
         )
     if min(*widths, *depths, *strides) < 1:
         raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
+    if sum(depths) > _MOST_BLOCKS:
+        raise NeuralModelError(
+            f"{owner}: depths {list(depths)} are more than {_MOST_BLOCKS:,} blocks; give fewer"
+        )
 
 
 def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:

@@ -216,7 +216,7 @@ def test_command_line(mirror, tmp_path, capsys):
     arguments = ["download", "--out", str(tmp_path), "--base-url", mirror.url]
     assert main([*arguments, "--split", "test"]) == 0
     assert "video_test.zip" in capsys.readouterr().out
-    assert main([*arguments, "--split", "validation"]) == 1
+    assert main([*arguments, "--split", "validation"]) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert errors == [
         f"error: {mirror.url}/videos/validation/video_validation.zip: the server says 404 Not Found"

@@ -216,7 +216,7 @@ def test_odd_videos_of_clevrer_are_left_out_and_named(tmp_path, capsys):
 def test_a_video_with_60_frames_where_128_are_asked_for(tmp_path, capsys):
     folder = fill(tmp_path / "own", short=video(1, num_frames=60))
     arguments = ["pack", "--videos", str(folder), "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--frames", "128"]) == 1
+    assert main([*arguments, "--frames", "128"]) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert line.startswith("error: nothing was packed: short.mp4: 60 frames where 128 are asked")
     assert "--frames" in line
@@ -225,7 +225,7 @@ def test_a_video_with_60_frames_where_128_are_asked_for(tmp_path, capsys):
 
 
 def one_line(arguments, capsys):
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.strip().splitlines()
     assert not captured.out

@@ -155,7 +155,7 @@ def test_other_files_are_counted_by_their_ending(tmp_path, capsys):
     }
     assert f"*.jpg in {tar}: 12 of this ending" in capsys.readouterr().err
     bare = write_tar(tmp_path / "bare.tar", members[5:])
-    assert main(["index", str(bare)]) == 1
+    assert main(["index", str(bare)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "bare.tar holds no readable video: *.jpg: 12 of this ending, v.0.jpg" in line
 
@@ -177,14 +177,14 @@ def test_a_tar_that_is_damaged_between_members(tmp_path, capsys):
     tar.write_bytes(content)
     with tarfile.open(tar) as opened:
         assert opened.getnames() == ["a.mp4"]
-    assert main(["index", str(tar)]) == 1
+    assert main(["index", str(tar)]) == 2
     assert "no whole, uncompressed tar: after byte" in capsys.readouterr().err
 
 
 def test_tars_joined_without_tar(tmp_path, capsys):
     one, other = (write_tar(tmp_path / f"{i}.tar", [(f"{i}.mp4", FILMS[i])]) for i in range(2))
     (tmp_path / "cat.tar").write_bytes(one.read_bytes() + other.read_bytes())
-    assert main(["index", str(tmp_path / "cat.tar")]) == 1
+    assert main(["index", str(tmp_path / "cat.tar")]) == 2
     assert "tars were joined without tar -A" in capsys.readouterr().err
     subprocess.run(["tar", "-Af", one, other], check=True)
     assert indexed(one) == ({"0": (0, None), "1": (1, None)}, {})
@@ -201,7 +201,7 @@ def test_a_tar_cut_off_between_members(tmp_path):
 def test_a_file_of_the_user_with_the_name_of_the_index_stays(tmp_path, capsys):
     tar = write_tar(tmp_path / "s.tar", [("a.mp4", FILMS[0])])
     (tmp_path / "s.json").write_text('{"captions": []}')
-    assert main(["index", str(tar)]) == 1
+    assert main(["index", str(tar)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "s.json is no shard index and is not overwritten; move it elsewhere" in line
     assert (tmp_path / "s.json").read_text() == '{"captions": []}'
@@ -221,7 +221,7 @@ def test_packing_leaves_a_file_of_the_user_too(folder, tmp_path, capsys):
     out.mkdir()
     (out / "films-000000.json").write_text("[]")
     words = ["pack", "--videos", str(folder), "--out", str(out), "--workers", "1"]
-    assert main(words) == 1
+    assert main(words) == 2
     assert "films-000000.json is no shard index and is not overwritten" in capsys.readouterr().err
     assert (out / "films-000000.json").read_text() == "[]"
 

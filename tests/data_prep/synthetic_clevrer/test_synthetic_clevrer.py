@@ -162,7 +162,7 @@ def test_failing_encoder_leaves_no_video(tmp_path):
     ],
 )
 def test_impossible_settings_get_one_line_and_leave_nothing(tmp_path, capsys, options, message):
-    assert main(["--out", str(tmp_path / "new"), *options]) == 1
+    assert main(["--out", str(tmp_path / "new"), *options]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not (tmp_path / "new").exists()
 

@@ -33,7 +33,7 @@ def refused(capsys, *arguments) -> str:
     """The one line that a mistake gets; nothing is left behind."""
     out = arguments[1]
     before = sorted(out.parent.rglob("*"))
-    assert run(*arguments) == 1
+    assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.strip().split("\n")
@@ -82,7 +82,7 @@ def test_a_scenic_checkpoint_with_its_config_in_a_file(tmp_path):
     file.write_text(json.dumps(case.model_config))
     assert run(SCENIC, tmp_path / "e", "--config", file, "--video-shape", 8, 8, 12) == 0
     file.write_text(json.dumps(case.model_config | {"hidden_size": 96}))
-    assert run(SCENIC, tmp_path / "f", "--config", file, "--video-shape", 8, 8, 12) == 1
+    assert run(SCENIC, tmp_path / "f", "--config", file, "--video-shape", 8, 8, 12) == 2
 
 
 @pytest.mark.parametrize("of_file", [True, False])
@@ -297,7 +297,7 @@ def test_a_name_without_a_network_gives_one_line(tmp_path):
         text=True,
         timeout=100,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.strip().split("\n")
     assert len(lines) == 1, done.stderr

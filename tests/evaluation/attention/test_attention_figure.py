@@ -214,7 +214,7 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
             "new is a directory; give the name of a PNG or GIF",
         ),
     ):
-        assert main(wrong) == 1
+        assert main(wrong) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert message in error

@@ -264,7 +264,7 @@ def test_mistakes_are_reported_in_one_line(session, facts, tmp_path, capsys):
         ([str(tmp_path / "encoder"), str(VIDEO), out, "--units", "1"], "--units is for a model of neurons"),
         ([str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "a.gif")], "drawn as PNG"),
     ):  # fmt: skip
-        assert main(wrong) == 1
+        assert main(wrong) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert message in error

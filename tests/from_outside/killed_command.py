@@ -175,8 +175,12 @@ def wait_for_operation(process: subprocess.Popen[str], log: Path) -> float:
     return time.monotonic()
 
 
-def killed(command: Command, folder: Path, kill: Kill) -> str:
-    """Start a command and kill its process group; return what it was about to do, or had done."""
+def killed(command: Command, folder: Path, kill: Kill) -> str | None:
+    """Start a command and kill its process group.
+
+    Returns:
+        What it was about to do, or had done; None if it ended before.
+    """
     log = folder.with_suffix(".log")
     process = started(command, folder, log, kill.operation)
     if not kill.operation:
@@ -186,12 +190,16 @@ def killed(command: Command, folder: Path, kill: Kill) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     ended(process)
+    if process.returncode != -signal.SIGKILL:
+        return None
     lines = log.read_text().splitlines() if log.exists() else []
     told = f"{'before' if kill.operation else 'after'} operation {len(lines)}"
     return f"{told}, {lines[-1]}" if lines else "before any operation"
 
 
-def faults(command: Command, folder: Path, whole: Whole, kills: list[Kill]) -> list[str]:
+def faults(
+    command: Command, folder: Path, whole: Whole, kills: list[Kill]
+) -> tuple[int, list[str]]:
     """Kill a command at each of the moments in turn, start it until it ends, compare its files.
 
     Args:
@@ -201,12 +209,13 @@ def faults(command: Command, folder: Path, whole: Whole, kills: list[Kill]) -> l
         kills: moments, each of one start.
 
     Returns:
-        What differs from the uninterrupted run; a line that says when it was killed comes first.
+        How often it was killed, and what differs from the uninterrupted run; a line that says when
+        it was killed comes first.
     """
     folder.mkdir()
     if command.inputs is not None:
         command.inputs(folder)
-    told = [killed(command, folder, kill) for kill in kills]
+    told = [moment for kill in kills if (moment := killed(command, folder, kill)) is not None]
     # Some commands refuse to write again what is there.
     was_whole = not differences(without_lock(contents(folder, command)), whole.contents)
     last = started(command, folder, folder.with_suffix(".log"))
@@ -214,7 +223,7 @@ def faults(command: Command, folder: Path, whole: Whole, kills: list[Kill]) -> l
     found = differences(contents(folder, command), whole.contents)
     if "Traceback" in errors or (last.returncode and not was_whole):
         found.append(f"status {last.returncode}: {errors[-2000:]}")
-    return [f"killed {' and '.join(told)}:", *found] if found else []
+    return len(told), [f"killed {' and '.join(told)}:", *found] if found else []
 
 
 def without_lock(found: dict[str, bytes | None]) -> dict[str, bytes | None]:

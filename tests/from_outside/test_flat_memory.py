@@ -1,4 +1,4 @@
-"""Memory of training and its loader workers stays flat over 2,000 steps of each recipe."""
+"""Memory of training and its loader workers stays flat over 2,000 steps of each recipe that trains."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ pytestmark = [
 STEPS = 2000
 # Before it, allocators and caches grow to their size; two evaluations are among these steps.
 WARM = 600
-# MB in 1,000 steps. A leak of a float for each pixel of a batch would be 70 at least.
-BOUND = 2.0
+# MB in 1,000 steps: 5 kB a step, a thirtieth of a batch of clips. A worker's heap goes up and down by
+# as much.
+BOUND = 5.0
 SETTINGS = {
     "training.steps": STEPS, "training.checkpoint_every": 500, "training.log_every": 10,
     "evaluation.every": 250,
@@ -103,7 +104,5 @@ def test_memory_is_flat(name, tmp_path_factory, tmp_path):
     assert process.returncode == 0, (tmp_path / "errors.txt").read_text()[-2000:]
     np.savetxt(os.environ.get("SAMPLES", tmp_path / "samples.txt"), found, "%.2f")
     own, others = slope(found)
-    print(
-        f"{name}: {own:+.2f} MB in 1,000 steps, workers {others:+.2f}; at the end {found[-1, 1:]}"
-    )
+    print(f"{name}: main process {own:+.2f} MB in 1,000 steps, loader worker {others:+.2f}")
     assert max(own, others) < BOUND

@@ -163,13 +163,13 @@ def preparations(inputs: Path, mirror: str) -> dict[str, Command]:
             "synthetic_clevrer", "--out", "out", *options(RENDERING), "--workers", "2",
             "--contact-sheet", "sheet.png",
         ),
-        "clevrer pack": prepared(
+        "clevrer_pack": prepared(
             "clevrer", "pack", "--videos", videos, "--annotations", videos, "--out", "out",
             "--frames", "32", "--samples-per-shard", "4", "--workers", "2",
         ),
-        "clevrer index": prepared("clevrer", "index", "*.tar", inputs=bare_tars),
-        "clevrer info": prepared("clevrer", "info", shards / "*.tar", "--contact-sheet", "sheet.png"),
-        "clevrer download": prepared(
+        "clevrer_index": prepared("clevrer", "index", "*.tar", inputs=bare_tars),
+        "clevrer_info": prepared("clevrer", "info", shards / "*.tar", "--contact-sheet", "sheet.png"),
+        "clevrer_download": prepared(
             "clevrer", "download", "--split", "test", "--out", "out", "--base-url", mirror
         ),
         "synthetic_neural": prepared(
@@ -177,11 +177,11 @@ def preparations(inputs: Path, mirror: str) -> dict[str, Command]:
             "--train-trials", "8", "--held-out-movies", "2", "--repeats", "2", "--seconds", "1",
             "--size", "12x20",
         ),
-        "sensorium convert": prepared(
+        "sensorium_convert": prepared(
             "sensorium", "convert", inputs / "session.zip", "--out", "sessions"
         ),
-        "sensorium movies": prepared("sensorium", "movies", session, "--out", "movies"),
-        "sensorium check": prepared("sensorium", "check", session, "--sheet", "sheet.png"),
+        "sensorium_movies": prepared("sensorium", "movies", session, "--out", "movies"),
+        "sensorium_check": prepared("sensorium", "check", session, "--sheet", "sheet.png"),
         "nwb": prepared(
             "nwb", inputs / "mouse.nwb", "--out", "sessions/mouse", "--stimulus", "movie_a", "movie_b",
             "--running", "speed", "--trials", "trials", "--tiers", "tier",

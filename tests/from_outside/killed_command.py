@@ -216,16 +216,12 @@ def faults(
     if command.inputs is not None:
         command.inputs(folder)
     told = [moment for kill in kills if (moment := killed(command, folder, kill)) is not None]
-    # Some commands refuse to write again what is there.
-    was_whole = not differences(without_lock(contents(folder, command)), whole.contents)
+    # Some commands refuse to write again what is there; they still remove what was left beside it.
+    before = differences(contents(folder, command), whole.contents)
+    was_whole = all(line.startswith("left ") for line in before)
     last = started(command, folder, folder.with_suffix(".log"))
     errors = ended(last)
     found = differences(contents(folder, command), whole.contents)
     if "Traceback" in errors or (last.returncode and not was_whole):
         found.append(f"status {last.returncode}: {errors[-2000:]}")
     return len(told), [f"killed {' and '.join(told)}:", *found] if found else []
-
-
-def without_lock(found: dict[str, bytes | None]) -> dict[str, bytes | None]:
-    """Return contents without the lock that a killed process leaves and the next one removes."""
-    return {name: each for name, each in found.items() if Path(name).name != "run.lock"}

@@ -27,10 +27,10 @@ from recipes.finetune_neural import (
     score_model,
     with_sessions,
 )
+from recipes.search_study import STUDY, give_back, next_trial, open_study, running, suggested
 from ssl_vivit import training
 from ssl_vivit.data.sessions.loader import build_sessions
 from ssl_vivit.errors import RunError, UserError
-from ssl_vivit.files import has_ended, process_name
 from ssl_vivit.training.config import run_directory
 from ssl_vivit.training.run_directory import without_names
 
@@ -47,7 +47,6 @@ SPACE: dict[str, Any] = {
     "encoder.overrides.mlp_dropout": {"low": 0.0, "high": 0.3},
     "model.layers": [None, "all"],
 }
-STUDY = "study.journal"
 
 
 @dataclass
@@ -90,21 +89,18 @@ def main() -> None:
     common = replace(common, data=with_sessions(common.data, processes))
     # A mistake in them would be one of every trial.
     build_sessions(common.data)
-    study = open_study(config, run_dir)
-    while started(study) < config.trials:
-        trial = study.ask()
-        # A trial that another worker left is continued in its folder.
+    study, lock = open_study(run_dir, shared_settings(config), config.prune)
+    while (trial := next_trial(study, lock, config.trials)) is not None:
+        # Searches of before took trials back under new numbers.
         folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
         trial.set_user_attr("folder", folder)
-        trial.set_user_attr("process", process_name())
-        processes.print(f"trial {started(study)} of {config.trials}: {run_dir / folder}")
-        if not run_trial(study, trial, trial_recipe(common, trial, config, run_dir)):
+        processes.print(f"trial {trial.number + 1} of {config.trials}: {run_dir / folder}")
+        if not run_trial(study, trial, trial_recipe(common, study, trial, config, run_dir)):
             return
         processes.print(told_result(study, trial.number))
-    running = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
-    if running:
+    if others := running(study):
         processes.print(
-            f"{len(running)} trials are running in other workers; the last one scores the best "
+            f"{len(others)} trials are running in other workers; the last one scores the best "
             "model, or the next start of this command"
         )
         return
@@ -129,6 +125,12 @@ def common_recipe(config: SearchRecipe) -> NeuralRecipe:
     parts = {name: getattr(config, name) for name in NAMES}
     parts["data"] = replace(config.data, held_out_neurons=config.held_out_neurons)
     return NeuralRecipe(**parts)
+
+
+def shared_settings(config: SearchRecipe) -> dict[str, Any]:
+    """Return the settings that a search keeps when it is continued."""
+    settings = without_names(training.to_plain(config))
+    return {name: each for name, each in settings.items() if name not in ("trials", "prune")}
 
 
 def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
@@ -162,89 +164,12 @@ def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
             training.with_settings(common, {name: value}, "space: ")
 
 
-def open_study(config: SearchRecipe, run_dir: Path) -> optuna.Study:
-    """Open the study of a run directory, or begin it; take back trials of workers that were killed.
-
-    Raises:
-        RunError: for a study of another search, and a file that cannot be read.
-    """
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    path = run_dir / STUDY
-    run_dir.mkdir(parents=True, exist_ok=True)
-    asked = without_names(training.to_plain(config))
-    for free in ("trials", "prune"):
-        del asked[free]
-    # Random draws of a search that is continued are new ones.
-    seed = None if path.exists() else config.training.seed
-    try:
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name="search",
-            direction="maximize",
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=seed),
-            pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
-        )
-        stored = study.user_attrs.get("settings")
-    except (ValueError, KeyError, AssertionError, OSError) as error:
-        raise RunError(
-            f"{path} is no study that can be read ({error}); choose another --run_dir, or remove it"
-        ) from None
-    if stored is None:
-        study.set_user_attr("settings", asked)
-    elif stored != json.loads(json.dumps(asked)):
-        wrong = [name for name, value in asked.items() if stored.get(name) != value]
-        raise RunError(
-            f"{path} is of a search with other settings of {', '.join(wrong)}; choose another "
-            "--run_dir, or remove the folder"
-        )
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        if has_ended(trial.user_attrs.get("process", process_name())):
-            give_back(study, trial)
-    return study
-
-
-def give_back(study: optuna.Study, trial: Any) -> None:
-    """Let a trial that was stopped be continued by the next worker."""
-    import optuna
-
-    study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-    study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs["folder"]})
-
-
-def started(study: optuna.Study) -> int:
-    """Return how many trials have ended, were refused or are running."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False)
-    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-    return sum(trial.state in counted or "refused" in trial.user_attrs for trial in trials)
-
-
-def suggested(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a value of each setting, drawn by a trial."""
-    values = {}
-    for name, where in space.items():
-        if isinstance(where, list):
-            # Optuna stores numbers and words; tubelets are lists.
-            values[name] = json.loads(
-                trial.suggest_categorical(name, [json.dumps(value) for value in where])
-            )
-            continue
-        whole = isinstance(where["low"], int) and isinstance(where["high"], int)
-        suggest = trial.suggest_int if whole else trial.suggest_float
-        values[name] = suggest(name, where["low"], where["high"], log=bool(where.get("log")))
-    return values
-
-
 def trial_recipe(
-    common: NeuralRecipe, trial: Any, config: SearchRecipe, run_dir: Path
+    common: NeuralRecipe, study: optuna.Study, trial: Any, config: SearchRecipe, run_dir: Path
 ) -> NeuralRecipe:
     """Return the recipe of a trial, in its folder."""
-    recipe = training.with_settings(common, suggested(trial, config.space), "space: ")
+    values = suggested(study, trial, config.space, config.training.seed)
+    recipe = training.with_settings(common, values, "space: ")
     folder = run_dir / trial.user_attrs["folder"]
     return replace(recipe, training=replace(recipe.training, run_dir=str(folder), resume="auto"))
 
@@ -262,15 +187,16 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
 
     from ssl_vivit.evaluation.neurons.best_model import best_score
 
-    ended_early = False
+    # Of a trial that is taken over.
+    reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
     def watch(moment: training.Moment, score: float) -> None:
-        nonlocal ended_early
         if not moment.step:
             return
-        trial.report(score, moment.step)
+        if moment.step not in reported:
+            trial.report(score, moment.step)
         if trial.should_prune():
-            ended_early = True
+            trial.set_user_attr("ended_early", True)
             moment.end("the trial is below the median of others at this step (prune)")
 
     try:
@@ -283,16 +209,16 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
             raise
         return True
     except BaseException:
-        give_back(study, trial)
+        give_back(trial)
         raise
     found = best_score(Path(str(recipe.training.run_dir)))
     if fitted is None:
-        give_back(study, trial)
+        give_back(trial)
         return False
     if found is None:
         trial.set_user_attr("refused", "no validation score was finite")
         study.tell(trial, state=TrialState.FAIL)
-    elif ended_early:
+    elif trial.user_attrs.get("ended_early"):
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, found["score"])
@@ -333,7 +259,7 @@ def conclude(
         raise RunError(f"no trial of {run_dir} could be trained to its end; see {run_dir / STUDY}")
     best = study.best_trial
     processes.print(f"scoring the best trial: {run_dir / best.user_attrs['folder']}")
-    fitted = fit_model(trial_recipe(common, best, config, run_dir), processes)
+    fitted = fit_model(trial_recipe(common, study, best, config, run_dir), processes)
     table = None if fitted is None else score_model(fitted, processes)
     if fitted is None or table is None:
         return

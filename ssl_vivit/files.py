@@ -252,14 +252,27 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
     """
     directory = Path(directory).resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    for old, name in _left_by_the_dead(directory.parent, "old"):
-        if name == directory.name:
-            _retire(old, directory, own)
+    finish_replacement(directory, own)
     with temporary_beside(directory) as staging:
         staging.mkdir()
         yield staging
         _as_readable_as_usual(staging)
         _exchange(staging, directory, own)
+
+
+def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None:
+    """Finish what a killed process of this machine began in :func:`replaced_directory`, if it did.
+
+    Args:
+        directory: the place that was to be taken.
+        own: as of :func:`replaced_directory`.
+    """
+    directory = Path(directory).resolve()
+    if not directory.parent.is_dir():
+        return
+    for old, name in _left_by_the_dead(directory.parent, "old"):
+        if name == directory.name:
+            _retire(old, directory, own)
 
 
 def _as_readable_as_usual(staging: Path) -> None:

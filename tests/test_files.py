@@ -9,7 +9,10 @@ import time
 
 import pytest
 
+from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import (
+    process_name,
     remove_unfinished,
     replaced_directory,
     replaced_file,
@@ -135,3 +138,15 @@ def test_a_leftover_of_a_killed_process_is_no_hindrance(tmp_path):
 def test_numbers_that_json_lacks_become_none():
     content = {"a": {"b": float("nan"), "c": 1.5}, "d": float("-inf"), "e": ["x"], "f": 2}
     assert without_nan(content) == {"a": {"b": None, "c": 1.5}, "d": None, "e": ["x"], "f": 2}
+
+
+def test_results_that_took_their_place_when_the_command_was_killed(tmp_path):
+    left = tmp_path / f".scores.{process_name().rsplit('-', 2)[0]}-999999999-0a.old"
+    left.mkdir()
+    (left / "units.csv").write_text("older")
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "units.csv").write_text("whole")
+    with pytest.raises(RunError, match="holds scores of an earlier evaluation"):
+        new_folder(tmp_path / "scores", "--run_dir", "scores")
+    assert os.listdir(tmp_path) == ["scores"]
+    assert (tmp_path / "scores" / "units.csv").read_text() == "whole"

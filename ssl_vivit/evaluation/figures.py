@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,8 @@ def save(figure: Figure, path: Path) -> None:
         raise ValueError(f"{path} is a directory; give the name of a PNG file")
     with replaced_file(path) as part:
         FigureCanvasAgg(figure).print_png(part)
+    # Figures and their pixels are reference cycles, of which many would wait for the collector.
+    gc.collect()
 
 
 def save_gif(pictures: Sequence[Image.Image], frames_per_second: float, path: Path) -> None:

@@ -6,11 +6,14 @@ from itertools import count
 from pathlib import Path
 
 from ssl_vivit.errors import RunError
+from ssl_vivit.files import finish_replacement
 from ssl_vivit.run_lock import LOCK
 
 
 def new_folder(path: str | Path, option: str, results: str) -> Path:
     """Refuse a folder that holds anything but the lock of a run.
+
+    What a killed command left beside it while its results took their place is removed first.
 
     Args:
         path: the folder.
@@ -23,6 +26,7 @@ def new_folder(path: str | Path, option: str, results: str) -> Path:
     folder = Path(path)
     if folder.is_file():
         raise RunError(f"{option} {folder} is a file; choose another {option}")
+    finish_replacement(folder)
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     held = sorted(names - {LOCK})
     if held:

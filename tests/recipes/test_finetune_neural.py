@@ -1,4 +1,4 @@
-"""The recipe for models of neurons: presets, a run and what it leaves, exact resume, refusals."""
+"""The recipe for models of neurons: presets, a run and what it leaves, refusals."""
 
 from __future__ import annotations
 
@@ -193,27 +193,6 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
     assert not scores["held_out"]
     assert scores["ceiling"]["bps_a"] > 0
     assert (made / "model" / "encoder" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_continues_to_the_same_bits(sessions, tmp_path, monkeypatch):
-    made = tmp_path / "run"
-    told = words(sessions, made, tuning__mode="readout_first", tuning__readout_steps=3)
-    launch(monkeypatch, told)
-    # As if it had been killed after its second checkpoint and its third evaluation.
-    half = tmp_path / "half"
-    shutil.copytree(made, half)
-    shutil.rmtree(half / "checkpoints" / "step_00000006")
-    shutil.rmtree(half / "model")
-    (half / "scores.json").unlink()
-    launch(monkeypatch, [*words(sessions, half, tuning__mode="readout_first",
-                                tuning__readout_steps=3), "--resume", "auto"])  # fmt: skip
-    for file in ("model.safetensors", "encoder/model.safetensors"):
-        one, two = (load_file(r / "model" / file) for r in (made, half))
-        assert all(torch.equal(one[name], two[name]) for name in one)
-    last = "checkpoints/step_00000006/optimizer.safetensors"
-    assert (made / last).read_bytes() == (half / last).read_bytes()
-    assert (made / "scores.json").read_text() == (half / "scores.json").read_text()
 
 
 def without_progress(curve: dict[int, float], patience: int, start: int = 0) -> tuple[int, int]:

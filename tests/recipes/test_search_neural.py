@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,14 @@ import torch
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes import search_neural
 from recipes.finetune_neural import SAMPLE_PRESET
-from recipes.search_neural import SearchRecipe, check_space, common_recipe, main, open_study
+from recipes.search_neural import (
+    SearchRecipe,
+    check_space,
+    common_recipe,
+    main,
+    shared_settings,
+)
+from recipes.search_study import StudyLock, open_study
 from ssl_vivit.files import has_ended, process_name, write_json
 from ssl_vivit.training import parse, run
 
@@ -179,7 +189,8 @@ def test_the_trial_of_a_killed_worker_is_taken_back(session, tmp_path, monkeypat
     told = ["--sessions", session, "--space", json.dumps(RATES), "--run_dir", str(tmp_path)]
     for name, value in SETTINGS.items():
         told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    study = open_study(parse(SearchRecipe, told, preset=SAMPLE_PRESET), tmp_path)
+    config = parse(SearchRecipe, told, preset=SAMPLE_PRESET)
+    study, _ = open_study(tmp_path, shared_settings(config), prune=True)
     for folder, process in (("trial_0001", "dead"), ("trial_0002", process_name())):
         left = study.ask()
         left.suggest_float("training.optimizer.learning_rate", 1e-4, 1e-2, log=True)
@@ -258,3 +269,83 @@ def test_a_damaged_study_is_named(session, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path, trials=1)
     assert f"{tmp_path / 'study.journal'} is no study that can be read" in capsys.readouterr().err
+
+
+def test_a_search_that_was_killed_goes_on_with_the_trials_of_an_uninterrupted_one(
+    session, tmp_path, monkeypatch, trained
+):
+    space = RATES | {"model.layers": [None, "all"]}
+    scores = [[0.0, 0.1 * n] for n in range(4)]
+    whole = trained(*scores)
+    search(monkeypatch, session, tmp_path / "whole", trials=4, space=space)
+    killed = []
+    for number in (1, 3):
+        folder = tmp_path / f"killed_{number}"
+        # As a kill leaves it, nothing is told any more; the last line is half written.
+        monkeypatch.setattr(search_neural, "give_back", lambda trial: None)
+        begun = trained(*scores[:number], SystemExit())
+        with pytest.raises(SystemExit):
+            search(monkeypatch, session, folder, trials=4, space=space)
+        journal = folder / "study.journal"
+        text = journal.read_text().replace(process_name(), f"{platform.node()}-999999999-0a")
+        journal.write_text(text + '{"op_code": 5, "wor')
+        rest = trained(*scores[number:])
+        search(monkeypatch, session, folder, trials=4, space=space)
+        killed.append([*begun.recipes[:number], *rest.recipes])
+    for recipes in killed:
+        assert [settings_of(recipe) for recipe in recipes] == [
+            settings_of(recipe) for recipe in whole.recipes
+        ]
+    assert len({*rates_of(whole)}) == 4
+
+
+def settings_of(recipe) -> tuple[float, Any, str]:
+    loop = recipe.training
+    return loop.optimizer.learning_rate, recipe.model.layers, Path(loop.run_dir).name
+
+
+def test_a_trial_that_ended_early_stays_so_when_it_is_told_after_a_kill(
+    session, tmp_path, monkeypatch, trained, capsys
+):
+    trained(*[[0.0, 0.5, 0.5]] * 5, [0.0, 0.1, 0.9])
+    tell = optuna.Study.tell
+
+    def killed(study, trial, *given, **named):
+        if trial.number == 5:
+            raise SystemExit
+        return tell(study, trial, *given, **named)
+
+    monkeypatch.setattr(optuna.Study, "tell", killed)
+    with pytest.raises(SystemExit):
+        search(monkeypatch, session, tmp_path, trials=6)
+    monkeypatch.setattr(optuna.Study, "tell", tell)
+    journal = tmp_path / "study.journal"
+    journal.write_text(
+        journal.read_text().replace(process_name(), f"{platform.node()}-999999999-0a")
+    )
+    # The run is at its end, so no evaluation takes place.
+    trained([])
+    monkeypatch.setattr(search_neural, "fit_model", lambda *given: "fitted")
+    search(monkeypatch, session, tmp_path, trials=6)
+    assert "trial 5 scores 0.1000, ended early" in capsys.readouterr().out
+
+
+def test_the_lock_of_a_study_ends_with_its_process(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom recipes.search_study import StudyLock\n"
+        f"with StudyLock(Path({str(tmp_path / 'study.journal')!r})):\n"
+        "    print(flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    process.stdout.readline()
+    with (tmp_path / "study.journal").open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
+        process.communicate()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with StudyLock(tmp_path / "study.journal") as lock, lock:
+        pass

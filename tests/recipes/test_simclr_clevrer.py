@@ -1,11 +1,9 @@
-"""The SimCLR recipe: presets, learning, exact resume and the mistakes a person makes."""
+"""The SimCLR recipe: presets, learning and the mistakes a person makes."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -148,35 +146,6 @@ def test_a_run_leaves_encoder_curves_and_figures(shards, tmp_path):
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_killed_run_continues_to_the_same_bits(shards, tmp_path):
-    """SIGKILL between two checkpoints; what follows equals the run that was never stopped."""
-    whole = launch(shards, tmp_path / "whole", cwd=tmp_path, data__workers=1)
-    assert whole.returncode == 0, whole.stderr
-    killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(shards, killed, training__steps=6, data__workers=1),
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    metrics, deadline = killed / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and '"step": 3, "train' in metrics.read_text()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = launch(shards, killed, cwd=tmp_path, training__resume="auto", data__workers=1)
-    assert resumed.returncode == 0, resumed.stderr
-    expected = load_file(tmp_path / "whole" / "checkpoints" / "step_00000006" / "model.safetensors")
-    got = load_file(killed / "checkpoints" / "step_00000006" / "model.safetensors")
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
-
-    def losses(run: Path) -> list[float]:
-        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        return [line["train/loss"] for line in lines if "train/loss" in line]
-
-    assert losses(killed) == losses(tmp_path / "whole")
 
 
 def test_pretraining_on_real_footage(tmp_path):

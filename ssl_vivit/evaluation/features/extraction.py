@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -133,21 +134,19 @@ class TokenStore:
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         size = torch.Size(shape).numel()
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tokens-", dir=folder)
         try:
-            # A mapped file that meets a full disk would kill the process without a word.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size * 2)
-            self._values = torch.from_file(name, shared=True, size=size, dtype=torch.float16)
+            # A named file would outlive a process that is killed before the name is removed.
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # A mapped file that meets a full disk would kill the process without a word.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size * 2)
+                mapped = np.memmap(file, np.float16, "r+", shape=tuple(shape))
+            self._values = torch.from_numpy(mapped)
         except OSError as error:
             raise RunError(
                 f"{folder} has no room for {size * 2 / 2**30:.1f} GiB of tokens "
                 f"({error.strerror}); lower --train_videos, or leave attentive out of --probes"
             ) from error
-        finally:
-            os.close(handle)
-            os.unlink(name)
-        self._values = self._values.view(shape)
         self.filled = 0
 
     def append(self, tokens: Float[Tensor, "b views l d"]) -> None:

@@ -132,7 +132,6 @@ def report(
         positions_found(model, sessions), started or {},
     )  # fmt: skip
     if host.is_main:
-        write_json(run_dir / "scores.json", made.to_json(), indent=1)
         figures = run_dir / "figures"
         draw_scores(scores, truth, figures)
         for session in sessions.sessions:
@@ -144,6 +143,8 @@ def report(
             if fields and own:
                 tier, trials = next(iter(own.items()))
                 draw_fields(model, trials, session, scores[tier], figures, device, count=fields)
+        # Comparisons do not repeat a run that has it.
+        write_json(run_dir / "scores.json", made.to_json(), indent=1)
     return made
 
 

@@ -166,7 +166,7 @@ class Places(NamedTuple):
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
         n = self.grid.n if self.visible is None else self.visible.shape[-1]
-        return self.steps(device).repeat_interleave(n)
+        return self.steps(device).repeat_interleave(n, dim=0)
 
     def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
         """The entries of a table over the whole grid that belong to the tokens."""
@@ -289,7 +289,7 @@ class Positions(nn.Module):
         self, places: Places, pairs: int, like: Tensor
     ) -> Float[Tensor, "... n angles"]:
         grid, base = places.grid, self.config.rotary_base_spatial
-        rows = torch.arange(grid.h, device=like.device).repeat_interleave(grid.w)
+        rows = torch.arange(grid.h, device=like.device).repeat_interleave(grid.w, dim=0)
         columns = torch.arange(grid.w, device=like.device).repeat(grid.h)
         parts = [angles(axis, pairs, base) for axis in (rows, columns)]
         return torch.cat(parts, dim=-1)[places.space]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Seconds for one run of a tiny command on a loaded machine.
 PATIENCE = 300
 # Numbers that a clock decides.
-TIMED = ("train/clips_per_second",)
+TIMED = ("train/clips_per_second", "train/data_wait")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class HeadAttention(nn.Module):
         value: Float[Tensor, "b heads k width"],
         mask: Literal["causal"] | Tensor | None = None,
     ) -> Float[Tensor, "b heads q width"]:
-        if len(query) > LARGEST_BATCH:
+        # An exported graph is of any batch, so it cannot be split by its size.
+        if not torch.compiler.is_exporting() and query.shape[0] > LARGEST_BATCH:
             parts = [x.split(LARGEST_BATCH) for x in (query, key, value)]
             masks: Sequence[Any] = [mask] * len(parts[0])
             if isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) > 1:

@@ -56,7 +56,7 @@ class ProbeRecipe(ProbeSettings):
 
 
 def main() -> None:
-    """Keep other runs out of the folder for the results, and probe."""
+    """Run the probes, with the folder of the results locked."""
     config = training.parse(ProbeRecipe)
     processes = training.join_processes()
     run_dir = Path(config.run_dir)

@@ -170,7 +170,8 @@ def _list(root: Path, option: str) -> tuple[list[StoredFile], Counter[str]]:
     name, count = Counter(entry.filename for entry in shown).most_common(1)[0] if shown else ("", 0)
     if count > 1:
         raise DataError(
-            f"{option} {root} holds {name} {count} times; pack it again with one of them"
+            f"{option} {root} holds {count} files named {name}; names must be unique: make the "
+            "archive again with one of them"
         )
     hidden = Counter({"hidden": len(entries) - len(shown)})
     return [StoredFile(root, entry.filename, entry.file_size) for entry in shown], +hidden

@@ -16,13 +16,15 @@ SAME_MOVIE = 0.5
 
 
 def frame_prints(video: np.ndarray) -> frozenset[bytes]:
-    """Return a digest of each different frame of a trial, without blank frames.
+    """Return one digest for each distinct frame of a trial's video, without blank frames.
+
+    A frame is blank if all its pixels are equal.
 
     Args:
-        video: (T, H, W) uint8.
+        video: frames of the trial, (T, H, W) uint8.
 
     Returns:
-        Digests; one of the whole video if all its frames are blank.
+        The digests. If all frames are blank, a single digest of the whole video.
     """
     shown = [frame for frame in video if frame.min() != frame.max()]
     return frozenset(_digest(frame) for frame in shown or [video])
@@ -73,9 +75,10 @@ def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
     sizes = Counter(of_trial)
     if len(sizes) < 3:
         raise DataError(
-            f"the trials show {len(sizes)} different movie{'s' * (len(sizes) > 1)}, and training, "
-            "validation and test need one each; give shorter --trial-seconds, more --stimulus, or "
-            "tiers of your own by --tiers COLUMN"
+            f"the trials show {len(sizes)} different movie{'s' * (len(sizes) > 1)}, and at least 3 "
+            "are needed: one each for training, validation and test; lower --trial-seconds to cut "
+            "more movies out of the stimulus, name more of --stimulus, or name a column that gives "
+            "the tier of each trial by --tiers COLUMN"
         )
     ordered = sorted(sizes, key=lambda movie: (-sizes[movie], min(prints[movie])))
     room = held_out / 2 * len(prints)

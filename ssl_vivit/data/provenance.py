@@ -22,18 +22,19 @@ def pretraining_data(
     indices: Sequence[int] | np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
-    """A record of a run's training videos, as JSON values.
+    """Return a record of the videos that a run was trained on, as JSON values.
 
     Args:
-        config: which shards, and which share of their videos was held out.
-        videos: shards, opened, or a folder of videos, of which the files are read.
-        indices: the videos that were trained on.
-        seed: of the run's draws; which videos are held out does not depend on it.
+        config: settings of the data: the shards, and the share of videos that is held out.
+        videos: opened shards, or a folder of videos. Files of a folder are read to hash them.
+        indices: the videos of the training part.
+        seed: seed of the run. The held-out videos do not depend on it.
 
     Returns:
-        ``videos``, how many; ``shards`` as they were named; ``held_out``; ``seed``; ``sources``,
-        sorted hashes of the files that the videos were packed from, where these are known;
-        ``contents``, for each shard a checksum of its annotations and its file's name.
+        A dictionary with the number of ``videos``, the ``shards`` as the config names them, the
+        share ``held_out``, the ``seed``, the sorted hashes of the original files as ``sources``
+        (where they are known), and ``contents``: for each shard a checksum of its annotations,
+        followed by its file name.
     """
     shards = config.shards
     return {

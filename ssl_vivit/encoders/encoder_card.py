@@ -16,13 +16,13 @@ def encoder_card(
     facts: Mapping[str, Any],
     num_classes: int | None = None,
 ) -> str:
-    """Describe an encoder and how it is used.
+    """Return the model card of an encoder, in Markdown.
 
     Args:
-        config: the architecture.
-        preprocessing: how frames become its video.
-        facts: further rows, name → value.
-        num_classes: of the head, where a classifier is exported.
+        config: architecture of the encoder.
+        preprocessing: conversion of video frames to the encoder's input.
+        facts: further rows of the card's table, name → value.
+        num_classes: number of classes, if a classifier is exported.
     """
     channels, frames, (height, width) = config.in_channels, config.num_frames, config.image_size
     rows = {

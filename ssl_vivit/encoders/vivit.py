@@ -483,7 +483,7 @@ class ViViT(nn.Module, HubModel):
                 parameter.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights: positions, class tokens and registers."""
+        """Return the names of parameters without weight decay: positions, class tokens, registers."""
         tokens = ("class_token", "registers", "attention_pooling.query")
         return {
             name

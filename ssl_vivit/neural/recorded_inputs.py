@@ -184,8 +184,8 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
     height, width = facts.frame_size
     if pixels.ndim != 5 or pixels.shape[1] != 1 or tuple(pixels.shape[3:]) != (height, width):
         raise NeuralModelError(
-            f"video of shape {tuple(given.shape)} is not (B, T, H, W) or (B, 1, T, H, W) with the "
-            f"frames of {height}×{width} that session {facts.name!r} has"
+            f"video has shape {tuple(given.shape)}; session {facts.name!r} needs (B, T, H, W) or "
+            f"(B, 1, T, H, W) with H = {height} and W = {width}"
         )
     return _numbers_of(pixels)
 
@@ -196,8 +196,8 @@ def _frame(frame: Array, facts: SessionFacts) -> Tensor:
     if tuple(pixels.shape) != tuple(facts.frame_size):
         height, width = facts.frame_size
         raise NeuralModelError(
-            f"frame of shape {tuple(pixels.shape)} is not (H, W) = ({height}, {width}), the frames "
-            f"that session {facts.name!r} has"
+            f"frame has shape {tuple(pixels.shape)}; session {facts.name!r} needs (H, W) = "
+            f"({height}, {width})"
         )
     return _numbers_of(pixels)
 
@@ -205,7 +205,7 @@ def _frame(frame: Array, facts: SessionFacts) -> Tensor:
 def _numbers_of(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.bool:
         raise NeuralModelError(
-            "video is boolean; pixels are recorded from 0 to 255: give video * np.uint8(255)"
+            "video is boolean; pixels must range from 0 to 255: give video * np.uint8(255)"
         )
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
 
@@ -222,8 +222,8 @@ def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = Fal
         )
     if 0 < high <= 1 and not dark:
         raise NeuralModelError(
-            f"{where} has values up to {high:g}; pixels are recorded from 0 to 255: give video "
-            f"* 255 (or uint8, if the frames are that dark)"
+            f"{where} has values up to {high:g}; pixels must range from 0 to 255: give video * 255 "
+            "if it is scaled to [0, 1], or uint8 if its frames really are this dark"
         )
 
 

@@ -295,7 +295,7 @@ class MaskedTubelets(Objective):
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile encoder and decoder, each by itself; arguments as of ``torch.compile``."""
+        """Compile the encoder and the decoder separately; arguments go to ``torch.compile``."""
         self.encoder.compile(*args, **kwargs)
         self.decoder.compile(*args, **kwargs)
 

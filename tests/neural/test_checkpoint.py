@@ -368,10 +368,10 @@ def test_absent_behaviour_is_the_mean(predictor):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"video": np.zeros((1, 5, 9, 12))}, "with the frames of 8×12 that session 'a' has"),
+        ({"video": np.zeros((1, 5, 9, 12))}, "session 'a' needs .* with H = 8 and W = 12"),
         (
             {"video": np.full((1, 5, 8, 12), 0.5)},
-            r"pixels are recorded from 0 to 255: give video \*",
+            r"pixels must range from 0 to 255: give video \*",
         ),
         ({"session": "b"}, "session 'b' is unknown; the model has a"),
         ({"behaviour": np.zeros((1, 4, 3))}, r"behaviour of shape \(1, 4, 3\) is not"),

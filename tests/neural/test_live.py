@@ -294,8 +294,8 @@ def test_what_does_not_fit_is_refused_and_leaves_the_stream_as_it_was():
     unknown[1] = np.nan
     floats = np.random.default_rng(0).random((8, 12))
     refused = [
-        ((video[0][1:],), r"frame of shape \(7, 12\) is not \(H, W\) = \(8, 12\), the frames that"),
-        ((video,), r"frame of shape \(9, 8, 12\) is not \(H, W\)"),
+        ((video[0][1:],), r"frame has shape \(7, 12\); session 'a' needs \(H, W\) = \(8, 12\)"),
+        ((video,), r"frame has shape \(9, 8, 12\); session"),
         ((video[0] > 3,), "video is boolean"),
         (("no",), "frame is no array of numbers"),
         ((spotted,), "frame is not finite at frame 4; interpolate"),

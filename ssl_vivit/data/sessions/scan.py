@@ -189,8 +189,8 @@ def _check_pixels(video: np.ndarray, path: Path) -> None:
     low, high = float(video.min()), float(video.max())
     if low < 0 or high > 255:
         raise SessionError(
-            f"{path} has values from {low:g} to {high:g}; videos are pixels from 0 to 255, "
-            f"standardised when they are read"
+            f"{path} has values from {low:g} to {high:g}; videos must be stored as pixels from 0 "
+            "to 255, without standardisation, which happens when they are loaded"
         )
 
 

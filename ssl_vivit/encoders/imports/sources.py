@@ -139,8 +139,9 @@ def _of_weights(
     kind = config.get("model_type", "vivit" if _has_class_token(weights) else "videomae")
     if not config:
         raise ValueError(
-            f"{path} is not recognised by itself; give --config with the config.json of "
-            "transformers or the arguments of ViViTBackbone, or --timm-architecture"
+            f"the architecture of {path} cannot be told from its weights; give --config FILE, a "
+            "config.json of transformers or the arguments of a ViViTBackbone, or give "
+            "--timm-architecture"
         )
     if kind not in ("vivit", "videomae"):
         raise ValueError(f"{path}: its config is of {kind}, not of vivit or videomae")

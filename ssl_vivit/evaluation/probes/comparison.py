@@ -99,21 +99,27 @@ def compare(
     device: torch.device,
     scratch: Path,
 ) -> ProbeScores:
-    """Probe encoders, untrained copies of them, raw pixels and motion energy.
+    """Probe encoders and compare them with baselines.
 
-    Each seed draws clips (where there is one of a video), videos (where there are more than asked
-    for), folds, fits and the weights of the untrained encoders anew, and takes the next of the
-    encoders that were pretrained alike.
+    The baselines are untrained copies of the encoders, raw pixels and motion energy. All is
+    measured once for each seed. The seed determines the folds, the fits of the probes and the
+    weights of the untrained encoders. If one clip is taken from each video, the seed determines
+    its place. If there are more videos than are asked for, the seed chooses among them. If a
+    subject has encoders of several pretraining seeds, each seed takes the next one.
 
     Args:
-        subjects: encoders; those that take the same clips share a pass over the videos.
-        parts: labelled videos.
+        subjects: encoders to probe. Encoders that take equal clips share a pass over the videos.
+        parts: labelled videos for training and for testing the probes.
         settings: what is measured.
-        device: where encoders are.
-        scratch: a folder with room for tokens.
+        device: device of the encoders.
+        scratch: folder for temporary files. It needs room for the tokens of all clips.
+
+    Returns:
+        Scores of every encoder and baseline.
 
     Raises:
-        ValueError: where a long clip does not fit the videos or an encoder.
+        ValueError: if ``settings.long_clip`` asks for clips that do not fit the videos or an
+            encoder.
     """
     if settings.long_clip:
         for each in subjects:

@@ -209,7 +209,7 @@ def test_mistakes_get_one_line(tmp_path, capsys):
         ((SCENIC, out), "6 spatial positions are no square grid; give the video shape (T, H, W)"),
         ((SCENIC, out, "--video-shape", 8, 8, 16), "pos_embedding (1, 7, 48) ≠ (1, 9, 48)"),
         ((SCENIC, out, "--set", "depth=2"), "--set is no option for a Scenic checkpoint"),
-        ((bare, out), "not recognised by itself; give --config"),
+        ((bare, out), "cannot be told from its weights; give --config"),
         ((bare, out, "--config", '{"model_type": "bert"}'), "its config is of bert"),
         ((bare, out, "--config", "{broken"), "--config {broken is not readable as JSON"),
         ((bare, out, "--config", '{"hidden_size": "wide"}'), "value of the wrong type"),

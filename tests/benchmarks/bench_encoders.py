@@ -19,9 +19,10 @@ from functools import partial
 import torch
 from peers import OURS, PEERS, Contestant, Sizes, contestant
 from results import Results, Table, add_out, publish
-from side_by_side import device, mebibytes_a_clip, ratio, rounds, seconds
+from side_by_side import device, mebibytes_a_clip, peak_bytes, ratio, rounds, seconds
 from torch import Tensor
 
+from ssl_vivit import ViViT, create_encoder
 from ssl_vivit.evaluation.complexity import multiply_adds
 
 SMALL = Sizes()
@@ -42,6 +43,41 @@ def forward_backward(model: Contestant, video: Tensor, bf16: bool) -> None:
         loss = model(video).float().square().mean()
     loss.backward()
     model.zero_grad()
+
+
+def against_products(count: int, device: str) -> Table:
+    """Cost of a training step of named sizes in units of one 2048³ float32 matrix product.
+
+    The arithmetic is three times that of the forward pass. Its share of the measured time is the
+    share of the rate that one large matrix product reaches.
+    """
+    square = torch.rand(2048, 2048, device=device)
+    calls: dict[str, Callable[[], object]] = {"product": partial(torch.mm, square, square)}
+    work = {}
+    for name, batch in (("vivit_tiny", 2), ("vivit_small", 2), ("vivit_neural_baseline", 1)):
+        encoder = create_encoder(name).to(device)
+        encoder.freeze_pooling()
+        config = encoder.config
+        shape = (batch, config.in_channels, config.num_frames, *config.image_size)
+        video = torch.randn(shape, device=device)
+        label = f"{name}, {tuple(shape)}"
+        work[label] = 3 * multiply_adds(encoder.eval(), video, tokens=True) / 2048**3
+        calls[label] = partial(tokens_backward, encoder.train(), video)
+    times = seconds(calls, count, device)
+    rows = []
+    for label, arithmetic in work.items():
+        ratios = [a / b for a, b in zip(times[label], times["product"], strict=True)]
+        measured = statistics.median(ratios)
+        memory = peak_bytes(calls[label], device) / 1e9
+        rows.append([label, f"{arithmetic:.1f}", f"{measured:.1f}", f"{arithmetic / measured:.2f}",
+                     f"{memory:.2f}"])  # fmt: skip
+    caption = "All patch tokens, forward with backward, in units of one 2048³ float32 product."
+    return Table(caption, ["encoder", "arithmetic", "time", "share of the rate", "GB"], rows)
+
+
+def tokens_backward(encoder: ViViT, video: Tensor) -> None:
+    encoder(video, tokens=True).tokens.square().mean().backward()
+    encoder.zero_grad()
 
 
 def main() -> None:
@@ -105,10 +141,13 @@ def main() -> None:
             row += [f"{len(video) / statistics.median(t[us]):.0f}" for t in times]
             row.append(f"{memories[us]:.0f}")
         rows.append(row)
+    steps = [] if gpu else [against_products(args.rounds, args.device)]
     if gpu:
         head += ["clips/s forward", "clips/s forward + backward", "MiB a clip"]
     publish(
-        Results("encoders", "Encoders", [*compared, Table("Ours beside Model 1.", head, rows)]),
+        Results(
+            "encoders", "Encoders", [*compared, Table("Ours beside Model 1.", head, rows), *steps]
+        ),
         args.device,
         args.out,
     )

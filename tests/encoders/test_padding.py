@@ -69,7 +69,7 @@ def test_the_small_neural_size_of_eight_takes_300_frames_of_36_by_64():
     config = create_encoder("vivit_neural_small", tubelet_size=(8, 8, 8), remainder="pad").config
     assert tuple(config.grid) == (38, 5, 8)
     assert config.padding_of(300, 36, 64) == ((4, 0), (2, 2), (0, 0))
-    with pytest.raises(ValueError, match="num_frames 0 is not filled by tubelets of 8"):
+    with pytest.raises(ValueError, match="num_frames 0 must be a whole number of at least 1"):
         create_encoder("vivit_neural_small", tubelet_size=(8, 8, 8), remainder="pad", num_frames=0)
     with pytest.raises(ValueError, match="or remainder='crop' or 'pad'"):
         create_encoder("vivit_neural_small", tubelet_size=(8, 8, 8))

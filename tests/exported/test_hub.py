@@ -287,7 +287,7 @@ def test_refusals_are_one_line(report, case, message):
 
 
 def test_nothing_that_could_execute_is_fetched(report, hub):
-    assert report["pickled"][0] == "FileNotFoundError"
+    assert report["pickled"][0] == "MissingError"
     assert "model.safetensors is missing" in report["pickled"][1]
     assert "config.json" in hub.fetched
     assert "pytorch_model.bin" not in hub.fetched

@@ -59,7 +59,7 @@ class ForeignWeights:
         self._wrong.append(wrong)
         held = sum(math.prod(np.shape(array)) for array in self.arrays.values())
         if len(self._wrong) > _SHOWN or math.prod(shape) > held:
-            self.finish(ignored=lambda name: True)
+            raise self._misfit(self._wrong)
         return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
@@ -74,11 +74,14 @@ class ForeignWeights:
         extra = [name for name in self.arrays if name not in self._taken and not ignored(name)]
         wrong = self._wrong + [f"{name} unexpected" for name in extra]
         if wrong:
-            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            raise ValueError(
-                f"{self.source} does not hold the weights of the model that its config describes: "
-                f"{', '.join(wrong[:_SHOWN])}{more}"
-            )
+            raise self._misfit(wrong)
+
+    def _misfit(self, wrong: list[str]) -> ValueError:
+        more = " and more" if len(wrong) > _SHOWN else ""
+        return ValueError(
+            f"{self.source} does not hold the weights of the model that its config describes: "
+            f"{', '.join(wrong[:_SHOWN])}{more}"
+        )
 
 
 def as_tensor(value: Any, name: str) -> Tensor:

@@ -257,7 +257,11 @@ def nan_at(row: int, frame: int):
         ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
         ("pupil_center", lambda x: x[:1], "has 1 rows; expected x and y"),
         ("videos", nan_at(0, 4), "videos/2.npy is not finite at frame 4 of 12"),
-        ("videos", lambda x: x / 1.0 - 300, "has values from -.* to .*; videos must be stored as pixels from 0"),
+        (
+            "videos",
+            lambda x: x / 1.0 - 300,
+            "has values from -.* to .*; videos must be stored as pixels from 0",
+        ),
         ("videos", lambda x: x[0], "videos/2.npy holds uint8 4×12; expected numbers of 3"),
         ("videos", lambda x: x[:, :2], r"several sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
         ("videos", lambda x: x * np.nan, "videos/2.npy is NaN throughout"),

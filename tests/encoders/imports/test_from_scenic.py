@@ -290,7 +290,7 @@ def test_at_most_ten_arrays_are_named():
     with pytest.raises(ValueError, match="missing") as caught:
         from_scenic(fewer, settings, shape)
     assert str(caught.value).count(" missing") == 10
-    assert re.search(r" and 6 more$", str(caught.value))
+    assert re.search(r" and more$", str(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # First line of the config.yaml of a run, before the script that wrote it.
 WRITTEN_BY = "# written by "
@@ -18,7 +18,13 @@ continued_by: str | None = None
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """``ArgumentParser`` that names ``--help`` in place of printing its usage."""
+    """``ArgumentParser`` that names ``--help`` in place of printing its usage.
+
+    Options must be written in full.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

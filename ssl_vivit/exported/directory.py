@@ -144,7 +144,9 @@ def find_directory(path: Path, kind: Format) -> Path:
         if inside
         else f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
     )
-    why = f"{missing[0]} is missing" if path.is_dir() else "there is no such directory"
+    why = "there is no such directory"
+    if path.exists():
+        why = f"{missing[0]} is missing" if path.is_dir() else "it is a file, not a directory"
     raise MissingError(f"{path} is no {kind.name}: {why}; {mend}")
 
 

@@ -17,7 +17,7 @@ class OptimConfig:
 
     Args:
         name: adamw (Loshchilov & Hutter 2019) or lars (You et al. 2017) with momentum 0.9.
-        learning_rate: peak learning rate for 256 samples per step.
+        learning_rate: peak learning rate; with ``scaling`` other than none that of 256 samples a step.
         scaling: how it grows with total_batch_size / 256.
         weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
         betas: of AdamW.

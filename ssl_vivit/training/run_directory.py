@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.log_every",
+    "training.profile",
     "training.tracker",
     "training.project",
     "tuning.feature_cache",

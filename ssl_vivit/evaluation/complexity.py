@@ -74,7 +74,7 @@ def count(model: ViViT | VideoClassifier | ViViTConfig, batch: int = 1) -> Compl
 def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
     """Multiply-adds of the matrix products and convolutions in a forward pass, each counted once.
 
-    Attention under a causal mask is counted in full. Norms, softmax, activations and biases are not
+    Attention under a causal mask is counted in full; Model 1 attends time step by time step without a mask. Norms, softmax, activations and biases are not
     counted.
 
     Args:

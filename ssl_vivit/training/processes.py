@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -260,7 +261,10 @@ def prepare(
         # DDP hands the main process's weights round by itself, FSDP2 shards whatever each has.
         for tensor in chain(objective.parameters(), objective.buffers()):
             dist.broadcast(tensor.data, src=0)
-    model, prepared = accelerator.prepare(objective, optimizer)
+    with warnings.catch_warnings():
+        # The newest torch has another name for it, which the oldest supported one does not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model, prepared = accelerator.prepare(objective, optimizer)
     return model, prepared
 
 

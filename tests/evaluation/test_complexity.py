@@ -33,15 +33,19 @@ def products(sequences: int, length: int, queries: int) -> int:
     return 2 * sequences * queries * length * INNER
 
 
-def by_hand(variant: str, class_alone: bool) -> int:
+def by_hand(variant: str, class_alone: bool, causal: bool = False) -> int:
     """Multiply-adds of a classifier of SMALL with depth 2 (Model 2: 2 + 1), written out."""
     embedding = T * N * D * (3 * 2 * 8 * 8)
     head = D * CLASSES
     projections, mlp = 4 * D * INNER, 8 * D * D
     if variant == "joint":
         k = 1 + T * N
-        block = k * (projections + mlp) + products(1, k, k)
-        last = 2 * k * D * INNER + 2 * D * INNER + mlp + products(1, k, 1) if class_alone else block
+        attention = products(1, k, k)
+        if causal:  # time step by time step, over the tokens up to it
+            attention = products(1, 1, k) + sum(products(1, N, t * N) for t in range(1, T + 1))
+        block = k * (projections + mlp) + attention
+        whole = k * (projections + mlp) + products(1, k, k)  # counted in full under a mask
+        last = 2 * k * D * INNER + 2 * D * INNER + mlp + products(1, k, 1) if class_alone else whole
         return embedding + block + last + head
     if variant == "factorized_encoder":
         n = 1 + N
@@ -64,8 +68,8 @@ def test_products_written_out(variant: str, causal: bool, block: str) -> None:
     config = {**SMALL, **depth, "temporal_causal": causal, "block": block}
     model = VideoClassifier(create_encoder("vivit_tiny", variant=variant, **config), CLASSES)
     counted = count(model)
-    assert counted.whole == by_hand(variant, class_alone=False)
-    assert counted.run == by_hand(variant, class_alone=True)
+    assert counted.whole == by_hand(variant, class_alone=False, causal=causal)
+    assert counted.run == by_hand(variant, class_alone=True, causal=causal)
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert count(model, batch=3) == (counted.parameters, 3 * counted.whole, 3 * counted.run)
 

@@ -74,7 +74,7 @@ def errors(told: str) -> list[str]:
 )  # fmt: skip
 def test_an_error_is_shown_once_and_ends_all_processes(tmp_path, place, failing, line):
     status, told = started(tmp_path / "run", place, failing)
-    assert status == [1, 1], told
+    assert all(code > 0 for code in status), told
     assert len(errors(told)) == 1, told
     assert errors(told)[0].startswith(line), told
     assert "Traceback" not in told
@@ -83,7 +83,7 @@ def test_an_error_is_shown_once_and_ends_all_processes(tmp_path, place, failing,
 @pytest.mark.slow
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
     status, told = started(tmp_path / "run", "fault", 1)
-    assert status == [1, 1], told
+    assert all(code > 0 for code in status), told
     assert errors(told) == ["error on rank 1 of 2:"]
     assert told.count("Traceback (most recent call last)") == 1
     assert "KeyError: 'a fault of the program'" in told

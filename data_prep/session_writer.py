@@ -40,6 +40,13 @@ from ssl_vivit.moments import Moments
 
 # What `SessionWriter.add` calls the arrays that the layout calls otherwise.
 _ARGUMENTS = {VIDEOS: "video", BEHAVIOUR: "behaviour", PUPIL: "pupil_centre"}
+_AXES = {
+    VIDEOS: "(T, H, W), the grey frames of one trial",
+    RESPONSES: "(T, N), a column for each neuron",
+    BEHAVIOUR: "(T, K), a column for each channel",
+    PUPIL: "(T, 2), x and y",
+    TRUE_RATES: "(T, N), a column for each neuron",
+}
 
 
 class SessionWriter:
@@ -80,12 +87,16 @@ class SessionWriter:
         if kind not in ("spikes", "calcium"):
             raise DataError(f"session {out}: kind {kind!r} is unknown; give 'spikes' or 'calcium'")
         self._kind = kind
-        self._units = np.asarray(unit_ids, np.int64)
-        count = len(self._units)
-        if not count or len(np.unique(self._units)) != count:
+        units = np.asarray(unit_ids)
+        if units.ndim != 1 or units.dtype.kind not in "iu" or not len(units):
             raise DataError(
-                f"session {out}: unit ids must be different from one another and not none"
+                f"session {out}: unit_ids must be one integer for each neuron; give "
+                "range(number of neurons) if ids are names"
             )
+        self._units = units.astype(np.int64)
+        count = len(self._units)
+        if len(np.unique(self._units)) != count:
+            raise DataError(f"session {out}: unit_ids must be different from one another")
         self._coordinates = np.zeros((count, 3)) if coordinates is None else np.asarray(coordinates)
         if self._coordinates.shape != (count, 3):
             raise DataError(
@@ -220,9 +231,12 @@ class SessionWriter:
             told = f"trial {trial}: {_ARGUMENTS.get(name, name)}"
             axes = 3 if name == VIDEOS else 2
             if array.ndim != axes or not array.size:
-                raise DataError(f"{told} has shape {array.shape}; give {axes} axes")
+                raise DataError(f"{told} has shape {array.shape}; give {_AXES[name]}")
             if len(array) != frames:
-                raise DataError(f"{told} has {len(array)} frames, its video {frames}")
+                raise DataError(
+                    f"{told} has {len(array)} frames, its video {frames}; the first axis of each "
+                    "array must be time"
+                )
             if name in (RESPONSES, TRUE_RATES) and array.shape[1] != len(self._units):
                 raise DataError(
                     f"{told} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
@@ -231,7 +245,10 @@ class SessionWriter:
                 raise DataError(f"{told} has {array.shape[1]} columns, not x, y")
             finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
-                raise DataError(f"{told} holds numbers that are not finite")
+                raise DataError(
+                    f"{told} holds numbers that are not finite; interpolate them, since responses "
+                    "alone may be unknown (NaN)"
+                )
             if name == RESPONSES and self._kind == "spikes":
                 _check_counts(told, finite)
         _check_pixels(trial, arrays[VIDEOS])
@@ -240,9 +257,14 @@ class SessionWriter:
             odd = next(
                 n for n in {**self._shapes, **shapes} if shapes.get(n) != self._shapes.get(n)
             )
+            now, before = (
+                f"has {' × '.join(map(str, each[odd]))} numbers a frame" if odd in each
+                else "is missing"
+                for each in (shapes, self._shapes)
+            )  # fmt: skip
             raise DataError(
-                f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {shapes.get(odd, 'is missing')}, "
-                f"in the trials before {self._shapes.get(odd, 'missing')}"
+                f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {now}, but {before} in the trials "
+                "before; it must be alike in all trials"
             )
         self._shapes = shapes
 

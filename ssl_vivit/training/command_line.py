@@ -76,6 +76,7 @@ def parse(
     contents = [_file_content(path) for path in paths]
     shown = paths or ([] if preset is None else [preset])
     parser = ArgumentParser(
+        prog=_program(),
         description=(config_class.__doc__ or "").strip().splitlines()[0],
         exit_on_error=False,
         allow_abbrev=False,
@@ -125,6 +126,14 @@ def parse(
     elif preset is not None:
         _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
     return config
+
+
+def _program() -> str | None:
+    """Return the words that started a package, as in ``python -m PACKAGE``; None for a script."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if Path(sys.argv[0]).name != "__main__.py" or spec is None:
+        return None
+    return f"python -m {spec.parent}"
 
 
 def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:

@@ -172,13 +172,19 @@ def test_folders_of_others_are_left_alone(tmp_path, session):
         ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, its video 6"),
         (
             {"behaviour": np.zeros((6, 3))},
-            r"trial 1: behaviour \(3,\), in the trials before \(2,\)",
+            "trial 1: behaviour has 3 numbers a frame, but has 2 numbers a frame in the trials before",
         ),
-        ({"behaviour": None}, r"trial 1: behaviour is missing, in the trials before \(2,\)"),
+        (
+            {"behaviour": None},
+            "trial 1: behaviour is missing, but has 2 numbers a frame in the trials before",
+        ),
         ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behaviour holds numbers that are not"),
         ({"responses": np.full((6, 3), np.inf)}, "trial 1: responses holds numbers that are not"),
         ({"pupil_centre": np.zeros((6, 3))}, "trial 1: pupil_centre has 3 columns"),
-        ({"video": np.zeros((6, 4), np.uint8)}, r"trial 1: video has shape \(6, 4\); give 3 axes"),
+        (
+            {"video": np.zeros((6, 4), np.uint8)},
+            r"trial 1: video has shape \(6, 4\); give \(T, H, W\)",
+        ),
         ({"responses": np.full((6, 3), -1)}, "trial 1: responses holds -1, which is no count of"),
         ({"responses": np.full((6, 3), 0.5)}, "trial 1: responses holds 0.5, .* kind='calcium'"),
         ({"tier": "trian"}, "trial 1: tier 'trian' is unknown; use train, oracle"),
@@ -193,7 +199,9 @@ def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unit_ids": [1, 1, 2]}, "unit ids must be different"),
+        ({"unit_ids": [1, 1, 2]}, "unit_ids must be different"),
+        ({"unit_ids": ["n0", "n1", "n2"]}, "unit_ids must be one integer for each neuron"),
+        ({"unit_ids": []}, "unit_ids must be one integer for each neuron"),
         ({"coordinates": np.zeros((3, 2))}, r"coordinates are \(3, 2\), not \(3, 3\)"),
         ({"frames_per_second": 0}, "0 frames per second"),
         ({"kind": "spike"}, "kind 'spike' is unknown; give 'spikes' or 'calcium'"),

@@ -200,6 +200,7 @@ def build_sessions(
     else:
         found = [known_facts(session, facts) for session in sessions]
     _check_lengths(sessions, found, config.drop_first)
+    notes += _window_note(sessions, found, config.window)
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             logger.warning("%s", note)
@@ -259,6 +260,23 @@ def _check_lengths(
                         f"data.drop_first {drop_first} leaves nothing of trial {trial} of "
                         f"{session.name}, which has {session.lengths[trial]} frames; lower it"
                     )
+
+
+def _window_note(
+    sessions: Sequence[Session], facts: Sequence[SessionFacts], window: int
+) -> list[str]:
+    """Return a note if windows are longer than every training trial, so that all are padded."""
+    longest = max(
+        (int(session.lengths[trial]) for session, fact in zip(sessions, facts, strict=True)
+         for trial in fact.split["train"]),
+        default=window,
+    )  # fmt: skip
+    if window <= longest:
+        return []
+    return [
+        f"windows of {window} frames are longer than the longest training trial ({longest}) and are "
+        f"padded; --data.window {longest} trains faster"
+    ]
 
 
 def _rates_note(sessions: Sequence[Session]) -> list[str]:

@@ -120,6 +120,7 @@ def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section |
         )
     found: list[Section | None] = []
     best: dict[str, list[int]] = {}
+    print("scoring the model on the test trials", file=sys.stderr)
     try:
         scored = of_recordings.score_model(run, predictor, folders)
     except SessionError as error:
@@ -135,6 +136,10 @@ def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section |
             of_recordings.best_and_worst(scored, folder),
             of_recordings.units(scored),
         ]
+    if config.draw:
+        print(
+            "drawing receptive fields and tuning curves; --draw 0 leaves them out", file=sys.stderr
+        )
     for fact in predictor.facts if config.draw else []:
         chosen = best.get(fact.name) or list(fact.unit_ids[: config.draw])
         found += [

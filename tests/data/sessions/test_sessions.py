@@ -399,6 +399,16 @@ def test_validation_trials_are_reduced_like_training_trials(tmp_path: Path) -> N
         before = found
 
 
+def test_windows_longer_than_all_trials_are_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = [str(folder(tmp_path, "a", lengths=(8, 12)))]
+    for window, expected in ((12, False), (13, True)):
+        caplog.clear()
+        build_sessions(NeuralDataConfig(made, window=window))
+        assert ("longest training trial (12)" in caplog.text) == expected
+
+
 def test_trials_are_given_by_number_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [
         str(folder(tmp_path, name, tiers=("train",) * count + ("oracle",) * 4 + ("test",)))

@@ -19,7 +19,7 @@ from ssl_vivit.evaluation.attention.trial import trial_attention
 from ssl_vivit.evaluation.attention.trial_figure import animate_trial, draw_trial
 from ssl_vivit.evaluation.attention.trial_video import video_of_file, video_of_trial
 from ssl_vivit.evaluation.chosen_units import chosen_of
-from ssl_vivit.evaluation.features.video_clip import clip_of_video
+from ssl_vivit.evaluation.features.video_clip import numbered_clip
 from ssl_vivit.exported.directory import is_kind
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.prediction import MODEL_OF_NEURONS, NeuralPredictor
@@ -109,10 +109,12 @@ def _draw_clip(encoder: ViViT, args: argparse.Namespace) -> None:
     if gifs:
         raise DataError(f"{gifs[0]}: the attention of an encoder is drawn as PNG; name a PNG file")
     try:
-        video = clip_of_video(encoder, args.video, start=args.start)
+        video, numbers = numbered_clip(encoder, args.video, start=args.start)
     except DecodingError as error:
         raise DecodingError(f"{args.video}: {error}") from None
-    attention_over_frames(encoder, video, args.out[0], heads=args.heads, columns=args.columns)
+    attention_over_frames(
+        encoder, video, args.out[0], heads=args.heads, columns=args.columns, numbers=numbers
+    )
 
 
 def _draw_trial(predictor: NeuralPredictor, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +22,9 @@ def attention_over_frames(
     *,
     heads: bool = False,
     columns: int = 8,
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Draw attention over a clip's frames: a column a time step, its tubelets' middle frame.
-
-    Frames are numbered as in the clip.
 
     The rows are the frames alone; the rollout to the pooled vector; and the attention of the class
     token in the last layer over space (without a class token: the mean attention of the patches of
@@ -36,6 +36,7 @@ def attention_over_frames(
         path: the PNG file; appears whole.
         heads: a row for each head of that layer in addition.
         columns: the most time steps that are shown, evenly spaced.
+        numbers: the number of each frame of the clip in its film; None counts from 0.
     """
     known = encoder.preprocessing or Preprocessing()
     mean, std = known.statistics(encoder.config.in_channels)
@@ -54,7 +55,12 @@ def attention_over_frames(
             axis.set(xticks=[], yticks=[])
             axis.autoscale(False)
             if shares is None:
-                axis.set_title(f"frame {number}", fontsize=9, loc="left", pad=3)
+                axis.set_title(
+                    f"frame {number if numbers is None else numbers[number]}",
+                    fontsize=9,
+                    loc="left",
+                    pad=3,
+                )
                 continue
             image = axis.imshow(
                 shares[time].cpu().numpy(),

@@ -114,6 +114,13 @@ def clip_of_video(
         DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
         DecodingError: for a file that is no video, or broken.
     """
+    return numbered_clip(encoder, path, start=start)[0]
+
+
+def numbered_clip(
+    encoder: ViViT, path: str | Path, *, start: float | None = None
+) -> tuple[Float[Tensor, "1 c T H W"], list[int]]:
+    """Read a clip as :func:`clip_of_video` does, with the numbers of its frames in the video."""
     cutting = ClipCutting(encoder, probe_video(path), str(path))
     (numbers,) = cutting.central() if start is None else cutting.at(start)
-    return cutting.prepared(decode_frames(path, numbers.tolist()))[None]
+    return cutting.prepared(decode_frames(path, numbers.tolist()))[None], numbers.tolist()

@@ -10,12 +10,12 @@ from readable_figures import faults
 from small_encoders import MODEL2, MODELS, clip, make
 
 from ssl_vivit import ViViT, ViViTConfig
-from ssl_vivit.data.video.decoding import VideoInfo, decode_frames
+from ssl_vivit.data.video.decoding import VideoInfo, decode_frames, probe_video
 from ssl_vivit.evaluation.attention import figure as attention_figure
 from ssl_vivit.evaluation.attention.command import main
 from ssl_vivit.evaluation.attention.figure import attention_over_frames, frame_of_step
 from ssl_vivit.evaluation.attention.maps import attention_maps
-from ssl_vivit.evaluation.features.video_clip import ClipCutting, clip_of_video
+from ssl_vivit.evaluation.features.video_clip import ClipCutting, clip_of_video, numbered_clip
 
 # 512×512, 125 frames at 25 a second.
 VIDEO = Path(__file__).parents[2] / "assets" / "collision_clips" / "example_0_new.mp4"
@@ -177,6 +177,22 @@ def test_the_figure_of_many_steps_fits_the_page(tmp_path, monkeypatch):
     titles = [axis.get_title(loc="left") for axis in figure.axes[:9]]
     assert titles[:2] == ["frame 1", "frame 3"]
     assert titles[8] == "rollout, × even share"
+    numbers = range(20, 52, 2)
+    attention_over_frames(
+        encoder, torch.zeros(1, 3, 16, 16, 24), tmp_path / "b.png", numbers=numbers
+    )
+    titles = [axis.get_title(loc="left") for axis in drawn[1].axes[:2]]
+    assert titles == ["frame 22", "frame 26"]
+
+
+def test_a_numbered_clip_has_the_frames_of_its_numbers():
+    encoder = prepared()
+    video, numbers = numbered_clip(encoder, VIDEO)
+    assert torch.equal(video, clip_of_video(encoder, VIDEO))
+    cutting = ClipCutting(encoder, probe_video(VIDEO), "x")
+    assert torch.equal(cutting.prepared(decode_frames(VIDEO, numbers))[None], video)
+    assert numbers == sorted(numbers)
+    assert len(numbers) == encoder.config.num_frames
 
 
 def test_a_row_of_maps_has_one_scale(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
         call([sys.executable, str(ROOT / "examples" / "demo_report.py"), *runs], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_new_animal_is_fitted_on_the_core_of_others(tmp_path):
     """The tutorial's commands, with few trials, neurons and steps."""
     (kind, block), (other, code) = marked_blocks(NEW_ANIMAL.read_text())

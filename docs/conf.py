@@ -49,7 +49,7 @@ def name_factories(
 
 
 class HelpOf(Directive):
-    """What a command prints for ``--help``; its words follow the name of the directive."""
+    """Directive that shows the ``--help`` of a command."""
 
     required_arguments = 1
     final_argument_whitespace = True

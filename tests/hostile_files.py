@@ -152,7 +152,7 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def _tree(content: bytes) -> Any:
-    """What a JSON or YAML text or the first line of a file of such lines holds; None for others."""
+    """Return the content of a JSON or YAML text, or of the first line of a file of JSON lines; None for others."""
     try:
         text = content.decode()
         found = json.loads(text) if text.lstrip().startswith(("{", "[")) else yaml.safe_load(text)

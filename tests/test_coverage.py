@@ -24,7 +24,7 @@ COMMANDS = sorted({name.partition(" ")[0] for name in NAMES if " " in name})
 
 
 def found(name: str) -> bool:
-    """Whether ``module:attribute.attribute`` is there; fields of dataclasses count."""
+    """Return whether ``module:attribute.attribute`` exists; fields of dataclasses count."""
     module, _, path = name.partition(":")
     value: object = importlib.import_module(module)
     *above, last = path.split(".")

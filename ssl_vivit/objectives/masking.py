@@ -40,7 +40,7 @@ class TubeletMask(NamedTuple):
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:
-        """The same on a device; the host does not wait for the copies."""
+        """Return a copy on a device; the host does not wait for it."""
         visible, hidden = (to_device(index, device) for index in (self.visible, self.hidden))
         return TubeletMask(visible, hidden, self.by_token)
 

@@ -36,7 +36,7 @@ class Table:
 
 @dataclass
 class Results:
-    """What a benchmark measured, where, and by which command.
+    """Results of a benchmark, with its command, chip and versions.
 
     Attributes:
         name: of the benchmark's file, without ``bench_``.

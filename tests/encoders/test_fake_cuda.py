@@ -13,7 +13,7 @@ def causal(settings):
 
 
 def ran(settings, device, visible=(), window=None, recompute=False, by_token=False):
-    """What a forward pass, and on ``meta`` a backward pass, would let the host wait for."""
+    """Return the operations of a forward pass, and on ``meta`` of a backward pass, that the host would wait for."""
     encoder = ViViT(ViViTConfig(**settings | {"drop_path": 0.1})).train()
     encoder.set_grad_checkpointing(recompute)
     place = FakeDevice(device)

@@ -16,7 +16,7 @@ from ssl_vivit.neural.readout.gaussian import GaussianReadout
 
 
 def waits_of(model, device, frames=9, behaviour=2, size=(8, 12)):
-    """What a forward pass, and on ``meta`` a backward pass, would let the host wait for."""
+    """Return the operations of a forward pass, and on ``meta`` of a backward pass, that the host would wait for."""
     place = FakeDevice(device)
     place.fake(model.train())
     video = place.fake(torch.empty(2, 1, frames, *size))

@@ -1,4 +1,4 @@
-"""What a run tells of its speed: the profile of its steps, waiting for data, arithmetic."""
+"""Speed of a run: the profile of its steps, the wait for data, arithmetic."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class FrameBlocks(NamedTuple):
         return torch.cat((x[:, :, registers], x[:, :, tokens]), dim=2)
 
     def mask(self, length: int, device: torch.device) -> Bool[Tensor, "length length"]:
-        """Which tokens (columns) each token (row) attends to, of a sequence of this length."""
+        """Return the mask of the tokens (columns) that each token (row) of a sequence attends to."""
         first = self.class_tokens + self.registers
         count = (length - first) // self.steps
         when = torch.arange(length - first, device=device) // count

@@ -66,7 +66,7 @@ def moving_corners(
     *,
     align_corners: bool,
 ) -> Neighbourhood:
-    """What :func:`corners` gives for positions that all shift together from frame to frame.
+    """Return pixels and weights, as :func:`corners` does, for positions that shift in each frame.
 
     A frame is moved by the whole pixels of its shift. What is left of a shift is less than a pixel,
     so a neuron reads from nine pixels, the same at all times. Their number is known without a look

@@ -308,7 +308,7 @@ def wait_until(condition, seconds=20.0):
 
 
 def someone_lives(group):
-    """Whether a process of a group runs; in containers ended ones may keep their number."""
+    """Return whether a process of a group runs; in containers ended ones may keep their number."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]

@@ -1,4 +1,4 @@
-"""What attention is called with: no mask where flash attention could run, and batches that fit."""
+"""Arguments of attention calls: no mask where flash attention could run, and batches that fit."""
 
 import dataclasses
 from pathlib import Path

@@ -59,7 +59,7 @@ class ForeignWeights:
         self._wrong.append(wrong)
         held = sum(math.prod(np.shape(array)) for array in self.arrays.values())
         if len(self._wrong) > _SHOWN or math.prod(shape) > held:
-            raise self._misfit(self._wrong)
+            raise self._misfit(self._wrong, known=False)
         return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
@@ -76,8 +76,10 @@ class ForeignWeights:
         if wrong:
             raise self._misfit(wrong)
 
-    def _misfit(self, wrong: list[str]) -> ValueError:
-        more = " and more" if len(wrong) > _SHOWN else ""
+    def _misfit(self, wrong: list[str], known: bool = True) -> ValueError:
+        """Return the error that names wrong arrays; ``known`` if these are all of them."""
+        rest = len(wrong) - _SHOWN
+        more = "" if rest <= 0 else f" and {rest} more" if known else " and more"
         return ValueError(
             f"{self.source} does not hold the weights of the model that its config describes: "
             f"{', '.join(wrong[:_SHOWN])}{more}"

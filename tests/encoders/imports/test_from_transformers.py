@@ -223,7 +223,7 @@ def test_wrong_weights_are_named():
 
 
 def test_a_checkpoint_of_another_architecture_names_at_most_ten_arrays():
-    with pytest.raises(ValueError, match=r"missing.* and \d+ more") as caught:
+    with pytest.raises(ValueError, match=r"missing.* and more") as caught:
         from_videomae(weights("hf_vivit"), facts("hf_videomae")[0]["config"])
     assert str(caught.value).count(" missing") == 10
     assert "\n" not in str(caught.value)

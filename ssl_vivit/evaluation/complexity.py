@@ -88,8 +88,7 @@ def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
     on_meta = {name: torch.empty_like(x, device="meta") for name, x in tensors.items()}
     arguments = tuple(torch.empty_like(x, device="meta") for x in inputs)
     counter = FlopCounterMode(display=False)
-    # Not every device and version counts fused attention. The two products of MATH are always
-    # counted.
+    # Not every device and version counts fused attention; the MATH backend is always counted.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         functional_call(model, on_meta, arguments, options)
     return counter.get_total_flops() // 2
@@ -149,7 +148,7 @@ class ComplexityTable:
         """Return the table, with the paper's numbers if this is a configuration of the paper."""
         paper = self.name == "vivit_base_16x2" and not self.overrides and self.num_classes == 400
         head = ["model", "M parameters", *["(paper)"] * paper]
-        head += ["GFLOPs", *["(paper)"] * paper, "class token alone in the last block"]
+        head += ["GFLOPs", *["(paper)"] * paper, "only the class token in the last block"]
         rows = [head, ["---", *["---:"] * (len(head) - 1)]]
         for variant, counted in self.counts().items():
             parameters, flops = PAPER[variant]

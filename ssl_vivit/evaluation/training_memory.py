@@ -107,7 +107,7 @@ def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[f
     optimizer.zero_grad()
     found = peak_of(passes), peak_of(optimizer.step)
     optimizer.zero_grad()
-    # The tracker misses the batch, which existed before. It is no longer needed in the update.
+    # The tracker does not count the batch, which was created before. The update does not need it.
     own = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
     return float(found[0] + own), float(found[1])
 
@@ -115,8 +115,7 @@ def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[f
 @contextlib.contextmanager
 def _shapes_alone(objective: nn.Module) -> Iterator[None]:
     """Replace a model's meta tensors by fake CPU tensors, which have no contents."""
-    # Checks of tensor contents are skipped during compilation; fake tensors have no contents to
-    # check.
+    # Fake tensors have no contents, and checks of contents are skipped during compilation.
     with FakeTensorMode(), mock.patch("torch.compiler.is_compiling", return_value=True):
         for part in objective.modules():
             for name, weight in part.named_parameters(recurse=False):

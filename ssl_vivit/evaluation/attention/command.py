@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--columns is {args.columns}; it must be 1 or more")
     try:
         _check_files(args.out)
-        places = (Path(args.model), Path(args.model) / "model")  # a run holds "model"
+        places = (Path(args.model), Path(args.model) / "model")  # of a run
         if any(is_kind(place, MODEL_OF_NEURONS) for place in places):
             _refuse(args, _OF_ENCODERS, "an encoder", "a model of neurons")
             _draw_trial(load_neural_model(args.model), args)

@@ -37,7 +37,7 @@ def attention_over_frames(
         video: one clip, normalised.
         path: the PNG file, written atomically.
         heads: whether to add a row for each head of the last layer with spatial attention.
-        columns: maximum number of time steps; fewer are evenly spaced over the clip.
+        columns: maximum number of time steps shown; they are evenly spaced over the clip.
         numbers: the number of each frame in the source video; None counts from 0.
     """
     known = encoder.preprocessing or Preprocessing()

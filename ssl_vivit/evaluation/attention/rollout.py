@@ -166,7 +166,10 @@ def _through_factorized_encoder(
 def _row_over_time(
     config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
 ) -> Float[Tensor, "b m k"]:
-    """Return the pooled vector's weights of [registers, time steps, temporal class] sequences."""
+    """Return the pooled vector's weights of the tokens in sequences over time.
+
+    The sequences are [registers, time steps, temporal class].
+    """
     if read.patches is not None:
         steps[:, -grid.n :] = rearrange(read.patches, "b t n -> b n t")
     elif read.frames is not None:

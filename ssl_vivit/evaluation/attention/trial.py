@@ -32,7 +32,7 @@ class TrialAttention(NamedTuple):
 
     Attributes:
         where: (S, h, w), fraction of attention to each place, summed over past and present.
-        when: (S, S), fraction of attention that row s, for readouts of step s, has to each step.
+        when: (S, S), fraction of attention to each step (columns) at each read-out step (rows).
         read: (T,), index of the step that is read out in each recorded frame; −1 before the first.
     """
 

@@ -37,7 +37,8 @@ def draw_trial(
         config: config of the encoder.
         frames_per_second: frame rate of the trial.
         path: path of the PNG file.
-        columns: maximum number of frames shown, evenly spaced from the first that reads a token.
+        columns: maximum number of frames shown; they are evenly spaced, from the first frame in
+            which a token is read.
     """
     from matplotlib.colors import PowerNorm
 
@@ -84,7 +85,7 @@ def draw_trial(
         norm=PowerNorm(0.5, vmin=0, vmax=_usual_peak(lags)),
         interpolation="nearest",
     )
-    axis.set_title("which past frames: share by time before the frame", fontsize=9, loc="left")
+    axis.set_title("attention to past frames, by time before the frame", fontsize=9, loc="left")
     axis.set_xlabel("time in the trial (s)", fontsize=9)
     axis.set_ylabel("before (s)", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -23,7 +23,7 @@ class ClipChoice:
     Args:
         num_frames: frames in a clip; the encoder's position embeddings are adapted to it.
         frame_stride: steps between a clip's frames, in frames at the rate ``fps``.
-        fps: frames per second to which videos are resampled.
+        fps: frame rate, in frames per second, at which clips are cut from videos.
     """
 
     num_frames: int | None = None

@@ -69,7 +69,9 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
-        raise MissingError(f"{directory} holds no features: {INDEX} is missing; give their folder")
+        raise MissingError(
+            f"{directory} holds no features: {INDEX} is missing; give a folder of features"
+        )
     index = read_index(directory)
     if not index["complete"]:
         there = sum(part_path(directory, i).exists() for i in range(index["parts"]))

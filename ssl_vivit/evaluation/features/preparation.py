@@ -163,9 +163,10 @@ def _share_shown(size: Sequence[int], frames: Sequence[int]) -> float:
 
 
 def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
-    """Return a size of whole tubelets that shows over 95 % of a frame, closest in number of pixels.
+    """Return an image size of whole tubelets that shows over 95 % of a frame.
 
-    Without such a size, the one that shows most of a frame is returned.
+    Among such sizes, the number of pixels is closest to that of the encoder. If there is none, the
+    size that shows most of a frame is returned.
     """
     (height, width), (_, down, across) = encoder.config.image_size, encoder.config.kernel_stride
     (_, tall, wide) = encoder.config.kernel_size

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 
-# The initial weight is an isotropic Gaussian. Its standard deviation is this fraction of the map's
-# height, but at least so many pixels, to bridge the zeros between the lobes of a filter.
+# Standard deviation of the initial weight, an isotropic Gaussian: as a fraction of the map's
+# height, and its smallest value in pixels. It must bridge the zeros between the lobes of a filter.
 _START, _LEAST_START = 0.12, 1.5
 _ROUNDS, _TOLERANCE = 200, 1e-4
 # Smallest standard deviation in pixels: that of a uniform distribution over one pixel.

@@ -115,7 +115,7 @@ class NoiseFields:
 
     @property
     def is_linear(self) -> Bool[np.ndarray, " n"]:
-        """Whether ``linear`` of each unit exceeds its threshold by more than ``squared`` does."""
+        """Whether ``above`` of each unit is at least as large for ``linear`` as for ``squared``."""
         return np.asarray(self.above[:, 0] >= self.above[:, 1])
 
     @property

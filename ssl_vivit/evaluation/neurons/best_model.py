@@ -57,7 +57,9 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / BEST / "score.json"
     if not path.exists():
         return None
-    found = read_json(path, mend := f"remove {path.parent} to look for the best model from here on")
+    found = read_json(
+        path, mend := f"remove {path.parent} to select the best model from this step on"
+    )
     if not isinstance(found.get("score"), float | int):
         raise DataError(f"{path} is damaged (it holds no score); {mend}")
     return found

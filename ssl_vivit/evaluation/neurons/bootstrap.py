@@ -4,8 +4,8 @@ An interval is the estimate ± Student's t times the standard deviation over res
 independent units t has n − 1 degrees of freedom, and the variance is scaled by n / (n − 1) (Efron &
 Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 12). Percentile intervals are
 biased and too narrow with few units, since a resample contains fewer distinct movies. In
-simulations (12 neurons, 4 to 20 movies) these 95 % intervals contained the true score in 77 to 97 %
-of cases, and percentile intervals in 15 to 90 %.
+simulations (12 neurons, 4 to 20 movies) these 95 % intervals contained the score on many movies in
+77 to 97 % of cases, and percentile intervals in 15 to 90 %.
 """
 
 from __future__ import annotations

@@ -223,7 +223,10 @@ def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[s
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """Return a line for each tier and session: numbers of trials, movies and training movies."""
+    """Return a line for each tier and session with numbers of trials, movies and known movies.
+
+    Known movies are those that training trials also show.
+    """
     return [
         f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
         + (f", {known} of them shown in training, too" if known and tier != "train" else "")

@@ -70,7 +70,9 @@ def receptive_fields(
         ValueError: if the clips are shorter than ``lags``.
     """
     if videos.shape[2] < lags:
-        raise ValueError(f"clips of {videos.shape[2]} frames are shorter than lags {lags}")
+        raise ValueError(
+            f"clips of {videos.shape[2]} frames are shorter than lags {lags}; reduce lags"
+        )
     found: list[list[Tensor]] = [[] for _ in units]
     for clips in videos.split(batch_size):
         with torch.enable_grad():

@@ -100,5 +100,7 @@ def draw_importance(importance: Mapping[str, float]) -> Figure:
     axis = figure.subplots()
     axis.barh([name for name, _ in ordered], [value for _, value in ordered], color=BLUE)
     axis.set(xlabel="importance", xlim=(0, 1))
-    caption(figure, "PED-ANOVA (Watanabe et al. 2023): settings in which the best trials differ")
+    caption(
+        figure, "importance for being among the best trials, by PED-ANOVA (Watanabe et al. 2023)"
+    )
     return figure

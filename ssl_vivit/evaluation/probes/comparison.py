@@ -72,7 +72,7 @@ def subject(
     choice: ClipChoice | None = None,
     clips: int = 1,
 ) -> Subject:
-    """Combine encoders to one row of the comparison.
+    """Combine encoders into one row of the comparison.
 
     Args:
         name: name in the table.
@@ -171,7 +171,7 @@ def _check_long_clip(each: Subject, parts: Parts) -> None:
 
 @dataclass
 class _Pass:
-    """One seed's pass over the videos for encoders that take the same clips."""
+    """One pass over the videos with one seed, for encoders with equal clips."""
 
     parts: Parts
     settings: ProbeSettings

@@ -139,7 +139,9 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         train = data.open_shards(data.shards)
         labels = _annotated(train)
     else:
-        raise DataError("--data.shards is not set; make them by `python -m data_prep.clevrer pack`")
+        raise DataError(
+            "--data.shards is not set; make shards by `python -m data_prep.clevrer pack`"
+        )
     if data.test_shards:
         test = data.open_shards(data.test_shards)
         if both := _shared(train, test):

@@ -286,5 +286,7 @@ def claim(run_dir: Path) -> Path:
         RunError: if the directory is a file or holds probes.json.
     """
     if run_dir.is_file() or (run_dir / "probes.json").exists():
-        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+        raise RunError(
+            f"--run_dir {run_dir} is a file or holds other results; choose another --run_dir"
+        )
     return run_dir

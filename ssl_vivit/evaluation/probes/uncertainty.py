@@ -1,8 +1,9 @@
 """Bootstrap of scores over the choice of test videos.
 
 This is a Poisson bootstrap (Chamandy et al. 2012, "Estimating uncertainty for massive data
-streams"). In each resample, the count of a video is a Poisson number with mean 1, drawn from the
-video's name. All rows and seeds thus have equal resamples, and differences between rows are paired.
+streams"). In each resample, the count of a video is a Poisson number with mean 1, drawn by a
+generator that is seeded with the video's name. All rows and seeds thus have equal resamples, and
+differences between rows are paired.
 """
 
 from __future__ import annotations

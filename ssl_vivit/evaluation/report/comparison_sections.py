@@ -42,7 +42,7 @@ def comparison(found: dict[str, Any], path: Path) -> Section:
         body += table(["model", *told], cells, caption=tier)
     chart = path.with_name("comparison.png")
     if chart.is_file():
-        body += picture(chart, "scores by the amount of training trials")
+        body += picture(chart, "scores by the number of training trials")
     return Section("Comparison", body)
 
 

@@ -71,7 +71,7 @@ class RunFiles:
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}; remove it") from None
+            raise DataError(f"{path} cannot be read: {error}; fix or remove it") from None
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def agree(
     """Correlate stimuli with the true filters of their own units and of other units.
 
     Args:
-        kind: kind of the stimuli.
+        kind: "video" or "image".
         deviations: stimuli as deviations from grey.
         truth: tensors of ``meta/ground_truth.safetensors``, for all neurons of the session.
         places: indices of the units among all neurons of the session.
@@ -132,10 +132,11 @@ def drive_correlation(
 ) -> Float[np.ndarray, "b n"]:
     """Return each neuron's drive at the last frame, as a fraction of the largest possible drive.
 
-    The largest drive is that of any video with the same contrast. For a simple neuron the result is
-    the correlation with its space-time filter, and 0 if this is negative. For a complex neuron it
-    is the root of the relative motion energy. The energy includes the opposite direction if the
-    neuron responds to that direction. Divisive normalisation and the surround are ignored.
+    The largest possible drive is the maximum over all videos of equal contrast. For a simple neuron
+    the result is the correlation with its space-time filter, and 0 if this is negative. For a
+    complex neuron it is the square root of the motion energy, relative to its maximum. The opposite
+    direction contributes as far as the neuron responds to it. Divisive normalisation and the
+    surround are ignored.
 
     Args:
         videos: deviations from grey.
@@ -184,7 +185,7 @@ def nearest_filters(
 def _weights(
     truth: Mapping[str, np.ndarray],
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
-    """Return the quadratic form of a complex neuron's energy and the weights of a simple neuron."""
+    """Return quadratic forms of complex neurons and weights of simple neurons over the filters."""
     other = 1 - truth["selectivity"].astype(float)[:, None]
     energy = _PREFERRED.T @ _PREFERRED + other[..., None] * (_OPPOSITE.T @ _OPPOSITE)
     return energy, _PREFERRED[0] + other * _OPPOSITE[0]

@@ -22,7 +22,7 @@ def measure_units(
 ) -> Columns:
     """Return a table with a column for each preference and index, and a row for each unit.
 
-    Columns, defined in :mod:`~ssl_vivit.evaluation.tuning.indices` as far as they are indices:
+    The columns are as follows; :mod:`~ssl_vivit.evaluation.tuning.indices` defines the indices:
 
     - ``grey``: mean rate at grey; ``response``: mean rate at the best grating, minus ``grey``.
     - ``modulation``: F1 / F0, the amplitude at the temporal frequency divided by ``response``

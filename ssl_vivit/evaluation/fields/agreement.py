@@ -34,7 +34,7 @@ def compare(
         frame_size: (H, W) in pixels.
 
     Returns:
-        Statistics of each pair of methods, by the key "one, other":
+        A dictionary of statistics for each pair of methods, with the key "one, other".
 
         - ``units``: number of units with an ellipse by both methods
         - ``x``, ``y``: Pearson's r of the centres; ``size``: that of the logarithms of the sizes

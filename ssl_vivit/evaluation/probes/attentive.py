@@ -96,7 +96,7 @@ def attentive_predict(
         device: device on which the probes are trained.
 
     Returns:
-        Target → predictions (m, width): logits, or numbers in the labels' units.
+        Target → predictions (m, width), as logits or as numbers in the labels' units.
 
     Raises:
         ValueError: if there are too few videos, or if tokens are not finite.

@@ -1,4 +1,4 @@
-"""Features of videos from an exported encoder."""
+"""Evaluation of encoders and models of neurons; ``encode_video`` computes features of a video."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A model of neurons from its directory, and some of the neurons of one of its sessions."""
+"""Loading a model of neurons and selecting units (neurons) of one of its sessions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class ChosenUnits:
-    """Some neurons of one session of a model.
+    """Selected neurons of one session of a model.
 
     Attributes:
         predictor: the model.
-        facts: of the session.
-        places: of the neurons in the session's order.
+        facts: facts of the session, such as its frame rate and the ids of its units.
+        places: indices of the selected neurons among all neurons of the session.
     """
 
     predictor: NeuralPredictor
@@ -36,11 +36,11 @@ class ChosenUnits:
 
     @property
     def unit_ids(self) -> tuple[int, ...]:
-        """Ids of the neurons."""
+        """Ids of the selected neurons."""
         return tuple(self.facts.unit_ids[place] for place in self.places)
 
     def rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
-        """Rates of all neurons of the session, with behaviour at its mean.
+        """Predict rates of all neurons of the session, with behaviour at its mean.
 
         Args:
             video: pixels from 0 to 255.
@@ -50,35 +50,35 @@ class ChosenUnits:
         return rates
 
     def differentiable_rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
-        """:meth:`rates`, with gradients to the pixels.
+        """Predict rates as :meth:`rates` does, with gradients to the pixels.
 
         Args:
-            video: pixels from 0 to 255, which are not checked.
+            video: pixels from 0 to 255; the range is not checked.
         """
         model = self.predictor.model
         seen = self.facts.standardised_video(video)[:, None].to(next(model.parameters()))
         return model(seen, None, self.facts.name)
 
     def centres(self) -> Float[np.ndarray, "n 2"] | None:
-        """Places where the readout looks, (x, y) in [−1, 1]; None for a readout without places."""
+        """Return receptive-field centres of the readout, (x, y) in [−1, 1], or None without any."""
         found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)
         return None if found is None else found[list(self.places)]
 
     def opened(self, folder: str) -> Sessions:
-        """Open the recording of the session, with the statistics and the split of training.
+        """Open the recording of the session, with the statistics and data split used in training.
 
         Args:
-            folder: of the recording.
+            folder: folder of the recording.
 
         Raises:
-            SessionError: if it is not the recording that the model was trained on.
+            SessionError: if the folder does not hold the recording that the model was trained on.
         """
         found = build_sessions(NeuralDataConfig(folder, window=1), facts=self.predictor.facts)
         (session,) = found.sessions
         if session.name != self.facts.name:
             raise SessionError(
-                f"{folder} is session {session.name}, and the units are of {self.facts.name}; add "
-                f"--session {session.name}"
+                f"{folder} holds session {session.name}, but the units are of session "
+                f"{self.facts.name}; add --session {session.name}"
             )
         return found
 
@@ -86,15 +86,18 @@ class ChosenUnits:
 def choose_units(
     model: str, session: str | None = None, units: int | Sequence[int] | None = None
 ) -> ChosenUnits:
-    """Load a model and choose neurons; on the GPU where there is one.
+    """Load a model of neurons and select neurons of one session.
+
+    The model is moved to the GPU if there is one.
 
     Args:
-        model: a directory as of :func:`ssl_vivit.neural.load_neural_model`.
-        session: whose neurons; None where the model has one session.
-        units: ids; None for all of the session.
+        model: a directory, as for :func:`ssl_vivit.neural.load_neural_model`.
+        session: name of the session; may be None if the model has only one.
+        units: ids of the neurons; None selects all neurons of the session.
 
     Raises:
-        NeuralModelError: if there is no such model, session or unit.
+        NeuralModelError: if the model, the session or a unit does not exist, or if the model has
+            several sessions and ``session`` is None.
     """
     try:
         predictor = load_neural_model(model)
@@ -106,7 +109,7 @@ def choose_units(
 def chosen_of(
     predictor: NeuralPredictor, session: str | None, units: int | Sequence[int] | None
 ) -> ChosenUnits:
-    """Choose neurons of a model that is loaded; as of :func:`choose_units`."""
+    """Select neurons of a loaded model; see :func:`choose_units`."""
     there = ", ".join(predictor.sessions)
     if session is None and len(predictor.sessions) > 1:
         raise NeuralModelError(f"the model has several sessions; choose one by --session: {there}")
@@ -124,7 +127,7 @@ def _places(facts: SessionFacts, units: int | Sequence[int] | None) -> tuple[int
         return tuple(range(len(facts.unit_ids)))
     wanted = [units] if isinstance(units, int) else list(dict.fromkeys(units))
     if not wanted:
-        raise NeuralModelError("--units names none; give ids, or leave it out for all")
+        raise NeuralModelError("--units is empty; give ids of units, or omit --units to use all")
     place = {unit: index for index, unit in enumerate(facts.unit_ids)}
     missing = [unit for unit in wanted if unit not in place]
     if missing:

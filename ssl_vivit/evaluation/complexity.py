@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of encoders, and the paper's table of them.
+"""Parameters and multiply-adds of encoders, compared with the numbers in the paper.
 
 python -m ssl_vivit.evaluation.complexity [--name vivit_small] [--overrides.image_size '[128, 192]']
 """
@@ -23,8 +23,8 @@ from ssl_vivit.settings import check_least
 from ssl_vivit.training import parse, run
 
 # Arnab et al. 2021, Table 3: millions of parameters and GFLOPs of ViViT-B/16x2 on Kinetics-400.
-# Their counter, compute_flops in google-research/scenic, halves what XLA's analysis finds, which has
-# norms, softmax and activations in it beside the products: up to 1 % more than is counted here.
+# Their counter, compute_flops in google-research/scenic, halves the operations that XLA reports.
+# XLA also counts norms, softmax and activations, which gives up to 1 % more than the count here.
 PAPER: dict[str, tuple[float, float]] = {
     "joint": (88.9, 455.0),
     "factorized_encoder": (115.1, 284.0),
@@ -34,13 +34,13 @@ PAPER: dict[str, tuple[float, float]] = {
 
 
 class Complexity(NamedTuple):
-    """Parameters of a model, and multiply-adds for one vector a clip.
+    """Parameters of a model, and multiply-adds of a forward pass that returns one vector per clip.
 
     Attributes:
-        parameters: numbers that are learned.
-        whole: multiply-adds where each block computes all of its tokens, as the paper's models do.
-        run: multiply-adds that are done: the last block of Model 1, and the last spatial one of
-            Model 2, compute the class token alone where nothing else is read.
+        parameters: number of parameters.
+        whole: multiply-adds if each block computes all of its tokens, as in the paper's models.
+        run: multiply-adds that are executed. The last block of Model 1 and the last spatial block
+            of Model 2 compute only the class token if no other token is read.
     """
 
     parameters: int
@@ -51,12 +51,13 @@ class Complexity(NamedTuple):
 def count(model: ViViT | VideoClassifier | ViViTConfig, batch: int = 1) -> Complexity:
     """Count a model's parameters and the multiply-adds of its forward pass.
 
-    Shapes alone are computed, on the meta device, whatever device the model is on. A model in
-    training mode is counted as it trains, with patch dropout.
+    The forward pass runs on the meta device and computes only shapes, whatever device the model is
+    on. A model in training mode is counted with patch dropout.
 
     Args:
-        model: an encoder, of which no patch tokens are asked for, a classifier, or a config.
-        batch: clips of the configured size.
+        model: an encoder, a classifier, or an encoder's config. The encoder returns no patch
+            tokens.
+        batch: number of clips, which have the configured size.
     """
     if isinstance(model, ViViTConfig):
         with torch.device("meta"):
@@ -72,21 +73,22 @@ def count(model: ViViT | VideoClassifier | ViViTConfig, batch: int = 1) -> Compl
 
 
 def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
-    """Multiply-adds of the matrix products and convolutions in a forward pass, each counted once.
+    """Count the multiply-adds of the matrix products and convolutions in a forward pass.
 
-    Attention under a causal mask is counted in full; Model 1 attends time step by time step without a mask. Norms, softmax, activations and biases are not
-    counted.
+    A multiply-add counts as one operation. Attention with a causal mask is counted as if there were
+    no mask. Causal Model 1 uses no mask: it computes attention one time step at a time. Norms,
+    softmax, activations and biases are not counted.
 
     Args:
-        model: any module that computes from its arguments' shapes alone.
-        inputs: tensors of any device; only their shapes are used.
+        model: a module whose computation depends only on the shapes of its arguments.
+        inputs: tensors on any device; only their shapes are used.
         options: keyword arguments of the call.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     on_meta = {name: torch.empty_like(x, device="meta") for name, x in tensors.items()}
     arguments = tuple(torch.empty_like(x, device="meta") for x in inputs)
     counter = FlopCounterMode(display=False)
-    # Fused attention has no count on every device and version; its two products always have one.
+    # Not every device and version counts fused attention; the MATH backend is always counted.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         functional_call(model, on_meta, arguments, options)
     return counter.get_total_flops() // 2
@@ -94,7 +96,7 @@ def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
 
 @contextmanager
 def whole_blocks(model: nn.Module) -> Iterator[None]:
-    """Make blocks compute all tokens, also where only the class token is read."""
+    """Make blocks compute all tokens, even if only the class token is read."""
 
     def all_queries(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, rotation, mask, *_ = args
@@ -117,9 +119,10 @@ class ComplexityTable:
     """Print parameters and multiply-adds of the four models.
 
     Args:
-        name: a named size.
-        overrides: settings of ViViTConfig that differ from it; ``variant`` leaves one row.
-        num_classes: classes of the head; 0 is no head.
+        name: name of an encoder size.
+        overrides: settings of ViViTConfig that replace those of the named size. With ``variant``
+            the table has only the row of that model.
+        num_classes: classes of the head; 0 for no head.
     """
 
     name: str = "vivit_base_16x2"
@@ -127,10 +130,10 @@ class ComplexityTable:
     num_classes: int = 400
 
     def counts(self) -> dict[str, Complexity]:
-        """Complexity of each variant.
+        """Compute the complexity of each variant.
 
         Raises:
-            ValueError: for an unknown size or setting, or one that does not fit every variant.
+            ValueError: if the size or a setting is unknown, or if a setting does not fit a variant.
         """
         check_least(self, num_classes=0)
         variants = [self.overrides["variant"]] if "variant" in self.overrides else get_args(Variant)
@@ -142,10 +145,10 @@ class ComplexityTable:
         return counts
 
     def markdown(self) -> str:
-        """The table, beside the paper's numbers where it has some."""
+        """Return the table, with the paper's numbers if this is a configuration of the paper."""
         paper = self.name == "vivit_base_16x2" and not self.overrides and self.num_classes == 400
         head = ["model", "M parameters", *["(paper)"] * paper]
-        head += ["GFLOPs", *["(paper)"] * paper, "class token alone in the last block"]
+        head += ["GFLOPs", *["(paper)"] * paper, "only the class token in the last block"]
         rows = [head, ["---", *["---:"] * (len(head) - 1)]]
         for variant, counted in self.counts().items():
             parameters, flops = PAPER[variant]
@@ -158,7 +161,7 @@ class ComplexityTable:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of parameters and multiply-adds."""
     print(parse(ComplexityTable).markdown())
 
 

@@ -1,4 +1,4 @@
-"""Parts of all figures: PNG files, GIFs, pixels, sheets of images, curves."""
+"""Functions that all figures use: PNG and GIF files, pixels, sheets of images, curves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-# Okabe & Ito (2008), Color Universal Design: told apart with any colour vision, and in grey.
+# Okabe & Ito (2008), Color Universal Design: distinct with any colour vision and in greyscale.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
@@ -27,19 +27,23 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINES = ("-", "--", ":", "-.")
 # Inches; 900 pixels at matplotlib's 100 dots an inch, the width of a web page.
 PAGE_WIDTH = 9.0
-# Milliseconds. A GIF counts hundredths of a second, and browsers slow down what has fewer than two.
+# Milliseconds. GIF durations are hundredths of a second; browsers slow down frames shorter than
+# two.
 _SHORTEST = 20
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches. matplotlib is imported here, so that --help need not wait for it."""
+    """Create an empty figure of a size in inches.
+
+    matplotlib is imported here so that ``--help`` is fast.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panel_figure(panels: int, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure of two panels a row, which is as wide as a web page, and its panels."""
+    """Create a figure as wide as a web page, with two panels per row; return figure and panels."""
     columns = min(2, panels)
     rows = -(-panels // columns)
     figure = new_figure(4.4 * columns, height * rows)
@@ -66,7 +70,7 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file appears whole.
+    """Write a figure as a PNG file, atomically.
 
     Raises:
         ValueError: if ``path`` is a directory.
@@ -77,14 +81,14 @@ def save(figure: Figure, path: Path) -> None:
         raise ValueError(f"{path} is a directory; give the name of a PNG file")
     with replaced_file(path) as part:
         FigureCanvasAgg(figure).print_png(part)
-    # Figures and their pixels are reference cycles, of which many would wait for the collector.
+    # Figures are reference cycles that hold their pixels; without this they fill the memory.
     gc.collect()
 
 
 def save_gif(pictures: Sequence[Image.Image], frames_per_second: float, path: Path) -> None:
-    """Write an endless GIF; the file appears whole.
+    """Write a GIF that loops forever, atomically.
 
-    GIFs show at most 50 frames a second, in whole hundredths of a second.
+    The duration of a frame is rounded to hundredths of a second and is at least 0.02 s.
 
     Raises:
         ValueError: if ``path`` is a directory.
@@ -101,7 +105,7 @@ def save_gif(pictures: Sequence[Image.Image], frames_per_second: float, path: Pa
 def pixels(
     frames: Float[Tensor, "... c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "... h w 3"]:
-    """Normalised frames as RGB in [0, 1]; grey ones get three equal channels."""
+    """Convert normalised frames to RGB in [0, 1]; a grey channel is repeated three times."""
     shape = (-1, 1, 1)
     frames = frames.float().cpu() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
     if frames.shape[-3] == 1:
@@ -114,12 +118,12 @@ def image_sheet(
     titles: Sequence[Sequence[str]],
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Images in rows and columns, at most as wide as a web page.
+    """Draw images in rows and columns; the figure is at most as wide as a web page.
 
     Args:
         images: RGB in [0, 1].
-        titles: above the images, flush left, row by row; a row without titles has an empty list.
-        labels: to the left of each row.
+        titles: titles above the images, one list per row; an empty list draws no titles.
+        labels: labels to the left of the rows.
     """
     rows, columns, height, width = images.shape[:4]
     cell = min(1.9, (PAGE_WIDTH - 0.3) / columns)
@@ -145,16 +149,16 @@ def draw_curves(
     levels: Mapping[str, Mapping[str, float]] | None = None,
     level_name: str = "chance",
 ) -> None:
-    """Write curves of metrics over steps; panels and curves without values are left out.
+    """Draw curves of metrics over steps; panels and curves without values are left out.
 
     Args:
-        metrics: lines of metrics.jsonl. A value that is None, not finite, is a gap.
+        metrics: lines of metrics.jsonl. None, which stands for a non-finite value, leaves a gap.
         panels: title → metric → label of its curve.
-        path: of the PNG.
-        logarithmic: titles of panels whose values fall over decades; the axis is logarithmic where
-            they fall to a thirtieth or less.
-        levels: title → label → value that the curve is compared with, dotted in the curve's colour.
-        level_name: what these values are; the legend names the dotted lines by it.
+        path: path of the PNG file.
+        logarithmic: titles of panels whose axis is logarithmic if all values are positive and the
+            largest is at least 30 times the smallest.
+        levels: title → label → reference value of a curve, drawn dotted in the curve's colour.
+        level_name: name of the reference values in the legend.
     """
     levels = levels or {}
     points = {
@@ -189,7 +193,7 @@ def draw_curves(
         if title in logarithmic and falls_far:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="optimisation step")
-        # Also where all values are of one step.
+        # Integer ticks, also if all values belong to one step.
         axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         legend_below(axis)

@@ -1,4 +1,4 @@
-"""The folder that a command writes its results to, which must be new or empty."""
+"""The folder for the results of a command, which must be new or empty."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from ssl_vivit.run_lock import LOCK
 
 
 def new_folder(path: str | Path, option: str, results: str) -> Path:
-    """Refuse a folder that holds anything but the lock of a run.
+    """Check that a folder is new, or empty except for the lock of a run, and return its path.
 
-    What a killed command left beside it while its results took their place is removed first.
+    If a command was killed while it moved its results to the folder, its leftovers are removed
+    first.
 
     Args:
         path: the folder.
-        option: that names it, such as ``--run_dir``.
-        results: what an earlier folder of results holds, for messages: "scores".
+        option: name of the option that gives the folder, such as ``--run_dir``.
+        results: name of the results for error messages, such as "scores".
 
     Raises:
-        RunError: if it does, or is a file.
+        RunError: if the path is a file or the folder holds other files.
     """
     folder = Path(path)
     if folder.is_file():
@@ -35,6 +36,6 @@ def new_folder(path: str | Path, option: str, results: str) -> Path:
         number = next(n for n in count(2) if not Path(f"{folder}_{n}").exists())
         raise RunError(
             f"{option} {folder} holds {what}, which are not overwritten; choose another folder, "
-            f"such as {option} {folder}_{number}, or remove this one"
+            f"such as {option} {folder}_{number}, or remove {folder}"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The table that a run prints at its end, and the metrics that it is made of."""
+"""The summary that a training run prints at its end, as a text table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ssl_vivit.training.tracking import read_metrics
 
 
 def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
-    """The first and the last value of a metric in a run, or None where there is none."""
+    """Return the first and the last value of a metric in a run, or None without any."""
     values = [line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line]
     return (values[0], values[-1]) if values else None
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as lines with aligned columns."""
+    """Format rows with the same number of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -24,11 +24,11 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def run_summary(run_dir: Path, measured: dict[str, str]) -> str:
-    """Encoder, what was measured, speed, figures and how to load the encoder, a line each.
+    """Return lines with the encoder, measured values, speed, figures and code to load the encoder.
 
     Args:
         run_dir: the run's directory.
-        measured: what to say → how much it was.
+        measured: label → measured value, as text.
     """
     speeds = [
         line["train/clips_per_second"]

@@ -1,10 +1,10 @@
-"""Memory that a training step takes, computed from shapes alone.
+"""Memory of a training step, computed from shapes alone.
 
-A training step runs on tensors without contents, and every tensor that lives is counted, by
-``torch.distributed._tools.mem_tracker``. Two steps, one of twice the samples of the other, give the
-part that does not depend on the batch (parameters, the optimiser's moments) and the part of each
-sample (activations), so that the memory of any batch follows. A GPU needs its context and the
-allocator's waste beside it.
+A training step runs on fake tensors, which have no contents, and
+``torch.distributed._tools.mem_tracker`` counts all live tensors. Two steps with different batch
+sizes separate the fixed part (parameters, the optimiser's moments) from the part of each sample
+(activations), so that the memory of any batch size follows. A GPU additionally needs memory for its
+context and for fragmentation in the allocator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-# Where forward and backward pass need so many times the memory of the update, activations decide.
+# If the forward and backward pass needs this many times the update's memory, activations dominate.
 _MANY = 1.5
 
 
@@ -26,9 +26,10 @@ class TrainingMemory(NamedTuple):
     """Memory of a training step, in bytes.
 
     Attributes:
-        fixed: of forward and backward pass, without samples: parameters, gradients, moments.
-        per_sample: of each sample in a micro-batch, in the forward and backward pass.
-        update: at the peak of the optimiser's step, whatever the batch.
+        fixed: memory of the forward and backward pass that does not depend on the batch size:
+            parameters, gradients and moments.
+        per_sample: memory of each sample of a micro-batch in the forward and backward pass.
+        update: peak memory of the optimiser's step, which does not depend on the batch size.
     """
 
     fixed: float
@@ -36,11 +37,11 @@ class TrainingMemory(NamedTuple):
     update: float
 
     def of(self, samples: int) -> float:
-        """Bytes at the peak of a step with so many samples in a micro-batch."""
+        """Return the peak memory in bytes of a step with ``samples`` samples in a micro-batch."""
         return max(self.update, self.fixed + samples * self.per_sample)
 
     def largest(self, available: float) -> int:
-        """The most samples, a power of two, whose step fits in so many bytes; 0 if none does."""
+        """Return the largest power of two of samples that fits in ``available`` bytes, or 0."""
         samples = 0
         while self.of(max(1, 2 * samples)) <= available:
             samples = max(1, 2 * samples)
@@ -53,17 +54,17 @@ def training_memory(
     """Compute the memory of training steps with AdamW.
 
     Args:
-        objective: an :class:`~ssl_vivit.objectives.Objective` made on the meta device. Its forward
-            pass must not depend on the contents of tensors.
-        batch: makes a batch of so many samples on the CPU; it is called where tensors have no
-            contents.
-        bf16: whether the forward pass runs under autocast to bfloat16, as on GPUs that have it.
+        objective: an :class:`~ssl_vivit.objectives.Objective` on the meta device. Its forward pass
+            must not depend on the contents of tensors.
+        batch: function that takes a number of samples and returns a batch on the CPU. It is called
+            under ``FakeTensorMode``, in which tensors have no contents.
+        bf16: whether the forward pass runs under autocast to bfloat16.
     """
     samples = 2  # contrastive objectives need two
     with _shapes_alone(objective):
         passes, update = peaks(objective, batch(samples), bf16=bf16)
-        # With few samples the peak is at the end of the backward pass, where all gradients are
-        # there; with more it is at its start, and grows by the activations of each sample.
+        # With few samples the peak is at the end of the backward pass, when all gradients exist.
+        # With more samples it is at the start and grows by the activations of each sample.
         while passes < _MANY * update:
             samples *= 2
             passes, _ = peaks(objective, batch(samples), bf16=bf16)
@@ -73,16 +74,16 @@ def training_memory(
 
 
 def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[float, float]:
-    """Count bytes at the peaks of a training step: of forward and backward pass, and of the update.
+    """Return the peak memory in bytes of the forward and backward pass, and of the update.
 
-    The step is one in which the optimiser has its moments already.
+    The step is measured when the optimiser already has its moments.
 
     Args:
         objective: the model and its loss, on the CPU.
-        batch: its batch.
+        batch: a batch for the objective.
         bf16: whether the forward pass runs under autocast to bfloat16.
     """
-    # Imported here: it loads FSDP.
+    # Imported here because this module loads FSDP.
     from torch.distributed._tools.mem_tracker import MemTracker
 
     trained = [weight for weight in objective.parameters() if weight.requires_grad]
@@ -106,15 +107,15 @@ def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[f
     optimizer.zero_grad()
     found = peak_of(passes), peak_of(optimizer.step)
     optimizer.zero_grad()
-    # The batch was made before; on a GPU it lies there as well, and has gone by the update.
+    # The tracker does not count the batch, which was created before. The update does not need it.
     own = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
     return float(found[0] + own), float(found[1])
 
 
 @contextlib.contextmanager
 def _shapes_alone(objective: nn.Module) -> Iterator[None]:
-    """Give a model of the meta device tensors that pass for those of the CPU, without contents."""
-    # While a graph is compiled, no check looks into a tensor; here there is nothing to look at.
+    """Replace a model's meta tensors by fake CPU tensors, which have no contents."""
+    # Fake tensors have no contents, and checks of contents are skipped during compilation.
     with FakeTensorMode(), mock.patch("torch.compiler.is_compiling", return_value=True):
         for part in objective.modules():
             for name, weight in part.named_parameters(recurse=False):

@@ -106,10 +106,10 @@ def test_scores_units_and_predictions_are_those_of_raw_recordings(
     assert ("live_test_main", "a", f"{label}, held-out neurons") in told
     # The tier that chose the step is marked, and so are intervals over two movies.
     assert {row[0] for row in told} == {"tier", "oracle (validation)", "live_test_main"}
-    assert "the training run chose the step of the model by its score on these trials" in table
+    assert "the training run selected the model's step by its score on these trials" in table
     assert all(row[1] == "–" or row[1].endswith(" (2 movies)") for key, row in told.items()
                if key[0] != "tier")  # fmt: skip
-    assert "are over fewer than 5, which say little about other movies" in table
+    assert "are over fewer than 5 movies, too few to generalise" in table
     assert {file.name for file in out.iterdir()} == {
         "scores.json", "units.csv", "units.parquet", "predictions.parquet",
     }  # fmt: skip
@@ -316,7 +316,7 @@ def test_mistakes_have_one_line_that_says_what_to_do(sessions, models, tmp_path,
     ("missing", "words", "mend"),
     [
         ("pyarrow", (), "or set --parquet false"),
-        ("pynwb", ("--nwb", "true"), "or leave --nwb out"),
+        ("pynwb", ("--nwb", "true"), "or omit --nwb"),
     ],
 )
 def test_a_missing_package_is_named_before_anything_is_computed(

@@ -160,7 +160,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(videos, encoder, tmp_pa
     process.wait()
     parts = sorted(killed.glob("features-*.safetensors"))
     if len(parts) < 9:
-        with pytest.raises(ValueError, match="of 9 parts; run the same command again"):
+        with pytest.raises(ValueError, match="of 9 parts; run the command again"):
             load_features(killed)
     before = {path: path.stat().st_mtime_ns for path in parts}
     again = subprocess.run(

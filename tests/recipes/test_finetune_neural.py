@@ -490,7 +490,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
 ):
     told = words(sessions, tmp_path / "run", data__held_out_neurons=0.4, tuning__held_out_steps=4)
     launch(monkeypatch, told)
-    assert "neurons held out of training" in capsys.readouterr().out
+    assert "held-out neurons" in capsys.readouterr().out
     made = tmp_path / "run"
     scores = json.loads((made / "scores.json").read_text())["tiers"]["live_test_main"]
     assert "bps_a" in scores["held_out"]

@@ -117,7 +117,7 @@ def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call
     assert facts["train_videos"] + facts["test_videos"] == 16
     assert "demo/encoder" in told
     assert "presence (mAP)" in told
-    assert "1 long clip is as many frames in a row" in told
+    assert "1 long clip has their number of frames" in told
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"probes.json", "probes.png"}
 
@@ -152,8 +152,8 @@ def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsy
     count = len(set(tested[1]) & set(kept[0]))
     assert count
     assert (
-        f"warning: {count} of the {len(tested[1])} videos to test on may have been in the training "
-        "of seen/encoder: set --data.held_out 0.2 as in its pretraining, or name others"
+        f"warning: {count} of the {len(tested[1])} test videos may have been used to train "
+        "seen/encoder: set --data.held_out 0.2 as in its pretraining, or give other videos"
     ) in capsys.readouterr().out
     call(words(shards, str(path), run_dir=tmp_path / "b", data__held_out=0.2, **few))
     assert "warning" not in capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, 
     call(words(copies, str(path), run_dir=tmp_path / "a", **few))
     tested = len(split_keys(videos.keys, 0.4)[1])
     told = capsys.readouterr().out
-    assert f"warning: {tested} of the {tested} videos to test on may have been in the" in told
+    assert f"warning: {tested} of the {tested} test videos may have been used to train" in told
     films = sorted(source.rglob("*.mp4"))
     for i, film in enumerate(films):
         target = tmp_path / "classes" / "ab"[i % 2] / f"{i}.mp4"
@@ -185,7 +185,7 @@ def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, 
     keys = [f"{'ab'[i % 2]}/{i}.mp4" for i in range(len(films))]
     tested = len(split_keys(keys, 0.4)[1])
     told = capsys.readouterr().out
-    assert f"warning: {tested} of the {tested} videos to test on may have been in the" in told
+    assert f"warning: {tested} of the {tested} test videos may have been used to train" in told
 
 
 def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
@@ -315,7 +315,7 @@ def test_a_pattern_is_one_row_of_encoders_with_other_seeds(shards, tmp_path, cal
         export(tmp_path / f"mae_seed{seed}" / "encoder", seed)
     pattern = str(tmp_path / "mae_seed*" / "encoder")
     call(words(shards, pattern, run_dir=tmp_path / "run", probes=["linear"]))
-    assert "mae_seed*/encoder: 2 encoders, which seeds take in turn" in capsys.readouterr().out
+    assert "mae_seed*/encoder: 2 encoders, used by the seeds in turn" in capsys.readouterr().out
     saved = json.loads((tmp_path / "run" / "probes.json").read_text())
     assert saved["facts"]["encoders_of"] == {"mae_seed*/encoder": 2}
     with pytest.raises(SystemExit):

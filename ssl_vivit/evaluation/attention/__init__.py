@@ -1,6 +1,6 @@
-"""Attention of a ViViT encoder, also in a model of neurons, and its figures.
+"""Attention of ViViT encoders and of models of neurons with a ViViT core.
 
-``python -m ssl_vivit.evaluation.attention`` draws them.
+``python -m ssl_vivit.evaluation.attention`` draws figures of it.
 """
 
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps

@@ -24,20 +24,20 @@ from ssl_vivit.exported.directory import is_kind
 from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.prediction import MODEL_OF_NEURONS, NeuralPredictor
 
-# Options that are of one kind of model alone.
+# Options that apply to only one kind of model.
 _OF_ENCODERS = ("start", "heads")
 _OF_NEURONS = ("session", "trial", "units")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the attention of an exported model; returns the exit status."""
+    """Draw the attention of an exported model and return the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.columns < 1:
         parser.error(f"--columns is {args.columns}; it must be 1 or more")
     try:
         _check_files(args.out)
-        places = (Path(args.model), Path(args.model) / "model")  # the second in a run
+        places = (Path(args.model), Path(args.model) / "model")  # of a run
         if any(is_kind(place, MODEL_OF_NEURONS) for place in places):
             _refuse(args, _OF_ENCODERS, "an encoder", "a model of neurons")
             _draw_trial(load_neural_model(args.model), args)
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m ssl_vivit.evaluation.attention",
-        description="Draw what an exported encoder attends to over the frames of a video, or from "
-        "where in the image and from which past frames a model of neurons reads in a trial.",
+        description="Draw the attention of an exported encoder over the frames of a video, or the "
+        "attention of a model of neurons to places and past frames of a trial.",
     )
     parser.add_argument(
         "model",
@@ -70,19 +70,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "out", type=Path, nargs="+", help="a PNG file; for a model of neurons also a GIF file"
     )
-    parser.add_argument("--columns", type=int, default=8, help="time steps (default: %(default)s)")
+    parser.add_argument(
+        "--columns", type=int, default=8, help="most time steps shown (default: %(default)s)"
+    )
     encoders = parser.add_argument_group("encoders")
     encoders.add_argument(
-        "--start", type=float, help="of the clip, in seconds (default: its middle)"
+        "--start",
+        type=float,
+        help="start of the clip in seconds (default: a clip from the middle of the video)",
     )
-    encoders.add_argument("--heads", action="store_true", help="a row for each head")
+    encoders.add_argument("--heads", action="store_true", help="add a row for each head")
     neurons = parser.add_argument_group("models of neurons")
-    neurons.add_argument("--session", help="whose neurons (default: the model's only session)")
+    neurons.add_argument("--session", help="session of the neurons (default: the only one)")
     neurons.add_argument(
         "--trial", type=int, help="number of the trial (default: the first that was not trained on)"
     )
     neurons.add_argument(
-        "--units", type=int, nargs="+", help="ids of the neurons that read (default: all)"
+        "--units", type=int, nargs="+", help="ids of the neurons that are averaged (default: all)"
     )
     return parser
 
@@ -95,19 +99,19 @@ def _check_files(files: Sequence[Path]) -> None:
             raise DataError(f"{path} is a directory; give the name of a PNG or GIF file")
     endings = [path.suffix.lower() for path in files]
     if len(set(endings)) < len(endings):
-        raise DataError(f"{len(files)} files are named; give one PNG file, one GIF file, or both")
+        raise DataError(f"{len(files)} output files; give one PNG file, one GIF file, or both")
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], whose: str, there: str) -> None:
     for name in names:
         if getattr(args, name) not in (None, False):
-            raise DataError(f"--{name} is for {whose}, and {args.model} is {there}; leave it out")
+            raise DataError(f"--{name} is for {whose}, but {args.model} is {there}; omit --{name}")
 
 
 def _draw_clip(encoder: ViViT, args: argparse.Namespace) -> None:
     gifs = [path for path in args.out if path.suffix.lower() == ".gif"]
     if gifs:
-        raise DataError(f"{gifs[0]}: the attention of an encoder is drawn as PNG; name a PNG file")
+        raise DataError(f"{gifs[0]}: an encoder's attention is drawn as PNG; name a PNG file")
     try:
         video, numbers = numbered_clip(encoder, args.video, start=args.start)
     except DecodingError as error:
@@ -122,7 +126,9 @@ def _draw_trial(predictor: NeuralPredictor, args: argparse.Namespace) -> None:
     if Path(args.video).is_dir():
         video = video_of_trial(chosen, args.video, args.trial)
     elif args.trial is not None:
-        raise DataError(f"--trial {args.trial} is of a session, and {args.video} is no folder")
+        raise DataError(
+            f"--trial {args.trial} needs the folder of a session, but {args.video} is no folder"
+        )
     else:
         try:
             video = video_of_file(args.video, chosen.facts)
@@ -130,7 +136,7 @@ def _draw_trial(predictor: NeuralPredictor, args: argparse.Namespace) -> None:
             raise DecodingError(f"{args.video}: {error}") from None
     found = trial_attention(chosen, video)
     encoder = predictor.model.encoder
-    assert isinstance(encoder, ViViT)  # others have no attention
+    assert isinstance(encoder, ViViT)  # checked by trial_attention
     config, rate = encoder.config, chosen.facts.frames_per_second
     for path in args.out:
         if path.suffix.lower() == ".png":

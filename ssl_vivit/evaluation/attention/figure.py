@@ -1,4 +1,4 @@
-"""Attention of an encoder drawn over the frames of a clip."""
+"""Figure of an encoder's attention over the frames of a clip."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ def attention_over_frames(
     columns: int = 8,
     numbers: Sequence[int] | None = None,
 ) -> None:
-    """Draw attention over a clip's frames: a column a time step, its tubelets' middle frame.
+    """Draw attention over the frames of a clip, with one column per time step.
 
-    The rows are the frames alone; the rollout to the pooled vector; and the attention of the class
-    token in the last layer over space (without a class token: the mean attention of the patches of
-    a frame). Values are multiples of uniform attention, under which every tubelet has 1.
+    A column shows the middle frame of the time step's tubelets. The first row shows the frames, the
+    second the attention rollout to the pooled vector, and the third the attention of the class
+    token in the last layer with spatial attention. Without a class token, the third row shows the
+    mean attention that patches receive from the patches of their frame. Values are multiples of
+    uniform attention, which gives every tubelet 1.
 
     Args:
-        encoder: the encoder, whose ``preprocessing`` says how to put the pixels back.
+        encoder: the encoder; pixels are restored with the statistics of its ``preprocessing``.
         video: one clip, normalised.
-        path: the PNG file; appears whole.
-        heads: a row for each head of that layer in addition.
-        columns: the most time steps that are shown, evenly spaced.
-        numbers: the number of each frame of the clip in its film; None counts from 0.
+        path: the PNG file, written atomically.
+        heads: whether to add a row for each head of the last layer with spatial attention.
+        columns: maximum number of time steps shown; they are evenly spaced over the clip.
+        numbers: the number of each frame in the source video; None counts from 0.
     """
     known = encoder.preprocessing or Preprocessing()
     mean, std = known.statistics(encoder.config.in_channels)
@@ -79,7 +81,7 @@ def attention_over_frames(
 
 
 def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]:
-    """Maps of the first clip in multiples of the even share, by title."""
+    """Return maps of the first clip as multiples of uniform attention, by row title."""
     config, (t, h, w) = maps.config, maps.grid
     rollout = maps.rollout()[0]
     last = (config.spatial_depth or config.depth or 1) - 1
@@ -88,7 +90,7 @@ def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]
     else:
         received = maps.within_frames(last)[0].mean(-2)
         name, shares = "patches", received.unflatten(-1, (h, w))
-    # Model 1's class token attends to all frames at once, the others to one.
+    # The class token attends to all frames in Model 1 and to one frame in the other models.
     even = t * h * w if config.variant == "joint" and config.class_token else h * w
     rows = {
         "rollout": rollout * (t * h * w / rollout.sum()),
@@ -100,7 +102,7 @@ def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]
 
 
 def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
-    """The middle frame of the tubelets of a time step, in a clip of so many frames."""
+    """Return the middle frame of a time step's tubelets in a clip with ``frames`` frames."""
     if config.tubelet_embedding == "uniform_frames":
         return config.frames_of(frames)[step]
     size, stride = config.tubelet_size[0], config.kernel_stride[0]
@@ -113,8 +115,8 @@ def map_extent(
 ) -> tuple[float, float, float, float]:
     """Return the extent of a map on the frame in pixels: left, right, bottom, top.
 
-    Tokens are drawn one stride wide about their tubelets' centres, so that overlapping ones do not
-    cover each other, and pixels that fill no tubelet stay free.
+    Each token is drawn one stride wide around the centre of its tubelet, so that tokens of
+    overlapping tubelets do not cover each other. Pixels outside all tubelets stay uncovered.
     """
     (_, height, width), (_, down, across) = config.tubelet_size, config.kernel_stride
     _, (above, _), (beside, _) = config.padding_of(config.num_frames, *frame_size)

@@ -1,4 +1,4 @@
-"""Attention weights of an encoder, computed explicitly, since fused attention returns none."""
+"""Attention weights of an encoder, computed explicitly because fused attention returns none."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Axis = Literal["spatial", "temporal", "joint"]
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention weights of the layers that were asked for; each row sums to 1.
+    """Attention weights of the recorded layers; each row sums to 1.
 
-    Layers are numbered in the order of the computation, in Model 2 through the spatial blocks and
-    on through the temporal ones. Sequences are as the encoder makes them: over space [class,
-    registers, patches]; over time [registers, time steps, temporal class]; in Model 1 [class,
-    registers, patches of all time steps]. ``special_tokens`` and ``temporal_registers`` say how
-    many stand in front.
+    Layers are numbered in the order of computation; in Model 2 the temporal blocks follow the
+    spatial blocks. Token sequences are those of the encoder: over space [class, registers,
+    patches], over time [registers, time steps, temporal class], and in Model 1 [class, registers,
+    patches of all time steps]. ``special_tokens`` and ``temporal_registers`` give the number of
+    leading tokens.
 
     Attributes:
         config: the encoder's architecture.
         grid: token grid of the clips.
-        spatial: layer → (b, t, heads, q, k), within each time step (Models 2 to 4).
-        temporal: layer → (b, m, heads, q, k), over time at each position (Models 2 to 4). In
-            Model 2 the class token's position, or the pooled frame vector's, is the first of m.
-        joint: layer → (b, heads, q, k), over all tokens (Model 1).
-        readout: how the pooled vector reads the tokens.
+        readout: weights of the tokens in the pooled vector.
+        spatial: layer → (b, t, heads, q, k), attention within each time step (Models 2 to 4).
+        temporal: layer → (b, m, heads, q, k), attention over time at each of m positions (Models 2
+            to 4). In Model 2 the first position is that of the class token or pooled frame vector.
+        joint: layer → (b, heads, q, k), attention over all tokens (Model 1).
     """
 
     config: ViViTConfig
@@ -53,21 +53,21 @@ class AttentionMaps:
 
     @property
     def special_tokens(self) -> int:
-        """Class token and registers in front of the patches of a sequence over space (or of all)."""
+        """Number of class and register tokens before the patches, over space and in Model 1."""
         return int(bool(self.config.class_token)) + self.config.register_tokens
 
     @property
     def temporal_registers(self) -> int:
-        """Registers in front of the time steps of a sequence over time."""
+        """Number of registers before the time steps of a sequence over time."""
         return self.config.register_tokens
 
     def within_frames(self, layer: int) -> Float[Tensor, "b t heads n n"]:
-        """Attention of patches to patches of their own time step, special tokens left out.
+        """Return attention between patches of the same time step, without special tokens.
 
-        In Model 1 a row holds what of a token's attention stays in its own time step.
+        In Model 1 attention to other time steps is left out, so rows sum to less than 1.
 
         Raises:
-            ValueError: for a layer without attention over space, or that was not recorded.
+            ValueError: if the layer has no attention over space or was not recorded.
         """
         before, steps = self.special_tokens, self.grid.t
         if self.config.variant == "joint":
@@ -81,13 +81,13 @@ class AttentionMaps:
         return self._of(self.spatial, layer)[..., before:, before:]
 
     def over_time(self, layer: int) -> Float[Tensor, "b n heads t t"]:
-        """Attention of patches to time steps, special tokens left out.
+        """Return attention of patches to time steps, without special tokens.
 
-        In Model 1 it is summed over all tokens of a time step; in the others a patch attends to
-        its own position alone.
+        In Model 1 attention is summed over the patches of a time step. In the other models a patch
+        attends only to its own position.
 
         Raises:
-            ValueError: for a layer without attention over time, or that was not recorded.
+            ValueError: if the layer has no attention over time or was not recorded.
         """
         if self.config.variant == "joint":
             before = self.special_tokens
@@ -99,11 +99,11 @@ class AttentionMaps:
         return weights[..., steps, steps]
 
     def class_attention(self, layer: int) -> Float[Tensor, "b t heads h w"]:
-        """Attention of the class token to the patches of its frame, or of the clip (Model 1).
+        """Return attention of the class token to the patches of its frame (Model 1: of the clip).
 
         Raises:
-            ValueError: for an encoder without a class token, a layer without attention over space,
-                or one that was not recorded.
+            ValueError: if the encoder has no class token, or if the layer has no attention over
+                space or was not recorded.
         """
         if not self.config.class_token:
             raise ValueError("the encoder has no class token; use rollout()")
@@ -115,17 +115,17 @@ class AttentionMaps:
         return rearrange(weights, "b t heads (h w) -> b t heads h w", h=h)
 
     def rollout(self) -> Float[Tensor, "b t h w"]:
-        """Share of each input tubelet in the pooled vector, by attention rollout.
+        """Return the fraction of the pooled vector that attention rollout assigns to each tubelet.
 
         See :func:`ssl_vivit.evaluation.attention.rollout.rollout` for conventions and source.
 
         Raises:
-            ValueError: where only some of the layers were recorded.
+            ValueError: if only some of the layers were recorded.
         """
         recorded = self.joint.keys() | self.spatial.keys() | self.temporal.keys()
         if len(recorded) < num_layers(self.config):
             raise ValueError(
-                f"rollout goes through all {num_layers(self.config)} layers, {len(recorded)} were "
+                f"rollout needs all {num_layers(self.config)} layers, but {len(recorded)} were "
                 "recorded; call attention_maps without layers"
             )
         return rollout(
@@ -136,7 +136,7 @@ class AttentionMaps:
         index = layer + num_layers(self.config) if layer < 0 else layer
         if index not in maps:
             there = ", ".join(map(str, sorted(maps))) or "none"
-            raise ValueError(f"layer {layer} has no such map; those recorded are {there}")
+            raise ValueError(f"layer {layer} has no such map; recorded layers: {there}")
         return maps[index]
 
 
@@ -153,22 +153,21 @@ def num_layers(config: ViViTConfig) -> int:
 def attention_maps(
     encoder: ViViT, video: Float[Tensor, "b c T H W"], *, layers: Sequence[int] | None = None
 ) -> AttentionMaps:
-    """Encode clips in eval mode and keep the attention weights.
+    """Encode clips in eval mode and record the attention weights.
 
-    They are formed anew, softmax(q·kᵀ/√width) in float32 or wider, from the queries and keys that
-    the encoder's own attention meets, normalised, rotated and masked as there. The encoder is left
-    as it was.
+    Weights are recomputed as softmax(q·kᵀ/√width) in float32 or wider. Queries and keys are
+    normalised, rotated and masked as in the encoder. The encoder itself is not changed.
 
     Args:
         encoder: the encoder, compiled or not.
         video: (B, C, T, H, W), normalised as ``encoder.preprocessing`` says.
-        layers: which layers to keep, −1 for the last; None is all. One of L tokens a sequence
-            takes heads · L² numbers for each sequence.
+        layers: indices of the layers to record, −1 for the last; None records all. A layer takes
+            heads · L² numbers for each sequence of L tokens.
 
     Raises:
-        ValueError: for a layer that does not exist.
+        ValueError: if a layer does not exist.
     """
-    encoder = getattr(encoder, "_orig_mod", encoder)  # what torch.compile wraps
+    encoder = getattr(encoder, "_orig_mod", encoder)  # unwrap torch.compile
     config = encoder.config
     wanted = _checked(layers, num_layers(config))
     kept: dict[Axis, dict[int, Tensor]] = {"spatial": {}, "temporal": {}, "joint": {}}
@@ -189,7 +188,7 @@ def attention_maps(
         seen["pooling"] = module.attention(query, x, x, need_weights=True)[1][:, 0]
 
     with ExitStack() as stack:
-        # Hooks need their modules to be called: compiled ones run as they were written.
+        # Hooks run only if their modules are called, so compiled modules run eagerly.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(evaluation_mode(encoder))
         stack.enter_context(torch.no_grad())
@@ -216,12 +215,12 @@ def _checked(layers: Sequence[int] | None, depth: int) -> set[int]:
         return set(range(depth))
     for layer in layers:
         if not -depth <= layer < depth:
-            raise ValueError(f"layer {layer} does not exist; the encoder has 0 to {depth - 1}")
+            raise ValueError(f"layer {layer} does not exist; layers are 0 to {depth - 1}")
     return {layer % depth for layer in layers}
 
 
 def _place(name: str, config: ViViTConfig) -> tuple[Axis, int]:
-    """Axis and layer of an attention, by its name in the transformer."""
+    """Return axis and layer of an attention module from its name in the transformer."""
     group, index, *inner = name.split(".")
     if config.variant == "joint":
         return "joint", int(index)

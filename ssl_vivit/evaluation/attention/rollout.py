@@ -1,9 +1,10 @@
-"""Attention rollout on sequences over space, over time, and on both in turn.
+"""Attention rollout for joint and factorised attention.
 
-Abnar & Zuidema 2020 (arXiv 2005.00928, Sec. 3): a layer passes on ½·A + ½·I, A its attention
-averaged over heads and I its residual path, and layers multiply. What the pooled vector takes from
-each input token is one row of that product, so a row alone is carried back, from the last layer to
-the first, and no matrix over all tokens is ever formed for factorised attention.
+Abnar & Zuidema 2020 (arXiv 2005.00928, Sec. 3) describe a layer by the matrix ½·A + ½·I, where A is
+its attention averaged over heads and I stands for the residual connection. Rollout multiplies the
+matrices of all layers. The contributions of the input tokens to the pooled vector are one row of
+the product. Only this row is computed, from the last layer to the first, so that factorised
+attention needs no matrix over all tokens.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ class Readout(NamedTuple):
     """Weights of the tokens in the pooled vector, which sum to 1.
 
     Attributes:
-        patches: (b, t, n), of the patch tokens after the last layer, or None where it reads class
-            tokens or frame vectors.
-        frames: (b, t), of those, or None where it reads patches or a class token of the clip.
-        places: (b, t, n), of the patches in the frame vector of each time step, or None where
-            there are no pooled frame vectors.
+        patches: (b, t, n), weights of the patch tokens after the last layer; None if the pooled
+            vector is computed from class tokens or frame vectors.
+        frames: (b, t), weights of the class token or frame vector of each time step; None if the
+            pooled vector is computed from patches or from a class token of the clip.
+        places: (b, t, n), weights of the patches in the frame vector of each time step; None
+            without pooled frame vectors.
     """
 
     patches: Tensor | None
@@ -37,16 +39,17 @@ class Readout(NamedTuple):
 
 
 def readout(config: ViViTConfig, out: EncoderOutput, seen: dict[str, Tensor]) -> Readout:
-    """Return the weights of the tokens for the pooling that the config names.
+    """Return the weights of the tokens for the pooling of the config.
 
-    Mean and sum read all alike, ``first`` the first alone, ``max`` each by its share of the features
-    that are greatest in it, attention pooling by its weights.
+    Mean and sum pooling weigh all tokens equally; ``first`` weighs only the first. ``max`` weighs a
+    token by the fraction of features whose maximum it holds. Attention pooling uses its own
+    weights.
 
     Args:
         config: the architecture.
-        out: what the encoder returned, with tokens.
-        seen: ``pooling`` (b, k), the weights of attention pooling; ``frames`` ((b t), k, d), the
-            tokens that frame_pooling="max" goes over, behind special ones.
+        out: output of the encoder, with tokens.
+        seen: recorded tensors: ``pooling`` (b, k), the weights of attention pooling; ``frames``
+            ((b t), k, d), the special tokens and the patches that frame_pooling="max" pools.
     """
     assert out.tokens is not None
     b, t, n, _ = out.tokens.shape
@@ -85,24 +88,25 @@ Maps = dict[int, Tensor]
 def rollout(
     config: ViViTConfig, grid: Grid, read: Readout, spatial: Maps, temporal: Maps, joint: Maps
 ) -> Float[Tensor, "b t h w"]:
-    """Share of each input tubelet in the pooled vector.
+    """Return the fraction of the pooled vector that comes from each input tubelet.
 
-    Shares are not negative; they sum to 1 where there are no special tokens, and otherwise to what
-    does not end on class tokens and registers, which are no input. MLPs and norms are left out, and
-    values count alike, as in the paper. Beyond it:
+    Fractions are not negative. They sum to 1 without special tokens. With special tokens the sum is
+    smaller, since the fractions of class tokens and registers, which are no input, are left out. As
+    in the paper, MLPs and norms are ignored and all values count equally. Extensions of the paper:
 
-    - Model 2 goes back through time at every position, then through space within every time step.
-    - Model 3 passes through two layers a block, one for each axis, in the order of the block.
-    - Attention over both axes side by side (Model 4, parallel blocks of Model 3) is the mean of the
-      two axes' matrices; a register, which knows one axis, has that one's alone.
+    - Model 2: back through the temporal layers at each position, then through the spatial layers in
+      each time step.
+    - Model 3: two attention layers per block, one for each axis, in the order of the block.
+    - Parallel attention over both axes (Model 4, parallel blocks of Model 3): the mean of the two
+      axes' matrices. A register belongs to one axis and uses only the matrix of that axis.
 
     Args:
         config: the architecture.
         grid: token grid of the clips.
-        read: how the pooled vector reads the tokens.
-        spatial: layer → weights (b, t, heads, q, k), all layers.
-        temporal: layer → weights (b, m, heads, q, k), all layers.
-        joint: layer → weights (b, heads, q, k), all layers.
+        read: weights of the tokens in the pooled vector.
+        spatial: layer → weights (b, t, heads, q, k), of all layers.
+        temporal: layer → weights (b, m, heads, q, k), of all layers.
+        joint: layer → weights (b, heads, q, k), of all layers.
     """
     if config.variant == "joint":
         shares = _through_joint(config, read, joint)
@@ -162,7 +166,10 @@ def _through_factorized_encoder(
 def _row_over_time(
     config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
 ) -> Float[Tensor, "b m k"]:
-    """Return the shares with which the pooled vector reads sequences over time: [registers, time steps, temporal class]."""
+    """Return the pooled vector's weights of the tokens in sequences over time.
+
+    The sequences are [registers, time steps, temporal class].
+    """
     if read.patches is not None:
         steps[:, -grid.n :] = rearrange(read.patches, "b t n -> b n t")
     elif read.frames is not None:

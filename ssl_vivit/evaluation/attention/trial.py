@@ -1,4 +1,4 @@
-"""Attention of a model of neurons in a trial: from which places and which past frames it reads."""
+"""Attention of a model of neurons in a trial: to places in the image and to past frames."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ssl_vivit.neural.cores.vivit_core import ViViTCore, core_of
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.neural.readout.positions import corners, gaussian_mask
 
-# Steps in a window of an encoder whose positions hold for any length. Attention of w steps takes
-# w² numbers at each place; beyond a window each step has at least half of one as its past.
+# Time steps in a window, for encoders whose position encoding allows any length. Attention over w
+# steps takes w² numbers at each place. In longer trials a step sees at least half a window of past.
 _WINDOW = 256
 
 
 class TrialAttention(NamedTuple):
-    """Shares of the encoder's input in what is read at each of S time steps of its tokens.
+    """Attention of the readouts to the encoder's input, at each of S time steps of a trial.
 
     Attributes:
-        where: (S, h, w), of each place, over all of the past.
-        when: (S, S), of each step up to the one that reads; rows are the steps that read.
-        read: (T,), number of the step that is read in each recorded frame; −1 before the first.
+        where: (S, h, w), fraction of attention to each place, summed over past and present.
+        when: (S, S), fraction of attention to each step (columns) at each read-out step (rows).
+        read: (T,), index of the step that is read out in each recorded frame; −1 before the first.
     """
 
     where: Float[np.ndarray, "S h w"]
@@ -43,21 +43,21 @@ class TrialAttention(NamedTuple):
 
 @torch.no_grad()
 def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> TrialAttention:
-    """Follow attention from the tokens that the chosen units read to the encoder's input.
+    """Compute the attention of the selected units' readouts to the encoder's input.
 
-    For each step it is the attention rollout
-    (:func:`~ssl_vivit.evaluation.attention.rollout.rollout`) to the tokens at the places of the
-    units' readouts, averaged over units and, where several blocks are read, by their weights.
-    Modulator and frame stream have no attention and are left out. The trial may have any length: it
-    is cut into the windows that the model itself encodes, or, where positions hold for any length,
-    into windows of 256 steps that overlap by half.
+    The result is the attention rollout
+    (:func:`~ssl_vivit.evaluation.attention.rollout.rollout`) of each time step to the tokens that
+    the readouts use, averaged over units. If several blocks are read, they are averaged by their
+    weights. Modulator and frame stream have no attention and are left out. The trial may have any
+    length. It is cut into the windows in which the model encodes it. If the position encoding
+    allows any length, windows have 256 steps and overlap by half.
 
     Args:
         chosen: the units, of a model whose core is a ViViT.
         video: pixels from 0 to 255.
 
     Raises:
-        NeuralModelError: for another core, or a trial that ends before the first token.
+        NeuralModelError: if the core is not a ViViT, or if the trial is too short for one token.
     """
     model, session = chosen.predictor.model, chosen.facts.name
     try:
@@ -83,7 +83,7 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
     if not steps or read[-1] < 0:
         raise NeuralModelError(
             f"a trial of {len(video)} frames ends before the first token, which takes "
-            f"{core.temporal_stride} frames of the encoder; give a longer one"
+            f"{core.temporal_stride} frames of the encoder; give a longer trial"
         )
     grid = core.encoder.config.grid_of(core.temporal_stride, *clip.shape[3:])
     places = _read_places(model.readouts[session], chosen.places, grid)
@@ -100,7 +100,7 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
 
 
 def _windows(steps: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Windows of a trial as (first step, first step that is taken from it, end), as of ViViTCore."""
+    """Yield the windows of ViViTCore in a trial: (start, first step used from the window, end)."""
     hop, taken = max(length // 2, 1), 0
     for start in range(0, steps, hop):
         end = min(start + length, steps)
@@ -111,7 +111,7 @@ def _windows(steps: int, length: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
-    """Mean weights over heads, which are all that a rollout needs."""
+    """Average the weights over heads; a rollout needs only the mean."""
 
     def mean(kind: dict[int, Tensor]) -> dict[int, Tensor]:
         return {layer: weights.mean(-3, keepdim=True) for layer, weights in kind.items()}
@@ -124,7 +124,7 @@ def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
 def _shares(
     maps: AttentionMaps, reader: BlockReader | None, places: Float[Tensor, " n"], step: int
 ) -> Float[Tensor, "t h w"]:
-    """Shares of a window's input tubelets in what is read at one step."""
+    """Return the fraction of each input tubelet of a window in the tokens read out at one step."""
     kinds = (maps.spatial, maps.temporal, maps.joint)
     some = next(iter({**maps.spatial, **maps.joint}.values()))
     patches = some.new_zeros(1, maps.grid.t, len(places))
@@ -141,7 +141,7 @@ def _shares(
 
 
 def _until(config: ViViTConfig, block: int) -> ViViTConfig:
-    """The architecture up to a block."""
+    """Return the architecture up to a block, which is included."""
     if config.variant != "factorized_encoder":
         return config
     assert config.spatial_depth is not None
@@ -150,7 +150,7 @@ def _until(config: ViViTConfig, block: int) -> ViViTConfig:
 
 
 def _read_places(readout: nn.Module, units: Sequence[int], grid: Grid) -> Float[Tensor, " n"]:
-    """Weights of the places of the map, the mean over units of what each reads; they sum to 1."""
+    """Return the readouts' weights of the places of the map, averaged over units; they sum to 1."""
     size = (grid.h, grid.w)
     if not isinstance(readout, GaussianReadout):
         return torch.full((grid.h * grid.w,), 1 / (grid.h * grid.w))

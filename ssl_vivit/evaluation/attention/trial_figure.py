@@ -13,9 +13,9 @@ from ssl_vivit.evaluation.attention.figure import map_extent
 from ssl_vivit.evaluation.attention.trial import TrialAttention
 from ssl_vivit.evaluation.figures import BLUE, PAGE_WIDTH, new_figure, save, save_gif
 
-# Share of the attention that the axes of past time reach over.
+# The axes of past time show this fraction of the attention.
 _REACH = 0.99
-# Of the animation, in pixels.
+# Width of the animation and height of its bars, in pixels.
 _WIDTH, _STRIP = 480, 56
 _OPACITY = 0.55
 
@@ -29,15 +29,16 @@ def draw_trial(
     *,
     columns: int = 6,
 ) -> None:
-    """Frames of a trial, attention over them, and attention to the past over the whole trial.
+    """Draw frames of a trial, attention over them, and attention to the past over the whole trial.
 
     Args:
         found: the attention.
         video: pixels from 0 to 255.
-        config: of the encoder.
-        frames_per_second: of the trial.
-        path: of the PNG.
-        columns: the most frames that are shown, evenly spaced from the first that reads a token.
+        config: config of the encoder.
+        frames_per_second: frame rate of the trial.
+        path: path of the PNG file.
+        columns: maximum number of frames shown; they are evenly spaced, from the first frame in
+            which a token is read.
     """
     from matplotlib.colors import PowerNorm
 
@@ -80,11 +81,11 @@ def draw_trial(
         extent=(0, seconds, (reach + 0.5) * step, -0.5 * step),
         aspect="auto",
         cmap="inferno",
-        # Small shares of the farther past would be as black as none.
+        # On a linear scale small values of the distant past would look black.
         norm=PowerNorm(0.5, vmin=0, vmax=_usual_peak(lags)),
         interpolation="nearest",
     )
-    axis.set_title("which past frames: share by time before the frame", fontsize=9, loc="left")
+    axis.set_title("attention to past frames, by time before the frame", fontsize=9, loc="left")
     axis.set_xlabel("time in the trial (s)", fontsize=9)
     axis.set_ylabel("before (s)", fontsize=9)
     axis.tick_params(labelsize=8)
@@ -93,7 +94,7 @@ def draw_trial(
 
 
 def past_shares(found: TrialAttention) -> Float[np.ndarray, "S S"]:
-    """Shares by how many steps back they lie; 0 before the trial's first frame."""
+    """Return attention by the number of steps back; 0 for steps before the trial starts."""
     steps = len(found.when)
     place = np.arange(steps)[:, None] - np.arange(steps)
     return np.where(place >= 0, found.when[np.arange(steps)[:, None], place], 0)
@@ -106,17 +107,17 @@ def animate_trial(
     frames_per_second: float,
     path: Path,
 ) -> None:
-    """Write a GIF of the trial at its own rate: attention over each frame, the past in bars below.
+    """Write a GIF of the trial at its frame rate, with attention over each frame and to the past.
 
-    Bars are shares of the time steps up to the frame, which is at the right. See
-    :func:`~ssl_vivit.evaluation.figures.save_gif`.
+    Bars below a frame show the attention to past time steps, with the present at the right.
+    :func:`~ssl_vivit.evaluation.figures.save_gif` limits the frame rate.
 
     Args:
         found: the attention.
         video: pixels from 0 to 255.
-        config: of the encoder.
-        frames_per_second: of the trial.
-        path: of the GIF; appears whole.
+        config: config of the encoder.
+        frames_per_second: frame rate of the trial.
+        path: path of the GIF, written atomically.
 
     Raises:
         ValueError: if ``path`` is a directory.
@@ -142,14 +143,14 @@ def animate_trial(
 def _overlaid(
     pixels: Shaped[np.ndarray, "H W"], shares: Float[np.ndarray, "h w"] | None, config: ViViTConfig
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw a map from 0 to 1 over a frame; with None return the frame without a map."""
+    """Draw a map with values from 0 to 1 over a frame; None draws no map."""
     from matplotlib import colormaps
 
     grey = np.repeat(np.asarray(pixels, float)[..., None] / 255, 3, 2)
     if shares is not None:
         height, width = grey.shape[:2]
         left, right, bottom, top = map_extent(config, (height, width), *shares.shape)
-        # The number of the map's pixel under each of the frame's, of whose centres extents tell.
+        # Index of the map's pixel at each pixel of the frame; extents refer to pixel centres.
         row, column = (
             np.floor((np.arange(length) - low) / (high - low) * count).astype(int)
             for length, low, high, count in (
@@ -169,7 +170,7 @@ def _overlaid(
 def _draw_bars(
     canvas: Image.Image, top: int, heights: Float[np.ndarray, " k"], time: str, seconds: float
 ) -> None:
-    """Shares of the past from the right to the left, below the frame."""
+    """Draw attention to the past as bars below the frame, from right to left."""
     draw = ImageDraw.Draw(canvas)
     width, base, room = canvas.width, top + _STRIP - 16, _STRIP - 20
     each = width / len(heights)
@@ -183,7 +184,7 @@ def _draw_bars(
 
 
 def _of_even(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
-    """Divide shares by the share that every place has under uniform attention."""
+    """Convert attention to multiples of uniform attention over places."""
     total = where.sum((1, 2), keepdims=True)
     places = where.shape[1] * where.shape[2]
     return where * places / np.where(total > 0, total, 1)
@@ -196,5 +197,8 @@ def _reach(lags: Float[np.ndarray, "S S"]) -> int:
 
 
 def _usual_peak(lags: Float[np.ndarray, "S S"]) -> float:
-    """The largest share of a step, the median over steps: the first ones have little to choose from."""
+    """Return the median over steps of a step's largest attention to one past step.
+
+    The median is robust to the first steps, whose attention is spread over few past steps.
+    """
     return float(np.median(lags.max(1))) or 1.0

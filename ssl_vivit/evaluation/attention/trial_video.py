@@ -15,22 +15,22 @@ from ssl_vivit.errors import DataError, SessionError
 from ssl_vivit.evaluation.chosen_units import ChosenUnits
 from ssl_vivit.preprocessing import Preprocessing
 
-# Frames that are decoded at once.
+# Number of frames decoded at once.
 _TOGETHER = 128
 
 
 def video_of_trial(
     chosen: ChosenUnits, folder: str, trial: int | None
 ) -> Shaped[np.ndarray, "T H W"]:
-    """Pixels of a trial of the session's recording.
+    """Return the pixels of a trial from the recording of a session.
 
     Args:
-        chosen: the units.
-        folder: of the recording.
-        trial: its number; None takes the first that was not trained on.
+        chosen: the units, which name the session.
+        folder: folder of the recording.
+        trial: number of the trial; None takes the first trial outside the training split.
 
     Raises:
-        SessionError: for another session, or a trial that is not there.
+        SessionError: if the folder holds another session, or if the trial does not exist.
     """
     session = chosen.opened(folder).sessions[0]
     if trial is None:
@@ -47,22 +47,26 @@ def video_of_trial(
 
 
 def video_of_file(path: str | Path, facts: SessionFacts) -> Float[np.ndarray, "T H W"]:
-    """Pixels of a whole video file as a session's screen would show it.
+    """Return the pixels of a video file, converted to the format of a session's videos.
 
-    At the session's frame rate each step shows the latest frame. The largest central window of the
-    screen's shape is resized to its size, in grey (ITU-R 601).
+    Frames are resampled to the session's frame rate; each one shows the latest frame of the file.
+    The largest central crop with the session's aspect ratio is resized to the session's frame size
+    and converted to grey (ITU-R 601).
 
     Args:
-        path: the file.
-        facts: of the session.
+        path: the video file.
+        facts: facts of the session.
 
     Raises:
-        DataError: for a video that names no frame rate.
-        DecodingError: for a file that is no video, or broken.
+        DataError: if the video states no frame rate.
+        DecodingError: if the file is not a video or is broken.
     """
     info = probe_video(path)
     if info.times is None and not info.fps:
-        raise DataError(f"{path} names no frame rate; the session has {facts.frames_per_second:g}")
+        raise DataError(
+            f"{path} states no frame rate; convert it to a video that states one, such as the "
+            f"session's {facts.frames_per_second:g} frames per second"
+        )
     rate = facts.frames_per_second
     times = np.arange(info.num_frames) / info.fps if info.times is None else np.array(info.times)
     steps = covered_steps(times, rate) if len(times) > 1 else 1

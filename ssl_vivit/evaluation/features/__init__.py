@@ -1,1 +1,1 @@
-"""Features of videos from an exported encoder."""
+"""Features of videos from exported encoders."""

@@ -1,7 +1,7 @@
-"""Settings of features: which clips of videos an encoder sees, and which of its features are kept.
+"""Settings of features: the clips for an encoder, and the features that are stored.
 
-No encoder is imported here, not even for type checkers: jsonargparse would import it before it
-prints --help, and encoders take longer to load than torch.
+This module must not import encoders, not even for type checkers: jsonargparse would load them
+before it prints --help, which takes longer than loading torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Kept = Literal["pooled", "tokens", "both"]
 
 @dataclass(frozen=True)
 class ClipChoice:
-    """Changes to the clips that an encoder was trained on; null keeps a setting.
+    """Settings that replace those of the encoder's training clips; null keeps a setting.
 
     Args:
-        num_frames: frames in a clip; the encoder's positions are fitted to it.
-        frame_stride: steps between a clip's frames.
-        fps: frames per second that the stride counts in.
+        num_frames: frames in a clip; the encoder's position embeddings are adapted to it.
+        frame_stride: steps between a clip's frames, in frames at the rate ``fps``.
+        fps: frame rate, in frames per second, at which clips are cut from videos.
     """
 
     num_frames: int | None = None
@@ -36,22 +36,22 @@ class ReadingForEncoder(VideoReading):
     """Settings for reading videos for an exported encoder.
 
     Args:
-        frame_size: height and width that frames are decoded to; null keeps theirs, and takes
-            central windows of the encoder's shape where a folder's videos have several sizes.
-        clip: what differs from the clips of the encoder's pretraining.
-        image_size: height and width that the encoder is fitted to, or one number for a square;
-            null keeps its own.
+        frame_size: height and width to which frames are decoded; null keeps the videos' size. If a
+            folder's videos have several sizes, null takes central crops of the encoder's shape.
+        clip: settings that replace those of the encoder's training clips.
+        image_size: height and width to which the encoder is adapted, or one number for a square;
+            null keeps the encoder's size.
     """
 
     clip: ClipChoice = field(default_factory=ClipChoice)
     image_size: tuple[int, int] | int | None = None
 
     def open_encoder(self, path: str) -> Any:
-        """Load an exported ViViT, fitted to ``clip.num_frames`` and ``image_size``.
+        """Load an exported ViViT and adapt it to ``clip.num_frames`` and ``image_size``.
 
         Raises:
-            RunError: if there is no encoder at that path.
-            ValueError: as of :func:`~ssl_vivit.encoders.load_encoder`.
+            RunError: if there is no encoder at ``path``.
+            ValueError: see :func:`~ssl_vivit.encoders.load_encoder`.
         """
         from ssl_vivit.encoders import load_encoder
 

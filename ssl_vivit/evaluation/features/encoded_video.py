@@ -1,4 +1,4 @@
-"""Encode the clips of a video file, or of its frames."""
+"""Encoding of a video, given as a file or as an array of frames."""
 
 from __future__ import annotations
 
@@ -32,37 +32,38 @@ def encode_video(
     tokens: bool = True,
     batch_size: int = 8,
 ) -> EncoderOutput:
-    """Encode a video, prepared as ``encoder.preprocessing`` says.
+    """Encode one or all clips of a video, prepared by ``encoder.preprocessing``.
 
-    Clips are cut at the encoder's frame rate by the time stamps of the frames, cropped to the
-    largest central window of the encoder's shape, resized and normalised. A rate that the video or
-    the encoder does not name leaves the encoder's stride in frames of the video.
+    Clips are cut at the encoder's frame rate by the time stamps of the frames. They are then
+    cropped to the largest central window of the encoder's shape, resized and normalised. If the
+    frame rate of the video or of the encoder is unknown, the encoder's stride counts frames of the
+    video.
 
     Args:
         video: a file, or uint8 RGB frames (T, H, W, 3) of any size.
-        encoder: an encoder with ``preprocessing``, on any device; left in the mode that it is in.
-        clips: ``central`` takes one clip from the middle. ``all`` takes clips that follow each other
-            from the start; a rest that is shorter than a clip is left out. Clip i starts at
+        encoder: an encoder with ``preprocessing``, on any device; its mode is not changed.
+        clips: ``central`` takes one clip from the middle. ``all`` takes consecutive clips from the
+            start; a remainder shorter than a clip is left out. Clip i starts at
             i · num_frames · frame_stride / fps seconds, with the settings of the encoder.
-        fps: frames per second of frames that are given as an array; files say their own.
-        tokens: whether patch tokens are wanted; without them less is computed and kept.
-        batch_size: clips that the encoder sees at once.
+        fps: frame rate of an array of frames, or None if unknown; must be None for a file.
+        tokens: whether to return patch tokens; False saves computation and memory.
+        batch_size: number of clips in a batch.
 
     Returns:
         :class:`EncoderOutput` in float32 on the CPU, without gradients, with a row for each of the
-        n clips: ``pooled`` (n, d), ``tokens`` (n, t, h·w, d) or None, ``cls`` (n, t, d), (n, 1, d)
-        in Model 1, or None; ``map`` is tokens as (n, d, t, h, w).
+        n clips: ``pooled`` (n, d); ``tokens`` (n, t, h·w, d) or None; ``cls`` (n, t, d), in Model 1
+        (n, 1, d), or None. ``map`` has the tokens as (n, d, t, h, w).
 
     Raises:
-        DataError: for an encoder without preprocessing, frames of another kind, or a video that is
-            shorter than a clip.
-        DecodingError: for a file that is no video, or broken.
-        MissingError: if there is no such file.
-        TypeError: for another model than a ViViT.
+        DataError: if the encoder has no preprocessing, if an array has another type or shape, or if
+            the video is shorter than a clip.
+        DecodingError: if the file is not a video or is broken.
+        MissingError: if the file does not exist.
+        TypeError: if the encoder is not a ViViT.
     """
     if not isinstance(getattr(encoder, "_orig_mod", encoder), ViViT):
         raise TypeError(
-            f"a {type(encoder).__name__} is no encoder; give a ViViT, such as load_encoder(path), "
+            f"encoder is a {type(encoder).__name__}; give a ViViT, such as load_encoder(path), "
             "or the encoder of a classifier"
         )
     if clips not in ("central", "all"):
@@ -70,9 +71,9 @@ def encode_video(
     frames: Tensor | None = None
     if isinstance(video, str | Path):
         if not Path(video).is_file():
-            raise MissingError(f"{video} is no file; give a video")
+            raise MissingError(f"{video} is no file; give the path of a video")
         if fps is not None:
-            raise DataError(f"fps is for frames in an array; {video} says its own, leave it out")
+            raise DataError(f"fps {fps} is for arrays of frames, but {video} is a file; omit fps")
         name = str(video)
         with _naming(name):
             info = probe_video(video)
@@ -84,7 +85,7 @@ def encode_video(
     if frames is not None:
         parts: Iterator[Any] = (frames[torch.from_numpy(clip)] for clip in numbers)
     elif clips == "central":
-        # Decoded when it is taken, where errors name the file.
+        # Decoded lazily, inside the context that adds the file's name to errors.
         parts = (decode_frames(str(video), clip.tolist()) for clip in numbers)
     else:
         parts = _in_one_pass(str(video), numbers)
@@ -123,26 +124,26 @@ def _as_tensor(video: Any) -> Tensor:
         return video if isinstance(video, Tensor) else torch.as_tensor(np.asarray(video))
     except (TypeError, ValueError):  # arrays of several shapes, paths, other objects
         raise DataError(
-            f"a {type(video).__name__} that is no array of frames; give one video: a file, or uint8 "
-            "RGB frames (T, H, W, 3)"
+            f"video is a {type(video).__name__}, not an array of frames; give one video: a file, "
+            "or uint8 RGB frames (T, H, W, 3)"
         ) from None
 
 
 def _measures(frames: Tensor, fps: float | None) -> VideoInfo:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        how = ": (frames * 255).round() as uint8, where they are from 0 to 1"
+        how = ", such as (frames * 255).round() as uint8 if they are from 0 to 1"
         raise DataError(
             f"frames are {frames.dtype} of shape {tuple(frames.shape)}; give uint8 RGB frames "
             f"(T, H, W, 3) of one video{how if frames.is_floating_point() else ''}"
         )
     if fps is not None and not 0 < fps < float("inf"):
-        raise DataError(f"fps {fps} must be more than 0, or None where it is unknown")
+        raise DataError(f"fps {fps} must be above 0 and finite, or None if unknown")
     count, height, width, _ = frames.shape
     return VideoInfo(count, height, width, fps or 0.0)
 
 
 def _in_one_pass(path: str, numbers: Int[np.ndarray, "clips t"]) -> Iterator[np.ndarray]:
-    """Clips of a file whose frame numbers ascend; a frame may belong to a clip several times."""
+    """Yield clips of a file while decoding it once; frame numbers must ascend and may repeat."""
     wanted = numbers.ravel()
     clip: list[np.ndarray] = []
     taken = 0

@@ -1,4 +1,4 @@
-"""Frozen features of clips: of encoders, and of pixels to compare them with."""
+"""Frozen features of clips, from encoders and from baselines that use only pixels."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class BatchFeatures(NamedTuple):
-    """Clips as vectors and as tokens.
+    """Features of a batch of clips.
 
     Attributes:
-        vectors: (b, d).
-        tokens: (b, t, n, d), or None where they were not asked for.
+        vectors: one vector per clip, (b, d).
+        tokens: tokens of each clip, (b, t, n, d), or None if not requested.
     """
 
     vectors: Tensor
@@ -44,12 +44,14 @@ class FeatureExtractor(Protocol):
 
 
 class EncoderFeatures:
-    """An encoder's features, in eval mode, without gradients, in bf16 on GPUs that have it.
+    """Extractor of an encoder's features, in eval mode and without gradients.
+
+    On GPUs with bf16 the encoder runs under autocast to bf16.
 
     Args:
-        encoder: stays where it is and as it is.
-        summary: a clip's vector: ``pooled``, the ``mean`` of its patch tokens, or ``both`` side by
-            side. What an objective trained is in one or the other.
+        encoder: the encoder; its device and mode are not changed.
+        summary: vector of a clip: ``pooled``, the ``mean`` of its patch tokens, or ``both``
+            concatenated. Objectives train either the pooled vector or the patch tokens.
     """
 
     def __init__(self, encoder: ViViT, summary: Summary = "both") -> None:
@@ -57,7 +59,7 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
-        """Features in float32: vectors (b, d or 2 d), tokens (b, t, n, d)."""
+        """Return features in float32: vectors (b, d), or (b, 2 d) for both; tokens (b, t, n, d)."""
         wanted = tokens or self.summary != "pooled"
         with evaluation_mode(self.encoder), half_precision(clips.device):
             out = self.encoder(clips, tokens=wanted)
@@ -70,34 +72,37 @@ class EncoderFeatures:
 
 
 class PixelFeatures:
-    """Clips averaged to a few numbers, as a baseline without any encoder.
+    """Baseline without an encoder: pixels of a clip, averaged over a coarse grid.
 
     Args:
-        grid: (t, h, w) that a clip is averaged to, at most its own.
+        grid: size (t, h, w) of the grid; limited to the clip's size.
     """
 
     def __init__(self, grid: tuple[int, int, int] = (4, 8, 12)) -> None:
         self.grid = grid
 
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
-        """Vectors (b, t·h·w·c); as tokens one frame each, (b, t, 1, h·w·c)."""
+        """Return vectors (b, t·h·w·c), and tokens with one token per frame, (b, t, 1, h·w·c)."""
         return _averaged(clips.float(), self.grid, tokens)
 
 
 class MotionEnergyFeatures:
-    """Absolute differences of successive frames, averaged like pixels: where something moves.
+    """Baseline without an encoder: absolute differences of successive frames, averaged over a grid.
 
-    A baseline without any encoder that knows motion, which averaged pixels hardly hold.
+    Unlike averaged pixels, the differences contain motion.
 
     Args:
-        grid: (t, h, w) that differences are averaged to, at most their own.
+        grid: size (t, h, w) of the grid; limited to the size of the differences.
     """
 
     def __init__(self, grid: tuple[int, int, int] = (4, 8, 12)) -> None:
         self.grid = grid
 
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
-        """Vectors (b, t·h·w); as tokens one time step each, (b, t, 1, h·w). One frame gives zeros."""
+        """Return vectors (b, t·h·w), and tokens with one token per time step, (b, t, 1, h·w).
+
+        Clips of one frame give zeros.
+        """
         change = clips.float().diff(dim=2).abs().mean(1, keepdim=True)
         if change.shape[2] == 0:
             change = torch.zeros_like(clips[:, :1], dtype=torch.float)
@@ -112,55 +117,55 @@ def _averaged(x: Float[Tensor, "b c T H W"], grid: Sequence[int], tokens: bool) 
 
 
 def half_precision(device: torch.device) -> Any:
-    """Autocast to bf16 on GPUs that have it; nothing elsewhere."""
+    """Return a context with autocast to bf16 on GPUs with bf16; elsewhere without effect."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 
 
 class TokenStore:
-    """Tokens of many clips in half precision in a scratch file, so that memory is bounded.
+    """Tokens of many clips in float16, in a temporary file to save memory.
 
-    The file has no name: nothing is left behind, however the process ends.
+    The file has no name, so nothing is left behind if the process is killed.
 
     Args:
-        folder: where there is room.
-        shape: (n, views, l, d).
+        folder: folder of the file.
+        shape: maximum shape (n, views, l, d).
 
     Raises:
-        RunError: if there is not enough room.
+        RunError: if the disk has not enough space.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         size = torch.Size(shape).numel()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # A named file would outlive a process that is killed before the name is removed.
+            # A named file would remain if the process is killed.
             with tempfile.TemporaryFile(dir=folder) as file:
-                # A mapped file that meets a full disk would kill the process without a word.
+                # Writing to a mapped file on a full disk would kill the process without an error.
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size * 2)
                 mapped = np.memmap(file, np.float16, "r+", shape=tuple(shape))
             self._values = torch.from_numpy(mapped)
         except OSError as error:
             raise RunError(
-                f"{folder} has no room for {size * 2 / 2**30:.1f} GiB of tokens "
-                f"({error.strerror}); lower --train_videos, or leave attentive out of --probes"
+                f"{folder} has no space for {size * 2 / 2**30:.1f} GiB of tokens "
+                f"({error.strerror}); lower --train_videos, or remove attentive from --probes"
             ) from error
         self.filled = 0
 
     def append(self, tokens: Float[Tensor, "b views l d"]) -> None:
-        """Add the next clips."""
+        """Append the tokens of clips."""
         self._values[self.filled : self.filled + len(tokens)] = tokens
         self.filled += len(tokens)
 
     def read(self, index: Tensor, views: slice) -> Float[Tensor, "b l d"]:
-        """Tokens of clips, those of several views one after the other, in float32."""
+        """Return tokens of clips in float32; tokens of several views are concatenated."""
         return rearrange(self._values[index][:, views].float(), "b v l d -> b (v l) d")
 
     @property
     def shape(self) -> torch.Size:
-        """(n, views, l, d), n counting what has been added."""
+        """Shape (n, views, l, d), where n is the number of appended videos."""
         return torch.Size((self.filled, *self._values.shape[1:]))
 
 
@@ -168,9 +173,9 @@ class ClipFeatures(NamedTuple):
     """Features and labels of videos.
 
     Attributes:
-        vectors: extractor → (n, views, d) float32 on the CPU.
-        tokens: extractor → a :class:`TokenStore`; empty where they were not asked for.
-        labels: name → (n, …) as ``labels`` told them.
+        vectors: extractor → vectors (n, views, d), float32 on the CPU.
+        tokens: extractor → :class:`TokenStore`; empty if tokens were not requested.
+        labels: name → labels (n, …).
         keys: names of the n videos.
     """
 
@@ -189,19 +194,19 @@ def clip_features(
     token_folder: Path | None = None,
     title: str = "features",
 ) -> ClipFeatures:
-    """One pass over batches of clips, which all extractors share.
+    """Compute features with several extractors in one pass over batches of clips.
 
     Args:
-        extractors: name → what makes features.
-        batches: with ``clips`` (b, views, C, T, H, W) and ``key``, on the device of the encoders.
-        labels: what a batch's videos are labelled with, each (b, …).
-        videos: how many are expected, for the progress bar and the room for tokens.
-        token_folder: where tokens are kept; None takes none.
-        title: of the progress bar.
+        extractors: name → extractor.
+        batches: batches with ``clips`` (b, views, C, T, H, W) and ``key``, on the encoders' device.
+        labels: function from a batch to the labels of its videos, name → (b, …).
+        videos: maximum number of videos, for the progress bar and the space for tokens.
+        token_folder: folder for tokens; None computes no tokens.
+        title: title of the progress bar.
 
     Raises:
-        ValueError: if there is no video.
-        RunError: if there is no room for tokens.
+        ValueError: if there are no videos.
+        RunError: if the disk has not enough space for tokens.
     """
     vectors: dict[str, list[Tensor]] = {name: [] for name in extractors}
     stores: dict[str, TokenStore] = {}
@@ -223,7 +228,7 @@ def clip_features(
             keys += batch["key"]
             progress.update(len(batch["key"]))
     if not keys:
-        raise ValueError("there is no readable video to take features of")
+        raise ValueError("no video is readable, so there are no features; check the videos")
     return ClipFeatures(
         {name: torch.cat(parts) for name, parts in vectors.items()},
         stores,
@@ -233,7 +238,7 @@ def clip_features(
 
 
 def untrained(encoder: ViViT, seed: int) -> ViViT:
-    """Return an encoder of the same architecture and device with fresh weights."""
+    """Return an encoder with random weights, with the given encoder's architecture and device."""
     from ssl_vivit.encoders import ViViT
 
     device = next(encoder.parameters()).device

@@ -1,4 +1,4 @@
-"""Features of videos as files, made part by part; see :mod:`ssl_vivit.evaluation.features.parts`."""
+"""Writing and reading features of videos; see :mod:`ssl_vivit.evaluation.features.parts`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Features(NamedTuple):
 
     Attributes:
         keys: names of the n videos.
-        frames: int64 (n, clips, T), the frame numbers of their clips.
-        pooled: (n, d), or (n, 2 d) with ``--summary both``: clips' vectors, averaged over clips;
-            None where not kept.
-        tokens: float16 (n, clips, t, h·w, d), or None.
-        skipped: name → why a video has no features.
+        frames: frame numbers of the clips, int64 (n, clips, T).
+        pooled: vectors, averaged over clips, (n, d), or (n, 2 d) with ``--summary both``; None if
+            not stored.
+        tokens: patch tokens, float16 (n, clips, t, h·w, d); None if not stored.
+        skipped: name → reason why a video has no features.
     """
 
     keys: list[str]
@@ -56,32 +56,34 @@ class Features(NamedTuple):
 
 
 def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
-    """Read what ``recipes/extract_features.py`` wrote.
+    """Read features that ``recipes/extract_features.py`` wrote.
 
     Args:
-        directory: its ``--out``.
-        kept: what to read; None reads all that is there.
+        directory: the recipe's ``--out``.
+        kept: features to read; None reads all stored features.
 
     Raises:
-        MissingError: if there is no index.
-        DataError: if the extraction did not finish, index or parts are missing or damaged, no video
-            had features, or ``kept`` was not extracted.
+        MissingError: if the directory has no index.
+        DataError: if the extraction did not finish, if the index or a part is missing or damaged,
+            if no video has features, or if ``kept`` was not extracted.
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
-        raise MissingError(f"{directory} holds no features: {INDEX} is missing")
+        raise MissingError(
+            f"{directory} holds no features: {INDEX} is missing; give a folder of features"
+        )
     index = read_index(directory)
     if not index["complete"]:
         there = sum(part_path(directory, i).exists() for i in range(index["parts"]))
         raise DataError(
-            f"{directory} holds {there} of {index['parts']} parts; run the same command again to "
-            "finish it"
+            f"{directory} holds {there} of {index['parts']} parts; run the command again to "
+            "finish the extraction"
         )
     wanted = ["frames"]
     wanted += [name for name in ("pooled", "tokens") if _is_kept(name, kept or index["features"])]
     if missing := [name for name in wanted[1:] if not _is_kept(name, index["features"])]:
         raise DataError(
-            f"{directory} holds {index['features']}, not {missing[0]}; extract them by "
+            f"{directory} holds features {index['features']}, not {missing[0]}; extract them by "
             f"--features {kept} into another folder"
         )
     keys: list[str] = []
@@ -94,7 +96,7 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     if not keys:
         raise DataError(
             f"{directory} holds features of no video: all {len(index['skipped'])} were skipped; "
-            f"{INDEX} there says why"
+            f"see {INDEX} for the reasons"
         )
     joined = {name: torch.cat(parts) for name, parts in tensors.items()}
     return Features(
@@ -103,16 +105,16 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
 
 class FeatureFiles:
-    """The directory that features are written to; one that was begun is continued.
+    """Directory of features; an unfinished extraction is continued.
 
     Args:
-        directory: where to.
-        settings: all that the features depend on, as JSON values.
-        parts: how many parts there will be.
+        directory: the directory.
+        settings: all settings on which the features depend, as JSON values.
+        parts: number of parts.
 
     Raises:
-        RunError: if the directory holds something else, or features made otherwise.
-        DataError: if its index is damaged.
+        RunError: if the directory holds other files, or features with other settings.
+        DataError: if the index is damaged.
     """
 
     def __init__(self, directory: Path, settings: dict[str, Any], parts: int) -> None:
@@ -121,7 +123,7 @@ class FeatureFiles:
         if directory.is_dir() and any(entry.name != LOCK for entry in directory.iterdir()):
             self._check()
         elif directory.exists() and not directory.is_dir():
-            raise RunError(f"--out {directory} is a file; choose another")
+            raise RunError(f"--out {directory} is a file; choose another --out")
 
     def _check(self) -> None:
         if not (self.directory / INDEX).is_file():
@@ -132,15 +134,15 @@ class FeatureFiles:
         if differing:
             changes = ", ".join(f"{name} ({saved.get(name)} → {own[name]})" for name in differing)
             raise RunError(
-                f"--out {self.directory} holds features made otherwise: {changes}; set it back to "
-                "continue, or choose another folder"
+                f"--out {self.directory} holds features with other settings: {changes}; restore "
+                "the settings to continue, or choose another folder"
             )
 
     def begin(self, tell: Callable[[str], None]) -> None:
-        """Write the index of a begun extraction if there is none; remove damaged parts, to be remade.
+        """Write an index if there is none, and remove damaged parts, which are then made again.
 
         Args:
-            tell: told of each damaged part.
+            tell: function called with a message for each damaged part.
         """
         if not (self.directory / INDEX).is_file():
             write_index(self.directory, {**self.index, "complete": False, "skipped": {}})
@@ -154,25 +156,25 @@ class FeatureFiles:
                     part_path(self.directory, number).unlink()
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """Return the numbers of the parts that do not exist yet."""
         count = self.index["parts"]
         return [i for i in range(count) if not part_path(self.directory, i).exists()]
 
     def write(
         self, number: int, keys: list[str], tensors: dict[str, Tensor], skipped: dict[str, str]
     ) -> None:
-        """Write a part; it appears whole.
+        """Write a part atomically.
 
         Raises:
-            RunError: if the disk does not take it.
+            RunError: if the part cannot be written.
         """
         write_part(self.directory, number, Part(keys, skipped, tensors))
 
     def finish(self, skipped: dict[str, str]) -> dict[str, Any]:
-        """Write the index of a whole extraction and return it.
+        """Write the index of a finished extraction and return it.
 
         Args:
-            skipped: what was left out before any part was made.
+            skipped: name → reason of videos that were left out before the first part.
 
         Raises:
             DataError: if a part is missing or damaged.
@@ -195,17 +197,17 @@ def extract(
     summary: Summary,
     seen: Callable[[int], object],
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Features of the videos of some batches.
+    """Compute features of the videos in some batches.
 
     Args:
-        encoder: on the batches' device.
-        batches: with ``clips`` (b, clips, C, T, H, W), ``key`` and ``frames``.
-        kept: which features.
-        summary: what a pooled vector is.
-        seen: told how many videos a batch held.
+        encoder: encoder on the batches' device.
+        batches: batches with ``clips`` (b, clips, C, T, H, W), ``key`` and ``frames``.
+        kept: features to compute.
+        summary: vector of a clip, see :class:`EncoderFeatures`.
+        seen: function called with the number of videos of each batch.
 
     Returns:
-        Names, and the tensors of a part.
+        Names of the videos, and the tensors of a part.
     """
     features_of = EncoderFeatures(encoder, summary)
     keys: list[str] = []
@@ -241,20 +243,20 @@ def write_parts(
     device: torch.device,
     seen: Callable[[int], object],
 ) -> None:
-    """Make and write parts one after the other.
+    """Compute and write parts one after the other.
 
     Args:
-        encoder: on the device.
+        encoder: encoder on ``device``.
         dataset: the videos.
-        parts: number of each part to make → its videos.
-        files: where they go.
-        kept: which features.
-        summary: what a pooled vector is.
-        batch_size: videos that the encoder sees at once.
-        workers: processes that decode.
-        broken: name → reason of broken videos that were left out from the start.
-        device: where.
-        seen: told how many videos are done.
+        parts: number of a part → indices of its videos.
+        files: directory of the features.
+        kept: features to compute.
+        summary: vector of a clip, see :class:`EncoderFeatures`.
+        batch_size: number of videos in a batch.
+        workers: number of processes that decode videos.
+        broken: name → reason of broken videos that are already left out.
+        device: device of the computation.
+        seen: function called with the number of videos of each batch.
     """
     broken = dict(broken)
     for number, indices in parts.items():
@@ -269,7 +271,7 @@ def write_parts(
 
 
 def fingerprint(encoder: ViViT) -> str:
-    """Hash of an encoder's architecture and weights."""
+    """Return a hash of an encoder's architecture and weights."""
     digest = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

@@ -1,12 +1,12 @@
-"""The files of extracted features, each with checksums of what it holds: an index and parts.
+"""Files of extracted features: an index and parts, with checksums.
 
 out/
-  index.json               settings, what was skipped and why, whether all parts are there
+  index.json               settings, skipped videos with reasons, whether the extraction is complete
   features-00000.safetensors
-      frames (n, clips, T) int64, pooled (n, d or 2 d) float32, tokens (n, clips, t, h·w, d) float16;
-      the videos' names in its metadata
+      frames (n, clips, T) int64, pooled (n, d or 2 d) float32, tokens (n, clips, t, h·w, d)
+      float16; the videos' names in its metadata
 
-Files of earlier versions have no checksums and are read without.
+Files of earlier versions have no checksums and are read without verification.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Part(NamedTuple):
     """Contents of a part.
 
     Attributes:
-        keys: names of its n videos.
-        skipped: name → why a video of it has no features.
-        tensors: name → (n, …); none where there is no video.
+        keys: names of the part's n videos.
+        skipped: name → reason why a video of the part has no features.
+        tensors: name → tensor (n, …); empty if the part has no videos.
     """
 
     keys: list[str]
@@ -45,20 +45,20 @@ class Part(NamedTuple):
 
 
 def part_path(directory: Path, number: int) -> Path:
-    """The file of a part."""
+    """Return the path of a part's file."""
     return directory / f"features-{number:05d}.safetensors"
 
 
 def write_part(directory: Path, number: int, part: Part) -> None:
-    """Write a part beside the index; it appears whole.
+    """Write a part atomically to the directory of the index.
 
     Raises:
-        RunError: if the disk does not take it.
+        RunError: if the file cannot be written.
     """
     path = part_path(directory, number)
     names = {"keys": part.keys, "skipped": part.skipped}
     sums = {name: _tensor_crc32(value) for name, value in sorted(part.tensors.items())}
-    # One entry alone: the order of several in the file is not the same every time.
+    # A single metadata entry, because the order of several entries in the file may vary.
     facts = json.dumps({**names, "crc32": {"names": _json_crc32(names), **sums}})
     try:
         with replaced_file(path) as partial:
@@ -66,20 +66,20 @@ def write_part(directory: Path, number: int, part: Part) -> None:
             shutil.copymode(directory / INDEX, partial)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path} cannot be written ({error}); fix that and run the same command again"
+            f"{path} cannot be written ({error}); fix the cause and run the command again"
         ) from error
 
 
 def read_part(directory: Path, number: int, wanted: Collection[str] | None = None) -> Part:
-    """Read a part and compare what is read with its checksums.
+    """Read a part and verify the checksums of the tensors that are read.
 
     Args:
-        directory: of the features.
-        number: of the part.
-        wanted: names of tensors; None reads all.
+        directory: directory of the features.
+        number: number of the part.
+        wanted: names of tensors to read; None reads all.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the part is missing or damaged.
     """
     path = part_path(directory, number)
     try:
@@ -97,23 +97,23 @@ def read_part(directory: Path, number: int, wanted: Collection[str] | None = Non
                     raise ValueError(f"checksum of {name}")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is missing or damaged ({error}); the same command makes it anew"
+            f"{path} is missing or damaged ({error}); run the command again to make it anew"
         ) from None
     return Part(names["keys"], names["skipped"], tensors)
 
 
 def write_index(directory: Path, content: dict[str, Any]) -> None:
-    """Write the index."""
+    """Write the index with its checksum."""
     write_json(directory / INDEX, {**content, "crc32": _json_crc32(content)})
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """Read the index and compare it with its checksum.
+    """Read the index and verify its checksum.
 
     Raises:
-        DataError: if it is damaged, which leaves open what the parts depend on.
+        DataError: if the index is damaged, since the settings of the parts are then unknown.
     """
-    mend = "put a copy of it back, or extract the features anew into another folder"
+    mend = "restore a copy of it, or extract the features again into another folder"
     index = read_json(directory / INDEX, mend)
     found = index.pop("crc32", None)
     kinds = {"complete": bool, "parts": int, "features": str, "skipped": dict}

@@ -1,4 +1,4 @@
-"""Cutting and normalisation of clips for an encoder: as in its pretraining, unless told otherwise."""
+"""Cutting and normalisation of clips for an encoder, by default as in its pretraining."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ssl_vivit.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from ssl_vivit.encoders import ViViT
 
-# Labels tell of whole frames, so a clip must not leave much of them out.
+# Labels describe whole frames, so clips must show at least this fraction of a frame.
 LEAST_SHOWN = 0.8
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """The clips that an encoder takes; equal ones can share a pass over the videos.
+    """Format of an encoder's clips. Encoders with equal formats can share a pass over the videos.
 
     Attributes:
-        clip: frames, stride, rate and number of clips.
-        size: (H, W).
+        clip: number of frames, stride, frame rate and number of clips.
+        size: (H, W) in pixels.
         in_channels: 3 for RGB, 1 for luma.
-        mean, std: of each channel in units of [0, 1].
+        mean, std: mean and standard deviation of each channel, for pixels from 0 to 1.
     """
 
     clip: ClipConfig
@@ -51,14 +51,15 @@ class Preparation:
         spread: bool = True,
         short_videos: ShortVideos = "skip",
     ) -> ClipDataset:
-        """Videos as clips without augmentation.
+        """Return a data set of clips without augmentation.
 
         Args:
             videos: a ShardSet or a VideoFolder.
             labels: whether to check and read CLEVRER's annotations.
-            frame_size: (H, W) that frames are decoded to; None keeps theirs.
-            spread: clips at even distances over the video; otherwise drawn for each epoch.
-            short_videos: what becomes of videos that are too short for the clips.
+            frame_size: (H, W) to which frames are decoded; None keeps the videos' size.
+            spread: whether clips are evenly spaced over the video; if not, they start at random
+                positions in each epoch.
+            short_videos: treatment of videos that are too short for the clips.
         """
         return ClipDataset(
             videos,
@@ -72,12 +73,12 @@ class Preparation:
         )
 
     def augment(self, config: AugmentConfig | None = None) -> Augment:
-        """Frames → normalised clips, without augmentation unless told otherwise."""
+        """Return a transform from frames to normalised clips; None applies no augmentation."""
         config = config or AugmentConfig(strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
     def one_long_clip(self) -> Preparation:
-        """Return the preparation of one clip with as many frames as all clips together."""
+        """Return the preparation of one clip with the total number of frames of all clips."""
         clip = replace(self.clip, num_frames=self.clip.length * self.clip.views, views=1)
         return replace(self, clip=clip)
 
@@ -88,20 +89,22 @@ def preparation(
     choice: ClipChoice | None = None,
     clips: int = 1,
 ) -> Preparation:
-    """Clips for an encoder.
+    """Return the preparation of clips for an encoder.
 
-    Frame rate, stride and normalisation are what ``choice`` says, else what the encoder's
-    ``preprocessing`` says, else the videos' own rate, every frame, and CLEVRER's statistics. Where
-    a video names no rate, frames are counted as they come.
+    Frame rate and stride are taken from ``choice``, or from the encoder's ``preprocessing`` if
+    ``choice`` does not set them. The defaults are the videos' rate and a stride of 1. The
+    encoder's rate is ignored if the rate of a video is unknown. Statistics are those of
+    ``preprocessing``, by default CLEVRER's.
 
     Args:
-        encoder: fitted to the geometry that is wanted, see :meth:`ReadingForEncoder.open_encoder`.
-        rates: frames per second of the videos that clips are cut from, 0 or NaN where unknown.
-        choice: what is to differ.
-        clips: clips from each video.
+        encoder: the encoder, adapted to the clips; see :meth:`ReadingForEncoder.open_encoder`.
+        rates: frames per second of the videos; 0 or NaN if unknown.
+        choice: settings that replace those of the encoder.
+        clips: number of clips per video.
 
     Raises:
-        DataError: for channels that clips do not have, or statistics that do not fit them.
+        DataError: if the encoder has neither 1 nor 3 channels, or if its statistics do not fit its
+            channels.
     """
     choice = choice or ClipChoice()
     known = encoder.preprocessing or Preprocessing()
@@ -111,7 +114,7 @@ def preparation(
         fps = None
     if config.in_channels not in (1, 3):
         raise DataError(
-            f"the encoder takes {config.in_channels} channels, clips have 3 (RGB) or 1 (luma); "
+            f"the encoder has {config.in_channels} channels, but clips have 3 (RGB) or 1 (luma); "
             "adapt it by load_encoder(path, in_channels=3)"
         )
     channels = config.in_channels
@@ -131,15 +134,15 @@ def preparation(
 
 
 def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
-    """Refuse an encoder whose clips cut off much of the frames that the labels describe.
+    """Check that the encoder's clips show most of the frames, which the labels describe.
 
     Args:
-        encoder: it takes a central window of the shape of its clips.
+        encoder: the encoder, whose clips are central crops of the frames.
         dataset: the videos.
-        name: the encoder's, for messages.
+        name: name of the encoder, for messages.
 
     Raises:
-        DataError: with the image_size that would fit.
+        DataError: if clips show less than 80 % of a frame; the message suggests an image size.
     """
     frames = dataset.decoded_size
     shown = _share_shown(encoder.config.image_size, frames)
@@ -148,19 +151,23 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
         fitting = _fitting_size(encoder, frames)
         raise DataError(
             f"{name} takes clips of {height}×{width}, which show {shown:.0%} of frames of "
-            f"{frames[0]}×{frames[1]} while the labels tell of all; fit it to them by "
+            f"{frames[0]}×{frames[1]}, but labels describe whole frames; adapt the encoder by "
             f"--data.image_size '{list(fitting)}'"
         )
 
 
 def _share_shown(size: Sequence[int], frames: Sequence[int]) -> float:
-    """Share of a frame that its largest central window of the size's shape holds."""
+    """Return the fraction of a frame in its largest central crop with the shape of ``size``."""
     ours, theirs = size[1] / size[0], frames[1] / frames[0]
     return min(ours, theirs) / max(ours, theirs)
 
 
 def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
-    """The size of whole tubelets that shows almost all of a frame, as many pixels as now."""
+    """Return an image size of whole tubelets that shows over 95 % of a frame.
+
+    Among such sizes, the number of pixels is closest to that of the encoder. If there is none, the
+    size that shows most of a frame is returned.
+    """
     (height, width), (_, down, across) = encoder.config.image_size, encoder.config.kernel_stride
     (_, tall, wide) = encoder.config.kernel_size
     sizes = [

@@ -1,4 +1,4 @@
-"""Clips of one video, cut and prepared as the encoder's pretraining did."""
+"""Clips of one video, cut and prepared as in the encoder's pretraining."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ssl_vivit.preprocessing import Preprocessing
 
 
 class ClipCutting:
-    """The clips of a video for an encoder.
+    """Cutting of clips from a video for an encoder.
 
-    Frame rate, stride, normalisation and channels are those of ``encoder.preprocessing``; the
-    largest central window of the encoder's shape is resized to its size. A rate that either side
-    does not name leaves the stride in frames of the video.
+    Frame rate, stride and normalisation are those of ``encoder.preprocessing``. The largest central
+    crop with the encoder's aspect ratio is resized to the encoder's size. If the rate of the video
+    or of the encoder is unknown, the stride counts frames of the video.
 
     Args:
         encoder: an encoder with ``preprocessing``.
-        info: the video's measures.
-        name: the video's, for messages.
+        info: size, frame rate and number of frames of the video.
+        name: name of the video, for messages.
 
     Attributes:
-        clip: frames, stride and rate of a clip.
+        clip: number of frames, stride and rate of a clip.
 
     Raises:
-        DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
+        DataError: if the encoder has no preprocessing, or if the video is shorter than a clip.
     """
 
     def __init__(self, encoder: ViViT, info: VideoInfo, name: str) -> None:
         channels = encoder.config.in_channels
         known = encoder.preprocessing or Preprocessing()
-        known.statistics(channels)  # refuses where `preparation` would take a guess
+        known.statistics(channels)  # raises where `preparation` would use defaults
         self.clip = preparation(encoder, np.array([info.fps])).clip
         self._info, self._name = info, name
         self._times = None if info.times is None else np.array(info.times)
@@ -56,19 +56,20 @@ class ClipCutting:
             raise self._misfit("", "take a longer video")
 
     def central(self) -> Int[np.ndarray, "1 t"]:
-        """Frame numbers of the clip in the middle."""
+        """Return the frame numbers of the clip in the middle of the video."""
         return self._frames(even_starts(self._starts, 1))
 
     def at(self, start: float) -> Int[np.ndarray, "1 t"]:
-        """Frame numbers of the clip that starts at so many seconds.
+        """Return the frame numbers of the clip that starts at ``start`` seconds.
 
         Raises:
-            DataError: if it reaches beyond the video, or the video names no frame rate.
+            DataError: if the clip extends beyond the video, or if the frame rate is unknown and
+                ``start`` is not 0.
         """
         rate = self.clip.fps or self._info.fps
         if start and not rate:
             raise DataError(
-                f"{self._name} names no frame rate, so {start:g} s is no place in it; leave start out"
+                f"{self._name} states no frame rate, so start {start:g} s is unknown; omit start"
             )
         if self.clip.fps is None and self._times is not None:
             first = int(frames_at(np.array([start]), self._times)[0])
@@ -81,15 +82,14 @@ class ClipCutting:
         return self._frames(np.array([first]))
 
     def consecutive(self) -> Int[np.ndarray, "clips t"]:
-        """Frame numbers of clips that follow each other from the start; ascending.
+        """Return the frame numbers of consecutive clips from the start of the video, ascending.
 
-        Each clip goes on at the step after the one before; what is left at the end and is shorter
-        than a clip belongs to none.
+        A remainder shorter than a clip is left out.
         """
         return self._frames(np.arange(0, self._starts, self.clip.length * self.clip.frame_stride))
 
     def prepared(self, frames: UInt8[Tensor, "t h w 3"] | np.ndarray) -> Float[Tensor, "c T H W"]:
-        """Turn a clip's RGB frames into the encoder's video."""
+        """Convert a clip's RGB frames to the encoder's input."""
         return self._prepare(torch.as_tensor(frames))
 
     def _frames(self, starts: Int[np.ndarray, " clips"]) -> Int[np.ndarray, "clips t"]:
@@ -103,16 +103,16 @@ class ClipCutting:
 def clip_of_video(
     encoder: ViViT, path: str | Path, *, start: float | None = None
 ) -> Float[Tensor, "1 c T H W"]:
-    """Read the clip that an encoder would see of a video file; see :class:`ClipCutting`.
+    """Read a clip of a video file as input of an encoder; see :class:`ClipCutting`.
 
     Args:
         encoder: an encoder with ``preprocessing``.
-        path: the video.
-        start: where the clip starts, in seconds; None takes the clip from the middle.
+        path: the video file.
+        start: start of the clip in seconds; None takes the clip in the middle.
 
     Raises:
-        DataError: for an encoder without preprocessing, or a video that is shorter than the clip.
-        DecodingError: for a file that is no video, or broken.
+        DataError: if the encoder has no preprocessing, or if the clip does not fit the video.
+        DecodingError: if the file is not a video or is broken.
     """
     return numbered_clip(encoder, path, start=start)[0]
 
@@ -120,7 +120,7 @@ def clip_of_video(
 def numbered_clip(
     encoder: ViViT, path: str | Path, *, start: float | None = None
 ) -> tuple[Float[Tensor, "1 c T H W"], list[int]]:
-    """Read a clip as :func:`clip_of_video` does, with the numbers of its frames in the video."""
+    """Read a clip as :func:`clip_of_video` does; return the clip and its frame numbers."""
     cutting = ClipCutting(encoder, probe_video(path), str(path))
     (numbers,) = cutting.central() if start is None else cutting.at(start)
     return cutting.prepared(decode_frames(path, numbers.tolist()))[None], numbers.tolist()

@@ -1,4 +1,4 @@
-"""Agreement of receptive fields by several methods, and with those of simulated neurons."""
+"""Agreement of receptive fields between methods, and with the true fields of simulated neurons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_vivit.evaluation.neurons.receptive_fields import position_correlation, 
 
 
 def true_ellipses(truth: Mapping[str, np.ndarray]) -> Ellipses:
-    """Envelopes of the Gabor functions of a simulated session.
+    """Return the Gaussian envelopes of a simulated session's Gabor functions.
 
     Args:
         truth: tensors of ``meta/ground_truth.safetensors``.
@@ -27,16 +27,21 @@ def true_ellipses(truth: Mapping[str, np.ndarray]) -> Ellipses:
 def compare(
     fields: Mapping[str, Ellipses], frame_size: tuple[int, int]
 ) -> dict[str, dict[str, float]]:
-    """Compare every two methods: "one, other" → correlations over units, and distances.
+    """Compare all pairs of methods by correlations over units and by distances of centres.
 
     Args:
-        fields: method → ellipses of the same units.
+        fields: method → ellipses; all methods must have the same units.
         frame_size: (H, W) in pixels.
 
     Returns:
-        ``units`` with an ellipse by both methods; ``x`` and ``y``, Pearson's r of the centres;
-        ``size``, of the logarithms of the sizes; ``distance``, median in pixels; ``near``, share of
-        the ``units`` whose centres are within 4 pixels. NaN where fewer than three units are known.
+        A dictionary of statistics for each pair of methods, with the key "one, other".
+
+        - ``units``: number of units with an ellipse by both methods
+        - ``x``, ``y``: Pearson's r of the centres; ``size``: that of the logarithms of the sizes
+        - ``distance``: median distance of the centres in pixels
+        - ``near``: fraction of the ``units`` whose centres are within 4 pixels
+
+        Correlations are NaN with fewer than three units.
     """
     found = {}
     for (name, one), (other, two) in combinations(fields.items(), 2):
@@ -60,10 +65,10 @@ def kernel_correlation(
     fast: Float[np.ndarray, "n lags"],
     slow: Float[np.ndarray, "n lags"],
 ) -> Float[np.ndarray, " n"]:
-    """Correlation of each kernel with the sum of the unit's two true kernels that is nearest to it.
+    """Correlate each kernel with the best linear combination of the unit's two true kernels.
 
-    Where a receptive field is looked at decides in which proportion both are there. A kernel of
-    noise alone has about √(2 / lags).
+    The proportion of the two true kernels depends on the position in the receptive field. A kernel
+    of pure noise gives about √(2 / lags). NaN for kernels that are zero or not finite.
     """
     lags = min(kernels.shape[1], fast.shape[1])
     found = []

@@ -1,4 +1,4 @@
-"""Receptive fields of a model of neurons from its directory alone.
+"""Receptive fields of a model of neurons; only the model's directory is needed.
 
 python -m ssl_vivit.evaluation.fields runs/neurons
 python -m ssl_vivit.evaluation.fields runs/neurons --units 3 17 --around sessions/a
@@ -27,23 +27,23 @@ class FieldsCommand:
     """Measure receptive fields of a model of neurons by position, by gradient and by white noise.
 
     Args:
-        model: a run's directory, or an exported model's; may be given as the first word.
+        model: directory of a run or an exported model; may be given as the first argument.
         out: folder for the results, which must be new or empty.
-        session: whose neurons; null where the model has one session.
-        units: ids of the neurons; null takes all of the session.
-        around: where gradients are taken: noise, grey, or the folder of the session's recording for
-            the movies of its trials.
+        session: session of the neurons; null if the model has only one.
+        units: ids of the neurons; null takes all neurons of the session.
+        around: stimuli at which gradients are computed: noise, grey, or the folder of the session's
+            recording, whose movies are used.
         against: folder of a simulated session, whose true receptive fields are compared.
-        past: seconds before a response that are looked at.
+        past: seconds before a response that receptive fields cover; above 0 and at most 10.
         check: side of the squares of white noise in pixels.
-        hold: frames that a draw of white noise is shown.
-        contrast: of white noise; 1 is from black to white.
-        frames: of white noise.
-        clips: at whose ends gradients are taken.
-        grey: level of grey, 0 to 255; null takes the mean of the training stimuli.
-        draw: units in the figure of maps and time courses.
-        seed: of white noise.
-        batch_size: clips at once.
+        hold: number of frames for which a pattern of white noise is shown.
+        contrast: contrast of white noise; 1 is the largest that fits around the grey level.
+        frames: number of frames of white noise.
+        clips: number of clips for gradients, which are computed at the last frame of each clip.
+        grey: grey level, above 0 and below 255; null takes the mean of the training stimuli.
+        draw: number of units in the figure of maps and time courses.
+        seed: seed of white noise.
+        batch_size: number of clips in a batch.
     """
 
     model: str = "runs/finetune_neural"
@@ -72,9 +72,9 @@ class FieldsCommand:
 
 
 def main() -> None:
-    """Load the model, measure, write everything at once."""
+    """Load the model, measure receptive fields, and write the results atomically."""
     config = training.parse(FieldsCommand, first="model")
-    # Imported here, since they load encoders, for which --help need not wait.
+    # Imported here to keep --help fast; these modules load encoders.
     from ssl_vivit.evaluation.chosen_units import choose_units
     from ssl_vivit.evaluation.fields.methods import by_gradient, by_noise, by_position
     from ssl_vivit.evaluation.fields.result_files import write_results
@@ -92,15 +92,15 @@ def main() -> None:
     )
     if config.hold >= lags:
         raise NeuralModelError(
-            f"--hold {config.hold} must be shorter than --past {config.past:g}, which is {lags} frames"
+            f"--hold {config.hold} must be below {lags}, the frames in --past {config.past:g}"
         )
     truth = None
     if config.against is not None:
         truth = true_fields(chosen.opened(config.against).sessions[0])
         if truth is None:
             raise SessionError(
-                f"--against {config.against} is a recording, whose true receptive fields no one "
-                "knows; give a simulated session, or leave --against out"
+                f"--against {config.against} is a recording, whose true receptive fields are "
+                "unknown; give a simulated session or omit --against"
             )
         truth = {name: values[list(chosen.places)] for name, values in truth.items()}
     clips = _clips(config, chosen, noise, 2 * lags)
@@ -122,14 +122,14 @@ def main() -> None:
 
 
 def _clips(config: FieldsCommand, chosen: ChosenUnits, noise: WhiteNoise, frames: int) -> Tensor:
-    """Clips at whose ends gradients are taken."""
+    """Return clips for gradients, which are computed at the last frame of each clip."""
     import torch
 
     from ssl_vivit.evaluation.fields.methods import clips_of_movies, clips_of_noise
 
     if config.around == "noise":
-        # Squares of reverse correlation may be as large as an encoder's tokens, which then see no
-        # contrast within them, as they hardly ever do otherwise.
+        # Squares of reverse correlation may be as large as the encoder's tubelets, which would then
+        # be uniform. This is rare in other videos, so gradients use squares of half the size.
         fine = replace(noise, check=max(1, noise.check // 2))
         return clips_of_noise(fine, config.clips, frames)
     if config.around == "grey":
@@ -144,6 +144,6 @@ def _clips(config: FieldsCommand, chosen: ChosenUnits, noise: WhiteNoise, frames
     if clips is None:
         raise SessionError(
             f"--around {config.around}: no movie has {frames} frames, twice --past {config.past:g}; "
-            "give a shorter --past"
+            "reduce --past"
         )
     return clips

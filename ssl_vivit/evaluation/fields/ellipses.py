@@ -1,4 +1,4 @@
-"""Ellipses of receptive fields from maps of their power, by adaptive second moments."""
+"""Ellipses of receptive fields, computed from power maps by adaptive second moments."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 
-# The starting weight is round, with a standard deviation of this share of the frame's height, and of
-# so many pixels of the map at least: it has to reach over the zeros between the lobes of a filter.
+# Standard deviation of the initial weight, an isotropic Gaussian: as a fraction of the map's
+# height, and its smallest value in pixels. It must bridge the zeros between the lobes of a filter.
 _START, _LEAST_START = 0.12, 1.5
 _ROUNDS, _TOLERANCE = 200, 1e-4
-# A field cannot be narrower than a pixel is wide, which has a standard deviation of 0.29 pixels.
+# Smallest standard deviation in pixels: that of a uniform distribution over one pixel.
 _NARROWEST = 0.29
-# Of the frame's longer side; what is wider is no field, but what the whole map has in common.
+# Largest standard deviation as a fraction of the map's longer side. Wider shapes are an offset of
+# the whole map, not a field.
 _WIDEST = 0.25
 
 
@@ -23,7 +24,7 @@ class Ellipses(NamedTuple):
 
     Attributes:
         centres: (n, 2), (x, y); −1 and 1 are the outer edges of the frame.
-        covariances: (n, 2, 2) in pixels².
+        covariances: (n, 2, 2), covariance of (x, y) in pixels².
     """
 
     centres: Float[np.ndarray, "n 2"]
@@ -39,7 +40,7 @@ class Ellipses(NamedTuple):
 
     @property
     def angles(self) -> Float[np.ndarray, " n"]:
-        """Direction of the major axis in degrees from 0 to below 180; 90 is vertical."""
+        """Direction of the major axis in degrees, from 0 to below 180; 90 is vertical."""
         xx, xy, yy = (self.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         return np.degrees(np.arctan2(2 * xy, xx - yy) / 2) % 180
 
@@ -57,19 +58,20 @@ class Ellipses(NamedTuple):
 
 
 def ellipses_of(power: Float[np.ndarray, "n h w"]) -> Ellipses:
-    """Return the ellipse of each unit's filter from the square of the filter.
+    """Return the ellipse of each unit's filter, given the square of the filter.
 
-    Second moments over a whole frame are mostly those of its noise. Here they are taken under a
-    Gaussian weight, which is moved and shaped until it has the moments of the map under it, times
-    two: the product of a Gaussian with itself is half as wide (adaptive moments, Bernstein & Jarvis
-    2002, Astron. J. 123:583, Section 3). The weight starts at the peak of the smoothed map. Of a
-    Gabor function the ellipse is that of its Gaussian envelope, which is √2 wider than its square.
+    Second moments over a whole frame are dominated by noise, so moments are computed under a
+    Gaussian weight. Its centre and covariance are iterated until the covariance is twice that of
+    the weighted map, because the product of a Gaussian with itself has half its variance (adaptive
+    moments, Bernstein & Jarvis 2002, Astron. J. 123:583, Section 3). The weight starts at the peak
+    of the smoothed map. For a Gabor function, whose envelope is √2 wider than the envelope of its
+    square, the result is the Gaussian envelope.
 
     Args:
-        power: maps that are 0 on average where there is no field; noise may be negative.
+        power: maps whose mean must be 0 outside the field; noise may be negative.
 
     Returns:
-        NaN for units whose weight left the map, vanished or did not settle.
+        Ellipses, with NaN for units whose iteration left the map, vanished or did not converge.
     """
     height, width = power.shape[1:]
     row, column = np.mgrid[:height, :width]
@@ -83,7 +85,7 @@ def ellipses_of(power: Float[np.ndarray, "n h w"]) -> Ellipses:
 def _adapted(
     power: Float[np.ndarray, "h w"], row: np.ndarray, column: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centre (x, y) in numbers of pixels and covariance of one map."""
+    """Return the centre (x, y), in pixel indices, and the covariance of one map."""
     unknown = np.full(2, np.nan), np.full((2, 2), np.nan)
     if not np.isfinite(power).all() or power.max() <= 0:
         return unknown
@@ -118,7 +120,7 @@ def _adapted(
 
 
 def _smoothed(power: Float[np.ndarray, "h w"], sigma: float) -> Float[np.ndarray, "h w"]:
-    """A map under a Gaussian, with the nearest pixel beyond the edge."""
+    """Smooth a map by a Gaussian; the edges are padded by their nearest pixel."""
     reach = max(1, round(2 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 0.5)) ** 2)
     kernel /= kernel.sum()

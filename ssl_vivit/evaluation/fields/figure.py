@@ -26,18 +26,18 @@ from ssl_vivit.evaluation.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Ellipses in one panel; more would hide each other.
+# Maximum number of ellipses in one panel; more would hide each other.
 _MOST = 60
 _OF_METHODS = {"position": BLACK, "gradient": BLUE, "noise": RED, "truth": GREEN}
 
 
 def draw_ellipses(fields: Mapping[str, Ellipses], frame_size: tuple[int, int], path: Path) -> None:
-    """Ellipses of one standard deviation over the frame, a panel for each method.
+    """Draw ellipses of one standard deviation over the frame, with one panel for each method.
 
     Args:
-        fields: method → ellipses of the same units, of which up to 60 are drawn, evenly spread.
+        fields: method → ellipses of the same units. At most 60 units are drawn, evenly spaced.
         frame_size: (H, W) in pixels.
-        path: of the PNG.
+        path: path of the PNG file.
     """
     height, width = frame_size
     rows = -(-len(fields) // 2)
@@ -68,18 +68,18 @@ def draw_maps(
     facts: SessionFacts,
     path: Path,
 ) -> None:
-    """Maps and time courses of some units, a row each.
+    """Draw maps and time courses of selected units, one row for each unit.
 
-    The maps are the filter by gradients at its strongest lag, and the power by white noise, or by
-    gradients where there is no noise; over both lie the ellipses of all methods.
+    The first map is the gradient's filter at its strongest lag. The second is the power by white
+    noise, or by gradients without white noise. Ellipses of all methods are drawn over both maps.
 
     Args:
         fields: method → fields of all units.
         ellipses: method → ellipses of all units.
-        names: of the units that are drawn.
-        rows: of these units.
-        facts: of the session.
-        path: of the PNG.
+        names: labels of the selected units.
+        rows: indices of the selected units.
+        facts: facts of the session.
+        path: path of the PNG file.
     """
     height, width = facts.frame_size
     cell = PAGE_WIDTH / 3
@@ -91,7 +91,7 @@ def draw_maps(
             fields["gradient"].images["filter"][row],
             fields[second].images["power"][row],
         )
-        # Squares at the edge may reach beyond the frame.
+        # Squares at the edge may extend beyond the frame.
         side = fields[second].pixel
         reach = (0, power.shape[1] * side, power.shape[0] * side, 0)
         peak = float(np.abs(filters).max()) or 1.0
@@ -128,7 +128,7 @@ def draw_maps(
 def _ellipse(
     axis: Axes, own: Ellipses, unit: int, frame_size: tuple[int, int], colour: str
 ) -> None:
-    """One ellipse in pixels; a dot where it has a centre alone."""
+    """Draw one ellipse in pixels, or a dot if only its centre is known."""
     from matplotlib.patches import Ellipse
 
     height, width = frame_size

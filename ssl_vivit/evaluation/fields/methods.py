@@ -1,4 +1,4 @@
-"""Receptive fields of a model's neurons by its readout, by gradients, and by white noise."""
+"""Receptive fields of a model's neurons by readout positions, by gradients and by white noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vivit.evaluation.fields.ellipses import Ellipses, ellipses_of
 from ssl_vivit.evaluation.fields.white_noise import NoiseFields, WhiteNoise, at_peak
 from ssl_vivit.evaluation.neurons.receptive_fields import readout_spreads, receptive_fields
 
-# Units whose gradients are in memory together.
+# Number of units whose gradients are in memory at once.
 _AT_ONCE = 16
 
 
@@ -25,11 +25,11 @@ class Fields:
     """Receptive fields of n units by one method.
 
     Attributes:
-        ellipses: where, and how large.
-        kernels: (n, lags), time course at the peak; lag 0 is the frame itself. None for a method
-            that says nothing of time.
-        images: name → (n, h, w), what the ellipses are of.
-        pixel: width of a pixel of the images in pixels of the frame.
+        ellipses: positions and sizes.
+        kernels: (n, lags), time courses at the peak; lag 0 is the current frame. None for a method
+            without time courses.
+        images: name → (n, h, w), maps from which the ellipses are computed.
+        pixel: width of a pixel of the maps, in pixels of the frame.
     """
 
     ellipses: Ellipses
@@ -39,11 +39,12 @@ class Fields:
 
 
 def by_position(chosen: ChosenUnits) -> Fields | None:
-    """Return the readout's Gaussians on the screen; None for a readout without positions.
+    """Return the readout's Gaussians in frame coordinates, or None for a readout without positions.
 
-    The Gaussian says how far positions were drawn apart in training or, with masks, over which
-    places of the map is averaged; what a place of the map itself sees is not in it. The readout of
-    a linear model has filters in place of Gaussians, so that its ellipses have no size.
+    The Gaussian is the distribution from which positions are drawn in training or, with
+    ``sampling="mask"``, the readout's spatial mask. The receptive field of a place of the map is
+    not included. The readout of a linear model has filters and no Gaussians; its ellipses have no
+    size.
     """
     centres = chosen.centres()
     if centres is None:
@@ -62,16 +63,16 @@ def by_gradient(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Fields:
-    """Gradients of rates with respect to the pixels before them.
+    """Return receptive fields from gradients of rates with respect to preceding pixels.
 
     See :func:`~ssl_vivit.evaluation.neurons.receptive_fields.receptive_fields`.
 
     Args:
         chosen: the units.
-        clips: pixels from 0 to 255; gradients are taken at the last frame of each.
-        lags: frames back, the last one included.
-        batch_size: clips at once.
-        progress: whether to show a bar.
+        clips: pixels from 0 to 255; the rate of the last frame of each clip is differentiated.
+        lags: number of frames up to the last one, which is included.
+        batch_size: number of clips in a batch.
+        progress: whether to show a progress bar.
     """
     model, session = chosen.predictor.model, chosen.facts.name
     seen = chosen.facts.standardised_video(clips)[:, None].to(next(model.parameters()))
@@ -85,7 +86,7 @@ def by_gradient(
                 seen, some, lags=lags, batch_size=batch_size,
             )  # fmt: skip
             power = found.energy.double().numpy()
-            # The first lag is the frame itself, as in white noise.
+            # Lag 0 is the current frame, as for white noise.
             own = found.filters.flip(1).numpy()
             strongest = np.square(own).sum((2, 3)).argmax(1)
             known = power.max((1, 2)) > 0
@@ -94,14 +95,14 @@ def by_gradient(
             kernels.append(np.where(known[:, None], at_peak(own, power), np.nan))
             bar.update(len(some))
     images = {"power": np.concatenate(powers), "filter": np.concatenate(filters)}
-    # In units of the peak, so that tolerances suit all units alike.
+    # In units of the peak, so that tolerances do not depend on the unit.
     peaks = images["power"].max((1, 2), keepdims=True)
     power = images["power"] / np.where(peaks > 0, peaks, 1)
     return Fields(ellipses_of(power), np.concatenate(kernels), images)
 
 
 def by_noise(found: NoiseFields, noise: WhiteNoise) -> Fields:
-    """Fields of :func:`~ssl_vivit.evaluation.fields.white_noise.reverse_correlation`."""
+    """Convert results of :func:`~ssl_vivit.evaluation.fields.white_noise.reverse_correlation`."""
     unit, lag = np.arange(len(found.linear)), np.abs(found.linear).max((2, 3)).argmax(1)
     images = {"power": found.power, "filter": found.linear[unit, lag]}
     return Fields(found.ellipses(noise), found.kernels, images, noise.check)
@@ -115,12 +116,12 @@ def clips_of_noise(noise: WhiteNoise, count: int, frames: int) -> Float[Tensor, 
 def clips_of_movies(
     videos: Sequence[np.ndarray], count: int, frames: int
 ) -> Float[Tensor, "b T H W"] | None:
-    """Clips spread over movies and time; None where no movie is as long as a clip.
+    """Cut clips evenly spaced over movies and time; return None if no movie is long enough.
 
     Args:
-        videos: (T, H, W) each.
-        count: most clips.
-        frames: of a clip.
+        videos: movies, (T, H, W) each.
+        count: maximum number of clips.
+        frames: number of frames of a clip.
     """
     long = [video for video in videos if len(video) >= frames]
     if not long:

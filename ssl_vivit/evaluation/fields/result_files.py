@@ -1,11 +1,11 @@
-"""Files of measured receptive fields.
+"""Result files of measured receptive fields.
 
 units.csv        a row for each unit and method: centre, axes and angle of the ellipse, time of the
                  kernel's peak
 fields.npz       ellipses, kernels and maps of all units as arrays
-ellipses.png     ellipses of all units over the frame, a panel for each method
+ellipses.png     ellipses of up to 60 units over the frame, a panel for each method
 fields.png       maps and time courses of some units
-agreement.json   of the methods with each other and with the truth
+agreement.json   agreement of the methods with each other and with the true fields
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def write_results(
     *,
     draw: int,
 ) -> list[str]:
-    """Write all files; return lines that say what was found.
+    """Write all files and return a summary as lines of text.
 
     Args:
         folder: an empty folder.
-        fields: method → fields of the same units.
-        facts: of the session.
-        unit_ids: of the units.
+        fields: method → fields; all methods must have the same units.
+        facts: facts of the session.
+        unit_ids: ids of the units.
         truth: tensors of a simulated session for these units, or None.
-        draw: units in the figure of maps: those of the largest gradients.
+        draw: number of units in the figure of maps; those with the largest gradients are drawn.
     """
     ellipses = {name: each.ellipses for name, each in fields.items()}
     shown = ellipses if truth is None else {**ellipses, "truth": true_ellipses(truth)}
     agreed = compare(shown, facts.frame_size)
     found: dict[str, Any] = {"ellipses": agreed}
     told = _lines(agreed)
-    # Calcium is slower than the neurons' own kernels.
+    # Calcium responses are slower than the neurons' true kernels, so only spikes are compared.
     if truth is not None and facts.kind == "spikes":
         found["kernels"] = {}
         for name, each in fields.items():
@@ -60,7 +60,7 @@ def write_results(
                 median = float(np.median(rs)) if len(rs) else math.nan
                 found["kernels"][name] = {"units": len(rs), "median": median}
                 told.append(
-                    f"time courses by {name}: median r = {median:.3f} with the truth over "
+                    f"time courses by {name}: median r = {median:.3f} with the true kernels over "
                     f"{len(rs)} units"
                 )
     write_csv(folder / "units.csv", _table(fields, facts, unit_ids))

@@ -19,29 +19,28 @@ from ssl_vivit.evaluation.fields.ellipses import Ellipses, ellipses_of
 Predict = Callable[[Float[Tensor, "b T H W"]], Float[Tensor, "b T N"]]
 """Pixels from 0 to 255 → rates of all neurons in every frame."""
 
-# Standard deviations of chance. Among some thousand correlations of a unit without a field one is
-# as large in one unit of 500.
+# Smallest significant correlation, in standard deviations of chance. Of 500 units without a field,
+# each with several thousand correlations, one unit exceeds it.
 _SIGNIFICANT = 5.0
 
 
 @dataclass(frozen=True)
 class WhiteNoise:
-    """Squares that are black, grey or white, each with a third of the chances, drawn anew.
+    """White noise of squares that are black, grey or white with equal probability.
 
-    Three levels and not two, so that the square of the contrast varies, too: complex cells follow
-    that.
+    With three levels the squared contrast also varies, which drives complex cells.
 
     Args:
         frame_size: (H, W) in pixels.
-        check: side of a square in pixels.
-        hold: frames that a draw is shown.
-        contrast: amplitude as a share of the largest that fits around the grey level.
-        grey: level of the background.
-        seed: of the draws.
+        check: side of a square in pixels; at most half of the frame's shorter side.
+        hold: number of frames for which a pattern is shown; at least 1.
+        contrast: amplitude as a fraction of the largest that fits around the grey level; must be
+            above 0 and at most 1.
+        grey: grey level of the background.
+        seed: seed of the patterns.
 
     Raises:
-        NeuralModelError: for squares that do not fit the frame, and a contrast that pixels cannot
-            show.
+        NeuralModelError: if ``check``, ``hold`` or ``contrast`` is out of range.
     """
 
     frame_size: tuple[int, int]
@@ -59,24 +58,24 @@ class WhiteNoise:
             )
         if self.hold < 1 or not 0 < self.contrast <= 1:
             raise NeuralModelError(
-                f"--hold {self.hold} must be at least 1 frame and --contrast {self.contrast:g} above "
-                "0 and at most 1"
+                f"--hold {self.hold} must be at least 1 frame, and --contrast {self.contrast:g} "
+                "must be above 0 and at most 1"
             )
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of squares; those at the lower and the right edge may be cut off."""
+        """Rows and columns of squares; the last row and column may extend beyond the frame."""
         height, width = (-(-side // self.check) for side in self.frame_size)
         return height, width
 
     def draws(self, clip: int, frames: int) -> Int8[np.ndarray, "T rows columns"]:
-        """−1, 0 or 1 of each square in each frame of a clip."""
+        """Draw −1, 0 or 1 for each square in each frame of a clip."""
         draw = named_generator(self.seed, "white noise", clip)
         fresh = draw.integers(-1, 2, (-(-frames // self.hold), *self.grid), dtype=np.int8)
         return np.repeat(fresh, self.hold, 0)[:frames]
 
     def pixels(self, draws: Int8[np.ndarray, "T rows columns"]) -> Float[Tensor, "T H W"]:
-        """Pixels from 0 to 255."""
+        """Convert patterns of −1, 0 and 1 to pixels from 0 to 255."""
         amplitude = self.contrast * min(self.grey, 255 - self.grey)
         fine = repeat(torch.from_numpy(draws), "t h w -> t (h i) (w j)", i=self.check, j=self.check)
         height, width = self.frame_size
@@ -85,18 +84,18 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class NoiseFields:
-    """Correlations of rates with white noise, in standard deviations of what chance gives.
+    """Correlations of rates with white noise, in standard deviations of chance correlations.
 
-    Chance is measured: no rate of a causal model follows what is shown after it, so correlations
-    with later frames are those of chance alone.
+    Rates of a causal model do not depend on later frames. The correlations with later frames
+    therefore measure chance.
 
     Attributes:
-        linear: (n, lags, rows, columns), of the rate with the contrast so many frames before it;
-            lag 0 is the frame itself. For a linear unit its filter.
-        squared: (n, lags, rows, columns), of the rate with the squared contrast; for a unit that
-            responds to contrast of either sign its envelope.
-        threshold: (n, 2), what a correlation must exceed to be significant in ``linear`` and in
-            ``squared``: 5, and every correlation with later frames.
+        linear: (n, lags, rows, columns), correlations of the rate with the contrast at each lag;
+            lag 0 is the current frame. Proportional to the filter of a linear unit.
+        squared: (n, lags, rows, columns), correlations of the rate with the squared contrast.
+            Proportional to the envelope of a unit that responds to contrast of either sign.
+        threshold: (n, 2), smallest significant correlation in ``linear`` and ``squared``: the
+            largest correlation with later frames, but at least 5.
     """
 
     linear: Float[np.ndarray, "n lags rows columns"]
@@ -105,27 +104,27 @@ class NoiseFields:
 
     @property
     def above(self) -> Float[np.ndarray, "n 2"]:
-        """Largest values of ``linear`` (of either sign) and ``squared`` in units of the threshold."""
+        """Largest absolute value of ``linear`` and largest of ``squared``, divided by threshold."""
         peaks = [np.abs(self.linear).max((1, 2, 3)), self.squared.max((1, 2, 3))]
         return np.stack(peaks, 1) / self.threshold
 
     @property
     def significant(self) -> Bool[np.ndarray, " n"]:
-        """Units with a significant correlation."""
+        """Whether each unit has a significant correlation."""
         return np.asarray((self.above > 1).any(1))
 
     @property
     def is_linear(self) -> Bool[np.ndarray, " n"]:
-        """Units whose correlation with the contrast itself rises further above chance."""
+        """Whether ``above`` of each unit is at least as large for ``linear`` as for ``squared``."""
         return np.asarray(self.above[:, 0] >= self.above[:, 1])
 
     @property
     def power(self) -> Float[np.ndarray, "n rows columns"]:
-        """Power of the field in each square above that of chance.
+        """Power of the receptive field in each square, minus the power expected by chance.
 
-        From the squares of ``linear`` or from ``squared``, whichever is further above chance; both
-        are in proportion to the square of the filter. Summed over the lags with a significant
-        correlation somewhere, or the one with the largest.
+        The power is the square of ``linear`` if :attr:`is_linear`, and ``squared`` otherwise; both
+        are proportional to the square of the filter. It is summed over lags with a significant
+        correlation. Without any, the lag with the largest correlation is used.
         """
         linear = self.is_linear[:, None, None, None]
         maps = np.where(linear, np.square(self.linear) - 1, self.squared)
@@ -136,14 +135,14 @@ class NoiseFields:
 
     @property
     def kernels(self) -> Float[np.ndarray, "n lags"]:
-        """Time courses at the peaks of ``power``; NaN for units without a significant one."""
+        """Time courses at the peaks of ``power``; NaN for units without significant ones."""
         maps = np.where(self.is_linear[:, None, None, None], self.linear, self.squared)
         return np.where(self.significant[:, None], at_peak(maps, self.power), np.nan)
 
     def ellipses(self, noise: WhiteNoise) -> Ellipses:
-        """Fields of the units with a significant correlation."""
+        """Return ellipses; NaN for units without significant correlations."""
         height, width = noise.frame_size
-        # In pixels of the frame: a field may be narrower than a square.
+        # Upsampled to pixels of the frame, since a field may be narrower than a square.
         fine = self.power.repeat(noise.check, 1).repeat(noise.check, 2)[:, :height, :width]
         return ellipses_of(fine).masked(self.significant)
 
@@ -168,29 +167,29 @@ def reverse_correlation(
     batch_size: int = 8,
     progress: bool = False,
 ) -> NoiseFields:
-    """Correlate rates with the noise before them.
+    """Correlate rates with preceding white noise.
 
-    With rates in the place of spikes this is the spike-triggered average (Chichilnisky 2001,
-    Network 12:199), without the noise of spiking.
+    This is the spike-triggered average (Chichilnisky 2001, Network 12:199) with rates in place of
+    spikes, and thus without spiking noise.
 
     Args:
         predict: the model.
-        noise: what is shown.
-        units: places of the neurons among those that are predicted.
-        lags: frames back, the frame itself included.
-        frames: to show, in clips; the first and the last ``lags`` of a clip are not correlated.
-        clip: frames of a clip.
-        batch_size: clips at once.
-        progress: whether to show a bar.
+        noise: the white noise.
+        units: indices of the units among the neurons that ``predict`` returns.
+        lags: number of lags; lag 0 is the current frame.
+        frames: number of frames, rounded up to whole clips. Rates in the first and the last
+            ``lags`` frames of a clip are not used.
+        clip: number of frames of a clip; must be above twice ``lags``.
+        batch_size: number of clips in a batch.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for clips that are not longer than twice the lags, or draws that are held as long
-            as the lags.
+        ValueError: if ``clip`` is not above twice ``lags``, or ``noise.hold`` not below ``lags``.
     """
     if clip <= 2 * lags or noise.hold >= lags:
         raise ValueError(
-            f"clips of {clip} frames must be longer than twice {lags} lags, and draws held shorter "
-            f"than these, not for {noise.hold} frames"
+            f"clip {clip} must be above twice lags {lags}, and noise.hold must be below lags, "
+            f"not {noise.hold}"
         )
     count = -(-frames // clip)
     own = torch.as_tensor(units)
@@ -207,18 +206,18 @@ def reverse_correlation(
 
 
 class _Sums:
-    """Sums of products of rates with the noise before them and, as a control, after them."""
+    """Sums of products of rates with preceding noise and, as a control, with later noise."""
 
     def __init__(self, units: int, lags: int, noise: WhiteNoise) -> None:
         self.lags, self.noise, self.frames = lags, noise, 0
-        # Of contrast and squared contrast; lags from −lags to lags − 1.
+        # First axis: contrast, squared contrast. Lag axis: −lags to lags − 1.
         places = noise.grid[0] * noise.grid[1]
         self.products = torch.zeros(2, units, 2 * lags, places, dtype=torch.float64)
         self.shown = torch.zeros(2, 2 * lags, places, dtype=torch.float64)
         self.rates = torch.zeros(units, dtype=torch.float64)
 
     def add(self, rates: Float[Tensor, "T n"], draws: Float[Tensor, "T rows columns"]) -> None:
-        """Count a clip in."""
+        """Add the products of one clip."""
         first, last = self.lags, len(rates) - self.lags
         own = rates[first:last]
         self.frames += len(own)
@@ -232,10 +231,10 @@ class _Sums:
                 self.shown[kind, place] += seen.sum(0)
 
     def fields(self) -> NoiseFields:
-        """The correlations."""
+        """Return the correlations."""
         mean = self.rates[:, None, None] / self.frames
         covariance = (self.products - mean * self.shown[:, None]) / self.frames
-        # While a draw is held, the frames that follow show what the present frame does.
+        # While a pattern is held, the next frames equal the current one and are no control.
         later = covariance[:, :, : self.lags - self.noise.hold + 1]
         chance = later.square().mean((2, 3)).sqrt().clamp(min=1e-12)
         maps = rearrange(

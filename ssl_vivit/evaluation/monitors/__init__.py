@@ -1,1 +1,1 @@
-"""Jobs that watch a training run: curves, figures, probes, early warnings."""
+"""Monitors of a training run: curves, figures, probes, warnings of collapse."""

@@ -1,4 +1,4 @@
-"""Collapse of features: measures of their spread over videos, and a warning."""
+"""Detection of collapsed features: measures of their spread over videos, and a warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_vivit.training import Moment
 
 STD, RANK = "val/feature_std", "val/effective_rank"
 
-# Below both, and below half of where the run began, features say next to nothing of a video.
+# Features have collapsed if a measure is below its limit and below half of its value at the start.
 _LITTLE_STD = 0.02
 _LITTLE_RANK = 2.0
 
@@ -23,14 +23,17 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
     """Measure the spread of features of length 1.
 
     Args:
-        features: of n ≥ 2 videos, (n, views, d) with any number of views.
+        features: features of n ≥ 2 videos, (n, views, d).
 
     Returns:
-        ``val/feature_std``, the standard deviation over videos times √d: 1 where features spread
-        evenly over all directions, 0 where they are all the same (Chen & He 2021, Sec. 4.1);
-        ``val/effective_rank``, of how many directions their differences make use;
-        ``val/uniformity`` of the first two views, or of the one, and with two or more
-        ``val/alignment`` of the first two (Wang & Isola 2020).
+        A dictionary of measures.
+
+        - ``val/feature_std``: standard deviation over videos times √d; 1 if features are spread
+          evenly over all directions, 0 if they are equal (Chen & He 2021, Sec. 4.1)
+        - ``val/effective_rank``: effective number of directions in which features differ
+        - ``val/uniformity``: uniformity of the first two views, or of the only view (Wang & Isola
+          2020)
+        - ``val/alignment``: alignment of the first two views, if there are two or more
     """
     unit = F.normalize(features.double(), dim=-1)
     first = unit[:, 0]
@@ -46,13 +49,12 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
 
 
 def warn_of_collapse(numbers: dict[str, float], moment: Moment) -> None:
-    """Print a line above the progress bar where features collapse.
+    """Print a warning above the progress bar if features collapse.
 
-    While the learning rate rises, features of different videos come close and part again; nothing
-    is said then.
+    There is no warning during warm-up, when features may become similar for a while.
 
     Args:
-        numbers: of :func:`feature_geometry`, now.
+        numbers: current result of :func:`feature_geometry`.
         moment: the state of the run.
     """
     if moment.warming_up:
@@ -63,22 +65,22 @@ def warn_of_collapse(numbers: dict[str, float], moment: Moment) -> None:
 
 
 def collapse_warning(numbers: dict[str, float], run_dir: Path, step: int) -> str | None:
-    """Return a line if features collapse, else None.
+    """Return a warning if features collapse, else None.
 
     Args:
-        numbers: of :func:`feature_geometry`, now.
-        run_dir: the run, whose first measurement is what features began with.
-        step: optimisation steps done.
+        numbers: current result of :func:`feature_geometry`.
+        run_dir: directory of the run, whose first measurement is the reference.
+        step: number of optimisation steps so far.
     """
     for name, little, what in (
-        (STD, _LITTLE_STD, "features of all videos are nearly the same"),
-        (RANK, _LITTLE_RANK, "features of different videos differ along one direction alone"),
+        (STD, _LITTLE_STD, "features of all videos are nearly equal"),
+        (RANK, _LITTLE_RANK, "features of different videos differ only along one direction"),
     ):
         logged = first_and_last(run_dir, name)
         if logged is not None and numbers[name] < min(little, logged[0] / 2):
             return (
                 f"collapse at step {step}: {what} ({name} {numbers[name]:.3g}, {logged[0]:.3g} at "
                 "the start); lower the learning rate, lengthen the warm-up or change the "
-                "augmentation, and begin again"
+                "augmentation, and restart"
             )
     return None

@@ -1,6 +1,6 @@
-"""Settings of the monitors: how often and on how much they measure beside training.
+"""Settings of the monitors, which evaluate a model during training.
 
-Nothing heavy is imported, so that --help does not wait.
+This module imports no slow modules, to keep --help fast.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ssl_vivit.settings import check_least
 
 @dataclass
 class EvaluationConfig:
-    """Settings of the evaluation on held-out videos beside training.
+    """Settings of the evaluation on held-out videos during training.
 
     Args:
         every: steps between evaluations; there is one before the first step and one at the end.
-        videos: how many held-out videos take part at most.
-        batch_size: videos that the encoder sees at once.
+        videos: maximum number of held-out videos.
+        batch_size: number of videos in a batch.
     """
 
     every: int = 1000
@@ -30,13 +30,13 @@ class EvaluationConfig:
 
 @dataclass
 class OnlineProbeConfig:
-    """Settings of probes beside training, on features that the objective trains, without gradient.
+    """Settings of probes during training, on detached features of the objective.
 
     Args:
         every: steps between probes; 0 turns them off. The videos need CLEVRER's annotations.
-        train_videos: training videos that a probe learns from, at most.
-        test_videos: held-out videos that it is tested on, at most.
-        batch_size: clips that the encoder sees at once.
+        train_videos: maximum number of training videos for fitting a probe.
+        test_videos: maximum number of held-out videos for testing a probe.
+        batch_size: number of videos in a batch.
     """
 
     every: int = 0
@@ -50,15 +50,15 @@ class OnlineProbeConfig:
 
 @dataclass(frozen=True)
 class NeuralEvaluationConfig:
-    """Settings of the evaluation beside training, and at its end.
+    """Settings of the evaluation during training and at its end.
 
     Args:
         every: steps between evaluations on the validation trials; there is one before the first
             step and one at the end.
-        batch_size: trials that the model sees at once.
-        keep_best: the run's model is the one that did best on the validation trials, by
-            bits per spike (correlation where responses are no counts), instead of the last one.
-        fields: neurons whose receptive fields are drawn; 0 leaves the figure out.
+        batch_size: number of trials in a batch.
+        keep_best: keep the model with the best score on validation trials instead of the last
+            model. The score is bits per spike, or correlation if responses are not spikes.
+        fields: number of neurons whose receptive fields are drawn; 0 omits the figure.
     """
 
     every: int = 500

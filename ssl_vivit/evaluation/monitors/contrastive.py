@@ -1,4 +1,4 @@
-"""Monitor of contrastive pretraining: retrieval, figures, and the table at its end."""
+"""Monitor of contrastive pretraining: retrieval, figures, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHOWN = 6
 class ContrastiveEvaluation:
     """Retrieval of the positive view on held-out videos, and the figures of a run.
 
-    Retrieval uses views augmented as in training, drawn once for all: which other clip is nearest?
-    Neighbours are shown for clips without augmentation.
+    Retrieval uses views augmented as in training, which are equal in all evaluations. The figure of
+    nearest neighbours uses clips without augmentation.
 
     Args:
-        config: how often and how much.
+        config: settings of the evaluation.
         clips: training and held-out videos.
     """
 
@@ -49,11 +49,11 @@ class ContrastiveEvaluation:
             )
 
     def periodic(self) -> Periodic:
-        """The evaluation as a job of the training loop."""
+        """Return the evaluation as a periodic job of the training loop."""
         return Periodic(self.config.every, self, at_start=True)
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Measure and draw; every process measures, the main one draws."""
+        """Measure on all processes, and draw on the main process; return the metrics."""
         drawing = moment.accelerator.is_main_process
         figures = moment.run_dir / "figures"
         if moment.step == 0 and drawing:
@@ -74,7 +74,7 @@ class ContrastiveEvaluation:
                 path = figures / f"nearest_neighbours_step_{moment.step:08d}.png"
                 nearest_neighbours(plain, self.mean, self.std, path)
         if drawing:
-            # The loop writes this moment's numbers when they are returned, after the drawing.
+            # The loop writes the current metrics only after this function returns them.
             logged = read_metrics(moment.run_dir / "metrics.jsonl")
             learning_curves([*logged, {"step": moment.step, **numbers}], figures / "curves.png")
         return numbers
@@ -89,7 +89,7 @@ class ContrastiveEvaluation:
         return ViewFeatures(rows["features"], keys, rows["middle_frames"], rows["frame_numbers"])
 
     def summary(self, run_dir: Path) -> str:
-        """A table of what the run made: encoder, retrieval before and after, speed, how to load."""
+        """Return the run's summary, with retrieval before and after training."""
         measured = {}
         retrieval = first_and_last(run_dir, RETRIEVAL)
         if retrieval is not None and self.augmented is not None:

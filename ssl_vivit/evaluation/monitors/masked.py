@@ -1,4 +1,4 @@
-"""Monitor of masked pretraining: errors on hidden tubelets of held-out videos, figures."""
+"""Monitor of masked pretraining: errors on hidden tubelets of held-out videos, and figures."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _SHOWN = 4
 
 
 class MaskedEvaluation:
-    """Error on hidden tubelets of held-out videos, with fixed masks, and figures.
+    """Errors on hidden tubelets of held-out videos, with fixed masks, and figures.
 
-    ``val/copy_error`` is that of the nearest visible tubelet in their place,
+    ``val/error`` is the error of the prediction. Three reference predictions of a hidden tubelet
+    are compared: ``val/copy_error`` is the error of the nearest visible tubelet,
     ``val/interpolation_error`` that of a mean of the nearest visible tubelets, and
-    ``val/mean_error`` that of each hidden tubelet's own mean colour, an oracle.
+    ``val/mean_error`` that of the hidden tubelet's own mean colour, an oracle.
 
     Args:
-        config: how often and how much.
-        clips: training and held-out videos; without held-out ones only curves are drawn.
+        config: settings of the evaluation.
+        clips: training and held-out videos; without held-out videos only curves are drawn.
     """
 
     def __init__(self, config: EvaluationConfig, clips: Clips) -> None:
@@ -44,11 +45,11 @@ class MaskedEvaluation:
             )
 
     def periodic(self) -> Periodic:
-        """The evaluation as a job of the training loop."""
+        """Return the evaluation as a periodic job of the training loop."""
         return Periodic(self.config.every, self, at_start=True)
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Measure and draw; every process measures, the main one draws."""
+        """Measure on all processes, and draw on the main process; return the metrics."""
         numbers = {} if self.clips is None else self._measured(moment)
         if moment.accelerator.is_main_process:
             logged = read_metrics(moment.run_dir / "metrics.jsonl")
@@ -76,14 +77,14 @@ class MaskedEvaluation:
         geometry = feature_geometry(features) if len(features) > 1 else {}
         names = (ERROR, COPY_ERROR, INTERPOLATION_ERROR, MEAN_ERROR)
         means = {name: found[name.removeprefix("val/")].mean().item() for name in names}
-        # Class tokens of Model 2 lie close together for the first hundreds of steps, while the
-        # tokens already predict hidden pixels: that is no collapse.
+        # In the first hundreds of steps, class tokens of Model 2 are similar although the tokens
+        # already predict hidden pixels. This is not a collapse.
         if geometry and means[ERROR] > means[COPY_ERROR]:
             warn_of_collapse(geometry, moment)
         return means | geometry
 
     def _draw(self, batch: dict[str, Any], moment: Moment) -> None:
-        """Draw some clips as they are, masked and reconstructed; all processes compute them."""
+        """Draw some clips: original, masked and reconstructed. Must be called on all processes."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             shown = moment.call("reconstruct", batch["clips"][:_SHOWN, 0])
@@ -93,7 +94,7 @@ class MaskedEvaluation:
             reconstructions(shown.cpu(), batch["key"][:_SHOWN], numbers, path)
 
     def summary(self, run_dir: Path) -> str:
-        """A table of what the run made."""
+        """Return the run's summary, with errors before and after training."""
         measured = {}
         names = (ERROR, COPY_ERROR, INTERPOLATION_ERROR, MEAN_ERROR)
         error, copied, between, mean = (first_and_last(run_dir, name) for name in names)

@@ -1,4 +1,4 @@
-"""Monitor of a model of neurons in training: scores on validation trials, the best model."""
+"""Monitor of a model of neurons during training: validation scores, and the best model."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.processes import Host
 from ssl_vivit.training.tracking import read_metrics
 
-# Before curves are drawn again, so many times as long as the last drawing took; drawing takes longer
-# than many steps of a small model.
+# Smallest time between drawings of curves, in multiples of the duration of the last drawing, which
+# is longer than many steps of a small model.
 LEAST_WAIT = 20.0
 
 
 class NeuralEvaluation:
-    """Scores of whole validation trials every so often, curves, and the best model so far.
+    """Periodic scores on whole validation trials, curves, and storage of the best model.
 
     Args:
-        config: how often.
-        sessions: what is trained on and scored.
-        tuning: how long to go on without a better model.
-        watch: called with the moment and the score that decides which model is best, after each
-            evaluation; it may end the run by ``moment.end``.
+        config: settings of the evaluation.
+        sessions: sessions for training and validation.
+        tuning: settings with ``patience``, the number of evaluations without improvement after
+            which the run ends.
+        watch: function called after each evaluation with the state of the run and the score that
+            selects the best model. It may end the run by ``moment.end``.
 
     Raises:
-        ValueError: for ``tuning.patience`` where no best model is kept.
+        ValueError: if ``tuning.patience`` is set without ``config.keep_best`` or without validation
+            trials.
     """
 
     def __init__(
@@ -51,13 +53,13 @@ class NeuralEvaluation:
         self.tuning = tuning or TuningConfig()
         if self.tuning.patience is not None and not config.keep_best:
             raise ValueError(
-                f"tuning.patience {self.tuning.patience} ends a run with its best model, and "
-                "evaluation.keep_best is false; leave one of them out"
+                f"tuning.patience {self.tuning.patience} needs the best model, but "
+                "evaluation.keep_best is false; set it to true, or omit tuning.patience"
             )
         if self.tuning.patience is not None and sessions.validation is None:
             raise ValueError(
-                f"tuning.patience {self.tuning.patience} needs validation trials, and the sessions "
-                "have none; raise data.validation_share, or leave patience out"
+                f"tuning.patience {self.tuning.patience} needs validation trials, but the sessions "
+                "have none; raise data.validation_share, or omit tuning.patience"
             )
         self.ceiling: NeuralScores | None = None
         if sessions.validation is not None:
@@ -67,13 +69,13 @@ class NeuralEvaluation:
         self._draw_again = -math.inf
 
     def periodic(self) -> list[Periodic]:
-        """The evaluation as a job of the training loop; none without validation trials."""
+        """Return the evaluation as a job of the training loop; empty without validation trials."""
         if self.sessions.validation is None:
             return []
         return [Periodic(self.config.every, self, at_start=True, on_bar=(self.best.criterion,))]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Score, keep the model if it is the best, draw curves once in a while."""
+        """Score the model, store it if it is the best, and draw curves; return the metrics."""
         assert self.sessions.validation is not None
         self._host = self._host or Host()
 
@@ -92,14 +94,15 @@ class NeuralEvaluation:
         if self.watch is not None and self.best.criterion in numbers:
             self.watch(moment, numbers[self.best.criterion])
         if moment.accelerator.is_main_process and monotonic() >= self._draw_again:
-            # The loop writes this moment's numbers when they are returned, after the drawing.
+            # The loop writes the current metrics only after this function returns them.
             self.draw_curves(moment.run_dir, {"step": moment.step, **numbers})
         return numbers
 
     def _end_without_progress(self, moment: Moment, patience: int) -> None:
         assert self._host is not None
         best = self._host.from_main(lambda: best_score(moment.run_dir))
-        # Counted from what is on disk, so that a run which is continued ends at the same step.
+        # Counted from the stored score, so that a resumed run ends at the step at which an
+        # uninterrupted run would end.
         since = max(0 if best is None else best["step"], self.tuning.readout_steps)
         waited = moment.step // self.config.every - since // self.config.every
         if waited >= patience:
@@ -115,11 +118,11 @@ class NeuralEvaluation:
             )
 
     def draw_curves(self, run_dir: Path, *newest: dict[str, float]) -> None:
-        """Draw ``figures/curves.png`` of the run's metrics.
+        """Draw the run's metrics to ``figures/curves.png``.
 
         Args:
             run_dir: the run's directory.
-            newest: lines of metrics that are not in ``metrics.jsonl`` yet.
+            newest: lines of metrics that are not yet in ``metrics.jsonl``.
         """
         begun = monotonic()
         ceiling = {} if self.ceiling is None else self.ceiling.compute()

@@ -1,4 +1,4 @@
-"""Probes on CLEVRER's labels beside pretraining."""
+"""Probes on CLEVRER's labels during pretraining."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAMES = tuple(target.name for target in CLEVRER_TARGETS)
 
 
 class OnlineProbe:
-    """Nearest neighbours and ridge regression on one plain clip of each video.
+    """Nearest neighbours and ridge regression on one clip of each video, without augmentation.
 
-    Logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``, ``presence`` on the progress bar; see
-    :func:`ssl_vivit.evaluation.probes.scores.score` for the figures. ``probe/chance_TARGET`` is
-    what predictions that know nothing reach.
+    Scores are logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``; see
+    :func:`ssl_vivit.evaluation.probes.scores.score`. The progress bar shows those of ``presence``.
+    ``probe/chance_TARGET`` is the chance level.
 
     Args:
-        config: how often and how much.
+        config: settings of the probes.
         clips: training and held-out videos.
 
     Raises:
@@ -60,13 +60,13 @@ class OnlineProbe:
         )
 
     def periodic(self) -> list[Periodic]:
-        """The probe as a job of the training loop; none where it is turned off."""
+        """Return the probe as a job of the training loop; empty if the probe is turned off."""
         if not self.config.every:
             return []
         return [Periodic(self.config.every, self, at_start=True, on_bar=_ON_BAR)]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Probe the encoder; each process measures a part of the videos and gets all numbers."""
+        """Probe the encoder; features are computed on all processes. Return the metrics."""
         train, test = (self._features(part, moment) for part in (self.train, self.test))
         found = {kind: probe(*train, *test, kind=kind) for kind in get_args(ProbeKind)}
         found["chance"] = chances(test[1], train[1], CLEVRER_TARGETS)

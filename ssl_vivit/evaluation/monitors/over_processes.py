@@ -1,4 +1,4 @@
-"""Held-out videos measured by all processes of a run, each a part of them."""
+"""Measurement of videos that are divided among the processes of a run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ def measure_videos(
     moment: Moment,
     measure: Callable[[dict[str, Any]], dict[str, Tensor]],
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Measure each video on one of the processes.
+    """Measure each video on one of the processes, and gather the results on all processes.
 
     Args:
         clips: the videos.
-        batch_size: videos at once.
-        moment: of the run.
-        measure: a batch → name → (b, …) tensor, a row for each of its videos. It is called equally
-            often on all processes, since sharded weights need that; a result may be left out.
+        batch_size: number of videos in a batch.
+        moment: the state of the run.
+        measure: function from a batch to name → tensor (b, …) with a row for each video. It is
+            called equally often on all processes, which sharded weights require. Results of
+            additional calls are discarded.
 
     Returns:
-        Names of the videos that decode, in the order of ``clips``, and name → their rows, on the
-        CPU. All processes get them.
+        Names of the videos that could be decoded, in the order of ``clips``, and name → rows of
+        these videos, on the CPU.
     """
     host, device = moment.host, moment.accelerator.device
     found: list[dict[str, Tensor]] = []

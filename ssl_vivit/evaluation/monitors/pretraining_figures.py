@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ssl_vivit.objectives.masked_tubelets import Reconstruction
 
 RESCALED = (
-    "predicted: the structure of each hidden tubelet alone; the prediction was given the true "
-    "mean and spread of its colours. "
+    "predicted: only the structure of hidden tubelets is predicted; mean and standard deviation "
+    "are those of the true tubelets. "
 )
 ERROR_SCALE = (
     "error: absolute difference of clip and predicted, from 0 (black) to half of the pixel range "
@@ -41,13 +41,13 @@ _PANELS = {
     "spread of features": ["val/feature_std"],
     "linear probe": [f"probe/linear_{target.name}" for target in CLEVRER_TARGETS],
 }
-# Metric → what its curve is called, where its key does not tell.
+# Metric → label of its curve, if it is not the metric's name.
 _NAMED = {
     "val/copy_error": "nearest visible tubelet (val/copy_error)",
     "val/interpolation_error": "mean of nearest visible (val/interpolation_error)",
     "val/mean_error": "own mean colour, an oracle (val/mean_error)",
 }
-# Metric → metric that holds what random features, or predictions that know nothing, reach.
+# Metric → metric with its chance level.
 _CHANCE = {
     "train/top1": "train/top1_chance",
     "val/retrieval_top1": "val/retrieval_chance",
@@ -56,10 +56,10 @@ _CHANCE = {
 
 
 def learning_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write loss, learning rate and, where they were measured, accuracies over steps.
+    """Draw loss, learning rate and other known metrics of pretraining over steps.
 
-    Losses and errors that fall to a thirtieth or less are drawn on a logarithmic axis. Accuracies
-    have a dotted line at the last known value of their chance level.
+    Losses and errors are drawn on a logarithmic axis if they range over a factor of 30 or more.
+    Dotted lines mark the chance levels of accuracies.
     """
     panels = {
         title: {name: _NAMED.get(name, name) for name in names} for title, names in _PANELS.items()
@@ -84,16 +84,16 @@ def view_pairs(
     videos: int = 6,
     frames: int = 4,
 ) -> None:
-    """Write augmented views as the encoder gets them: a row a video, its views side by side.
+    """Draw augmented views as the encoder gets them, with one row per video.
 
     Args:
-        clips: views, normalised.
+        clips: normalised views.
         keys: names of the videos.
-        numbers: of the views' frames in their videos.
-        mean, std: by which pixels were normalised.
-        path: of the PNG.
-        videos: rows.
-        frames: frames shown of each view.
+        numbers: frame numbers of the views in their videos.
+        mean, std: statistics with which pixels were normalised.
+        path: path of the PNG file.
+        videos: maximum number of videos.
+        frames: maximum number of frames shown of each view.
     """
     videos, views, total = min(videos, len(clips)), clips.shape[1], clips.shape[3]
     times = torch.linspace(0, total - 1, min(frames, total)).round().long()
@@ -117,7 +117,7 @@ def nearest_neighbours(
     queries: int = 6,
     neighbours: int = 5,
 ) -> None:
-    """Write query clips (left) and the clips of other videos that the encoder puts closest to them.
+    """Draw query clips (left) and the clips of other videos with the most similar features.
 
     A clip is shown by its middle frame, with the frame's number in the video and the cosine
     similarity to the query.
@@ -140,31 +140,31 @@ def nearest_neighbours(
 
 
 def _shortened(key: str) -> str:
-    """The end of a name, which fits above an image."""
+    """Shorten a name to its last characters, to fit above an image."""
     return key if len(key) <= 18 else f"…{key[-17:]}"
 
 
 def reconstructions(
     found: Reconstruction, keys: Sequence[str], numbers: Int[Tensor, "b T"], path: Path
 ) -> None:
-    """Write :func:`reconstruction_sheet` as PNG."""
+    """Write :func:`reconstruction_sheet` as a PNG file."""
     save(reconstruction_sheet(found, keys, numbers), path)
 
 
 def reconstruction_sheet(
     found: Reconstruction, keys: Sequence[str], numbers: Int[Tensor, "b T"], frames: int = 6
 ) -> Figure:
-    """A sheet of reconstructions: four rows a clip, frames from left to right.
+    """Draw reconstructions in four rows per clip: clip, visible part, prediction and error.
 
-    Visible tubelets are pasted into the prediction. Where targets are normalised, a predicted
-    tubelet has the mean and the spread of the one that it stands for, and the caption says so.
-    Errors are absolute, from black (0) to white (0.5 of the pixel range).
+    The prediction shows visible tubelets unchanged. If targets are normalised, predicted tubelets
+    are shown with the mean and standard deviation of the true tubelets, which the caption states.
+    Errors are absolute differences, from black (0) to white (0.5 of the pixel range).
 
     Args:
         found: clips and predictions, pixels in [0, 1].
-        keys: the clips' names.
-        numbers: of the clips' frames in their videos.
-        frames: frames shown of each clip.
+        keys: names of the clips.
+        numbers: frame numbers of the clips in their videos.
+        frames: maximum number of frames shown of each clip.
     """
     total = found.video.shape[2]
     times = torch.linspace(0, total - 1, min(frames, total)).round().long()
@@ -188,7 +188,7 @@ def reconstruction_sheet(
 
 
 def upsampled(hidden: Bool[Tensor, "b t h w"], shape: Sequence[int]) -> Bool[Tensor, "b T H W"]:
-    """Return a mask of the hidden pixels of a clip of this shape (b, c, T, H, W)."""
+    """Return the mask of hidden pixels for clips of ``shape`` (b, c, T, H, W)."""
     for axis, length in enumerate(shape[2:], start=1):
         hidden = hidden.repeat_interleave(length // hidden.shape[axis], axis)
     return hidden

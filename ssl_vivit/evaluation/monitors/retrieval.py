@@ -1,4 +1,4 @@
-"""Retrieval of the other view of a video among the views of all others."""
+"""Retrieval of the other view of a video among the views of all videos."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 class ViewFeatures(NamedTuple):
-    """Features of some views of each video.
+    """Features of the views of n videos.
 
     Attributes:
         features: (n, views, d).
         keys: names of the videos.
-        middle_frames: (n, views, C, H, W), each clip's middle frame as the encoder got it.
-        frame_numbers: (n, views), the numbers of these frames in their videos.
+        middle_frames: (n, views, C, H, W), middle frame of each view, normalised for the encoder.
+        frame_numbers: (n, views), numbers of the middle frames in their videos.
     """
 
     features: Tensor
@@ -32,8 +32,8 @@ def view_rows(features: Float[Tensor, "b views d"], batch: dict[str, Any]) -> di
     """Return the rows of :class:`ViewFeatures` for the videos of a batch, in float32.
 
     Args:
-        features: of the batch.
-        batch: with ``clips`` (b, views, C, T, H, W) and ``frames`` (b, views, T).
+        features: features of the batch.
+        batch: a batch with ``clips`` (b, views, C, T, H, W) and ``frames`` (b, views, T).
     """
     middle = batch["clips"].shape[3] // 2
     return {
@@ -48,11 +48,11 @@ def collect(
     features: Callable[[dict[str, Any]], Float[Tensor, "b views d"]],
     batches: Iterable[dict[str, Any]],
 ) -> ViewFeatures:
-    """Run a feature function over batches in one process.
+    """Apply a feature function to batches in one process.
 
     Args:
-        features: of a batch.
-        batches: as of :func:`view_rows`, with ``key``.
+        features: function from a batch to features (b, views, d).
+        batches: batches as for :func:`view_rows`, with the additional key ``key``.
     """
     rows, keys = [], []
     for batch in batches:
@@ -63,13 +63,13 @@ def collect(
 
 
 def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
-    """Share of clips of which the nearest other clip, by cosine, is a view of the same video.
+    """Return the fraction of views whose nearest other view, by cosine, is of the same video.
 
     Args:
         features: (n, views, d) with n ≥ 2 videos and views ≥ 2.
 
     Returns:
-        A share; :func:`chance` is what random features reach.
+        A fraction; :func:`chance` is its expectation for random features.
     """
     n, views, _ = features.shape
     z = F.normalize(rearrange(features, "n views d -> (n views) d"), dim=1)
@@ -79,14 +79,14 @@ def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
 
 
 def chance(n: int, views: int) -> float:
-    """Retrieval that random features reach: other views of a video over all other clips."""
+    """Return the chance level: the fraction of all other views that are of the same video."""
     return (views - 1) / (n * views - 1)
 
 
 def nearest_videos(
     features: Float[Tensor, "n d"], queries: Int[Tensor, " q"], count: int
 ) -> tuple[Int[Tensor, "q count"], Float[Tensor, "q count"]]:
-    """The nearest other videos of each query, nearest first, and their cosine similarities."""
+    """Return the nearest other videos of each query, nearest first, and cosine similarities."""
     z = F.normalize(features, dim=1)
     similarity = z[queries] @ z.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf

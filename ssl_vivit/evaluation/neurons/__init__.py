@@ -1,1 +1,1 @@
-"""Scores and figures of a fitted model of neurons."""
+"""Scores and figures of trained models of neurons."""

@@ -1,4 +1,4 @@
-"""The model of a run that did best on the validation trials."""
+"""The model of a run with the best score on validation trials."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BEST = "best"
 
 
 class BestModel:
-    """Keeps the best model in ``run_dir/best``, beside ``score.json`` with its step and score.
+    """Storage of the best model in ``run_dir/best``, with its step and score in ``score.json``.
 
-    A run that is continued compares with what it finds there, so it keeps the same model.
+    A resumed run compares with the stored score, so it selects the model of an uninterrupted run.
 
     Args:
-        sessions: what is scored.
+        sessions: the sessions that are scored.
 
     Attributes:
-        criterion: the score that decides: bits per spike, or correlation where responses are no
-            counts.
+        criterion: name of the score that selects the model: bits per spike if all responses are
+            spikes, else correlation.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -34,12 +34,12 @@ class BestModel:
         self.criterion = "val/bps_mean" if counts else "val/correlation_mean"
 
     def keep(self, moment: Moment, numbers: Mapping[str, float], host: Host) -> None:
-        """Export the model if its score is better than the best so far; on all processes."""
+        """Export the model if its score is the best so far; must be called on all processes."""
         if self.criterion not in numbers or not moment.step:
             return
         found = numbers[self.criterion]
         known = host.from_main(lambda: best_score(moment.run_dir))
-        # An equal one is this very step, met again after the run was killed: nothing to do.
+        # An equal score is that of this step, computed again by a resumed run.
         if known is not None and found <= known["score"]:
             return
         moment.export(moment.run_dir / BEST / "model")
@@ -49,7 +49,7 @@ class BestModel:
 
 
 def best_score(run_dir: Path) -> dict[str, Any] | None:
-    """Step, name and value of the best validation score of a run; None if there is none yet.
+    """Return step, name and value of the best validation score of a run, or None without any.
 
     Raises:
         DataError: if the file is damaged.
@@ -57,14 +57,16 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / BEST / "score.json"
     if not path.exists():
         return None
-    found = read_json(path, mend := f"remove {path.parent} to look for the best model from here on")
+    found = read_json(
+        path, mend := f"remove {path.parent} to select the best model from this step on"
+    )
     if not isinstance(found.get("score"), float | int):
         raise DataError(f"{path} is damaged (it holds no score); {mend}")
     return found
 
 
 def place_best(run_dir: Path, host: Host) -> None:
-    """Put the best model by validation in the place of the last one, where there is one."""
+    """Replace the last model by the best model on validation trials, if there is one."""
 
     def work() -> None:
         if best_score(run_dir) is not None:

@@ -1,11 +1,11 @@
-"""Intervals from bootstraps of few units: test movies, neurons, sessions.
+"""Confidence intervals from bootstraps of few units: test movies, neurons or sessions.
 
-An interval is the estimate ± Student's t times the standard deviation over resamples, for as many
-degrees of freedom as there are independent units less one, and with the variance scaled by n / (n − 1)
-(Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 12). With few units,
-percentiles of the resamples are too close together, and on one side of the estimate, since a resample
-shows fewer different movies than there are. By simulation (12 neurons, 4 to 20 movies) these
-intervals held the score that many movies give in 77 to 97 % of cases, and percentiles in 15 to 90 %.
+An interval is the estimate ± Student's t times the standard deviation over resamples. For n
+independent units t has n − 1 degrees of freedom, and the variance is scaled by n / (n − 1) (Efron &
+Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 12). Percentile intervals are
+biased and too narrow with few units, since a resample contains fewer distinct movies. In
+simulations (12 neurons, 4 to 20 movies) these 95 % intervals contained the score on many movies in
+77 to 97 % of cases, and percentile intervals in 15 to 90 %.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Interval = tuple[float, float]
 def movie_counts(
     movies: int, resamples: int, seed: int, *names: str
 ) -> Float[Tensor, "resamples movies"] | None:
-    """Draw the weight of each movie in each resample; None where nothing can be resampled.
+    """Draw the count of each movie in each resample; return None if either number is below 2.
 
     Args:
-        movies: as many are drawn, with replacement.
-        resamples: rows.
-        seed: with ``names`` decides the draws.
-        names: of session and tier.
+        movies: number of movies, and of draws with replacement in each resample.
+        resamples: number of resamples.
+        seed: seed of the draws, with ``names``.
+        names: names of session and tier.
     """
     if movies < 2 or resamples < 2:
         return None
@@ -43,12 +43,12 @@ def movie_counts(
 def resampled_means(
     values: Float[np.ndarray, " n"], shape: tuple[int, int], draw: np.random.Generator
 ) -> Float[np.ndarray, "resamples times"]:
-    """Means of as many of the values as there are, drawn with replacement.
+    """Return bootstrap means: each is the mean of n values drawn with replacement.
 
     Args:
-        values: of the neurons.
-        shape: of the result.
-        draw: decides the draws.
+        values: values of the n neurons.
+        shape: shape of the result.
+        draw: random generator.
     """
     size = (shape[1], len(values))
     rows = [values[draw.integers(len(values), size=size)].mean(1) for _ in range(shape[0])]
@@ -58,16 +58,16 @@ def resampled_means(
 def interval(
     estimate: float, resampled: Float[np.ndarray, " resamples"], units: int
 ) -> Interval | None:
-    """The 95 % interval of an estimate.
+    """Return the 95 % confidence interval of an estimate.
 
     Args:
-        estimate: from all units.
-        resampled: the same from resampled ones; NaN where it is not defined.
-        units: how many were drawn from.
+        estimate: estimate from all units.
+        resampled: estimates from resampled units; NaN if undefined.
+        units: number of units.
 
     Returns:
-        Low and high end; None for a single unit, and where more than a tenth of the resamples are
-        not defined.
+        Lower and upper end. None for fewer than two units, for an undefined estimate, and if more
+        than a tenth of the resampled estimates are undefined.
     """
     finite = resampled[np.isfinite(resampled)]
     if units < 2 or len(finite) < max(2, 0.9 * len(resampled)) or not math.isfinite(estimate):
@@ -78,13 +78,13 @@ def interval(
 
 
 def student_t(degrees: int, probability: float = 0.975) -> float:
-    """Quantile of Student's t distribution.
+    """Return a quantile of Student's t distribution.
 
     With t = √degrees · tan θ the density of θ is proportional to cos(θ) ** (degrees − 1).
 
     Args:
-        degrees: of freedom.
-        probability: of a smaller value, above 0.5.
+        degrees: degrees of freedom.
+        probability: probability of a smaller value; must be above 0.5.
     """
     angles = np.linspace(0, np.pi / 2, 100_001)
     density = np.cos(angles) ** (degrees - 1)

@@ -1,4 +1,4 @@
-"""Scores of several models of neurons, by share of the training trials: table, JSON and curve."""
+"""Scores of models of neurons by number of training trials, as a table, JSON file and figure."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
-# What has the score 0.
+# Metric → prediction with the score 0.
 ZEROS = {"bps_mean": "mean rate of each neuron", "correlation_mean": "chance"}
 MARKERS = "osD^vP"
 
 
 @dataclass
 class NeuralComparison:
-    """Test scores of every tier, row, share of the training trials and seed.
+    """Test scores by tier, row of the table, number of training trials and seed.
+
+    The number of training trials is called share.
 
     Attributes:
-        metric: which of a run's scores is shown, as ``scores.json`` names it.
-        scores: tier → row → share → all scores of each seed's run.
-        references: tier → what models are held against → share → its score.
-        facts: what was compared.
-        unit: what a share is: a ``share`` of the training trials, or how many ``trials`` of each
-            session.
+        metric: score that is shown, by its name in ``scores.json``.
+        scores: tier → row → share → one dictionary of scores for each seed.
+        references: tier → name of a reference → share → score.
+        facts: facts of the comparison.
+        unit: unit of the shares: "share" for a fraction of all training trials, "trials" for the
+            number of training trials of each session.
     """
 
     metric: str
@@ -46,28 +48,28 @@ class NeuralComparison:
     unit: Literal["share", "trials"] = "share"
 
     def add(self, tier: str, row: str, share: float, scores: dict[str, float]) -> None:
-        """One run's scores on a tier."""
+        """Add the scores of one run on a tier."""
         rows = self.scores.setdefault(tier, {})
         rows.setdefault(row, {}).setdefault(share, []).append(scores)
 
     def refer(self, tier: str, name: str, share: float, score: float | None) -> None:
-        """Add a score to compare models with; None, an unknown score, adds nothing."""
+        """Add the score of a reference; None stands for an unknown score and adds nothing."""
         if score is not None:
             self.references.setdefault(tier, {}).setdefault(name, {})[share] = score
 
     def estimate(self, tier: str, row: str, share: float) -> tuple[float, float]:
-        """Mean and standard error over seeds; NaN where there are too few."""
+        """Return mean and standard error over seeds; NaN if there are too few seeds."""
         return mean_and_error(
             [scores.get(self.metric, math.nan) for scores in self.scores[tier][row][share]]
         )
 
     def shares(self) -> list[float]:
-        """Shares of the training trials, ascending."""
+        """Return all shares of the training trials, ascending."""
         rows = [by_share for by_row in self.scores.values() for by_share in by_row.values()]
         return sorted({share for by_share in rows for share in by_share})
 
     def table(self) -> str:
-        """For each tier rows by shares, mean ± standard error over seeds, references below."""
+        """Return a text table of mean ± standard error over seeds, with references by tier."""
         label, shares = LABELS.get(self.metric, self.metric), self.shares()
         lines = []
         for tier, rows in self.scores.items():
@@ -86,7 +88,7 @@ class NeuralComparison:
         return f"{share:.0%}" if self.unit == "share" else f"{share:g} trials"
 
     def to_json(self) -> dict[str, Any]:
-        """All scores as JSON values."""
+        """Return all scores as JSON values; values that are not finite become null."""
         results = [
             {"tier": tier, "row": row, self.unit: share, "mean": _number(mean),
              "standard_error": _number(error), "seeds": runs}
@@ -107,14 +109,14 @@ class NeuralComparison:
         }  # fmt: skip
 
     def write(self, run_dir: Path) -> None:
-        """comparison.json and comparison.png."""
+        """Write comparison.json and comparison.png."""
         write_json(run_dir / "comparison.json", self.to_json())
         self.chart(run_dir / "comparison.png")
 
     def chart(self, path: Path) -> None:
-        """Score over share of the training trials, a panel a tier; bars are standard errors.
+        """Draw scores over the number of training trials, with one panel for each tier.
 
-        A line marks the score 0 where the axis reaches it.
+        Error bars are standard errors. A line marks the score 0 if it is within the axis.
         """
         figure, axes = panel_figure(len(self.scores), height=4.4)
         once = False
@@ -125,15 +127,15 @@ class NeuralComparison:
         save(figure, path)
 
     def _panel(self, axis: Axes, tier: str) -> bool:
-        """Draw a tier; returns whether a point has no error."""
+        """Draw the panel of a tier; return whether any point has no standard error."""
         once = False
         rows, shares = self.scores[tier], self.shares()
         for place, (row, by_share) in enumerate(rows.items()):
             own = sorted(by_share)
             means, errors = np.array([self.estimate(tier, row, share) for share in own]).T
             once |= bool(np.isnan(errors).any())
-            # Side by side, so that bars do not hide each other. Caps are wider than markers, which
-            # would hide errors close to zero.
+            # Shifted sideways, so that error bars do not hide each other. Caps are wider than
+            # markers, which would hide small errors.
             beside = 1.03 ** (place - (len(rows) - 1) / 2)
             axis.errorbar(
                 np.array(own) * beside, means, yerr=errors, capsize=5, label=row,
@@ -152,7 +154,7 @@ class NeuralComparison:
         axis.minorticks_off()
         axis.set(
             title=textwrap.fill(tier, 40),
-            xlabel="share of the training trials"
+            xlabel="fraction of the training trials"
             if self.unit == "share"
             else "training trials of each session",
             ylabel=LABELS.get(self.metric, self.metric),
@@ -163,18 +165,18 @@ class NeuralComparison:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error; that of a single value is NaN."""
+    """Return the mean and its standard error, which is NaN for a single value."""
     if len(values) < 2:
         return float(np.mean(values)), math.nan
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
-    """Scores of predicting each test trial by the mean of the training trials of its movie.
+    """Score predictions of each test trial by the mean response in training trials of its movie.
 
     Returns:
-        Tier → scores as ``NeuralScores.compute`` names them; without tiers of which a movie was not
-        trained on.
+        Tier → scores by the names of ``NeuralScores.compute``. Tiers are left out if one of their
+        movies has no training trials.
     """
     repeats: dict[tuple[int, str], list[np.ndarray]] = {}
     for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):
@@ -201,5 +203,5 @@ def _number(value: float) -> float | None:
 
 
 def _cell(mean: float, error: float) -> str:
-    """Mean ± standard error; the mean alone where one seed gives no error."""
+    """Return mean ± standard error as text; only the mean if the error is NaN."""
     return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"

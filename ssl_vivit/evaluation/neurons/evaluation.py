@@ -1,10 +1,9 @@
-"""Scores of a finished model of neurons on tiers of trials, with intervals over resampled trials.
+"""Scores of a trained model of neurons on tiers of trials, with confidence intervals.
 
-A 95 % interval is of the choice of test movies (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). A
-movie is drawn with all its trials: repeats of one movie are not independent tests of a model, and a
-trial that is drawn twice would be its own repeat. Where every trial shows a movie of its own, single
-trials are drawn. Neurons and fitted weights stay as they are. A session that shows one movie has no
-intervals.
+95 % intervals are over the choice of test movies (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). A
+movie is resampled with all of its trials, because repeats of a movie are not independent and a
+trial that is drawn twice would be its own repeat. Neurons and weights are not resampled. Sessions
+with one movie have no intervals.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ LABELS = {
     "cc_norm": "normalised correlation (CC_norm)",
 }
 
-# Scores from -1 to 1, as their intervals are. By chance CC_norm lies beyond, and its interval then
-# ends there.
+# Scores from -1 to 1, to which their intervals are limited. If CC_norm is beyond by chance, its
+# interval ends at the score.
 CORRELATIONS = ("correlation", "correlation_to_average", "oracle", "cc_abs", "cc_norm")
 
-# An interval over fewer movies, or sessions, is marked with their number.
+# An interval over fewer movies or sessions is marked with their number.
 FEW = 5
 
 Units = Literal["trained", "held_out"]
@@ -47,19 +46,19 @@ class TierResult(NamedTuple):
     """Scores of a model on the trials of one tier.
 
     Attributes:
-        scores: as ``NeuralScores.compute`` names them.
-        intervals: low and high end of those that have an interval.
-        held_out: scores of the neurons that were held out; empty where there are none.
-        held_out_intervals: of these.
-        ceiling: scores of the true rates; empty for recorded sessions.
+        scores: name → score, by the names of ``NeuralScores.compute``.
+        intervals: name → lower and upper end, for scores with an interval.
+        held_out: name → score of the held-out neurons; empty without held-out neurons.
+        held_out_intervals: name → lower and upper end, for scores in ``held_out``.
+        ceiling: name → score of the true rates; empty for recorded sessions.
         trials: session → number of trials.
-        movies: session → number of movies that they show.
-        trained_movies: session → number of these movies that training trials of any session show.
-        neurons: score → number of neurons whose mean it is, by the names of ``scores``.
-        held_out_neurons: score → number of neurons, by the names of ``held_out``.
-        validation: whether validation trials of the model are among the trials. Their score chose
-            the step of a model that was trained with ``evaluation.keep_best``.
-        of_neurons: the scores of each neuron; None for a result that was read from a file.
+        movies: session → number of movies in these trials.
+        trained_movies: session → number of these movies that are in training trials of any session.
+        neurons: name → number of neurons over which a score in ``scores`` is averaged.
+        held_out_neurons: name → number of neurons over which a score in ``held_out`` is averaged.
+        validation: whether the tier has validation trials of the model. With
+            ``evaluation.keep_best`` their score selected the model's step.
+        of_neurons: scores of each neuron; None for a result that was read from a file.
     """
 
     scores: dict[str, float]
@@ -76,7 +75,7 @@ class TierResult(NamedTuple):
     of_neurons: NeuralScores | None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the scores of neurons, as JSON values."""
+        """Return everything except the scores of single neurons, as JSON values."""
         return {name: value for name, value in self._asdict().items() if name != "of_neurons"}
 
 
@@ -90,19 +89,19 @@ def evaluate(
     device: torch.device | str = "cpu",
     seen: Callable[[str, dict[str, Any], Tensor], None] | None = None,
 ) -> dict[str, TierResult]:
-    """Score a model on tiers of trials, each apart.
+    """Score a model on each tier of trials.
 
     Args:
-        predictor: the model, as it was loaded.
-        tiers: name → trials, as of :func:`ssl_vivit.evaluation.neurons.scored_tiers.scored_tiers`.
-        resamples: of the movies; 0 gives no intervals.
-        seed: of the resamples. The same seed draws the same movies for every model.
-        batch_size: trials at once.
-        device: where to compute.
-        seen: is called with the tier, each part of a batch and its rates (b, T, neurons).
+        predictor: the loaded model.
+        tiers: name → trials, from :func:`ssl_vivit.evaluation.neurons.scored_tiers.scored_tiers`.
+        resamples: number of resamples of the movies; 0 gives no intervals.
+        seed: seed of the resamples, which do not depend on the model.
+        batch_size: number of trials in a batch.
+        device: device of the computation.
+        seen: function called with the tier, each part of a batch and its rates (b, T, neurons).
 
     Returns:
-        Tier → its result.
+        Tier → result.
     """
     model = predictor.to(device).eval().model
 
@@ -144,15 +143,15 @@ def evaluate(
 def intervals(
     scores: NeuralScores, draws: Mapping[str, Tensor], units: Units
 ) -> dict[str, Interval]:
-    """Ends of the 95 % interval of each score that has one; those of correlations within -1 and 1.
+    """Return score → 95 % interval; intervals of correlations are limited to [-1, 1].
 
-    The mean over sessions has one where each of them has; its degrees of freedom are those of the
-    session with the fewest movies.
+    The mean over sessions has an interval if all sessions have one. Its degrees of freedom are
+    those of the session with the fewest movies.
 
     Args:
-        scores: of one tier.
-        draws: session → counts of its movies.
-        units: which neurons.
+        scores: scores of one tier.
+        draws: session → counts of its movies in each resample.
+        units: "trained" or "held_out" neurons.
     """
     values = scores.compute(units)
     found = {}
@@ -175,11 +174,11 @@ def result_table(made: Mapping[str, TierResult]) -> str:
 
 
 def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[str]]:
-    """Return a row for each tier, session and score, and lines that explain marks in them.
+    """Return a table with a row for each tier, session and score, and notes that explain its marks.
 
-    A row has the value, its interval, the number of neurons whose mean it is, and what the true
-    rates score. Validation tiers are marked, and intervals over fewer than five movies. The first
-    row is the head of the columns.
+    A row has the value, its interval, the number of neurons in the mean, and the score of the true
+    rates. Marks are set on validation tiers and on intervals over fewer than five movies. The first
+    row has the names of the columns.
     """
     lines = [["tier", "session", "score", "value", "95 % interval", "neurons", "true rates"]]
     few = False
@@ -212,19 +211,22 @@ def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[s
     notes = []
     if few:
         notes.append(
-            f"intervals with a number of movies are over fewer than {FEW}, which say little about "
-            "other movies"
+            f"intervals marked with a number of movies are over fewer than {FEW} movies, too few "
+            "to generalise to other movies"
         )
     if any(own.validation for own in made.values()):
         notes.append(
-            "validation: the training run chose the step of the model by its score on these trials "
-            "(unless evaluation.keep_best was false), so scores on them are too high"
+            "validation: the training run selected the model's step by its score on these trials "
+            "(unless evaluation.keep_best was false), so these scores are too high"
         )
     return lines, notes
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """Return a line for each tier and session: its trials, movies, and those shown in training."""
+    """Return a line for each tier and session with numbers of trials, movies and known movies.
+
+    Known movies are those that training trials also show.
+    """
     return [
         f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
         + (f", {known} of them shown in training, too" if known and tier != "train" else "")
@@ -236,12 +238,12 @@ def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
 
 
 def interval_text(ends: Interval | None, units: int, name: str) -> str:
-    """An interval as tables show it, with the number of units that were drawn where it is small.
+    """Return an interval as text, with the number of units if it is below five.
 
     Args:
-        ends: of the interval.
-        units: how many were drawn from.
-        name: what they are, in the plural.
+        ends: ends of the interval; None gives a dash.
+        units: number of resampled units.
+        name: name of the units, in the plural.
     """
     if ends is None:
         return "–"
@@ -253,7 +255,7 @@ def _of_tier(seen: Callable[[str, dict[str, Any], Tensor], None], tier: str) -> 
 
 
 def _trained_movies(trials: TrialBatches) -> dict[str, int]:
-    """Session → number of the movies of its trials that training trials of any session show."""
+    """Return session → number of its movies that are also in training trials of any session."""
     trained = {
         session.trials[trial].content
         for session, fact in zip(trials.sessions, trials.facts, strict=True)

@@ -1,4 +1,4 @@
-"""From a model of neurons and its trials to the figures of a run."""
+"""Computation of the figures of a run from a model of neurons and its trials."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ssl_vivit.neural.scoring.scores import NeuralScores
 
 Rates = Callable[[dict[str, Any]], Tensor]
 
-# Gradients are taken at the ends of so many clips of so many frames.
+# Gradients: number of clips, frames of a clip, lags before the last frame of a clip.
 _CLIPS, _SPAN, _LAGS = 32, 24, 12
 
 
 def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
-    """Found against true positions, where the true ones are known."""
+    """Draw found against true receptive-field centres, if the session has true centres."""
     truth = true_fields(session)
     found = found_centres(model, session.name, session.frame_size)
     if truth is not None and found is not None:
@@ -40,12 +40,12 @@ def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
 def draw_scores(
     scores: Mapping[str, NeuralScores], truth: Mapping[str, NeuralScores], figures: Path
 ) -> None:
-    """Histograms of bits per spike and of correlation, a panel for each session and tier.
+    """Draw histograms of bits per spike and correlation, with a panel for each session and tier.
 
     Args:
         scores: tier → scores of the model.
         truth: tier → scores of the true rates.
-        figures: folder.
+        figures: folder for the figures.
     """
     for name, label, zero in (
         ("bps", "bits per spike", "mean rate of the neuron"),
@@ -76,7 +76,7 @@ def draw_traces(
     figures: Path,
     device: torch.device | str,
 ) -> None:
-    """Responses of the best, the median and the worst neuron in one of the session's trials."""
+    """Draw responses of the best, the median and the worst neuron in one of the trials."""
     measure, values, ranked = _ranked(scores, session.name)
     if not len(ranked):
         return
@@ -109,9 +109,9 @@ def draw_fields(
     *,
     count: int,
 ) -> None:
-    """Receptive fields of some of the best neurons, beside the true filters where they are known.
+    """Draw receptive fields of the ``count`` best neurons, with true filters if they are known.
 
-    Gradients are taken in the session's ``trials``.
+    The fields are gradients at clips of the session's ``trials``.
     """
     measure, values, ranked = _ranked(scores, session.name)
     units = ranked[:count]
@@ -122,7 +122,7 @@ def draw_fields(
         lambda video: model(video, None, session.name), clips, units.tolist(), lags=_LAGS
     )
     truth = true_fields(session)
-    # Of each neuron, the frame of its filter that has the most energy.
+    # The lag at which each neuron's filter has the most energy.
     lags = found.filters.square().sum((2, 3)).argmax(1)
     neural_figures.fields(
         [
@@ -139,7 +139,7 @@ def draw_fields(
 
 
 def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
-    """Standardised clips (b, 1, T, H, W), spread over movies and time; None if trials are short."""
+    """Return standardised clips (b, 1, T, H, W) from all movies, or None if all are too short."""
     videos: dict[int, Tensor] = {}
     for batch in trials.once(1, device):
         (part,) = batch["parts"]
@@ -157,7 +157,7 @@ def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
 
 
 def _ranked(scores: NeuralScores, session: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """The score that neurons are ranked by, its values, and the neurons that have one, best first."""
+    """Return label and values of the ranking score, and neurons with finite scores, best first."""
     name = "bps" if _has(scores, session, "bps") else "correlation"
     values = scores.neurons(session)[name].numpy()
     order = np.argsort(-values, kind="stable")

@@ -31,13 +31,13 @@ MARKERS = "os^D"
 def positions(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], path: Path, *, title: str
 ) -> None:
-    """Found against true centres of receptive fields, x and y, in units of half a frame.
+    """Draw found against true centres of receptive fields, in one panel for x and one for y.
 
     Args:
-        found: (x, y) of each neuron in [−1, 1].
-        true: true centres, in the form of ``found``.
-        path: of the PNG.
-        title: whose positions.
+        found: found centres, (x, y) of each neuron in [−1, 1].
+        true: true centres, (x, y) of each neuron in [−1, 1].
+        path: path of the PNG file.
+        title: title of the figure.
     """
     figure = new_figure(7.6, 4.4)
     rs = position_correlation(found, true)
@@ -68,17 +68,17 @@ def fields(
     true: Float[np.ndarray, "n H W"] | None = None,
     true_centres: Float[np.ndarray, "n 2"] | None = None,
 ) -> None:
-    """Found receptive fields and, below, the true ones; each scaled to its own largest value.
+    """Draw found receptive fields, with the true fields below, each scaled to its largest value.
 
-    Three neurons stand side by side. A cross marks a found centre, a ring the true one.
+    There are three neurons per row. A cross marks a found centre, a ring a true centre.
 
     Args:
-        names: of the neurons.
-        found: receptive fields, signed.
-        centres: found (x, y) in [−1, 1].
-        path: of the PNG.
-        true: receptive fields, signed, where they are known.
-        true_centres: (x, y) in [−1, 1], where they are known.
+        names: labels of the neurons.
+        found: signed receptive fields.
+        centres: found centres, (x, y) in [−1, 1].
+        path: path of the PNG file.
+        true: signed true receptive fields, or None if unknown.
+        true_centres: true centres, (x, y) in [−1, 1], or None if unknown.
     """
     rows = {"found (gradient)": found} | ({} if true is None else {"true filter": true})
     aspect = found.shape[1] / found.shape[2]
@@ -121,15 +121,15 @@ def traces(
     frames_per_second: float,
     kind: str = "spikes",
 ) -> None:
-    """Recorded and predicted responses over time, a neuron a row.
+    """Draw recorded and predicted responses over time, with one panel per neuron.
 
     Args:
-        names: of the neurons.
-        recorded: responses in one trial, NaN where unknown.
-        predicted: rates.
-        path: of the PNG.
-        true: true rates, where they are known.
-        frames_per_second: of the session.
+        names: labels of the neurons.
+        recorded: responses in one trial; NaN where unknown.
+        predicted: predicted rates.
+        path: path of the PNG file.
+        true: true rates, or None if unknown.
+        frames_per_second: frame rate of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """
     figure = new_figure(PAGE_WIDTH, 1.9 * len(names) + 0.6)
@@ -162,14 +162,14 @@ def histogram(
     zero: str,
     ceiling: Mapping[str, Float[np.ndarray, " n"]] | None = None,
 ) -> None:
-    """A score's distribution over neurons, a panel each, with what the true rates reach.
+    """Draw histograms of a score over neurons, with the scores of the true rates.
 
     Args:
-        scores: title of a panel → score of each neuron; those that are not finite are left out.
-        path: of the PNG.
-        label: of the score, with its unit.
-        zero: what has the score 0.
-        ceiling: title of a panel → the same for the true rates, where they are known.
+        scores: title of a panel → scores of the neurons; values that are not finite are left out.
+        path: path of the PNG file.
+        label: label of the score, with its unit.
+        zero: name of the prediction with the score 0.
+        ceiling: title of a panel → scores of the true rates; panels without them may be missing.
     """
     ceiling = ceiling or {}
     figure, panels = panel_figure(len(scores), height=4.0)
@@ -182,7 +182,8 @@ def histogram(
         if not len(together):
             axis.set_axis_off()
             continue
-        # A silent neuron's score can be anywhere; the bars are for the others.
+        # Limited to percentiles, because scores of silent neurons can be arbitrarily large or
+        # small.
         low, high = np.percentile(together, [1, 99])
         bins = np.linspace(low, high if high > low else low + 1, 31)
         for name, (_, colour, line) in drawn.items():
@@ -194,7 +195,7 @@ def histogram(
         axis.set(xlabel=label, ylabel="neurons")
         axis.locator_params(axis="y", integer=True)
         legend_below(axis)
-    caption(figure, "the outermost bars count all values beyond them, too")
+    caption(figure, "the outermost bars include all values beyond them")
     save(figure, path)
 
 
@@ -205,14 +206,16 @@ def paired_scores(
     names: tuple[str, str],
     title: str,
 ) -> None:
-    """Scores of each neuron by two models, a panel for each score; points above the line won.
+    """Draw the scores of each neuron by two models, with one panel for each score.
+
+    Neurons above the dashed line are predicted better by the first model.
 
     Args:
-        panels: title of a panel → session → scores by the second model, on the horizontal axis, and
-            by the first, on the vertical one; those that are not finite are left out.
-        path: of the PNG.
-        names: of the first and the second model.
-        title: whose scores.
+        panels: title of a panel → session → scores of the second model (horizontal axis) and of the
+            first model (vertical axis). Values that are not finite are left out.
+        path: path of the PNG file.
+        names: names of the first and the second model.
+        title: title of the figure.
     """
     figure, axes = panel_figure(len(panels), height=4.6)
     for axis, (told, sessions) in zip(axes, panels.items(), strict=True):
@@ -224,7 +227,7 @@ def paired_scores(
         ends = (low - margin, high + margin)
         axis.plot(ends, ends, color=BLACK, lw=0.8, ls="--", label="equal")
         for place, (name, (second, first)) in enumerate(pairs.items()):
-            # Colours come again after six sessions, with another marker.
+            # Colours repeat after six sessions, with another marker.
             marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
             label = textwrap.shorten(name, 22, placeholder="…") if len(pairs) <= 12 else None
             axis.plot(second, first, marker, color=COLOURS[place % len(COLOURS)], ms=4, alpha=0.6,
@@ -250,13 +253,13 @@ def session_curves(
     *,
     ceiling: Mapping[str, float] | None = None,
 ) -> None:
-    """Loss over steps, and validation scores of each session.
+    """Draw the training loss and the validation scores of each session over steps.
 
     Args:
         metrics: lines of metrics.jsonl.
         sessions: names of the sessions.
-        path: of the PNG.
-        ceiling: session → bits per spike of the true rates, where they are known.
+        path: path of the PNG file.
+        ceiling: session → bits per spike of the true rates, for sessions with known rates.
     """
     panels: dict[str, dict[str, str]] = {
         "Poisson loss (training)": {"train/poisson": "all sessions"},

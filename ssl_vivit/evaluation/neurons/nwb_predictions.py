@@ -1,4 +1,4 @@
-"""Predictions of a session's trials beside the recorded responses, as an NWB file."""
+"""Predicted and recorded responses in the trials of a session, as an NWB file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class PredictedTrial(NamedTuple):
     """Recorded and predicted responses of a trial.
 
     Attributes:
-        tier: of the trial.
-        trial: its number in the session.
-        predicted: expected responses per frame.
-        recorded: responses per frame; NaN where unknown.
+        tier: tier of the trial.
+        trial: number of the trial in the session.
+        predicted: predicted mean responses per frame.
+        recorded: recorded responses per frame; NaN where unknown.
     """
 
     tier: str
@@ -32,37 +32,37 @@ class PredictedTrial(NamedTuple):
 
 
 def check_nwb() -> None:
-    """Refuse to go on without pynwb.
+    """Check that pynwb is installed.
 
     Raises:
-        DataError: that says how to install it.
+        DataError: if pynwb is missing; the message says how to install it.
     """
-    # pynwb would keep a pickle in the user's cache, and fail once it is damaged.
+    # pynwb would store a pickle in the user's cache, and fail if this file is damaged.
     os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
     try:
         import pynwb  # noqa: F401
     except ImportError as error:
         raise DataError(
             f"writing NWB files needs {error.name or 'pynwb'}; run "
-            "`pip install 'ssl_vivit[neural]'`, or leave --nwb out"
+            "`pip install 'ssl_vivit[neural]'`, or omit --nwb"
         ) from None
 
 
 def write_nwb(
     path: Path, facts: SessionFacts, trials: Sequence[PredictedTrial], *, model: str
 ) -> None:
-    """Write the predictions of one session, since an NWB file is of one session.
+    """Write the predictions of one session to an NWB file.
 
     The processing module ``predictions`` holds two TimeSeries (frames, units), ``predicted`` and
-    ``recorded``, whose columns are the rows of the table of units. Trials lie end to end in them; the
-    table of trials has start and end of each, its tier and its number in the session. When a trial
-    was recorded is not kept, so that times count from 0 at the first of these trials.
+    ``recorded``. Their columns correspond to the rows of the units table, and their trials are
+    concatenated. The trials table has start, end, tier and number of each trial. Recording times of
+    trials are unknown, so times count from the start of the first trial in the file.
 
     Args:
-        path: the file.
-        facts: of the session.
-        trials: in the order in which they are written.
-        model: where the model lies.
+        path: path of the file.
+        facts: facts of the session.
+        trials: the trials, in the order of the file.
+        model: path of the model, for the file's description.
     """
     check_nwb()
     import h5py
@@ -71,7 +71,7 @@ def write_nwb(
     rate = facts.frames_per_second
     file = pynwb.NWBFile(
         session_description=f"Predictions of the model {model} for session {facts.name}. "
-        "Trials lie end to end, and the session's start is not known.",
+        "Trials are concatenated, and the session's start is unknown.",
         identifier=f"predictions of {facts.name}",
         session_start_time=datetime(1970, 1, 1, tzinfo=UTC),
         session_id=facts.name,
@@ -87,9 +87,7 @@ def write_nwb(
             start_time=start / rate, stop_time=stop / rate, tier=each.tier, trial=each.trial
         )
         start = stop
-    module = file.create_processing_module(
-        "predictions", "responses that a model predicts, and those that were recorded"
-    )
+    module = file.create_processing_module("predictions", "predicted and recorded responses")
     for name in ("predicted", "recorded"):
         values = np.concatenate([getattr(each, name) for each in trials]).astype(np.float32)
         module.add(
@@ -102,7 +100,8 @@ def write_nwb(
                 description="(frames, units); columns are the rows of the table of units",
             )
         )
-    # In memory first: the HDF5 library crashes on closing a file that a full disk has refused.
+    # Written in memory first, because the HDF5 library crashes when it closes a file on a full
+    # disk.
     with (
         h5py.File(str(path), "w", driver="core", backing_store=False) as memory,
         pynwb.NWBHDF5IO(file=memory, mode="w") as opened,

@@ -1,10 +1,10 @@
-"""Two models of neurons on the same trials: paired differences of each neuron's scores.
+"""Paired differences of each neuron's scores between two models, on equal trials.
 
-Two 95 % intervals are given (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). ``over_neurons`` draws
-neurons within each session and leaves the sessions as they are: it is about these animals.
-``over_sessions`` draws sessions, and then neurons within each of them (a hierarchical bootstrap;
-Saravanan, Berman & Sober 2020, Neurons, Behavior, Data analysis, and Theory 3(5)): it is about further
-animals, and a single session has none. Both leave test trials and fitted weights as they are.
+There are two 95 % intervals (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). ``over_neurons``
+resamples neurons within each session, and holds for the recorded animals. ``over_sessions``
+resamples sessions, and then neurons within each session, and generalises to other animals (a
+hierarchical bootstrap; Saravanan, Berman & Sober 2020, Neurons, Behavior, Data analysis, and Theory
+3(5)). It needs two or more sessions. Test trials and weights are not resampled.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PANELS = 4
 
 
 class Difference(NamedTuple):
-    """First model less second model, neuron by neuron.
+    """Difference of neurons' scores, first model minus second model.
 
     Attributes:
-        mean: over sessions of the mean over neurons.
+        mean: mean over sessions of the mean over neurons.
         over_neurons: interval of the mean for these sessions.
-        over_sessions: interval of the mean for further sessions; None for a single one.
-        wins: neurons that the first model predicts better.
-        losses: neurons that the second model predicts better.
-        ties: neurons with equal scores.
-        sessions: name → its own mean difference.
+        over_sessions: interval of the mean for other sessions; None for a single session.
+        wins: number of neurons that the first model predicts better.
+        losses: number of neurons that the second model predicts better.
+        ties: number of neurons with equal scores.
+        sessions: session → mean difference over its neurons.
     """
 
     mean: float
@@ -51,13 +51,12 @@ class Difference(NamedTuple):
 def difference(
     by_session: Mapping[str, Float[np.ndarray, " neurons"]], *, resamples: int, seed: int
 ) -> Difference | None:
-    """Summarise differences; None where there is no neuron.
+    """Summarise the differences of neurons; return None if no difference is finite.
 
     Args:
-        by_session: session → difference of each neuron; NaN, where a model has no score, is left
-            out.
-        resamples: of the bootstrap.
-        seed: of its draws.
+        by_session: session → difference of each neuron; NaN if a model has no score.
+        resamples: number of resamples of the bootstrap; below 2 gives no intervals.
+        seed: seed of the bootstrap.
     """
     known = {name: values[np.isfinite(values)] for name, values in by_session.items()}
     known = {name: values for name, values in known.items() if len(values)}
@@ -68,7 +67,7 @@ def difference(
     mean = float(np.mean([*means.values()]))
     over_neurons = over_sessions = None
     if resamples > 1:
-        # A session that is drawn several times has its neurons drawn anew each time.
+        # If a session is drawn several times, its neurons are resampled each time.
         drawn = np.stack(
             [
                 resampled_means(values, (resamples, len(known)), named_generator(seed, name))
@@ -91,14 +90,14 @@ def difference(
 
 
 def paired_columns(first: Columns, second: Columns) -> Columns:
-    """Scores of both models and their differences as a table.
+    """Return a table of the scores of both models and their differences.
 
     Args:
-        first: of :func:`ssl_vivit.evaluation.neurons.result_files.unit_columns`.
-        second: of the same neurons and tiers, in the same order.
+        first: table from :func:`ssl_vivit.evaluation.neurons.result_files.unit_columns`.
+        second: table of the second model, with equal neurons and tiers in equal order.
 
     Returns:
-        ``session``, ``tier``, ``unit``, and for each score ``<score>_model``,
+        Columns ``session``, ``tier``, ``unit``, and for each score ``<score>_model``,
         ``<score>_against`` and ``<score>_difference``.
     """
     names = ("session", "tier", "unit")
@@ -113,12 +112,12 @@ def paired_columns(first: Columns, second: Columns) -> Columns:
 
 
 def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[str, Difference]]:
-    """Tier → score → summary of the differences of a :func:`paired_columns`.
+    """Return tier → score → summary of the differences in a table.
 
     Args:
-        table: of the neurons.
-        resamples: of the bootstrap.
-        seed: of its draws.
+        table: table from :func:`paired_columns`.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
     """
     found: dict[str, dict[str, Difference]] = {}
     for tier in dict.fromkeys(table["tier"]):
@@ -131,7 +130,7 @@ def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[
 
 
 def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarray, " neurons"]]:
-    """Session → a column's values on a tier; empty where there is no such column."""
+    """Return session → a column's values on a tier; empty if the column does not exist."""
     values: dict[str, list[float]] = {}
     rows = zip(table["session"], table["tier"], table.get(column, []), strict=False)
     for session, found, value in rows:
@@ -141,11 +140,11 @@ def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarra
 
 
 def difference_table(found: Mapping[str, Mapping[str, Difference]], names: Sequence[str]) -> str:
-    """A row for each tier and score.
+    """Return a text table with a row for each tier and score.
 
     Args:
-        found: of :func:`differences`.
-        names: of the first and the second model.
+        found: result of :func:`differences`.
+        names: names of the first and the second model.
     """
     lines = [["tier", f"{names[0]} less {names[1]}", "mean", "over neurons", "over sessions",
               "neurons better", "worse", "equal"]]  # fmt: skip
@@ -167,16 +166,16 @@ def draw_pairs(
     names: Sequence[str],
     folder: Path,
 ) -> list[Path]:
-    """Write a scatter plot for each tier, a panel for each of the first four scores.
+    """Write a scatter plot for each tier, with a panel for each of the first four scores.
 
     Args:
-        table: of :func:`paired_columns`.
-        found: of :func:`differences`.
-        names: of the first and the second model.
-        folder: where to.
+        table: table from :func:`paired_columns`.
+        found: result of :func:`differences`.
+        names: names of the first and the second model.
+        folder: folder for the PNG files.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     paths = []
     for tier, scores in found.items():

@@ -1,4 +1,4 @@
-"""Receptive fields of a model's neurons: by gradients of rates, by readouts, and true ones."""
+"""Receptive fields of a model's neurons by gradients and by readouts, and true receptive fields."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from ssl_vivit.neural.readout.linear import LinearReadout
 
 Rates = Callable[[Tensor], Tensor]
 
-# Pixels from the true centre within which a readout counts as near it: about a field's deviation.
+# A readout within this distance in pixels of the true centre is near it. The distance is about the
+# standard deviation of a receptive field.
 NEAR_PIXELS = 4.0
-# Pixels below this share of the largest count as none of the field: a mean over the whole frame
-# would be drawn to its middle.
+# Pixels below this fraction of the largest do not belong to the field. With them, the noise of the
+# whole frame would pull the centre of mass to the middle.
 _FIELD = 0.3
 
 
@@ -32,9 +33,9 @@ class ReceptiveFields(NamedTuple):
     """Gradients of rates with respect to the video, over many stimuli.
 
     Attributes:
-        filters: (n, lags, H, W), the direction in stimulus space along which gradients vary most
-            between stimuli, times its root mean square; the last lag is the frame itself. For a
-            linear unit its filter, for an energy unit one phase of it.
+        filters: (n, lags, H, W), first singular vector of the gradients over stimuli, times its
+            root mean square; the last lag is the current frame. For a linear unit this is its
+            filter, for an energy unit one phase of its filter.
         energy: (n, H, W), mean square of the gradients, summed over lags.
         centres: (n, 2), (x, y) of the energy's centre of mass; −1 and 1 are the frame's edges.
     """
@@ -52,31 +53,33 @@ def receptive_fields(
     lags: int = 12,
     batch_size: int = 16,
 ) -> ReceptiveFields:
-    """Receptive fields from gradients at natural stimuli.
+    """Compute receptive fields from gradients of rates at a set of stimuli.
 
-    A gradient at a blank stimulus would miss units that respond to the energy of a pattern,
-    whatever its phase: theirs is zero there.
+    Stimuli must not be blank: units that respond to the energy of a pattern, independent of its
+    phase, have a gradient of zero at a blank stimulus.
 
     Args:
-        rates: standardised video (b, c, T, H, W) → rates (b, T, neurons), differentiable, each
-            clip by itself.
-        videos: clips; the gradients are those of the rates at their last frame.
-        units: neurons.
-        lags: how many frames back, the last one included.
-        batch_size: clips at once.
+        rates: differentiable function from standardised videos (b, c, T, H, W) to rates
+            (b, T, neurons). Clips of a batch must not influence each other.
+        videos: clips; the rate at the last frame of each clip is differentiated.
+        units: indices of the neurons.
+        lags: number of frames up to the last one, which is included.
+        batch_size: number of clips in a batch.
 
     Raises:
         ValueError: if the clips are shorter than ``lags``.
     """
     if videos.shape[2] < lags:
-        raise ValueError(f"clips of {videos.shape[2]} frames are shorter than {lags} lags")
+        raise ValueError(
+            f"clips of {videos.shape[2]} frames are shorter than lags {lags}; reduce lags"
+        )
     found: list[list[Tensor]] = [[] for _ in units]
     for clips in videos.split(batch_size):
         with torch.enable_grad():
             seen = clips.detach().requires_grad_(True)
             last = rates(seen)[:, -1]
             for index, unit in enumerate(units):
-                # Clips do not see each other, so the gradient of the sum is that of each.
+                # Clips are independent, so the gradient of the sum has the gradient of each clip.
                 (gradient,) = torch.autograd.grad(
                     last[:, unit].sum(), seen, retain_graph=index + 1 < len(units)
                 )
@@ -90,16 +93,17 @@ def _main_direction(gradients: Float[Tensor, "n b lags H W"]) -> Float[Tensor, "
     flat = rearrange(gradients, "n b t h w -> n b (t h w)")
     _, strength, directions = torch.linalg.svd(flat, full_matrices=False)
     main = directions[:, 0] * strength[:, :1] / flat.shape[1] ** 0.5
-    # The sign of a direction is free: the mean gradient's, so that excitation comes out positive.
+    # The sign of a singular vector is arbitrary; that of the mean gradient makes excitation
+    # positive.
     sign = torch.where(einsum(main, flat.mean(1), "n p, n p -> n") < 0, -1.0, 1.0)
     shape = gradients.shape[2:]
     return (main * sign[:, None]).reshape(len(main), *shape)
 
 
 def centres_of(energy: Float[Tensor, "n H W"]) -> Float[Tensor, "n 2"]:
-    """Centres of mass (x, y) of maps that are not negative; −1 and 1 are the frame's outer edges.
+    """Return centres of mass (x, y) of non-negative maps; −1 and 1 are the frame's outer edges.
 
-    A map that is zero everywhere has none: NaN.
+    Pixels below 30 % of the map's maximum are ignored. NaN for maps that are zero everywhere.
     """
     energy = energy.double()
     peak = energy.amax((1, 2), keepdim=True)
@@ -114,15 +118,16 @@ def centres_of(energy: Float[Tensor, "n H W"]) -> Float[Tensor, "n 2"]:
 def found_centres(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2"] | None:
-    """Receptive-field centres of a session's readout, (x, y) in [−1, 1]; None if it has no places.
+    """Return receptive-field centres of a session's readout, (x, y) in [−1, 1].
 
-    Positions of a Gaussian readout, seen through the adapter; of a linear one, the centre of mass
-    of its filter.
+    For a Gaussian readout these are its positions, converted to frame coordinates through the
+    adapter. For a linear readout they are the centres of mass of its filters. Other readouts give
+    None.
 
     Args:
         model: the model.
-        session: whose neurons.
-        frame_size: (H, W) of its video.
+        session: session of the neurons.
+        frame_size: (H, W) of the session's video.
     """
     readout = model.readouts[session]
     with torch.no_grad():
@@ -136,20 +141,20 @@ def found_centres(
 def readout_spreads(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2 2"] | None:
-    """Covariances in pixels of the Gaussians of a session's readout; None for other readouts.
+    """Return covariances in pixels² of a Gaussian readout's distributions; None for other readouts.
 
     Args:
         model: the model.
-        session: whose neurons.
-        frame_size: (H, W) of its video.
+        session: session of the neurons.
+        frame_size: (H, W) of the session's video.
     """
     readout = model.readouts[session]
     if not isinstance(readout, GaussianReadout):
         return None
     with torch.no_grad():
         centres, widths = readout.centres(), readout.widths()
-        # The way from the map to the screen is affine: it takes the columns of a root of the
-        # covariance to those of another.
+        # The mapping from the map to the screen is affine, so it maps the columns of a square root
+        # of the covariance to those of the transformed covariance.
         middle, *ends = (
             _on_screen(model, readout, places, frame_size)
             for places in (centres, centres + widths[..., 0], centres + widths[..., 1])
@@ -165,14 +170,14 @@ def _on_screen(
     places: Float[Tensor, "n 2"],
     frame_size: tuple[int, int],
 ) -> Float[Tensor, "n 2"]:
-    """Places on the map as places on the screen, seen through the adapter; both in [−1, 1]."""
+    """Convert positions on the map to positions on the screen, through the adapter; in [−1, 1]."""
     low, high = screen_span(model.encoder, frame_size, align_corners=readout.config.align_corners)
     seen = low + (places.cpu() + 1) / 2 * (high - low)
     adapter = model.adapter
     if isinstance(adapter, StimulusAdapter) and adapter.kind == "scale":
         return seen * adapter.log_scale.exp().cpu()
     if isinstance(adapter, StimulusAdapter):
-        # Its matrix is of pixels from the centre.
+        # The adapter's matrix applies to pixels relative to the centre.
         half = torch.tensor(frame_size[::-1]) / 2
         pixels = (seen * half) @ adapter.matrix.T.cpu() + adapter.shift.cpu() * 2 * half
         return pixels / half
@@ -180,7 +185,7 @@ def _on_screen(
 
 
 def true_fields(session: Session) -> dict[str, np.ndarray] | None:
-    """True receptive fields of a simulated session; None for a recorded one."""
+    """Return the true parameters of a simulated session's neurons; None for a recorded session."""
     file = session.path / "meta" / "ground_truth.safetensors"
     return load_file(file) if file.is_file() else None
 
@@ -188,9 +193,9 @@ def true_fields(session: Session) -> dict[str, np.ndarray] | None:
 def position_correlation(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"]
 ) -> tuple[float, float]:
-    """Pearson's r of found and true positions over neurons, for x and for y.
+    """Return Pearson's r of found and true positions over neurons, for x and for y.
 
-    NaN where there are fewer than three neurons or a coordinate does not vary.
+    NaN with fewer than three neurons, or if a coordinate does not vary.
     """
     known = np.isfinite(found).all(1) & np.isfinite(true).all(1)
     rs = []
@@ -204,12 +209,12 @@ def position_correlation(
 def share_near(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], frame_size: tuple[int, int]
 ) -> float:
-    """Share of neurons whose found position lies within ``NEAR_PIXELS`` of the true one.
+    """Return the fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
 
     Args:
-        found: (x, y) in [−1, 1]; NaN counts as not near.
-        true: as ``found``.
-        frame_size: (H, W) of the video in recorded pixels.
+        found: found positions, (x, y) in [−1, 1]; NaN counts as not near.
+        true: true positions, (x, y) in [−1, 1].
+        frame_size: (H, W) of the recorded video in pixels.
     """
     pixels = (found - true) * np.array(frame_size[::-1]) / 2
     return float((np.linalg.norm(pixels, axis=1) <= NEAR_PIXELS).mean())

@@ -1,4 +1,4 @@
-"""Report on a trained model of neurons: scores on test trials, receptive fields, figures, a table."""
+"""Report on a trained model of neurons: scores on test trials, receptive fields, figures."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class TierScores(NamedTuple):
     """Scores of a model on the trials of one tier.
 
     Attributes:
-        scores: as ``NeuralScores.compute`` names them.
-        held_out: scores of the neurons that were held out; empty where there are none.
-        ceiling: scores of the true rates; empty for recorded sessions.
+        scores: name → score, by the names of ``NeuralScores.compute``.
+        held_out: name → score of the held-out neurons; empty without held-out neurons.
+        ceiling: name → score of the true rates; empty for recorded sessions.
     """
 
     scores: dict[str, float]
@@ -52,8 +52,8 @@ class PositionsFound(NamedTuple):
 
     Attributes:
         x: Pearson's r of found and true x over neurons.
-        y: of y.
-        near: share of neurons that are found within ``NEAR_PIXELS`` recorded pixels.
+        y: Pearson's r of found and true y over neurons.
+        near: fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
     """
 
     x: float
@@ -62,12 +62,12 @@ class PositionsFound(NamedTuple):
 
 
 class NeuralReport(NamedTuple):
-    """Scores of a model on test trials, each tier on its own.
+    """Scores of a model on test trials, by tier.
 
     Attributes:
-        tiers: name of a tier, as of :meth:`Sessions.scored` → its scores.
-        positions: session → agreement with the true receptive fields, where these are known.
-        started: the agreement before training.
+        tiers: tier → scores, by the names of :meth:`Sessions.scored`.
+        positions: session → agreement with the true receptive fields, for simulated sessions.
+        started: ``positions`` of the model before training.
     """
 
     tiers: dict[str, TierScores]
@@ -75,7 +75,7 @@ class NeuralReport(NamedTuple):
     started: dict[str, PositionsFound]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``scores.json`` holds."""
+        """Return the content of ``scores.json``."""
         return {
             name: {key: value._asdict() for key, value in part.items()}
             for name, part in self._asdict().items()
@@ -93,20 +93,22 @@ def report(
     fields: int = 6,
     device: torch.device | str = "cpu",
 ) -> NeuralReport | None:
-    """Score a model on every tier of test trials; the main process writes ``scores.json`` and figures.
+    """Score a model on every tier of test trials.
+
+    Must be called on all processes; the main process writes ``scores.json`` and figures.
 
     Args:
-        predictor: the model, as it was loaded.
-        sessions: those that it was trained on.
+        predictor: the loaded model.
+        sessions: sessions that the model was trained on.
         run_dir: the run's directory.
-        host: the processes; all of them call this.
-        started: what :func:`positions_found` said of the fresh model.
-        batch_size: trials at once.
-        fields: neurons whose receptive fields are drawn.
-        device: where to compute.
+        host: the processes.
+        started: result of :func:`positions_found` before training.
+        batch_size: number of trials in a batch.
+        fields: number of neurons whose receptive fields are drawn.
+        device: device of the computation.
 
     Returns:
-        The report; None where there are no trials to score on.
+        The report, or None if there are no test trials.
     """
     tiers = sessions.scored()
     if not tiers:
@@ -143,13 +145,13 @@ def report(
             if fields and own:
                 tier, trials = next(iter(own.items()))
                 draw_fields(model, trials, session, scores[tier], figures, device, count=fields)
-        # Comparisons do not repeat a run that has it.
+        # Written last: comparisons treat a run with scores.json as finished.
         write_json(run_dir / "scores.json", made.to_json(), indent=1)
     return made
 
 
 def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, PositionsFound]:
-    """Session → agreement of the readouts' positions with the true ones, where these are known."""
+    """Return session → agreement of found and true positions, for sessions with true positions."""
     found = {}
     for session in sessions.sessions:
         truth = true_fields(session)
@@ -165,14 +167,13 @@ def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, Positio
 def summary(
     run_dir: Path, made: NeuralReport | None, sessions: Sessions, *, fresh: str | None = None
 ) -> str:
-    """The table that a run prints at its end.
+    """Return the text table that a run prints at its end.
 
     Args:
         run_dir: the run's directory.
-        made: what :func:`report` returned.
-        sessions: those that the model was trained on.
-        fresh: command that fits the same model without the pretrained weights; None where there are
-            none.
+        made: result of :func:`report`.
+        sessions: sessions that the model was trained on.
+        fresh: command that trains the model without pretrained weights; None if it has none.
     """
     rows = {"model": str(run_dir / "model")}
     best = best_score(run_dir)
@@ -180,9 +181,9 @@ def summary(
         rows["best on validation"] = f"step {best['step']}, {best['name']} {best['score']:.3f}"
     for fact in sessions.facts if made else []:
         for tier, own in made.tiers.items():  # type: ignore[union-attr]
-            # Without test trials, validation trials are scored, of which the best step was chosen.
+            # Without test trials, validation trials are scored, which also selected the best step.
             chose = tier == "validation" and best is not None
-            shown = "validation, which chose the step" if chose else tier
+            shown = "validation, which selected the step" if chose else tier
             trained = len(fact.unit_ids) - len(fact.held_out_units)
             rows |= _score_rows(fact.name, shown, own, trained)
         rows |= _position_rows(fact.name, made)  # type: ignore[arg-type]
@@ -197,7 +198,7 @@ def summary(
 
 
 def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
-    """A row for each score; those of explainable variance say how many of the neurons they are of."""
+    """Return a row for each score; scores of explainable variance have their number of neurons."""
     rows = {}
     for name, label in LABELS.items():
         key = f"{name}_{session}"
@@ -211,7 +212,7 @@ def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict
             if made.ceiling[key] > 0:
                 said += f" (ratio {made.scores[key] / made.ceiling[key]:.2f})"
         if key in made.held_out:
-            said += f"; neurons held out of training {made.held_out[key]:.3f}"
+            said += f"; held-out neurons {made.held_out[key]:.3f}"
         rows[f"{session}, {tier}: {label}"] = said
     return rows
 

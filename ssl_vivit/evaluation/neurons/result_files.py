@@ -1,4 +1,4 @@
-"""Scores of neurons as CSV and Parquet, and predictions as Parquet.
+"""Files of neurons' scores (CSV and Parquet) and of predictions (Parquet).
 
 units.csv, units.parquet     session, tier, unit, held_out, and a column for each score
 predictions.parquet          session, tier, trial, frame, unit, predicted, recorded: a row for each
@@ -25,10 +25,10 @@ Columns = dict[str, list[Any]]
 
 
 def check_parquet() -> None:
-    """Refuse to go on without pyarrow.
+    """Check that pyarrow is installed.
 
     Raises:
-        DataError: that says how to install it.
+        DataError: if pyarrow is missing; the message says how to install it.
     """
     try:
         import pyarrow.parquet  # noqa: F401
@@ -40,10 +40,10 @@ def check_parquet() -> None:
 
 
 def unit_columns(scores: Mapping[str, NeuralScores]) -> Columns:
-    """Scores of each neuron on each tier as a table; NaN where a score is not defined.
+    """Return a table of the scores of each neuron on each tier; NaN if a score is undefined.
 
-    FEVE and CC_norm are given for neurons with an explainable variance of 0.15 or more, as in their
-    means.
+    FEVE and CC_norm are NaN for neurons with a fraction of explainable variance below 0.15, which
+    their means also leave out.
 
     Args:
         scores: tier → scores.
@@ -69,7 +69,7 @@ def unit_columns(scores: Mapping[str, NeuralScores]) -> Columns:
 
 
 def write_csv(path: Path, columns: Columns) -> None:
-    """Write a table as CSV; the field of a number that is NaN is empty."""
+    """Write a table as CSV; NaN becomes an empty field."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -78,7 +78,7 @@ def write_csv(path: Path, columns: Columns) -> None:
 
 
 def write_parquet(path: Path, columns: Columns) -> None:
-    """Write a table as Parquet; a number that is NaN is a missing value."""
+    """Write a table as Parquet; NaN becomes a missing value."""
     import pyarrow
     import pyarrow.parquet
 
@@ -92,10 +92,10 @@ def write_parquet(path: Path, columns: Columns) -> None:
 
 
 class PredictionFile:
-    """predictions.parquet, written trial by trial; a context manager that ends the file.
+    """Writer of predictions.parquet, trial by trial; a context manager that closes the file.
 
     Args:
-        path: the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,12 +125,12 @@ class PredictionFile:
         """Write one trial.
 
         Args:
-            session: its name.
-            tier: the trial's.
+            session: name of the session.
+            tier: tier of the trial.
             trial: number of the trial.
             units: ids of the neurons.
-            predicted: expected responses per frame.
-            recorded: responses; NaN, where unknown, becomes a missing value.
+            predicted: predicted mean responses per frame.
+            recorded: recorded responses per frame; NaN, for unknown, becomes a missing value.
         """
         frames, neurons = predicted.shape
         rows = frames * neurons

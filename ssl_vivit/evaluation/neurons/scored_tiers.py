@@ -1,4 +1,4 @@
-"""Trials of sessions that a finished model is scored on, by tier."""
+"""Trials on which a trained model is scored, by tier."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ssl_vivit.errors import SessionError
 
 
 def scored_tiers(sessions: Sessions, asked: Sequence[str] | None = None) -> dict[str, TrialBatches]:
-    """Trials with responses, by the name of their tier in tiers.npy.
+    """Return trials with responses by tier, as named in tiers.npy.
 
-    Trials that the model was trained on belong to ``train``, whatever else is asked for. Trials
-    that were split off the training trials for validation belong to ``validation``. Responses that
-    were withheld when the model was trained and are there now are scored.
+    All trials that the model was trained on belong to ``train``. Validation trials that were split
+    off the training trials belong to ``validation``. Trials whose responses were withheld during
+    training are included if the responses are now available.
 
     Args:
-        sessions: opened with the model's facts.
+        sessions: sessions that were opened with the model's facts.
         asked: names of tiers; None takes all but ``train``.
 
     Returns:
-        Tier → its trials in all sessions; in the order of ``asked``, or of Sensorium's tiers.
+        Tier → trials in all sessions, in the order of ``asked``, or in that of Sensorium's tiers.
 
     Raises:
-        SessionError: for a tier that no session has, or that has no responses.
+        SessionError: if no session has a tier, or if a tier has no responses.
     """
     by_name: dict[str, list[tuple[int, int]]] = {}
     for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):
@@ -39,8 +39,8 @@ def scored_tiers(sessions: Sessions, asked: Sequence[str] | None = None) -> dict
         chosen = [name for name in order if name != "train"]
         if not chosen:
             raise SessionError(
-                "the sessions have no trials with responses beside those that the model was "
-                "trained on; --tiers train scores these"
+                "the sessions have no trials with responses except the training trials; give "
+                "--tiers train to score these"
             )
     else:
         chosen = [*dict.fromkeys(asked)]

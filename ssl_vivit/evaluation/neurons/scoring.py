@@ -1,4 +1,4 @@
-"""Scores of a model of neurons on whole trials, shared by the processes of a run."""
+"""Scores of a model of neurons on whole trials, computed by all processes of a run."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ def score(
     repeats: bool = False,
     seen: Seen | None = None,
 ) -> NeuralScores:
-    """Scores over all trials, of which every process takes its share; equal on all processes.
+    """Score a model on all trials, which are divided among the processes.
 
     Args:
-        rates: a part of a batch → rates (b, T, neurons).
+        rates: function from a part of a batch to rates (b, T, neurons).
         trials: whole trials.
         host: the processes.
-        batch_size: trials at once, at most.
-        device: where the model is.
-        repeats: also score what needs several trials of one movie, which takes memory.
-        seen: is called with each part of this process's batches and its rates.
+        batch_size: maximum number of trials in a batch.
+        device: device of the model.
+        repeats: whether to compute scores that need repeated movies, such as FEVE; takes memory.
+        seen: function called with each part of this process's batches and its rates.
+
+    Returns:
+        Scores over all trials, on all processes.
     """
     own = trials.of_process(host.rank, host.world_size)
     scores, last, calls = NeuralScores(trials.facts), None, 0
@@ -52,9 +55,9 @@ def score(
 
 
 def score_true_rates(trials: TrialBatches, *, repeats: bool = False) -> NeuralScores:
-    """Scores of the true rates of simulated sessions, which no model can pass.
+    """Score the true rates of simulated sessions, an upper limit for models.
 
-    Sessions that were recorded have no scores.
+    Recorded sessions have no scores.
     """
     scores = NeuralScores(trials.facts)
     known = {session.name: session for session in trials.sessions if session.has_true_rates}
@@ -75,7 +78,7 @@ def _keep_step(
     host: Host,
     device: torch.device | str,
 ) -> None:
-    """Call the model as often as the process with the most batches does, for sharded weights."""
+    """Call the model equally often on all processes, which sharded weights require."""
     missing = max(host.gather(calls)) - calls
     if missing and last is None:
         (last,) = next(trials.once(1, device))["parts"]

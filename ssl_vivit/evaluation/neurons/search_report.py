@@ -1,4 +1,4 @@
-"""Report of a search over settings: table of the trials, their scores, importance of settings."""
+"""Report of a search over settings: table of trials, scores, and importance of settings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
     """Write ``trials.csv``, ``history.png`` and ``importance.png``.
 
     Args:
-        study: of Optuna, of which a trial or more was trained to its end.
-        run_dir: where they are written.
-        metric: the name of a trial's value.
+        study: an Optuna study with at least one completed trial.
+        run_dir: folder of the files.
+        metric: name of the score of a trial.
 
     Returns:
-        Whether importances are known: they need two scores that differ.
+        Whether ``importance.png`` was written, which needs two different scores.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -58,25 +58,25 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
 
 
 def value(trial: optuna.trial.FrozenTrial) -> float:
-    """Return the score of a trial; the last one before it was pruned."""
+    """Return the score of a trial; for a pruned trial, its last score."""
     return float("nan") if trial.value is None else trial.value
 
 
 def draw_history(
     finished: Sequence[tuple[int, float]], pruned: Sequence[tuple[int, float]], label: str
 ) -> Figure:
-    """Draw the score of each trial, and the best score up to it.
+    """Draw the score of each trial and the best score so far.
 
     Args:
-        finished: number and score of each trial that was trained to its end.
-        pruned: those of each trial that was ended early.
-        label: of the axis of scores.
+        finished: number and score of each completed trial.
+        pruned: number and score of each trial that was ended early.
+        label: label of the score axis.
     """
     figure = new_figure(6.0, 3.6)
     axis = figure.subplots()
     numbers, scores = np.array(sorted(finished)).reshape(-1, 2).T
     axis.plot(numbers, scores, "o", color=BLUE, label="trained to its end")
-    # The best score still holds at the last trial.
+    # The line of the best score extends to the last trial.
     last = max([*numbers, *(number for number, _ in pruned)])
     best = np.maximum.accumulate(scores)
     axis.step([*numbers, last], [*best, best[-1]], where="post", color=BLUE, label="best so far")
@@ -90,15 +90,17 @@ def draw_history(
 
 
 def draw_importance(importance: Mapping[str, float]) -> Figure:
-    """Draw the importance of each setting as a bar, the largest first.
+    """Draw the importance of each setting as a bar, the largest at the top.
 
     Args:
-        importance: setting → its share of 1.
+        importance: setting → importance; all sum to 1.
     """
     ordered = sorted(importance.items(), key=lambda item: item[1])
     figure = new_figure(7.0, 1.4 + 0.35 * len(ordered))
     axis = figure.subplots()
     axis.barh([name for name, _ in ordered], [value for _, value in ordered], color=BLUE)
     axis.set(xlabel="importance", xlim=(0, 1))
-    caption(figure, "PED-ANOVA (Watanabe et al. 2023): what sets the best trials apart")
+    caption(
+        figure, "importance for being among the best trials, by PED-ANOVA (Watanabe et al. 2023)"
+    )
     return figure

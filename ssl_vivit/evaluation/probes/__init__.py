@@ -1,1 +1,1 @@
-"""Probes: how well an encoder's features predict CLEVRER's labels."""
+"""Probes that measure how well an encoder's features predict labels of videos."""

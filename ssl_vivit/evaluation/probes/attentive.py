@@ -1,7 +1,7 @@
-"""The attentive probe: one query for each target attends to frozen tokens, then a linear layer.
+"""Attentive probe: one learned query per target attends to frozen tokens, then a linear layer.
 
-V-JEPA's protocol (Bardes et al. 2024, arXiv 2404.08471, Sec. 4.2): where features are read from
-patch tokens, a learned query finds the ones that matter, which a mean over all of them drowns.
+This is V-JEPA's protocol (Bardes et al. 2024, arXiv 2404.08471, Sec. 4.2). A learned query can
+select the relevant patch tokens, whose information would be lost in a mean over all tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MOMENTS = 20
 
 
 class OneQuery(AttentionPoolLatent):
-    """timm's latent pooling for one latent, without keys and values of every token.
+    """timm's latent pooling for one latent, without computing keys and values of all tokens.
 
-    Of one query, q·(W x) is (Wᵀ q)·x, and the weights' sum over W x is W times their sum over x: the
-    same numbers for a fraction of the work, which leaves frozen tokens as the only large thing.
+    For one query q and weights w, q·(W x) = (Wᵀ q)·x and Σ w (W x) = W (Σ w x). The results are
+    equal to timm's, with less computation and memory.
     """
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:  # type: ignore[override]
@@ -38,7 +38,7 @@ class OneQuery(AttentionPoolLatent):
         to_keys, to_values = rearrange(
             self.kv.weight, "(two h e) d -> two h e d", two=2, h=self.num_heads
         )
-        # The keys' bias adds the same to all scores, which the softmax takes away again.
+        # The keys' bias adds a constant to all scores, which does not change the softmax.
         asked = einsum(query, to_keys, "h e, h e d -> h d") * self.scale
         weights = einsum(asked, x, "h d, b l d -> b h l").softmax(-1)
         seen = einsum(weights, x, "b h l, b l d -> b h d")
@@ -48,12 +48,14 @@ class OneQuery(AttentionPoolLatent):
 
 
 class AttentiveProbe(nn.Module):
-    """Tokens → one output: cross-attention of a learned query, an MLP with a residual, layer norm
+    """Attentive probe for one target.
+
+    The layers are cross-attention of a learned query, an MLP with a residual connection, layer norm
     and a linear layer.
 
     Args:
         dim: width of the tokens.
-        outputs: numbers that are predicted.
+        outputs: number of outputs.
     """
 
     def __init__(self, dim: int, outputs: int) -> None:
@@ -82,28 +84,28 @@ def attentive_predict(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Float[Tensor, "m width"]]:
-    """Train a probe for each target and predict the test part.
+    """Train a probe for each target and predict the labels of the test part.
 
     Args:
-        train, test: tokens of different videos.
-        train_labels: of the training part.
-        views: which clips of each video; their tokens are put in a row.
-        targets: what is predicted; each has a probe of its own.
-        config: how they are trained.
-        seed: of the validation part, the weights and the order of the clips.
-        device: where the probes are trained.
+        train, test: tokens of the training and of the test part, which must have different videos.
+        train_labels: target → labels of the training part.
+        views: the clips of each video to use; their tokens are concatenated.
+        targets: the targets; each has its own probe.
+        config: settings of training; None takes the defaults.
+        seed: seed of the validation part, the weights and the order of the videos.
+        device: device on which the probes are trained.
 
     Returns:
-        Target → (m, width): logits, or numbers in the labels' units.
+        Target → predictions (m, width), as logits or as numbers in the labels' units.
 
     Raises:
-        ValueError: for settings that cannot be, too few clips, or tokens that are not finite.
+        ValueError: if there are too few videos, or if tokens are not finite.
     """
     config = config or AttentiveConfig()
     count = train.shape[0]
     held_out = max(1, round(count * config.validation))
     if count - held_out < 1:
-        raise ValueError(f"{count} clips are too few to train an attentive probe on")
+        raise ValueError(f"{count} videos are too few to train an attentive probe; give more")
     order = torch.from_numpy(named_generator(seed, "validation").permutation(count))
     validation, fitting = order[:held_out].sort().values, order[held_out:].sort().values
     labels = {t.name: train_labels[t.name].to(device) for t in targets}
@@ -148,10 +150,10 @@ def attentive_predict(
             if value < best[name][0]:
                 best[name] = (value, copy.deepcopy(probes[name].state_dict()))
 
-    # The probe that knows nothing is a candidate too: where nothing can be learned, it stays.
+    # The untrained probe is a candidate too, and is kept if training never lowers the loss.
     keep_the_best()
     if not all(state for _, state in best.values()):
-        raise ValueError("tokens are not finite, so nothing can be read from them")
+        raise ValueError("tokens are not finite; check the encoder's weights")
     pause = max(1, config.steps // MOMENTS)
     steps = tqdm(
         _shuffled(fitting, config, seed), total=config.steps, desc=f"attentive probe, seed {seed}",
@@ -160,7 +162,7 @@ def attentive_predict(
     for step, part in enumerate(steps, 1):
         probes.train()
         optimizer.zero_grad()
-        # No probe shares a weight with another: the sum trains each by itself.
+        # Probes share no weights, so minimising the sum trains each one independently.
         torch.stack(list(losses(part).values())).sum().backward()
         optimizer.step()
         schedule.step()
@@ -179,7 +181,7 @@ def attentive_predict(
 
 
 def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Tensor]:
-    """Yield a batch for each step, in a new order every epoch."""
+    """Yield the indices of a batch for each step, in a new order in every epoch."""
     epochs = math.ceil(config.steps / math.ceil(len(index) / config.batch_size))
     batches = (
         part
@@ -194,13 +196,13 @@ def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Ten
 def _statistics(
     store: TokenStore, views: slice, index: Tensor, batch_size: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and deviation of each feature over the tokens of the training part."""
+    """Return mean and standard deviation of each feature over the tokens of the training part."""
     count, total = 0, torch.zeros(2, store.shape[-1], dtype=torch.float64)
     for some in index.split(batch_size):
         tokens = store.read(some, views).flatten(0, 1).double()
         count += len(tokens)
         total += torch.stack((tokens.sum(0), tokens.square().sum(0)))
     mean = total[0] / count
-    # A feature that never varies stays near 0 instead of being blown up.
+    # Dividing a constant feature by its standard deviation would amplify rounding errors.
     std = (total[1] / count - mean.square()).clamp(min=0).sqrt()
     return mean.float(), torch.where(std > 1e-4 * mean.abs(), std, 1.0).float()

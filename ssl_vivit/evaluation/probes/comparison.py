@@ -43,12 +43,12 @@ PIXELS, MOTION = "raw pixels", "motion energy"
 
 
 class Subject(NamedTuple):
-    """An encoder to be probed, or several that were pretrained alike with other seeds.
+    """One row of the comparison: an encoder, or several encoders with different pretraining seeds.
 
     Attributes:
-        name: what it is called in the table.
-        encoders: on the device, in eval mode; probe seeds take them in turn.
-        prepared: the clips that they take.
+        name: name in the table.
+        encoders: encoders on the device, in eval mode; probe seeds use them in turn.
+        prepared: how clips for the encoders are prepared.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Subject(NamedTuple):
 
     @property
     def encoder(self) -> ViViT:
-        """The first one."""
+        """The first encoder."""
         return self.encoders[0]
 
     def of_seed(self, seed: int) -> ViViT:
-        """The encoder that a probe seed takes."""
+        """Return the encoder for a probe seed."""
         return self.encoders[seed % len(self.encoders)]
 
 
@@ -72,10 +72,18 @@ def subject(
     choice: ClipChoice | None = None,
     clips: int = 1,
 ) -> Subject:
-    """Prepare encoders to be probed as one row.
+    """Combine encoders into one row of the comparison.
+
+    Args:
+        name: name in the table.
+        encoders: encoders with equal architecture and clips.
+        parts: labelled videos.
+        choice: settings that replace those of the encoder's clips.
+        clips: number of clips per video.
 
     Raises:
-        DataError: if their clips do not fit the videos, or several differ in architecture or clips.
+        DataError: if the clips do not fit the videos, or if the encoders differ in architecture or
+            clips.
     """
     prepared, *others = (
         preparation(encoder, parts.train.videos.fps, choice, clips) for encoder in encoders
@@ -83,8 +91,8 @@ def subject(
     first = encoders[0].config
     if any(other != prepared for other in others) or any(e.config != first for e in encoders):
         raise DataError(
-            f"--encoders {name} matches encoders of several architectures or clips; give each kind a "
-            "pattern of its own"
+            f"--encoders {name} matches encoders of several architectures or clips; give one "
+            "pattern for each kind"
         )
     for part in parts:
         check_whole_frames(encoders[0], part.dataset(prepared), name)
@@ -101,18 +109,18 @@ def compare(
 ) -> ProbeScores:
     """Probe encoders and compare them with baselines.
 
-    The baselines are untrained copies of the encoders, raw pixels and motion energy. All is
+    The baselines are untrained copies of the encoders, raw pixels and motion energy. All rows are
     measured once for each seed. The seed determines the folds, the fits of the probes and the
-    weights of the untrained encoders. If one clip is taken from each video, the seed determines
-    its place. If there are more videos than are asked for, the seed chooses among them. If a
-    subject has encoders of several pretraining seeds, each seed takes the next one.
+    weights of the untrained encoders. With one clip per video, the seed also determines the clip's
+    position. If there are more videos than required, the seed selects them. If a subject has
+    several encoders, each seed uses the next one.
 
     Args:
-        subjects: encoders to probe. Encoders that take equal clips share a pass over the videos.
+        subjects: encoders to probe. Encoders with equal clips share one pass over the videos.
         parts: labelled videos for training and for testing the probes.
-        settings: what is measured.
+        settings: settings of the comparison.
         device: device of the encoders.
-        scratch: folder for temporary files. It needs room for the tokens of all clips.
+        scratch: folder for temporary files. It needs space for the tokens of all clips.
 
     Returns:
         Scores of every encoder and baseline.
@@ -148,7 +156,7 @@ def compare(
 
 
 def _check_long_clip(each: Subject, parts: Parts) -> None:
-    """Refuse a long clip that does not fit before anything is measured."""
+    """Raise an error if the long clip does not fit; called before anything is measured."""
     prepared = each.prepared.one_long_clip()
     adapted_config(each.encoder.config, {"num_frames": prepared.clip.length})
     for part in parts:
@@ -157,13 +165,13 @@ def _check_long_clip(each: Subject, parts: Parts) -> None:
         except DataError as error:
             clips = each.prepared.clip.views
             raise DataError(
-                f"--long_clip puts the frames of {clips} clips into one: {error}; or lower --clips"
+                f"--long_clip joins the frames of {clips} clips: {error}; or lower --clips"
             ) from None
 
 
 @dataclass
 class _Pass:
-    """One seed's pass over the videos for encoders that take the same clips."""
+    """One pass over the videos with one seed, for encoders with equal clips."""
 
     parts: Parts
     settings: ProbeSettings
@@ -174,7 +182,7 @@ class _Pass:
     scratch: Path
 
     def measure(self, prepared: Preparation, encoders: Mapping[str, ViViT]) -> tuple[int, ...]:
-        """Features, then probes; returns how many videos there were to train and test on."""
+        """Compute features and fit probes; return the numbers of training and of test videos."""
         drawn = [
             part.drawn(self.seed, name)
             for part, name in zip(self.parts, ("train videos", "test videos"), strict=True)
@@ -190,7 +198,7 @@ class _Pass:
         for clips, chosen in views.items():
             self._probe(clips, encoders, train, test, chosen)
         if self.settings.long_clip:
-            # One clip with all frames, of the same videos, labelled as the short ones were.
+            # One clip with all frames, from the videos of the short clips and with their labels.
             prepared = prepared.one_long_clip()
             frames = prepared.clip.length
             longer = {name: adapt(each, num_frames=frames) for name, each in encoders.items()}
@@ -204,7 +212,7 @@ class _Pass:
         return len(train.keys), len(test.keys)
 
     def _extractors(self, encoders: Mapping[str, ViViT]) -> dict[str, FeatureExtractor]:
-        """Encoders, fresh weights of each architecture among them, pixels and motion energy."""
+        """Return the encoders, untrained copies of each architecture, pixels and motion energy."""
         architectures: dict[ViViTConfig, str] = {}
         for name, encoder in encoders.items():
             architectures.setdefault(encoder.config, name)
@@ -230,7 +238,7 @@ class _Pass:
         *,
         spread: bool = False,
     ) -> list[ClipFeatures]:
-        """Features of the videos drawn for training, and of those drawn for testing."""
+        """Compute the features of the selected training videos and of the selected test videos."""
         extractors = self._extractors(encoders)
         titles = ("training videos", "test videos")
         return [
@@ -255,7 +263,7 @@ class _Pass:
         test: ClipFeatures,
         views: slice,
     ) -> None:
-        """Every probe on every extractor's features of some clips of each video."""
+        """Fit and score all probes on the features of all extractors for the clips ``views``."""
         targets = self.found.targets
         weights = video_weights(test.keys)
         fits = tqdm(
@@ -289,7 +297,7 @@ class _Pass:
 
 
 def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
-    """Return a function that looks up the labels of videos in another pass."""
+    """Return a function that looks up the labels of a batch's videos in the short clips."""
     place = {key: i for i, key in enumerate(short.keys)}
 
     def labels(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Settings of probes: which ones, on which videos, and how they and full fine-tuning are trained.
+"""Settings of probes, of their videos, and of full fine-tuning.
 
-No encoder is imported here, not even for type checkers: jsonargparse would import it before it
-prints --help, and encoders take longer to load than torch.
+This module must not import encoders, not even for type checkers: jsonargparse would load them
+before it prints --help, which takes longer than loading torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class ProbeData(ReadingForEncoder):
 
     Args:
         shards: shards with CLEVRER's annotations; see ``python -m data_prep.clevrer pack``.
-        test_shards: others to test on; null tests on ``held_out`` of the former.
-        folder: in place of shards, a folder of videos with a folder for each class.
-        held_out: share of the videos to test on, chosen by their names. The same share as in
-            pretraining chooses the same videos.
+        test_shards: shards with test videos; null takes a fraction ``held_out`` of ``shards``.
+        folder: folder of videos with one subfolder for each class; replaces ``shards``.
+        held_out: fraction of the videos used for testing, selected by a hash of their names. The
+            fraction used in pretraining selects the videos held out there.
     """
 
     shards: str | list[str] | None = None
@@ -38,12 +38,12 @@ class AttentiveConfig:
     """Settings of the attentive probe's training.
 
     Args:
-        steps: steps of AdamW. At the start and at twenty moments the loss on the validation part is
-            measured; each target takes the weights with the least.
-        batch_size: clips in a step.
-        learning_rate: of AdamW, at its peak.
-        weight_decay: of AdamW.
-        validation: share of the training part that chooses the moment.
+        steps: steps of AdamW. The validation loss is measured at the start and 20 times during
+            training; each target uses the weights with the smallest loss.
+        batch_size: videos per step.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        validation: fraction of the training part used for validation; above 0 and below 1.
     """
 
     steps: int = 500
@@ -56,7 +56,7 @@ class AttentiveConfig:
         check_least(self, "attentive.", steps=1, batch_size=1)
         if not 0 < self.validation < 1:
             raise ValueError(
-                f"attentive.validation is {self.validation}; it must be between 0 and 1"
+                f"attentive.validation is {self.validation}; it must be above 0 and below 1"
             )
 
 
@@ -65,20 +65,20 @@ class ProbeSettings:
     """Settings of a comparison by probes.
 
     Args:
-        probes: knn, linear, attentive; any of them.
-        seeds: repetitions with other clips, fits and untrained weights.
-        clips: clips of each video; features are averaged, attentive probes see the tokens of all.
-            Above 1, the middle one alone is shown beside all.
-        long_clip: beside several clips, which are spread over the whole video, show one clip of as
-            many frames as all of them, in a row at the same stride from the middle of the video.
-            Its labels are those of the several: what any of them shows, and the collisions from
-            the first to the last.
-        summary: a clip's vector for kNN and linear probes: the encoder's pooled one, the mean of
-            its patch tokens, or both side by side.
-        attentive: the attentive probe. Meanwhile the tokens of all clips lie in a file without a
-            name in ``run_dir``, two bytes a number, not in memory: 2,000 clips of 8 × 96 tokens of
-            width 384 take 1.2 GB for each encoder.
-        batch_size: videos that an encoder sees at once.
+        probes: list of probes: knn, linear, attentive.
+        seeds: number of repetitions with other clips, fits and untrained weights.
+        clips: number of clips per video, spread over the video. Features of clips are averaged;
+            attentive probes see the tokens of all clips. Above 1, the middle clip is also scored by
+            itself.
+        long_clip: also score one long clip from the middle of the video, with the number of frames
+            of all clips and their stride. Its labels are those of the several clips: objects
+            visible in any of them, and collisions from the first to the last.
+        summary: vector of a clip for kNN and linear probes: pooled (the encoder's pooled vector),
+            mean (over patch tokens), or both (concatenated).
+        attentive: settings of the attentive probe. Tokens of all clips are stored in a temporary
+            file in ``run_dir``, with two bytes per number: 2,000 clips of 8 × 96 tokens of width
+            384 take 1.2 GB for each encoder.
+        batch_size: number of videos in a batch of the encoder.
     """
 
     probes: list[Probe] = field(default_factory=lambda: ["knn", "linear", "attentive"])
@@ -102,12 +102,12 @@ class FinetuneConfig:
     """Supervised training of all weights on the labels.
 
     Args:
-        steps: optimisation steps; 0 leaves it out.
-        total_batch_size: videos in a step.
-        learning_rate: of AdamW at its peak, which it reaches after a tenth of the steps.
+        steps: optimisation steps; 0 omits fine-tuning.
+        total_batch_size: videos per step.
+        learning_rate: peak learning rate of AdamW, reached after a tenth of the steps.
         layer_decay: factor on the learning rate per layer below the head.
         drop_rate: dropout before the head.
-        from_scratch: also train the same architecture from fresh weights.
+        from_scratch: also train the architecture from random weights.
     """
 
     steps: int = 0

@@ -1,4 +1,4 @@
-"""Videos that probes are trained and tested on."""
+"""Videos for training and testing probes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Part(NamedTuple):
     """Videos of the training or the test part.
 
     Attributes:
-        videos: where they are read from.
-        indices: which of them.
-        labels: what they are labelled with.
-        limit: how many take part at most.
-        config: how they are read.
+        videos: shards or folder with the videos.
+        indices: indices of the part's videos.
+        labels: labels of the videos.
+        limit: maximum number of videos to use.
+        config: settings for reading videos.
     """
 
     videos: ShardSet | VideoFolder
@@ -45,17 +45,17 @@ class Part(NamedTuple):
     config: ProbeData
 
     def drawn(self, seed: int, name: str) -> np.ndarray:
-        """The videos that take part, ascending."""
+        """Return the indices of at most ``limit`` videos, drawn by seed and name; ascending."""
         if len(self.indices) <= self.limit:
             return self.indices
         order = named_generator(seed, name).permutation(len(self.indices))
         return np.sort(self.indices[order[: self.limit]])
 
     def dataset(self, prepared: Preparation, *, spread: bool = False) -> ClipDataset:
-        """Return the clips of the videos.
+        """Return the data set of clips.
 
-        Several clips lie at even distances. A single clip starts at a place that is drawn for each
-        epoch, or with ``spread`` in the middle."""
+        Several clips are evenly spaced. A single clip starts at a random position in each epoch, or
+        is in the middle with ``spread``."""
         return prepared.dataset(
             self.videos,
             labels=self.labels.annotated,
@@ -67,31 +67,31 @@ class Part(NamedTuple):
     def batches(
         self, prepared: Preparation, indices: np.ndarray, *, spread: bool = False
     ) -> ClipBatches:
-        """Loader over some of them, in order; see :meth:`dataset`."""
+        """Return a loader over the videos with these indices, in order; see :meth:`dataset`."""
         workers = self.config.workers
         dataset = self.dataset(prepared, spread=spread)
         return ClipBatches(dataset, workers=workers, shuffle=False, indices=indices)
 
 
 class Parts(NamedTuple):
-    """Videos to train probes on, and others to test them on."""
+    """Training and test videos of probes."""
 
     train: Part
     test: Part
 
     def long_enough(self, clips: Sequence[ClipConfig]) -> tuple[Parts, list[str]]:
-        """Leave out videos that are too short for some of the clips, as the setting says.
+        """Leave out videos that are too short for any of the clips, if ``short_videos`` is "skip".
 
-        All encoders are so measured on one set of videos, whatever clips they take.
+        All encoders are thus evaluated on the videos that are long enough for all of them.
 
         Args:
-            clips: of the encoders.
+            clips: clips of the encoders.
 
         Returns:
-            The parts; names of the videos that are too short for some clip, padded ones included.
+            The parts, and the names of all videos that are too short, including padded ones.
 
         Raises:
-            DataError: if a part has no other.
+            DataError: if no video of a part is long enough.
         """
         parts: list[Part] = []
         names: set[str] = set()
@@ -104,28 +104,29 @@ class Parts(NamedTuple):
                 raise DataError(
                     "all videos of the training or the test part are too short for the clips "
                     f"of {max(clip.span for clip in clips)} steps; lower --clips or "
-                    "--data.clip.frame_stride, leave --long_clip out, or set --data.short_videos pad"
+                    "--data.clip.frame_stride, omit --long_clip, or set --data.short_videos pad"
                 )
             parts.append(part)
         return Parts(*parts), sorted(names)
 
 
 def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:
-    """Open the videos and split them into training and test part.
+    """Open the videos and split them into a training and a test part.
 
     Args:
-        data: which videos.
-        train_videos: to train probes on, at most; each seed draws its own where there are more.
-        test_videos: to test them on, at most.
+        data: settings that select the videos.
+        train_videos: maximum number of training videos; if there are more, each seed draws its own.
+        test_videos: maximum number of test videos.
 
     Raises:
-        DataError: if there are none, they lack annotations, or both parts share one.
+        DataError: if there are no videos, if they have no annotations, or if a video is in both
+            parts.
     """
     train: ShardSet | VideoFolder
     labels: Labels
     if data.folder is not None:
         if data.shards or data.test_shards:
-            raise DataError("--data.folder takes the place of --data.shards; give one of them")
+            raise DataError("--data.folder and --data.shards are both set; give one of them")
         train = folder = data.open_folder(data.folder, "--data.folder")
         refuse_many_broken(folder.broken, len(folder) + len(folder.broken))
         if os.environ.get("RANK", "0") == "0":
@@ -138,13 +139,15 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         train = data.open_shards(data.shards)
         labels = _annotated(train)
     else:
-        raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
+        raise DataError(
+            "--data.shards is not set; make shards by `python -m data_prep.clevrer pack`"
+        )
     if data.test_shards:
         test = data.open_shards(data.test_shards)
         if both := _shared(train, test):
             raise DataError(
-                f"--data.shards and --data.test_shards share {len(both)} videos, {both[0]} for one; "
-                "give other shards to test on"
+                f"--data.shards and --data.test_shards have {len(both)} common videos, such as "
+                f"{both[0]}; give other --data.test_shards"
             )
         everything = np.arange(len(train)), np.arange(len(test))
         return Parts(
@@ -154,8 +157,8 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
     kept, held_out = split_keys(train.keys, data.held_out)
     if not len(kept) or not len(held_out):
         raise DataError(
-            f"--data.held_out {data.held_out} parts {len(train)} videos into {len(kept)} to train "
-            f"probes on and {len(held_out)} to test them on; choose another share"
+            f"--data.held_out {data.held_out} splits {len(train)} videos into {len(kept)} training "
+            f"videos and {len(held_out)} test videos; choose another fraction"
         )
     return Parts(
         Part(train, kept, labels, train_videos, data),
@@ -167,9 +170,9 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
     """Return a warning if an encoder may have been trained on test videos, else None.
 
     Args:
-        name: the encoder's, for the line.
-        provenance: what the encoder says of the runs that made its weights.
-        test: the videos that probes are tested on.
+        name: name of the encoder, for the warning.
+        provenance: the encoder's record of the runs that trained its weights.
+        test: test videos of the probes.
     """
     while provenance is not None:
         record, provenance = provenance.get("data"), provenance.get("before")
@@ -178,18 +181,18 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
         count = trained_on(record, test.videos, test.indices)
         if count:
             share = record["held_out"]
-            mend = "name others by --data.test_shards"
+            mend = "give other videos by --data.test_shards"
             if share and not test.config.test_shards:
                 mend = f"set --data.held_out {share:g} as in its pretraining, or {mend}"
             return (
-                f"warning: {count} of the {len(test.indices)} videos to test on may have been in "
-                f"the training of {name}: {mend}"
+                f"warning: {count} of the {len(test.indices)} test videos may have been used to "
+                f"train {name}: {mend}"
             )
     return None
 
 
 def _shared(train: ShardSet | VideoFolder, test: ShardSet) -> list[str]:
-    """Keys of the test videos that are training videos as well, by their key or by their source."""
+    """Return keys of test videos that are also training videos, by their key or their source."""
     keys = set(train.keys)
     sources = {train.source(i) for i in range(len(train))} - {None}
     return sorted(

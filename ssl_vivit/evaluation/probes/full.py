@@ -1,4 +1,4 @@
-"""Full supervised fine-tuning as a row beside the probes: all weights are trained on the labels."""
+"""Full supervised fine-tuning, in which all weights are trained, as a row beside the probes."""
 
 from __future__ import annotations
 
@@ -46,25 +46,26 @@ def finetune(
     """Train a copy of an encoder on the training part and score it on the test part.
 
     Args:
-        subject: whose encoder is copied; it stays as it is.
+        subject: the encoder, of which a copy is trained.
         parts: labelled videos.
-        config: how long and how fast.
-        seed: of the head, the clips and the videos.
-        run_dir: of the training run; one that was stopped goes on.
-        batch_size: test videos seen at once.
-        fresh: train the architecture from fresh weights, at one learning rate for all layers.
+        config: settings of fine-tuning.
+        seed: seed of the head, the clips and the selection of videos.
+        run_dir: directory of the training run; an interrupted run is resumed.
+        batch_size: number of test videos in a batch.
+        fresh: train the architecture from random weights, with one learning rate for all layers.
 
     Returns:
-        The row, its scores, and those on resamples of the test videos; None if a signal ended the run.
+        The row, its scores, and its scores on resampled test videos; None if a signal ended the
+        run.
 
     Raises:
-        ValueError: if there are fewer videos than a step takes.
-        RunError: if ``run_dir`` holds a run of another encoder or with other settings.
+        ValueError: if there are fewer training videos than ``config.total_batch_size``.
+        RunError: if ``run_dir`` holds a run with another encoder or other settings.
     """
     train = parts.train.drawn(seed, "train videos")
     if len(train) < config.total_batch_size:
         raise ValueError(
-            f"there are {len(train)} videos to fine-tune on, fewer than "
+            f"there are {len(train)} training videos, fewer than "
             f"--finetune.total_batch_size {config.total_batch_size}; lower it"
         )
     targets = parts.train.labels.targets
@@ -88,7 +89,7 @@ def finetune(
         objective,
         LabelledBatches(batches, parts.train.labels),
         training,
-        # A run that was stopped goes on with the same encoder and videos or not at all.
+        # A run is resumed only if its encoder and videos are unchanged.
         run_config={
             "training": to_plain(training),
             "finetune": to_plain(config),
@@ -100,7 +101,7 @@ def finetune(
     )
     if result.encoder is None:
         return None
-    # What was exported is what is scored, and no launcher shards it.
+    # Score the exported weights, which are not sharded over processes.
     device = next(subject.encoder.parameters()).device
     objective.classifier = VideoClassifier.from_pretrained(result.encoder).to(device)
     predicted, test_labels, keys = _predict(subject, objective, parts.test, seed, batch_size)
@@ -112,7 +113,10 @@ def finetune(
 
 
 def _record(parts: Parts, train: np.ndarray, seed: int) -> dict[str, Any]:
-    """A record of the training videos, from which a later test of the exported encoder tells them."""
+    """Return a record of the training videos, stored in the exported encoder.
+
+    With it, :func:`~ssl_vivit.evaluation.probes.data.not_unseen` finds them among test videos.
+    """
     config = parts.train.config
     held_out = 0.0 if config.test_shards else config.held_out
     named = DataConfig(shards=config.shards, held_out=held_out)
@@ -120,7 +124,10 @@ def _record(parts: Parts, train: np.ndarray, seed: int) -> dict[str, Any]:
 
 
 def _augmented(subject: Subject, part: Part, seed: int) -> ClipDataset:
-    """One clip a video at a random time, mirrored and recoloured; whole frames, as labels need."""
+    """Return clips at random times with random flips and colours, one clip per video.
+
+    Frames are not cropped, since labels refer to whole frames.
+    """
     prepared = subject.prepared
     mild = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), blur_probability=0.0)
     return ClipDataset(
@@ -154,7 +161,7 @@ def _training(config: FinetuneConfig, seed: int, run_dir: Path, fresh: bool) -> 
 
 
 def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) -> dict[str, Tensor]:
-    """Labels of the clip in the middle of each video that has some; no frame is decoded."""
+    """Return labels of the middle clip of each labelled video, without decoding frames."""
     told: list[dict[str, Tensor]] = []
     reason = ""
     for i in indices:
@@ -165,14 +172,14 @@ def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) ->
         except AnnotationError as error:
             reason = reason or str(error)
     if not told:
-        raise DataError(f"no video to fine-tune on has labels; the first: {reason}")
+        raise DataError(f"no training video has labels; the first error: {reason}")
     return _joined(told)
 
 
 def _predict(
     subject: Subject, objective: Supervised, part: Part, seed: int, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Predictions for the test part, averaged over the clips of a video, its labels and names."""
+    """Return predictions for test videos, averaged over clips, with labels and names of videos."""
     device = next(objective.parameters()).device
     batches = part.batches(subject.prepared, part.drawn(seed, "test videos"))
     found: list[dict[str, Tensor]] = []
@@ -185,7 +192,7 @@ def _predict(
         told.append(part.labels(batch))
         keys += batch["key"]
     if not told:
-        raise ValueError("there is no readable video to test on")
+        raise ValueError("no test video is readable; check the videos")
     return _joined(found), _joined(told), keys
 
 

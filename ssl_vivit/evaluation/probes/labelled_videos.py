@@ -1,4 +1,4 @@
-"""Labels of videos: CLEVRER's annotations, or the folders that they lie in."""
+"""Labels of videos, from CLEVRER's annotations or from the names of folders."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Labels(Protocol):
     """Function from a batch to the labels of its videos.
 
     Attributes:
-        targets: what the labels are.
-        annotated: whether they come from CLEVRER's annotations.
+        targets: the targets that have labels.
+        annotated: whether labels come from CLEVRER's annotations.
     """
 
     targets: tuple[Target, ...]
@@ -37,11 +37,11 @@ class Labels(Protocol):
 class ClevrerLabels:
     """Labels of :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
 
-    Several clips of a video are labelled as one: what is visible in any of their frames,
-    collisions from the first to the last of them.
+    Several clips of a video have one label: objects visible in any frame of the clips, and
+    collisions from the first to the last clip.
 
     Args:
-        videos: with annotations.
+        videos: videos with annotations.
     """
 
     targets: tuple[Target, ...] = CLEVRER_TARGETS
@@ -52,13 +52,13 @@ class ClevrerLabels:
         self._index = {key: i for i, key in enumerate(videos.keys)}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Labels of each video, (b, …).
+        """Return target → labels (b, …) of the batch's videos.
 
         Raises:
-            AnnotationError: if an annotation tells none.
+            AnnotationError: if an annotation has no valid labels.
         """
         if batch["frames"].shape[1] == 1 and all(t.name in batch for t in self.targets):
-            # The loader's workers have read the annotations already.
+            # The loader's workers have already read the annotations.
             return {t.name: batch[t.name][:, 0] for t in self.targets}
         told = [
             video_labels(self._videos, self._index[key], [np.unique(frames).tolist()])[0]
@@ -68,16 +68,16 @@ class ClevrerLabels:
 
 
 class FolderLabels:
-    """The class of a video: the name of the folder it lies in, ``root/class/….mp4``.
+    """Classes of videos from the names of their folders, ``root/class/….mp4``.
 
     Args:
-        videos: as found in the root.
+        videos: videos below the root.
 
     Attributes:
-        classes: names, sorted.
+        classes: sorted names of the classes.
 
     Raises:
-        DataError: if a video lies in no folder of its own, or there is one folder alone.
+        DataError: if a video is in the root itself, or if there are fewer than two folders.
     """
 
     annotated = False
@@ -86,25 +86,25 @@ class FolderLabels:
         loose = [key for key in videos.keys if "/" not in key]
         self.classes = sorted({key.split("/")[0] for key in videos.keys})
         if loose or len(self.classes) < 2:
-            what = f"{loose[0]} lies beside them" if loose else f"there is {len(self.classes)}"
+            what = f"{loose[0]} is in no such folder" if loose else f"it has {len(self.classes)}"
             raise DataError(
-                f"--data.folder {videos.root} must hold a folder for each class, two or more, with the "
-                f"videos in them; {what}"
+                f"--data.folder {videos.root} must hold two or more folders of videos, one for "
+                f"each class; {what}"
             )
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The class of each video, int64 (b,)."""
+        """Return the class index of each video of the batch, int64 (b,)."""
         numbers = [self.classes.index(key.split("/")[0]) for key in batch["key"]]
         return {"class": torch.tensor(numbers)}
 
 
 class LabelledBatches:
-    """Batches for supervised training: those of a loader, with ``labels``.
+    """Batches for supervised training: batches of a loader with the additional key ``labels``.
 
     Args:
         batches: the loader.
-        labels: what it is labelled with.
+        labels: labels of the loader's videos.
     """
 
     def __init__(self, batches: ClipBatches, labels: Labels) -> None:
@@ -117,7 +117,7 @@ class LabelledBatches:
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device
     ) -> Generator[dict[str, Any], None, None]:
-        """As of :meth:`~ssl_vivit.data.video.loader.ClipBatches.stream`."""
+        """See :meth:`~ssl_vivit.data.video.loader.ClipBatches.stream`."""
         with closing(self.batches.stream(split, start_step=start_step, device=device)) as batches:
             for batch in batches:
                 told = {name: value.to(device) for name, value in self.labels(batch).items()}

@@ -1,4 +1,4 @@
-"""Probes on frozen features: nearest neighbours and ridge regression. Quick and deterministic."""
+"""Probes on frozen features by nearest neighbours and ridge regression; fast, deterministic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ProbeKind = Literal["knn", "linear"]
 NEIGHBOURS = 20
 TEMPERATURE = 0.1
 FOLDS = 5
-# Shares of the number of clips: features have a variance of 1.
+# Multiples of the number of clips, for features of variance 1.
 PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 7))
 _CHUNK = 1024
 
@@ -35,23 +35,23 @@ def probe(
     targets: tuple[Target, ...] = CLEVRER_TARGETS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Score of each target, predicted from frozen features.
+    """Predict each target from frozen features and score the predictions.
 
     Args:
-        train_features: (n, d).
-        train_labels: name → (n,) or (n, kinds), as of
+        train_features: features of the training part, (n, d).
+        train_labels: name → labels (n,) or (n, kinds), as returned by
             :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
-        test_features: (m, d) of other videos.
-        test_labels: of the test part, likewise.
+        test_features: features of the test part, (m, d), from other videos.
+        test_labels: name → labels of the test part.
         kind: ``knn``, see :func:`nearest_neighbours`, or ``linear``, see :func:`ridge`.
-        targets: those of them that are predicted.
-        seed: of the folds that choose the linear probe's penalty.
+        targets: the targets to predict; both labels must have them.
+        seed: seed of the folds that select the linear probe's penalty.
 
     Returns:
-        Target → figure, see :func:`~ssl_vivit.evaluation.probes.scores.score`.
+        Target → score, see :func:`~ssl_vivit.evaluation.probes.scores.score`.
 
     Raises:
-        ValueError: for too few clips, or features that are not finite.
+        ValueError: if there are too few clips, or if features are not finite.
     """
     predicted = predict(
         train_features, train_labels, test_features, kind, targets=targets, seed=seed
@@ -68,15 +68,15 @@ def predict(
     targets: tuple[Target, ...] = CLEVRER_TARGETS,
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "m width"]]:
-    """A probe's predictions for the test part; arguments and errors as of :func:`probe`."""
+    """Return a probe's predictions for the test part; arguments and errors as in :func:`probe`."""
     check_type("probe kind", kind, ProbeKind)
     if len(train_features) < FOLDS or len(test_features) < 1:
         raise ValueError(
-            f"{len(train_features)} clips to train a probe on and {len(test_features)} to test it "
-            f"are too few; at least {FOLDS} and 1 are needed"
+            f"{len(train_features)} training clips and {len(test_features)} test clips are too "
+            f"few; a probe needs at least {FOLDS} and 1"
         )
     if not (train_features.isfinite().all() and test_features.isfinite().all()):
-        raise ValueError("features are not finite, so nothing can be read from them")
+        raise ValueError("features are not finite; check the encoder's weights")
     train, test = standardised(train_features, test_features)
     wanted = {target.name: columns(train_labels[target.name].cpu(), target) for target in targets}
     if kind == "linear":
@@ -89,13 +89,13 @@ def predict(
 def standardised(
     train: Float[Tensor, "n d"], test: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Both parts in units of the training part's mean and deviation, float64 on the CPU.
+    """Standardise both parts by mean and standard deviation of the training part.
 
-    Features that do not vary become 0.
+    Constant features become 0. The results are float64 on the CPU.
     """
     train, test = train.double().cpu(), test.double().cpu()
     mean, std = train.mean(0), train.std(0, correction=0)
-    # Rounding leaves a constant feature a deviation of about its size times 1e-16.
+    # By rounding, a constant feature has a standard deviation of about 1e-16 times its magnitude.
     varies = std > 1e-9 * mean.abs().clamp(min=1e-30)
     scale = torch.where(varies, 1 / std, 0)
     return (train - mean) * scale, (test - mean) * scale
@@ -109,16 +109,16 @@ def nearest_neighbours(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Float[Tensor, "m k"]:
-    """Mean label of the nearest training clips by cosine, weighted by exp(cosine / temperature).
+    """Return the weighted mean label of the training clips nearest to each test clip by cosine.
 
-    The weights of Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4), there for classes; of indicators
-    of classes the largest mean is the class that they choose.
+    Weights are exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4). If
+    labels are indicators of classes, the largest mean is the class that Wu et al. predict.
 
     Args:
         train, test: features.
-        labels: numbers or indicators.
-        neighbours: how many take part, at most all.
-        temperature: of the weights.
+        labels: numbers, or indicators of classes.
+        neighbours: number of neighbours; at most all training clips are used.
+        temperature: temperature of the weights.
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     means = []
@@ -135,15 +135,16 @@ def ridge(
     test: Float[Tensor, "m d"],
     seed: int = 0,
 ) -> dict[str, Float[Tensor, "m k"]]:
-    """Ridge regression in closed form, each target with a penalty of its own.
+    """Fit ridge regression in closed form, with one penalty for each target; predict the test part.
 
-    The penalty is the one of :data:`PENALTIES` with the least squared error over five folds of the
-    training part, summed over the target's columns; then all of the training part is fitted.
+    A target's penalty is the value in :data:`PENALTIES` with the smallest squared error in
+    five-fold cross-validation, summed over the target's columns. The model is then fitted to the
+    whole training part.
 
     Args:
-        train, test: features in units of the training part's deviation.
-        labels: target → columns.
-        seed: of the folds.
+        train, test: standardised features; see :func:`standardised`.
+        labels: target → columns (n, k).
+        seed: seed of the folds.
     """
     order = torch.from_numpy(named_generator(seed, "folds").permutation(len(train)))
     everything = torch.cat(list(labels.values()), 1)
@@ -167,11 +168,12 @@ def ridge(
 def _ridge_path(
     train: Tensor, labels: Tensor, test: Tensor, penalties: tuple[float, ...] | list[float]
 ) -> Float[Tensor, "penalties m k"]:
-    """Predictions for every penalty out of one decomposition, of the smaller Gram matrix."""
+    """Return predictions for all penalties, from the eigenvectors of the smaller Gram matrix."""
     n, d = train.shape
     centre, level = train.mean(0), labels.mean(0)
     x, y, z = train - centre, labels - level, test - centre
-    # With x xᵀ = v e vᵀ: z (xᵀx + λ)⁻¹ xᵀ y = (z xᵀ v) (e + λ)⁻¹ (vᵀ y), or the same through xᵀx.
+    # With x xᵀ = v e vᵀ: z (xᵀx + λ)⁻¹ xᵀ y = (z xᵀ v) (e + λ)⁻¹ (vᵀ y).
+    # With xᵀx = v e vᵀ: z (xᵀx + λ)⁻¹ xᵀ y = (z v) (e + λ)⁻¹ (vᵀ xᵀ y).
     e, v = torch.linalg.eigh(x @ x.T if n < d else x.T @ x)
     left, right = (z @ x.T @ v, v.T @ y) if n < d else (z @ v, v.T @ x.T @ y)
     e = e.clamp(min=0)

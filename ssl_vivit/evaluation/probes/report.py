@@ -1,8 +1,9 @@
 """Scores of probes as a table, a JSON file and a bar chart.
 
-± is one standard error of a row's mean score, over seeds (clips, folds, fits, fresh weights) and
-over the choice of test videos together; see :mod:`ssl_vivit.evaluation.probes.uncertainty`. What
-other training videos would have changed is in it only where seeds draw their own.
+± is one standard error of a row's mean score. It combines the variation over seeds (clips, folds,
+fits, untrained weights) and over the choice of test videos; see
+:mod:`ssl_vivit.evaluation.probes.uncertainty`. It includes the choice of training videos only if
+each seed draws its own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from ssl_vivit.objectives.targets import Target
 
 LONG = "1 long clip"
 LONG_CLIP = (
-    "Several clips are spread over the whole video; 1 long clip is as many frames in a row, from "
-    "its middle, labelled as the several are"
+    "Several clips are spread over the whole video; 1 long clip has their number of frames, in the "
+    "middle of the video, and their labels"
 )
 SHORT = {"mean average precision": "mAP"}
 
-# Charts end there; a bar that reaches below is marked with its value.
+# Limits of the charts' axes; a bar that ends below is marked with its value.
 _LOWEST, _HIGHEST = -0.5, 1.05
 
 
@@ -38,10 +39,10 @@ class Row(NamedTuple):
     """A row of the table: features, clips and probe.
 
     Attributes:
-        subject: whose features.
-        clips: which clips of a video.
-        probe: what read them.
-        baseline: whether it is there to be beaten.
+        subject: name of the encoder or baseline.
+        clips: description of the clips of a video.
+        probe: name of the probe.
+        baseline: whether the row is a baseline.
     """
 
     subject: str
@@ -52,14 +53,14 @@ class Row(NamedTuple):
 
 @dataclass
 class ProbeScores:
-    """Scores of every row, target and seed.
+    """Scores of all rows, targets and seeds.
 
     Attributes:
-        targets: the columns.
-        rows: row → target → a score for each seed.
-        resampled: row → target → for each seed its score on resamples of the test videos.
-        chance: target → what predictions that know nothing reach, for each seed.
-        facts: what was measured on.
+        targets: columns of the table.
+        rows: row → target → one score per seed.
+        resampled: row → target → scores on resampled test videos, one array per seed.
+        chance: target → chance level, one per seed.
+        facts: facts of the measurement, such as numbers of videos and seeds.
     """
 
     targets: tuple[Target, ...]
@@ -71,7 +72,7 @@ class ProbeScores:
     def add(
         self, row: Row, scores: Mapping[str, float], resampled: Mapping[str, np.ndarray]
     ) -> None:
-        """Add one seed's scores of a row, and those on resamples of the test videos."""
+        """Add one seed's scores of a row, and its scores on resampled test videos."""
         _append(self.rows.setdefault(row, {}), scores)
         _append(self.resampled.setdefault(row, {}), resampled)
 
@@ -80,11 +81,11 @@ class ProbeScores:
         _append(self.chance, levels)
 
     def estimate(self, row: Row, target: str) -> Estimate:
-        """A row's score."""
+        """Return the mean score of a row with its standard error."""
         return Estimate.of(self.rows[row][target], self.resampled[row][target])
 
     def difference(self, row: Row, other: Row, target: str) -> Estimate:
-        """Difference of two rows' scores, paired by seed and by test video."""
+        """Return the difference of two rows' scores, paired by seed and by test video."""
         return Estimate.of(
             [a - b for a, b in zip(self.rows[row][target], self.rows[other][target], strict=True)],
             [
@@ -96,7 +97,7 @@ class ProbeScores:
         )
 
     def baselines(self, row: Row) -> list[Row]:
-        """Baselines of a row: of the same probe, and of the same clips where any baseline has them."""
+        """Return baselines with the row's probe, and with its clips if any baseline has them."""
         if row.baseline:
             return []
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]
@@ -105,7 +106,7 @@ class ProbeScores:
     def beats_baselines(self, row: Row, target: str) -> bool:
         """Return whether a row lies more than two standard errors above each baseline and chance.
 
-        The standard error is that of the difference, over seeds and test videos together.
+        The standard error is that of the difference, over seeds and test videos.
         """
         others = self.baselines(row)
         ours, level = self.estimate(row, target), self.chance_level(target)
@@ -114,12 +115,12 @@ class ProbeScores:
         return bool(others) and all(margin.mean > 2 * margin.error for margin in margins)
 
     def chance_level(self, target: str) -> float:
-        """Mean over seeds; NaN where the labels cannot give it."""
+        """Return the chance level, averaged over seeds; NaN if it is undefined for the labels."""
         known = [value for value in self.chance[target] if math.isfinite(value)]
         return float(np.mean(known)) if known else math.nan
 
     def table(self) -> str:
-        """The scores in columns; a star marks what beats every baseline."""
+        """Return the scores as a text table; a star marks scores that beat all baselines."""
         clips = len({row.clips for row in self.rows}) > 1
         head = ["features of", *["clips"] * clips, "probe"]
         head += [f"{t.name} ({SHORT.get(METRICS[t.kind], METRICS[t.kind])})" for t in self.targets]
@@ -135,20 +136,19 @@ class ProbeScores:
         return text_table(lines)
 
     def legend(self) -> str:
-        """Explanation of the table's numbers."""
+        """Return an explanation of the table's numbers."""
         facts = self.facts
         varied = "folds and fits"
         if facts.get("clips", 1) == 1:
             varied = "clips, folds and fits"
         return (
-            f"{facts['train_videos']} videos to train probes on, {facts['test_videos']} others to "
-            f"test them on; mean over {facts['seeds']} seeds ± standard error, over seeds "
-            f"({varied}) and the choice of test videos together, not over the choice of training "
-            "videos where all take part. *: above every baseline with that probe by more than two "
-            "standard errors of the difference, on the same seeds and videos, and as far above "
-            "chance"
+            f"{facts['train_videos']} training videos, {facts['test_videos']} test videos; mean "
+            f"over {facts['seeds']} seeds ± standard error over seeds ({varied}) and the choice of "
+            "test videos. The choice of training videos is not included if all are used. "
+            "*: more than two standard errors above chance and above every baseline with that "
+            "probe, paired by seed and video"
             + "".join(
-                f". {name}: {count} encoders, which seeds take in turn"
+                f". {name}: {count} encoders, used by the seeds in turn"
                 for name, count in facts.get("encoders_of", {}).items()
                 if count > 1
             )
@@ -156,7 +156,7 @@ class ProbeScores:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All scores as JSON values; what is not finite becomes null."""
+        """Return all scores as JSON values; values that are not finite become null."""
         results = [
             {
                 "subject": row.subject,
@@ -186,14 +186,15 @@ class ProbeScores:
         return {"facts": self.facts, "chance": levels, "results": results}
 
     def write(self, run_dir: Path) -> None:
-        """probes.json and probes.png."""
+        """Write probes.json and probes.png."""
         self.chart(run_dir / "probes.png")
         write_json(run_dir / "probes.json", self.to_json())
 
     def chart(self, path: Path) -> None:
-        """A panel for each target: bars by probe and features, error bars, chance dashed.
+        """Draw bars of scores by probe and features, with one panel for each target.
 
-        The caption says what bars without an error bar, and error bars without a cap, mean.
+        Error bars are standard errors, and a dashed line is chance. A caption explains missing
+        error bars and caps.
         """
         probes = list(dict.fromkeys(row.probe for row in self.rows))
         names = list(dict.fromkeys(_label(row) for row in self.rows))
@@ -226,10 +227,10 @@ class ProbeScores:
             axis.set(title=target.name, ylabel=METRICS[target.kind])
             axis.set_xticks(range(len(probes)), probes)
             axis.grid(axis="y", alpha=0.3)
-            # No score is above 1. A probe that overfits can fall far below zero, and its error bar
-            # reach far beyond both: they would squash the others.
+            # Scores are at most 1, but an overfitted probe can be far below 0. Without limits, such
+            # a bar or its error bar would compress the other bars.
             low, high = axis.get_ylim()
-            # The axis ends below the chance level, whose line its border would hide.
+            # The axis extends below the chance level, whose line the border would hide.
             low = min(low, level - 0.03 * (high - low))
             axis.set_ylim(max(low, _LOWEST), min(high, _HIGHEST))
         handles, labels = axis.get_legend_handles_labels()
@@ -239,7 +240,7 @@ class ProbeScores:
         if without_error:
             notes.append("bars without an error bar were measured once")
         if without_cap:
-            notes.append("error bars without a cap reach beyond the axis")
+            notes.append("error bars without a cap extend beyond the axis")
         if notes:
             caption(figure, "; ".join(notes))
         save(figure, path)
@@ -267,7 +268,7 @@ def _number(value: float) -> float | None:
 
 
 def distinct(names: Iterable[str]) -> dict[str, str]:
-    """Long names → the shortest ends of their paths that tell them apart."""
+    """Return path → shortest end of the path that distinguishes it from the other paths."""
     names = list(names)
     parts = {name: name.rstrip("/").split("/") for name in names}
     longest = max(map(len, parts.values()), default=1)
@@ -279,11 +280,13 @@ def distinct(names: Iterable[str]) -> dict[str, str]:
 
 
 def claim(run_dir: Path) -> Path:
-    """Refuse a directory that holds other results.
+    """Check that a directory holds no results of probes, and return it.
 
     Raises:
-        RunError: if there are some already.
+        RunError: if the directory is a file or holds probes.json.
     """
     if run_dir.is_file() or (run_dir / "probes.json").exists():
-        raise RunError(f"{run_dir} holds other results; choose another --run_dir")
+        raise RunError(
+            f"--run_dir {run_dir} is a file or holds other results; choose another --run_dir"
+        )
     return run_dir

@@ -1,4 +1,4 @@
-"""Scores of predictions, one number for each target, higher is better; and chance levels."""
+"""Scores of predictions and chance levels, one number for each target; higher is better."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ METRICS = {
 def score(
     predicted: Float[Tensor, "n width"], labels: Tensor, target: Target, train_labels: Tensor
 ) -> float:
-    """Score of a target's prediction on the test part.
+    """Score the predictions of a target on the test part.
 
-    - ``kinds``: average precision, averaged over the kinds that some clips of both parts show and
-      some clips of the test part do not
+    The score depends on the target's kind:
+
+    - ``kinds``: average precision, averaged over the kinds of :func:`scored_kinds`
     - ``event``: area under the ROC curve
-    - ``number``: R², the share of the test part's variance that is explained; below 0 is worse
-      than its mean
+    - ``number``: R², the fraction of the test part's variance that is explained; below 0 is worse
+      than predicting the mean
     - ``class``: accuracy
 
     Args:
-        predicted: scores, of which only the order matters, except for numbers.
-        labels: of the test part, as :class:`Target` says.
-        target: what they are.
-        train_labels: of the training part.
+        predicted: predictions; only their order matters, except for numbers.
+        labels: labels of the test part; see :class:`Target` for their shape.
+        target: the target.
+        train_labels: labels of the training part.
 
     Returns:
-        The score; NaN where the test part has too few different labels to tell.
+        The score; NaN if it is undefined because labels of the test part do not vary.
     """
     once = torch.ones(1, len(labels), dtype=torch.float64)
     return float(weighted_score(predicted, labels, target, train_labels, once))
@@ -60,14 +61,14 @@ def weighted_score(
     train_labels: Tensor,
     weights: Float[Tensor, "rows n"],
 ) -> Float[Tensor, " rows"]:
-    """Scores of a test part of which each clip counts as often as its weight says.
+    """Score a target as :func:`score` does, with each clip counted as often as its weight.
 
     Args:
-        predicted, labels, target, train_labels: as there.
-        weights: whole numbers as float64; each row makes a score of its own.
+        predicted, labels, target, train_labels: see :func:`score`.
+        weights: integers as float64; each row gives one score.
 
     Returns:
-        (rows,) in float64; NaN where a row has too few different labels to tell.
+        Scores (rows,) in float64; NaN if labels do not vary over the counted clips of a row.
     """
     predicted, labels = predicted.double().cpu(), labels.cpu()
     if target.kind == "class":
@@ -90,7 +91,7 @@ def scores(
     train_labels: Mapping[str, Tensor],
     targets: tuple[Target, ...],
 ) -> dict[str, float]:
-    """:func:`score` of each target."""
+    """Return target → :func:`score`."""
     return {
         t.name: score(predicted[t.name], labels[t.name], t, train_labels[t.name]) for t in targets
     }
@@ -99,9 +100,11 @@ def scores(
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
     """Return the score of predictions that do not depend on the clips.
 
-    For ``kinds`` the exact mean over all random orders, which is above the kinds' frequency in
-    small parts; for ``event`` 1/2; for ``number`` 0, the test part's mean; for ``class`` always
-    the most frequent class of the training part.
+    - ``kinds``: the exact expectation of the mean average precision over random orders, which for
+      few clips is above the kinds' frequency
+    - ``event``: 1/2
+    - ``number``: 0, the score of predicting the test part's mean
+    - ``class``: the accuracy of predicting the most frequent class of the training part
     """
     if target.kind == "event":
         return 0.5
@@ -121,7 +124,10 @@ def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
 def scored_kinds(
     labels: Float[Tensor, "n kinds"], train_labels: Float[Tensor, "m kinds"]
 ) -> Bool[Tensor, " kinds"]:
-    """Return the kinds of labels that can be trained on one part and scored on the other."""
+    """Return which kinds can be scored.
+
+    A kind must be in some training clips, and in some but not all test clips.
+    """
     return (labels > 0).any(0) & ~(labels > 0).all(0) & (train_labels > 0).any(0)
 
 
@@ -130,14 +136,14 @@ def chances(
     train_labels: Mapping[str, Tensor],
     targets: tuple[Target, ...],
 ) -> dict[str, float]:
-    """:func:`chance` of each target."""
+    """Return target → :func:`chance`."""
     return {t.name: chance(test_labels[t.name], t, train_labels[t.name]) for t in targets}
 
 
 def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
     total = weights.sum(1)
     mean = weights @ numbers / total
-    # Moments around the whole part's mean, where rounding leaves a constant no spread.
+    # Moments around the mean of all clips, so that constant labels have a variance of exactly 0.
     centred = numbers - numbers.mean()
     spread = weights @ centred.square() - total * (mean - numbers.mean()).square()
     rest = weights @ (predicted - numbers).square()
@@ -148,7 +154,7 @@ def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
 def _cumulated(
     scores: Tensor, positive: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
-    """Weight of positives, and of all, from the highest score down, at the end of each tie."""
+    """Return cumulated weights of positives and of all clips, by descending score, at tie ends."""
     ordered, order = scores.sort(descending=True)
     ends = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))
     sorted_weights = weights[:, order]
@@ -160,14 +166,14 @@ def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
     hits, seen = _cumulated(scores, positive, weights)
     false = seen - hits
     none = torch.zeros(len(weights), 1, dtype=weights.dtype)
-    # Ties count half: the trapezium between two steps.
+    # Ties count half, by the trapezoidal rule.
     heights = (hits + torch.cat((none, hits[:, :-1]), 1)) / 2
     area = (heights * false.diff(dim=1, prepend=none)).sum(1)
     return area / (hits[:, -1] * false[:, -1])
 
 
 def _average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """NaN where all clips that count are positive, or none is."""
+    """Return average precision; NaN if all counted clips are positive, or none is."""
     hits, seen = _cumulated(scores, positive, weights)
     none = torch.zeros(len(weights), 1, dtype=weights.dtype)
     precision = hits / seen.clamp(min=1)

@@ -1,8 +1,9 @@
-"""Uncertainty of scores over the choice of test videos: a bootstrap.
+"""Bootstrap of scores over the choice of test videos.
 
-A Poisson bootstrap (Chamandy et al. 2012, "Estimating uncertainty for massive data streams"): in
-each resample a video counts as often as a Poisson number of mean 1 that its name alone decides. So
-the same videos are drawn for every row, seed and pass, and differences between rows are paired.
+This is a Poisson bootstrap (Chamandy et al. 2012, "Estimating uncertainty for massive data
+streams"). In each resample, the count of a video is a Poisson number with mean 1, drawn by a
+generator that is seeded with the video's name. All rows and seeds thus have equal resamples, and
+differences between rows are paired.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.probes.scores import weighted_score
 from ssl_vivit.objectives.targets import Target
 
-# The standard deviation of so many numbers is known to 1 / √(2 · 400) = 3.5 %.
+# The standard deviation of 400 resamples has a relative error of 1 / √(2 · 400) = 3.5 %.
 RESAMPLES = 400
 
 
@@ -28,9 +29,9 @@ class Estimate(NamedTuple):
     """A score, or a difference of two scores, with its standard errors.
 
     Attributes:
-        mean: over seeds.
-        over_seeds: standard error of that mean, from the spread over seeds; NaN for one seed.
-        over_videos: its standard deviation over resamples of the test videos.
+        mean: mean over seeds.
+        over_seeds: standard error of the mean from the variation over seeds; NaN for one seed.
+        over_videos: standard deviation of the mean over resamples of the test videos.
     """
 
     mean: float
@@ -41,14 +42,14 @@ class Estimate(NamedTuple):
     def of(
         cls, scores: Sequence[float], resampled: Sequence[Float[np.ndarray, " resamples"]]
     ) -> Estimate:
-        """Estimate from the finite scores of all seeds and their scores on resamples."""
+        """Return the estimate from the finite scores of all seeds, and from their resamples."""
         known = [value for value in scores if math.isfinite(value)]
         if not known:
             return cls(math.nan, math.nan, math.nan)
         drawn = [
             each for value, each in zip(scores, resampled, strict=True) if math.isfinite(value)
         ]
-        # A resample counts where every seed's tells something.
+        # A resample counts only if the scores of all seeds are finite.
         means = np.mean(drawn, axis=0)
         means = means[np.isfinite(means)]
         return cls(
@@ -59,7 +60,7 @@ class Estimate(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error over seeds and test videos together, as variances add up."""
+        """Standard error over seeds and test videos; their variances are added."""
         return math.hypot(self.over_seeds, self.over_videos)
 
     def __str__(self) -> str:
@@ -71,11 +72,11 @@ class Estimate(NamedTuple):
 def video_weights(
     keys: Sequence[str], resamples: int = RESAMPLES
 ) -> Float[Tensor, "resamples videos"]:
-    """Number of times that each video counts in each resample, as float64.
+    """Return the count of each video in each resample, as float64.
 
     Args:
-        keys: the videos' names.
-        resamples: rows.
+        keys: names of the videos.
+        resamples: number of resamples.
     """
     drawn = [named_generator(key, "resamples").poisson(1.0, resamples) for key in keys]
     return torch.from_numpy(np.stack(drawn, 1)).double()
@@ -88,7 +89,7 @@ def resampled_scores(
     targets: tuple[Target, ...],
     weights: Float[Tensor, "resamples videos"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """Each target's score on every resample of the test part."""
+    """Return target → scores on the resamples of the test part; see :func:`weighted_score`."""
     return {
         t.name: weighted_score(
             predicted[t.name], labels[t.name], t, train_labels[t.name], weights

@@ -1,1 +1,1 @@
-"""A run's directory as one HTML page: ``python -m ssl_vivit.evaluation.report RUN``."""
+"""HTML report of a run. Command: ``python -m ssl_vivit.evaluation.report RUN``."""

@@ -1,4 +1,4 @@
-"""Write a run's directory as one HTML page that opens without a network.
+"""Write the report of a run as one HTML page, which needs no network.
 
 python -m ssl_vivit.evaluation.report runs/neurons
 python -m ssl_vivit.evaluation.report runs/neurons --compare runs/compare/comparison.json
@@ -25,11 +25,13 @@ class ReportCommand:
     """Write the report of a run as one HTML page.
 
     Args:
-        run: a run's directory; may be given as the first word.
-        out: the page; null writes report.html in the run's directory.
-        sessions: folders of the recordings of a model of neurons; null takes those of the run's config.
-        compare: a comparison.json of recipes/compare_neural.py, to set a model beside baselines.
-        draw: units of each session whose receptive fields and tuning are drawn; 0 leaves both out.
+        run: directory of the run; may be given as the first argument.
+        out: path of the page; null writes report.html to the run's directory.
+        sessions: folders of the recordings of a model of neurons; null takes those in the run's
+            config.
+        compare: path of a comparison.json from recipes/compare_neural.py, which compares the model
+            with baselines.
+        draw: number of units per session whose receptive fields and tuning are drawn; 0 omits both.
     """
 
     run: str = "runs/finetune_neural"
@@ -43,7 +45,7 @@ class ReportCommand:
 
 
 def main() -> None:
-    """Read the run, compute the measures that it has not stored, and write the page."""
+    """Read the run, compute scores and figures that it does not contain, and write the page."""
     config = training.parse(ReportCommand, first="run")
     run = RunFiles(Path(config.run))
     out = Path(config.out) if config.out is not None else run.folder / "report.html"
@@ -55,24 +57,24 @@ def main() -> None:
 
     told = state(run)
     if run.going_on:
-        print(f"{told} The report shows what is there.", file=sys.stderr)
+        print(f"{told} The report shows the results so far.", file=sys.stderr)
     write_text(out, page(run.folder.resolve().name, told, found))
     print(f"report  {out}")
 
 
 def sections(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section]:
-    """Every part for which the directory has the files, in the order of the page.
+    """Return all sections whose files the run's directory has, in the order of the page.
 
     Args:
-        run: the directory.
-        config: of the command.
-        folder: for pictures that are drawn.
+        run: files of the run.
+        config: options of the command.
+        folder: temporary folder for figures.
     """
-    # Imported here, since they load torch, for which --help need not wait.
+    # Imported here to keep --help fast; these modules load torch.
     from ssl_vivit.evaluation.report import training_sections as of_training
     from ssl_vivit.evaluation.report.comparison_sections import comparison
 
-    # Before the model is measured, so that a wrong file is refused at once.
+    # Read before the model is evaluated, so that a wrong file is reported at once.
     compared: list[Section | None] = []
     own = run.folder / "comparison.json"
     for path in [*([own] if own.is_file() else []), *map(Path, filter(None, [config.compare]))]:
@@ -100,7 +102,7 @@ def sections(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section
 
 
 def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section | None]:
-    """Parts of a model of neurons; where its recordings are not there, those of the model alone."""
+    """Return the sections of a model of neurons; scores and traces need its recordings."""
     import torch
 
     from ssl_vivit.errors import SessionError
@@ -115,8 +117,8 @@ def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section |
     folders = [named] if isinstance(named, str) else named or []
     if not isinstance(folders, list) or not all(isinstance(each, str) for each in folders):
         raise DataError(
-            f"{run.folder / 'config.yaml'} is damaged: data.sessions is {named!r}; give the sessions' "
-            "folders by --sessions"
+            f"{run.folder / 'config.yaml'} is damaged: data.sessions is {named!r}, not a list of "
+            "folders; give the folders by --sessions"
         )
     found: list[Section | None] = []
     best: dict[str, list[int]] = {}
@@ -137,9 +139,7 @@ def neural(run: RunFiles, config: ReportCommand, folder: Path) -> list[Section |
             of_recordings.units(scored),
         ]
     if config.draw:
-        print(
-            "drawing receptive fields and tuning curves; --draw 0 leaves them out", file=sys.stderr
-        )
+        print("drawing receptive fields and tuning curves; --draw 0 omits them", file=sys.stderr)
     for fact in predictor.facts if config.draw else []:
         chosen = best.get(fact.name) or list(fact.unit_ids[: config.draw])
         found += [

@@ -1,4 +1,4 @@
-"""Sections of a comparison of models of neurons: scores by row and number of training trials."""
+"""Section of a comparison of models of neurons: scores by model and number of training trials."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ssl_vivit.evaluation.report.page import Section, paragraph, picture, table
 
 
 def comparison(found: dict[str, Any], path: Path) -> Section:
-    """Rows of a comparison.json, which recipes/compare_neural.py writes, a table for each tier.
+    """Return the section of a comparison.json, with a table for each tier.
 
     Args:
-        found: content of the file.
-        path: of the file, for messages and the chart beside it.
+        found: content of a comparison.json from recipes/compare_neural.py.
+        path: path of the file, for messages and the chart in its folder.
 
     Raises:
-        DataError: for a file of another kind.
+        DataError: if the file has another format.
     """
     try:
         results, metric = found["results"], found["metric"]
@@ -33,7 +33,7 @@ def comparison(found: dict[str, Any], path: Path) -> Section:
             by_share[each[unit]] = _cell(each["score"], None)
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is no comparison.json of recipes/compare_neural.py ({error})"
+            f"{path} is no comparison.json of recipes/compare_neural.py ({error}); give such a file"
         ) from None
     told = [f"{share:.0%}" if unit == "share" else f"{share:g} trials" for share in shares]
     body = paragraph(f"{LABELS.get(metric, metric)}, mean ± standard error over seeds.")
@@ -42,7 +42,7 @@ def comparison(found: dict[str, Any], path: Path) -> Section:
         body += table(["model", *told], cells, caption=tier)
     chart = path.with_name("comparison.png")
     if chart.is_file():
-        body += picture(chart, "scores by the amount of training trials")
+        body += picture(chart, "scores by the number of training trials")
     return Section("Comparison", body)
 
 

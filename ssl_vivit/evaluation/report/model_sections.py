@@ -1,4 +1,4 @@
-"""Sections of a model of neurons that need the model alone: receptive fields and tuning."""
+"""Sections of a model of neurons that need no recordings: receptive fields and tuning."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ssl_vivit.evaluation.tuning.gratings import Protocol
 from ssl_vivit.evaluation.tuning.stimuli import default_stimuli
 from ssl_vivit.neural.prediction import NeuralPredictor
 
-# Clips at whose ends gradients are taken, seconds before a response, and pixels of a square of noise:
-# those of `python -m ssl_vivit.evaluation.fields`.
+# As in `python -m ssl_vivit.evaluation.fields`: number of clips for gradients, seconds before a
+# response, and side of a square of noise in pixels.
 _CLIPS, _PAST, _CHECK = 32, 0.5, 2
 
 
 def fields(predictor: NeuralPredictor, session: str, units: Sequence[int], folder: Path) -> Section:
-    """Places where all readouts look, and receptive fields by gradient of some units.
+    """Return the readout positions of all units, and receptive fields by gradient of some units.
 
     Args:
         predictor: the model.
-        session: whose neurons.
-        units: ids of those whose fields are drawn.
-        folder: for the pictures.
+        session: session of the neurons.
+        units: ids of the units whose receptive fields are drawn.
+        folder: folder for the figures.
     """
     chosen = chosen_of(predictor, session, units)
     facts = chosen.facts
@@ -40,7 +40,7 @@ def fields(predictor: NeuralPredictor, session: str, units: Sequence[int], folde
     if everywhere is not None:
         path = folder / f"positions_{session}.png"
         draw_ellipses({"position": everywhere.ellipses}, facts.frame_size, path)
-        parts.append(picture(path, f"{session}: where the readouts of all units look"))
+        parts.append(picture(path, f"{session}: readout positions of all units"))
         placed = by_position(chosen)
         assert placed is not None
         found["position"] = placed
@@ -52,13 +52,13 @@ def fields(predictor: NeuralPredictor, session: str, units: Sequence[int], folde
 
 
 def tuning(predictor: NeuralPredictor, session: str, units: Sequence[int], folder: Path) -> Section:
-    """Tuning of some units for direction, orientation, frequencies, contrast and size.
+    """Return tuning curves of some units for direction, frequencies, contrast and size.
 
     Args:
         predictor: the model.
-        session: whose neurons.
-        units: ids of those whose curves are drawn.
-        folder: for the picture.
+        session: session of the neurons.
+        units: ids of the units whose curves are drawn.
+        folder: folder for the figure.
     """
     chosen = chosen_of(predictor, session, units)
     facts = chosen.facts
@@ -69,7 +69,7 @@ def tuning(predictor: NeuralPredictor, session: str, units: Sequence[int], folde
     curves = measure_curves(chosen.rates, protocol, stimuli, chosen.places, chosen.centres())
     path = folder / f"tuning_{session}.png"
     draw_curves(curves, None, _names(chosen), range(len(chosen.places)), path)
-    told = "Rates above grey in response to gratings that drift on a grey screen, with behaviour at its mean."
+    told = "Rates above grey in response to drifting gratings, with behaviour at its mean."
     body = paragraph(told) + picture(path, f"{session}: tuning curves of the model")
     return Section(f"Tuning, {session}", body)
 

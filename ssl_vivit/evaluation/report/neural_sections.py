@@ -25,7 +25,7 @@ from ssl_vivit.evaluation.report.page import Section, note, paragraph, picture, 
 from ssl_vivit.evaluation.report.run_files import RunFiles
 from ssl_vivit.neural.prediction import NeuralPredictor
 
-# So many of the best and of the worst units are drawn.
+# Number of best units, and of worst units, that are drawn.
 _DRAWN = 3
 
 
@@ -33,8 +33,8 @@ class ShownMovie(NamedTuple):
     """Responses to the movie of a tier that was shown most often.
 
     Attributes:
-        recorded: mean over its trials; NaN where unknown.
-        predicted: mean over its trials.
+        recorded: recorded responses, averaged over the movie's trials; NaN where unknown.
+        predicted: predicted responses, averaged over the movie's trials.
         trials: number of trials.
     """
 
@@ -44,13 +44,13 @@ class ShownMovie(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A model of neurons, scored on all tiers that it was not trained on.
+    """A model of neurons, scored on all tiers that were not used for training.
 
     Attributes:
         predictor: the model.
-        tiers: tier → its result.
+        tiers: tier → result.
         movies: (tier, session) → responses to one movie.
-        columns: the scores of each unit on each tier.
+        columns: column → values, a table with the scores of each unit on each tier.
     """
 
     predictor: NeuralPredictor
@@ -60,15 +60,15 @@ class Scored(NamedTuple):
 
 
 def score_model(run: RunFiles, predictor: NeuralPredictor, sessions: Sequence[str]) -> Scored:
-    """Score a model with the statistics and the split that it was trained with.
+    """Score a model with the statistics and the data split used in training.
 
     Raises:
-        SessionError: if the recordings are not there, or are others.
+        SessionError: if recordings are missing, or are not those that the model was trained on.
     """
     missing = [folder for folder in sessions if not Path(folder).is_dir()]
     if missing or not sessions:
-        named = f"recording {missing[0]} is not there" if missing else "no recording is named"
-        # Its path is kept as it was given.
+        named = f"recording {missing[0]} is missing" if missing else "the run names no recording"
+        # A relative path refers to the current folder.
         if missing and not Path(missing[0]).is_absolute():
             named += f" (in {Path.cwd()})"
         raise SessionError(f"{named}; give the sessions' folders by --sessions")
@@ -108,24 +108,27 @@ def score_model(run: RunFiles, predictor: NeuralPredictor, sessions: Sequence[st
 
 
 def scores(tiers: Mapping[str, TierResult]) -> Section:
-    """Scores by tier with intervals and ceilings."""
+    """Return the scores of each tier with confidence intervals and ceilings."""
     (head, *rows), notes = result_rows(tiers)
     body = "".join(map(paragraph, trial_lines(tiers))) + table(head, rows)
     body += "".join(map(paragraph, notes))
     if not any(name.startswith("feve_") for own in tiers.values() for name in own.scores):
         body += note(
-            "No movie of these trials was shown several times. Ceilings, and scores that are divided "
-            "by them (FEVE, normalised correlation), are left out."
+            "No movie of these trials was shown several times, so ceilings are unknown. Scores "
+            "that are divided by ceilings (FEVE, normalised correlation) are left out."
         )
     return Section("Scores", body)
 
 
 def stored_scores(run: RunFiles) -> Section | None:
-    """Scores of scores.json, which recipes/evaluate_neural.py and finetune_neural.py write."""
+    """Return the scores in the run's scores.json, or None without such a file.
+
+    The file is written by recipes/evaluate_neural.py and recipes/finetune_neural.py.
+    """
     found = run.json("scores.json")
     if found is None or "tiers" not in found:
         return None
-    if "settings" not in found:  # of a training run, without intervals
+    if "settings" not in found:  # written by a training run, without intervals
         rows = [
             [tier, label, own["scores"][f"{name}_mean"], own["ceiling"].get(f"{name}_mean")]
             for tier, own in found["tiers"].items()
@@ -140,7 +143,7 @@ def stored_scores(run: RunFiles) -> Section | None:
 
 
 def units(scored: Scored) -> Section:
-    """Scores of each unit, a sortable table for each tier."""
+    """Return the scores of each unit, in a sortable table for each tier."""
     columns = scored.columns
     shown = ["session", "unit", *(name for name in LABELS if name in columns)]
     if any(columns.get("held_out", [])):
@@ -158,7 +161,7 @@ def units(scored: Scored) -> Section:
 
 
 def best_and_worst(scored: Scored, folder: Path) -> Section | None:
-    """Recorded and predicted responses of the units with the highest and lowest correlation."""
+    """Return recorded and predicted responses of units with the highest and lowest correlation."""
     parts: list[str] = []
     tier = _judged(scored)
     for fact in scored.predictor.facts:
@@ -188,7 +191,7 @@ def best_and_worst(scored: Scored, folder: Path) -> Section | None:
 
 
 def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
-    """Session → ids of the units with the highest single-trial correlation on a tier of test trials."""
+    """Return session → ids of the ``count`` units with the highest single-trial correlation."""
     tier = _judged(scored)
     found = {}
     for fact in scored.predictor.facts:
@@ -198,7 +201,7 @@ def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
 
 
 def _judged(scored: Scored) -> str:
-    """The first tier that did not choose the model's step, or the first of all."""
+    """Return the first tier that was not used to select the model's step, or the first tier."""
     tests = [tier for tier, own in scored.tiers.items() if not own.validation]
     return next(iter([*tests, *scored.tiers]))
 
@@ -225,7 +228,7 @@ def _most_shown(session: Any, trials: Sequence[int]) -> set[int]:
 
 
 def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over trials of what is known; NaN where no trial knows it."""
+    """Return the mean over trials, ignoring NaN; NaN where all trials are NaN."""
     stacked = np.stack(arrays).astype(np.float64)
     known = np.isfinite(stacked)
     count = known.sum(0)

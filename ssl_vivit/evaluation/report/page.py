@@ -1,4 +1,4 @@
-"""One HTML page that holds everything it shows: pictures, style and the script that sorts tables."""
+"""Self-contained HTML page with embedded figures, style and a script that sorts tables."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ caption { text-align: left; color: #444; font-size: .9rem; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { background: #f2f2f2; } .tall th { position: sticky; top: 0; }
 th:first-child, td:first-child, .text { text-align: left; }
-th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor: pointer; }
-th[aria-sort=ascending] button::after { content: " ▲"; }
-th[aria-sort=descending] button::after { content: " ▼"; }
-pre { background: #f6f6f6; padding: .75rem; overflow-x: auto; font-size: .85rem; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } thead { display: table-header-group; }
-  .tall, .wide { max-height: none; overflow: visible; border: 0; } .tall th { position: static; }
-  table { font-size: 8pt; } pre { white-space: pre-wrap; }
+th button { font: inherit; font-weight: bold; background: none; border: 0; padding: 0; cursor:
+pointer; } th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending]
+button::after { content: " ▼"; } pre { background: #f6f6f6; padding: .75rem; overflow-x: auto;
+font-size: .85rem; } @media print {
+  body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; } figure, tr {
+  break-inside: avoid; } h2 { break-after: avoid; } thead { display: table-header-group; } .tall,
+  .wide { max-height: none; overflow: visible; border: 0; } .tall th { position: static; } table {
+  font-size: 8pt; } pre { white-space: pre-wrap; }
 }
 """
 
@@ -64,10 +63,10 @@ addEventListener("beforeprint", () => {
 
 
 class Section(NamedTuple):
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-        title: its head, which the page's table of contents links.
+        title: heading, which the table of contents links.
         body: HTML.
     """
 
@@ -76,7 +75,7 @@ class Section(NamedTuple):
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return a whole HTML document, which the browser keeps from loading anything else."""
+    """Return an HTML document whose content security policy forbids loading other files."""
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(_STYLE)}'; "
         f"script-src '{_hash(_SCRIPT)}'; base-uri 'none'; form-action 'none'"
@@ -105,13 +104,13 @@ def table(
     caption: str = "",
     sortable: bool = False,
 ) -> str:
-    """Return a table; a cell that is missing or not finite is empty.
+    """Return a table; cells that are None or not finite are empty.
 
     Args:
         head: names of the columns.
-        rows: cells, as many as columns.
-        caption: above the table.
-        sortable: a button in each head sorts by its column, and the table scrolls.
+        rows: rows with one cell per column.
+        caption: caption above the table.
+        sortable: whether buttons in the head sort by a column; a sortable table also scrolls.
     """
     heads = []
     for column, name in enumerate(head):
@@ -131,7 +130,7 @@ def table(
 
 
 def picture(path: Path, caption: str) -> str:
-    """Return a PNG or GIF file as a figure; the caption is also its text alternative."""
+    """Return a PNG or GIF file as a figure; the caption is also the alternative text."""
     kind = "gif" if path.suffix == ".gif" else "png"
     content = base64.b64encode(path.read_bytes()).decode()
     told = escape(caption)
@@ -152,7 +151,7 @@ def note(text: str) -> str:
 
 
 def folded(title: str, text: str) -> str:
-    """Return a text in lines as they are, which is shown on a click on its title."""
+    """Return preformatted text that is shown after a click on its title."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 

@@ -1,4 +1,4 @@
-"""The files of a run's directory that a report is made from."""
+"""Files of a run's directory that the report reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK
 from ssl_vivit.training.tracking import read_metrics
 
-# Files by which a directory is known to be one of results.
+# A directory with one of these files is a directory of results.
 _RESULTS = (
     "metrics.jsonl",
     "config.yaml",
@@ -34,7 +34,7 @@ class RunFiles:
         folder: the directory.
 
     Raises:
-        RunError: if it holds no results of a run.
+        RunError: if the directory does not exist or holds no results.
     """
 
     folder: Path
@@ -53,59 +53,57 @@ class RunFiles:
         try:
             with (self.folder / LOCK).open("rb") as file:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:  # there is no lock, or no right to read it, or it is held
+        except OSError as error:  # EAGAIN: the lock is held; other errors: no readable lock
             return error.errno == errno.EAGAIN
         return False
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl; empty where there is none."""
+        """Lines of metrics.jsonl; empty without such a file."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @cached_property
     def config_text(self) -> str:
-        """Content of config.yaml; empty where there is none."""
+        """Content of config.yaml; empty without such a file."""
         path = self.folder / "config.yaml"
         try:
             return path.read_text()
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}; remove it") from None
+            raise DataError(f"{path} cannot be read: {error}; fix or remove it") from None
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Settings of the run by their nested names; empty where they are not known."""
+        """Settings of the run, as nested dictionaries; empty if unknown."""
         try:
             found = read_yaml_text(self.config_text)
         except ValueError:
             path = self.folder / "config.yaml"
-            raise DataError(f"{path} is damaged; remove it, and the report leaves it out") from None
+            raise DataError(f"{path} is damaged; remove it to make a report without it") from None
         return found if isinstance(found, dict) else {}
 
     def setting(self, name: str) -> Any:
-        """Return a setting by its dotted name, or None where it is not known."""
+        """Return a setting by its dotted name, or None if it is unknown."""
         found: Any = self.config
         for part in name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """Return the content of a JSON file, or None where there is no such file."""
+        """Return the content of a JSON file, or None without such a file."""
         path = self.folder / name
-        return (
-            read_json(path, "remove it, and the report leaves it out") if path.is_file() else None
-        )
+        return read_json(path, "remove it to make a report without it") if path.is_file() else None
 
     @property
     def model(self) -> Path | None:
-        """The exported model of neurons, or None."""
+        """Directory of the exported model of neurons, or None."""
         path = self.folder / "model"
         return path if (path / "config.json").is_file() else None
 
     @property
     def exported(self) -> dict[str, Any]:
-        """Facts of training that an exported encoder or model keeps; empty where there is none."""
+        """Facts of training stored in the exported encoder or model; empty without one."""
         for name in ("model", "encoder"):
             found = self.json(f"{name}/config.json")
             if found is not None and isinstance(found.get("training"), dict):
@@ -113,7 +111,7 @@ class RunFiles:
         return {}
 
     def figures(self) -> list[Path]:
-        """Return the figures of the run; of those that are drawn again and again, first and last."""
+        """Return the figures of the run; of a series over steps, the first and the last figure."""
         found = [
             *sorted((self.folder / "figures").glob("*.png")),
             *sorted(self.folder.glob("*.png")),

@@ -9,12 +9,12 @@ from typing import Any
 from ssl_vivit.evaluation.report.page import Cell, Section, folded, picture, table
 from ssl_vivit.evaluation.report.run_files import RunFiles
 
-# What the curves and the last column of the numbers are not about.
+# Entries of metrics.jsonl that are no metrics.
 _NOT_MEASURED = ("step",)
 
 
 def state(run: RunFiles) -> str:
-    """Return one line: how far the run is."""
+    """Return one line that says how far the run is."""
     steps, planned = run.metrics[-1]["step"] if run.metrics else None, run.setting("training.steps")
     told = "" if steps is None else f"step {steps}" + (f" of {planned}" if planned else "")
     if run.going_on:
@@ -25,7 +25,7 @@ def state(run: RunFiles) -> str:
 
 
 def numbers(run: RunFiles) -> Section | None:
-    """First, best and last value of everything that was measured in training."""
+    """Return the first, smallest, largest and last value of each training metric."""
     series: dict[str, list[float]] = {}
     for line in run.metrics:
         for name, value in line.items():
@@ -42,7 +42,12 @@ def numbers(run: RunFiles) -> Section | None:
 
 
 def figures(run: RunFiles, folder: Path) -> Section | None:
-    """The figures that the run has drawn; the curves are drawn anew where it has none yet."""
+    """Return the figures of the run; curves are drawn from its metrics if it has no such figure.
+
+    Args:
+        run: files of the run.
+        folder: folder for the drawn curves.
+    """
     found = run.figures()
     if not any(path.stem == "curves" for path in found) and run.metrics:
         from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves
@@ -63,7 +68,7 @@ def _caption(path: Path) -> str:
 
 
 def probes(run: RunFiles) -> Section | None:
-    """Scores of probes.json, which recipes/probe_clevrer.py writes."""
+    """Return the scores in probes.json, which recipes/probe_clevrer.py writes."""
     found = run.json("probes.json")
     if found is None:
         return None
@@ -80,14 +85,14 @@ def probes(run: RunFiles) -> Section | None:
 
 
 def settings(run: RunFiles) -> Section | None:
-    """The resolved config of the run."""
+    """Return the run's config, including defaults."""
     if not run.config_text:
         return None
     return Section("Settings", folded("config.yaml", run.config_text))
 
 
 def environment(run: RunFiles) -> Section | None:
-    """Command, seed, data and versions, as the exported encoder or model keeps them."""
+    """Return command, seed, data and versions, as stored in the exported encoder or model."""
     facts = run.exported
     if not facts:
         return None
@@ -97,14 +102,14 @@ def environment(run: RunFiles) -> Section | None:
 
 def _fact_text(value: Any) -> str:
     if isinstance(value, dict):
-        # Lists are of hundreds of hashes.
+        # Lists are left out, since they have hundreds of hashes.
         shown = {name: each for name, each in value.items() if not isinstance(each, list)}
         return ", ".join(f"{name} {each}" for name, each in shown.items())
     return str(value)
 
 
 def csv_section(path: Path, title: str) -> Section | None:
-    """A CSV file as a sortable table; None where there is no such file."""
+    """Return a CSV file as a sortable table, or None without such a file."""
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Most exciting stimuli of a model's neurons: ``python -m ssl_vivit.evaluation.stimuli``."""
+"""Most exciting stimuli of neurons. Command: ``python -m ssl_vivit.evaluation.stimuli``."""
 
 from ssl_vivit.evaluation.stimuli.ascent import Ascent, AscentConfig, ascend
 from ssl_vivit.evaluation.stimuli.constraints import Constraints

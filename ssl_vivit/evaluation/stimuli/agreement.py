@@ -13,9 +13,9 @@ from jaxtyping import Float
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.evaluation.stimuli.presentation import Kind
 
-# Rows of even and odd times fast and slow, as products of the filters: (even fast, even slow, odd fast,
-# odd slow). The two directions of motion are sums of the energies of two such rows each, as in the
-# simulation.
+# Columns are the four separable filters (even fast, even slow, odd fast, odd slow): products of an
+# even or odd spatial filter and a fast or slow temporal filter. The motion energy of a direction is
+# the sum of the squared responses of two rows, as in the simulation.
 _PREFERRED = np.array([[0, 1, 1, 0], [-1, 0, 0, 1]], float)
 _OPPOSITE = np.array([[0, 1, -1, 0], [1, 0, 0, 1]], float)
 
@@ -24,10 +24,11 @@ class Agreement(NamedTuple):
     """Correlations of the stimuli of n units with true filters.
 
     Attributes:
-        space: (n,), see :func:`space_correlation`.
-        other_space: mean with the filters of the session's other neurons; NaN without any.
+        space: (n,), correlation with the unit's own filter; see :func:`space_correlation`.
+        other_space: mean correlation with the filters of the session's other neurons; NaN without
+            other neurons.
         drive: (n,), see :func:`drive_correlation`; None for images.
-        other_drive: as ``other_space``.
+        other_drive: mean ``drive`` for the filters of other neurons, as for ``other_space``.
         shuffled: (n,), ``drive`` of the videos with their frames in random order.
     """
 
@@ -38,7 +39,7 @@ class Agreement(NamedTuple):
     shuffled: Float[np.ndarray, " n"] | None = None
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Medians over units, and the controls."""
+        """Return numbers of units, medians over units, and the controls."""
         told: dict[str, dict[str, float]] = {
             "space": {
                 "units": len(self.space),
@@ -64,15 +65,16 @@ def agree(
     response: int,
     seed: int,
 ) -> Agreement:
-    """Correlate stimuli with the true filters of their units, and of other ones.
+    """Correlate stimuli with the true filters of their own units and of other units.
 
     Args:
-        kind: of the stimuli.
-        deviations: from grey.
-        truth: tensors of ``meta/ground_truth.safetensors``, of all neurons of the session.
-        places: of the units among them.
-        response: last frames of a video that are responded to; the drive is that of the best one.
-        seed: of the shuffles.
+        kind: "video" or "image".
+        deviations: stimuli as deviations from grey.
+        truth: tensors of ``meta/ground_truth.safetensors``, for all neurons of the session.
+        places: indices of the units among all neurons of the session.
+        response: number of last frames in which responses are measured. The drive is computed at
+            each of these frames, and the largest is used.
+        seed: seed of the shuffled frames.
     """
     units = np.arange(len(places))
     space = space_correlation(deviations, truth)
@@ -100,7 +102,7 @@ def _best_drive(
 
 
 def _of_others(correlations: Float[np.ndarray, "b n"], places: Sequence[int]) -> float:
-    """Mean over all pairs of a stimulus and another unit's filter."""
+    """Return the mean over all pairs of a stimulus and the filter of another unit."""
     others = np.ones_like(correlations, bool)
     others[np.arange(len(places)), places] = False
     return float(correlations[others].mean()) if others.any() else math.nan
@@ -109,12 +111,13 @@ def _of_others(correlations: Float[np.ndarray, "b n"], places: Sequence[int]) ->
 def space_correlation(
     stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b n"]:
-    """Correlation of each stimulus with the Gabor function of each neuron, at each frame's best phase.
+    """Correlate each stimulus with each neuron's Gabor function, at the best phase in each frame.
 
-    The root of the share of the contrast that lies in the span of the even and the odd function.
+    The correlation is the square root of the fraction of the stimulus' power that lies in the span
+    of the even and the odd Gabor function.
 
     Args:
-        stimuli: deviations from grey, of videos or, with T = 1, of images.
+        stimuli: videos, or images with T = 1, as deviations from grey.
         truth: tensors of ``meta/ground_truth.safetensors``.
     """
     seen = _seen(stimuli, truth)
@@ -127,21 +130,25 @@ def space_correlation(
 def drive_correlation(
     videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b n"]:
-    """Drive of each neuron by the end of each video, as a share of the largest at that contrast.
+    """Return each neuron's drive at the last frame, as a fraction of the largest possible drive.
 
-    For a simple neuron this is the correlation with its space-time filter; 0 for a negative one. For
-    a complex neuron it is the correlation with the filters of its preferred direction at the best
-    phase and, as far as it responds to it, of the opposite direction. Divisive normalisation and the
-    surround are left out.
+    The largest possible drive is the maximum over all videos of equal contrast. For a simple neuron
+    the result is the correlation with its space-time filter, and 0 if this is negative. For a
+    complex neuron it is the square root of the motion energy, relative to its maximum. The opposite
+    direction contributes as far as the neuron responds to it. Divisive normalisation and the
+    surround are ignored.
 
     Args:
-        videos: deviations from grey; the last frame is the one that is responded to.
+        videos: deviations from grey.
         truth: tensors of ``meta/ground_truth.safetensors``.
+
+    Returns:
+        One value from 0 to 1 for each video and neuron.
     """
     parts = _parts(videos, truth)
     energy, linear = _weights(truth)
     root = np.linalg.cholesky(_gram(truth, videos.shape[1]))
-    # The largest drive by a video of norm 1 is by one in the span of the four filters.
+    # Among videos of norm 1, the largest drive is that of a video in the span of the four filters.
     most_energy = np.linalg.eigvalsh(root.swapaxes(1, 2) @ energy @ root)[:, -1]
     most_linear = np.square(root.swapaxes(1, 2) @ linear[..., None]).sum((1, 2))
     of_complex = einsum(parts, energy, parts, "b n i, n i j, b n j -> b n") / most_energy
@@ -153,11 +160,11 @@ def drive_correlation(
 def nearest_filters(
     stimuli: Float[np.ndarray, "n T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "n T H W"]:
-    """True filter of the unit of each stimulus, at the phase that is nearest to it and its contrast.
+    """Return the true filter of each stimulus' unit, with the stimulus' phase and contrast.
 
     Args:
-        stimuli: deviations from grey; of images, with T = 1, the nearest Gabor function is returned.
-        truth: tensors of ``meta/ground_truth.safetensors``, of the units of the stimuli.
+        stimuli: deviations from grey. For images (T = 1) the nearest Gabor function is returned.
+        truth: tensors of ``meta/ground_truth.safetensors``, for the units of the stimuli.
     """
     units, frames = np.arange(len(stimuli)), stimuli.shape[1]
     if frames == 1:
@@ -178,21 +185,21 @@ def nearest_filters(
 def _weights(
     truth: Mapping[str, np.ndarray],
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
-    """Energy of a complex neuron as a quadratic form, and the sum of a simple one."""
+    """Return quadratic forms of complex neurons and weights of simple neurons over the filters."""
     other = 1 - truth["selectivity"].astype(float)[:, None]
     energy = _PREFERRED.T @ _PREFERRED + other[..., None] * (_OPPOSITE.T @ _OPPOSITE)
     return energy, _PREFERRED[0] + other * _OPPOSITE[0]
 
 
 def _kernels(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 2 lags"]:
-    """Temporal kernels, no longer than a video; entry j weighs the frame j before the last."""
+    """Return temporal kernels, cut to a video's length; entry j is the weight at lag j."""
     return np.stack([truth["fast_kernel"], truth["slow_kernel"]], 1)[..., :frames].astype(float)
 
 
 def _parts(
     videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b n 4"]:
-    """Products of the end of each video with the four filters of each neuron."""
+    """Return inner products of each video's last frames with the four filters of each neuron."""
     kernels = _kernels(truth, videos.shape[1])
     latest = _seen(videos, truth)[:, ::-1][:, : kernels.shape[2]]
     parts = einsum(latest, kernels, "b l n i, n k l -> b n i k")
@@ -200,7 +207,7 @@ def _parts(
 
 
 def _gram(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 4 4"]:
-    """Products of the four filters with each other."""
+    """Return inner products between the four filters of each neuron."""
     kernels = _kernels(truth, frames)
     in_time = kernels @ kernels.swapaxes(1, 2)
     return einsum(_spatial_gram(truth), in_time, "n i j, n k m -> n i k j m").reshape(-1, 4, 4)
@@ -209,7 +216,7 @@ def _gram(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 
 def _seen(
     stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b T n 2"]:
-    """Products of each frame with the even and the odd function of each neuron."""
+    """Return inner products of each frame with the even and odd Gabor function of each neuron."""
     pairs = _pairs(truth)
     flat = rearrange(stimuli.astype(float), "b t h w -> b t (h w)")
     return rearrange(flat @ rearrange(pairs, "n i h w -> (h w) (n i)"), "b t (n i) -> b t n i", i=2)

@@ -16,7 +16,7 @@ from ssl_vivit.evaluation.stimuli.constraints import Constraints
 from ssl_vivit.evaluation.stimuli.presentation import Presentation
 
 Rates = Callable[[Float[Tensor, "b T H W"]], Float[Tensor, "b T N"]]
-"""Pixels from 0 to 255 → rates of all neurons in every frame, each clip by itself; differentiable."""
+"""Differentiable function from pixels (0 to 255) to rates of all neurons in every frame."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class AscentConfig:
     """Settings of the ascent.
 
     Args:
-        steps: of the ascent.
-        step_size: length of the first step as a share of the stimulus' norm; later steps are
-            shorter, down to nothing.
-        jitter: pixels by which each step moves the stimulus at most, up, down and to the sides.
-        seed: of the movements.
+        steps: number of steps.
+        step_size: length of the first step as a fraction of the stimulus' norm. It decreases
+            linearly to 0 over the steps.
+        jitter: largest random shift of the stimulus in each step, along each axis, in pixels.
+        seed: seed of the shifts.
     """
 
     steps: int = 25
@@ -39,13 +39,14 @@ class AscentConfig:
 
 @dataclass(frozen=True)
 class Ascent:
-    """Stimuli that were found for n units.
+    """Stimuli found by the ascent for n units.
 
     Attributes:
-        deviations: (n, T, H, W), from grey.
-        responses: (n, steps + 1), before each step, with its movement, and of the stimulus itself.
-        raised: (n,), False for a unit whose response no ascent raised, as it has no gradient or sees
-            nothing but what jitter and smoothing take away; its stimulus is the start.
+        deviations: (n, T, H, W), the stimuli as deviations from grey.
+        responses: (n, steps + 1), responses to the shifted stimulus before each step; the last
+            entry is the response to the stimulus in ``deviations``.
+        raised: (n,), whether the ascent raised the unit's response. If not, the stimulus is the
+            start. Reasons are a gradient of zero, or a gradient removed by jitter and smoothing.
     """
 
     deviations: Float[Tensor, "n T H W"]
@@ -64,21 +65,21 @@ def ascend(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Ascent:
-    """Change stimuli until the responses of their units are as large as can be.
+    """Maximise the responses of units to their stimuli by projected gradient ascent.
 
-    A step goes along the smoothed gradient, whatever its length, and back to the contrast and the
-    range of pixels (projected gradient ascent, as Walker et al. 2019, Nat. Neurosci. 22:2060). Units
-    of a batch do not see each other.
+    A step follows the direction of the smoothed gradient and is then projected to the contrast and
+    the range of pixels (as in Walker et al. 2019, Nat. Neurosci. 22:2060). The stimulus of a unit
+    does not depend on the other units of the batch.
 
     Args:
         rates: the model.
         presentation: how a stimulus is shown.
-        constraints: on the stimulus.
-        starts: deviations from grey, one for each unit.
-        units: places of the neurons among those that are predicted.
+        constraints: constraints on the stimulus.
+        starts: initial stimuli as deviations from grey, one for each unit.
+        units: indices of the units among the neurons that ``rates`` predicts.
         config: settings.
-        batch_size: units at once.
-        progress: whether to show a bar.
+        batch_size: number of units in a batch.
+        progress: whether to show a progress bar.
     """
     draw = named_generator(config.seed, "jitter")
     shifts = draw.integers(-config.jitter, config.jitter + 1, (config.steps, 2)).tolist()
@@ -102,7 +103,7 @@ def ascend(
                     (gradient,) = torch.autograd.grad(reached.sum(), seen)
                 direction = constraints.smoothed(gradient)
                 length = direction.flatten(1).norm(dim=1)[:, None, None, None]
-                # A rate that is at its floor, and every unit where it saturates, has no gradient.
+                # The gradient is zero if a rate is at its floor or saturated.
                 steep = torch.isfinite(length) & (length > 0)
                 stride = config.step_size * (1 - step / config.steps) * norm
                 change = torch.where(steep, stride * direction / length.clamp(min=1e-38), 0)
@@ -120,7 +121,7 @@ def ascend(
 
 
 def shifted(deviations: Float[Tensor, "b T H W"], shift: Sequence[int]) -> Float[Tensor, "b T H W"]:
-    """Move stimuli by whole pixels down and to the right; grey comes in at the edges."""
+    """Shift stimuli by whole pixels down and to the right; grey fills the edges."""
     down, right = shift
-    # Padding by a negative number cuts off.
+    # Padding by a negative number crops.
     return F.pad(deviations, (right, -right, down, -down))

@@ -1,4 +1,4 @@
-"""Most exciting videos and images of a model's neurons, from its directory alone.
+"""Most exciting videos and images of a model's neurons; only the model's directory is needed.
 
 python -m ssl_vivit.evaluation.stimuli runs/neurons
 python -m ssl_vivit.evaluation.stimuli runs/neurons --units 3 17 --kind video --seconds 1
@@ -34,29 +34,30 @@ class StimuliCommand:
     """Find the most exciting videos and images of a model's neurons by gradient ascent.
 
     Args:
-        model: a run's directory, or an exported model's; may be given as the first word.
+        model: directory of a run or an exported model; may be given as the first argument.
         out: folder for the results, which must be new or empty.
-        session: whose neurons; null where the model has one session.
-        units: ids of the neurons; null takes all of the session.
+        session: session of the neurons; null if the model has only one.
+        units: ids of the neurons; null takes all neurons of the session.
         kind: video, image, or both.
-        against: folder of the session's recording, to whose movies responses are compared; a
-            simulated session's true filters are compared, too.
-        seconds: of a video, and for which an image is shown.
-        response: seconds at the end of the stimulus whose mean rate is the response; null takes the
+        against: folder of the session's recording. Responses are compared with those to its movies,
+            and stimuli with the true filters if the session is simulated.
+        seconds: duration of a stimulus in seconds.
+        response: seconds at the end of the stimulus over which the rate is averaged; null takes the
             last frame of a video and all frames of an image.
         lead: seconds of grey before the stimulus.
-        contrast: root mean square of the deviations from grey over all frames and pixels, as a share
-            of that of the training stimuli.
-        grey: level of the screen, 0 to 255; null takes the mean of the training stimuli.
+        contrast: root mean square of the deviations from grey over all frames and pixels, as a
+            fraction of the training stimuli's standard deviation.
+        grey: grey level of the screen, above 0 and below 255; null takes the mean of the training
+            stimuli.
         blur: standard deviation of the smoothing over space, in pixels; 0 for none.
         time_blur: standard deviation of the smoothing over time, in frames; 0 for none.
-        jitter: pixels by which each step moves the stimulus at most; 0 for none.
-        steps: of the ascent.
-        step_size: length of the first step as a share of the stimulus' norm.
-        random: number of random stimuli, whose best one for a unit is its start.
-        draw: units in the sheet.
-        seed: of random stimuli and jitter.
-        batch_size: units at once.
+        jitter: largest random shift of the stimulus in each step, in pixels; 0 for none.
+        steps: number of steps of the ascent.
+        step_size: length of the first step as a fraction of the stimulus' norm.
+        random: number of random stimuli; the best one for a unit starts its ascent.
+        draw: number of units in the figure stimuli.png.
+        seed: seed of random stimuli and jitter.
+        batch_size: number of units in a batch.
     """
 
     model: str = "runs/finetune_neural"
@@ -82,18 +83,19 @@ class StimuliCommand:
 
     def __post_init__(self) -> None:
         check_least(
-            self, lead=0, blur=0, time_blur=0, jitter=0, steps=1, random=1, draw=1, seed=0, batch_size=1
+            self, lead=0, blur=0, time_blur=0, jitter=0, steps=1, random=1, draw=1, seed=0,
+            batch_size=1
         )  # fmt: skip
         for name in ("seconds", "response", "contrast", "step_size"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise NeuralModelError(f"--{name} {value:g} must be above 0")
+                raise NeuralModelError(f"--{name} {value:g} must be finite and above 0")
 
 
 def main() -> None:
-    """Load the model, climb, write everything at once."""
+    """Load the model, find the stimuli, and write the results atomically."""
     config = training.parse(StimuliCommand, first="model")
-    # Imported here, since they load encoders, for which --help need not wait.
+    # Imported here to keep --help fast; these modules load encoders.
     from ssl_vivit.evaluation.chosen_units import choose_units
     from ssl_vivit.evaluation.neurons.receptive_fields import true_fields
     from ssl_vivit.evaluation.stimuli.references import movie_rates
@@ -105,8 +107,8 @@ def main() -> None:
     facts = chosen.facts
     if config.jitter >= min(facts.frame_size):
         raise NeuralModelError(
-            f"--jitter {config.jitter} must be below the {min(facts.frame_size)} pixels of the frame's "
-            "shorter side"
+            f"--jitter {config.jitter} must be below {min(facts.frame_size)}, the shorter side of "
+            "the frame in pixels"
         )
     kinds: tuple[Kind, ...] = ("video", "image") if config.kind == "both" else (config.kind,)
     shown = [_shown(config, facts, kind) for kind in kinds]
@@ -155,7 +157,7 @@ def _found(
     movies: Sequence[Tensor],
     truth: Mapping[str, np.ndarray] | None,
 ) -> Found:
-    """Find stimuli of one kind, and measure the responses that they are compared with."""
+    """Find stimuli of one kind, and measure responses to reference stimuli."""
     from ssl_vivit.evaluation.stimuli.agreement import agree
     from ssl_vivit.evaluation.stimuli.ascent import AscentConfig, ascend
     from ssl_vivit.evaluation.stimuli.references import measure_references, movie_responses

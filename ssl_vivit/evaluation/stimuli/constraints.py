@@ -1,4 +1,4 @@
-"""Constraints on a stimulus: its contrast, the range of pixels, its smoothness."""
+"""Constraints on a stimulus: contrast, range of pixels, smoothness."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Constraints:
 
     Args:
         shape: (T, H, W) of a stimulus.
-        grey: level that deviations are from.
+        grey: grey level from which deviations are measured.
         contrast: root mean square of the deviations over all frames and pixels, in grey levels.
         blur: standard deviation of the Gaussian over space, in pixels; 0 for none.
         time_blur: standard deviation of the Gaussian over time, in frames; 0 for none.
 
     Raises:
-        NeuralModelError: for a contrast that pixels cannot show.
+        NeuralModelError: if the contrast is not above 0, or is too large for pixels from 0 to 255.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Constraints:
         ]
 
     def projected(self, deviations: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T H W"]:
-        """Scale each stimulus to the contrast, its pixels cut off at black and white.
+        """Scale each stimulus to the contrast and clip its pixels to the range from 0 to 255.
 
-        Pixels that are cut off lack contrast, which the others make up for: of one common factor
-        before the cut, each stimulus has the contrast exactly. A stimulus of zeros stays one.
+        All pixels are multiplied by one factor before clipping. The factor is chosen such that the
+        contrast after clipping is exact. A stimulus of zeros stays zero.
         """
         flat = deviations.flatten(1).double()
         power = self.contrast**2 * flat.shape[1]
@@ -59,7 +59,7 @@ class Constraints:
             lost = torch.where(cut, shown.square(), 0).sum(1)
             free = torch.where(cut, 0, flat.square()).sum(1)
             scale = ((power - lost).clamp(min=0) / free.clamp(min=1e-30)).sqrt()[:, None]
-            # Once cut off, always: the factor only grows.
+            # A clipped pixel stays clipped, because the factor only grows.
             beyond = cut | ((scale * flat).abs() > shown.abs())
             if bool((beyond == cut).all()):
                 found = torch.where(cut, shown, scale * flat)
@@ -67,17 +67,17 @@ class Constraints:
             cut = beyond
 
     def smoothed(self, values: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T H W"]:
-        """Smooth each stimulus, or each gradient."""
+        """Smooth each stimulus or gradient over space and time."""
         time, rows, columns = (each.to(values) for each in self._smoothing)
         along_time = einsum(values, time, "b t h w, s t -> b s h w")
         return rows @ along_time @ columns.T
 
 
 def smoothing(length: int, sigma: float) -> Float[Tensor, "length length"]:
-    """Matrix of a Gaussian smoothing with reflecting ends; the identity for 0.
+    """Return the matrix of a Gaussian smoothing with reflecting ends; the identity if sigma is 0.
 
-    It is symmetric with no negative eigenvalue, so that a gradient that is smoothed by it still leads
-    upwards, and its rows add up to 1, so that nothing is lost at the ends.
+    The matrix is symmetric without negative eigenvalues, so that a smoothed gradient is still an
+    ascent direction. Its rows sum to 1.
     """
     if sigma == 0:
         return torch.eye(length)

@@ -1,4 +1,4 @@
-"""Sheets, PNG files and GIFs of stimuli."""
+"""Figures, PNG files and GIFs of stimuli."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ssl_vivit.evaluation.stimuli.presentation import Kind
 
 Stimulus = Float[np.ndarray, "T H W"]
 
-# Frames of a video in a row of the sheet.
+# Number of frames of a video in a row of the sheet.
 _COLUMNS = 7
-# Pixels of PNG files and GIFs, at least; a recorded frame of 64 is hard to see.
+# Smallest width of PNG files and GIFs in pixels; a frame of 64 pixels is hard to see.
 _WIDTH = 256
 
 
@@ -27,13 +27,16 @@ def draw_sheet(
     frames_per_second: float,
     path: Path,
 ) -> None:
-    """Evenly spaced frames of videos, up to the last one, and images, a row for each unit.
+    """Draw stimuli of units, one row for each unit: frames of the video, and the image.
+
+    Frames of a video are evenly spaced and include the last one.
 
     Args:
-        rows: label → deviations from grey; every row has the kinds of the first one.
-        grey: level that they are from.
-        frames_per_second: of the videos.
-        path: of the PNG.
+        rows: pairs of a label and stimuli as deviations from grey. All rows must have the kinds of
+            the first row.
+        grey: grey level from which deviations are measured.
+        frames_per_second: frame rate of the videos.
+        path: path of the PNG file.
     """
     titles, places = [], []
     for kind, stimulus in rows[0][1].items():
@@ -60,12 +63,12 @@ def draw_sheet(
 def write_pictures(
     stimulus: Float[np.ndarray, "T H W"], frames_per_second: float, path: Path
 ) -> None:
-    """Write an image as PNG or a video as GIF at its own rate, enlarged by a whole factor.
+    """Write an image as PNG or a video as GIF at its frame rate, enlarged by an integer factor.
 
     Args:
         stimulus: pixels from 0 to 255; one frame for a PNG.
-        frames_per_second: of a video.
-        path: ends in .png or .gif.
+        frames_per_second: frame rate of a video.
+        path: path of the file; must end in .png or .gif.
     """
     pictures = [_enlarged(frame) for frame in stimulus.round().astype(np.uint8)]
     if path.suffix == ".png":

@@ -17,18 +17,19 @@ Kind = Literal["video", "image"]
 
 @dataclass(frozen=True)
 class Presentation:
-    """Grey for ``lead`` frames, then a video of ``frames`` frames or an image as long.
+    """Presentation of a video or an image for ``frames`` frames, after ``lead`` frames of grey.
 
     Args:
         kind: "video" or "image".
         frame_size: (H, W) in pixels.
-        grey: level of the screen, above 0 and below 255.
-        lead: frames of grey.
-        frames: of the stimulus.
-        response: last frames of the stimulus, whose mean rate is the response.
+        grey: grey level of the screen; must be above 0 and below 255.
+        lead: number of grey frames.
+        frames: number of frames of the stimulus.
+        response: number of last frames over which the rate is averaged; must be from 1 to
+            ``frames``.
 
     Raises:
-        NeuralModelError: for a response that is longer than the stimulus, or a grey that is none.
+        NeuralModelError: if ``grey`` or ``response`` is out of range.
     """
 
     kind: Kind
@@ -53,10 +54,10 @@ class Presentation:
         return (self.frames if self.kind == "video" else 1, *self.frame_size)
 
     def clips(self, deviations: Float[Tensor, "b T H W"]) -> Float[Tensor, "b frames H W"]:
-        """Pixels of whole presentations.
+        """Return the pixels of whole presentations, including the grey lead.
 
         Args:
-            deviations: of the stimuli from grey.
+            deviations: stimuli as deviations from grey.
         """
         stimulus = deviations
         if self.kind == "image":
@@ -65,5 +66,5 @@ class Presentation:
         return torch.cat([lead, stimulus], 1) + self.grey
 
     def responses(self, rates: Float[Tensor, "b frames n"]) -> Float[Tensor, "b n"]:
-        """Mean rates in the frames that count."""
+        """Return the mean rates over the last ``response`` frames."""
         return rates[:, -self.response :].mean(1)

@@ -1,4 +1,4 @@
-"""Responses that a found stimulus is compared with: to grey, to random stimuli, to recorded movies."""
+"""Reference responses for most exciting stimuli: to grey, random stimuli and recorded movies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ssl_vivit.evaluation.chosen_units import ChosenUnits
 from ssl_vivit.evaluation.stimuli.constraints import Constraints
 from ssl_vivit.evaluation.stimuli.presentation import Presentation
 
-# Movies of a recording whose rates are predicted, spread over all of them.
+# Maximum number of movies of a recording for which rates are predicted.
 _MOVIES = 50
 
 
 class References(NamedTuple):
-    """Responses of n units to stimuli that were not made for them.
+    """Responses of n units to stimuli that were not optimised for them.
 
     Attributes:
-        grey: (n,), to the grey screen.
-        random: (count, n), to smoothed noise under the constraints of the found stimuli.
-        best: (n, T, H, W), deviations from grey of the random stimulus of each unit's largest response.
+        grey: (n,), responses to the grey screen.
+        random: (count, n), responses to smoothed noise under the constraints of the ascent.
+        best: (n, T, H, W), the random stimulus with the largest response of each unit, as
+            deviations from grey.
     """
 
     grey: Float[np.ndarray, " n"]
@@ -36,7 +37,7 @@ class References(NamedTuple):
 
 
 def random_stimuli(constraints: Constraints, count: int, seed: int) -> Float[Tensor, "b T H W"]:
-    """Smoothed white noise, as deviations from grey."""
+    """Draw smoothed white noise that fulfils the constraints, as deviations from grey."""
     draw = named_generator(seed, "random stimuli")
     noise = draw.standard_normal((count, *constraints.shape), dtype=np.float32)
     return constraints.projected(constraints.smoothed(torch.from_numpy(noise)))
@@ -59,12 +60,12 @@ def measure_references(
     Args:
         rates: the model: pixels (b, T, H, W) → rates (b, T, neurons).
         presentation: how a stimulus is shown.
-        constraints: on the stimulus.
-        units: places of the neurons among those that are predicted.
-        count: of the random stimuli.
-        seed: of the random stimuli.
-        batch_size: stimuli at once.
-        progress: whether to show a bar.
+        constraints: constraints on the stimulus.
+        units: indices of the units among the neurons that ``rates`` predicts.
+        count: number of random stimuli.
+        seed: seed of the random stimuli.
+        batch_size: number of stimuli in a batch.
+        progress: whether to show a progress bar.
     """
     shown = random_stimuli(constraints, count, seed)
     stimuli = torch.cat([torch.zeros_like(shown[:1]), shown])
@@ -80,11 +81,14 @@ def measure_references(
 
 
 def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "T n"]]:
-    """Predicted rates of some units in movies of a session, as they were recorded.
+    """Predict rates of units for the movies of a session; at most 50 movies are used.
 
     Args:
         chosen: the n units.
-        sessions: as :meth:`ChosenUnits.opened` gives it; of more than 50 movies, 50 are taken.
+        sessions: the opened recording, from :meth:`ChosenUnits.opened`.
+
+    Returns:
+        Rates (T, n) for each movie.
     """
     (session,) = sessions.sessions
     first = {int(session.contents[trial]): trial for trial in reversed(sorted(session.trials))}
@@ -97,6 +101,6 @@ def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "
 def movie_responses(
     rates: Sequence[Float[Tensor, "T n"]], response: int
 ) -> Float[np.ndarray, "windows n"]:
-    """Return mean rates of all windows of ``response`` frames; a shorter movie has none."""
+    """Return mean rates in all windows of ``response`` frames; shorter movies are skipped."""
     long = [each.unfold(0, response, 1).mean(-1) for each in rates if len(each) >= response]
     return torch.cat(long).numpy() if long else np.zeros((0, rates[0].shape[1]))

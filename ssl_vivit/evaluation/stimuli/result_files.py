@@ -1,11 +1,11 @@
-"""Files of most exciting stimuli.
+"""Result files of most exciting stimuli.
 
-units.csv         a row for each unit and kind of stimulus: responses, and what they are compared with
+units.csv         a row for each unit and kind of stimulus: responses and reference responses
 stimuli.npz       stimuli and responses during the ascent as arrays
-stimuli.png       a sheet of some units
+stimuli.png       a figure of the stimuli of some units
 unit_ID.gif       the video of a unit
 unit_ID.png       the image of a unit
-agreement.json    with --against a simulated session: correlations with the true filters
+agreement.json    correlations with the true filters; only with --against a simulated session
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Found:
     """Stimuli of one kind for n units, with their responses and references.
 
     Attributes:
-        ascent: the stimuli.
-        references: responses to other stimuli.
+        ascent: the stimuli and their responses.
+        references: responses to grey and random stimuli.
         movies: (windows, n), responses to recorded movies, or None.
-        agreement: with the true filters, or None.
+        agreement: agreement with the true filters, or None.
     """
 
     ascent: Ascent
@@ -45,7 +45,7 @@ class Found:
 
     @property
     def responses(self) -> np.ndarray:
-        """(n,), to the found stimuli."""
+        """Responses (n,) to the stimuli found by the ascent."""
         return self.ascent.responses[:, -1].double().numpy()
 
 
@@ -59,16 +59,17 @@ def write_results(
     *,
     draw: int,
 ) -> list[str]:
-    """Write all files; return lines that say what was found.
+    """Write all files and return a summary as lines of text.
 
     Args:
         folder: an empty folder.
-        found: kind → stimuli of the same units.
-        unit_ids: of the units.
-        grey: level of the screen.
-        frames_per_second: of the videos.
+        found: kind → stimuli; all kinds must have the same units.
+        unit_ids: ids of the units.
+        grey: grey level of the screen.
+        frames_per_second: frame rate of the videos.
         truth: tensors of a simulated session for these units, or None.
-        draw: units in the sheet: those of the largest responses above grey to the first kind.
+        draw: number of units in the figure. Those with the largest responses above grey to the
+            first kind of stimulus are drawn.
     """
     arrays: dict[str, Any] = {
         "unit": np.array(unit_ids), "grey": np.array(grey),
@@ -76,7 +77,7 @@ def write_results(
     }  # fmt: skip
     table: dict[str, list[Any]] = {}
     for kind, each in found.items():
-        # Rounding of the sum must not leave the range.
+        # Rounding of the sum may exceed the range from 0 to 255.
         pixels = (each.ascent.deviations.numpy() + np.float32(grey)).clip(0, 255)
         arrays[kind] = pixels if kind == "video" else pixels[:, 0]
         arrays[f"{kind}_responses"] = each.ascent.responses.numpy()
@@ -131,12 +132,12 @@ def _columns(kind: Kind, found: Found, unit_ids: Sequence[int]) -> dict[str, lis
 
 
 def _percentiles(responses: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Percent of the other responses (k, n) that are smaller."""
+    """Return the percentage of the other responses (k, n) that are smaller."""
     return 100 * (others < responses).mean(0)
 
 
 def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
-    """Lines with medians over units, and the number of units that respond to the stimulus most."""
+    """Return lines with medians over units and the number of units without a raised response."""
     rows = [["medians over units", *(f"{kind}s" for kind in found)]]
     measured = [_columns(kind, each, range(len(each.responses))) for kind, each in found.items()]
     for name, label in {
@@ -151,7 +152,7 @@ def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
             rows.append([label, *(f"{np.median(each[name]):.3g}" for each in measured)])
     still = [int((~each.ascent.raised).sum()) for each in found.values()]
     if any(still):
-        rows.append(["units whose response no ascent raised", *map(str, still)])
+        rows.append(["units whose response the ascent did not raise", *map(str, still)])
     return text_table(rows).splitlines()
 
 

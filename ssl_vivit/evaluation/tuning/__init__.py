@@ -1,4 +1,4 @@
-"""Tuning of a model's neurons, from rendered gratings: ``python -m ssl_vivit.evaluation.tuning``."""
+"""Tuning of a model's neurons to gratings. Command: ``python -m ssl_vivit.evaluation.tuning``."""
 
 from ssl_vivit.evaluation.tuning.curves import TuningCurves, measure_curves
 from ssl_vivit.evaluation.tuning.gratings import Grating, Protocol

@@ -1,4 +1,4 @@
-"""Recorded tuning curves of a session, and the true tuning of simulated neurons."""
+"""Comparison of a model's tuning with recorded curves, or with the truth of simulated neurons."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ssl_vivit.evaluation.tuning.truth import TrueTuning, true_tuning
 
 
 class Known(NamedTuple):
-    """Recorded and true tuning of the chosen units.
+    """Recorded and true tuning of the selected units.
 
     Attributes:
-        recorded: predicted and recorded responses to the movies, and their agreement; None for fewer
+        recorded: predicted and recorded responses to movies, and their agreement; None with fewer
             than three movies.
-        true: tuning of simulated neurons; None for recorded ones.
+        true: true tuning of simulated neurons; None for a recording.
     """
 
     recorded: tuple[RecordedCurves, Agreement] | None
@@ -42,13 +42,14 @@ def read_against(
 
     Args:
         chosen: the units.
-        folder: of the session.
-        tiers: of trials, as tiers.npy names them; None for all that were not trained on.
-        shuffles: of the controls.
-        seed: of the shuffles.
+        folder: folder of the session.
+        tiers: names of tiers in tiers.npy; None takes all tiers that were not used for training.
+        shuffles: number of shuffles of each control.
+        seed: seed of the shuffles.
 
     Raises:
-        SessionError: for another session than the model's, or one that says nothing of tuning.
+        SessionError: if the folder holds another session, or if a recorded session has fewer than
+            three movies in these tiers.
     """
     sessions = chosen.opened(folder)
     truth = true_fields(sessions.sessions[0])
@@ -62,7 +63,7 @@ def read_against(
     if curves is None and true is None:
         raise SessionError(
             f"--against {folder}: its trials outside of training show fewer than {LEAST_MOVIES} "
-            "movies, which make no curve; name other --tiers"
+            "movies, too few for a curve; choose other --tiers"
         )
     if curves is None:
         return Known(None, true)

@@ -1,4 +1,4 @@
-"""Tuning curves of a model of neurons from its directory alone.
+"""Tuning curves of a model of neurons; only the model's directory is needed.
 
 python -m ssl_vivit.evaluation.tuning runs/neurons
 python -m ssl_vivit.evaluation.tuning runs/neurons --units 3 17 --spatial_frequencies 0.05 0.1 0.2
@@ -26,30 +26,34 @@ class TuningCommand:
     """Measure tuning curves of a model of neurons from drifting gratings.
 
     Args:
-        model: a run's directory, or an exported model's; may be given as the first word.
+        model: directory of a run or an exported model; may be given as the first argument.
         out: folder for the results, which must be new or empty.
-        session: whose neurons; null where the model has one session.
-        units: ids of the neurons; null takes all of the session.
-        against: folder of the session's recording. Curves over its movies are set against the
-            recorded ones; a simulated session's true tuning against what was measured.
-        tiers: of the trials of --against; null takes all that the model was not trained on.
-        position: x and y of the patches for sizes, −1 and 1 being the edges of the frame; null takes
-            the place where each unit's readout looks.
-        directions: number of directions.
-        spatial_frequencies: in cycles per pixel; null chooses by the frame's width.
-        temporal_frequencies: in Hz; null chooses by the frame rate.
-        contrasts: of the contrast curve; null takes seven, [] leaves the curve out.
-        sizes: diameters in pixels; null chooses by the frame's height, [] leaves the curve out.
-        contrast: of the gratings of the other curves; 1 is from black to white.
-        grey: level of the background, 0 to 255; null takes the mean of the training stimuli.
+        session: session of the neurons; null if the model has only one.
+        units: ids of the neurons; null takes all neurons of the session.
+        against: folder of the session's recording. Predicted responses to its movies are compared
+            with recorded ones. If the session is simulated, tuning is compared with the true
+            tuning.
+        tiers: tiers of trials of --against; null takes all tiers not used for training.
+        position: x and y of the patches of the size curve, from −1 to 1, the edges of the frame;
+            null takes the receptive-field centre of each unit's readout.
+        directions: number of directions; must be a multiple of 4 and at least 8.
+        spatial_frequencies: spatial frequencies in cycles per pixel; null chooses them by the
+            frame's width.
+        temporal_frequencies: temporal frequencies in Hz; null chooses them by the frame rate.
+        contrasts: contrasts of the contrast curve; null takes seven, [] omits the curve.
+        sizes: diameters in pixels; null chooses them by the frame's height, [] omits the curve.
+        contrast: contrast of gratings in the other curves; 1 is the largest that fits around the
+            grey level.
+        grey: grey level of the background, above 0 and below 255; null takes the mean of the
+            training stimuli.
         lead: seconds of grey before each grating.
-        seconds: of each grating.
-        transient: seconds of each grating that do not count for the response.
-        fits: fit descriptive functions to the curves.
-        draw: units in the figure.
-        shuffles: of the controls of --against.
-        seed: of the shuffles.
-        batch_size: trials at once.
+        seconds: duration of each grating in seconds.
+        transient: seconds at the start of each grating that are excluded from the response.
+        fits: whether to fit descriptive functions to the curves; needs SciPy.
+        draw: number of units in the figures.
+        shuffles: number of shuffles of each control of --against.
+        seed: seed of the shuffles.
+        batch_size: number of trials in a batch.
     """
 
     model: str = "runs/finetune_neural"
@@ -81,20 +85,20 @@ class TuningCommand:
             len(self.position) == 2 and all(-1 <= place <= 1 for place in self.position)
         ):
             raise NeuralModelError(
-                f"--position {self.position} must be x and y between -1 and 1, such as --position 0 0"
+                f"--position {self.position} must be x and y from -1 to 1, such as --position 0 0"
             )
         if self.tiers is not None and self.against is None:
-            raise NeuralModelError("--tiers belongs to --against SESSION; give both or neither")
+            raise NeuralModelError("--tiers needs --against SESSION; give both or neither")
 
 
-# Settings that may be one number or several.
+# Settings that accept one number or a list.
 _SERIES = ("spatial_frequencies", "temporal_frequencies", "contrasts", "sizes")
 
 
 def main() -> None:
-    """Load the model, show gratings, write everything at once."""
+    """Load the model, measure tuning curves, and write the results atomically."""
     config = training.parse(TuningCommand, first="model")
-    # Imported here, since they load encoders, for which --help need not wait.
+    # Imported here to keep --help fast; these modules load encoders.
     from ssl_vivit.evaluation.chosen_units import choose_units
     from ssl_vivit.evaluation.tuning.against import read_against
     from ssl_vivit.evaluation.tuning.curves import measure_curves
@@ -143,12 +147,12 @@ def main() -> None:
 
 
 def _several(given: Any) -> Any:
-    """A setting that may be one value or several, as a list; None stays."""
+    """Return a setting as a list; a single value becomes a list of one, None stays None."""
     return given if given is None or isinstance(given, list) else [given]
 
 
 def _centres(config: TuningCommand, chosen: ChosenUnits) -> np.ndarray:
-    """(n, 2), where the patches of each unit lie."""
+    """Return the centres (n, 2) of each unit's patches, (x, y) in [−1, 1]."""
     import numpy as np
 
     if config.position is not None:
@@ -156,7 +160,7 @@ def _centres(config: TuningCommand, chosen: ChosenUnits) -> np.ndarray:
     centres = chosen.centres()
     if centres is None:
         raise NeuralModelError(
-            f"{config.model}: its readout has no places to show patches at; give --position X Y, or "
-            "--sizes [] to leave sizes out"
+            f"{config.model}: the size curve needs positions, which the readout does not have; "
+            "give --position X Y, or --sizes [] to omit the curve"
         )
     return centres

@@ -1,4 +1,4 @@
-"""Tuning curves from a model's rates. Each grating is shown once and serves all units."""
+"""Tuning curves from a model's rates; each full-field grating is shown once for all units."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from ssl_vivit.evaluation.tuning.gratings import Grating, Protocol
 from ssl_vivit.evaluation.tuning.stimuli import Stimuli
 
 Predict = Callable[[Float[Tensor, "b T H W"]], Float[Tensor, "b T N"]]
-"""Pixels from 0 to 255 → rates of all neurons in every frame."""
+"""Function from pixels (0 to 255) to rates of all neurons in every frame."""
 
 
 @dataclass(frozen=True)
 class TuningCurves:
-    """Responses of n units to gratings, as mean rates above grey.
+    """Responses of n units to gratings, as mean rates minus the rate at grey.
 
-    The curve of a property is measured at the unit's best grating in all others: the one of the
-    largest response to full-field gratings of every direction and frequencies.
+    The best grating of a unit is the full-field grating with the largest response, over all
+    combinations of direction and frequencies. A curve varies one property of the best grating.
 
     Attributes:
         values: property → its k values; ``direction`` and ``orientation`` in degrees,
             ``spatial_frequency`` in cycles per pixel, ``temporal_frequency`` in Hz, ``contrast``,
             ``size`` in pixels.
-        responses: property → (n, k). The response to an orientation is the mean over its two
-            directions.
-        grid: (n, directions, spatial frequencies, temporal frequencies), full-field gratings.
-        best: (n, 3), the place of the largest response in ``grid``.
+        responses: property → responses (n, k). The response to an orientation is the mean over its
+            two directions.
+        grid: (n, directions, spatial frequencies, temporal frequencies), responses to full-field
+            gratings.
+        best: (n, 3), indices of the best grating in ``grid``.
         grey: (n,), mean rate at grey.
         modulation: (n,), amplitude of the rate at the temporal frequency of the best grating.
     """
@@ -58,23 +59,23 @@ def measure_curves(
     batch_size: int = 8,
     progress: bool = False,
 ) -> TuningCurves:
-    """Show gratings to a model and measure tuning curves of some of its neurons.
+    """Show gratings to a model and measure tuning curves of selected neurons.
 
     Args:
         predict: the model.
-        protocol: the course of a trial.
-        stimuli: values of each property; without sizes or contrasts their curves are left out.
-        units: places of the neurons among those that are predicted.
-        centres: (x, y) of each unit's patch in [−1, 1], for sizes.
-        batch_size: trials at once.
-        progress: whether to show a bar.
+        protocol: timing of a trial.
+        stimuli: values of each property; empty sizes or contrasts omit that curve.
+        units: indices of the units among the neurons that ``predict`` returns.
+        centres: (x, y) of each unit's patch in [−1, 1]; needed for sizes.
+        batch_size: number of trials in a batch.
+        progress: whether to show a progress bar.
 
     Raises:
-        NeuralModelError: for gratings that the screen cannot show.
-        ValueError: for sizes without centres.
+        NeuralModelError: if the session's frames cannot show a grating.
+        ValueError: if there are sizes without centres.
     """
     if stimuli.sizes and centres is None:
-        raise ValueError("sizes need the centres of the patches; give centres")
+        raise ValueError("stimuli.sizes needs the centres of the patches; give centres")
     for frequency in stimuli.temporal_frequencies:
         protocol.window(frequency)
     axes = (stimuli.degrees, stimuli.spatial_frequencies, stimuli.temporal_frequencies)
@@ -115,7 +116,7 @@ def measure_curves(
 
 
 class _Shown:
-    """Show gratings in batches; yields the mean rate above grey and the modulation of all neurons."""
+    """Show gratings in batches; yield response and modulation of all neurons to each grating."""
 
     def __init__(self, predict: Predict, protocol: Protocol, batch_size: int) -> None:
         self.predict, self.protocol, self.batch_size = predict, protocol, batch_size
@@ -141,7 +142,7 @@ class _Shown:
 
 
 def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
-    """Curves through the best grating of each unit."""
+    """Return the curves in the grid that pass through each unit's best grating."""
     unit, (d, s, t) = np.arange(len(means)), best.T
     direction = means[unit, :, s, t]
     half = direction.shape[1] // 2
@@ -156,7 +157,10 @@ def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
 def _contrast_curves(
     show: _Shown, preferred: Sequence[Grating], contrasts: Sequence[float], own: Tensor, bar: tqdm
 ) -> Float[np.ndarray, "n k"]:
-    """Responses to each unit's best grating; units of one best grating see it once."""
+    """Return responses to each unit's best grating at all contrasts.
+
+    If several units have the same best grating, it is shown once.
+    """
     distinct = list(dict.fromkeys(preferred))
     _extend(bar, len(distinct) * len(contrasts))
     curves = {
@@ -178,7 +182,7 @@ def _size_curves(
     centres: Float[np.ndarray, "n 2"],
     bar: tqdm,
 ) -> Float[np.ndarray, "n k"]:
-    """Responses to patches of each unit's best grating at its own place."""
+    """Return responses to patches of each unit's best grating at the unit's centre."""
     _extend(bar, len(own) * len(sizes))
     curves = []
     for grating, unit, (x, y) in zip(preferred, own, centres.tolist(), strict=True):

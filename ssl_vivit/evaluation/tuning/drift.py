@@ -7,27 +7,26 @@ import math
 import numpy as np
 from jaxtyping import Shaped
 
-# Least share of the gradients' power along one axis, by which a movie is a grating.
+# A movie counts as a grating if at least this fraction of its gradients' power lies along one axis.
 _ONE_WAY = 0.9
 
 
 def onset_of(video: Shaped[np.ndarray, "T H W"]) -> int:
-    """The first frame whose pixels are not all alike; 0 where there is none."""
+    """Return the index of the first frame that is not uniform, or 0 if all frames are uniform."""
     varied = np.ptp(video.reshape(len(video), -1), axis=1) > 0
     return int(varied.argmax())
 
 
 def drift_direction(video: Shaped[np.ndarray, "T H W"]) -> float:
-    """Direction in degrees in which a pattern of straight bars drifts; NaN for other movies.
+    """Return the drift direction in degrees of a pattern of straight bars; NaN for other movies.
 
-    0 is to the right, 90 downwards. The axis is the first principal axis of the spatial gradients,
-    the sense of motion the sign of the velocity along it that explains the change over time best
-    by least squares (Lucas & Kanade 1981).
+    0 is to the right, 90 downwards. The axis of motion is the first principal axis of the spatial
+    gradients. The sign along the axis is that of the least-squares velocity (Lucas & Kanade 1981).
     """
     frames = np.asarray(video, dtype=np.float64)
     if len(frames) < 2:
         return math.nan
-    # Between frames, so that all three derivatives are of one moment.
+    # Midpoints between frames, so that all three derivatives refer to the same time.
     middle = (frames[1:] + frames[:-1]) / 2
     down, across = np.gradient(middle, axis=1), np.gradient(middle, axis=2)
     change = np.diff(frames, axis=0)

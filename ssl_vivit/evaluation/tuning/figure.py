@@ -1,4 +1,4 @@
-"""Figures of tuning curves, and of predicted against recorded ones."""
+"""Figures of tuning curves, and of predicted and recorded curves."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def draw_curves(
     rows: Sequence[int],
     path: Path,
 ) -> None:
-    """Tuning curves of some units, a row each, with their fits.
+    """Draw tuning curves and fits of selected units, one row for each unit.
 
     Args:
-        curves: of all units.
-        fits: of all units; None draws lines from point to point.
-        names: of the units that are drawn.
-        rows: of these units.
-        path: of the PNG.
+        curves: curves of all units.
+        fits: fits of all units; None draws lines between the points.
+        names: labels of the selected units.
+        rows: indices of the selected units.
+        path: path of the PNG file.
     """
     shown = [name for name in _LABELS if name in curves.responses]
     figure = new_figure(PAGE_WIDTH, 1.45 * len(rows) + 0.9)
@@ -82,7 +82,7 @@ def draw_curves(
         line[0].set_ylabel(name, fontsize=9)
     for axis, each in zip(axes[-1], shown, strict=True):
         axis.set_xlabel(_LABELS[each], fontsize=9)
-    said = "points: mean rate above grey (responses a frame)"
+    said = "points: mean rate above grey (responses per frame)"
     caption(figure, said + ("" if fits is None else "; lines: fitted functions"))
     save(figure, path)
 
@@ -94,16 +94,16 @@ def draw_recorded(
     agreed: Agreement,
     path: Path,
 ) -> None:
-    """Histogram of correlations with recorded curves beside the controls, and curves of some units.
+    """Draw correlations with recorded curves and their controls, and the curves of some units.
 
-    Curves are drawn without their mean over movies, in units of their standard deviation.
+    Curves are standardised to mean 0 and standard deviation 1 over movies.
 
     Args:
-        names: of the units that are drawn.
-        rows: of these units.
+        names: labels of the selected units.
+        rows: indices of the selected units.
         found: predicted and recorded curves of all units.
-        agreed: their correlations.
-        path: of the PNG.
+        agreed: correlations of the curves.
+        path: path of the PNG file.
     """
     columns = 3
     lines = 1 + -(-len(rows) // columns)

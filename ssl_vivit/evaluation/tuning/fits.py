@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ssl_vivit.errors import DataError
 
 Values = Float[np.ndarray, " k"]
-# Widths of direction tuning: a concentration of 100 is a half width of 7 degrees.
+# Largest concentration of direction tuning; 100 is a half width at half height of 7 degrees.
 _SHARPEST = 100.0
 
 
@@ -22,10 +22,10 @@ class Function:
     """A descriptive function of a tuning curve.
 
     Attributes:
-        names: of its parameters.
+        names: names of the parameters.
         curve: (x, *parameters) → responses.
-        limits: (x, y) → least and greatest value of each parameter.
-        starts: (x, y) → parameters from which the fit starts; the best result is kept.
+        limits: (x, y) → smallest and largest value of each parameter.
+        starts: (x, y) → initial parameters of several fits, of which the best is used.
     """
 
     names: tuple[str, ...]
@@ -39,9 +39,9 @@ class Fit:
     """A fitted function.
 
     Attributes:
-        function: what was fitted.
+        function: the function.
         parameters: name → value.
-        r2: share of the variance over the curve's points that the function explains.
+        r2: fraction of the variance over the curve's points that the function explains.
     """
 
     function: Function
@@ -49,15 +49,15 @@ class Fit:
     r2: float
 
     def __call__(self, x: Values) -> Values:
-        """The fitted curve at other values."""
+        """Evaluate the fitted curve at values ``x``."""
         return self.function.curve(x, *self.parameters.values())
 
 
 def check_scipy() -> None:
-    """Refuse to go on without SciPy.
+    """Check that SciPy is installed.
 
     Raises:
-        DataError: that says how to install it.
+        DataError: if SciPy is missing; the message says how to install it.
     """
     try:
         import scipy.optimize  # noqa: F401
@@ -69,10 +69,10 @@ def check_scipy() -> None:
 
 
 def fit(function: Function, x: Values, y: Values) -> Fit | None:
-    """Fit a function to a curve.
+    """Fit a function to a curve by least squares.
 
-    There is no fit (None) for a curve that is flat, has no positive response, or fewer points than
-    the function has parameters.
+    Returns None if the curve is flat, has no positive response, or has fewer points than the
+    function has parameters.
 
     Args:
         function: one of :data:`FUNCTIONS`.
@@ -86,7 +86,7 @@ def fit(function: Function, x: Values, y: Values) -> Fit | None:
     varies = np.isfinite(y).all() and peak > 0 and total > 1e-12 * peak**2
     if not varies or len(x) < len(function.names):
         return None
-    # In units of the peak, so that tolerances suit all units alike.
+    # In units of the peak, so that tolerances do not depend on the unit.
     scaled = y / peak
     low, high = map(np.array, function.limits(x, scaled))
     best, least = None, math.inf
@@ -111,7 +111,7 @@ _AMPLITUDES = {"baseline", "amplitude", "opposite", "excitation", "inhibition"}
 def fit_all(
     values: Mapping[str, Values], responses: Mapping[str, Float[np.ndarray, "n k"]]
 ) -> dict[str, list[Fit | None]]:
-    """Fit every curve of every unit: property → a fit for each unit."""
+    """Fit every curve of every unit; return property → one fit, or None, for each unit."""
     return {
         name: [fit(FUNCTIONS[name], values[name], curve) for curve in curves]
         for name, curves in responses.items()
@@ -119,7 +119,7 @@ def fit_all(
 
 
 def _bump(degrees: Values, centre: float, concentration: float, period: float) -> Values:
-    """A von Mises function with peak 1."""
+    """Evaluate a von Mises function with peak 1."""
     return np.exp(concentration * (np.cos(2 * np.pi * (degrees - centre) / period) - 1))
 
 
@@ -200,14 +200,15 @@ FUNCTIONS = {
         lambda x, y: [(1.5, x[y.argmax()] * share, 0.5, x[-1] / 2) for share in (0.5, 1.0)],
     ),
 }
-"""Property → its function.
+"""Property → its descriptive function.
 
-- direction: two von Mises functions of one concentration, 180 degrees apart, on a baseline;
-  orientation: one of period 180 degrees (Swindale 1998, Biol. Cybern. 78:45).
-- spatial and temporal frequency: a Gaussian of the logarithm on a baseline; ``octaves`` is its
+- direction: a baseline and two von Mises functions, 180 degrees apart, of equal concentration
+  (Swindale 1998, Biol. Cybern. 78:45).
+- orientation: a baseline and one von Mises function with a period of 180 degrees (Swindale 1998).
+- spatial and temporal frequency: a baseline and a Gaussian of the logarithm; ``octaves`` is its
   standard deviation (Priebe, Lisberger & Movshon 2006, J. Neurosci. 26:2941).
-- contrast: R · cⁿ / (cⁿ + c50ⁿ) (Naka & Rushton 1966, J. Physiol. 185:536; Albrecht & Hamilton 1982,
-  J. Neurophysiol. 48:217). Responses are those above grey, so that contrast 0 has none.
-- size: difference of two Gaussian integrals, of ``centre`` and of ``centre`` + ``extra`` pixels
-  (Sceniak et al. 1999, Nat. Neurosci. 2:733; 2001, J. Neurophysiol. 85:1873).
+- contrast: R · cⁿ / (cⁿ + c50ⁿ), without a baseline because responses are relative to grey (Naka &
+  Rushton 1966, J. Physiol. 185:536; Albrecht & Hamilton 1982, J. Neurophysiol. 48:217).
+- size: difference of two Gaussian integrals with widths of ``centre`` and ``centre`` + ``extra``
+  pixels (Sceniak et al. 1999, Nat. Neurosci. 2:733; 2001, J. Neurophysiol. 85:1873).
 """

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ssl_vivit.errors import NeuralModelError
 
-# A circular patch fades over this many pixels at its edge, so that its diameter can change in less
-# than whole pixels.
+# The edge of a circular patch fades over this many pixels, which allows fractional diameters.
 _EDGE = 1.0
 
 
@@ -21,16 +20,16 @@ class Grating:
     """A sinusoidal grating that drifts at right angles to its bars.
 
     Attributes:
-        direction: of motion in degrees: 0 is to the right, 90 downwards.
-        spatial_frequency: cycles per pixel.
+        direction: direction of motion in degrees: 0 is to the right, 90 downwards.
+        spatial_frequency: cycles per pixel; must be above 0 and at most 0.5.
         temporal_frequency: cycles per second.
-        contrast: amplitude as a share of the largest that fits between black and white around the
-            grey level; the Michelson contrast for a grey of at most 127.5.
-        diameter: of the circular patch in pixels; infinite for the full field.
+        contrast: amplitude as a fraction of the largest that fits around the grey level, from 0 to
+            1. Equals the Michelson contrast if the grey level is at most 127.5.
+        diameter: diameter of the circular patch in pixels; infinite for the full field.
         centre: (x, y) of the patch; −1 and 1 are the outer edges of the frame.
 
     Raises:
-        NeuralModelError: for a spatial frequency or contrast that pixels cannot show.
+        NeuralModelError: if the spatial frequency or the contrast is out of range.
     """
 
     direction: float
@@ -47,27 +46,27 @@ class Grating:
                 "cycles per pixel"
             )
         if not 0 <= self.contrast <= 1:
-            raise NeuralModelError(f"contrast {self.contrast:g} must be between 0 and 1")
+            raise NeuralModelError(f"contrast {self.contrast:g} must be from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The course of a trial, and the frames whose mean rate is the response.
+    """Timing of a trial, and the frames in which the response is measured.
 
-    A trial shows grey for ``lead`` seconds, then the grating for ``seconds``. The response is the
-    mean rate over the last whole number of cycles that fit after the first ``transient`` seconds
-    of the grating, minus the mean rate of the same frames in a trial of grey alone.
+    A trial shows grey for ``lead`` seconds, then the grating for ``seconds``. The first
+    ``transient`` seconds of the grating are ignored. The response is the mean rate over the last
+    whole cycles of the rest, minus the mean rate in these frames of a trial that shows only grey.
 
     Args:
         frame_size: (H, W) in pixels.
-        frames_per_second: of the model's session.
-        grey: level of the background, above 0 and below 255.
+        frames_per_second: frame rate of the model's session.
+        grey: grey level of the background; must be above 0 and below 255.
         lead: seconds of grey before the grating.
-        seconds: of the grating.
-        transient: seconds of the grating that do not count.
+        seconds: duration of the grating in seconds.
+        transient: seconds at the start of the grating that are ignored; must be below ``seconds``.
 
     Raises:
-        NeuralModelError: for settings that leave no frame to measure.
+        NeuralModelError: if a setting is out of range.
     """
 
     frame_size: tuple[int, int]
@@ -83,30 +82,30 @@ class Protocol:
         if not (self.lead >= 0 and self.transient >= 0 and math.isfinite(self.seconds)):
             raise NeuralModelError(
                 f"lead {self.lead:g} and transient {self.transient:g} must be at least 0 seconds, "
-                f"seconds {self.seconds:g} a finite number"
+                f"and seconds {self.seconds:g} must be finite"
             )
         if self.transient >= self.seconds:
             raise NeuralModelError(
-                f"transient {self.transient:g} leaves nothing of {self.seconds:g} seconds; give "
+                f"transient {self.transient:g} must be below seconds {self.seconds:g}; give "
                 "more seconds or a shorter transient"
             )
 
     @property
     def onset(self) -> int:
-        """The first frame of the grating."""
+        """Index of the first frame of the grating."""
         return round(self.lead * self.frames_per_second)
 
     @property
     def frames(self) -> int:
-        """Frames of a trial."""
+        """Number of frames of a trial."""
         return self.onset + round(self.seconds * self.frames_per_second)
 
     def window(self, temporal_frequency: float) -> slice:
-        """Frames of the last whole cycles.
+        """Return the frames in which the response is measured, a whole number of cycles.
 
         Raises:
-            NeuralModelError: for a frequency with less than one cycle in the time that counts, or
-                with less than three frames a cycle, whose direction of motion is lost.
+            NeuralModelError: if less than one cycle fits after the transient. Also if a cycle has
+                fewer than three frames, since the direction of motion is then ambiguous.
         """
         rate = self.frames_per_second
         if not 0 < temporal_frequency <= rate / 3:
@@ -114,22 +113,22 @@ class Protocol:
                 f"temporal frequency {temporal_frequency:g} Hz cannot be shown at {rate:g} frames a "
                 f"second; give more than 0 and at most {rate / 3:.3g} Hz"
             )
-        # Rounded first, since 1.5 s · 2 Hz may be just below 3 cycles.
+        # Rounded before floor, since 1.5 s · 2 Hz may be just below 3 cycles.
         cycles = math.floor(round((self.seconds - self.transient) * temporal_frequency, 6))
         if cycles < 1:
             raise NeuralModelError(
-                f"{self.seconds - self.transient:g} s after the transient hold no cycle of "
-                f"{temporal_frequency:g} Hz; give at least "
+                f"{self.seconds - self.transient:g} s after the transient are less than one cycle "
+                f"of {temporal_frequency:g} Hz; give at least "
                 f"{self.transient + 1 / temporal_frequency:.3g} seconds"
             )
         return slice(self.frames - round(cycles / temporal_frequency * rate), self.frames)
 
     def blank(self) -> Float[Tensor, "T H W"]:
-        """The trial without a grating."""
+        """Return a trial that shows only grey."""
         return torch.full((self.frames, *self.frame_size), self.grey)
 
     def render(self, grating: Grating) -> Float[Tensor, "T H W"]:
-        """A trial's pixels from 0 to 255.
+        """Return the pixels of a trial, from 0 to 255.
 
         The phase at the patch's centre is 0 in the first frame of the grating.
         """

@@ -1,4 +1,4 @@
-"""Indices of tuning curves, for responses above grey."""
+"""Indices of tuning curves; responses must be relative to grey."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Responses = Float[np.ndarray, "n k"]
 def vector_sum(
     responses: Responses, degrees: Float[np.ndarray, " k"], *, period: float
 ) -> Complex[np.ndarray, " n"]:
-    """Return the vector sum of responses, as a share of their sum.
+    """Return the vector sum of responses, divided by the sum of responses.
 
-    Its length is one minus the circular variance (Mazurek, Kager & Van Hooser 2014, Front. Neural
-    Circuits 8:92, equations 2 and 4: L_ori with a period of 180 degrees, L_dir with 360), its angle
-    times period / 360 the preferred angle. Negative responses count as 0.
+    The length is one minus the circular variance (Mazurek, Kager & Van Hooser 2014, Front. Neural
+    Circuits 8:92, equations 2 and 4): L_ori with a period of 180 degrees, L_dir with 360. The angle
+    times period / 360 is the preferred angle. Negative responses count as 0.
 
     Args:
-        responses: to k evenly spaced angles.
-        degrees: the angles.
-        period: of the angles in degrees.
+        responses: responses to k evenly spaced angles.
+        degrees: the angles in degrees.
+        period: period of the angles in degrees.
 
     Returns:
-        NaN for units without a positive response.
+        One complex number per unit; NaN for units without a positive response.
     """
     positive = np.maximum(responses, 0)
     turns = np.exp(2j * np.pi * degrees / period)
@@ -31,16 +31,16 @@ def vector_sum(
 
 
 def angle_of(vector: Complex[np.ndarray, " n"], *, period: float) -> Float[np.ndarray, " n"]:
-    """Preferred angle in degrees, from 0 to below ``period``, of a vector sum."""
+    """Return the preferred angle of a vector sum in degrees, from 0 to below ``period``."""
     return np.mod(np.angle(vector) * period / (2 * np.pi), period)
 
 
 def contrast_index(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(preferred − other) / (preferred + other), negative responses counting as 0.
+    """Return (preferred − other) / (preferred + other); negative responses count as 0.
 
-    With the response to the opposite direction it is the direction selectivity index, with the
-    response to the orthogonal orientation the orientation selectivity index (Niell & Stryker 2008,
-    J. Neurosci. 28:7520). NaN where both are 0.
+    If ``other`` is the response to the opposite direction, this is the direction selectivity index.
+    With the response to the orthogonal orientation it is the orientation selectivity index (Niell &
+    Stryker 2008, J. Neurosci. 28:7520). NaN if both responses are 0.
     """
     one, two = np.maximum(preferred, 0), np.maximum(other, 0)
     return _ratio(one - two, one + two)
@@ -49,17 +49,18 @@ def contrast_index(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
 def at_angle(
     responses: Responses, peak: Int[np.ndarray, " n"], degrees: float, *, period: float
 ) -> Float[np.ndarray, " n"]:
-    """Responses at so many degrees from the peak, where k evenly spaced angles fill the period."""
+    """Return responses ``degrees`` from the peak; the k angles must evenly cover the period."""
     count = responses.shape[1]
     steps = round(degrees / period * count)
     return responses[np.arange(len(responses)), (peak + steps) % count]
 
 
 def suppression_index(responses: Responses) -> Float[np.ndarray, " n"]:
-    """(largest response − response to the last) / largest response, for sizes in ascending order.
+    """Return (largest response − response to the largest size) / largest response.
 
-    0 for no surround suppression, 1 for complete (Sceniak, Hawken & Shapley 2001, J. Neurophysiol.
-    85:1873). NaN for units without a positive response.
+    Sizes must be in ascending order. 0 is no surround suppression, 1 is complete suppression
+    (Sceniak, Hawken & Shapley 2001, J. Neurophysiol. 85:1873). NaN for units without a positive
+    response.
     """
     peak = np.maximum(responses.max(1), 0)
     return _ratio(peak - np.maximum(responses[:, -1], 0), peak)

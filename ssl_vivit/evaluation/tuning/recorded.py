@@ -1,4 +1,4 @@
-"""Comparison of predicted with recorded curves over movies, with shuffled controls."""
+"""Comparison of predicted and recorded curves over movies, with shuffled controls."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
 from ssl_vivit.evaluation.tuning.drift import drift_direction, onset_of
 
 Curves = Float[np.ndarray, "n k"]
-# With fewer movies every correlation is near 1 or −1.
+# With two movies every correlation is 1 or −1.
 LEAST_MOVIES = 3
 
 
 class Agreement(NamedTuple):
-    """Correlations over k movies of predicted and recorded mean responses, of n units each.
+    """Correlations between curves of n units. A curve has the mean responses to k movies.
 
     Attributes:
-        model: (n,), of the predicted and the recorded curve.
-        training: (n,), of the means of training trials and the recorded curve; NaN without them.
-        reliability: (n,), of the recorded curves of two halves of the trials, mean over splits.
-        other_units: (shuffles,), mean over units with the predicted curves of other units.
-        other_movies: (shuffles,), mean over units with the predicted curves' movies exchanged.
+        model: (n,), correlation of the predicted and the recorded curve.
+        training: (n,), correlation of the mean over training trials and the recorded curve; NaN
+            without training trials.
+        reliability: (n,), correlation of the recorded curves of two random halves of the trials,
+            averaged over splits.
+        other_units: (shuffles,), as ``model`` with the predicted curves of other units, averaged
+            over units.
+        other_movies: (shuffles,), as ``model`` with the movies of predicted curves permuted,
+            averaged over units.
     """
 
     model: Float[np.ndarray, " n"]
@@ -36,7 +40,7 @@ class Agreement(NamedTuple):
     other_movies: Float[np.ndarray, " shuffles"]
 
     def to_json(self) -> dict[str, Any]:
-        """Mean and median over units, and mean and 95 % range of the shuffled means."""
+        """Return mean and median over units, and mean and 95 % range of the controls."""
         told: dict[str, Any] = {"units": len(self.model)}
         for name in ("model", "training", "reliability"):
             values = getattr(self, name)
@@ -59,18 +63,18 @@ def compare_curves(
     shuffles: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """Correlate predicted with recorded curves over movies, unit by unit.
+    """Correlate predicted and recorded curves over movies for each unit.
 
-    The controls keep what predicted curves have in common: with the curves of other units, what all
-    units share over movies; with movies exchanged, nothing but the spread of the numbers. In each
-    shuffle no unit keeps its own curve, and all units have their movies exchanged alike.
+    Exchanging units keeps only the structure over movies that all units share; no unit keeps its
+    own curve. Permuting movies keeps only the distribution of values; all units have the same
+    permutation.
 
     Args:
         predicted: (n, k) mean responses of the model.
-        recorded: of each movie the mean responses in its trials; NaN where unknown.
-        training: (n, k) means of other trials of the same movies.
-        shuffles: of each control, and splits of the trials in halves.
-        seed: of the shuffles.
+        recorded: for each movie, mean responses (trials, n) in its trials; NaN where unknown.
+        training: (n, k) mean responses in training trials of these movies.
+        shuffles: number of shuffles of each control, and of splits of the trials in halves.
+        seed: seed of the shuffles.
     """
     rng = np.random.default_rng(seed)
     means = _means(recorded)
@@ -78,7 +82,7 @@ def compare_curves(
     nothing = np.full(count, np.nan)
     units, exchanged, halves = [], [], []
     for _ in range(shuffles):
-        # A cycle through all units in random order.
+        # A random cycle through all units, so that no unit is mapped to itself.
         order = rng.permutation(count)
         other = np.empty(count, int)
         other[order] = np.roll(order, 1)
@@ -95,14 +99,14 @@ def compare_curves(
 
 
 def correlation(one: Curves, two: Curves) -> Float[np.ndarray, " n"]:
-    """Pearson's r of each row of two arrays; NaN for a row that does not vary or is not known."""
+    """Return Pearson's r of each row of two arrays; NaN for rows that are constant or have NaN."""
     a, b = (each - each.mean(1, keepdims=True) for each in (one, two))
     product = np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))
     return np.divide((a * b).sum(1), product, out=np.full(len(a), np.nan), where=product > 1e-12)
 
 
 def _halves(recorded: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Correlation of the means of two halves of each movie's trials; NaN if a movie has one trial."""
+    """Correlate the means of two random halves of the trials; NaN if a movie has one trial."""
     if min(map(len, recorded)) < 2:
         return np.full(recorded[0].shape[1], np.nan)
     mixed = [trials[rng.permutation(len(trials))] for trials in recorded]
@@ -129,11 +133,12 @@ class RecordedCurves(NamedTuple):
     """Mean responses to the movies of a session after the onset of the stimulus.
 
     Attributes:
-        directions: (k,), of drift in degrees, ascending; NaN for movies that do not drift one way.
-        predicted: (n, k), of the model, with behaviour at its mean.
-        recorded: of each movie (trials, n), in trials that the model was not trained on.
-        training: (n, k), means over the training trials; None if a movie is not among them.
-        tiers: whose trials were taken.
+        directions: (k,), drift directions in degrees, ascending; NaN for movies that are no
+            gratings.
+        predicted: (n, k), responses of the model, with behaviour at its mean.
+        recorded: for each movie, responses (trials, n) in trials outside training.
+        training: (n, k), means over the training trials; None if a movie has no training trial.
+        tiers: tiers of the trials in ``recorded``.
     """
 
     directions: Float[np.ndarray, " k"]
@@ -148,19 +153,19 @@ def recorded_curves(
 ) -> RecordedCurves | None:
     """Read recorded responses to each movie, and predict them.
 
-    The onset is the first frame that is not uniform. Behaviour is left out of the prediction: what
-    the animal did in three trials of a movie is no tuning.
+    The onset is the first frame that is not uniform. Predictions use the mean behaviour, because
+    behaviour in a few trials of a movie is not tuning.
 
     Args:
         chosen: the units.
-        sessions: their recording, as :meth:`ChosenUnits.opened` gives it.
-        tiers: of trials, as tiers.npy names them; None for all that were not trained on.
+        sessions: the opened recording, from :meth:`ChosenUnits.opened`.
+        tiers: names of tiers in tiers.npy; None takes all tiers that were not used for training.
 
     Returns:
-        None for trials that show fewer than three movies.
+        The curves, or None if the trials show fewer than three movies.
 
     Raises:
-        SessionError: for tiers without responses.
+        SessionError: if a tier has no responses.
     """
     (session,) = sessions.sessions
     own = list(chosen.places)

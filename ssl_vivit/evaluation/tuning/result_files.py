@@ -1,11 +1,11 @@
-"""Files of measured tuning.
+"""Result files of measured tuning.
 
 units.csv        a row for each unit: preferences, indices, fits
-tuning.csv       a row for each unit, property and value: response, and that of the fit
-tuning.npz       the same as arrays, with the responses to all full-field gratings
+tuning.csv       a row for each unit, property and value: response and fitted response
+tuning.npz       responses as arrays, including those to all full-field gratings
 tuning.png       curves of some units
-agreement.json   with --against: correlations with recorded curves and with the truth
-recorded.png     with --against: predicted and recorded curves
+agreement.json   correlations with recorded curves and with the true tuning; only with --against
+recorded.png     predicted and recorded curves; only with --against
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def write_results(
     *,
     draw: int,
 ) -> list[str]:
-    """Write all files; return lines that say what was found.
+    """Write all files and return a summary as lines of text.
 
     Args:
         folder: an empty folder.
-        curves: of all units.
-        fits: of all units, or None.
-        table: of :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.
-        known: what the session's recording says, or None.
-        draw: units in the figures: those of the largest responses.
+        curves: curves of all units.
+        fits: fits of all units, or None.
+        table: result of :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.
+        known: recorded and true tuning, or None.
+        draw: number of units in the figures; those with the largest responses are drawn.
     """
     unit_ids = table["unit"]
     rows = np.argsort(-np.array(table["response"]), kind="stable")[:draw].tolist()
@@ -66,7 +66,7 @@ def write_results(
     if known is not None and known.true is not None:
         found["truth"] = agreement(table, known.true)
         told += [
-            f"{name}: r = {each['correlation']:.3f} with the truth over {each['units']} units"
+            f"{name}: r = {each['correlation']:.3f} with the true tuning over {each['units']} units"
             for name, each in found["truth"].items()
         ]
     write_csv(folder / "units.csv", table)
@@ -80,7 +80,7 @@ def write_results(
 
 
 def _medians(table: Mapping[str, Any]) -> list[str]:
-    """Return medians of the measures over units, and the number of units that respond."""
+    """Return lines with medians over units, and the number of units with a response above grey."""
     responsive = int((np.array(table["response"]) > 0).sum())
     rows = [["units with a response above grey", f"{responsive} of {len(table['unit'])}"]]
     for name in _TOLD:
@@ -113,7 +113,7 @@ def _recorded_lines(found: Mapping[str, Any]) -> list[str]:
 def _long(
     curves: TuningCurves, fits: Mapping[str, Sequence[Fit | None]] | None, unit_ids: Sequence[int]
 ) -> dict[str, list[Any]]:
-    """A row for each unit, property and value."""
+    """Return the columns of tuning.csv, with a row for each unit, property and value."""
     names = ("unit", "property", "value", "response", "fitted")
     table: dict[str, list[Any]] = {name: [] for name in names}
     for row, unit in enumerate(unit_ids):

@@ -1,4 +1,4 @@
-"""The values of direction, frequencies, contrast and size at which tuning is measured."""
+"""Values of direction, frequency, contrast and size at which tuning is measured."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from ssl_vivit.errors import NeuralModelError
 
 @dataclass(frozen=True)
 class Stimuli:
-    """Values of each property of a grating, in ascending order.
+    """Values of each property of a grating, which must be in ascending order and above 0.
 
     Args:
-        directions: number of directions, evenly spaced from 0 degrees; a multiple of 4, so that
-            each has an opposite one and two orthogonal ones.
-        spatial_frequencies: cycles per pixel.
-        temporal_frequencies: cycles per second.
-        contrasts: as of :class:`~ssl_vivit.evaluation.tuning.gratings.Grating`; empty for none.
-        sizes: diameters of the patch in pixels; empty for none.
-        contrast: of the gratings of all curves but that of contrast.
+        directions: number of directions, evenly spaced from 0 degrees. Must be at least 8, and a
+            multiple of 4 so that opposite and orthogonal directions are included.
+        spatial_frequencies: spatial frequencies in cycles per pixel.
+        temporal_frequencies: temporal frequencies in cycles per second.
+        contrasts: contrasts of the contrast curve, at most 1; empty for no curve. See
+            :class:`~ssl_vivit.evaluation.tuning.gratings.Grating`.
+        sizes: diameters of the patch in pixels; empty for no curve.
+        contrast: contrast of gratings in all other curves; must be above 0 and at most 1.
 
     Raises:
-        NeuralModelError: for values that are no series.
+        NeuralModelError: if a value is out of range or values are not in ascending order.
     """
 
     directions: int
@@ -67,16 +68,18 @@ def default_stimuli(
     sizes: Sequence[float] | None = None,
     contrast: float = 0.8,
 ) -> Stimuli:
-    """Values for a model's screen; those that are None are chosen by the screen.
+    """Return stimuli for a model's frame size and frame rate.
 
-    Spatial frequencies go from 2 to 16 cycles a frame width in half octaves, temporal ones from 1 Hz
-    in half octaves to at most 8 Hz and a third of the frame rate, sizes from an eighth of the frame's height to
-    1.4 heights in half octaves.
+    Values that are None are chosen in steps of half an octave: spatial frequencies from 2 to 16
+    cycles per frame width, and at most 0.5 cycles per pixel; temporal frequencies from 1 to 8 Hz,
+    and at most a third of the frame rate; sizes from 1/8 to 1.4 frame heights. Contrasts that are
+    None are seven values from 0.05 to 1.
 
     Args:
         frame_size: (H, W) in pixels.
-        frames_per_second: of the model.
-        directions: as of :class:`Stimuli`, like all that follow.
+        frames_per_second: frame rate of the model.
+        directions: number of directions; this and the further arguments are those of
+            :class:`Stimuli`.
     """
     height, width = frame_size
     if spatial_frequencies is None:

@@ -17,9 +17,10 @@ class TrueTuning(NamedTuple):
 
     Attributes:
         direction: preferred direction of motion in degrees: 0 is to the right, 90 downwards.
-        spatial_frequency: of the Gabor functions, cycles per pixel.
-        temporal_frequency: at which the drive is largest, Hz.
-        selectivity: 1 for neurons that respond to one direction, 0 for both alike.
+        spatial_frequency: spatial frequency of the Gabor functions, in cycles per pixel.
+        temporal_frequency: temporal frequency with the largest drive, in Hz.
+        selectivity: 1 for neurons that respond to one direction, 0 for neurons that respond equally
+            to both directions.
         surround: weight of the contrast around the receptive field.
     """
 
@@ -31,11 +32,11 @@ class TrueTuning(NamedTuple):
 
 
 def true_tuning(truth: Mapping[str, np.ndarray], frames_per_second: float) -> TrueTuning:
-    """Tuning by the parameters of a simulated session.
+    """Compute the true tuning from the parameters of a simulated session.
 
     Args:
         truth: tensors of ``meta/ground_truth.safetensors``.
-        frames_per_second: of the session.
+        frames_per_second: frame rate of the session.
     """
     return TrueTuning(
         np.degrees(truth["direction"]) % 360,
@@ -49,28 +50,29 @@ def true_tuning(truth: Mapping[str, np.ndarray], frames_per_second: float) -> Tr
 def _best_frequency(
     fast: Float[np.ndarray, "n lags"], slow: Float[np.ndarray, "n lags"], frames_per_second: float
 ) -> Column:
-    """Temporal frequency of the largest response to a grating in the preferred direction.
+    """Return the temporal frequency of the best grating in the preferred direction.
 
-    Such a grating reaches the even and the odd filter a quarter of a cycle apart, so that the drive
-    slow · even + fast · odd has the amplitude |S(f) − i·F(f)|, S and F the kernels' transforms.
+    Responses of the even and the odd filter to such a grating differ by a quarter of a cycle. The
+    drive slow · even + fast · odd therefore has the amplitude |S(f) − i·F(f)|, where S and F are
+    the Fourier transforms of the slow and the fast kernel.
     """
     frequencies = np.linspace(0, frames_per_second / 2, 500)
-    # Lags as in the simulation: the middle of each frame.
+    # As in the simulation, lags refer to the middle of each frame.
     seconds = (np.arange(fast.shape[1]) + 0.5) / frames_per_second
     waves = np.exp(-2j * np.pi * seconds[:, None] * frequencies)
     return frequencies[np.abs(slow @ waves - 1j * (fast @ waves)).argmax(1)]
 
 
 def angular_correlation(one: Column, two: Column, *, period: float) -> float:
-    """Correlation of two angles over neurons, from −1 to 1, also for angles all around the circle.
+    """Return the circular correlation of two angles over neurons, from −1 to 1.
 
-    The correlation of the sines of differences over all pairs of neurons (Fisher & Lee 1983,
+    It correlates the sines of the angles' differences over all pairs of neurons (Fisher & Lee 1983,
     Biometrika 70:327). NaN for fewer than three neurons.
 
     Args:
-        one: angles; pairs with one that is not finite are left out.
-        two: the same neurons' other angles.
-        period: of the angles; 180 for orientations in degrees.
+        one: first angle of each neuron.
+        two: second angle of each neuron. Neurons with an angle that is not finite are left out.
+        period: period of the angles; 180 for orientations in degrees.
     """
     known = np.isfinite(one) & np.isfinite(two)
     a, b = (np.asarray(each)[known] * 2 * np.pi / period for each in (one, two))
@@ -85,7 +87,7 @@ def angular_correlation(one: Column, two: Column, *, period: float) -> float:
 
 
 def angular_difference(one: Column, two: Column, *, period: float) -> Column:
-    """Absolute difference of angles, at most half a period."""
+    """Return the absolute difference of angles, at most half a period."""
     return np.abs((np.asarray(one) - two + period / 2) % period - period / 2)
 
 
@@ -98,15 +100,18 @@ def _linear_correlation(one: Column, two: Column) -> float:
 
 
 def agreement(units: Mapping[str, Any], true: TrueTuning) -> dict[str, dict[str, float]]:
-    """Property → correlation of measured and true values over neurons, and further numbers.
+    """Correlate measured and true tuning over neurons.
 
-    Angles have a circular correlation and the median of their absolute difference in degrees;
-    frequencies are correlated as logarithms. Directions are compared over the neurons whose true
-    ``selectivity`` is at least a half, orientations over all.
+    Angles have a circular correlation, and frequencies are correlated as logarithms. Directions are
+    compared only for neurons whose true ``selectivity`` is at least 0.5.
 
     Args:
-        units: table of :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.
-        true: of the same neurons.
+        units: table from :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.
+        true: true tuning of these neurons.
+
+    Returns:
+        Property → ``units``, the number of neurons, and ``correlation``. Angles also have
+        ``median_difference``, the median absolute difference in degrees.
     """
 
     def column(*names: str) -> Column:

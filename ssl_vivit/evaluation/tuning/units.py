@@ -1,4 +1,4 @@
-"""Preferences and indices of each unit, as a table."""
+"""Table of preferences and selectivity indices of units."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ def measure_units(
     unit_ids: Sequence[int],
     fits: Mapping[str, Sequence[Fit | None]] | None = None,
 ) -> Columns:
-    """Return a column for each preference and index, with a row for each unit.
+    """Return a table with a column for each preference and index, and a row for each unit.
 
-    ``grey`` and ``response`` are the mean rates at grey and, above it, at the best grating.
-    ``modulation`` is F1 / F0, the amplitude at the temporal frequency over ``response`` (Skottun et
-    al. 1991, Vision Res. 31:1079). ``*_vector`` are lengths of vector sums, ``dsi`` and ``osi``
-    compare the best direction with the opposite one and the best orientation with the orthogonal
-    one, as :mod:`~ssl_vivit.evaluation.tuning.indices` says. ``best_*`` are measured values,
-    ``preferred_*`` those of the fits. ``*_octaves`` and ``direction_width`` are full widths at half
-    height of the fitted bump, ``r2_*`` the fits' shares of explained variance. NaN where a unit has
-    no response above grey or a curve no fit.
+    The columns are as follows; :mod:`~ssl_vivit.evaluation.tuning.indices` defines the indices:
+
+    - ``grey``: mean rate at grey; ``response``: mean rate at the best grating, minus ``grey``.
+    - ``modulation``: F1 / F0, the amplitude at the temporal frequency divided by ``response``
+      (Skottun et al. 1991, Vision Res. 31:1079).
+    - ``dsi``: contrast index of the best and the opposite direction; ``osi``: contrast index of the
+      best and the orthogonal orientation.
+    - ``dsi_vector``, ``osi_vector``: lengths of the vector sums.
+    - ``vector_*``: angles of the vector sums.
+    - ``best_*``: the measured value with the largest response; ``preferred_*``: that of the fit.
+    - ``*_octaves``, ``direction_width``: full width at half height of the fitted peak.
+    - ``r2_*``: fraction of variance that the fit explains.
+
+    Values are NaN for units without a response above grey and for curves without a fit.
 
     Args:
-        curves: of n units.
-        unit_ids: of these units.
-        fits: property → a fit for each unit; None leaves columns of fits out.
+        curves: curves of n units.
+        unit_ids: ids of the units.
+        fits: property → a fit for each unit; None omits the columns of fits.
     """
     direction, orientation = (curves.responses[each] for each in ("direction", "orientation"))
     degrees = curves.values["direction"]
@@ -89,7 +95,7 @@ def _preferred_direction(fit: Fit, x: np.ndarray) -> float:
 
 
 def _direction_width(fit: Fit, x: np.ndarray) -> float:
-    # Where the von Mises function is half as high: concentration · (1 − cos) = log 2.
+    # The von Mises function has half its height at concentration · (1 − cos) = log 2.
     half = math.log(2) / fit.parameters["concentration"]
     return 2 * math.degrees(math.acos(1 - half)) if half < 2 else math.nan
 
@@ -107,7 +113,7 @@ def _parameter(name: str, period: float = math.inf) -> Callable[[Fit, np.ndarray
     return lambda fit, x: fit.parameters[name] % period
 
 
-# Property → column → its value by the fit to the curve over x.
+# Property → column → function of the fit and x that returns the column's value.
 _READINGS: dict[str, dict[str, Callable[[Fit, np.ndarray], float]]] = {
     "direction": {
         "preferred_direction": _preferred_direction,

@@ -81,7 +81,7 @@ def test_clips_that_cannot_be_are_refused(changes, start, message):
 def test_a_start_needs_a_frame_rate():
     cutting = ClipCutting(prepared(), VideoInfo(125, 512, 512, 0.0), "film")
     assert cutting.at(0.0)[0, 0] == 0
-    with pytest.raises(ValueError, match="film names no frame rate, so 2 s is no place in it"):
+    with pytest.raises(ValueError, match="film states no frame rate, so start 2 s is unknown"):
         cutting.at(2.0)
 
 

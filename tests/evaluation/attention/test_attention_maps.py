@@ -263,9 +263,9 @@ def test_views_of_the_others_leave_special_tokens_out():
     for place in range(6):
         got = maps.class_attention(0)[..., place // 3, place % 3]
         torch.testing.assert_close(got, maps.spatial[0][..., 0, 3 + place], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"layer 2 has no such map; those recorded are 0, 1"):
+    with pytest.raises(ValueError, match=r"layer 2 has no such map; recorded layers: 0, 1"):
         maps.within_frames(2)
-    with pytest.raises(ValueError, match=r"layer 0 has no such map; those recorded are 2, 3"):
+    with pytest.raises(ValueError, match=r"layer 0 has no such map; recorded layers: 2, 3"):
         maps.over_time(0)
 
 
@@ -274,9 +274,9 @@ def test_only_layers_that_were_asked_for_are_kept():
     every, last = attention_maps(encoder, clip()), attention_maps(encoder, clip(), layers=[-1])
     assert last.spatial.keys() == last.temporal.keys() == {1}
     torch.testing.assert_close(last.spatial[1], every.spatial[1], rtol=0, atol=0)
-    with pytest.raises(ValueError, match="rollout goes through all 2 layers, 1 were recorded"):
+    with pytest.raises(ValueError, match="rollout needs all 2 layers, but 1 were recorded"):
         last.rollout()
-    with pytest.raises(ValueError, match="layer 2 does not exist; the encoder has 0 to 1"):
+    with pytest.raises(ValueError, match="layer 2 does not exist; layers are 0 to 1"):
         attention_maps(encoder, clip(), layers=[2])
     with pytest.raises(ValueError, match="has no class token; use rollout"):
         every.class_attention(0)

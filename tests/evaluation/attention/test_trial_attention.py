@@ -258,9 +258,9 @@ def test_mistakes_are_reported_in_one_line(session, facts, tmp_path, capsys):
         ([own, session, out, "--units", "7"], "--units 7: session sim has no such unit"),
         ([own, session, out, "--session", "b"], "--session b: the model has no such session; it has sim"),
         ([own, session, out, "--heads"], "--heads is for an encoder"),
-        ([own, str(VIDEO), out, "--trial", "0"], "--trial 0 is of a session"),
+        ([own, str(VIDEO), out, "--trial", "0"], "--trial 0 needs the folder of a session"),
         ([own, str(tmp_path / "none"), out], "none"),
-        ([own, session, out, out], "2 files are named; give one PNG file, one GIF file, or both"),
+        ([own, session, out, out], "2 output files; give one PNG file, one GIF file, or both"),
         ([str(tmp_path / "encoder"), str(VIDEO), out, "--units", "1"], "--units is for a model of neurons"),
         ([str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "a.gif")], "drawn as PNG"),
     ):  # fmt: skip

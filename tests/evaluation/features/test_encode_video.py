@@ -154,11 +154,11 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
         ),
         (SHORT, {}, {}, r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22; take"),
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
-        (VIDEO, {"fps": 25.0}, {}, "fps is for frames in an array; .* leave it out"),
-        (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be more than 0"),
-        (SHORT / 255, {}, {}, r"float64 of shape .*: \(frames \* 255\)\.round\(\) as uint8"),
-        ([SHORT, SHORT[:3]], {}, {}, r"a list that is no array of frames; give one video: a file"),
-        ([VIDEO, VIDEO], {}, {}, r"a list that is no array of frames; give one video: a file"),
+        (VIDEO, {"fps": 25.0}, {}, "fps 25.0 is for arrays of frames, .* omit fps"),
+        (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be above 0"),
+        (SHORT / 255, {}, {}, r"float64 of shape .* such as \(frames \* 255\)\.round\(\) as uint8"),
+        ([SHORT, SHORT[:3]], {}, {}, r"video is a list, not an array of frames"),
+        ([VIDEO, VIDEO], {}, {}, r"video is a list, not an array of frames"),
         ([SHORT, SHORT], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video"),
         (SHORT[None], {}, {}, r"give uint8 RGB frames \(T, H, W, 3\) of one video$"),
     ],
@@ -171,7 +171,7 @@ def test_what_cannot_be_encoded_is_refused_in_a_line(video, options, changes, me
 
 def test_other_models_missing_and_broken_files_are_named(tmp_path):
     model = encoder()
-    with pytest.raises(TypeError, match="VideoClassifier is no encoder; give a ViViT"):
+    with pytest.raises(TypeError, match="encoder is a VideoClassifier; give a ViViT"):
         encode_video(VIDEO, VideoClassifier(model, 2))
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 is no file"):
         encode_video(tmp_path / "none.mp4", model)

@@ -90,7 +90,7 @@ def test_cut_off_files_are_named_and_parts_are_made_anew(extracted, keep):
     path = part_path(extracted, 0)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        ValueError, match=r"features-00000\S+ is missing or damaged .* makes it ane"
+        ValueError, match=r"features-00000\S+ is missing or damaged .* to make it anew"
     ):
         load_features(extracted, "pooled")
     files = FeatureFiles(extracted, SETTINGS, 2)
@@ -110,7 +110,7 @@ def test_cut_off_files_are_named_and_parts_are_made_anew(extracted, keep):
     index = extracted / INDEX
     index.write_bytes(index.read_bytes()[:keep])
     for again in (lambda: load_features(extracted), lambda: FeatureFiles(extracted, SETTINGS, 2)):
-        with pytest.raises(DataError, match=r"index\.json is damaged .*anew into another folder"):
+        with pytest.raises(DataError, match=r"index\.json is damaged .*again into another folder"):
             again()
 
 

@@ -141,5 +141,5 @@ def test_noise_that_cannot_be_shown_is_refused(settings, message):
 
 
 def test_clips_must_hold_the_lags():
-    with pytest.raises(ValueError, match="clips of 10 frames must be longer than twice 5 lags"):
+    with pytest.raises(ValueError, match="clip 10 must be above twice lags 5"):
         reverse_correlation(rates, NOISE, [0], lags=5, clip=10)

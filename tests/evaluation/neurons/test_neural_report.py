@@ -69,7 +69,7 @@ def test_every_tier_is_scored_printed_and_drawn_on_its_own(session, tmp_path, mo
     made = report(predictor, sessions, run_dir, Host(), fields=0)
     stored = json.loads((run_dir / "scores.json").read_text())["tiers"]
     printed = summary(run_dir, made, sessions)
-    assert "which chose the step" not in printed
+    assert "which selected the step" not in printed
     tiers = ("live_test_main", "final_test_bonus")
     assert [*stored] == [*tiers]
     for tier in tiers:
@@ -93,7 +93,7 @@ def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_
     score = {"step": 40, "name": "val/correlation_mean", "score": 0.3}
     (tmp_path / "best" / "score.json").write_text(json.dumps(score))
     lines = [" ".join(line.split()) for line in summary(tmp_path, made, sessions).splitlines()]
-    for tier in ("validation, which chose the step", "final_test_bonus"):
+    for tier in ("validation, which selected the step", "final_test_bonus"):
         told = "single-trial correlation -0.250; 0.500 with the true rates (ratio -0.50)"
         assert f"mouse, {tier}: {told}" in lines
         told = "fraction of explainable variance explained (FEVE) -0.500 over 2 of 3 neurons"

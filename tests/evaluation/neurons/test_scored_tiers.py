@@ -88,5 +88,5 @@ def test_an_unknown_tier_is_refused_with_those_that_there_are(tmp_path):
     )
     alone = folder(tmp_path, "b", tiers=("train",) * 4)
     config = NeuralDataConfig(sessions=[str(alone)], validation_share=0.0)
-    with pytest.raises(SessionError, match="--tiers train scores these"):
+    with pytest.raises(SessionError, match="--tiers train to score these"):
         scored_tiers(build_sessions(config))

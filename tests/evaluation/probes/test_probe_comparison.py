@@ -100,7 +100,7 @@ def test_seeds_take_encoders_that_were_pretrained_alike_in_turn(one, parts, tmp_
         )
         expected = probe(train, train_labels, test, test_labels, seed=seed)
         assert_scores(found, Row("both", "", "linear"), seed, expected)
-    assert "both: 2 encoders, which seeds take in turn" in found.legend()
+    assert "both: 2 encoders, used by the seeds in turn" in found.legend()
 
 
 def test_encoders_that_differ_in_more_than_their_seed_are_refused(one, parts):

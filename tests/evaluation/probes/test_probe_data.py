@@ -65,11 +65,11 @@ def test_classes_are_folder_names(classes):
 
 def test_folders_that_are_no_classes_are_refused(tmp_path):
     shutil.copy(CLIPS[0], tmp_path)
-    with pytest.raises(DataError, match=f"{CLIPS[0].name} lies beside them"):
+    with pytest.raises(DataError, match=f"{CLIPS[0].name} is in no such folder"):
         FolderLabels(VideoFolder(tmp_path))
     (tmp_path / "one").mkdir()
     (tmp_path / CLIPS[0].name).rename(tmp_path / "one" / CLIPS[0].name)
-    with pytest.raises(DataError, match="there is 1"):
+    with pytest.raises(DataError, match="it has 1"):
         FolderLabels(VideoFolder(tmp_path))
 
 
@@ -106,8 +106,8 @@ def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, cap
     ("settings", "message"),
     [
         ({}, "--data.shards is not set"),
-        ({"shards": "x", "folder": "y"}, "takes the place of --data.shards"),
-        ({"folder": "here", "held_out": 0.0}, "0 to test them on; choose another share"),
+        ({"shards": "x", "folder": "y"}, "--data.folder and --data.shards are both set"),
+        ({"folder": "here", "held_out": 0.0}, "0 test videos; choose another fraction"),
     ],
 )
 def test_mistakes(classes, settings, message):
@@ -135,7 +135,7 @@ def test_one_video_in_training_and_test_shards_is_refused(tmp_path):
          storage="original", workers=1, progress=False)  # fmt: skip
     pack(tmp_path / "video_00002", tmp_path / "b", tmp_path / "video_00002", frames=125,
          storage="h264", size=(32, 32), workers=1, progress=False)  # fmt: skip
-    with pytest.raises(DataError, match="share 1 videos, video_00002 for one; give other shards"):
+    with pytest.raises(DataError, match="have 1 common videos, such as video_00002; give other"):
         open_parts(ProbeData(shards=str(tmp_path / "a"), test_shards=str(tmp_path / "b")))
 
 

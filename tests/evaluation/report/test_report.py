@@ -173,7 +173,7 @@ def test_recordings_that_are_gone_leave_the_parts_of_the_model(neural, tmp_path,
     ]
     assert "give the sessions' folders by --sessions" in told
     assert "Tuning, " in made.text
-    with pytest.raises(UserError, match="recording elsewhere is not there"):
+    with pytest.raises(UserError, match="recording elsewhere is missing"):
         write(run, "--sessions", "elsewhere")
     made, _ = write(run, "--sessions", str(neural.parent / "session"), "--draw", "0")
     assert "left out" not in made.text
@@ -220,7 +220,7 @@ def test_a_run_that_is_still_going(tmp_path, write):
     finally:
         holder.communicate()
     assert "The run is still going on: step 20 of 40." in made.text
-    assert "The run is still going on: step 20 of 40. The report shows what is there." in told
+    assert "The run is still going on: step 20 of 40. The report shows the results so far." in told
     (run / "run.lock").chmod(0)  # of another user
     made, _ = write(run)
     assert "still going on" not in made.text

@@ -213,7 +213,7 @@ def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
         ((model, "--against", str(tmp_path / "none")), "none is no folder"),
         ((model, "--against", str(RECORDED)), "session_fov4_cut .* is not in the checkpoint"),
         ((model, "--contrast", "9"), "cannot be shown: it must be above 0 and below .*; change --contrast"),
-        ((model, "--jitter", "12"), "--jitter 12 must be below the 12 pixels of the frame's shorter side"),
+        ((model, "--jitter", "12"), "--jitter 12 must be below 12, the shorter side of the frame"),
         ((model, "--response", "1"), "--response of 30 frames must be at least one and at most the 15 frames"),
         ((model, "--grey", "255"), "--grey 255 must be above 0 and below 255"),
     ]:  # fmt: skip
@@ -243,8 +243,8 @@ def test_a_folder_with_other_content_stays(simulated, launch, tmp_path):
         (("--unit", "3"), "unknown setting unit; did you mean units?"),
         (("--kind", "movie"), "kind"),
         (("--steps", "0"), "--steps is 0; it must be at least 1"),
-        (("--seconds", "0"), "--seconds 0 must be above 0"),
-        (("--contrast", "-1"), "--contrast -1 must be above 0"),
+        (("--seconds", "0"), "--seconds 0 must be finite and above 0"),
+        (("--contrast", "-1"), "--contrast -1 must be finite and above 0"),
         (("--blur", "-1"), "--blur is -1.0; it must be at least 0"),
     ],
 )

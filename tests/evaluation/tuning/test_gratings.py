@@ -81,13 +81,13 @@ def test_whole_cycles_count():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PROTOCOL.window(0.5), r"0.8 s after the transient hold no cycle of 0.5 Hz; give at least 2.2 s"),
+        (lambda: PROTOCOL.window(0.5), r"0.8 s after the transient are less than one cycle of 0.5 Hz; give at least 2.2 s"),
         (lambda: PROTOCOL.window(11), "11 Hz cannot be shown at 30 frames a second; .* at most 10 Hz"),
-        (lambda: Protocol((8, 8), 30.0, seconds=0.5, transient=0.5), "transient 0.5 leaves nothing of 0.5"),
+        (lambda: Protocol((8, 8), 30.0, seconds=0.5, transient=0.5), "transient 0.5 must be below seconds 0.5"),
         (lambda: Protocol((8, 8), 30.0, grey=255), "grey 255 must be above 0 and below 255"),
         (lambda: Protocol((8, 8), 30.0, lead=-1), "lead -1 and transient"),
         (lambda: Grating(0, 0.6, 1), "0.6 must be above 0 and at most 0.5 cycles per pixel"),
-        (lambda: Grating(0, 0.1, 1, contrast=1.5), "contrast 1.5 must be between 0 and 1"),
+        (lambda: Grating(0, 0.1, 1, contrast=1.5), "contrast 1.5 must be from 0 to 1"),
         (lambda: Stimuli(10, (0.1,), (1.0,), (), ()), "directions 10 must be a multiple of 4"),
         (lambda: Stimuli(8, (), (1.0,), (), ()), r"spatial_frequencies \[\] must be numbers above 0"),
         (lambda: Stimuli(8, (0.1,), (2.0, 1.0), (), ()), "must be in ascending order"),

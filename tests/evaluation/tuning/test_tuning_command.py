@@ -175,8 +175,8 @@ def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
     [
         (("--unit", "3"), "unknown setting unit; did you mean units?"),
         (("--directions", "many"), "directions: expected"),
-        (("--tiers", "oracle"), "--tiers belongs to --against SESSION"),
-        (("--position", "0.5"), r"--position \[0.5\] must be x and y between -1 and 1"),
+        (("--tiers", "oracle"), "--tiers needs --against SESSION"),
+        (("--position", "0.5"), r"--position \[0.5\] must be x and y from -1 to 1"),
         (("--draw", "0"), "--draw is 0; it must be at least 1"),
     ],
 )

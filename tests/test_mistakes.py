@@ -16,14 +16,14 @@ from session_folders import folder as session_folder
 from ssl_vivit.training import run
 
 GROUP = (
-    "training is a group of settings and takes neither a value nor a file; give its settings one by "
-    "one, such as --training.run_dir, or those of a file by --config FILE"
+    "training is a group of settings and takes neither a value nor a file; give its settings one "
+    "by one, such as --training.run_dir, or those of a file by --config FILE"
 )
 NO_TAR = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 DEPTH = "damaged/config.json: depth 1000000000 must be a whole number of at most 1,000; export the "
 NO_RUN = (
-    "holds none of metrics.jsonl, config.yaml, scores.json, comparison.json, probes.json, trials.csv; "
-    "give a run's directory"
+    "holds none of metrics.jsonl, config.yaml, scores.json, comparison.json, probes.json, "
+    "trials.csv; give a run's directory"
 )
 HELP = "see python -m ssl_vivit.evaluation.attention --help"
 NO_RESPONSES = (
@@ -35,7 +35,7 @@ NO_MODEL = (
     "run writes as RUN/model"
 )
 AN_ENCODER = (
-    "model: damaged holds an encoder and no model of neurons; fine-tune it by "
+    "model: damaged holds an encoder and no model of neurons; fine-tune it with "
     "recipes/finetune_neural.py --encoder damaged"
 )
 EMPTY = (

@@ -528,7 +528,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
         ({"encoder.path": "nowhere"}, "nowhere"),
-        ({"encoder.overrides": {"image_size": [16, 16]}}, "the sessions' video is grey, 12×20"),
+        ({"encoder.overrides": {"image_size": [16, 16]}}, "their video is grey, 12×20"),
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"objective.regularisation": {"l7": 1.0}}, "l7"),
         ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),

@@ -112,7 +112,7 @@ class LinearReadout(nn.Module):
         return rearrange(drive, "b n t -> b t n") + self.bias
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {
             "kind": "linear",
             "neurons": len(self.bias),

@@ -167,7 +167,7 @@ class ViViTCore:
         steps: int,
         patch_draw: Float[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Return tokens of at least ``steps`` steps, each from the earliest window with this token."""
+        """Return tokens of at least ``steps`` steps, each from the earliest window with it."""
         assert self.context is not None
         length, hop = self.context, max(self.context // 2, 1)
         count = 1 + -(-(steps - length) // hop)

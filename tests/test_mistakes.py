@@ -42,7 +42,7 @@ EMPTY = (
     "model: empty is no model of neurons: config.json is missing; give the directory that a run "
     "writes as RUN/model"
 )
-NO_FOLDER = "session nowhere is no folder; give one in the Sensorium layout"
+NO_FOLDER = "session nowhere is not a folder; give a folder in the Sensorium layout"
 PRECISION = "training.precision: expected one of 'auto', 'fp32', 'bf16', 'fp16'; got fp64"
 CORE = "core: expected one of 'vivit', 'ln', 'ln_separable', 'energy', 'resnet', 'x3d'; got vit"
 UNKNOWN_PRESET = (

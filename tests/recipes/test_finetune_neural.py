@@ -525,7 +525,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
         ({"data.session_weights": "same"}, "data.session_weights"),
         ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
-        ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
+        ({"data.train_trials": 50}, "train_trials is 50, but session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
         ({"encoder.path": "nowhere"}, "nowhere"),
         ({"encoder.overrides": {"image_size": [16, 16]}}, "their video is grey, 12×20"),

@@ -63,7 +63,7 @@ TABLE: dict[str, dict[str, str]] = {
             "--config names_a_file.yaml": GROUP,
             "--data.shards nowhere/*.tar": f"--data.shards 'nowhere/*.tar' matches no .tar file; {NO_TAR}",
             "--data.shards empty": f"--data.shards 'empty' matches no .tar file; {NO_TAR}",
-            "--data.shards file.txt": f"--data.shards 'file.txt' is no .tar file; {NO_TAR}",
+            "--data.shards file.txt": f"--data.shards 'file.txt' is not a .tar file; {NO_TAR}",
         }
         for recipe in ("recipes.simclr_clevrer", "recipes.mae_clevrer")
     },

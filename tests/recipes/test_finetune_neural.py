@@ -531,7 +531,7 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"encoder.overrides": {"image_size": [16, 16]}}, "their video is grey, 12×20"),
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"objective.regularisation": {"l7": 1.0}}, "l7"),
-        ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),
+        ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is not a folder"),
         ({"model.layers": 2}, "model.layers names block 2; the encoder has blocks 0 (spatial), 1"),
         ({"model.layers": []}, "model.layers is an empty list; name one block or more"),
         ({"model.layers": [0, 0]}, "model.layers [0, 0] names block 0 twice"),

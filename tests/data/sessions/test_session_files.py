@@ -252,8 +252,8 @@ def nan_at(row: int, frame: int):
     ("part", "edit", "says"),
     [
         ("responses", lambda x: x[:-1], "2.npy has 5 neurons, meta/neurons/unit_ids.npy names 6"),
-        ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, the video of trial 2 has 12"),
-        ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, the video of trial 2"),
+        ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, but the video of trial 2 has 12"),
+        ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, but the video of trial 2"),
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
         ("behavior", lambda x: x[:1], r"different numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
         ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
@@ -304,7 +304,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         with pytest.raises(SessionError, match=says):
             Session(where)
 
-    refused("is no folder; give one", tmp_path / "nothing")
+    refused("is not a folder; give a folder", tmp_path / "nothing")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers[:-1], "training"]))
     refused("tier 'training' is unknown; allowed are train, oracle")
     save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])

@@ -512,13 +512,13 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tuning.readout_steps": 3}, "belongs to tuning.mode readout_first"),
-        ({"tuning.mode": "readout_first"}, "must lie between 1 and training.steps 6"),
+        ({"tuning.readout_steps": 3}, "needs tuning.mode readout_first"),
+        ({"tuning.mode": "readout_first"}, "must be at least 1 and below training.steps 6"),
         ({"tuning.mode": "readout"}, "tuning.mode"),
         ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
-        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; leave feature_cache at 0, or"),
+        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; set feature_cache to 0, or"),
         ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
         ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons: there is no such directory"),
         ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),

@@ -266,7 +266,7 @@ def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None
 
     Args:
         directory: the directory that was to be replaced.
-        own: as of :func:`replaced_directory`.
+        own: see :func:`replaced_directory`.
     """
     directory = Path(directory).resolve()
     if not directory.parent.is_dir():

@@ -66,8 +66,8 @@ def watch() -> None:
             previous(kind, error, traceback)
             return
         print(
-            f"error{where()}: another process cannot be reached any more: it was killed, for lack of "
-            "memory perhaps, or its machine is gone; continue with --resume auto",
+            f"error{where()}: another process cannot be reached: it was killed, perhaps for lack "
+            "of memory, or its machine has failed; continue with --resume auto",
             file=sys.stderr,
             flush=True,
         )
@@ -107,7 +107,7 @@ def where(rank: int | None = None) -> str:
     """Return a text like " on rank 1 of 4", or "" in a run of one process.
 
     Args:
-        rank: as of :func:`is_first`.
+        rank: see :func:`is_first`.
     """
     if not _watched:
         return ""

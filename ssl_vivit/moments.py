@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of numbers; those of several parts can be merged."""
+"""Count, mean and sum of squared deviations of numbers, which can be merged over parts."""
 
 from __future__ import annotations
 

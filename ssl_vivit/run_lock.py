@@ -116,12 +116,12 @@ def _lock(descriptor: int, directory: Path, setting: str, warn: Callable[[str], 
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             warn(
                 f"{directory} is on a file system without locks ({error.strerror}): a second run "
-                "there would not be noticed, so start one alone"
+                "in it cannot be detected, so start only one"
             )
             return
         raise RunError(
-            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for its "
-            f"end, stop it, or choose another {setting}"
+            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for "
+            f"its end, stop it, or choose another {setting}"
         ) from None
 
 

@@ -412,7 +412,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     )
     assert told in said
     # Of the fresh encoder's settings nobody gave one.
-    assert "ignored beside" not in said
+    assert "ignored, since --encoder" not in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
     assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
@@ -564,8 +564,8 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
     launch(monkeypatch, told)
     said = capsys.readouterr().err
     assert (
-        "whose architecture holds: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
-        "holds (encoder.geometry changes tubelets)" in said
+        "sets the architecture: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
+        "applies (encoder.geometry changes tubelets)" in said
     )
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config

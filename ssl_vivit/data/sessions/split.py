@@ -182,4 +182,4 @@ def _notes_on_shared_movies(sessions: Sequence[Session], splits: Sequence[Split]
         for other, tiers in (("train", shown), ("validation", held_out))
         for tier, (count, total) in shared_movies(tiers, other).items()
     ]
-    return [f"tiers share movies: {'; '.join(parts)}"] if parts else []
+    return [f"tiers have movies in common: {'; '.join(parts)}"] if parts else []

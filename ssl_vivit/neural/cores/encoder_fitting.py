@@ -112,11 +112,13 @@ def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -
     ]
     dropout = [f"{name} {choice.overrides[name]}" for name in REGULARISATION
                if name in choice.overrides]  # fmt: skip
-    kept = f"{', '.join(dropout)} of encoder.overrides {'holds' if len(dropout) == 1 else 'hold'}"
+    kept = (
+        f"{', '.join(dropout)} of encoder.overrides {'applies' if len(dropout) == 1 else 'apply'}"
+    )
     if not given:
-        return [f"{kept} for --encoder {choice.path}"] if dropout else []
+        return [f"{kept} to --encoder {choice.path}"] if dropout else []
     return [
-        f"ignored beside --encoder {choice.path}, whose architecture holds: {', '.join(given)}"
+        f"ignored, since --encoder {choice.path} sets the architecture: {', '.join(given)}"
         f"{f'; {kept}' if dropout else ''} (encoder.geometry changes tubelets)"
     ]
 

@@ -547,7 +547,7 @@ def test_a_missing_validation_tier_is_split_off_by_movie(
         "test": (),
     }
     assert "b: no validation tier; 6 of 30 training trials validate" in caplog.text
-    assert "tiers share movies: 1 of 2 test movies are also in train" in caplog.text
+    assert "tiers have movies in common: 1 of 2 test movies are also in train" in caplog.text
     none = build([str(b)], validation_share=0.0)
     assert none.validation is None
     assert build([str(a)]).test is None

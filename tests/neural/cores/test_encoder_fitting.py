@@ -118,20 +118,20 @@ def test_the_directory_takes_the_place_of_the_fresh_encoder(tmp_path):
     choice = NeuralEncoderChoice(path, "vivit_neural_small", fresh)
     config = fit_encoder(choice, [FACTS], longest=8).encoder.config
     assert (config.embed_dim, config.tubelet_size, config.mlp_dropout) == (16, (4, 6, 6), 0.1)
-    kept = "mlp_dropout 0.1 of encoder.overrides holds"
+    kept = "mlp_dropout 0.1 of encoder.overrides applies"
     assert ignored_settings(choice, NeuralEncoderChoice()) == [
-        f"ignored beside --encoder {path}, whose architecture holds: encoder.name "
+        f"ignored, since --encoder {path} sets the architecture: encoder.name "
         "vivit_neural_small, encoder.overrides.embed_dim, encoder.overrides.tubelet_size; "
         f"{kept} (encoder.geometry changes tubelets)"
     ]
     # What the preset has, nobody gave.
     preset = NeuralEncoderChoice(name="vivit_neural_small", overrides=fresh | {"embed_dim": 48})
     assert ignored_settings(choice, preset) == [
-        f"ignored beside --encoder {path}, whose architecture holds: encoder.overrides.embed_dim; "
+        f"ignored, since --encoder {path} sets the architecture: encoder.overrides.embed_dim; "
         f"{kept} (encoder.geometry changes tubelets)"
     ]
     bare = NeuralEncoderChoice(path, preset.name, preset.overrides)
-    assert ignored_settings(bare, preset) == [f"{kept} for --encoder {path}"]
+    assert ignored_settings(bare, preset) == [f"{kept} to --encoder {path}"]
     assert ignored_settings(NeuralEncoderChoice(path), preset) == []
 
 

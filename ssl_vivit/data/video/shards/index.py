@@ -4,7 +4,7 @@
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
-                  "times": [seconds at which each frame begins], where the rate varies
+                  "times": [seconds at which each frame begins], only if the rate varies
                   "members": {extension: [offset, size, crc32]}}],
      "left_out": {name: reason}}
 

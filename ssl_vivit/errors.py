@@ -82,8 +82,8 @@ class WriteError(UserError, OSError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} cannot be written: {self.strerror}; what was there before is unchanged. "
-            "Fix that and run the command again"
+            f"{self.path} cannot be written: {self.strerror}; its earlier content is unchanged. "
+            "Fix the cause and run the command again"
         )
 
 

@@ -189,7 +189,7 @@ def refuse_pipe(path: str | Path) -> None:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
 
 
 def read_whole(path: str | Path, most: int = _MOST_TEXT) -> bytes:
@@ -228,7 +228,7 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); {mend}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged (it is no JSON object); {mend}")
+        raise DataError(f"{path} is damaged (it is not a JSON object); {mend}")
     return content
 
 

@@ -64,7 +64,9 @@ class Preprocessing(Mapping[str, Any]):
                 object.__setattr__(self, name, tuple(kind(each) for each in values))
         self._check_finite("fps", () if self.fps is None else (self.fps,))
         if self.pixel_range is not None and self.pixel_range[0] == self.pixel_range[-1]:
-            raise ValueError(f"preprocessing pixel_range {self.pixel_range} has no extent")
+            raise ValueError(
+                f"preprocessing pixel_range {self.pixel_range} must be two different numbers"
+            )
 
     def _check_finite(self, name: str, values: Sequence[Any]) -> None:
         for value in map(float, values):

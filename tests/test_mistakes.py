@@ -57,7 +57,7 @@ TABLE: dict[str, dict[str, str]] = {
             "--steps many": "training.steps: expected int; got many",
             "--precision fp64": PRECISION,
             "--config none": UNKNOWN_PRESET,
-            "--config empty": "--config empty is no YAML file: it is no regular file",
+            "--config empty": "--config empty is no YAML file: it is not a regular file",
             "--training file.txt": GROUP,
             "--training=file.txt": GROUP,
             "--config names_a_file.yaml": GROUP,

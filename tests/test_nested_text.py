@@ -90,5 +90,5 @@ def test_a_pipe_in_a_session_is_no_file(tmp_path, name):
     shutil.copytree(RECORDED, session)
     (session / name).unlink(missing_ok=True)
     os.mkfifo(session / name)
-    with pytest.raises(UserError, match=f"{name}.* it is no regular file"):
+    with pytest.raises(UserError, match=f"{name}.* it is not a regular file"):
         Session(session).video(0)

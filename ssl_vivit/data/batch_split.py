@@ -44,6 +44,6 @@ class BatchSplit:
         return self.total_batch_size // (self.world_size * self.accumulation)
 
     def positions(self, micro_step: int) -> range:
-        """Return the positions in the global batch of the samples of one of its micro-batches."""
+        """Return the positions of micro-batch ``micro_step`` of this process in the batch."""
         start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)

@@ -137,7 +137,7 @@ class NeuralModel(nn.Module):
         unknown = [name for name in given if name not in self.sessions]
         if unknown:
             raise NeuralModelError(
-                f"frame_rates names {', '.join(unknown)}; the readouts are of "
+                f"frame_rates has unknown sessions {', '.join(unknown)}; the readouts are for "
                 f"{', '.join(self.sessions)}"
             )
         self.frame_rates = {name: given.get(name) for name in self.sessions}

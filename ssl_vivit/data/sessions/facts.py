@@ -107,24 +107,29 @@ class SessionFacts:
             found = values[name]
             whole = isinstance(found, list | tuple) and all(type(each) is int for each in found)
             if not whole or (least is not None and min(found, default=least) < least):
-                raise SessionError(f"facts of session {values['name']!r}: {name} is {found}")
+                raise SessionError(
+                    f"facts of session {values['name']!r}: {name} is {found}; it must be a list of valid whole numbers"
+                )
         if len(values["frame_size"]) != 2 or max(values["frame_size"]) > _LONGEST_SIDE:
             raise SessionError(
-                f"facts of session {values['name']!r}: frame_size is {values['frame_size']}"
+                f"facts of session {values['name']!r}: frame_size is {values['frame_size']}; it "
+                "must be height and width, each at most 65,535"
             )
         for name, value in values.items():
             numbers = _numbers(value)
             if not np.isfinite(numbers).all() or (
                 name.endswith("_std") and min(numbers, default=1) <= 0
             ):
-                raise SessionError(f"facts of session {values['name']!r}: {name} is {value}")
+                raise SessionError(
+                    f"facts of session {values['name']!r}: {name} is {value}; it must be finite, and above 0 if it is a standard deviation"
+                )
         if values["frames_per_second"] <= 0 or len(values["mean_response"]) != len(
             values["unit_ids"]
         ):
             raise SessionError(
-                f"facts of session {values['name']!r}: {len(values['unit_ids'])} unit_ids, "
-                f"{len(values['mean_response'])} mean_response, frames_per_second "
-                f"{values['frames_per_second']}"
+                f"facts of session {values['name']!r}: there must be as many unit_ids as "
+                f"mean_response, not {len(values['unit_ids'])} and {len(values['mean_response'])}, "
+                f"and frames_per_second {values['frames_per_second']} must be above 0"
             )
         split = {tier: tuple(trials) for tier, trials in values["split"].items()}
         return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
@@ -265,7 +270,7 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
     if fact is None:
         raise SessionError(
             f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
-            f"which knows "
+            f"which has "
             + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
         )
     told = f"session {session.name} differs from the session in the checkpoint:"

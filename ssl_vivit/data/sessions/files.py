@@ -224,7 +224,8 @@ class Session:
         if len(sizes) > 1:
             told = ", ".join(f"{h}×{w} (trial {trial})" for (h, w), trial in sizes.items())
             raise SessionError(
-                f"session {self.path} has videos of different sizes: {told}; resize them to one size"
+                f"session {self.path} has videos of different sizes: {told}; resize them to one "
+                "size"
             )
         peak = max(trial.brightest for trial in self.trials.values())
         first = open_array(self._data / VIDEOS / f"{next(iter(self.trials))}.npy", 3)
@@ -243,7 +244,8 @@ class Session:
         if len(counts) > 1:
             told = ", ".join(f"{count} (trial {trial})" for count, trial in counts.items())
             raise SessionError(
-                f"trials of session {self.path} have different numbers of behaviour rows: {told}"
+                f"trials of session {self.path} have different numbers of behaviour rows: {told}; "
+                "write the same channels for all trials"
             )
         return next(iter(counts))
 

@@ -101,7 +101,9 @@ def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
         raise SessionError(f"session {session}, {TIER_NAMES}: {error}") from None
     tiers = np.array([known[name] or "" for name in names])
     if "train" not in tiers:
-        raise SessionError(f"session {session} has no trial of tier 'train' in tiers.npy")
+        raise SessionError(
+            f"session {session} has no trial with tier 'train' in tiers.npy; it needs at least one"
+        )
     return {tier: np.flatnonzero(tiers == tier) for tier in TIERS}
 
 

@@ -127,7 +127,7 @@ def scan_trial(
             f"has {neurons}; all trials must have the same neurons"
         )
     if PUPIL in others and others[PUPIL].shape[0] != 2:
-        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected x and y")
+        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected 2, x and y")
 
     lengths = {
         name: recorded_frames(array.reshape(-1, frames))

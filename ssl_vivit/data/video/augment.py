@@ -109,7 +109,7 @@ class Augment:
         if in_channels not in (1, 3):
             raise DataError(f"in_channels is {in_channels}; clips have 3 (RGB) or 1 (luma)")
         if min(size) < 1:
-            raise DataError(f"clips of {size[0]}×{size[1]} pixels are asked for")
+            raise DataError(f"the size of clips is {size[0]}×{size[1]}; both must be at least 1")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, in_channels):
                 raise DataError(

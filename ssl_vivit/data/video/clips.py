@@ -160,7 +160,7 @@ def start_counts(
             f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
             f"which clips of {config.span} can start at {counts[worst]} "
             f"{'place' if counts[worst] == 1 else 'places'}; --data.clip.views {config.views} "
-            f"needs as many; lower views, num_frames or frame_stride, or set "
+            f"needs more; lower views, num_frames or frame_stride, or set "
             f"--data.short_videos pad"
         )
     return counts

@@ -58,7 +58,9 @@ class ClipDataset:
         short_videos: ShortVideos = "skip",
     ) -> None:
         if len(videos) == 0:
-            raise DataError("there are no videos in the shards; name others by --data.shards")
+            raise DataError(
+                "there are no videos in the shards; give other shards with --data.shards"
+            )
         self.videos, self.clip, self.augment, self.seed = videos, clip, augment, seed
         self.labels, self.frame_size, self.evaluation = labels, frame_size, evaluation
         self.short_videos = short_videos

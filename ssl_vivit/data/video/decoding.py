@@ -442,7 +442,7 @@ def _check_indices(wanted: Sequence[int], total: int | None) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, av.ArgumentError):  # also raised for formats outside the whitelist
-        return f"no film format, or a frame that is invalid or of more than {MOST_PIXELS} pixels"
+        return f"unknown video format, or a frame that is invalid or has more than {MOST_PIXELS} pixels"
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -324,7 +324,8 @@ class ClipBatches:
                     yield preparation.run(functools.partial(self._finish, message, device))
         if self.unlabelled and not found:
             raise DataError(
-                f"no video has labels; the first: {next(iter(self.unlabelled.values()))}"
+                "labels cannot be read for any video; the first error: "
+                f"{next(iter(self.unlabelled.values()))}"
             )
 
     def _messages(
@@ -389,7 +390,7 @@ class ClipBatches:
                 self.unlabelled[name] = reason
                 count = len(self.unlabelled)
                 if count <= _NAMED:
-                    logger.warning("without labels, %d so far, left out: %s", count, reason)
+                    logger.warning("left out for lack of labels (%d so far): %s", count, reason)
                 elif count == _NAMED + 1:
                     logger.warning("more than %d videos have no labels", _NAMED)
         lost = {**self.broken, **self.unlabelled} if given_up else self.broken

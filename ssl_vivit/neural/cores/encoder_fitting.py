@@ -335,7 +335,7 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
     if old.kernel_stride != new.kernel_stride and new.kernel_stride != new.kernel_size:
         notes.append(
             f"tubelet_stride {_shown(old.kernel_stride)} → {_shown(new.kernel_stride)}: tubelets "
-            "overlap, and positions count tokens as before"
+            "overlap; positions are still counted in tokens"
         )
     if old.temporal_padding != new.temporal_padding:
         notes.append(

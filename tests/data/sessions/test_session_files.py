@@ -257,7 +257,7 @@ def nan_at(row: int, frame: int):
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
         ("behavior", lambda x: x[:1], r"different numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
         ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
-        ("pupil_center", lambda x: x[:1], "has 1 rows; expected x and y"),
+        ("pupil_center", lambda x: x[:1], "has 1 rows; expected 2, x and y"),
         ("videos", nan_at(0, 4), "videos/2.npy is not finite at frame 4 of 12"),
         (
             "videos",

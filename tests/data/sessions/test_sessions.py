@@ -610,7 +610,7 @@ def test_other_sessions_than_the_checkpoints_are_named(tmp_path: Path) -> None:
 
     refused(
         folder(tmp_path, "c", neurons=5),
-        r"session c \(5 neurons\) is not in the checkpoint, which knows a \(6 neurons\), b \(4 neu",
+        r"session c \(5 neurons\) is not in the checkpoint, which has a \(6 neurons\), b \(4 neu",
     )
     elsewhere = tmp_path / "elsewhere"
     refused(

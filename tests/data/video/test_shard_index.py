@@ -210,7 +210,7 @@ def test_pictures_of_another_size_than_the_index_states(two):
         ({"num_frames": 7}, "num_frames is 7, but it holds 5 frames"),
         ({"num_frames": "5"}, "num_frames is '5'"),
         ({"num_frames": 5.0}, "num_frames is 5.0"),
-        ({"width": 9}, "its frames have 8×8 pixels, its measures say 8×9"),
+        ({"width": 9}, "its frames have 8×8 pixels, but its video.json says 8×9"),
         ({"storage": "h264"}, "it holds no video file"),
         ({"fps": None}, "fps is None"),
     ],

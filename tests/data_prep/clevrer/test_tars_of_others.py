@@ -178,7 +178,7 @@ def test_a_tar_that_is_damaged_between_members(tmp_path, capsys):
     with tarfile.open(tar) as opened:
         assert opened.getnames() == ["a.mp4"]
     assert main(["index", str(tar)]) == 2
-    assert "no whole, uncompressed tar: the bytes after" in capsys.readouterr().err
+    assert "not a complete, uncompressed tar: the bytes after" in capsys.readouterr().err
 
 
 def test_tars_joined_without_tar(tmp_path, capsys):
@@ -195,7 +195,9 @@ def test_a_tar_cut_off_between_members(tmp_path):
     os.truncate(tar, tar.read_bytes().index(b"b.mp4"))
     found, left_out = indexed(tar)
     assert found == {"a": (0, None)}
-    assert left_out == {"s.tar": "the tar has no end mark; it may be cut off after its last member"}
+    assert left_out == {
+        "s.tar": "the tar has no end mark; it may be truncated after its last member"
+    }
 
 
 def test_a_file_of_the_user_with_the_name_of_the_index_stays(tmp_path, capsys):

@@ -132,7 +132,9 @@ def test_sessions_of_different_rates_name_which_one_a_map_is_for():
     for name in ("a", "b"):
         expected = whole.read(whole.core(video, None, name), name)
         assert torch.equal(whole(video, session=name), expected)
-    with pytest.raises(NeuralModelError, match="frame_rates names c; the readouts are of a, b"):
+    with pytest.raises(
+        NeuralModelError, match="frame_rates has unknown sessions c; the readouts are for a, b"
+    ):
         model(readouts=readouts, frame_rates={"c": None})
 
 

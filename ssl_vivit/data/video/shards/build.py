@@ -125,7 +125,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     left_out[entry.name] = "a sparse or special file"
                 else:
                     if entry.offset_data + entry.size > size:
-                        raise tarfile.ReadError(f"{entry.name} is cut off")
+                        raise tarfile.ReadError(f"{entry.name} is truncated")
                     if entry.name in places:
                         left_out[entry.name] = (
                             "is in the tar more than once; the last one is read, as tar unpacks it"
@@ -133,13 +133,13 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     places[entry.name] = Place(entry.offset_data, entry.size)
             end = opened.offset
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{tar} is no whole, uncompressed tar: {error}") from error
+        raise DataError(f"{tar} is not a complete, uncompressed tar: {error}") from error
     if end >= size:
-        left_out[tar.name] = "the tar has no end mark; it may be cut off after its last member"
+        left_out[tar.name] = "the tar has no end mark; it may be truncated after its last member"
     # tarfile stops without an error at a header that it cannot read.
     if (rest := _after_zeros(tar, end)) is not None:
         raise DataError(
-            f"{tar} is no whole, uncompressed tar: the bytes after {end:,} are not a member "
+            f"{tar} is not a complete, uncompressed tar: the bytes after {end:,} are not a member "
             f"(first at byte {rest:,}); it is damaged, or tars were joined without tar -A"
         )
     return places, left_out
@@ -231,7 +231,7 @@ def _sample(
         shape = decode_jpegs([read_at(file.fileno(), size, offset)])[0].shape[:2]
         if shape != (sample["height"], sample["width"]):
             raise ValueError(
-                f"its frames have {shape[0]}×{shape[1]} pixels, its measures say "
+                f"its frames have {shape[0]}×{shape[1]} pixels, but its video.json says "
                 f"{sample['height']}×{sample['width']}"
             )
     return sample

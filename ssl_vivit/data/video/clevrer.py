@@ -46,13 +46,17 @@ def clip_labels(
         name: name of the video, for messages.
 
     Returns:
-        The labels by name. ``presence`` float32 (48,): 1 for kinds of objects that are visible, in
-        the order of :data:`KINDS`, index ((shape · 8) + colour) · 2 + material; ``num_objects``
-        int64 (): number of visible objects; ``num_collisions`` int64 (): number of collisions from
-        the clip's first to its last frame, including those between its sampled frames;
-        ``has_collision`` float32 (): 1 if there is a collision, else 0; ``mean_speed`` float32 ():
-        speed in the annotation's units of length per second, averaged over all sampled frames and
-        the objects visible in them; 0 if no object is visible.
+        The labels by name:
+
+        - ``presence`` float32 (48,): 1 for kinds of objects that are visible, in the order of
+          :data:`KINDS`, index ((shape · 8) + colour) · 2 + material
+        - ``num_objects`` int64 (): number of visible objects
+        - ``num_collisions`` int64 (): number of collisions from the clip's first to its last
+          frame, including those between its sampled frames
+        - ``has_collision`` float32 (): 1 if there is a collision, else 0
+        - ``mean_speed`` float32 (): speed in the annotation's units of length per second,
+          averaged over all sampled frames and the objects visible in them; 0 if no object is
+          visible
 
     Raises:
         DataError: if there is no annotation.

@@ -152,7 +152,7 @@ def build_clips(
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split videos by a hash of their names, so that no video changes sides when shards are added.
+    """Split videos by a hash of their names, so that no video changes its set if shards are added.
 
     Args:
         keys: names of the videos, which must be unique.

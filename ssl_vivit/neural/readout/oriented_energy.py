@@ -59,7 +59,7 @@ def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
 
 
 def _averages(count: int, length: int, deviation: float) -> Float[Tensor, "count length"]:
-    """Return weights of Gaussian averages of ``length`` pixels at ``count`` even places."""
+    """Return weights of ``count`` evenly spaced Gaussian averages of ``length`` pixels."""
     centres = (torch.arange(count) + 0.5) * length / count
     away = centres[:, None] - (torch.arange(length) + 0.5)
     weights = torch.exp(-0.5 * (away / deviation) ** 2)

@@ -37,5 +37,5 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def _bytes(text: str) -> bytes:
-    # File names may not be UTF-8; Python represents their invalid bytes as surrogates.
+    # File names are not always UTF-8; Python represents their invalid bytes as surrogates.
     return text.encode(errors="surrogateescape")

@@ -138,10 +138,14 @@ class Augment:
         others.
 
         Returns:
-            The parameters by name. ``crop`` int64 (4,): top, left, height, width; ``flip``,
-            ``grey`` bool (); ``jitter`` float32 (4,): brightness, contrast and saturation factors,
-            hue shift in turns; ``order`` int64 (4,): the sequence in which they are applied;
-            ``blur`` float32 (): the standard deviation in pixels, 0 for none.
+            The parameters by name.
+
+            - ``crop`` int64 (4,): top, left, height and width in pixels
+            - ``flip``, ``grey`` bool (): whether the clip is mirrored or converted to grey
+            - ``jitter`` float32 (4,): factors of brightness, contrast and saturation, and shift of
+              the hue in turns
+            - ``order`` int64 (4,): order of these colour changes
+            - ``blur`` float32 (): standard deviation in pixels, 0 for none
         """
         config = self.config
         windows, chances, factors = rng.random((10, 4)), rng.random(4), rng.random(4)

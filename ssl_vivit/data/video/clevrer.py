@@ -46,7 +46,7 @@ def clip_labels(
         name: name of the video, for messages.
 
     Returns:
-        The labels by name:
+        The labels by name.
 
         - ``presence`` float32 (48,): 1 for kinds of objects that are visible, in the order of
           :data:`KINDS`, index ((shape · 8) + colour) · 2 + material

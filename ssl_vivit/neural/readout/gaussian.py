@@ -326,9 +326,12 @@ class GaussianReadout(nn.Module):
         """Return unweighted penalties for the loss, each a mean over neurons.
 
         Returns:
-            ``feature_l1``: sum of the absolute values of a neuron's features. ``spread``: trace of
-                its covariance, without annealing. ``mean_offset``, only with ``cortex="add"``:
-                squared distance of its position from the position that the cortical map predicts.
+            The penalties by name.
+
+            - ``feature_l1``: sum of the absolute values of a neuron's features
+            - ``spread``: trace of its covariance, without annealing
+            - ``mean_offset``, only with ``cortex="add"``: squared distance of its position from the
+              position that the cortical map predicts
         """
         terms = {
             "feature_l1": self.features.abs().sum(1).mean(),

@@ -133,9 +133,11 @@ class LinearReadout(nn.Module):
         """Return unweighted penalties for the loss, each a mean over neurons.
 
         Returns:
-            ``filter_l2``: sum of squared weights, including those of behaviour. ``smoothness``: sum
-                of squared second differences over time, height and width, where the filter is zero
-                beyond its edges in space.
+            The penalties by name.
+
+            - ``filter_l2``: sum of squared weights, including those of behaviour
+            - ``smoothness``: sum of squared second differences over time, height and width, where
+              the filter is zero beyond its edges in space
         """
         if self.config.filters == "full":
             weights = self.filters.square().flatten(1).sum(1)

@@ -33,9 +33,9 @@ def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
         video: grey levels from 0 to 255.
 
     Returns:
-        Three features for each cell: the energy √(xx + yy), (xx − yy) / energy and 2xy / energy.
-        Here xx, yy and xy are local means of products of the gradients to the right and downwards.
-        There are about 252 nearly square cells, or fewer if there are fewer pixels.
+        Three features for each cell, which are the energy √(xx + yy), (xx − yy) / energy and
+        2xy / energy. Here xx, yy and xy are local means of products of the gradients to the right
+        and downwards. There are about 252 nearly square cells, or fewer if there are fewer pixels.
     """
     grey = video.float() / 255
     height, width = grey.shape[1:]

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining of ViViT video encoders, and the way to a model of neurons."""
+"""Self-supervised pretraining of ViViT video encoders, and models of recorded neurons."""
 
 import sys
 from importlib.metadata import version
@@ -39,5 +39,5 @@ __getattr__, __dir__ = lazy_names(
 )
 
 if "timm" in sys.modules:
-    # torch is loaded then, and timm.create_model is to know the sizes without another import.
+    # If timm is loaded, so is torch. Register the named sizes with timm.create_model at once.
     import ssl_vivit.encoders.timm_registry  # noqa: F401

@@ -1,4 +1,4 @@
-"""The command line of this process: in words that can be run again, and a parser of one-line errors."""
+"""The command that started this process, and an argument parser with one-line errors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# First line of the config.yaml of a run, before the script that wrote it.
+# Start of the first line of a run's config.yaml. The name of the script follows.
 WRITTEN_BY = "# written by "
 
-# Set by `parse` once it has read the arguments of this process; None in a program of one's own.
+# Set by `parse` after it has read the arguments of this process. None if `parse` was not called.
 script: str | None = None
 started_by: str | None = None
 continued_by: str | None = None
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """``ArgumentParser`` that names ``--help`` in place of printing its usage.
+    """``ArgumentParser`` whose errors are one line that refers to ``--help``.
 
-    Options must be written in full.
+    Abbreviated options are not accepted.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -59,7 +59,7 @@ def continuing(words: Sequence[str], run_dir: str) -> str:
 
     Args:
         words: the script and its arguments.
-        run_dir: where the run lies, in case the arguments do not say it.
+        run_dir: directory of the run, added as ``--run_dir`` if the arguments do not name one.
     """
     kept = without_resume(words)
     if not any(word.partition("=")[0] in ("--run_dir", "--training.run_dir") for word in kept):

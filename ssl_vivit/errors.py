@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from os import PathLike
 
-# Characters of a message. What a damaged file holds may stand in it.
+# Longest message in characters; it may quote the content of a damaged file.
 _LONGEST = 2000
 
 
 class UserError(Exception):
-    """Base class. Commands print its message as one line, without a traceback.
+    """Base class of errors that a user can fix; commands print the message without a traceback.
 
-    The message is one line of at most 2,000 characters, whatever was put into it: line breaks become
-    spaces, other control characters are escaped, and of a longer one the middle is left out.
+    The message is one line of at most 2,000 characters. Line breaks become spaces, other control
+    characters are escaped, and the middle of a longer message is left out.
 
     Attributes:
-        rank: of the process in which the error arose, where all processes raise it; None is the
-            process that raises it.
+        rank: rank of the process in which the error arose, if all processes raise it. None means
+            the process that raises it.
     """
 
     rank: int | None = None
@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Return a text as a line that a terminal shows as it is; see :class:`UserError`."""
+    """Return a text as one printable line of limited length; see :class:`UserError`."""
     if not text.isprintable():
         text = " ".join(part for part in text.splitlines() if part.strip())
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -36,46 +36,44 @@ def one_line(text: str) -> str:
 
 
 class DataError(UserError, ValueError):
-    """Data that cannot be used as given."""
+    """Raised for data that cannot be used as given."""
 
 
 class AnnotationError(DataError):
-    """A video's annotation from which no labels can be read."""
+    """Raised if no labels can be read from a video's annotation."""
 
 
 class SessionError(DataError):
-    """A recording that cannot be used as given."""
+    """Raised for a recording that cannot be used as given."""
 
 
 class DecodingError(UserError, RuntimeError):
-    """A video that cannot be decoded."""
+    """Raised for a video that cannot be decoded."""
 
 
 class ExportError(UserError, ValueError):
-    """An exported directory, or weights of another program, that cannot be written, read or trusted."""
+    """Raised if a model, or weights of another program, cannot be exported or loaded safely."""
 
 
 class HubError(ExportError):
-    """A hub that cannot be reached or refuses."""
+    """Raised if a model hub cannot be reached or refuses a request."""
 
 
 class NeuralModelError(UserError, ValueError):
-    """A model of neurons whose parts, settings or inputs do not fit each other."""
+    """Raised if parts, settings or inputs of a model of neurons do not fit each other."""
 
 
 class MissingError(UserError, FileNotFoundError):
-    """A file or directory that does not exist."""
+    """Raised for a file or directory that does not exist."""
 
 
 class WriteError(UserError, OSError):
-    """A file or directory that the file system does not take, such as on a full disk.
-
-    ``errno`` and ``strerror`` are those of the file system.
+    """Raised if the file system refuses to write a file or directory, such as on a full disk.
 
     Args:
-        path: what was to be written.
-        number: ``errno``.
-        reason: ``strerror``.
+        path: the file or directory that was to be written.
+        number: ``errno`` of the file system's error.
+        reason: ``strerror`` of the file system's error.
     """
 
     def __init__(self, path: str | PathLike[str], number: int, reason: str) -> None:
@@ -84,10 +82,10 @@ class WriteError(UserError, OSError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} cannot be written: {self.strerror}; what was there before is unchanged. "
-            "Fix that and run the command again"
+            f"{self.path} cannot be written: {self.strerror}; its earlier content is unchanged. "
+            "Fix the cause and run the command again"
         )
 
 
 class RunError(UserError, RuntimeError):
-    """A training run that cannot go on as asked."""
+    """Raised for a training run that cannot start or continue as requested."""

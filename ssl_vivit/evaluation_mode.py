@@ -10,13 +10,14 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside the block; afterwards each part is in its own again."""
+    """Put a module into evaluation mode inside the block, then restore each submodule's mode."""
     training = [part for part in module.modules() if part.training]
     if training:
         module.eval()
     try:
         yield
     finally:
-        # Part by part: train() would reach parts that were in evaluation mode, frozen norms for one.
+        # module.train() would also change submodules that were in evaluation mode, such as frozen
+        # norms.
         for part in training:
             part.training = True

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and JSON in them."""
+"""Atomic writes of files and directories, and reading and writing of JSON files."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from ssl_vivit.nested_text import read_json_text
 
 _HOST = platform.node()
 _PROCESS = secrets.token_hex(4)
-"""Tells this process from an earlier one of the same number, as containers have them."""
+"""Distinguishes this process from an earlier one with the same id, as occurs in containers."""
 _unfinished: set[Path] = set()
 
-# Bytes of JSON beside what a person writes: the index of 100,000 features has a tenth of it.
+# Largest JSON file in bytes. The index of 100,000 features has a tenth of this size.
 _MOST_TEXT = 2**27
 
-# Errors of file systems that refuse to write: full, over a quota or the largest file size, read-only.
+# Errors of a file system that is full, over a quota, over the largest file size or read-only.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-# The end of what safetensors raises in place of an OSError.
+# End of the message of the error that safetensors raises in place of an OSError.
 _OS_ERROR = re.compile(r"I/O error: (.+) \(os error (\d+)\)")
 
 
 @contextmanager
 def temporary_beside(path: str | Path) -> Iterator[Path]:
-    """Yield an unused hidden name beside ``path``, for a file or a directory to be renamed to it.
+    """Yield an unused hidden path beside ``path``, to write to before it is renamed to ``path``.
 
-    Several processes may write the same ``path``. Whatever has the temporary name when the block
-    ends is removed. Temporary files that killed processes of this machine left in the folder are
-    removed first.
+    Several processes may write the same ``path``. A file or directory that still has the temporary
+    name at the end of the block is removed. Temporary files that killed processes of this machine
+    left in the folder are removed first.
 
     Args:
-        path: a file or directory; its parents are made.
+        path: a file or directory. Its parent folders are created.
 
     Raises:
         WriteError: if the file system refuses.
@@ -74,7 +74,7 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
 
 
 def _refusal(error: Exception, part: Path) -> tuple[int, str] | None:
-    """Return number and reason of an error in writing ``part``; None for an error of something else."""
+    """Return ``errno`` and reason if writing ``part`` failed; None for any other error."""
     if not isinstance(error, OSError):
         found = _OS_ERROR.search(str(error))
         return (int(found[2]), found[1]) if found else None
@@ -87,12 +87,12 @@ def _refusal(error: Exception, part: Path) -> tuple[int, str] | None:
 
 @contextmanager
 def replaced_file(path: str | Path) -> Iterator[Path]:
-    """Yield a file beside ``path`` to write to, which takes the name ``path`` when the block ends.
+    """Yield a temporary path that is renamed to ``path`` when the block ends without an error.
 
-    After an error the file beside it is removed and an older file of that name is unchanged.
+    After an error the temporary file is removed, and an older file at ``path`` is unchanged.
 
     Args:
-        path: the file; its parents are made.
+        path: the file. Its parent folders are created.
     """
     with temporary_beside(path) as part:
         yield part
@@ -100,29 +100,29 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_unfinished() -> None:
-    """Remove this process's temporary files, before it ends without leaving its blocks."""
+    """Remove this process's temporary files, for an exit that skips the ends of ``with`` blocks."""
     for part in list(_unfinished):
         _remove(part)
 
 
 def remove_older(folder: Path, seconds: float) -> None:
-    """Remove temporary files in which nothing was written for so long, also those of other machines."""
+    """Remove temporary files of any machine that were last written more than ``seconds`` ago."""
     for part in folder.glob(".*.part"):
-        with suppress(OSError):  # it has just taken its name
+        with suppress(OSError):  # it was just renamed to its final name
             if time.time() - part.stat().st_mtime > seconds:
                 _remove(part)
 
 
 def process_name() -> str:
-    """Return a name of this process that no other one has, on any machine."""
+    """Return a name of this process that is unique over all machines."""
     return f"{_HOST}-{os.getpid()}-{_PROCESS}"
 
 
 def has_ended(process: str) -> bool:
-    """Return whether a process of this machine has ended; False for those of other machines.
+    """Return whether a process of this machine has ended; False for a process of another machine.
 
     Args:
-        process: its :func:`process_name`.
+        process: name of the process, as :func:`process_name` returned it there.
     """
     host, pid, token = process.rsplit("-", 2)
     return host == _HOST and not _is_alive(int(pid), token)
@@ -134,9 +134,9 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _left_by_the_dead(folder: Path, ending: str) -> list[tuple[Path, str]]:
-    """Temporary files whose process has ended, each with the name of the file that it was for."""
+    """Return temporary files whose process has ended, each with the name of its final file."""
     ours = re.compile(rf"\.(.+)\.{re.escape(_HOST)}-(\d+)-([0-9a-f]+)\.{ending}", re.DOTALL)
-    # Asked at every write, and folders hold tens of thousands of files: names are sieved first.
+    # This runs at every write, in folders of tens of thousands of files: filter by name first.
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.endswith(f".{ending}")]
     found = [(folder / name, ours.fullmatch(name)) for name in names]
@@ -158,7 +158,7 @@ def _is_alive(pid: int, token: str) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return True
-    # In containers nobody may ask how an orphan ended, so it keeps its number.
+    # In a container an orphaned process may stay as a zombie, with its id, after it has ended.
     return state not in ("Z", "X")
 
 
@@ -166,42 +166,42 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # the file of another user, say
+        with suppress(OSError):  # such as a file of another user
             path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with replaced_file(path) as part:
         part.write_text(text)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def refuse_pipe(path: str | Path) -> None:
-    """Refuse a named pipe or device, which a reader would wait for; a missing file passes.
+    """Refuse a path that exists and is no regular file: reading a named pipe could block.
 
     Raises:
-        ValueError: if it is one.
+        ValueError: if ``path`` is a named pipe, a device or a directory.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
 
 
 def read_whole(path: str | Path, most: int = _MOST_TEXT) -> bytes:
-    """Read a file of unknown origin at once.
+    """Read a file of unknown origin into memory.
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: largest allowed size in bytes.
 
     Raises:
-        OSError: if it is missing or cannot be read.
-        ValueError: if it is a named pipe, a device or a directory, or longer.
+        OSError: if the file is missing or cannot be read.
+        ValueError: if it is a named pipe, a device or a directory, or is larger than ``most``.
     """
     refuse_pipe(path)
     with open(path, "rb") as file:
@@ -216,10 +216,10 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        mend: what to do where the file is missing or damaged, for the message.
+        mend: advice for the error message: what to do if the file is missing or damaged.
 
     Raises:
-        DataError: if it is; the message names the file.
+        DataError: if the file is missing or damaged; the message names the file.
     """
     try:
         content = read_json_text(read_whole(path))
@@ -228,12 +228,12 @@ def read_json(path: str | Path, mend: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); {mend}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged (it is no JSON object); {mend}")
+        raise DataError(f"{path} is damaged (it is not a JSON object); {mend}")
     return content
 
 
 def without_nan(content: Any) -> Any:
-    """Replace numbers that are not finite, which JSON does not have, by None."""
+    """Replace NaN and infinities by None, since JSON cannot represent them."""
     if isinstance(content, Mapping):
         return {name: without_nan(each) for name, each in content.items()}
     if isinstance(content, float) and not math.isfinite(content):
@@ -243,12 +243,13 @@ def without_nan(content: Any) -> Any:
 
 @contextmanager
 def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iterator[Path]:
-    """Yield a new directory to write in, which takes its place when the block ends without an error.
+    """Yield a new directory that replaces ``directory`` when the block ends without an error.
 
     Args:
-        directory: the place. A link's target is replaced, not the link.
-        own: names that are removed with an older directory although the new one lacks them. Other
-            entries of an older directory stay.
+        directory: the directory to replace. If it is a symbolic link, the link's target is
+            replaced.
+        own: names of entries that are removed with the older directory, even if the new one does
+            not have them. All other entries of the older directory are kept.
     """
     directory = Path(directory).resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -261,11 +262,11 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
 
 
 def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None:
-    """Finish what a killed process of this machine began in :func:`replaced_directory`, if it did.
+    """Finish a :func:`replaced_directory` that a killed process of this machine left unfinished.
 
     Args:
-        directory: the place that was to be taken.
-        own: as of :func:`replaced_directory`.
+        directory: the directory that was to be replaced.
+        own: see :func:`replaced_directory`.
     """
     directory = Path(directory).resolve()
     if not directory.parent.is_dir():
@@ -276,7 +277,7 @@ def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None
 
 
 def _as_readable_as_usual(staging: Path) -> None:
-    """Give a file the permissions of the umask; safetensors makes its files private."""
+    """Give weight files the permissions of the umask, since safetensors makes them private."""
     usual = next((file for file in staging.iterdir() if file.suffix in (".json", ".md")), None)
     for file in staging.glob("*.safetensors"):
         if usual is not None:
@@ -297,7 +298,10 @@ def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
 
 
 def _retire(old: Path, directory: Path, own: Collection[str]) -> None:
-    """Remove an older directory, but for what the new one is to keep; put it back if there is none."""
+    """Move kept entries of the older directory to the new one, then remove the older directory.
+
+    If there is no new directory, the older one is restored.
+    """
     if not directory.exists():
         os.rename(old, directory)
         return

@@ -1,8 +1,8 @@
-"""Reports the first failure of a run of several processes once, with its rank, and ends all.
+"""Report the first failure of a run of several processes once, with its rank, and end all of them.
 
-A process that fails leaves the others waiting for it, for as long as the backend allows. So each
-failing process writes to the store by which the processes found each other. The first to write
-shows its error; a thread in each process reads the store once a second and ends its process.
+When a process fails, the others wait for it until the backend's timeout. Each failing process
+therefore writes to the store of the process group. Only the first one to write prints its error.
+A thread in each process reads the store once a second and ends the process after a failure.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import distributed
 
-# torch is imported where it is used, so that --help need not wait for it.
+# torch is imported inside functions, so that --help does not load it.
 
 _KEY = "ssl_vivit/first_failure"
 
-# Seconds that a process has to end by itself after a failure, with its traceback or by its launcher.
+# Seconds after a failure in which a process may end by itself or be ended by its launcher.
 _GRACE = 5.0
 
-# Seconds after which a process ends whose store is gone, which is when rank 0 has ended.
+# Seconds after which a process ends once the store is gone, that is, once rank 0 has ended.
 _GRACE_WITHOUT_STORE = 60.0
 
-# Of the message that gloo raises when a process that it waits for has ended.
+# Parts of the message that gloo raises when a process that it waits for has ended.
 _LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 _watched = False
@@ -37,9 +37,9 @@ _failed = threading.Event()
 
 
 def watch() -> None:
-    """Watch for failures of the other processes; without other processes, do nothing.
+    """Watch for failures of the other processes; do nothing in a run of one process.
 
-    Every process calls it once the processes are joined; further calls do nothing.
+    Every process must call this after the process group is initialised. Further calls do nothing.
     """
     import torch.distributed as dist
 
@@ -49,8 +49,8 @@ def watch() -> None:
     if dist.get_world_size() == 1:
         return
     _watched = True
-    # A connection of its own, since the main thread may be waiting on the other one. There is no
-    # public function for the store.
+    # The thread needs its own connection, since the main thread may be waiting on the other one.
+    # torch has no public function that returns the store.
     store = dist.distributed_c10d._get_default_store().clone()
     threading.Thread(target=_end_after_failure, args=(store,), daemon=True).start()
     previous = sys.excepthook
@@ -66,8 +66,8 @@ def watch() -> None:
             previous(kind, error, traceback)
             return
         print(
-            f"error{where()}: another process cannot be reached any more: it was killed, for lack of "
-            "memory perhaps, or its machine is gone; continue with --resume auto",
+            f"error{where()}: another process cannot be reached: it was killed, perhaps for lack "
+            "of memory, or its machine has failed; continue with --resume auto",
             file=sys.stderr,
             flush=True,
         )
@@ -76,13 +76,13 @@ def watch() -> None:
 
 
 def is_first(rank: int | None = None) -> bool:
-    """Tell the other processes that this one fails; return whether none has failed before.
+    """Announce the failure of this process; return whether it is the first failure of the run.
 
     Always true in a run of one process.
 
     Args:
-        rank: of the process in which the error arose, where several processes raise it; None is
-            this one.
+        rank: rank of the process in which the error arose, if several processes raise it. None
+            means this process.
     """
     if not _watched:
         return True
@@ -90,7 +90,7 @@ def is_first(rank: int | None = None) -> bool:
 
     own = dist.get_rank()
     if own != (rank or 0):
-        # The process in which it arose is first, or rank 0 with an error that all have.
+        # Let the process in which the error arose write first, or rank 0 if all have the error.
         time.sleep(0.5)
     try:
         store = dist.distributed_c10d._get_default_store()
@@ -98,16 +98,16 @@ def is_first(rank: int | None = None) -> bool:
     except RuntimeError:  # rank 0, which holds the store, has ended
         return not _failed.is_set()
     if first and own == 0:
-        # The store ends with this process; before that the others read that it has failed.
+        # The store ends with this process, so give the others time to read that it has failed.
         time.sleep(2)
     return first
 
 
 def where(rank: int | None = None) -> str:
-    """Return " on rank 1 of 4" in a run of several processes, or nothing.
+    """Return a text like " on rank 1 of 4", or "" in a run of one process.
 
     Args:
-        rank: as of :func:`is_first`.
+        rank: see :func:`is_first`.
     """
     if not _watched:
         return ""
@@ -117,7 +117,7 @@ def where(rank: int | None = None) -> str:
 
 
 def _end_after_failure(store: distributed.Store) -> None:
-    """End this process some seconds after any process has failed."""
+    """End this process :data:`_GRACE` seconds after any process has failed."""
     while True:
         time.sleep(1)
         try:
@@ -129,5 +129,5 @@ def _end_after_failure(store: distributed.Store) -> None:
             _failed.set()
             time.sleep(_GRACE)
             break
-    # The main thread may wait within the backend, where no exception reaches it.
+    # The main thread may be waiting inside the backend, where an exception would not reach it.
     os._exit(1)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Grid(NamedTuple):
     """Tubelet counts along time, height and width; spatial tokens are row-major (n = h·w).
 
-    It travels with the tokens and is saved with every checkpoint, because a token count alone
-    does not say whether 144 tokens are 12×12 or 9×16.
+    The grid accompanies the tokens and is saved with every checkpoint, because the number of tokens
+    does not tell whether 144 tokens are 12×12 or 9×16.
     """
 
     t: int
@@ -18,5 +18,5 @@ class Grid(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Spatial tokens in one time step."""
+        """Number of spatial tokens in one time step."""
         return self.h * self.w

@@ -1,6 +1,6 @@
-"""Names of a package that are imported when they are first used (PEP 562).
+"""Public names of a package that are imported on first use (PEP 562).
 
-``import ssl_vivit`` and the ``--help`` of commands then do not wait for torch.
+``import ssl_vivit`` and the ``--help`` of commands then do not load torch.
 """
 
 from __future__ import annotations

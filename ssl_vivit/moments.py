@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of numbers, which merge exactly, whatever the split."""
+"""Count, mean and sum of squared deviations of numbers, which can be merged over parts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the known numbers of each entry.
+    """Moments of the known (non-NaN) numbers of each entry.
 
-    Merging works on deviations from the mean (Chan et al. 1979), so no digits are lost where the
-    mean is large.
+    Merging works on deviations from the mean (Chan et al. 1979), so no digits are lost if the mean
+    is large.
 
     Args:
-        count: known numbers; an array of NumPy or a tensor.
-        mean: float64, 0 where nothing is known.
+        count: number of known values, as a NumPy array or a tensor.
+        mean: mean of the known values, float64; 0 for entries without known values.
         deviation: sum of squared deviations from the mean.
     """
 
@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, axis: int = 0) -> Moments:
-        """Moments over an axis; NaN is unknown."""
+        """Return the moments over an axis; NaN counts as unknown."""
         known = ~np.isnan(values)
         count = known.sum(axis)
         filled = np.where(known, values, 0).astype(np.float64)
@@ -38,7 +38,7 @@ class Moments:
 
     @classmethod
     def of_pixels(cls, values: np.ndarray) -> Moments:
-        """Moments of all values together; no float copy is made of uint8."""
+        """Return the moments of all values together, without a float copy of uint8 values."""
         if values.dtype != np.uint8:
             return cls.of(values.reshape(-1))
         numbers = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
@@ -47,11 +47,11 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Self]) -> Self:
-        """Moments of the numbers of all parts together."""
+        """Return the moments of the numbers of all parts together."""
         first, *others = parts
         for other in others:
             count = first.count + other.count
-            # Nothing is divided by 0 where nothing is known.
+            # Avoid a division by 0 for entries without known values.
             share = other.count / (count + (count == 0))
             shift = other.mean - first.mean
             deviation = first.deviation + other.deviation
@@ -61,15 +61,15 @@ class Moments:
 
     @staticmethod
     def squared(distance: Any) -> Any:
-        """The squares that ``deviation`` adds up."""
+        """Return the squared distances, whose sum is ``deviation``."""
         return distance * distance
 
     @property
     def std(self) -> np.ndarray:
-        """Standard deviation of the population; 0 where nothing is known."""
+        """Population standard deviation; 0 for entries without known values."""
         return np.sqrt(self.deviation / np.maximum(self.count, 1))
 
     @property
     def varies(self) -> np.ndarray:
-        """Entries whose numbers differ by more than float32 rounds: bool."""
+        """Boolean array: whether an entry's numbers differ by more than the rounding of float32."""
         return self.std > np.finfo(np.float32).eps * np.abs(self.mean)

@@ -1,4 +1,4 @@
-"""JSON and YAML of unknown origin, in bounded time and memory."""
+"""Read JSON and YAML of unknown origin in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import yaml
 
-# More than any file of this project needs.
+# Deepest allowed nesting; no file of this project needs more.
 _DEEPEST = 50
 
-# Bytes, or characters, of YAML. A thousand settings have half of it.
+# Longest YAML text in bytes or characters. A thousand settings take half of it.
 LONGEST_YAML = 100_000
 
-# Of libyaml, where it is there: pure Python takes seconds for so much.
+# Prefer the loader of libyaml: pure Python takes seconds for a text of this length.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_json_text(text: str | bytes) -> Any:
-    """Return the content of a JSON text.
+    """Parse a JSON text and return its content.
 
     Raises:
-        ValueError: if it is none, or is nested too deeply.
+        ValueError: if the text is not valid JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -30,12 +30,13 @@ def read_json_text(text: str | bytes) -> Any:
 
 
 def read_yaml_text(text: str) -> Any:
-    """Return the content of a YAML text, without objects of Python.
+    """Parse a YAML text and return its content; Python objects are never constructed.
 
     Raises:
-        ValueError: if it is none, is longer than 100,000 characters, is nested more than 50 levels
-            deep, or has aliases within what other aliases stand for, by which a few lines may stand
-            for billions. The message does not repeat the text.
+        ValueError: if the text is not valid YAML, has more than 100,000 characters, is nested more
+            than 50 levels deep, or has an alias inside a node that other aliases refer to. By such
+            nested aliases a few lines could expand to billions. The message does not repeat the
+            text.
     """
     if len(text) > LONGEST_YAML:
         raise ValueError(f"it has more than {LONGEST_YAML:,} characters")
@@ -64,4 +65,4 @@ def _check_events(text: str) -> None:
                 anchored = 0
             depth -= 1
         elif isinstance(event, yaml.AliasEvent) and anchored:
-            raise ValueError(f"the alias *{event.anchor} is part of what another alias stands for")
+            raise ValueError(f"the alias *{event.anchor} is inside a node with an anchor")

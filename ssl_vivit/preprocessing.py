@@ -1,4 +1,4 @@
-"""Preprocessing of frames to an encoder's input."""
+"""Preprocessing that turns frames into an encoder's input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
 
-# ITU-R 601 with torchvision's digits.
+# Luma weights of R, G and B by ITU-R 601, rounded as in torchvision.
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -22,21 +22,24 @@ LUMA = (0.2989, 0.587, 0.114)
 class Preprocessing(Mapping[str, Any]):
     """Settings that turn uint8 frames into an encoder's video.
 
-    It is saved in config.json of an exported encoder. Calling it on frames applies it. It also reads
-    as a mapping of the settings that are known, and equals a dictionary of them.
+    The settings are saved in config.json of an exported encoder. Calling the object on frames
+    applies the preprocessing. The object is also a mapping from the names of known settings to
+    their values, and compares equal to a dictionary of them.
 
     Args:
-        pixel_range: values of black and white that ``mean`` and ``std`` refer to; None is (0, 1).
-        channels: ``rgb``, or ``luma`` (ITU-R 601); None where unknown.
-        mean: of each channel, or one number for all.
-        std: of each channel, or one number for all.
-        fps: frames per second that ``frame_stride`` counts in; None takes the video's own.
+        pixel_range: values of black and white on the scale of ``mean`` and ``std``. None means
+            (0, 1).
+        channels: ``rgb``, or ``luma`` (ITU-R 601). None if unknown.
+        mean: mean of each channel, or one number for all channels.
+        std: standard deviation of each channel, or one number for all channels.
+        fps: frames per second to which ``frame_stride`` refers. None means the video's own rate.
         frame_stride: steps from one frame of a clip to the next; 1 takes every frame.
-        resize: (H, W) that the largest central window of this shape is resized to.
+        resize: (H, W) of the result. The largest central window with this aspect ratio is resized.
 
     Raises:
-        TypeError, ValueError: for values that are no numbers or not finite, for a standard
-            deviation or frame rate of 0 or less, and for a range without extent.
+        TypeError: for values that are not numbers.
+        ValueError: for values that are not finite, a standard deviation or frame rate of 0 or less,
+            or equal values of black and white.
     """
 
     pixel_range: tuple[float, float] | None = None
@@ -61,7 +64,9 @@ class Preprocessing(Mapping[str, Any]):
                 object.__setattr__(self, name, tuple(kind(each) for each in values))
         self._check_finite("fps", () if self.fps is None else (self.fps,))
         if self.pixel_range is not None and self.pixel_range[0] == self.pixel_range[-1]:
-            raise ValueError(f"preprocessing pixel_range {self.pixel_range} has no extent")
+            raise ValueError(
+                f"preprocessing pixel_range {self.pixel_range} must be two different numbers"
+            )
 
     def _check_finite(self, name: str, values: Sequence[Any]) -> None:
         for value in map(float, values):
@@ -71,7 +76,7 @@ class Preprocessing(Mapping[str, Any]):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None) -> Preprocessing | None:
-        """Read settings by name, as config.json holds them; None stays None.
+        """Build the preprocessing from settings by name, as in config.json; None returns None.
 
         Raises:
             ValueError: for an unknown name.
@@ -98,7 +103,7 @@ class Preprocessing(Mapping[str, Any]):
         return name in tuple(self)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a setting; ``default`` where it is unknown."""
+        """Return the value of a setting, or ``default`` if it is unknown."""
         return dict(self).get(name, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -108,21 +113,21 @@ class Preprocessing(Mapping[str, Any]):
         return sum(1 for _ in self)
 
     def __or__(self, changes: Mapping[str, Any]) -> Preprocessing:
-        """A copy with some settings changed."""
+        """Return a copy with some settings changed."""
         return replace(self, **changes)
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
     def normalised(self) -> bool:
-        """True where mean and standard deviation are known."""
+        """Whether mean and standard deviation are known."""
         return self.mean is not None and self.std is not None
 
     def statistics(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, of pixels between 0 and 1.
+        """Return mean and standard deviation of each channel, for pixels scaled to [0, 1].
 
         Raises:
-            ValueError: if they are unknown, or of another number of channels.
+            ValueError: if ``mean`` or ``std`` is unknown, or has another number of channels.
         """
         if self.mean is None or self.std is None:
             raise ValueError(
@@ -148,13 +153,13 @@ class Preprocessing(Mapping[str, Any]):
         Resizing is bilinear and antialiased.
 
         Args:
-            frames: RGB frames of one clip or of several, as a tensor or a NumPy array.
+            frames: uint8 RGB frames (T, H, W, 3) or (B, T, H, W, 3), as a tensor or a NumPy array.
 
         Returns:
-            Video for the encoder; as large as the frames where ``resize`` is unknown.
+            Video for the encoder. It keeps the size of the frames if ``resize`` is unknown.
 
         Raises:
-            ValueError: for frames of another kind, or where mean and std are unknown.
+            ValueError: for frames of another shape or type, or if mean and std are unknown.
         """
         import torch
         import torch.nn.functional as F
@@ -184,10 +189,16 @@ class Preprocessing(Mapping[str, Any]):
 def central_window(
     height: int, width: int, narrowest: float, widest: float
 ) -> tuple[int, int, int, int]:
-    """Find the largest central window of a frame whose width : height is within limits.
+    """Find the largest central window of a frame whose aspect ratio is within limits.
+
+    Args:
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
+        narrowest: smallest allowed ratio of width to height.
+        widest: largest allowed ratio of width to height.
 
     Returns:
-        Top, left, height and width in pixels.
+        Top, left, height and width of the window in pixels.
     """
     crop_height, crop_width = height, width
     if width / height < narrowest:

@@ -1,4 +1,4 @@
-"""Exported directories of a kind that the caller does not know."""
+"""Load an exported model whose type the caller does not know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_vivit.exported.directory import Format, read_config
 from ssl_vivit.exported.hub import locate
 from ssl_vivit.neural.prediction import MODEL_OF_NEURONS, NeuralPredictor
 
-# Entry of config.json → how a directory that has it is loaded; the first that is there decides.
+# Key of config.json → function that loads a directory with this key. The first key found decides.
 LOADERS: dict[str, Callable[..., nn.Module]] = {
     "sessions": NeuralPredictor.from_pretrained,
     "classifier": VideoClassifier.from_pretrained,
@@ -36,19 +36,19 @@ def load_pretrained(
     token: str | bool | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Load whatever an exported directory holds: an encoder, a classifier or a model of neurons.
+    """Load an exported model of any type: an encoder, a classifier or a model of neurons.
 
     Args:
         path: an exported directory, or ``"org/name"`` on the hub.
         revision: branch, tag or commit on the hub.
-        token: for private models of the hub.
-        options: as of the ``from_pretrained`` of the class that is loaded.
+        token: access token for private models on the hub.
+        options: further arguments of ``from_pretrained`` of the class that is loaded.
 
     Returns:
         A :class:`ViViT`, :class:`VideoClassifier` or :class:`NeuralPredictor` in eval mode.
 
     Raises:
-        FileNotFoundError: if nothing is exported there.
+        FileNotFoundError: if there is no exported model.
         ValueError: for files that cannot be read or do not fit each other.
     """
     path = locate(path, _ANY, revision=revision, token=token)

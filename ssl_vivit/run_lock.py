@@ -1,4 +1,4 @@
-"""A lock on a run's directory: one process at a time writes there."""
+"""A lock on a run's directory, so that only one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from pathlib import Path
 from ssl_vivit.errors import RunError
 
 LOCK = "run.lock"
-# Process and directory of each lock that is held: a forked process does not hold its parent's.
+# Process id and directory of each lock that is held. A forked process does not hold its parent's
+# locks.
 _held: set[tuple[int, Path]] = set()
 
 
 @contextmanager
 def locked(directory: Path, setting: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes out of a directory while the block runs.
+    """Lock a directory against other processes while the block runs.
 
-    The lock is a POSIX record lock on the file ``run.lock``. It ends with the process, however that
-    ends, and child processes do not inherit it. What the file says is for the message of a second
-    process alone, so a file that a killed process left blocks nothing. The block may be nested. At
-    its end the file is removed, and so is the directory if the block made it and left it empty.
+    The lock is a POSIX record lock on the file ``run.lock``. The system releases it when the
+    process ends for any reason, and child processes do not inherit it. The content of the file is
+    used only in the message that a second process prints, so a file left by a killed process does
+    not block. Blocks for the same directory may be nested. At the end the file is removed. The
+    directory is removed as well if the block created it and left it empty.
 
     Args:
-        directory: is made if it is missing.
+        directory: the directory; it is created if it is missing.
         setting: the option that names the directory, for messages.
-        warn: told if the file system has no locks; the block then runs without one.
+        warn: called with a message if the file system does not support locks. The block then runs
+            without a lock.
 
     Raises:
         RunError: if another process holds the lock, or the directory cannot be written.
@@ -62,12 +65,12 @@ def locked(directory: Path, setting: str, warn: Callable[[str], None]) -> Iterat
 
 
 def refuse_locked(directory: Path, setting: str) -> None:
-    """Refuse a directory in which another process is writing; nothing is written there.
+    """Refuse a directory that another process has locked; nothing is written there.
 
     Raises:
-        RunError: naming the other process.
+        RunError: if another process holds the lock; the message names the process.
     """
-    # To close the file would end a lock that this process holds.
+    # Closing the file would release the lock that this process holds.
     if _key(directory) in _held:
         return
     try:
@@ -94,13 +97,13 @@ def _take(directory: Path, setting: str, warn: Callable[[str], None]) -> int:
             raise
         if _is_at(directory / LOCK, descriptor):
             break
-        os.close(descriptor)  # its holder ended and removed it after it was opened here
+        os.close(descriptor)  # its holder removed the file after it was opened here
     holder = {
         "process": os.getpid(),
         "host": platform.node(),
         "since": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
     }
-    with suppress(OSError):  # on a full disk the lock holds without it
+    with suppress(OSError):  # on a full disk the lock works without it
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{json.dumps(holder)}\n".encode())
     return descriptor
@@ -113,12 +116,12 @@ def _lock(descriptor: int, directory: Path, setting: str, warn: Callable[[str], 
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             warn(
                 f"{directory} is on a file system without locks ({error.strerror}): a second run "
-                "there would not be noticed, so start one alone"
+                "in it cannot be detected, so start only one"
             )
             return
         raise RunError(
-            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for its "
-            f"end, stop it, or choose another {setting}"
+            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for "
+            f"its end, stop it, or choose another {setting}"
         ) from None
 
 
@@ -126,12 +129,12 @@ def _holder(descriptor: int) -> str:
     try:
         said = json.loads(os.read(descriptor, 4096))
         return f"process {said['process']} on host {said['host']}, since {said['since']},"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except (OSError, ValueError, KeyError, TypeError):  # the other process is just writing the file
         return "another process"
 
 
 def _release(directory: Path, descriptor: int) -> None:
-    # Removed before the lock ends, so that no other process can have locked this file meanwhile.
+    # Remove the file before the lock ends, so that no other process can lock it in between.
     if _is_at(directory / LOCK, descriptor):
         with suppress(OSError):
             os.unlink(directory / LOCK)
@@ -139,7 +142,7 @@ def _release(directory: Path, descriptor: int) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file still has its name."""
+    """Return whether ``path`` still refers to the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

@@ -1,4 +1,4 @@
-"""Checks of settings: their types, and their least values."""
+"""Checks of the types and lower limits of settings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type than declared.
+    """Refuse a value that does not have the declared type.
 
     Args:
-        name: the setting.
-        value: its value.
-        hint: its type: a ``Literal``, bool, int or float, or a union of one of them with None;
-            other types are not looked at.
+        name: name of the setting.
+        value: value of the setting.
+        hint: declared type: a ``Literal``, bool, int or float, or a union of one of them with None.
+            Other types are not checked.
 
     Raises:
-        ValueError: naming the setting and what it may be. True and False are no numbers.
+        ValueError: if the type is wrong; the message names the setting and the allowed values. True
+            and False are not accepted as numbers.
     """
     allowed = _literals(hint)
     if allowed and value not in allowed:
@@ -36,15 +37,15 @@ def check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def check_least(config: Any, group: str = "", /, **least: float) -> None:
-    """Refuse settings below their least value.
+    """Refuse settings below their lower limit.
 
     Args:
-        config: has the settings as attributes.
-        group: what stands before their names on the command line, such as ``probe.``.
-        least: setting → least value.
+        config: object with the settings as attributes.
+        group: prefix of the settings' names on the command line, such as ``probe.``.
+        least: setting → smallest allowed value.
 
     Raises:
-        ValueError: naming the setting, its value and the least.
+        ValueError: if a value is too small; the message names the setting, its value and the limit.
     """
     for name, value in least.items():
         if (found := getattr(config, name)) < value:
@@ -52,21 +53,21 @@ def check_least(config: Any, group: str = "", /, **least: float) -> None:
 
 
 def check_types(config: object, prefix: str = "") -> None:
-    """Refuse a config dataclass whose settings are of other types than declared.
+    """Refuse a config dataclass with a setting that does not have its declared type.
 
     Args:
-        config: the dataclass.
-        prefix: of the settings' names in messages, "objective." for one.
+        config: instance of the dataclass.
+        prefix: prefix of the settings' names in messages, such as "objective.".
 
     Raises:
-        ValueError: as :func:`check_type`, for the first such setting.
+        ValueError: for the first setting that :func:`check_type` refuses.
     """
     for name, hint in get_type_hints(type(config)).items():
         check_type(f"{prefix}{name}", getattr(config, name), hint)
 
 
 def _literals(hint: Any) -> list[Any]:
-    """Allowed values of a ``Literal`` type, also inside a union with None; [] for other types."""
+    """Return the values of a ``Literal`` type, also within a union; [] for other types."""
     if type(hint) is type(Literal["a"]):
         return list(get_args(hint))
     inner = get_args(hint)
@@ -75,5 +76,5 @@ def _literals(hint: Any) -> list[Any]:
 
 
 def listed(names: Any) -> str:
-    """Names as a line of text."""
+    """Return names as one text, separated by commas."""
     return ", ".join(map(str, names))

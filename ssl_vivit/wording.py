@@ -1,4 +1,4 @@
-"""Numbers with their nouns, for printed lines."""
+"""Numbers with nouns in the singular or plural, for printed lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ def quantity(number: int, noun: str) -> str:
     """Return the number and the noun in the singular or plural: ``1 shard``, ``2 shards``.
 
     Args:
-        number: of things.
-        noun: the thing, in the singular; its plural ends in s.
+        number: the number.
+        noun: the noun in the singular; its plural must end in s.
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -91,8 +91,8 @@ def test_a_refused_file_is_one_line_and_the_earlier_file_stays(
     with no_space_beyond(2000), pytest.raises(WriteError) as refused, replaced_file(path) as part:
         write(part)
     assert str(refused.value) == (
-        f"{path} cannot be written: File too large; what was there before is unchanged. Fix that and "
-        "run the command again"
+        f"{path} cannot be written: File too large; its earlier content is unchanged. Fix the "
+        "cause and run the command again"
     )
     assert isinstance(refused.value, UserError)
     assert path.read_text() == "earlier"

@@ -16,14 +16,14 @@ from session_folders import folder as session_folder
 from ssl_vivit.training import run
 
 GROUP = (
-    "training is a group of settings and takes neither a value nor a file; give its settings one by "
-    "one, such as --training.run_dir, or those of a file by --config FILE"
+    "training is a group of settings and takes neither a value nor a file; give its settings one "
+    "by one, such as --training.run_dir, or those of a file by --config FILE"
 )
 NO_TAR = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 DEPTH = "damaged/config.json: depth 1000000000 must be a whole number of at most 1,000; export the "
 NO_RUN = (
-    "holds none of metrics.jsonl, config.yaml, scores.json, comparison.json, probes.json, trials.csv; "
-    "give a run's directory"
+    "holds none of metrics.jsonl, config.yaml, scores.json, comparison.json, probes.json, "
+    "trials.csv; give a run's directory"
 )
 HELP = "see python -m ssl_vivit.evaluation.attention --help"
 NO_RESPONSES = (
@@ -35,14 +35,14 @@ NO_MODEL = (
     "run writes as RUN/model"
 )
 AN_ENCODER = (
-    "model: damaged holds an encoder and no model of neurons; fine-tune it by "
+    "model: damaged holds an encoder and no model of neurons; fine-tune it with "
     "recipes/finetune_neural.py --encoder damaged"
 )
 EMPTY = (
     "model: empty is no model of neurons: config.json is missing; give the directory that a run "
     "writes as RUN/model"
 )
-NO_FOLDER = "session nowhere is no folder; give one in the Sensorium layout"
+NO_FOLDER = "session nowhere is not a folder; give a folder in the Sensorium layout"
 PRECISION = "training.precision: expected one of 'auto', 'fp32', 'bf16', 'fp16'; got fp64"
 CORE = "core: expected one of 'vivit', 'ln', 'ln_separable', 'energy', 'resnet', 'x3d'; got vit"
 UNKNOWN_PRESET = (
@@ -57,13 +57,13 @@ TABLE: dict[str, dict[str, str]] = {
             "--steps many": "training.steps: expected int; got many",
             "--precision fp64": PRECISION,
             "--config none": UNKNOWN_PRESET,
-            "--config empty": "--config empty is no YAML file: it is no regular file",
+            "--config empty": "--config empty is no YAML file: it is not a regular file",
             "--training file.txt": GROUP,
             "--training=file.txt": GROUP,
             "--config names_a_file.yaml": GROUP,
             "--data.shards nowhere/*.tar": f"--data.shards 'nowhere/*.tar' matches no .tar file; {NO_TAR}",
             "--data.shards empty": f"--data.shards 'empty' matches no .tar file; {NO_TAR}",
-            "--data.shards file.txt": f"--data.shards 'file.txt' is no .tar file; {NO_TAR}",
+            "--data.shards file.txt": f"--data.shards 'file.txt' is not a .tar file; {NO_TAR}",
         }
         for recipe in ("recipes.simclr_clevrer", "recipes.mae_clevrer")
     },

@@ -1,1 +1,1 @@
-"""Files → batches. Nothing is imported here: packing shards should not wait for torch."""
+"""Data loading. Nothing is imported here, so that packing of shards does not load torch."""

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """One process's share of every global batch.
+    """Part of every global batch that one process loads.
 
-    The global batch of a step is the same whatever the split: micro-batch ``a`` of process ``r``
-    holds the samples ``[(a · world_size + r) · micro_batch_size, … + micro_batch_size)`` of it.
+    The global batch of a step does not depend on the split. Micro-batch ``a`` of process ``r``
+    consists of the samples ``[(a · world_size + r) · micro_batch_size, … + micro_batch_size)`` of
+    the global batch.
 
     Args:
         total_batch_size: samples per optimisation step, over all processes and accumulation.
         world_size: number of processes.
-        rank: this process, 0 ≤ rank < world_size.
+        rank: rank of this process, 0 ≤ rank < world_size.
         accumulation: micro-batches per step and process.
 
     Raises:
-        ValueError: if the batch does not divide evenly; the message names sizes that would.
+        ValueError: if the batch does not divide evenly; the message suggests sizes that do.
     """
 
     total_batch_size: int
@@ -43,6 +44,6 @@ class BatchSplit:
         return self.total_batch_size // (self.world_size * self.accumulation)
 
     def positions(self, micro_step: int) -> range:
-        """Positions within the step's global batch that this process's micro-batch holds."""
+        """Return the positions of micro-batch ``micro_step`` of this process in the batch."""
         start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)

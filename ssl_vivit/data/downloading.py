@@ -1,10 +1,10 @@
-"""Downloads over connections that break, stall or are refused.
+"""Downloads that recover from broken, stalled or refused connections.
 
-- A connection that brings nothing for some seconds is given up, whatever it waits for: a name
-  server, a handshake, headers or bytes.
-- Another attempt follows after a growing pause and goes on at the byte that was reached. A file
-  that has changed meanwhile (ETag or Last-Modified, size) is fetched from its start.
-- A request to stop ends a download within half a second, see :mod:`ssl_vivit.data.stopping`.
+- An attempt is given up if no data arrives for some seconds, in any phase: name lookup, handshake,
+  headers or body.
+- The next attempt follows after a pause, which grows, and continues at the byte that was reached. A
+  file that has changed in between (ETag or Last-Modified, size) is downloaded from the start.
+- A request to stop ends a download within half a second; see :mod:`ssl_vivit.data.stopping`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ssl_vivit.errors import DataError
 logger = logging.getLogger(__name__)
 
 STALL_TIMEOUT = 30.0
-# Attempts in a row that bring nothing new.
+# Number of successive attempts without new data after which a download fails.
 _ATTEMPTS = 4
-# Seconds before the second attempt. Each further pause is twice as long.
+# Seconds before the second attempt. Each further pause is twice as long as the one before.
 _FIRST_PAUSE = 1.0
-# Seconds that a server may ask to wait.
+# Longest wait in seconds that a server may request.
 _LONGEST_PAUSE = 60.0
-# Python's and torch's global generators stay as they are: pauses must not change a run's draws.
+# A separate generator, so that pauses do not change the random numbers of a run.
 _jitter = random.SystemRandom()
 
 
@@ -43,18 +43,18 @@ def fetch(
     stall_timeout: float = STALL_TIMEOUT,
     look: Callable[[], object] = stopping.check,
 ) -> None:
-    """Write a remote file to ``file``.
+    """Download a remote file into ``file``.
 
     Args:
-        address: as :func:`~ssl_vivit.data.remote_files.opener_of` takes it.
-        file: open for writing; what it holds is replaced.
-        size: of the file in bytes, as its index says; None is what the server says.
-        stall_timeout: seconds without a byte after which an attempt has failed.
-        look: called several times a second; may raise to end the download.
+        address: address; see :func:`~ssl_vivit.data.remote_files.opener_of`.
+        file: file that is open for writing. Its content is replaced.
+        size: expected size in bytes, from the index. None means the size that the server reports.
+        stall_timeout: seconds without data after which an attempt fails.
+        look: function that is called several times a second. It may raise to end the download.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if it cannot be fetched whole; the message says what to do.
+        DataError: if the complete file cannot be downloaded; the message says what to do.
     """
     opener = opener_of(address, stall_timeout)
     _empty(file)
@@ -84,10 +84,10 @@ def fetch(
         failures = 1 if file.tell() > furthest else failures + 1
         furthest = max(furthest, file.tell())
         if failures >= _ATTEMPTS or wait > _LONGEST_PAUSE:
-            later = f" and to come back in {wait:,.0f} s" if wait > _LONGEST_PAUSE else ""
+            later = f" (retry after {wait:,.0f} s)" if wait > _LONGEST_PAUSE else ""
             times = f", {failures} times in a row" if failures > 1 else ""
             raise DataError(
-                f"{address} cannot be fetched: {reason}{later}{times}; check the server and the "
+                f"{address} cannot be downloaded: {reason}{later}{times}; check the server and the "
                 "network, then run the command again"
             )
         pause = max(wait, _FIRST_PAUSE * 2 ** (failures - 1) * _jitter.uniform(0.5, 1.0))
@@ -98,8 +98,8 @@ def fetch(
 def _refuse_other_size(address: str, found: int | None, size: int | None) -> None:
     if None not in (found, size) and found != size:
         raise DataError(
-            f"{address} has {found:,} bytes where its index says {size:,}: it is cut off or changed; "
-            "upload the shard and its index again"
+            f"{address} has {found:,} bytes, but its index says {size:,}: it is truncated or was "
+            "changed; upload the shard and its index again"
         )
 
 
@@ -109,7 +109,7 @@ def _empty(file: BinaryIO) -> None:
 
 
 class _Broken(Exception):
-    """An attempt that failed and may be repeated."""
+    """Raised for a failed attempt that may be repeated."""
 
     def __init__(self, reason: str, wait: float = 0.0, changed: bool = False) -> None:
         super().__init__(reason)
@@ -123,10 +123,10 @@ def _arrivals(
     stall_timeout: float,
     look: Callable[[], object],
 ) -> Generator[Body | bytes, None, None]:
-    """Yield the body of an answer, then its bytes.
+    """Yield the body of a response, then its bytes.
 
-    A thread waits for them, as some waits cannot be bounded or interrupted, such as that for a name
-    server. It is left to itself when the iterator is closed.
+    They are received by a separate thread, since some waits cannot be interrupted, such as the wait
+    for a name server. When the iterator is closed, the thread is not joined and ends later.
     """
     arrivals: queue.Queue[Body | bytes | Exception | None] = queue.Queue(maxsize=4)
     left = threading.Event()
@@ -185,4 +185,4 @@ def _said(error: Exception, stall_timeout: float) -> str:
 
 
 def _stalled(seconds: float) -> str:
-    return f"nothing came for {seconds:g} s (stall_timeout)"
+    return f"no data arrived for {seconds:g} s (stall_timeout)"

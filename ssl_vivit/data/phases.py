@@ -1,4 +1,4 @@
-"""Named phases of a training step, whose time a profile measures."""
+"""Named phases of a training step, whose duration can be profiled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Recorder(Protocol):
-    """Measures phases."""
+    """Protocol of an object that measures phases."""
 
     def measured(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -18,7 +18,7 @@ _recorder: Recorder | None = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Mark a block of code as a phase; without a recorder nothing is measured."""
+    """Mark a block of code as a phase; it is measured only if a recorder is set."""
     if _recorder is None:
         yield
         return
@@ -27,6 +27,6 @@ def phase(name: str) -> Iterator[None]:
 
 
 def record_phases(recorder: Recorder | None) -> None:
-    """Measure all phases from now on by a recorder; None ends it."""
+    """Set the recorder that measures all phases from now on; None stops measuring."""
     global _recorder
     _recorder = recorder

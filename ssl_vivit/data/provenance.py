@@ -1,4 +1,4 @@
-"""A record of the videos that an encoder was trained on, so that none of them is tested on."""
+"""Record of an encoder's training videos, to detect tests on videos that it was trained on."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def pretraining_data(
     indices: Sequence[int] | np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
-    """Return a record of the videos that a run was trained on, as JSON values.
+    """Return a JSON-serialisable record of the videos that a run was trained on.
 
     Args:
-        config: settings of the data: the shards, and the share of videos that is held out.
-        videos: opened shards, or a folder of videos. Files of a folder are read to hash them.
-        indices: the videos of the training part.
+        config: settings of the data: the shards, and the fraction of held-out videos.
+        videos: open shards, or a folder of videos, whose files are read and hashed.
+        indices: indices of the training videos.
         seed: seed of the run. The held-out videos do not depend on it.
 
     Returns:
-        A dictionary with the number of ``videos``, the ``shards`` as the config names them, the
-        share ``held_out``, the ``seed``, the sorted hashes of the original files as ``sources``
-        (where they are known), and ``contents``: for each shard a checksum of its annotations,
-        followed by its file name.
+        A dictionary with the number of ``videos``, the ``shards`` as in the config, the fraction
+        ``held_out``, the ``seed``, the sorted hashes of the original files as ``sources`` (if
+        known), and ``contents``: for each shard a checksum of its annotations, followed by its file
+        name.
     """
     shards = config.shards
     return {
@@ -52,17 +52,18 @@ def trained_on(
     videos: ShardSet | VideoFolder,
     indices: Sequence[int] | np.ndarray,
 ) -> int:
-    """Count the videos that a recorded run may have trained on.
+    """Count the videos on which a recorded run may have been trained.
 
-    The hash of the file that a video was packed from tells, however it was packed. Where the
-    record or the video lacks it, as in shards of earlier versions, names tell: those videos count
-    that lie in shards of the same name and annotations (of the same name where a shard has none)
-    and that the run did not hold out.
+    Videos are compared by the hash of the original file, which does not depend on packing. Shards
+    of earlier versions have no such hashes. If the record or the video lacks them, a video counts
+    if two conditions hold. Its shard must have the name and the annotations of a recorded shard
+    (only the name if one of them has no annotations), and the video must not be among those that
+    the run held out.
 
     Args:
-        record: of :func:`pretraining_data`.
-        videos: shards, opened, or a folder of videos, of which the files are read.
-        indices: the videos in question.
+        record: record made by :func:`pretraining_data`.
+        videos: open shards, or a folder of videos, whose files are read.
+        indices: indices of the videos to compare.
     """
     hashes = set(record.get("sources", ()))
     complete = len(record.get("sources", ())) == record["videos"]
@@ -80,7 +81,7 @@ def trained_on(
 def _in_shards_of_the_same_names(
     record: Mapping[str, Any], videos: ShardSet | VideoFolder
 ) -> np.ndarray:
-    """Mark the videos whose shard has the name and annotations of a recorded shard: bool."""
+    """Return a mask of videos whose shard has the name and annotations of a recorded shard."""
     if not isinstance(videos, ShardSet):
         return np.zeros(len(videos), bool)
     known: dict[str, set[str]] = {}
@@ -97,7 +98,7 @@ def _in_shards_of_the_same_names(
 
 
 def _contents(videos: ShardSet | VideoFolder) -> list[tuple[str, str]]:
-    """Checksum and file name of each shard; a folder has none."""
+    """Return checksum and file name of each shard; [] for a folder."""
     if not isinstance(videos, ShardSet):
         return []
     crcs = videos.annotation_crcs
@@ -106,7 +107,7 @@ def _contents(videos: ShardSet | VideoFolder) -> list[tuple[str, str]]:
         own = np.flatnonzero(videos.shard_of == number)
         checksum = _NOT_KNOWN
         if videos.has_annotation[own].all():
-            # Annotations are the same bytes however the frames are packed.
+            # The bytes of annotations do not depend on how frames are packed.
             keys = "\n".join(videos.keys[i] for i in own).encode()
             checksum = f"{zlib.crc32(crcs[own].astype('<u4').tobytes(), zlib.crc32(keys)):08x}"
         found.append((checksum, shard.rstrip("/").rsplit("/", 1)[-1]))

@@ -1,4 +1,4 @@
-"""Remote files as streams of bytes from an offset on: over HTTP, or by a file system of fsspec."""
+"""Remote files as streams of bytes from an offset, over HTTP or a file system of fsspec."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from typing import Any
 import fsspec
 
 _PIECE = 1 << 20
-# Object stores count as silent until a range is complete, so ranges are small.
+# Bytes per request to an object store. No data arrives before a range is complete, so it is small.
 _RANGE = 1 << 22
-# Request timeout, too early, too many requests, and errors of servers that pass.
+# HTTP status codes of temporary errors: request timeout, too early, too many requests, server
+# errors.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
 class Body:
-    """Bytes of a remote file, as they arrive.
+    """Body of a response: bytes of a remote file.
 
     Attributes:
-        start: offset of the first one: the one asked for, or 0.
-        total: size of the whole file; None if it is not told.
-        version: what tells this version of the file from others; None if it is not told.
-        pieces: the bytes. They may end early, with or without an error.
+        start: offset of the first byte: the requested offset, or 0.
+        total: size of the whole file. None if unknown.
+        version: identifier of this version of the file. None if unknown.
+        pieces: iterator of the bytes. It may end early, with or without an error.
     """
 
     start: int
@@ -44,19 +45,19 @@ class Body:
 
 
 class Changed(OSError):
-    """The file is no longer the one whose first bytes were fetched before."""
+    """Raised if the file has changed since its first bytes were downloaded."""
 
 
 class Refused(OSError):
-    """An answer that another attempt would not change."""
+    """Raised for a permanent error, which another attempt would not change."""
 
 
 class Unavailable(OSError):
-    """An answer that another attempt may change.
+    """Raised for a temporary error.
 
     Args:
-        reason: a line.
-        wait: seconds after which the server asks to come back.
+        reason: description in one line.
+        wait: seconds that the server asks to wait before the next attempt.
     """
 
     def __init__(self, reason: str, wait: float) -> None:
@@ -68,19 +69,20 @@ Opener = Callable[[int, str | None], AbstractContextManager[Body]]
 
 
 def opener_of(address: str, timeout: float) -> Opener:
-    """A function that opens a remote file at an offset.
+    """Return a function that opens a remote file at an offset.
 
-    It takes the offset and the version of the bytes before it. The file comes from its start if the
-    server gives no ranges, or has another version. It raises FileNotFoundError if there is no such
-    file, and Changed, Refused, Unavailable, another OSError or HTTPException if it cannot be opened.
+    The function takes the offset and the version of the bytes before it. The body starts at 0 if
+    the server does not support ranges, or has another version. The function raises
+    FileNotFoundError if there is no such file. It raises Changed, Refused, Unavailable, another
+    OSError or HTTPException if the file cannot be opened.
 
     Args:
-        address: ``http://``, ``https://`` or of another file system of fsspec.
-        timeout: seconds without a byte after which a connection over HTTP has failed.
+        address: an ``http://`` or ``https://`` address, or one of another file system of fsspec.
+        timeout: seconds without data after which a connection over HTTP fails.
     """
     if address.startswith(("http://", "https://")):
         return functools.partial(_open_http, address, timeout)
-    # File systems are made by the caller's thread, as fsspec keeps one for each thread.
+    # Create the file system in the caller's thread, as fsspec has one for each thread.
     return functools.partial(_open_by_fsspec, *fsspec.core.url_to_fs(address))
 
 
@@ -93,7 +95,7 @@ def _open_http(address: str, timeout: float, start: int, version: str | None) ->
             raise _meaning(error, start) from None
     with response:
         headers = response.headers
-        # Weak ETags do not promise equal bytes, and servers ignore them in If-Range.
+        # Ignore weak ETags: they do not guarantee equal bytes, and servers ignore them in If-Range.
         now = headers.get("ETag") or headers.get("Last-Modified")
         now = None if now is None or now.startswith("W/") else now
         length = headers.get("Content-Length")
@@ -101,7 +103,7 @@ def _open_http(address: str, timeout: float, start: int, version: str | None) ->
         if response.status == http.client.PARTIAL_CONTENT:
             told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range") or "")
             if told is None or int(told[1]) != start or (version and now not in (None, version)):
-                raise Changed("the server gave another range than was asked for")
+                raise Changed("the server returned another range than requested")
             first, total = start, None if told[2] == "*" else int(told[2])
         yield Body(first, total, now, iter(lambda: response.read1(_PIECE), b""))
 
@@ -116,7 +118,7 @@ def _request(address: str, start: int, version: str | None) -> urllib.request.Re
     if start:
         request.add_header("Range", f"bytes={start}-")
         if version is not None:
-            # If the file has changed meanwhile the server then sends it from the start.
+            # With If-Range the server sends the file from the start if it has changed.
             request.add_header("If-Range", version)
     return request
 
@@ -126,14 +128,14 @@ def _meaning(error: urllib.error.HTTPError, start: int) -> OSError:
     if error.code in (http.client.NOT_FOUND, http.client.GONE):
         return FileNotFoundError(reason)
     if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-        return Changed("the server has fewer bytes than were fetched before")
+        return Changed("the file has fewer bytes than were downloaded before")
     if error.code in _PASSING:
         return Unavailable(reason, _seconds(error.headers.get("Retry-After")))
     return Refused(reason)
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header, which holds a number or a date."""
+    """Return the seconds of a Retry-After header, which is a number or a date."""
     if retry_after is None:
         return 0.0
     if retry_after.strip().isdecimal():
@@ -148,7 +150,7 @@ def _seconds(retry_after: str | None) -> float:
 def _open_by_fsspec(
     filesystem: fsspec.AbstractFileSystem, path: str, start: int, version: str | None
 ) -> Iterator[Body]:
-    filesystem.invalidate_cache()  # a listing made for a pattern may be old by now
+    filesystem.invalidate_cache()  # a cached listing may be outdated
     info: dict[str, Any] = filesystem.info(path)
     facts = [info.get(name) for name in ("ETag", "etag", "LastModified", "updated", "mtime")]
     now, total = repr((info["size"], *facts)), int(info["size"])
@@ -164,7 +166,7 @@ def _open_by_fsspec(
 
 
 def is_final(error: Exception) -> bool:
-    """Return True if another attempt to open or read would fail with this error again."""
+    """Return whether an error is permanent, so that another attempt would fail as well."""
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         return is_final(error.reason)
     lasting = (

@@ -1,4 +1,4 @@
-"""Shared memory that the workers of all loaders of a process need together."""
+"""Check of the shared memory that the workers of all loaders of a process need."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 _checked: WeakSet[Any] = WeakSet()
-# Loaders that were checked and whose workers have not started yet → bytes.
+# Loaders that were checked, but whose workers have not started yet → bytes that they need.
 _waiting: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def missing(loader: Any, needed: int, free: int) -> int:
-    """Count the bytes that are missing for the workers of a loader.
+    """Return how many bytes of shared memory are missing for the workers of a loader.
 
-    A loader is checked once. Later its batches, and those of loaders that run beside it, are a part
-    of what is not free.
+    A loader is checked only once, before its workers start. Later its own batches occupy memory.
 
     Args:
-        loader: whose workers are to start.
-        needed: bytes that its batches take at most.
-        free: bytes that are free now.
+        loader: loader whose workers are to start.
+        needed: largest number of bytes that its batches need.
+        free: number of free bytes now.
 
     Returns:
-        Bytes that are missing beside what loaders need that were checked and have not started; 0 if
-        the memory suffices.
+        Missing bytes, taking into account other loaders that were checked and have not started. 0
+        if the memory suffices.
     """
     if loader in _checked:
         return 0
@@ -35,5 +34,5 @@ def missing(loader: Any, needed: int, free: int) -> int:
 
 
 def started(loader: Any) -> None:
-    """Note that the workers of a loader have started and take their memory."""
+    """Record that the workers of a loader have started, so that its memory is no longer free."""
     _waiting.pop(loader, None)

@@ -1,7 +1,7 @@
 """Requests to stop, which end long waits for a server or another process.
 
-A signal handler notes the request (:func:`request`). Code that waits calls :func:`check` several
-times a second. Worker processes, which ignore signals, hear of it through shared memory.
+A signal handler makes the request (:func:`request`). Code that waits calls :func:`check` several
+times a second. Worker processes ignore signals and receive the request through shared memory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 INTERVAL = 0.2
-"""Seconds between two calls of :func:`check` at most, as far as the waiting code can tell."""
+"""Longest time in seconds between two calls of :func:`check` in code that waits."""
 
-# Without a lock: a process that is killed while it holds one would leave the others waiting.
+# No lock, since a process that was killed while holding it would block the others.
 _requested: Any = RawValue("b", 0)
 _heard: list[Any] = [_requested]
 _parent: int | None = None
@@ -27,15 +27,15 @@ def request() -> None:
 
 
 def withdraw() -> None:
-    """Take back the request."""
+    """Withdraw the request to stop."""
     _requested.value = 0
 
 
 def check() -> None:
-    """Return at once unless there is a request to stop.
+    """Raise an error if there is a request to stop.
 
     Raises:
-        KeyboardInterrupt: if there is one; in a worker also if its parent process has ended.
+        KeyboardInterrupt: if there is a request, or, in a worker, if its parent process has ended.
     """
     if is_orphan() or any(flag.value for flag in _heard):
         raise KeyboardInterrupt
@@ -47,7 +47,7 @@ def is_orphan() -> bool:
 
 
 def sleep(seconds: float, look: Callable[[], object] = check) -> None:
-    """Wait, and call ``look`` several times a second meanwhile."""
+    """Wait for ``seconds`` seconds and call ``look`` several times a second meanwhile."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         look()
@@ -55,17 +55,17 @@ def sleep(seconds: float, look: Callable[[], object] = check) -> None:
 
 
 def new_flag() -> Any:
-    """A flag for worker processes to follow; setting its ``value`` to 1 asks them to stop."""
+    """Return a new flag for worker processes; setting its ``value`` to 1 asks them to stop."""
     return RawValue("b", 0)
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """Return the arguments of :func:`follow`: this process's requests, ``flag`` and process id."""
+    """Return the arguments of :func:`follow`: all flags of this process, and its id."""
     return (*_heard, flag), os.getpid()
 
 
 def follow(flags: Sequence[Any], parent: int) -> None:
-    """Make this worker process follow its parent's requests, given by :func:`heard_by_workers`."""
+    """Make this worker process receive its parent's requests; see :func:`heard_by_workers`."""
     global _parent
     _heard[:] = flags
     _parent = parent

@@ -1,4 +1,4 @@
-"""Copies of batches to a GPU that neither the host nor the training step waits for."""
+"""Asynchronous copies of batches to a GPU, beside the running training step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the host to a device; the host does not wait for the copy.
+    """Copy a tensor from the host to a device without waiting for the copy.
 
-    Memory is pinned for copies to a GPU. From pageable memory the driver may wait for all work of
-    the stream first.
+    For a copy to a GPU, the tensor is first moved to pinned memory. A copy from pageable memory
+    could wait for all earlier work of the stream.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -21,13 +21,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Preparation:
-    """Prepares batches on a CUDA stream of its own, beside the training step that is running.
+    """Prepares batches on a separate CUDA stream, while a training step is running.
 
-    The host launches a training step without waiting for its end. While the GPU works on it, the
-    host copies and augments the next batch on this stream. On a CPU batches are prepared directly.
+    The host launches a training step without waiting for its end. While the GPU computes it, the
+    next batch is copied and augmented on the separate stream. On a CPU, batches are prepared
+    directly.
 
     Args:
-        device: where batches are prepared.
+        device: device on which batches are prepared.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,10 +36,13 @@ class Preparation:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch. The current stream waits for its tensors before its next kernel.
+        """Prepare a batch; the current stream waits for it before its next kernel.
 
         Args:
-            make: copies a batch to the device and augments it.
+            make: function that copies a batch to the device and augments it.
+
+        Returns:
+            The batch that ``make`` returned.
         """
         if self._stream is None:
             return make()
@@ -47,7 +51,7 @@ class Preparation:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in _tensors(batch):
-            # Their memory is given back once the current stream has used it, too.
+            # Do not reuse the memory before the current stream has finished with it.
             tensor.record_stream(current)
         return batch
 

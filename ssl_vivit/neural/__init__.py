@@ -1,4 +1,4 @@
-"""Models of neurons: from an encoder's tokens to rates, and how well they predict."""
+"""Models of recorded neurons: they predict firing rates from video and behaviour."""
 
 from typing import TYPE_CHECKING
 

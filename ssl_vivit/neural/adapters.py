@@ -1,4 +1,4 @@
-"""Learned resampling of the stimulus: from a session's screen to what an encoder is used to."""
+"""Learned resampling of the stimulus, from a session's screen to an encoder's usual scale."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AdapterConfig:
     """Settings of the resampling before the encoder.
 
     Args:
-        kind: ``scale`` learns one magnification about the centre, ``affine`` a 2×2 matrix and a
-            shift, ``none`` leaves the stimulus as it is.
+        kind: ``scale`` learns one magnification about the centre. ``affine`` learns a 2×2 matrix
+            and a shift. ``none`` leaves the stimulus unchanged.
     """
 
     kind: AdapterKind = "none"
@@ -35,20 +35,20 @@ class AdapterConfig:
 
 
 class StimulusAdapter(nn.Module):
-    """Affine resampling of every frame, with as much blur as it shrinks.
+    """Affine resampling of every frame, with antialiasing.
 
-    Pixel (u, v) of what comes out shows the place A (u, v) + s of what goes in, in pixels from the
-    centre. Resampling is cubic, along rows and then along columns (Catmull and Smith 1980), and
-    each kernel widens with the step that it takes, so nothing aliases. Beyond the edge, the edge
-    goes on. A fresh adapter gives its input back, bit by bit.
+    Pixel (u, v) of the output shows the place A (u, v) + s of the input. Both are in pixels from
+    the centre. Resampling is cubic, along rows and then along columns (Catmull and Smith 1980).
+    Where it shrinks the image, the kernel is widened to prevent aliasing. Pixels at the edge are
+    repeated beyond the edge. A new adapter returns its input exactly.
 
     Args:
-        kind: ``scale`` or ``affine``, as of :class:`AdapterConfig`.
+        kind: ``scale`` or ``affine``; see :class:`AdapterConfig`.
 
     Attributes:
-        log_scale: A is exp(log_scale) times the identity; of ``scale``.
-        matrix: A as [[x←u, x←v], [y←u, y←v]]; of ``affine``.
-        shift: s as a share (x, y) of width and height; of ``affine``.
+        log_scale: only with ``scale``; A is exp(log_scale) times the identity.
+        matrix: only with ``affine``; A as [[x←u, x←v], [y←u, y←v]].
+        shift: only with ``affine``; s as (x, y), in fractions of width and height.
     """
 
     def __init__(self, kind: Literal["scale", "affine"] = "scale") -> None:
@@ -61,10 +61,10 @@ class StimulusAdapter(nn.Module):
             self.shift = nn.Parameter(torch.zeros(2))
 
     def forward(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b c T H W"]:
-        """The resampled video.
+        """Return the resampled video.
 
         Args:
-            video: floats of any standardisation.
+            video: standardised or not, in floating point.
         """
         height, width = video.shape[3:]
         if self.kind == "scale":
@@ -73,7 +73,8 @@ class StimulusAdapter(nn.Module):
             down = resampling(height, factor, factor.new_zeros(()))
             video = einsum(video, across.to(video), "b c T y x, u x -> b c T y u")
             return einsum(video, down.to(video), "b c T y u, v y -> b c T v u")
-        # In row y, before columns are resampled: u stands at x of the input where A (u, v) = (x, y).
+        # First along rows: in row y of the input, output column u reads place x, where A (u, v) =
+        # (x, y).
         a, b, c, d = self.matrix.flatten()
         shift_x, shift_y = self.shift[0] * width, self.shift[1] * height
         rows = from_centre(height, self.matrix)
@@ -84,27 +85,29 @@ class StimulusAdapter(nn.Module):
         return einsum(video, down.to(video), "b c T y u, u v y -> b c T v u")
 
     def to_config(self) -> dict[str, Any]:
-        """Kind, JSON-serialisable."""
+        """Return the kind as a JSON-serialisable dictionary."""
         return {"kind": self.kind}
 
 
 def from_centre(size: int, like: Tensor) -> Float[Tensor, " size"]:
-    """Places of pixels along an axis, from its centre."""
+    """Return the positions of the pixels of an axis relative to its centre, in pixels."""
     return torch.arange(size, device=like.device, dtype=like.dtype) - (size - 1) / 2
 
 
 def resampling(
     size: int, step: Float[Tensor, ""], offset: Float[Tensor, " *lines"]
 ) -> Float[Tensor, "*lines new old"]:
-    """Weights of old pixels in new ones along one axis.
+    """Return the weight of each input pixel in each output pixel along one axis.
 
     Args:
-        size: pixels of the axis.
-        step: old pixels from one new pixel to the next; the kernel widens with it beyond 1.
-        offset: where the centre falls, in old pixels from the centre; of each line.
+        size: number of pixels along the axis.
+        step: distance between neighbouring output pixels, in input pixels. Above 1 it widens the
+            kernel.
+        offset: place in the input that the central output pixel reads, in pixels from the centre,
+            for each line.
 
     Returns:
-        rows that sum to 1.
+        Weights; each row sums to 1.
     """
     centre = (size - 1) / 2
     places = step * from_centre(size, step) + offset[..., None] + centre
@@ -115,7 +118,7 @@ def resampling(
 
 
 def cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel (1981): 1 at 0, 0 at every other whole number."""
+    """Evaluate the cubic convolution kernel of Keys (1981): 1 at 0, and 0 at all other integers."""
     x = x.abs()
     near = ((SLOPE + 2) * x - (SLOPE + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * SLOPE - 4 * SLOPE
@@ -123,5 +126,5 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def build_adapter(config: AdapterConfig) -> StimulusAdapter | None:
-    """The adapter that a config describes."""
+    """Build the adapter that a config describes; None for ``none``."""
     return None if config.kind == "none" else StimulusAdapter(config.kind)

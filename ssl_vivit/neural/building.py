@@ -1,4 +1,4 @@
-"""A model of neurons put together from settings: core, adapter, modulator and readouts."""
+"""Build a model of neurons from its settings: core, adapter, modulator and readouts."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from ssl_vivit.neural.recorded_inputs import RATE_TOLERANCE
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
 
-# Below it, a neuron that never fired would start with a drive of minus infinity.
+# Lower bound of mean responses: a neuron that never fired would start with a drive of −∞.
 _LEAST_MEAN_RESPONSE = 1e-3
 
-# Of all kinds of readouts, so that one config serves all cores.
+# Penalties of all kinds of readouts, so that one config works for all cores.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
 
 
 class BuiltModel(NamedTuple):
-    """A model of neurons, and lines about what was done for it."""
+    """A model of neurons, and notes on how it was built, one line each."""
 
     model: NeuralModel
     notes: list[str]
@@ -58,29 +58,29 @@ def build_neural_model(
     longest: int,
     window: int | None = None,
 ) -> BuiltModel:
-    """A fresh model for recorded sessions, whose neurons start at their mean rates.
+    """Build a new model for recorded sessions, whose neurons start at their mean rates.
 
     Args:
-        core: ``vivit`` takes the encoder; the others do without.
-        encoder: which one; a named size says nothing to the other cores.
-        config: what stands around it.
-        baseline: settings of the other cores.
-        facts: of the sessions.
-        longest: frames of the longest trial.
-        window: frames of a training window; None is ``longest``.
+        core: ``vivit``, which uses the encoder, or the name of a baseline.
+        encoder: choice of the encoder. Baselines ignore its named size.
+        config: settings of the parts around the core.
+        baseline: settings of the baseline cores.
+        facts: facts of the sessions.
+        longest: number of frames of the longest trial.
+        window: number of frames of a training window. None means ``longest``.
 
     Raises:
-        NeuralModelError: for settings that do not fit.
+        NeuralModelError: if settings contradict each other or do not suit the sessions.
     """
     if core != "vivit" and encoder.path is not None:
         raise NeuralModelError(
-            f"--core {core} has no encoder, and --encoder {encoder.path} is given; leave it out, "
-            "or take --core vivit"
+            f"--core {core} has no encoder, but --encoder {encoder.path} is given; remove "
+            "--encoder, or use --core vivit"
         )
     if core != "vivit" and config.layers is not None:
         raise NeuralModelError(
-            f"--core {core} has no blocks to choose from, and --model.layers is {config.layers}; "
-            "leave it out, or take --core vivit"
+            f"--core {core} has no blocks to choose from, but --model.layers is {config.layers}; "
+            "remove --model.layers, or use --core vivit"
         )
     if core in ("ln", "ln_separable"):
         filters: FilterKind = "full" if core == "ln" else "separable"
@@ -123,18 +123,19 @@ def build_neural_model(
 
 
 def one_frame_rate(facts: Sequence[SessionFacts]) -> float:
-    """Frames per second of all sessions.
+    """Return the frame rate that all sessions share, in frames per second.
 
     Raises:
-        NeuralModelError: if they differ.
+        NeuralModelError: if the frame rates differ.
     """
     first = facts[0]
     for fact in facts[1:]:
         rates = first.frames_per_second, fact.frames_per_second
         if not math.isclose(*rates, rel_tol=RATE_TOLERANCE):
             raise NeuralModelError(
-                f"--core energy has filters for one frame rate, and {first.name} has {rates[0]:g} "
-                f"frames per second, {fact.name} {rates[1]:g}: fit them one by one, or resample them"
+                f"--core energy needs one frame rate for all sessions, but {first.name} has "
+                f"{rates[0]:g} frames per second and {fact.name} has {rates[1]:g}: fit the "
+                "sessions one by one, or resample them"
             )
     return first.frames_per_second
 
@@ -142,7 +143,7 @@ def one_frame_rate(facts: Sequence[SessionFacts]) -> float:
 def build_readouts(
     config: ReadoutConfig, channels: int, facts: Sequence[SessionFacts]
 ) -> dict[str, torch.nn.Module]:
-    """Session → a fresh readout of its neurons from a map of so many channels."""
+    """Build a new readout for each session, for a feature map with ``channels`` channels."""
     return {
         fact.name: config.build(
             len(fact.unit_ids),
@@ -166,7 +167,7 @@ def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str,
 
 @torch.no_grad()
 def start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
-    """Set the biases so that without any drive a neuron has its mean rate of the training trials."""
+    """Set the biases so that a neuron without input has its mean rate of the training trials."""
     for fact in facts:
         means = torch.tensor(fact.mean_response, dtype=torch.float64).clamp(
             min=_LEAST_MEAN_RESPONSE

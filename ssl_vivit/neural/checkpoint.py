@@ -1,4 +1,4 @@
-"""Models of neurons saved and loaded by function; see :class:`NeuralPredictor` for the methods."""
+"""Functions that save and load models of neurons; they call methods of :class:`NeuralPredictor`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def save_neural_model(
     """Export a model with the facts of its sessions; see :meth:`NeuralPredictor.save_pretrained`.
 
     Raises:
-        NeuralModelError: if the facts are of other sessions or neurons than the model's.
+        NeuralModelError: if the facts describe other sessions or neurons than the model's.
     """
     NeuralPredictor(model, facts).save_pretrained(directory, training=training)
 
 
 def load_neural_model(path: str | Path, **options: Any) -> NeuralPredictor:
-    """Rebuild an exported model; arguments and errors as of :meth:`NeuralPredictor.from_pretrained`."""
+    """Load an exported model with the arguments of :meth:`NeuralPredictor.from_pretrained`."""
     return NeuralPredictor.from_pretrained(path, **options)

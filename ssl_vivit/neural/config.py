@@ -1,7 +1,7 @@
 """Settings of a model of neurons: core, encoder, baselines, and the parts around the core.
 
-No encoder is imported here, not even for type checkers: jsonargparse would import it before it
-prints --help, and encoders take longer to load than torch.
+This module must not import encoders, not even for type checkers. jsonargparse would import them
+before it prints --help, and encoders take longer to load than torch.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ class NeuralEncoderChoice:
     """Choice of the encoder of a model of neurons.
 
     Args:
-        path: an exported directory or a name on the hub. Its architecture takes the place of
-            ``name`` and ``overrides``, of which dropout alone still holds.
-        name: a named size for a fresh encoder; null is vivit_neural_small.
-        overrides: settings of ViViTConfig in which the fresh encoder differs from its size.
-        geometry: settings that are changed in the encoder of ``path``, beside those that the
-            sessions ask for: ``tubelet_size``, ``tubelet_stride``, ``temporal_padding``,
-            ``remainder``. A fresh encoder does not read them.
-        weights: ``pretrained`` takes the weights of ``path``; ``fresh`` draws them anew, for a
-            comparison with the same model without pretraining.
-        match_fps: show an exported encoder the stimulus at the frame rate that it was trained at;
-            otherwise a recorded frame is one of its frames.
-        grad_checkpointing: recompute activations in the backward pass: less memory, more time.
+        path: an exported directory or a name on the hub. Its architecture then replaces ``name``
+            and ``overrides``; only the dropout settings of ``overrides`` still apply.
+        name: named size of a fresh encoder. null means vivit_neural_small.
+        overrides: settings of ViViTConfig in which the fresh encoder differs from its named size.
+        geometry: changes to the encoder of ``path``: ``tubelet_size``, ``tubelet_stride``,
+            ``temporal_padding`` or ``remainder``. Other changes follow from the sessions. A fresh
+            encoder ignores this setting.
+        weights: ``pretrained`` uses the weights of ``path``. ``fresh`` draws random weights, to
+            compare with the same architecture without pretraining.
+        match_fps: resample the stimulus to the frame rate at which the exported encoder was
+            trained. If false, each recorded frame is one frame of the encoder.
+        grad_checkpointing: recompute activations in the backward pass, which saves memory and takes
+            more time.
     """
 
     path: str | None = None
@@ -53,20 +54,22 @@ class NeuralEncoderChoice:
 
 @dataclass(frozen=True)
 class NeuralModelConfig:
-    """Settings of all parts but the core.
+    """Settings of all parts except the core.
 
     Args:
-        layers: blocks of the encoder whose tokens are read: null for the last; the number of one,
-            negative from the end; a list, or ``all``, for the sum of several with learned weights.
-            Blocks of Model 2 are numbered through its spatial ones, then its temporal ones.
-        adapter: resampling of the stimulus.
-        modulator: what behaviour does to the features.
-        readout: how neurons read them.
-        nonlinearity: from drive to rate; ``elu`` is ELU + 1.
-        frame_stream: a convolution at full frame rate beside an encoder's tokens.
-        stream_filters: its space-time filters.
-        readout_start: ``energy`` puts readouts that have no cortical positions where local
-            contrast predicts the training responses; ``centre`` leaves them near the middle.
+        layers: encoder blocks whose tokens are read. null means the last block. A number selects
+            one block; negative numbers count from the end. A list, or ``all``, selects several
+            blocks, whose tokens are summed with learned weights. In Model 2 the numbers of temporal
+            blocks follow those of spatial blocks.
+        adapter: settings of the resampling of the stimulus.
+        modulator: settings of the modulation of features by behaviour.
+        readout: settings of the readouts of all sessions.
+        nonlinearity: function from drive to rate: ``softplus``, or ``elu``, which means ELU + 1.
+        frame_stream: add a convolution at full frame rate to an encoder's tokens.
+        stream_filters: number of space-time filters of the frame stream.
+        readout_start: initial positions of readouts without cortical positions. ``energy`` places
+            them where local contrast predicts the training responses. ``centre`` leaves them near
+            the middle.
     """
 
     layers: Layers = None
@@ -84,10 +87,10 @@ class BaselineConfig:
     """Settings of the baseline cores.
 
     Args:
-        ln: of ``ln`` and ``ln_separable``; which of them, the core says.
-        energy: of ``energy``.
-        resnet: of ``resnet``.
-        x3d: of ``x3d``.
+        ln: settings of the cores ``ln`` and ``ln_separable``. The core determines ``ln.filters``.
+        energy: settings of the core ``energy``.
+        resnet: settings of the core ``resnet``.
+        x3d: settings of the core ``x3d``.
     """
 
     ln: LinearNonlinearConfig = field(default_factory=LinearNonlinearConfig)

@@ -1,6 +1,7 @@
-"""A core that was fitted to recorded neurons and is read by the neurons of other sessions.
+"""Reuse of a core that was fitted to recorded neurons, with new readouts for other sessions.
 
-The core is all of a model but its readouts: encoder or baseline, adapter, modulator, frame stream.
+The core here includes all of a model except its readouts: encoder or baseline, adapter, modulator
+and frame stream.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from ssl_vivit.neural.recorded_inputs import RATE_TOLERANCE
 
 
 def open_core(path: str, option: str = "--core_from") -> NeuralPredictor:
-    """Open a model of neurons whose core others are to read.
+    """Load a model of neurons whose core is to be reused.
 
     Args:
         path: a run, an exported model of neurons, or a name on the hub.
-        option: by which it was given.
+        option: option that gave the path, for messages.
 
     Raises:
-        NeuralModelError: if there is none, or its neurons read pixels and share no core.
+        NeuralModelError: if there is no model of neurons, or if it is a linear model, whose neurons
+            read pixels and share no core.
     """
     try:
         found = NeuralPredictor.from_pretrained(path)
@@ -41,7 +43,7 @@ def open_core(path: str, option: str = "--core_from") -> NeuralPredictor:
     if isinstance(found.model.encoder, PooledPixels):
         raise NeuralModelError(
             f"{option} {path} is a linear model, whose neurons read pixels and share no core; fit "
-            "one anew by --core ln, or give a model with another core"
+            "a new one with --core ln, or give a model with another core"
         )
     return found
 
@@ -51,20 +53,20 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
     Args:
         path: an exported directory or a name on the hub.
-        option: by which it was given.
-        core_option: that takes a model of neurons.
+        option: option that gave the path, for messages.
+        core_option: option that accepts a model of neurons, for messages.
 
     Raises:
-        NeuralModelError: if there is no encoder. Of a model of neurons it names the options that
-            take it or its encoder.
+        NeuralModelError: if there is no encoder. If the path holds a model of neurons, the message
+            names the options that accept it or its encoder.
     """
     for place in (Path(path), Path(path) / "model"):
         if is_kind(place, MODEL_OF_NEURONS):
             alone = place / "encoder"
-            mend = f", and {option} {alone} its encoder alone" if alone.is_dir() else ""
+            mend = f", and {option} {alone} takes only its encoder" if alone.is_dir() else ""
             raise NeuralModelError(
                 f"{option} {path} is a model of neurons; {core_option} {path} takes its core (all "
-                f"but readouts){mend}"
+                f"parts except readouts){mend}"
             )
     try:
         read_config(locate(path, ENCODER), ENCODER)
@@ -73,7 +75,7 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
 
 def core_inputs(fitted: NeuralPredictor) -> SessionFacts:
-    """Facts of the first session of the model, with the behaviour channels that its core takes."""
+    """Return the facts of the model's first session, without behaviour if the core uses none."""
     if fitted.model.behaviour_channels:
         return fitted.facts[0]
     return replace(fitted.facts[0], behaviour_channels=(), recorded_channels=None)
@@ -82,18 +84,18 @@ def core_inputs(fitted: NeuralPredictor) -> SessionFacts:
 def build_on_core(
     fitted: NeuralPredictor, config: NeuralModelConfig, facts: Sequence[SessionFacts]
 ) -> BuiltModel:
-    """Build fresh readouts of other sessions on the core of a fitted model, which is modified.
+    """Replace the readouts of a fitted model, in place, by new ones for other sessions.
 
     Args:
-        fitted: the model; its readouts are replaced.
-        config: of which readout and nonlinearity are used; all else is the core's.
-        facts: of the new sessions, with the inputs of :func:`core_inputs`.
+        fitted: the fitted model.
+        config: settings, of which only ``readout`` and ``nonlinearity`` are used.
+        facts: facts of the new sessions, with the inputs of :func:`core_inputs`.
 
     Returns:
-        The model, whose neurons start at their mean rates, and lines about it.
+        The model, whose neurons start at their mean rates, with a note on the core.
 
     Raises:
-        NeuralModelError: for a session at a frame rate that the core was not fitted at.
+        NeuralModelError: if a session has a frame rate at which the core was not fitted.
     """
     model = fitted.model
     rates = {fact.name: _rates_like(fitted, fact) for fact in facts}
@@ -113,14 +115,15 @@ def build_on_core(
     ]
     sessions = ", ".join(fact.name for fact in fitted.facts)
     note = (
-        f"core_from: {', '.join(parts)} as fitted to {sessions}; encoder, baseline, model.layers, "
-        "model.adapter, model.modulator, model.frame_stream and model.stream_filters are not read"
+        f"core_from: {', '.join(parts)} as fitted to {sessions}; the settings encoder, baseline, "
+        "model.layers, model.adapter, model.modulator, model.frame_stream and "
+        "model.stream_filters are ignored"
     )
     return BuiltModel(model, [note])
 
 
 def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | None:
-    """Resampling of the session of the model that has this one's frame rate."""
+    """Return the resampling that the model uses for sessions with the frame rate of ``fact``."""
     for known in fitted.facts:
         if math.isclose(known.frames_per_second, fact.frames_per_second, rel_tol=RATE_TOLERANCE):
             return fitted.model.frame_rates[known.name]
@@ -128,5 +131,6 @@ def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | Non
     told = " and ".join(f"{rate:g}" for rate in there)
     raise NeuralModelError(
         f"session {fact.name} has {fact.frames_per_second:g} frames per second, and the core of "
-        f"core_from was fitted at {told}: resample the session to that, or fit a core by --encoder"
+        f"core_from was fitted at {told}: resample the session to this rate, or fit a new core "
+        "with --encoder"
     )

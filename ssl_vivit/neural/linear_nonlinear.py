@@ -19,18 +19,18 @@ def linear_nonlinear(
     config: LinearNonlinearConfig | None = None,
     nonlinearity: Nonlinearity = "softplus",
 ) -> NeuralModel:
-    """A model of neurons that is linear up to its last step.
+    """Build a model of neurons that is linear up to its final nonlinearity.
 
     Args:
-        neurons: of each session, by name.
-        image_size: (H, W) of the video.
-        in_channels: of the video.
-        behaviour_channels: signals, 0 for none.
-        config: which filters; None takes the defaults.
-        nonlinearity: from drive to rate.
+        neurons: session → number of neurons.
+        image_size: (H, W) of the video in pixels.
+        in_channels: number of channels of the video.
+        behaviour_channels: number of channels of behaviour; 0 for none.
+        config: settings of the filters. None means the defaults.
+        nonlinearity: function from drive to rate.
 
     Raises:
-        NeuralModelError: if ``pool`` does not divide the image size.
+        NeuralModelError: if ``config.pool`` does not divide the image size.
     """
     config = config or LinearNonlinearConfig()
     core = PooledPixels(image_size, pool=config.pool, in_channels=in_channels)

@@ -1,4 +1,4 @@
-"""Rates as frames come: a model of neurons that is fed one frame after the other."""
+"""Streaming prediction: rates from a model of neurons that receives one frame at a time."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from ssl_vivit.neural.recorded_inputs import Array, RecordedFrames
 
 
 class NeuralStream:
-    """Rates of one session's neurons, frame by frame; :meth:`NeuralPredictor.stream` opens one.
+    """Stream of rates of one session's neurons, opened by :meth:`NeuralPredictor.stream`.
 
-    At each frame they equal the rates that :meth:`NeuralPredictor.predict` gives for all frames so far.
-    What a frame needs of earlier ones is kept: keys and values of attention, the frames of
-    an unfinished tubelet, the last frames of each causal convolution, and the recurrent state. A
-    frame that is fed later cannot change rates that were returned.
+    The rates at each frame equal those that :meth:`NeuralPredictor.predict` gives for all frames so
+    far. The stream stores what later frames need: keys and values of attention, the frames of an
+    incomplete tubelet, the last frames of each causal convolution, and the recurrent state. Later
+    frames never change rates that were already returned.
 
-    The model computes in evaluation mode without gradients, and must not be trained meanwhile.
+    The model runs in evaluation mode without gradients. It must not be trained while the stream is
+    in use.
 
     Args:
-        model: the model, on the device where it is to run.
-        facts: of the session.
-        context: seconds that attention looks back on, in each layer; None is all.
-        units: ids of the neurons whose rates are wanted, in this order; None is all.
+        model: the model, on the device on which it is to run.
+        facts: facts of the session.
+        context: how many seconds attention looks back in each layer. None means all frames so far.
+        units: ids of the neurons whose rates are returned, in this order. None means all neurons.
 
     Attributes:
-        facts: of the session; its frame size and frame rate are those of the frames to feed.
+        facts: facts of the session. Frames must have its frame size and frame rate.
         unit_ids: ids of the neurons whose rates a step returns.
 
     Raises:
-        NeuralModelError: for a unit that the session does not have, and a context that is not
+        NeuralModelError: if the session does not have one of the units, or ``context`` is not
             positive.
     """
 
@@ -59,8 +60,8 @@ class NeuralStream:
         unknown = [unit for unit in self.unit_ids if unit not in facts.unit_ids]
         if unknown:
             raise NeuralModelError(
-                f"units {', '.join(map(str, unknown))} are not among the {len(facts.unit_ids)} of "
-                f"session {facts.name!r}; take ids of its unit_ids"
+                f"units {', '.join(map(str, unknown))} are not among the {len(facts.unit_ids)} "
+                f"neurons of session {facts.name!r}; give ids from its unit_ids"
             )
         self._chosen: Tensor | None = None
         if units is not None:
@@ -74,20 +75,19 @@ class NeuralStream:
         behaviour: Array | None = None,
         pupil_centre: Array | None = None,
     ) -> Float[Tensor, " neurons"]:
-        """Expected responses in the next frame, on the model's device.
+        """Return the expected responses in the next frame, on the model's device.
 
-        A frame in which an input is NaN throughout is padding at the end of a trial: its rates are
-        NaN, and no other frame may follow. A frame that is refused leaves the stream as it was.
+        A frame counts as padding at the end of a trial if any of its inputs consists only of NaN.
+        Its rates are NaN, and only padding may follow. An error leaves the stream unchanged.
 
         Args:
             frame: (H, W) pixels, uint8 or numbers from 0 to 255.
-            behaviour: (K,) with all recorded channels, in recorded units. None stands for the
-                session's mean.
-            pupil_centre: (2,) in recorded units. None leaves receptive fields in place.
+            behaviour: (K,) all recorded channels, in recorded units. None means the session's mean.
+            pupil_centre: (2,) in recorded units. None leaves receptive fields unshifted.
 
         Raises:
-            NeuralModelError: for inputs that the session did not record, numbers that are not finite,
-                and beyond the end of learned positions in time.
+            NeuralModelError: for inputs that the session did not record, for numbers that are not
+                finite, and for a frame beyond the encoder's learned positions in time.
         """
         given = self._frames.take(frame, behaviour, pupil_centre)
         if given is None:
@@ -101,15 +101,15 @@ class NeuralStream:
 
 
 def attention_steps(model: NeuralModel, facts: SessionFacts, context: float | None) -> int | None:
-    """Time steps of tokens that so many seconds hold, to the nearest one and at least 1.
+    """Convert a context in seconds to time steps of tokens, rounded, at least 1.
 
     Args:
-        model: whose tokens.
-        facts: of the session.
-        context: seconds; None gives None.
+        model: the model whose time steps are counted.
+        facts: facts of the session.
+        context: seconds. None returns None.
 
     Raises:
-        NeuralModelError: unless it is a positive number.
+        NeuralModelError: if ``context`` is not a finite number above 0.
     """
     if context is None:
         return None

@@ -1,14 +1,14 @@
-"""NeuralModel: video and behaviour → the rate of every neuron in every frame.
+"""NeuralModel: predicts the rate of every neuron in every frame from video and behaviour.
 
     video ─ adapter ─▶ encoder ─▶ tokens ─ modulator ─▶ held to frames ─▶ + ─ readout ─▶ rates
                │                               ▲                          ▲
                │                           behaviour                      │
                └──────────────────────▶ frame stream ─────────────────────┘
 
-- causal exactly: the rate at frame t has no gradient to any later frame or later behaviour
-- frame t reads the last token that ended by then, and the frame stream, which ends at t itself
-- an encoder that was trained at another frame rate gets the stimulus resampled to its own
-- one readout for each session; everything before it is shared
+- The model is causal: the rate at frame t has no gradient to later frames or later behaviour.
+- Frame t reads the last token whose frames end by t, and the frame stream, which includes frame t.
+- For an encoder that was trained at another frame rate, the stimulus is resampled to that rate.
+- Each session has its own readout. All parts before the readouts are shared.
 """
 
 from __future__ import annotations
@@ -41,32 +41,35 @@ class NeuralModel(nn.Module):
     """A causal model of recorded neurons.
 
     Args:
-        encoder: a causal :class:`ViViT`, or another module with the protocol of
+        encoder: a causal :class:`ViViT`, or another module that follows the protocol
             :class:`ssl_vivit.neural.cores.vivit_core.Core`.
-        adapter: resampling of the stimulus before all else; None for none.
-        modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without one, behaviour is left out.
-        readouts: session → a module with ``forward(map, pupil_centre) → (b, t, neurons)``, linear.
-            One that reads more than a frame's own map has ``looks_back = True`` and takes ``past``,
-            as :class:`LinearReadout` does.
-        nonlinearity: from drive to rate: ``softplus``, or ``elu``, which is ELU + 1.
-        frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it a
-            rate depends on frames up to the end of the last whole tubelet alone.
-        stream_filters: space-time filters of the frame stream.
-        stream_frames: frames that the frame stream sees; None for as many as a token's step takes,
-            at the lowest of the sessions' rates.
-        frame_rates: session → its rate and the encoder's, where the stimulus is resampled for the
-            encoder (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`); other sessions are not.
-        layers: blocks of a ViViT whose tokens are read: None for the last; the number of one,
-            negative from the end; several, or ``all``, for a sum with learned weights.
+        adapter: resampling of the stimulus before all other parts. None leaves it unchanged.
+        modulator: :class:`ConvGRU`, :class:`FiLM` or None. Without a modulator behaviour is
+            ignored.
+        readouts: session → linear module with ``forward(map, pupil_centre) → (b, t, neurons)``. A
+            readout that needs the maps of earlier frames must set ``looks_back = True`` and accept
+            ``past``, as :class:`LinearReadout` does.
+        nonlinearity: function from drive to rate: ``softplus``, or ``elu``, which means ELU + 1.
+        frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it, a
+            rate depends only on frames up to the end of the last complete tubelet.
+        stream_filters: number of space-time filters of the frame stream.
+        stream_frames: number of frames that the frame stream sees. None means the time step of a
+            token, in recorded frames, at most over the sessions.
+        frame_rates: session → resampling of its stimulus for the encoder
+            (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`). Sessions without an entry, or
+            with None, are not resampled.
+        layers: blocks of a ViViT whose tokens are read. None means the last block. A number selects
+            one block; negative numbers count from the end. Several numbers, or ``all``, select
+            blocks whose tokens are summed with learned weights.
 
     Attributes:
-        sessions: names, in the order of their readouts.
-        block_reader: reads blocks of the encoder; None where the last one alone is read.
-        cache: keeps what a frozen encoder returns, or the whole map where modulator and frame stream
-            are frozen as well; None, the default, keeps nothing.
+        sessions: names of the sessions, in the order of their readouts.
+        block_reader: reads blocks of the encoder. None if only the last block is read.
+        cache: stores the output of a frozen encoder, or the whole feature map if modulator and
+            frame stream are frozen as well. None, the default, disables caching.
 
     Raises:
-        NeuralModelError: for parts that do not fit each other, and an encoder that is not causal.
+        NeuralModelError: if parts do not fit each other, or the encoder is not causal.
     """
 
     def __init__(
@@ -93,8 +96,8 @@ class NeuralModel(nn.Module):
             self.block_reader = block_reader(core.encoder, layers)
         elif layers is not None:
             raise NeuralModelError(
-                f"model.layers {layers} names blocks of a ViViT, and the core is a "
-                f"{type(encoder).__name__}; leave it at null, or take --core vivit"
+                f"model.layers {layers} names blocks of a ViViT, but the core is a "
+                f"{type(encoder).__name__}; set model.layers to null, or use --core vivit"
             )
         self.adapter = adapter
         self.modulator = modulator
@@ -106,8 +109,8 @@ class NeuralModel(nn.Module):
                 self.frame_stream = self._stream_for(core, stream_filters, stream_frames)
         elif core.temporal_stride != 1:
             raise NeuralModelError(
-                f"{type(encoder).__name__} has temporal_stride {core.temporal_stride}; cores "
-                "beside ViViT must give one step of the map for each frame"
+                f"{type(encoder).__name__} has temporal_stride {core.temporal_stride}; cores other "
+                "than ViViT must return one step of the map for each frame (temporal_stride 1)"
             )
 
     def set_readouts(
@@ -115,35 +118,36 @@ class NeuralModel(nn.Module):
         readouts: Mapping[str, nn.Module],
         frame_rates: Mapping[str, FrameRates | None] | None = None,
     ) -> None:
-        """Read the neurons of these sessions and no others; all before the readouts stays as it is.
+        """Replace all readouts, and with them the sessions; other parts of the model are unchanged.
 
         Args:
-            readouts: as of the constructor.
-            frame_rates: as of the constructor.
+            readouts: see the constructor.
+            frame_rates: see the constructor.
 
         Raises:
-            NeuralModelError: for no readouts, or rates of other sessions.
+            NeuralModelError: if ``readouts`` is empty, or ``frame_rates`` names a session without
+                readout.
         """
         if not readouts:
             raise NeuralModelError("readouts is empty; give one for each session")
         self.sessions = tuple(readouts)
-        # A ModuleDict takes no names with dots.
+        # A ModuleDict does not accept names with dots.
         self.session_readouts = nn.ModuleList(readouts.values())
         given = dict(frame_rates or {})
         unknown = [name for name in given if name not in self.sessions]
         if unknown:
             raise NeuralModelError(
-                f"frame_rates names {', '.join(unknown)}; the readouts are of "
+                f"frame_rates has unknown sessions {', '.join(unknown)}; the readouts are for "
                 f"{', '.join(self.sessions)}"
             )
         self.frame_rates = {name: given.get(name) for name in self.sessions}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the encoder, and the step of a :class:`ConvGRU`; other parts vary with the session.
+        """Compile the encoder and the step of a :class:`ConvGRU`; other parts differ by session.
 
         Args:
-            args: as of ``torch.compile``.
-            kwargs: as of ``torch.compile``.
+            args: arguments of ``torch.compile``.
+            kwargs: keyword arguments of ``torch.compile``.
         """
         self.encoder.compile(*args, **kwargs)
         if isinstance(self.modulator, ConvGRU):
@@ -152,7 +156,7 @@ class NeuralModel(nn.Module):
     def _stream_for(self, core: ViViTCore, filters: int, frames: int | None) -> FrameStream:
         config = core.encoder.config
         stride = core.temporal_stride
-        # As long as the encoder may be silent, in recorded frames.
+        # The longest time between two tokens, in recorded frames.
         span = frames or max(
             stride if rates is None else rates.span(stride) for rates in self.frame_rates.values()
         )
@@ -168,12 +172,12 @@ class NeuralModel(nn.Module):
 
     @property
     def readouts(self) -> dict[str, nn.Module]:
-        """Session → its readout."""
+        """Readouts by session."""
         return dict(zip(self.sessions, self.session_readouts, strict=True))
 
     @property
     def behaviour_channels(self) -> int:
-        """Channels of behaviour that the model takes; 0 where it takes none."""
+        """Number of behaviour channels that the model uses; 0 without a modulator."""
         return getattr(self.modulator, "behaviour_channels", 0)
 
     def forward(
@@ -183,18 +187,19 @@ class NeuralModel(nn.Module):
         session: str | None = None,
         pupil_centre: Float[Tensor, "b T 2"] | None = None,
     ) -> Float[Tensor, "b T neurons"]:
-        """Expected response in every frame.
+        """Return the expected response of each neuron in every frame.
 
         Args:
-            video: standardised as the session's facts say.
-            behaviour: standardised; None stands for its mean. Not used without a modulator.
-            session: whose neurons; None where there is one session.
-            pupil_centre: standardised, where the readout shifts with it.
+            video: standardised with the mean and standard deviation of the session's facts.
+            behaviour: standardised. None means the mean. Ignored without a modulator.
+            session: name of the session whose neurons are predicted. None if the model has one
+                session.
+            pupil_centre: standardised, for a readout that shifts with the pupil.
 
         Raises:
-            NeuralModelError: for an unknown session, or behaviour of another shape.
+            NeuralModelError: if the session is unknown, or behaviour has the wrong shape.
         """
-        # An unknown session is refused before the encoder has worked.
+        # Refuse an unknown session before the encoder runs.
         session = self.session_named(session)
         return self.read(self.core(video, behaviour, session), session, pupil_centre)
 
@@ -206,26 +211,28 @@ class NeuralModel(nn.Module):
         clips: Sequence[int] | None = None,
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """The feature map in every frame, shared by all sessions of one frame rate.
+        """Return the feature map in every frame; it is the same for all sessions of one frame rate.
 
         Args:
-            video: as of :meth:`forward`.
-            behaviour: as of :meth:`forward`.
-            session: any whose ``frame_rates`` hold; None where all have the same.
-            clips: for each row of behaviour and of what is returned the place of its movie in
-                ``video``, where several show one movie, which is then encoded once; None is one
-                row for each movie.
-            patch_draw: random numbers for the patch dropout of a ViViT, a row for each movie, as of
-                :meth:`ViViT.forward`; None draws them from torch's generator.
+            video: see :meth:`forward`.
+            behaviour: see :meth:`forward`.
+            session: a session whose entry in ``frame_rates`` applies. None if all sessions have the
+                same entry.
+            clips: index into ``video`` for each row of ``behaviour`` and of the result. Several
+                rows may use one movie, which is then encoded once. None means one row for each
+                movie.
+            patch_draw: random numbers for the patch dropout of a ViViT, one row for each movie; see
+                :meth:`ViViT.forward`. None draws them from torch's generator.
 
         Raises:
-            NeuralModelError: as of :meth:`forward`, and for no session where rates differ.
+            NeuralModelError: for the errors of :meth:`forward`, or if ``session`` is None and frame
+                rates differ between sessions.
         """
         shown = None if clips is None else to_device(torch.as_tensor(clips), video.device)
         behaviour = self._checked(behaviour, video, len(video) if shown is None else len(shown))
         rates = self._rates_of(session)
         parts = [part for name, part in self.named_children() if name != "session_readouts"]
-        # Where nothing follows the tokens, they are kept, which take less memory than the map.
+        # If nothing follows the tokens, cache the tokens, which take less memory than the map.
         follows = self.modulator is not None or self.frame_stream is not None
         if self.cache is None or not follows or not is_fixed(parts):
             return self._map(video, behaviour, rates, shown, patch_draw, self.cache)
@@ -246,11 +253,11 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """Compute the feature map, from cached tokens where there are any."""
+        """Compute the feature map, using cached tokens if there are any."""
         if self.adapter is not None:
             video = self.adapter(video)
         tokens, seen = self.tokens(video, behaviour, rates, shown, patch_draw, cache)
-        # Slot 0 is for frames before the first token has ended.
+        # Index 0 is for frames before the end of the first token.
         held = F.pad(tokens, (0, 0, 0, 0, 1, 0)).index_select(2, seen)
         if self.frame_stream is None:
             return held
@@ -265,9 +272,9 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Modulated tokens of adapted video, and how many of them have ended by each frame.
+        """Return modulated tokens of adapted video, and how many tokens end by each frame.
 
-        What a frozen encoder gives is taken from ``cache`` where it is known.
+        The output of a frozen encoder is taken from ``cache`` if it is stored there.
         """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
@@ -298,15 +305,17 @@ class NeuralModel(nn.Module):
         session: str | None = None,
         pupil_centre: Float[Tensor, "b 1 2"] | None = None,
     ) -> Float[Tensor, "b 1 neurons"]:
-        """Expected response in the next frame of a stream, as :meth:`forward` gives for the whole.
+        """Return the expected response in the next frame of a stream.
+
+        It equals the last frame of :meth:`forward` for all frames so far.
 
         Args:
-            frame: the next one; other arguments as of :meth:`forward`.
-            past: of the frames before it; a new one for the first frame.
+            frame: the next frame; for the other arguments see :meth:`forward`.
+            past: state after the frames before; a new :class:`Past` for the first frame.
 
         Raises:
-            NeuralModelError: as of :meth:`forward`, for a core that has no step, and beyond the end
-                of learned positions in time.
+            NeuralModelError: for the errors of :meth:`forward`, for a core without ``step``, and
+                for a frame beyond the encoder's learned positions in time.
         """
         session = self.session_named(session)
         behaviour = self._checked(behaviour, frame, len(frame))
@@ -325,7 +334,7 @@ class NeuralModel(nn.Module):
         rates: FrameRates | None,
         past: Past,
     ) -> Float[Tensor, "b d 1 h w"]:
-        """The last modulated tokens that have ended by a frame; zeros where none have."""
+        """Return the last modulated tokens that end by this frame, or zeros if there are none."""
         core: Any = core_of(self.encoder, self.block_reader)
         before, shown = past.frames, past.frames + 1
         if rates is not None:
@@ -334,7 +343,7 @@ class NeuralModel(nn.Module):
             core.check_length(shown // core.temporal_stride)
         elif not hasattr(core, "step"):
             raise NeuralModelError(
-                f"{type(self.encoder).__name__} cannot be streamed; give it step(frame, past)"
+                f"{type(self.encoder).__name__} cannot be streamed; add a method step(frame, past)"
             )
         newest = past.kept.get((self, "tokens"))
         for _ in range(shown - before):
@@ -354,13 +363,14 @@ class NeuralModel(nn.Module):
 
     @contextmanager
     def attention_window(self, steps: int | None) -> Iterator[None]:
-        """Within the block, tokens of a ViViT attend to the last so many time steps alone.
+        """Within the block, limit attention of a ViViT to the last ``steps`` time steps.
 
-        Features that are kept in the cache are of all steps, so it is not used.
+        Cached features were computed with attention to all steps, so the cache is disabled
+        meanwhile.
 
         Args:
-            steps: as of :meth:`ViViT.attention_window`; None changes nothing. Other cores have no
-                attention.
+            steps: see :meth:`ViViT.attention_window`. None changes nothing. Ignored for other
+                cores, which have no attention.
         """
         if steps is None or not isinstance(self.encoder, ViViT):
             yield
@@ -380,34 +390,35 @@ class NeuralModel(nn.Module):
         noise: Float[Tensor, "b neurons 2"] | None = None,
         past: Past | None = None,
     ) -> Float[Tensor, "b T neurons"] | Float[Tensor, "b neurons"]:
-        """Rates of one session's neurons from a feature map, of all frames or of one.
+        """Return the rates of one session's neurons from a feature map of several frames or of one.
 
         Args:
-            map: as of :meth:`core`.
-            session: as of :meth:`forward`.
-            pupil_centre: as of :meth:`forward`.
-            noise: for a :class:`GaussianReadout`, which draws positions in training by it; other
-                readouts take none.
-            past: of the frames before, in a stream.
+            map: feature map, as returned by :meth:`core`, or one of its frames.
+            session: see :meth:`forward`.
+            pupil_centre: see :meth:`forward`.
+            noise: standard normal numbers from which a :class:`GaussianReadout` draws positions in
+                training. None draws them from torch's generator. Other readouts do not accept
+                noise.
+            past: state after the frames before, if the map belongs to a stream.
         """
         readout = self.readout(session)
         given: dict[str, Any] = {} if noise is None else {"noise": noise}
         if past is not None and getattr(readout, "looks_back", False):
             given["past"] = past
         drive = readout(map, pupil_centre, **given)
-        # The exponential tail has few digits in half precision.
+        # Half precision has too few digits for the exponential tail.
         drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
         return rate_of(drive, self.nonlinearity)
 
     def readout(self, session: str | None = None) -> nn.Module:
-        """The readout of a session."""
+        """Return the readout of a session."""
         return self.readouts[self.session_named(session)]
 
     def session_named(self, session: str | None) -> str:
-        """A session's name, None being the only one.
+        """Return ``session``, or the name of the only session if it is None.
 
         Raises:
-            NeuralModelError: for a name that the model does not have, or None among several.
+            NeuralModelError: if the session is unknown, or None in a model of several sessions.
         """
         if session is None and len(self.sessions) == 1:
             return self.sessions[0]
@@ -422,7 +433,7 @@ class NeuralModel(nn.Module):
         different = set(self.frame_rates.values())
         if len(different) > 1:
             raise NeuralModelError(
-                "sessions of this model have different frame rates; say which session it is"
+                "sessions of this model have different frame rates; give the argument session"
             )
         return different.pop()
 
@@ -431,7 +442,7 @@ class NeuralModel(nn.Module):
             return None
         expected = (clips, video.shape[2], self.behaviour_channels)
         if behaviour is None:
-            # Zeros, not nothing: DistributedDataParallel wants a gradient for every parameter.
+            # Use zeros, since DistributedDataParallel expects a gradient for every parameter.
             return video.new_zeros(expected)
         if behaviour.shape != expected:
             raise NeuralModelError(

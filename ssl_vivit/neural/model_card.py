@@ -15,12 +15,12 @@ from ssl_vivit.neural.model import NeuralModel
 def neural_model_card(
     model: NeuralModel, facts: Sequence[SessionFacts], training: Mapping[str, Any]
 ) -> str:
-    """A model card in the hub's format: whose neurons it predicts, and how to use it.
+    """Return a model card in the hub's format, with a table of the sessions and an example.
 
     Args:
         model: the model.
-        facts: of its sessions.
-        training: further rows, name → value.
+        facts: facts of its sessions.
+        training: further rows of the card's table, name → value.
     """
     blocks = {}
     if isinstance(model.encoder, ViViT):

@@ -1,4 +1,4 @@
-"""A model of neurons as settings that JSON holds, and the model of such settings."""
+"""Conversion of a model of neurons to JSON-serialisable settings and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from ssl_vivit.neural.modulators import ConvGRU, FiLM
 from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.neural.readout.linear import LinearNonlinearConfig, LinearReadout
 
-# Of each part: kind → what builds it from its other settings. A ViViT is a directory of its own.
+# For each part: kind → function that builds it from its other settings. A ViViT is saved in its own
+# directory instead.
 BUILDERS: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "core": {
         "resnet": lambda **settings: CausalResNet(CausalResNetConfig(**settings)),
@@ -46,7 +47,7 @@ BUILDERS: dict[str, dict[str, Callable[..., nn.Module]]] = {
 
 
 def settings_of(model: NeuralModel) -> dict[str, Any]:
-    """Settings of all parts, which :func:`build_from_settings` makes the model of."""
+    """Return the settings of all parts, from which :func:`build_from_settings` builds the model."""
     stream = model.frame_stream
     return {
         "core": core_of(model.encoder).to_config(),
@@ -69,12 +70,12 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
     """Build a model with fresh weights.
 
     Args:
-        saved: settings by part, as of :func:`settings_of`.
-        encoder: the core where it is a ViViT; None builds the core too.
+        saved: settings by part, as returned by :func:`settings_of`.
+        encoder: the core, if it is a ViViT. None builds the core from ``saved``.
 
     Raises:
-        NeuralModelError: for parts of an unknown kind, or that do not fit each other.
-        KeyError: for a part that is not described.
+        NeuralModelError: if a part is of an unknown kind, or parts do not fit each other.
+        KeyError: if ``saved`` lacks a part.
     """
     return NeuralModel(
         encoder or build_part("core", saved["core"]),
@@ -84,22 +85,24 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
         nonlinearity=saved["nonlinearity"],
         frame_stream=saved["frame_stream"],
         stream_filters=saved["stream_filters"] or 1,
-        # Earlier versions derived it from the sessions' rates.
+        # Earlier versions derived stream_frames from the sessions' frame rates.
         stream_frames=saved.get("stream_frames"),
         frame_rates={
             name: None if rates is None else FrameRates(**rates)
             for name, rates in saved["frame_rates"].items()
         },
-        # Earlier versions read the last block alone.
+        # Earlier versions read only the last block.
         layers=saved.get("layers"),
     )
 
 
 def build_part(part: str, config: dict[str, Any] | None) -> Any:
-    """Build a module of what its ``to_config`` says, with fresh weights; None of None.
+    """Build a module with fresh weights from the dictionary of its ``to_config``.
+
+    None returns None.
 
     Raises:
-        NeuralModelError: for an unknown kind.
+        NeuralModelError: if the kind is unknown.
     """
     if config is None:
         return None
@@ -120,7 +123,7 @@ def _described(part: nn.Module | None) -> dict[str, Any] | None:
 def _gaussian_readout(
     neurons: int, channels: int, cortical_axes: int | None, **settings: Any
 ) -> GaussianReadout:
-    # The coordinates themselves come with the weights.
+    # The coordinates are loaded with the weights.
     coordinates = None if cortical_axes is None else torch.empty(neurons, cortical_axes)
     return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
 

@@ -1,10 +1,10 @@
-"""Modulators: change of an encoder's tokens by behaviour and the past, step by step in time.
+"""Modulators: modules that change an encoder's tokens by behaviour, at each time step.
 
-- ConvGRU: recurrent state on the token grid, driven by tokens and behaviour
-- FiLM: a gain and an offset for each channel, of the behaviour of the moment
+- ConvGRU: a recurrent state on the token grid, driven by tokens and behaviour
+- FiLM: a gain and an offset for each channel, computed from current behaviour
 
-Both take behaviour at the encoder's frame rate. Token i gets the frames of its own stride,
-i·s … (i + 1)·s − 1, side by side and not averaged. Both start as the identity.
+Both take behaviour at the encoder's frame rate. Token i gets the behaviour of the frames of its
+stride s, i·s … (i + 1)·s − 1, concatenated and not averaged. Both start as the identity.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class ModulatorConfig:
     """Settings of the modulator between encoder and readouts.
 
     Args:
-        kind: ``convgru``, ``film`` or ``none``; without a modulator behaviour is left out.
-        hidden: channels of the ConvGRU's state; None is as many as the encoder's tokens have.
-        kernel: width of the ConvGRU's kernels in tokens, odd.
-        embedding: features that the behaviour of a token's frames becomes.
-        gain: let the ConvGRU's state scale the tokens' channels, too, as FiLM does; otherwise it is
-            only added to them.
+        kind: ``convgru``, ``film`` or ``none``. With ``none``, behaviour is ignored.
+        hidden: channels of the ConvGRU's state. None means the width of the encoder's tokens.
+        kernel: width of the ConvGRU's kernels in tokens; must be odd.
+        embedding: width of the embedding of behaviour.
+        gain: whether the ConvGRU's state also scales the channels of the tokens, as FiLM does. If
+            false, it is only added to the tokens.
     """
 
     kind: ModulatorKind = "convgru"
@@ -54,12 +54,12 @@ class ModulatorConfig:
 
 
 class BehaviourEmbedding(nn.Module):
-    """Behaviour of each token's frames → one vector a token.
+    """Embedding of the behaviour during each token's frames, one vector for each token.
 
     Args:
-        channels: measured at every frame.
-        stride: frames of a token.
-        width: of the vector.
+        channels: number of behaviour channels.
+        stride: frames from one token to the next.
+        width: width of the vector.
     """
 
     def __init__(self, channels: int, stride: int, width: int) -> None:
@@ -68,14 +68,14 @@ class BehaviourEmbedding(nn.Module):
         self.linear = nn.Linear(stride * channels, width)
 
     def forward(self, behaviour: Float[Tensor, "b T k"]) -> Float[Tensor, "b t e"]:
-        """The vectors of all tokens whose frames are complete."""
+        """Return the vectors of all tokens whose frames are complete."""
         whole = behaviour.shape[1] // self.stride * self.stride
         windows = rearrange(behaviour[:, :whole], "b (t s) k -> b t (s k)", s=self.stride)
         return F.gelu(self.linear(windows))
 
 
 class ConvGRU(nn.Module):
-    """Gated recurrence on the token grid (Ballas et al. 2016, arXiv 1511.06432) that modulates tokens.
+    """Convolutional GRU that modulates tokens (Ballas et al. 2016, arXiv 1511.06432).
 
     With x the tokens, b the embedded behaviour and ∗ a convolution over space,
 
@@ -83,20 +83,20 @@ class ConvGRU(nn.Module):
         n = tanh(W ∗ x + V b + r · (U ∗ h))
         h ← (1 − z) · n + z · h
 
-    with the reset gate behind the convolution, as in cuDNN's GRU, so that one convolution a step
-    serves all three. All input convolutions of a clip are one call before the loop. A projection of
-    h, which starts at zero, gives each channel of a token an offset and, with ``gain``, a factor.
-    The state is float32 at least, also under autocast: rounded to bfloat16 at every step it would
-    drift by several percent over a clip.
+    The reset gate is applied after the convolution, as in cuDNN's GRU, so one convolution per step
+    serves all three gates. The input convolutions of all steps are one call before the loop. A
+    projection of h gives each channel of a token an offset and, with ``gain``, a factor. The
+    projection starts at zero. The state is at least float32, also under autocast. If it were
+    rounded to bfloat16 at every step, it would drift by several percent over a clip.
 
     Args:
-        channels: of the tokens.
-        behaviour_channels: measured at every frame; 0 for none.
-        stride: frames of a token.
-        hidden: channels of the state; None is ``channels``.
-        kernel: width of the convolutions in tokens, odd.
-        embedding: features that the behaviour of a token's frames becomes.
-        gain: whether the state scales tokens, too; otherwise it is only added to them.
+        channels: width of the tokens.
+        behaviour_channels: number of behaviour channels; 0 for none.
+        stride: frames from one token to the next.
+        hidden: channels of the state. None means ``channels``.
+        kernel: width of the convolutions in tokens; must be odd.
+        embedding: width of the embedding of behaviour.
+        gain: whether the state also scales the tokens. If false, it is only added to them.
     """
 
     def __init__(
@@ -139,16 +139,17 @@ class ConvGRU(nn.Module):
         behaviour: Float[Tensor, "b T k"] | None = None,
         state: Float[Tensor, "b e h w"] | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Float[Tensor, "b e h w"]]:
-        """Modulated tokens.
+        """Modulate the tokens of a clip.
 
         Args:
             map: tokens.
-            behaviour: standardised, at least ``stride`` frames for each token; None stands for the
-                mean of all behaviour, which is zero.
-            state: what an earlier call returned for the tokens before these; None is the start.
+            behaviour: standardised, at least ``stride`` frames for each token. None means the mean,
+                which is zero.
+            state: state that an earlier call returned for the preceding tokens. None starts at
+                zero.
 
         Returns:
-            tokens, and the state after the last of them.
+            The modulated tokens, and the state after the last of them.
         """
         drive = self.drive(map, behaviour)
         if state is None:
@@ -168,7 +169,7 @@ class ConvGRU(nn.Module):
     def drive(
         self, map: Float[Tensor, "b d t h w"], behaviour: Float[Tensor, "b T k"] | None
     ) -> Float[Tensor, "t b gates h w"]:
-        """Input of tokens and behaviour to the three gates at all steps."""
+        """Return the input from tokens and behaviour to the three gates at all steps."""
         frames = rearrange(map, "b d t h w -> (t b) d h w")
         drive = rearrange(self.input(frames), "(t b) g h w -> t b g h w", b=len(map))
         if self.behaviour is None or self.of_behaviour is None:
@@ -179,16 +180,16 @@ class ConvGRU(nn.Module):
         return drive + rearrange(gates, "b t g -> t b g 1 1")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile one step of the recurrence; a compiler would only unroll the loop.
+        """Compile one step of the recurrence, since a compiler would unroll the loop.
 
         Args:
-            args: as of ``torch.compile``.
-            kwargs: as of ``torch.compile``.
+            args: arguments of ``torch.compile``.
+            kwargs: keyword arguments of ``torch.compile``.
         """
         self._step = torch.compile(_step, *args, **kwargs)
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {"kind": "convgru", **self.settings}
 
 
@@ -199,7 +200,10 @@ def _recurrence(
     state: Float[Tensor, "b e h w"],
     recurrent: nn.Conv2d,
 ) -> Float[Tensor, "t b e h w"]:
-    """The states at all steps, in the state's own precision; convolutions are in the drive's."""
+    """Return the states at all steps, in the precision of ``state``.
+
+    Convolutions are computed in the precision of ``drive``.
+    """
     assert recurrent.bias is not None
     weight, bias = recurrent.weight.to(drive.dtype), recurrent.bias.to(drive.dtype)
     states = []
@@ -224,7 +228,7 @@ def gru_step(
     recurrent: Float[Tensor, "b gates h w"],
     state: Float[Tensor, "b e h w"],
 ) -> Float[Tensor, "b e h w"]:
-    """The next state, of what input and state send to the gates."""
+    """Return the next state from the gates' inputs of the tokens (``drive``) and of the state."""
     e = state.shape[1]
     reset, update = torch.sigmoid(drive[:, : 2 * e] + recurrent[:, : 2 * e]).chunk(2, dim=1)
     candidate = torch.tanh(torch.addcmul(drive[:, 2 * e :], reset, recurrent[:, 2 * e :]))
@@ -232,12 +236,12 @@ def gru_step(
 
 
 class FiLM(nn.Module):
-    """A gain and an offset for each channel (Perez et al. 2018, arXiv 1709.07871), of behaviour.
+    """Gain and offset of each channel by behaviour (FiLM; Perez et al. 2018, arXiv 1709.07871).
 
-    Arguments as of :class:`ConvGRU`.
+    For the arguments see :class:`ConvGRU`.
 
     Raises:
-        NeuralModelError: without behaviour.
+        NeuralModelError: if ``behaviour_channels`` is 0.
     """
 
     def __init__(
@@ -246,7 +250,7 @@ class FiLM(nn.Module):
         super().__init__()
         if not behaviour_channels:
             raise NeuralModelError(
-                "modulator.kind film needs behaviour, and the sessions have none; use convgru or "
+                "modulator.kind film needs behaviour, but the sessions have none; use convgru or "
                 "none"
             )
         self.behaviour_channels, self.stride = behaviour_channels, stride
@@ -265,7 +269,7 @@ class FiLM(nn.Module):
         behaviour: Float[Tensor, "b T k"] | None = None,
         state: None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], None]:
-        """Modulated tokens, and no state; arguments as of :meth:`ConvGRU.forward`."""
+        """Return modulated tokens and None in place of a state; see :meth:`ConvGRU.forward`."""
         if behaviour is None:
             behaviour = map.new_zeros(len(map), map.shape[2] * self.stride, self.behaviour_channels)
         changes = rearrange(self.project(self.behaviour(behaviour)), "b t d -> b d t 1 1")
@@ -273,20 +277,20 @@ class FiLM(nn.Module):
         return map * (1 + gain) + offset, None
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {"kind": "film", **self.settings}
 
 
 def build_modulator(
     config: ModulatorConfig, channels: int, behaviour_channels: int, stride: int
 ) -> ConvGRU | FiLM | None:
-    """The modulator that a config describes, for an encoder and its sessions' behaviour.
+    """Build the modulator that a config describes; None for ``none``.
 
     Args:
         config: the settings.
         channels: width of the encoder's tokens.
-        behaviour_channels: measured at every frame; 0 for none.
-        stride: frames of a token.
+        behaviour_channels: number of behaviour channels; 0 for none.
+        stride: frames from one token to the next.
 
     Raises:
         NeuralModelError: for FiLM without behaviour.

@@ -1,4 +1,4 @@
-"""The last step of a model of neurons: any drive → a positive rate, and back."""
+"""Static nonlinearities of models of neurons, from drive to positive rate, and their inverses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 Nonlinearity = Literal["softplus", "elu"]
 
-# A rate that underflows to nothing would make a spike impossible, and the Poisson loss infinite.
+# If a rate underflowed to 0, the Poisson loss of a spike would be infinite.
 LEAST_RATE = 1e-8
 
 
 def rate_of(drive: Tensor, nonlinearity: Nonlinearity) -> Tensor:
-    """Strictly positive rates of any drive: softplus, or ELU + 1."""
+    """Convert drives to strictly positive rates by softplus or ELU + 1."""
     if nonlinearity == "softplus":
         return F.softplus(drive) + LEAST_RATE
-    # F.elu(x) + 1 would cancel to nothing from about −17 on.
+    # F.elu(x) + 1 would round to 0 below about −17.
     return torch.where(drive >= 0, drive + 1, drive.clamp(max=0).exp()) + LEAST_RATE
 
 
 def drive_of(rate: Tensor, nonlinearity: Nonlinearity) -> Tensor:
-    """The drive that gives a rate well above 0."""
+    """Return the drive that gives a rate; the inverse of :func:`rate_of` for rates well above 0."""
     if nonlinearity == "softplus":
         return rate + torch.log(-torch.expm1(-rate))
     return torch.where(rate < 1, rate.log(), rate - 1)

@@ -1,11 +1,11 @@
-"""A trained model of neurons with the facts of its sessions: recorded pixels → rates.
+"""A trained model of neurons with the facts of its sessions; it predicts rates from raw inputs.
 
-Its directory:
+Files of an exported model:
 
 model/
-  model.safetensors   weights, without an encoder's
+  model.safetensors   weights of all parts except a ViViT encoder
   config.json         settings of the parts; unit ids, statistics and split of the sessions
-  encoder/            the encoder as an export of its own, where the core is a ViViT
+  encoder/            exported encoder, if the core is a ViViT
   README.md           model card
 """
 
@@ -47,17 +47,18 @@ MODEL_OF_NEURONS = Format("model of neurons", "sessions", inside_runs=("model",)
 
 
 class NeuralPredictor(nn.Module, HubModel):
-    """A model of neurons that takes stimuli and behaviour as they were recorded.
+    """A model of neurons that accepts stimuli and behaviour in recorded units.
 
     Args:
         model: the model.
-        facts: of its sessions, in the model's order.
+        facts: facts of its sessions, in any order.
 
     Attributes:
-        sessions: names.
+        facts: facts of the sessions, in the model's order.
+        sessions: names of the sessions.
 
     Raises:
-        NeuralModelError: if the facts are of other sessions or neurons than the model's.
+        NeuralModelError: if the facts describe other sessions or neurons than the model's.
     """
 
     export_format = MODEL_OF_NEURONS
@@ -83,30 +84,35 @@ class NeuralPredictor(nn.Module, HubModel):
         frames_per_second: float | None = None,
         context: float | None = None,
     ) -> Float[Tensor, "B T neurons"] | list[Float[Tensor, "T neurons"]]:
-        """Expected responses in every frame, each of that frame and those before it alone.
+        """Return the expected responses in every frame, given this frame and all frames before it.
 
-        The model predicts as in evaluation, whatever mode it is in. Frames at the end of a trial in
-        which an input is NaN throughout are padding; their rates are NaN.
+        The model runs in evaluation mode and is returned to its mode afterwards. Frames at the end
+        of a trial count as padding if one of the inputs consists only of NaN in them. Their rates
+        are NaN.
 
         Args:
-            video: (B, T, H, W) or (B, 1, T, H, W) pixels, uint8 or numbers from 0 to 255. A list
-                holds trials (T, H, W) or (1, T, H, W), which may differ in length.
-            behaviour: (B, T, K) with all recorded channels, in recorded units; a list of (T, K)
-                beside a list of videos. None stands for the session's mean.
-            session: whose neurons; None where the model has one session.
-            pupil_centre: (B, T, 2) in recorded units; a list of (T, 2) beside a list of videos.
-                None leaves receptive fields in place.
-            frames_per_second: of what is given; refused if it is not the session's.
-            context: seconds that attention over time looks back on, in each layer of a ViViT;
-                recurrent state is carried on. None is all. See :meth:`stream`.
+            video: (B, T, H, W) or (B, 1, T, H, W) pixels, uint8 or numbers from 0 to 255. Or a list
+                of trials (T, H, W) or (1, T, H, W), which may differ in length.
+            behaviour: (B, T, K) all recorded channels, in recorded units. A list of (T, K) if
+                ``video`` is a list. None means the session's mean.
+            session: name of the session whose neurons are predicted. None if the model has one
+                session.
+            pupil_centre: (B, T, 2) in recorded units. A list of (T, 2) if ``video`` is a list. None
+                leaves receptive fields unshifted.
+            frames_per_second: frame rate of the inputs. It is only checked, and must equal that of
+                the session. None skips the check.
+            context: how many seconds attention over time looks back in each layer of a ViViT.
+                Recurrent state is not limited. None means all frames so far. See :meth:`stream`.
 
         Returns:
-            (B, T, neurons), empty for no trials or no frames; a list of (T, neurons) for a list.
+            (B, T, neurons), which is empty if there are no trials or no frames. A list of
+            (T, neurons) if ``video`` is a list.
 
         Raises:
-            NeuralModelError: for an unknown session, inputs that it did not record, numbers
-                that are not finite before the padding, a context that is not positive, and one
-                beyond the end of learned positions in time.
+            NeuralModelError: for an unknown session, inputs that the session did not record,
+                numbers before the padding that are not finite, another frame rate than the
+                session's, or a context that is not positive. Also if a context is given and the
+                video is longer than the encoder's learned positions in time.
         """
         session = self.model.session_named(session)
         facts = self.facts[self.sessions.index(session)]
@@ -130,7 +136,7 @@ class NeuralPredictor(nn.Module, HubModel):
     def _rates(
         self, facts: SessionFacts, *inputs: Any, trial: int = 0
     ) -> Float[Tensor, "B T neurons"]:
-        """Rates of trials of one length, of which ``trial`` is the first's number."""
+        """Return the rates of trials of one length; messages number them from ``trial`` on."""
         like = next(self.parameters())
         given = recorded_inputs(facts, *inputs, like=like, first_trial=trial)
         if not given.recorded.numel():
@@ -147,20 +153,22 @@ class NeuralPredictor(nn.Module, HubModel):
         context: float | None = None,
         units: Sequence[int] | None = None,
     ) -> NeuralStream:
-        """Open a stream that is fed one frame at a time and returns its rates.
+        """Open a stream, which receives one frame at a time and returns the rates in this frame.
 
-        Without ``context`` memory grows with each token: by its keys and values in every layer that
-        attends over time. A context bounds it. Attention of a layer then looks back that far, the
-        next layer that far again, and recurrent state is carried through all frames, so that rates
-        are those of ``predict(…, context=…)`` and not of a clip of that length.
+        Without ``context``, memory grows with each token, by its keys and values in every layer
+        with attention over time. ``context`` limits this memory. The limit applies to each layer,
+        so several layers together look back further, and recurrent state is carried through all
+        frames. Rates therefore equal those of ``predict(…, context=…)`` and not those of a clip of
+        this length.
 
         Args:
-            session: whose neurons; None where the model has one session.
-            context: seconds, rounded to whole tokens; None is all.
-            units: ids of the neurons whose rates are wanted; None is all.
+            session: name of the session whose neurons are predicted. None if the model has one
+                session.
+            context: seconds, rounded to whole tokens. None means all frames so far.
+            units: ids of the neurons whose rates are returned. None means all neurons.
 
         Raises:
-            NeuralModelError: for an unknown session or unit, and a context that is not positive.
+            NeuralModelError: if the session or a unit is unknown, or ``context`` is not positive.
         """
         session = self.model.session_named(session)
         facts = self.facts[self.sessions.index(session)]
@@ -169,17 +177,18 @@ class NeuralPredictor(nn.Module, HubModel):
     def save_pretrained(
         self, directory: str | Path, *, training: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the model to a directory that :meth:`from_pretrained` rebuilds it from.
+        """Export the model to a directory, for :meth:`from_pretrained`.
 
-        The directory appears whole or not at all. An older model of that name is replaced, other
-        files in it stay; a directory that is no model of neurons is never touched.
+        The directory is written atomically. An older model in ``directory`` is replaced, and other
+        files there are kept. A directory that holds something other than a model of neurons is
+        refused.
 
         Args:
-            directory: where to; parents are made.
-            training: facts of the run, for the model card.
+            directory: directory to write; its parents are created.
+            training: facts about the training run, for the model card.
 
         Raises:
-            ValueError: if something else stands there, or nothing can be written there.
+            ValueError: if ``directory`` holds something else, or cannot be written.
         """
         training = json.loads(json.dumps(training or {}, default=str))
         weights, parts = self.model.state_dict(), {}
@@ -203,24 +212,24 @@ class NeuralPredictor(nn.Module, HubModel):
     def from_pretrained(
         cls, path: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> NeuralPredictor:
-        """Rebuild a model from its directory or hub name alone, in eval mode.
+        """Load an exported model in eval mode.
 
         Args:
-            path: a directory written by :meth:`save_pretrained`, a run's that holds it as
-                ``model``, or ``"org/name"`` on the hub.
+            path: a directory written by :meth:`save_pretrained`, the directory of a run that
+                contains it as ``model``, or ``"org/name"`` on the hub.
             revision: branch, tag or commit on the hub.
-            token: for private models of the hub.
+            token: access token for private models on the hub.
 
         Raises:
-            FileNotFoundError: if there is no model at that path.
-            NeuralModelError: for files that cannot be read or do not fit each other.
+            FileNotFoundError: if there is no model at ``path``.
+            NeuralModelError: if files cannot be read or do not fit each other.
         """
         path = locate(path, MODEL_OF_NEURONS, revision=revision, token=token)
         if not (path / WEIGHTS).is_file() and (path / "model" / WEIGHTS).is_file():
             path = path / "model"
         if is_kind(path, ENCODER):
             raise NeuralModelError(
-                f"{path} holds an encoder and no model of neurons; fine-tune it by "
+                f"{path} holds an encoder and no model of neurons; fine-tune it with "
                 f"recipes/finetune_neural.py --encoder {path}"
             )
         try:
@@ -245,7 +254,7 @@ class NeuralPredictor(nn.Module, HubModel):
             ) from None
 
     def _preprocessing(self) -> Preprocessing:
-        """Steps from frames to the encoder's video."""
+        """Return the preprocessing that turns frames into the encoder's video."""
         facts = self.facts[0]
         rates = self.model.frame_rates[facts.name]
         return Preprocessing(
@@ -267,15 +276,15 @@ def _load_encoder(path: Path) -> ViViT:
 
 
 def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[SessionFacts]:
-    """The facts of a model's sessions, in its order.
+    """Return the facts of a model's sessions, in the model's order.
 
     Raises:
-        NeuralModelError: if they are of other sessions or counts of neurons.
+        NeuralModelError: if the facts describe other sessions or other numbers of neurons.
     """
     by_name = {each.name: each for each in facts}
     if by_name.keys() != set(model.sessions) or len(by_name) != len(facts):
         raise NeuralModelError(
-            f"the model reads sessions {', '.join(model.sessions)}; the facts are of "
+            f"the model has sessions {', '.join(model.sessions)}; the facts given are of "
             f"{', '.join(each.name for each in facts) or 'none'}"
         )
     ordered = [by_name[name] for name in model.sessions]
@@ -283,22 +292,24 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
         neurons = getattr(model.readouts[each.name], "neurons", len(each.unit_ids))
         if neurons != len(each.unit_ids):
             raise NeuralModelError(
-                f"session {each.name!r} has {len(each.unit_ids)} neurons and its readout {neurons}"
+                f"the facts of session {each.name!r} have {len(each.unit_ids)} neurons, but its "
+                f"readout has {neurons}; give the facts with which the model was built"
             )
     return ordered
 
 
 def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
-    """An input of each trial of a list."""
+    """Return one array, or None, for each trial of a list of videos."""
     if part is None:
         return [None] * trials
     if not isinstance(part, list | tuple) or len(part) != trials:
         raise NeuralModelError(
-            f"video is a list of {trials} trials; give {name} as a list of as many arrays (T, …)"
+            f"video is a list of {trials} trials; give {name} as a list of arrays (T, …), one for "
+            "each"
         )
     return part
 
 
 def _alone(part: Any) -> Any:
-    """One trial's input as a batch of one."""
+    """Return one trial's input as a batch of size 1."""
     return None if part is None else (part if isinstance(part, Tensor) else np.asarray(part))[None]

@@ -1,4 +1,4 @@
-"""Stimuli and behaviour as they were recorded → checked and standardised inputs of a model."""
+"""Check and standardise recorded stimuli and behaviour for a model of neurons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_vivit.errors import NeuralModelError
 
 Array = Tensor | np.ndarray
 
-# A nominal rate (30) and its exact one (29.97) are one rate.
+# Relative tolerance: a nominal rate of 30 and an exact rate of 29.97 count as equal.
 RATE_TOLERANCE = 0.005
 
 
@@ -24,9 +24,9 @@ class RecordedInputs(NamedTuple):
 
     Attributes:
         video: (B, 1, T, H, W), standardised.
-        behaviour: (B, T, k), standardised; None stands for its mean.
-        pupil_centre: (B, T, 2), standardised; None where it was not given.
-        recorded: (B, T), False in the frames of padding at the end of a trial.
+        behaviour: (B, T, k), standardised. None means the mean.
+        pupil_centre: (B, T, 2), standardised. None if it was not given.
+        recorded: (B, T), False in padding frames at the end of a trial.
     """
 
     video: Tensor
@@ -46,20 +46,20 @@ def recorded_inputs(
 ) -> RecordedInputs:
     """Check and standardise trials of one length.
 
-    Frames at the end of a trial in which the video, the behaviour or the pupil's centre is NaN
-    throughout are padding.
+    Frames at the end of a trial count as padding if the video, the behaviour or the pupil's centre
+    consists only of NaN in them.
 
     Args:
-        facts: of the session.
-        video: (B, T, H, W) or (B, 1, T, H, W); uint8, or numbers from 0 to 255.
-        behaviour: (B, T, K) with all recorded channels, in recorded units.
+        facts: facts of the session.
+        video: (B, T, H, W) or (B, 1, T, H, W), uint8 or numbers from 0 to 255.
+        behaviour: (B, T, K) all recorded channels, in recorded units.
         pupil_centre: (B, T, 2) in recorded units.
-        like: its device and precision are those of the inputs.
+        like: tensor whose device and precision the results take.
         first_trial: number of the first trial, for messages.
 
     Raises:
-        NeuralModelError: for inputs that the session did not record, and numbers that are not
-            finite before the padding.
+        NeuralModelError: for inputs that the session did not record, or numbers before the padding
+            that are not finite.
     """
     pixels = _pixels(video, facts).to(like.device)
     expected = (pixels.shape[0], pixels.shape[2])
@@ -89,16 +89,17 @@ def recorded_inputs(
 
 
 class RecordedFrames:
-    """Frames of a stream as they were recorded → checked and standardised inputs of a model.
+    """Checks and standardises the frames of a stream, one at a time.
 
-    A frame is checked where it is given, so that one in host memory waits for no GPU.
+    A frame is checked on the device where it is given, so checking a frame in host memory does not
+    wait for a GPU.
 
     Args:
-        facts: of the session.
-        like: its device and precision are those of the inputs.
+        facts: facts of the session.
+        like: tensor whose device and precision the results take.
 
     Attributes:
-        count: frames that were taken.
+        count: number of frames taken so far.
     """
 
     def __init__(self, facts: SessionFacts, like: Tensor) -> None:
@@ -108,19 +109,18 @@ class RecordedFrames:
     def take(
         self, frame: Array, behaviour: Array | None = None, pupil_centre: Array | None = None
     ) -> RecordedInputs | None:
-        """The inputs of the next frame, B = T = 1; None for padding.
+        """Return the inputs of the next frame, with B = T = 1, or None for padding.
 
-        Padding is a frame in which an input is NaN throughout. As in a trial, none but padding comes
-        after it.
+        A frame is padding if one of its inputs consists only of NaN. Only padding may follow.
 
         Args:
             frame: (H, W), uint8 or numbers from 0 to 255.
-            behaviour: (K,) with all recorded channels, in recorded units.
+            behaviour: (K,) all recorded channels, in recorded units.
             pupil_centre: (2,) in recorded units.
 
         Raises:
-            NeuralModelError: for inputs that the session did not record, other numbers that are not
-                finite, and a frame after padding.
+            NeuralModelError: for inputs that the session did not record, for numbers that are not
+                finite except in padding, and for a recorded frame after padding.
         """
         pixels = _frame(frame, self.facts)
         parts = {"frame": pixels}
@@ -131,13 +131,13 @@ class RecordedFrames:
             return None
         if self._ended:
             raise NeuralModelError(
-                f"frame {self.count} comes after padding, which is NaN throughout and ends a trial; "
-                "begin a new stream, or interpolate what is unknown"
+                f"frame {self.count} follows a frame with an input of only NaN, which ends a "
+                "trial; begin a new stream, or interpolate unknown values"
             )
         for name, values in floats.items():
             if not bool(values.isfinite().all()):
                 raise NeuralModelError(
-                    f"{name} is not finite at frame {self.count}; interpolate what is unknown"
+                    f"{name} is not finite at frame {self.count}; interpolate unknown values"
                 )
         _check_range(pixels, f"frame {self.count}", dark=self._bright)
         self._bright = self._bright or pixels.dtype == torch.uint8 or bool((pixels > 1).any())
@@ -167,18 +167,18 @@ def check_rate(frames_per_second: float, facts: SessionFacts) -> None:
     """Refuse a frame rate that is not the session's.
 
     Raises:
-        NeuralModelError: that names both rates.
+        NeuralModelError: if the rates differ; the message names both.
     """
     if not math.isclose(frames_per_second, facts.frames_per_second, rel_tol=RATE_TOLERANCE):
         raise NeuralModelError(
-            f"frames_per_second is {frames_per_second:g}; session {facts.name!r} has "
-            f"{facts.frames_per_second:g} frames a second, each of which is a step of the model: "
-            f"resample video and behaviour to {facts.frames_per_second:g}"
+            f"frames_per_second is {frames_per_second:g}, but session {facts.name!r} has "
+            f"{facts.frames_per_second:g} frames per second; resample video and behaviour to "
+            f"{facts.frames_per_second:g} frames per second"
         )
 
 
 def _pixels(video: Array, facts: SessionFacts) -> Tensor:
-    """(B, 1, T, H, W), uint8 or float32."""
+    """Return the video as (B, 1, T, H, W), uint8 or float32."""
     given = _tensor(video, "video")
     pixels = given[:, None] if given.ndim == 4 else given
     height, width = facts.frame_size
@@ -191,7 +191,7 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
 
 
 def _frame(frame: Array, facts: SessionFacts) -> Tensor:
-    """(H, W), uint8 or float32."""
+    """Return the frame as (H, W), uint8 or float32."""
     pixels = _tensor(frame, "frame")
     if tuple(pixels.shape) != tuple(facts.frame_size):
         height, width = facts.frame_size
@@ -211,14 +211,14 @@ def _numbers_of(pixels: Tensor) -> Tensor:
 
 
 def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = False) -> None:
-    """Refuse pixels that are not from 0 to 255, and unless they may be ``dark`` those up to 1."""
+    """Refuse pixels outside [0, 255]; unless ``dark`` is true, also pixels that are at most 1."""
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 255:
         raise NeuralModelError(
             f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255 as they "
-            f"were shown, which are standardised here"
+            f"were shown; do not standardise them"
         )
     if 0 < high <= 1 and not dark:
         raise NeuralModelError(
@@ -234,7 +234,7 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Check the given signals beside the video, by name; ``expected`` is their shape (B, T)."""
+    """Return the checked signals other than the video, by name; ``expected`` is (B, T)."""
     parts = {}
     if behaviour is not None and facts.recorded_channels != 0:
         parts["behaviour"] = _behaviour(behaviour, facts, expected).to(device)
@@ -248,7 +248,7 @@ def _signals(
 
 
 def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
-    """(B, T, K) or (K,) with all recorded channels."""
+    """Return the behaviour as (B, T, K) or (K,), with all recorded channels."""
     given = _tensor(behaviour, "behaviour").float()
     exact, least = facts.recorded_channels, max(facts.behaviour_channels, default=-1) + 1
     fits = given.ndim == len(expected) + 1 and tuple(given.shape[:-1]) == expected
@@ -277,7 +277,7 @@ def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Ten
 
 
 def _tensor(values: Any, name: str) -> Tensor:
-    """Any array of numbers as a tensor; also read-only, reversed and big-endian ones."""
+    """Return any numeric array as a tensor; it may be read-only, reversed or big-endian."""
     try:
         if isinstance(values, Tensor):
             given = values
@@ -286,14 +286,14 @@ def _tensor(values: Any, name: str) -> Tensor:
             array = array.astype(array.dtype.newbyteorder("="), copy=False)
             given = torch.from_numpy(np.require(array, requirements=("C", "W")))
     except (TypeError, ValueError) as error:
-        raise NeuralModelError(f"{name} is no array of numbers: {error}") from None
+        raise NeuralModelError(f"{name} is not an array of numbers: {error}") from None
     if given.is_complex():
         raise NeuralModelError(f"{name} is complex; give real numbers")
     return given
 
 
 def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
-    """Frames up to the last that is not NaN throughout, of values (B, T, n)."""
+    """Return the number of frames up to the last that is not all NaN, for values (B, T, n)."""
     if not values.is_floating_point() or not values.shape[2]:
         return torch.full((len(values),), values.shape[1], device=values.device)
     there = ~values.isnan().all(2)
@@ -301,19 +301,20 @@ def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
 
 
 def _check_finite(name: str, values: Tensor, recorded: Tensor, first_trial: int) -> None:
-    """Refuse values (B, T, n) that are not finite in a recorded frame, and trials without any."""
+    """Refuse values (B, T, n) that are not finite in a recorded frame, and trials of only NaN."""
     if not values.is_floating_point() or not values.numel():
         return
     empty = values.isnan().flatten(1).all(1)
     if empty.any():
         raise NeuralModelError(
-            f"{name} of trial {first_trial + int(empty.int().argmax())} is NaN throughout; leave "
-            + ("the trial out" if name == "video" else f"{name} out")
+            f"{name} of trial {first_trial + int(empty.int().argmax())} consists only of NaN; "
+            "leave " + ("the trial out" if name == "video" else f"{name} out")
         )
     wrong = ~values.isfinite().all(2) & recorded
     if wrong.any():
         trial, frame = (int(place) for place in wrong.nonzero()[0])
         raise NeuralModelError(
             f"{name} of trial {first_trial + trial} is not finite at frame {frame} of "
-            f"{values.shape[1]}; only a tail of NaN frames is padding: interpolate the others"
+            f"{values.shape[1]}; only NaN frames at the end of a trial are padding: interpolate "
+            "the others"
         )

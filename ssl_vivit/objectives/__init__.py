@@ -1,4 +1,4 @@
-"""Training objectives: modules that compute a loss and metrics from a batch."""
+"""Training objectives: modules that compute loss and metrics of a batch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""Settings of the objectives. This module imports neither torch nor timm, so commands start fast."""
+"""Settings of the objectives.
+
+This module must not import torch or timm, so that commands start fast.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,15 @@ class SimCLRConfig:
     """Settings of the SimCLR objective.
 
     Args:
-        features: what is contrasted: the ``pooled`` vector of a clip, or the mean of its patch
-            ``tokens``, so that the weights which a dense readout uses are the ones trained.
-        temperature: of the softmax over candidates.
+        features: input of the projection head: ``pooled`` is the pooled vector of a clip,
+            ``tokens`` is the mean of its patch tokens. ``tokens`` trains the weights that a dense
+            readout uses.
+        temperature: temperature of the softmax over candidates.
         hidden_dim: hidden width of the projection head.
-        output_dim: width of the embeddings that are contrasted.
-        num_layers: linear layers of the projection head (2 as SimCLR v1, 3 as v2).
-        batch_norm: batch normalisation in the projection head, synchronised over GPUs. There is no
-            synchronised one on CPUs: turn it off for several CPU processes.
+        output_dim: width of the contrasted embeddings.
+        num_layers: number of linear layers of the projection head (2 in SimCLR v1, 3 in v2).
+        batch_norm: use batch normalisation in the projection head, synchronised over GPUs. It
+            cannot be synchronised on CPUs: turn it off for several CPU processes.
     """
 
     features: Literal["pooled", "tokens"] = "pooled"
@@ -46,14 +50,14 @@ class MaskedTubeletsConfig:
     """Settings of the masked-tubelets objective.
 
     Args:
-        mask_ratio: share of the spatial positions that is hidden, rounded down.
-        mask: ``random`` hides other positions at every time, ``tube`` random positions at all
-            times, ``block`` rectangles at all times.
-        decoder_depth: blocks of the decoder.
-        decoder_dim: its width; null is half the encoder's.
-        decoder_positions: its positions: ``sinusoidal``, as VideoMAE's, or ``rotary`` besides, which
-            learns in far fewer steps what to look at.
-        normalize_targets: whether pixels are normalised within each tubelet and channel.
+        mask_ratio: fraction of the spatial positions that are hidden. Their number is rounded down.
+        mask: ``random`` hides different random positions at each time step. ``tube`` hides random
+            positions, and ``block`` rectangles of positions, that are constant over time.
+        decoder_depth: number of blocks of the decoder.
+        decoder_dim: width of the decoder. null means half of the encoder's width.
+        decoder_positions: positions in the decoder: ``sinusoidal``, as in VideoMAE, or ``rotary``,
+            which adds rotary positions and needs far fewer training steps.
+        normalize_targets: whether to normalise pixels within each tubelet and channel.
     """
 
     mask_ratio: float = 0.9
@@ -73,13 +77,13 @@ class NeuralPredictionConfig:
     """Settings of the Poisson objective.
 
     Args:
-        regularisation: weight of each penalty that the readouts name (``feature_l1``, ``spread``,
-            …); those that are not named weigh nothing.
-        spread_start: what the width of the readouts' Gaussians is multiplied with at the start;
-            above 1, positions feel the map from further away.
-        spread_passes: forward passes in training (steps × accumulation) over which that factor
-            goes to 1, in equal ratios; 0 leaves the widths alone. Linear baselines have none.
-        eps: added to rates within the logarithm.
+        regularisation: weights of the readouts' penalties by name, such as ``feature_l1`` or
+            ``spread``. Penalties without a weight are not used.
+        spread_start: initial factor of the widths of the readouts' Gaussians. Above 1, gradients of
+            positions depend on a larger part of the map.
+        spread_passes: number of forward passes in training (steps × accumulation) over which the
+            factor goes to 1 geometrically. 0 disables the factor. Linear baselines have no widths.
+        eps: small number that is added to rates inside the logarithm; must be positive.
     """
 
     regularisation: dict[str, float] = field(default_factory=dict)
@@ -99,31 +103,33 @@ class NeuralPredictionConfig:
 class TuningConfig:
     """Settings of the encoder's training and of the length of a run.
 
-    Beside ``--core_from`` adapter, modulator and frame stream come fitted as the encoder does:
-    ``frozen``, ``readout_first`` and encoder_share then hold for them, too, so that ``frozen`` fits
-    readouts alone. Beside ``--encoder`` they start fresh and are always trained.
+    With ``--encoder``, adapter, modulator and frame stream are new and are always trained. With
+    ``--core_from`` they are already fitted, like the encoder. Then ``frozen``, ``readout_first``
+    and encoder_share apply to them as well, and ``frozen`` trains only readouts.
 
     Args:
-        mode: ``full`` trains everything; ``frozen`` leaves the encoder as it is, in eval mode;
-            ``readout_first`` does so for readout_steps steps and then trains everything;
-            ``last_blocks`` trains the last blocks of a ViViT and leaves what comes before them as
-            it is, in eval mode.
-        readout_steps: steps of ``readout_first`` before the encoder joins; it warms up from then.
-        last_blocks: blocks of ``last_blocks`` that are trained, and the norms after them. Blocks of
-            Model 2 are in order its spatial ones, then its temporal ones. As many as the encoder
-            has train all of it but the embedding: tubelets, positions of tubelets, class token and
-            registers before the first block.
-        encoder_share: factor on the encoder's learning rate, beside layer_decay's.
-        held_out_steps: steps at the end in which the readouts of neurons that were held out
-            (data.held_out_neurons) are fitted on the training trials, all else frozen.
-        patience: evaluations (evaluation.every) on the validation trials without a better score
-            after which the run ends early, with the best model as its result; null trains all
-            steps. The score is the one of evaluation.keep_best. Evaluations before the encoder
-            joins in ``readout_first`` do not count. The learning rate follows the schedule of all
+        mode: ``full`` trains everything. ``frozen`` does not train the encoder and keeps it in eval
+            mode. ``readout_first`` freezes the encoder for readout_steps steps and then trains
+            everything. ``last_blocks`` trains the last blocks of a ViViT, and freezes all earlier
+            parts of it in eval mode.
+        readout_steps: number of steps of ``readout_first`` with a frozen encoder. After them the
+            encoder's learning rate is warmed up.
+        last_blocks: number of blocks that ``last_blocks`` trains, with the norms after them. In
+            Model 2, temporal blocks follow spatial blocks. If it is the number of all blocks, only
+            the embedding is frozen: tubelets, positions, class token and registers before the first
+            block.
+        encoder_share: factor of the encoder's learning rate, in addition to layer_decay.
+        held_out_steps: number of steps at the end in which readouts of held-out neurons
+            (data.held_out_neurons) are fitted on the training trials. All other parts are frozen.
+        patience: number of evaluations (evaluation.every) on the validation trials without a better
+            score after which the run ends early. Its result is the best model. null trains all
+            steps. The score is that of evaluation.keep_best. In ``readout_first``, evaluations with
+            a frozen encoder do not count. The schedule of the learning rate is always that of
             training.steps.
-        feature_cache: gigabytes of host memory in each process for features of what is frozen, so
-            that a window which is seen again is not computed again; 0 keeps none. It has use where
-            data.window is at least as long as trials, since shorter windows start at random.
+        feature_cache: host memory in each process, in gigabytes, to cache features of frozen parts,
+            so that repeated windows are computed once. 0 disables the cache. It is useful if
+            data.window is at least as long as the trials, since shorter windows start at random
+            frames.
     """
 
     mode: TuningMode = "full"
@@ -135,43 +141,44 @@ class TuningConfig:
     feature_cache: float = 0.0
 
     def check(self, steps: int) -> None:
-        """Refuse settings under which nothing is trained.
+        """Check the settings against each other and the number of steps.
 
         Args:
-            steps: of the run.
+            steps: number of steps of the run.
 
         Raises:
-            ValueError: naming the setting and its range.
+            ValueError: if a setting is out of range or contradicts another; the message names it.
         """
         if self.mode == "readout_first" and not 0 < self.readout_steps < steps:
             raise ValueError(
                 f"tuning.readout_steps is {self.readout_steps}; with tuning.mode readout_first it "
-                f"must lie between 1 and training.steps {steps}, exclusive"
+                f"must be at least 1 and below training.steps {steps}"
             )
         if self.mode != "readout_first" and self.readout_steps:
             raise ValueError(
-                f"tuning.readout_steps {self.readout_steps} belongs to tuning.mode readout_first; "
-                f"the mode is {self.mode}: leave readout_steps at 0"
+                f"tuning.readout_steps {self.readout_steps} needs tuning.mode readout_first, but "
+                f"the mode is {self.mode}: set readout_steps to 0"
             )
         if (self.mode == "last_blocks") != (self.last_blocks is not None):
             raise ValueError(
                 "tuning.mode last_blocks needs a number of blocks: give --tuning.last_blocks N"
                 if self.last_blocks is None
-                else f"tuning.last_blocks {self.last_blocks} belongs to tuning.mode last_blocks; the "
-                f"mode is {self.mode}: leave last_blocks out, or give --tuning.mode last_blocks"
+                else f"tuning.last_blocks {self.last_blocks} needs tuning.mode last_blocks, but the "
+                f"mode is {self.mode}: remove last_blocks, or give --tuning.mode "
+                "last_blocks"
             )
         check_least(self, "tuning.", held_out_steps=1, feature_cache=0)
         if self.feature_cache and self.mode not in ("frozen", "readout_first"):
             raise ValueError(
-                f"tuning.feature_cache {self.feature_cache:g} keeps features of a frozen encoder, and "
-                f"tuning.mode {self.mode} trains it; leave feature_cache at 0, or take --tuning.mode "
-                "frozen"
+                f"tuning.feature_cache {self.feature_cache:g} needs a frozen encoder, but "
+                f"tuning.mode {self.mode} trains it; set feature_cache to 0, or use "
+                "--tuning.mode frozen"
             )
         for name in ("last_blocks", "patience"):
             if getattr(self, name) is not None:
                 check_least(self, "tuning.", **{name: 1})
         if self.encoder_share <= 0:
             raise ValueError(
-                f"tuning.encoder_share is {self.encoder_share}; it must be above 0 (tuning.mode "
-                "frozen trains no encoder)"
+                f"tuning.encoder_share is {self.encoder_share}; it must be above 0; to "
+                "freeze the encoder, use --tuning.mode frozen"
             )

@@ -1,4 +1,4 @@
-"""Base class of objectives, with every method that :func:`ssl_vivit.training.fit` calls on them."""
+"""Base class of objectives, with all methods that :func:`ssl_vivit.training.fit` calls."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ssl_vivit.errors import RunError
 
 
 class Step(NamedTuple):
-    """The result of one forward pass of an objective.
+    """Result of one forward pass of an objective.
 
     Attributes:
-        loss: scalar, to be minimised; differentiable.
-        metrics: name → detached scalar; the loop averages them over processes and logs them
-            as ``train/<name>`` every ``training.log_every`` steps. The names are those of all
-            processes and micro-batches of the step.
+        loss: differentiable scalar to be minimised.
+        metrics: name → detached scalar. The training loop averages metrics over processes and logs
+            them as ``train/<name>`` every ``training.log_every`` steps. The names must be equal in
+            all processes and micro-batches of a step.
     """
 
     loss: Tensor
@@ -26,16 +26,17 @@ class Step(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base class of objectives: a batch in, a :class:`Step` out.
+    """Base class of objectives, which compute a :class:`Step` from a batch.
 
-    An objective defines ``forward`` and ``export``; everything else that ``fit`` calls has a default
-    here. ``fit`` also takes a module of another class that defines both, see :func:`as_objective`.
+    A subclass must define ``forward`` and ``export``. All other methods that ``fit`` calls have
+    defaults. ``fit`` also accepts a module of another class that defines both; see
+    :func:`as_objective`.
 
     Attributes:
         export_name: name of the exported directory inside the run and its checkpoints.
-        least_micro_batch: samples that a micro-batch, gathered from all processes, must hold.
-        logs_step: whether the metrics of this step are logged. ``fit`` sets it before each step. An
-            objective may leave out metrics that cost time while it is false.
+        least_micro_batch: smallest number of samples in a micro-batch, summed over all processes.
+        logs_step: whether the metrics of this step are logged. ``fit`` sets it before each step. If
+            it is false, an objective may leave out metrics that take time.
     """
 
     export_name = "encoder"
@@ -43,54 +44,63 @@ class Objective(nn.Module):
     logs_step = True
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """Loss and metrics of a batch."""
-        raise NotImplementedError(f"{type(self).__name__} defines no forward(batch)")
+        """Compute loss and metrics of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(batch)")
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the model that the run is for (weights, config, model card) to ``directory``.
+        """Export the trained model (weights, config and model card) to a directory.
 
         Args:
-            directory: where to; its parent exists.
-            training: facts for the model card (data, steps, versions).
+            directory: directory to write; its parent exists.
+            training: facts for the model card, such as data, steps and versions.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no export(directory, training=…)")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define export(directory, training=…)"
+        )
 
     def begin_step(self, step: int) -> None:
-        """Called before each optimisation step with the number of steps done."""
+        """Prepare an optimisation step; ``step`` is the number of completed steps."""
 
     def to_compile(self) -> nn.Module:
-        """The part that ``training.compile`` compiles; by default ``encoder``, or all without one."""
+        """Return the module to compile: ``encoder`` if there is one, else the whole objective."""
         return dict(self.named_children()).get("encoder", self)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, beside vectors and what parts name themselves."""
+        """Return further parameters without weight decay.
+
+        Vectors, and parameters that submodules name by their own ``no_weight_decay``, need not be
+        named.
+        """
         return set()
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Parameter → factor on its learning rate, where that is not 1."""
+        """Return factors of the learning rate by the name of the parameter; the default is 1."""
         return {}
 
     def first_steps(self) -> dict[str, int]:
-        """Parameter → step at which it joins training, where that is not 0; it warms up from then."""
+        """Return the step at which a parameter starts training, by its name; the default is 0.
+
+        The learning rate of the parameter is warmed up from this step.
+        """
         return {}
 
 
 def as_objective(module: nn.Module) -> Objective:
-    """Give a module that defines ``forward`` and ``export`` the defaults of :class:`Objective`.
+    """Add the defaults of :class:`Objective` to a module that defines ``forward`` and ``export``.
 
-    The module itself gets a class that derives from its own and from :class:`Objective`, so the names
-    of its parameters stay.
+    The class of the module is replaced by one that derives from its own class and from
+    :class:`Objective`. The names of its parameters do not change.
 
     Raises:
-        RunError: for a module without ``export``.
+        RunError: if the module has no ``export``.
     """
     if isinstance(module, Objective):
         return module
     own = type(module)
     if not isinstance(module, nn.Module) or not hasattr(own, "export"):
         raise RunError(
-            f"{own.__name__} is no objective; derive it from ssl_vivit.objectives.Objective and "
-            "define forward(batch) and export(directory, training=…)"
+            f"{own.__name__} is not an objective; derive it from ssl_vivit.objectives.Objective "
+            "and define forward(batch) and export(directory, training=…)"
         )
     module.__class__ = type(own.__name__, (own, Objective), {})
     assert isinstance(module, Objective)
@@ -99,20 +109,20 @@ def as_objective(module: nn.Module) -> Objective:
 
 @runtime_checkable
 class WithoutDecay(Protocol):
-    """A part that names its parameters without weight decay, as timm's models do."""
+    """Protocol of modules that name their parameters without weight decay, as in timm."""
 
     def no_weight_decay(self) -> set[str]: ...
 
 
 @runtime_checkable
 class Layered(Protocol):
-    """A part that tells layer-wise learning-rate decay its layers, as timm's models do."""
+    """Protocol of modules that name their layers for layer-wise learning-rate decay, as in timm."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class Blocks(Protocol):
-    """A part that names the classes of the blocks that FSDP shards, as transformers' models do."""
+    """Protocol of modules that name the classes of blocks for FSDP, as in transformers."""
 
     _no_split_modules: Sequence[str]

@@ -10,19 +10,22 @@ from torch import Tensor
 
 
 def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean squared distance of positive pairs (Wang & Isola 2020, Sec. 4.1); 0 is best.
+    """Return the mean squared distance of positive pairs (Wang & Isola 2020, Sec. 4.1); 0 is best.
 
     Args:
-        first, second: (n, d) embeddings of length 1; row i of both is a pair.
+        first: (n, d) embeddings of length 1.
+        second: (n, d) embeddings of length 1; row i forms a pair with row i of ``first``.
     """
     return (first - second).square().sum(1).mean()
 
 
 def uniformity(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """log mean exp(−2 · squared distance) over pairs (Wang & Isola 2020); lower is more uniform.
+    """Return log mean exp(−2 · squared distance) over all pairs (Wang & Isola 2020).
+
+    Lower values are more uniform.
 
     Args:
-        embeddings: (n, d) of length 1, n ≥ 2.
+        embeddings: (n, d) embeddings of length 1, with n ≥ 2.
     """
     similarity = embeddings @ embeddings.T
     others = ~torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
@@ -32,18 +35,19 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007, Sec. 2).
+    """Return exp of the entropy of the normalised singular values (Roy & Vetterli 2007, Sec. 2).
 
-    Between 1 (all embeddings on one line) and min(n, d); NaN where an embedding is not finite.
+    It lies between 1 (all embeddings on one line) and min(n, d). NaN if an embedding is not finite.
     """
-    # Autocast would halve the product's precision, in which no GPU's solver works.
+    # Disable autocast, since solvers on GPUs do not support half precision.
     with torch.autocast(embeddings.device.type, enabled=False):
         gram = (
             embeddings.T @ embeddings
             if embeddings.shape[0] > embeddings.shape[1]
             else (embeddings @ embeddings.T)
         )
-    # The solver raises on what is not finite; the loop's own refusal names the batch.
+    # The solver would raise for values that are not finite. Return NaN instead, since the training
+    # loop then raises an error that names the batch.
     finite = gram.isfinite().all()
     gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()

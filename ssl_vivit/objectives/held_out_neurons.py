@@ -1,4 +1,4 @@
-"""Readouts for neurons that a finished model was not trained on; everything else stays as it is."""
+"""Fit readouts of held-out neurons of a trained model, with all other parts frozen."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction
 
 
 class HeldOutNeurons(NeuralPrediction):
-    """Fits the parameters of single held-out neurons: positions, widths, features, biases.
+    """Objective that fits the readout parameters of held-out neurons.
 
-    Gradients of the other neurons are exactly zero, so an optimiser without weight decay leaves
-    them alone, to the bit. Core, modulator and what a session's neurons share are frozen.
+    These are positions, widths, features and biases. Gradients of all other neurons are exactly
+    zero, so an optimiser without weight decay does not change them. Core, modulator and parameters
+    that the neurons of a session share are frozen.
 
     Args:
-        model: a trained model; it becomes part of this objective.
-        config: settings of the loss; of the penalties, ``feature_l1`` alone holds, on the held-out
+        model: a trained model, which becomes part of this objective.
+        config: settings of the loss. Of the penalties only ``feature_l1`` is used, for the held-out
             neurons.
-        facts: of each session, with the held-out units.
+        facts: facts of each session, with the held-out units.
 
     Raises:
         ValueError: if no session has held-out neurons.
@@ -39,7 +40,7 @@ class HeldOutNeurons(NeuralPrediction):
         *,
         facts: Sequence[SessionFacts],
     ) -> None:
-        # Annealed widths have done their work.
+        # The widths are already annealed.
         config = replace(config or NeuralPredictionConfig(), spread_passes=0)
         super().__init__(model, config, facts=facts)
         self.held: dict[str, list[int]] = {}
@@ -56,7 +57,7 @@ class HeldOutNeurons(NeuralPrediction):
         self.train()
 
     def train(self, mode: bool = True) -> HeldOutNeurons:
-        """Set the mode of the readouts; all other parts stay in eval mode."""
+        """Set the mode of the readouts; keep all other parts in eval mode."""
         super().train(mode)
         for name, part in self.model.named_children():
             if name != "session_readouts":
@@ -64,7 +65,7 @@ class HeldOutNeurons(NeuralPrediction):
         return self
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """Compute the loss as :class:`NeuralPrediction` does; sessions without held-out neurons add nothing."""
+        """Compute the loss of :class:`NeuralPrediction` over held-out neurons."""
         step = super().forward(batch)
         fitted = [p.flatten()[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
         return step._replace(loss=step.loss + torch.stack(fitted).sum())

@@ -1,8 +1,8 @@
-"""Masked tubelets: most of a clip is hidden, its pixels are predicted from the rest.
+"""Masked tubelets: most tubelets of a clip are hidden and predicted from the visible tubelets.
 
-VideoMAE's recipe (Tong et al. 2022, arXiv 2203.12602) for every ViViT: as many positions are visible
-at every time step, which keeps the factorised structure; only visible tubelets are embedded and
-encoded, and a narrow decoder predicts the hidden ones.
+This is VideoMAE's method (Tong et al. 2022, arXiv 2203.12602) for all variants of ViViT. The number
+of visible positions is equal in all time steps, as factorised attention needs. Only visible
+tubelets are embedded and encoded, and a narrow decoder predicts the hidden tubelets.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ssl_vivit.objectives.pixel_targets import (
 )
 from ssl_vivit.objectives.tubelet_decoder import TubeletDecoder
 
-# Visible tubelets that interpolation takes for each hidden one.
+# Number of visible tubelets from which each hidden tubelet is interpolated.
 _NEIGHBOURS = 8
 
 
@@ -48,11 +48,12 @@ class Reconstruction(NamedTuple):
     """Clips and their reconstructions by the decoder, as pixels in [0, 1].
 
     Attributes:
-        video: (b, c, T, H, W) the clips, as far as tubelets fill them.
-        predicted: (b, c, T, H, W) with hidden tubelets as predicted and visible ones as they are.
-        hidden: (b, t, h, w) True where a tubelet was hidden.
-        frames: which of the clip's frames the T are.
-        rescaled: whether predictions were given the mean and spread of what was hidden.
+        video: (b, c, T, H, W) clips, cropped to the area that tubelets cover.
+        predicted: (b, c, T, H, W) clips with hidden tubelets replaced by predictions.
+        hidden: (b, t, h, w) mask, True for hidden tubelets.
+        frames: indices of the T frames in the clip.
+        rescaled: whether predictions have been rescaled by the mean and spread of the hidden
+            pixels.
     """
 
     video: Tensor
@@ -69,22 +70,23 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedTubelets(Objective):
-    """Prediction of hidden tubelets from visible ones.
+    """Objective that predicts hidden tubelets from visible ones.
 
-    Predictions alone would not train class tokens, or what else makes ``pooled``. So ``pooled``
-    also learns to be the mean of the visible patch tokens, which holds what they know of the clip
+    The predictions do not train class tokens or other parameters from which only ``pooled`` is
+    computed. Therefore ``pooled`` is also trained to equal the mean of the visible patch tokens
     (:meth:`pooled_distance`).
 
     Args:
-        encoder: the encoder to be trained, any variant. With its gradient checkpointing on, the
-            decoder recomputes its blocks' activations, too.
-        config: settings; None takes the defaults.
-        preprocessing: how the clips were prepared: ``mean`` and ``std`` make pixels of them again,
-            and all of it is saved with the exported encoder. None takes clips as pixels in [0, 1].
-        overrides: single settings of :class:`MaskedTubeletsConfig`, for calls in code.
+        encoder: the encoder to be trained, of any variant. If its gradient checkpointing is on, the
+            decoder uses gradient checkpointing as well.
+        config: settings. None means the defaults.
+        preprocessing: preprocessing of the clips, which is saved with the exported encoder. Its
+            ``mean`` and ``std`` are used to restore pixels. None means that clips are pixels in [0,
+            1].
+        overrides: single settings of :class:`MaskedTubeletsConfig`, as keyword arguments.
 
     Raises:
-        ValueError: for masks that the encoder or its clips cannot have.
+        ValueError: if the masks do not suit the encoder.
     """
 
     def __init__(
@@ -119,17 +121,18 @@ class MaskedTubelets(Objective):
             encoder.freeze_pooling()
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """The loss of a batch: mean squared error over the pixels of hidden tubelets.
+        """Compute the loss of a batch: mean squared error over the pixels of hidden tubelets.
 
         Args:
-            batch: with ``clips`` (b, views, C, T, H, W), normalised floats; a mask is drawn for
-                each view, unless ``mask`` (:class:`TubeletMask` of b · views clips) is there: from
-                the names in ``draw``, as loaders give them, or else by torch's generator.
+            batch: dictionary with ``clips`` (b, views, C, T, H, W), normalised floats. A mask is
+                drawn for each view: from the names in ``draw`` if there are any, as in loaders'
+                batches, else from torch's generator. An entry ``mask`` (:class:`TubeletMask` of b ·
+                views clips) is used instead.
 
         Returns:
-            :class:`Step`; metrics are the effective rank and the standard deviation of the visible
-            tokens' mean over clips, which fall when the encoder collapses, and ``pooled_distance``.
-            There are none where ``logs_step`` is false.
+            Loss and metrics. The metrics are the effective rank and the standard deviation over
+            clips of the visible tokens' mean, which fall if the encoder collapses, and
+            ``pooled_distance``. If ``logs_step`` is false, there are no metrics.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if "mask" in batch:
@@ -144,17 +147,21 @@ class MaskedTubelets(Objective):
             metrics = _metrics(out.tokens.detach().float().mean((1, 2)))
         if self.learns_pooled:
             distances = self.pooled_distance(out)
-            # In units of each clip's error, so that it weighs alike for pixels of any scale.
+            # Multiplied by each clip's error, so that the weight of this term does not depend on
+            # the scale of pixels.
             loss = loss + (errors.detach() * distances).mean()
             if self.logs_step:
                 metrics["pooled_distance"] = distances.detach().mean()
         return Step(loss, metrics)
 
     def pooled_distance(self, out: EncoderOutput) -> Float[Tensor, " b"]:
-        """Mean squared distance of each clip's ``pooled`` to the mean of its visible patch tokens.
+        """Return the mean squared distance of ``pooled`` to the mean of the visible patch tokens.
 
-        Tokens are taken as they are: the gradient goes to ``pooled`` alone. Where ``pooled`` is
-        their mean by itself, the distance is 0.
+        The mean is detached, so only ``pooled`` gets a gradient. If the encoder's pooling is this
+        mean, the distance is 0.
+
+        Args:
+            out: output of the encoder for visible tubelets.
         """
         assert out.tokens is not None
         wide = torch.promote_types(out.pooled.dtype, torch.float32)
@@ -168,12 +175,12 @@ class MaskedTubelets(Objective):
         *,
         names: Sequence[Names] | None = None,
     ) -> TubeletMask:
-        """A mask for each clip, on the clips' device.
+        """Draw a mask for each clip, on the clips' device.
 
         Args:
             video: the clips.
-            generator: of the random numbers, on the CPU; None is torch's own.
-            names: of each clip's draw, in place of a generator: its mask depends on them alone.
+            generator: random generator on the CPU. None means torch's global generator.
+            names: names from which each clip's mask is drawn, instead of a generator.
         """
         grid = self._grid(video)
         count = mask_numbers(self.config.mask, grid)
@@ -187,7 +194,7 @@ class MaskedTubelets(Objective):
     def predict(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> tuple[Float[Tensor, "b m p"], EncoderOutput]:
-        """Predictions of the hidden tubelets in the order of time and mask, and what is encoded."""
+        """Return predictions of hidden tubelets by time and mask, and the output of the encoder."""
         out = self.encoder(video, **mask.for_encoder)
         return self.decoder(out.tokens, mask, out.grid), out
 
@@ -213,10 +220,14 @@ class MaskedTubelets(Objective):
     def reconstruct(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask | None = None
     ) -> Reconstruction:
-        """Clips with their hidden tubelets as the decoder predicts them.
+        """Reconstruct clips by replacing hidden tubelets by the decoder's predictions.
 
-        Normalised predictions get the mean and spread of the tubelet that they stand for, as in
-        VideoMAE's figures: they show structure, and not the colour that was hidden.
+        Normalised predictions are rescaled by the mean and spread of the hidden tubelet, as in
+        VideoMAE's figures. Their structure is predicted, but their mean colour is not.
+
+        Args:
+            video: normalised clips.
+            mask: the masks. None draws them.
         """
         mask = self.draw_mask(video) if mask is None else mask
         pixels = self._pixels(video)
@@ -243,19 +254,19 @@ class MaskedTubelets(Objective):
     def errors(
         self, batch: dict[str, Any], seed: int | None = None
     ) -> dict[str, Float[Tensor, " clips"]]:
-        """Measure the errors of predictions and of three guesses without a model.
+        """Measure the errors of the predictions and of three simple guesses.
 
         Args:
-            batch: as in :meth:`forward`.
-            seed: of the masks; None draws them from the names in ``draw``, so that the mask of a
-                clip does not depend on the others of its batch.
+            batch: see :meth:`forward`.
+            seed: seed of the masks. None draws them from the names in ``draw``, so that the mask of
+                a clip does not depend on other clips of the batch.
 
         Returns:
-            Mean squared errors over the hidden tubelets of each clip, in units of the targets,
-            with ``error`` of the predictions; ``copy_error`` of copies of the nearest visible
+            Mean squared errors over the hidden tubelets of each clip, on the scale of the targets.
+            ``error`` is of the predictions; ``copy_error`` of copies of the nearest visible
             tubelet; ``interpolation_error`` of the mean of the eight nearest visible tubelets,
-            weighted by inverse squared distance (Shepard 1968); ``mean_error`` of each hidden
-            tubelet's own mean colour, an oracle, since no model sees what is hidden.
+            weighted by inverse squared distance (Shepard 1968); ``mean_error`` of the mean colour
+            of the hidden tubelet, which no model can see.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if seed is None:
@@ -284,23 +295,23 @@ class MaskedTubelets(Objective):
 
     @torch.no_grad()
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """The encoder's ``pooled`` of whole clips, (b, views, d) for any number of views."""
+        """Return the encoder's ``pooled`` of complete clips, for any number of views."""
         views = batch["clips"].shape[1]
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         pooled = self.encoder(video, tokens=False).pooled
         return rearrange(pooled, "(b views) d -> b views d", views=views)
 
     def to_compile(self) -> nn.Module:
-        """The objective itself, which compiles its encoder and its decoder."""
+        """Return the objective, whose :meth:`compile` compiles encoder and decoder."""
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the encoder and the decoder separately; arguments go to ``torch.compile``."""
+        """Compile encoder and decoder separately, with the arguments of ``torch.compile``."""
         self.encoder.compile(*args, **kwargs)
         self.decoder.compile(*args, **kwargs)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the encoder (without the decoder) to ``directory``."""
+        """Export the encoder, without the decoder, to a directory."""
         masks = f"{self.config.mask} masks of {self.config.mask_ratio:g}"
         card = {"objective": f"masked tubelets, {masks}", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
@@ -312,23 +323,27 @@ class MaskedTubelets(Objective):
 
 
 def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None:
-    """Refuse masks that an encoder's tokens cannot have.
+    """Check that an encoder can be trained with the masks.
 
     Args:
-        config: the masks.
-        architecture: of the encoder.
+        config: settings of the masks.
+        architecture: config of the encoder.
 
     Raises:
-        ValueError: naming the setting and what it may be.
+        ValueError: if the masks do not suit the encoder; the message names the setting to change.
     """
     hidden_count(architecture.grid.n, config.mask_ratio, "positions of a time step")
     size, stride = architecture.kernel_size, architecture.kernel_stride
     overlaps = size[1:] != stride[1:] or (config.mask == "random" and size[0] != stride[0])
     if overlaps:
         raise ValueError(
-            f"tubelet_stride {stride} lets tubelets of {size} overlap, so that visible ones show "
-            "pixels of hidden ones; use encoder.overrides.tubelet_stride equal to tubelet_size"
-            + (", or overlap in time with objective.mask tube" if size[1:] == stride[1:] else "")
+            f"with tubelet_stride {stride} tubelets of {size} overlap, so visible tubelets contain "
+            "pixels of hidden ones; set encoder.overrides.tubelet_stride equal to tubelet_size"
+            + (
+                ", or use objective.mask tube, which allows overlap in time"
+                if size[1:] == stride[1:]
+                else ""
+            )
         )
     if architecture.patch_dropout > 0:
         raise ValueError(
@@ -338,7 +353,7 @@ def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None
 
 
 def _at(pixels: Float[Tensor, "b t n c p"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m c p"]:
-    """The pixels of some tubelets, by their indices among t·n."""
+    """Return the pixels of chosen tubelets, by their indices among all t·n."""
     flat = rearrange(pixels, "b t n c p -> b (t n) c p")
     return flat.gather(1, index[..., None, None].expand(-1, -1, *flat.shape[2:]))
 

@@ -1,4 +1,4 @@
-"""Tube, block and random masks of tubelets, with an exact count in every clip."""
+"""Tube, block and random masks of tubelets, with a fixed number of hidden tubelets."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from ssl_vivit.data.to_device import to_device
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import MaskKind
 
-# Multi-block masks of Bardes et al. 2024 (V-JEPA), Sec. 3.2.
+# Area (fraction), aspect ratios and largest number of blocks (V-JEPA, Bardes et al. 2024, Sec.
+# 3.2).
 _BLOCK_AREA = 0.15
 _BLOCK_ASPECT = (0.75, 1.5)
 _BLOCKS = 64
 
 
 class TubeletMask(NamedTuple):
-    """Indices of visible and of hidden tubelets, both ascending, as the encoder takes them.
+    """Indices of visible and hidden tubelets, in ascending order.
 
     Attributes:
-        visible: kept spatial positions, (b, v) at all times or (b, t, v) at each time step; (b, k)
-            kept tokens among t·h·w where ``by_token``.
-        hidden: all the others, (b, m) or (b, t, m).
-        by_token: whether indices run over all tokens, for Model 1; otherwise over positions.
+        visible: visible spatial positions, (b, v) for all time steps or (b, t, v) for each. If
+            ``by_token`` is true, (b, k) visible tokens among all t·h·w.
+        hidden: all other positions or tokens, (b, m) or (b, t, m).
+        by_token: whether indices number all tokens, for Model 1, and not spatial positions.
     """
 
     visible: Tensor
@@ -36,16 +37,16 @@ class TubeletMask(NamedTuple):
 
     @property
     def for_encoder(self) -> dict[str, Tensor]:
-        """The visible ones as an argument of an encoder."""
+        """Keyword argument of an encoder that selects the visible tubelets."""
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:
-        """Return a copy on a device; the host does not wait for it."""
+        """Return a copy on a device, without waiting for the copy."""
         visible, hidden = (to_device(index, device) for index in (self.visible, self.hidden))
         return TubeletMask(visible, hidden, self.by_token)
 
     def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
-        """Visible and hidden tubelets as indices among all t·h·w, in the order of time and mask."""
+        """Return visible and hidden tubelets as indices among all t·h·w, by time and mask."""
         if self.by_token:
             return self.visible, self.hidden
         steps = torch.arange(grid.t, device=self.visible.device)[:, None] * grid.n
@@ -56,19 +57,19 @@ class TubeletMask(NamedTuple):
 
 
 def hidden_count(total: int, ratio: float, what: str) -> int:
-    """Return the number of ``total`` that a ratio hides, rounded down as VideoMAE does.
+    """Return how many of ``total`` positions a ratio hides, rounded down as in VideoMAE.
 
     Raises:
-        ValueError: if that is none or all of them; the message names the ratios that would do.
+        ValueError: if no or all positions would be hidden; the message gives the valid ratios.
     """
     if total < 2:
         raise ValueError(
-            f"there is {total} of {what}, so none can be hidden beside a visible one; use smaller "
-            "tubelets or larger images"
+            f"there are only {total} {what}, but at least one must be hidden and one visible; use "
+            "smaller tubelets or larger images"
         )
     hidden = int(total * min(max(ratio, 0.0), 1.0) + 1e-9) if math.isfinite(ratio) else 0
     if not 0 < hidden < total:
-        # Rounded inwards: both bounds must do.
+        # Round inwards, so that both bounds are valid.
         least, most = math.ceil(1e4 / total) / 1e4, math.floor(1e4 * (1 - 1 / total)) / 1e4
         raise ValueError(
             f"objective.mask_ratio {ratio} hides {hidden} of {total} {what}; some must be hidden "
@@ -78,7 +79,7 @@ def hidden_count(total: int, ratio: float, what: str) -> int:
 
 
 def mask_numbers(kind: MaskKind, grid: Grid) -> int:
-    """Return the number of random numbers that :func:`draw_mask` takes for a clip."""
+    """Return the number of random numbers that :func:`draw_mask` needs for each clip."""
     if kind == "block":
         return 3 * _BLOCKS + grid.n
     return grid.n * (grid.t if kind == "random" else 1)
@@ -87,19 +88,20 @@ def mask_numbers(kind: MaskKind, grid: Grid) -> int:
 def draw_mask(
     kind: MaskKind, grid: Grid, ratio: float, numbers: Float[Tensor, "b numbers"]
 ) -> TubeletMask:
-    """A mask for each clip, on the CPU.
+    """Compute a mask for each clip from random numbers, on the CPU.
 
     Args:
-        kind: ``tube`` hides random positions at all times (VideoMAE, Tong et al. 2022, Sec. 3.2);
-            ``block`` the union of rectangles, at all times (V-JEPA, Bardes et al. 2024, Sec. 3.2);
-            ``random`` other random positions at every time.
-        grid: tokens of a clip.
-        ratio: share of the h·w positions that is hidden, rounded down.
-        numbers: for each clip :func:`mask_numbers` random numbers, uniform in [0, 1). Its mask
-            depends on these alone.
+        kind: ``tube`` hides random positions that are constant over time (VideoMAE, Tong et al.
+            2022, Sec. 3.2). ``block`` hides a union of rectangles that is constant over time
+            (V-JEPA, Bardes et al. 2024, Sec. 3.2). ``random`` hides different random positions at
+            each time step.
+        grid: grid of the tokens of a clip.
+        ratio: fraction of the h·w positions that are hidden. Their number is rounded down.
+        numbers: :func:`mask_numbers` random numbers for each clip, uniform in [0, 1). The mask of a
+            clip depends only on them.
 
     Raises:
-        ValueError: for a ratio that hides nothing or everything.
+        ValueError: if the ratio would hide no or all positions.
     """
     hidden = hidden_count(grid.n, ratio, f"positions ({grid.h}×{grid.w})")
     rank = _block_rank(grid, numbers) if kind == "block" else numbers
@@ -116,24 +118,24 @@ def draw_mask(
 def nearest_visible(
     mask: TubeletMask, grid: Grid, count: int = 1
 ) -> tuple[Int[Tensor, "b m count"], Float[Tensor, "b m count"]]:
-    """The nearest visible tubelets of each hidden one.
+    """Find the nearest visible tubelets of each hidden tubelet.
 
     Args:
-        mask: which are visible and which hidden.
-        grid: tokens of a clip.
-        count: how many; at most as many as are visible.
+        mask: the masks.
+        grid: grid of the tokens of a clip.
+        count: number of visible tubelets to find; at most the number of visible tubelets.
 
     Returns:
-        indices among all t·h·w tubelets, nearest first, and their distances: between tubelets'
-        centres, in steps of the grid. Of several at one distance the first comes first.
+        Indices among all t·h·w tubelets, nearest first, and distances of the centres in steps of
+        the grid. At equal distance, tubelets are in the order of their indices.
     """
     visible, hidden = mask.tokens(grid)
     axes = [torch.arange(length, device=visible.device, dtype=torch.float) for length in grid]
     places = torch.cartesian_prod(*axes)
     found, distances = [], []
-    # One clip at a time: all distances of a batch may not fit into memory.
+    # One clip at a time, since the distances of a whole batch may not fit into memory.
     for there, wanted in zip(visible, hidden, strict=True):
-        # By matrix products equal distances would come out different.
+        # Matrix products would round equal distances differently.
         distance = torch.cdist(
             places[wanted], places[there], compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -144,10 +146,10 @@ def nearest_visible(
 
 
 def _block_rank(grid: Grid, numbers: Float[Tensor, "b numbers"]) -> Float[Tensor, "b n"]:
-    """Rank places: lowest in the rectangles drawn first, random within a rectangle.
+    """Rank positions by the first rectangle that contains them, and randomly within a rectangle.
 
-    Hiding the lowest ranks hides whole rectangles one after the other, the last one in part, so
-    that the count is exact.
+    Hiding the lowest ranks hides whole rectangles one after another and a part of the last one, so
+    that the number of hidden positions is exact.
     """
     numbers, within = numbers.split([3 * _BLOCKS, grid.n], dim=1)
     draw = rearrange(numbers, "b (what blocks) -> what b blocks", what=3)

@@ -1,4 +1,4 @@
-"""Random numbers of an objective, drawn from the names of samples on any process."""
+"""Random numbers of objectives that depend on the names of samples, not on the process."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from ssl_vivit.data.randomness import Names, named_generator
 
 
 def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
-    """Names of a draw for every view of a batch of clips; None for a batch without names.
+    """Return names of a random draw for each view of a batch of clips.
 
     Args:
-        batch: with ``clips`` (b, views, …) and perhaps ``draw``, the names of each sample.
-        purpose: what is drawn.
+        batch: batch with ``clips`` (b, views, …) and optionally ``draw``, the names of each sample.
+        purpose: name of the purpose of the draw.
 
     Returns:
-        (*names of the sample, purpose, view), in the order of ``b views -> (b views)``.
+        (*names of the sample, purpose, view), in the order of ``b views -> (b views)``. None if the
+        batch has no names.
 
     Raises:
-        ValueError: if there are names of another number of samples than clips.
+        ValueError: if the numbers of samples in ``draw`` and ``clips`` differ.
     """
     if "draw" not in batch:
         return None
     count, views = batch["clips"].shape[:2]
     if len(batch["draw"]) != count:
         raise ValueError(
-            f"the batch has {count} samples and names in draw for {len(batch['draw'])}; select both "
-            "alike, or leave draw out"
+            f"the batch has {count} samples, but draw has names of {len(batch['draw'])}; select "
+            "the "
+            "same samples in both, or remove draw"
         )
     return [(*names, purpose, view) for names in batch["draw"] for view in range(views)]
 
 
 def standard_normal(names: Sequence[Names], *shape: int) -> Tensor:
-    """Standard normal numbers on the CPU, (b, *shape), that depend on ``names`` as :func:`uniform`'s."""
+    """Return standard normal numbers (b, *shape) on the CPU; row i depends only on names i."""
     rows = [named_generator(*each).standard_normal(shape, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))
 
 
 def uniform(names: Sequence[Names], count: int) -> Float[Tensor, "b count"]:
-    """Numbers in [0, 1) on the CPU, a row for each of ``names`` that depends on them alone."""
+    """Return uniform numbers in [0, 1) on the CPU; row i depends only on names i."""
     rows = [named_generator(*each).random(count, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))

@@ -1,7 +1,7 @@
-"""Predict the responses of recorded neurons to the video that they were shown.
+"""Prediction of the responses of recorded neurons to video.
 
-Poisson regression on counts (or non-negative calcium activity), as Lurz et al. 2021 (ICLR,
-"Generalization in data-driven models of primary visual cortex") and Sensorium 2023 train.
+This is Poisson regression on counts (or non-negative calcium activity), as in Lurz et al. 2021
+(ICLR, "Generalization in data-driven models of primary visual cortex") and Sensorium 2023.
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ from ssl_vivit.objectives.named_draws import standard_normal, uniform
 
 
 class NeuralPrediction(Objective):
-    """Poisson loss of a model of neurons over the responses that are known, and penalties.
+    """Poisson loss of a model of neurons over known responses, with penalties of its readouts.
 
-    The loss is the mean over all known responses of the batch of all processes, whatever part of
-    them each process holds. A penalty of a session counts by its share of those responses, so a
-    session's data and its penalties keep their ratio, however sessions are batched.
+    The loss is the mean over all known responses of the global batch, independent of their
+    distribution over processes. The penalties of a session are weighted by its fraction of these
+    responses, so the ratio of a session's loss and its penalties does not depend on how sessions
+    are batched.
 
-    Where sessions are to weigh equally, the loss is the sum over the sessions of the batch of w times
-    the session's mean over its known responses, and penalties count by w, too. With S sessions, b of
-    the batch's B windows from this one, and the share p of an epoch's windows that are from it,
-    w = b / (B p S). Over an epoch w is 1 / S in the mean, whatever is in which batch.
+    With ``session_shares`` all sessions have equal weight. The loss is then the sum over the
+    sessions of the batch of w times the mean over the session's known responses, and penalties are
+    weighted by w. Let S be the number of sessions, b the number of the batch's B windows that are
+    from this session, and p the session's fraction of an epoch's windows. Then w = b / (B p S). The
+    mean of w over an epoch is 1 / S for any distribution over batches.
 
-    Sessions that a batch lacks get gradients of exactly zero, since DistributedDataParallel wants
-    one for every parameter. An optimiser with momentum still moves their readouts by what it
-    remembers, and weight decay goes on; Adam's step falls off within some 1 / (1 − beta1) steps.
+    Sessions that are not in a batch get gradients of exactly zero, since DistributedDataParallel
+    expects a gradient for every parameter. An optimiser still changes their readouts by momentum
+    and weight decay. The effect of Adam's momentum decays within about 1 / (1 − beta1) steps.
 
     Args:
         model: the model of neurons.
-        config: settings; None takes the defaults.
-        facts: of each session of the model, for the mean responses and for the checkpoint.
-        session_shares: session → its share of the training windows, where sessions are to weigh
-            equally; None weighs every known response alike.
+        config: settings. None means the defaults.
+        facts: facts of each session of the model, for mean responses and export.
+        session_shares: session → its fraction of the training windows, to give sessions equal
+            weight. None gives all known responses equal weight.
 
     Raises:
-        ValueError: if a setting is out of its range, a penalty is unknown, or facts or shares are
-            of other sessions.
+        ValueError: if a setting is out of range, a penalty is unknown, or ``facts`` or
+            ``session_shares`` are for other sessions.
     """
 
     export_name = "model"
 
-    # For type checkers: a buffer.
+    # Declares the type of the buffer for type checkers.
     passes: Tensor
 
     def __init__(
@@ -89,35 +91,37 @@ class NeuralPrediction(Objective):
 
     @property
     def encoder(self) -> nn.Module:
-        """The core of the model, a ViViT or a baseline."""
+        """Core of the model, a ViViT or a baseline."""
         return self.model.encoder
 
     def to_compile(self) -> nn.Module:
-        """The model, which compiles its core and the step of its modulator.
+        """Return the model, whose ``compile`` compiles the core and the step of the modulator.
 
         Raises:
-            NeuralModelError: for an encoder of which other blocks than the last are read.
+            NeuralModelError: if other blocks than the encoder's last one are read.
         """
         if self.model.block_reader is not None:
             raise NeuralModelError(
-                "training.compile compiles an encoder that is read at its last block alone; leave out "
+                "training.compile supports only an encoder whose last block is read; remove "
                 "--training.compile or --model.layers"
             )
         return self.model
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            batch: with ``parts``, one dict a session: ``session``, ``video`` (b, C, T, H, W),
-                ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T, 2) or None, ``responses``
-                (b, T, neurons) with NaN where unknown. In training the encoder's patch dropout and
-                the positions of readouts are drawn from the names in ``draw``, as loaders give
-                them, or else by torch's generator.
+            batch: dictionary with ``parts``, a dictionary for each session with ``session``,
+                ``video`` (b, C, T, H, W), ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T,
+                2) or None, and ``responses`` (b, T, neurons), NaN if unknown. In training, patch
+                dropout of the encoder and positions of readouts are drawn from the names in the
+                part's ``draw`` if there are any, as in loaders' batches, else from torch's
+                generator.
 
         Returns:
-            :class:`Step`; metrics are the Poisson loss, bits per spike against each neuron's mean
-            of the training trials (0 without any spike), and the weighted penalties.
+            Loss and metrics. The metrics are the Poisson loss, bits per spike relative to each
+            neuron's mean in the training trials (0 if there are no spikes), and the weighted
+            penalties.
         """
         parts = batch["parts"]
         if self.training:
@@ -130,10 +134,10 @@ class NeuralPrediction(Objective):
             return step._replace(loss=step.loss + absent)
 
     def begin_step(self, step: int) -> None:
-        """Keep the positions of Gaussian readouts within the map, also those of sharded parameters.
+        """Clamp the positions of Gaussian readouts to the map.
 
-        The readout itself clamps the weights that FSDP2 has gathered for a forward pass, which are
-        a copy.
+        Readouts also clamp their positions in the forward pass. With FSDP2 this changes only the
+        gathered copy of the weights, so sharded parameters are clamped here.
         """
         with torch.no_grad():
             for readout in self.model.readouts.values():
@@ -142,7 +146,7 @@ class NeuralPrediction(Objective):
                     mean.clamp_(-1, 1)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the model, with the facts of its sessions, to ``directory``."""
+        """Export the model, with the facts of its sessions, to a directory."""
         from ssl_vivit.neural.checkpoint import save_neural_model
 
         card = {"objective": "Poisson loss on recorded responses", **training}
@@ -175,8 +179,9 @@ class NeuralPrediction(Objective):
     def _counts(self, parts: list[dict[str, Any]], known: list[Tensor]) -> dict[str, Tensor]:
         """Return the divisor of each session's summed loss.
 
-        That is the number of known responses of the batch, or of the session's over its weight; as
-        the mean over processes, whose gradients are averaged.
+        Without ``session_shares`` it is the number of known responses of the batch. With
+        ``session_shares`` it is the number of the session's known responses divided by its weight.
+        Numbers are means over processes, since gradients are averaged over processes.
         """
         if self.session_shares is None:
             count = self._over_processes(sum(mask.sum() for mask in known))  # type: ignore[arg-type]
@@ -198,7 +203,7 @@ class NeuralPrediction(Objective):
 
     def _over_processes(self, number: Tensor) -> Tensor:
         number = number.double()
-        # Outside training a single process may call.
+        # Do not communicate in evaluation, where only one process may call this.
         if self.training and dist.is_available() and dist.is_initialized():
             dist.all_reduce(number)
             number = number / dist.get_world_size()
@@ -222,10 +227,10 @@ class NeuralPrediction(Objective):
         return torch.stack(absent).sum() if absent else 0.0
 
     def _absent_rates(self, parts: list[dict[str, Any]]) -> Tensor | float:
-        """Zero, by way of a call of the core for each frame rate that the batch lacks.
+        """Return zero, after calling the core once for each frame rate that is not in the batch.
 
-        The core is called once for each frame rate. Where its weights are sharded, a process that
-        made fewer calls than another would let that one wait for ever.
+        The core is called once for each frame rate. If its weights are sharded, all processes must
+        make equally many calls. Otherwise a process would wait forever.
         """
         if not (self.training and is_sharded(self)):
             return 0.0
@@ -244,7 +249,7 @@ class NeuralPrediction(Objective):
         return getattr(self, f"mean_response_{index}")
 
     def _refuse_short(self, parts: list[dict[str, Any]]) -> None:
-        """Without a single token the encoder would get no gradient, and learn nothing."""
+        """Refuse windows shorter than a tubelet, for which the encoder would get no gradient."""
         stride = core_of(self.model.encoder).temporal_stride
         for part in parts:
             frames = part["video"].shape[2]
@@ -252,14 +257,14 @@ class NeuralPrediction(Objective):
             shown = frames if resampling is None else len(resampling.shown(frames))
             if shown < stride:
                 raise NeuralModelError(
-                    f"windows of {frames} frames of session {part['session']!r} do not fill one "
-                    f"tubelet of the encoder, which takes {stride}; raise data.window"
+                    f"windows of {frames} frames of session {part['session']!r} are shorter than "
+                    f"one time step of the encoder, which has {stride} frames; raise data.window"
                 )
 
     def _anneal(self) -> None:
         if self.config.spread_passes:
             left = (1 - self.passes / self.config.spread_passes).clamp(min=0)
-            # On the device: reading it would wait for the GPU at every step.
+            # Compute on the device, since reading the number would wait for the GPU at every step.
             scale = self.config.spread_start**left
             for readout in self.model.readouts.values():
                 if hasattr(readout, "spread_scale"):
@@ -271,20 +276,20 @@ class NeuralPrediction(Objective):
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(
-                f"the model reads sessions {', '.join(sessions)}; the facts are of "
+                f"the model has sessions {', '.join(sessions)}; the facts given are of "
                 f"{', '.join(names) or 'none'}"
             )
         if self.session_shares is not None and self.session_shares.keys() != {*sessions}:
             raise ValueError(
-                f"the model reads sessions {', '.join(sessions)}; session_shares are of "
+                f"the model has sessions {', '.join(sessions)}; session_shares are given for "
                 f"{', '.join(self.session_shares) or 'none'}"
             )
         terms = {name for readout in self.model.readouts.values() for name in _terms(readout)}
         for name, weight in config.regularisation.items():
             if name not in terms:
                 raise ValueError(
-                    f"objective.regularisation names {name!r}; these readouts have "
-                    f"{', '.join(sorted(terms)) or 'no penalty'}"
+                    f"objective.regularisation has the unknown penalty {name!r}; these readouts "
+                    f"have {', '.join(sorted(terms)) or 'no penalty'}"
                 )
             if not weight >= 0:
                 raise ValueError(f"objective.regularisation.{name} {weight} must not be negative")
@@ -296,15 +301,16 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """Rates (b, T, neurons) for each part; parts that can share one call of the core.
+    """Predict the rates (b, T, neurons) for each part of a batch.
 
-    Those can whose videos have equal sizes and whose stimuli are resampled in the same way. A movie
-    that several clips of a part show (``shows``) is encoded once, so they share the encoder's
-    dropout; not if patches are dropped by the names of each clip.
+    Parts share one call of the core if their videos have equal sizes and their stimuli are
+    resampled in the same way. If several clips of a part show one movie (``shows``), it is encoded
+    once, so they share the encoder's dropout. If patches are dropped by the names of clips, each
+    clip is encoded separately.
 
     Args:
         model: the model of neurons.
-        parts: as :meth:`NeuralPrediction.forward` takes them.
+        parts: parts of a batch, see :meth:`NeuralPrediction.forward`.
     """
     encoder = model.encoder
     drops_patches = isinstance(encoder, ViViT) and encoder.drops_patches
@@ -331,7 +337,7 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
 
 
 def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Tensor, "b n"]:
-    """Random numbers for the patch dropout of each clip, by its names."""
+    """Return random numbers for the patch dropout of each clip, drawn from its names."""
     assert isinstance(encoder, ViViT)
     video = parts[0]["video"]
     names = [(*names, "patches") for part in parts for names in part["draw"]]
@@ -342,7 +348,7 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
 def _position_noise(
     readout: nn.Module, part: dict[str, Any], device: torch.device
 ) -> Float[Tensor, "b neurons 2"] | None:
-    """Noise of a readout's draws, by the names of each clip; None without draws or names."""
+    """Return noise for a readout's positions, drawn from each clip's names; None if not needed."""
     if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
         return None
     names = [(*names, "positions") for names in part["draw"]]
@@ -352,7 +358,7 @@ def _position_noise(
 def _distinct(
     videos: Sequence[tuple[Tensor, list[int] | None]],
 ) -> tuple[Tensor, list[int] | None]:
-    """All videos that differ, and for each clip its place among them; None for its own."""
+    """Return all distinct videos, and the index of each clip's video; None if all are distinct."""
     places: list[int] = []
     for video, shows in videos:
         start = len(places)
@@ -371,13 +377,13 @@ def poisson_sum(
     known: Bool[Tensor, "b T neurons"],
     eps: float,
 ) -> Float[Tensor, ""]:
-    """Negative Poisson log likelihood, without the term of the responses alone, summed where known.
+    """Return the negative Poisson log likelihood, without the factorial term, over known responses.
 
     Args:
-        rates: expected responses, positive.
-        responses: finite everywhere; what stands where unknown does not matter.
-        known: which count.
-        eps: added to rates within the logarithm.
+        rates: expected responses, which must be positive.
+        responses: responses, with any finite value if unknown.
+        known: mask of known responses.
+        eps: small number that is added to rates inside the logarithm.
     """
     terms = rates - responses * torch.log(rates + eps)
     return terms.masked_fill(~known, 0).sum()

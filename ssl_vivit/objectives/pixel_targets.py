@@ -1,4 +1,4 @@
-"""Targets of masked tubelets: pixels, normalised within each tubelet."""
+"""Targets of masked tubelets: pixels, optionally normalised within each tubelet."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _EPSILON = 1e-6
 def tubelet_pixels(
     video: Float[Tensor, "b c T H W"], config: ViViTConfig
 ) -> Float[Tensor, "b t n c pixels"]:
-    """The pixels that each token stands for, in the order of time, row, column.
+    """Return the pixels that each token is to predict, ordered by time, row and column.
 
-    Where tubelets overlap in time a token stands for the frames that are its own: the newest
-    stride under causal padding (frames i · stride to (i + 1) · stride − 1), otherwise the first.
-    Where the encoder completes tubelets with zeros (``remainder`` pad), the outermost pixels and the
-    first frame are repeated instead, so that no edge has to be predicted that the video does not have.
+    If tubelets overlap in time, a token predicts as many frames as the stride: its last frames
+    under causal padding (frames i · stride to (i + 1) · stride − 1), else its first frames. If the
+    encoder pads tubelets with zeros (``remainder`` pad), border pixels and the first frame are
+    repeated here instead, so that targets contain no artificial edge.
     """
     grid = config.grid_of(*video.shape[2:])
     _, down, across = config.padding_of(*video.shape[2:])
@@ -40,11 +40,13 @@ def tubelet_pixels(
 
 
 def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
-    """Return the indices of the frames that :func:`tubelet_pixels` takes and :func:`video_of` restores.
+    """Return the indices of the frames that :func:`tubelet_pixels` returns.
+
+    :func:`video_of` restores these frames.
 
     Args:
-        config: of the encoder.
-        frames: frames T of the clip.
+        config: config of the encoder.
+        frames: number of frames T of the clip.
     """
     if config.tubelet_embedding == "uniform_frames":
         return config.frames_of(frames)
@@ -58,9 +60,9 @@ def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
 def video_of(
     pixels: Float[Tensor, "b t n c pixels"], config: ViViTConfig, height: int
 ) -> Float[Tensor, "b c T H W"]:
-    """The inverse of :func:`tubelet_pixels`, ``height`` the number of token rows.
+    """Invert :func:`tubelet_pixels`; ``height`` is the number of rows of tokens.
 
-    Repeated pixels at the border stay.
+    Repeated pixels at the border are kept.
     """
     size = config.kernel_stride
     return rearrange(
@@ -71,10 +73,10 @@ def video_of(
 
 
 class PixelScale:
-    """Mean and spread of each tubelet and channel.
+    """Mean and spread of the pixels of each tubelet and channel.
 
     Normalised pixels are (x − mean) / (standard deviation + 1e-6), with the unbiased variance, as
-    in VideoMAE (Tong et al. 2022, Sec. 4.1). A tubelet of one colour has zeros.
+    in VideoMAE (Tong et al. 2022, Sec. 4.1). They are 0 for a tubelet of uniform colour.
 
     Args:
         pixels: (…, c, pixels) in [0, 1].
@@ -85,18 +87,18 @@ class PixelScale:
         self.spread = pixels.var(-1, keepdim=True).sqrt() + _EPSILON
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels as targets."""
+        """Normalise pixels to targets."""
         return (pixels - self.mean) / self.spread
 
     def restored(self, targets: Tensor) -> Tensor:
-        """Targets, or predictions of them, as pixels."""
+        """Convert targets, or predictions of targets, to pixels."""
         return targets * self.spread + self.mean
 
 
 def denormalised(
     video: Float[Tensor, "b c T H W"], mean: Tensor, std: Tensor
 ) -> Float[Tensor, "b c T H W"]:
-    """Clips as pixels in [0, 1], in float32 at least."""
+    """Convert normalised clips to pixels in [0, 1], in float32 or float64."""
     shape = (-1, 1, 1, 1)
     exact = video if video.dtype == torch.float64 else video.float()
     return exact * std.to(exact).view(shape) + mean.to(exact).view(shape)
@@ -105,5 +107,5 @@ def denormalised(
 def squared_errors(
     predicted: Float[Tensor, "b m p"], target: Float[Tensor, "b m p"]
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of each clip, in float32 at least."""
+    """Return the mean squared error of each clip, in the precision of ``target``."""
     return (predicted.to(target) - target).square().mean((1, 2))

@@ -1,7 +1,8 @@
-"""SimCLR on video: two clips of one video agree, clips of different videos differ.
+"""SimCLR on video: features of two clips of one video agree, those of different videos differ.
 
-Chen et al. 2020 (arXiv 2002.05709) for the objective, Qian et al. 2021 (CVRL, arXiv 2008.03800) for
-video: augmentations are drawn once a clip, and views close in time more often than distant ones.
+The objective is that of Chen et al. 2020 (arXiv 2002.05709). As in Qian et al. 2021 (CVRL, arXiv
+2008.03800), augmentations are drawn once for each clip, and views are more often close in time
+than distant.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from ssl_vivit.objectives.named_draws import names_of_views, uniform
 class SimCLR(Objective):
     """Contrastive learning with lightly's projection head and the NT-Xent loss.
 
-    Negatives are gathered from all processes. Both views go through the encoder in one call.
-    Encoder parameters that the chosen features do not depend on are frozen.
+    Negatives are gathered from all processes. Both views are encoded in one call. Encoder
+    parameters on which the chosen features do not depend are frozen.
 
     Args:
         encoder: the encoder to be trained.
-        config: settings; None takes the defaults.
-        preprocessing: how the clips were prepared, saved with the exported encoder.
-        overrides: single settings of :class:`SimCLRConfig`, for calls in code.
+        config: settings. None means the defaults.
+        preprocessing: preprocessing of the clips, which is saved with the exported encoder.
+        overrides: single settings of :class:`SimCLRConfig`, as keyword arguments.
 
     Raises:
-        ValueError: for a setting out of its range.
+        ValueError: if a setting is out of range.
     """
 
-    # With one video there is no negative: the loss and its gradient are exactly 0.
+    # With one video there are no negatives, and the loss and its gradient are exactly 0.
     least_micro_batch = 2
 
     def __init__(
@@ -69,28 +70,29 @@ class SimCLR(Objective):
             encoder.freeze_pooling()
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            batch: with ``clips`` (b, 2, C, T, H, W), normalised floats. Patch dropout draws from
-                the names in ``draw``, as loaders give them, or else by torch's generator.
+            batch: dictionary with ``clips`` (b, 2, C, T, H, W), normalised floats. Patch dropout is
+                drawn from the names in ``draw`` if there are any, as in loaders' batches, else from
+                torch's generator.
 
         Returns:
-            :class:`Step`; metrics are top-1 accuracy of the positive among all candidates, its
-            chance level, alignment, uniformity and the effective rank of the embeddings. There are
-            none where ``logs_step`` is false.
+            Loss and metrics. The metrics are top-1 accuracy of the positive among all candidates,
+            its chance level, alignment, uniformity and the effective rank of the embeddings. If
+            ``logs_step`` is false, there are no metrics.
 
         Raises:
-            ValueError: if the batch does not hold two views of each video, or if the batches of
-                all processes together hold one video, which has no negatives.
+            ValueError: if the batch does not contain two views of each video, or the batches of all
+                processes together contain only one video.
         """
         views = batch["clips"].shape[1]
         if views != 2:
-            raise ValueError(f"SimCLR contrasts two views, the batch has {views}; set views to 2")
+            raise ValueError(f"SimCLR needs two views, but the batch has {views}; set views to 2")
         if len(batch["clips"]) * dist.world_size() < self.least_micro_batch:
             raise ValueError(
-                "SimCLR contrasts different videos, the batch has one; give it two or more, by a "
-                "larger training.total_batch_size or a smaller training.accumulation"
+                "SimCLR needs at least two videos in a batch, but there is one; use a larger "
+                "training.total_batch_size or a smaller training.accumulation"
             )
         hidden = rearrange(self.features(batch), "b views d -> (b views) d")
         embeddings = self.head(hidden)
@@ -99,12 +101,12 @@ class SimCLR(Objective):
                 embeddings = embeddings.float()
             first, second = rearrange(embeddings, "(b views) d -> views b d", views=2)
             loss = nt_xent(first, second, self.config.temperature)
-            # The effective rank needs a solver that the host waits for.
+            # Compute metrics only if needed: the solver of the effective rank makes the host wait.
             metrics = _metrics(first.detach(), second.detach()) if self.logs_step else {}
             return Step(loss, metrics)
 
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """Return the features before the projection head, (b, views, d), for any number of views."""
+        """Return the features before the projection head, for any number of views."""
         clips: Float[Tensor, "b views c T H W"] = batch["clips"]
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
         patch_draw = None
@@ -116,17 +118,17 @@ class SimCLR(Objective):
             features = self.encoder(video, tokens=False, patch_draw=patch_draw).pooled
         else:
             tokens = self.encoder(video, tokens=True, patch_draw=patch_draw).tokens
-            # Tubes that patch dropout left out are zeros, which have no part in the mean.
+            # Tokens that patch dropout removed are zeros, and do not count in the mean.
             seen = tokens.any(-1, keepdim=True)
             features = tokens.sum((1, 2)) / seen.sum((1, 2))
         return rearrange(features, "(b views) d -> b views d", views=clips.shape[1])
 
     def to_compile(self) -> nn.Module:
-        """The encoder."""
+        """Return the encoder."""
         return self.encoder
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write the encoder (without the projection head) to ``directory``."""
+        """Export the encoder, without the projection head, to a directory."""
         card = {"objective": f"SimCLR on {self.config.features} features", **training}
         save_pretrained(self.encoder, directory, preprocessing=self.preprocessing, card=card)
 
@@ -134,23 +136,23 @@ class SimCLR(Objective):
 def nt_xent(
     first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Normalised temperature-scaled cross entropy (Chen et al. 2020, Sec. 2.1, Eq. 1).
+    """Compute the normalised temperature-scaled cross entropy (Chen et al. 2020, Sec. 2.1, Eq. 1).
 
-    The loss equals lightly's ``NTXentLoss(temperature, gather_distributed=True)``. That one selects
-    the negatives by a boolean mask, so the host waits for the GPU at every step; here each
-    embedding's similarity to itself is set to −∞. Embeddings are gathered once instead of twice.
+    The loss equals lightly's ``NTXentLoss(temperature, gather_distributed=True)``. lightly selects
+    negatives by a boolean mask, so the host waits for the GPU at every step. Here the similarity of
+    each embedding to itself is set to −∞ instead. Embeddings are gathered once instead of twice.
 
     Args:
         first: embeddings of one view of each video of this process.
-        second: those of the other view; row i belongs with row i of ``first``.
-        temperature: divides cosine similarities.
+        second: embeddings of the other view; row i is of the video of row i of ``first``.
+        temperature: divisor of cosine similarities.
 
     Returns:
-        The mean over the 2 b embeddings of this process. Each is told from the other embeddings of
-        all processes.
+        The mean loss over the 2 b embeddings of this process. Candidates are the embeddings of all
+        processes.
     """
     own = torch.cat((normalize(first, dim=1), normalize(second, dim=1)))
-    # Rows of a process follow each other: its first views, then its second ones.
+    # Order of the rows: for each process its first views, then its second views.
     candidates = torch.cat(dist.gather(own)) if dist.world_size() > 1 else own
     row = torch.arange(len(own), device=own.device)
     start = dist.rank() * len(own)

@@ -1,4 +1,4 @@
-"""Supervised training of a whole encoder on labels of clips, for comparison with frozen features."""
+"""Supervised training of a whole encoder on labels of clips, to compare with frozen features."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ssl_vivit.objectives.targets import (
 
 
 class Supervised(Objective):
-    """A classifier whose outputs, side by side, predict several targets.
+    """Training of a classifier whose concatenated outputs predict several targets.
 
     Args:
         encoder: the encoder to be trained.
-        targets: what is predicted.
-        scale: mean and deviation of the targets that are numbers.
-        preprocessing: how the clips were prepared, saved with the exported classifier.
-        drop_rate: dropout before the head.
+        targets: targets to predict.
+        scale: mean and standard deviation of the targets of kind ``number``.
+        preprocessing: preprocessing of the clips, which is saved with the exported classifier.
+        drop_rate: rate of dropout before the head.
 
     Raises:
-        ValueError: if there is no target.
+        ValueError: if ``targets`` is empty.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class Supervised(Objective):
     ) -> None:
         super().__init__()
         if not targets:
-            raise ValueError("there is no target to train for")
+            raise ValueError("targets is empty; give at least one target")
         self.targets, self.scale, self.preprocessing = targets, scale, preprocessing
         outputs = sum(target.width for target in targets)
         self.classifier = VideoClassifier(encoder, outputs, drop_rate=drop_rate)
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """The mean of the targets' losses.
+        """Compute the mean of the targets' losses.
 
         Args:
-            batch: with ``clips`` (b, views, C, T, H, W) and ``labels``, name → (b, …).
+            batch: dictionary with ``clips`` (b, views, C, T, H, W) and ``labels``, name → (b, …).
 
         Returns:
-            :class:`Step`; metrics are the losses of the targets, ``loss_<name>``.
+            Loss and metrics. The metrics are the losses of the targets, ``loss_<name>``.
         """
         outputs = self.outputs(batch["clips"]).float()
         losses = {
@@ -72,7 +72,7 @@ class Supervised(Objective):
         return Step(torch.stack(list(losses.values())).mean(), metrics)
 
     def outputs(self, clips: Float[Tensor, "b views c T H W"]) -> Float[Tensor, "b outputs"]:
-        """Outputs of each video, averaged over its clips."""
+        """Return the outputs of each video, averaged over its clips."""
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
         return rearrange(self.classifier(video), "(b v) k -> b v k", v=clips.shape[1]).mean(1)
 
@@ -80,12 +80,12 @@ class Supervised(Objective):
     def predict(
         self, clips: Float[Tensor, "b views c T H W"]
     ) -> dict[str, Float[Tensor, "b width"]]:
-        """Each target's prediction: logits, or numbers in the labels' units."""
+        """Return the prediction of each target: logits, or numbers in the labels' units."""
         parts = split_outputs(self.outputs(clips).float(), self.targets)
         return in_label_units(parts, self.targets, self.scale)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Write encoder and head to ``directory``."""
+        """Export encoder and head to a directory."""
         names = ", ".join(target.name for target in self.targets)
         card = {"objective": f"supervised training on {names}", **training}
         self.classifier.save_pretrained(directory, preprocessing=self.preprocessing, card=card)

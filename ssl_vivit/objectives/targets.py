@@ -1,4 +1,4 @@
-"""Labels of clips that are predicted: their kinds, and the loss for each kind."""
+"""Kinds of predicted labels of clips, and a loss for each kind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TargetKind = Literal["kinds", "event", "number", "class"]
 
 @dataclass(frozen=True)
 class Target:
-    """A label and its kind.
+    """A label to predict.
 
     Args:
-        name: under which a batch's labels hold it.
-        kind: ``kinds`` are several yes-or-no questions (n, width), ``event`` is one (n,),
-            ``number`` a quantity (n,), ``class`` one of ``width`` classes as an index (n,).
-        width: numbers that a prediction of it takes.
+        name: name of the label in a batch's labels.
+        kind: ``kinds`` are several binary labels (n, width). ``event`` is one binary label (n,).
+            ``number`` is a quantity (n,). ``class`` is the index of one of ``width`` classes (n,).
+        width: number of outputs of a prediction.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Target:
 
 
 def columns(labels: Tensor, target: Target) -> Float[Tensor, "n width"]:
-    """Labels as columns of numbers to regress on; classes become indicators."""
+    """Convert labels to columns of numbers for regression; classes become one-hot columns."""
     if target.kind == "class":
         return F.one_hot(labels.long(), target.width).double()
     return labels.double().reshape(len(labels), target.width)
@@ -39,9 +39,9 @@ def columns(labels: Tensor, target: Target) -> Float[Tensor, "n width"]:
 
 @dataclass(frozen=True)
 class NumberScale:
-    """Mean and standard deviation of the numbers among a training part's labels.
+    """Mean and standard deviation of training labels of kind ``number``.
 
-    Losses of numbers are taken in these units, so that no target drowns the others.
+    Losses of numbers are computed on this scale, so that no target dominates.
     """
 
     mean: dict[str, float]
@@ -49,7 +49,7 @@ class NumberScale:
 
     @classmethod
     def of(cls, labels: Mapping[str, Tensor], targets: tuple[Target, ...]) -> NumberScale:
-        """The scale of given labels; a number that never changes has a deviation of 1."""
+        """Compute the scale of labels; the standard deviation of a constant is set to 1."""
         numbers = {t.name: labels[t.name].double() for t in targets if t.kind == "number"}
         mean = {name: float(values.mean()) for name, values in numbers.items()}
         std = {name: float(values.std(correction=0)) or 1.0 for name, values in numbers.items()}
@@ -59,11 +59,13 @@ class NumberScale:
 def target_loss(
     predicted: Float[Tensor, "n width"], labels: Tensor, target: Target, scale: NumberScale
 ) -> Float[Tensor, ""]:
-    """Cross-entropy for questions and classes, squared error in units of ``scale`` for numbers.
+    """Compute the loss: cross-entropy for classes and binary labels, squared error for numbers.
 
     Args:
-        predicted: logits, or the number in units of ``scale``.
-        labels: as :class:`Target` says.
+        predicted: logits, or standardised numbers.
+        labels: labels in the format of :class:`Target`.
+        target: the target.
+        scale: scale that standardises numbers.
     """
     if target.kind == "class":
         return F.cross_entropy(predicted, labels.long())
@@ -77,7 +79,7 @@ def target_loss(
 def in_label_units(
     predicted: Mapping[str, Tensor], targets: tuple[Target, ...], scale: NumberScale
 ) -> dict[str, Tensor]:
-    """Predicted numbers back from units of ``scale``; logits stay as they are."""
+    """Convert standardised predictions of numbers to the labels' units; keep logits."""
     return {
         target.name: predicted[target.name] * scale.std[target.name] + scale.mean[target.name]
         if target.kind == "number"
@@ -89,6 +91,6 @@ def in_label_units(
 def split_outputs(
     outputs: Float[Tensor, "n sum_of_widths"], targets: tuple[Target, ...]
 ) -> dict[str, Float[Tensor, "n width"]]:
-    """Outputs side by side as one tensor for each target, in their order."""
+    """Split concatenated outputs into one tensor for each target."""
     parts = torch.split(outputs, [target.width for target in targets], dim=1)
     return {target.name: part for target, part in zip(targets, parts, strict=True)}

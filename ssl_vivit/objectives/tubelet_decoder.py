@@ -1,4 +1,4 @@
-"""The narrow decoder of masked tubelets: visible tokens and mask tokens → hidden pixels."""
+"""Narrow decoder of masked tubelets, which predicts hidden pixels from visible tokens."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _HEAD_DIM = 64
 
 
 class TubeletDecoder(nn.Module):
-    """A transformer over visible tokens and mask tokens, with its own positions.
+    """Transformer over visible tokens and mask tokens, with its own positions.
 
-    Over all tokens at once for Model 1, as VideoMAE's (Tong et al. 2022, Sec. 3.3); for the others
-    half of the heads attend over time and half over space, which costs no more than a plain block.
-    Positions are fixed sinusoids: of the flattened index for Model 1 (VideoMAE), otherwise of
-    (row, column) and of time. With ``rotary`` they are the latter for all models, and attention is
-    rotary besides: what lies near, in space and time, can be told from what lies far without being
-    learned, which takes sinusoids alone far more steps.
+    For Model 1 attention is over all tokens, as in VideoMAE (Tong et al. 2022, Sec. 3.3). For the
+    other models half of the heads attend over time and half over space, which costs no more than a
+    plain block. Positions are fixed sinusoids: of the flattened index for Model 1, as in VideoMAE,
+    and of (row, column) and time for the other models. With ``rotary``, sinusoids are of
+    (row, column) and time for all models, and attention has rotary positions as well. Attention
+    then depends on distances in space and time from the start. With sinusoids alone this must be
+    learned, which takes far more steps.
 
     Args:
         encoder: config of the encoder.
-        dim: width, a multiple of 4, of 16 for ``rotary``.
-        depth: blocks.
-        outputs: numbers predicted for each hidden tubelet.
+        dim: width; must be a multiple of 4, or of 16 for ``rotary``.
+        depth: number of blocks.
+        outputs: number of outputs for each hidden tubelet.
         positions: ``sinusoidal`` or ``rotary``.
     """
 
@@ -69,15 +70,15 @@ class TubeletDecoder(nn.Module):
         """Predict the hidden tubelets.
 
         Args:
-            tokens: of the visible tubelets, (b, 1, v, d) where the mask is by token.
-            mask: which tubelets are visible, and which are hidden.
-            grid: tokens of the whole clip.
+            tokens: tokens of the visible tubelets; (b, 1, v, d) if ``mask.by_token`` is true.
+            mask: masks of the clips.
+            grid: grid of the tokens of a whole clip.
 
         Returns:
-            Predictions in the order of time and mask.
+            Predictions of the hidden tubelets, ordered by time and mask.
         """
         visible_at, hidden_at = (index[..., None] for index in mask.tokens(grid))
-        # In the residuals' precision also under autocast, as in the encoder.
+        # Use the precision of the residual stream also under autocast, as in the encoder.
         visible = self.project(tokens.flatten(1, 2)).to(self.mask_token.dtype)
         b, _, d = visible.shape
         hidden = self.mask_token.expand(b, grid.t, grid.n, d)
@@ -104,8 +105,8 @@ class TubeletDecoder(nn.Module):
 def decoder_config(
     encoder: ViViTConfig, dim: int, depth: int, positions: DecoderPositions
 ) -> ViViTConfig:
-    """The decoder's architecture; as few heads, an even number, as leave each up to 64 wide."""
-    # Heads whose width is a multiple of 8 can turn by row, column and time.
+    """Return the decoder's config, with the smallest even number of heads up to 64 wide."""
+    # Rotary positions of row, column and time need head widths that are multiples of 8.
     factor, width = (16, 8) if positions == "rotary" else (4, 1)
     if dim < factor or dim % factor:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Neural prediction with a frozen, partly trained or later trained encoder."""
+"""Neural prediction with an encoder that is frozen, partly trained, or trained only later."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_par
 
 
 class TunedNeuralPrediction(NeuralPrediction):
-    """:class:`NeuralPrediction` with an encoder that learns at its own pace or not at all.
+    """:class:`NeuralPrediction` with separate settings for the training of the encoder.
 
-    What stands around the encoder (adapter, modulator, frame stream, readouts) is always trained,
-    unless the core was fitted before: then all but the readouts takes part as the encoder does.
-    What is frozen has no gradients and stays in eval mode; ``tuning.feature_cache`` keeps its features,
-    unless an adapter before it is trained. ``readout_first`` is two calls of ``fit``:
-    one with a frozen encoder, one from its checkpoint on with all.
+    Adapter, modulator, frame stream and readouts are always trained, unless the core was fitted
+    before. With a fitted core, all parts except readouts are treated like the encoder. Frozen parts
+    have no gradients and stay in eval mode. ``tuning.feature_cache`` caches their features, unless
+    an adapter before them is trained. ``readout_first`` needs two calls of ``fit``: the first with
+    a frozen encoder, the second from its checkpoint with all parts.
 
     Args:
         model: the model of neurons.
         config: settings of the loss.
-        tuning: how the encoder takes part.
-        facts: of each session of the model.
-        fitted_core: whether adapter, modulator and frame stream are of a fitted model, as the
-            encoder is; ``last_blocks`` trains them all the same.
-        session_shares: as of :class:`NeuralPrediction`.
+        tuning: settings of the encoder's training.
+        facts: facts of each session of the model.
+        fitted_core: whether adapter, modulator and frame stream come from a fitted model, like the
+            encoder. ``last_blocks`` trains them in any case.
+        session_shares: see :class:`NeuralPrediction`.
 
     Raises:
-        NeuralModelError: for ``last_blocks`` of a core that is no ViViT, or of more blocks than are
-            read.
+        NeuralModelError: for ``last_blocks`` if the core is not a ViViT, or has fewer blocks that
+            are read.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         if self.tuning.mode == "frozen":
             for _, part in self._tuned_parts():
                 part.requires_grad_(False)
-            # Behind an adapter that learns, the encoder sees other video at each step.
+            # If an adapter is trained, the encoder's input changes at each step.
             if self.tuning.feature_cache and (model.adapter is None or fitted_core):
                 model.cache = FeatureCache(self.tuning.feature_cache)
         elif self.tuning.mode == "last_blocks":
@@ -65,7 +65,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         self.train()
 
     def train(self, mode: bool = True) -> TunedNeuralPrediction:
-        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode; keep frozen parts in evaluation mode."""
         super().train(mode)
         if self.tuning.mode == "frozen":
             for _, part in self._tuned_parts():
@@ -78,18 +78,18 @@ class TunedNeuralPrediction(NeuralPrediction):
         return self
 
     def first_steps(self) -> dict[str, int]:
-        """Tuned parameter → step at which it joins, which is none but for ``readout_first``."""
+        """Return the step at which the encoder's parameters start training, by name."""
         return dict.fromkeys(self._tuned_names(), self.tuning.readout_steps)
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Tuned parameter → factor on its learning rate."""
+        """Return the factor of the learning rate of the encoder's parameters, by name."""
         return dict.fromkeys(self._tuned_names(), self.tuning.encoder_share)
 
     def no_weight_decay(self) -> set[str]:
-        """Everything of readouts and adapter.
+        """Return all parameters of readouts and adapter.
 
-        Weight decay would pull positions to the middle of the screen and widths to nothing;
-        features have penalties of their own.
+        Weight decay would move positions to the middle of the screen and shrink widths to 0.
+        Features have penalties of their own.
         """
         return {
             name
@@ -98,11 +98,11 @@ class TunedNeuralPrediction(NeuralPrediction):
         }
 
     def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """Rates (b, T, neurons) for each part of a batch."""
+        """Predict the rates (b, T, neurons) for each part of a batch."""
         return predict_parts(self.model, parts)
 
     def _tuned_parts(self) -> list[tuple[str, nn.Module]]:
-        """The module that ``tuning`` is about: the encoder, or all of a core that was fitted before."""
+        """Return the parts to which ``tuning`` applies: the encoder, or the whole fitted core."""
         return [
             (name, part)
             for name, part in self.model.named_children()
@@ -118,20 +118,19 @@ class TunedNeuralPrediction(NeuralPrediction):
 
 
 def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
-    """Freeze what a ViViT computes before its last blocks, in the order of layer-wise decay.
+    """Freeze all parts of a ViViT before its last blocks, in the order of layer-wise decay.
 
     Args:
-        encoder: a ViViT. Blocks that are frozen altogether are not counted, since nothing reads
-            them.
-        count: last blocks that stay trainable, with the norms that follow them.
+        encoder: a ViViT. Blocks that are frozen already are not counted, since they are not read.
+        count: number of last blocks that stay trainable, with the norms that follow them.
 
     Raises:
-        NeuralModelError: for another core, or for more blocks than there are.
+        NeuralModelError: if the encoder is not a ViViT, or has fewer than ``count`` blocks.
     """
     if not isinstance(encoder, ViViT):
         raise NeuralModelError(
-            f"tuning.mode last_blocks trains blocks of a ViViT, and {type(encoder).__name__} has "
-            "none; choose another --tuning.mode, or --core vivit"
+            f"tuning.mode last_blocks needs a ViViT, but the core is a {type(encoder).__name__}; "
+            "choose another --tuning.mode, or --core vivit"
         )
     blocks = [
         name
@@ -140,7 +139,7 @@ def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
     ]
     if count > len(blocks):
         raise NeuralModelError(
-            f"tuning.last_blocks is {count}, and the encoder has {len(blocks)} blocks; give 1 to "
+            f"tuning.last_blocks is {count}, but the encoder has {len(blocks)} blocks; give 1 to "
             f"{len(blocks)}, or --tuning.mode full"
         )
     layers = group_parameters(encoder, encoder.group_matcher(), reverse=True)

@@ -73,8 +73,8 @@ def test_a_server_that_hangs_is_given_up_within_the_bound(server):
     assert server.count("/a.tar") == 4
     message = str(caught.value)
     assert message == (
-        f"{server.url}/a.tar cannot be fetched: nothing came for 0.4 s (stall_timeout), 4 times in "
-        "a row; check the server and the network, then run the command again"
+        f"{server.url}/a.tar cannot be downloaded: no data arrived for 0.4 s (stall_timeout), 4 "
+        "times in a row; check the server and the network, then run the command again"
     )
 
 
@@ -125,14 +125,14 @@ def test_a_file_that_shrinks_below_what_came(server):
 
 @pytest.mark.parametrize("size", [len(CONTENT) - 1, len(CONTENT) + 1])
 def test_another_size_than_the_index_says_is_refused_at_once(server, size):
-    with pytest.raises(DataError, match=rf"has 300,000 bytes where its index says {size:,}"):
+    with pytest.raises(DataError, match=rf"has 300,000 bytes, but its index says {size:,}"):
         fetched(server, size=size)
     assert server.count("/a.tar") == 1
 
 
 def test_a_body_cut_short_with_its_length(server):
     server.always["/a.tar"] = Answer(sends=1000, keeps_length=False)
-    with pytest.raises(DataError, match=r"has 1,000 bytes where its index says 300,000"):
+    with pytest.raises(DataError, match=r"has 1,000 bytes, but its index says 300,000"):
         fetched(server, size=len(CONTENT))
 
 
@@ -154,7 +154,7 @@ def test_statuses_that_pass(server):
 
 def test_a_server_that_asks_to_come_back_much_later(server):
     server.always["/a.tar"] = Answer(status=429, headers=(("Retry-After", "3600"),))
-    with pytest.raises(DataError, match=r"says 429 .* and to come back in 3,600 s; check"):
+    with pytest.raises(DataError, match=r"says 429 .* \(retry after 3,600 s\); check"):
         fetched(server)
     assert server.count("/a.tar") == 1
 

@@ -245,7 +245,7 @@ def test_other_numbers_that_are_not_finite_are_refused(with_pupil, name, number)
     with pytest.raises(NeuralModelError, match=f"^{name} of trial 1 is not finite at frame 4 of 9"):
         with_pupil.predict(**{key: [*value] for key, value in inputs.items()})
     inputs[name][1] = np.nan
-    with pytest.raises(NeuralModelError, match=f"{name} of trial 1 is NaN throughout; leave"):
+    with pytest.raises(NeuralModelError, match=f"{name} of trial 1 consists only of NaN; leave"):
         with_pupil.predict(**inputs)
 
 
@@ -402,10 +402,10 @@ def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):
 def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):
     model = vivit()
     with pytest.raises(
-        NeuralModelError, match=r"reads sessions mouse.1, mouse/2; the facts are of"
+        NeuralModelError, match=r"has sessions mouse.1, mouse/2; the facts given are of"
     ):
         save_neural_model(model, tmp_path / "model", FACTS[:1])
-    with pytest.raises(NeuralModelError, match=r"'mouse/2' has 3 neurons and its readout 2"):
+    with pytest.raises(NeuralModelError, match=r"'mouse/2' have 3 neurons, but its readout has 2"):
         save_neural_model(model, tmp_path / "model", [FACTS[0], facts("mouse/2")])
     assert list(tmp_path.iterdir()) == []
 

@@ -124,10 +124,10 @@ def test_a_model_of_neurons_in_place_of_an_encoder_names_the_options_that_take_i
         with pytest.raises(NeuralModelError) as error:
             check_encoder(str(path), "--encoders", "--cores_from")
         assert str(error.value) == (
-            f"--encoders {path} is a model of neurons; --cores_from {path} takes its core (all but "
-            f"readouts), and --encoders {alone} its encoder alone"
+            f"--encoders {path} is a model of neurons; --cores_from {path} takes its core (all "
+            f"parts except readouts), and --encoders {alone} takes only its encoder"
         )
-    with pytest.raises(NeuralModelError, match=r"takes its core \(all but readouts\)$"):
+    with pytest.raises(NeuralModelError, match=r"takes its core \(all parts except readouts\)$"):
         check_encoder(str(tmp_path / "linear"))
     with pytest.raises(
         NeuralModelError, match=r"^--encoder: .*none is no exported encoder: there is"

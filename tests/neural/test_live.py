@@ -368,7 +368,9 @@ def test_a_core_without_steps_is_refused():
 
     made = model(Grey(), readouts={"a": GaussianReadout(4, 24)}).float()
     stream = NeuralPredictor(made, [facts((8, 12))]).stream()
-    with pytest.raises(NeuralModelError, match=r"Grey cannot be streamed; give it step\(frame"):
+    with pytest.raises(
+        NeuralModelError, match=r"Grey cannot be streamed; add a method step\(frame"
+    ):
         stream.step(np.zeros((8, 12), np.uint8))
 
 

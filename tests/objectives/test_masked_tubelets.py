@@ -338,7 +338,7 @@ def test_block_masks_hide_rectangle_after_rectangle_as_a_slow_loop(ratio):
 
 def test_names_of_other_samples_than_the_clips_are_refused():
     batch = {"clips": torch.zeros(2, 1, 3, 8, 64, 96), "draw": [(0, 0, "a")] * 3}
-    with pytest.raises(ValueError, match="2 samples and names in draw for 3"):
+    with pytest.raises(ValueError, match="2 samples, but draw has names of 3"):
         MaskedTubelets(small())(batch)
 
 
@@ -613,7 +613,7 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
         ({}, {"mask_ratio": 1.0}, r"hides 24 of 24 positions.*use 0\.0417 to 0\.9583"),
         ({}, {"mask_ratio": float("nan")}, "hides 0 of 24"),
         ({}, {"mask_ratio": float("inf")}, "objective.mask_ratio inf hides 0 of 24"),
-        ({"image_size": (16, 16)}, {}, "none can be hidden beside a visible one"),
+        ({"image_size": (16, 16)}, {}, "at least one must be hidden and one visible"),
         ({}, {"mask_ratio": 0.01}, "hides 0 of 24"),
         ({}, {"mask_ratio": -0.5}, "hides 0 of 24"),
         ({}, {"mask": "tubes"}, "choose one of tube, block, random"),
@@ -622,9 +622,9 @@ def test_training_lowers_the_loss_and_exports_the_encoder(tmp_path):
         ({}, {"decoder_dim": 40, "decoder_positions": "rotary"}, "40 must be a multiple of 16"),
         ({}, {"decoder_positions": "learned"}, "decoder_positions 'learned' is unknown"),
         ({"patch_dropout": 0.1}, {}, "patch_dropout 0.1 would hide more"),
-        ({"tubelet_stride": (2, 8, 8)}, {}, "visible ones show pixels of hidden ones"),
+        ({"tubelet_stride": (2, 8, 8)}, {}, "visible tubelets contain pixels of hidden ones"),
         ({"tubelet_size": (4, 16, 16), "tubelet_stride": (2, 16, 16), "variant": "joint"},
-         {"mask": "random"}, "with objective.mask tube"),
+         {"mask": "random"}, "use objective.mask tube"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_masked_is_refused(architecture, settings, message):

@@ -506,16 +506,16 @@ def test_windows_that_fill_no_tubelet_are_refused_in_training_alone():
     objective = NeuralPrediction(NeuralModel(encoder, readouts=readouts).double(), facts=facts())
     objective.train()(batch(part("a.1", frames=4)))
     short = batch(part("a.1", frames=4), part("b", frames=3))
-    with pytest.raises(NeuralModelError, match="3 frames of session 'b' do not fill one"):
+    with pytest.raises(NeuralModelError, match="3 frames of session 'b' are shorter than one"):
         objective(short)
     assert objective.eval()(short).loss.isfinite()
 
 
 def test_shares_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"reads sessions a\.1, b; session_shares are of b"):
+    with pytest.raises(ValueError, match=r"has sessions a\.1, b; session_shares are given for b"):
         NeuralPrediction(model(), facts=facts(), session_shares={"b": 1.0})
 
 
 def test_facts_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"reads sessions a\.1, b; the facts are of b"):
+    with pytest.raises(ValueError, match=r"has sessions a\.1, b; the facts given are of b"):
         NeuralPrediction(model(), facts=facts({"b": 5}))

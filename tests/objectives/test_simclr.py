@@ -255,5 +255,5 @@ def test_a_micro_batch_without_negatives_is_refused_before_training(tmp_path):
 
 
 def test_one_video_alone_is_refused_by_the_objective_itself():
-    with pytest.raises(ValueError, match="SimCLR contrasts different videos, the batch has one"):
+    with pytest.raises(ValueError, match="SimCLR needs at least two videos in a batch"):
         objective()(batch(1))

@@ -294,7 +294,7 @@ def test_blocks_that_nothing_reads_are_not_counted() -> None:
 
 def test_blocks_that_there_are_not_are_refused() -> None:
     tuning = TuningConfig("last_blocks", last_blocks=5)
-    with pytest.raises(NeuralModelError, match="last_blocks is 5, and the encoder has 4 blocks"):
+    with pytest.raises(NeuralModelError, match="last_blocks is 5, but the encoder has 4 blocks"):
         TunedNeuralPrediction(model(**DEEPER), None, tuning, facts=[facts()])
     core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
     other = NeuralModel(core, readouts={"s": GaussianReadout(3, 4)})
@@ -357,13 +357,13 @@ def test_without_held_out_neurons_there_is_nothing_to_fit() -> None:
 @pytest.mark.parametrize(
     ("tuning", "message"),
     [
-        (TuningConfig("readout_first"), "between 1 and training.steps 10"),
-        (TuningConfig("readout_first", readout_steps=10), "between 1 and training.steps 10"),
-        (TuningConfig("full", readout_steps=3), "belongs to tuning.mode readout_first"),
+        (TuningConfig("readout_first"), "at least 1 and below training.steps 10"),
+        (TuningConfig("readout_first", readout_steps=10), "at least 1 and below training.steps 10"),
+        (TuningConfig("full", readout_steps=3), "needs tuning.mode readout_first"),
         (TuningConfig(encoder_share=0.0), "tuning.encoder_share"),
         (TuningConfig(held_out_steps=0), "tuning.held_out_steps"),
         (TuningConfig("last_blocks"), "give --tuning.last_blocks N"),
-        (TuningConfig("full", last_blocks=2), "last_blocks 2 belongs to tuning.mode last_blocks"),
+        (TuningConfig("full", last_blocks=2), "last_blocks 2 needs tuning.mode last_blocks"),
         (TuningConfig("last_blocks", last_blocks=0), "--tuning.last_blocks is 0"),
         (TuningConfig(patience=0), "--tuning.patience is 0"),
     ],

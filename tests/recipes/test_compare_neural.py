@@ -337,7 +337,7 @@ def test_a_sweep_over_blocks_scores_each_of_them(session, tmp_path, monkeypatch,
         (["--blocks", "0", "--encoders", "./nowhere"], "--encoders: nowhere"),
         (["--encoders", "./nowhere"], "--encoders: nowhere is no exported encoder: there is no such"),
         (["--cores_from", "./nowhere"], "--cores_from: nowhere is no model of neurons: there is no"),
-        (["--trials", "2", "9"], "data.train_trials is 9, and session a has 8 training trials"),
+        (["--trials", "2", "9"], "data.train_trials is 9, but session a has 8 training trials"),
         (["--blocks", "last", "--encoders", "e"], "blocks: expected one of int, list[int], 'all', null"),
     ],
 )  # fmt: skip

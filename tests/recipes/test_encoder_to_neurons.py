@@ -151,7 +151,7 @@ def test_an_encoder_with_a_learned_table_becomes_a_model_of_bounded_context(
     encoder = exported(CONFIGS / f"{preset}.yaml", tmp_path / "encoder", **changes)
     assert_goes_the_road(encoder, None, sessions[session], tmp_path)
     assert (
-        "each frame is read from the window that shows it the longest past"
+        "each frame is read from the window that contains most frames before it"
         in capsys.readouterr().err
     )
 

@@ -289,7 +289,7 @@ def test_mistakes_have_one_line_that_says_what_to_do(sessions, models, tmp_path,
          r"full holds files \(notes\.txt …\), which are not overwritten; choose another folder, such as "
          r"--run_dir \S+full_2, or remove"),
         ((alone, "--sessions", *sessions), "^model .*alone: session b .* is not in the checkpoint"),
-        ((models[0], "--sessions", str(tmp_path / "x")), "is no folder"),
+        ((models[0], "--sessions", str(tmp_path / "x")), "is not a folder"),
         # Without --sessions nothing is simulated for a model that cannot be scored on it.
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons"),
         ((models[0],), "^model .*one was trained on a, b, not on the simulated population; name the"),

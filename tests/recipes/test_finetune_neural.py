@@ -412,7 +412,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     )
     assert told in said
     # Of the fresh encoder's settings nobody gave one.
-    assert "ignored beside" not in said
+    assert "ignored, since --encoder" not in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
     assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
@@ -512,26 +512,26 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tuning.readout_steps": 3}, "belongs to tuning.mode readout_first"),
-        ({"tuning.mode": "readout_first"}, "must lie between 1 and training.steps 6"),
+        ({"tuning.readout_steps": 3}, "needs tuning.mode readout_first"),
+        ({"tuning.mode": "readout_first"}, "must be at least 1 and below training.steps 6"),
         ({"tuning.mode": "readout"}, "tuning.mode"),
         ({"tuning.mode": "last_blocks"}, "give --tuning.last_blocks N"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 3}, "has 2 blocks; give 1 to 2"),
         ({"tuning.mode": "last_blocks", "tuning.last_blocks": 1, "core": "ln"}, "--core ln has none"),
-        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; leave feature_cache at 0, or"),
+        ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; set feature_cache to 0, or"),
         ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
         ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons: there is no such directory"),
         ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
         ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
         ({"data.session_weights": "same"}, "data.session_weights"),
         ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
-        ({"data.train_trials": 50}, "train_trials is 50, and session a has 6 training trials"),
+        ({"data.train_trials": 50}, "train_trials is 50, but session a has 6 training trials"),
         ({"core": "resnet", "encoder.path": "e"}, "--core resnet has no encoder"),
         ({"encoder.path": "nowhere"}, "nowhere"),
-        ({"encoder.overrides": {"image_size": [16, 16]}}, "the sessions' video is grey, 12×20"),
+        ({"encoder.overrides": {"image_size": [16, 16]}}, "their video is grey, 12×20"),
         ({"evaluation.every": 0}, "evaluation.every"),
         ({"objective.regularisation": {"l7": 1.0}}, "l7"),
-        ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is no folder"),
+        ({"data.sessions": ["nowhere/s"]}, "session nowhere/s is not a folder"),
         ({"model.layers": 2}, "model.layers names block 2; the encoder has blocks 0 (spatial), 1"),
         ({"model.layers": []}, "model.layers is an empty list; name one block or more"),
         ({"model.layers": [0, 0]}, "model.layers [0, 0] names block 0 twice"),
@@ -564,8 +564,8 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
     launch(monkeypatch, told)
     said = capsys.readouterr().err
     assert (
-        "whose architecture holds: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
-        "holds (encoder.geometry changes tubelets)" in said
+        "sets the architecture: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
+        "applies (encoder.geometry changes tubelets)" in said
     )
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config

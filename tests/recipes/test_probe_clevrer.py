@@ -391,7 +391,7 @@ def test_odd_annotations_and_short_videos_leave_their_videos_out(
     for number, field in (
         (2, "object_property is NaN, not a list"),
         (5, "collision is missing"),
-        (8, " tells of 0 frames, the video has 32"),
+        (8, " has 0 frames, but the video has 32"),
         (11, "].velocity[1] is 1e+308, not a finite number"),
     ):
         assert any(f"video_{number:05d}" in m and field in m for m in caplog.messages)

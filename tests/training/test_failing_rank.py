@@ -97,7 +97,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path, failing):
     assert status[1 - failing] == 1
     assert len(errors(told)) == 1, told
     assert errors(told)[0].startswith(
-        f"error on rank {1 - failing} of 2: another process cannot be reached any more"
+        f"error on rank {1 - failing} of 2: another process cannot be reached"
     )
     assert "Traceback" not in told
 

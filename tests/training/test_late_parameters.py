@@ -111,7 +111,7 @@ def test_a_checkpoint_of_more_trained_parameters_is_refused(config) -> None:
 
 
 def test_a_module_that_is_no_objective_is_refused(config) -> None:
-    with pytest.raises(RunError, match=r"Linear is no objective; derive it from .*Objective"):
+    with pytest.raises(RunError, match=r"Linear is not an objective; derive it from .*Objective"):
         fit(torch.nn.Linear(2, 2), toy_batches(), config())
 
 

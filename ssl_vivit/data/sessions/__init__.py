@@ -1,1 +1,1 @@
-"""Recorded sessions → windows for training and whole trials for evaluation."""
+"""Recorded sessions, loaded as windows for training and as whole trials for evaluation."""

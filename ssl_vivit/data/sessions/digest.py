@@ -1,4 +1,4 @@
-"""Digest of a session's files, which identifies the session after its folder was moved."""
+"""Digest of a session's files, which identifies a session if its folder was moved."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _TAIL = 4096
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the files that a session is read from.
+    """Return a SHA-256 digest of the files of a session.
 
-    Trials are gigabytes: of their files the size and the last 4096 bytes count. The files about
-    neurons and trials count whole.
+    The files of trials can be large, so only their sizes and their last 4,096 bytes are included.
+    The files below ``meta`` are included completely.
 
     Args:
         path: the session's folder.

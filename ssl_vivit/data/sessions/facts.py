@@ -1,4 +1,4 @@
-"""Facts of sessions that a model keeps: units, statistics, split; and data standardised by them."""
+"""Facts of sessions that are saved with a model: units, statistics and split of trials."""
 
 from __future__ import annotations
 
@@ -17,33 +17,37 @@ from ssl_vivit.data.sessions.split import Split, held_out_units
 from ssl_vivit.errors import SessionError
 from ssl_vivit.moments import Moments
 
-# Pixels of a frame's side, of which a damaged file may claim any number.
+# Largest height or width of a frame in pixels; a damaged file may contain any number.
 _LONGEST_SIDE = 65_535
 
 
 @dataclass(frozen=True)
 class SessionFacts:
-    """Facts of a session that a model needs to be used without it; kept in checkpoints.
+    """Facts of a session that a model needs if the session's files are not available.
+
+    They are saved in checkpoints and exported models.
 
     Args:
-        name: of the session.
-        unit_ids: of its neurons, in the order of the readout.
-        frames_per_second: of its frames.
-        kind: "spikes" or "calcium".
-        frame_size: (H, W) of its videos.
-        video_mean: of pixel / 255, over the training trials of all sessions of the model.
-        video_std: standard deviation of these pixels.
-        behaviour_channels: those of the recorded channels that the model gets.
-        behaviour_mean: of each of these, over the session's training trials.
-        behaviour_std: standard deviation of each; 1 for one that does not vary in this session.
-        pupil_mean: of x and y over the session's training trials; None if unmeasured.
-        pupil_std: standard deviations of x and y; None if unmeasured.
-        mean_response: of each neuron per frame, over the session's training trials.
-        coordinates: (x, y, z) of each neuron; None if unmeasured.
-        split: "train", "validation", "test" → numbers of the trials that were used so.
-        held_out_units: ids of the neurons that were not trained on.
-        recorded_channels: number of all recorded channels of behaviour; None in models that were
-            saved before it was kept.
+        name: name of the session.
+        unit_ids: ids of its neurons, in the order of the readout.
+        frames_per_second: frame rate of video, responses and behaviour.
+        kind: kind of responses, "spikes" or "calcium".
+        frame_size: (H, W) of its videos in pixels.
+        video_mean: mean of pixel / 255, over the training trials of all sessions of the model.
+        video_std: standard deviation of pixel / 255 over these trials.
+        behaviour_channels: indices of the recorded behaviour channels that the model uses.
+        behaviour_mean: mean of each of these channels over the session's training trials.
+        behaviour_std: standard deviation of each channel; 1 for a channel that is constant in this
+            session.
+        pupil_mean: mean of x and y of the pupil's centre over the session's training trials. None
+            if it was not measured.
+        pupil_std: standard deviations of x and y. None if the pupil was not measured.
+        mean_response: mean response of each neuron per frame, over the session's training trials.
+        coordinates: cortical coordinates (x, y, z) of each neuron. None if not measured.
+        split: tier ("train", "validation" or "test") → numbers of its trials.
+        held_out_units: ids of the held-out neurons.
+        recorded_channels: number of all recorded behaviour channels. None in models of earlier
+            versions.
     """
 
     name: str
@@ -71,56 +75,61 @@ class SessionFacts:
     def standardised_behaviour(
         self, behaviour: Float[Tensor, "*dims k_all"]
     ) -> Float[Tensor, "*dims k"]:
-        """All recorded channels → those that the model gets, with mean 0 and variance 1."""
+        """Select the channels that the model uses from all recorded ones, and standardise them."""
         kept = behaviour[..., list(self.behaviour_channels)]
         mean, std = kept.new_tensor(self.behaviour_mean), kept.new_tensor(self.behaviour_std)
         return (kept - mean) / std
 
     def standardised_pupil(self, centre: Float[Tensor, "*dims 2"]) -> Float[Tensor, "*dims 2"]:
-        """The pupil's centre as recorded → with mean 0 and variance 1; it must be measured."""
+        """Standardise the recorded pupil's centre; ``pupil_mean`` must not be None."""
         return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as a dict that json.dumps takes."""
+        """Return the facts as a JSON-serialisable dictionary."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SessionFacts:
-        """The facts of :meth:`to_json`, also after a way through a JSON file.
+        """Rebuild facts from the dictionary of :meth:`to_json`, or from a JSON file of it.
 
         Raises:
-            SessionError: if entries are missing or unknown, or statistics are not finite.
+            SessionError: if entries are missing, unknown or invalid.
         """
         names = {field.name for field in fields(cls)}
         wrong = (values.keys() ^ names) - {"recorded_channels"}
         if wrong:
             raise SessionError(
-                f"facts of a session lack or do not know: {', '.join(sorted(wrong))}"
+                f"facts of a session have missing or unknown entries: {', '.join(sorted(wrong))}"
             )
         if not isinstance(values["name"], str):
-            raise SessionError(f"facts of a session: its name is {values['name']!r}, no text")
+            raise SessionError(f"facts of a session: name is {values['name']!r}; it must be text")
         for name, least in (("unit_ids", None), ("behaviour_channels", 0), ("frame_size", 1)):
             found = values[name]
             whole = isinstance(found, list | tuple) and all(type(each) is int for each in found)
             if not whole or (least is not None and min(found, default=least) < least):
-                raise SessionError(f"facts of session {values['name']!r}: {name} is {found}")
+                raise SessionError(
+                    f"facts of session {values['name']!r}: {name} is {found}; it must be a list of valid whole numbers"
+                )
         if len(values["frame_size"]) != 2 or max(values["frame_size"]) > _LONGEST_SIDE:
             raise SessionError(
-                f"facts of session {values['name']!r}: frame_size is {values['frame_size']}"
+                f"facts of session {values['name']!r}: frame_size is {values['frame_size']}; it "
+                "must be height and width, each at most 65,535"
             )
         for name, value in values.items():
             numbers = _numbers(value)
             if not np.isfinite(numbers).all() or (
                 name.endswith("_std") and min(numbers, default=1) <= 0
             ):
-                raise SessionError(f"facts of session {values['name']!r}: {name} is {value}")
+                raise SessionError(
+                    f"facts of session {values['name']!r}: {name} is {value}; it must be finite, and above 0 if it is a standard deviation"
+                )
         if values["frames_per_second"] <= 0 or len(values["mean_response"]) != len(
             values["unit_ids"]
         ):
             raise SessionError(
-                f"facts of session {values['name']!r}: {len(values['unit_ids'])} unit_ids, "
-                f"{len(values['mean_response'])} mean_response, frames_per_second "
-                f"{values['frames_per_second']}"
+                f"facts of session {values['name']!r}: there must be as many unit_ids as "
+                f"mean_response, not {len(values['unit_ids'])} and {len(values['mean_response'])}, "
+                f"and frames_per_second {values['frames_per_second']} must be above 0"
             )
         split = {tier: tuple(trials) for tier, trials in values["split"].items()}
         return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
@@ -131,28 +140,29 @@ def _tuples(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    """All numbers of nested lists."""
+    """Return all numbers in nested lists."""
     if isinstance(value, list | tuple):
         return [number for each in value for number in _numbers(each)]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def check_inputs(session: Session, core: SessionFacts) -> None:
-    """Refuse a session whose stimuli and behaviour a fitted core cannot take.
+    """Check that a fitted core can be used with the stimuli and behaviour of a session.
 
     Args:
-        session: the new one.
-        core: of a session that the core was fitted to; without behaviour channels it takes none.
+        session: the new session.
+        core: facts of a session to which the core was fitted. If they have no behaviour channels,
+            behaviour is not checked.
 
     Raises:
-        SessionError: naming what differs.
+        SessionError: if frame size or behaviour channels differ; the message says how.
     """
     told = f"session {session.name} does not fit the core of core_from:"
     if session.frame_size != core.frame_size:
         sizes = ["×".join(map(str, size)) for size in (session.frame_size, core.frame_size)]
         raise SessionError(
-            f"{told} its videos are {sizes[0]} (H×W), and the core was fitted to {sizes[1]}; resize "
-            "the videos to that"
+            f"{told} its videos are {sizes[0]} (H×W), but the core was fitted to {sizes[1]}; "
+            f"resize the videos to {sizes[1]}"
         )
     if not core.behaviour_channels:
         return
@@ -160,9 +170,9 @@ def check_inputs(session: Session, core: SessionFacts) -> None:
     wanted = core.recorded_channels or max(least, session.behaviour_channels)
     if session.behaviour_channels != wanted:
         raise SessionError(
-            f"{told} it has {session.behaviour_channels} behaviour channels, and the core was fitted "
-            f"to {wanted}; write the same channels, or take a core that was fitted with "
-            "model.modulator.kind none"
+            f"{told} it has {session.behaviour_channels} behaviour channels, but the core was "
+            f"fitted to {wanted}; record the channels of the core, or use a core that was fitted "
+            "with model.modulator.kind none"
         )
 
 
@@ -172,17 +182,17 @@ def measured_facts(
     held_out: float,
     behaviour_channels: Sequence[int] | None = None,
 ) -> tuple[list[SessionFacts], list[str]]:
-    """Facts of sessions by the training trials that are used.
+    """Compute the facts of sessions from their training trials.
 
     Args:
-        sessions: of one model.
-        splits: of each, tier → trials.
-        held_out: share of each session's neurons that is kept from training.
-        behaviour_channels: those of the recorded channels that the model gets; None for those that
-            vary in any session.
+        sessions: sessions of one model.
+        splits: split of each session, tier → trials.
+        held_out: fraction of each session's neurons that are held out of training.
+        behaviour_channels: indices of the recorded behaviour channels that the model uses. None
+            means the channels that vary in at least one session.
 
     Returns:
-        The facts, and lines on behaviour and neurons that are left out.
+        The facts, and notes on channels and neurons that are left out.
     """
     trained: list[list[TrialFacts]] = [
         [session.trials[int(trial)] for trial in split["train"]]
@@ -250,20 +260,20 @@ def measured_facts(
 
 
 def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
-    """A checkpoint's facts of a session; its split without trials whose responses are withheld.
+    """Return a checkpoint's facts of a session, without trials whose responses are withheld.
 
     Raises:
-        SessionError: if the session is not the one that the checkpoint knows, and how it differs.
+        SessionError: if the session differs from the checkpoint's; the message says how.
     """
     by_name = {fact.name: fact for fact in facts}
     fact = by_name.get(session.name)
     if fact is None:
         raise SessionError(
             f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
-            f"which knows "
+            f"which has "
             + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
         )
-    told = f"session {session.name} is not as the checkpoint knows it:"
+    told = f"session {session.name} differs from the session in the checkpoint:"
     ids = tuple(session.unit_ids.tolist())
     if ids != fact.unit_ids:
         counts = f"{len(ids)} neurons instead of {len(fact.unit_ids)}"
@@ -300,12 +310,13 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
         gone = [trial for trial in trials if trial not in session.trials]
         if gone:
             raise SessionError(
-                f"{told} trial {gone[0]} of its {tier} split is not there or has tier 'none' "
-                f"({len(gone)} of {len(trials)}); give the folder that the model was trained on"
+                f"{told} trial {gone[0]} of its {tier} split is missing or has tier 'none' "
+                f"({len(gone)} of {len(trials)} trials); give the folder that the "
+                "model was trained on"
             )
     return replace(fact, split=split)
 
 
 def _divisors(moments: Moments) -> Any:
-    """Standard deviations as plain numbers, 1 where nothing varies."""
+    """Return standard deviations as Python numbers; 1 for constants."""
     return np.where(moments.varies, moments.std, 1.0).tolist()

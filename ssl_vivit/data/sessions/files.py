@@ -1,6 +1,6 @@
-"""A recorded session on disk, opened and checked; :mod:`ssl_vivit.data.sessions.layout` names its files.
+"""Open and check a recorded session; :mod:`ssl_vivit.data.sessions.layout` names its files.
 
-Arrays stay on disk, memory-mapped.
+Arrays are memory-mapped from disk.
 """
 
 from __future__ import annotations
@@ -36,50 +36,57 @@ from ssl_vivit.moments import Moments
 
 
 class Session:
-    """One session, checked whole when it is opened.
+    """A recorded session on disk, which is checked completely when it is opened.
 
-    Trials are known by the number in their files' names. Time comes first in what is read; frames
-    of padding at the end of a trial are never given out.
+    Trials are identified by the number in their file names. In the returned arrays time is the
+    first axis. Padding frames at the end of a trial are never returned.
 
     Args:
-        path: the session's folder; its name is the session's.
-        in_memory: whether to keep what was read in memory.
+        path: the session's folder. The name of the folder is the name of the session.
+        in_memory: whether to keep trials in memory after they were read.
 
     Attributes:
         path: the session's folder.
         name: the session's name.
-        frames_per_second: of video, responses and behaviour alike.
-        kind: "spikes" if responses are counts, else "calcium"; ``meta/session.json`` may say
-            which, else it is told by whether all training responses are counts.
-        unit_ids: int64 (N,).
-        coordinates: float64 (N, 3); None if absent or the same for all neurons.
-        tier_names: the tier of each trial as it is written in tiers.npy.
-        tiers: "train", "validation", "test" → numbers of their trials, int64, ascending.
-        lengths: int64 (trials,), frames without the padding; 0 for trials that are not used.
-        frame_size: (H, W).
-        behaviour_channels: K; 0 if there is no behaviour.
-        has_pupil: whether the centre of the pupil was measured: it is there and is not constant.
-        has_true_rates: whether the session was simulated and knows its rates.
-        trials: what the check found in each trial that is used.
-        withheld: tiers beside train whose responses are all 0 → numbers of their trials, which are
-            not used: zeros are published in the place of responses that are withheld.
-        contents: int64 (trials,), equal for trials of the same movie; −1 for trials not used.
-        notes: lines that a person who uses the session should read.
+        frames_per_second: frame rate of video, responses and behaviour.
+        kind: "spikes" if responses are counts, else "calcium". It is read from
+            ``meta/session.json``. If that does not say it, responses are spikes if all training
+            responses are counts.
+        unit_ids: int64 (N,) ids of the neurons.
+        coordinates: float64 (N, 3) cortical coordinates; None if absent or equal for all neurons.
+        tier_names: tier of each trial as written in tiers.npy.
+        tiers: "train", "validation" or "test" → numbers of its trials, int64, ascending.
+        lengths: int64 (trials,) frames without the padding; 0 for trials that are not used.
+        frame_size: (H, W) in pixels.
+        behaviour_channels: number of behaviour channels, K; 0 if there is no behaviour.
+        has_pupil: whether the pupil's centre was measured: its files exist and it is not constant.
+        has_true_rates: whether the session was simulated and its true rates are known.
+        trials: number of each used trial → its facts.
+        withheld: name of a tier → numbers of its trials, for tiers other than train whose responses
+            are all 0. Data sets contain zeros in place of withheld responses, so these trials are
+            not used.
+        contents: int64 (trials,) number of the movie of each trial, equal for trials of one movie;
+            −1 for trials that are not used.
+        notes: notes for the user, one line each.
 
     Raises:
-        SessionError: if something is missing or does not fit; one line that names the file.
+        SessionError: if a file is missing or invalid, or files do not fit each other; the message
+            names the file.
     """
 
     def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
         self.path = Path(path)
-        # The name that the user gave, where it is a link, too.
+        # The name that the user gave, even if it is a symbolic link.
         self.name = os.path.basename(os.path.abspath(self.path))
         self._data, self._in_memory = self.path / "data", in_memory
         self._kept: dict[tuple[str, int], np.ndarray] = {}
-        # Opening a file takes longer than reading a window; a process may have 65,530 maps.
+        # Keep files mapped: opening one takes longer than reading a window. Linux allows 65,530
+        # maps per process.
         self._mapped = lru_cache(maxsize=2048)(self._map)
         if not self.path.is_dir():
-            raise SessionError(f"session {path} is no folder; give one in the Sensorium layout")
+            raise SessionError(
+                f"session {path} is not a folder; give a folder in the Sensorium layout"
+            )
         for part in (VIDEOS, RESPONSES):
             if not (self._data / part).is_dir():
                 raise SessionError(
@@ -111,7 +118,10 @@ class Session:
         unknown = [number for number, trial in found.items() if trial is None]
         self.tiers = {tier: np.setdiff1d(self.tiers[tier], unknown) for tier in TIERS}
         if not len(self.tiers["train"]):
-            raise SessionError(f"all responses of the training trials of session {path} are NaN")
+            raise SessionError(
+                f"all responses of the training trials of session {path} are NaN; give trials with "
+                "responses the tier 'train'"
+            )
         self.withheld = self._tiers_of_zeros()
         for number in (number for trials in self.withheld.values() for number in trials):
             del self.trials[number]
@@ -120,8 +130,8 @@ class Session:
         }
         if self.silent_units().all():
             raise SessionError(
-                f"no neuron of session {path} responds in a training trial: all responses are 0, as "
-                f"where they are withheld; give trials with responses the tier 'train'"
+                f"all responses of the training trials of session {path} are 0, so they seem to be "
+                f"withheld; give trials with responses the tier 'train'"
             )
         self.frame_size = self._same_frame_size()
         self.behaviour_channels = self._same_behaviour_channels() if behaviour else 0
@@ -143,39 +153,39 @@ class Session:
         )
 
     def video(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Pixels from 0 to 255, uint8 or float32 (T, H, W)."""
+        """Return pixels from 0 to 255, uint8 or float32 (T, H, W)."""
         frames = self._frames(VIDEOS, trial, start, stop)
         return frames if frames.dtype == np.uint8 else frames.astype(np.float32, copy=False)
 
     def responses(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Responses per frame, float32 (T, N); NaN where unknown."""
+        """Return responses per frame, float32 (T, N); NaN if unknown."""
         return self._frames(RESPONSES, trial, start, stop).astype(np.float32, copy=False)
 
     def behaviour(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """All channels as recorded, float32 (T, K); (T, 0) where there is none."""
+        """Return all behaviour channels as recorded, float32 (T, K); K is 0 without behaviour."""
         if not self.behaviour_channels:
             start, stop, _ = slice(start, stop).indices(int(self.lengths[trial]))
             return np.zeros((max(0, stop - start), 0), dtype=np.float32)
         return self._frames(BEHAVIOUR, trial, start, stop).astype(np.float32, copy=False)
 
     def pupil_centre(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The pupil's centre as recorded, float32 (T, 2).
+        """Return the pupil's centre as recorded, float32 (T, 2).
 
         Raises:
-            SessionError: if it was not measured.
+            SessionError: if the pupil was not measured.
         """
         if not self.has_pupil:
             raise SessionError(f"session {self.name} has no measured pupil centre")
         return self._frames(PUPIL, trial, start, stop).astype(np.float32, copy=False)
 
     def true_rates(self, trial: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
-        """Expected responses per frame, float32 (T, N); None where they are unknown."""
+        """Return expected responses per frame, float32 (T, N); None if they are unknown."""
         if not self.has_true_rates:
             return None
         return self._frames(TRUE_RATES, trial, start, stop).astype(np.float32, copy=False)
 
     def _frames(self, part: str, trial: int, start: int, stop: int | None) -> np.ndarray:
-        """Frames [start, stop) of a part, time first, without the padding, in memory of its own."""
+        """Return a copy of frames [start, stop) of a part, time first, without the padding."""
         length = int(self.lengths[trial])
         if not length:
             raise SessionError(
@@ -213,13 +223,16 @@ class Session:
             sizes.setdefault((height, width), number)
         if len(sizes) > 1:
             told = ", ".join(f"{h}×{w} (trial {trial})" for (h, w), trial in sizes.items())
-            raise SessionError(f"session {self.path} has videos of several sizes: {told}")
+            raise SessionError(
+                f"session {self.path} has videos of different sizes: {told}; resize them to one "
+                "size"
+            )
         peak = max(trial.brightest for trial in self.trials.values())
         first = open_array(self._data / VIDEOS / f"{next(iter(self.trials))}.npy", 3)
         if first.dtype.kind == "f" and 0 < peak <= 1:
             raise SessionError(
-                f"no pixel of session {self.path} is above {peak:g}; videos are stored from 0 to "
-                f"255, so multiply them by 255"
+                f"no pixel of session {self.path} is above {peak:g}, but videos must have pixels "
+                "from 0 to 255; multiply them by 255"
             )
         return next(iter(sizes))
 
@@ -230,7 +243,10 @@ class Session:
             counts.setdefault(len(trial.behaviour.mean), number)
         if len(counts) > 1:
             told = ", ".join(f"{count} (trial {trial})" for count, trial in counts.items())
-            raise SessionError(f"session {self.path} has several numbers of behaviour rows: {told}")
+            raise SessionError(
+                f"trials of session {self.path} have different numbers of behaviour rows: {told}; "
+                "write the same channels for all trials"
+            )
         return next(iter(counts))
 
     def _pupil_varies(self) -> bool:
@@ -241,8 +257,8 @@ class Session:
         wrong = [number for number, trial in self.trials.items() if not trial.counts]
         if told == "spikes" and wrong:
             raise SessionError(
-                f"meta/session.json of {self.path} says that responses are spikes, and those of "
-                f"trial {wrong[0]} are no counts; fix it, or say 'calcium'"
+                f"meta/session.json of {self.path} says that responses are spikes, but those of "
+                f"trial {wrong[0]} are not counts; fix the responses, or write 'calcium'"
             )
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"
@@ -256,22 +272,22 @@ class Session:
             )
         for name, trials in self.withheld.items():
             notes.append(
-                f"{self.name}: all responses of tier {name} are 0 ({len(trials)} trials) and taken "
-                f"as withheld; they are not used"
+                f"{self.name}: all responses of tier {name} are 0 ({len(trials)} trials), so "
+                f"they seem to be withheld and are not used"
             )
         cut = {number: trial.cut for number, trial in self.trials.items() if trial.cut}
         if cut:
             notes.append(
-                f"{self.name}: video, behaviour or pupil centre of {len(cut)} trials end before the "
-                f"responses (first trial {next(iter(cut))}); {sum(cut.values()):,} frames are not "
-                f"used"
+                f"{self.name}: video, behaviour or pupil centre of {len(cut)} trials end before "
+                f"the responses (first trial {next(iter(cut))}); {sum(cut.values()):,} frames are "
+                "not used"
             )
         parts = {number: trial.unknown for number, trial in self.trials.items() if trial.unknown}
         if parts:
             notes.append(
                 f"{self.name}: {sum(parts.values()):,} responses of {len(parts)} trials are "
                 f"NaN within the trial (first in trial {next(iter(parts))}); loss and scores "
-                f"leave them out"
+                f"ignore them"
             )
         silent = self.unit_ids[self.silent_units()]
         if len(silent):
@@ -281,10 +297,10 @@ class Session:
                 f"training trials (unit {shown})"
             )
         if pupil and not self.has_pupil:
-            notes.append(f"{self.name}: the pupil's centre is constant and taken as unmeasured")
+            notes.append(f"{self.name}: the pupil's centre is constant and treated as not measured")
         return notes
 
     def silent_units(self) -> np.ndarray:
-        """Neurons without a response other than 0 in the tier train: bool (N,)."""
+        """Return a boolean mask (N,) of neurons whose responses in the tier train are all 0."""
         moments = [self.trials[int(trial)].responses for trial in self.tiers["train"]]
         return ~np.any([(m.mean != 0) | (m.deviation != 0) for m in moments], axis=0)

@@ -1,11 +1,11 @@
-"""Names of files and tiers in a session's folder, which is laid out as in Sensorium 2023.
+"""Names of files and tiers in a session's folder, in the layout of Sensorium 2023.
 
 data/{videos,responses,behavior,pupil_center}/N.npy    (H, W, T), (N, T), (K, T), (2, T)
 data/true_rates/N.npy                                  (N, T), simulated sessions only
 meta/neurons/{unit_ids,cell_motor_coordinates}.npy
 meta/trials/tiers.npy
 meta/session.json                                      optional: frames_per_second, responses
-meta/statistics                                        written for other readers, not read here
+meta/statistics                                        for other programs; not read here
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COORDINATES = "meta/neurons/cell_motor_coordinates.npy"
 TIER_NAMES = "meta/trials/tiers.npy"
 SETTINGS = "meta/session.json"
 
-# What a model does with a trial, by the tier that tiers.npy names.
+# Uses of a trial in a model; see tier_of.
 TIERS = ("train", "validation", "test")
 
 SENSORIUM_TIERS = (
@@ -39,7 +39,7 @@ def tier_of(name: str) -> str | None:
     """Return "train", "validation" or "test" for a name in tiers.npy; None for unused trials.
 
     Raises:
-        SessionError: if the name is unknown; the message has the allowed ones.
+        SessionError: if the name is unknown; the message lists the allowed names.
     """
     if name in ("oracle", "validation", "val"):
         return "validation"

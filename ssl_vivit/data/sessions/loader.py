@@ -1,4 +1,4 @@
-"""Recorded sessions → batches for a model of neurons."""
+"""Load batches for a model of neurons from recorded sessions."""
 
 from __future__ import annotations
 
@@ -35,27 +35,29 @@ class NeuralDataConfig:
 
     Args:
         sessions: folders in the Sensorium 2023 layout.
-        window: frames in a training window; shorter trials are padded.
-        batching: "mix": every batch holds windows of all sessions; "alternate": of one.
-        drop_first: frames at the start of a training window or a whole trial whose responses
-            count neither for the loss nor for scores.
-        held_out_neurons: share of each session's neurons whose responses are kept from training.
-        train_share: share of the training trials that is used, and of the validation trials; both
-            numbers are rounded up in each session. Larger shares hold smaller ones.
-        train_trials: training trials of each session that are used, in place of train_share. With
-            N in place of all M training trials, N / M of the validation trials are used, rounded
-            up. null is train_share.
-        share_seed: draws the trials of a share anew for each number; null draws them by the names
-            of session and trial alone. With one seed larger shares hold smaller ones.
-        validation_share: share of the training movies that validates, for sessions that have no
-            validation tier of their own.
-        standardize: pixels by mean and standard deviation of the sessions' training stimuli
-            (``session``), or by those that an exported encoder was trained with (``encoder``).
-            Other cores and fresh encoders have no statistics of their own and take the sessions'.
-        session_weights: ``responses`` weighs every known response alike, so that sessions weigh by
-            their windows and neurons; ``equal`` gives every session the same weight in the loss
-            over an epoch, whatever its windows, neurons and unknown responses.
-        in_memory: keep trials in memory once they are read.
+        window: number of frames of a training window. Shorter trials are padded.
+        batching: ``mix``: every batch contains windows of all sessions. ``alternate``: every batch
+            contains windows of one session.
+        drop_first: number of frames at the start of a training window or a whole trial whose
+            responses are ignored in loss and scores.
+        held_out_neurons: fraction of each session's neurons that are held out of training.
+        train_share: fraction of the training and of the validation trials that are used. Both
+            numbers are rounded up in each session. A larger fraction includes all trials of a
+            smaller one.
+        train_trials: number of training trials of each session that are used, instead of
+            train_share. The same fraction of the validation trials is used, rounded up. null means
+            train_share.
+        share_seed: seed of the choice of trials for train_share or train_trials. null chooses them
+            by the names of session and trial. For one seed, larger fractions include smaller ones.
+        validation_share: fraction of the training movies that are used for validation, in sessions
+            without a validation tier.
+        standardize: mean and standard deviation by which pixels are standardised. ``session`` takes
+            those of the sessions' training stimuli. ``encoder`` takes those with which an exported
+            encoder was trained. Other cores and fresh encoders always use those of the sessions.
+        session_weights: ``responses`` gives every known response equal weight in the loss, so
+            sessions with more windows and neurons have more weight. ``equal`` gives every session
+            equal weight over an epoch.
+        in_memory: whether to keep trials in memory after they were read.
     """
 
     sessions: str | list[str] | None = None
@@ -75,7 +77,7 @@ class NeuralDataConfig:
         self.check()
 
     def check(self) -> None:
-        """Refuse settings that no data can have.
+        """Check the settings that do not depend on the data.
 
         Raises:
             SessionError: if a setting is out of range.
@@ -93,7 +95,7 @@ class NeuralDataConfig:
             if self.train_share != 1:
                 raise SessionError(
                     f"data.train_trials {self.train_trials} and data.train_share "
-                    f"{self.train_share:g} both say how many trials are used; leave one out"
+                    f"{self.train_share:g} both set the number of trials; remove one of them"
                 )
         check_type("data.standardize", self.standardize, Standardisation)
         check_type("data.session_weights", self.session_weights, SessionWeights)
@@ -110,11 +112,12 @@ class Sessions(NamedTuple):
 
     Attributes:
         train: windows of the training trials.
-        validation: whole trials; None if there are none.
-        test: whole trials; None if there are none.
-        facts: of each session, in the order of the config.
-        sessions: the open sessions, in the same order.
-        every_validation: the validation trials and those that a share left out.
+        validation: whole validation trials. None if there are none.
+        test: whole test trials. None if there are none.
+        facts: facts of each session, in the order of the config.
+        sessions: open sessions, in the order of the config.
+        every_validation: all validation trials, including those that train_share or train_trials
+            leaves out.
     """
 
     train: WindowBatches
@@ -125,11 +128,12 @@ class Sessions(NamedTuple):
     every_validation: TrialBatches | None = None
 
     def scored(self) -> dict[str, TrialBatches]:
-        """Trials that a finished model is scored on, by tier.
+        """Return the trials on which a finished model is scored, by tier.
 
-        Every tier of test trials that tiers.npy names stands on its own, since some test other
-        movies than the training shows in kind. Without test trials it is ``validation``, all of it
-        whatever the share of the trials, so that shares are scored alike; without those, nothing.
+        Each test tier in tiers.npy is scored separately, because some contain other kinds of movies
+        than the training tier. If there are no test trials, all validation trials are returned,
+        independent of ``train_share``, so that models with different fractions are comparable. If
+        there are neither, the result is empty.
         """
         if self.test is None:
             left = self.every_validation or self.validation
@@ -150,30 +154,30 @@ def build_sessions(
     pixel_statistics: tuple[float, float] | None = None,
     core: SessionFacts | None = None,
 ) -> Sessions:
-    """Open the sessions, split them and measure their statistics.
+    """Open the sessions, split their trials and compute their statistics.
 
-    What a person should know of them is logged as warnings, by the main process.
+    The main process logs notes on the sessions as warnings.
 
     Args:
-        config: which sessions, and how batches come from them.
-        seed: of every draw.
-        facts: of a checkpoint. Its split, statistics and held-out neurons are then used as they
-            are; nothing is measured, and the sessions must be those of the checkpoint or some of
-            them.
-        pixel_statistics: mean and standard deviation, of pixels from 0 to 1, that standardise the
-            video in place of the training stimuli's.
-        core: facts of a session that a fitted core takes. The sessions must have its frame size
-            and as many behaviour channels, of which the model gets the same ones.
+        config: settings of sessions and batches.
+        seed: seed of all random draws.
+        facts: facts of a checkpoint, whose split, statistics and held-out neurons are then used.
+            The sessions must be among those of the checkpoint. None computes the facts.
+        pixel_statistics: mean and standard deviation for pixels scaled to [0, 1], by which the
+            video is standardised. None means those of the training stimuli.
+        core: facts of a session to which a core was fitted. The sessions must have its frame size
+            and number of behaviour channels, and the model uses the same channels. None means no
+            fitted core.
 
     Raises:
-        SessionError: if a session is unusable, they do not go together, or do not fit ``facts`` or
+        SessionError: if a session is invalid, or does not fit the other sessions, ``facts`` or
             ``core``.
     """
     config.check()
     paths = [config.sessions] if isinstance(config.sessions, str) else config.sessions
     if not paths:
         raise SessionError(
-            "data.sessions is not set; name folders of sessions, or simulate one by "
+            "data.sessions is not set; give folders of sessions, or simulate a session with "
             "`python -m data_prep.synthetic_neural`"
         )
     sessions = [Session(path, in_memory=config.in_memory) for path in paths]
@@ -230,14 +234,15 @@ def _check_together(sessions: Sequence[Session]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise SessionError(
-                f"{names.count(name)} sessions are called {name}; rename folders, since a model "
-                f"knows its sessions by these names"
+                f"{names.count(name)} sessions have the name {name}; rename their folders, since a "
+                "model "
+                f"identifies sessions by name"
             )
     sizes = {session.name: session.frame_size for session in sessions}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {h}×{w}" for name, (h, w) in sizes.items())
         raise SessionError(
-            f"the sessions' videos have different sizes (H×W): {told}; resize them to one, or "
+            f"the sessions' videos have different sizes (H×W): {told}; resize them to one size, or "
             f"train a model for each size"
         )
     channels = {session.name: session.behaviour_channels for session in sessions}
@@ -245,7 +250,7 @@ def _check_together(sessions: Sequence[Session]) -> None:
         told = ", ".join(f"{name} {count}" for name, count in channels.items())
         raise SessionError(
             f"the sessions have different numbers of behaviour channels: {told}; write the same "
-            f"channels for all, or move data/behavior away in all"
+            f"channels for all, or remove data/behavior from all"
         )
 
 
@@ -257,8 +262,9 @@ def _check_lengths(
             for trial in fact.split[tier]:
                 if session.lengths[trial] <= drop_first:
                     raise SessionError(
-                        f"data.drop_first {drop_first} leaves nothing of trial {trial} of "
-                        f"{session.name}, which has {session.lengths[trial]} frames; lower it"
+                        f"data.drop_first {drop_first} drops all frames of trial {trial} of "
+                        f"{session.name}, which has "
+                        f"{session.lengths[trial]} frames; lower it"
                     )
 
 
@@ -274,8 +280,8 @@ def _window_note(
     if window <= longest:
         return []
     return [
-        f"windows of {window} frames are longer than the longest training trial ({longest}) and are "
-        f"padded; --data.window {longest} trains faster"
+        f"windows of {window} frames are longer than the longest training trial ({longest}) and "
+        f"are padded; --data.window {longest} trains faster"
     ]
 
 
@@ -283,4 +289,6 @@ def _rates_note(sessions: Sequence[Session]) -> list[str]:
     if len({session.frames_per_second for session in sessions}) == 1:
         return []
     told = ", ".join(f"{session.name} {session.frames_per_second:g} Hz" for session in sessions)
-    return [f"sessions have different frame rates, a frame of each is one step: {told}"]
+    return [
+        f"sessions have different frame rates ({told}); one frame of each is one step of the model"
+    ]

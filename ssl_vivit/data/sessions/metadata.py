@@ -1,4 +1,4 @@
-"""The files below ``meta`` of a session's folder, read and checked."""
+"""Read and check the files below ``meta`` in a session's folder."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ FRAMES_PER_SECOND = 30.0
 
 
 def read_unit_ids(session: Path) -> np.ndarray:
-    """Ids of the neurons, int64 (N,), all different."""
+    """Return the ids of the neurons, int64 (N,), which must be unique."""
     path = session / UNIT_IDS
     ids = _read(path)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
-        raise SessionError(f"{path} holds {ids.dtype} {ids.shape}; expected one integer each")
+        raise SessionError(
+            f"{path} contains {ids.dtype} {ids.shape}; expected one integer for each neuron"
+        )
     if len(np.unique(ids)) < len(ids):
-        raise SessionError(f"{path} names some units twice; each needs an id of its own")
+        raise SessionError(f"{path} contains some ids twice; ids must be unique")
     return ids.astype(np.int64)
 
 
 def read_coordinates(session: Path, neurons: int) -> np.ndarray | None:
-    """Positions of the neurons, float64 (N, 3); None if absent or equal for all neurons."""
+    """Return cortical coordinates, float64 (N, 3); None if absent or equal for all neurons."""
     path = session / COORDINATES
     if not path.exists():
         return None
     coordinates = _read(path)
     if coordinates.shape != (neurons, 3):
         raise SessionError(
-            f"{path} has shape {coordinates.shape}; expected {(neurons, 3)}, or no such file"
+            f"{path} has shape {coordinates.shape}; expected {(neurons, 3)}. Fix or delete the file"
         )
     if not np.isfinite(coordinates).all():
         raise SessionError(f"{path} is not finite; delete it if positions are unknown")
@@ -50,16 +52,16 @@ def read_coordinates(session: Path, neurons: int) -> np.ndarray | None:
 
 
 def read_settings(session: Path) -> tuple[float, str | None]:
-    """Frames per second, and whether responses are "spikes" or "calcium"; None if not said."""
+    """Return frames per second (default 30), and the kind of responses (None if not given)."""
     path = session / SETTINGS
     if not path.exists():
         return FRAMES_PER_SECOND, None
     try:
         settings = read_json_text(read_whole(path))
     except (OSError, ValueError) as error:
-        raise SessionError(f"{path} is no JSON: {error}") from None
+        raise SessionError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
-        raise SessionError(f"{path} must hold an object, as {{'frames_per_second': 30.0}}")
+        raise SessionError(f"{path} must contain an object, such as {{'frames_per_second': 30.0}}")
     rate, kind = settings.get("frames_per_second", FRAMES_PER_SECOND), settings.get("responses")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e5:
         raise SessionError(f"{path}: frames_per_second is {rate!r}; give a number of hertz")
@@ -69,13 +71,15 @@ def read_settings(session: Path) -> tuple[float, str | None]:
 
 
 def read_tier_names(session: Path) -> np.ndarray:
-    """The tier of each trial as it is written: str (trials,)."""
+    """Return the tier of each trial as it is written, str (trials,)."""
     path = session / TIER_NAMES
     names = _read(path)
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8")
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise SessionError(f"{path} holds {names.dtype} {names.shape}; expected one name each")
+        raise SessionError(
+            f"{path} contains {names.dtype} {names.shape}; expected one name for each trial"
+        )
     extra = [
         int(file.stem)
         for file in (session / "data" / VIDEOS).glob("*.npy")
@@ -83,21 +87,23 @@ def read_tier_names(session: Path) -> np.ndarray:
     ]
     if extra:
         raise SessionError(
-            f"{path} names the tiers of {len(names)} trials, data/{VIDEOS} holds trial "
-            f"{max(extra)}, too; give every trial a tier"
+            f"{path} has tiers of {len(names)} trials, but data/{VIDEOS} contains trial "
+            f"{max(extra)}; give every trial a tier"
         )
     return names
 
 
 def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
-    """Numbers of the trials of "train", "validation" and "test", ascending."""
+    """Return the numbers of the trials of "train", "validation" and "test", ascending."""
     try:
         known = {name: tier_of(str(name)) for name in np.unique(names)}
     except SessionError as error:
         raise SessionError(f"session {session}, {TIER_NAMES}: {error}") from None
     tiers = np.array([known[name] or "" for name in names])
     if "train" not in tiers:
-        raise SessionError(f"session {session} has no trial of tier 'train' in tiers.npy")
+        raise SessionError(
+            f"session {session} has no trial with tier 'train' in tiers.npy; it needs at least one"
+        )
     return {tier: np.flatnonzero(tiers == tier) for tier in TIERS}
 
 

@@ -1,4 +1,4 @@
-"""Pieces of trials as the parts of a batch: padded, standardised, on the device."""
+"""Read pieces of trials as parts of a batch: padded, standardised and copied to the device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ssl_vivit.data.to_device import to_device
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames [start, start + length) of a trial, of which those past its end are padding.
+    """Frames [start, start + length) of a trial; frames after its end are padding.
 
     Args:
-        session: its place among the sessions.
-        trial: its number.
+        session: index of the session.
+        trial: number of the trial.
         start: first frame.
-        length: frames, padding included.
-        draw: names of the random draws that are made for it in training; None for none.
+        length: number of frames, including padding.
+        draw: names of the random draws for this piece in training. None for no draws.
     """
 
     session: int
@@ -40,20 +40,20 @@ class Piece:
 def read_part(
     session: Session, pieces: Sequence[Piece], hidden: np.ndarray, drop_first: int
 ) -> dict[str, Any]:
-    """Equally long pieces of one session, from disk, not standardised yet.
+    """Read pieces of equal length of one session from disk, without standardising them.
 
     Args:
-        session: of all pieces.
-        pieces: to be stacked.
-        hidden: bool (N,), neurons whose responses are given out as unknown.
-        drop_first: frames at the start of a piece whose responses are given out as unknown.
+        session: session of all pieces.
+        pieces: pieces to be stacked.
+        hidden: bool (N,) neurons whose responses are replaced by NaN.
+        drop_first: number of frames at the start of a piece whose responses are replaced by NaN.
 
     Returns:
-        ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre``
-        (b, T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding,
-        ``trial`` (b,), ``content`` (b,): equal for trials of the same movie; ``shows``, for each
-        piece the place of the first one that has the same frames of the same movie; ``draw``,
-        the names of each piece's draws, if pieces have them.
+        ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre`` (b,
+        T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding, ``trial``
+        (b,), ``content`` (b,) the number of the movie; ``shows``, for each piece the index of the
+        first piece with the same frames of the same movie; ``draw``, the names of each piece's
+        draws, if pieces have them.
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
     first: dict[tuple[int, int, int], int] = {}
@@ -74,7 +74,7 @@ def read_part(
         responses.append(_padded(known, padding, constant_values=np.nan))
         frames.append(_padded(np.arange(piece.start, stop), padding, constant_values=-1))
         if session.behaviour_channels:
-            # What stands in for padding here is put to zero once it is standardised.
+            # The padding is set to zero after standardising.
             behaviours.append(_padded(session.behaviour(*span), padding, mode="edge"))
         if session.has_pupil:
             pupils.append(_padded(session.pupil_centre(*span), padding, mode="edge"))
@@ -95,10 +95,10 @@ def read_part(
 
 
 def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device) -> dict[str, Any]:
-    """A part of :func:`read_part` on its device, with video (b, 1, T, H, W) standardised."""
+    """Copy a part of :func:`read_part` to a device and standardise it; video is (b, 1, T, H, W)."""
     behaviour, pupil = part["behaviour"], part["pupil_centre"]
     valid = rearrange(part["frames"] >= 0, "b t -> b t 1")
-    # On the host: a GPU would be waited for to get the channels and their statistics.
+    # Standardise on the host: on a GPU, the copies of channels and statistics would block the host.
     if behaviour is not None:
         behaviour = (
             facts.standardised_behaviour(behaviour).where(valid, 0)
@@ -120,7 +120,7 @@ def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device)
 def finish_batch(
     parts: Sequence[dict[str, Any]], facts: Sequence[SessionFacts], device: torch.device
 ) -> dict[str, Any]:
-    """The parts and, for all of them in their order, ``key`` and ``trial`` (b,)."""
+    """Finish all parts of a batch; see :class:`~ssl_vivit.data.sessions.windows.WindowBatches`."""
     finished = [finish_part(p, f, device) for p, f in zip(parts, facts, strict=True)]
     return {
         "parts": finished,

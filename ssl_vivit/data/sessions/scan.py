@@ -1,7 +1,7 @@
 """One pass over a session's trials, which finds errors, lengths and statistics.
 
-Everything that needs all numbers of a session (lengths without padding, statistics, which movies
-are the same) is taken from this pass, one trial in memory at a time.
+All facts that need every number of a session are computed in this pass: lengths without padding,
+statistics, and hashes of movies. Only one trial is in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from ssl_vivit.moments import Moments
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """Facts of a trial that the pass keeps.
+    """Facts of one trial.
 
     Args:
-        length: frames without the padding, which is the tail where a part is NaN throughout.
-        cut: frames with known responses that the padding of another part cuts off.
-        content: names the movie; equal for equal frames.
-        video: moments of all pixels, in units of [0, 255].
-        brightest: the largest pixel.
+        length: number of frames without padding. Padding are the last frames in which at least one
+            file contains only NaN.
+        cut: number of frames with known responses that are padding because of another file.
+        content: hash of the movie.
+        video: moments of all pixels, on the scale [0, 255].
+        brightest: largest pixel.
         behaviour: moments of each channel; None if absent.
         pupil: moments of x and y; None if absent.
         responses: moments of each neuron's known responses.
-        counts: whether all known responses are counts: 0, 1, 2, …
-        unknown: responses that are NaN within the length.
+        counts: whether all known responses are counts (0, 1, 2, …).
+        unknown: number of responses within the length that are NaN.
         silent: whether all known responses are 0.
     """
 
@@ -50,29 +51,30 @@ class TrialFacts:
 
 
 def open_array(path: Path, dimensions: int) -> np.ndarray:
-    """A memory-mapped .npy file.
+    """Open a .npy file as a memory-mapped array.
 
     Raises:
-        SessionError: if it is missing, damaged, or not of that many dimensions of numbers.
+        SessionError: if the file is missing or damaged, or does not contain a non-empty numeric
+            array with the given number of dimensions.
     """
-    array = map_array(path, f"every trial needs one, or tier 'none' in {TIER_NAMES}")
+    array = map_array(path, f"every trial needs this file, or tier 'none' in {TIER_NAMES}")
     if array.ndim != dimensions or array.dtype.kind not in "uif" or array.size == 0:
         raise SessionError(
-            f"{path} holds {array.dtype} {_shape(array)}; expected numbers of {dimensions} "
-            f"dimensions ending with time, none of them empty"
+            f"{path} contains {array.dtype} {_shape(array)}; expected a non-empty numeric array "
+            f"with {dimensions} dimensions, time last"
         )
     return array
 
 
 def map_array(path: Path, needed: str) -> np.ndarray:
-    """Map a .npy file, of which nothing is read yet.
+    """Map a .npy file into memory without reading its data.
 
     Args:
         path: the file.
-        needed: what needs it, for the message where it is missing.
+        needed: why the file is needed, for the message if it is missing.
 
     Raises:
-        SessionError: if it is missing, damaged, or claims more than the file holds.
+        SessionError: if the file is missing or damaged, or shorter than its header says.
     """
     try:
         refuse_pipe(path)
@@ -80,26 +82,29 @@ def map_array(path: Path, needed: str) -> np.ndarray:
     except FileNotFoundError:
         raise SessionError(f"{path} is missing; {needed}") from None
     except Exception as error:
-        # NumPy reads the header as Python, and raises whatever that does. It takes what it does not
-        # know for a pickle, and advises to trust it.
-        why = "it holds objects or is of another kind" if "pickle" in str(error) else str(error)
-        raise SessionError(f"{path} is no readable .npy file of numbers: {why}") from None
+        # NumPy parses the header as Python, which may raise any error. NumPy treats unknown files
+        # as pickles, and its message advises to allow them.
+        why = "it contains objects or has another format" if "pickle" in str(error) else str(error)
+        raise SessionError(f"{path} is not a readable .npy file of numbers: {why}") from None
 
 
 def scan_trial(
     data: Path, trial: int, *, neurons: int, behaviour: bool, pupil: bool
 ) -> TrialFacts | None:
-    """Read and check one trial; None if all of its responses are NaN, which are then withheld.
+    """Read and check one trial.
 
     Args:
         data: the session's ``data`` folder.
-        trial: its number.
-        neurons: how many there must be.
-        behaviour: whether ``behavior`` is to be there.
-        pupil: whether ``pupil_center`` is to be there.
+        trial: number of the trial.
+        neurons: expected number of neurons.
+        behaviour: whether the trial must have a file in ``behavior``.
+        pupil: whether the trial must have a file in ``pupil_center``.
+
+    Returns:
+        The facts, or None if all responses are NaN.
 
     Raises:
-        SessionError: that names the file and what is wrong with it.
+        SessionError: if a file is missing or invalid; the message names the file.
     """
     paths = {name: data / name / f"{trial}.npy" for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)}
     video = open_array(paths[VIDEOS], 3)
@@ -113,16 +118,16 @@ def scan_trial(
     for name, array in {RESPONSES: responses, **others}.items():
         if array.shape[-1] != frames:
             raise SessionError(
-                f"{paths[name]} has {array.shape[-1]} frames, the video of trial {trial} has "
-                f"{frames}; bring both to the same clock"
+                f"{paths[name]} has {array.shape[-1]} frames, but the video of trial {trial} has "
+                f"{frames}; resample both to the same frames"
             )
     if responses.shape[0] != neurons:
         raise SessionError(
-            f"{paths[RESPONSES]} has {responses.shape[0]} neurons, {UNIT_IDS} "
-            f"names {neurons}; all trials need the same neurons"
+            f"{paths[RESPONSES]} has {responses.shape[0]} neurons, but {UNIT_IDS} "
+            f"has {neurons}; all trials must have the same neurons"
         )
     if PUPIL in others and others[PUPIL].shape[0] != 2:
-        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected x and y")
+        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected 2, x and y")
 
     lengths = {
         name: recorded_frames(array.reshape(-1, frames))
@@ -130,7 +135,7 @@ def scan_trial(
     }
     for name in (VIDEOS, *others):
         if lengths[name] == 0:
-            raise SessionError(f"{paths[name]} is NaN throughout; set the trial's tier to 'none'")
+            raise SessionError(f"{paths[name]} contains only NaN; set the trial's tier to 'none'")
     if lengths[RESPONSES] == 0:
         return None
     length = min(lengths.values())
@@ -160,10 +165,12 @@ def scan_trial(
 
 
 def movie_name(video: np.ndarray) -> str:
-    """Return a hash of a movie's pixels; uint8 and floats of whole grey values give equal hashes.
+    """Return a hash of a movie's pixels.
+
+    uint8 pixels and floats with equal integer values give equal hashes.
 
     Args:
-        video: (H, W, T), finite.
+        video: (H, W, T) pixels, which must be finite.
     """
     if video.dtype != np.uint8:
         rounded = video.astype(np.uint8)
@@ -175,7 +182,7 @@ def movie_name(video: np.ndarray) -> str:
 
 
 def recorded_frames(array: np.ndarray) -> int:
-    """Frames up to the last that is not NaN throughout; (rows, frames)."""
+    """Return the number of frames up to the last that is not all NaN; array is (rows, frames)."""
     if array.dtype.kind != "f":
         return array.shape[1]
     there = ~np.isnan(array).all(axis=0)
@@ -190,12 +197,12 @@ def _check_pixels(video: np.ndarray, path: Path) -> None:
     if low < 0 or high > 255:
         raise SessionError(
             f"{path} has values from {low:g} to {high:g}; videos must be stored as pixels from 0 "
-            "to 255, without standardisation, which happens when they are loaded"
+            "to 255; do not standardise them"
         )
 
 
 def _check_finite(values: np.ndarray, path: Path, mend: str) -> None:
-    """Refuse (rows, frames) with a number that float32, in which all is read, does not hold."""
+    """Refuse an array (rows, frames) with values that are not finite in float32."""
     with np.errstate(over="ignore"):
         finite = np.all(np.isfinite(values.astype(np.float32, copy=False)), axis=0)
     if not finite.all():

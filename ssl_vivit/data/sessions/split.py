@@ -1,6 +1,7 @@
-"""Split of trials into training, validation and test, and of neurons into trained and held out.
+"""Split of trials into training, validation and test, and choice of held-out neurons.
 
-A session's own tiers are honoured. What is split here never parts the trials of one movie.
+The tiers of a session are kept. If training trials are moved to validation, all trials of a movie
+are moved together.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ def split_trials(
     train_trials: int | None = None,
     share_seed: int | None = None,
 ) -> tuple[list[Split], list[str]]:
-    """Trials of each tier of each session.
+    """Return the trials of each tier of each session.
 
-    A session without validation trials gives some of its training trials: all those of the movies
-    whose content hashes come first, leaving out movies that test trials or the training trials of
-    sessions with a validation tier show. After that ``train_share`` or ``train_trials`` takes a
-    part of the training trials, chosen by their names, so that a larger share holds all of a
-    smaller one, and the same share of the validation trials.
+    In a session without validation trials, some training trials are moved to validation: all trials
+    of the movies whose content hashes come first. Movies that are shown in test trials, or in
+    training trials of sessions with a validation tier, are not moved. Then a fraction of the
+    training trials and of the validation trials is chosen by ``train_share`` or ``train_trials``.
+    Trials are chosen by a hash of their names, so a larger fraction includes a smaller one.
 
     Args:
-        sessions: with tiers of their own.
-        validation_share: share of a session's movies that go to validation if it has none.
-        train_share: share of the training and the validation trials that are used. Both numbers
-            are rounded up in each session, so each has at least one.
-        train_trials: training trials of each session in place of ``train_share``.
-        share_seed: draws other trials for each number; None draws by names alone.
+        sessions: the sessions.
+        validation_share: fraction of a session's movies that are moved to validation if it has no
+            validation trials.
+        train_share: fraction of the training and of the validation trials that are used. Both
+            numbers are rounded up in each session, so each is at least one.
+        train_trials: number of training trials of each session, instead of ``train_share``.
+        share_seed: seed of the choice of trials. None chooses them only by their names.
 
     Returns:
-        For each session, tier → numbers of trials, int64, ascending, and under ``spared`` the
-        validation trials that a share left out; and lines on what was done.
+        For each session, tier → numbers of trials, int64, ascending. The entry ``spared`` contains
+        the validation trials that are not used. Also notes, one line each.
 
     Raises:
-        SessionError: if a session were left without training trials, or has fewer than
+        SessionError: if a session would have no training trials left, or has fewer than
             ``train_trials``.
     """
     notes: list[str] = []
@@ -72,14 +74,15 @@ def split_trials(
         if goes.all():
             raise SessionError(
                 f"session {session.name} has no validation tier, and all of its training movies "
-                f"would be needed for validation; name tiers, or set validation_share 0"
+                "would be moved to validation; set tiers, or set validation_share "
+                "to 0"
             )
         splits[i] = {**splits[i], "train": train[~goes], "validation": train[goes]}
         notes.append(
             f"{session.name}: no validation tier; {goes.sum()} of {len(train)} training trials "
-            f"validate, sharing no movie with others"
+            f"are used for validation, and their movies are in no other tier"
             if goes.any()
-            else f"{session.name}: no validation tier, and no movie that could be split off for one"
+            else f"{session.name}: no validation tier, and no movie can be moved to one"
         )
     for session, split in zip(sessions, splits, strict=True):
         share = train_share
@@ -102,11 +105,15 @@ def split_trials(
 
 
 def held_out_units(session: Session, share: float) -> np.ndarray:
-    """Neurons kept from training, chosen by the names of session and unit: bool (N,).
+    """Return a boolean mask (N,) of held-out neurons, chosen by the names of session and unit.
 
     Args:
-        session: whose neurons.
-        share: of them, rounded; above 0 at least one, and never all.
+        session: the session.
+        share: fraction of its neurons. The number is rounded. If the fraction is above 0, it is at
+            least one and never all.
+
+    Raises:
+        SessionError: if neurons are to be held out of a session with one neuron.
     """
     number = len(session.unit_ids)
     if share and number < 2:
@@ -123,8 +130,8 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
 def _share_of(wanted: int, name: str, there: int) -> float:
     if wanted > there:
         raise SessionError(
-            f"data.train_trials is {wanted}, and session {name} has {there} training trials; lower "
-            "it, or leave the session out"
+            f"data.train_trials is {wanted}, but session {name} has {there} training trials; lower "
+            "it, or remove the session"
         )
     return wanted / there
 
@@ -141,22 +148,22 @@ def _movies(session: Session, trials: np.ndarray) -> list[str]:
 
 
 def _first(movies: set[str], share: float) -> list[str]:
-    """The share of movies whose hashes come first; at least one, and one less than all at most."""
+    """Return the fraction of movies whose hashes come first: at least one movie, and never all."""
     return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
 
 
 def shared_movies(
     shown: Mapping[str, Set[Hashable]], other: str = "train"
 ) -> dict[str, tuple[int, int]]:
-    """Count the movies that tiers share with another one.
+    """Count the movies that tiers have in common with a given tier.
 
     Args:
         shown: tier → movies that its trials show.
-        other: the tier that the others are compared with.
+        other: the given tier.
 
     Returns:
-        Tier → how many of its movies ``other`` shows, too, and how many it has; tiers that share
-        none are left out.
+        Tier → number of its movies that are also in ``other``, and number of all its movies. Tiers
+        without common movies are left out.
     """
     compared = {tier: (movies & shown[other], movies) for tier, movies in shown.items()}
     return {
@@ -171,8 +178,8 @@ def _notes_on_shared_movies(sessions: Sequence[Session], splits: Sequence[Split]
     shown = {tier: {m for s, p in pairs for m in _movies(s, p[tier])} for tier in TIERS}
     held_out = {tier: shown[tier] for tier in ("validation", "test")}
     parts = [
-        f"{count} of {total} {tier} movies are in {other}, too"
+        f"{count} of {total} {tier} movies are also in {other}"
         for other, tiers in (("train", shown), ("validation", held_out))
         for tier, (count, total) in shared_movies(tiers, other).items()
     ]
-    return [f"tiers share movies: {'; '.join(parts)}"] if parts else []
+    return [f"tiers have movies in common: {'; '.join(parts)}"] if parts else []

@@ -1,4 +1,4 @@
-"""Whole trials of sessions for evaluation, every one once."""
+"""Batches of whole trials for evaluation, in which every trial occurs once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 
 
 class TrialBatches:
-    """One pass over whole trials; a batch is of one session and of trials of one length.
+    """Whole trials in batches; the trials of a batch are of one session and one length.
 
-    Batches are those of :class:`~ssl_vivit.data.sessions.windows.WindowBatches` with one part;
-    responses of held-out neurons are in them.
+    Batches have the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`, with one
+    part. They include the responses of held-out neurons.
 
     Args:
-        sessions: to read from.
-        facts: of each, with the statistics.
-        trials: (session's place, trial) of those that take part.
-        drop_first: frames at a trial's start without responses.
+        sessions: open sessions.
+        facts: facts of each session.
+        trials: (index of the session, number of the trial) of each trial.
+        drop_first: number of frames at the start of a trial whose responses are replaced by NaN.
     """
 
     def __init__(
@@ -40,25 +40,25 @@ class TrialBatches:
         self.trials = sorted(trials, key=lambda item: (item[0], self._length(item), item[1]))
 
     def __len__(self) -> int:
-        """Number of trials."""
+        """Return the number of trials."""
         return len(self.trials)
 
     def of_process(self, rank: int, world_size: int) -> TrialBatches:
-        """The share of one process; over all processes every trial is there once."""
+        """Return the trials of one process; every trial belongs to exactly one process."""
         return self.only(self.trials[rank::world_size])
 
     def only(self, trials: Sequence[tuple[int, int]]) -> TrialBatches:
-        """Some of these trials, named as in the constructor."""
+        """Return only some trials, given as in the constructor."""
         return TrialBatches(self.sessions, self.facts, trials, drop_first=self.drop_first)
 
     def of_session(self, name: str) -> TrialBatches:
-        """The trials of one session."""
+        """Return the trials of one session."""
         return self.only([item for item in self.trials if self.sessions[item[0]].name == name])
 
     def once(
         self, batch_size: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """All trials, session by session, short ones first; at most ``batch_size`` in a batch."""
+        """Yield all trials in batches of up to ``batch_size``: by session, short trials first."""
         for pieces in self._schedule(batch_size):
             i = pieces[0].session
             nothing = np.zeros(len(self.sessions[i].unit_ids), dtype=bool)

@@ -1,9 +1,10 @@
 """Training windows of sessions, independent of the number of processes and of interruptions.
 
-- An epoch takes as many windows of each trial as it holds, give or take one, so that all frames
-  count the same; where they start depends on (seed, epoch, session, trial, number) alone.
-- "mix": every global batch holds windows of all sessions in proportion to their frames.
-- "alternate": every global batch is of one session; sessions take turns in the same proportion.
+- An epoch contains windows of each trial in proportion to its length, up to one window, so that all
+  frames have equal weight. Their starts depend only on (seed, epoch, session, trial, number).
+- "mix": every global batch contains windows of all sessions in proportion to their frames.
+- "alternate": every global batch contains windows of one session. Sessions alternate in proportion
+  to their frames.
 """
 
 from __future__ import annotations
@@ -32,31 +33,35 @@ _PREFETCH = 2
 
 
 class WindowBatches:
-    """Endless training batches of windows.
+    """Endless stream of training batches of windows.
 
-    A batch is a dict: ``parts``, one for each session in it; for all parts in their order ``key``
-    ("session/trial@first frame") and ``trial`` int64 (b,). A part holds
+    A batch is a dictionary. ``parts`` has one entry for each session in the batch. ``key``
+    ("session/trial@first frame") and ``trial``, int64 (b,), describe the windows of all parts in
+    order. A part contains
 
-    - ``session``: its name;
-    - ``video`` float (b, 1, T, H, W), standardised; padding repeats the last frame;
-    - ``behaviour`` float (b, T, K), standardised, and ``pupil_centre`` (b, T, 2); padded with 0;
-      None where it was not recorded;
-    - ``responses`` float (b, T, N), NaN where unknown, padded, or not to be trained on;
-    - ``frames`` int64 (b, T), numbers within the trial, −1 for padding;
-    - ``trial`` and ``content`` int64 (b,): the trial and, within the session, the movie it shows;
-    - ``draw``: for each window the names (seed, epoch, session, trial, number) that an objective
-      makes its own random draws from.
+    - ``session``: name of the session;
+    - ``video``: float (b, 1, T, H, W), standardised; padding repeats the last frame;
+    - ``behaviour``: float (b, T, K), standardised and padded with 0; None if it was not recorded;
+    - ``pupil_centre``: float (b, T, 2), standardised and padded with 0; None if it was not
+      recorded;
+    - ``responses``: float (b, T, N); NaN if unknown, padded, or not to be used for training;
+    - ``frames``: int64 (b, T), number of each frame in its trial; −1 for padding;
+    - ``trial``: int64 (b,), number of the trial;
+    - ``content``: int64 (b,), number of the movie in the session;
+    - ``draw``: for each window the names (seed, epoch, session, trial, number) of an objective's
+      random draws.
 
-    Never pass it to ``accelerator.prepare``: it is split over processes already.
+    Do not pass this object to ``accelerator.prepare``, since it already splits batches over
+    processes.
 
     Args:
-        sessions: to draw from.
-        facts: of each, with the statistics and the training trials.
-        window: frames in a window; shorter trials are padded.
+        sessions: open sessions.
+        facts: facts of each session, with statistics and training trials.
+        window: number of frames of a window. Shorter trials are padded.
         batching: "mix" or "alternate".
-        seed: of every draw.
-        drop_first: frames at a window's start without responses.
-        fit_held_out: give out the responses of held-out neurons alone instead of all others.
+        seed: seed of all random draws.
+        drop_first: number of frames at the start of a window whose responses are replaced by NaN.
+        fit_held_out: return only the responses of held-out neurons, instead of those of all others.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class WindowBatches:
         self.window, self.batching, self.seed = window, batching, seed
         self.drop_first = drop_first
         self._trials = [np.array(f.split["train"], dtype=np.int64) for f in facts]
-        # A trial shorter than a window cannot take part by less than one.
+        # A trial that is shorter than a window counts as one window.
         self._weights = [
             np.maximum(session.lengths[trials], window)
             for session, trials in zip(sessions, self._trials, strict=True)
@@ -86,7 +91,7 @@ class WindowBatches:
         self._hidden = [~units for units in held] if fit_held_out else held
 
     def for_held_out_units(self) -> WindowBatches:
-        """These windows with the responses of the held-out neurons and no others."""
+        """Return these windows with only the responses of the held-out neurons."""
         return WindowBatches(
             self.sessions,
             self.facts,
@@ -98,13 +103,13 @@ class WindowBatches:
         )
 
     def windows_per_epoch(self) -> list[int]:
-        """Windows that the training trials of each session hold."""
+        """Return the number of windows in an epoch for each session."""
         return [max(1, round(weights.sum() / self.window)) for weights in self._weights]
 
     def steps_per_epoch(self, total_batch_size: int) -> int:
         """Return the number of whole global batches in an epoch, at least one.
 
-        Sessions with fewer windows than a batch give several from each trial.
+        If there are fewer windows than a batch needs, an epoch contains them several times.
         """
         counts = self._counts(total_batch_size)
         if self.batching == "alternate":
@@ -112,7 +117,7 @@ class WindowBatches:
         return sum(counts) // total_batch_size
 
     def session_shares(self, total_batch_size: int) -> dict[str, float]:
-        """Session → its share of the windows of an epoch of whole batches; they sum to 1."""
+        """Return each session's fraction of the windows of an epoch; the fractions sum to 1."""
         counts = self._counts(total_batch_size)
         if self.batching == "alternate":
             counts = [count // total_batch_size for count in counts]
@@ -122,17 +127,17 @@ class WindowBatches:
         }
 
     def contents(self) -> dict[str, str]:
-        """Setting → digest of the sessions that it names, in their order."""
+        """Return the digests of the sessions, by the name of the setting that lists them."""
         digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]
         return {"data.sessions": ", ".join(digests)}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """Micro-batches from the given optimisation step on, without end, over epoch borders.
+        """Yield micro-batches from an optimisation step on, without end.
 
-        Each step yields ``split.accumulation`` of them. What step k yields does not depend on
-        where the stream began.
+        Each step has ``split.accumulation`` micro-batches. The batches of a step do not depend on
+        ``start_step``.
         """
         return self._batches(self._schedule(split, start_step), torch.device(device))
 
@@ -173,14 +178,14 @@ class WindowBatches:
                 yield [self._piece(epoch, *batch[i]) for i in split.positions(micro_step)]
 
     def _counts(self, size: int) -> list[int]:
-        """Windows of each session in an epoch of batches of that size."""
+        """Return how many windows of each session an epoch has, for batches of ``size`` windows."""
         counts = self.windows_per_epoch()
         if self.batching == "alternate":
             return [count * -(-size // count) for count in counts]
         return [count * -(-size // sum(counts)) for count in counts]
 
     def _order(self, epoch: int, size: int) -> list[tuple[int, int, int]]:
-        """(session, trial, number among the windows of that trial) of an epoch's windows."""
+        """Return (session, trial, number of the window in the trial) of an epoch's windows."""
         windows, places = [], []
         for i, count in enumerate(self._counts(size)):
             name = self.sessions[i].name
@@ -195,12 +200,12 @@ class WindowBatches:
             block = size if self.batching == "alternate" else 1
             turns = count // block
             windows += [found[j] for j in np.argsort(keys, kind="stable")[: turns * block]]
-            # Evenly spaced places in the epoch, so that every stretch has its share of all sessions.
+            # Evenly spaced places in the epoch, so that sessions are mixed evenly throughout.
             places.append(np.repeat((np.arange(turns) + phase) / turns, block))
         return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
 
     def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
-        """Systematic sampling: each trial floor or ceil of its expected number, ascending."""
+        """Draw trials by systematic sampling, which rounds each trial's expected count."""
         name = self.sessions[i].name
         phase = named_generator(self.seed, epoch, name, "trials").random()
         ends = np.cumsum(self._weights[i])

@@ -1,1 +1,1 @@
-"""Videos and shards → clips and batches of clips."""
+"""Videos and shards, loaded as clips and batches of clips."""

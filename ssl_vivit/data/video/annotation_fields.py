@@ -1,4 +1,4 @@
-"""Fields of an annotation, checked where they are read, so that errors name the field."""
+"""Access to the fields of an annotation with type checks, so that errors name the field."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Any
 
 from ssl_vivit.errors import AnnotationError
 
-# Frames and objects are far fewer; scenes are some ten units wide.
+# Largest absolute value of a number. Valid numbers of frames, objects and coordinates are far
+# smaller.
 _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
 class Field:
-    """A JSON value and its place.
+    """A JSON value with its path in the annotation.
 
     Attributes:
-        value: as the JSON holds it.
-        path: of the field, as in ``motion_trajectory[3].frame_id``; empty for the whole.
+        value: the JSON value.
+        path: path of the field, such as ``motion_trajectory[3].frame_id``; empty for the root.
     """
 
     value: Any
     path: str = ""
 
     def __getitem__(self, name: str) -> Field:
-        """A field of an object.
+        """Return a field of an object.
 
         Raises:
-            AnnotationError: if this is no object or lacks it; likewise below, for other types.
+            AnnotationError: if the value is not an object, or lacks the field. The methods below
+                raise it as well if the value has another type than the method returns.
         """
         self.check(isinstance(self.value, dict), "an object")
         path = f"{self.path}.{name}" if self.path else name
@@ -37,42 +39,42 @@ class Field:
         return Field(self.value[name], path)
 
     def items(self) -> list[Field]:
-        """The entries of a list."""
+        """Return the entries of a list."""
         self.check(isinstance(self.value, list), "a list")
         return [Field(entry, f"{self.path}[{i}]") for i, entry in enumerate(self.value)]
 
     def number(self) -> float:
-        """A finite number of at most 1e6."""
+        """Return a finite number with an absolute value of at most 1e6."""
         is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
         holds = is_number and abs(self.value) <= _LARGEST  # NaN is not
         self.check(holds, f"a finite number of at most {_LARGEST:,.0f}")
         return float(self.value)
 
     def whole(self) -> int:
-        """A whole number."""
+        """Return a whole number."""
         number = self.number()
         self.check(number.is_integer(), "a whole number")
         return int(number)
 
     def flag(self) -> bool:
-        """True or false."""
+        """Return a boolean."""
         self.check(isinstance(self.value, bool), "true or false")
         return self.value
 
     def word(self) -> str:
-        """A string."""
+        """Return a string."""
         self.check(isinstance(self.value, str), "a string")
         return self.value
 
     def check(self, holds: bool, expected: str) -> None:
-        """Refuse a value.
+        """Refuse the value unless a condition is true.
 
         Args:
-            holds: whether it is fine.
-            expected: what it should be.
+            holds: the condition.
+            expected: description of valid values, for the message.
 
         Raises:
-            AnnotationError: if it is not.
+            AnnotationError: if the condition is false.
         """
         if not holds:
             raise AnnotationError(

@@ -1,4 +1,4 @@
-"""Augmentation of whole clips: drawn once a clip on the CPU, applied in batches on the device."""
+"""Augmentation of clips: drawn once for each clip on the CPU, applied in batches on the device."""
 
 from __future__ import annotations
 
@@ -20,35 +20,33 @@ from ssl_vivit.errors import DataError
 from ssl_vivit.preprocessing import central_window
 from ssl_vivit.settings import check_type
 
-# float32 values of input in work at a time; a batch that is larger is resized in parts.
+# Largest number of float32 input values that are resized at once; larger batches are divided.
 _CHUNK_ELEMENTS = 128 * 2**20
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation that makes two views of a video differ: SimCLR's and CVRL's operations.
+    """Settings of the augmentation of views, with the operations of SimCLR and CVRL.
 
-    The defaults are milder than theirs: CLEVRER's scenes differ in the colours of small objects
-    alone, which must survive.
-
-    All is drawn once a clip and is the same in its frames, as in CVRL (Qian et al. 2021,
-    Sec. 3.2). Every probability may be 0.
+    The defaults are milder than in SimCLR, because CLEVRER's scenes may differ only in the colours
+    of small objects. Changes are drawn once for each clip and are equal in all of its frames, as in
+    CVRL (Qian et al. 2021, Sec. 3.2). Every probability may be 0.
 
     Args:
-        strength: "full" augments; "none" cuts the largest central window of the output's shape
-            and resizes it, for evaluation, and takes no notice of the other settings.
-        scale: smallest and largest share of the frame's area that a crop keeps.
-        ratio: range of a crop's width : height, relative to the output's own.
-        flip_probability: how often a clip is mirrored left to right.
-        jitter_probability: how often colours are changed.
+        strength: "full" augments. "none", for evaluation, crops the largest central window with the
+            output's aspect ratio and resizes it; all other settings are ignored.
+        scale: smallest and largest fraction of the frame's area that a crop keeps.
+        ratio: range of a crop's aspect ratio (width / height), relative to that of the output.
+        flip_probability: probability of mirroring a clip left to right.
+        jitter_probability: probability of changing the colours of a clip.
         brightness: factors from [1 − x, 1 + x].
         contrast: factors from [1 − x, 1 + x].
         saturation: factors from [1 − x, 1 + x].
         hue: rotations of the colour circle from [−x, x] turns, x up to 0.5.
-        grey_probability: how often a clip loses its colour.
-        blur_probability: how often a clip is blurred.
-        blur_sigma: range of the Gaussian's standard deviation in pixels of the output. It is cut
-            off at a twentieth of the output's shorter side, as in SimCLR.
+        grey_probability: probability of converting a clip to grey.
+        blur_probability: probability of blurring a clip.
+        blur_sigma: range of the Gaussian's standard deviation in pixels of the output. The kernel
+            is cut off at a twentieth of the output's shorter side, as in SimCLR.
     """
 
     strength: Literal["full", "none"] = "full"
@@ -86,17 +84,18 @@ class AugmentConfig:
 
 
 class Augment:
-    """uint8 clips → augmented, normalised floats of one size.
+    """Converts uint8 clips to augmented, normalised floats of one size.
 
     Args:
-        config: what may happen to a clip.
+        config: settings of the augmentation.
         size: (height, width) of the output.
         in_channels: 3 for RGB, 1 for luma (ITU-R 601).
-        mean: of each channel, in units of the pixel range [0, 1]; one number serves all channels.
-        std: of each channel, likewise.
+        mean: mean of each channel for pixels scaled to [0, 1], or one number for all channels.
+        std: standard deviation of each channel for pixels scaled to [0, 1], or one number for all
+            channels.
 
     Raises:
-        DataError: if a size or a number of channels cannot be.
+        DataError: if a size, a number of channels or a standard deviation is invalid.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Augment:
         if in_channels not in (1, 3):
             raise DataError(f"in_channels is {in_channels}; clips have 3 (RGB) or 1 (luma)")
         if min(size) < 1:
-            raise DataError(f"clips of {size[0]}×{size[1]} pixels are asked for")
+            raise DataError(f"the size of clips is {size[0]}×{size[1]}; both must be at least 1")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, in_channels):
                 raise DataError(
@@ -124,32 +123,35 @@ class Augment:
         self.in_channels = in_channels
         self.mean = tuple(float(m) for m in mean) * (in_channels if len(mean) == 1 else 1)
         self.std = tuple(float(s) for s in std) * (in_channels if len(std) == 1 else 1)
-        # A kernel that reaches beyond the reflected border has no meaning for tiny frames.
+        # The kernel must not reach beyond the reflected border of tiny frames.
         self.blur_radius = min(max(1, min(self.size) // 20), min(self.size) - 1)
 
     def without_randomness(self) -> Augment:
-        """Return the evaluation's augmentation: central crop and resize, as many channels, as normalised."""
+        """Return the preprocessing for evaluation, which only crops, resizes and normalises."""
         config = replace(self.config, strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> dict[str, Tensor]:
-        """Draw what happens to one clip of frames of the given size.
+        """Draw the parameters of the augmentation of one clip with frames of the given size.
 
-        Always takes the same count of numbers from the generator, so that one setting does not
-        change what others draw.
+        The number of random numbers is constant, so that a setting does not change the draws of
+        others.
 
         Returns:
-            What was drawn, by name.
-            ``crop`` int64 (4,): top, left, height, width; ``flip``, ``grey`` bool ();
-            ``jitter`` float32 (4,): brightness, contrast and saturation factors, hue shift in
-            turns; ``order`` int64 (4,): the sequence in which they are applied; ``blur`` float32
-            (): the standard deviation in pixels, 0 for none.
+            The parameters by name.
+
+            - ``crop`` int64 (4,): top, left, height and width in pixels
+            - ``flip``, ``grey`` bool (): whether the clip is mirrored or converted to grey
+            - ``jitter`` float32 (4,): factors of brightness, contrast and saturation, and shift of
+              the hue in turns
+            - ``order`` int64 (4,): order of these colour changes
+            - ``blur`` float32 (): standard deviation in pixels, 0 for none
         """
         config = self.config
         windows, chances, factors = rng.random((10, 4)), rng.random(4), rng.random(4)
         order, sigma = np.argsort(rng.random(4), kind="stable"), rng.random()
         if config.strength == "none":
-            chances[:] = 1.0  # Below no probability.
+            chances[:] = 1.0  # nothing is applied
             crop = central_window(height, width, *_aspects(self.size, (1.0, 1.0)))
         else:
             crop = _random_window(windows, height, width, self.size, config)
@@ -180,19 +182,19 @@ class Augment:
     def __call__(
         self, clips: UInt8[Tensor, "n t H W 3"], params: Mapping[str, Tensor]
     ) -> Float[Tensor, "n c t h w"]:
-        """Apply what was drawn, each clip its own, on the device that holds the clips.
+        """Apply drawn parameters to clips, on the device of the clips.
 
         The host never waits for the device.
 
         Args:
             clips: RGB frames.
-            params: what :meth:`draw` returned, stacked over clips, on the CPU.
+            params: parameters that :meth:`draw` returned, stacked over clips, on the CPU.
         """
-        # In half precision, as a caller's autocast would have it, colours would get steps.
+        # Disable autocast, since half precision would quantise colours visibly.
         with torch.autocast(clips.device.type, enabled=False):
             if clips.device.type != "cpu":
                 return self._apply(clips, params)
-            # On a CPU one clip at a time: its window alone is converted and stays in the cache.
+            # On a CPU process one clip at a time, so that its window fits into the cache.
             n, t = clips.shape[:2]
             out = torch.empty((n, self.in_channels, t, *self.size))
             for i in range(n):
@@ -221,7 +223,7 @@ class Augment:
     ) -> Float[Tensor, "n 3 t h w"]:
         """Crop, resize and mirror all clips by two matrix products: rows, then columns."""
         height, width = self.size
-        # Outside the windows' common bounding box all weights are zero.
+        # Crop to the bounding box of all windows; weights are zero outside.
         top, left, bottom, right = changes.box
         box = clips[:, :, top:bottom, left:right]
         tops, lefts, heights, widths = changes.crop.unbind(1)
@@ -253,19 +255,19 @@ class Augment:
 
 
 class _Changes:
-    """Drawn changes of some clips, on their device: factors, and indices of the clips concerned.
+    """Drawn parameters of a batch on its device: factors, and indices of the clips to change.
 
-    Which clips an operation concerns is decided on the host. All indices travel in one copy and all
-    factors in another.
+    The clips that an operation changes are selected on the host. Indices are copied to the device
+    in one copy and factors in another.
 
     Attributes:
-        box: top, left, bottom and right of the smallest window that holds all crops.
+        box: top, left, bottom and right of the bounding box of all crops.
         crop: (n, 4) top, left, height, width.
         flip: bool (n,).
-        factors: of each colour change, (n, 1, 1, 1, 1).
-        sigma: of the blur, (n, 1, 1, 1, 1).
-        jitters: the colour changes in their order, each with the indices of the clips concerned.
-        grey: indices of the clips that lose their colour.
+        factors: factors (n, 1, 1, 1, 1) of each colour change.
+        sigma: standard deviations of the blur, (n, 1, 1, 1, 1).
+        jitters: colour changes in order, each with the indices of the clips to change.
+        grey: indices of the clips that are converted to grey.
         blurred: indices of the clips that are blurred.
     """
 
@@ -303,7 +305,7 @@ class _Changes:
 def _changed(
     video: Tensor, which: Tensor, factors: Tensor | None, change: Callable[..., Tensor]
 ) -> Tensor:
-    """Change the clips of the given indices, in place unless all are changed."""
+    """Change the clips with the given indices; in place unless all clips are changed."""
     if len(which) in (0, len(video)):
         return change(video, factors).contiguous() if len(which) else video
     some = None if factors is None else factors[which]
@@ -311,14 +313,14 @@ def _changed(
 
 
 def _aspects(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[float, float]:
-    """Limits of a window's width : height in pixels, from limits relative to the output's."""
+    """Return limits of a window's aspect ratio, from limits relative to the output's."""
     return ratio[0] * size[1] / size[0], ratio[1] * size[1] / size[0]
 
 
 def _random_window(
     numbers: np.ndarray, height: int, width: int, size: tuple[int, int], config: AugmentConfig
 ) -> tuple[int, int, int, int]:
-    """torchvision's ``RandomResizedCrop.get_params``, on numbers drawn beforehand."""
+    """Return a window as torchvision's ``RandomResizedCrop.get_params``, from given numbers."""
     aspects = _aspects(size, config.ratio)
     for area_at, aspect_at, top_at, left_at in numbers:
         share = config.scale[0] + (config.scale[1] - config.scale[0]) * area_at

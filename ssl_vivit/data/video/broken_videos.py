@@ -1,4 +1,4 @@
-"""Videos that cannot be used: replaced in batches, counted, and too many broken ones refused."""
+"""Replace broken videos in batches, count them, and refuse data with too many of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ssl_vivit.data.video.videos import ShortVideos
 from ssl_vivit.errors import AnnotationError, DataError, DecodingError
 
 BROKEN_LIMIT = 0.01
-# So many broken videos are no reason to stop, however few there are in all.
+# This number of broken videos is always accepted, also in small sets of videos.
 FEW = 5
-# Eight broken videos in a row are no accident in a set that is 1 % broken.
+# Replacements that are tried. In a set with 1 % broken videos, eight in a row are no accident.
 _ATTEMPTS = 8
 
 
 class SampleFetcher:
-    """Dataset of a DataLoader: (index, epoch) → a sample, or the reason for none."""
+    """Dataset of a DataLoader that returns the sample of (index, epoch), or why there is none."""
 
     def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
         self.dataset, self.indices, self.replace = dataset, indices, replace
@@ -39,12 +39,12 @@ class SampleFetcher:
             except AnnotationError as error:
                 left_out["unlabelled"][self.dataset.videos.keys[index]] = str(error)
             except DataError as error:
-                # Raised here, it would reach the user as a worker's traceback.
+                # If it were raised here, the user would see a worker's traceback.
                 return {"refusal": str(error)}
             except KeyboardInterrupt:
                 if stopping.is_orphan():
                     raise
-                return {"stopped": True}  # a worker that ended would leave the loader waiting
+                return {"stopped": True}  # if the worker ended, the loader would wait for it
             if not self.replace:
                 break
             names = [key, attempt]
@@ -54,33 +54,36 @@ class SampleFetcher:
 
 
 def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool = False) -> None:
-    """Stop where more than :data:`FEW` and :data:`BROKEN_LIMIT` of the videos cannot be used.
+    """Refuse videos if too many of them are broken.
+
+    The limits are :data:`FEW` videos and the fraction :data:`BROKEN_LIMIT` of all videos. An error
+    is raised if both are exceeded.
 
     Args:
         broken: name → why the video cannot be used.
-        total: videos, the broken ones included.
-        given_up: stop whatever the share: no video was found in the place of a broken one.
+        total: number of all videos, including broken ones.
+        given_up: raise in any case, because no replacement was found for a broken video.
 
     Raises:
-        DataError: naming some of them.
+        DataError: if too many videos are broken; the message names some of them.
     """
     if not given_up and len(broken) <= max(FEW, BROKEN_LIMIT * total):
         return
     limit = "" if given_up else f", more than {BROKEN_LIMIT:.0%} and more than {FEW}"
     raise DataError(
         f"{len(broken)} of {total} videos cannot be used{limit}: {some_names(broken)} (the first: "
-        f"{next(iter(broken.values()))}); leave them out, or fix them: of shards, "
-        "`python -m data_prep.clevrer verify` names what is broken"
+        f"{next(iter(broken.values()))}); remove or repair them; for shards, "
+        "`python -m data_prep.clevrer verify` lists what is broken"
     )
 
 
 def short_videos_line(names: Sequence[str], total: int, short_videos: ShortVideos) -> str | None:
-    """Count and names of the videos that are too short, in a line; None if there are none.
+    """Return a line with number and names of the videos that are too short; None if there are none.
 
     Args:
-        names: of the short videos.
-        total: videos, the short ones included.
-        short_videos: what becomes of them.
+        names: names of the short videos.
+        total: number of all videos, including short ones.
+        short_videos: the setting of that name.
     """
     if not names:
         return None
@@ -92,7 +95,7 @@ def short_videos_line(names: Sequence[str], total: int, short_videos: ShortVideo
 
 
 def some_names(names: Iterable[str]) -> str:
-    """The first ten names, and how many more there are."""
+    """Return a text with the first ten names and the number of further names."""
     listed = list(names)
     more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
     return ", ".join(listed[:10]) + more

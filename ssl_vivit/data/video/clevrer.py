@@ -1,4 +1,4 @@
-"""Labels for clips from CLEVRER's annotations (Yi et al. 2020)."""
+"""Labels of clips from CLEVRER's annotations (Yi et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ssl_vivit.errors import AnnotationError, DataError, DecodingError
 if TYPE_CHECKING:
     from ssl_vivit.data.video.videos import Videos
 
-# Mean and standard deviation of pixels in [0, 1]; most of them show the grey ground.
+# Mean and standard deviation of pixels scaled to [0, 1]; most pixels show the grey ground.
 MEAN, STD = (0.5,), (0.1,)
 SHAPES = ("cube", "sphere", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "cyan", "purple", "yellow")
 MATERIALS = ("metal", "rubber")
 
-# The order of ``presence``: the material changes fastest, then the colour, then the shape.
+# Kinds of objects in the order of ``presence``: material varies fastest, then colour, then shape.
 KINDS = tuple(
     f"{colour} {material} {shape}"
     for shape in SHAPES
@@ -35,36 +35,37 @@ _KIND_INDEX = {kind: i for i, kind in enumerate(KINDS)}
 def clip_labels(
     annotation: Mapping[str, Any] | None, frames: Sequence[int], name: str = "the video"
 ) -> dict[str, Tensor]:
-    """Labels of a clip: visible objects, collisions, mean speed.
+    """Return the labels of a clip: visible objects, collisions and mean speed.
 
-    An object counts as visible when the annotation says ``inside_camera_view`` in at least one
-    of the clip's frames (another object may stand in front of it all the same).
+    An object counts as visible if ``inside_camera_view`` is true in at least one of the clip's
+    frames, even if another object hides it.
 
     Args:
-        annotation: a video's annotation, as CLEVRER's JSON has it.
-        frames: the clip's frame numbers in the annotation's count, in any order.
-        name: the video, for messages.
+        annotation: annotation of the video, in the format of CLEVRER's JSON files.
+        frames: frame numbers of the clip in the annotation, in any order.
+        name: name of the video, for messages.
 
     Returns:
         The labels by name.
-        ``presence`` float32 (48,): 1 where an object of that kind is visible, in the order of
-        :data:`KINDS`, index ((shape · 8) + colour) · 2 + material;
-        ``num_objects`` int64 (): visible objects;
-        ``num_collisions`` int64 (): collisions from the clip's first to its last frame, those
-        between its sampled frames included;
-        ``has_collision`` float32 (): 1 if there are any;
-        ``mean_speed`` float32 (): length of the velocity in the annotation's units of length
-        per second, averaged over the pairs of a sampled frame and an object visible in it; 0
-        if there are none.
+
+        - ``presence`` float32 (48,): 1 for kinds of objects that are visible, in the order of
+          :data:`KINDS`, index ((shape · 8) + colour) · 2 + material
+        - ``num_objects`` int64 (): number of visible objects
+        - ``num_collisions`` int64 (): number of collisions from the clip's first to its last
+          frame, including those between its sampled frames
+        - ``has_collision`` float32 (): 1 if there is a collision, else 0
+        - ``mean_speed`` float32 (): speed in the annotation's units of length per second,
+          averaged over all sampled frames and the objects visible in them; 0 if no object is
+          visible
 
     Raises:
         DataError: if there is no annotation.
-        AnnotationError: if a field that the labels need is missing, of another type, not finite, or
-            unknown; names the video and the field.
+        AnnotationError: if a needed field is missing, has another type, is not finite or is
+            unknown; the message names the video and the field.
     """
     if annotation is None:
         raise DataError(
-            f"{name} has no annotation, which labels need; pack the shards with "
+            f"{name} has no annotation, but labels need one; pack the shards with "
             f"`python -m data_prep.clevrer pack --annotations …`"
         )
     with _naming(name):
@@ -72,16 +73,16 @@ def clip_labels(
 
 
 def video_labels(videos: Videos, i: int, clips: Iterable[Sequence[int]]) -> list[dict[str, Tensor]]:
-    """Labels of clips of a video, as of :func:`clip_labels`.
+    """Return the labels of clips of one video; see :func:`clip_labels`.
 
     Args:
-        videos: with annotations.
-        i: which of them.
-        clips: the frame numbers of each clip.
+        videos: videos with annotations.
+        i: index of the video.
+        clips: frame numbers of each clip.
 
     Raises:
-        AnnotationError: as there, and if the annotation is damaged or tells of another number of
-            frames than the video has.
+        AnnotationError: for the errors of :func:`clip_labels`, and if the annotation is damaged or
+            has another number of frames than the video.
     """
     key, num_frames = videos.keys[i], int(videos.num_frames[i])
     try:
@@ -92,9 +93,10 @@ def video_labels(videos: Videos, i: int, clips: Iterable[Sequence[int]]) -> list
         with _naming(key):
             told = len(Field(annotation)["motion_trajectory"].items())
         if told != num_frames:
-            # Packed at another rate, say: the frame numbers would not be the annotation's.
+            # For example, it was packed at another rate. Frame numbers then differ from the
+            # annotation's.
             raise AnnotationError(
-                f"the annotation of {key} tells of {told} frames, the video has {num_frames}; "
+                f"the annotation of {key} has {told} frames, but the video has {num_frames}; "
                 "labels need shards packed at the videos' own frame rate"
             )
     return [clip_labels(annotation, frames, key) for frames in clips]

@@ -13,7 +13,7 @@ from ssl_vivit.data.video.frame_times import covered_steps, frames_at
 from ssl_vivit.data.video.videos import ShortVideos, Videos
 from ssl_vivit.errors import DataError
 
-# A time that falls on a frame's border by arithmetic must not miss it by rounding.
+# Tolerance in frames, so that rounding does not move a time across the border of a frame.
 _ROUNDING = 1e-6
 
 
@@ -22,15 +22,16 @@ class ClipConfig:
     """Settings of the clips that are cut from a video.
 
     Args:
-        num_frames: frames in a clip; null takes the encoder's.
-        frame_stride: steps between a clip's frames, in frames of the video, or of the rate that
-            ``fps`` asks for.
-        views: clips drawn from each video.
-        fps: frames per second that the stride counts in; a slower video's frames are repeated, a
-            faster one's left out. None takes each video's frames as they come.
-        view_gap: time between two views: "near" makes short gaps more frequent, the density
-            falling linearly to zero at the longest possible gap (CVRL, Qian et al. 2021,
-            Sec. 3.2); "uniform" makes all gaps equally frequent.
+        num_frames: number of frames of a clip. null means the encoder's number.
+        frame_stride: steps from one frame of a clip to the next. Steps are frames of the video, or
+            frames at the rate ``fps`` if it is set.
+        views: number of clips drawn from each video.
+        fps: frame rate to which videos are resampled. Frames of slower videos are repeated, and
+            frames of faster videos are skipped. null uses the frames of each video without
+            resampling.
+        view_gap: distribution of the time between two views. ``near`` prefers short gaps: the
+            density falls linearly to zero at the longest possible gap (CVRL, Qian et al. 2021, Sec.
+            3.2). ``uniform`` makes all gaps equally likely.
     """
 
     num_frames: int | None = None
@@ -49,26 +50,33 @@ class ClipConfig:
 
     @property
     def span(self) -> int:
-        """Steps from a clip's first frame to its last, both counted."""
+        """Number of steps from a clip's first frame to its last, including both."""
         return (self.length - 1) * self.frame_stride + 1
 
     @property
     def length(self) -> int:
-        """Frames in a clip, once it is known."""
+        """Number of frames of a clip.
+
+        Raises:
+            DataError: if ``num_frames`` is None.
+        """
         if self.num_frames is None:
-            raise DataError("--data.clip.num_frames is not set, and no encoder says it")
+            raise DataError(
+                "--data.clip.num_frames is null, and there is no encoder that determines it; set it"
+            )
         return self.num_frames
 
     def for_encoder(self, num_frames: int) -> ClipConfig:
         """Return these settings with the encoder's number of frames.
 
         Raises:
-            DataError: if this one asks for another number.
+            DataError: if ``num_frames`` is set to another number.
         """
         if self.num_frames not in (None, num_frames):
             raise DataError(
-                f"--data.clip.num_frames is {self.num_frames}, the encoder takes {num_frames}; set "
-                "--encoder.overrides.num_frames, and leave --data.clip.num_frames out"
+                f"--data.clip.num_frames is {self.num_frames}, but the encoder takes {num_frames}; "
+                "set "
+                "--encoder.overrides.num_frames, and remove --data.clip.num_frames"
             )
         return replace(self, num_frames=num_frames)
 
@@ -76,10 +84,10 @@ class ClipConfig:
 def timeline_length(
     num_frames: Int[np.ndarray, " n"], source_fps: Float[np.ndarray, " n"], fps: float | None
 ) -> Int[np.ndarray, " n"]:
-    """Steps of a clip's time grid that a video covers.
+    """Return the number of steps of the time grid that each video covers.
 
-    Step k lies at k / fps seconds; it is covered when the video shows a frame then. Without
-    ``fps`` a step is a frame of the video.
+    Step k is at k / fps seconds. It is covered if the video shows a frame at this time. If ``fps``
+    is None, a step is a frame of the video.
     """
     frames = np.asarray(num_frames, dtype=np.int64)
     if fps is None:
@@ -89,18 +97,19 @@ def timeline_length(
 
 
 def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]:
-    """:func:`timeline_length` of each video; by the times of its frames where its rate varies.
+    """Return :func:`timeline_length` of each video, from its frame times if its rate varies.
 
     Raises:
-        DataError: if ``fps`` is given and a video names no frame rate.
+        DataError: if ``fps`` is set and the frame rate of a video is unknown.
     """
     source_fps = np.asarray(videos.fps, dtype=np.float64)
     if fps is not None:
         timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
         if len(timeless):
             raise DataError(
-                f"{_some(videos.keys, timeless)} names no frame rate, which --data.clip.fps "
-                f"{fps:g} needs; set --data.clip.fps to null or pack the videos again"
+                f"{_some(videos.keys, timeless)} has no frame rate, but --data.clip.fps "
+                f"{fps:g} needs it; set --data.clip.fps to null or pack the videos "
+                "again"
             )
     steps = timeline_length(np.asarray(videos.num_frames), source_fps, fps)
     if fps is not None:
@@ -113,18 +122,18 @@ def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]
 def start_counts(
     videos: Videos, config: ClipConfig, short_videos: ShortVideos = "refuse"
 ) -> Int[np.ndarray, " n"]:
-    """The number of places in each video at which a clip can start.
+    """Return the number of steps in each video at which a clip can start.
 
     Args:
-        videos: the videos, none of which is opened.
-        config: what is to be cut.
-        short_videos: what becomes of a video that is shorter than a clip or has fewer starts than
-            views: "skip" counts 0 for it; "pad" as many as there are views, whose clips repeat its
-            last frame; "refuse" raises.
+        videos: the videos; none of them is opened.
+        config: settings of the clips.
+        short_videos: treatment of a video that is shorter than a clip or has fewer starts than
+            views. "skip" returns 0 for it. "pad" returns the number of views, and clips repeat the
+            last frame. "refuse" raises an error.
 
     Raises:
-        DataError: if a video is too short and is refused, all are too short and are skipped, or
-            one names no frame rate where one is needed.
+        DataError: if a video is too short with "refuse", all videos are too short with "skip", or
+            ``config.fps`` is set and the frame rate of a video is unknown.
     """
     steps = timeline_lengths(videos, config.fps)
     counts = steps - config.span + 1
@@ -141,7 +150,8 @@ def start_counts(
         raise DataError(
             f"{_some(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
             f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
-            f"{config.frame_stride} needs {config.span}; lower either, or set --data.short_videos pad"
+            f"{config.frame_stride} needs {config.span}; lower either, or set --data.short_videos "
+            "pad"
         )
     few = np.flatnonzero(counts < config.views)
     if len(few):
@@ -150,7 +160,7 @@ def start_counts(
             f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
             f"which clips of {config.span} can start at {counts[worst]} "
             f"{'place' if counts[worst] == 1 else 'places'}; --data.clip.views {config.views} "
-            f"needs as many; lower views, num_frames or frame_stride, or set "
+            f"needs more; lower views, num_frames or frame_stride, or set "
             f"--data.short_videos pad"
         )
     return counts
@@ -168,10 +178,10 @@ def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> st
 
 
 def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
-    """Videos in which the clips do not fit: number → reason.
+    """Return the videos that are too short for the clips, as index → reason.
 
     Raises:
-        DataError: if a video names no frame rate and the clips need one.
+        DataError: if ``clip.fps`` is set and the frame rate of a video is unknown.
     """
     short = timeline_lengths(videos, clip.fps) < _needed_steps(clip)
     reasons = {}
@@ -184,13 +194,13 @@ def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
 def shortage(
     num_frames: int, source_fps: float, times: Float[np.ndarray, " n"] | None, clip: ClipConfig
 ) -> str:
-    """Say how long a video is, and how long it must be for the clips.
+    """Return a text with the length of a video and the length that the clips need.
 
     Args:
-        num_frames: frames of the video.
-        source_fps: its frames per second; not read where ``clip`` names no rate.
-        times: seconds at which its frames begin; None if the rate is constant.
-        clip: how many clips, and how they are cut.
+        num_frames: number of frames of the video.
+        source_fps: frame rate of the video. Ignored if ``clip.fps`` is None.
+        times: times in seconds at which its frames begin. None if the rate is constant.
+        clip: settings of the clips.
     """
     steps = _needed_steps(clip) - 1
     clips = f"a clip of {clip.length} frames"
@@ -211,24 +221,26 @@ def shortage(
 
 
 def _needed_steps(clip: ClipConfig) -> int:
-    """Steps that a video must cover, so that each view has a start of its own."""
+    """Return the number of steps that a video needs for views with different starts."""
     return clip.span + clip.views - 1
 
 
 def draw_starts(
     rng: np.random.Generator, count: int, views: int, view_gap: Literal["near", "uniform"]
 ) -> Int[np.ndarray, " views"]:
-    """Draw where the views of one video start: distinct steps in [0, count), in random order.
+    """Draw the starts of the views of one video: distinct steps in [0, count), in random order.
 
-    "near" draws ``views`` distinct starts, every set of them equally likely. The gap g ≥ 1 between
-    any two of them then has a probability proportional to count − g, which is CVRL's linearly
-    decreasing density (Qian et al. 2021, Sec. 3.2), for any number of views. (CVRL draws the gap
-    first and then a uniform start; for two views that is the same distribution.) "uniform" draws
-    the gap between the first and the last view uniformly, then the place, then the views between.
+    "near" draws ``views`` distinct starts, with equal probability for every set. For any number of
+    views, the gap g ≥ 1 between two of them then has a probability proportional to count − g, the
+    linearly decreasing density of CVRL (Qian et al. 2021, Sec. 3.2). CVRL draws the gap first and
+    then a uniform start, which for two views gives an equal distribution. "uniform" draws the gap
+    between the first and the last view uniformly, then the place of both, then the views between.
 
     Args:
-        rng: the sample's generator.
-        count: possible starts, at least ``views``.
+        rng: random generator of the sample.
+        count: number of possible starts; must be at least ``views``.
+        views: number of starts to draw.
+        view_gap: "near" or "uniform".
     """
     if view_gap == "near":
         starts = rng.choice(count, size=views, replace=False)
@@ -242,7 +254,7 @@ def draw_starts(
 
 
 def even_starts(count: int, views: int) -> Int[np.ndarray, " views"]:
-    """Starts spread evenly over [0, count), first and last included; one view starts midway."""
+    """Return evenly spaced starts from 0 to count − 1; a single view starts in the middle."""
     if views == 1:
         return np.array([(count - 1) // 2], dtype=np.int64)
     return np.arange(views, dtype=np.int64) * (count - 1) // (views - 1)
@@ -254,17 +266,16 @@ def clip_frames(
     source_fps: float,
     times: Float[np.ndarray, " n"] | None = None,
 ) -> Int[np.ndarray, "views t"]:
-    """The frame numbers of the clips that start at the given steps.
+    """Return the frame numbers of the clips that start at the given steps.
 
-    Frame j of a clip lies at (start + j · frame_stride) / fps seconds and is the frame which the
-    video shows then: the last one that has begun. No frame of the future is ever taken. Without
-    ``config.fps`` the steps are frames.
+    Frame j of a clip is the frame that the video shows at (start + j · frame_stride) / fps seconds,
+    that is, the last frame that has begun by then. If ``config.fps`` is None, steps are frames.
 
     Args:
-        starts: the steps.
-        config: how clips are cut.
+        starts: start of each clip, in steps.
+        config: settings of the clips.
         source_fps: frames per second of the video.
-        times: seconds at which its frames begin; None if the rate is constant.
+        times: times in seconds at which its frames begin. None if the rate is constant.
     """
     steps = starts[:, None] + np.arange(config.length) * config.frame_stride
     if config.fps is None:

@@ -1,6 +1,6 @@
-"""Colour changes of RGB clips in [0, 1], one factor a clip, as torchvision defines them.
+"""Colour changes of RGB clips in [0, 1], as defined by torchvision, with one factor for each clip.
 
-A change may overwrite the clips that it is given.
+The functions may modify their input in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ssl_vivit.preprocessing import LUMA
 
 
 def luma(video: Float[Tensor, "n 3 t h w"]) -> Float[Tensor, "n 1 t h w"]:
-    """Brightness as ITU-R 601 weighs the channels, with torchvision's digits."""
+    """Return luma by ITU-R 601, with weights rounded as in torchvision."""
     red, green, blue = video.unbind(1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
@@ -29,10 +29,10 @@ def _brightness(video: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(video: Tensor, factor: Tensor) -> Tensor:
-    """Away from or towards the clip's mean luma.
+    """Change the contrast about the clip's mean luma.
 
-    The mean is over all frames, where torchvision would take each image's own: a bright object
-    that enters must not darken the frames that it enters.
+    The mean is over all frames, while torchvision uses the mean of each image. Otherwise a bright
+    object that enters the scene would darken the frames in which it is visible.
     """
     return _blend(video, luma(video).mean((1, 2, 3, 4), keepdim=True), factor)
 
@@ -42,7 +42,7 @@ def _saturation(video: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(video: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of HSV by ``shift`` turns, value and saturation unchanged."""
+    """Rotate the hue in HSV by ``shift`` turns; value and saturation are unchanged."""
     red, green, blue = video.split(1, dim=1)
     value = video.amax(1, keepdim=True)
     chroma = value - video.amin(1, keepdim=True)

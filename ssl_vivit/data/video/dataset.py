@@ -1,4 +1,4 @@
-"""The workers' half of the loader: from (index, epoch) to uint8 clips."""
+"""Dataset that runs in the loader's workers: it reads uint8 clips by (index, epoch)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from ssl_vivit.preprocessing import Preprocessing
 
 
 class ClipDataset:
-    """Videos as uint8 clips with the parameters of their augmentation.
+    """Dataset of uint8 clips of videos, with the parameters of their augmentation.
 
     Args:
-        videos: a ShardSet; its index is checked whole, no video is opened.
-        clip: how clips are cut.
-        augment: how they are changed; its draws are made here, its work is done in ClipBatches.
-        seed: of every draw.
-        labels: whether to make labels from CLEVRER's annotations.
-        frame_size: (H, W) that frames are decoded to; None keeps the size they have.
-        evaluation: views start at even distances instead of random places.
-        short_videos: as of :func:`~ssl_vivit.data.video.clips.start_counts`; a ClipBatches leaves
-            out those that are skipped.
+        videos: the videos. Their lengths, sizes and annotations are checked without opening a
+            video.
+        clip: settings of the clips.
+        augment: augmentation. Its parameters are drawn here, and ClipBatches applies it.
+        seed: seed of all random draws.
+        labels: whether to compute labels from CLEVRER's annotations.
+        frame_size: (H, W) to which frames are decoded. None keeps their size.
+        evaluation: whether views start at evenly spaced instead of random steps.
+        short_videos: see :func:`~ssl_vivit.data.video.clips.start_counts`. ClipBatches leaves out
+            videos with 0 starts.
 
     Raises:
-        DataError: if there are no videos, or they are of several sizes and ``frame_size`` is
-            None, or clips do not fit into them, or one lacks the annotation that labels need.
+        DataError: if there are no videos, videos have different sizes and ``frame_size`` is None,
+            videos are too short, or an annotation is missing that labels need.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class ClipDataset:
         short_videos: ShortVideos = "skip",
     ) -> None:
         if len(videos) == 0:
-            raise DataError("there are no videos in the shards; name others by --data.shards")
+            raise DataError(
+                "there are no videos in the shards; give other shards with --data.shards"
+            )
         self.videos, self.clip, self.augment, self.seed = videos, clip, augment, seed
         self.labels, self.frame_size, self.evaluation = labels, frame_size, evaluation
         self.short_videos = short_videos
@@ -70,8 +73,8 @@ class ClipDataset:
             if len(sizes) > 1:
                 raise DataError(
                     f"the videos have {len(sizes)} different sizes, from "
-                    f"{sizes[0][0]}×{sizes[0][1]} to {sizes[-1][0]}×{sizes[-1][1]} (H×W); choose "
-                    f"one that all are decoded to by --data.frame_size"
+                    f"{sizes[0][0]}×{sizes[0][1]} to {sizes[-1][0]}×{sizes[-1][1]} (H×W); set "
+                    f"--data.frame_size to one size for all"
                 )
             self.decoded_size = sizes[0]
         else:
@@ -82,7 +85,7 @@ class ClipDataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing of clips without augmentation, as saved with an exported encoder."""
+        """Preprocessing of clips without augmentation, which is saved with an exported encoder."""
         clip, augment = self.clip, self.augment
         return Preprocessing(
             pixel_range=(0.0, 1.0),
@@ -95,28 +98,30 @@ class ClipDataset:
         )
 
     def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
-        """Frame numbers (views, t) of a video's clips that start at the given steps."""
+        """Return the frame numbers (views, t) of a video's clips that start at the given steps."""
         times = None if self.clip.fps is None else self.videos.times(index)
         frames = clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
-        # A video shorter than its clips, which has starts where it is padded, repeats its last frame.
+        # Repeat the last frame of a padded video, which is shorter than its clips.
         return np.minimum(frames, self.videos.num_frames[index] - 1)
 
     def sample(self, index: int, epoch: int, *names: int | str) -> dict[str, Any]:
-        """The views of one video.
+        """Read the views of one video.
 
         Args:
-            index: the video.
-            epoch: names the draws, together with the seed and ``names``.
-            names: the sample's key, if it replaces another then that one's and the attempt.
+            index: index of the video.
+            epoch: number of the epoch. Random draws depend on the seed, the epoch and ``names``.
+            names: key of the sample. For a replacement, the key of the replaced sample and the
+                number of the attempt.
 
         Returns:
-            ``clips`` uint8 (views, T, H, W, 3), ``params`` (views, …) by name, ``key``,
-            ``draw``, the names of further draws: ``(seed, epoch, *names)``, ``frames`` int64
-            (views, T), ``fps`` (the video's own rate), ``labels`` by name.
+            ``clips`` uint8 (views, T, H, W, 3); ``params`` (views, …), parameters of the
+            augmentation by name; ``key``; ``draw``, the names ``(seed, epoch, *names)`` for further
+            random draws; ``frames`` int64 (views, T), frame numbers; ``fps``, the video's frame
+            rate; ``labels`` by name.
 
         Raises:
             DecodingError: if the video is broken.
-            AnnotationError: if labels are asked for and its annotation tells none.
+            AnnotationError: if labels are wanted and cannot be read from its annotation.
         """
         videos, key = self.videos, self.videos.keys[index]
         count, views = int(self.start_counts[index]), self.clip.views
@@ -149,7 +154,7 @@ class ClipDataset:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples to one message. Its clips alone are a tensor, and so take one descriptor."""
+    """Collate samples to one message; only clips are a tensor, so it needs one file descriptor."""
     if any("stopped" in sample for sample in samples):
         return {"stopped": True}
     refusals = [sample["refusal"] for sample in samples if "refusal" in sample]

@@ -1,12 +1,13 @@
-"""Chosen frames of a video file as RGB arrays.
+"""Decode chosen frames of a video file to RGB arrays.
 
-- Frames are numbered in presentation order, whatever the order or the gaps of their timestamps.
-  A frame has one number, whichever way it is reached: that of a decode of the whole film.
-- Only the groups of pictures that hold a wanted frame are decoded, only wanted frames become RGB.
-- Rotation and mirroring flags are honoured. Sizes are those of the stored pixels: where these are
-  not square, no frame is stretched.
-- Size and pixel format must not change within a film.
-- One thread a call: the loader's workers are the parallelism.
+- Frames are numbered in presentation order, even if timestamps are unordered or have gaps. Random
+  access gives a frame the number that it has in a decode of the whole video.
+- Only groups of pictures with a wanted frame are decoded, and only wanted frames are converted to
+  RGB.
+- Rotation and mirroring flags are applied. Sizes are those of the stored pixels. If pixels are not
+  square, frames are not stretched.
+- Size and pixel format must not change within a video.
+- A call uses one thread, since the loader runs several workers.
 """
 
 from __future__ import annotations
@@ -31,31 +32,32 @@ from ssl_vivit.errors import DecodingError
 Source = bytes | str | Path
 Decoder = Literal["auto", "pyav", "torchcodec"]
 
-# FFmpeg's readers of films. Playlists and concatenations would name other files and addresses,
-# which a video must not make us read; text and single pictures are no films.
+# FFmpeg's demuxers of videos. Playlists and concatenations are excluded for safety, as they could
+# make us read other files and addresses. Text and single pictures are not videos.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,m4v,flv,ogg,asf,ivf,gif,"
     "apng,nut,mxf,gxf,dv,rm,wtv,obu,h261,h263,h264,hevc,vvc,vc1,mjpeg,yuv4mpegpipe"
 )
-# The most pixels of a frame: 8192 × 8192. FFmpeg would reserve memory for what a header claims.
+# Most pixels of a frame, 8192 × 8192. Without a limit FFmpeg would allocate what a header claims.
 MOST_PIXELS = 1 << 26
 _LIMIT = {"max_pixels": str(MOST_PIXELS)}
-# Decoders that drop a packet by `skip_frame` as it stands when that packet is sent.
+# Decoders that apply the value of `skip_frame` at the time when a packet is sent.
 _SKIPPING_CODECS = ("h264", "hevc")
-# Pictures beside a film or a song: its cover, thumbnails.
+# Pictures that accompany a video or a song: cover and thumbnails.
 _COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 class VideoInfo(NamedTuple):
-    """Measures of a video.
+    """Number, size and times of the frames of a video.
 
     Attributes:
-        num_frames: frames that are shown.
-        height, width: of the stored picture in pixels, after rotation. Where the pixels are not
-            square (a sample aspect ratio other than 1), a player stretches this picture; we do not.
-        fps: frames per second by the time stamps, on average where the rate varies; 0 if unknown.
-        times: seconds from the first frame to each, where the rate varies; None where frame i
-            begins at i / fps within half a frame, or the file has no time stamps.
+        num_frames: number of frames that are shown.
+        height: height of the stored picture in pixels, after rotation. Pixels that are not square
+            (a sample aspect ratio other than 1) are not stretched.
+        width: width of the stored picture in pixels, after rotation.
+        fps: frames per second by the timestamps, the mean if the rate varies; 0 if unknown.
+        times: time in seconds from the first frame to each frame, if the rate varies. None if frame
+            i begins at i / fps within half a frame, or the file has no timestamps.
     """
 
     num_frames: int
@@ -66,12 +68,12 @@ class VideoInfo(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Presentation time stamps of the shown frames, as the packets have them.
+    """Presentation timestamps of the shown frames, read from the packets.
 
     Attributes:
-        stamps: ascending; None where some are missing.
-        order: the stamps again, or None where they do not say which packet holds which frame: only
-            a decode from the start numbers the frames then.
+        stamps: timestamps in ascending order. None if some are missing.
+        order: equal to ``stamps`` if timestamps identify the frames of packets. None if they do
+            not; frames can then only be numbered by decoding from the start.
     """
 
     stamps: list[int] | None
@@ -79,7 +81,7 @@ class _Layout(NamedTuple):
 
     @property
     def total(self) -> int | None:
-        """The number of shown frames; None where only a decode tells it."""
+        """Number of shown frames; None if it is known only after decoding."""
         return None if self.order is None else len(self.order)
 
 
@@ -90,24 +92,26 @@ def decode_frames(
     *,
     decoder: Decoder = "auto",
 ) -> np.ndarray:
-    """Decode the listed frames.
+    """Decode chosen frames of a video.
 
-    The compressed video is held in memory meanwhile.
+    The compressed video is kept in memory during the call.
 
     Args:
-        source: the file's bytes or its path.
-        indices: frame numbers in presentation order; any order, repeats allowed.
-        size: (H, W) to resize to, by area averaging where that shrinks both sides and bicubic
-            otherwise; None keeps the stored size.
-        decoder: ``auto`` takes torchcodec for frames at their own size if it loads, else PyAV,
-            which resizes while it converts. Films without usable time stamps are left to PyAV.
+        source: bytes or path of the file.
+        indices: frame numbers in presentation order. They may be in any order and repeat.
+        size: (H, W) to which frames are resized: by area averaging if both sides shrink, else
+            bicubically. None keeps the stored size.
+        decoder: ``auto`` uses torchcodec, if it can be imported, for frames at their stored size.
+            In all other cases it uses PyAV, which resizes during conversion. Videos without usable
+            timestamps are always decoded by PyAV.
 
     Returns:
         uint8 RGB of shape (len(indices), H, W, 3), in the order of ``indices``.
 
     Raises:
-        DecodingError: if the file is no video, or a listed frame is missing, broken or of another
-            size or pixel format than the first; the message says which frame of how many.
+        DecodingError: if the file is not a video, or a chosen frame is missing, broken, or has
+            another size or pixel format than the first frame; the message gives the number of the
+            frame.
     """
     wanted = [int(i) for i in indices]
     by_torchcodec = size is None and decoder != "pyav" and _has_torchcodec(decoder)
@@ -138,14 +142,15 @@ def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int] | None = None)
     """Decode JPEG pictures.
 
     Args:
-        pictures: each one file's bytes, one or more.
-        size: (H, W) of the result; a picture of another size is resized. None keeps their own.
+        pictures: bytes of one or more JPEG files.
+        size: (H, W) of the result. Pictures of another size are resized. None keeps their size.
 
     Returns:
         uint8 RGB of shape (len(pictures), H, W, 3).
 
     Raises:
-        DecodingError: if one is no JPEG picture, or they differ in size and none is given.
+        DecodingError: if one is not a JPEG picture, or pictures differ in size and ``size`` is
+            None.
     """
     codec = av.CodecContext.create("mjpeg", "r")
     codec.thread_count = 1
@@ -173,15 +178,15 @@ def iterate_frames(source: Source, size: tuple[int, int] | None = None) -> Itera
     """Decode a whole video, frame by frame, in presentation order.
 
     Args:
-        source: the file's bytes or its path.
-        size: (H, W) to resize to, as in :func:`decode_frames`.
+        source: bytes or path of the file.
+        size: (H, W) to which frames are resized, as in :func:`decode_frames`.
 
     Yields:
         uint8 RGB of shape (H, W, 3).
 
     Raises:
-        DecodingError: at the first frame that is broken or of another size or pixel format, and
-            where a frame is missing that the file announces.
+        DecodingError: at the first frame that is broken, missing, or has another size or pixel
+            format.
     """
     layout = _layout_of(source)
     order, total, count = layout.order, layout.total, 0
@@ -195,16 +200,15 @@ def iterate_frames(source: Source, size: tuple[int, int] | None = None) -> Itera
 
 
 def probe_video(source: Source) -> VideoInfo:
-    """Read a video's measures.
+    """Read number, size and times of a video's frames.
 
-    Its first frame alone is decoded, or the whole film where its time stamps do not number the
-    frames.
+    Only the first frame is decoded, or the whole video if its timestamps do not identify frames.
 
     Args:
-        source: the file's bytes or its path.
+        source: bytes or path of the file.
 
     Raises:
-        DecodingError: if the file is no video or its first frame is broken.
+        DecodingError: if the file is not a video, or its first frame is broken.
     """
     try:
         with _open(source) as (container, stream):
@@ -232,12 +236,12 @@ def probe_video(source: Source) -> VideoInfo:
 
 @contextmanager
 def _open(source: Source) -> Iterator[tuple[Any, Any]]:
-    """A film's container and video stream.
+    """Open a video and yield its container and video stream.
 
-    It is opened through a file object, so that no part of a name is taken as a protocol.
+    It is opened as a file object, so that FFmpeg does not interpret part of the name as a protocol.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        # The limit also holds for the frames that FFmpeg decodes to learn the pixel format.
+        # The limit also applies to the frames that FFmpeg decodes to detect the pixel format.
         options = {"format_whitelist": _CONTAINERS, **_LIMIT}
         with av.open(file, options=options, metadata_errors="ignore") as container:
             films = [s for s in container.streams.video if not s.disposition & _COVER]
@@ -259,7 +263,7 @@ def _open(source: Source) -> Iterator[tuple[Any, Any]]:
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    # The last, empty packet stands for the end of the stream.
+    # The last packet, at the end of the stream, is empty.
     return (p for p in container.demux(stream) if p.size)
 
 
@@ -276,17 +280,17 @@ def _layout(source: Source, container: Any, stream: Any, packets: Iterable[Any])
     stamps = [pts for pts, _, hidden in heads if not hidden]
     if None in stamps or container.format.flags & Flags.no_timestamps.value:
         return _Layout(None, None)
-    # Some containers hold no order of presentation (AVI, GXF): FFmpeg then gives the order of
-    # decoding, also to codecs that change it.
+    # Some containers do not store presentation times (AVI, GXF). FFmpeg then gives decoding order,
+    # even if the codec reorders frames.
     decoding_order = all(first <= second for first, second in pairwise(stamps))
     reorders = stream.codec_context.has_b_frames and not all(key for _, key, _ in heads)
     stamps.sort()
-    if len(set(stamps)) < len(stamps):  # as of films that were joined by `cat`
+    if len(set(stamps)) < len(stamps):  # as in videos joined by `cat`
         return _Layout(None, None)
     if len(stamps) > 1 and decoding_order and reorders:
         return _Layout(stamps, None)
     if stamps and not (heads[0][1] and heads[0][0] <= stamps[0]):
-        # A film that was cut: pictures before its first whole one are never shown.
+        # In a video that was cut, frames before the first complete one are never shown.
         first = next(_frames_in_sequence(source, None), None)
         if first is not None:
             stamps = [pts for pts in stamps if pts >= first.pts]
@@ -300,13 +304,14 @@ def _decode_groups(
     wanted: set[int],
     size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray] | None:
-    """Decode from the last key frame before each wanted frame; None if not all came out of it."""
+    """Decode from the last key frame before each wanted frame; None if some were not decoded."""
     number = {order[i]: i for i in wanted}
     position = {p.pts: at for at, p in enumerate(packets) if p.pts in number and not p.is_discard}
     keys = [at for at, p in enumerate(packets) if p.is_keyframe and p.pts is not None]
     last_of_group: dict[int, int] = {}
     for time, at in position.items():
-        # Pictures that lead a key frame on the screen hang on the group before it.
+        # Frames that are shown before a key frame but stored after it depend on the group before
+        # it.
         before = [key for key in keys if key <= at and packets[key].pts <= time]
         start = before[-1] if before else 0
         last_of_group[start] = max(at, last_of_group.get(start, at))
@@ -362,7 +367,7 @@ def _frames_in_sequence(source: Source, total: int | None) -> Iterator[Any]:
 
 
 class _Picture(NamedTuple):
-    """Size and pixel format of a film's frames, from its first ones: FFmpeg looks at them."""
+    """Size and pixel format of a video's frames, as FFmpeg detects them from the first frames."""
 
     height: int
     width: int
@@ -374,7 +379,7 @@ class _Picture(NamedTuple):
         return cls(codec.height, codec.width, codec.pix_fmt)
 
     def check(self, frame: Any, number: int, total: int | None) -> None:
-        """Refuse a frame of another size or format: a model would see a jump that nobody filmed."""
+        """Refuse a frame of another size or format, which a model would see as a sudden change."""
         found = _Picture(frame.height, frame.width, frame.format.name)
         if found != self:
             of = "" if total is None else f" of {total}"
@@ -396,7 +401,7 @@ def _rgb(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
     if transposed:
         height, width = width, height
     if size is None:
-        interpolation = Interpolation.BILINEAR  # of the colour planes, where these are smaller
+        interpolation = Interpolation.BILINEAR  # of chroma planes with lower resolution
     elif height <= frame.height and width <= frame.width:
         interpolation = Interpolation.AREA
     else:
@@ -415,10 +420,10 @@ def _rgb(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """(transpose, flip rows, flip columns), in this order, from the display matrix.
+    """Return (transpose, flip rows, flip columns) from the display matrix, applied in this order.
 
-    The matrix (a, b, u, c, d, v, x, y, w) maps x' = a·x + c·y, y' = b·x + d·y, y pointing down
-    (libavutil/display.h). Angles other than quarter turns are shown as the nearest of them.
+    The matrix (a, b, u, c, d, v, x, y, w) maps x' = a·x + c·y, y' = b·x + d·y, with y pointing down
+    (libavutil/display.h). Angles are rounded to quarter turns.
     """
     if not frame.rotation and "DISPLAYMATRIX" not in frame.side_data:
         return False, False, False
@@ -436,14 +441,14 @@ def _check_indices(wanted: Sequence[int], total: int | None) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, av.ArgumentError):  # what FFmpeg says of a format that is not listed, too
-        return f"no film format, or a frame that is invalid or of more than {MOST_PIXELS} pixels"
+    if isinstance(error, av.ArgumentError):  # also raised for formats outside the whitelist
+        return f"unknown video format, or a frame that is invalid or has more than {MOST_PIXELS} pixels"
     return getattr(error, "strerror", None) or str(error)
 
 
 @functools.cache
 def _torchcodec() -> Any:
-    """torchcodec's decoder class, or None if the package or its FFmpeg does not load."""
+    """Return torchcodec's decoder class, or None if the package or its FFmpeg cannot be loaded."""
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError):
@@ -454,7 +459,7 @@ def _torchcodec() -> Any:
 def _has_torchcodec(decoder: Decoder) -> bool:
     if _torchcodec() is None:
         if decoder == "torchcodec":
-            raise DecodingError("decoder torchcodec does not load; install it or choose pyav")
+            raise DecodingError("decoder torchcodec cannot be loaded; install it or choose pyav")
         return False
     return True
 
@@ -462,7 +467,7 @@ def _has_torchcodec(decoder: Decoder) -> bool:
 def _decode_by_torchcodec(
     source: Source, stream: Any, indices: Sequence[int], order: Sequence[int]
 ) -> np.ndarray | None:
-    """The frames, or None where torchcodec numbers them otherwise or fails."""
+    """Return the frames, or None if torchcodec fails or numbers frames differently."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         video = _torchcodec()(
@@ -472,7 +477,7 @@ def _decode_by_torchcodec(
             return None
         batch = video.get_frames_at(indices=list(indices))
     except (RuntimeError, ValueError, IndexError):
-        return None  # PyAV says what is wrong with the file, in its words.
+        return None  # PyAV will raise an error that describes the fault
     begins = np.array([order[i] for i in indices]) * float(stream.time_base)
     if np.abs(batch.pts_seconds.numpy() - begins).max() > 1e-6 * (1 + np.abs(begins).max()):
         return None

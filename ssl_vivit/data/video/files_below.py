@@ -1,4 +1,4 @@
-"""Files below a folder, with linked folders, and counts of what is passed over."""
+"""List the files below a folder, following links, and count the files that are skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ssl_vivit.wording import quantity
 
-# Of the kinds of files passed over that have a plural.
+# Singular of the kinds of skipped files whose name is a plural.
 _SINGULAR = {
     "unreadable folders": "unreadable folder",
     "folders linked twice": "folder linked twice",
@@ -22,15 +22,15 @@ _SINGULAR = {
 def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
     """List the files at any depth below a folder.
 
-    Linked folders are followed. Each folder is read once, under the name without links where it
-    has one, so loops of links end.
+    Symbolic links to folders are followed. Each folder is read only once, so loops of links end. A
+    folder that is reachable without links is listed under that path.
 
     Args:
         root: the folder.
 
     Returns:
-        Path below the root, with forward slashes → size in bytes; 0 for a link to nothing, which
-        fails where it is read. And what is passed over: kind → number.
+        Path below the root, with forward slashes → size in bytes. The size of a broken link is 0,
+        and reading it will fail. Also the numbers of skipped files by kind.
     """
     sizes: dict[str, int] = {}
     passed_over: Counter[str] = Counter()
@@ -40,7 +40,7 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
     seen: set[tuple[int, int]] = set()
     starts = [os.fspath(root)]
-    for start in starts:  # grows by the linked folders
+    for start in starts:  # linked folders are appended in the loop
         for folder, subfolders, names in os.walk(start, onerror=count_unreadable):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
@@ -64,7 +64,7 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a part of a path is hidden or belongs to macOS."""
+    """Return whether a part of a path is hidden, or is a folder of macOS metadata."""
     parts = PurePosixPath(name).parts
     return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 
@@ -75,7 +75,7 @@ def endings(names: Iterable[str]) -> Counter[str]:
 
 
 def passed_over_line(counts: Counter[str]) -> str | None:
-    """A line that counts the files passed over; None if there are none."""
+    """Return a line with the numbers of skipped files; None if there are none."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))

@@ -1,7 +1,7 @@
 """Times at which the frames of a video are shown, at a constant or a varying rate.
 
-Times are seconds from the first shown frame on, ascending. A video has them only where its rate
-varies. The frame at time t is the last one that has begun.
+Times are in seconds from the first shown frame, in ascending order. They are stored only for videos
+with a varying rate. The frame at time t is the last frame that has begun by t.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-# A time that falls on a frame's border by arithmetic must not miss it by rounding. Times are
-# stored in whole microseconds.
+# Tolerance in seconds, so that rounding does not move a time across the border of a frame. Times
+# are stored with this number of decimals.
 _ROUNDING = 1e-6
 _DECIMALS = 6
-# Stamps are often whole milliseconds, so a difference of two is known to about so many seconds.
+# Uncertainty in seconds of a difference of two timestamps, which are often whole milliseconds.
 _STAMPS = 0.002
 
 
 def rate_and_times(
     seconds: Float[np.ndarray, " n"], named: float
 ) -> tuple[float, tuple[float, ...] | None]:
-    """The frame rate that time stamps tell, and the times where the rate varies.
+    """Return the frame rate of timestamps, and all times if the rate varies.
 
     Args:
-        seconds: time stamps of the frames, ascending, from any origin.
-        named: frames per second as the file's header has it; 0 if unknown.
+        seconds: timestamps of the frames in seconds, ascending, with any origin.
+        named: frames per second in the file's header; 0 if unknown.
 
     Returns:
-        Frames per second, and None if frame i begins at i / rate within half a frame. The header's
-        rate is taken where it fits so, else the mean rate. Otherwise the mean rate and all times.
+        Frames per second and times. A rate fits if frame i begins at i / rate within half a frame.
+        If the header's rate or else the mean rate fits, it is returned with None as times. If
+        neither fits, the mean rate and all times are returned.
     """
     if len(seconds) < 2 or not seconds[-1] > seconds[0]:
         return named, None
@@ -45,10 +46,10 @@ def rate_and_times(
 
 
 def check_times(stored: Any, num_frames: int) -> Float[np.ndarray, " n"]:
-    """Times as an index or a ``video.json`` stores them.
+    """Check times from an index or a ``video.json``, and return them as an array.
 
     Raises:
-        ValueError: if they are not one ascending, finite number for each frame, the first 0.
+        ValueError: unless there is one finite number for each frame, in ascending order from 0.
     """
     try:
         times = np.array(stored, dtype=np.float64)
@@ -68,14 +69,15 @@ def check_times(stored: Any, num_frames: int) -> Float[np.ndarray, " n"]:
 def frames_at(
     seconds: Float[np.ndarray, "*shape"], times: Float[np.ndarray, " n"]
 ) -> Int[np.ndarray, "*shape"]:
-    """Numbers of the frames that are shown at some times."""
+    """Return the numbers of the frames that are shown at the given times."""
     return np.searchsorted(times, seconds + _ROUNDING, side="right") - 1
 
 
 def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
-    """The number of k ≥ 0 with a frame at k / fps.
+    """Return the number of steps k ≥ 0 for which a frame is shown at k / fps seconds.
 
-    The last frame is taken to last as long as the one before it: few files say how long.
+    The last frame is assumed to last as long as the one before it, since few files store its
+    duration.
     """
     begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
     end = 2 * times[-1] - times[-2] - _STAMPS
@@ -83,6 +85,6 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
 
 def resampled(times: Sequence[float], fps: float) -> Int[np.ndarray, " k"]:
-    """Numbers of the frames shown at 0, 1/fps, 2/fps …; a frame repeats while it is shown."""
+    """Return the numbers of the frames that are shown at 0, 1/fps, 2/fps, … seconds."""
     there = np.asarray(times, dtype=np.float64)
     return frames_at(np.arange(covered_steps(there, fps)) / fps, there)

@@ -1,11 +1,12 @@
 """Batches of augmented clips, independent of the number of workers and processes.
 
-- Which videos: a permutation for (seed, epoch), cut into global batches, split by BatchSplit.
-- Which clips, and how they are augmented: from (seed, epoch, sample key) alone. These names go on
-  to the objective, for its own draws.
-- Workers read and decode; augmentation runs in the consuming process, on the training device.
-- A video that is broken, or has no labels where labels are asked for, is replaced by one chosen
-  from (seed, epoch, key, attempt), and counted.
+- The order of videos is a permutation given by (seed, epoch). It is cut into global batches, which
+  BatchSplit divides over processes.
+- Clips and their augmentation depend only on (seed, epoch, sample key). These names are also passed
+  to the objective, for its own random draws.
+- Workers read and decode. The training process augments, on the training device.
+- A video that is broken, or lacks labels that are needed, is counted and replaced by another one,
+  which (seed, epoch, key, attempt) determine.
 """
 
 from __future__ import annotations
@@ -55,17 +56,18 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class DataConfig(VideoReading):
-    """Settings of pretraining data: which videos, and how clips come from them.
+    """Settings of pretraining data: videos, clips and augmentation.
 
     Args:
-        shards: paths, patterns (``'shards/clevrer-train-*.tar'``, ``'…-{000000..000009}.tar'``)
-            or addresses (``s3://``, ``gs://``, ``https://``) of shards.
-        held_out: share of the videos that is kept from training, chosen by their names.
-        clip: how clips are cut.
-        augment: how they are changed.
-        mean: of each channel, for normalisation, in units of the pixel range [0, 1]; one number
-            serves all. The default is CLEVRER's, most of which is its grey ground.
-        std: of each channel, likewise.
+        shards: paths, patterns (``'shards/clevrer-train-*.tar'``, ``'…-{000000..000009}.tar'``) or
+            addresses (``s3://``, ``gs://``, ``https://``) of shards.
+        held_out: fraction of held-out videos, which are chosen by their names; from 0 to below 1.
+        clip: settings of the clips.
+        augment: settings of the augmentation.
+        mean: mean of each channel for pixels scaled to [0, 1], or one number for all channels. The
+            default is for CLEVRER, where most pixels show the grey ground.
+        std: standard deviation of each channel for pixels scaled to [0, 1], or one number for all
+            channels.
     """
 
     shards: str | list[str] | None = None
@@ -81,12 +83,12 @@ class DataConfig(VideoReading):
 
 
 class Clips(NamedTuple):
-    """Batches of training clips, and of held-out ones.
+    """Batches of training clips and of held-out clips.
 
     Attributes:
-        train: shuffled and augmented.
-        held_out: the videos kept from training, evenly spaced views without augmentation; None
-            if there are none.
+        train: batches of the training videos, shuffled and augmented.
+        held_out: batches of the held-out videos, with evenly spaced views and without augmentation.
+            None if there are none.
     """
 
     train: ClipBatches
@@ -102,23 +104,26 @@ def build_clips(
     seed: int = 0,
     labels: bool = False,
 ) -> Clips:
-    """Open the shards and split the videos.
+    """Open the shards and split their videos into training and held-out videos.
 
-    Videos that are too short for the clips are named in a warning, by the main process.
+    The main process logs a warning that names videos that are too short for the clips.
 
     Args:
-        config: which videos, and how clips come from them.
-        num_frames: frames in a clip, the encoder's; None leaves it to ``config.clip``.
+        config: settings of videos and clips.
+        num_frames: number of frames of a clip, as the encoder takes. None means
+            ``config.clip.num_frames``.
         size: (H, W) of the clips, the encoder's image size.
-        in_channels: 3 for RGB, 1 for luma, the encoder's.
-        seed: of every draw.
-        labels: whether batches carry labels from CLEVRER's annotations.
+        in_channels: the encoder's channels, 3 for RGB or 1 for luma.
+        seed: seed of all random draws.
+        labels: whether batches contain labels from CLEVRER's annotations.
 
     Raises:
-        DataError: if the settings or the shards do not go together.
+        DataError: if shards are missing or invalid, or settings do not suit them.
     """
     if not config.shards:
-        raise DataError("--data.shards is not set; make some by `python -m data_prep.clevrer pack`")
+        raise DataError(
+            "--data.shards is not set; make shards with `python -m data_prep.clevrer pack`"
+        )
     augment = Augment(config.augment, size, in_channels, config.mean, config.std)
     videos = config.open_shards(config.shards)
     train, held_out = split_keys(videos.keys, config.held_out)
@@ -147,14 +152,17 @@ def build_clips(
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split videos by a hash of their names, so that none moves when shards are added.
+    """Split videos by a hash of their names, so that no video changes its set if shards are added.
 
     Args:
-        keys: names, each once.
-        held_out: expected share of the second part, 0 ≤ held_out < 1.
+        keys: names of the videos, which must be unique.
+        held_out: expected fraction of held-out videos, 0 ≤ held_out < 1.
 
     Returns:
-        Indices of the training part and of the held-out part, int64, ascending.
+        Indices of the training videos and of the held-out videos, int64, ascending.
+
+    Raises:
+        DataError: if ``held_out`` is out of range.
     """
     _check_share(held_out)
     kept = np.array([name_fraction(key) < held_out for key in keys], dtype=bool)
@@ -172,29 +180,35 @@ def _check_workers(workers: int | None) -> None:
 
 
 class ClipBatches:
-    """Endless training batches, or one pass over the videos.
+    """Endless stream of training batches, or one pass over the videos.
 
-    A batch holds ``clips`` float (b, views, C, T, H, W), augmented and normalised on the device;
-    ``key``, the names of the videos really used; ``draw``, for each of them the names (seed, epoch,
-    …) that an objective makes its own random draws from; ``frames`` int64 (b, views, T), their
-    frame numbers; ``fps`` float (b,), their own frame rates; ``broken``, names of videos that had
-    to be replaced or left out because they do not decode; and with labels those of
-    :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views, …).
+    A batch is a dictionary with
 
-    Never pass it to ``accelerator.prepare``: it is split over processes already.
+    - ``clips``: float (b, views, C, T, H, W), augmented and normalised, on the device;
+    - ``key``: names of the videos, after replacement of broken ones;
+    - ``draw``: for each video the names (seed, epoch, …) of an objective's random draws;
+    - ``frames``: int64 (b, views, T), frame numbers;
+    - ``fps``: float (b,), frame rates of the videos;
+    - ``broken``: names of videos that were replaced or left out because they cannot be decoded;
+    - with labels, the entries of :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views,
+      …).
+
+    Do not pass this object to ``accelerator.prepare``, since it already splits batches over
+    processes.
 
     Args:
-        dataset: the videos.
-        workers: processes that decode; 0 decodes in this one; None takes the cores that the
-            launcher's processes leave free, 8 at most.
-        shuffle: a new order every epoch, or always that of ``indices``.
-        indices: the videos that take part, of which the data set's short ones are left out; None
-            means all.
+        dataset: dataset of the videos.
+        workers: number of processes that decode. 0 decodes in this process. None means the number
+            of cores that the training processes leave free, at most 8.
+        shuffle: whether each epoch has a new order. If false, the order is that of ``indices``.
+        indices: indices of the videos to use, without those that the dataset skips as too short.
+            None means all videos.
         broken: name → reason of videos that were left out before.
 
     Attributes:
-        broken: name → reason of every broken video met so far.
-        unlabelled: likewise of videos whose annotation tells no labels.
+        broken: name → reason of all broken videos found so far.
+        unlabelled: name → reason of all videos found so far from whose annotation no labels can be
+            read.
     """
 
     def __init__(
@@ -231,22 +245,22 @@ class ClipBatches:
         return len(self.indices) // total_batch_size
 
     def contents(self) -> dict[str, str]:
-        """Setting → digest of the shards that it names; empty for videos that have no index."""
+        """Return the digest of the shards, by the name of their setting; {} for other videos."""
         videos = self.dataset.videos
         return {"data.shards": videos.digest()} if isinstance(videos, ShardSet) else {}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """Micro-batches from the given optimisation step on, without end, over epoch borders.
+        """Yield micro-batches from an optimisation step on, without end.
 
-        Each step yields ``split.accumulation`` of them. What step k yields does not depend on
-        where the stream began. Closing the iterator ends the workers.
+        Each step has ``split.accumulation`` micro-batches. The batches of a step do not depend on
+        ``start_step``. Closing the iterator ends the workers.
 
         Raises:
-            DataError: if an epoch has no whole batch, or shared memory is too small for the
-                workers; while running, as of
-                :func:`~ssl_vivit.data.video.broken_videos.refuse_many_broken`.
+            DataError: if there are fewer videos than a batch needs, or shared memory is too small
+                for the workers. While running, also if too many videos are broken
+                (:func:`~ssl_vivit.data.video.broken_videos.refuse_many_broken`).
         """
         steps = self.steps_per_epoch(split.total_batch_size)
         self._check_shared_memory(split.micro_batch_size)
@@ -256,14 +270,14 @@ class ClipBatches:
     def once(
         self, batch_size: int, device: torch.device | str, *, epoch: int = 0
     ) -> Generator[dict[str, Any], None, None]:
-        """One pass over ``indices`` in their order; the last batch may be smaller.
+        """Yield batches of one pass over ``indices`` in order; the last batch may be smaller.
 
-        Broken videos are left out instead of replaced. Every process that asks gets all batches.
+        Broken videos are left out and not replaced. Batches are not split over processes.
 
         Args:
-            batch_size: videos in a batch.
-            device: where batches go.
-            epoch: names the random draws, where the data set makes any.
+            batch_size: number of videos in a batch.
+            device: device of the batches.
+            epoch: number on which random draws of the dataset depend.
         """
         self._check_shared_memory(min(batch_size, len(self.indices)))
         pairs = [(int(index), epoch) for index in self.indices]
@@ -271,7 +285,7 @@ class ClipBatches:
         return self._batches(schedule, torch.device(device), replace=False)
 
     def of_process(self, rank: int, world_size: int) -> ClipBatches:
-        """Return every ``world_size``-th of the videos, from number ``rank`` on."""
+        """Return every ``world_size``-th video, starting with video number ``rank``."""
         if world_size == 1:
             return self
         indices = self.indices[rank::world_size]
@@ -282,7 +296,7 @@ class ClipBatches:
     def _schedule(
         self, split: BatchSplit, start_step: int, steps: int
     ) -> Iterator[list[tuple[int, int]]]:
-        """(index, epoch) pairs of one micro-batch after another."""
+        """Yield for each micro-batch a list of pairs (index, epoch)."""
         size = split.total_batch_size
         order, order_epoch = self.indices, -1
         for step in itertools.count(start_step):
@@ -310,7 +324,8 @@ class ClipBatches:
                     yield preparation.run(functools.partial(self._finish, message, device))
         if self.unlabelled and not found:
             raise DataError(
-                f"no video has labels; the first: {next(iter(self.unlabelled.values()))}"
+                "labels cannot be read for any video; the first error: "
+                f"{next(iter(self.unlabelled.values()))}"
             )
 
     def _messages(
@@ -325,22 +340,24 @@ class ClipBatches:
             pin_memory=device.type == "cuda",
             prefetch_factor=_PREFETCH if self.workers else None,
             worker_init_fn=functools.partial(_start_worker, *stopping.heard_by_workers(closing)),
-            # Without one of its own the loader would draw from torch's global generator.
+            # Without a generator the loader would draw from torch's global one.
             generator=torch.Generator().manual_seed(0),
         )
         others = set(multiprocessing.active_children())
         iterator = iter(loader)
         started = set(multiprocessing.active_children()) - others
-        # Workers ignore SIGTERM, and an interpreter that ends with this generator open waits for them.
+        # Workers ignore SIGTERM. If the interpreter ends while this generator is open, it waits for
+        # them.
         end_workers = functools.partial(_end, started)
         atexit.register(end_workers)
         shared_memory.started(self)
         try:
             yield from iterator
         finally:
-            closing.value = 1  # a worker that waits for a server would not end otherwise
+            closing.value = 1  # so that a worker that waits for a server ends
             if self.workers:
-                # The iterator's finaliser does it too, unless an exception's traceback holds it.
+                # The iterator's finaliser would also do this, unless a traceback keeps the iterator
+                # alive.
                 iterator._shutdown_workers()  # type: ignore[attr-defined]
             end_workers()
             atexit.unregister(end_workers)
@@ -367,13 +384,13 @@ class ClipBatches:
         for name, reason in message["broken"].items():
             if name not in self.broken:
                 self.broken[name] = reason
-                logger.warning("%s is broken and left out: %s", name, reason)
+                logger.warning("%s is broken and is left out: %s", name, reason)
         for name, reason in message["unlabelled"].items():
             if name not in self.unlabelled:
                 self.unlabelled[name] = reason
                 count = len(self.unlabelled)
                 if count <= _NAMED:
-                    logger.warning("without labels, %d so far, left out: %s", count, reason)
+                    logger.warning("left out for lack of labels (%d so far): %s", count, reason)
                 elif count == _NAMED + 1:
                     logger.warning("more than %d videos have no labels", _NAMED)
         lost = {**self.broken, **self.unlabelled} if given_up else self.broken
@@ -384,28 +401,28 @@ class ClipBatches:
             return
         frames = batch_size * self.dataset.clip.views * self.dataset.clip.length
         batch = frames * 3 * self.dataset.decoded_size[0] * self.dataset.decoded_size[1]
-        # Beside those that wait, one batch is in use and one is being made.
+        # Count the prefetched batches, the batch in use and the batch being made.
         needed = batch * (self.workers * _PREFETCH + 2) * _local_processes()
         free = shutil.disk_usage("/dev/shm").free
         if missing := shared_memory.missing(self, needed, free):
             raise DataError(
                 f"--data.workers {self.workers} need {needed / 2**20:,.0f} MiB of shared memory "
-                f"for the batches on their way, and /dev/shm has {free / 2**20:,.0f} MiB free, "
-                f"{missing / 2**20:,.0f} MiB too few beside other loaders; lower --data.workers or "
-                "--data.frame_size, or enlarge it (docker: --shm-size)"
+                f"for prefetched batches, but /dev/shm has {free / 2**20:,.0f} MiB free, "
+                f"{missing / 2**20:,.0f} MiB too few for all loaders; lower --data.workers or "
+                "--data.frame_size, or enlarge /dev/shm (docker: --shm-size)"
             )
 
 
 def _end(workers: set[Any]) -> None:
     for worker in workers:
-        # One that is still busy with a long video does not listen to anything milder.
+        # A worker that is decoding a long video reacts to nothing else.
         if worker.is_alive():
             worker.kill()
         worker.join()
 
 
 def _start_worker(flags: Sequence[Any], parent: int, worker: int) -> None:
-    """Ignore signals to the process group: the training process answers them and ends its workers."""
+    """Prepare a worker: it ignores signals, since the training process handles them."""
     stopping.follow(flags, parent)
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -1,4 +1,4 @@
-"""Resizing and blurring as matrices, so that every clip of a batch can have its own."""
+"""Resizing and blurring by matrices, so that each clip of a batch can have its own parameters."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 def resize_matrices(
     start: Float[Tensor, " n"], length: Float[Tensor, " n"], size_in: int, size_out: int
 ) -> Float[Tensor, "n out in"]:
-    """Weights that cut a window out of an axis and resize it, antialiased.
+    """Return weights that crop a window of an axis and resize it with antialiasing.
 
-    A triangle filter, as wide as an output pixel where the axis shrinks, its weights inside the
-    window adding up to 1: what ``torch.nn.functional.interpolate(mode="bilinear",
-    antialias=True)`` does to a window that was cut out beforehand.
+    The result equals ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` of the
+    cropped window. The filter is a triangle, which is widened where the axis shrinks. Its weights
+    inside the window sum to 1.
 
     Args:
-        start: the window's first input pixel, for each clip.
-        length: its length in pixels.
-        size_in: pixels of the input axis.
-        size_out: pixels of the output axis.
+        start: first input pixel of the window, for each clip.
+        length: length of the window in pixels, for each clip.
+        size_in: number of pixels of the input axis.
+        size_out: number of pixels of the output axis.
     """
     device = start.device
     scale = (length / size_out)[:, None, None]
@@ -34,14 +34,14 @@ def resize_matrices(
 def blur_matrices(
     sigma: Float[Tensor, " n"], radius: int, size: int
 ) -> Float[Tensor, "n size size"]:
-    """Gaussian blur of an axis with reflected borders, one standard deviation for each clip.
+    """Return weights of a Gaussian blur of an axis with reflected borders.
 
-    The same as torchvision's ``gaussian_blur`` with a kernel of 2 · radius + 1 pixels.
+    The result equals torchvision's ``gaussian_blur`` with a kernel of 2 · radius + 1 pixels.
 
     Args:
-        sigma: standard deviations in pixels, above 0.
-        radius: pixels to either side that the kernel reaches, below ``size``.
-        size: pixels of the axis.
+        sigma: standard deviation in pixels for each clip; must be above 0.
+        radius: radius of the kernel in pixels; must be below ``size``.
+        size: number of pixels of the axis.
     """
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)

@@ -1,4 +1,4 @@
-"""Videos that are read directly from a folder."""
+"""Set of videos that are read directly from a folder."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from ssl_vivit.errors import DataError, DecodingError
 
 
 class VideoFolder:
-    """All videos below a folder, with the index of a ShardSet.
+    """All videos below a folder, with the attributes and methods of a ShardSet.
 
-    Each is opened once and its first frame decoded; those that cannot be are left out.
+    Each video is opened once and its first frame is decoded. Videos for which this fails are left
+    out.
 
     Args:
-        root: the folder, searched at any depth, linked folders included; hidden files and folders
-            are passed over.
+        root: the folder. It is searched at any depth, including linked folders. Hidden files and
+            folders are skipped.
         decoder: see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
         option: the setting that names the folder, for messages.
 
     Attributes:
         keys: paths below the root with forward slashes, sorted.
-        num_frames: int array (len,).
+        num_frames: int array (len,) of numbers of frames.
         heights: int array (len,), in pixels.
         widths: int array (len,), in pixels.
-        fps: float array (len,).
-        has_annotation: all False.
-        broken: name → reason of what was left out.
-        passed_over: ending, or ``hidden`` and the like → number of files that are no videos by it.
+        fps: float array (len,) of frame rates.
+        has_annotation: bool array (len,), all False.
+        broken: name → reason of videos that were left out.
+        passed_over: number of skipped files by their ending, or by a kind such as ``hidden``.
 
     Raises:
-        DataError: if there is no folder or no readable video in it.
+        DataError: if the folder does not exist, or contains no readable video.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class VideoFolder:
     ) -> None:
         self.root, self._decoder = Path(root), decoder
         if not self.root.is_dir():
-            raise DataError(f"{option} {root} is no folder; give one that holds videos")
+            raise DataError(f"{option} {root} is not a folder; give a folder that contains videos")
         files, self.passed_over = files_below(self.root)
         names = sorted(filter(is_video, files))
         self.passed_over += endings(files.keys() - set(names))
@@ -78,17 +79,17 @@ class VideoFolder:
         return None
 
     def source(self, i: int) -> str:
-        """Hash of a video's file, as shards hold it of the file that a sample was packed from."""
+        """Return the hash of a video's file; shards store this hash of the original file."""
         return content_hash((self.root / self.keys[i]).read_bytes())
 
     def times(self, i: int) -> np.ndarray | None:
-        """Seconds at which each frame begins; None at a constant rate."""
+        """Return the times in seconds at which frames begin; None if the rate is constant."""
         return None if self._times[i] is None else np.array(self._times[i])
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Frames of a video as :func:`~ssl_vivit.data.video.decoding.decode_frames` gives them."""
+        """Decode frames of a video; see :func:`~ssl_vivit.data.video.decoding.decode_frames`."""
         return decode_frames(self.root / self.keys[i], indices, size, decoder=self._decoder)
 
     def _probe(self, names: list[str]) -> tuple[dict[str, VideoInfo], dict[str, str]]:
@@ -98,7 +99,7 @@ class VideoFolder:
             except DecodingError as error:
                 return str(error)
 
-        # Reading waits for the disk, and FFmpeg works outside Python's lock.
+        # Threads help, since reading waits for the disk and FFmpeg releases Python's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = list(
                 tqdm(pool.map(look, names), total=len(names), desc="looking at videos",

@@ -1,4 +1,4 @@
-"""Sets of videos: opened, chosen from, made of one size, refused where many are broken."""
+"""Sets of videos: settings for opening them, selection, and central windows of one size."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ShortVideos = Literal["skip", "pad", "refuse"]
 
 
 class Videos(Protocol):
-    """A set of videos: a ShardSet, a VideoFolder, or one of the classes below.
+    """Protocol of a set of videos: a ShardSet, a VideoFolder, or a class below.
 
     Attributes:
-        keys: names, each once.
+        keys: names of the videos, which are unique.
         num_frames, heights, widths: int arrays (len,).
-        fps: float array (len,), 0 or NaN where unknown, the mean where it varies.
+        fps: float array (len,) of frame rates: the mean if it varies, 0 or NaN if unknown.
         has_annotation: bool array (len,).
     """
 
@@ -39,7 +39,7 @@ class Videos(Protocol):
     def annotation(self, i: int) -> dict | None: ...
 
     def times(self, i: int) -> np.ndarray | None:
-        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
+        """Return the times in seconds at which frames begin; None if the rate is constant."""
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
@@ -51,15 +51,15 @@ class VideoReading:
     """Settings of reading videos, shared by training, probes and features.
 
     Args:
-        cache_dir: where remote shards are kept; null is ~/.cache/ssl_vivit/shards.
-        stall_timeout: seconds without a byte after which a connection to a remote shard has failed.
-            Four failures in a row end the run.
-        decoder: "pyav", "torchcodec", or "auto": the latter if it loads.
-        frame_size: height and width that frames are decoded to; null keeps theirs. Needed where
-            videos have several sizes.
-        workers: processes that decode; null takes the cores that are free, 8 at most.
-        short_videos: "skip" leaves out videos that are too short for the clips, "pad" repeats
-            their last frame, "refuse" ends the run.
+        cache_dir: directory for copies of remote shards. null means ~/.cache/ssl_vivit/shards.
+        stall_timeout: seconds without data after which a connection to a remote shard fails. Four
+            failures in a row end the run.
+        decoder: "pyav", "torchcodec", or "auto", which uses torchcodec if it can be loaded.
+        frame_size: height and width to which frames are decoded. null keeps their size, which then
+            must be equal for all videos.
+        workers: number of processes that decode. null means the number of free cores, at most 8.
+        short_videos: treatment of videos that are too short for the clips. "skip" leaves them out,
+            "pad" repeats their last frame, "refuse" ends the run.
     """
 
     cache_dir: str | None = None
@@ -70,7 +70,7 @@ class VideoReading:
     short_videos: ShortVideos = "skip"
 
     def open_shards(self, shards: str | list[str]) -> ShardSet:
-        """Open shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them."""
+        """Open shards; see :class:`~ssl_vivit.data.video.shards.ShardSet`."""
         return ShardSet(shards, self.cache_dir, self.decoder, self.stall_timeout)
 
     def open_folder(self, root: str, option: str) -> VideoFolder:
@@ -79,11 +79,13 @@ class VideoReading:
 
 
 class CentralWindows:
-    """Videos of several sizes, each resized and cut to the central window of one size.
+    """Videos of different sizes, which are all resized and cropped to a central window of one size.
+
+    Each video is resized so that it just covers the window.
 
     Args:
         videos: a ShardSet or a VideoFolder.
-        size: (H, W) of the window; a video's shorter side, as the window sees it, fills it.
+        size: (H, W) of the window in pixels.
     """
 
     def __init__(self, videos: Videos, size: tuple[int, int]) -> None:
@@ -96,21 +98,21 @@ class CentralWindows:
         return len(self._videos)
 
     def annotation(self, i: int) -> dict | None:
-        """The annotation of the video, unchanged."""
+        """Return the annotation of the video, unchanged."""
         return self._videos.annotation(i)
 
     def times(self, i: int) -> np.ndarray | None:
-        """The times of the video's frames, unchanged."""
+        """Return the times of the video's frames, unchanged."""
         return self._videos.times(i)
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Frames of the window's size, uint8 (n, H, W, 3)."""
+        """Return frames cropped to the window, uint8 (n, H, W, 3)."""
         height, width = size or self.size
         own = int(self._videos.heights[i]), int(self._videos.widths[i])
         scale = max(height / own[0], width / own[1])
-        # Rounding must not make a side shorter than the window.
+        # Round up, so that no side is shorter than the window.
         whole = max(height, math.ceil(own[0] * scale)), max(width, math.ceil(own[1] * scale))
         pixels = self._videos.frames(i, indices, whole)
         top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
@@ -118,17 +120,17 @@ class CentralWindows:
 
 
 def of_one_size(videos: Videos, size: tuple[int, int]) -> Videos:
-    """The videos themselves where they are of one size, else their central windows."""
+    """Return the videos unchanged if they have one size, else their central windows."""
     sizes = {*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)}
     return videos if len(sizes) <= 1 else CentralWindows(videos, size)
 
 
 class Chosen:
-    """Some of a set's videos, numbered anew.
+    """Selection of videos of a set, with new indices.
 
     Args:
         videos: the set.
-        indices: which of them.
+        indices: indices of the selected videos.
     """
 
     def __init__(self, videos: Videos, indices: np.ndarray) -> None:
@@ -142,15 +144,15 @@ class Chosen:
         return len(self._indices)
 
     def annotation(self, i: int) -> dict | None:
-        """The annotation of the video, unchanged."""
+        """Return the annotation of the video, unchanged."""
         return self._videos.annotation(int(self._indices[i]))
 
     def times(self, i: int) -> np.ndarray | None:
-        """The times of the video's frames, unchanged."""
+        """Return the times of the video's frames, unchanged."""
         return self._videos.times(int(self._indices[i]))
 
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Frames of the video, unchanged."""
+        """Return frames of the video, unchanged."""
         return self._videos.frames(int(self._indices[i]), indices, size)

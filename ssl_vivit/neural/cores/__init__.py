@@ -1,1 +1,1 @@
-"""Cores: from video to a causal feature map, a ViViT or one of the baselines that it is compared with."""
+"""Cores: modules that turn video into a causal feature map. A core is a ViViT or a baseline."""

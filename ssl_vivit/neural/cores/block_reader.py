@@ -1,4 +1,4 @@
-"""Tokens of any block of an encoder, or of several as a sum with learned weights."""
+"""Read the tokens of any block of an encoder, or a weighted sum of several blocks' tokens."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ssl_vivit.errors import NeuralModelError
 
 
 class BlockReader(nn.Module):
-    """The feature map of chosen blocks of a ViViT; blocks after the last of them are not computed.
+    """Feature map of chosen blocks of a ViViT; later blocks are not computed.
 
-    The tokens of each block pass the norm that follows the encoder's blocks (in Model 2 the one
-    after the spatial or the temporal blocks), so the last block gives what the encoder itself
-    returns. Several blocks are summed with softmax weights, which start equal. Residuals grow with
-    depth, so where an encoder has no norm on tokens the terms of a sum pass a LayerNorm without
-    parameters.
+    The encoder's final norm is applied to the tokens of each block, so the last block gives the
+    encoder's own output. In Model 2 this is the norm after the spatial or the temporal blocks. The
+    tokens of several blocks are summed with softmax weights, which start equal. If the encoder has
+    no norm on tokens, a LayerNorm without parameters is applied to each term of the sum, because
+    residuals grow with depth.
 
     Args:
-        blocks: their numbers, rising, as of :func:`chosen_blocks`.
+        blocks: numbers of the blocks in ascending order, as returned by :func:`chosen_blocks`.
 
     Attributes:
-        logits: (blocks,) of the softmax; None for one block.
+        logits: (blocks,) logits of the softmax weights. None for one block.
     """
 
     def __init__(self, blocks: Sequence[int]) -> None:
@@ -45,12 +45,12 @@ class BlockReader(nn.Module):
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d t h w"]:
-        """The map of the chosen blocks, or the sum of their maps.
+        """Return the map of the chosen block, or the weighted sum of the maps of several blocks.
 
         Args:
             encoder: the encoder.
-            video: as of :meth:`ViViT.forward`.
-            patch_draw: as of :meth:`ViViT.forward`.
+            video: see :meth:`ViViT.forward`.
+            patch_draw: see :meth:`ViViT.forward`.
         """
         return self.mixed(self.maps(encoder, video, patch_draw))
 
@@ -60,12 +60,12 @@ class BlockReader(nn.Module):
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b blocks_d t h w"]:
-        """Maps of the chosen blocks, concatenated along channels, before they are weighted.
+        """Return the unweighted maps of the chosen blocks, concatenated along channels.
 
         Args:
-            encoder: as of :meth:`forward`.
-            video: as of :meth:`forward`.
-            patch_draw: as of :meth:`forward`.
+            encoder: see :meth:`forward`.
+            video: see :meth:`forward`.
+            patch_draw: see :meth:`forward`.
         """
         _, features = encode_with_blocks(
             encoder, video, self.blocks, norm=True, stop_early=True, patch_draw=patch_draw
@@ -76,24 +76,24 @@ class BlockReader(nn.Module):
     def step(
         self, encoder: ViViT, frames: Float[Tensor, "b c pt H W"], cache: KeyValueCache
     ) -> Float[Tensor, "b d 1 h w"]:
-        """Return the map of the next time step of a stream; arguments as of :meth:`ViViT.step`."""
+        """Return the map of the next time step of a stream; arguments as in :meth:`ViViT.step`."""
         tokens, grid = encoder.step(frames, cache, self.blocks)
         return self.mixed(self._side_by_side(encoder, tokens, grid.h))
 
     def _side_by_side(
         self, encoder: ViViT, tokens: list[Float[Tensor, "b t n d"]], height: int
     ) -> Float[Tensor, "b blocks_d t h w"]:
-        """Concatenate tokens of the blocks as a map, at one scale where they are to be summed."""
+        """Concatenate the tokens of the blocks as one map, normalised if they will be summed."""
         config = encoder.config
         if len(tokens) > 1 and config.final_norm != "tokens":
             tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
         return rearrange(torch.cat(tokens, -1), "b t (h w) c -> b c t h w", h=height)
 
     def mixed(self, maps: Float[Tensor, "b blocks_d t h w"]) -> Float[Tensor, "b d t h w"]:
-        """The sum of maps by the blocks' weights.
+        """Return the sum of the maps with the blocks' weights.
 
         Args:
-            maps: as :meth:`maps` returns them.
+            maps: maps as returned by :meth:`maps`.
         """
         if self.logits is None:
             return maps
@@ -106,16 +106,17 @@ class BlockReader(nn.Module):
 def chosen_blocks(
     encoder: ViViT, layers: int | Sequence[int] | Literal["all"], setting: str = "model.layers"
 ) -> list[int]:
-    """Numbers of the blocks that a setting names, rising.
+    """Return the numbers of the blocks that a setting selects, in ascending order.
 
     Args:
-        encoder: whose blocks.
-        layers: the number of one, negative from the end; several; or ``all``.
-        setting: its name, for messages.
+        encoder: the encoder.
+        layers: number of a block, a list of numbers, or ``all``. Negative numbers count from the
+            end.
+        setting: name of the setting, for messages.
 
     Raises:
-        NeuralModelError: for none, one that does not exist, one that is named twice, and another
-            type.
+        NeuralModelError: if the list is empty, names a block twice or a block that does not exist,
+            or ``layers`` is of another type.
     """
     count = len(block_names(encoder))
     if layers == "all":
@@ -133,8 +134,8 @@ def chosen_blocks(
     for block in wanted:
         if not -count <= block < count:
             raise NeuralModelError(
-                f"{setting} names block {block}; the encoder has blocks {_extent(encoder)}, and "
-                f"-1 to -{count} count from the end"
+                f"{setting} names block {block}, which does not exist; the encoder has blocks "
+                f"{_extent(encoder)}, and -1 to -{count} count from the end"
             )
     numbers = sorted(block % count for block in wanted)
     for one, after in itertools.pairwise(numbers):
@@ -146,20 +147,20 @@ def chosen_blocks(
 def block_reader(
     encoder: ViViT, layers: int | Sequence[int] | Literal["all"] | None
 ) -> BlockReader | None:
-    """Build the reader of the blocks that ``model.layers`` names; None for the last block alone.
+    """Build the reader of the blocks that ``model.layers`` selects; None for only the last block.
 
     Raises:
-        NeuralModelError: as of :func:`chosen_blocks`.
+        NeuralModelError: see :func:`chosen_blocks`.
     """
     if layers is None:
         return None
     blocks = chosen_blocks(encoder, layers)
-    # The encoder's own output is the same, and torch.compile reaches it.
+    # For the last block use the encoder's own output, which is equal and can be compiled.
     return None if blocks == [len(block_names(encoder)) - 1] else BlockReader(blocks)
 
 
 def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
-    """Describe the blocks that are read, and their weights."""
+    """Describe in words the blocks that are read and their weights."""
     if reader is None:
         told = "the last block"
     elif reader.logits is None:
@@ -172,7 +173,7 @@ def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
 
 
 def _extent(encoder: ViViT) -> str:
-    """Numbers of an encoder's blocks, in words."""
+    """Describe in words the numbers of an encoder's blocks."""
     names, config = block_names(encoder), encoder.config
     if config.variant == "factorized_encoder" and config.temporal_depth:
         spatial = len(names) - config.temporal_depth

@@ -1,4 +1,4 @@
-"""Convolutions and norms that never look ahead, in training as little as in eval, and their checks."""
+"""Causal convolutions, norms that are causal also in training, and checks of their settings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ssl_vivit.neural.cores.past import Past, after_past
 
 
 class CausalConv3d(nn.Conv3d):
-    """A 3D convolution whose output at frame t sees frames up to t.
+    """A 3D convolution whose output at frame t depends only on frames up to t.
 
-    Zeros stand before the first frame and around the edges, so the number of frames stays, and
-    sizes are divided by the spatial stride, rounded up.
+    The input is padded with zeros before the first frame and around the edges. The number of frames
+    is unchanged. Height and width are divided by the stride and rounded up.
 
     Args:
-        channels_in: of the input.
-        channels_out: of the output.
-        kernel: (t, h, w); h and w odd.
-        stride: in space.
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        kernel: size (t, h, w) of the kernel; h and w must be odd.
+        stride: stride in height and width.
         groups: as in ``nn.Conv3d``.
-        bias: whether there is one.
+        bias: whether to add a bias.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class CausalConv3d(nn.Conv3d):
     def forward(
         self, x: Float[Tensor, "b c t h w"], past: Past | None = None
     ) -> Float[Tensor, "b d t i j"]:
-        """The convolution.
+        """Apply the convolution.
 
         Args:
             x: the input.
-            past: of the frames before it, in a stream; zeros stand there without.
+            past: state after the frames before, in a stream. None pads with zeros.
         """
         return super().forward(after_past(x, self.kernel_size[0] - 1, self, past))
 
@@ -61,7 +61,7 @@ class CausalConv3d(nn.Conv3d):
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels at each frame and place.
 
-    Batch statistics would tell each frame of later ones while training.
+    A BatchNorm would not be causal: in training its statistics include later frames.
     """
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
@@ -70,7 +70,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def initialise_convolutions(module: nn.Module) -> None:
-    """He et al. 2015 for every convolution within; biases at zero."""
+    """Initialise all 3D convolutions of a module as in He et al. 2015, with biases of zero."""
     for part in module.modules():
         if isinstance(part, nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
@@ -78,39 +78,41 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-# Far more than any model has; a damaged config may ask for any number.
+# Upper limit far above any model, since a damaged config may contain any number.
 _MOST_BLOCKS = 1_000
 
 
 def check_stages(
     owner: str, widths: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]
 ) -> None:
-    """Refuse stages that do not pair up.
+    """Check the settings of the stages of a convolutional network.
 
     Raises:
-        NeuralModelError: in one line.
+        NeuralModelError: if the tuples differ in length or are empty, a value is below 1, or there
+            are more than 1,000 blocks.
     """
     if not len(widths) == len(depths) == len(strides) > 0:
         raise NeuralModelError(
             f"{owner}: widths {list(widths)}, depths {list(depths)} and strides {list(strides)} "
-            "must have one entry a stage each"
+            "must each have one entry for each stage"
         )
     if min(*widths, *depths, *strides) < 1:
         raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
     if sum(depths) > _MOST_BLOCKS:
         raise NeuralModelError(
-            f"{owner}: depths {list(depths)} are more than {_MOST_BLOCKS:,} blocks; give fewer"
+            f"{owner}: depths {list(depths)} sum to more than {_MOST_BLOCKS:,} blocks; give fewer"
         )
 
 
 def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:
-    """Refuse kernels that have no middle.
+    """Check kernels (t, h, w).
 
     Raises:
-        NeuralModelError: in one line.
+        NeuralModelError: if height or width of a kernel is even, or it spans no frame.
     """
     for name, (frames, height, width) in kernels.items():
         if frames < 1 or height % 2 != 1 or width % 2 != 1:
             raise NeuralModelError(
-                f"{owner}: {name} {[frames, height, width]} must have odd height and width"
+                f"{owner}: {name} {[frames, height, width]} must have at least one frame and odd "
+                "height and width"
             )

@@ -1,7 +1,8 @@
 """A causal 3D ResNet as the core of a model of neurons.
 
-Residual stages of Hara et al. 2018 (arXiv 1711.09577, basic blocks) with frames kept at full rate,
-every convolution causal, and norms that know no other frame. Pre-activation order (He et al. 2016).
+The stages are those of Hara et al. 2018 (arXiv 1711.09577, basic blocks), in pre-activation order
+(He et al. 2016). Three things differ: the frame rate is not reduced, all convolutions are causal,
+and norms use no other frame.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ class CausalResNetConfig:
     """Architecture of :class:`CausalResNet`.
 
     Args:
-        in_channels: of the video.
+        in_channels: channels of the video.
         widths: channels of each stage.
-        depths: residual blocks of each stage.
-        strides: in space, at the start of each stage.
-        stem_kernel: (t, h, w) of the first convolution.
-        kernel: (t, h, w) of all others.
-        drop_path: stochastic depth of the last block; earlier ones have less, in equal steps.
+        depths: number of residual blocks of each stage.
+        strides: stride in height and width at the start of each stage.
+        stem_kernel: size (t, h, w) of the first convolution's kernel.
+        kernel: size (t, h, w) of all other kernels.
+        drop_path: rate of stochastic depth in the last block. It rises linearly from 0 in the
+            first.
     """
 
     in_channels: int = 1
@@ -52,12 +54,12 @@ class CausalResNetConfig:
 
 
 class CausalResNet(nn.Module):
-    """Video to a map of features for each frame, which sees that frame and earlier ones.
+    """Core that computes a feature map for each frame, from this frame and earlier ones.
 
-    2,065,888 parameters by default.
+    It has 2,065,888 parameters by default.
 
     Args:
-        config: architecture; None takes the defaults.
+        config: the architecture. None means the defaults.
     """
 
     temporal_stride = 1
@@ -83,11 +85,11 @@ class CausalResNet(nn.Module):
     def dense(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Features of each frame (b, channels, T, h, w).
+        """Return the features of each frame (b, channels, T, h, w).
 
         Args:
-            video: normalised.
-            past: of the frames before it, in a stream.
+            video: standardised.
+            past: state after the frames before, in a stream.
         """
         x = self.stem(video, past)
         for block in self.blocks:
@@ -95,18 +97,18 @@ class CausalResNet(nn.Module):
         return self.norm(x)
 
     def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
-        """The map of the next frame of a stream."""
+        """Return the map of the next frame of a stream."""
         return self.dense(frame, past)
 
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {"kind": "resnet", **asdict(self.config)}
 
 
 class _Block(nn.Module):
-    """Norm, ReLU, convolution, twice, beside a shortcut."""
+    """Residual block: norm, ReLU and convolution, twice, with a shortcut."""
 
     def __init__(
         self,

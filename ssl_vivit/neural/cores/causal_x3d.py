@@ -1,8 +1,9 @@
 """A causal X3D as the core of a model of neurons (Feichtenhofer 2020, arXiv 2004.04730).
 
-Inverted bottlenecks around a depthwise 3D convolution, squeeze and excitation in every other
-block, Swish. Three things differ, so that no frame knows of later ones: convolutions are causal,
-squeeze and excitation pools each frame by itself, and norms are over channels.
+As in X3D, blocks are inverted bottlenecks around a depthwise 3D convolution with Swish, and every
+other block has squeeze and excitation. Three things differ, so that no frame depends on later ones.
+Convolutions are causal, squeeze and excitation pools each frame separately, and norms are over
+channels.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class CausalX3DConfig:
     """Architecture of :class:`CausalX3D`.
 
     Args:
-        in_channels: of the video.
+        in_channels: channels of the video.
         widths: channels of each stage.
-        depths: residual blocks of each stage.
-        strides: in space, at the start of each stage.
-        expansion: width within a block, in widths of its stage.
-        squeeze: width of squeeze and excitation, as a share of the width within a block.
+        depths: number of residual blocks of each stage.
+        strides: stride in height and width at the start of each stage.
+        expansion: ratio of the inner width of a block to the width of its stage; at least 1.
+        squeeze: ratio of the width of squeeze and excitation to the inner width, in (0, 1].
         stem_frames: frames of the stem's depthwise temporal kernel.
-        kernel: (t, h, w) of the depthwise convolutions.
-        drop_path: stochastic depth of the last block; earlier ones have less, in equal steps.
+        kernel: size (t, h, w) of the kernels of the depthwise convolutions.
+        drop_path: rate of stochastic depth in the last block. It rises linearly from 0 in the
+            first.
     """
 
     in_channels: int = 1
@@ -63,14 +65,13 @@ class CausalX3DConfig:
 
 
 class CausalX3D(nn.Module):
-    """Video to a map of features for each frame, which sees that frame and earlier ones.
+    """Core that computes a feature map for each frame, from this frame and earlier ones.
 
-    678,562 parameters by default.
-
-    The last convolution widens the map by the expansion, as X3D's before its pooling.
+    It has 678,562 parameters by default. The last convolution multiplies the width by
+    ``expansion``, like the convolution before the pooling of X3D.
 
     Args:
-        config: architecture; None takes the defaults.
+        config: the architecture. None means the defaults.
     """
 
     temporal_stride = 1
@@ -99,17 +100,17 @@ class CausalX3D(nn.Module):
         )
         initialise_convolutions(self)
         for block in blocks:
-            # A fresh block passes on what it gets.
+            # A new block is the identity up to its shortcut and ReLU.
             nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr, arg-type]
 
     def dense(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Features of each frame (b, channels, T, h, w).
+        """Return the features of each frame (b, channels, T, h, w).
 
         Args:
-            video: normalised.
-            past: of the frames before it, in a stream.
+            video: standardised.
+            past: state after the frames before, in a stream.
         """
         over_space, over_time, norm = self.stem
         x = F.relu(norm(over_time(over_space(video), past)))
@@ -118,18 +119,18 @@ class CausalX3D(nn.Module):
         return self.head(x)
 
     def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
-        """The map of the next frame of a stream."""
+        """Return the map of the next frame of a stream."""
         return self.dense(frame, past)
 
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {"kind": "x3d", **asdict(self.config)}
 
 
 class _Block(nn.Module):
-    """Widen, convolve each channel, squeeze and excite, narrow; beside a shortcut."""
+    """Residual block: widen, convolve depthwise, squeeze and excite, narrow, with a shortcut."""
 
     def __init__(
         self,
@@ -165,11 +166,11 @@ class _Block(nn.Module):
 
 
 class _Excitation(nn.Module):
-    """Scale the channels of each frame by what that frame holds (Hu et al. 2018, per frame)."""
+    """Squeeze and excitation (Hu et al. 2018), computed for each frame separately."""
 
     def __init__(self, width: int, share: float) -> None:
         super().__init__()
-        # X3D rounds to multiples of eight, as mobile networks do.
+        # X3D rounds this width to multiples of eight, as mobile networks do.
         squeezed = max(8, round(width * share / 8) * 8)
         self.squeeze = CausalConv3d(width, squeezed, (1, 1, 1), bias=True)
         self.excite = CausalConv3d(squeezed, width, (1, 1, 1), bias=True)

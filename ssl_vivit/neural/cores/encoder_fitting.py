@@ -1,4 +1,4 @@
-"""An encoder for the screen of recorded sessions: exported or fresh, grey, causal, of their size."""
+"""Open or build a causal ViViT encoder for the grey video and the frame size of sessions."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
 
 FRESH = "vivit_neural_small"
-# Weights do not depend on these, so a config that describes a fresh encoder may set them for an
-# exported one, too.
+# Settings on which weights do not depend, so they apply to exported and to fresh encoders.
 REGULARISATION = ("patch_dropout", "attention_dropout", "mlp_dropout", "drop_path")
 
 LEAST_PATCH = 4
 
 
 class FittedEncoder(NamedTuple):
-    """An encoder that takes the sessions' video.
+    """An encoder that accepts the sessions' video.
 
     Attributes:
-        encoder: grey, causal, of the sessions' frame size.
-        frame_rates: session → how its stimulus is resampled in time; None where it is not.
-        notes: what was changed in an exported encoder, a line each.
+        encoder: causal encoder for one-channel video of the sessions' frame size.
+        frame_rates: session → resampling of its stimulus in time. None if it is not resampled.
+        notes: changes to an exported encoder, one line each.
     """
 
     encoder: ViViT
@@ -47,21 +46,21 @@ def fit_encoder(
     longest: int,
     window: int | None = None,
 ) -> FittedEncoder:
-    """Open or make the encoder, for the frame size and the training windows of the sessions.
+    """Open or build the encoder, for the frame size and the training windows of the sessions.
 
-    An encoder with a learned table of positions in time gets a table for the training window; longer
-    trials are encoded in overlapping windows (:class:`ssl_vivit.neural.cores.vivit_core.ViViTCore`).
+    A learned table of positions in time is made as long as the training window. Longer trials are
+    encoded in overlapping windows (:class:`ssl_vivit.neural.cores.vivit_core.ViViTCore`).
 
     Args:
-        choice: which encoder.
-        facts: of the sessions, which have one frame size.
-        longest: frames of the longest trial.
-        window: frames of a training window; None is ``longest``.
+        choice: choice of the encoder.
+        facts: facts of the sessions, which must have one frame size.
+        longest: number of frames of the longest trial.
+        window: number of frames of a training window. None means ``longest``.
 
     Raises:
-        NeuralModelError: where there is no encoder at ``path``, and for settings that the sessions
-            do not allow.
-        ValueError: for settings that do not fit.
+        NeuralModelError: if there is no encoder at ``choice.path``, or settings do not suit the
+            sessions.
+        ValueError: if settings contradict each other.
     """
     window = min(window or longest, longest)
     if choice.path is None:
@@ -73,13 +72,14 @@ def fit_encoder(
 
 
 def pixel_statistics(path: str) -> tuple[float, float] | None:
-    """Mean and standard deviation by which an exported encoder's grey pixels, 0 to 1, are normalised.
+    """Return the mean and standard deviation with which an exported encoder normalises grey pixels.
 
     Args:
         path: an exported directory or a name on the hub.
 
     Returns:
-        None where the directory does not say.
+        (mean, standard deviation) for pixels scaled to [0, 1], or None if the directory does not
+        contain them.
 
     Raises:
         NeuralModelError: if there is no encoder.
@@ -92,15 +92,15 @@ def pixel_statistics(path: str) -> tuple[float, float] | None:
 
 
 def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -> list[str]:
-    """A line about the settings of a fresh encoder that were given beside an exported one.
+    """Report settings of a fresh encoder that have no effect because an exported one is given.
 
     Args:
-        choice: with a ``path``.
-        preset: settings that hold where none are given, and so are not named.
+        choice: choice of an exported encoder, with ``path``.
+        preset: settings of the preset, which are not reported because the user did not give them.
 
     Returns:
-        The line, which also names the rates of dropout that the exported encoder takes; nothing
-        where there is nothing to say.
+        A list of one line, which also names the dropout rates that apply to the exported encoder.
+        Empty if there is nothing to report.
     """
     older = () if choice.name else GEOMETRY
     given = [] if choice.name in (None, preset.name) else [f"encoder.name {choice.name}"]
@@ -112,11 +112,13 @@ def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -
     ]
     dropout = [f"{name} {choice.overrides[name]}" for name in REGULARISATION
                if name in choice.overrides]  # fmt: skip
-    kept = f"{', '.join(dropout)} of encoder.overrides {'holds' if len(dropout) == 1 else 'hold'}"
+    kept = (
+        f"{', '.join(dropout)} of encoder.overrides {'applies' if len(dropout) == 1 else 'apply'}"
+    )
     if not given:
-        return [f"{kept} for --encoder {choice.path}"] if dropout else []
+        return [f"{kept} to --encoder {choice.path}"] if dropout else []
     return [
-        f"ignored beside --encoder {choice.path}, whose architecture holds: {', '.join(given)}"
+        f"ignored, since --encoder {choice.path} sets the architecture: {', '.join(given)}"
         f"{f'; {kept}' if dropout else ''} (encoder.geometry changes tubelets)"
     ]
 
@@ -133,8 +135,8 @@ def _fresh(
 ) -> FittedEncoder:
     if choice.weights != "pretrained":
         raise NeuralModelError(
-            f"encoder.weights {choice.weights} is a setting of an exported encoder; give --encoder "
-            "DIR, or leave it out"
+            f"encoder.weights {choice.weights} needs an exported encoder; give --encoder DIR, or "
+            "remove encoder.weights"
         )
     _refuse_another_screen("overrides", choice.overrides, facts[0].frame_size)
     settings = _screen(facts[0].frame_size) | choice.overrides
@@ -160,8 +162,8 @@ def _exported(
     notes = []
     if choice.weights == "fresh":
         notes.append(
-            f"encoder.weights fresh: {path} gives its architecture and preprocessing, and its weights "
-            "are drawn anew"
+            f"encoder.weights fresh: the architecture and preprocessing of {path} are used, with "
+            "random weights"
         )
     notes += [*_change_notes(stored, encoder), *warned]
     rates, told = _frame_rates(choice, encoder, facts)
@@ -173,7 +175,8 @@ def _exported(
             encoder = adapt(encoder, num_frames=steps * stride)
             notes.append(
                 f"temporal positions: the learned table of {before} time steps is "
-                f"{'resampled' if steps > before else 'cropped'} to the {steps} of a training window"
+                f"{'resampled' if steps > before else 'cropped'} to the {steps} of a training "
+                "window"
             )
         if _steps(encoder.config, longest, rates) > steps:
             notes.append(_bounded(encoder.config))
@@ -185,9 +188,10 @@ def _exported(
 
 
 def _adapted(stored: ViViT, changes: dict[str, Any]) -> tuple[ViViT, list[str]]:
-    """The encoder at the new geometry, and what :func:`adapt` warns of beside causality.
+    """Return the encoder with the changed geometry, and the warnings of :func:`adapt`.
 
-    :func:`_change_notes` describes causality and the kernel's energy, so they are not logged.
+    Warnings about causality are dropped, and the log is silenced, since :func:`_change_notes`
+    reports causality and the kernel's energy.
     """
     log = logging.getLogger(adapt.__module__)
     level = log.level
@@ -206,8 +210,8 @@ def _geometry(choice: NeuralEncoderChoice) -> dict[str, Any]:
     for name in choice.geometry:
         if name not in GEOMETRY:
             raise NeuralModelError(unknown_name("encoder.geometry", name, list(GEOMETRY)))
-    # Without a name, overrides describe no fresh encoder; configs of older versions gave the
-    # geometry there.
+    # Configs of older versions gave the geometry of an exported encoder in overrides, without a
+    # name.
     older = {} if choice.name else {k: v for k, v in choice.overrides.items() if k in GEOMETRY}
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -228,8 +232,8 @@ def _refuse_another_screen(where: str, given: dict[str, Any], size: tuple[int, i
     if wrong:
         told = ", ".join(f"{name} {value}" for name, value in wrong.items())
         raise NeuralModelError(
-            f"encoder.{where} has {told}; the sessions' video is grey, {_shown(size)}, and rates are "
-            "causal: leave it out"
+            f"encoder.{where} has {told}, which the sessions do not allow: their video is grey, "
+            f"{_shown(size)}, and the model must be causal; remove the setting"
         )
 
 
@@ -240,14 +244,14 @@ def _learned_in_time(config: ViViTConfig) -> bool:
 def _bounded(config: ViViTConfig) -> str:
     steps, overlap = config.grid.t, config.grid.t - max(config.grid.t // 2, 1)
     return (
-        f"context: learned positions in time hold for {steps} time steps, so longer trials are "
-        f"encoded in windows of {steps} that overlap by {overlap}; each frame is read from the "
-        "window that shows it the longest past, and never depends on a later frame"
+        f"context: the encoder has learned positions for {steps} time steps, so longer trials are "
+        f"encoded in windows of {steps} steps that overlap by {overlap}; each frame is read from "
+        "the window that contains most frames before it, and never depends on a later frame"
     )
 
 
 def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]) -> int:
-    """The largest number of whole time steps that a session's frames make at its frame rate, or 1."""
+    """Return the whole time steps in ``frames`` frames: the maximum over sessions, at least 1."""
     shown = max(frames if r is None else len(r.shown(frames)) for r in rates.values())
     return max(shown // config.kernel_stride[0], 1)
 
@@ -255,7 +259,7 @@ def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]
 def _changes(
     stored: ViViTConfig, geometry: dict[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Geometry in which the encoder for the sessions differs from the stored one."""
+    """Return the settings in which the encoder for the sessions differs from the stored one."""
     wanted = _screen(size)
     if "tubelet_size" not in geometry:
         wanted |= _scaled_tubelets(stored, size)
@@ -274,7 +278,7 @@ def _changes(
 
 
 def _scaled_tubelets(stored: ViViTConfig, size: tuple[int, int]) -> dict[str, Any]:
-    """Size and stride of tubelets, scaled in space as the frame is; nothing where neither changes."""
+    """Return tubelet size and stride scaled in space like the frame; {} if size is unchanged."""
     assert stored.tubelet_stride is not None
     patch = fitting_patch(stored, size)
     if patch == stored.tubelet_size[1:]:
@@ -292,15 +296,18 @@ def _scaled_tubelets(stored: ViViTConfig, size: tuple[int, int]) -> dict[str, An
 
 
 def fitting_patch(stored: ViViTConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of tubelets for frames of another size.
+    """Return height and width of tubelets for frames of another size.
 
-    Tubelets are scaled as the frame is, by one factor for both axes, so that a screen shows the
-    encoder about as many tokens of about the same content as its pretraining did. They are not made
-    smaller than 4 pixels, as little of a kernel is left then.
+    Tubelets are scaled like the frame, by one factor for both axes. The number of tokens and the
+    part of the frame that each one covers then stay about as in pretraining. Tubelets are not made
+    smaller than 4 pixels, because resampling to fewer pixels destroys most of the kernel.
 
     Args:
         stored: the encoder's config.
         size: (H, W) of the frames.
+
+    Returns:
+        (height, width) in pixels.
     """
     (height, width), (_, *patch) = stored.image_size, stored.tubelet_size
     factor = math.sqrt(size[0] * size[1] / (height * width))
@@ -309,7 +316,7 @@ def fitting_patch(stored: ViViTConfig, size: tuple[int, int]) -> tuple[int, int]
 
 
 def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
-    """A line for each change that fitting made to an exported encoder, with its cost."""
+    """Describe each change to an exported encoder and its cost, one line for each."""
     old, new = stored.config, fitted.config
     notes = []
     if old.in_channels != new.in_channels:
@@ -317,29 +324,30 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
     if old.image_size != new.image_size:
         notes.append(
             f"image_size {_shown(old.image_size)} → {_shown(new.image_size)}: "
-            f"{new.grid.h}×{new.grid.w} tokens a time step in place of {old.grid.h}×{old.grid.w}"
+            f"{new.grid.h}×{new.grid.w} tokens per time step instead of {old.grid.h}×{old.grid.w}"
         )
     if old.kernel_size != new.kernel_size:
         _, kept = resample_kernel(stored.tubelets.weight.detach(), new.kernel_size)
         notes.append(
             f"tubelet_size {_shown(old.tubelet_size)} → {_shown(new.tubelet_size)}: the resampled "
-            f"kernel keeps {kept:.0%} of its energy (natural video loses less than that)"
+            f"kernel keeps {kept:.0%} of its energy (responses to natural video keep more)"
         )
     if old.kernel_stride != new.kernel_stride and new.kernel_stride != new.kernel_size:
         notes.append(
             f"tubelet_stride {_shown(old.kernel_stride)} → {_shown(new.kernel_stride)}: tubelets "
-            "overlap, and positions count tokens as before"
+            "overlap; positions are still counted in tokens"
         )
     if old.temporal_padding != new.temporal_padding:
         notes.append(
-            f"temporal_padding {old.temporal_padding} → {new.temporal_padding}: tokens end at their "
-            "own frames"
+            f"temporal_padding {old.temporal_padding} → {new.temporal_padding}: no token sees "
+            "frames "
+            "after its own"
         )
     _, *padding = new.padding_of(new.num_frames, *new.image_size)
     if any(sum(pair) for pair in padding):
         notes.append(
-            f"border: zeros complete the outermost tubelets, {sum(padding[0])} pixels in height and "
-            f"{sum(padding[1])} in width (remainder {new.remainder})"
+            f"border: the frame is padded with zeros to whole tubelets, by {sum(padding[0])} "
+            f"pixels in height and {sum(padding[1])} in width (remainder {new.remainder})"
         )
     if old.grid[1:] != new.grid[1:] and "learned" in (old.spatial_positions, old.joint_positions):
         notes.append(
@@ -348,8 +356,9 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
         )
     if old.temporal_causal != new.temporal_causal:
         notes.append(
-            f"temporal_causal {old.temporal_causal} → {new.temporal_causal}: attention over time was "
-            "trained to use later frames and now sees none; expect worse features until it is fine-tuned"
+            f"temporal_causal {old.temporal_causal} → {new.temporal_causal}: attention over time "
+            "was trained with later frames and now sees none; expect worse features until it is "
+            "fine-tuned"
         )
     return notes
 
@@ -357,7 +366,7 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
 def _frame_rates(
     choice: NeuralEncoderChoice, encoder: ViViT, facts: Sequence[SessionFacts]
 ) -> tuple[dict[str, FrameRates | None], list[str]]:
-    """Resampling of each session's stimulus, and a line for each whose rate is not the encoder's."""
+    """Return the resampling of each session's stimulus, and notes on rates that are resampled."""
     rates: dict[str, FrameRates | None] = {}
     notes = []
     for fact in facts:
@@ -372,8 +381,8 @@ def _frame_rates(
             )
         else:
             notes.append(
-                f"{fact.name}: {found.recorded:g} frames per second are shown to an encoder that was "
-                f"trained at {found.encoder:g} (encoder.match_fps false)"
+                f"{fact.name}: {found.recorded:g} frames per second are shown to an encoder that "
+                f"was trained at {found.encoder:g} (encoder.match_fps false)"
             )
     return rates, notes
 

@@ -1,4 +1,4 @@
-"""Features of a frozen module, computed once for each clip and kept in host memory."""
+"""Cache in host memory of the features that a frozen module computes for each clip."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 
 class FeatureCache:
-    """Features of clips by the contents of what they are computed from.
+    """Cache of features of clips, addressed by the contents of the clips.
 
-    A clip is found again by a hash (BLAKE2b) of its values, so features are right whatever the
-    windows are; only windows that repeat are found. The clips of a batch that are missing are
-    computed in one call. A batch of another size may round differently, so features equal those
-    without a cache to rounding, not to the bit.
+    The key of a clip is a hash (BLAKE2b) of its values. Features are therefore always correct, but
+    only windows that repeat exactly are found. The missing clips of a batch are computed in one
+    call. Batches of different sizes may round differently, so cached features can differ from
+    computed ones by rounding.
 
     Args:
-        gigabytes: of features that are kept (10⁹ bytes). Once they are full, further clips are
-            computed each time.
+        gigabytes: capacity in units of 10⁹ bytes. When it is reached, further clips are not stored
+            and are computed each time.
 
     Attributes:
-        size: bytes of the features that are kept.
+        size: bytes of the stored features.
     """
 
     def __init__(self, gigabytes: float) -> None:
@@ -32,7 +32,7 @@ class FeatureCache:
         self._weights: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
-        """Number of clips that are kept."""
+        """Return the number of stored clips."""
         return len(self._kept)
 
     def features(
@@ -42,16 +42,18 @@ class FeatureCache:
         *inputs: Tensor | None,
         about: object = None,
     ) -> Tensor:
-        """Return ``compute(*inputs)``, with rows taken from the cache where they are known.
+        """Return ``compute(*inputs)``, with rows taken from the cache if they are stored there.
 
-        Without :func:`is_fixed` modules, or for inputs that need a gradient, nothing is cached.
+        The cache is bypassed if the modules are not fixed (:func:`is_fixed`), or an input requires
+        a gradient.
 
         Args:
-            modules: all whose weights the features depend on; other weights than at the last call
-                empty the cache.
-            compute: a row of features for each row of its inputs, which depends on no other row.
-            inputs: a row for each clip; None is passed on as it is.
-            about: what else the features depend on, with a ``repr`` that tells it.
+            modules: all modules on whose weights the features depend. The cache is emptied if the
+                weights have changed since the last call.
+            compute: function that returns one row of features for each row of its inputs. A row
+                must not depend on other rows.
+            inputs: tensors with one row for each clip. None is passed on unchanged.
+            about: anything else on which the features depend; its ``repr`` is part of the key.
         """
         modules = list(modules)
         given = [each for each in inputs if each is not None]
@@ -59,7 +61,7 @@ class FeatureCache:
             return compute(*inputs)
         self._empty_for_other_weights(modules)
         device = given[0].device
-        # What autocast computes in other precision has other bits.
+        # The precision of autocast is part of the key, since it changes the result.
         precision = None
         if torch.is_autocast_enabled(device.type):
             precision = torch.get_autocast_dtype(device.type)
@@ -83,7 +85,7 @@ class FeatureCache:
             self.size += row.nbytes
 
     def _empty_for_other_weights(self, modules: list[nn.Module]) -> None:
-        """Forget all features if a tensor of the modules was replaced, or written to in place."""
+        """Empty the cache if a tensor of the modules was replaced or modified in place."""
         tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if weights != self._weights:
@@ -93,8 +95,8 @@ class FeatureCache:
 def is_fixed(modules: Iterable[nn.Module]) -> bool:
     """Return whether all modules are in eval mode and no parameter requires a gradient.
 
-    Weights that are sharded over processes do not count as fixed: all processes gather them
-    together, and a process that finds its clips in a cache would be missing.
+    Weights that are sharded over processes do not count as fixed. All processes must gather such
+    weights together, but a process that finds its clips in the cache would not take part.
     """
     return not any(
         any(module.training for module in whole.modules())
@@ -117,7 +119,7 @@ def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
-    """``torch.stack`` that leaves the order of a row's dimensions in memory as it is."""
+    """Stack rows like ``torch.stack``, but keep the order of the dimensions of a row in memory."""
     strides = rows[0].stride()
     order = sorted(range(rows[0].ndim), key=lambda dim: -strides[dim])
     back = [order.index(dim) + 1 for dim in range(len(order))]

@@ -1,4 +1,4 @@
-"""Resampling between the frame rate of a recording and that of an encoder."""
+"""Resampling between the frame rates of a recording and of an encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.preprocessing import Preprocessing
 
-# Exact for whole rates and for 30000/1001, the rate of NTSC video.
+# Represents whole frame rates and 30000/1001 (NTSC video) exactly.
 LARGEST_DENOMINATOR = 1001
 
 
@@ -22,16 +22,16 @@ LARGEST_DENOMINATOR = 1001
 class FrameRates:
     """Causal resampling of a stimulus from its recorded rate r to an encoder's rate e.
 
-    Resampled frame j shows recorded frame ⌊j·r/e⌋, the last one that had begun by then; nothing is
-    blended. Recorded frame t may read resampled frames up to the last one that shows no frame
-    later than t. Rates so stay at the recorded bins.
+    Resampled frame j is recorded frame ⌊j·r/e⌋, the last one that had begun by then; frames are not
+    blended. The prediction for recorded frame t may use resampled frames up to the last one that
+    shows no frame after t. Predicted rates therefore stay at the recorded frame rate.
 
     Args:
         recorded: frames per second of the recording.
-        encoder: frames per second that the encoder was trained on.
+        encoder: frames per second at which the encoder was trained.
 
     Raises:
-        NeuralModelError: for a rate that is not positive.
+        NeuralModelError: if a rate is not positive.
     """
 
     recorded: float
@@ -46,42 +46,42 @@ class FrameRates:
 
     @property
     def recorded_per_resampled(self) -> Fraction:
-        """r/e, as an exact ratio of whole numbers."""
+        """The ratio r/e as a fraction."""
         return _fraction(self.recorded) / _fraction(self.encoder)
 
     def resampled(self, frames: int) -> int:
-        """Count of resampled frames that show no frame beyond the first so many."""
+        """Return how many resampled frames show only the first ``frames`` recorded frames."""
         return _ceil_of_product(frames, 1 / self.recorded_per_resampled)
 
     def shown(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " resampled"]:
-        """Number of the recorded frame, of T, that each resampled frame shows."""
+        """Return for each resampled frame the index of the recorded frame that it shows."""
         ratio = self.recorded_per_resampled
         resampled = torch.arange(self.resampled(frames), device=device)
         return resampled * ratio.numerator // ratio.denominator
 
     def seen(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " T"]:
-        """Count of resampled frames that show no frame later than t, for each recorded frame t."""
+        """Return for each recorded frame t how many resampled frames show no frame after t."""
         ratio = 1 / self.recorded_per_resampled
         ends = torch.arange(1, frames + 1, device=device)
         return -(-ends * ratio.numerator // ratio.denominator)
 
     def span(self, resampled: int) -> int:
-        """Recorded frames that so many resampled ones reach over."""
+        """Return the number of recorded frames that ``resampled`` resampled frames span."""
         return max(_ceil_of_product(resampled, self.recorded_per_resampled), resampled, 1)
 
 
 def match_fps(preprocessing: Mapping[str, Any] | None, recorded: float) -> FrameRates | None:
-    """Return the resampling of a recording for an encoder; None where none is needed.
+    """Return the resampling of a recording for an encoder, or None if none is needed.
 
-    An encoder without ``preprocessing`` takes any rate as its own. Otherwise its rate is ``fps``
-    over ``frame_stride``.
+    The encoder's frame rate is ``fps`` divided by ``frame_stride``. If it is unknown, the recording
+    is not resampled.
 
     Args:
-        preprocessing: of the encoder.
+        preprocessing: preprocessing of the encoder, or None if unknown.
         recorded: frames per second of the recording.
 
     Raises:
-        NeuralModelError: for rates that are not positive.
+        NeuralModelError: if a rate is not positive.
     """
     prepared = Preprocessing.of(preprocessing)
     if prepared is None or prepared.fps is None:

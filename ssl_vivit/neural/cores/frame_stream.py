@@ -1,4 +1,4 @@
-"""A causal convolution at full frame rate, beside tokens that each cover several frames."""
+"""Causal convolution at full frame rate, which complements tokens that cover several frames."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ssl_vivit.neural.cores.past import Past, after_past
 
 
 class FrameStream(nn.Module):
-    """Features of every frame and the few before it, on the grid of an encoder's tokens.
+    """Features of each frame and a few frames before it, on the grid of an encoder's tokens.
 
-    A space-time convolution at stride 1 in time, a GELU, and a projection to the tokens' width.
-    The same span of behaviour scales and shifts the hidden features; both start without effect.
+    The layers are a space-time convolution with stride 1 in time, a GELU, and a projection to the
+    width of the tokens. Behaviour in the frames of the kernel gives the hidden features a gain and
+    an offset, which start without effect.
 
     Args:
-        in_channels: of the video.
-        channels: width d of what comes out.
-        kernel: frames, height and width that one output sees; it ends at its own frame.
+        in_channels: channels of the video.
+        channels: width d of the output.
+        kernel: size (frames, height, width) of the kernel, whose last frame is the current one.
         stride: step of the grid in pixels, (height, width).
-        padding: zeros at the border, before and after along height and width, as the encoder has.
-        hidden: space-time filters.
-        behaviour_channels: measured at every frame; 0 for none.
+        padding: zeros before and after the frame along height and width, as in the encoder.
+        hidden: number of space-time filters.
+        behaviour_channels: number of behaviour channels; 0 for none.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class FrameStream(nn.Module):
         behaviour: Float[Tensor, "b T k"] | None = None,
         past: Past | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """Features of each frame.
+        """Return the features of each frame.
 
         Args:
-            video: (B, C, T, H, W) floats.
-            behaviour: standardised; None stands for its mean at all times.
-            past: of the frames before, in a stream.
+            video: standardised.
+            behaviour: standardised. None means the mean in all frames.
+            past: state after the frames before, in a stream.
         """
         span, height, width = self.kernel
         down, across = self.padding

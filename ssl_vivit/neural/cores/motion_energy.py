@@ -1,8 +1,8 @@
 """Motion energy as the core of a model of neurons: a fixed bank of spatiotemporal Gabor filters.
 
-The energy of a quadrature pair is the root of the sum of the squares of its two outputs (Adelson &
-Bergen 1985, J Opt Soc Am A 2:284). Such energies are features of encoding models in Nishimoto &
-Gallant 2011 (J Neurosci 31:14551). No filter is trained.
+The energy of a quadrature pair of filters is the square root of the summed squares of its two
+outputs (Adelson & Bergen 1985, J Opt Soc Am A 2:284). Nishimoto & Gallant 2011 (J Neurosci
+31:14551) use such energies as features of encoding models. The filters are not trained.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.cores.past import Past, after_past
 from ssl_vivit.settings import check_least
 
-# Standard deviation of the spatial envelope in periods, which is a bandwidth of one octave.
+# Standard deviation of the spatial envelope in periods, for a bandwidth of one octave.
 _WIDTH = 0.56
-# The spatial envelope ends after so many standard deviations, the temporal one after so many latencies.
+# Extent of the spatial envelope in standard deviations, and of the temporal envelope in latencies.
 _REACH, _SPAN = 2.5, 5.0
-# Energies are nearly linear below it and logarithmic above it; a grating whose amplitude is one
-# standard deviation of the pixels has energy 1.
+# Energies are compressed nearly linearly below this value and logarithmically above it. A grating
+# whose amplitude is one standard deviation of the pixels has energy 1.
 _WEAK = 0.1
-# Of compressed energies on moving textures: channels start at the scale that readouts expect. A norm
-# over channels would hide the contrast at a place.
+# Mean and standard deviation of compressed energies on moving textures. Standardising by constants
+# gives readouts the scale they expect; a norm over channels would remove local contrast.
 _MEAN, _STD = 0.55, 0.4
-# Keeps the gradient of the root finite where nothing is shown.
+# Keeps the gradient of the square root finite for a uniform screen.
 _LEAST_POWER = 1e-6
 
 
@@ -41,13 +41,13 @@ class MotionEnergyConfig:
     """Settings of :class:`MotionEnergy`.
 
     Args:
-        spatial_frequencies: in cycles per pixel of the video.
-        temporal_frequencies: in Hz. 0 has one filter for each orientation, the others have two,
-            which prefer opposite directions of motion.
-        orientations: number of orientations, evenly spaced.
+        spatial_frequencies: in cycles per pixel of the video; must be between 0 and 0.5.
+        temporal_frequencies: in Hz. For 0 Hz there is one filter for each orientation. For other
+            frequencies there are two, which prefer opposite directions of motion.
+        orientations: number of evenly spaced orientations.
         latency: time in seconds at which the temporal envelope peaks.
         memory: time constant in seconds of the running means of the energies.
-        stride: pixels of the video from one place of the map to the next.
+        stride: distance in pixels of the video between neighbouring places of the map.
     """
 
     spatial_frequencies: tuple[float, ...] = (0.0625, 0.125, 0.25)
@@ -72,27 +72,27 @@ class MotionEnergyConfig:
             )
         if not self.temporal_frequencies or not all(f >= 0 for f in self.temporal_frequencies):
             raise NeuralModelError(
-                f"--{group}temporal_frequencies is {[*self.temporal_frequencies]}; give one or more "
-                "of at least 0 Hz"
+                f"--{group}temporal_frequencies is {[*self.temporal_frequencies]}; give one or "
+                "more of at least 0 Hz"
             )
 
 
 class MotionEnergy(nn.Module):
-    """Video to the motion energies of each frame, which see that frame and earlier ones.
+    """Core that computes motion energies of each frame, from this frame and earlier ones.
 
-    A filter is a complex Gabor function of space times a complex kernel of time, both with gain 1
-    at the preferred frequency: images whose amplitude falls as 1 / frequency then have equal
-    energies at all spatial frequencies (Field 1987, J Opt Soc Am A 4:2379). The temporal envelope is
-    a gamma function, t² · exp(−2 t / latency), so a filter has the gain (1 + (2π·ν·latency)²)^-3/2
-    for the direction opposite to its own, at ν Hz: with the default latency 0.29 at 3 Hz and 0.07
-    at 6 Hz.
+    A filter is a complex Gabor function of space times a complex kernel of time. Both have gain 1
+    at the preferred frequency. Images whose amplitude falls as 1 / frequency then have equal
+    energies at all spatial frequencies (Field 1987, J Opt Soc Am A 4:2379). The temporal envelope
+    is a gamma function, t² · exp(−2 t / latency). For motion at ν Hz opposite to the preferred
+    direction, the gain of a filter is (1 + (2π·ν·latency)²)^-3/2. With the default latency it is
+    0.29 at 3 Hz and 0.07 at 6 Hz.
 
     Args:
-        config: the filters; None takes the defaults.
-        frames_per_second: of the video.
+        config: the filters. None means the defaults.
+        frames_per_second: frame rate of the video.
 
     Raises:
-        NeuralModelError: for a temporal frequency that the frame rate cannot show.
+        NeuralModelError: if a temporal frequency is not below half the frame rate.
     """
 
     temporal_stride = 1
@@ -108,7 +108,7 @@ class MotionEnergy(nn.Module):
         fastest = max(config.temporal_frequencies)
         if not fastest < frames_per_second / 2:
             raise NeuralModelError(
-                f"--baseline.energy.temporal_frequencies has {fastest:g} Hz, and the videos have "
+                f"--baseline.energy.temporal_frequencies has {fastest:g} Hz, but the videos have "
                 f"{frames_per_second:g} frames per second; give frequencies below "
                 f"{frames_per_second / 2:g} Hz"
             )
@@ -126,14 +126,15 @@ class MotionEnergy(nn.Module):
     def dense(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Compressed energies of each frame, then their running means.
+        """Return the compressed energies of each frame and their running means, along channels.
 
-        Channels of the video are averaged. Zeros, which are the mean grey, stand before the first
-        frame and around the edges. The map has the video's size divided by the stride, rounded up.
+        Channels of the video are averaged first. The video is padded with zeros, the mean grey,
+        before the first frame and around the edges. Height and width of the map are those of the
+        video divided by the stride, rounded up.
 
         Args:
-            video: normalised.
-            past: of the frames before it, in a stream.
+            video: standardised.
+            past: state after the frames before, in a stream.
         """
         compressed = (torch.log1p(self.energies(video, past) / _WEAK) - _MEAN) / _STD
         lags = self.decay.shape[1] - 1
@@ -141,7 +142,7 @@ class MotionEnergy(nn.Module):
         return torch.cat((compressed, means[:, :, 0]), dim=1)
 
     def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 h w"]:
-        """The map of the next frame of a stream."""
+        """Return the map of the next frame of a stream."""
         return self.dense(frame, past)
 
     forward = dense
@@ -149,10 +150,11 @@ class MotionEnergy(nn.Module):
     def energies(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Energies of each frame (b, channels / 2, T, h, w), by spatial frequency and orientation.
+        """Return the energies of each frame, (b, channels / 2, T, h, w).
 
-        For each of these come the temporal frequencies in the direction of the orientation, then
-        those above 0 in the opposite direction. Arguments as of :meth:`dense`.
+        Channels are ordered by spatial frequency, then by orientation. Within these come all
+        temporal frequencies for motion in the direction of the orientation, then those above 0 Hz
+        for the opposite direction. For the arguments see :meth:`dense`.
         """
         grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
         count, stride = len(self.config.spatial_frequencies), self.config.stride
@@ -168,13 +170,13 @@ class MotionEnergy(nn.Module):
         (even_cos, even_sin), (odd_cos, odd_sin) = parts
         forth = (even_cos - odd_sin).square() + (odd_cos + even_sin).square()
         back = (even_cos + odd_sin).square() + (odd_cos - even_sin).square()
-        # Indexing by a list would copy it to the device while the host waits.
+        # Indexing by a list would make the host wait for a copy to the device.
         moving = [back[:, :, number : number + 1] for number in self.moving]
         powers = torch.cat((forth, *moving), dim=2)
         return rearrange((powers + _LEAST_POWER).sqrt(), "b pair f t h w -> b (pair f) t h w")
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {
             "kind": "energy",
             **asdict(self.config),
@@ -183,15 +185,16 @@ class MotionEnergy(nn.Module):
 
 
 def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Tensor, "filters y x"]:
-    """Even and odd Gabor functions of each orientation, float64, without response to grey.
+    """Return an even and an odd Gabor function for each orientation, in float64.
 
-    Orientation k of n prefers gratings that vary along the angle π·k/n, where 0 is to the right and
-    π/2 downwards. The centre of a filter is the centre of a square of ``stride`` pixels.
+    The filters do not respond to uniform grey. Orientation k of n prefers gratings that vary along
+    the angle π·k/n, where 0 is to the right and π/2 downwards. The centre of a filter is the centre
+    of a square of ``stride`` pixels.
 
     Args:
-        frequency: cycles per pixel.
-        orientations: how many.
-        stride: of the map.
+        frequency: spatial frequency in cycles per pixel.
+        orientations: number of orientations.
+        stride: stride of the map in pixels.
     """
     sigma = _WIDTH / frequency
     padding = math.ceil(_REACH * sigma - stride / 2)
@@ -211,15 +214,17 @@ def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Ten
 def temporal_pairs(
     frequencies: Sequence[float], latency: float, frames_per_second: float
 ) -> Float[Tensor, "filters lag"]:
-    """Cosines, then sines, of each frequency under one gamma envelope, float64; lag 0 is last.
+    """Return temporal kernels: cosines of all frequencies, then sines, under a gamma envelope.
+
+    The kernels are float64, and lag 0 is last.
 
     Args:
-        frequencies: in Hz.
-        latency: seconds to the envelope's peak.
-        frames_per_second: of the video.
+        frequencies: temporal frequencies in Hz.
+        latency: time to the envelope's peak in seconds.
+        frames_per_second: frame rate of the video.
     """
     lags = torch.arange(math.ceil(_SPAN * latency * frames_per_second), dtype=torch.float64)
-    # A frame stands for its middle.
+    # The envelope is sampled at the middle of each frame.
     time = (lags + 0.5) / frames_per_second / latency
     envelope = time**2 * torch.exp(-2 * time)
     envelope = envelope / envelope.sum()
@@ -229,7 +234,7 @@ def temporal_pairs(
 
 
 def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 lag"]:
-    """Weights of a mean over the past that decay exponentially, float64; lag 0 is last."""
+    """Return exponentially decaying weights of a running mean, in float64; lag 0 is last."""
     frames = memory * frames_per_second
     lags = torch.arange(math.ceil(_SPAN * frames), dtype=torch.float64)
     weights = torch.exp(-lags / frames)
@@ -239,7 +244,7 @@ def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 la
 def centred(
     images: Float[Tensor, "n 1 H W"], filters: Float[Tensor, "filters 1 y x"], stride: int
 ) -> Float[Tensor, "n filters h w"]:
-    """Correlate with filters that are centred on squares of ``stride`` pixels; zeros all around."""
+    """Correlate images, padded with zeros, with filters centred on squares of ``stride`` pixels."""
     height, width = images.shape[2:]
     padding = (filters.shape[-1] - stride) // 2
     right, below = padding + -width % stride, padding + -height % stride
@@ -249,9 +254,9 @@ def centred(
 def causal(
     signals: Float[Tensor, "b d lag_t h w"], kernels: Float[Tensor, "k lag"]
 ) -> Float[Tensor, "b d k t h w"]:
-    """Convolve each signal over time with each kernel, whose lag 0 is last.
+    """Convolve each signal over time with each kernel; lag 0 is last.
 
-    The signals begin lag − 1 frames before the first output.
+    The signals must begin lag − 1 frames before the first output.
     """
     b, _, _, h, w = signals.shape
     rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")

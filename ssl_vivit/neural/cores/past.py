@@ -1,4 +1,4 @@
-"""State of a stream: what a causal model stores of earlier frames."""
+"""State that a causal model stores between the frames of a stream."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class Past:
-    """State of a causal model between the frames of a stream; every module keeps its own part.
+    """State of a causal model between the frames of a stream; each module stores its own part.
 
     Args:
-        window: time steps of tokens that attention looks back, the newest among them; None is all.
+        window: number of time steps that attention sees, including the newest. None means all.
 
     Attributes:
-        frames: recorded frames that were seen.
-        kept: what modules keep, by the module or by a key that has it in front.
+        frames: number of recorded frames so far.
+        kept: state of each module. The key is the module, or a tuple that starts with it.
     """
 
     def __init__(self, window: int | None = None) -> None:
@@ -34,10 +34,13 @@ def after_past(
 
     Args:
         x: the signal.
-        frames: how many to put in front.
-        owner: key in the past of what was seen of this signal.
-        past: has the frames before, and keeps the last ones of this signal in their place. Without
-            it, and before the first frame, zeros stand in front.
+        frames: number of frames to prepend.
+        owner: key in ``past.kept`` for the last frames of this signal.
+        past: state that provides the earlier frames and then stores the last frames of this signal.
+            If it is None, or has no earlier frames, zeros are prepended.
+
+    Returns:
+        The signal with ``frames`` more frames in front.
     """
     if not frames:
         return x

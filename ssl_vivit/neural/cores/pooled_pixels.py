@@ -1,4 +1,4 @@
-"""The parts of a linear model before its filters: pixels and behaviour as channels of a map."""
+"""Core and modulator of a linear model: they give pixels and behaviour as channels of a map."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ssl_vivit.neural.cores.past import Past
 
 
 class PooledPixels(nn.Module):
-    """A core without weights: the pixels of each frame, averaged over squares, as its features.
+    """Core without weights, whose features are the pixels of each frame, averaged over squares.
 
     Args:
         image_size: (H, W) of the video.
-        pool: side of the squares.
-        in_channels: of the video.
+        pool: side of the squares in pixels.
+        in_channels: channels of the video.
 
     Raises:
         NeuralModelError: if ``pool`` does not divide the image size.
@@ -32,13 +32,13 @@ class PooledPixels(nn.Module):
         super().__init__()
         height, width = image_size
         if height % pool or width % pool:
-            raise NeuralModelError(f"pool {pool} does not divide frames of {height}×{width}")
+            raise NeuralModelError(f"pool {pool} must divide the frame size {height}×{width}")
         self.image_size, self.pool, self.in_channels = (height, width), pool, in_channels
         self.pooled = (in_channels, height // pool, width // pool)
         self.channels = self.pooled[0] * self.pooled[1] * self.pooled[2]
 
     def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T 1 1"]:
-        """A channel for each pooled pixel, at one place.
+        """Return the pooled pixels of each frame as channels of a map with one place.
 
         Raises:
             NeuralModelError: for video of another size.
@@ -53,13 +53,13 @@ class PooledPixels(nn.Module):
         return rearrange(pixels, "b c t h w -> b (c h w) t 1 1")
 
     def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 1 1"]:
-        """The channels of the next frame of a stream, which no other frame changes."""
+        """Return the channels of the next frame of a stream; ``past`` is not used."""
         return self.dense(frame)
 
     forward = dense
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {
             "kind": "pixels",
             "image_size": list(self.image_size),
@@ -69,10 +69,10 @@ class PooledPixels(nn.Module):
 
 
 class AppendedBehaviour(nn.Module):
-    """A modulator that hands behaviour on, as channels after those of the map.
+    """Modulator that appends behaviour to the channels of the map.
 
     Args:
-        behaviour_channels: how many.
+        behaviour_channels: number of behaviour channels.
     """
 
     def __init__(self, behaviour_channels: int) -> None:
@@ -85,7 +85,7 @@ class AppendedBehaviour(nn.Module):
         behaviour: Float[Tensor, "b t k"] | None = None,
         state: None = None,
     ) -> tuple[Float[Tensor, "b dk t 1 1"], None]:
-        """The longer map, and no state; without behaviour its mean, which is zero, stands in."""
+        """Return the map with behaviour appended (zeros if it is None), and None for the state."""
         if behaviour is None:
             shape = (len(map), map.shape[2], self.behaviour_channels)
             behaviour = map.new_zeros(shape)
@@ -93,5 +93,5 @@ class AppendedBehaviour(nn.Module):
         return torch.cat((map, signals), dim=1), None
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {"kind": "appended", "behaviour_channels": self.behaviour_channels}

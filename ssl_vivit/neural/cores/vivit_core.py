@@ -1,4 +1,4 @@
-"""Cores of models of neurons: video → a causal feature map."""
+"""Protocol of cores, which turn video into a causal feature map, and the ViViT core."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ from ssl_vivit.neural.cores.past import Past, after_past
 
 @runtime_checkable
 class Core(Protocol):
-    """Protocol of the module that sees the video in :class:`~ssl_vivit.neural.model.NeuralModel`.
+    """Protocol of the core of a :class:`~ssl_vivit.neural.model.NeuralModel`.
 
-    One with ``step(frame, past)`` as of :meth:`ViViTCore.step` can also be streamed.
+    A core with a method ``step(frame, past)``, like :meth:`ViViTCore.step`, can also be streamed.
 
     Attributes:
         channels: width d of the map.
-        temporal_stride: frames from one step of the map to the next; step i depends on frames up
-            to (i + 1) · temporal_stride − 1 and on no later one.
+        temporal_stride: frames from one step of the map to the next. Step i must not depend on
+            frames after (i + 1) · temporal_stride − 1.
     """
 
     channels: int
     temporal_stride: int
 
     def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
-        """The feature map, t = T // temporal_stride."""
+        """Return the feature map, with t = T // temporal_stride."""
 
     def to_config(self) -> dict[str, Any]:
-        """``kind`` and the settings that :mod:`ssl_vivit.neural.model_settings` builds it from."""
+        """Return ``kind`` and the settings from which a core is rebuilt."""
 
 
 class ViViTCore:
     """A causal ViViT as a core.
 
-    Learned positions in time hold for the length that the encoder is configured for. A longer trial
-    is then encoded in windows of that length that overlap by half, and each token is taken from the
-    earliest window that holds it, which shows it the longest past. Windows begin at multiples of
-    half their length whatever the trial's length, so tokens never depend on what follows.
+    Learned positions in time exist only for the length for which the encoder is configured. With
+    such positions, a longer trial is encoded in windows of this length that overlap by half. Each
+    token is taken from the earliest window that contains it, because this window has most frames
+    before the token. Windows always begin at multiples of half their length, so tokens never depend
+    on later frames.
 
     Args:
-        encoder: the encoder, which stays a module of its own.
-        reader: which of its blocks are read; None for the last.
+        encoder: the encoder.
+        reader: reader of the chosen blocks. None reads the last block.
 
     Raises:
-        NeuralModelError: for an encoder some of whose tokens see frames after their own tubelet.
+        NeuralModelError: if a token of the encoder depends on frames after its own tubelet.
     """
 
     def __init__(self, encoder: ViViT, reader: BlockReader | None = None) -> None:
@@ -67,14 +68,14 @@ class ViViTCore:
             needed.append("temporal_padding='causal'")
         if needed:
             raise NeuralModelError(
-                "the encoder's tokens see frames that come after them, and rates must not: give "
-                f"load_encoder or create_encoder {', '.join(needed)}"
+                "some tokens of the encoder depend on later frames, but the model must be causal: "
+                f"call load_encoder or create_encoder with {', '.join(needed)}"
             )
         self.encoder, self.reader = encoder, reader
         self.channels = config.embed_dim
         self.in_channels = config.in_channels
         self.temporal_stride = config.kernel_stride[0]
-        # Time steps of a window; None where positions hold for any length.
+        # Time steps of a window; None if positions exist for any length.
         positions = encoder.positions
         learned = positions.temporal is not None or positions.joint is not None
         self.context = config.grid.t if learned else None
@@ -84,17 +85,17 @@ class ViViTCore:
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d t h w"]:
-        """The tokens of all tubelets that have ended; there may be none.
+        """Return the tokens of all complete tubelets; there may be none.
 
         Args:
-            video: of any length.
-            patch_draw: random numbers for patch dropout, as of :meth:`ViViT.forward`, for all time
-                of a clip. None draws them from torch's generator.
+            video: video of any length.
+            patch_draw: random numbers for patch dropout, one row for each clip; see
+                :meth:`ViViT.forward`. None draws them from torch's generator.
         """
         return self.mixed(self.maps(video, patch_draw))
 
     def mixed(self, maps: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """Return the map that :meth:`dense` gives from the maps of the blocks; several are summed."""
+        """Return the weighted sum of the maps of the chosen blocks, or the only map."""
         return maps if self.reader is None else self.reader.mixed(maps)
 
     def maps(
@@ -102,13 +103,13 @@ class ViViTCore:
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Maps of the blocks that are read, along channels; they depend on the encoder alone.
+        """Return the maps of the chosen blocks along channels, which depend only on the encoder.
 
         Args:
-            video: as of :meth:`dense`.
-            patch_draw: as of :meth:`dense`.
+            video: see :meth:`dense`.
+            patch_draw: see :meth:`dense`.
         """
-        # Whole strides alone: zeros in front to complete a tubelet would depend on the trial's length.
+        # Use whole strides only: padding in front to complete a tubelet would depend on the length.
         steps = video.shape[2] // self.temporal_stride
         video = video[:, :, : steps * self.temporal_stride]
         if not steps:
@@ -124,11 +125,11 @@ class ViViTCore:
     def step(
         self, frame: Float[Tensor, "b c 1 H W"], past: Past
     ) -> Float[Tensor, "b d 1 h w"] | None:
-        """The tokens that end with the next frame of a stream; None where none do.
+        """Return the tokens that end with the next frame of a stream, or None if none do.
 
         Args:
-            frame: the next one.
-            past: of the frames before it.
+            frame: the next frame.
+            past: state after the frames before.
         """
         config = self.encoder.config
         frames = after_past(frame, config.kernel_size[0] - 1, (self.encoder, "frames"), past)
@@ -140,17 +141,17 @@ class ViViTCore:
         return reader.step(self.encoder, frames, cache)
 
     def check_length(self, steps: int) -> None:
-        """Refuse so many time steps in one piece where learned positions end before.
+        """Check that learned positions in time exist for ``steps`` time steps in one piece.
 
         Raises:
-            NeuralModelError: that names the length.
+            NeuralModelError: if they end before; the message names their length.
         """
         if self.context is not None and steps > self.context:
             raise NeuralModelError(
                 f"the encoder's learned positions in time end after {self.context} time steps "
-                f"({self.context * self.temporal_stride} of its frames), and a stream or a context "
-                "cannot go beyond; begin a new stream, leave context out, or take an encoder with "
-                "rotary or sinusoidal temporal_positions"
+                f"({self.context * self.temporal_stride} of its frames), and a stream or a "
+                "prediction with context cannot be longer; begin a new stream, omit context, or "
+                "use an encoder with rotary or sinusoidal temporal_positions"
             )
 
     def _map(
@@ -166,11 +167,11 @@ class ViViTCore:
         steps: int,
         patch_draw: Float[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Tokens of at least so many steps, each from the earliest window that holds it."""
+        """Return tokens of at least ``steps`` steps, each from the earliest window with it."""
         assert self.context is not None
         length, hop = self.context, max(self.context // 2, 1)
         count = 1 + -(-(steps - length) // hop)
-        # Zeros behind the trial complete the last window: one call then serves all windows.
+        # Pad the end with zeros to complete the last window, so that one call encodes all windows.
         missing = ((count - 1) * hop + length - steps) * self.temporal_stride
         video = F.pad(video, (0, 0, 0, 0, 0, missing))
         stride = self.temporal_stride
@@ -184,25 +185,25 @@ class ViViTCore:
         return torch.cat([map[:, 0], later], dim=2)
 
     def to_config(self) -> dict[str, Any]:
-        """The architecture."""
+        """Return kind and architecture as a JSON-serialisable dictionary."""
         return {"kind": "vivit", "encoder": self.encoder.config.to_dict()}
 
 
 def core_of(encoder: nn.Module, reader: BlockReader | None = None) -> Core:
-    """A module's view as a core.
+    """Return a module as a core; a ViViT is wrapped in :class:`ViViTCore`.
 
     Args:
         encoder: the module.
-        reader: as of :class:`ViViTCore`; other cores have no blocks to choose from.
+        reader: see :class:`ViViTCore`. Ignored for other cores.
 
     Raises:
-        NeuralModelError: for a module that is none, or a ViViT that is not causal.
+        NeuralModelError: if the module is not a core, or is a ViViT that is not causal.
     """
     if isinstance(encoder, ViViT):
         return ViViTCore(encoder, reader)
     if not isinstance(encoder, Core):
         raise NeuralModelError(
-            f"{type(encoder).__name__} is no core: give a ViViT, or a module with dense(video), "
+            f"{type(encoder).__name__} is not a core: give a ViViT, or a module with dense(video), "
             "channels, temporal_stride and to_config()"
         )
     return encoder
@@ -211,15 +212,20 @@ def core_of(encoder: nn.Module, reader: BlockReader | None = None) -> Core:
 def screen_span(
     encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Tensor, "2 2"]:
-    """Places on the screen of −1 and 1 of the map, each as (x, y) in [−1, 1] from edge to edge.
+    """Return the places on the screen that correspond to −1 and 1 on the map.
 
-    Tubelets that overlap leave a margin: the map's outermost pixels are centred on theirs. Maps of
-    other cores span the screen.
+    The map of a ViViT with overlapping tubelets does not reach the edges of the screen, because its
+    outermost pixels lie at the centres of the outermost tubelets. Maps of other cores span the
+    screen.
 
     Args:
-        encoder: of the model.
+        encoder: encoder of the model.
         frame_size: (H, W) of the video.
         align_corners: whether −1 and 1 are the centres of the map's outermost pixels.
+
+    Returns:
+        The place of −1 and that of 1, each as (x, y) in screen coordinates, which are −1 and 1 at
+        the edges.
     """
     if not isinstance(encoder, ViViT):
         return torch.tensor([[-1.0, -1.0], [1.0, 1.0]])

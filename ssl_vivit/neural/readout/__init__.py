@@ -1,1 +1,1 @@
-"""Readouts: from a feature map to the rates of single neurons."""
+"""Readouts: modules that read a feature map for each neuron."""

@@ -1,4 +1,4 @@
-"""Positions of receptive fields from cortical coordinates."""
+"""Prediction of receptive field positions from cortical coordinates."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ssl_vivit.errors import NeuralModelError
 
 
 class CorticalMap(nn.Module):
-    """A retinotopic map: where in the cortex a neuron is → where its receptive field is.
+    """Retinotopic map from a neuron's place in the cortex to the place of its receptive field.
 
-    The ``grid_mean_predictor`` of Sensorium's baselines (Willeke et al. 2022, Sec. 4). Coordinates
-    are centred and divided by the largest.
+    This is the ``grid_mean_predictor`` of Sensorium's baselines (Willeke et al. 2022, Sec. 4).
+    Coordinates are centred and divided by the largest absolute value.
 
     Args:
-        coordinates: of each neuron, in any unit.
-        hidden: width of each hidden layer (ELU); none is an affine map.
-        zero: start with every position at 0, for positions that are added to learned ones.
+        coordinates: cortical coordinates of each neuron, in any unit.
+        hidden: width of each hidden layer (ELU). () gives an affine map.
+        zero: start with all positions at 0, for positions that are added to learned ones.
 
     Raises:
-        NeuralModelError: for coordinates that are not finite or all the same.
+        NeuralModelError: if coordinates are not finite, or all neurons have equal ones.
     """
 
     coordinates: Tensor
@@ -34,11 +34,11 @@ class CorticalMap(nn.Module):
         centred = coordinates.detach().float()
         centred = centred - centred.mean(0)
         largest = centred.abs().max()
-        # On the meta device a model is built before its saved coordinates are read.
+        # On the meta device the coordinates have no values yet, so they cannot be checked.
         if not (largest.is_meta or (largest > 0 and largest.isfinite())):
             raise NeuralModelError(
-                "coordinates must be finite and differ between neurons; leave them out of the "
-                "readout where they were not measured"
+                "coordinates must be finite and differ between neurons; if they were not "
+                "measured, set readout.cortex to off"
             )
         self.register_buffer("coordinates", centred / largest)
         widths = (coordinates.shape[1], *hidden, 2)
@@ -53,5 +53,5 @@ class CorticalMap(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self) -> Float[Tensor, "n 2"]:
-        """Positions (x, y)."""
+        """Return the positions (x, y) of all neurons on the map."""
         return self.layers(self.coordinates)

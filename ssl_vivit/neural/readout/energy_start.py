@@ -1,11 +1,12 @@
-"""Start of readouts at receptive fields that are estimated from responses to local energy.
+"""Initial readout positions at receptive fields that are estimated from responses.
 
-Reverse correlation with energy instead of grey level, since complex cells have no linear receptive
-field (Adelson & Bergen 1985). Each place of a coarse grid explains a neuron's responses by three
-numbers (:mod:`ssl_vivit.neural.readout.oriented_energy`): few enough for a few trials. Places are
-compared by their evidence (:mod:`ssl_vivit.neural.readout.place_evidence`), with the energy of the
-whole screen and with no explanation. What neurons have in common is estimated from all of them:
-the delay of responses, how slowly they change by themselves, the prior of weights.
+The estimate is a reverse correlation with local energy instead of grey level, since complex cells
+have no linear receptive field (Adelson & Bergen 1985). For each place of a coarse grid, a neuron's
+responses are regressed on three features (:mod:`ssl_vivit.neural.readout.oriented_energy`). So few
+features can be fitted from a few trials. The evidence of each place
+(:mod:`ssl_vivit.neural.readout.place_evidence`) is compared with that of the energy of the whole
+screen and of no explanation. Three properties are estimated from all neurons together: the delay
+of responses, their autocorrelation without a stimulus, and the prior of the weights.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from ssl_vivit.neural.readout.gaussian import GaussianReadout
 from ssl_vivit.neural.readout.oriented_energy import oriented_energy
 from ssl_vivit.neural.readout.place_evidence import PlaceSums
 
-# Seconds from a frame to the responses that it is related to, first and last. The likeliest holds.
+# Candidate intervals of the delay from a frame to its responses, in seconds. The likeliest is used.
 _DELAYS = ((0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.1, 0.3), (0.1, 0.6))
-# Trials that decide on the delay and on how slowly responses change.
+# Number of trials from which the delay and the autocorrelation of responses are estimated.
 _FIRST_TRIALS = 16
-# Seconds over which what is left of a response's course is taken into account.
+# Longest lag in seconds of the autocorrelation of residual responses.
 _COURSE = 0.5
-# Cells around a place that belong to it.
+# Radius in grid cells around a peak within which the centre of mass is taken.
 _REACH = 1.33
 
 
@@ -43,8 +44,8 @@ class FoundPlaces(NamedTuple):
     """Centres of receptive fields.
 
     Attributes:
-        centres: (x, y) on the screen; −1 and 1 are its outer edges. NaN where none was found.
-        known: where one was.
+        centres: (x, y) on the screen, whose edges are −1 and 1. NaN if no centre was found.
+        known: whether a centre was found.
     """
 
     centres: Float[Tensor, "n 2"]
@@ -54,19 +55,19 @@ class FoundPlaces(NamedTuple):
 def start_at_energy(
     model: NeuralModel, sessions: Sequence[Session], facts: Sequence[SessionFacts]
 ) -> list[str]:
-    """Put the readouts of a fresh model where their neurons' energy maps are centred.
+    """Place the readouts of a new model at receptive fields estimated from local energy.
 
-    Neurons without such a place, and readouts whose positions come from cortical coordinates, stay
-    as they are. Training trials alone are read. Neurons that are held out of training have no part
-    in the place of another.
+    Positions are unchanged for neurons without an estimate, and for readouts with cortical
+    coordinates. Only training trials are read. Held-out neurons do not influence the estimates of
+    other neurons.
 
     Args:
-        model: whose readouts are placed; its adapter is taken as the identity that it starts as.
-        sessions: of the model.
-        facts: of each of them, with the split.
+        model: the model, whose readouts are modified. Its adapter must still be the identity.
+        sessions: sessions of the model.
+        facts: facts of each session, with the split.
 
     Returns:
-        A line for each session that was placed.
+        Notes, one line for each session with estimates.
     """
     notes = []
     for session, fact in zip(sessions, facts, strict=True):
@@ -83,8 +84,8 @@ def start_at_energy(
         )
         _place(readout, found, span)
         notes.append(
-            f"{fact.name}: {int(found.known.sum())} of {len(found.known)} readouts start where "
-            "local contrast predicts responses, the others near the middle"
+            f"{fact.name}: readouts of {int(found.known.sum())} of {len(found.known)} neurons "
+            "start where local contrast predicts responses, the others near the middle"
         )
     return notes
 
@@ -104,17 +105,17 @@ def energy_centres(
     frames_per_second: float,
     pooled: Bool[Tensor, " n"] | None = None,
 ) -> FoundPlaces:
-    """Centres of receptive fields by the evidence of local energy for responses.
+    """Estimate centres of receptive fields from the dependence of responses on local energy.
 
     Args:
-        trials: grey levels, 0 to 255, and responses (NaN where unknown) of the same frames, at least
-            one trial; read once.
-        frames_per_second: of both.
-        pooled: neurons that what all have in common is estimated from; all by default.
+        trials: at least one pair of a video, with grey levels from 0 to 255, and the responses in
+            its frames (NaN if unknown). The iterable is read once.
+        frames_per_second: frame rate of videos and responses.
+        pooled: neurons from which shared properties are estimated. None means all neurons.
 
     Returns:
-        :class:`FoundPlaces`. A neuron has a place if local energy is a likelier explanation of its
-        responses than the energy of the whole screen, and than none.
+        The centres. A neuron has a centre if local energy explains its responses with a probability
+        above 0.5, rather than the energy of the whole screen or neither.
     """
     stream = (
         (oriented_energy(torch.as_tensor(video)), torch.as_tensor(responses).float())
@@ -144,7 +145,7 @@ def energy_centres(
 
 
 def peak_centres(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
-    """Centres of mass (x, y) of the places that have most mass around them, in [−1, 1] from edge to edge.
+    """Return the centre of mass around the peak of each map, (x, y) in [−1, 1] from edge to edge.
 
     NaN for maps without mass.
     """
@@ -159,13 +160,14 @@ def peak_centres(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
 
 
 class _Course(NamedTuple):
-    """Time course of responses without a stimulus.
+    """Model of the time course of responses without a stimulus.
 
     Attributes:
-        mean: of each neuron's responses.
-        deviation: of each, 1 where there is none.
-        persistence: correlation of a response with the one before, of all neurons together.
-        inflation: frames that count as one independent one, once what persists is taken out.
+        mean: mean response of each neuron.
+        deviation: standard deviation of each neuron's responses; 1 for constant responses.
+        persistence: correlation of responses in successive frames, over all neurons.
+        inflation: number of frames that are worth one independent frame, after persistence is
+            removed.
     """
 
     mean: Float[Tensor, " n"]
@@ -177,12 +179,12 @@ class _Course(NamedTuple):
     def of(
         cls, trials: Sequence[Float[Tensor, "T n"]], pooled: Bool[Tensor, " n"], frames: int
     ) -> _Course:
-        """Estimate it.
+        """Estimate the model from trials.
 
         Args:
-            trials: responses, NaN where unknown.
-            pooled: neurons that correlations are estimated from.
-            frames: how far correlations reach.
+            trials: responses, NaN if unknown.
+            pooled: neurons from which correlations are estimated.
+            frames: longest lag of the correlations, in frames.
         """
         together = torch.cat([*trials])
         mean = together.nanmean(0).nan_to_num()
@@ -196,17 +198,17 @@ class _Course(NamedTuple):
         return course._replace(inflation=max(1.0, 1 + 2 * sum(left)))
 
     def standard(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
-        """Responses with mean 0 and variance 1."""
+        """Return responses standardised to mean 0 and variance 1."""
         return (responses - self.mean) / self.deviation
 
     def changes(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
-        """Standardised responses less what persists of the one before; none before the first frame."""
+        """Return standardised responses minus ``persistence`` times those in the frame before."""
         standard = self.standard(responses)
         return standard - self.persistence * F.pad(standard[:-1], (0, 0, 1, 0))
 
 
 def _correlations(trials: Sequence[Float[Tensor, "T n"]], frames: int) -> list[float]:
-    """Correlations of responses with those 1 to ``frames`` before, over neurons and known frames."""
+    """Return autocorrelations at lags 1 to ``frames``, over neurons and known frames."""
     mean = torch.cat([*trials]).nanmean(0)
     centred = [trial - mean for trial in trials]
     power = float(torch.cat(centred).square().nanmean().nan_to_num())
@@ -232,14 +234,14 @@ def _sums(trials: Sequence[_Trial], course: _Course, delay: tuple[int, int]) -> 
 def _add(sums: PlaceSums, trial: _Trial, course: _Course, delay: tuple[int, int]) -> None:
     energy, responses = trial
     past = _past(rearrange(energy, "T h w k -> T (h w k)"), *delay)
-    # What was shown before the first frame is unknown.
+    # Skip the first frames, for which the earlier stimulus is unknown.
     start = max(1, delay[1])
     features = rearrange(past, "T (p k) -> T p k", k=energy.shape[-1])
     sums.add(features[start:], course.changes(responses)[start:])
 
 
 def _past(energy: Float[Tensor, "T p"], first: int, last: int) -> Float[Tensor, "T p"]:
-    """Mean over the frames that lie ``first`` to ``last`` frames back; frames before the first are 0."""
+    """Return the mean energy ``first`` to ``last`` frames back; it is 0 before the first frame."""
     total = F.pad(energy.double(), (0, 0, last + 1, 0)).cumsum(0)
     past = total[last + 1 - first : len(total) - first] - total[: len(energy)]
     return past / (last + 1 - first)

@@ -1,4 +1,4 @@
-"""GaussianReadout: a feature map → the linear drive of every neuron, read at its own place."""
+"""GaussianReadout: computes the drive of each neuron from the feature map at the neuron's place."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ class ReadoutConfig:
     """Settings of :class:`GaussianReadout`.
 
     Args:
-        sampling: ``point`` reads one place, drawn from the neuron's Gaussian for each clip in
-            training, at its mean in evaluation; ``mask`` averages the map under the Gaussian.
-        gaussian: ``full`` learns width and orientation, ``uncorrelated`` a width for x and one for
-            y, ``isotropic`` one for both.
-        bias: learn a constant for each neuron.
-        align_corners: positions of −1 and 1 are the centres of the outermost pixels, as in old
+        sampling: ``point`` reads the map at one place, which is drawn from the neuron's Gaussian
+            for each clip in training, and is its mean in evaluation. ``mask`` averages the map
+            under the Gaussian.
+        gaussian: ``full`` learns widths and orientation, ``uncorrelated`` one width for x and one
+            for y, ``isotropic`` one width for both.
+        bias: whether to learn a constant for each neuron.
+        align_corners: whether positions −1 and 1 are the centres of the outermost pixels, as in old
             models, instead of the map's edges.
-        mean_range: positions start uniformly within ± this.
-        spread: standard deviation of the Gaussians at the start; the map is 2 wide and 2 high.
-        cortex: use cortical coordinates where a session has them: ``off``, ``add`` what is mapped
-            from them to each neuron's own position, or ``replace`` that.
-        cortex_hidden: widths of the hidden layers of the map from cortical coordinates.
-        shifter: shift all positions by the pupil's centre where a session has it.
+        mean_range: initial positions are uniform in [−mean_range, mean_range]; from 0 to 1.
+        spread: initial standard deviation of the Gaussians, above 0. The map is 2 wide and 2 high.
+        cortex: use of cortical coordinates in sessions that have them. ``off`` ignores them.
+            ``add`` adds the position that is predicted from them to each neuron's learned position.
+            ``replace`` uses only the predicted position.
+        cortex_hidden: widths of the hidden layers that map cortical coordinates to positions.
+        shifter: shift all positions by the pupil's centre, in sessions that have it.
     """
 
     sampling: Sampling = "point"
@@ -69,7 +71,7 @@ class ReadoutConfig:
             raise NeuralModelError(f"readout.spread {self.spread} must be above 0")
         if any(width < 1 for width in self.cortex_hidden):
             raise NeuralModelError(
-                f"readout.cortex_hidden {list(self.cortex_hidden)} must be widths above 0"
+                f"readout.cortex_hidden {list(self.cortex_hidden)} must contain only widths above 0"
             )
 
     def build(
@@ -80,12 +82,12 @@ class ReadoutConfig:
         coordinates: Float[Tensor, "n k"] | None = None,
         pupil: bool = False,
     ) -> GaussianReadout:
-        """The readout of one session; what the session lacks is left out.
+        """Build the readout of one session, without the parts for which the session has no data.
 
         Args:
-            neurons: of the session.
-            channels: of the map.
-            coordinates: where in the cortex they are; None where unknown.
+            neurons: number of neurons of the session.
+            channels: channels of the map.
+            coordinates: cortical coordinates of the neurons. None if unknown.
             pupil: whether the session has the pupil's centre.
         """
         settings = asdict(self) | {"shifter": self.shifter and pupil}
@@ -95,38 +97,39 @@ class ReadoutConfig:
 
 
 class GaussianReadout(nn.Module):
-    """Each neuron reads the map at one place, with its own features.
+    """Readout in which each neuron reads the map at one place, with its own feature weights.
 
-    With ``sampling="point"`` it is the readout of Lurz et al. 2021 (Sec. 3.2; neuralpredictors'
-    FullGaussian2d): bilinear interpolation at a position that is drawn from the neuron's Gaussian
-    in training, one for each clip of the batch and constant over its time, and at the mean in
-    evaluation. Only the four pixels around a position are multiplied, so 8,000 neurons cost no more
-    than a few large matrix products. With ``sampling="mask"`` the map is averaged under a
-    normalised Gaussian; it costs a product with every pixel that the mask reaches.
+    With ``sampling="point"`` this is the readout of Lurz et al. 2021 (Sec. 3.2; FullGaussian2d of
+    neuralpredictors): bilinear interpolation of the map at one position. In training, the position
+    is drawn from the neuron's Gaussian, once for each clip. In evaluation it is the mean. Only the
+    four pixels around a position are multiplied, so 8,000 neurons cost no more than a few large
+    matrix products. With ``sampling="mask"`` the map is averaged under a normalised Gaussian, which
+    costs a product with every pixel under the mask.
 
-    For one frame (b, d, h, w) and positions (b, n, 2), points are read as by
+    For one frame (b, d, h, w) and positions (b, n, 2), reading points is equivalent to
 
         grid = rearrange(positions, "b n axis -> b n 1 axis")
         seen = F.grid_sample(frame, grid, align_corners=False)  # (b, d, n, 1)
         drive = einsum(seen, features, "b d n 1, n d -> b n") + bias
 
     Args:
-        neurons: how many.
-        channels: of the map.
-        coordinates: (neurons, k), where in the cortex they are.
-        settings: fields of :class:`ReadoutConfig`; ``cortex`` is ``add`` by default where
-            coordinates are given.
+        neurons: number of neurons.
+        channels: channels of the map.
+        coordinates: (neurons, k) cortical coordinates.
+        settings: fields of :class:`ReadoutConfig`. ``cortex`` is ``add`` by default if coordinates
+            are given.
 
     Attributes:
-        mean: (neurons, 2) as (x, y) in [−1, 1]; None with ``cortex="replace"``. See :meth:`centres`.
-        spread: (neurons, 2, 2), a square root of the covariance: spread · spreadᵀ.
-        features: (neurons, channels).
-        bias: (neurons,), or None.
-        spread_scale: multiplies ``spread``; lower it in training to anneal the widths. Kept in
-            checkpoints, as masks need it in evaluation.
+        mean: (neurons, 2) learned positions (x, y) in [−1, 1]; None with ``cortex="replace"``. See
+            :meth:`centres`.
+        spread: (neurons, 2, 2) matrix square roots of the covariances, which are spread · spreadᵀ.
+        features: (neurons, channels) feature weights.
+        bias: (neurons,) constants, or None.
+        spread_scale: factor of ``spread``. Lower it in training to anneal the widths. It is saved
+            in checkpoints, as masks need it in evaluation.
 
     Raises:
-        NeuralModelError: for settings that do not fit.
+        NeuralModelError: if settings are invalid, or coordinates of the right shape are missing.
     """
 
     _spread_scale: Tensor
@@ -145,8 +148,7 @@ class GaussianReadout(nn.Module):
         self.config = config = ReadoutConfig(**settings)
         if neurons < 1 or channels < 1:
             raise NeuralModelError(
-                f"a readout of {neurons} neurons from {channels} channels reads nothing; both "
-                "must be at least 1"
+                f"a readout has {neurons} neurons and {channels} channels; both must be at least 1"
             )
         self.neurons, self.channels = neurons, channels
         self.cortical_map: CorticalMap | None = None
@@ -154,7 +156,8 @@ class GaussianReadout(nn.Module):
             if coordinates is None or coordinates.shape[0] != neurons or coordinates.ndim != 2:
                 shape = None if coordinates is None else tuple(coordinates.shape)
                 raise NeuralModelError(
-                    f"readout.cortex {config.cortex} needs coordinates of shape ({neurons}, k), not {shape}"
+                    f"readout.cortex {config.cortex} needs coordinates of shape ({neurons}, k), "
+                    f"not {shape}"
                 )
             self.cortical_map = CorticalMap(
                 coordinates, config.cortex_hidden, zero=config.cortex == "add"
@@ -167,15 +170,15 @@ class GaussianReadout(nn.Module):
         self.spread = nn.Parameter(
             repeat(torch.eye(2) * config.spread, "i j -> n i j", n=neurons).clone()
         )
-        # As small as neuralpredictors' constant 1/d, which would read nothing of normalised tokens,
-        # whose channels add up to 0.
+        # The scale of the constant 1/d of neuralpredictors. A constant would read 0 from normalised
+        # tokens, whose channels sum to 0.
         self.features = nn.Parameter(torch.randn(neurons, channels) / channels)
         self.bias = nn.Parameter(torch.zeros(neurons)) if config.bias else None
         self.register_buffer("_spread_scale", torch.ones(()))
 
     @property
     def spread_scale(self) -> Tensor:
-        """Factor of ``spread``, a tensor of one number."""
+        """Factor of ``spread``, as a scalar tensor."""
         return self._spread_scale
 
     @spread_scale.setter
@@ -188,37 +191,38 @@ class GaussianReadout(nn.Module):
         pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
         noise: Float[Tensor, "b n 2"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
-        """The drive of each neuron, before any nonlinearity.
+        """Return the drive of each neuron, before the nonlinearity.
 
         Args:
-            map: the core's features, of clips or of single frames.
-            pupil_centre: standardised; moves positions where there is a shifter. None, or NaN in a
-                frame, leaves them.
-            noise: standard normal numbers that positions are drawn by, where :attr:`draws_positions`.
-                None draws them from torch's generator.
+            map: feature map of clips or of single frames.
+            pupil_centre: standardised. It shifts positions if there is a shifter. None, or NaN in a
+                frame, does not shift them.
+            noise: standard normal numbers from which positions are drawn if :attr:`draws_positions`
+                is true. None draws them from torch's generator.
 
         Raises:
-            NeuralModelError: for a map of other channels, or a pupil or noise of other shape.
+            NeuralModelError: if the map has another number of channels, or ``pupil_centre`` or
+                ``noise`` has the wrong shape.
         """
         if pupil_centre is not None and pupil_centre.shape[:-1] != self._times(map):
             raise NeuralModelError(
-                f"pupil_centre is {tuple(pupil_centre.shape)}; a map {tuple(map.shape)} needs "
-                f"{(*self._times(map), 2)}"
+                f"pupil_centre has shape {tuple(pupil_centre.shape)}; a map of shape "
+                f"{tuple(map.shape)} needs {(*self._times(map), 2)}"
             )
         return self.read(map, self.positions(len(map), noise), self.shifts(pupil_centre))
 
     @property
     def draws_positions(self) -> bool:
-        """True if a forward pass now draws positions: in training with ``sampling="point"``."""
+        """Whether a forward pass draws positions: in training mode with ``sampling="point"``."""
         return self.training and self.config.sampling == "point"
 
     def centres(self) -> Float[Tensor, "n 2"]:
-        """Centres of the neurons' Gaussians, (x, y) in [−1, 1], without any shift."""
+        """Return the centres of the neurons' Gaussians, (x, y) in [−1, 1], without shifts."""
         if self.mean is not None and self.training:
-            # Gradient steps beyond the edge would have to be walked back.
+            # Clamp, since a neuron would need several steps to return from beyond the edge.
             with torch.no_grad():
                 self.mean.clamp_(-1, 1)
-        # Autocast would round positions to a hundredth of the map.
+        # Disable autocast, which would round positions to a hundredth of the map.
         with torch.autocast(self.features.device.type, enabled=False):
             parts = [] if self.mean is None else [self.mean]
             if self.cortical_map is not None:
@@ -226,7 +230,7 @@ class GaussianReadout(nn.Module):
             return projected(sum(parts[1:], parts[0]))
 
     def widths(self) -> Float[Tensor, "n 2 2"]:
-        """The square roots of the covariances in use: ``spread`` as annealed."""
+        """Return the square roots of the covariances: ``spread`` times ``spread_scale``."""
         spread = self.spread * self.spread_scale
         if self.config.gaussian == "full":
             return spread
@@ -238,11 +242,14 @@ class GaussianReadout(nn.Module):
     def positions(
         self, count: int, noise: Float[Tensor, "b n 2"] | None = None
     ) -> Float[Tensor, "b n 2"]:
-        """Positions that the neurons read: draws in training with ``sampling="point"``, else centres.
+        """Return the positions that neurons read, which are drawn if :attr:`draws_positions`.
 
         Args:
-            count: clips; each has its own draw, for all of its time.
+            count: number of clips. Each clip has one draw for all its frames.
             noise: see :meth:`forward`.
+
+        Raises:
+            NeuralModelError: if ``noise`` has the wrong shape.
         """
         places = self.centres()
         if not self.draws_positions:
@@ -251,18 +258,18 @@ class GaussianReadout(nn.Module):
             noise = torch.randn(count, *places.shape, dtype=places.dtype, device=places.device)
         elif noise.shape != (count, *places.shape):
             raise NeuralModelError(
-                f"noise is {tuple(noise.shape)}; {count} clips of {self.neurons} neurons need "
-                f"{(count, *places.shape)}"
+                f"noise has shape {tuple(noise.shape)}; {count} clips of {self.neurons} neurons "
+                f"need {(count, *places.shape)}"
             )
         return drawn(places, self.widths(), noise.to(places))
 
     def shifts(
         self, pupil_centre: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None
     ) -> Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None:
-        """Shift of all positions in each frame; None without a shifter, or a pupil to shift by.
+        """Return the shift of all positions in each frame; None without a shifter or a pupil.
 
-        Shifts are added after draws were moved onto the map, so that shifted positions may be
-        outside.
+        Shifts are added after drawn positions were clamped to the map, so shifted positions may lie
+        outside the map.
 
         Args:
             pupil_centre: see :meth:`forward`.
@@ -278,18 +285,22 @@ class GaussianReadout(nn.Module):
         positions: Float[Tensor, "b n 2"],
         shift: Float[Tensor, "b t 2"] | Float[Tensor, "b 2"] | None = None,
     ) -> Float[Tensor, "b t n"] | Float[Tensor, "b n"]:
-        """The drive at given positions; arguments and errors as of :meth:`forward`.
+        """Return the drive at given positions.
 
         Args:
-            map: as of :meth:`forward`.
-            positions: (x, y); with a shift that moves from frame to frame, in [−1, 1].
-            shift: of all positions.
+            map: see :meth:`forward`.
+            positions: (x, y) of each neuron. They must be in [−1, 1] if ``shift`` varies over
+                frames.
+            shift: shift of all positions.
+
+        Raises:
+            NeuralModelError: if the map has another number of channels.
         """
         clip = map.ndim == 5
         if map.ndim not in (4, 5) or map.shape[1] != self.channels:
             raise NeuralModelError(
-                f"the map is {tuple(map.shape)}; this readout needs (b, {self.channels}, t, h, w) "
-                f"or (b, {self.channels}, h, w)"
+                f"the map has shape {tuple(map.shape)}; this readout needs (b, {self.channels}, t, "
+                f"h, w) or (b, {self.channels}, h, w)"
             )
         map = map if clip else map[:, :, None]
         size, align = (map.shape[3], map.shape[4]), self.config.align_corners
@@ -312,11 +323,15 @@ class GaussianReadout(nn.Module):
         return drive if clip else drive[:, 0]
 
     def regularisation(self) -> dict[str, Float[Tensor, ""]]:
-        """Terms that a loss may add, unweighted, each a mean over neurons.
+        """Return unweighted penalties for the loss, each a mean over neurons.
 
-        ``feature_l1``: sum of a neuron's absolute features. ``spread``: the trace of its
-        covariance, without annealing. ``mean_offset``, with ``cortex="add"``: squared distance of
-        its position from the one that the cortical map gives.
+        Returns:
+            The penalties by name.
+
+            - ``feature_l1``: sum of the absolute values of a neuron's features
+            - ``spread``: trace of its covariance, without annealing
+            - ``mean_offset``, only with ``cortex="add"``: squared distance of its position from the
+              position that the cortical map predicts
         """
         terms = {
             "feature_l1": self.features.abs().sum(1).mean(),
@@ -327,7 +342,7 @@ class GaussianReadout(nn.Module):
         return terms
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable; coordinates come with the weights."""
+        """Return kind and settings as a JSON-serialisable dictionary, without the coordinates."""
         cortex = self.cortical_map
         return {
             "kind": "gaussian",
@@ -339,11 +354,11 @@ class GaussianReadout(nn.Module):
 
     @staticmethod
     def _times(map: Tensor) -> tuple[int, ...]:
-        """(b, t) of clips, (b,) of frames."""
+        """Return the leading shape: (b, t) for clips, (b,) for single frames."""
         return (map.shape[0], map.shape[2]) if map.ndim == 5 else (map.shape[0],)
 
 
-# How many entries there are depends on numbers, which a compiled graph cannot know.
+# Not compiled, since the number of entries depends on values.
 @torch.compiler.disable
 def _entries_of_masks(
     positions: Tensor, widths: Tensor, size: tuple[int, int], align_corners: bool

@@ -1,7 +1,7 @@
-"""One causal filter of stimulus and behaviour for each neuron.
+"""Readout with one causal linear filter of stimulus and behaviour for each neuron.
 
-Chichilnisky 2001 (Network 12:199), fitted by maximum likelihood (Paninski 2004). Behaviour enters
-linearly with the same lags.
+Chichilnisky 2001 (Network 12:199), fitted by maximum likelihood (Paninski 2004). The filter of
+behaviour has as many lags as the filter of the stimulus.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class LinearNonlinearConfig:
     """Settings of :func:`linear_nonlinear`.
 
     Args:
-        filters: ``full`` has a weight for every pixel and lag, ``separable`` a sum of ``rank``
+        filters: ``full`` has a weight for every pixel and lag. ``separable`` is a sum of ``rank``
             products of an image and a time course.
-        lags: frames that a filter spans, the frame itself among them.
-        pool: stimuli are averaged over squares of this many pixels.
-        rank: products of a separable filter.
+        lags: number of frames that a filter spans, including the current frame.
+        pool: side in pixels of the squares over which stimuli are averaged.
+        rank: number of products of a separable filter.
     """
 
     filters: FilterKind = "separable"
@@ -45,16 +45,16 @@ class LinearNonlinearConfig:
 
 
 class LinearReadout(nn.Module):
-    """The filters of one session's neurons; lag 0 is the frame itself.
+    """Linear filters of one session's neurons; lag 0 is the current frame.
 
     Args:
-        neurons: how many.
-        pooled: (c, h, w) of the stimulus.
-        behaviour_channels: signals, which follow the pixels.
-        config: which filters.
+        neurons: number of neurons.
+        pooled: (c, h, w) of the pooled stimulus.
+        behaviour_channels: number of behaviour channels, which follow the pixels in the map.
+        config: settings of the filters.
     """
 
-    # NeuralModel gives it the past in a stream.
+    # In a stream, NeuralModel passes the state of earlier frames to such readouts.
     looks_back = True
 
     def __init__(
@@ -85,12 +85,14 @@ class LinearReadout(nn.Module):
         pupil_centre: Float[Tensor, "b t 2"] | None = None,
         past: Past | None = None,
     ) -> Float[Tensor, "b t neurons"]:
-        """Drive of each neuron: filtered signals plus bias; zeros stand before the first frame.
+        """Return the drive of each neuron: filtered signals plus bias.
+
+        Signals are padded with zeros before the first frame.
 
         Args:
             map: pooled pixels, then behaviour, as channels.
-            pupil_centre: not used; filters do not move with the pupil.
-            past: of the frames before, in a stream.
+            pupil_centre: ignored; filters do not move with the pupil.
+            past: state after the frames before, in a stream.
         """
         lags, signals = self.config.lags, map[..., 0, 0]
         pixels = signals.shape[1] - self.behaviour_channels
@@ -112,7 +114,7 @@ class LinearReadout(nn.Module):
         return rearrange(drive, "b n t -> b t n") + self.bias
 
     def to_config(self) -> dict[str, Any]:
-        """Kind and settings, JSON-serialisable."""
+        """Return kind and settings as a JSON-serialisable dictionary."""
         return {
             "kind": "linear",
             "neurons": len(self.bias),
@@ -122,18 +124,20 @@ class LinearReadout(nn.Module):
         }
 
     def spacetime(self) -> Float[Tensor, "neurons lags c h w"]:
-        """The filter of each neuron over pooled pixels."""
+        """Return the filter of each neuron over pooled pixels."""
         if self.config.filters == "full":
             return self.filters
         return einsum(self.images, self.courses, "n r c h w, n r lag -> n lag c h w")
 
     def regularisation(self) -> dict[str, Tensor]:
-        """Unweighted penalties, each the mean over neurons of a sum over the filter.
+        """Return unweighted penalties for the loss, each a mean over neurons.
 
         Returns:
-            ``filter_l2``: squared weights, those of behaviour among them; ``smoothness``: squared
-            second differences over time, height and width (the filter is zero beyond its edges in
-            space).
+            The penalties by name.
+
+            - ``filter_l2``: sum of squared weights, including those of behaviour
+            - ``smoothness``: sum of squared second differences over time, height and width, where
+              the filter is zero beyond its edges in space
         """
         if self.config.filters == "full":
             weights = self.filters.square().flatten(1).sum(1)
@@ -150,7 +154,7 @@ class LinearReadout(nn.Module):
 def _roughness(
     filters: Float[Tensor, "neurons ..."], axes: Sequence[int], *, edges: bool = False
 ) -> Float[Tensor, " neurons"]:
-    """Sum of squared second differences along each axis."""
+    """Return the sum of squared second differences along the axes; ``edges`` pads with zeros."""
     total = filters.new_zeros(len(filters))
     for axis in axes:
         moved = filters.movedim(axis, -1)

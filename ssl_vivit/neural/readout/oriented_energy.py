@@ -1,8 +1,8 @@
-"""Energy of a movie's edges by orientation, in the cells of a coarse grid.
+"""Local energy and orientation of edges in a movie, in the cells of a coarse grid.
 
-Two numbers beside the energy itself say how far one orientation outweighs that at right angles to
-it: the structure tensor (Bigün & Granlund 1987, ICCV, 433-438) over its energy. They double the
-angle, so a weight on each is a cosine tuning to orientation.
+Beside the energy there are two orientation features, the structure tensor (Bigün & Granlund 1987,
+ICCV, 433-438) divided by its energy. They are proportional to cosine and sine of twice the angle,
+so weights on them give a cosine tuning to orientation.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 FEATURES = 3
-# Frames of more pixels are averaged to about as many.
+# Frames with more than _PIXELS pixels are reduced to about this number; the grid has about _CELLS
+# cells.
 _PIXELS = 2304
 _CELLS = 252
-# Standard deviations: in pixels, of the blur before gradients are taken; in cells, of the window.
+# Standard deviations of the blur before gradients are taken, in pixels, and of the window, in
+# cells.
 _BLUR, _WINDOW = 1.0, 0.8
-# Squared gradients, where grey levels are 0 to 1, below which energy is linear in them.
+# Squared gradient, for grey levels from 0 to 1, below which energy is about linear in it.
 _FLOOR = 1e-4
 
 
 def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
-    """Root mean square of gradients around cells, and how far it is horizontal and diagonal.
+    """Return the local root mean square of gradients, and two features of their orientation.
 
-    Features of a frame depend on it and the frame before, of which it takes the mean.
+    Features are computed from the mean of a frame and the frame before it.
 
     Args:
-        video: grey levels, 0 to 255.
+        video: grey levels from 0 to 255.
 
     Returns:
-        For each of some 252 cells (fewer where there are fewer pixels), about square, the energy
-        √(xx + yy), (xx − yy) / energy and 2xy / energy, where xx, yy and xy are local means of
-        products of the gradients to the right and downwards.
+        Three features for each cell, which are the energy √(xx + yy), (xx − yy) / energy and
+        2xy / energy. Here xx, yy and xy are local means of products of the gradients to the right
+        and downwards. There are about 252 nearly square cells, or fewer if there are fewer pixels.
     """
     grey = video.float() / 255
     height, width = grey.shape[1:]
@@ -57,7 +59,7 @@ def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
 
 
 def _averages(count: int, length: int, deviation: float) -> Float[Tensor, "count length"]:
-    """Weights of Gaussian averages of ``length`` pixels around ``count`` evenly spaced places."""
+    """Return weights of ``count`` evenly spaced Gaussian averages of ``length`` pixels."""
     centres = (torch.arange(count) + 0.5) * length / count
     away = centres[:, None] - (torch.arange(length) + 0.5)
     weights = torch.exp(-0.5 * (away / deviation) ** 2)

@@ -1,8 +1,8 @@
 """Lists of the pixels that neurons read in each clip, with their weights.
 
-Lists of entries (pixel (e,), neuron (e,), weight (e, 1) or (e, t)), as
-:func:`ssl_vivit.neural.readout.pixel_products.read_pixels` takes them; pixel y·w + x of clip b has the number
-b·h·w + y·w + x.
+The functions return entries as three tensors: pixel (e,), neuron (e,) and weight (e, 1) or (e, t).
+They are arguments of :func:`ssl_vivit.neural.readout.pixel_products.read_pixels`. Pixel (x, y) of
+clip b has the number b·h·w + y·w + x.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 def of_points(
     pixel: Int[Tensor, "b n corners"], weight: Float[Tensor, "b t n corners"], area: int
 ) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, "e t"]]:
-    """Entries of neurons that read the same few pixels throughout a clip.
+    """Return entries of neurons that read fixed pixels throughout a clip.
 
     Args:
-        pixel: what each neuron reads in each clip.
-        weight: how strongly at each time; t is 1 where that stays.
-        area: pixels of a map.
+        pixel: pixels that each neuron reads in each clip.
+        weight: weight of each pixel in each frame; t is 1 if the weights are constant.
+        area: number of pixels of a map, h·w.
     """
     b, n, _ = pixel.shape
     clip = torch.arange(b, device=pixel.device)[:, None, None]
@@ -33,10 +33,10 @@ def of_points(
 def of_masks(
     mask: Float[Tensor, "b t n p"],
 ) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, "e t"]]:
-    """Entries of masks; t is 1 where they stay.
+    """Return entries of masks; t is 1 if the masks are constant over time.
 
-    On a CPU weights that rounding would hide are left out. Elsewhere the host would wait to learn
-    how many are left.
+    On a CPU, weights below the rounding error are left out. On other devices all weights are kept,
+    since the host would have to wait for the number of entries.
     """
     b, _, n, area = mask.shape
     if mask.device.type != "cpu":

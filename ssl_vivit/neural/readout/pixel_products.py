@@ -1,4 +1,4 @@
-"""Products of the neurons' features with the pixels that each of them reads, and no others."""
+"""Products of neurons' features with only those pixels that each neuron reads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Entries that one of many equal products takes, where pixels are not taken one after another.
+# Largest number of entries in a block, for pixels that are processed in padded blocks.
 _LARGEST_BLOCK = 128
-# Numbers that are gathered at a time there: what a CPU's cache holds, or few launches elsewhere.
+# Numbers gathered at once for blocks: as many as fit a CPU's cache; on other devices more, to
+# launch few kernels.
 _GATHERED = {"cpu": 2**20}
 _GATHERED_ELSEWHERE = 2**26
-# Multiplications of one pixel that take as long on a CPU as to call for them.
+# Multiplications for one pixel above which a separate product pays off on a CPU.
 _WORTH_A_CALL = 2**20
 
 
@@ -25,21 +26,23 @@ def read_pixels(
     neuron: Int[Tensor, " e"],
     weight: Float[Tensor, "e times"],
 ) -> Float[Tensor, "b t n"]:
-    """Sum of weighted pixels, each read by the features of its neuron.
+    """Return for each neuron the weighted sum of its features' products with the pixels it reads.
 
-    Entry e adds ``weight[e] · features[neuron[e]] · map[b, :, t, y, x]``, with pixel[e] =
-    (b h + y) w + x, to neuron[e] at every time of clip b. Entries are sorted by pixel, and each
-    pixel's times meet its neurons in one matrix product: e·t·d multiplications and few copies.
-    Differentiable once, by the map, the features and the weights, with nothing kept for it but the
-    arguments. Pixels are taken in turn where many read each on a CPU, in padded blocks otherwise.
+    Entry e adds ``weight[e] · features[neuron[e]] · map[b, :, t, y, x]`` to the result of neuron[e]
+    in every frame t of clip b, where pixel[e] = (b h + y) w + x. Entries are sorted by pixel. For
+    each pixel, all frames are multiplied with the features of its neurons in one matrix product,
+    which takes e·t·d multiplications in all and few copies. On a CPU pixels are processed one by
+    one if many entries read each pixel. In all other cases they are processed in padded blocks. The
+    function is differentiable once, with respect to the map, the features and the weights. Only the
+    arguments are stored for the backward pass.
 
     Args:
-        map: features of the core. Channels last in memory (as tokens are) is fastest.
-        features: of each neuron. Their type may differ from the map's: under autocast both are
-            cast to autocast's, otherwise to the larger one.
-        pixel: which pixel of which clip.
-        neuron: which neuron reads it.
-        weight: (e, 1), or (e, t) to weight every time on its own; float32 or float64.
+        map: feature map of the core. It is fastest with channels last in memory, as tokens are.
+        features: features of each neuron. Under autocast, map and features are cast to its type;
+            otherwise to the larger of their types.
+        pixel: number of the pixel of each entry.
+        neuron: number of the neuron of each entry.
+        weight: (e, 1), or (e, t) with a weight for each frame; float32 or float64.
 
     Returns:
         (b, t, n) in the type of the weights.
@@ -57,7 +60,7 @@ def read_pixels(
 def _products(
     map: Tensor, features: Tensor, pixel: Tensor, neuron: Tensor, weight: Tensor
 ) -> Tensor:
-    """(b, n, t); an operator of its own, so that compiled graphs need not look inside."""
+    """Return the sums as (b, n, t); a custom operator, which compilers do not trace."""
     (b, _, t, h, w), n = map.shape, len(features)
     out = weight.new_zeros(b * n, t)
     neuron, weight = _with_padding(neuron), _with_padding(weight)
@@ -81,7 +84,7 @@ def _products_backward(
     by_map: bool,
     by_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by the map (b·h·w, t, d), the features and the weights; empty if not asked for."""
+    """Return gradients of map (b·h·w, t, d), features and weights; those not needed are empty."""
     (b, d, t, h, w), n, dtype = map.shape, len(features), map.dtype
     to_map = map.new_zeros((b * h * w, t, d) if by_map else 0)
     to_features = weight.new_zeros(n, d)
@@ -95,7 +98,7 @@ def _products_backward(
             coming = grad[reader + (group // (h * w) * n)[:, None]]
             weighted = (coming * scale).to(dtype)
             if scale.shape[-1] == 1:
-                # Unweighted, so that one product serves both the features and the weights.
+                # Without weights, so that features and weights need only one product.
                 pulled = (coming.to(dtype) @ here).to(weight.dtype)
                 if by_weight:
                     to_weight[entries] = (pulled * used).sum(-1, keepdim=True)
@@ -156,12 +159,12 @@ _products.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _with_padding(rows: Tensor) -> Tensor:
-    """Append a row of zeros, which fills the unused places of a block."""
+    """Append a row of zeros, to which the unused entries of a block refer."""
     return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
 
 
 def _at(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
-    """All times of some pixels."""
+    """Return all frames of some pixels."""
     h, w = map.shape[-2:]
     pixels = rearrange(map, "b d t h w -> b h w t d")
     return pixels[group // (h * w), group // w % h, group % w].contiguous()
@@ -170,7 +173,7 @@ def _at(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tens
 def _together(
     map: Float[Tensor, "b d t h w"], pixel: Int[Tensor, " e"]
 ) -> Iterator[tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]]:
-    """Pixels, and for each as many entries that read it; e stands for none."""
+    """Yield groups of pixels with the entries that read each of them; index e is padding."""
     b, d, t, h, w = map.shape
     order = pixel.argsort(stable=True)
     kind = map.device.type
@@ -191,15 +194,18 @@ def _together(
 def _blocks(
     pixel: Int[Tensor, " e"], order: Int[Tensor, " e"], pixels: int
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]:
-    """Entries, sorted by pixel, in blocks of one size and of one pixel each.
+    """Divide entries, sorted by pixel, into blocks of equal size with one pixel each.
 
-    How many blocks there are depends on shapes alone, so that nothing waits for a device; some are
-    empty.
+    The number of blocks depends only on shapes, so the host need not wait for the device. Some
+    blocks may be empty.
 
     Args:
-        pixel: of each entry, ascending.
-        order: the entries' numbers.
-        pixels: how many there are.
+        pixel: pixel of each entry, in ascending order.
+        order: number of each entry.
+        pixels: total number of pixels.
+
+    Returns:
+        The pixel of each block, and the numbers of its entries, padded with e.
     """
     e = len(pixel)
     size = min(2 ** max(0, e // pixels - 1).bit_length(), _LARGEST_BLOCK)

@@ -1,9 +1,9 @@
 """Evidence of Bayesian regressions of responses on the features of one place at a time.
 
-Each neuron has one of these explanations: the features of one place, their mean over the screen,
-or neither. Weights have a Gaussian prior. Its width, and the share of neurons that have an
-explanation, are estimated from all neurons together (empirical Bayes; Bishop 2006, Pattern
-Recognition and Machine Learning, sec. 3.5).
+The responses of a neuron are explained by the features of one place, by the mean of the features
+over the screen, or by neither. Weights have a Gaussian prior. The width of the prior and the
+fraction of neurons with an explanation are estimated from all neurons together (empirical Bayes;
+Bishop 2006, Pattern Recognition and Machine Learning, sec. 3.5).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Variances of weights, for features and responses of variance 1.
+# Candidate variances of the prior of weights, for features and responses of variance 1.
 _PRIOR_VARIANCES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-# Share of the neurons with an explanation that follow the whole screen.
+# Prior fraction of explained neurons that are explained by the whole screen.
 _WHOLE_SCREEN = 0.03
 _ROUNDS = 30
 
@@ -28,7 +28,7 @@ class Explained(NamedTuple):
     Attributes:
         places: posterior probability of each place. The rest to 1 is the probability of the
             whole screen or of no explanation.
-        log_evidence: of all neurons together, against no explanation.
+        log_evidence: log evidence of all neurons together, relative to no explanation.
     """
 
     places: Float[Tensor, "p n"]
@@ -36,10 +36,10 @@ class Explained(NamedTuple):
 
 
 class PlaceSums:
-    """Sums of features, responses and their products, trial by trial.
+    """Sums of features, responses and their products, accumulated over trials.
 
-    Plain sums and not :class:`ssl_vivit.moments.Moments`, since a place's features meet each other
-    and responses, but no other place's, and every neuron's responses are known in other frames.
+    These are plain sums and not :class:`ssl_vivit.moments.Moments`. Only products within a place
+    and with responses are needed, and each neuron may have its own known frames.
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class PlaceSums:
         self.x_missing = torch.zeros(())
 
     def add(self, x: Float[Tensor, "T p k"], y: Float[Tensor, "T n"]) -> None:
-        """Count frames in.
+        """Add the frames of a trial.
 
         Args:
             x: features of each place.
-            y: responses, NaN where unknown. Products are in single precision: they should be near
-                standardised.
+            y: responses, NaN if unknown. They should be roughly standardised, since products are
+                computed in single precision.
         """
         known = ~y.isnan()
         responses = torch.where(known, y, 0).float()
@@ -71,11 +71,11 @@ class PlaceSums:
             self.x_missing = self.x_missing + (flat @ (~known).float()).reshape(shape).double()
 
     def explained(self, pooled: Bool[Tensor, " n"], *, inflation: float = 1.0) -> Explained:
-        """Posterior of explanations, averaged over widths of the prior by their evidence.
+        """Return the posterior of explanations, averaged over prior widths by their evidence.
 
         Args:
-            pooled: neurons that the prior is estimated from.
-            inflation: how many frames count as one independent one, at least 1.
+            pooled: neurons from which the prior is estimated.
+            inflation: number of frames that are worth one independent frame; at least 1.
         """
         gram, cross, spread = self._standardised()
         varies = spread > 0
@@ -91,9 +91,9 @@ class PlaceSums:
     def _standardised(
         self,
     ) -> tuple[Float[Tensor, "p k k"], Float[Tensor, "p k n"], Float[Tensor, " n"]]:
-        """Centred products of features, with responses, and of responses with themselves.
+        """Return centred sums: feature products, feature-response products and squared responses.
 
-        Each feature has one scale for all places, so that the prior of weights is that of all.
+        Each feature is scaled by one factor for all places, so that all places have one prior.
         """
         known = self.known.clamp(min=1)
         frames = max(self.frames, 1)
@@ -101,11 +101,11 @@ class PlaceSums:
         gram = self.xx - frames * mean[:, :, None] * mean[:, None]
         response = self.y / known
         cross = self.xy - (self.x[..., None] - self.x_missing) * response
-        # Features are centred and multiplied over all frames, also where a response is unknown.
+        # Features were centred over all frames, including frames without a known response.
         cross = cross * (frames / known).sqrt()
         scale = (gram.diagonal(dim1=1, dim2=2).mean(0) / frames).clamp(min=1e-12).sqrt()
         spread = self.yy - known * response.square()
-        # Rounding leaves a little of a constant.
+        # A constant response has a small spread from rounding.
         spread = spread.where(spread > 1e-9 * self.yy, 0)
         return gram / scale.outer(scale), cross / scale[:, None], spread
 
@@ -118,17 +118,18 @@ def log_evidence(
     inflation: float,
     prior: float,
 ) -> Float[Tensor, "p n"]:
-    """Log evidence of each place's regression, less that of a constant.
+    """Return the log evidence of each place's regression, minus that of a constant.
 
-    Noise has the variance that makes responses likeliest, times the prior one of weights.
+    The noise variance is the one that maximises the likelihood. The prior variance of weights is
+    ``prior`` times the noise variance.
 
     Args:
         gram: centred products of features.
-        cross: of features and responses.
+        cross: centred products of features and responses.
         spread: sum of squares of centred responses.
-        count: independent frames with a known response.
-        inflation: frames that count as one.
-        prior: variance of weights, in units of that of the noise.
+        count: number of independent frames with a known response.
+        inflation: number of frames that are worth one independent frame.
+        prior: variance of weights, as a multiple of the noise variance.
     """
     gram, cross, spread = gram / inflation, cross / inflation, spread / inflation
     unit = torch.eye(gram.shape[1], dtype=gram.dtype)
@@ -140,19 +141,19 @@ def log_evidence(
 
 
 def posterior_of_places(evidence: Float[Tensor, "q n"], pooled: Bool[Tensor, " n"]) -> Explained:
-    """Posterior probabilities of places, where explanations are as common as the pooled neurons say.
+    """Return posterior probabilities of places, with a prior estimated from the pooled neurons.
 
     Args:
-        evidence: log evidence of each place and, last, of the whole screen; −∞ for neurons that
-            nothing can explain.
-        pooled: neurons that decide how many have an explanation.
+        evidence: log evidence of each place and, last, of the whole screen; −∞ for constant
+            responses.
+        pooled: neurons from which the fraction with an explanation is estimated.
     """
     places = evidence[:-1].logsumexp(0) + math.log((1 - _WHOLE_SCREEN) / (len(evidence) - 1))
     some = torch.logaddexp(places, evidence[-1] + math.log(_WHOLE_SCREEN))
     share = torch.tensor(1 / 3, dtype=some.dtype)
     for _ in range(_ROUNDS):
         explained = (some + share.logit()).sigmoid()
-        # One neuron with an explanation and two without are taken as seen before.
+        # Pseudo-counts: one neuron with an explanation and two without.
         share = (1 + explained[pooled].sum()) / (3 + pooled.sum())
     total = torch.logaddexp(some + share.log(), (1 - share).log())[pooled].sum()
     of_place = (places - some).exp().where(some.isfinite(), 0)

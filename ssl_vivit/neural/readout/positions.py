@@ -1,7 +1,7 @@
-"""Positions on the map, and the weights of the pixels that are read there.
+"""Positions on the map, and weights of the pixels around them.
 
-Positions are (x, y). −1 and 1 are the outer edges of the map, or with ``align_corners`` the centres
-of its outermost pixels, as in ``torch.nn.functional.grid_sample``.
+Positions are (x, y). −1 and 1 are the outer edges of the map. With ``align_corners`` they are the
+centres of its outermost pixels, as in ``torch.nn.functional.grid_sample``.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# The least width of a mask, in pixels: below it all would look the same, and a mask's shape would
-# have no gradient.
+# Smallest standard deviation of a mask in pixels. Narrower masks would all cover one pixel, and
+# their shape would have no gradient.
 _LEAST_WIDTH = 0.25
 
 
 def corners(
     position: Float[Tensor, "*any 2"], size: tuple[int, int], *, align_corners: bool
 ) -> tuple[Int[Tensor, "*any 4"], Float[Tensor, "*any 4"]]:
-    """The four pixels around positions and their bilinear weights, as ``grid_sample`` has them.
+    """Return the four pixels around each position and their weights, as in ``grid_sample``.
 
     Args:
-        position: (x, y).
+        position: positions (x, y).
         size: height and width of the map.
-        align_corners: where −1 and 1 are.
+        align_corners: see the module docstring.
 
     Returns:
-        Number of each pixel, y·w + x, and its weight; a corner outside of the map weighs 0.
+        Number of each pixel, y·w + x, and its weight, which is 0 outside the map.
     """
     pitch, centre = _pixels(size, align_corners, position)
     place = position * pitch + centre
     low = place.detach().floor()
     high = place - low
-    # (…, 2 ends, 2 axes), then every end in x with every end in y.
+    # Lower and upper pixel along each axis, (…, 2, 2); then all pairs of one in x and one in y.
     cell = torch.stack((low, low + 1), dim=-2)
     inside = (cell >= 0) & (cell <= 2 * centre)
     weight = torch.stack((1 - high, high), dim=-2) * inside
@@ -45,12 +45,12 @@ def corners(
 
 
 class Neighbourhood(NamedTuple):
-    """Nine pixels around each position, which hold the four that it reads in every frame.
+    """Nine pixels around each position, which include the four pixels read in each frame.
 
     Attributes:
-        map: (b, d, t, h + 3, w + 3), each frame moved by the whole pixels of its shift and framed by
-            zeros.
-        pixel: (b, n, 9) number of each pixel in a frame of that map.
+        map: (b, d, t, h + 3, w + 3) map, padded with zeros, with each frame moved by the whole
+            pixels of its shift.
+        pixel: (b, n, 9) number of each pixel in a frame of this map.
         weight: (b, t, n, 9) bilinear weights.
     """
 
@@ -68,22 +68,22 @@ def moving_corners(
 ) -> Neighbourhood:
     """Return pixels and weights, as :func:`corners` does, for positions that shift in each frame.
 
-    A frame is moved by the whole pixels of its shift. What is left of a shift is less than a pixel,
-    so a neuron reads from nine pixels, the same at all times. Their number is known without a look
-    at the shifts, for which the host would wait.
+    Each frame is moved by the whole pixels of its shift. The rest of the shift is less than a
+    pixel, so a neuron reads from nine pixels that are constant over time. The number of entries
+    then does not depend on the shifts, whose values the host would have to wait for.
 
     Args:
-        map: features of the core.
-        position: (x, y) on the map, in [−1, 1].
-        shift: of all positions, in each frame.
-        align_corners: where −1 and 1 are.
+        map: feature map of the core.
+        position: positions (x, y) on the map, in [−1, 1].
+        shift: shift of all positions in each frame.
+        align_corners: see the module docstring.
     """
     height, width = map.shape[3:]
     pitch, centre = _pixels((height, width), align_corners, position)
     place, step = position * pitch + centre, shift * pitch
     base, whole = place.detach().floor(), step.detach().floor()
     left = (place - base)[:, None] + (step - whole)[:, :, None]
-    # Rounding may make two of a sum of two numbers below one.
+    # By rounding, the sum of two numbers below 1 can be 2.
     first = left.detach() < 1
     high = left - torch.where(first, 0, 1).to(left)
     ends = (torch.where(first, 1 - high, 0), torch.where(first, high, 1 - high),
@@ -91,7 +91,7 @@ def moving_corners(
     along_x, along_y = torch.stack(ends, dim=-1).unbind(-2)
     weight = (along_y[..., :, None] * along_x[..., None, :]).flatten(-2)
     three = torch.arange(3, device=map.device)
-    # The frame of the map is one pixel before and two after.
+    # The map is padded by one pixel before and two after.
     column, row = (base.long()[..., None] + 1 + three).unbind(-2)
     pixel = (row[..., :, None] * (width + 3) + column[..., None, :]).flatten(-2)
     return Neighbourhood(_moved(map, whole.long()), pixel, weight)
@@ -100,7 +100,7 @@ def moving_corners(
 def _moved(
     map: Float[Tensor, "b d t h w"], by: Int[Tensor, "b t 2"]
 ) -> Float[Tensor, "b d t h3 w3"]:
-    """Frames that show at (y, x) what the map has at (y − 1, x − 1) + by, and zeros beyond it."""
+    """Return frames whose pixel (y, x) is pixel (y − 1, x − 1) + by of the map, or 0."""
     b, _, t, height, width = map.shape
     x, y = (
         torch.arange(-1, size + 2, device=map.device) + by[..., axis, None]
@@ -118,13 +118,13 @@ def _moved(
 def _pixels(
     size: tuple[int, int], align_corners: bool, like: Tensor
 ) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
-    """Pixels in a unit of the positions, and the pixel at position 0, along x and y."""
+    """Return pixels per unit of position, and the pixel coordinate of position 0, as (x, y)."""
     outermost = _numbers(like, size[1] - 1, size[0] - 1)
     return (outermost if align_corners else outermost + 1) / 2, outermost / 2
 
 
 def _numbers(like: Tensor, *numbers: float) -> Tensor:
-    """Numbers on the device of a tensor, filled in there: no copy that the host would wait for."""
+    """Create a tensor on the device of ``like`` without a copy for which the host would wait."""
     return torch.stack([like.new_full((), number) for number in numbers])
 
 
@@ -135,17 +135,16 @@ def gaussian_mask(
     *,
     align_corners: bool,
 ) -> Float[Tensor, "*any n p"]:
-    """Gaussians over the pixels of the map, each of sum 1.
+    """Return Gaussian weights over the pixels of the map, each with sum 1 over the map.
 
-    The covariance is spread · spreadᵀ; one that is narrower than a quarter of a pixel somewhere is
-    widened to that, so that a width of zero still has a mask. Only pixels of the map count towards
-    the sum.
+    The covariance is spread · spreadᵀ. A standard deviation below a quarter of a pixel along any
+    axis is widened to this size, so a width of zero is allowed.
 
     Args:
-        position: (x, y) of the centres.
+        position: centres (x, y).
         spread: square root of the covariance, in units of the positions.
         size: height and width of the map.
-        align_corners: where −1 and 1 are.
+        align_corners: see the module docstring.
 
     Returns:
         Weights of the pixels, in the order y·w + x.
@@ -155,7 +154,7 @@ def gaussian_mask(
     covariance = _widened(spread @ spread.mT, _numbers(spread, *pitch))
     a, b, c = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
     x, y = _pixel_centres(w, position, align_corners), _pixel_centres(h, position, align_corners)
-    # Squared distances in units of the covariance, by the inverse of a 2×2 matrix.
+    # Squared Mahalanobis distances, by the inverse of the 2×2 covariance.
     dx = x[None, :] - position[..., 0, None]
     dy = y[:, None] - position[..., 1, None, None]
     a, b, c = (part[..., None] for part in (a, b, c))
@@ -169,9 +168,9 @@ def gaussian_mask(
 def _widened(
     covariance: Float[Tensor, "n 2 2"], pitch: Float[Tensor, " 2"]
 ) -> Float[Tensor, "n 2 2"]:
-    """Covariances with as much of a round Gaussian (in pixels) added as the narrow ones lack.
+    """Add a multiple of the identity, in pixels, to covariances that are too narrow.
 
-    What is added has no gradient of its own, so a narrow one learns as if it were that wide.
+    The added term has no gradient, so a narrow covariance gets the gradient of the widened one.
     """
     in_pixels = covariance.detach() / torch.outer(pitch, pitch)
     a, b, c = in_pixels[..., 0, 0], in_pixels[..., 0, 1], in_pixels[..., 1, 1]
@@ -183,15 +182,15 @@ def _widened(
 def _pixel_centres(count: int, like: Tensor, align_corners: bool) -> Float[Tensor, " count"]:
     number = torch.arange(count, dtype=like.dtype, device=like.device)
     if align_corners:
-        # grid_sample reads the one pixel of a map of one at every position.
+        # If there is only one pixel, grid_sample reads it at every position.
         return 2 * number / (count - 1) - 1 if count > 1 else number
     return (2 * number + 1) / count - 1
 
 
 def projected(position: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
-    """Positions moved onto the map where they left it, with the gradient of where they were moved.
+    """Clamp positions to the map, but pass gradients through as if there were no clamp.
 
-    A plain clamp would give a position outside no gradient, and hold it there for good.
+    A plain clamp would have no gradient outside the map, so a position there would never return.
     """
     return position + (position.clamp(-1, 1) - position).detach()
 
@@ -199,12 +198,12 @@ def projected(position: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
 def drawn(
     position: Float[Tensor, "n 2"], spread: Float[Tensor, "n 2 2"], noise: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, "b n 2"]:
-    """Draws from Gaussians with covariance spread · spreadᵀ, moved onto the map.
+    """Draw positions from Gaussians with covariance spread · spreadᵀ, and clamp them to the map.
 
     Args:
         position: means of the Gaussians.
         spread: square roots of their covariances.
-        noise: standard normal numbers that the draws are made of.
+        noise: standard normal numbers from which positions are computed.
     """
-    # A sum of products, as autocast would round a matrix product's to bfloat16.
+    # Use a sum of products, since autocast would round a matrix product to bfloat16.
     return projected(position + (spread * noise[..., None, :]).sum(-1))

@@ -10,10 +10,10 @@ _SHIFT_WIDTH = 5
 
 
 class PupilShift(nn.Module):
-    """Pupil centre → shift of all receptive fields on the screen.
+    """Network that predicts the shift of all receptive fields from the pupil's centre.
 
-    Sensorium's MLP shifter (Willeke et al. 2022, Sec. 4), which starts without any shift. Frames
-    whose pupil is unknown (NaN) are not shifted.
+    This is Sensorium's MLP shifter (Willeke et al. 2022, Sec. 4), started at zero shift. The shift
+    is 0 in frames with an unknown pupil (NaN).
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class PupilShift(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, pupil_centre: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
-        """Shifts in units of the positions, less than 1 each way.
+        """Return shifts in units of the positions, between −1 and 1 along each axis.
 
         Args:
             pupil_centre: standardised.

@@ -1,1 +1,1 @@
-"""Scores of predicted rates: bits per spike, correlation, explained variance."""
+"""Scores of predicted rates, such as bits per spike, correlation and explained variance."""

@@ -1,4 +1,4 @@
-"""Sums and moments of a session's trials, kept for each movie, so that movies can be resampled."""
+"""Sums and moments of a session's trials for each movie, so that movies can be resampled."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from ssl_vivit.neural.scoring.metrics import PairedMoments, PoissonSums
 from ssl_vivit.neural.scoring.repeats import Repeats, RepeatScores
 
-# The movie of trials whose movies are not named.
+# Name of the movie for trials without a named movie.
 UNNAMED = ""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Sums and moments of some trials, of one movie where they have repeats."""
+    """Sums and moments of trials. With ``repeats``, all trials must show one movie."""
 
     sums: PoissonSums
     moments: PairedMoments
@@ -28,7 +28,7 @@ class Trials:
 
     @classmethod
     def of(cls, rates: Tensor, responses: Tensor, *, repeats: bool = False) -> Trials:
-        """Some trials (b, T, neurons)."""
+        """Compute sums and moments of trials (b, T, neurons)."""
         flat = (values.double().flatten(0, 1) for values in (responses, rates))
         return cls(
             PoissonSums.of(rates, responses),
@@ -45,7 +45,7 @@ class Trials:
         )
 
     def packed(self) -> list[Any]:
-        """All of it, as JSON."""
+        """Return all sums and moments as a JSON-serialisable list."""
         own: list[Any] = [_packed(self.sums), _packed(self.moments)]
         if self.repeats is not None:
             own += [_packed(self.repeats.moments), _packed_tensor(self.repeats.trial_variance)]
@@ -53,7 +53,7 @@ class Trials:
 
     @classmethod
     def unpacked(cls, packed: list[Any]) -> Trials:
-        """The trials of :meth:`packed`."""
+        """Rebuild trials from the list that :meth:`packed` returned."""
         sums, moments, *rest = packed
         repeats = None
         if rest:
@@ -62,13 +62,13 @@ class Trials:
 
 
 class TrialsByMovie:
-    """One session's trials by the movie that they showed.
+    """One session's trials, grouped by the movie that they showed.
 
     Args:
-        neurons: of the session.
+        neurons: number of neurons of the session.
 
     Attributes:
-        movies: name → its trials, in the order in which they were first added.
+        movies: name of the movie → its trials, in the order in which movies were first added.
     """
 
     def __init__(self, neurons: int) -> None:
@@ -82,17 +82,17 @@ class TrialsByMovie:
         self.movies[movie] = trials if known is None else known + trials
 
     def sums(self, counts: Float[Tensor, "... movies"] | None = None) -> PoissonSums:
-        """Return those of all trials; the trials of a movie count with its weight, 1 by default."""
+        """Return the sums of all trials, those of each movie times its count (1 by default)."""
         parts = [trials.sums for trials in self._parts()]
         return PoissonSums.resampled(parts, self._once() if counts is None else counts)
 
     def moments(self, counts: Float[Tensor, "... movies"] | None = None) -> PairedMoments:
-        """Return those of all trials; the trials of a movie count with its weight, 1 by default."""
+        """Return the moments of all trials, each movie counted ``counts`` times (default 1)."""
         parts = [trials.moments for trials in self._parts()]
         return PairedMoments.resampled(parts, self._once() if counts is None else counts)
 
     def of_repeats(self, counts: Float[Tensor, "... movies"] | None = None) -> RepeatScores | None:
-        """Scores of the movies that were shown several times; None where there are none."""
+        """Return scores of the movies that were shown several times; None if there are none."""
         repeated = [
             (place, trials.repeats)
             for place, trials in enumerate(self.movies.values())
@@ -119,7 +119,7 @@ def _unpacked(kind: type[Any], packed: list[dict[str, Any]]) -> Any:
 
 
 def _packed_tensor(values: Tensor) -> dict[str, Any]:
-    """All bits of a tensor, as JSON."""
+    """Return a tensor as a JSON-serialisable dictionary, without loss of precision."""
     data = base64.b64encode(values.contiguous().numpy().tobytes()).decode()
     return {"shape": list(values.shape), "data": data}
 

@@ -1,8 +1,8 @@
 """Scores of predicted rates: bits per spike and correlation with single trials.
 
-Everything is computed in float64, over known responses alone (NaN is unknown). Arguments may be
-tensors or arrays of NumPy, and are left as they are. Sums and moments of parts of the data merge to
-those of all of it; :class:`ssl_vivit.neural.scoring.scores.NeuralScores` collects them.
+All scores are computed in float64 over known responses; NaN means unknown. Arguments may be tensors
+or NumPy arrays, and are not modified. Sums and moments of parts of the data can be merged;
+:class:`ssl_vivit.neural.scoring.scores.NeuralScores` accumulates them over batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.moments import Moments
 
-# What stands for a rate of zero, which makes a spike impossible (nlb_tools, evaluation.py).
+# Replaces rates of zero, under which a spike would be impossible (nlb_tools, evaluation.py).
 ZERO_RATE = 1e-9
 
 
@@ -28,21 +28,21 @@ def bits_per_spike(
     *,
     null_rates: Float[Tensor, " neurons"] | None = None,
 ) -> float:
-    """Information that rates have over a constant one, in bits per spike, over all neurons.
+    """Return bits per spike: the gain in log likelihood over constant rates, over all neurons.
 
-    Pei et al. 2021 (Neural Latents Benchmark, arXiv 2109.04463), section 3.2: silent neurons count
-    with what is predicted for them.
+    Pei et al. 2021 (Neural Latents Benchmark, arXiv 2109.04463), section 3.2. Neurons without
+    spikes are included.
 
     Args:
-        rates: expected counts per bin.
-        spikes: counts.
-        null_rates: the constant rates; None is each neuron's mean of ``spikes``.
+        rates: expected spike counts per bin.
+        spikes: spike counts.
+        null_rates: constant rate of each neuron. None means its mean of ``spikes``.
 
     Returns:
-        The figure; 0 is no better than the constant; NaN without any spike.
+        Bits per spike. 0 means no better than constant rates. NaN if there are no spikes.
 
     Raises:
-        NeuralModelError: if a rate is negative or NaN where the response is known.
+        NeuralModelError: if the shapes differ, or a rate is negative or NaN for a known response.
     """
     return PoissonSums.of(rates, spikes).bits_per_spike(null_rates)
 
@@ -50,20 +50,20 @@ def bits_per_spike(
 def single_trial_correlation(
     rates: Float[Tensor, "... neurons"], responses: Float[Tensor, "... neurons"]
 ) -> Float[Tensor, " neurons"]:
-    """Pearson's correlation over trials × time, for each neuron.
+    """Return Pearson's correlation of rates and responses over trials and time, for each neuron.
 
-    NaN for a neuron whose responses do not vary, 0 for one whose rates alone do not.
+    It is NaN if a neuron's responses are constant, and 0 if only its rates are constant.
     """
     return PairedMoments.of_pairs(_binwise(responses), _binwise(rates)).correlation()
 
 
 @dataclass(frozen=True)
 class PoissonSums:
-    """Sums over known responses of each neuron that give their Poisson likelihood.
+    """Sums over each neuron's known responses, from which the Poisson likelihood is computed.
 
     Attributes:
         known: number of known responses.
-        responses: sum of them.
+        responses: sum of the responses.
         rates: sum of the rates.
         log_rates: sum of response · log rate.
     """
@@ -77,24 +77,22 @@ class PoissonSums:
     def of(
         cls, rates: Float[Tensor, "... neurons"], responses: Float[Tensor, "... neurons"]
     ) -> PoissonSums:
-        """Sums over everything but neurons.
+        """Compute the sums over all axes except neurons.
 
         Raises:
-            NeuralModelError: if the shapes differ, or a rate is negative or NaN where the response
-                is known.
+            NeuralModelError: if the shapes differ, or a rate is negative or NaN for a known
+                response.
         """
         rates, responses = _binwise(rates), _binwise(responses)
         if rates.shape != responses.shape:
             raise NeuralModelError(
-                f"rates of {tuple(rates.shape)} bins and neurons do not pair with responses of "
-                f"{tuple(responses.shape)}"
+                f"rates have shape {tuple(rates.shape)} (bins, neurons), but responses have shape "
+                f"{tuple(responses.shape)}; both must be equal"
             )
         known = ~responses.isnan()
         rates, responses = rates.masked_fill(~known, 0), responses.masked_fill(~known, 0)
         if not (rates >= 0).all():
-            raise NeuralModelError(
-                "rates must be neither negative nor NaN where responses are known"
-            )
+            raise NeuralModelError("rates must not be negative or NaN where responses are known")
         rates = torch.where(known & (rates == 0), ZERO_RATE, rates)
         logs = rates.masked_fill(~known, 1).log()
         terms = (known.double(), responses, rates, responses * logs)
@@ -109,40 +107,40 @@ class PoissonSums:
         )
 
     def __getitem__(self, chosen: Tensor) -> PoissonSums:
-        """The sums of some neurons."""
+        """Return the sums of chosen neurons."""
         return PoissonSums(*(getattr(self, part.name)[..., chosen] for part in fields(self)))
 
     @classmethod
     def resampled(
         cls, parts: Sequence[PoissonSums], counts: Float[Tensor, "... parts"]
     ) -> PoissonSums:
-        """Sums in which each part counts so many times, (..., neurons)."""
+        """Return the sum of the parts, each multiplied by its count, (..., neurons)."""
         return cls(
             *(counts @ torch.stack([getattr(p, part.name) for p in parts]) for part in fields(cls))
         )
 
     def loss(self) -> Float[Tensor, " neurons"]:
-        """Mean negative log likelihood of a known response in nats, without its factorial."""
+        """Return the mean Poisson loss of known responses in nats, without the factorial term."""
         return (self.rates - self.log_rates) / self.known
 
     def bits_of_neurons(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, " neurons"]:
-        """Bits per spike of each neuron; NaN for those without a spike."""
+        """Return bits per spike of each neuron; NaN for a neuron without spikes."""
         return _bits(self._gain(null_rates), self.responses)
 
     def bits_per_spike(self, null_rates: Float[Tensor, " neurons"] | None = None) -> float:
-        """Bits per spike of all neurons together, see :func:`bits_per_spike`."""
+        """Return bits per spike of all neurons together; see :func:`bits_per_spike`."""
         return float(self.bits_together(null_rates))
 
     def bits_together(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, ...]:
-        """Bits per spike of all neurons together, for each entry of the axes before neurons."""
+        """Return bits per spike of all neurons together, for each entry of the leading axes."""
         return _bits(self._gain(null_rates).sum(-1), self.responses.sum(-1))
 
     def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
-        """Log likelihood of the rates less that of constant ones."""
+        """Return the log likelihood of the rates minus that of constant rates."""
         if null_rates is None:
             null = self.responses / self.known.clamp(min=1)
         else:
@@ -152,19 +150,20 @@ class PoissonSums:
 
 
 class PairedMoments(Moments):
-    """Moments of responses and of their predictions, over known responses.
+    """Joint moments of responses and predicted rates, over known responses.
 
     Attributes:
-        count: (..., neurons).
-        mean: (2, ..., neurons), of responses and of rates.
-        deviation: (3, ..., neurons), Σ response², Σ rate² and Σ response · rate around the means.
+        count: (..., neurons) number of known responses.
+        mean: (2, ..., neurons) means of responses and of rates.
+        deviation: (3, ..., neurons) Σ response², Σ rate² and Σ response · rate, centred on the
+            means.
     """
 
     @classmethod
     def of_pairs(
         cls, responses: Float[Tensor, "n ... neurons"], rates: Float[Tensor, "n ... neurons"]
     ) -> PairedMoments:
-        """Moments over the first axis; NaN responses are unknown."""
+        """Compute moments over the first axis; NaN responses are unknown."""
         known = ~responses.isnan()
         count = known.sum(0).double()
         pairs = torch.stack((responses, rates)).masked_fill(~known, 0)
@@ -176,9 +175,9 @@ class PairedMoments(Moments):
     def resampled(
         cls, parts: Sequence[PairedMoments], counts: Float[Tensor, "... parts"]
     ) -> PairedMoments:
-        """Moments (..., neurons) in which each part (neurons) counts so many times."""
+        """Return the moments of all parts together, with each part repeated as ``counts`` says."""
         count = torch.stack([part.count for part in parts])
-        # Close to all means, so that squares lose no digits.
+        # An origin close to all means, so that squares lose no digits.
         origin = cls.merged(parts).mean
         mean = torch.stack([part.mean for part in parts], 1) - origin[:, None]
         deviation = torch.stack([part.deviation for part in parts], 1) + count * cls.squared(mean)
@@ -191,21 +190,26 @@ class PairedMoments(Moments):
 
     @staticmethod
     def squared(distance: Tensor) -> Tensor:
-        """Squares of responses and rates, and their product."""
+        """Return squared responses, squared rates and their products."""
         response, rate = distance
         return torch.stack((response.square(), rate.square(), response * rate))
 
     def correlation(self) -> Float[Tensor, "... neurons"]:
-        """Pearson's correlation of responses and rates."""
+        """Return Pearson's correlation of responses and rates."""
         first, second, both = self.deviation / self.count
         return correlation(varying(first, self.mean[0]), varying(second, self.mean[1]), both)
 
 
 def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
-    """Pearson's correlation from variances of responses and predictions, and their covariance.
+    """Return Pearson's correlation from two variances and a covariance.
 
-    NaN where responses do not vary; 0 where predictions do not and responses do, since a model
-    that predicts a constant has learned nothing of that neuron.
+    It is NaN if responses do not vary. It is 0 if only predictions do not vary, since a constant
+    prediction explains nothing.
+
+    Args:
+        first: variance of responses.
+        second: variance of predictions.
+        both: covariance of responses and predictions.
     """
     constant = second <= 0
     value = both / (first * second.masked_fill(constant, 1)).sqrt()
@@ -213,14 +217,14 @@ def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
 
 
 def varying(variance: Tensor, mean: Tensor) -> Tensor:
-    """A variance, or 0 where it is no more than the rounding of a constant."""
+    """Return a variance, or 0 if it can result from rounding of a constant."""
     return torch.where(variance > (1e-12 * mean).square(), variance, 0.0)
 
 
 def above_rounding(variance: Tensor, mean: Tensor) -> Tensor:
-    """A mean square less a squared mean, or 0 where it is no more than the rounding of these.
+    """Return a difference of mean square and squared mean, or 0 if it can result from rounding.
 
-    A resample may show nothing but movies to which a neuron did not respond.
+    This happens if a resample contains only movies to which a neuron did not respond.
     """
     return torch.where(variance > 1e-10 * mean.square(), variance, 0.0)
 

@@ -1,16 +1,18 @@
 """Scores of neurons from repeats of movies: oracle, explainable variance, normalised correlation.
 
-FEVE and CC_norm score the signal: the part of the responses that all repeats of a movie have in
-common. What differs between repeats counts as noise. That is spiking noise, and also the modulation
-by behaviour, if the animal behaves independently in each repeat. A model that reads behaviour
-predicts some of the modulation, so its predictions differ between repeats as well. They are treated
-as the responses are: mean products of two different repeats replace squares, so that modulation
-shared by a response and its own prediction counts for nothing. The true rates then score 1 in
-expectation, with and without modulation by behaviour. Ratios of estimates are biased where there is
-little signal and few bins. Among neurons chosen by a least explainable variance the bias is towards
-smaller scores, since noise that lets a neuron pass counts as signal that no model predicts.
+FEVE and CC_norm score the signal, which is the part of the responses that all repeats of a movie
+have in common. Differences between repeats count as noise. They include spiking noise, and also
+modulation by behaviour, if the animal behaves independently in each repeat.
 
-For a model that predicts the same response to all repeats, both scores are the published ones.
+A model that reads behaviour predicts part of this modulation, so its predictions differ between
+repeats as well. Therefore mean products of two different repeats replace squares, for predictions
+as for responses. Modulation shared by a response and its own prediction then has no effect. The
+true rates score 1 in expectation, with and without modulation by behaviour. For a model that
+predicts identical responses to all repeats, both scores equal the published ones.
+
+Ratios of estimates are biased if there is little signal in few bins. For neurons chosen by a
+minimum explainable variance the bias is downwards, since noise that raised a neuron above the
+minimum counts as signal that no model can predict.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from ssl_vivit.neural.scoring.metrics import PairedMoments, above_rounding, corr
 
 @dataclass(frozen=True)
 class Repeats:
-    """Responses to the repeats of one movie and predictions of them, as sums that merge.
+    """Moments of the responses to the repeats of one movie and of their predictions.
 
     Attributes:
-        moments: over repeats, (bins, neurons).
-        trial_variance: variance over the known bins of a trial of responses and of rates, and
-            their covariance, each summed over trials (3, neurons).
+        moments: moments over repeats, (bins, neurons).
+        trial_variance: (3, neurons) variance of responses, variance of rates and their covariance.
+            Each is taken over the known bins of a trial and summed over trials.
     """
 
     moments: PairedMoments
@@ -46,7 +48,7 @@ class Repeats:
         responses: Float[Tensor, "repeats bins neurons"],
         rates: Float[Tensor, "repeats bins neurons"],
     ) -> Repeats:
-        """Measure whole trials; NaN responses are unknown, and rates may differ between repeats."""
+        """Compute the moments of whole trials; NaN responses are unknown."""
         responses, rates = responses.double(), rates.double()
         known = ~responses.isnan()
         bins = known.sum(1, keepdim=True).clamp(min=1)
@@ -56,7 +58,7 @@ class Repeats:
         return cls(PairedMoments.of_pairs(responses, rates), trial_variance)
 
     def merged(self, other: Repeats) -> Repeats:
-        """Both sets of trials; the shorter movie ends in unknown bins."""
+        """Return the moments of both sets of trials; missing bins of a shorter set are unknown."""
         bins = max(len(self.moments.count), len(other.moments.count))
         moments = PairedMoments.merged(_padded(part.moments, bins) for part in (self, other))
         return Repeats(moments, self.trial_variance + other.trial_variance)
@@ -69,13 +71,14 @@ def _padded(moments: PairedMoments, bins: int) -> PairedMoments:
 
 
 class NormalisedCorrelation(NamedTuple):
-    """Schoppe et al. 2016 (Front. Comput. Neurosci. 10:10), each (neurons).
+    """Normalised correlation of each neuron (Schoppe et al. 2016, Front. Comput. Neurosci. 10:10).
 
     Attributes:
-        absolute: correlation of the mean prediction with the mean response of the repeats.
-        maximum: what a perfect model of the signal would reach, given the noise left in that mean.
-        normalised: correlation of the signals of prediction and response. It is ``absolute`` by
-            ``maximum`` where predictions are the same for all repeats.
+        absolute: CC_abs, correlation of the mean prediction with the mean response of the repeats.
+        maximum: CC_max, the ``absolute`` of a perfect model, which the noise in the mean response
+            limits.
+        normalised: CC_norm, correlation of the signals of prediction and response. It equals
+            ``absolute`` / ``maximum`` if predictions are identical for all repeats.
     """
 
     absolute: Tensor
@@ -86,13 +89,13 @@ class NormalisedCorrelation(NamedTuple):
 class RepeatScores:
     """Scores of neurons from the repeats of several movies.
 
-    A bin of a movie counts for a neuron that has two known responses or more in it. Scores are NaN
-    where they are not defined: no repeats, a neuron whose responses do not vary.
+    A bin of a movie counts for a neuron with at least two known responses in it. Scores are NaN if
+    they are undefined, as for a neuron without repeats or with constant responses.
 
     Args:
-        movies: moments of each.
-        counts: how many times each movie counts, (..., movies); scores are then (..., neurons).
-            None counts each once.
+        movies: moments of each movie.
+        counts: (..., movies) how many times each movie counts, which gives scores (..., neurons).
+            None counts each movie once.
     """
 
     def __init__(
@@ -112,13 +115,13 @@ class RepeatScores:
         self.residual_deviation = self.deviation + of_rates - 2 * products
         # Squared errors, summed over repeats.
         self.error = self.residual_deviation + count * (means[0] - means[1]).square()
-        # Variances do not depend on the origin; far from it, squares would lose digits.
+        # Centre the means: variances do not change, and squares keep their digits.
         known = means.masked_fill(~self.used, 0).sum(1, keepdim=True)
         self.mean, self.predicted = means - known / self.used.sum(0).clamp(min=1)
         self.origin = known[:, 0] / self.used.sum(0).clamp(min=1)
 
     def oracle(self) -> Float[Tensor, " neurons"]:
-        """Correlation of each response with the mean of the other repeats (jackknife)."""
+        """Return the correlation of responses with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
         total = self.mean * number
         squares = self.deviation + total.square() / number.clamp(min=1)
@@ -132,27 +135,30 @@ class RepeatScores:
         return (both / product.sqrt()).masked_fill(product <= 0, torch.nan)
 
     def explainable_variance(self) -> Float[Tensor, " neurons"]:
-        """Share of the variance of single responses that repeats have in common (FEV)."""
+        """Return the explainable fraction of the variance of single responses (FEV)."""
         total = self._total_variance()
         return (total - self._noise_variance()) / total
 
     def explained(self) -> Float[Tensor, " neurons"]:
-        """Share of the explainable variance that is explained (FEVE; Cadena et al. 2019).
+        """Return the fraction of explainable variance that is explained (FEVE; Cadena et al. 2019).
 
-        Cadena et al. subtract the responses' variance over repeats from the squared error as well
-        as from the total variance. Here the squared error is reduced by the residuals' own variance
-        over repeats, which is the same number if predictions do not differ between repeats. If
-        they do, for behaviour, the residuals vary less than the responses, and the true rates would
-        score above 1. The numerator, mean squared error less mean variance of the residuals, is the
-        mean product of the residuals of two different repeats, where all movies have as many: 0 in
-        expectation for the true rates (the power of a signal; Sahani & Linden 2003, NIPS 15).
+        Cadena et al. subtract the responses' variance over repeats from the squared error and from
+        the total variance. Here the variance of the residuals over repeats is subtracted from the
+        squared error instead. Both are equal if predictions do not differ between repeats. If
+        predictions differ, because the model reads behaviour, residuals vary less than responses,
+        and with the original formula the true rates would score above 1.
+
+        The numerator is the mean squared error minus the mean variance of the residuals. If all
+        movies have equally many repeats, it equals the mean product of the residuals of two
+        different repeats. For the true rates it is 0 in expectation (signal power; Sahani & Linden
+        2003, NIPS 15).
         """
         error = self._sum(self.error) / self.entries
         unexplained = error - self._over_repeats(self.residual_deviation)
         return 1 - unexplained / (self._total_variance() - self._noise_variance())
 
     def correlation_to_average(self) -> Float[Tensor, " neurons"]:
-        """Correlation over bins of the mean response and the mean prediction of the repeats."""
+        """Return the correlation over bins of the repeats' mean response and mean prediction."""
         means = torch.stack((self.mean, self.predicted))
         mean = self._over_bins(means)
         apart = self._over_bins(PairedMoments.squared(means)) - PairedMoments.squared(mean)
@@ -161,11 +167,11 @@ class RepeatScores:
         return correlation(first, second, apart[2])
 
     def normalised_correlation(self) -> NormalisedCorrelation:
-        """CC_abs, CC_max and CC_norm; variances within movies, averaged over their bins.
+        """Return CC_abs, CC_max and CC_norm.
 
-        A movie does not count for a neuron that has more known repeats in some of its bins than in
-        others. With one movie, and predictions that are the same for all repeats, these are the
-        paper's equations.
+        Variances are computed within each movie and averaged over movies, weighted by their bins. A
+        movie does not count for a neuron whose number of known repeats differs between bins. With
+        one movie, and identical predictions for all repeats, these are the paper's equations.
         """
         powers = [_powers(movie) for movie in self.movies]
         bins = torch.stack([each.bins for each in powers])
@@ -183,7 +189,7 @@ class RepeatScores:
         )
 
     def _sum(self, values: Float[Tensor, "*dims bins neurons"]) -> Tensor:
-        """Sum over the bins of all movies, (*dims, ..., neurons)."""
+        """Return the sum over the bins of all movies, (*dims, ..., neurons)."""
         lengths = [len(movie.moments.count) for movie in self.movies]
         parts = values.masked_fill(~self.used, 0).split(lengths, dim=-2)
         return self.counts @ torch.stack([part.sum(-2) for part in parts], -2)
@@ -192,7 +198,7 @@ class RepeatScores:
         return self._sum(values) / self.bins
 
     def _over_repeats(self, deviation: Tensor) -> Tensor:
-        """Variance over repeats, averaged over bins."""
+        """Return the variance over repeats, averaged over bins."""
         return self._over_bins(deviation / (self.count - 1).clamp(min=1))
 
     def _noise_variance(self) -> Tensor:
@@ -206,12 +212,12 @@ class RepeatScores:
 
 
 class _Powers(NamedTuple):
-    """Variances over the bins of a movie: of responses and of predictions, and their covariance.
+    """Variances of responses and of predictions over the bins of a movie, and their covariance.
 
     Attributes:
-        bins: that count (neurons).
-        of_means: of means over repeats (3, neurons).
-        of_signals: of what repeats have in common (3, neurons).
+        bins: (neurons) number of bins that count.
+        of_means: (3, neurons) variances and covariance of means over repeats.
+        of_signals: (3, neurons) variances and covariance of the signals.
     """
 
     bins: Tensor

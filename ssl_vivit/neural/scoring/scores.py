@@ -1,4 +1,4 @@
-"""All scores of a model of neurons, accumulated over batches and processes."""
+"""Scores of a model of neurons, accumulated over batches and processes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from ssl_vivit.data.sessions.facts import SessionFacts
 from ssl_vivit.errors import NeuralModelError
 from ssl_vivit.neural.scoring.by_movie import UNNAMED, Trials, TrialsByMovie
 
-# Below this share of explainable variance (Cadena et al. 2019), what is explained of it is noise.
+# Minimum fraction of explainable variance (Cadena et al. 2019). Below it, FEVE is mostly noise.
 LEAST_EXPLAINABLE = 0.15
 
-# Scores that divide by what is explainable.
+# Scores that divide by an estimate of explainable variance.
 OF_EXPLAINABLE = ("feve", "cc_norm")
 
-# Resamples whose scores are computed together.
+# Number of resamples whose scores are computed together.
 _AT_ONCE = 100
 
 
 class NeuralScores:
-    """Sums in float64 that any number of updates and processes add to; exact but for rounding.
+    """Accumulates the scores of a model of neurons over batches and processes, in float64.
 
-    Repeats of a movie take 48 bytes for each of its frames and neurons.
+    Up to rounding, the scores do not depend on how trials are split into batches. Movies with
+    repeats take 48 bytes for each frame and neuron.
 
     Args:
-        facts: of each session; the means of the training trials are the null model of
+        facts: facts of each session. Its mean training responses are the null model of
             ``bps_train_null``.
-        drop_first: frames at the start of each trial that do not count.
+        drop_first: number of frames at the start of each trial that are not scored.
     """
 
     def __init__(self, facts: Sequence[SessionFacts], *, drop_first: int = 0) -> None:
@@ -50,14 +51,14 @@ class NeuralScores:
         """Add whole trials.
 
         Args:
-            session: whose neurons.
+            session: name of the session.
             rates: expected responses per bin.
-            responses: NaN where unknown.
-            movies: which movie each trial showed, for scores of repeats; None for no such scores.
+            responses: responses, NaN if unknown.
+            movies: movie that each trial showed, for scores of repeats. None omits these scores.
 
         Raises:
-            NeuralModelError: for an unknown session, other numbers of neurons or of movies, and
-                rates that are negative or NaN.
+            NeuralModelError: for an unknown session, a wrong number of neurons or movies, or rates
+                that are negative or NaN.
         """
         if session not in self._seen:
             raise NeuralModelError(
@@ -66,13 +67,14 @@ class NeuralScores:
         neurons = len(self.facts[session].unit_ids)
         if rates.shape != responses.shape or rates.shape[-1] != neurons:
             raise NeuralModelError(
-                f"session {session!r} has {neurons} neurons; rates are of {tuple(rates.shape)}, "
-                f"responses of {tuple(responses.shape)} (trials, frames, neurons)"
+                f"session {session!r} has {neurons} neurons; rates have shape {tuple(rates.shape)} "
+                f"and responses {tuple(responses.shape)}; both must have the shape (trials, "
+                "frames, neurons)"
             )
         if isinstance(movies, Tensor):
             movies = movies.tolist()
         if movies is not None and len(movies) != len(rates):
-            raise NeuralModelError(f"{len(rates)} trials show {len(movies)} movies; name one each")
+            raise NeuralModelError(f"{len(rates)} trials have {len(movies)} movies; name one each")
         rates, responses = (x[:, self.drop_first :].detach().cpu() for x in (rates, responses))
         if movies is None:
             self._seen[session].add(UNNAMED, Trials.of(rates, responses))
@@ -82,16 +84,16 @@ class NeuralScores:
             self._seen[session].add(str(movie), trial)
 
     def over_processes(self, gather: Callable[[Any], list[Any]]) -> NeuralScores:
-        """Return the scores of the trials of all processes, on each of them.
+        """Return the scores of the trials of all processes; all processes must call this.
 
         Args:
-            gather: gives every process's JSON value, in order of rank, on all processes
-                (``ssl_vivit.training.processes.Host.gather``); all of them call this.
+            gather: function that returns the JSON values of all processes in order of rank, such as
+                ``ssl_vivit.training.processes.Host.gather``.
         """
         together = NeuralScores(list(self.facts.values()), drop_first=self.drop_first)
         for session, seen in self._seen.items():
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
-            # One by one: repeats are what is large.
+            # One movie at a time, since repeats are large.
             for name in names:
                 own = seen.movies.get(name)
                 for part in gather(own and own.packed()):
@@ -100,23 +102,24 @@ class NeuralScores:
         return together
 
     def movies(self, session: str) -> list[str]:
-        """Names of the movies that a session's trials showed, in the order of resampling."""
+        """Return the names of the movies of a session's trials, in the order of ``counts``."""
         return [name for name in self._seen[session].movies if name != UNNAMED]
 
     def neurons(
         self, session: str, counts: Float[Tensor, "... movies"] | None = None
     ) -> dict[str, Float[Tensor, "... neurons"]]:
-        """Scores of each neuron of a session, NaN where they are not defined.
+        """Return the scores of each neuron of a session; NaN if a score is undefined.
 
         Args:
-            session: whose neurons.
-            counts: how many times the trials of each of :meth:`movies` count; None is once.
+            session: name of the session.
+            counts: how many times the trials of each movie of :meth:`movies` count. None means
+                once.
 
         Returns:
-            ``poisson``, ``correlation``; for counts ``bps`` and ``bps_train_null``; where movies
-            repeat ``correlation_to_average``, ``oracle`` (jackknife), ``fev``, ``feve``,
-            ``cc_abs``, ``cc_max`` and ``cc_norm``. ``feve`` and ``cc_norm`` are of what repeats have
-            in common (:mod:`ssl_vivit.neural.scoring.repeats`).
+            ``poisson`` and ``correlation``. If responses are spike counts, also ``bps`` and
+            ``bps_train_null``. If movies repeat, also ``correlation_to_average``, ``oracle``
+            (jackknife), ``fev``, ``feve``, ``cc_abs``, ``cc_max`` and ``cc_norm`` (see
+            :mod:`ssl_vivit.neural.scoring.repeats`).
         """
         seen, fact = self._seen[session], self.facts[session]
         sums = seen.sums(counts)
@@ -138,18 +141,19 @@ class NeuralScores:
         return scores
 
     def compute(self, units: Literal["trained", "held_out"] = "trained") -> dict[str, float]:
-        """Scores by name; those that are not defined are left out.
+        """Return the mean scores of sessions by name; undefined scores are left out.
 
         Args:
-            units: which neurons: those that were trained on, or those that were held out.
+            units: whether to score the neurons used in training or the held-out neurons.
 
         Returns:
-            For each score of :meth:`neurons`, ``<score>_<session>``, the mean over neurons, and
-            ``<score>_mean``, the mean of these over sessions. ``bps`` and ``bps_train_null`` are
-            of all neurons of the session together, as the Neural Latents Benchmark has them, and
-            ``bps_units`` is the mean over neurons. ``silent_<session>`` counts neurons without
-            any response, which means leave out. ``feve`` and ``cc_norm`` are of the neurons with
-            explainable variance of 0.15 or more, counted as ``explainable_<session>``.
+            For each score of :meth:`neurons`, ``<score>_<session>`` is the mean over neurons, and
+            ``<score>_mean`` is the mean of these means over sessions. ``bps`` and
+            ``bps_train_null`` are for all neurons of a session together, as in the Neural Latents
+            Benchmark; ``bps_units`` is the mean over neurons. ``silent_<session>`` is the number of
+            neurons without any response, which are excluded from means. ``feve`` and ``cc_norm``
+            are means over neurons with a fraction of explainable variance of at least 0.15;
+            ``explainable_<session>`` is the number of these neurons.
         """
         by_session: dict[str, dict[str, float]] = {}
         numbers: dict[str, float] = {}
@@ -162,12 +166,12 @@ class NeuralScores:
         return {name: value for name, value in (found | numbers).items() if np.isfinite(value)}
 
     def counted(self, units: Literal["trained", "held_out"] = "trained") -> dict[str, int]:
-        """Numbers of neurons that the means of :meth:`compute` are over, by their names.
+        """Return the number of neurons in each mean of :meth:`compute`, by the name of the score.
 
-        ``<score>_mean`` counts the neurons of all sessions.
+        For ``<score>_mean`` it is the number over all sessions.
 
         Args:
-            units: which neurons.
+            units: see :meth:`compute`.
         """
         by_session = {}
         for name in self._scored(units):
@@ -192,21 +196,22 @@ class NeuralScores:
         counts: Mapping[str, Float[Tensor, "resamples movies"]],
         units: Literal["trained", "held_out"] = "trained",
     ) -> dict[str, Float[np.ndarray, " resamples"]]:
-        """Scores on resampled movies, by the names of :meth:`compute`; NaN where not defined.
+        """Return scores on resampled movies, by the names of :meth:`compute`; NaN if undefined.
 
-        Sessions that ``counts`` does not name are left out; so are means over sessions, then.
-        Neurons with enough explainable variance are chosen in each resample anew.
+        Sessions that are missing in ``counts`` are left out. If any is missing, means over sessions
+        are left out as well. Neurons with enough explainable variance are chosen again in each
+        resample.
 
         Args:
-            counts: session → how many times each of :meth:`movies` counts in each resample.
-            units: which neurons.
+            counts: session → how many times each movie of :meth:`movies` counts in each resample.
+            units: see :meth:`compute`.
         """
         scored = self._scored(units)
         by_session = {}
         for name in scored:
             if name in counts:
                 chosen = self._chosen(name, units)
-                # Some at a time: each takes the memory of all neurons' scores.
+                # In groups of resamples, since each needs memory for the scores of all neurons.
                 parts = [
                     self._of_session(name, chosen, some) for some in counts[name].split(_AT_ONCE)
                 ]
@@ -232,7 +237,7 @@ class NeuralScores:
     def _of_session(
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, ...]]:
-        """Means over the chosen neurons."""
+        """Return mean scores over the chosen neurons."""
         scores = self._used(name, chosen, counts)
         means = {key: _mean_of_defined(values) for key, values in scores.items()}
         if "bps" in scores:
@@ -245,10 +250,10 @@ class NeuralScores:
     def _used(
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, "... used"]]:
-        """Scores of the neurons that means are over, NaN where one does not count for a score."""
+        """Return the scores that enter means; NaN if a neuron does not count for a score."""
         scores = self.neurons(name, counts)
         if "fev" in scores:
-            # In each resample anew, so that no score divides by next to nothing.
+            # Choose neurons again in each resample, so that no score divides by nearly 0.
             hidden = ~(scores["fev"] >= LEAST_EXPLAINABLE)
             scores |= {key: scores[key].masked_fill(hidden, torch.nan) for key in OF_EXPLAINABLE}
         used = chosen.units & ~chosen.silent
@@ -261,12 +266,12 @@ class NeuralScores:
 
 
 class _Chosen(NamedTuple):
-    """Neurons of a session that enter its means: bool (neurons).
+    """Masks (neurons) that decide which neurons of a session enter its means.
 
     Attributes:
-        units: those asked for.
-        silent: those without any response.
-        able: those with enough explainable variance; None without repeats.
+        units: neurons of the requested group.
+        silent: neurons without any response.
+        able: neurons with enough explainable variance. None without repeats.
     """
 
     units: Tensor
@@ -274,7 +279,7 @@ class _Chosen(NamedTuple):
     able: Tensor | None
 
     def counts(self) -> dict[str, int]:
-        """Numbers of silent and of explainable neurons among those asked for."""
+        """Return the numbers of silent and of explainable neurons in the requested group."""
         found = {"silent": int((self.silent & self.units).sum())}
         if self.able is not None:
             found["explainable"] = int((self.able & self.units).sum())
@@ -286,7 +291,7 @@ def _means(fact: SessionFacts) -> Tensor:
 
 
 def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True) -> dict[str, Any]:
-    """``<score>_<session>``, and ``<score>_mean`` over the sessions that have the score."""
+    """Return ``<score>_<session>``, and ``<score>_mean`` over the sessions with this score."""
     kinds = dict.fromkeys(score for scores in by_session.values() for score in scores if means)
     over_sessions = {
         f"{score}_mean": _mean([own[score] for own in by_session.values() if score in own])
@@ -301,11 +306,11 @@ def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True)
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Mean over numbers, or over arrays entry by entry; of those that are defined."""
+    """Return the mean of defined numbers, or of arrays entry by entry."""
     stacked = torch.as_tensor(np.stack(values))
     return _mean_of_defined(stacked.movedim(0, -1)).numpy()
 
 
 def _mean_of_defined(values: Float[Tensor, "... neurons"]) -> Float[Tensor, ...]:
-    """Return the mean of the defined values; NaN where there are none."""
+    """Return the mean of the defined values over the last axis; NaN if there are none."""
     return values.masked_fill(~values.isfinite(), torch.nan).nanmean(-1)

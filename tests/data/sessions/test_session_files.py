@@ -129,8 +129,8 @@ def test_a_tier_of_zeros_is_withheld_and_a_silent_trial_is_not(tmp_path: Path) -
     }
     assert session.withheld == {"final_test_main": [8, 9]}
     assert session.notes == [
-        "a: all responses of tier final_test_main are 0 (2 trials) and taken as withheld; they are "
-        "not used"
+        "a: all responses of tier final_test_main are 0 (2 trials), so they seem to be withheld "
+        "and are not used"
     ]
     with pytest.raises(SessionError, match="trial 8 of session a is not used"):
         session.responses(8)
@@ -158,7 +158,9 @@ def test_training_responses_that_are_all_zero_are_refused(tmp_path: Path) -> Non
     path = folder(tmp_path)
     for trial in range(5):
         change(path, "responses", trial, zeros)
-    with pytest.raises(SessionError, match=r"no neuron of session .* responds in a training trial"):
+    with pytest.raises(
+        SessionError, match=r"all responses of the training trials of session .* are 0"
+    ):
         Session(path)
 
 
@@ -194,7 +196,7 @@ def test_absent_and_constant_parts(tmp_path: Path) -> None:
     session = Session(path)
     assert (session.has_pupil, session.behaviour_channels, session.coordinates) == (False, 0, None)
     assert session.behaviour(0, 2, 7).shape == (5, 0)
-    assert session.notes == ["a: the pupil's centre is constant and taken as unmeasured"]
+    assert session.notes == ["a: the pupil's centre is constant and treated as not measured"]
     with pytest.raises(SessionError, match="no measured pupil centre"):
         session.pupil_centre(0)
 
@@ -212,7 +214,7 @@ def test_the_kind_is_told_or_found(tmp_path: Path) -> None:
     assert Session(folder(tmp_path, "s")).kind == "spikes"
     assert Session(folder(tmp_path, "c", calcium=True)).kind == "calcium"
     assert Session(folder(tmp_path, "t", settings={"responses": "calcium"})).kind == "calcium"
-    with pytest.raises(SessionError, match="says that responses are spikes, and those of trial 0"):
+    with pytest.raises(SessionError, match="says that responses are spikes, but those of trial 0"):
         Session(folder(tmp_path, "w", calcium=True, settings={"responses": "spikes"}))
 
 
@@ -250,29 +252,33 @@ def nan_at(row: int, frame: int):
     ("part", "edit", "says"),
     [
         ("responses", lambda x: x[:-1], "2.npy has 5 neurons, meta/neurons/unit_ids.npy names 6"),
-        ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, the video of trial 2 has 12"),
-        ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, the video of trial 2"),
+        ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, but the video of trial 2 has 12"),
+        ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, but the video of trial 2"),
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
-        ("behavior", lambda x: x[:1], r"several numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
+        ("behavior", lambda x: x[:1], r"different numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
         ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
-        ("pupil_center", lambda x: x[:1], "has 1 rows; expected x and y"),
+        ("pupil_center", lambda x: x[:1], "has 1 rows; expected 2, x and y"),
         ("videos", nan_at(0, 4), "videos/2.npy is not finite at frame 4 of 12"),
         (
             "videos",
             lambda x: x / 1.0 - 300,
             "has values from -.* to .*; videos must be stored as pixels from 0",
         ),
-        ("videos", lambda x: x[0], "videos/2.npy holds uint8 4×12; expected numbers of 3"),
-        ("videos", lambda x: x[:, :2], r"several sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
-        ("videos", lambda x: x * np.nan, "videos/2.npy is NaN throughout"),
-        ("behavior", lambda x: x * np.nan, "behavior/2.npy is NaN throughout"),
+        (
+            "videos",
+            lambda x: x[0],
+            "videos/2.npy contains uint8 4×12; expected a non-empty numeric array with 3",
+        ),
+        ("videos", lambda x: x[:, :2], r"different sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
+        ("videos", lambda x: x * np.nan, "videos/2.npy contains only NaN"),
+        ("behavior", lambda x: x * np.nan, "behavior/2.npy contains only NaN"),
         ("behavior", number_at(np.inf, 11), "behavior/2.npy is not finite at frame 11 of 12"),
         ("behavior", number_at(1e39, 2), "behavior/2.npy is not finite at frame 2 of 12"),
         ("responses", number_at(np.inf, 7), "responses/2.npy is not finite at frame 7 of 12; mark"),
         ("responses", number_at(-np.inf, 11), "responses/2.npy is not finite at frame 11 of 12"),
         ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; fix"),
-        ("responses", lambda x: x.astype(str), "holds <U.*; expected numbers"),
-        ("responses", lambda x: x.astype(object), "is no readable .npy file of numbers"),
+        ("responses", lambda x: x.astype(str), "contains <U.*; expected a non-empty numeric"),
+        ("responses", lambda x: x.astype(object), "is not a readable .npy file of numbers"),
     ],
 )
 def test_bad_trials_are_named(tmp_path: Path, part: str, edit, says: str) -> None:
@@ -298,11 +304,11 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         with pytest.raises(SessionError, match=says):
             Session(where)
 
-    refused("is no folder; give one", tmp_path / "nothing")
+    refused("is not a folder; give a folder", tmp_path / "nothing")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers[:-1], "training"]))
     refused("tier 'training' is unknown; allowed are train, oracle")
     save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])
-    refused("names the tiers of 8 trials, data/videos holds trial 8, too")
+    refused("has tiers of 8 trials, but data/videos contains trial 8")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers, "train"]))
     refused("videos/9.npy is missing; every trial needs one")
     save(path / "meta" / "trials" / "tiers.npy", np.full(9, "oracle"))
@@ -310,12 +316,12 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     save(path / "meta" / "trials" / "tiers.npy", tiers)
 
     save(ids, np.array([1, 1, 2, 3, 4, 5]))
-    refused("names some units twice")
+    refused("contains some ids twice")
     ids.unlink()
     refused("unit_ids.npy is missing")
     save(ids, np.arange(6))
     for text, says in (
-        ("[", "is no JSON"),
+        ("[", "is not valid JSON"),
         ('{"frames_per_second": 0}', "frames_per_second is 0; give a number of hertz"),
         ('{"responses": "lfp"}', "responses is 'lfp'; give 'spikes' or 'calcium'"),
     ):
@@ -324,9 +330,9 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (path / "meta" / "session.json").unlink()
     Session(path)
     (path / "data" / "responses" / "0.npy").write_bytes(b"\x93NUMPY")
-    refused("0.npy is no readable .npy file of numbers")
+    refused("0.npy is not a readable .npy file of numbers")
     (path / "data" / "responses" / "0.npy").write_text("numbers")
-    refused("of numbers: it holds objects or is of another kind$")
+    refused("of numbers: it contains objects or has another format$")
     shutil.rmtree(path / "data" / "responses")
     refused("has no data/responses")
 
@@ -366,7 +372,7 @@ def test_facts_go_through_json(tmp_path: Path) -> None:
         with pytest.raises(SessionError, match=f"facts of session 'a': {name} is "):
             SessionFacts.from_json(values | {name: value})
     del values["unit_ids"]
-    with pytest.raises(SessionError, match="lack or do not know: unit_ids"):
+    with pytest.raises(SessionError, match="missing or unknown entries: unit_ids"):
         SessionFacts.from_json(values)
 
 

@@ -428,7 +428,7 @@ def test_trials_are_given_by_number_too(tmp_path: Path, caplog: pytest.LogCaptur
     half = build(paths[1:], train_share=0.5)
     assert chosen(half)[0] == chosen(four)[1]
     with pytest.raises(
-        SessionError, match="train_trials is 9, and session b has 8 training trials"
+        SessionError, match="train_trials is 9, but session b has 8 training trials"
     ):
         build(paths, train_trials=9)
 
@@ -547,7 +547,7 @@ def test_a_missing_validation_tier_is_split_off_by_movie(
         "test": (),
     }
     assert "b: no validation tier; 6 of 30 training trials validate" in caplog.text
-    assert "tiers share movies: 1 of 2 test movies are in train, too" in caplog.text
+    assert "tiers have movies in common: 1 of 2 test movies are also in train" in caplog.text
     none = build([str(b)], validation_share=0.0)
     assert none.validation is None
     assert build([str(a)]).test is None
@@ -573,7 +573,7 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
     for settings, says in (
         ({"window": 0}, "data.window is 0"),
         ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
-        ({"window": 40, "drop_first": 20}, "data.drop_first 20 leaves nothing of trial 0 of a"),
+        ({"window": 40, "drop_first": 20}, "data.drop_first 20 drops all frames of trial 0 of a"),
         ({"train_trials": 0}, "--data.train_trials is 0"),
         ({"train_trials": 3, "train_share": 0.5}, "both say how many trials are used"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
@@ -610,12 +610,13 @@ def test_other_sessions_than_the_checkpoints_are_named(tmp_path: Path) -> None:
 
     refused(
         folder(tmp_path, "c", neurons=5),
-        r"session c \(5 neurons\) is not in the checkpoint, which knows a \(6 neurons\), b \(4 neu",
+        r"session c \(5 neurons\) is not in the checkpoint, which has a \(6 neurons\), b \(4 neu",
     )
     elsewhere = tmp_path / "elsewhere"
     refused(
         folder(elsewhere, "b", neurons=5),
-        "session b is not as the checkpoint knows it: 5 neurons instead of 4, 4 of them with the",
+        "session b differs from the session in the checkpoint: 5 neurons instead of 4, 4 of them "
+        "with the",
     )
     same_size = folder(elsewhere, "a")
     ids = same_size / "meta" / "neurons" / "unit_ids.npy"

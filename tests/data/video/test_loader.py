@@ -310,7 +310,7 @@ def test_an_annotation_of_another_length_is_one_line_from_workers_too(workers: i
     videos.annotation = lambda i: {"motion_trajectory": [{}] * 40}  # type: ignore[method-assign]
     videos.has_annotation[:] = True
     clips.dataset.labels = True
-    with pytest.raises(DataError, match=r"video_\d+ tells of 40 frames, the video has 2") as caught:
+    with pytest.raises(DataError, match=r"video_\d+ has 40 frames, but the video has 2") as caught:
         take(clips, 1)
     assert "\n" not in str(caught.value)
 

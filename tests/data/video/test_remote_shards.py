@@ -114,7 +114,7 @@ def test_a_missing_index_is_told_from_an_unreachable_one(server, tmp_path):
         ShardSet(pattern(server), tmp_path)
     server.always["/a-000001.json"] = Answer(silent=True)
     with pytest.raises(
-        DataError, match=r"a-000001\.json cannot be fetched: nothing came for 0\.2 s"
+        DataError, match=r"a-000001\.json cannot be downloaded: no data arrived for 0\.2 s"
     ):
         ShardSet(pattern(server), tmp_path, stall_timeout=0.2)
 
@@ -217,7 +217,7 @@ def test_a_process_that_holds_the_lock_and_does_nothing(server, tmp_path):
     lock = copy.with_name(f"{copy.name}.lock")
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"no sign of life for 0\.5 s; end that process"):
+        with pytest.raises(DataError, match=r"no progress for 0\.5 s; end that process"):
             shards.frames(0, [0])
     # What a process wrote that was killed meanwhile is no failure of the next one.
     lock.write_text("failed")

@@ -124,18 +124,18 @@ CLAIMS = {
     "fewer frames than members": (set_in_a(num_frames=3), "num_frames is 3, but it holds 5"),
     "a frame fewer": (drop_frame, "num_frames is 5, but it holds 4"),
     "a gap": (renumber, "its 5 frames are not numbered from 0 to 4"),
-    "another's frame": (take_frame_of_b, "members of a and b have bytes in common"),
-    "a part of another": (take_part_of_b, "members of a have bytes in common"),
+    "another's frame": (take_frame_of_b, "members of a and b overlap"),
+    "a part of another": (take_part_of_b, "members of a overlap"),
     "beyond the tar": (set_member("0001.jpg", [10**9, 9, 9]), "beyond the .* bytes of the tar"),
     "past any tar": (set_member("0001.jpg", [2**63 - 1, 9, 9]), "beyond the .* bytes of the tar"),
     "a negative offset": (set_member("0001.jpg", [-5, 9, 9]), "out of range"),
     "a CRC of 33 bits": (set_member("0001.jpg", [512, 9, 2**32]), "out of range"),
-    "an offset in words": (set_member("0001.jpg", ["x", 9, 9]), "members is no table"),
-    "an offset of 100 digits": (set_member("0001.jpg", [10**99, 9, 9]), "members is no table"),
-    "half an offset": (set_member("0001.jpg", [0.5, 9, 9]), "members is no table"),
-    "a pair": (set_member("0001.jpg", [512, 9]), "members is no table"),
-    "members in a list": (set_in_a(members=[]), "members is no table"),
-    "no members": (set_in_a(members={}), "members is no table"),
+    "an offset in words": (set_member("0001.jpg", ["x", 9, 9]), "members is not a mapping"),
+    "an offset of 100 digits": (set_member("0001.jpg", [10**99, 9, 9]), "members is not a mapping"),
+    "half an offset": (set_member("0001.jpg", [0.5, 9, 9]), "members is not a mapping"),
+    "a pair": (set_member("0001.jpg", [512, 9]), "members is not a mapping"),
+    "members in a list": (set_in_a(members=[]), "members is not a mapping"),
+    "no members": (set_in_a(members={}), "members is not a mapping"),
     "frames in words": (set_in_a(num_frames="5"), "num_frames is '5', not a number"),
     "frames yes": (set_in_a(num_frames=True), "num_frames is True, not a number"),
     "no frames": (set_in_a(num_frames=0), "num_frames is 0, not a number"),
@@ -170,10 +170,10 @@ def test_an_index_that_its_members_do_not_bear_out_is_refused(two, claim):
     [
         (lambda i: i["samples"][1].update(key=""), "the key of sample 1 is '', not a text"),
         (lambda i: i["samples"][1].pop("key"), "the key of sample 1 is None, not a text"),
-        (lambda i: i.update(samples={}), "samples is no list"),
-        (lambda i: i.update(samples=[1]), "samples is no list"),
+        (lambda i: i.update(samples={}), "samples is not a list"),
+        (lambda i: i.update(samples=[1]), "samples is not a list"),
         (lambda i: i.pop("bytes"), "bytes is None, not the size"),
-        (lambda i: i.update(left_out=[]), "left_out is no table"),
+        (lambda i: i.update(left_out=[]), "left_out is not a mapping"),
         (lambda i: i["samples"][1].update(key="a"), "sample a is in .*two.* and again in"),
     ],
 )
@@ -190,7 +190,7 @@ def test_fields_that_are_not_known_pass(two):
 
 @pytest.mark.parametrize("text", [b"[1]", b"[" * 100_000, b"\xff\xfe", b"", b"null", b"7"])
 def test_texts_that_are_no_index(text):
-    with pytest.raises(DataError, match=r"x\.json is no shard index; make it with"):
+    with pytest.raises(DataError, match=r"x\.json is not a shard index; make it with"):
         parse_index(text, "x.json")
 
 
@@ -210,7 +210,7 @@ def test_pictures_of_another_size_than_the_index_states(two):
         ({"num_frames": 7}, "num_frames is 7, but it holds 5 frames"),
         ({"num_frames": "5"}, "num_frames is '5'"),
         ({"num_frames": 5.0}, "num_frames is 5.0"),
-        ({"width": 9}, "its frames have 8×8 pixels, its measures say 8×9"),
+        ({"width": 9}, "its frames have 8×8 pixels, but its video.json says 8×9"),
         ({"storage": "h264"}, "it holds no video file"),
         ({"fps": None}, "fps is None"),
     ],
@@ -241,7 +241,9 @@ def test_only_an_index_is_replaced(two):
     save_index(index, path)
     for text in ('{"caption": "mine"}', "", "[]", "not JSON"):
         path.write_text(text)
-        with pytest.raises(DataError, match=r"two\.json is no shard index and is not overwritten"):
+        with pytest.raises(
+            DataError, match=r"two\.json is not a shard index and is not overwritten"
+        ):
             save_index(index, path)
         assert path.read_text() == text
     path.unlink()

@@ -125,7 +125,9 @@ def test_same_frames_in_forked_and_spawned_processes(packed):
 def test_a_shard_cut_off_in_the_middle(shards):
     tar = shards / "original-000001.tar"
     os.truncate(tar, tar.stat().st_size // 2)
-    with pytest.raises(DataError, match=r"original-000001\.tar has .* bytes where .* cut off"):
+    with pytest.raises(
+        DataError, match=r"original-000001\.tar has .* bytes, but its index says .* truncated"
+    ):
         ShardSet(f"{shards}/original-*.tar")
 
 
@@ -138,7 +140,7 @@ def test_an_empty_shard(shards):
 def test_missing_and_foreign_indexes(shards):
     index = shards / "original-000001.json"
     index.write_text('{"some": "json"}')
-    with pytest.raises(DataError, match=r"is no shard index; .*clevrer index '.*000001\.tar'"):
+    with pytest.raises(DataError, match=r"is not a shard index; .*clevrer index '.*000001\.tar'"):
         ShardSet(f"{shards}/original-*.tar")
     index.unlink()
     with pytest.raises(DataError, match=r"has no index beside it; .*clevrer index '.*01\.tar'"):
@@ -182,7 +184,7 @@ def test_a_frame_that_is_not_there(packed, storage, index):
         ("a-{0..2.tar", "unbalanced braces"),
         ("https://example.org/a-*.tar", r"write the numbers as \{000000\.\.000009\}"),
         ("memory://none/a-0.tar", "has no index beside it; make it from a copy"),
-        ("nosuch://a/b.tar", "cannot be fetched: Protocol not known"),
+        ("nosuch://a/b.tar", "cannot be downloaded: Protocol not known"),
         ([], "names no shards"),
     ],
 )
@@ -228,7 +230,7 @@ def test_a_remote_shard_cut_off(remote, tmp_path):
     content = remote.cat_file("/bucket/original-000001.tar")
     remote.pipe_file("/bucket/original-000001.tar", content[:1000])
     shards = ShardSet("memory://bucket/original-*.tar", tmp_path)
-    with pytest.raises(DataError, match="has 1,000 bytes where its index says"):
+    with pytest.raises(DataError, match="has 1,000 bytes, but its index says"):
         shards.frames(2, [0])
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
 

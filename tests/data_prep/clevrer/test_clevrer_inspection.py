@@ -158,10 +158,10 @@ def test_index_refuses_what_is_no_whole_tar(videos, tmp_path, capsys):
     index = tar.with_suffix(".json").read_bytes()
     os.truncate(tar, 3000)
     assert main(["index", str(tar)]) == 2
-    assert "is no whole, uncompressed tar" in capsys.readouterr().err
+    assert "is not a complete, uncompressed tar" in capsys.readouterr().err
     assert tar.with_suffix(".json").read_bytes() == index
     packed_small = tmp_path / "small.tar"
     with tarfile.open(packed_small, "w:gz") as made:
         made.add(videos / "clip0.mp4", "a.mp4")
     assert main(["index", str(packed_small)]) == 2
-    assert "is no whole, uncompressed tar" in capsys.readouterr().err
+    assert "is not a complete, uncompressed tar" in capsys.readouterr().err

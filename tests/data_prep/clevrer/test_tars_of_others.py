@@ -112,7 +112,7 @@ def test_one_name_with_two_endings(tmp_path):
     members = [("a.mp4", FILMS[0]), ("a.mkv", FILMS[1])]
     found, left_out = indexed(write_tar(tmp_path / "s.tar", members))
     assert found == {"a": (0, None)}
-    assert left_out == {"a.mkv": "another video has its name, a.mp4, and is read"}
+    assert left_out == {"a.mkv": "another video with this name is used, a.mp4"}
 
 
 def test_links_and_holes(tmp_path):
@@ -157,7 +157,7 @@ def test_other_files_are_counted_by_their_ending(tmp_path, capsys):
     bare = write_tar(tmp_path / "bare.tar", members[5:])
     assert main(["index", str(bare)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "bare.tar holds no readable video: *.jpg: 12 of this ending, v.0.jpg" in line
+    assert "bare.tar contains no readable video: *.jpg: 12 of this ending, v.0.jpg" in line
 
 
 def test_names_that_are_no_utf8(tmp_path, capsys):
@@ -178,7 +178,7 @@ def test_a_tar_that_is_damaged_between_members(tmp_path, capsys):
     with tarfile.open(tar) as opened:
         assert opened.getnames() == ["a.mp4"]
     assert main(["index", str(tar)]) == 2
-    assert "no whole, uncompressed tar: after byte" in capsys.readouterr().err
+    assert "not a complete, uncompressed tar: the bytes after" in capsys.readouterr().err
 
 
 def test_tars_joined_without_tar(tmp_path, capsys):
@@ -195,7 +195,9 @@ def test_a_tar_cut_off_between_members(tmp_path):
     os.truncate(tar, tar.read_bytes().index(b"b.mp4"))
     found, left_out = indexed(tar)
     assert found == {"a": (0, None)}
-    assert left_out == {"s.tar": "the tar has no end mark; it may be cut off after its last member"}
+    assert left_out == {
+        "s.tar": "the tar has no end mark; it may be truncated after its last member"
+    }
 
 
 def test_a_file_of_the_user_with_the_name_of_the_index_stays(tmp_path, capsys):
@@ -203,7 +205,7 @@ def test_a_file_of_the_user_with_the_name_of_the_index_stays(tmp_path, capsys):
     (tmp_path / "s.json").write_text('{"captions": []}')
     assert main(["index", str(tar)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "s.json is no shard index and is not overwritten; move it elsewhere" in line
+    assert "s.json is not a shard index and is not overwritten; move it elsewhere" in line
     assert (tmp_path / "s.json").read_text() == '{"captions": []}'
 
 
@@ -222,7 +224,9 @@ def test_packing_leaves_a_file_of_the_user_too(folder, tmp_path, capsys):
     (out / "films-000000.json").write_text("[]")
     words = ["pack", "--videos", str(folder), "--out", str(out), "--workers", "1"]
     assert main(words) == 2
-    assert "films-000000.json is no shard index and is not overwritten" in capsys.readouterr().err
+    assert (
+        "films-000000.json is not a shard index and is not overwritten" in capsys.readouterr().err
+    )
     assert (out / "films-000000.json").read_text() == "[]"
 
 

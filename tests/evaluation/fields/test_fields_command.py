@@ -179,7 +179,7 @@ def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
     for words, said in [
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons: there is no such directory"),
         ((model, "--units", "9"), "^--units 9: session sim has no such unit"),
-        ((model, "--around", "nois"), "nois is no folder"),
+        ((model, "--around", "nois"), "nois is not a folder"),
         ((model, "--around", session, "--past", "1"), r"--around .*: no movie has 60 frames, twice --past 1"),
         ((model, "--check", "9"), "--check 9 must be from 1 to 6"),
         ((model, "--hold", "6", "--past", "0.2"), "--hold 6 must be below 6, the frames in --past 0.2"),

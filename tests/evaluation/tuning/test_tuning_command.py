@@ -158,7 +158,7 @@ def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons: there is no such directory"),
         ((model, "--session", "b"), "^--session b: the model has no such session; it has sim"),
         ((model, "--units", "3", "77"), "^--units 77: session sim has no such unit; its 5 units are 0, 1, 2, 3, 4"),
-        ((model, "--against", str(tmp_path / "none")), "none is no folder"),
+        ((model, "--against", str(tmp_path / "none")), "none is not a folder"),
         ((model, "--against", str(RECORDED)), "session_fov4_cut .* is not in the checkpoint"),
         ((model, "--temporal_frequencies", "20"), "20 Hz cannot be shown at 30 frames a second"),
         ((model, "--spatial_frequencies", "0.7"), "0.7 must be above 0 and at most 0.5 cycles"),

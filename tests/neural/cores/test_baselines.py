@@ -258,7 +258,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: CausalResNetConfig(widths=(4,)), "one entry a stage"),
+        (lambda: CausalResNetConfig(widths=(4,)), "one entry for each stage"),
         (lambda: CausalResNetConfig(kernel=(3, 2, 3)), "kernel .* odd height and width"),
         (lambda: CausalX3DConfig(depths=(0, 1, 1)), "at least 1"),
         (lambda: CausalX3DConfig(squeeze=0.0), "squeeze 0.0"),
@@ -267,7 +267,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
             "filters 'none' is unknown; choose one of full, separable",
         ),
         (lambda: LinearNonlinearConfig(lags=0), "baseline.ln.lags is 0; it must be at least 1"),
-        (lambda: PooledPixels((9, 12), pool=2), "pool 2 does not divide frames of 9×12"),
+        (lambda: PooledPixels((9, 12), pool=2), "pool 2 must divide the frame size 9×12"),
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
         (
             lambda: build_part("core", {"kind": "vgg"}),

@@ -243,5 +243,5 @@ def test_other_cores_have_no_blocks(core):
             core, NeuralEncoderChoice(), config, BaselineConfig(), [], longest=10
         )  # fmt: skip
     core = CausalResNet(CausalResNetConfig())
-    with pytest.raises(NeuralModelError, match="and the core is a CausalResNet; leave it at null"):
+    with pytest.raises(NeuralModelError, match=r"is a CausalResNet; set model\.layers to null"):
         NeuralModel(core, readouts={"a": torch.nn.Identity()}, layers=0)

@@ -76,11 +76,12 @@ def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path, cap
     assert 0.05 < kept < 0.9
     for line in (
         "in_channels 3 → 1: exact for grey video",
-        "image_size 32×48 → 12×20: 2×4 tokens a time step in place of 2×3",
+        "image_size 32×48 → 12×20: 2×4 tokens per time step instead of 2×3",
         f"tubelet_size 4×16×16 → 4×6×6: the resampled kernel keeps {kept:.0%} of its energy",
-        "border: zeros complete the outermost tubelets, 0 pixels in height and 4 in width",
+        "border: the frame is padded with zeros to whole tubelets, by 0 pixels in height and 4 in "
+        "width",
         "learned table of 2×3 is interpolated to 2×4",
-        "temporal_causal False → True: attention over time was trained to use later frames",
+        "temporal_causal False → True: attention over time was trained with later frames",
         "30 frames per second are shown to the encoder at 15",
     ):
         assert sum(line in note for note in notes) == 1, line
@@ -117,20 +118,20 @@ def test_the_directory_takes_the_place_of_the_fresh_encoder(tmp_path):
     choice = NeuralEncoderChoice(path, "vivit_neural_small", fresh)
     config = fit_encoder(choice, [FACTS], longest=8).encoder.config
     assert (config.embed_dim, config.tubelet_size, config.mlp_dropout) == (16, (4, 6, 6), 0.1)
-    kept = "mlp_dropout 0.1 of encoder.overrides holds"
+    kept = "mlp_dropout 0.1 of encoder.overrides applies"
     assert ignored_settings(choice, NeuralEncoderChoice()) == [
-        f"ignored beside --encoder {path}, whose architecture holds: encoder.name "
+        f"ignored, since --encoder {path} sets the architecture: encoder.name "
         "vivit_neural_small, encoder.overrides.embed_dim, encoder.overrides.tubelet_size; "
         f"{kept} (encoder.geometry changes tubelets)"
     ]
     # What the preset has, nobody gave.
     preset = NeuralEncoderChoice(name="vivit_neural_small", overrides=fresh | {"embed_dim": 48})
     assert ignored_settings(choice, preset) == [
-        f"ignored beside --encoder {path}, whose architecture holds: encoder.overrides.embed_dim; "
+        f"ignored, since --encoder {path} sets the architecture: encoder.overrides.embed_dim; "
         f"{kept} (encoder.geometry changes tubelets)"
     ]
     bare = NeuralEncoderChoice(path, preset.name, preset.overrides)
-    assert ignored_settings(bare, preset) == [f"{kept} for --encoder {path}"]
+    assert ignored_settings(bare, preset) == [f"{kept} to --encoder {path}"]
     assert ignored_settings(NeuralEncoderChoice(path), preset) == []
 
 

@@ -126,13 +126,15 @@ def test_sessions_of_different_rates_name_which_one_a_map_is_for():
     readouts = {"a": WholeMapReadout(2, 24), "b": WholeMapReadout(3, 24)}
     whole = model(readouts=readouts, frame_rates={"b": FrameRates(16.0, 30.0)})
     video = clip()
-    with pytest.raises(NeuralModelError, match="different frame rates; say which session"):
+    with pytest.raises(NeuralModelError, match="different frame rates; give the argument session"):
         whole.core(video)
     assert not torch.equal(whole.core(video, None, "a"), whole.core(video, None, "b"))
     for name in ("a", "b"):
         expected = whole.read(whole.core(video, None, name), name)
         assert torch.equal(whole(video, session=name), expected)
-    with pytest.raises(NeuralModelError, match="frame_rates names c; the readouts are of a, b"):
+    with pytest.raises(
+        NeuralModelError, match="frame_rates has unknown sessions c; the readouts are for a, b"
+    ):
         model(readouts=readouts, frame_rates={"c": None})
 
 

@@ -235,13 +235,13 @@ def test_a_model_has_filters_for_the_frame_rate_of_its_sessions():
         ),
         (
             lambda: bank(rate=12.0),
-            "--baseline.energy.temporal_frequencies has 6 Hz, and the videos have 12 frames per "
+            "--baseline.energy.temporal_frequencies has 6 Hz, but the videos have 12 frames per "
             "second; give frequencies below 6 Hz",
         ),
         (
             lambda: built(30.0, 24.0),
-            "--core energy has filters for one frame rate, and s0 has 30 frames per second, s1 24: "
-            "fit them one by one, or resample them",
+            "--core energy needs one frame rate for all sessions, but s0 has 30 frames per second "
+            "and s1 has 24: fit the sessions one by one, or resample them",
         ),
     ],
 )

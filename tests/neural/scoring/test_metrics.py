@@ -397,12 +397,12 @@ def test_without_repeats_there_is_no_score_of_them():
 def test_rates_that_are_none_are_refused_where_responses_are_known(bad):
     rates, spikes = torch.full((4, 2), 0.5), torch.ones(4, 2)
     rates[1, 1] = bad
-    with pytest.raises(NeuralModelError, match="neither negative nor NaN"):
+    with pytest.raises(NeuralModelError, match="must not be negative or NaN"):
         bits_per_spike(rates, spikes)
     spikes[1, 1] = math.nan
     assert math.isfinite(bits_per_spike(rates, spikes))
 
 
 def test_rates_of_other_neurons_are_refused():
-    with pytest.raises(NeuralModelError, match="do not pair"):
+    with pytest.raises(NeuralModelError, match="both must be equal"):
         bits_per_spike(torch.ones(4, 2), torch.ones(4, 3))

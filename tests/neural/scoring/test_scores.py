@@ -276,8 +276,8 @@ def test_a_resample_without_responses_of_a_neuron_scores_no_rounding():
     ("session", "neurons", "movies", "said"),
     [
         ("z", NEURONS, None, "session 'z' is unknown; scores are for a"),
-        ("a", 4, None, "has 5 neurons; rates are of"),
-        ("a", NEURONS, [1], "2 trials show 1 movies"),
+        ("a", 4, None, "has 5 neurons; rates have shape"),
+        ("a", NEURONS, [1], "2 trials have 1 movies"),
     ],
 )
 def test_what_does_not_fit_is_named(session, neurons, movies, said):

@@ -1,4 +1,4 @@
-"""Indexed webdataset shards of videos: the index beside a shard, where shards lie, their samples."""
+"""Indexed webdataset shards of videos: building, finding, downloading and reading them."""
 
 from ssl_vivit.data.video.shards.shard_set import STORAGES, ShardSet
 

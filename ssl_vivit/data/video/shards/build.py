@@ -1,11 +1,11 @@
-"""The index of a tar, made from the tar: ours, or one of videos from elsewhere.
+"""Build the index of a tar of videos, which this project or another program made.
 
-Samples are found by the names of the tar's members, wherever these stand:
+Samples are found by the names of the tar's members, in any order:
 
-- ``NAME.mp4`` (or another ending of videos) is a video with the key NAME, whatever dots it holds;
+- ``NAME.mp4`` (or another video ending) is a video with the key NAME, which may contain dots;
 - ``KEY.video.json`` with ``KEY.0000.jpg`` … is a video whose frames are stored as pictures;
-- the annotation is ``KEY.json``, or else the one of webdataset's key, which ends at the first dot of
-  the base name, where a single video has that key.
+- ``KEY.json`` is the annotation. If it is missing, the annotation of webdataset's key is used,
+  which ends at the first dot of the base name, provided that only one video has this key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WEBDATASET_KEY = re.compile(r"((?:.*/)?[^./]+)\.[^/]*")
 
 
 class Place(NamedTuple):
-    """Bytes of a member in a tar."""
+    """Offset and size of a member in a tar, in bytes."""
 
     offset: int
     size: int
@@ -49,23 +49,23 @@ class _Found(NamedTuple):
     key: str
     # Extension → name in the tar.
     members: dict[str, str]
-    # The member that stands for the sample in messages.
+    # Name of the member that identifies the sample in messages.
     name: str
 
 
 def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
-    """Read a tar of videos, or of JPEG frames with measures, and list its samples.
+    """Read a tar of videos, or of JPEG frames with ``KEY.video.json``, and list its samples.
 
     Args:
-        tar: uncompressed.
-        storage: of video files without measures beside them.
+        tar: the tar, which must be uncompressed.
+        storage: storage of video files without a ``KEY.video.json``.
 
     Returns:
-        The index. ``left_out`` maps the names of members that are not read to the reason; files
-        that are neither video nor annotation are counted by their ending, as ``*.txt``.
+        The index. ``left_out`` maps the names of members that are not used to the reason. Files
+        that are neither video nor annotation are counted by their ending, such as ``*.txt``.
 
     Raises:
-        DataError: if the file is no whole tar or holds no video.
+        DataError: if the file is not a complete tar, or contains no readable video.
     """
     places, left_out = list_members(tar)
     samples: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
     left_out.update(_by_ending(name for name in places if name not in read))
     if not samples:
         reasons = [f": {name}: {why}" for name, why in left_out.items()]
-        raise DataError(f"{tar} holds no readable video{''.join(reasons[:1])}")
+        raise DataError(f"{tar} contains no readable video{''.join(reasons[:1])}")
     samples.sort(key=lambda sample: min(offset for offset, _, _ in sample["members"].values()))
     return {
         "format": FORMAT,
@@ -93,23 +93,23 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
 
 
 def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
-    """Places of the files in a tar, from its headers.
+    """List the offsets and sizes of the files in a tar, from its headers.
 
     Args:
-        tar: uncompressed.
+        tar: the tar, which must be uncompressed.
 
     Returns:
-        Name → place, and name → reason of what cannot be read at a place. Where a name stands more
-        than once the last one counts, as when the tar is unpacked.
+        Name → place, and name → reason for members that cannot be read. If a name occurs more than
+        once, the last member is used, as when the tar is unpacked.
 
     Raises:
-        DataError: if it is no whole tar.
+        DataError: if the file is not a complete tar.
     """
     places: dict[str, Place] = {}
     left_out: dict[str, str] = {}
     size = tar.stat().st_size
     try:
-        # "r:" takes plain tars only: a compressed one cannot be read at an offset.
+        # "r:" accepts only uncompressed tars; a compressed one cannot be read at an offset.
         with tarfile.open(tar, "r:", errors="backslashreplace") as opened:
             for entry in opened:
                 if entry.size < 0:
@@ -125,7 +125,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     left_out[entry.name] = "a sparse or special file"
                 else:
                     if entry.offset_data + entry.size > size:
-                        raise tarfile.ReadError(f"{entry.name} is cut off")
+                        raise tarfile.ReadError(f"{entry.name} is truncated")
                     if entry.name in places:
                         left_out[entry.name] = (
                             "is in the tar more than once; the last one is read, as tar unpacks it"
@@ -133,20 +133,20 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     places[entry.name] = Place(entry.offset_data, entry.size)
             end = opened.offset
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{tar} is no whole, uncompressed tar: {error}") from error
+        raise DataError(f"{tar} is not a complete, uncompressed tar: {error}") from error
     if end >= size:
-        left_out[tar.name] = "the tar has no end mark; it may be cut off after its last member"
-    # tarfile ends without a word at a header that it cannot read.
+        left_out[tar.name] = "the tar has no end mark; it may be truncated after its last member"
+    # tarfile stops without an error at a header that it cannot read.
     if (rest := _after_zeros(tar, end)) is not None:
         raise DataError(
-            f"{tar} is no whole, uncompressed tar: after byte {end:,} follow others that are no "
-            f"member, from byte {rest:,} on; it is damaged, or tars were joined without tar -A"
+            f"{tar} is not a complete, uncompressed tar: the bytes after {end:,} are not a member "
+            f"(first at byte {rest:,}); it is damaged, or tars were joined without tar -A"
         )
     return places, left_out
 
 
 def _after_zeros(tar: Path, start: int) -> int | None:
-    """Position of the first byte from ``start`` on that is not 0; None if all are."""
+    """Return the position of the first nonzero byte from ``start`` on; None if there is none."""
     with open(tar, "rb") as file:
         file.seek(start)
         while block := file.read(1 << 20):
@@ -157,7 +157,7 @@ def _after_zeros(tar: Path, start: int) -> int | None:
 
 
 def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterator[_Found]:
-    """Yield the samples in the order of the tar; name those left out."""
+    """Yield the samples in the order of the tar; add those that are skipped to ``left_out``."""
     frames: dict[str, dict[str, str]] = defaultdict(dict)
     videos = []
     for name in places:
@@ -190,7 +190,7 @@ def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterato
         yield found(key, pictures, f"{key}.{MEASURES}")
     for key, ending, name in videos:
         if key in taken:
-            left_out[name] = f"another video has its name, {taken[key]}, and is read"
+            left_out[name] = f"another video with this name is used, {taken[key]}"
         else:
             yield found(key, {ending: name}, name)
 
@@ -203,11 +203,11 @@ def _webdataset_key(name: str) -> str:
 def _sample(
     file: BinaryIO, found: _Found, places: dict[str, Place], storage: str
 ) -> dict[str, Any]:
-    """The sample's entry in the index, from its bytes.
+    """Build a sample's entry in the index from its bytes.
 
     Raises:
         DecodingError: if its video or its first frame cannot be decoded.
-        ValueError: if its measures are not those of its members.
+        ValueError: if ``video.json`` does not agree with the members.
     """
     members: dict[str, list[int]] = {}
     kept = {}
@@ -231,7 +231,7 @@ def _sample(
         shape = decode_jpegs([read_at(file.fileno(), size, offset)])[0].shape[:2]
         if shape != (sample["height"], sample["width"]):
             raise ValueError(
-                f"its frames have {shape[0]}×{shape[1]} pixels, its measures say "
+                f"its frames have {shape[0]}×{shape[1]} pixels, but its video.json says "
                 f"{sample['height']}×{sample['width']}"
             )
     return sample
@@ -246,7 +246,7 @@ def _facts(measures: bytes | None) -> dict[str, Any]:
 
 
 def _by_ending(names: Iterator[str]) -> dict[str, str]:
-    """Ending, as ``*.txt`` → number of the files that are no part of a sample."""
+    """Describe files that are no part of a sample, by ending such as ``*.txt``."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parts = _NAME_AND_ENDING.fullmatch(name)

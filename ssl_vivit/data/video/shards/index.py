@@ -1,17 +1,17 @@
-"""The index beside each shard, which lists the samples of a tar and their places.
+"""The index of a shard, which lists the samples of a tar and their offsets.
 
-``NAME.tar`` is a webdataset shard; ``NAME.json`` is ::
+``NAME.tar`` is a webdataset shard, and ``NAME.json`` beside it is its index::
 
     {"format": "ssl_vivit.shard_index", "version": 1, "bytes": SIZE OF THE TAR,
      "samples": [{"key", "num_frames", "height", "width", "fps", "storage",
-                  "times": [seconds at which each frame begins], where the rate varies
+                  "times": [seconds at which each frame begins], only if the rate varies
                   "members": {extension: [offset, size, crc32]}}],
      "left_out": {name: reason}}
 
 A sample is either one video file (storage ``original`` or ``h264``), or its frames as
-``KEY.0000.jpg`` … (storage ``jpeg``) with their measures in ``KEY.video.json``. ``KEY.json`` is the
-annotation, where there is one. A sample may hold further fields. One of them is ``source``, a hash
-of the file that the video was packed from.
+``KEY.0000.jpg`` … (storage ``jpeg``), with their number, size and rate in ``KEY.video.json``.
+``KEY.json`` is the optional annotation. A sample may have further fields, such as ``source``, a
+hash of the original video file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VERSION = 1
 ANNOTATION = "json"
 MEASURES = "video.json"
 STORAGES = ("original", "h264", "jpeg")
-LARGEST_SIDE = 65_535  # that a JPEG picture can have
+LARGEST_SIDE = 65_535  # of a JPEG picture, in pixels
 # fmt: off
 VIDEO_EXTENSIONS = frozenset(
     (
@@ -49,7 +49,7 @@ VIDEO_EXTENSIONS = frozenset(
 
 
 def index_path(shard: str) -> str:
-    """Path or address of a shard's index."""
+    """Return the path or address of a shard's index."""
     return shard.removesuffix(".tar") + ".json"
 
 
@@ -59,30 +59,31 @@ def is_video(extension: str) -> bool:
 
 
 def content_hash(content: bytes) -> str:
-    """The first 64 bits of a file's SHA-256, as 16 hexadecimal digits."""
+    """Return the first 64 bits of a file's SHA-256, as 16 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def save_index(index: dict[str, Any], target: Path) -> None:
-    """Write an index, whole or not at all.
+    """Write an index atomically.
 
     Raises:
-        DataError: if another file has its name.
+        DataError: if ``target`` exists and is not an index.
     """
     refuse_other_file(target)
     write_text(target, json.dumps(index, separators=(",", ":")))
 
 
 def refuse_other_file(target: Path) -> None:
-    """Refuse to overwrite a file that is no index.
+    """Refuse to overwrite a file that is not an index.
 
     Raises:
-        DataError: if there is such a file.
+        DataError: if ``target`` exists and is not an index.
     """
     if target.exists() and not (target.is_file() and _is_index(_parsed(target.read_bytes()))):
         raise DataError(
-            f"{target} is no shard index and is not overwritten; move it elsewhere, since the index "
-            f"of {target.with_suffix('.tar').name} has this name"
+            f"{target} is not a shard index and is not overwritten; move it elsewhere, since the "
+            "index "
+            f"of {target.with_suffix('.tar').name} needs this name"
         )
 
 
@@ -90,18 +91,18 @@ def parse_index(text: bytes, name: str) -> dict[str, Any]:
     """Read an index and check its fields.
 
     Args:
-        text: the JSON.
-        name: its path or address, for messages.
+        text: the JSON text.
+        name: path or address of the index, for messages.
 
     Raises:
-        DataError: if it is no index of a known version, or a field cannot be right.
+        DataError: if it is not an index of a known version, or a field is invalid.
     """
     index = _parsed(text)
     if not _is_index(index):
-        raise DataError(f"{name} is no shard index; {remake(name)}")
+        raise DataError(f"{name} is not a shard index; {remake(name)}")
     if index.get("version") != VERSION:
         raise DataError(
-            f"{name} has version {index.get('version')}, this release reads {VERSION}; "
+            f"{name} has version {index.get('version')}, but this release reads {VERSION}; "
             f"{remake(name)}"
         )
     try:
@@ -112,7 +113,7 @@ def parse_index(text: bytes, name: str) -> dict[str, Any]:
 
 
 def remake(name: str) -> str:
-    """Instruction, in a line, to make an index anew."""
+    """Return an instruction in one line to build an index again."""
     shard = name.removesuffix(".json").removesuffix(".tar") + ".tar"
     if "://" in shard:
         local = shard.rpartition("/")[2]
@@ -121,10 +122,10 @@ def remake(name: str) -> str:
 
 
 def check_sample(sample: dict[str, Any]) -> None:
-    """Check the fields of a sample, and that it has as many frames as it states.
+    """Check the fields of a sample, and its number of frames.
 
     Raises:
-        ValueError: if a field is missing or cannot be right; the message does not name the sample.
+        ValueError: if a field is missing or invalid; the message does not name the sample.
     """
     for name, most in (("num_frames", math.inf), ("height", LARGEST_SIDE), ("width", LARGEST_SIDE)):
         value: Any = sample.get(name)
@@ -144,19 +145,20 @@ def check_sample(sample: dict[str, Any]) -> None:
 
 
 def frame_members(sample: dict[str, Any]) -> list[str]:
-    """Extensions of the members that hold a sample's frames: the video's, or each frame's in order.
+    """Return the extensions of the members with a sample's frames: its video, or all its pictures.
 
-    Frames are ordered by their number: ``9999.jpg`` comes before ``10000.jpg``.
+    Pictures are ordered by their number, so ``9999.jpg`` comes before ``10000.jpg``.
 
     Raises:
-        ValueError: if it has no video or several, or its frames are not numbered 0 … num_frames − 1.
+        ValueError: if a sample does not have exactly one video, or its pictures are not numbered 0
+            … num_frames − 1.
     """
     members, total = sample["members"], sample["num_frames"]
     if sample["storage"] != "jpeg":
         videos = list(filter(is_video, members))
         if not videos:
             raise ValueError("it holds no video file")
-        if len(videos) > 1:  # earlier versions took films with dots in their names for one sample
+        if len(videos) > 1:  # earlier versions merged videos whose names contain dots
             raise ValueError(f"it holds {len(videos)} video files ({', '.join(videos[:3])})")
         (video,) = videos
         if total > members[video][1]:
@@ -192,9 +194,9 @@ def _check(index: dict[str, Any]) -> None:
     if type(size) is not int or size < 0:
         raise ValueError(f"bytes is {_shown(size)}, not the size of a tar")
     if not isinstance(samples, list) or not all(isinstance(each, dict) for each in samples):
-        raise ValueError("samples is no list of samples")
+        raise ValueError("samples is not a list of samples")
     if not isinstance(index.get("left_out", {}), dict):
-        raise ValueError("left_out is no table of names and reasons")
+        raise ValueError("left_out is not a mapping of names to reasons")
     keys = [sample.get("key") for sample in samples]
     for number, key in enumerate(keys):
         if not isinstance(key, str) or not key:
@@ -209,20 +211,20 @@ def _check(index: dict[str, Any]) -> None:
 
 
 def _places(sample: dict[str, Any]) -> np.ndarray:
-    """(offset, size, CRC) of a sample's members, int64 (members, 3)."""
+    """Return (offset, size, CRC) of a sample's members, int64 (members, 3)."""
     try:
         places = np.array(list(sample["members"].values()))
     except (KeyError, AttributeError, ValueError, OverflowError):
         places = np.empty(0)
     if places.ndim != 2 or places.shape[1] != 3 or places.dtype != np.int64:
-        raise ValueError("members is no table of offsets, sizes and CRCs")
+        raise ValueError("members is not a mapping of names to [offset, size, CRC]")
     if places.min() < 0 or places[:, 2].max() >= 1 << 32:
         raise ValueError("members holds an offset, size or CRC out of range")
     return places
 
 
 def _check_places(keys: list[str], places: list[np.ndarray], size: int) -> None:
-    """Check that all members lie in the tar and no two overlap."""
+    """Check that all members lie in the tar and do not overlap."""
     start, length, _ = np.concatenate(places).T
     owner = np.repeat(np.arange(len(keys)), [len(each) for each in places])
     outside = np.flatnonzero((start > size) | (length > size - start))
@@ -234,7 +236,7 @@ def _check_places(keys: list[str], places: list[np.ndarray], size: int) -> None:
     overlaps = np.flatnonzero((start + length)[order][:-1] > start[order][1:])
     if overlaps.size:
         both = dict.fromkeys(keys[owner[order[at]]] for at in (overlaps[0], overlaps[0] + 1))
-        raise ValueError(f"members of {' and '.join(both)} have bytes in common")
+        raise ValueError(f"members of {' and '.join(both)} overlap")
 
 
 def _shown(value: Any) -> str:

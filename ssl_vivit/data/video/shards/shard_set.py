@@ -1,9 +1,9 @@
-"""Samples by number out of indexed webdataset shards.
+"""Random access to the samples of indexed webdataset shards.
 
-- Nothing but the index is read at the start; a sample costs one read at its offset.
-- Of JPEG samples only the frames asked for are read, neighbours in one go.
-- Positioned reads, no shared file position: safe in forked and spawned workers.
-- Every byte used is checked against the index's CRC.
+- At the start only the index is read. Each sample needs one read at its offset.
+- Of JPEG samples only the wanted frames are read, and neighbouring frames in one read.
+- Reads do not use a shared file position, so they are safe in forked and spawned workers.
+- All bytes are checked against the CRC in the index.
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ from ssl_vivit.data.video.shards.store import (
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.nested_text import read_json_text
 
-# Reading over a gap this wide is cheaper than a second read.
+# Largest gap in bytes over which one read is cheaper than two.
 _GAP = 1 << 16
 _OPEN_SHARDS = 64
 
 
 class ShardSet:
-    """All samples of a set of shards, numbered through in the shards' order.
+    """All samples of a set of shards, numbered in the order of the shards.
 
     Args:
         shards: paths, directories, globs, brace patterns or fsspec addresses.
-        cache_dir: where remote shards are kept; default ``~/.cache/ssl_vivit/shards``.
-        decoder: of video files, see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
-        stall_timeout: seconds without a byte after which a connection to a remote shard has failed.
+        cache_dir: directory for copies of remote shards. None means ``~/.cache/ssl_vivit/shards``.
+        decoder: decoder of video files; see :func:`~ssl_vivit.data.video.decoding.decode_frames`.
+        stall_timeout: seconds without data after which a connection to a remote shard fails.
 
     Attributes:
-        shards: list of paths or addresses.
-        keys: list of str, unique over all shards.
-        shard_of: int array (len,), position in ``shards``.
+        shards: paths or addresses of the shards.
+        keys: names of the samples, unique over all shards.
+        shard_of: int array (len,), index into ``shards``.
         num_frames: int array (len,).
         heights: int array (len,), in pixels.
         widths: int array (len,), in pixels.
-        fps: float array (len,), frames per second as stored, on average where the rate varies.
-        storages: int array (len,), position in ``STORAGES``.
+        fps: float array (len,), stored frames per second; the mean if the rate varies.
+        storages: int array (len,), index into ``STORAGES``.
         has_annotation: bool array (len,).
 
     Raises:
-        DataError: if nothing matches, or a shard is empty, cut off or without index, or an index
-            does not fit its tar or itself, or two samples have one key.
+        DataError: if no shard matches, a shard is empty, truncated or has no index, an index is
+            invalid or does not fit its tar, or a key occurs twice.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ShardSet:
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self._decoder: Decoder = decoder
         self._open = functools.lru_cache(_OPEN_SHARDS)(_OpenShard)
-        # Remote shards are fetched when a sample of theirs is first read.
+        # A remote shard is downloaded when one of its samples is first read.
         self._remote: dict[int, RemoteShard] = {}
         self.keys: list[str] = []
         self._sources: list[str | None] = []
@@ -114,7 +114,7 @@ class ShardSet:
         self.fps: np.ndarray = joined["fps"]
         self.storages: np.ndarray = joined["storages"]
         self.has_annotation: np.ndarray = joined["has_annotation"]
-        # Members of sample i, in its order: frames (or the video), then the annotation.
+        # Members of sample i, in this order: frames (or the video), then the annotation.
         self._offsets, self._sizes, self._crcs = (joined[n] for n in ("offsets", "sizes", "crcs"))
         self._first = np.concatenate([[0], np.cumsum(joined["member_counts"])])
         self._refuse_double_keys()
@@ -130,13 +130,13 @@ class ShardSet:
 
     @property
     def annotation_crcs(self) -> np.ndarray:
-        """CRC-32 of each sample's annotation, uint32 (len,); 0 where it has none."""
+        """CRC-32 of each sample's annotation, uint32 (len,); 0 for samples without annotation."""
         return np.where(self.has_annotation, self._crcs[self._first[1:] - 1], np.uint32(0))
 
     def digest(self) -> str:
-        """SHA-256 of the samples' names and contents in their order, wherever the shards lie.
+        """Return a SHA-256 digest of the samples' names and contents, independent of their paths.
 
-        Contents count by the sizes and checksums in the index; no sample is read.
+        Contents are included by the sizes and checksums in the index; no sample is read.
         """
         total = hashlib.sha256(json.dumps(self.keys).encode())
         for column, kind in (
@@ -150,7 +150,7 @@ class ShardSet:
         return total.hexdigest()
 
     def annotation(self, i: int) -> dict[str, Any] | None:
-        """A sample's annotation as stored; None if it has none.
+        """Return a sample's annotation as stored; None if it has none.
 
         Raises:
             DecodingError: if its bytes are damaged.
@@ -180,7 +180,8 @@ class ShardSet:
             uint8 RGB of shape (len(indices), H, W, 3).
 
         Raises:
-            DecodingError: if a frame is missing or its bytes are damaged; names the sample.
+            DecodingError: if a frame is missing or its bytes are damaged; the message names the
+                sample.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         total = int(self.num_frames[i])
@@ -206,26 +207,26 @@ class ShardSet:
             raise DecodingError(f"{self._name(i)}: {error}") from error
 
     def source(self, i: int) -> str | None:
-        """Hash of the file that a sample was packed from; None in shards of earlier versions."""
+        """Return the hash of a sample's original file; None in shards of earlier versions."""
         return self._sources[i]
 
     def local_path(self, number: int) -> str:
-        """Path of a shard, by its position in ``shards``; a remote one is fetched to the cache.
+        """Return the local path of shard ``number``; a remote shard is downloaded to the cache.
 
         Raises:
-            DataError: if it cannot be fetched.
+            DataError: if the shard cannot be downloaded.
         """
         return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
-        """Offset and size of a sample's frames, or of its video, then of its annotation."""
+        """Return offset and size of a sample's members: frames or video, then annotation."""
         members = slice(self._first[i], self._first[i + 1])
         return list(
             zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
         )
 
     def stored_bytes(self, i: int) -> int:
-        """Bytes of a sample's members, without the tar's own."""
+        """Return the total size in bytes of a sample's members."""
         return int(self._sizes[self._first[i] : self._first[i + 1]].sum())
 
     def _name(self, i: int) -> str:
@@ -244,7 +245,7 @@ class ShardSet:
             raise DataError(f"{shard} has no index beside it; {remake(shard)}")
         index = parse_index(text, name)
         if not index["samples"]:
-            raise DataError(f"{shard} holds no samples; remove it or pack it again")
+            raise DataError(f"{shard} contains no samples; remove it or pack it again")
         if is_remote(shard):
             self._remote[number] = RemoteShard.beside_index(
                 shard, index["bytes"], text, self._cache_dir, self._stall_timeout
@@ -260,7 +261,7 @@ class ShardSet:
                 first, second = (self.shards[self.shard_of[k]] for k in (seen[key], i))
                 raise DataError(
                     f"the sample {key} is in {first} and again in {second}; keys must be unique: "
-                    "leave one shard out or pack one source under other names"
+                    "remove one shard, or pack its videos under other names"
                 )
             seen[key] = i
 
@@ -272,7 +273,7 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """The first sample of a shard whose bytes in a file are not those of the index."""
+        """Return the first sample whose bytes in a file differ from the index, or None."""
         opened = _OpenShard(str(path))
         for i in np.flatnonzero(self.shard_of == number):
             look()
@@ -283,7 +284,7 @@ class ShardSet:
         return None
 
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
-        """Members' bytes, checked. ``members`` ascend. A damaged copy is fetched again once."""
+        """Read and check members, given in ascending order; download a damaged copy again once."""
         number = int(self.shard_of[i])
         try:
             return self._read_from(self._open(self._local_path(number)), members)
@@ -321,7 +322,7 @@ class ShardSet:
 
 
 class _OpenShard:
-    """A descriptor that lives as long as someone reads by it, also when the cache drops it."""
+    """File descriptor that stays open while it is used, even if the cache has dropped it."""
 
     def __init__(self, path: str) -> None:
         self.handle = -1

@@ -1,4 +1,4 @@
-"""Patterns → paths and addresses of shards, and a local cache of remote ones."""
+"""Find shards by patterns, and keep a local cache of remote shards."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ssl_vivit.files import remove_older, temporary_beside
 Look = Callable[[], object]
 Damaged = Callable[[Path, Look], str | None]
 
-# Seconds after which a temporary file is no download's any more, of whatever machine.
+# Seconds after which a temporary file of any machine does not belong to a running download.
 _ABANDONED = 86_400.0
 _HOW_TO_PACK = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
-    """Expand patterns to the shards they name, sorted within a pattern, each once.
+    """Expand patterns to shards, sorted within each pattern, without duplicates.
 
     Args:
         patterns: paths, directories, globs, brace patterns (``{000000..000009}``) or fsspec
@@ -51,24 +51,24 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
 
 
 def is_remote(shard: str) -> bool:
-    """Return whether a shard is read through fsspec and the cache."""
+    """Return whether a shard is remote, so that it is read through the cache."""
     return "://" in shard
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/ssl_vivit/shards``, by default under ``~/.cache``."""
+    """Return ``$XDG_CACHE_HOME/ssl_vivit/shards``, or ``~/.cache/…`` if it is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_vivit/shards"
 
 
 def read_remote(address: str, stall_timeout: float) -> bytes | None:
-    """The bytes of a small remote file; None if there is none.
+    """Return the bytes of a small remote file; None if the file does not exist.
 
     Args:
-        address: of the file.
-        stall_timeout: seconds, as of :func:`~ssl_vivit.data.downloading.fetch`.
+        address: address of the file.
+        stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
 
     Raises:
-        DataError: if it cannot be fetched.
+        DataError: if the file cannot be downloaded.
     """
     content = io.BytesIO()
     with _one_line(address):
@@ -81,13 +81,13 @@ def read_remote(address: str, stall_timeout: float) -> bytes | None:
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A remote shard and its local copy, fetched once for all processes.
+    """A remote shard and its local copy, which is downloaded once for all processes.
 
     Args:
-        address: of the shard.
+        address: address of the shard.
         copy: path of the copy.
-        size: of the shard, in bytes.
-        stall_timeout: seconds, as of :func:`~ssl_vivit.data.downloading.fetch`.
+        size: size of the shard in bytes.
+        stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
     """
 
     address: str
@@ -99,22 +99,22 @@ class RemoteShard:
     def beside_index(
         cls, address: str, size: int, index: bytes, cache_dir: Path, stall_timeout: float
     ) -> RemoteShard:
-        """Name the copy by address and index, so that a shard packed anew is fetched anew."""
+        """Create a shard whose copy is named by address and index, so both identify the copy."""
         digest = hashlib.sha256(address.encode() + b"\0" + index).hexdigest()[:16]
         return cls(
             address, cache_dir / f"{digest}-{address.rpartition('/')[2]}", size, stall_timeout
         )
 
     def local(self, damaged: Damaged, *, renew: bool = False) -> Path:
-        """Path of the copy, which is made where it is missing.
+        """Return the path of the copy; download it if it is missing.
 
         Args:
-            damaged: of a file and a function to be called several times a second: names a sample
-                whose bytes in the file are not those of the index; None if there is none.
-            renew: fetch it again if it is damaged.
+            damaged: function of a file and of a function that it must call several times a second.
+                It returns the name of a sample whose bytes differ from the index, or None.
+            renew: whether to download the copy again if it is damaged.
 
         Raises:
-            DataError: if it cannot be fetched, or what is fetched is damaged.
+            DataError: if the shard cannot be downloaded, or the downloaded shard is damaged.
         """
         if self._is_whole() and not renew:
             return self.copy
@@ -131,7 +131,7 @@ class RemoteShard:
     def _fetch(self, damaged: Damaged, look: Look) -> None:
         remove_older(self.copy.parent, _ABANDONED)
         with temporary_beside(self.copy) as part:
-            # Where a server names no versions, bytes of two of them may have come together at first.
+            # Try twice: if the server gives no versions, a resumed download may mix two versions.
             for _ in range(2):
                 with open(part, "wb") as file:
                     fetch(
@@ -152,7 +152,7 @@ class RemoteShard:
 
 
 def read_at(handle: int, size: int, offset: int) -> bytes:
-    """Read bytes of an open file at a place; fewer where it ends. One ``pread`` gives at most 2 GiB."""
+    """Read bytes at an offset, fewer at the end of the file; one ``pread`` reads at most 2 GiB."""
     content = os.pread(handle, size, offset)
     while len(content) < size and (
         more := os.pread(handle, size - len(content), offset + len(content))
@@ -162,9 +162,9 @@ def read_at(handle: int, size: int, offset: int) -> bytes:
 
 
 def cut_off(shard: str, found: int, expected: int) -> str:
-    """Message for a shard whose size is not the one that its index states."""
+    """Return the message for a shard whose size differs from the size in its index."""
     return (
-        f"{shard} has {found:,} bytes where its index says {expected:,}: it is cut off or "
+        f"{shard} has {found:,} bytes, but its index says {expected:,}: it is truncated or was "
         "changed; copy or pack it again"
     )
 
@@ -177,7 +177,7 @@ def _one_line(address: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{address} is not there: {error}; check --data.shards") from error
+        raise DataError(f"{address} does not exist: {error}; check --data.shards") from error
     except ImportError as error:
         raise DataError(
             f"{address} needs a package: {error}; pip install 'ssl_vivit[remote]'"
@@ -189,7 +189,8 @@ def _one_line(address: str) -> Iterator[None]:
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{address} cannot be fetched: {reason}; check the address and the right to read it"
+            f"{address} cannot be downloaded: {reason}; check the address and the permission to "
+            "read it"
         ) from error
 
 
@@ -216,7 +217,7 @@ def _expand(part: str) -> list[str]:
     if not os.path.exists(part):
         return []
     if not part.endswith(".tar"):
-        raise DataError(f"--data.shards {part!r} is no .tar file; {_HOW_TO_PACK}")
+        raise DataError(f"--data.shards {part!r} is not a .tar file; {_HOW_TO_PACK}")
     return [part]
 
 

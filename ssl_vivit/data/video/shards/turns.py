@@ -1,4 +1,4 @@
-"""Lock by which one process fetches a shard while the others wait for it."""
+"""Lock that lets one process download a shard while the other processes wait."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ssl_vivit.errors import DataError
 def turn_to_fetch(copy: Path, stall_timeout: float) -> Iterator[Callable[[], None]]:
     """Hold the lock file of a shard's copy while the block runs.
 
-    Yields a function to be called several times a second: it ends the block on a request to stop,
-    and touches the lock file, by which waiting processes see that this one is alive. If the block
-    fails, the processes that wait fail with its error instead of trying one after another. The lock
-    file is removed at the end; that of a killed process blocks nothing.
+    The block must call the yielded function several times a second. The function raises
+    KeyboardInterrupt on a request to stop. It also touches the lock file, which shows waiting
+    processes that this process is alive. If the block fails, waiting processes raise its error
+    instead of trying again one by one. The lock file is removed at the end. A lock file that a
+    killed process left does not block.
 
     Args:
-        copy: the shard's local copy.
-        stall_timeout: seconds to wait without a sign of life.
+        copy: path of the shard's local copy.
+        stall_timeout: seconds to wait for a process that does not touch its lock file.
 
     Raises:
-        DataError: if the process that holds the lock fails, or shows no sign of life.
+        DataError: if the process that holds the lock fails, or does not touch its lock file.
     """
     path = copy.with_name(f"{copy.name}.lock")
     lock = _take(path, stall_timeout)
@@ -43,7 +44,7 @@ def turn_to_fetch(copy: Path, stall_timeout: float) -> Iterator[Callable[[], Non
             os.pwrite(lock, str(error).encode(), 0)
         raise
     finally:
-        # Removed before the lock ends, so that no other process can have locked this file meanwhile.
+        # Remove the file before the lock ends, so that no other process can lock it in between.
         if _is_at(path, lock):
             path.unlink(missing_ok=True)
         os.close(lock)
@@ -60,9 +61,9 @@ def _take(path: Path, stall_timeout: float) -> int:
             os.close(lock)
             raise
         if _is_at(path, lock):
-            os.ftruncate(lock, 0)  # of what a process wrote that was killed before it ended
+            os.ftruncate(lock, 0)  # remove the message of a process that was killed
             return lock
-        os.close(lock)  # its holder ended and removed it
+        os.close(lock)  # its holder has ended and removed the file
 
 
 def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
@@ -74,22 +75,23 @@ def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
             return waited
         except BlockingIOError:
             waited = True
-        except OSError:  # a file system without locks: each process fetches for itself
+        except OSError:  # the file system has no locks: each process downloads its own copy
             return False
-        # Its own clock may differ from that of this machine, so changes count.
+        # Check for changes of the time only, since the file system's clock may differ.
         sign = os.fstat(lock).st_mtime_ns
         if sign != seen:
             seen, since = sign, time.monotonic()
         elif time.monotonic() - since > stall_timeout:
             raise DataError(
-                f"{path}: another process holds this lock and has shown no sign of life for "
-                f"{stall_timeout:g} s; end that process, or set another --data.cache_dir"
+                f"{path}: another process holds this lock and has made no progress for "
+                f"{stall_timeout:g} s; end that process, or set another "
+                "--data.cache_dir"
             )
         stopping.sleep(stopping.INTERVAL)
 
 
 def _is_at(path: Path, lock: int) -> bool:
-    """Return whether an open file still has its name."""
+    """Return whether ``path`` still refers to the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(lock))
     except OSError:

@@ -10,6 +10,9 @@ OLDEST := .venv-oldest
 FINETUNE := $(BIN)/python recipes/finetune_neural.py --encoder runs/demo/encoder --encoder.geometry.tubelet_stride '[4, 5, 5]' \
   --steps 200 --evaluation.every 100
 
+# Tests run on every core, up to eight, with one thread each.
+PYTEST_PARALLEL := -m pytest -n logical --maxprocesses 8 --dist worksteal
+
 MEASURED := docs/published/benchmarks
 
 .PHONY: help demo test test-slow test-oldest lint bench bench-gpu docs clean
@@ -43,7 +46,7 @@ demo: $(READY)
 	@$(BIN)/python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh
 
 test: $(EXTRAS)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST_PARALLEL)
 
 test-slow: $(EXTRAS)
 	$(BIN)/python -m pytest -m slow
@@ -56,7 +59,7 @@ $(OLDEST)/.ready: pyproject.toml
 	@touch $@
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST_PARALLEL)
 
 lint: $(EXTRAS)
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ import yaml
 ROWS = Path(__file__).with_suffix(".yaml")
 HEAD = """# Coverage of earlier descriptions
 
-The project grew from five descriptions: a Model 2 trained with SimCLR beside google-research/scenic, a guide and a quick start for a ViViT as the core of a model of neurons, notes on the ViViT paper, and a public Model 3. Here is each feature, size, shape, option and number in them, its name in this project, the test that holds it, and its status: *works*, *differs*, with what differs, or *not measured*. Settings of `ViViTConfig` are given to a recipe as `--encoder.overrides.NAME`. The page is made of `docs/published/coverage.yaml` by `python docs/published/coverage.py`; a test imports every name, looks up every option and test, and compares the page.
+This page shows where each feature of the project's earlier descriptions is found. There are five descriptions: a Model 2 trained with SimCLR and compared with google-research/scenic, a guide and a quick start for a ViViT as the core of a model of neurons, notes on the ViViT paper, and a public Model 3. The tables list each feature, size, shape, option and number of these descriptions, its name in this project, the test that checks it, and its status: *works*; *differs*, with the difference; or *not measured*. Recipes take settings of `ViViTConfig` as `--encoder.overrides.NAME`. `python docs/published/coverage.py` prints this page from `docs/published/coverage.yaml`. A test imports every name, looks up every option and test, and compares the page.
 """
 
 

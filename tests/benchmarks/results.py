@@ -96,14 +96,15 @@ def page(folder: Path = RESULTS) -> str:
     head = [
         "# Measured speed and memory",
         "",
-        "`make bench` measures all of this again and writes this page. Figures of a CPU are ratios "
-        "of things that were measured in turn in one run; absolute times come from GPUs alone. "
-        "[Speed and memory](benchmarks.md) says what follows from them.",
+        "This page has all stored results of the benchmarks; `make bench` measures them again and "
+        "writes the page. Figures of a CPU are ratios of programs that were measured in turn in one "
+        "run. Absolute times are given only for GPUs. [Speed and memory](benchmarks.md) summarises "
+        "the results.",
         "",
     ]
     if not any(each["name"].endswith("_gpu") for each in found):
         head += [
-            "No benchmark has been run on a GPU yet. `make bench-gpu` runs them there.",
+            "No benchmark has been run on a GPU yet. `make bench-gpu` runs the benchmarks on a GPU.",
             "",
         ]
     return "\n".join([*head, *(section(each) for each in found)])

@@ -480,7 +480,7 @@ def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
     assert (tmp_path / "new" / "scores.json").is_file()
     config = tmp_path / "moved" / "model" / "config.json"
     config.write_text(config.read_text() + " ")
-    with pytest.raises(RunError, match=r"core_from .*other contents than before"):
+    with pytest.raises(RunError, match=r"core_from .*the contents have changed"):
         launch(monkeypatch, [*moved, "--resume", "auto"])
 
 

@@ -136,10 +136,10 @@ TABLE: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # Of one command alone.
 TABLE["recipes.simclr_clevrer"]["--data.clip.views 3"] = (
-    "--data.clip.views is 3; SimCLR contrasts two: set it to 2"
+    "--data.clip.views is 3; SimCLR contrasts two views: set it to 2"
 )
 TABLE["recipes.compare_neural"]["--encoder damaged"] = (
-    "--encoder damaged: name encoders to compare by --encoders"
+    "--encoder damaged: give encoders to compare by --encoders"
 )
 TABLE["recipes.search_neural"]["--trials 0"] = (
     "nothing to search: give --trials above 0, and --space"

@@ -150,7 +150,7 @@ def _matches(path: str, seeds: int) -> list[str]:
         return [path]
     found = sorted(glob.glob(path))
     if not found:
-        raise RunError(f"--encoders {path} matches no directory")
+        raise RunError(f"--encoders {path} matches no directory; check the pattern")
     if seeds % len(found):
         raise RunError(
             f"--encoders {path} matches {len(found)} encoders, which --seeds {seeds} cannot use "

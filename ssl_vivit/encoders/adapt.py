@@ -70,7 +70,8 @@ def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
     Raises:
         ValueError: if a setting is not one of these, or if settings do not fit each other.
 
-    Warns: UserWarning: if ``temporal_causal`` changes for an encoder with attention over time.
+    Warns:
+        UserWarning: if ``temporal_causal`` changes for an encoder with attention over time.
     """
     return encoder.adapted(**geometry)
 

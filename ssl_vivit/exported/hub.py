@@ -73,7 +73,7 @@ def locate(
         )
     except _FAILURES as error:
         raise HubError(
-            f"there is no directory {path}, and no model of that name on the hub: "
+            f"there is no directory {path}, and it cannot be loaded from the hub: "
             f"{_reason(path, revision, error)}"
         ) from None
     return Path(found)

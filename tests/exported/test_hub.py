@@ -268,7 +268,7 @@ def test_a_directory_wins_over_the_hub(report):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("missing", "there is no directory org/missing, and no model of that name on the hub: "),
+        ("missing", "there is no directory org/missing, and it cannot be loaded from the hub: "),
         ("missing", "no such model is visible to this account; check the path"),
         ("private", "check the path or name, or log in with `hf auth login`"),
         ("gated", "access is restricted; request it at"),
@@ -306,7 +306,7 @@ report["push"] = refusal(push_to_hub, encoder, "org/encoder")
     kind, text = report["new"]
     assert kind == "HubError"
     assert text.startswith(
-        "there is no directory runs/typo, and no model of that name on the hub: the hub at "
+        "there is no directory runs/typo, and it cannot be loaded from the hub: the hub at "
         "http://127.0.0.1:9 cannot be reached"
     )
     assert "check the path, the connection and HF_HUB_OFFLINE" in text

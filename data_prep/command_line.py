@@ -1,4 +1,4 @@
-"""Parts of every command: types of arguments, errors and interruptions as one line."""
+"""Shared parts of all commands: argument types, and one-line errors and interruptions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ONE_REQUEST = 2.0
 
 
 def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callable[..., int]]:
-    """Decorate ``main(argv) → exit status`` so that errors and Ctrl-C are one line.
+    """Decorate ``main(argv) → exit status`` so that errors and Ctrl-C print one line.
 
-    An error that users can fix gives status 2, Ctrl-C 130.
+    An error that users can fix gives status 2, Ctrl-C gives 130.
 
     Args:
-        stopped: what is said after Ctrl-C.
-        shards: this command's argument for what is ``--data.shards`` in recipes.
+        stopped: line to print after Ctrl-C.
+        shards: name of this command's argument for shards, which messages call ``--data.shards``.
     """
 
     def decorated(main: Main) -> Callable[..., int]:
@@ -48,13 +48,13 @@ def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callabl
 
 
 def start(main: Callable[[], int]) -> None:
-    """Run a command and exit with its status. SIGTERM then does what Ctrl-C does.
+    """Run a command and exit with its status; SIGTERM acts like Ctrl-C.
 
-    A second signal after more than two seconds ends the process at once. Earlier ones are ignored:
-    process groups and tools such as ``timeout`` deliver one signal twice.
+    A second signal ends the process at once. Signals within two seconds of the first are ignored,
+    since process groups and tools such as ``timeout`` deliver one signal twice.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):  # file names may be invalid UTF-8
             stream.reconfigure(errors="backslashreplace")
     first: list[float] = []
 
@@ -67,30 +67,30 @@ def start(main: Callable[[], int]) -> None:
             os.kill(os.getpid(), number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(number, interrupt)
     status = main()
-    # What is left is the end of the interpreter, which puts handlers back but ignores what is ignored.
+    # Ignore signals during the interpreter's exit, which would restore the default handlers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 
 def option(setting: str) -> str:
-    """Name of the option that sets a setting."""
+    """Return the name of a setting's option."""
     return "--fps" if setting == "frames_per_second" else f"--{setting.replace('_', '-')}"
 
 
 def frame_size(text: str) -> tuple[int, int]:
-    """Type of an argument such as 36x64, as (height, width)."""
+    """Parse an argument such as 36x64 to (height, width)."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, such as 36x64")
+        raise argparse.ArgumentTypeError(f"{text!r} must be height and width, such as 36x64")
     return int(height), int(width)
 
 
 class FrameSize(argparse.Action):
-    """An argument of one word or two, such as 36x64 or 36 64, as (height, width); needs nargs "+"."""
+    """Parse an argument such as 36x64 or 36 64 to (height, width); needs nargs "+"."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
@@ -100,7 +100,7 @@ class FrameSize(argparse.Action):
 
 
 def png_file(text: str) -> Path:
-    """Type of an argument that names a PNG file."""
+    """Parse an argument that names a PNG file."""
     if Path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{text} must end in .png")
     return Path(text)

@@ -1,4 +1,4 @@
-"""Pictures of videos: frames side by side, with names and frame numbers."""
+"""Draw contact sheets of videos: frames side by side, with names and frame numbers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-# The width of a web page, in pixels.
+# Width of the picture in pixels, as wide as a web page.
 _WIDTH = 900
-# A row's name and frame numbers stand above it, in two lines of this height.
+# Font size, and height of the two lines above a row (name and frame numbers), in pixels.
 _FONT_SIZE, _LINE = 12, 16
-# Between the frames of a row, in pixels.
+# Space between the frames of a row, in pixels.
 _GAP = 4
 
 
 def labelled_sheet(
     rows: Sequence[tuple[str, Sequence[int], UInt8[np.ndarray, "f h w 3"]]],
 ) -> Image.Image:
-    """A picture of videos in rows, each frame below its number and each row below the video's name.
+    """Draw videos in rows, with the video's name and frame numbers above each row.
 
-    Frames are resized, so that the picture is as wide as a web page, 900 pixels.
+    Frames are resized so that the picture is 900 pixels wide.
 
     Args:
-        rows: name, numbers of the frames, and the frames, all of one size.
+        rows: for each video its name, frame numbers, and frames (f, H, W, 3), all of one size.
     """
     frames, height, width = rows[0][2].shape[:3]
     column = _WIDTH // frames

@@ -1,4 +1,4 @@
-"""Output of commands: errors as one line, pictures whole, no settings mixed in one folder."""
+"""Write output files: one-line errors, atomic pictures, one set of settings per folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ssl_vivit.files import replaced_file
 
 @contextmanager
 def picture_file(argument: str, path: str | Path) -> Iterator[Path]:
-    """Yield a file to save a picture to, which takes its name when it is whole.
+    """Yield a temporary file to save a picture to; it is renamed to ``path`` after the block.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the picture cannot be written.
     """
     with writing(f"{argument} {path}"), replaced_file(path) as part:
         yield part
@@ -25,13 +25,13 @@ def picture_file(argument: str, path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Turn errors of the file system into one line.
+    """Convert errors of the file system to a one-line DataError.
 
     Args:
-        what: is written, such as "--out DIR".
+        what: the option that names the output, such as "--out DIR".
 
     Raises:
-        DataError: that names it, the file and the reason.
+        DataError: if writing fails; the message gives ``what``, the file and the reason.
     """
     try:
         yield
@@ -44,21 +44,22 @@ def writing(what: str) -> Iterator[None]:
 def refuse_other_settings(
     what: str, before: Mapping[str, Any], now: Mapping[str, Any], mend: str
 ) -> None:
-    """Refuse to add to what was made with other settings.
+    """Raise if existing output was made with other settings.
 
     Args:
-        what: was made, such as "--out DIR holds videos rendered".
-        before: settings by name, as they were saved.
-        now: settings by name.
-        mend: what may be done instead.
+        what: start of the message, such as "--out DIR contains videos rendered".
+        before: saved settings by name.
+        now: current settings by name.
+        mend: what to do instead, for the message.
 
     Raises:
-        DataError: that names the option of the first setting that differs.
+        DataError: if a setting differs; the message names the option of the first one.
     """
     for name, value in now.items():
         if before.get(name) != value:
             raise DataError(
-                f"{what} with {option(name)} {_words(before.get(name))}, now {_words(value)}; {mend}"
+                f"{what} with {option(name)} {_words(before.get(name))}, now {_words(value)}; "
+                f"{mend}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Small samples that recipes make when no data are given: rendered videos, a simulated session."""
+"""Make the small samples that recipes use without data: rendered videos, a simulated session."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def clevrer_sample(
     """Render and pack the sample if it is missing or incomplete.
 
     Args:
-        directory: where it lies; ``videos`` and ``shards`` are made in it.
-        num_videos: how many videos of 128 frames of 96×144 pixels.
+        directory: folder of the sample; it gets subfolders ``videos`` and ``shards``.
+        num_videos: number of videos, of 128 frames of 96×144 pixels each.
 
     Returns:
-        The pattern of its shards.
+        Pattern that matches the shards.
     """
     directory = Path(directory)
     videos, shards = directory / "videos", directory / "shards"
@@ -54,15 +54,15 @@ def neural_sample(
 
     Args:
         directory: the session's folder.
-        videos: pattern of shards whose videos are shown; by default those of
-            :func:`clevrer_sample`, made where they are missing.
-        config: what to simulate.
+        videos: pattern of shards whose videos are shown; None uses :func:`clevrer_sample`, which is
+            made if it is missing.
+        config: settings of the simulation.
 
     Returns:
         The session's folder.
 
     """
-    # Asked first, as it takes its name when it is whole: else videos would be rendered for nothing.
+    # The folder exists only if it is complete; then no videos need to be rendered.
     if not Path(directory).exists():
         simulate(directory, config, videos=videos or clevrer_sample())
     return str(directory)

@@ -1,10 +1,10 @@
-"""Writes one session of recorded or simulated neurons; ``ssl_vivit.data.sessions.layout`` has its files.
+"""Write a session of recorded or simulated neurons (see ``ssl_vivit.data.sessions.layout``).
 
-- Trials go to disk one by one, into a hidden folder beside ``OUT``, which takes its name when it is
-  whole.
-- Arrays are handed over with time first, as everywhere in the project, and stored with time last,
-  as Sensorium has it.
-- Statistics are exact and come from the tier ``train`` alone. They lie in
+- Trials are written one by one to a hidden folder beside ``OUT``, which is renamed to ``OUT`` when
+  it is complete.
+- Arrays are passed with time first, as everywhere in the project, and stored with time last, as in
+  Sensorium.
+- Statistics are exact and computed from the tier ``train`` only. They are in
   ``meta/statistics/KIND/all/{mean,std,min,max}.npy``.
 """
 
@@ -38,7 +38,7 @@ from ssl_vivit.errors import DataError
 from ssl_vivit.files import temporary_beside, write_json
 from ssl_vivit.moments import Moments
 
-# What `SessionWriter.add` calls the arrays that the layout calls otherwise.
+# Names of arrays in the layout → names of their arguments in `SessionWriter.add`, if different.
 _ARGUMENTS = {VIDEOS: "video", BEHAVIOUR: "behaviour", PUPIL: "pupil_centre"}
 _AXES = {
     VIDEOS: "(T, H, W), the grey frames of one trial",
@@ -50,27 +50,27 @@ _AXES = {
 
 
 class SessionWriter:
-    """A session that is being written; a context manager that finishes or removes it.
+    """Context manager that writes a session, and removes it after an exception.
 
         with SessionWriter("sessions/a", frames_per_second=30, kind="spikes", unit_ids=ids) as session:
             session.add("train", video, spikes, behaviour=behaviour)
 
     Args:
-        out: the session's folder; must not be there yet.
-        frames_per_second: of videos, responses and behaviour alike.
-        kind: "spikes" where responses are counts for each frame, "calcium" for any other signal.
-        unit_ids: integers, one a neuron, all different.
-        coordinates: (N, 3) positions in the brain in micrometres; None writes zeros, which readers
-            take for unmeasured.
-        facts: more entries for ``meta/session.json``, such as where the session came from.
+        out: the session's folder; it must not exist.
+        frames_per_second: rate of videos, responses and behaviour.
+        kind: "spikes" if responses are spike counts per frame, "calcium" for any other signal.
+        unit_ids: one unique integer per neuron.
+        coordinates: (N, 3) positions in the brain in micrometres; None writes zeros, which mean
+            that positions were not measured.
+        facts: further entries of ``meta/session.json``, such as the origin of the session.
 
     Attributes:
-        path: the folder being written to, for files beside the layout; ``out`` in the end.
-        trials: trials written so far.
+        path: the folder that is being written, for additional files; finally ``out``.
+        trials: number of trials written so far.
 
     Raises:
-        DataError: if ``out`` is there, cannot be written, or an argument does not fit; on leaving
-            ``with``, if no trial has the tier ``train``.
+        DataError: if ``out`` exists or cannot be written, or an argument does not fit; at the end
+            of ``with``, if no trial has the tier ``train``.
     """
 
     def __init__(
@@ -96,15 +96,16 @@ class SessionWriter:
         self._units = units.astype(np.int64)
         count = len(self._units)
         if len(np.unique(self._units)) != count:
-            raise DataError(f"session {out}: unit_ids must be different from one another")
+            raise DataError(f"session {out}: unit_ids must be unique")
         self._coordinates = np.zeros((count, 3)) if coordinates is None else np.asarray(coordinates)
         if self._coordinates.shape != (count, 3):
             raise DataError(
-                f"session {out}: coordinates are {self._coordinates.shape}, not ({count}, 3)"
+                f"session {out}: coordinates have shape {self._coordinates.shape}; give ({count}, "
+                "3)"
             )
         if not (np.isfinite(frames_per_second) and frames_per_second > 0):
             raise DataError(
-                f"session {out}: {frames_per_second} frames per second; give more than 0"
+                f"session {out}: frames_per_second is {frames_per_second}; it must be above 0"
             )
         self._facts = {
             "frames_per_second": float(frames_per_second),
@@ -112,7 +113,7 @@ class SessionWriter:
             **(facts or {}),
         }
         self._tiers: list[str] = []
-        # Name of a kind of data → its shape but for time, as the first trial had it.
+        # Kind of data → its shape without time, from the first trial.
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._statistics: dict[str, _Statistics] = {}
         self._refuse_existing()
@@ -152,19 +153,19 @@ class SessionWriter:
 
         Args:
             tier: one of ``SENSORIUM_TIERS``.
-            video: (T, H, W), uint8 or float in [0, 255]; floats of which none is above 1 are
-                refused.
-            responses: (T, N); NaN where unknown. Whole numbers of 0 or more if they are spikes.
-            behaviour: (T, K); in all trials or in none, as the ones below.
-            pupil_centre: (T, 2) in the recording's own units.
-            true_rates: (T, N), expected responses, where they are known.
+            video: (T, H, W), uint8 or float in [0, 255]; floats are refused if all are at most 1.
+            responses: (T, N); NaN is unknown. Spikes must be whole numbers of 0 or more.
+            behaviour: (T, K). It must be given for all trials or for none, and so must
+                ``pupil_centre`` and ``true_rates``.
+            pupil_centre: (T, 2) in the recording's units.
+            true_rates: (T, N), expected responses, if they are known.
 
         Returns:
             The trial's number.
 
         Raises:
-            DataError: if the tier is unknown, or an array does not fit the others or the trials
-                before; the message names the trial.
+            DataError: if the tier is unknown, or an array does not fit the other arrays or the
+                earlier trials; the message names the trial.
         """
         trial = self.trials
         if tier not in SENSORIUM_TIERS:
@@ -192,17 +193,20 @@ class SessionWriter:
         return trial
 
     def finish(self) -> Path:
-        """Write what belongs to the whole session and give the folder its name.
+        """Write the files of the whole session and rename the folder to ``out``.
+
+        Returns:
+            ``out``.
 
         Raises:
-            DataError: if no trial of tier ``train`` was written, or the folder has appeared
-                meanwhile.
+            DataError: if no trial of tier ``train`` was written, or ``out`` was created in the
+                meantime.
         """
         if not self._tiers:
             raise DataError(f"session {self.out} has no trials; add one")
         if "train" not in self._tiers:
             raise DataError(
-                f"session {self.out} has no trial of tier 'train', on which models are trained; add one"
+                f"session {self.out} has no trial of tier 'train', which training needs; add one"
             )
         arrays: dict[str, np.ndarray] = {
             UNIT_IDS: self._units,
@@ -223,7 +227,7 @@ class SessionWriter:
 
     def _refuse_existing(self) -> None:
         if self.out.exists():
-            raise DataError(f"session {self.out} is there already; give another out, or remove it")
+            raise DataError(f"session {self.out} already exists; give another out, or remove it")
 
     def _check(self, trial: int, arrays: dict[str, np.ndarray]) -> None:
         frames = len(arrays[VIDEOS])
@@ -234,20 +238,23 @@ class SessionWriter:
                 raise DataError(f"{told} has shape {array.shape}; give {_AXES[name]}")
             if len(array) != frames:
                 raise DataError(
-                    f"{told} has {len(array)} frames, its video {frames}; the first axis of each "
+                    f"{told} has {len(array)} frames, but its video has {frames}; the first axis "
+                    "of each "
                     "array must be time"
                 )
             if name in (RESPONSES, TRUE_RATES) and array.shape[1] != len(self._units):
                 raise DataError(
-                    f"{told} of {array.shape[1]} neurons, unit ids of {len(self._units)}"
+                    f"{told} has {array.shape[1]} neurons, but there are {len(self._units)} "
+                    "unit_ids"
                 )
             if name == PUPIL and array.shape[1] != 2:
-                raise DataError(f"{told} has {array.shape[1]} columns, not x, y")
+                raise DataError(f"{told} has {array.shape[1]} columns; give two, x and y")
             finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
                 raise DataError(
-                    f"{told} holds numbers that are not finite; interpolate them, since responses "
-                    "alone may be unknown (NaN)"
+                    f"{told} has numbers that are not finite; interpolate them (only responses "
+                    "may be "
+                    "NaN)"
                 )
             if name == RESPONSES and self._kind == "spikes":
                 _check_counts(told, finite)
@@ -258,13 +265,13 @@ class SessionWriter:
                 n for n in {**self._shapes, **shapes} if shapes.get(n) != self._shapes.get(n)
             )
             now, before = (
-                f"has {' × '.join(map(str, each[odd]))} numbers a frame" if odd in each
+                f"has {' × '.join(map(str, each[odd]))} numbers per frame" if odd in each
                 else "is missing"
                 for each in (shapes, self._shapes)
             )  # fmt: skip
             raise DataError(
-                f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {now}, but {before} in the trials "
-                "before; it must be alike in all trials"
+                f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {now}, but {before} in earlier "
+                "trials; it must be equal in all trials"
             )
         self._shapes = shapes
 
@@ -273,8 +280,9 @@ def _check_counts(told: str, known: np.ndarray) -> None:
     wrong = known[(known < 0) | (known % 1 != 0)]
     if wrong.size:
         raise DataError(
-            f"{told} holds {wrong[0]:g}, which is no count of spikes; give whole numbers of 0 or "
-            "more, or kind='calcium' for another signal"
+            f"{told} has {wrong[0]:g}, which is not a spike count; give whole numbers of 0 or "
+            "more, or "
+            "kind='calcium' for another signal"
         )
 
 
@@ -286,8 +294,9 @@ def _check_pixels(trial: int, video: np.ndarray) -> None:
         )
     if video.dtype != np.uint8 and 0 < high <= 1:
         raise DataError(
-            f"trial {trial}: video has values up to {high:g}; pixels are stored from 0 to 255: give "
-            "video * 255 (or uint8, if the frames are that dark)"
+            f"trial {trial}: video has values up to {high:g}, but pixels must be from 0 to 255; "
+            "give "
+            "video * 255, or uint8 if the frames are that dark"
         )
 
 
@@ -303,7 +312,7 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Moments and extremes of a kind of data, of each row or, of videos, of all pixels."""
+    """Mean, variance, minimum and maximum of each row of an array; for videos of all pixels."""
 
     moments: Moments
     low: np.ndarray
@@ -311,18 +320,18 @@ class _Statistics:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> _Statistics:
-        """Statistics over the time of one trial; NaN is unknown."""
+        """Compute the statistics of one trial over time, without NaN."""
         if name == VIDEOS:
             return cls(Moments.of_pixels(array), array.min(), array.max())
         return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))
 
     def merged(self, other: _Statistics) -> _Statistics:
-        """Statistics of two trials together."""
+        """Return the statistics of both sets of trials together."""
         moments = Moments.merged([self.moments, other.moments])
         return _Statistics(moments, np.fmin(self.low, other.low), np.fmax(self.high, other.high))
 
     def values(self) -> dict[str, np.ndarray]:
-        """Numbers by the names of their files; NaN where nothing is known."""
+        """Return the statistics by file name; NaN if all values are unknown."""
         known = self.moments.count > 0
         return {
             "mean": np.where(known, self.moments.mean, np.nan),

@@ -1,4 +1,4 @@
-"""Worker processes that start anew, and that end with the command."""
+"""A pool of spawned worker processes that end with the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANSWERED_BY_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -32,18 +32,17 @@ def in_workers(
     workers: int,
     done: Callable[[int], object] = lambda place: None,
 ) -> list[Any]:
-    """Call ``work(*job)`` for every job in processes.
+    """Call ``work(*job)`` for every job in worker processes.
 
-    Processes are spawned, not forked: the caller may have threads (torch's, say), and they do not
-    survive a fork. They end with this call, also after an exception, and when this process is
-    killed: each holds one end of a pipe, and ends when the other end is closed. An exception that
-    could leave a process half-changed is never raised in them.
+    Processes are spawned, not forked, since threads of the caller (such as torch's) do not survive
+    a fork. Workers end with this call, also after an exception or if this process is killed: each
+    waits on a pipe and ends when its other end is closed. Signals are not delivered to them.
 
     Args:
         work: a function of a module.
-        jobs: its arguments, for each call.
-        workers: processes at most.
-        done: called with the place of each job that is done.
+        jobs: arguments of each call.
+        workers: largest number of processes.
+        done: called with the index of each finished job.
 
     Returns:
         Results in the order of the jobs.
@@ -66,8 +65,8 @@ def in_workers(
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise DataError(
-            "a worker process was killed (was memory short?); the same command with fewer "
-            "--workers goes on where it stopped"
+            "a worker process was killed, possibly for lack of memory; run the command again with "
+            "fewer --workers to continue"
         ) from None
     finally:
         ours.close()
@@ -77,9 +76,9 @@ def in_workers(
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Block signals to the process group for processes started here, for as long as they live.
+    """Block signals in processes that are started in the block, for their whole life.
 
-    The parent answers them. It gets those of the meantime when the block ends.
+    The parent handles the signals; it receives those that arrive during the block after it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED_BY_PARENT)
     try:
@@ -93,7 +92,7 @@ def _start_worker(parent: Connection) -> None:
 
 
 def _end_with(parent: Connection) -> None:
-    """End this process when the other end of the pipe is closed; the pipe carries no data."""
+    """End this process when the other end of the pipe is closed; no data are sent through it."""
     with suppress(EOFError, OSError):
         parent.recv_bytes()
     remove_unfinished()

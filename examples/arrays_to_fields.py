@@ -1,11 +1,11 @@
-"""From recordings in NumPy arrays to receptive fields.
+"""Estimate receptive fields from recordings in NumPy arrays.
 
     python examples/arrays_to_fields.py --out runs/arrays
 
-Replace ``recording`` by your own arrays. Here ten simulated neurons, each with a Gaussian field, watch
-noise. The arrays become a session, a linear–nonlinear model is fitted to it, and receptive fields are
-measured by gradients of the model. It prints the scores and the distance of each centre that was found
-from the true one: 0.0 to 0.2 pixels. It takes ten seconds of CPU time.
+Replace ``recording`` by your own arrays. Here ten simulated neurons with Gaussian receptive fields
+see noise movies. The script writes the arrays as a session, fits a linear–nonlinear model and
+estimates receptive fields by gradients of the model. It prints the scores, and the distance of each
+estimated centre from the true one: 0.0 to 0.2 pixels. It takes ten seconds of CPU time.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from ssl_vivit.evaluation.fields.methods import by_gradient, clips_of_noise
 from ssl_vivit.evaluation.fields.white_noise import WhiteNoise
 
 HEIGHT, WIDTH, FRAMES, NEURONS = 18, 32, 90, 10
-TIERS = ["train"] * 24 + ["oracle"] * 2 + ["live_test_main"] * 2  # one entry a trial
+TIERS = ["train"] * 24 + ["oracle"] * 2 + ["live_test_main"] * 2  # one entry per trial
 draw = np.random.default_rng(0)
 CENTRES = draw.uniform((6, 6), (WIDTH - 6, HEIGHT - 6), (NEURONS, 2))  # (x, y) in pixels
 
 
 def recording():
-    """Trials as (tier, video (T, H, W) uint8, spikes (T, N))."""
+    """Yield trials as (tier, video (T, H, W) uint8, spikes (T, N))."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     distance = (x - CENTRES[:, 0, None, None]) ** 2 + (y - CENTRES[:, 1, None, None]) ** 2
     fields = np.exp(-distance / (2 * 2.0**2))
@@ -39,7 +39,7 @@ def recording():
 
 
 def main() -> None:
-    """Write the session, fit, measure."""
+    """Write the session, fit the model, and estimate receptive fields."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/arrays"), help="new folder")
     parser.add_argument("--steps", type=int, default=300)
@@ -49,7 +49,7 @@ def main() -> None:
     with SessionWriter(args.out / "session", **facts) as session:
         for tier, video, spikes in recording():
             session.add(tier, video, spikes)
-    # The words that recipes/finetune_neural.py takes; without --core it fits a ViViT.
+    # Arguments of recipes/finetune_neural.py; without --core it fits a ViViT.
     words = [
         "--sessions", str(args.out / "session"), "--core", "ln_separable", "--run_dir", str(args.out / "run"),
         "--training.steps", str(args.steps), "--training.tracker", "none",
@@ -60,7 +60,7 @@ def main() -> None:
 
     units = choose_units(str(args.out / "run"))
     clips = clips_of_noise(WhiteNoise((HEIGHT, WIDTH), check=2), count=8, frames=24)
-    found = by_gradient(units, clips, lags=12).ellipses.centres  # −1 and 1 are the frame's edges
+    found = by_gradient(units, clips, lags=12).ellipses.centres  # in [−1, 1], the frame's edges
     pixels = ((found + 1) * (WIDTH, HEIGHT) - 1) / 2
     for unit, distance in zip(units.unit_ids, np.hypot(*(pixels - CENTRES).T), strict=True):
         print(f"unit {unit}  {distance:.1f} pixels from its true centre")

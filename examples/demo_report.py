@@ -1,9 +1,9 @@
-"""Show in one table and one figure how far `make demo` came, from videos to neurons.
+"""Show the results of `make demo`, from videos to neurons, in one table and one figure.
 
     python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh
 
 The arguments are a run of recipes/simclr_clevrer.py, a run of recipes/finetune_neural.py with its
-encoder, and the same run with fresh weights. The figure is written to the first run's figures.
+encoder, and such a run with random weights. The figure is written to the figures of the first run.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class HeldOut(NamedTuple):
     """Held-out videos of the pretraining run.
 
     Attributes:
-        found: features, names and middle frames of one clip of each.
+        found: features, names and middle frames of one clip per video.
         clip: one of the clips, (1, C, T, H, W), normalised.
-        mean, std: by which its pixels were normalised.
+        mean, std: mean and std of the clip's normalisation.
     """
 
     found: ViewFeatures
@@ -58,11 +58,11 @@ class HeldOut(NamedTuple):
 
 
 def main() -> int:
-    """Read the three runs, print the table, write the figure; returns the exit status."""
+    """Read the three runs, print the table, write the figure, and return the exit status."""
     parser = argparse.ArgumentParser(description="Table and figure of `make demo`.")
     parser.add_argument("pretraining", type=Path, help="run of recipes/simclr_clevrer.py")
     parser.add_argument("neurons", type=Path, help="run of recipes/finetune_neural.py")
-    parser.add_argument("fresh", type=Path, help="the same run with --encoder.weights fresh")
+    parser.add_argument("fresh", type=Path, help="such a run with --encoder.weights fresh")
     runs = parser.parse_args()
     for run, file in (
         (runs.pretraining, "encoder/config.json"), (runs.neurons, "scores.json"),
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
-    """Retrieval by the encoder and bits per spike of the model of neurons, before and after."""
+    """Return a table of retrieval and bits per spike, with fresh and with pretrained weights."""
     retrieval = first_and_last(pretraining, RETRIEVAL)
     assert retrieval is not None
     scores = [json.loads((run / "scores.json").read_text()) for run in (fresh, neurons)]
@@ -113,14 +113,14 @@ def table(pretraining: Path, neurons: Path, fresh: Path, videos: int) -> str:
 
 
 def next_commands() -> str:
-    """Commands to go on with, as they are typed in this environment."""
+    """Return suggested next commands, as they are typed in this environment."""
     found = shutil.which("python") == sys.executable
     python = "python" if found else os.path.relpath(sys.executable)
     return "\n".join(
         [
-            "go on with",
+            "next commands",
             f"  {python} recipes/finetune_neural.py"
-            "    # the sample's own encoder, trained for neurons alone",
+            "    # an encoder trained only on the sample's neurons",
             f"  {python} recipes/finetune_neural.py --sessions YOUR_SESSION"
             " --encoder runs/demo/encoder",
             f"  {python} recipes/simclr_clevrer.py"
@@ -131,7 +131,7 @@ def next_commands() -> str:
 
 @torch.no_grad()
 def held_out_videos(encoder: ViViT, run: Path) -> HeldOut:
-    """One clip of each video that the pretraining kept aside, with the encoder's features."""
+    """Return one clip of each held-out video, with the encoder's features."""
     config = parse(SimCLRRecipe, ["--config", str(run / "config.yaml")])
     data = replace(config.data, shards=config.data.shards or SAMPLE_SHARDS)
     size = encoder.config
@@ -145,20 +145,20 @@ def held_out_videos(encoder: ViViT, run: Path) -> HeldOut:
     batches = ClipBatches(dataset, workers=0, shuffle=False, indices=chosen)
     found = collect(lambda batch: features(encoder, batch), batches.once(16, "cpu"))
     clips_of = (batch["clips"][:, 0] for batch in batches.once(1, "cpu"))
-    # The one in which most moves, so that attention has something to follow.
+    # Choose the clip with most motion, so that attention has something to follow.
     moving = max(clips_of, key=lambda clip: float(clip.diff(dim=2).abs().mean()))
     augment = dataset.augment
     return HeldOut(found, moving, tuple(augment.mean), tuple(augment.std))
 
 
 def features(encoder: ViViT, batch: dict[str, Tensor]) -> Float[Tensor, "b views d"]:
-    """Pooled features of every view."""
+    """Return the pooled features of every view."""
     clips = batch["clips"]
     return encoder(clips.flatten(0, 1), tokens=False).pooled.unflatten(0, clips.shape[:2])
 
 
 def draw(encoder: ViViT, videos: HeldOut, neurons: Path, path: Path) -> None:
-    """Three panels: nearest videos, attention of the encoder, receptive fields found and true."""
+    """Draw three panels: nearest videos, attention, and estimated and true receptive fields."""
     figure = new_figure(PAGE_WIDTH, 8.8)
     above, below = figure.subfigures(2, 1, height_ratios=(1.05, 1), hspace=0.02)
     left, right = above.subfigures(1, 2, width_ratios=(1.55, 1), wspace=0.02)
@@ -169,9 +169,9 @@ def draw(encoder: ViViT, videos: HeldOut, neurons: Path, path: Path) -> None:
 
 
 def draw_neighbours(panel: SubFigure, videos: HeldOut) -> None:
-    """Held-out clips and the other videos whose pooled features are closest to theirs.
+    """Draw held-out clips, and for each the other videos with the nearest pooled features.
 
-    Each has its name and the number of the frame that is shown.
+    Each picture is labelled with the video's name and the number of the shown frame.
     """
     found = videos.found
     queries = torch.linspace(0, len(found.keys) - 1, QUERIES).long()
@@ -191,16 +191,16 @@ def draw_neighbours(panel: SubFigure, videos: HeldOut) -> None:
 
 @torch.no_grad()
 def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
-    """Frames of a held-out clip, and the share of each tubelet in the pooled vector.
+    """Draw frames of a held-out clip, and the attention of the pooled vector to each tubelet.
 
-    Frames are numbered as in the clip.
+    Frame numbers count frames of the clip.
     """
     shares = attention_maps(encoder, videos.clip).rollout()[0]
     size, (steps, height, width) = videos.clip.shape[-2:], shares.shape
     shares = shares * (steps * height * width / shares.sum())
     smooth = F.interpolate(shares[:, None], size=size, mode="bilinear")[:, 0]
     frames = pixels(videos.clip[0].movedim(1, 0), videos.mean, videos.std)
-    panel.suptitle("Its attention (rollout, × even share)", fontsize=10)
+    panel.suptitle("Its attention (rollout, × uniform attention)", fontsize=10)
     axes = panel.subplots(FRAMES, 2, squeeze=False)
     times = torch.linspace(0, steps - 1, FRAMES).round().long().tolist()
     for line, time in zip(axes, times, strict=True):
@@ -219,7 +219,7 @@ def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
 
 
 def draw_fields(panel: SubFigure, run: Path) -> None:
-    """Centres of the neurons' receptive fields on the screen, of the readouts and of the simulation."""
+    """Draw the centres of receptive fields on the screen, estimated by readouts and true ones."""
     model = load_neural_model(run / "model").model
     sessions = parse(NeuralRecipe, ["--config", str(run / "config.yaml")]).data.sessions
     assert sessions is not None

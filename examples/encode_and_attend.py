@@ -1,10 +1,10 @@
-"""Encode a video with trained weights, and draw what the encoder attends to.
+"""Encode a video with trained weights, and draw the encoder's attention.
 
     python examples/encode_and_attend.py video.mp4 --out attention.png
 
-Takes an encoder of weights/, or any other by --encoder. It prints the shapes of the features, how
-alike the video's clips are to the encoder, and the name of the figure. It takes seconds on a CPU.
-The notebook examples/encode_and_attend.ipynb does this cell by cell.
+The encoder is one of weights/ by default, or any other given by --encoder. The script prints the
+shapes of the features, the similarity of the video's clips, and the name of the figure. It takes
+seconds on a CPU. The notebook examples/encode_and_attend.ipynb does this step by step.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "mae_model3"
 
 
 def main() -> None:
-    """Load, encode, draw."""
+    """Load the encoder, encode the video, and draw attention."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("video", help="a video file")
     parser.add_argument(
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("attention.png"), help="a PNG file")
     args = parser.parse_args()
 
-    encoder = load_encoder(args.encoder)  # rebuilt from the directory alone, in eval mode
+    encoder = load_encoder(args.encoder)  # in eval mode
     middle = encode_video(args.video, encoder)  # the clip in the middle of the video
     print(f"pooled   {tuple(middle.pooled.shape)}: one vector for the clip")
     print(f"tokens   {tuple(middle.tokens.shape)}: one for each tubelet, grid {middle.grid}")
@@ -40,10 +40,11 @@ def main() -> None:
     every = encode_video(args.video, encoder, clips="all", tokens=False).pooled
     alike = F.cosine_similarity(every, middle.pooled)
     print(
-        f"clips    {len(every)}, cosine to the middle one from {alike.min():.3f} to {alike.max():.3f}"
+        f"clips    {len(every)}, cosine to the middle one from {alike.min():.3f} to "
+        f"{alike.max():.3f}"
     )
 
-    clip = clip_of_video(encoder, args.video)  # cropped, resized and normalised as for encode_video
+    clip = clip_of_video(encoder, args.video)  # cropped, resized and normalised as in encode_video
     attention_over_frames(encoder, clip, args.out)
     print(f"figure   {args.out}")
 

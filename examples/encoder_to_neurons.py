@@ -1,10 +1,11 @@
-"""Fit a causal model of recorded neurons on a pretrained encoder, and on fresh weights beside it.
+"""Fit a causal model of recorded neurons on a pretrained encoder, and one on random weights.
 
     python examples/encoder_to_neurons.py --session sessions/mine --encoder runs/my_videos/run/encoder
 
-Without --session a small population is simulated; without --encoder that of weights/mae_neural is
-taken. It prints the correlation of predicted and recorded responses on the test trials for both
-models. The defaults take about two minutes on a CPU and are far from trained to the end.
+Without --session a small population is simulated; without --encoder the encoder of
+weights/mae_neural is used. The script prints the correlation of predicted and recorded responses on
+test trials for both models. The defaults take about two minutes on a CPU; longer training gives
+better models.
 """
 
 import argparse
@@ -22,7 +23,7 @@ PRESET = ROOT / "recipes" / "configs" / "neural_calcium.yaml"
 
 
 def main() -> None:
-    """Fit both models, print their scores, predict with the first."""
+    """Fit both models, print their scores, and predict with the pretrained one."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--session", help="folder of a session")
     parser.add_argument("--encoder", default=str(ROOT / "weights" / "mae_neural"))
@@ -39,7 +40,7 @@ def main() -> None:
         )  # fmt: skip
         simulate(session, population)
     for weights in ("pretrained", "fresh"):
-        # The words that recipes/finetune_neural.py takes on the command line.
+        # Arguments of recipes/finetune_neural.py.
         words = [
             "--config", str(PRESET), "--sessions", session, "--encoder", args.encoder,
             "--encoder.weights", weights, "--run_dir", str(args.out / weights),

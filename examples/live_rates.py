@@ -1,8 +1,8 @@
-"""Draw the rates of recorded neurons as frames come from a camera or a video file.
+"""Draw predicted rates of recorded neurons while frames arrive from a camera or video file.
 
     python examples/live_rates.py runs/neurons video.mp4 --out rates.gif
 
-Frames become grey, take the session's size, and are left out or repeated at its frame rate.
+Frames are converted to grey and to the session's size and frame rate.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from ssl_vivit.neural import load_neural_model
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.preprocessing import LUMA
 
-SECONDS, NEURONS, PICTURES = 4, 4, 6  # that a picture shows; pictures a second
+SECONDS, NEURONS, PICTURES = 4, 4, 6  # seconds and neurons shown; pictures per second
 
 
 def grey_frames(source, height, width):
-    """Frames a second of a camera or file, and its frames in grey."""
+    """Return the frame rate of a camera or file, and an iterator of its frames in grey."""
     video = av.open(source, format="v4l2" if source.startswith("/dev/") else None)
     decoded = (frame.reformat(width, height, "rgb24") for frame in video.decode(video=0))
     grey = (frame.to_ndarray() @ np.array(LUMA) for frame in decoded)
@@ -37,7 +37,7 @@ def picture(figure, frame, times, rates, units):
     left.imshow(frame, cmap="gray", vmin=0, vmax=255)
     left.set(xticks=[], yticks=[], title="stimulus")
     right.plot(times, rates, label=[f"unit {unit}" for unit in units])
-    right.set(xlabel="time (s)", ylabel="responses a frame")
+    right.set(xlabel="time (s)", ylabel="responses per frame")
     right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=NEURONS, frameon=False)
     plt.pause(0.001)
     return Image.fromarray(np.array(figure.canvas.buffer_rgba()))
@@ -47,10 +47,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="a run or an exported model of neurons")
     parser.add_argument("source", help="a video file, or a camera such as /dev/video0")
-    parser.add_argument("--session", help="whose neurons, where the model has several")
-    parser.add_argument("--units", type=int, nargs="+", help="ids; the first four are drawn")
-    parser.add_argument("--context", type=float, default=2.0, help="seconds (default: 2)")
-    parser.add_argument("--out", type=Path, help=".gif, or .png for the last picture; no window")
+    parser.add_argument("--session", help="session of the neurons, if the model has several")
+    parser.add_argument("--units", type=int, nargs="+", help="neurons by id; draws the first four")
+    parser.add_argument("--context", type=float, default=2.0, help="seconds seen (default: 2)")
+    parser.add_argument("--out", type=Path, help=".gif, or .png of the end; else a window opens")
     args = parser.parse_args()
     model = load_neural_model(args.model)
     stream = model.stream(args.session, context=args.context, units=args.units)

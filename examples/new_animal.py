@@ -1,11 +1,11 @@
-"""Fit the core to one animal, and only readouts to a few trials of a new one.
+"""Fit a core to one animal, and then only readouts to a few trials of a new animal.
 
     python examples/new_animal.py --animal sessions/a --new sessions/b --trials 16
 
-Without sessions two animals are simulated. It prints the correlation of predicted and recorded
-responses of the new animal on its test trials, by readouts on the core of the other animal and by a
-whole model from fresh weights on as many trials. The defaults take about a minute of CPU time and are
-far from trained to the end; docs/tutorials/new_animal.md has results.
+Without sessions two animals are simulated. The script prints the correlation of predicted and
+recorded responses on test trials of the new animal, for readouts on the core of the other animal
+and for a whole model trained from random weights on as many trials. The defaults take about a
+minute of CPU time; docs/tutorials/new_animal.md has results of longer training.
 """
 
 import argparse
@@ -20,13 +20,13 @@ PRESET = Path(__file__).parents[1] / "recipes" / "configs" / "neural_calcium.yam
 
 
 def fit(run: Path, session: str, steps: int, *settings: str) -> float:
-    """Correlation on the test trials of a model that is fitted to a session.
+    """Fit a model to a session, and return its correlation on the test trials.
 
     Args:
         run: directory of the run.
         session: folder of the session.
-        steps: of training.
-        settings: more words that recipes/finetune_neural.py takes.
+        steps: number of training steps.
+        settings: further arguments of recipes/finetune_neural.py.
     """
     words = [
         "--config", str(PRESET), "--sessions", session, "--run_dir", str(run),
@@ -39,7 +39,7 @@ def fit(run: Path, session: str, steps: int, *settings: str) -> float:
 
 
 def main() -> None:
-    """Fit the animal's model, the new animal's readouts, and a fresh model beside them."""
+    """Fit the animal's model, the new animal's readouts, and a model from random weights."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--animal", help="session that the core is fitted to")
     parser.add_argument("--new", help="session of the new animal, with frames of the same size")
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     if (args.animal is None) != (args.new is None):
-        parser.error("give both --animal and --new, or neither for simulated ones")
+        parser.error("give both --animal and --new, or neither for simulated animals")
 
     sessions = [args.animal, args.new]
     if args.new is None:

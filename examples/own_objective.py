@@ -1,10 +1,10 @@
-"""Train an encoder with an objective of your own in the project's loop: which way does time run?
+"""Train an encoder with your own objective in the project's loop: the direction of time.
 
     python examples/own_objective.py 'runs/my_videos/shards/*.tar' --out runs/arrow
 
 Half of the clips are shown backwards, and the encoder predicts which (the arrow of time, Wei et al.
-2018, CVPR). The loop adds precision, several GPUs, checkpoints, resumption and the log. It prints the
-accuracy on the last batches and where the encoder lies. It takes ten seconds of CPU time.
+2018, CVPR). The loop adds mixed precision, several GPUs, checkpoints, resumption and logging. It
+takes ten seconds of CPU time, and prints the accuracy on the last batch and the encoder's directory.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ssl_vivit.encoders import save_pretrained
 from ssl_vivit.objectives import Objective, Step
 from ssl_vivit.objectives.named_draws import names_of_views, uniform
 
-SIZE, FRAMES = (64, 64), 16  # pixels and frames that the encoder sees
+SIZE, FRAMES = (64, 64), 16  # pixels and frames of a clip
 
 
 class ArrowOfTime(Objective):
@@ -32,9 +32,9 @@ class ArrowOfTime(Objective):
         self.head = nn.Linear(encoder.embed_dim, 1)
 
     def forward(self, batch: dict) -> Step:
-        """Cross entropy of a batch of clips (b, views, C, T, H, W), with the accuracy as metric."""
+        """Return cross entropy and accuracy of a batch of clips (b, views, C, T, H, W)."""
         video = batch["clips"].flatten(0, 1)
-        # Drawn from the names of the samples: a resumed run turns the same clips round.
+        # Drawn from the names of the samples, so that a resumed run reverses equal clips.
         drawn = uniform(names_of_views(batch, "arrow"), 1).to(video.device)[:, 0]
         backwards = (drawn < 0.5).to(video)
         video = video.where(backwards[:, None, None, None, None] == 0, video.flip(2))
@@ -49,7 +49,7 @@ class ArrowOfTime(Objective):
 
 
 def main() -> None:
-    """Open the shards, build the objective, fit."""
+    """Open the shards, build the objective, and train."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shards", help="pattern of shards, in quotes")
     parser.add_argument("--out", default="runs/arrow", help="new folder")

@@ -2,10 +2,10 @@
 
     python examples/pretrain_own_videos.py my_videos --out runs/my_videos
 
-Packs the videos into shards, trains a small ViViT by masked tubelets, and loads what was exported.
-It prints the loss, where the encoder lies, and the shape of the features of the first video. Thirty
-steps take ten seconds of CPU time beside packing, and show the way only: to train an encoder of use,
-take thousands of videos and a preset of recipes/mae_clevrer.py.
+The script packs the videos into shards, trains a small ViViT by masked tubelets, and loads the
+exported encoder. It prints the loss, the encoder's directory, and the shape of the features of the
+first video. Thirty steps take ten seconds of CPU time after packing and are only a demonstration.
+To train a useful encoder, use thousands of videos and a preset of recipes/mae_clevrer.py.
 """
 
 import argparse
@@ -18,26 +18,26 @@ from ssl_vivit.data.video.clips import ClipConfig
 from ssl_vivit.data.video.loader import DataConfig, build_clips
 from ssl_vivit.evaluation import encode_video
 
-SIZE, FRAMES = (64, 64), 16  # pixels and frames that the encoder sees
+SIZE, FRAMES = (64, 64), 16  # pixels and frames of a clip
 FILM = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
 def main() -> None:
-    """Pack, pretrain, export, load."""
+    """Pack the videos, pretrain and export an encoder, and load it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("videos", help="folder of videos, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("runs/my_videos"), help="new folder")
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
 
-    # Frames of one size, small enough to decode quickly and to cut random windows from.
+    # All frames get one size: small, for quick decoding, but larger than the random crops.
     shards = pack(args.videos, args.out / "shards", prefix="mine", size=(96, 96)).shards
     encoder = create_encoder(
         "vivit_tiny", image_size=SIZE, num_frames=FRAMES, tubelet_size=(2, 16, 16),
         embed_dim=96, num_heads=4, spatial_depth=2, temporal_depth=1,
         spatial_positions="rotary", temporal_positions="rotary",
     )  # fmt: skip
-    # Clips of every second frame. Colours stay as they are: their pixels are what is predicted.
+    # Clips of every second frame, without colour augmentation: their pixels are predicted.
     data = DataConfig(
         shards=[str(shard) for shard in shards],
         held_out=0.0,

@@ -1,7 +1,7 @@
-"""Recipes: each file holds a config dataclass and a main function for one job.
+"""Recipes: each file contains a config dataclass and a main function for one job.
 
-Every recipe imports from here before torch, since OpenMP reads this setting when torch loads: on CPUs
-threads that wait for work then sleep, and leave the cores to the processes that decode videos.
+Every recipe imports this package before torch, since OpenMP reads the setting below when torch
+loads. With it, idle CPU threads sleep, and leave the cores to the processes that decode videos.
 """
 
 import os

@@ -1,14 +1,15 @@
-"""Models of neurons on the same sessions and the same budget, by share of the training trials.
+"""Compare models of neurons on equal sessions and budgets, by fraction of the training trials.
 
     python recipes/compare_neural.py --sessions sessions/a \\
         --config recipes/configs/neural_small.yaml --cores vivit energy ln resnet \\
         --encoders runs/simclr/encoder runs/mae/encoder --shares 0.1 0.25 0.5 1.0 --seeds 3
 
-``--trials 4 16 40`` in place of ``--shares`` compares numbers of training trials.
+``--trials 4 16 40`` instead of ``--shares`` compares numbers of training trials.
 
-Every cell is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its
-own; those that are finished are not repeated. --blocks all makes a row of each block of each encoder,
-by the model that reads it; with --tuning.mode frozen the rows compare the blocks as they are.
+Every cell of the table is a run of recipes/finetune_neural.py, and all options of that recipe can
+be given here. Each run has a folder; finished runs are not repeated. --blocks all makes a row for
+each block of each encoder, for a model that reads this block; --tuning.mode frozen compares frozen
+blocks.
 """
 
 from __future__ import annotations
@@ -39,24 +40,25 @@ from ssl_vivit.training.run_directory import saved_settings, without_names
 
 @dataclass
 class ComparisonRecipe(NeuralRecipe):
-    """Compare models of neurons on the same sessions, by share of the training trials.
+    """Compare models of neurons on equal sessions, by fraction of the training trials.
 
     Args:
-        cores: rows that are trained from nothing; vivit is the fresh encoder that ``encoder``
-            describes.
-        encoders: exported directories or names on the hub, a row each.
-        blocks: rows of each encoder, one for each block that is read in place of ``model.layers``:
-            their numbers, negative from the end, or ``all``; null is one row.
-        cores_from: runs or exported models of neurons whose cores are taken, a row each.
-        shares: of the training trials, and of the validation trials; with one seed a larger share
-            holds all of a smaller one.
-        trials: training trials of each session, in place of shares.
-        seeds: runs of each row and share, which differ in fresh weights, windows, dropout, and in
-            the trials that make a share. Rows of one seed have the same trials.
-        learning_rates: row or core → its own learning rate in place of
+        cores: cores trained from random weights, one row each; vivit is the encoder that
+            ``encoder`` describes.
+        encoders: exported directories or names on the hub, one row each.
+        blocks: blocks of each encoder to read instead of ``model.layers``, one row each: a list of
+            block numbers (negative ones count from the end) or ``all``; null makes one row per
+            encoder.
+        cores_from: runs or exported models of neurons whose cores are used, one row each.
+        shares: fractions of the training and validation trials; with one seed a larger fraction
+            includes all trials of a smaller one.
+        trials: numbers of training trials of each session, instead of shares.
+        seeds: number of runs of each row and fraction. They differ in initial weights, windows,
+            dropout and the chosen trials. All rows of one seed have equal trials.
+        learning_rates: row or core → learning rate used instead of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
-        rows: name → settings of a further row that differ from all others', by their dotted names:
-            ``{"frozen": {"encoder.path": "runs/mae/encoder", "tuning.mode": "frozen"}}``.
+        rows: name of a further row → its settings by dotted name, such as ``{"frozen":
+            {"encoder.path": "runs/mae/encoder", "tuning.mode": "frozen"}}``.
     """
 
     cores: list[CoreKind] = field(default_factory=lambda: ["vivit", "ln", "ln_separable", "resnet"])
@@ -77,9 +79,9 @@ class Cell(NamedTuple):
     """One run of the comparison.
 
     Attributes:
-        row: its name in the table.
-        share: of the training trials, or their number.
-        recipe: what is run.
+        row: name of the row in the table.
+        share: fraction of the training trials, or their number.
+        recipe: recipe of the run.
     """
 
     row: str
@@ -92,13 +94,13 @@ class Cell(NamedTuple):
         return Path(str(self.recipe.training.run_dir))
 
     def on(self, sessions: str | list[str] | None) -> Cell:
-        """A copy of the run on other sessions."""
+        """Return a copy of the run on other sessions."""
         data = replace(self.recipe.data, sessions=sessions)
         return self._replace(recipe=replace(self.recipe, data=data))
 
 
 def main() -> None:
-    """Keep other comparisons out of the directory, and compare."""
+    """Lock the directory and run the comparison."""
     config = training.parse(ComparisonRecipe, preset=SAMPLE_PRESET)
     processes, run_dir = training.join_processes(), run_directory(config.training)
     with training.locked_run(run_dir):
@@ -106,18 +108,18 @@ def main() -> None:
 
 
 def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
-    """Train and score the unfinished runs, and show the scores of all runs.
+    """Train and score the unfinished runs, and print the scores of all runs.
 
     Args:
-        config: of the comparison.
-        run_dir: the comparison's directory.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        config: settings of the comparison.
+        run_dir: directory of the comparison.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
-    # Imported here, since it loads accelerate, for which --help need not wait.
+    # Imported here, since it loads accelerate, which --help does not need.
     from ssl_vivit.training.processes import Host
 
     planned = cells(config, run_dir)
-    # What later runs need is checked before the first one is trained.
+    # Check the models of all runs before the first one is trained.
     unfinished = not all((cell.run_dir / "scores.json").is_file() for cell in planned)
     if unfinished:
         check_models(config, rows_of(config))
@@ -144,16 +146,16 @@ def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
 
 
 def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> None:
-    """Refuse encoders and cores that cannot be read, before the first run is trained.
+    """Check that all encoders and cores can be read, before the first run is trained.
 
     Args:
-        config: of the comparison.
-        rows: of :func:`rows_of`.
+        config: settings of the comparison.
+        rows: result of :func:`rows_of`.
 
     Raises:
-        NeuralModelError: naming the first of them.
+        NeuralModelError: if one cannot be read; the message names the first one.
     """
-    # Imported here, since it loads encoders, for which --help need not wait.
+    # Imported here, since it loads encoders, which --help does not need.
     from ssl_vivit.neural.fitted_core import check_encoder, open_core
 
     for path in config.encoders:
@@ -169,16 +171,17 @@ def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> 
 
 
 def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
-    """Name → recipe of each row, without what differs between its runs.
+    """Return name → recipe of each row, without the settings that differ between its runs.
 
     Raises:
-        RunError: for no rows, two rows of one name, and blocks of no encoder.
+        RunError: if there are no rows, two rows have one name, or --blocks is given without
+            encoders.
     """
     if config.blocks is not None and (not config.encoders or config.model.layers is not None):
-        mend = "leave out --model.layers" if config.encoders else "name some by --encoders"
+        mend = "omit --model.layers" if config.encoders else "give encoders by --encoders"
         raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
     common = NeuralRecipe(**{name: getattr(config, name) for name in NAMES})
-    last = replace(common.model, layers=None)  # a core that is no encoder has no blocks
+    last = replace(common.model, layers=None)  # cores other than encoders have no blocks
     rows = [
         (core, replace(common, core=core, model=common.model if core == "vivit" else last))
         for core in dict.fromkeys(config.cores)
@@ -197,35 +200,41 @@ def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
         rows.append((name, training.with_settings(common, settings, f"rows, {name}: ")))
     named = [name for name, _ in rows]
     if len({*named}) < len(named):
-        raise RunError(f"two rows have one name: {', '.join(named)}; rename a folder, or a row")
+        raise RunError(f"several rows have one name: {', '.join(named)}; rename a folder or a row")
     if not rows:
         raise RunError("nothing to compare: give --cores, --encoders, --cores_from or --rows")
     return dict(rows)
 
 
 def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
-    """All runs, in an order in which every seed's are whole before the next one's begin.
+    """Return all runs; all runs of a seed come before those of the next seed.
 
     Raises:
-        RunError: for a comparison of nothing.
+        RunError: if there is nothing to compare, or settings contradict each other.
     """
     if config.encoder.path is not None:
-        raise RunError(f"--encoder {config.encoder.path}: name encoders to compare by --encoders")
+        raise RunError(
+            f"--encoder {config.encoder.path}: give encoders to compare by --encoders instead"
+        )
     if config.core_from is not None:
-        raise RunError(f"--core_from {config.core_from}: name cores to compare by --cores_from")
+        raise RunError(
+            f"--core_from {config.core_from}: give cores to compare by --cores_from instead"
+        )
     if config.trials and config.shares != [1.0]:
-        raise RunError("--trials and --shares both say how many trials are used; leave one out")
+        raise RunError(
+            "--trials and --shares both set the number of training trials; omit one of them"
+        )
     if config.data.train_share != 1 or config.data.train_trials is not None:
         raise RunError(
-            "data.train_share and data.train_trials differ from run to run here; give --shares or "
-            "--trials in their place"
+            "data.train_share and data.train_trials are set by the comparison; give --shares or "
+            "--trials instead"
         )
     if config.seeds < 1 or not (config.trials or config.shares):
         raise RunError("nothing to compare: give --shares or --trials, and --seeds above 0")
     rows = rows_of(config)
     if unknown := config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}:
         names = ", ".join(sorted(unknown))
-        raise RunError(f"learning_rates names {names}; rows are {', '.join(rows)}")
+        raise RunError(f"learning_rates has unknown rows {names}; rows are {', '.join(rows)}")
     return [
         cell_of(config, run_dir, row, recipe, amount, seed)
         for seed in range(config.seeds)
@@ -242,17 +251,17 @@ def cell_of(
     amount: float,
     seed: int,
 ) -> Cell:
-    """One run of a row.
+    """Return one run of a row.
 
     Args:
-        config: of the comparison.
-        run_dir: the comparison's directory.
-        row: its name.
-        recipe: of the row.
-        amount: share of the training trials, or their number.
-        seed: the run's place among those of the row.
+        config: settings of the comparison.
+        run_dir: directory of the comparison.
+        row: name of the row.
+        recipe: recipe of the row.
+        amount: fraction of the training trials, or their number.
+        seed: number of the run's seed, from 0.
     """
-    # A core that was fitted is no row of its kind.
+    # A learning rate for a kind of core does not apply to fitted cores.
     kind = row if recipe.core_from is not None else recipe.core
     rate = config.learning_rates.get(row, config.learning_rates.get(kind))
     loop = recipe.training
@@ -266,13 +275,13 @@ def cell_of(
 
 
 def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
-    """Numbers of the blocks of an exported encoder that ``blocks`` names, rising.
+    """Return the sorted numbers of the blocks of an exported encoder that ``blocks`` selects.
 
     Raises:
         RunError: if there is no encoder.
-        NeuralModelError: for blocks that it does not have.
+        NeuralModelError: if it does not have these blocks.
     """
-    # Imported here, since it loads timm, for which --help need not wait.
+    # Imported here, since it loads timm, which --help does not need.
     from ssl_vivit.encoders import load_encoder
     from ssl_vivit.neural.cores.block_reader import chosen_blocks
 
@@ -284,16 +293,16 @@ def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
 
 
 def finished(cell: Cell) -> bool:
-    """Return whether a run has its scores.
+    """Return True if a run has been scored.
 
     Raises:
-        RunError: if it had other settings.
+        RunError: if the run had other settings.
     """
     if not (cell.run_dir / "scores.json").is_file():
         return False
     stored = saved_settings(cell.run_dir / "config.yaml")
     asked = without_names(training.to_plain(cell.recipe))
-    # It changes no result, and runs of earlier versions have none.
+    # The setting changes no result, and runs of earlier versions lack it.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
         settings.pop("feature_cache", None)
     wrong = [name for name, value in asked.items() if stored.get(name) != value]
@@ -316,7 +325,7 @@ def collected(planned: list[Cell]) -> NeuralComparison:
         for tier, own in tiers.items():
             found.add(tier, cell.row, cell.share, own["scores"])
             found.refer(tier, "true rates", cell.share, own["ceiling"].get(metric))
-    # Seeds differ in the trials of a share.
+    # The trials of a fraction depend on the seed.
     draws = {(cell.share, cell.recipe.data.share_seed): cell for cell in planned}
     repeats: dict[tuple[str, float], list[float]] = {}
     for (share, _), cell in draws.items():
@@ -329,8 +338,8 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 
 def scores_of(cell: Cell) -> dict[str, Any]:
-    """Tier → scores of a finished run; runs of earlier versions have all test trials as ``test``."""
-    mend = "remove it and compare again, and the run is scored once more"
+    """Return tier → scores of a run; runs of earlier versions have one tier ``test``."""
+    mend = "remove it and run the comparison again, which scores the run again"
     stored = read_json(cell.run_dir / "scores.json", mend)
     return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}
 

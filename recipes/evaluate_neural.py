@@ -1,11 +1,12 @@
-"""Scores of a fitted model of neurons on chosen tiers, and of two models against each other.
+"""Score a fitted model of neurons on chosen tiers, or compare two models.
 
     python recipes/evaluate_neural.py runs/finetune_neural
     python recipes/evaluate_neural.py runs/a --sessions sessions/a sessions/b \\
         --tiers live_test_main final_test_main --run_dir runs/a_scores
     python recipes/evaluate_neural.py runs/a --against runs/b --sessions sessions/a
 
-Without --sessions the simulated population is scored that bare runs of finetune_neural.py train on.
+Without --sessions the model is scored on the simulated population, on which finetune_neural.py
+trains if no sessions are given.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
 
-# The modules that load encoders are not imported here, not even for type checkers: jsonargparse would
+# Modules that load encoders are not imported here, not even for type checkers: jsonargparse would
 # import them before it prints --help.
 
 
@@ -36,16 +37,16 @@ class EvaluationRecipe:
     """Score a fitted model of neurons on chosen tiers of its sessions.
 
     Args:
-        model: a run's directory, or an exported model's; may be given as the first word.
-        sessions: folders of recordings that the model was trained on, or some of them; null takes
+        model: directory of a run or of an exported model; may be given as the first word.
+        sessions: folders of recordings that the model was trained on (or some of them); null uses
             the simulated population.
-        tiers: of trials, by their names in tiers.npy; null takes all but train.
-        against: a second model, which is compared on the same trials.
-        run_dir: folder for the results, which must be new or empty.
-        resamples: of the intervals' bootstraps.
-        seed: of the bootstraps.
-        drop_first: frames at the start of a trial that do not count for scores.
-        batch_size: trials at once.
+        tiers: tiers to score, by their names in tiers.npy; null scores all tiers except train.
+        against: a second model to compare on equal trials.
+        run_dir: folder for the results; it must be new or empty.
+        resamples: number of bootstrap resamples for confidence intervals.
+        seed: seed of the bootstrap.
+        drop_first: number of frames at the start of each trial that are not scored.
+        batch_size: number of trials that are predicted at once.
         parquet: write units.parquet and predictions.parquet.
         nwb: write predictions_SESSION.nwb for each session.
     """
@@ -67,12 +68,12 @@ class EvaluationRecipe:
 
 
 def main() -> None:
-    """Keep other runs out of the folder for the results, and evaluate."""
+    """Lock the folder for the results and run the evaluation."""
     config = training.parse(EvaluationRecipe, first="model")
     processes = training.join_processes()
     if processes.num_processes > 1:
         raise RunError(
-            "models are scored in one process; start recipes/evaluate_neural.py by python"
+            "models are scored in one process; start recipes/evaluate_neural.py without a launcher"
         )
     run_dir = Path(config.run_dir)
     with training.locked_run(run_dir, "--run_dir"):
@@ -80,14 +81,14 @@ def main() -> None:
 
 
 def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
-    """Load models and sessions, score, write everything at once.
+    """Load models and sessions, score the models, and write all results atomically.
 
     Args:
-        config: what to score.
+        config: settings of the evaluation.
         run_dir: folder for the results.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
-    # Imported here, since they load timm or accelerate, for which --help need not wait.
+    # Imported here, since they load timm or accelerate, which --help does not need.
     from ssl_vivit.evaluation.neurons.nwb_predictions import check_nwb
     from ssl_vivit.evaluation.neurons.result_files import check_parquet
 
@@ -119,11 +120,11 @@ def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
 
 
 class Scored(NamedTuple):
-    """A model and the trials that it is scored on.
+    """A model and the trials on which it is scored.
 
     Attributes:
         predictor: the model, a NeuralPredictor.
-        facts: session → what the model knows of it.
+        facts: session → facts about it that are saved with the model.
         tiers: tier → trials.
     """
 
@@ -136,14 +137,14 @@ def loaded(option: str, path: str) -> Any:
     """Load a model of neurons.
 
     Args:
-        option: what names it, for messages.
-        path: as of :func:`ssl_vivit.neural.load_neural_model`.
+        option: the option that gave the path, for messages.
+        path: path of the model, see :func:`ssl_vivit.neural.load_neural_model`.
 
     Returns:
         The NeuralPredictor.
 
     Raises:
-        NeuralModelError: if there is none.
+        NeuralModelError: if there is no model at that path.
     """
     try:
         return neural.load_neural_model(path)
@@ -152,18 +153,18 @@ def loaded(option: str, path: str) -> Any:
 
 
 def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:
-    """Refuse a model that was not trained on the simulated population, where no session is named.
+    """Check that a model was trained on the simulated population, if no session is given.
 
     Args:
-        model: what names it, for messages.
-        sessions: that it was trained on.
+        model: option and path of the model, for messages.
+        sessions: names of the sessions that the model was trained on.
 
     Raises:
-        SessionError: if none of them has the name of the simulated population.
+        SessionError: if none of them is the simulated population.
     """
     if SAMPLE_SESSION.name not in sessions:
         raise SessionError(
-            f"{model} was trained on {', '.join(sessions)}, not on the simulated population; name "
+            f"{model} was trained on {', '.join(sessions)}, not on the simulated population; give "
             "the folders of these sessions by --sessions"
         )
 
@@ -171,7 +172,7 @@ def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:
 def opened(
     model: str, predictor: Any, sessions: str | list[str], config: EvaluationRecipe
 ) -> Scored:
-    """Open sessions with the statistics and the split that a model was trained with.
+    """Open sessions with the statistics and the split of a model's training.
 
     Raises:
         SessionError: if the model does not know a session, or a tier has no responses.
@@ -191,10 +192,10 @@ def opened(
 
 
 def refuse_other_trials(scored: Mapping[str, Scored]) -> None:
-    """Refuse two models whose test trials differ.
+    """Check that two models have equal test trials.
 
     Raises:
-        RunError: naming the tier.
+        RunError: if their trials differ; the message names the tier.
     """
     first, *others = (one.tiers for one in scored.values())
     for tiers in others:
@@ -203,8 +204,8 @@ def refuse_other_trials(scored: Mapping[str, Scored]) -> None:
             if trials[0] != trials[1]:
                 raise RunError(
                     f"the models were trained on different trials, so that tier {tier} has "
-                    f"{len(trials[0])} trials for one and {len(trials[1])} for the other; name "
-                    f"--tiers that neither was trained on"
+                    f"{len(trials[0])} trials for one and {len(trials[1])} for the other; set "
+                    f"--tiers to tiers on which neither was trained"
                 )
 
 
@@ -215,7 +216,7 @@ def score(
     path: str,
     device: Any,
 ) -> dict[str, Any]:
-    """Score one model; write its scores and predictions to a folder."""
+    """Score one model, write scores and predictions to a folder, and return the scores."""
     from ssl_vivit.evaluation.neurons.evaluation import evaluate
     from ssl_vivit.evaluation.neurons.nwb_predictions import PredictedTrial, write_nwb
     from ssl_vivit.evaluation.neurons.result_files import (
@@ -273,7 +274,7 @@ def compared(
     config: EvaluationRecipe,
     folder: Path,
 ) -> list[str]:
-    """Compare two models neuron by neuron; write tables and figures, return what is printed."""
+    """Compare two models neuron by neuron, write tables and figures, and return printed lines."""
     from ssl_vivit.evaluation.neurons import paired
     from ssl_vivit.evaluation.neurons.result_files import unit_columns, write_csv, write_parquet
 

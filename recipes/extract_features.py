@@ -1,9 +1,9 @@
-"""Features of any videos by any exported encoder, as safetensors files.
+"""Extract features of videos with an exported encoder, and save them as safetensors files.
 
     python recipes/extract_features.py --encoder runs/demo/encoder --videos FOLDER --out features
     python recipes/extract_features.py --shards 'shards/clevrer-*.tar' --features both --clips 4
 
-Killed and started again, it goes on where it was. ``load_features(out)`` of
+Run again after an interruption, the command continues. ``load_features(out)`` of
 ``ssl_vivit.evaluation.features.files`` reads the result.
 """
 
@@ -38,15 +38,15 @@ class ExtractRecipe:
 
     Args:
         encoder: an exported directory or a name on the hub.
-        videos: a folder, searched at any depth.
-        shards: in place of a folder, shards.
-        out: folder for the features; one that was begun is continued.
-        features: ``pooled`` vectors, patch ``tokens``, or both.
-        summary: what is pooled: the encoder's own ``pooled`` vector, the ``mean`` of its patch
-            tokens, or both side by side.
-        clips: clips of each video, evenly spread; pooled vectors are averaged.
-        part_size: videos in a file.
-        batch_size: videos that the encoder sees at once.
+        videos: folder of videos, searched at any depth.
+        shards: shards, instead of a folder.
+        out: folder for the features; an unfinished extraction in it is continued.
+        features: save ``pooled`` vectors, patch ``tokens``, or both.
+        summary: kind of pooled vector: the encoder's ``pooled`` output, the ``mean`` of its patch
+            tokens, or both concatenated.
+        clips: number of clips of each video, evenly spaced; their pooled vectors are averaged.
+        part_size: number of videos per file.
+        batch_size: number of videos that are encoded at once.
         data: how videos are read.
     """
 
@@ -66,7 +66,7 @@ class ExtractRecipe:
 
 
 def main() -> None:
-    """Keep other runs out of the folder, and extract."""
+    """Lock the folder and extract features."""
     config = training.parse(ExtractRecipe)
     processes = training.join_processes()
     with training.locked_run(Path(config.out), "--out"):
@@ -74,11 +74,11 @@ def main() -> None:
 
 
 def extract(config: ExtractRecipe, processes: Any) -> None:
-    """Open encoder and videos, make the parts that are missing.
+    """Open encoder and videos, and write the missing files.
 
     Args:
-        config: what to extract.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        config: settings of the extraction.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
     device = processes.device
     data = config.data
@@ -87,11 +87,12 @@ def extract(config: ExtractRecipe, processes: Any) -> None:
     prepared = preparation(encoder, videos.fps, data.clip, config.clips)
     if prepared.clip.fps is None and (encoder.preprocessing or {}).get("fps"):
         processes.print(
-            "some videos name no frame rate, so every frame of all counts as one step; set "
-            "--data.clip.fps and leave them out to go by time"
+            "some videos have no frame rate, so clips of all videos are sampled by frame number; "
+            "to "
+            "sample by time, remove these videos and set --data.clip.fps"
         )
     refuse_many_broken(broken, len(videos) + len(broken))
-    start_counts(videos, prepared.clip, data.short_videos)  # refuses videos that are all too short
+    start_counts(videos, prepared.clip, data.short_videos)  # raises if all videos are too short
     short = {videos.keys[i]: why for i, why in too_short(videos, prepared.clip).items()}
     if line := short_videos_line(list(short), len(videos), data.short_videos):
         processes.print(line)
@@ -133,16 +134,16 @@ def extract(config: ExtractRecipe, processes: Any) -> None:
             print(f"skipped {name}: {reason}")
         print(f"{index['videos']} videos, {len(index['skipped'])} skipped: {config.out}")
         print(
-            "read it  from ssl_vivit.evaluation.features.files import load_features; "
+            "to read  from ssl_vivit.evaluation.features.files import load_features; "
             f'load_features("{config.out}")'
         )
 
 
 def _open(config: ExtractRecipe, tell: Callable[[str], None]) -> tuple[Videos, dict[str, str]]:
-    """The videos, and name → reason of those that are broken."""
+    """Open the videos; also return name → reason for broken ones."""
     data = config.data
     if (config.videos is None) == (config.shards is None):
-        raise DataError("give --videos FOLDER or --shards PATTERN, one of them")
+        raise DataError("give either --videos FOLDER or --shards PATTERN")
     if config.shards is not None:
         return data.open_shards(config.shards), {}
     folder = data.open_folder(str(config.videos), "--videos")

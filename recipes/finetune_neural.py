@@ -7,8 +7,8 @@
     python recipes/finetune_neural.py --sessions sessions/new --core_from runs/animals \\
         --tuning.mode frozen
 
-Without --config the preset of the sample holds; without --sessions a population is simulated once;
-without --encoder a fresh one is trained.
+Defaults: without --config, the preset neural_sample; without --sessions, a population that is
+simulated once; without --encoder, a randomly initialised encoder.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class NeuralRecipe:
     """Fine-tune an encoder to a causal model of recorded neurons.
 
     Args:
-        core: vivit takes the encoder; ln, ln_separable, energy, resnet and x3d are what it has to
-            beat.
-        core_from: a run or an exported model of neurons. Its encoder, adapter, modulator and frame
-            stream are taken with their weights, and readouts are fitted to ``sessions``; settings
-            of these parts are then not read. ``--tuning.mode frozen`` fits readouts alone.
-        encoder: the encoder; ``--encoder DIR`` is ``--encoder.path DIR``.
-        data: sessions and windows; ``--sessions A B`` is ``--data.sessions '["A", "B"]'``.
-        model: what stands around the core.
-        baseline: settings of the cores that are no encoders.
+        core: vivit uses the encoder; ln, ln_separable, energy, resnet and x3d are baselines.
+        core_from: a run or an exported model of neurons whose encoder, adapter, modulator and frame
+            stream are used with their weights; settings of these parts are then ignored. Readouts
+            are fitted to ``sessions``. ``--tuning.mode frozen`` trains only the readouts.
+        encoder: the encoder; ``--encoder DIR`` is short for ``--encoder.path DIR``.
+        data: sessions and windows; ``--sessions A B`` is short for ``--data.sessions '["A",
+            "B"]'``.
+        model: parts of the model around the core.
+        baseline: settings of baseline cores.
         objective: the loss.
-        tuning: how the encoder takes part.
-        training: the loop.
-        evaluation: what is measured and drawn.
+        tuning: how the encoder is trained.
+        training: the training loop.
+        evaluation: scores and figures.
     """
 
     core: CoreKind = "vivit"
@@ -83,22 +83,21 @@ class NeuralRecipe:
                 f"--core {self.core}" if self.core != "vivit" else f"--encoder {self.encoder.path}"
             )
             raise ValueError(
-                f"--core_from {self.core_from} brings a core of its own, and {other} names another; "
-                "leave one of them out"
+                f"--core_from {self.core_from} and {other} both set the core; omit one of them"
             )
         self.tuning.check(self.training.steps)
         if self.tuning.mode == "last_blocks" and self.core != "vivit":
             raise ValueError(
-                f"tuning.mode last_blocks trains blocks of an encoder, and --core {self.core} has "
-                "none; choose another --tuning.mode, or leave that core out"
+                f"tuning.mode last_blocks trains blocks of an encoder, but --core {self.core} has "
+                "none; choose another --tuning.mode or another core"
             )
 
 
 def main() -> None:
-    """Build the parts, fit, score what was exported."""
+    """Build the model, train it, and score the exported model."""
     config = training.parse(NeuralRecipe, preset=SAMPLE_PRESET)
     processes = training.join_processes()
-    # Until the scores are written, which is after `fit` has ended.
+    # Hold the lock until the scores are written, which is after `fit` returns.
     with training.locked_run(run_directory(config.training)):
         table = fine_tune(config, processes)
     if table is not None:
@@ -106,11 +105,11 @@ def main() -> None:
 
 
 def with_sessions(data: NeuralDataConfig, processes: Any) -> NeuralDataConfig:
-    """Return the data settings, with the simulated population if no session is named.
+    """Return the data settings, with the simulated population if no session is given.
 
     Args:
-        data: as asked for.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        data: settings of the data.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
     if data.sessions:
         return data
@@ -121,12 +120,13 @@ class FittedModel(NamedTuple):
     """A trained model of neurons, with its data and settings.
 
     Attributes:
-        config: of the run; its sessions are named.
-        sessions: the recordings, opened.
-        path: the exported model.
-        loop: settings of the loop, as the core allows them.
-        loss: settings of the loss, likewise.
-        started: shares of readouts that started near the true receptive field, where it is known.
+        config: settings of the run, with sessions filled in.
+        sessions: the opened recordings.
+        path: directory of the exported model.
+        loop: settings of the loop, restricted to those that the core supports.
+        loss: settings of the loss, restricted in that way too.
+        started: fraction of readouts whose initial position was near the true receptive field, for
+            simulated sessions.
     """
 
     config: NeuralRecipe
@@ -138,14 +138,14 @@ class FittedModel(NamedTuple):
 
 
 def fine_tune(config: NeuralRecipe, processes: Any) -> str | None:
-    """Run everything from sessions to a scored model in ``training.run_dir``.
+    """Train and score a model of neurons in ``training.run_dir``.
 
     Args:
-        config: of the run.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        config: settings of the run.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
 
     Returns:
-        The table of its scores; None if it was stopped.
+        The table of scores as text; None if the run was stopped.
     """
     fitted = fit_model(config, processes)
     return None if fitted is None else score_model(fitted, processes)
@@ -157,15 +157,15 @@ def fit_model(
     """Train a model of neurons, and export the best one by validation.
 
     Args:
-        config: of the run.
-        processes: of :func:`ssl_vivit.training.join_processes`.
-        watch: called with the :class:`ssl_vivit.training.Moment` and the score of each evaluation
-            on the validation trials; it may end the run.
+        config: settings of the run.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
+        watch: called after each evaluation on validation trials with the
+            :class:`ssl_vivit.training.Moment` and the score; it may end the run.
 
     Returns:
-        None if it was stopped.
+        The trained model; None if the run was stopped.
     """
-    # Imported here, since they load timm or accelerate, for which --help need not wait.
+    # Imported here, since they load timm or accelerate, which --help does not need.
     import torch
 
     from ssl_vivit.encoders import ViViT
@@ -178,7 +178,7 @@ def fit_model(
     from ssl_vivit.training.processes import Host
 
     training.check_run(objectives.TunedNeuralPrediction, config.training, training.to_plain(config))
-    # Before a population is simulated, so that a wrong path is refused at once.
+    # Check the path before a population is simulated.
     if config.core == "vivit" and config.encoder.path is not None:
         check_encoder(config.encoder.path)
     fitted = None if config.core_from is None else open_core(config.core_from)
@@ -203,7 +203,7 @@ def fit_model(
         built.notes.extend(start_at_energy(built.model, sessions.sessions, sessions.facts))
     started = positions_found(built.model, sessions)
     loop, loss = config.training, config.objective
-    # The others have no layers that timm's decay knows.
+    # Baseline cores have no layers for timm's layer-wise decay.
     if not isinstance(built.model.encoder, ViViT):
         loop = replace(loop, optimizer=replace(loop.optimizer, layer_decay=1.0))
     loss = replace(loss, regularisation=own_penalties(built.model, loss.regularisation))
@@ -232,7 +232,7 @@ def fit_model(
         first = training.fit(frozen, sessions.train, loop, until=tuning.readout_steps, **beside)
         if first.interrupted:
             return None
-        del frozen  # a second model in memory
+        del frozen  # frees the memory of a second model
         loop = replace(loop, resume="auto")
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
@@ -248,19 +248,19 @@ def score_model(fitted: FittedModel, processes: Any) -> str | None:
     """Fit the readouts of held-out neurons, and score the model on the test trials.
 
     Args:
-        fitted: of :func:`fit_model`.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        fitted: result of :func:`fit_model`.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
 
     Returns:
-        The table of its scores; None if it was stopped.
+        The table of scores as text; None if the run was stopped.
     """
-    # Imported here, since they load torch, for which --help need not wait.
+    # Imported here, since they load torch, which --help does not need.
     from ssl_vivit.evaluation.neurons.report import report, summary
     from ssl_vivit.training.processes import Host
 
     config, sessions, host = fitted.config, fitted.sessions, Host()
     if any(fact.held_out_units for fact in sessions.facts):
-        processes.print("fitting the readouts of the neurons that were held out of training")
+        processes.print("fitting the readouts of held-out neurons")
         if not fit_held_out(fitted.path, sessions, fitted.loop, fitted.loss, config.tuning, host):
             return None
     run_dir = fitted.path.parent
@@ -276,10 +276,10 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
     """Print lines about the model, its trained parts and the recordings.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         objective: the TunedNeuralPrediction that is trained.
-        sessions: the recordings, opened.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        sessions: the opened recordings.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
     model = objective.model
     encoder = config.encoder.path or f"fresh {config.encoder.name}"
@@ -303,12 +303,12 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
 
 
 def cache_notes(config: NeuralRecipe, model: Any, sessions: Sessions) -> list[str]:
-    """Return warnings about a ``tuning.feature_cache`` that saves little or nothing.
+    """Return warnings about a ``tuning.feature_cache`` that saves little or no time.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         model: the model of neurons.
-        sessions: the recordings, opened.
+        sessions: the opened recordings.
     """
     if not config.tuning.feature_cache:
         return []
@@ -324,7 +324,8 @@ def cache_notes(config: NeuralRecipe, model: Any, sessions: Sessions) -> list[st
         return []
     return [
         f"tuning.feature_cache: windows of {config.data.window} frames start at random in longer "
-        f"trials, so features are seldom met again; --data.window {max(lengths)} takes whole trials"
+        f"trials, so cached features are rarely reused; --data.window {max(lengths)} uses whole "
+        "trials"
     ]
 
 
@@ -352,7 +353,10 @@ def trained_parameters(objective: Any) -> str:
 
 
 def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
-    """The command that fits a finished run's model from fresh weights; None where they were fresh."""
+    """Return the command that trains the run's model from random weights.
+
+    None if the run itself started from random weights.
+    """
     if config.encoder.path is None or config.encoder.weights == "fresh":
         return None
     words = ["--config", str(run_dir / "config.yaml"), "--encoder.weights", "fresh"]
@@ -361,9 +365,9 @@ def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
 
 
 def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None, list[str]]:
-    """Mean and standard deviation by which the encoder's pixels are normalised, and a line about them.
+    """Return mean and std for the encoder's input pixels, and a line about them.
 
-    None stands for those of the sessions.
+    None means that the sessions' statistics are used.
     """
     path = config.encoder.path
     if config.core != "vivit" or path is None:
@@ -374,15 +378,15 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
 
     found = pixel_statistics(path)
     if found is None:
-        return None, [f"pixels: {path} names no mean and std; the sessions' statistics hold"]
+        return None, [f"pixels: {path} has no mean and std; the sessions' statistics are used"]
     mean, std = found
-    return found, [f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the encoder's own"]
+    return found, [f"pixels: standardised by the encoder's mean {mean:.3g} and std {std:.3g}"]
 
 
 def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
-    """Return a line about given settings that ``--encoder`` overrides.
+    """Return a line that lists settings that ``--encoder`` overrides.
 
-    Settings with the value of the sample's preset, which hold where none is given, are not named.
+    Settings that have the value of the default preset are not listed.
     """
     from ssl_vivit.neural.cores.encoder_fitting import ignored_settings
 
@@ -393,13 +397,11 @@ def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
 def core_statistics(
     config: NeuralRecipe, inputs: SessionFacts
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return :func:`encoder_statistics` of a core that was fitted to sessions with these inputs."""
+    """Return :func:`encoder_statistics` for a core that was fitted to sessions like ``inputs``."""
     if config.data.standardize == "session":
         return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
     mean, std = inputs.video_mean, inputs.video_std
-    return (mean, std), [
-        f"pixels: standardised by mean {mean:.3g} and std {std:.3g}, the core's own"
-    ]
+    return (mean, std), [f"pixels: standardised by the core's mean {mean:.3g} and std {std:.3g}"]
 
 
 def fit_held_out(
@@ -410,7 +412,7 @@ def fit_held_out(
     tuning: TuningConfig,
     host: Any,
 ) -> bool:
-    """Fit readouts of held-out neurons to a finished model, which is then replaced; False if stopped."""
+    """Fit readouts of held-out neurons and add them to the exported model; False if stopped."""
     fitted_model = neural.load_neural_model(model).model
     objective = objectives.HeldOutNeurons(fitted_model, loss, facts=sessions.facts)
     second = replace(

@@ -4,7 +4,8 @@
     python recipes/mae_clevrer.py --config recipes/configs/mae_vivit_small.yaml \\
         --data.shards 'shards/clevrer-train-*.tar'
 
-Without --config the preset of the sample holds; without --data.shards a sample is rendered once.
+Defaults: without --config, the preset of the sample; without --data.shards, a sample that is
+rendered once.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ class MaskedTubeletsRecipe(PretrainingRecipe):
     """Pretrain a ViViT encoder with masked tubelets.
 
     Args:
-        objective: what is hidden and how it is predicted.
+        objective: masking and prediction of masked tubelets.
     """
 
     objective: MaskedTubeletsConfig = field(default_factory=MaskedTubeletsConfig)
 
 
 def main() -> None:
-    """Build the parts and fit."""
+    """Build encoder, data and objective, and train."""
     config = training.parse(MaskedTubeletsRecipe, preset=SAMPLE_PRESET)
     processes, seed = training.join_processes(), config.training.seed
     encoder = config.encoder.build(seed)

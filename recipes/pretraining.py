@@ -1,4 +1,4 @@
-"""Shared parts of the pretraining recipes: settings, a fresh encoder, and clips for it."""
+"""Shared parts of the pretraining recipes: settings, the encoder and its clips."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ FEW_HELD_OUT = 10
 
 @dataclass
 class EncoderChoice:
-    """Choice of the encoder that is trained.
+    """Choice of the encoder to train.
 
     Args:
         name: a named size: vivit_tiny, vivit_small, vivit_base, vivit_large, vivit_base_16x2,
             vivit_large_16x2, vivit_neural_small or vivit_neural_baseline.
-        overrides: settings of ViViTConfig that differ from the size's own, such as
-            ``variant factorized_self_attention`` or ``image_size [128, 192]``.
-        grad_checkpointing: recompute activations in the backward pass: less memory, more time.
+        overrides: settings of ViViTConfig that replace those of the named size, such as ``variant
+            factorized_self_attention`` or ``image_size [128, 192]``.
+        grad_checkpointing: recompute activations in the backward pass, which saves memory and takes
+            more time.
     """
 
     name: str = "vivit_small"
@@ -33,7 +34,7 @@ class EncoderChoice:
     grad_checkpointing: bool = False
 
     def config(self) -> Any:
-        """The architecture, a ViViTConfig.
+        """Return the architecture, a ViViTConfig.
 
         Raises:
             ValueError: for an unknown size or setting, or values that do not fit each other.
@@ -43,8 +44,8 @@ class EncoderChoice:
         return named_config(self.name, **self.overrides)
 
     def build(self, seed: int) -> Any:
-        """The encoder, a ViViT, with fresh weights drawn from ``seed``."""
-        import torch  # torch is imported after `recipes`, which sets how its threads wait
+        """Return a ViViT with random weights drawn from ``seed``."""
+        import torch  # imported after `recipes`, which sets how torch's threads wait
 
         from ssl_vivit.encoders import ViViT
 
@@ -57,14 +58,14 @@ class EncoderChoice:
 
 @dataclass
 class PretrainingRecipe:
-    """Settings of every pretraining recipe, which adds those of its objective.
+    """Settings of all pretraining recipes; each recipe adds the settings of its objective.
 
     Args:
         encoder: the encoder.
         data: videos, clips and augmentations.
-        training: the loop.
-        evaluation: what is measured and drawn beside training.
-        probe: what the encoder knows of CLEVRER's labels, measured beside training.
+        training: the training loop.
+        evaluation: metrics and figures during training.
+        probe: probes of CLEVRER's labels during training.
     """
 
     encoder: EncoderChoice = field(default_factory=EncoderChoice)
@@ -75,14 +76,14 @@ class PretrainingRecipe:
 
 
 def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: Clips) -> None:
-    """Print a line about the encoder and one about the data on standard error.
+    """Print a line about the encoder and a line about the data on standard error.
 
     Args:
-        processes: of :func:`ssl_vivit.training.join_processes`.
-        name: the encoder's size.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
+        name: name of the encoder's size.
         encoder: a ViViT.
-        data: names the videos.
-        clips: the videos, opened.
+        data: settings of the data.
+        clips: the opened videos.
     """
     architecture = encoder.config
     height, width = architecture.image_size
@@ -96,14 +97,15 @@ def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: 
     ]
     if held_out < FEW_HELD_OUT:
         lines.append(
-            f"{held_out} held-out videos are too few for retrieval and probes to say much; raise "
+            f"{held_out} held-out videos are too few for meaningful retrieval and probe scores; "
+            "raise "
             f"--data.held_out ({data.held_out:g}) or add shards"
         )
     processes.print("\n".join(lines), file=sys.stderr)
 
 
 def clips_for(architecture: Any, data: DataConfig, seed: int) -> Clips:
-    """Training and held-out clips of the geometry of a ViViTConfig."""
+    """Open training and held-out clips with the geometry of a ViViTConfig."""
     return build_clips(
         data,
         num_frames=architecture.num_frames,

@@ -1,10 +1,11 @@
-"""Probe frozen encoders, beside the same encoders untrained, raw pixels and motion energy.
+"""Probe frozen encoders, and for reference untrained encoders, raw pixels and motion energy.
 
     python recipes/probe_clevrer.py
     python recipes/probe_clevrer.py --encoders runs/simclr/encoder runs/mae/encoder \\
         --data.shards 'shards/clevrer-train-*.tar' --data.test_shards 'shards/clevrer-validation-*.tar'
 
-Without --encoders the demo's is probed; without --data.shards a sample is rendered once.
+Defaults: without --encoders, the encoder of the demo; without --data.shards, a sample that is
+rendered once.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ class ProbeRecipe(ProbeSettings):
     """Probe frozen encoders on the labels of clips.
 
     Args:
-        encoders: exported directories or names on the hub, one or more; an imported image ViT is
-            one as well (``python -m ssl_vivit.encoders.imports``). A quoted pattern
-            (``'runs/mae_seed*/encoder'``) is one row: of encoders pretrained alike, which seeds
-            take in turn. null takes runs/demo/encoder.
+        encoders: exported directories or names on the hub, including imported image ViTs (``python
+            -m ssl_vivit.encoders.imports``). A quoted pattern (``'runs/mae_seed*/encoder'``) makes
+            one row of encoders that differ only in their pretraining seed; the probe's seeds use
+            them in turn. null is runs/demo/encoder.
         data: labelled videos.
-        train_videos: to train probes on, at most; each seed draws its own where there are more.
-        test_videos: to test them on, at most.
-        finetune: full supervised training as a further row.
-        run_dir: where table, chart and JSON go.
+        train_videos: largest number of videos to train probes on; each seed draws them at random.
+        test_videos: largest number of videos to test probes on.
+        finetune: settings of full supervised training, a further row.
+        run_dir: folder for table, chart and JSON file.
     """
 
     encoders: list[str] | None = None
@@ -56,7 +57,7 @@ class ProbeRecipe(ProbeSettings):
 
 
 def main() -> None:
-    """Run the probes, with the folder of the results locked."""
+    """Lock the folder for the results and run the probes."""
     config = training.parse(ProbeRecipe)
     processes = training.join_processes()
     run_dir = Path(config.run_dir)
@@ -65,14 +66,14 @@ def main() -> None:
 
 
 def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
-    """Load encoders and videos, measure, report.
+    """Load encoders and videos, train and test probes, and write the report.
 
     Args:
-        config: what to probe.
+        config: settings of the probes.
         run_dir: folder for the results.
-        processes: of :func:`ssl_vivit.training.join_processes`.
+        processes: result of :func:`ssl_vivit.training.join_processes`.
     """
-    # Imported here, since they load timm, for which --help need not wait.
+    # Imported here, since they load timm, which --help does not need.
     from ssl_vivit.evaluation.probes.comparison import compare, subject
     from ssl_vivit.evaluation.probes.full import finetune
 
@@ -122,12 +123,12 @@ def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
 
 
 def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, list[Any]]]:
-    """Name and ViViTs of each row to be probed."""
+    """Load the encoders of each row; return pairs of name and ViViTs."""
     paths: Sequence[str] = config.encoders or ([DEMO] if Path(DEMO).is_dir() else [])
     if not paths:
         tell(
-            f"no --encoders given, and {DEMO} is not there (`make demo` makes it): a fresh encoder "
-            "is probed in its place"
+            f"no --encoders given, and {DEMO} does not exist (`make demo` creates it): a randomly "
+            "initialised encoder is probed instead"
         )
         import torch
 
@@ -149,11 +150,11 @@ def _matches(path: str, seeds: int) -> list[str]:
         return [path]
     found = sorted(glob.glob(path))
     if not found:
-        raise RunError(f"--encoders {path} matches no directory")
+        raise RunError(f"--encoders {path} matches no directory; check the pattern")
     if seeds % len(found):
         raise RunError(
-            f"--encoders {path} matches {len(found)} encoders, which --seeds {seeds} cannot take "
-            f"equally often; set --seeds to {len(found)} or a multiple"
+            f"--encoders {path} matches {len(found)} encoders, which --seeds {seeds} cannot use "
+            f"equally often; set --seeds to {len(found)} or a multiple of it"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The samples that recipes make and use where no data are named."""
+"""The samples that recipes create and use if no data are given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLE_SESSION = Path("samples/neural")
 
 
 def sample_shards(processes: PartialState) -> str:
-    """Pattern of the shards of rendered videos, which are made where they are missing."""
+    """Return the pattern of the rendered sample's shards; create them if they are missing."""
     from data_prep.samples import clevrer_sample
 
     processes.print("no --data.shards given: using the rendered sample in samples/clevrer")
@@ -21,7 +21,7 @@ def sample_shards(processes: PartialState) -> str:
 
 
 def sample_session(processes: PartialState) -> str:
-    """Folder of the simulated recording, which is made where it is missing."""
+    """Return the folder of the simulated recording; create it if it is missing."""
     from data_prep.samples import neural_sample
 
     processes.print(f"no --sessions given: using the simulated population in {SAMPLE_SESSION}")

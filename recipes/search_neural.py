@@ -6,10 +6,11 @@
         '{"training.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2, "log": true},
           "encoder.overrides.spatial_depth": [1, 2, 3], "model.layers": [null, "all"]}'
 
-A trial is a run of recipes/finetune_neural.py, whose options all hold here, in a folder of its own.
-Its score is the best one on validation trials. Some neurons are held out of the whole search: the
-best trial is scored on them at the end. The command may be started several times at once, on one
-run directory: each process is a worker. A search that was stopped goes on with the same command.
+A trial of the search is a run of recipes/finetune_neural.py in a subfolder; all options of that
+recipe can be given here. The score of a trial is its best score on validation trials. Some neurons
+are held out of the whole search: the best trial is scored on them at the end. The command may be
+started several times at once on one run directory; each process is a worker. Run the command again
+to continue a search that was stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ssl_vivit.training.run_directory import without_names
 if TYPE_CHECKING:
     import optuna
 
-# Around recipes/configs/neural_sample.yaml.
+# Ranges around the values of recipes/configs/neural_sample.yaml.
 SPACE: dict[str, Any] = {
     "training.optimizer.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
     "encoder.overrides.tubelet_size": [[6, 12, 12], [12, 8, 8], [12, 12, 12]],
@@ -54,11 +55,13 @@ class SearchRecipe(NeuralRecipe):
     """Search settings of models of neurons.
 
     Args:
-        space: setting, by its dotted name → a list of values, or a range ``{low, high}``, whole
-            numbers where both ends are; ``log: true`` searches its logarithm.
-        trials: of the whole search; a larger number continues a search that has ended.
-        prune: end trials early whose score is below the median of others at the same step.
-        held_out_neurons: share of the neurons that no trial sees, by which the best one is scored.
+        space: dotted name of a setting → a list of values, or a range ``{low, high}``. A range
+            contains only integers if both ends are integers; ``log: true`` searches on a log scale.
+        trials: number of trials of the whole search; a larger number continues a finished search.
+        prune: end a trial early if its score is below the median score of other trials at that
+            step.
+        held_out_neurons: fraction of the neurons that no trial uses; the best trial is scored on
+            them.
     """
 
     space: dict[str, Any] = field(default_factory=lambda: dict(SPACE))
@@ -71,7 +74,7 @@ NAMES = [entry.name for entry in fields(NeuralRecipe)]
 
 
 def main() -> None:
-    """Run trials until there are enough, score the best one."""
+    """Run trials until there are enough, and score the best one."""
     config = training.parse(SearchRecipe, preset=SAMPLE_PRESET)
     common = common_recipe(config)
     check_space(config.space, common)
@@ -87,11 +90,11 @@ def main() -> None:
             "several times for several workers"
         )
     common = replace(common, data=with_sessions(common.data, processes))
-    # A mistake in them would be one of every trial.
+    # Check the sessions, which all trials share.
     build_sessions(common.data)
     study, lock = open_study(run_dir, shared_settings(config), config.prune)
     while (trial := next_trial(study, lock, config.trials)) is not None:
-        # Searches of before took trials back under new numbers.
+        # Earlier versions gave continued trials new numbers, and kept their folder.
         folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
         trial.set_user_attr("folder", folder)
         processes.print(f"trial {trial.number + 1} of {config.trials}: {run_dir / folder}")
@@ -100,8 +103,9 @@ def main() -> None:
         processes.print(told_result(study, trial.number))
     if others := running(study):
         processes.print(
-            f"{len(others)} trials are running in other workers; the last one scores the best "
-            "model, or the next start of this command"
+            f"{len(others)} trials are running in other workers; the last worker, or the next run "
+            "of "
+            "this command, scores the best model"
         )
         return
     conclude(study, common, config, run_dir, processes)
@@ -111,33 +115,37 @@ def common_recipe(config: SearchRecipe) -> NeuralRecipe:
     """Return the recipe that all trials share.
 
     Raises:
-        RunError: for settings that a search sets itself.
+        RunError: if there is nothing to search, or a setting is given that the search sets itself.
     """
     if config.trials < 1 or not config.space:
         raise RunError("nothing to search: give --trials above 0, and --space")
     if config.data.held_out_neurons:
         raise RunError(
-            f"data.held_out_neurons {config.data.held_out_neurons}: give --held_out_neurons, which "
-            "are held out of the whole search"
+            f"data.held_out_neurons {config.data.held_out_neurons}: give --held_out_neurons "
+            "instead, "
+            "which applies to the whole search"
         )
     if not config.evaluation.keep_best:
-        raise RunError("evaluation.keep_best false: a search compares the best scores of trials")
+        raise RunError(
+            "evaluation.keep_best false: a search needs the best score of each trial; set it to "
+            "true"
+        )
     parts = {name: getattr(config, name) for name in NAMES}
     parts["data"] = replace(config.data, held_out_neurons=config.held_out_neurons)
     return NeuralRecipe(**parts)
 
 
 def shared_settings(config: SearchRecipe) -> dict[str, Any]:
-    """Return the settings that a search keeps when it is continued."""
+    """Return the settings that must not change when a search is continued."""
     settings = without_names(training.to_plain(config))
     return {name: each for name, each in settings.items() if name not in ("trials", "prune")}
 
 
 def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
-    """Refuse settings that do not exist, and values and ranges that they cannot have.
+    """Check the settings, values and ranges of a search space.
 
     Raises:
-        RunError: naming the setting.
+        RunError: if a setting does not exist or cannot have a value; the message names it.
     """
     for name, where in space.items():
         if isinstance(where, Mapping):
@@ -145,13 +153,14 @@ def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
             ends = [where.get("low"), where.get("high")]
             if not where.keys() <= known or not all(type(end) in (int, float) for end in ends):
                 raise RunError(
-                    f"space, {name}: a range has the numbers low and high, and log; got "
+                    f"space, {name}: a range must have the numbers low and high, and optionally "
+                    "log; got "
                     f"{json.dumps(where)}"
                 )
             if ends[0] >= ends[1]:
                 raise RunError(f"space, {name}: low {ends[0]} must be below high {ends[1]}")
             if where.get("log") and ends[0] <= 0:
-                raise RunError(f"space, {name}: low {ends[0]} must be above 0 where log is true")
+                raise RunError(f"space, {name}: low {ends[0]} must be above 0 if log is true")
             values = ends
         elif isinstance(where, list) and len(where) > 1:
             values = where
@@ -167,7 +176,7 @@ def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
 def trial_recipe(
     common: NeuralRecipe, study: optuna.Study, trial: Any, config: SearchRecipe, run_dir: Path
 ) -> NeuralRecipe:
-    """Return the recipe of a trial, in its folder."""
+    """Return the recipe of a trial, with its folder as run_dir."""
     values = suggested(study, trial, config.space, config.training.seed)
     recipe = training.with_settings(common, values, "space: ")
     folder = run_dir / trial.user_attrs["folder"]
@@ -175,19 +184,19 @@ def trial_recipe(
 
 
 def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) -> bool:
-    """Train one model, and tell the study its score.
+    """Train one model and report its score to the study.
 
     Returns:
-        False if it was stopped.
+        False if the trial was stopped.
 
     Raises:
-        UserError: if not one of the first trials could be trained.
+        UserError: if none of the first trials could be trained.
     """
     from optuna.trial import TrialState
 
     from ssl_vivit.evaluation.neurons.best_model import best_score
 
-    # Of a trial that is taken over.
+    # Scores that a continued trial has already reported.
     reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
     def watch(moment: training.Moment, score: float) -> None:
@@ -197,7 +206,7 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
             trial.report(score, moment.step)
         if trial.should_prune():
             trial.set_user_attr("ended_early", True)
-            moment.end("the trial is below the median of others at this step (prune)")
+            moment.end("the score is below the median of other trials at this step (prune)")
 
     try:
         fitted = fit_model(recipe, training.join_processes(), watch)
@@ -226,7 +235,7 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
 
 
 def told_result(study: optuna.Study, number: int) -> str:
-    """Return a line about the score of a trial, and the best one so far."""
+    """Return a line with the score of a trial and the best score so far."""
     from optuna.trial import TrialState
 
     trial = study.get_trials(deepcopy=False)[number]

@@ -1,4 +1,4 @@
-"""The study of a search: trials in one file, which several processes share and which outlives kills."""
+"""The study of a search: a file of trials, shared by several processes and safe against kills."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "study.journal"
-# Of a running trial: the process that trains it; none after the trial was stopped.
+# Attribute of a trial: the process that trains it; removed when the trial is stopped.
 PROCESS = "process"
 
 
 class StudyLock:
-    """A lock on a study's file that ends with its process; blocks may be nested.
+    """A reentrant lock on a study's file, released when its process ends.
 
-    Optuna's own locks are files, which stay when their process is killed.
+    Optuna's own locks are files that remain if their process is killed.
 
     Args:
-        path: the file, which is made if it is missing.
+        path: the file, which is created if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +39,13 @@ class StudyLock:
         """Wait until no other process holds the lock."""
         if not self._depth:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            with suppress(OSError):  # a file system without locks, where one worker is safe
+            with suppress(OSError):  # the file system has no locks; only one worker is safe
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._depth += 1
         return True
 
     def release(self) -> None:
-        """End the block; the outermost gives the lock back."""
+        """Leave a block; the outermost block releases the lock."""
         self._depth -= 1
         if not self._depth:
             os.close(self._descriptor)
@@ -58,26 +58,29 @@ class StudyLock:
         self.release()
 
     def cut_off_torn_line(self) -> None:
-        """Remove the end of a last line that a killed process was writing."""
+        """Remove an incomplete last line, left by a killed process."""
         with self:
             text = self.path.read_bytes()
             end = text.rfind(b"\n") + 1
-            if text[end:].startswith(b"{"):  # else it is no study
+            if text[end:].startswith(b"{"):  # else the file is not a study
                 os.truncate(self.path, end)
 
 
 def open_study(
     run_dir: Path, settings: Mapping[str, Any], prune: bool
 ) -> tuple[optuna.Study, StudyLock]:
-    """Open the study of a run directory, or begin it.
+    """Open or create the study of a run directory.
 
     Args:
-        run_dir: the search's directory.
-        settings: that all trials have to share.
-        prune: end trials early whose score is below the median.
+        run_dir: directory of the search.
+        settings: settings that all trials share.
+        prune: end a trial early if its score is below the median.
+
+    Returns:
+        The study and its lock.
 
     Raises:
-        RunError: for a study of another search, and a file that cannot be read.
+        RunError: if the study belongs to a search with other settings, or cannot be read.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -98,29 +101,29 @@ def open_study(
         stored = study.user_attrs.get("settings")
     except (ValueError, KeyError, AssertionError, OSError) as error:
         raise RunError(
-            f"{path} is no study that can be read ({error}); choose another --run_dir, or remove it"
+            f"{path} is not a readable study ({error}); choose another --run_dir, or remove it"
         ) from None
     if stored is None:
         study.set_user_attr("settings", dict(settings))
     elif stored != json.loads(json.dumps(settings)):
         wrong = [name for name, value in settings.items() if stored.get(name) != value]
         raise RunError(
-            f"{path} is of a search with other settings of {', '.join(wrong)}; choose another "
+            f"{path} belongs to a search with other settings of {', '.join(wrong)}; choose another "
             "--run_dir, or remove the folder"
         )
     return study, lock
 
 
 def next_trial(study: optuna.Study, lock: StudyLock, trials: int) -> optuna.Trial | None:
-    """Take over a trial that was stopped or whose process was killed, or begin another one.
+    """Return a trial to train: an interrupted one, or else a new one.
 
     Args:
-        study: the search.
-        lock: of :func:`open_study`.
-        trials: of the whole search.
+        study: the study.
+        lock: the study's lock from :func:`open_study`.
+        trials: number of trials of the whole search.
 
     Returns:
-        None if all trials have ended or are running in other processes.
+        The trial; None if all trials have ended or are running in other processes.
     """
     import optuna
 
@@ -137,13 +140,13 @@ def next_trial(study: optuna.Study, lock: StudyLock, trials: int) -> optuna.Tria
 
 
 def is_left(trial: Any) -> bool:
-    """Return whether nobody trains a trial that has not ended."""
+    """Return True if a trial has not ended and no process trains it."""
     process = trial.user_attrs.get(PROCESS)
     return process is None or has_ended(process)
 
 
 def give_back(trial: Any) -> None:
-    """Let a trial that was stopped be continued by the next worker."""
+    """Mark a trial as interrupted, so that the next worker continues it."""
     trial.set_user_attr(PROCESS, None)
 
 
@@ -155,7 +158,7 @@ def running(study: optuna.Study) -> list[Any]:
 
 
 def started(study: optuna.Study) -> int:
-    """Return how many trials have ended, were refused or are running."""
+    """Return the number of trials that have ended, failed or are running."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
@@ -166,16 +169,16 @@ def started(study: optuna.Study) -> int:
 def suggested(
     study: optuna.Study, trial: Any, space: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Return a value of each setting, drawn by a trial.
+    """Draw a value of each setting for a trial.
 
-    Draws depend on the seed, the trial's number and the scores so far, so that a search that was
-    killed goes on with the trials of an uninterrupted one.
+    The values depend only on the seed, the trial's number and the scores so far, so that a
+    continued search has the trials of an uninterrupted one.
 
     Args:
-        study: the search.
-        trial: one of its trials; one that has ended keeps its values.
+        study: the study.
+        trial: one of its trials; a trial that already has values keeps them.
         space: setting → its values, or its range.
-        seed: of the search.
+        seed: seed of the search.
     """
     import optuna
 
@@ -184,7 +187,7 @@ def suggested(
         (own,) = np.random.SeedSequence([seed, trial.number, place]).generate_state(1)
         study.sampler = optuna.samplers.TPESampler(seed=int(own))
         if isinstance(where, list):
-            # Optuna stores numbers and words; tubelets are lists.
+            # Optuna cannot store lists, such as tubelet sizes, so values are stored as JSON.
             values[name] = json.loads(
                 trial.suggest_categorical(name, [json.dumps(value) for value in where])
             )

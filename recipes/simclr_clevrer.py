@@ -4,7 +4,8 @@
     python recipes/simclr_clevrer.py --config recipes/configs/simclr_vivit_small.yaml \\
         --data.shards 'shards/clevrer-train-*.tar'
 
-Without --config the preset of the sample holds; without --data.shards a sample is rendered once.
+Defaults: without --config, the preset of the sample; without --data.shards, a sample that is
+rendered once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class SimCLRRecipe(PretrainingRecipe):
     """Pretrain a ViViT encoder with SimCLR.
 
     Args:
-        objective: what is contrasted and how.
+        objective: the contrastive loss and its projection head.
     """
 
     objective: SimCLRConfig = field(default_factory=SimCLRConfig)
@@ -37,12 +38,13 @@ class SimCLRRecipe(PretrainingRecipe):
     def __post_init__(self) -> None:
         if self.data.clip.views != 2:
             raise DataError(
-                f"--data.clip.views is {self.data.clip.views}; SimCLR contrasts two: set it to 2"
+                f"--data.clip.views is {self.data.clip.views}; SimCLR contrasts two views: set it "
+                "to 2"
             )
 
 
 def main() -> None:
-    """Build the parts and fit."""
+    """Build encoder, data and objective, and train."""
     config = training.parse(SimCLRRecipe, preset=SAMPLE_PRESET)
     processes, seed = training.join_processes(), config.training.seed
     encoder = config.encoder.build(seed)

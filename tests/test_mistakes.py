@@ -16,8 +16,8 @@ from session_folders import folder as session_folder
 from ssl_vivit.training import run
 
 GROUP = (
-    "training is a group of settings and takes neither a value nor a file; give its settings one "
-    "by one, such as --training.run_dir, or those of a file by --config FILE"
+    "training is a group of settings and takes neither a value nor a file; give its settings one by "
+    "one, such as --training.run_dir, or in a file by --config FILE"
 )
 NO_TAR = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 DEPTH = "damaged/config.json: depth 1000000000 must be a whole number of at most 1,000; export the "
@@ -57,7 +57,7 @@ TABLE: dict[str, dict[str, str]] = {
             "--steps many": "training.steps: expected int; got many",
             "--precision fp64": PRECISION,
             "--config none": UNKNOWN_PRESET,
-            "--config empty": "--config empty is no YAML file: it is not a regular file",
+            "--config empty": "--config empty is not a valid YAML file: it is not a regular file",
             "--training file.txt": GROUP,
             "--training=file.txt": GROUP,
             "--config names_a_file.yaml": GROUP,
@@ -93,7 +93,7 @@ TABLE: dict[str, dict[str, str]] = {
         "--batch_size many": "batch_size: expected int; got many",
         "--features none": "features: expected one of …",
         "--encoder damaged": f"{DEPTH}encoder again",
-        "nowhere": "unexpected argument nowhere; settings are given as --name value",
+        "nowhere": "unexpected argument nowhere; give settings as --name value",
     },
     "recipes.probe_clevrer": {
         "--stepz 3": "unknown setting stepz; allowed here: …",
@@ -136,10 +136,10 @@ TABLE: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # Of one command alone.
 TABLE["recipes.simclr_clevrer"]["--data.clip.views 3"] = (
-    "--data.clip.views is 3; SimCLR contrasts two: set it to 2"
+    "--data.clip.views is 3; SimCLR contrasts two views: set it to 2"
 )
 TABLE["recipes.compare_neural"]["--encoder damaged"] = (
-    "--encoder damaged: name encoders to compare by --encoders"
+    "--encoder damaged: give encoders to compare by --encoders"
 )
 TABLE["recipes.search_neural"]["--trials 0"] = (
     "nothing to search: give --trials above 0, and --space"

@@ -1,4 +1,4 @@
-"""CLEVRER, or any folder of videos, made into shards to train on.
+"""Pack CLEVRER, or any folder of videos, into shards for training.
 
     python -m data_prep.clevrer download --split train --out raw/
     python -m data_prep.clevrer pack --videos raw/video_train.zip \\
@@ -7,7 +7,7 @@
     python -m data_prep.clevrer info 'shards/clevrer-train-*.tar' --contact-sheet sheet.png
     python -m data_prep.clevrer index 'elsewhere/*.tar'
 
-`index` makes webdataset tars of videos that come from elsewhere readable.
+`index` writes the index that training needs for webdataset tars made by other programs.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _pack(args: argparse.Namespace) -> int:
     _name("skipped", report.skipped)
     if report.too_many_skipped:
         print(
-            "more than 1 % of CLEVRER's videos were skipped: fetch the archive again, or say "
-            "what to expect by --frames",
+            "more than 1 % of CLEVRER's videos were skipped: download the archive again, or set "
+            "the expected number of frames by --frames",
             file=sys.stderr,
         )
         return 1
@@ -69,7 +69,7 @@ def _verify(args: argparse.Namespace) -> int:
     if failures:
         _name("broken", failures, all_of_them=True)
         return 1
-    print("every sample decodes and every CRC holds")
+    print("all samples decode and all CRCs are correct")
     return 0
 
 
@@ -103,7 +103,7 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _name(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None:
-    """Name samples and reasons on standard error, the first of very many."""
+    """Print samples and reasons on standard error; only the first ones if there are many."""
     if not reasons:
         return
     shown = list(reasons.items()) if all_of_them else list(reasons.items())[:_NAMED]
@@ -122,61 +122,75 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("pack", help="videos to shards; run again to go on")
+    p = commands.add_parser("pack", help="pack videos into shards; run again to continue")
     p.set_defaults(run=_pack)
-    p.add_argument("--videos", required=True, help="zip archive or folder, any depth")
+    p.add_argument("--videos", required=True, help="zip archive or folder, searched at any depth")
     p.add_argument("--annotations", help="zip archive or folder of annotation_00000.json …")
     p.add_argument("--out", required=True, help="folder of the shards")
-    p.add_argument("--prefix", help="of the shards' names (default: from the source's name)")
+    p.add_argument("--prefix", help="prefix of the shards' names (default: from the source's name)")
     p.add_argument(
         "--storage",
         choices=get_args(Storage),
         default=DEFAULT_STORAGE,
-        help="keep the files, encode for quick access, or store each frame (default: %(default)s)",
+        help="original keeps the files, h264 encodes them for quick access, jpeg stores each "
+        "frame (default: %(default)s)",
     )
     p.add_argument(
-        "--size", action=FrameSize, nargs="+", metavar="H W", help="default: the videos'"
+        "--size",
+        action=FrameSize,
+        nargs="+",
+        metavar="H W",
+        help="size of stored frames (default: unchanged)",
     )
     p.add_argument("--fps", type=float, help="frames kept per second (default: all)")
     p.add_argument(
         "--frames",
         type=int,
-        help=f"that each video must hold (default: {CLEVRER_FRAMES} for files named as CLEVRER's, "
-        "any number for others)",
+        help=f"frames that each video must have (default: {CLEVRER_FRAMES} for files named as "
+        "CLEVRER's, any number for others)",
     )
-    p.add_argument("--samples-per-shard", type=int, default=256, help="default: %(default)s")
-    p.add_argument("--workers", type=int, help="processes (default: one a core)")
+    p.add_argument(
+        "--samples-per-shard", type=int, default=256, help="videos per shard (default: %(default)s)"
+    )
+    p.add_argument("--workers", type=int, help="processes (default: one per core)")
 
-    p = commands.add_parser("verify", help="decode everything, check every CRC")
+    p = commands.add_parser("verify", help="decode all samples and check all CRCs")
     p.set_defaults(run=_verify)
     _shard_arguments(p)
-    p.add_argument("--workers", type=int, help="threads (default: one a core)")
+    p.add_argument("--workers", type=int, help="threads (default: one per core)")
 
-    p = commands.add_parser("info", help="counts, sizes, a contact sheet")
+    p = commands.add_parser("info", help="print counts and sizes, draw a contact sheet")
     p.set_defaults(run=_info)
     _shard_arguments(p)
     p.add_argument(
-        "--contact-sheet", type=png_file, metavar="FILE.png", help="frames of some videos"
+        "--contact-sheet",
+        type=png_file,
+        metavar="FILE.png",
+        help="picture to write, with frames of some videos",
     )
 
-    p = commands.add_parser("index", help="make tars of videos from elsewhere readable")
+    p = commands.add_parser("index", help="write indexes for tars of videos made by other programs")
     p.set_defaults(run=_index)
     p.add_argument("shards", nargs="+", help="local paths or patterns")
 
-    p = commands.add_parser("download", help="fetch the published archives; run again to go on")
+    p = commands.add_parser(
+        "download", help="download the published archives; run again to continue"
+    )
     p.set_defaults(run=_download)
     p.add_argument("--split", required=True, choices=list(ARCHIVES))
     p.add_argument("--out", required=True, help="folder of the archives")
-    p.add_argument("--base-url", default=BASE_URL, help="of a mirror (default: %(default)s)")
+    p.add_argument(
+        "--base-url", default=BASE_URL, help="address of a mirror (default: %(default)s)"
+    )
     return parser
 
 
 def _shard_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", nargs="+", help="paths, patterns or addresses")
-    parser.add_argument("--cache-dir", help="of remote shards")
+    parser.add_argument("shards", nargs="+", help="paths, patterns or URLs")
+    parser.add_argument("--cache-dir", help="cache folder for remote shards")
 
 
-@command("stopped; run the same command again to go on")
+@command("stopped; run the same command again to continue")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""CLEVRER's annotations, rewritten for the frames of a video that are kept."""
+"""Rewrite CLEVRER's annotations for the kept frames of a video."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from ssl_vivit.nested_text import read_json_text
 
 
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
-    """CLEVRER's annotation in the numbers of the kept frames.
+    """Return CLEVRER's annotation with the numbers of the kept frames.
 
-    Trajectories of frames that were left out go, those of repeated frames repeat; a collision moves
-    to the nearest kept frame.
+    Trajectories of dropped frames are removed, those of repeated frames are repeated, and a
+    collision moves to the nearest kept frame.
 
     Args:
-        annotation: the JSON.
-        kept: numbers of the frames that stay, ascending; one may stand several times.
-        num_frames: of the video before.
+        annotation: the annotation as JSON.
+        kept: numbers of the kept frames, ascending; repeated frames are listed repeatedly.
+        num_frames: number of frames of the original video.
 
     Raises:
-        DecodingError: if it is no JSON object, or a frame's number is none; names the field.
+        DecodingError: if the annotation is not a JSON object or a frame number is invalid; the
+            message names the field.
     """
     try:
         content = Field(read_json_text(annotation))
@@ -49,6 +50,6 @@ def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     except AnnotationError as error:
         raise DecodingError(f"its annotation: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise DecodingError(f"its annotation is no JSON: {error}") from error
+        raise DecodingError(f"its annotation is not valid JSON: {error}") from error
     changed = {**content.value, "motion_trajectory": trajectory, "collision": collisions}
     return json.dumps(changed).encode()

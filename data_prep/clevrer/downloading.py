@@ -1,4 +1,4 @@
-"""CLEVRER's published archives, fetched so that a broken connection costs nothing."""
+"""Download CLEVRER's published archives, and resume broken downloads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file: path under the base address; size in bytes and digest where known."""
+    """A published file: path below the base URL, and size in bytes and digest if known."""
 
     path: str
     size: int | None = None
@@ -69,21 +69,24 @@ def download(
     timeout: float = 60,
     attempts: int = 5,
 ) -> list[Path]:
-    """Fetch a split's videos and annotations (the test split has none).
+    """Download a split's videos and annotations (the test split has no annotations).
 
-    What has arrived stays in ``NAME.part``, also when the connection breaks, and is not fetched
-    again if the server can resume. Archives that are there already are kept.
+    Received bytes are kept in ``NAME.part`` if the connection breaks, and are not downloaded again
+    if the server supports resuming. Existing archives are kept.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        out: folder; made if missing.
-        base_url: of a mirror with CLEVRER's folders.
-        progress: whether to show a bar.
-        timeout: seconds without a byte after which a connection counts as broken.
-        attempts: connections in a row that bring nothing before giving up.
+        out: folder of the archives; created if missing.
+        base_url: address of a mirror with CLEVRER's folders.
+        progress: show a progress bar.
+        timeout: seconds without data after which a connection counts as broken.
+        attempts: number of successive connections without data before giving up.
+
+    Returns:
+        Paths of the archives.
 
     Raises:
-        DataError: if an archive cannot be fetched whole, or is not the published one.
+        DataError: if an archive cannot be downloaded completely, or is not the published one.
     """
     if split not in ARCHIVES:
         raise DataError(f"--split {split} must be one of {', '.join(ARCHIVES)}")
@@ -91,7 +94,7 @@ def download(
         raise DataError(f"--base-url {base_url} must be an http:// or https:// address")
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; name a folder")
+        raise DataError(f"--out {out} is a file; give a folder")
     with writing(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
         return [
@@ -105,7 +108,7 @@ def download(
 def _fetch(
     archive: Archive, url: str, out: Path, progress: bool, timeout: float, attempts: int
 ) -> Path:
-    """Fetch one archive to ``out``; see :func:`download`."""
+    """Download one archive to ``out``; see :func:`download`."""
     target, part = out / archive.name, out / f"{archive.name}.part"
     if target.exists():
         _validator_file(part).unlink(missing_ok=True)
@@ -117,12 +120,12 @@ def _fetch(
             total = _go_on(url, part, archive, progress, timeout)
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DataError(f"{url}: the server says {error.code} {error.reason}") from error
+                raise DataError(f"{url}: the server answers {error.code} {error.reason}") from error
             reason: object = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
         except TimeoutError:
-            reason = f"nothing came for {timeout:g} s"
+            reason = f"no data for {timeout:g} s"
         else:
             have = _have(part)
             if total is None or have == total:
@@ -131,7 +134,9 @@ def _fetch(
         have = _have(part)
         left = attempts if have > before else left - 1
         if left <= 0:
-            raise DataError(f"{url}: {reason}; {part} keeps {have:,} bytes, run again to go on")
+            raise DataError(
+                f"{url}: {reason}; {have:,} bytes are kept in {part}, run again to continue"
+            )
     _check(archive, part, url)
     os.replace(part, target)
     _validator_file(part).unlink(missing_ok=True)
@@ -146,7 +151,7 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
     if have:
         request.add_header("Range", f"bytes={have}-")
         if memo.exists():
-            # If the file has changed meanwhile the server then sends it from the start.
+            # With this header the server sends the whole file if it has changed.
             request.add_header("If-Range", memo.read_text())
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
@@ -167,18 +172,21 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
             total = int(length) if length else archive.size
         if archive.size is not None and total is not None and total != archive.size:
             raise DataError(
-                f"{url} has {total:,} bytes where CLEVRER's has {archive.size:,}: another file"
+                f"{url} has {total:,} bytes, but CLEVRER's archive has {archive.size:,}: it is "
+                "another "
+                "file; check --base-url"
             )
         room = shutil.disk_usage(part.parent).free
         if total is not None and total - have > room:
             raise DataError(
-                f"{part.parent} has room for {room:,} bytes, {archive.name} still needs "
-                f"{total - have:,}; choose another --out"
+                f"{part.parent} has {room:,} bytes of free space, but {archive.name} still needs "
+                f"{total - have:,}; free space or choose another --out"
             )
         if not resumed:
-            # First of all: a validator of the new file beside bytes of the old one would join them.
+            # Remove it before the new validator is written: an interruption in between must not
+            # leave bytes of the old file with the validator of the new one.
             part.unlink(missing_ok=True)
-        # Weak ETags do not promise the same bytes, and servers ignore them here.
+        # Weak ETags do not guarantee equal bytes, and servers ignore them in If-Range.
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if validator and not validator.startswith("W/"):
             write_text(memo, validator)
@@ -217,7 +225,10 @@ def _check(archive: Archive, part: Path, url: str) -> None:
     if not whole:
         part.unlink()
         _validator_file(part).unlink(missing_ok=True)
-        raise DataError(f"{url} is not CLEVRER's archive (an error page, or damaged): removed")
+        raise DataError(
+            f"{url} is not CLEVRER's archive but an error page or damaged; it was removed, run "
+            "again"
+        )
 
 
 def _validator_file(part: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Indexes of webdataset tars that come from elsewhere."""
+"""Write indexes of webdataset tars made by other programs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ssl_vivit.errors import DataError
 
 
 def index(shards: str | Sequence[str]) -> dict[str, dict[str, str]]:
-    """Write the index beside each tar; the tars stay as they are.
+    """Write an index beside each tar; the tars are not changed.
 
     Args:
         shards: local paths, globs or brace patterns.
 
     Returns:
-        Shard → name → reason, of members that are not read.
+        For each shard, the names of members that cannot be used and the reason.
 
     Raises:
-        DataError: if a shard is remote, no whole tar, or holds no video, or another file has the
-            name of its index.
+        DataError: if a shard is remote, is not a complete tar or contains no video, or if another
+            file has the name of its index.
     """
     left_out = {}
     for shard in find_shards(shards):

@@ -1,4 +1,4 @@
-"""Contents of shards, and a check that all of it can be read."""
+"""Summaries and checks of shards."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def verify(
     """Read every byte and decode every frame of every sample; compare the index with the tar.
 
     Args:
-        shards: as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them.
-        cache_dir: where remote shards are kept.
-        workers: threads; by default one a usable core.
-        progress: whether to show a bar.
+        shards: paths, patterns or URLs, see :class:`~ssl_vivit.data.video.shards.ShardSet`.
+        cache_dir: cache folder for remote shards.
+        workers: number of threads; None is one per usable core.
+        progress: show a progress bar.
 
     Returns:
-        Key → what is wrong, of the samples that fail.
+        Key → error, for each sample that fails.
 
     Raises:
-        DataError: if a shard cannot be opened at all, or is no whole tar.
+        DataError: if a shard cannot be opened or is not a complete tar.
     """
     if workers is not None and workers < 1:
         raise DataError(f"--workers {workers} must be at least 1")
@@ -63,7 +63,7 @@ def verify(
 
 
 class _Tar:
-    """Names of a tar's members by their places, from its headers alone."""
+    """Names of a tar's members by their position in the file, read from its headers."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -74,7 +74,7 @@ class _Tar:
         self._pictures = Counter(parts[1] for parts in pictures if parts)
 
     def unlike_the_index(self, videos: ShardSet, i: int) -> str | None:
-        """The difference between a sample's entry in the index and the tar; None if they agree."""
+        """Describe how a sample's index entry differs from the tar; None if they agree."""
         key, total = videos.keys[i], int(videos.num_frames[i])
         places = videos.places(i)
         frames = places[: len(places) - int(videos.has_annotation[i])]
@@ -86,11 +86,11 @@ class _Tar:
                 parts = _PICTURE.fullmatch(name)
                 fits = parts is not None and parts[1] == key and int(parts[2]) == number
             else:
-                # In indexes of earlier versions a key ends at the first dot of the name.
+                # Earlier versions cut keys at the first dot of the name.
                 shorter = key not in self._videos and name.startswith(f"{key}.")
                 fits = shorter or name.rpartition(".")[0] == key
             if not fits:
-                return f"the index has {name} of the tar for it"
+                return f"its index entry points to {name}"
         if STORAGES[videos.storages[i]] == "jpeg":
             there = self._pictures[key]
         else:
@@ -100,7 +100,7 @@ class _Tar:
                     there = probe_video(read_at(file.fileno(), size, offset)).num_frames
                 except DecodingError as error:
                     return str(error)
-        return None if there == total else f"{there} frames, its index says {total}"
+        return None if there == total else f"{there} frames, but its index entry has {total}"
 
 
 def _undecodable(videos: ShardSet, i: int) -> str | None:
@@ -111,18 +111,19 @@ def _undecodable(videos: ShardSet, i: int) -> str | None:
         for start in range(0, total, _FRAMES_AT_ONCE):
             frames = videos.frames(i, range(start, min(total, start + _FRAMES_AT_ONCE)))
             if frames.shape[1:] != expected:
-                return f"{frames.shape[1]}×{frames.shape[2]} pixels, its index says otherwise"
+                return f"{frames.shape[1]}×{frames.shape[2]} pixels, which differs from its index entry"
     except DecodingError as error:
         return str(error)
     return None
 
 
 def info(shards: str | Sequence[str], *, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """Summarise a set of shards, from the indexes alone.
+    """Summarise a set of shards from their indexes.
 
     Returns:
-        ``shards``, ``samples``, ``annotated``: counts; ``megabytes``; ``hours`` of video;
-        ``storage``, ``size`` (HxW), ``frames``, ``fps``: value → number of samples.
+        A dictionary. ``shards``, ``samples`` and ``annotated`` are counts, ``megabytes`` and
+        ``hours`` of video are totals; ``storage``, ``size`` (HxW), ``frames`` and ``fps`` map each
+        value to its number of samples.
 
     Raises:
         DataError: if a shard cannot be opened.
@@ -151,14 +152,14 @@ def contact_sheet(
     videos: int = 6,
     frames: int = 6,
 ) -> None:
-    """Save a picture of evenly chosen videos (rows) and frames (columns).
+    """Save a picture of evenly spaced videos (rows) and frames (columns).
 
     Args:
-        shards: as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them.
+        shards: paths, patterns or URLs, see :class:`~ssl_vivit.data.video.shards.ShardSet`.
         path: PNG file to write.
-        cache_dir: where remote shards are kept.
-        videos: rows.
-        frames: columns.
+        cache_dir: cache folder for remote shards.
+        videos: number of rows.
+        frames: number of columns.
 
     Raises:
         DataError: if the picture cannot be written.
@@ -166,7 +167,7 @@ def contact_sheet(
     """
     source = ShardSet(shards, cache_dir)
     rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
-    # All have the shape of the first. The sheet shows frames no wider than this.
+    # All videos are resized to the shape of the first one, at most 240 pixels wide.
     width = min(240, source.widths[rows[0]])
     size = (max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]])), int(width))
     numbers = {i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int) for i in rows}

@@ -1,4 +1,4 @@
-"""Videos → shards with an index beside each: in parallel, resumable, the same bytes each time."""
+"""Pack videos into shards with indexes: in parallel, resumable and reproducible to the byte."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class PackReport:
 
     Attributes:
         shards: paths of the tars.
-        packed: samples in them.
-        annotated: those of them with an annotation.
-        skipped: file name → reason, of videos left out.
-        too_many_skipped: more than 1 % of a source named as CLEVRER's: something is wrong with it.
-        passed_over: ending, or ``hidden`` and the like → number of files that are not read.
+        packed: number of samples in the shards.
+        annotated: number of samples with an annotation.
+        skipped: file name → reason, for videos that were not packed.
+        too_many_skipped: True if more than 1 % of CLEVRER's videos were skipped, which suggests a
+            damaged archive.
+        passed_over: kind of file (its ending, or for example ``hidden``) → number of files that
+            were not read.
     """
 
     shards: list[Path]
@@ -83,27 +85,28 @@ def pack(
 ) -> PackReport:
     """Pack videos into ``out/PREFIX-000000.tar`` …, each with its index.
 
-    Broken videos, and those of another length or size than asked for, are left out and reported.
-    Running again keeps whole shards and makes the missing ones.
+    Broken videos, and videos of an unexpected length or size, are skipped and reported. A second
+    run keeps complete shards and packs the missing ones.
 
     Args:
-        videos: zip archive or folder; CLEVRER's or any other.
-        out: folder of the shards; made if missing.
-        annotations: zip archive or folder of CLEVRER's annotations, joined by video number.
-        prefix: of the shards' names; by default from the archive's name (``clevrer-train`` …).
+        videos: zip archive or folder of videos.
+        out: folder of the shards; created if missing.
+        annotations: zip archive or folder of CLEVRER's annotations, matched by video number.
+        prefix: prefix of the shards' names; None uses the archive's name (``clevrer-train`` …).
         storage: see :class:`~data_prep.clevrer.storage.Encoding`.
-        size: (H, W) of the stored frames; None keeps the videos'.
+        size: (H, W) of the stored frames; None keeps the size.
         fps: frames kept per second; None keeps all.
-        frames: how many frames each video must hold. By default 128 for videos with CLEVRER's
-            names, which must also agree in size; any number for others.
-        samples_per_shard: videos a shard, those left out included.
-        workers: processes; by default one a usable core, at most one a shard. More than one
-            start anew (``spawn``), so a script calls this under ``if __name__ == "__main__"``.
-        progress: whether to show a bar.
+        frames: number of frames that each video must have. None is 128 for videos with CLEVRER's
+            names, which must also have equal sizes, and any number for others.
+        samples_per_shard: number of videos per shard, including skipped ones.
+        workers: number of processes; None is one per usable core, and at most one per shard.
+            Several processes are spawned, so a script must call this under ``if __name__ ==
+            "__main__"``.
+        progress: show a progress bar.
 
     Raises:
-        DataError: if the source or a setting cannot be used, the folder holds shards of other
-            settings under this prefix, or nothing could be packed.
+        DataError: if the source or a setting cannot be used, the folder contains shards with this
+            prefix and other settings, or no video could be packed.
     """
     encoding = Encoding(storage, size, fps)
     for option, value in (("frames", frames), ("samples-per-shard", samples_per_shard)):
@@ -114,11 +117,11 @@ def pack(
     source = open_source(videos, annotations)
     out = Path(out)
     prefix = prefix or source.prefix
-    # What globs and brace patterns give a meaning to would make shards that no pattern finds.
+    # A prefix with characters of globs or brace patterns could not be matched by patterns.
     if not re.fullmatch(r"[\w-][\w.-]*", prefix):
         raise DataError(
-            f"--prefix {prefix!r} must be a plain name of letters, digits, '-', '_' and '.'; "
-            "--out is the folder"
+            f"--prefix {prefix!r} may contain only letters, digits, '-', '_' and '.'; give the "
+            "folder by --out"
         )
     if source.is_clevrer and frames is None:
         frames = CLEVRER_FRAMES
@@ -136,7 +139,7 @@ def pack(
     written = [job.shard for job, report in zip(jobs, reports, strict=True) if report["packed"]]
     skipped = {name: why for report in reports for name, why in report["skipped"].items()}
     if not written:
-        # Else the settings that packed nothing would stand in the way of those that do.
+        # Remove the manifest, so that another run may use other settings.
         _manifest(out, prefix).unlink(missing_ok=True)
         name, why = next(iter(skipped.items()))
         others = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
@@ -160,7 +163,7 @@ def _claim(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Write the source and settings of this prefix's shards, or refuse those that differ."""
+    """Save the source and settings of this prefix's shards; raise if saved ones differ."""
     settings: dict[str, Any] = {
         **asdict(encoding),
         "frames": frames,
@@ -169,13 +172,14 @@ def _claim(
     }
     manifest = _manifest(out, prefix)
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; name a folder")
+        raise DataError(f"--out {out} is a file; give a folder")
     with writing(f"--out {out}"):
         if manifest.exists():
             _refuse_other_settings(manifest, prefix, json.loads(json.dumps(settings)))
         elif any(out.glob(f"{prefix}-*.tar")):
             raise DataError(
-                f"{out} holds {prefix} shards from elsewhere; choose another --out or --prefix"
+                f"{out} contains {prefix} shards of another program; choose another --out or "
+                "--prefix"
             )
         else:
             write_json(manifest, settings, indent=1)
@@ -191,14 +195,14 @@ def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]
     except ValueError as error:
         raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
     mend = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
-    what = f"{manifest.parent} holds {prefix} shards"
+    what = f"{manifest.parent} contains {prefix} shards"
     if found.get("videos") != settings["videos"]:
         raise DataError(f"{what} of other videos or annotations; {mend}")
     refuse_other_settings(f"{what} packed", found, settings, mend)
 
 
 def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """(H, W) of the first video that can be read: the one that all must have."""
+    """Return (H, W) of the first readable video, which all videos must have."""
     for sample in samples:
         try:
             info = probe_video(sample.video.read())
@@ -249,13 +253,13 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
                 return {"packed": 0, "annotated": 0, "skipped": skipped}
             index = build_index(temporary, job.encoding.storage)
             index["left_out"] |= skipped
-            # The index first: a tar without one would be a shard that cannot be read.
+            # Write the index first: a tar without an index would be an unreadable shard.
             save_index(index, Path(index_path(str(job.shard))))
             os.replace(temporary, job.shard)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(
-                f"no space left for {job.shard}; whole shards stay, run again when there is room"
+                f"no space left for {job.shard}; complete shards are kept, free space and run again"
             ) from error
         raise DataError(f"{job.shard} cannot be written: {error}") from error
     return _report(index)
@@ -277,13 +281,13 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         info = probe_video(video)
         if (info.height, info.width) != job.source_size:
             raise DecodingError(
-                f"{info.height}×{info.width} pixels where the others have "
+                f"{info.height}×{info.width} pixels, but the other videos have "
                 f"{job.source_size[0]}×{job.source_size[1]}"
             )
     try:
         return job.encoding.members(sample.video.name, video, annotation, job.num_frames)
     except (OSError, ValueError, MemoryError) as error:
-        # Of the encoders, which write to memory: pictures that they do not take.
+        # Raised by an encoder, which writes to memory, for a picture that it does not support.
         raise _Unreadable(
             f"cannot be stored: {str(error) or 'it is larger than the memory'}"
         ) from error
@@ -303,9 +307,9 @@ def _whole(job: _Job) -> dict[str, Any] | None:
 
 
 def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
-    """Return whether a source file has changed since its shard was written.
+    """Return True if a source file has changed since its shard was written.
 
-    Only files of a later time are read: a copied or touched file keeps its shard.
+    Only files with a newer time stamp are compared, by content.
     """
     written = job.shard.stat().st_mtime_ns
     stored = {sample["key"]: sample for sample in index["samples"]}
@@ -313,19 +317,19 @@ def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
         packed = stored.get(sample.key)
         try:
             if sample.video.changed_at() > written and (
-                packed is None  # it was left out, and may have been fixed since
+                packed is None  # it was skipped, and may have been repaired since
                 or packed.get("source") not in (None, content_hash(sample.video.read()))
             ):
                 return True
             note = sample.annotation
             if packed is not None and note is not None and note.changed_at() > written:
                 members = packed["members"]
-                # With --fps the stored annotation is not the file's.
+                # With --fps the stored annotation differs from the file.
                 if job.encoding.fps is not None or ANNOTATION not in members:
                     return True
                 if zlib.crc32(note.read()) != members[ANNOTATION][2]:
                     return True
-        except OSError:  # a link to nothing, or a file that is gone
+        except OSError:  # a broken link, or a removed file
             if packed is not None:
                 return True
     return False

@@ -1,11 +1,11 @@
-"""Choices of the command ``pack``, which ``--help`` shows without importing a video library."""
+"""Choices of the command ``pack``, in a module that imports no video library for ``--help``."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Storage = Literal["original", "h264", "jpeg"]
-# The fastest to sample clips from by tests/benchmarks/bench_storage.py.
+# Clips are sampled fastest from this one, see tests/benchmarks/bench_storage.py.
 DEFAULT_STORAGE: Storage = "jpeg"
 
 CLEVRER_FRAMES = 128

@@ -1,7 +1,8 @@
-"""Storage of a video in a shard: as it came, as h264 for quick access, or as JPEG frames.
+"""Storage of a video in a shard: the original file, h264 for quick access, or JPEG frames.
 
-JPEG frames are the fastest to sample clips from and the largest. Of CLEVRER-like videos (320×480,
-128 frames, one key frame) two views of 16 frames at stride 2 take, by tests/benchmarks/bench_storage.py:
+JPEG frames are the fastest to sample clips from, and the largest. The table lists the time to read
+two views of 16 frames at stride 2, relative to jpeg, and the size of a video, for CLEVRER-like
+videos (320×480, 128 frames, one key frame), measured by tests/benchmarks/bench_storage.py:
 
     stored at     jpeg       h264             original
     128×192       1          1.4 × the time   6.0 × the time, resized while reading
@@ -37,21 +38,21 @@ from ssl_vivit.data.video.shards.index import ANNOTATION, MEASURES, content_hash
 from ssl_vivit.errors import DataError, DecodingError
 
 JPEG_QUALITY = 90
-# What x264 and FFmpeg's scaler both take.
+# Largest side that both x264 and FFmpeg's scaler support.
 LARGEST_SIDE = 16384
-# Of frames on average, where --fps fills the gaps of a varying rate.
+# Largest number of repeats per frame, on average, if --fps fills the gaps of a varying rate.
 MOST_REPEATS = 100
 _MICROSECOND = Fraction(1, 1_000_000)
 H264 = {
-    # As close to the source as JPEG_QUALITY is, at a fourth of the bytes.
+    # As close to the source as JPEG_QUALITY, in a quarter of the bytes.
     "crf": "22",
     "preset": "veryfast",
-    # Decoding a clip starts at a key frame: with one every 8 frames, 3.5 are decoded in vain.
+    # Decoding starts at a key frame: with one every 8 frames, 3.5 extra frames are decoded.
     "g": "8",
     "bf": "0",
-    # Leaves out what costs a decoder most: CABAC and deblocking.
+    # Disables the slowest steps of decoding: CABAC and deblocking.
     "tune": "fastdecode",
-    # With macroblock-tree rate control one encode in some twenty differs from the others.
+    # With macroblock-tree rate control, about one encode in twenty differs from the others.
     "x264-params": "mbtree=0",
 }
 
@@ -63,12 +64,12 @@ class Encoding:
     Args:
         storage: ``original`` keeps the file; ``h264`` encodes it with a key frame every 8 frames;
             ``jpeg`` stores every frame as a picture.
-        size: (H, W) of the stored frames; None keeps the video's.
-        fps: frames kept per second: those shown at 0, 1/fps, 2/fps … by the time stamps. None
-            keeps all; so does more than the video has, unless its rate varies.
+        size: (H, W) of the stored frames; None keeps the size.
+        fps: frames per second to keep: the frames shown at 0, 1/fps, 2/fps … by their time stamps.
+            None keeps all frames, and so does a rate above the video's, unless its rate varies.
 
     Raises:
-        DataError: if a value is out of range, or ``original`` is asked to change anything.
+        DataError: if a value is out of range, or ``original`` is combined with ``size`` or ``fps``.
     """
 
     storage: Storage
@@ -91,26 +92,26 @@ class Encoding:
         if self.storage == "h264" and self.size and (self.size[0] % 2 or self.size[1] % 2):
             raise DataError(f"--size {self.size[0]} {self.size[1]}: h264 needs even numbers")
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise DataError(f"--fps {self.fps} must be more than 0; leave it out to keep all")
+            raise DataError(f"--fps {self.fps} must be above 0; omit it to keep all frames")
 
     def members(
         self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None
     ) -> dict[str, bytes]:
-        """A sample's members, by extension. Every frame of the video is decoded on the way.
+        """Return a sample's members by extension; all frames of the video are decoded as a check.
 
         Args:
-            name: the video's file name.
-            video: its content.
-            annotation: CLEVRER's JSON; its frame numbers are changed along with ``fps``.
-            num_frames: how many frames the video must hold; None takes any number.
+            name: file name of the video.
+            video: content of the file.
+            annotation: CLEVRER's annotation as JSON; ``fps`` changes its frame numbers too.
+            num_frames: number of frames that the video must have; None allows any number.
 
         Raises:
-            DecodingError: if the video is broken or of another length, its time stamps leave a gap
-                that ``fps`` would fill with repeats without end, or the annotation is no JSON.
+            DecodingError: if the video is broken or has another length, ``fps`` would fill gaps in
+                its time stamps with too many repeats, or the annotation is not JSON.
         """
         info = probe_video(video)
         if num_frames is not None and info.num_frames != num_frames:
-            raise DecodingError(f"{info.num_frames} frames where {num_frames} are asked for")
+            raise DecodingError(f"{info.num_frames} frames, but {num_frames} are asked for")
         kept = kept_frames(info, self.fps)
         times_kept = Counter(kept)
         frames = (
@@ -134,7 +135,7 @@ class Encoding:
             members, measures = _jpeg_members(frames, fps)
             measures["times"] = times
         if self.storage != "original":
-            # What tells which video this is, once it has other bytes.
+            # The hash of the source identifies the video after it has been re-encoded.
             facts = {**measures, "storage": self.storage, "source": content_hash(video)}
             known = {name: value for name, value in facts.items() if value is not None}
             members[MEASURES] = json.dumps(known).encode()
@@ -144,17 +145,19 @@ class Encoding:
 
 
 def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
-    """Numbers of the frames that stay at ``fps`` frames per second: those shown at each time.
+    """Return the numbers of the frames shown at 0, 1/fps, 2/fps …; all frames if ``fps`` is None.
 
     Raises:
-        DecodingError: if a varying rate would repeat frames more than a hundredfold.
+        DecodingError: if frames would be repeated more than a hundred times on average.
     """
     if fps is not None and info.times is not None:
         seconds = info.times[-1]
         if seconds * fps > MOST_REPEATS * info.num_frames:
             raise DecodingError(
-                f"its time stamps place {info.num_frames} frames over {seconds:g} s; --fps {fps:g} "
-                f"would repeat them more than {MOST_REPEATS} times; lower it or fix the stamps"
+                f"its time stamps spread {info.num_frames} frames over {seconds:g} s; --fps "
+                f"{fps:g} "
+                f"would repeat each more than {MOST_REPEATS} times; lower --fps or fix the time "
+                "stamps"
             )
         return resampled(info.times, fps).tolist()
     if fps is None or not info.fps or fps >= info.fps:
@@ -172,7 +175,7 @@ def encode_h264(
     Args:
         frames: uint8 RGB of shape (H, W, 3).
         fps: frames per second.
-        times: seconds at which the frames begin, where the rate varies; they become time stamps.
+        times: onsets of the frames in seconds, saved as time stamps; None for a constant rate.
     """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:

@@ -1,4 +1,4 @@
-"""Videos and annotations as they are found: zip archives or folders, nothing unpacked to disk."""
+"""Find videos and annotations in zip archives or folders; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ssl_vivit.errors import DataError
 _CLEVRER_VIDEO = re.compile(r"video_(\d{5})\.mp4")
 _CLEVRER_ANNOTATION = re.compile(r"annotation_(\d{5})\.json")
 _SPLITS = ("train", "validation", "test")
-# Codecs leave little to compress. A member that unpacks to far more than it takes in the archive
-# would fill the memory with what is no video; small ones do no harm at any ratio.
+# Encoded videos hardly compress further. A larger member with a higher ratio is not a video and
+# could fill the memory.
 _LARGEST_RATIO = 10
 _SMALL = 1 << 28
-# Other methods may unpack gigabytes out of the least piece that can be read.
+# Other methods may unpack gigabytes from a single block.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -45,7 +45,7 @@ _ZIP_ERRORS = (
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in a folder or a zip archive; it is only ever read, never unpacked to a path."""
+    """A file in a folder or a zip archive; it is read into memory, never unpacked to disk."""
 
     root: Path
     name: str
@@ -53,19 +53,19 @@ class StoredFile:
 
     @property
     def place(self) -> str:
-        """Absolute path of the file, in an archive that of the archive before its name."""
+        """Absolute path of the file; in an archive, the archive's path and the member's name."""
         return os.path.join(os.path.abspath(self.root), self.name)
 
     def changed_at(self) -> int:
-        """Time of the last change in nanoseconds; of an archive, that of the whole."""
+        """Modification time in nanoseconds; for a member of an archive, that of the archive."""
         return (self.root / self.name if self.root.is_dir() else self.root).stat().st_mtime_ns
 
     def read(self) -> bytes:
-        """The content.
+        """Return the content.
 
         Raises:
-            OSError: if it cannot be read, or its archive packs it by an unknown method, claims too
-                large a size for it, or has another CRC.
+            OSError: if the file cannot be read. In an archive, also if its compression method is
+                not supported, its stated size is too large, or its CRC is wrong.
         """
         if self.root.is_dir():
             return (self.root / self.name).read_bytes()
@@ -77,7 +77,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Sample:
-    """A video under the key it is packed by, with its annotation if it has one."""
+    """A video with its key in the shards, and its annotation or None."""
 
     key: str
     video: StoredFile
@@ -89,10 +89,12 @@ class VideoSource:
     """Videos and annotations to be packed.
 
     Attributes:
-        samples: in the order of their names.
-        is_clevrer: whether all are named as CLEVRER's are.
-        prefix: for shards, from the archive's name: ``clevrer-train``, or the folder's own name.
-        passed_over: ending, or ``hidden`` and the like → number of files that are not read.
+        samples: the samples in the order of their names.
+        is_clevrer: True if all videos have CLEVRER's file names.
+        prefix: default prefix of shards: ``clevrer-train`` and so on from the archive's name, or
+            the name of the folder.
+        passed_over: kind of file (its ending, or for example ``hidden``) → number of files that are
+            not read.
     """
 
     samples: list[Sample]
@@ -101,7 +103,7 @@ class VideoSource:
     passed_over: Counter[str]
 
     def digest(self) -> str:
-        """Tells sources apart by keys, names and sizes."""
+        """Digest of the samples' keys, names and sizes."""
         facts = [
             (s.key, s.video.name, s.video.size, s.annotation and s.annotation.size)
             for s in self.samples
@@ -110,22 +112,22 @@ class VideoSource:
 
 
 def open_source(videos: str | Path, annotations: str | Path | None = None) -> VideoSource:
-    """List the videos of a zip or folder, joined with annotations by CLEVRER's video number.
+    """List the videos of a zip archive or folder, with their annotations by CLEVRER's video number.
 
     Args:
         videos: zip archive or folder, searched at any depth.
         annotations: zip archive or folder of ``annotation_00000.json`` …, or None.
 
     Raises:
-        DataError: if a path is missing, a zip is no zip or holds one name twice, there are no
-            videos, no annotation belongs to any of them, or a number names two files.
+        DataError: if a path is missing, an archive is damaged or contains a name twice, there are
+            no videos, no annotation belongs to a video, or two files have one number.
     """
     root = Path(videos)
     found, passed_over = _list(root, "--videos")
     files = [file for file in found if is_video(file.name)]
     if not files:
         passed = passed_over_line(passed_over + endings(file.name for file in found))
-        raise DataError(f"--videos {root} holds no videos{f'; {passed}' if passed else ''}")
+        raise DataError(f"--videos {root} contains no videos{f'; {passed}' if passed else ''}")
     files.sort(key=lambda file: (PurePosixPath(file.name).name, file.name))
     numbers = [_number(_CLEVRER_VIDEO, file) for file in files]
     is_clevrer = None not in numbers and len(set(numbers)) == len(numbers)
@@ -137,8 +139,9 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
         numbered = _by_number(_CLEVRER_VIDEO, files, "--videos")
         if not by_number.keys() & numbered.keys():
             raise DataError(
-                f"--annotations {annotations} holds none for the videos of {root}: annotation_00007"
-                ".json belongs to video_00007.mp4; give the annotations of the same split"
+                f"--annotations {annotations} contains no annotation of a video in {root} "
+                "(annotation_00007.json belongs to video_00007.mp4); give the annotations of "
+                "that split"
             )
         if lonely := len(by_number.keys() - numbered.keys()):
             passed_over["annotations without a video"] += lonely
@@ -162,16 +165,16 @@ def _list(root: Path, option: str) -> tuple[list[StoredFile], Counter[str]]:
         raise DataError(f"{option} {root} does not exist")
     if not zipfile.is_zipfile(root):
         raise DataError(
-            f"{option} {root} is neither a folder nor a whole zip archive; give a folder, or fetch "
-            "the archive again: python -m data_prep.clevrer download"
+            f"{option} {root} is neither a folder nor a complete zip archive; give a folder, or "
+            "download the archive again: python -m data_prep.clevrer download"
         )
     entries = [entry for entry in _archive(root).infolist() if not entry.is_dir()]
     shown = [entry for entry in entries if not is_hidden(entry.filename)]
     name, count = Counter(entry.filename for entry in shown).most_common(1)[0] if shown else ("", 0)
     if count > 1:
         raise DataError(
-            f"{option} {root} holds {count} files named {name}; names must be unique: make the "
-            "archive again with one of them"
+            f"{option} {root} contains {count} files named {name}, but names must be unique; make "
+            "the archive again with only one of them"
         )
     hidden = Counter({"hidden": len(entries) - len(shown)})
     return [StoredFile(root, entry.filename, entry.file_size) for entry in shown], +hidden
@@ -188,15 +191,15 @@ def _archive(path: Path) -> zipfile.ZipFile:
 def _unpacked(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:
     entry = archive.getinfo(name)
     if entry.compress_type not in _METHODS:
-        raise OSError("packed by another method than deflate; make the archive anew with zip")
+        raise OSError("its compression method is not deflate; make the archive again with zip")
     packed = min(entry.compress_size, archive_size)
     if entry.file_size > max(_SMALL, _LARGEST_RATIO * packed):
         raise OSError(
-            f"unpacks to {entry.file_size:,} bytes out of {packed:,}, which no video does; unpack "
-            "the archive and give the folder if it is one"
+            f"unpacks from {packed:,} to {entry.file_size:,} bytes, too much for a video; if it is "
+            "one, unpack the archive and give the folder"
         )
     with archive.open(entry) as file:
-        # With a length, no more than it is unpacked at once, whatever the stream holds.
+        # The length limits how much is unpacked.
         return file.read(entry.file_size)
 
 
@@ -210,8 +213,9 @@ def _by_number(
             continue
         if number in found:
             raise DataError(
-                f"{option} {file.root} holds {found[number].name} and {file.name}: annotations are "
-                "joined by number, which must name one file; pack the folders one by one"
+                f"{option} {file.root} contains {found[number].name} and {file.name}, which have "
+                "one "
+                "number, but annotations are matched by number; pack the folders one by one"
             )
         found[number] = file
     return found
@@ -223,7 +227,7 @@ def _number(pattern: re.Pattern[str], file: StoredFile) -> int | None:
 
 
 def _unique_keys(files: Sequence[StoredFile]) -> list[str]:
-    """File stems without what tar keys cannot hold; with the folders in front where two agree."""
+    """Make keys from file names; keys that would be equal also get the names of their folders."""
     short = [_safe(PurePosixPath(file.name).stem) for file in files]
     long = [_safe(str(PurePosixPath(file.name).with_suffix(""))) for file in files]
     often = Counter(short)

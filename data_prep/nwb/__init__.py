@@ -1,4 +1,4 @@
-"""Turn NWB recordings into sessions: ``python -m data_prep.nwb``."""
+"""Convert NWB recordings to sessions: ``python -m data_prep.nwb``."""
 
 from ssl_vivit.lazy_names import lazy_names
 

@@ -9,17 +9,17 @@
     python -m data_prep.nwb SESSION.nwb --out sessions/name --responses DfOverF/RoiResponseSeries
 
 A stimulus is a series of frames or indices with the times at which they were shown, or a table of
-intervals with a column that says which picture of a template a row shows: numbers from 0 on, −1 for
-grey, or names of images. The screen is grey between rows that are less than 3 s apart.
+intervals. A column of the table says which picture of a template a row shows: numbers from 0 on, −1
+for grey, or names of images. The screen is grey between rows that are less than 3 s apart.
 
-A bin is a frame of the stimulus, from its onset to the next one's, or 1 / --rate seconds. A spike on
-an edge belongs to the bin that begins there. Signals are averaged over each bin; one without samples
-keeps the last value from before it, so that nothing is taken from later bins. Frames become grey,
-8 bit, of --size, their aspect not kept.
+A bin is a frame of the stimulus, from its onset to the next onset, or 1 / --rate seconds. A spike
+on an edge belongs to the bin that begins there. Signals are averaged over each bin; a bin without
+samples has the last value before it, so that no bin depends on later samples. Frames are converted
+to grey, 8 bit, and resized to --size without keeping the aspect ratio.
 
-Without --tiers, movies that were shown repeatedly are held out first, as oracle and live_test_main
-in turn, and no movie of these is left in train: trials that share half of their frames show the same
-movie.
+Without --tiers, movies that were shown repeatedly are held out first, alternately as oracle and
+live_test_main. Held-out movies are not shown in train; trials that share half of their frames count
+as showing one movie.
 """
 
 from __future__ import annotations
@@ -40,39 +40,43 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="SESSION.nwb")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", metavar="DIR", help="the session's folder, such as sessions/name")
-    what.add_argument("--list", action="store_true", help="say what the file holds, write nothing")
+    what.add_argument(
+        "--list", action="store_true", help="list the contents of the file and write nothing"
+    )
     parser.add_argument(
         "--stimulus",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="series or tables of presentations (default: the only one)",
+        help="series or tables of presentations (default: the file's only stimulus)",
     )
     parser.add_argument(
         "--template",
         metavar="NAME",
-        help="pictures that a table of presentations shows (default: those of its name)",
+        help="pictures that a table of presentations shows (default: the template of the table's "
+        "name)",
     )
     parser.add_argument(
         "--frame-column",
         metavar="COLUMN",
-        help="of that table: which picture a row shows (default: the only one of frame, "
-        "movie_frame_index, image_index, image_name)",
+        help="column of the table that says which picture a row shows (default: the one of frame, "
+        "movie_frame_index, image_index and image_name that the table has)",
     )
     parser.add_argument(
         "--external-movies",
         action="store_true",
-        help="read movies in files beside the NWB file, never outside its folder",
+        help="read movies from files in the NWB file's folder",
     )
     parser.add_argument(
         "--responses",
         metavar="NAME",
-        help="RoiResponseSeries to take as responses (default: spikes of the units)",
+        help="RoiResponseSeries to use as responses (default: spikes of the units)",
     )
     parser.add_argument(
         "--units",
         metavar="CONDITION",
-        help="on columns of the units' or regions' table, such as 'quality == \"good\" and snr > 2'",
+        help="condition on columns of the units' or regions' table, such as "
+        "'quality == \"good\" and snr > 2'",
     )
     parser.add_argument("--running", metavar="NAME", help="TimeSeries of running speed")
     parser.add_argument(
@@ -80,33 +84,40 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="TimeSeries of the pupil: of its centre (2 columns) and of its size (1)",
+        help="TimeSeries of the pupil: its centre (2 columns) and its size (1 column)",
     )
     parser.add_argument(
-        "--behaviour", nargs="+", default=[], metavar="NAME", help="further TimeSeries"
+        "--behaviour", nargs="+", default=[], metavar="NAME", help="further TimeSeries of behaviour"
     )
-    parser.add_argument("--rate", type=float, metavar="HZ", help="of bins (default: the frames')")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="rate of bins (default: one bin per frame)"
+    )
     parser.add_argument(
         "--size",
         type=frame_size,
         default=(36, 64),
         metavar="HxW",
-        help="of the frames (default: 36x64)",
+        help="size of the frames (default: 36x64)",
     )
     parser.add_argument(
-        "--trials", metavar="TABLE", help="of intervals (default: the file's trials, if any)"
+        "--trials", metavar="TABLE", help="table of intervals (default: the file's trials, if any)"
     )
     parser.add_argument(
         "--trial-seconds",
         type=float,
         metavar="S",
-        help="cut into trials of about this length instead (default without a table: 10)",
+        help="cut trials of about this length instead of using a table (default without a table: 10)",
     )
     parser.add_argument(
-        "--tiers", metavar="COLUMN", help="of the table: each trial's tier (default: by movie)"
+        "--tiers",
+        metavar="COLUMN",
+        help="column of the table with each trial's tier (default: split by movie)",
     )
     parser.add_argument(
-        "--held-out", type=float, default=0.2, help="share of trials (default: %(default)s)"
+        "--held-out",
+        type=float,
+        default=0.2,
+        help="fraction of trials not used for training (default: %(default)s)",
     )
     parser.add_argument(
         "--transpose", action="store_true", help="frames are stored (frame, column, row)"

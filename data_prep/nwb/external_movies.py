@@ -1,4 +1,4 @@
-"""Movies in files beside an NWB file, read like arrays of frames."""
+"""Read movie files beside an NWB file like arrays of frames."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class MovieFile:
 
     Args:
         nwb: the NWB file.
-        name: of the movie file as the NWB file has it, relative to the NWB file's folder.
+        name: path of the movie file in the NWB file, relative to the NWB file's folder.
 
     Attributes:
         shape: (F, H, W, 3).
         dtype: uint8.
 
     Raises:
-        DataError: if the name leads out of the folder, or the file is missing or no movie.
+        DataError: if the path leads out of the folder, or the file is missing or not a movie.
     """
 
     def __init__(self, nwb: Path, name: str) -> None:
@@ -31,8 +31,9 @@ class MovieFile:
         absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
         if absolute or "://" in name or not self._path.is_relative_to(folder):
             raise DataError(
-                f"{nwb}: the movie {name} lies outside the file's folder; put it beside the NWB file "
-                "and name it by its relative path"
+                f"{nwb}: the movie {name} is outside the file's folder; move it beside the NWB "
+                "file "
+                "and give its relative path"
             )
         if not self._path.is_file():
             raise DataError(f"{nwb}: the movie {name} is not in {nwb.parent}; put it there")

@@ -1,7 +1,7 @@
 """An NWB file opened for reading: its series, tables of intervals and neurons.
 
-Everything is found under the path that ``python -m data_prep.nwb FILE --list`` prints, or under its
-last part where that is the only one of the name.
+Objects are named by the path that ``python -m data_prep.nwb FILE --list`` prints. The last part of
+the path is enough if only one object has that name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from data_prep.nwb.neurons import RoiSignals, SpikingUnits, Unit
 from data_prep.nwb.unit_selection import UnitSelection
 from ssl_vivit.errors import DataError
 
-# Whole series, columns and clocks are read at once; frames and calcium signals are not.
+# Limit for series, columns and times, which are read at once; frames and calcium signals are not.
 _MOST_BYTES = 2**31
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A TimeSeries in its own unit: conversion and offset applied.
+    """A TimeSeries in its unit, after conversion and offset.
 
     Attributes:
         name: its path in the file.
@@ -48,17 +48,17 @@ class NwbFile:
         path: the file.
 
     Attributes:
-        kinds: the package pynwb, for its classes.
+        kinds: the package pynwb, which has the classes.
         series: path → TimeSeries.
-        images: path → Images, collections of pictures.
+        images: path → Images, a collection of pictures.
 
     Raises:
-        DataError: if pynwb is not installed, or the file is missing, no NWB file, or one that
-            :func:`check_hdf5` refuses.
+        DataError: if pynwb is not installed, or the file is missing, is not an NWB file, or is
+            refused by :func:`check_hdf5`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        # pynwb would keep a pickle in the user's cache, and fail once it is damaged.
+        # pynwb would write a pickle to the user's cache, and fail if that is damaged.
         os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
         try:
             import h5py
@@ -70,13 +70,16 @@ class NwbFile:
         self.path = Path(path)
         self.kinds = pynwb
         if not self.path.is_file():
-            raise DataError(f"{path} is no file; give a session's .nwb file")
+            raise DataError(f"{path} is not a file; give a session's .nwb file")
         if not h5py.is_hdf5(self.path):
-            raise DataError(f"{path} is no HDF5 file, as NWB files are; is it whole?")
+            raise DataError(
+                f"{path} is not an HDF5 file, as NWB files must be; check that the download is "
+                "complete"
+            )
         with self._reading():
             check_hdf5(self.path)
             with warnings.catch_warnings(), ExitStack() as opened:
-                # They speak of the schema version that the file was written with.
+                # These warnings concern the schema version of the file.
                 warnings.simplefilter("ignore")
                 self._io = opened.enter_context(pynwb.NWBHDF5IO(str(self.path), mode="r"))
                 self._file = self._io.read()
@@ -95,13 +98,13 @@ class NwbFile:
         trace: TracebackType | None,
     ) -> None:
         self._io.close()
-        if isinstance(error, OSError):  # of h5py, for an array that is cut off or has no decoder
+        if isinstance(error, OSError):  # h5py raises it for a truncated array or a missing decoder
             why = " ".join(str(error).split())[:200]
             raise DataError(f"{self.path} cannot be read to the end: {why}") from error
 
     @property
     def identifier(self) -> str:
-        """The session's own name in the file."""
+        """The session's identifier in the file."""
         return str(self._file.identifier)
 
     @property
@@ -110,13 +113,13 @@ class NwbFile:
         return self._file.units
 
     def units(self, selection: UnitSelection | None = None) -> SpikingUnits:
-        """Sorted units with their spike times.
+        """Return sorted units with their spike times.
 
         Args:
-            selection: which of them; None for all.
+            selection: condition on the units; None for all.
 
         Raises:
-            DataError: if there are none, ids repeat or a spike time is no number.
+            DataError: if there are no units, ids repeat or a spike time is not a number.
         """
         table = self._file.units
         if table is None or not len(table):
@@ -140,7 +143,7 @@ class NwbFile:
             or int(stops[-1]) != len(index.target)
         ):
             raise DataError(
-                f"{self.path}: the index of spike_times is broken; write the units again"
+                f"{self.path}: the index of spike_times is invalid; write the units again"
             )
         known = "obs_intervals" in table.colnames
         units = []
@@ -148,27 +151,30 @@ class NwbFile:
             number = int(ids[row])
             spikes = np.sort(np.asarray(table.get_unit_spike_times(row), np.float64))
             if not np.isfinite(spikes).all():
-                raise DataError(f"{self.path}: unit {number} has spike times that are no numbers")
+                raise DataError(
+                    f"{self.path}: unit {number} has spike times that are not numbers; fix them"
+                )
             intervals = np.asarray(table.get_unit_obs_intervals(row)) if known else None
             if intervals is not None and (
                 intervals.shape[1:] != (2,) or intervals.dtype.kind not in "fiu"
             ):
                 raise DataError(
-                    f"{self.path}: obs_intervals of unit {number} are no pairs of start and stop; "
-                    "write seconds"
+                    f"{self.path}: obs_intervals of unit {number} must be pairs of start and stop "
+                    "in "
+                    "seconds"
                 )
             units.append(Unit(number, spikes, intervals))
         return SpikingUnits(units, len(table))
 
     def rois(self, name: str, selection: UnitSelection | None = None) -> RoiSignals:
-        """Regions of interest with their calcium signal.
+        """Return regions of interest with their calcium signals.
 
         Args:
             name: path or name of a RoiResponseSeries.
-            selection: which regions, by columns of their table; None for all.
+            selection: condition on the regions; None for all.
 
         Raises:
-            DataError: if there is none of the name, or it cannot be used.
+            DataError: if there is no such series, or it cannot be used.
         """
         path = self.find(name, "--responses", self.roi_names())
         series = self.series[path]
@@ -182,17 +188,21 @@ class NwbFile:
         columns = shape[1] if len(shape) == 2 else 1
         if len(shape) not in (1, 2) or columns != len(rows) or series.data.dtype.kind not in "fiu":
             raise DataError(
-                f"{self.path}: {path} has samples of shape {shape} for {len(rows)} regions; write "
-                "numbers as (samples, regions)"
+                f"{self.path}: {path} has shape {shape} for {len(rows)} regions; the data must be "
+                "numbers of shape (samples, regions)"
             )
         ids = self._ids(region.table, "region")
         if len(np.unique(rows)) != len(rows) or (
             len(rows) and (rows.min() < 0 or rows.max() >= len(ids))
         ):
-            raise DataError(f"{self.path}: {path} names a region twice or one that is not there")
+            raise DataError(
+                f"{self.path}: {path} names a region twice or a missing region; fix its regions"
+            )
         chosen = np.flatnonzero(np.isin(rows, self._chosen(region.table, "regions", selection)))
         if not len(chosen):
-            raise DataError(f"{self.path}: {path} holds none of the chosen regions")
+            raise DataError(
+                f"{self.path}: {path} contains none of the chosen regions; change --units"
+            )
         return RoiSignals(
             path,
             ids[rows[chosen]],
@@ -205,19 +215,19 @@ class NwbFile:
         )
 
     def roi_names(self) -> list[str]:
-        """Paths of calcium signals."""
+        """Return the paths of all calcium signals."""
         kind = self.kinds.ophys.RoiResponseSeries
         return [path for path, series in self.series.items() if isinstance(series, kind)]
 
     def signal(self, name: str, option: str) -> Signal:
-        """One TimeSeries of numbers by its path or name.
+        """Return a TimeSeries of numbers by its path or name.
 
         Args:
-            name: as ``--list`` prints it.
-            option: that named it, for messages.
+            name: path or name as printed by ``--list``.
+            option: the option that gave the name, for messages.
 
         Raises:
-            DataError: if there is none of the name, or it is no series of numbers.
+            DataError: if there is no such series, or it is not a series of numbers.
         """
         path = self.find(name, option, self.signal_names())
         series = self.series[path]
@@ -228,7 +238,7 @@ class NwbFile:
         return Signal(path, times, values * series.conversion + series.offset)
 
     def signal_names(self) -> list[str]:
-        """Paths of series of numbers with a row for each time."""
+        """Return the paths of series of numbers with a row for each time."""
         pictures = self.kinds.image.ImageSeries | self.kinds.image.IndexSeries
         return [
             name
@@ -239,7 +249,7 @@ class NwbFile:
         ]
 
     def tables(self) -> dict[str, Any]:
-        """Tables of time intervals by name, ``trials`` among them."""
+        """Return all tables of time intervals by name, including ``trials``."""
         tables = dict(self._file.intervals or {})
         for name in ("trials", "epochs"):
             if (table := getattr(self._file, name)) is not None:
@@ -247,48 +257,52 @@ class NwbFile:
         return tables
 
     def column(self, table: str, column: str, option: str = "--trials") -> np.ndarray:
-        """One column of a table of intervals.
+        """Return a column of a table of intervals.
 
         Args:
-            table: its name.
-            column: its name.
-            option: that named the table, for messages.
+            table: name of the table.
+            column: name of the column.
+            option: the option that gave the table, for messages.
 
         Returns:
             (R,) numbers, booleans or texts.
 
         Raises:
-            DataError: if there is no such table or column, or it has not one value a row.
+            DataError: if there is no such table or column, or the column does not have one value
+                per row.
         """
         tables = self.tables()
         if table not in tables:
             raise DataError(
-                f"{option} {table}: {self.path} has {_names(list(tables), 'no tables of intervals')}"
+                f"{option} {table}: {self.path} has "
+                f"{_names(list(tables), 'no tables of intervals')}"
             )
         return self._column(tables[table], table, column)
 
     def interval_times(self, table: str, option: str = "--trials") -> tuple[np.ndarray, np.ndarray]:
-        """Start and stop of each row in seconds; NaN where one is missing."""
+        """Return start and stop of each row in seconds; NaN if a time is missing."""
         found = [self.column(table, name, option) for name in ("start_time", "stop_time")]
         if any(times.dtype.kind == "U" for times in found):
-            raise DataError(f"{self.path}: {table} has times that are texts; write seconds")
+            raise DataError(f"{self.path}: {table} has times that are texts; they must be seconds")
         return found[0].astype(np.float64), found[1].astype(np.float64)
 
     def times(self, path: str, samples: int | None = None) -> np.ndarray:
-        """Seconds of a series' samples as the file has them, which need not be in order.
+        """Return the times of a series' samples in seconds, as stored (they may be unsorted).
 
         Args:
-            path: of the series.
-            samples: how many there are; None for as many as its data have.
+            path: path of the series.
+            samples: number of samples; None is the length of its data.
 
         Raises:
-            DataError: if it has neither timestamps nor a rate, or not one time a sample.
+            DataError: if the series has neither timestamps nor a rate, or not one time per sample.
         """
         series = self.series[path]
         if samples is None:
             shape = np.shape(series.data)
             if not shape or not shape[0]:
-                raise DataError(f"{self.path}: {path} has no data; choose another or add them")
+                raise DataError(
+                    f"{self.path}: {path} has no data; choose another series or add data"
+                )
             samples = int(shape[0])
         if series.timestamps is not None:
             times = self.numbers(series.timestamps, f"the timestamps of {path}").astype(np.float64)
@@ -300,21 +314,22 @@ class NwbFile:
             )
         if len(times) != samples:
             raise DataError(
-                f"{self.path}: {path} has {samples} samples and {len(times)} times; give each "
-                "sample its time"
+                f"{self.path}: {path} has {samples} samples and {len(times)} times; there must "
+                "be one time per sample"
             )
         return times
 
     def check_times(self, path: str, times: np.ndarray, *, repeats: bool) -> None:
-        """Refuse times that are missing or do not increase.
+        """Check that no time is missing and that times increase.
 
         Args:
-            path: of the series.
+            path: path of the series.
             times: (S,) seconds.
-            repeats: whether one time may stand twice.
+            repeats: allow equal successive times.
 
         Raises:
-            DataError: that names the first such time by its number, counted from 0.
+            DataError: if a time is missing or not increasing; the message gives the index of the
+                first one, from 0.
         """
         if (at := np.flatnonzero(~np.isfinite(times))).size:
             told = f"time {at[0]} is {times[at[0]]:g}"
@@ -324,14 +339,18 @@ class NwbFile:
             told = f"time {k + 1} ({times[k + 1]:.6f} s) {how} time {k} ({times[k]:.6f} s)"
         else:
             return
-        more = f", and so {len(at) - 1} more" if len(at) > 1 else ""
+        more = f", and {len(at) - 1} further times" if len(at) > 1 else ""
         raise DataError(f"{self.path}: {path}: {told}{more}; fix its timestamps")
 
     def values(self, array: Any, what: str) -> np.ndarray:
-        """Read an array as a whole, if it is not too large for that.
+        """Read a whole array.
+
+        Args:
+            array: an array on disk.
+            what: name of the array, for messages.
 
         Raises:
-            DataError: if it is; the message names ``what``.
+            DataError: if the array is too large.
         """
         shape = np.shape(array)
         size = int(np.prod(shape, dtype=np.float64)) * getattr(
@@ -339,26 +358,37 @@ class NwbFile:
         )
         if size > _MOST_BYTES:
             raise DataError(
-                f"{self.path}: {what} holds {size / 2**30:.1f} GiB, and up to "
-                f"{_MOST_BYTES / 2**30:g} are read; write fewer samples"
+                f"{self.path}: {what} has {size / 2**30:.1f} GiB, but at most "
+                f"{_MOST_BYTES / 2**30:g} GiB are supported; write fewer samples"
             )
         return np.asarray(array[:])
 
     def numbers(self, array: Any, what: str) -> np.ndarray:
-        """Read a row of numbers as a whole, if it is one.
+        """Read a whole one-dimensional array of numbers.
+
+        Args:
+            array: an array on disk.
+            what: name of the array, for messages.
 
         Raises:
-            DataError: if it is none or too large; the message names ``what``.
+            DataError: if the array is not one-dimensional, not numeric or too large.
         """
         if not _are_numbers(array):
-            raise DataError(f"{self.path}: {what} are no row of numbers; write them again")
+            raise DataError(
+                f"{self.path}: {what} must be a one-dimensional array of numbers; write them again"
+            )
         return self.values(array, what)
 
     def find(self, name: str, option: str, among: list[str]) -> str:
-        """The one path that a name stands for.
+        """Return the path that a name stands for.
+
+        Args:
+            name: a path, or its last part.
+            option: the option that gave the name, for messages.
+            among: the paths to search.
 
         Raises:
-            DataError: if there is none or more than one.
+            DataError: if no path or several paths match.
         """
         if name in among:
             return name
@@ -376,8 +406,8 @@ class NwbFile:
         except DataError:
             raise
         except Exception as error:
-            # pynwb and hdmf raise many kinds for what does not follow the schema. One of hdmf's has
-            # the whole part of the file as its first argument.
+            # pynwb and hdmf raise many errors for files that violate the schema. One of them has
+            # the object as its first argument.
             where = getattr(error.args[0], "path", "") if error.args else ""
             why = error.args[-1] if where else error
             told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
@@ -393,13 +423,13 @@ class NwbFile:
                 f"{name} holds {_names([str(v) for v in np.unique(values)])}"
                 for name, values in columns.items()
             )
-            raise DataError(f"--units {selection.text!r} chooses none of the {what}: {held}")
+            raise DataError(f"--units {selection.text!r} selects none of the {what}: {held}")
         return chosen
 
     def _ids(self, table: Any, what: str) -> np.ndarray:
         ids = self.numbers(table.id.data, f"the {what} ids").astype(np.int64)
         if len(np.unique(ids)) != len(ids):
-            raise DataError(f"{self.path}: {what} ids repeat; give every {what} an id of its own")
+            raise DataError(f"{self.path}: {what} ids repeat; give every {what} a unique id")
         return ids
 
     def _column(self, table: Any, name: str, column: str) -> np.ndarray:
@@ -408,7 +438,7 @@ class NwbFile:
                 f"{self.path}: {name} has no column {column!r}; it has {', '.join(table.colnames)}"
             )
         data = table[column]
-        # An index or a reference to another table is no plain value.
+        # Refuse columns that are indexes or references to another table.
         if hasattr(data, "target") or hasattr(data, "table") or len(np.shape(data.data)) != 1:
             raise DataError(
                 f"{self.path}: {column} of {name} has not one number or text a row; choose another"
@@ -447,11 +477,11 @@ class NwbFile:
 
 
 def _are_numbers(array: Any) -> bool:
-    """Return whether an array is one row of numbers."""
+    """Return True if an array is one-dimensional and numeric."""
     return len(np.shape(array)) == 1 and np.asarray(array[:1]).dtype.kind in "fiub"
 
 
 def _names(names: list[str], none: str = "") -> str:
-    """Names in a row, the first of very many."""
+    """List names for a message, at most the first eight."""
     shown = ", ".join(names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or none

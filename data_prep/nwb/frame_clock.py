@@ -1,27 +1,27 @@
-"""Spikes and behaviour binned by the frames of a stimulus.
+"""Bin spikes and behaviour by the frames of a stimulus.
 
-A frame lasts from its onset to the next one's, [t_k, t_k+1), in seconds on the recording's clock,
-float64. What falls exactly on an edge belongs to the frame that begins there.
+A frame lasts from its onset to the next onset, [t_k, t_k+1), in seconds on the recording's clock,
+float64. A spike or sample exactly on an edge belongs to the frame that begins there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# An interval this many times the usual one is a pause: no frame is shown in it.
+# An interval longer than this many usual intervals contains a pause without frames.
 PAUSE = 2.5
-# Share of a bin by which two clocks may disagree and still mean the same edge.
+# Fraction of a bin by which two times may differ and still count as one edge.
 _TOLERANCE = 1e-6
 
 
 def frame_ends(onsets: np.ndarray) -> np.ndarray:
-    """Return the end of each frame: the next onset, or before a pause one usual interval later.
+    """Return the end of each frame: the next onset, or one median interval later before a pause.
 
     Args:
         onsets: (F,) seconds, strictly increasing, at least two.
 
     Returns:
-        (F,) seconds; the usual interval is the median.
+        (F,) seconds.
     """
     usual = float(np.median(np.diff(onsets)))
     lasts = np.append(np.diff(onsets), np.inf)
@@ -32,43 +32,46 @@ def frame_ends(onsets: np.ndarray) -> np.ndarray:
 
 
 def frame_rate(onsets: np.ndarray) -> float:
-    """Frames per second over all intervals that are no pauses.
+    """Return frames per second, from the mean of all intervals except pauses.
+
+    A median interval would be rounded if the clock has whole milliseconds.
 
     Args:
-        onsets: (F,) seconds, at least two. Their mean interval counts, not the usual one, which a
-            clock of whole milliseconds would round.
+        onsets: (F,) seconds, at least two.
     """
     lasts = np.diff(onsets)
     return float(1 / lasts[lasts <= PAUSE * np.median(lasts)].mean())
 
 
 def even_edges(start: float, stop: float, rate: float) -> np.ndarray:
-    """Edges of as many whole bins of ``1 / rate`` seconds as lie between two times.
+    """Return the edges of all whole bins of ``1 / rate`` seconds that fit between two times.
 
     Returns:
-        (bins + 1,) seconds; each is ``start + k / rate``, nothing is summed up.
+        (bins + 1,) seconds, ``start + k / rate``, without accumulated rounding errors.
     """
     bins = int(np.floor((stop - start) * rate + 1e-3))
     return start + np.arange(bins + 1) / rate
 
 
 def frame_at(onsets: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return the frame on the screen at the start of each bin: the last whose onset is not after it.
+    """Return the index of the frame that is on the screen at the start of each bin.
+
+    A frame that begins within a bin counts from the next bin on, so that no response precedes its
+    stimulus.
 
     Args:
         onsets: (F,) seconds.
-        edges: (bins + 1,) seconds, the first not before ``onsets[0]``.
+        edges: (bins + 1,) seconds; the first must not be before ``onsets[0]``.
 
     Returns:
-        (bins,) positions in ``onsets``. A frame that begins within a bin is not seen before the
-        next, so that no response precedes its stimulus.
+        (bins,) indices into ``onsets``.
     """
     slack = _TOLERANCE * np.diff(edges)
     return np.searchsorted(onsets, edges[:-1] + slack, side="right") - 1
 
 
 def spike_counts(spike_times: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Spikes in each bin [edge_k, edge_k+1), compared in float64 without any tolerance.
+    """Count the spikes in each bin [edge_k, edge_k+1), in float64 without a tolerance.
 
     Args:
         spike_times: (S,) seconds, sorted.
@@ -81,7 +84,7 @@ def spike_counts(spike_times: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def observed(intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Mark the bins that lie wholly within one of the intervals in which a unit was recorded.
+    """Mark the bins that lie completely within an interval in which a unit was recorded.
 
     Args:
         intervals: (I, 2) seconds, start and stop.
@@ -97,10 +100,10 @@ def observed(intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Resample a signal to bins without looking ahead.
+    """Average a signal over bins, without using later samples.
 
-    A bin has the mean of the samples in [edge_k, edge_k+1); one without samples has the last value
-    from before it. Missing samples (NaN) count as not there.
+    A bin has the mean of the samples in [edge_k, edge_k+1). A bin without samples has the last
+    value before it. Missing samples (NaN) are ignored.
 
     Args:
         times: (S,) seconds, sorted.
@@ -116,7 +119,7 @@ def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.nd
         when, what = times[known], column[known]
         cuts = np.searchsorted(when, edges, side="left")
         count = np.diff(cuts)
-        # Sums of one bin each: a difference of running sums would lose digits over a session.
+        # Sum each bin separately: differences of cumulative sums would lose precision.
         bins = np.repeat(np.arange(len(count)), count)
         total = np.bincount(bins, what[cuts[0] : cuts[-1]], minlength=len(count))
         held = np.append(what, np.nan)[cuts[:-1] - 1]
@@ -127,19 +130,19 @@ def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.nd
 def sample_means(
     times: np.ndarray, values: np.ndarray, edges: np.ndarray, keep_seconds: float
 ) -> np.ndarray:
-    """Resample responses to bins without looking ahead and without filling gaps.
+    """Average responses over bins, without using later samples and without filling long gaps.
 
-    A bin has the mean of the samples in [edge_k, edge_k+1) that are known. One without samples has
-    the last sample from before it, if that is recent.
+    A bin has the mean of the samples in [edge_k, edge_k+1) that are not NaN. A bin without samples
+    has the last sample before it, if that is at most ``keep_seconds`` old.
 
     Args:
         times: (S,) seconds, increasing.
         values: (S, N); NaN is unknown.
         edges: (bins + 1,) seconds.
-        keep_seconds: how long before a bin its last sample may lie.
+        keep_seconds: largest age of a sample that is used for a later bin.
 
     Returns:
-        (bins, N) float64; NaN where nothing is known.
+        (bins, N) float64; NaN for unknown responses.
     """
     means = np.full((len(edges) - 1, values.shape[1]), np.nan)
     cuts = np.searchsorted(times, edges, side="left")

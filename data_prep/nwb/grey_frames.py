@@ -1,4 +1,4 @@
-"""Stimulus frames as they are recorded, made grey uint8 frames of one size."""
+"""Convert recorded stimulus frames to grey uint8 frames of one size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxtyping import UInt8
 from ssl_vivit.data.video.colour import luma
 from ssl_vivit.errors import DataError
 
-# The screen between pictures, which files do not store.
+# Pixel value of the screen between pictures, which files do not store.
 GREY = 128
 _VALUES_AT_ONCE = 2**26
 _MOST_PIXELS = 2**26
 
 
 class FrameArray(Protocol):
-    """An array of frames (F, H, W) or (F, H, W, C) that may lie on disk."""
+    """An array of frames (F, H, W) or (F, H, W, C), in memory or on disk."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -31,22 +31,22 @@ class FrameArray(Protocol):
 class GreyFrames:
     """Frames of any pixel range and number of channels, read as grey uint8.
 
-    Colour becomes luma (ITU-R 601), alpha is dropped; resizing is bilinear and antialiased and does
-    not keep the aspect. Pixels in [0, 1] are multiplied by 255, those in [−1, 1] shifted first, those
-    in [0, 255] kept; values are rounded once, at the end.
+    Colour is converted to luma (ITU-R 601) and alpha is dropped. Resizing is bilinear and
+    antialiased and does not keep the aspect ratio. Pixels in [0, 1] and [−1, 1] are scaled to [0,
+    255]; values are rounded once, at the end.
 
     Args:
-        pieces: arrays of frames, (F, H, W) or (F, H, W, 1, 3 or 4), which follow one another. Sizes
-            may differ; the range of pixels is that of all.
-        size: (h, w) to resize to.
-        name: for messages.
-        transpose: whether the file stores columns before rows.
+        pieces: successive arrays of frames, (F, H, W) or (F, H, W, C) with C = 1, 3 or 4. Sizes may
+            differ; the pixel range is determined from all arrays together.
+        size: (h, w) of the returned frames.
+        name: name of the stimulus, for messages.
+        transpose: the file stores frames as (frame, column, row).
 
     Attributes:
         source_size: (H, W) of the first frame.
 
     Raises:
-        DataError: if a shape is none of these or the pixels are in none of the ranges.
+        DataError: if the shape or the pixel range is not supported.
     """
 
     def __init__(
@@ -58,23 +58,24 @@ class GreyFrames:
         transpose: bool = False,
     ) -> None:
         if not pieces:
-            raise DataError(f"{name} holds no frames; choose another stimulus or add them")
+            raise DataError(f"{name} has no frames; choose another stimulus or add frames")
         for piece in pieces:
             shape = tuple(piece.shape)
             if piece.dtype.kind not in "fiub":
-                raise DataError(f"{name} holds {piece.dtype}, which are no pixels; write numbers")
+                raise DataError(f"{name} has pixels of type {piece.dtype}; write numbers")
             if (
                 len(shape) not in (3, 4)
                 or not all(shape)
                 or (len(shape) == 4 and shape[3] not in (1, 3, 4))
             ):
                 raise DataError(
-                    f"{name} holds frames of shape {shape}; (frames, rows, columns) with 1, 3 or 4 "
-                    "channels at the end are read"
+                    f"{name} has frames of shape {shape}; it must be (frames, rows, columns), "
+                    "optionally "
+                    "with 1, 3 or 4 channels at the end"
                 )
             if shape[1] * shape[2] > _MOST_PIXELS:
                 raise DataError(
-                    f"{name} holds frames of {shape[1]}×{shape[2]} pixels; write them smaller, in "
+                    f"{name} has frames of {shape[1]}×{shape[2]} pixels; write smaller frames of "
                     f"at most {_MOST_PIXELS:,} pixels"
                 )
         self._pieces = pieces
@@ -89,7 +90,7 @@ class GreyFrames:
         return int(self._starts[-1])
 
     def read(self, positions: np.ndarray) -> UInt8[np.ndarray, "f h w"]:
-        """Frames of any numbers, grey and resized."""
+        """Return the frames with the given numbers, grey and resized."""
         wanted, order = np.unique(positions, return_inverse=True)
         piece = np.searchsorted(self._starts, wanted, side="right") - 1
         cuts = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(piece) != 0)) + 1
@@ -112,7 +113,7 @@ class GreyFrames:
         as_they_are = (self._scale, self._shift) == (1.0, 0.0) and array.dtype == np.uint8
         if as_they_are and array.ndim == 3 and array.shape[1:] == self._size:
             return array
-        # A boolean or an integer has no other way into floating point that torch takes for all.
+        # torch does not support all of numpy's types, so convert in numpy.
         video = torch.from_numpy(array.astype(np.float32))
         if video.ndim == 4:
             grey = luma(rearrange(video, "f h w c -> f c 1 h w"))[:, :, 0]
@@ -127,7 +128,7 @@ class GreyFrames:
 
     def _range(self, name: str) -> tuple[float, float]:
         if all(piece.dtype == np.uint8 for piece in self._pieces) and any(
-            piece[a:b].max() > 1  # else black and white are 0 and 1
+            piece[a:b].max() > 1  # else the pixels are in [0, 1]
             for piece in self._pieces
             for a, b in _chunks(piece.shape, 0, piece.shape[0])
         ):
@@ -138,7 +139,7 @@ class GreyFrames:
                 part = np.asarray(piece[a:b])
                 if part.ndim == 4 and part.shape[3] == 4:
                     part = part[..., :3]
-                # numpy's minimum keeps NaN, which fits none of the ranges below.
+                # np.minimum propagates NaN, which fits none of the ranges below.
                 low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
         if low >= 0 and high <= 1:
             return 255.0, 0.0
@@ -147,12 +148,12 @@ class GreyFrames:
         if low >= 0 and high <= 255:
             return 1.0, 0.0
         raise DataError(
-            f"{name} holds pixels from {low:g} to {high:g}; write them in [0, 1], [−1, 1] or [0, 255]"
+            f"{name} has pixels from {low:g} to {high:g}; write them in [0, 1], [−1, 1] or [0, 255]"
         )
 
 
 def _chunks(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Parts of a range of frames that fit into memory whatever a frame's size."""
+    """Yield parts of a range of frames that are small enough for the memory."""
     step = max(1, _VALUES_AT_ONCE // int(np.prod(shape[1:])))
     for first in range(int(start), int(stop), step):
         yield first, min(first + step, int(stop))

@@ -1,4 +1,4 @@
-"""Checks of an HDF5 file that read no data, made before anything of it is read."""
+"""Check an HDF5 file without reading its data, before anything else reads it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Any
 
 from ssl_vivit.errors import DataError
 
-# Bytes that an array may claim for each stored byte. Deflate packs at most 1032 to 1.
+# Largest allowed ratio of an array's size to its stored bytes. Deflate reaches at most 1032.
 _MOST_PACKED = 2000
 _FREE_BYTES = 2**26
-# A compressed chunk is unpacked whole, however little of it is read.
+# Largest allowed chunk: HDF5 always unpacks a whole chunk.
 _MOST_CHUNK_BYTES = 2**30
 
 
 def check_hdf5(path: str | Path) -> None:
-    """Refuse a file that opens other files, has a cycle of links, or claims more than it holds.
+    """Refuse a file that refers to other files, has cyclic links, or states too large arrays.
 
     Args:
         path: an HDF5 file.
 
     Raises:
-        DataError: if a link or an array lies in another file, a link leads back to a group above
-            it, or an array claims far more bytes than are stored; the message names the place.
+        DataError: if a link or an array's data point to another file, a link leads to one of its
+            parent groups, or an array's stated size is far above its stored bytes. The message
+            names the object.
     """
     import h5py
 
     with h5py.File(path, "r") as file:
         size = Path(path).stat().st_size
         checked: set[tuple[int, int]] = set()
-        # The groups from the root to the present one, each with its members still to be checked.
+        # The groups from the root to the current one, each with its unchecked members.
         trail = [(_identity(file), _members(file, path))]
         while trail:
             found = next(trail[-1][1], None)
@@ -58,7 +59,7 @@ def _identity(thing: Any) -> tuple[int, int]:
 
 
 def _members(group: Any, path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield groups and arrays of a group with their places. Links to nothing are passed over."""
+    """Yield the paths and objects of all groups and arrays in a group."""
     import h5py
 
     for name in group:
@@ -66,19 +67,21 @@ def _members(group: Any, path: str | Path) -> Iterator[tuple[str, Any]]:
         try:
             link = group.get(name, getlink=True)
             outside = not isinstance(link, h5py.HardLink | h5py.SoftLink)
-        except TypeError:  # a kind of link that h5py does not know
+        except TypeError:  # a kind of link that h5py does not support
             outside = True
         if outside:
             raise DataError(
                 f"{path}: {place} is a link to another file, which is not followed; copy the file "
-                "with what it links to into one file"
+                "and its linked data into one file"
             )
         try:
             thing = group[name]
         except KeyError:
             continue
         except RuntimeError as error:
-            raise DataError(f"{path}: the link {place} ends nowhere; remove it") from error
+            raise DataError(
+                f"{path}: the target of the link {place} does not exist; remove the link"
+            ) from error
         if isinstance(thing, h5py.Group | h5py.Dataset):
             yield place, thing
 
@@ -86,7 +89,7 @@ def _members(group: Any, path: str | Path) -> Iterator[tuple[str, Any]]:
 def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> None:
     if array.external or array.is_virtual:
         raise DataError(
-            f"{path}: the data of {place} lie in another file, which is not read; copy them into "
+            f"{path}: the data of {place} are in another file, which is not read; copy them into "
             "this file"
         )
     item = array.id.get_type().get_size()
@@ -94,8 +97,8 @@ def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> N
     stored = array.id.get_storage_size()
     if stored > file_bytes or claimed > max(_FREE_BYTES, _MOST_PACKED * stored):
         raise DataError(
-            f"{path}: {place} claims {claimed:,} bytes, of which {min(stored, file_bytes):,} at "
-            "most are in the file; write it again with its data"
+            f"{path}: {place} states a size of {claimed:,} bytes, but the file contains at most "
+            f"{min(stored, file_bytes):,}; write it again with its data"
         )
     if array.chunks is not None:
         chunk = item
@@ -103,6 +106,7 @@ def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> N
             chunk *= int(length)
         if chunk > _MOST_CHUNK_BYTES:
             raise DataError(
-                f"{path}: {place} is stored in chunks of {chunk:,} bytes, each of which would be "
-                "read whole; write it with smaller chunks"
+                f"{path}: {place} is stored in chunks of {chunk:,} bytes, which are too large to "
+                "read; "
+                "write it with smaller chunks"
             )

@@ -1,4 +1,4 @@
-"""Lines that say what an NWB file holds, for a person who chooses from it."""
+"""List the contents of an NWB file, for the choice of options."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ssl_vivit.errors import DataError
 
 
 def listing(file: NwbFile) -> list[str]:
-    """Neurons, stimuli, templates, series and tables of a file.
+    """Return lines on the neurons, stimuli, templates, series and tables of a file.
 
-    A series that cannot be used stands there with the reason.
+    The line of a series that cannot be used contains the reason.
     """
     stimuli = Stimuli(file)
     table = file.units_table

@@ -1,4 +1,4 @@
-"""Training, validation and test trials that share no movie."""
+"""Split trials into training, validation and test tiers that share no movie."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from ssl_vivit.errors import DataError
 
-# Two trials show the same movie if they share this part of the shorter one's frames: a dropped
-# frame or another start must not make a repeat look new.
+# Two trials show one movie if they share this fraction of the shorter trial's frames: a repeat with
+# a dropped frame or another start must be recognised.
 SAME_MOVIE = 0.5
 
 
@@ -33,12 +33,12 @@ def frame_prints(video: np.ndarray) -> frozenset[bytes]:
 def movies(prints: Iterable[frozenset[bytes]]) -> list[int]:
     """Return the movie of each trial, as the number of the first trial that shows it.
 
-    Trials that share half of the shorter one's different frames show the same movie, and so do
-    those that a third trial ties together.
+    Two trials show one movie if they share half of the distinct frames of the shorter trial. The
+    relation is transitive: two trials that each share a movie with a third trial show one movie.
     """
     first: dict[frozenset[bytes], int] = {}
     trials = [first.setdefault(frames, number) for number, frames in enumerate(prints)]
-    # `above` leads from a trial to an earlier one of the same movie, at last to the first.
+    # `above` maps a trial to an earlier trial of its movie (union-find); the first maps to itself.
     above = {number: number for number in first.values()}
     holders: dict[bytes, list[int]] = {}
     sizes = {number: len(frames) for frames, number in first.items()}
@@ -54,16 +54,16 @@ def movies(prints: Iterable[frozenset[bytes]]) -> list[int]:
 
 
 def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
-    """Tiers in which no movie of training trials is shown.
+    """Assign trials to tiers so that no movie of the training trials is shown in another tier.
 
-    Movies that were shown repeatedly go to ``live_test_main`` and ``oracle`` in turn, the most
-    repeated first: all of them where at least half of the trials is left for training. Then, and
-    where most of a session repeats, each of the two is filled with what fits into half of
-    ``held_out`` of the trials, in the order of digests. What is left is ``train``.
+    Movies that were shown repeatedly go to ``live_test_main`` and ``oracle`` alternately, the most
+    repeated first, if at least half of the trials remain for training. Each of the two tiers is
+    then filled with further movies, in the order of digests, up to half of ``held_out`` of the
+    trials. The remaining trials are ``train``.
 
     Args:
-        prints: of each trial, see :func:`frame_prints`.
-        held_out: share of the trials that are not for training, in (0, 1).
+        prints: digests of each trial's frames, see :func:`frame_prints`.
+        held_out: fraction of the trials that are not for training, in (0, 1).
 
     Returns:
         A tier for each trial.
@@ -75,10 +75,10 @@ def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
     sizes = Counter(of_trial)
     if len(sizes) < 3:
         raise DataError(
-            f"the trials show {len(sizes)} different movie{'s' * (len(sizes) > 1)}, and at least 3 "
+            f"the trials show {len(sizes)} different movie{'s' * (len(sizes) > 1)}, but at least 3 "
             "are needed: one each for training, validation and test; lower --trial-seconds to cut "
-            "more movies out of the stimulus, name more of --stimulus, or name a column that gives "
-            "the tier of each trial by --tiers COLUMN"
+            "the stimulus into more movies, give further stimuli by --stimulus, or give a column "
+            "with the tier of each trial by --tiers COLUMN"
         )
     ordered = sorted(sizes, key=lambda movie: (-sizes[movie], min(prints[movie])))
     room = held_out / 2 * len(prints)
@@ -94,7 +94,7 @@ def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
             used[tier] += sizes[movie]
     for tier, count in used.items():
         if not count:
-            # Nothing was small enough: the smallest, so that most is left to train on.
+            # No movie was small enough: use the smallest, to leave most trials for training.
             tiers[[movie for movie in ordered if movie not in tiers][-1]] = tier
     return [tiers.get(movie, "train") for movie in of_trial]
 

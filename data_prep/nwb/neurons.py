@@ -1,4 +1,4 @@
-"""Responses of recorded neurons in the bins of a trial: spike counts or a calcium signal."""
+"""Responses of recorded neurons in the bins of a trial: spike counts or calcium signals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from data_prep.nwb.frame_clock import observed, sample_means, spike_counts
 
 
 class Neurons(Protocol):
-    """Neurons whose responses can be read in any bins.
+    """Neurons whose responses can be read for any bins.
 
     Attributes:
-        kind: of the responses.
-        ids: (N,) int64, of the neurons in the file.
-        available: neurons that could have been chosen.
+        kind: kind of responses.
+        ids: (N,) int64, ids of the chosen neurons in the file.
+        available: number of neurons in the file.
     """
 
     kind: Literal["spikes", "calcium"]
@@ -24,7 +24,7 @@ class Neurons(Protocol):
     available: int
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Return (bins, N) float32; NaN where a neuron was not recorded."""
+        """Return responses (bins, N) float32; NaN in bins in which a neuron was not recorded."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Unit:
     """A sorted unit.
 
     Attributes:
-        number: its id in the file.
+        number: id of the unit in the file.
         spike_times: (S,) seconds, sorted.
-        intervals: (I, 2) seconds in which it was recorded; None if the file does not say.
+        intervals: (I, 2) start and stop in seconds of the recorded intervals; None if unknown.
     """
 
     number: int
@@ -43,11 +43,11 @@ class Unit:
 
 
 class SpikingUnits:
-    """Sorted units, whose responses are spike counts.
+    """Sorted units; their responses are spike counts.
 
     Args:
-        units: the chosen ones.
-        available: units that could have been chosen.
+        units: the chosen units.
+        available: number of units in the file.
     """
 
     kind: Literal["spikes", "calcium"] = "spikes"
@@ -58,7 +58,7 @@ class SpikingUnits:
         self.ids = np.array([unit.number for unit in units], np.int64)
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Spikes in [edge, next edge); NaN in bins in which a unit was not recorded."""
+        """Return spike counts in [edge, next edge); NaN in bins without a recording of the unit."""
         responses = np.empty((len(edges) - 1, len(self._units)), np.float32)
         for column, unit in enumerate(self._units):
             responses[:, column] = spike_counts(unit.spike_times, edges)
@@ -68,17 +68,17 @@ class SpikingUnits:
 
 
 class RoiSignals:
-    """Regions of interest of calcium imaging, whose responses are means over each bin.
+    """Regions of interest of calcium imaging; their responses are means over each bin.
 
     Args:
         name: path of the series in the file.
-        ids: (N,) of the chosen regions.
-        times: (S,) seconds of the samples, increasing.
-        samples: (S, R) or (S,) array, may lie on disk.
-        columns: (N,) the chosen regions' columns of ``samples``.
-        available: regions that could have been chosen, R.
-        scale: factor to the series' unit.
-        shift: added after the factor.
+        ids: (N,) ids of the chosen regions.
+        times: (S,) times of the samples in seconds, increasing.
+        samples: array (S, R) or (S,), in memory or on disk.
+        columns: (N,) column of each chosen region in ``samples``.
+        available: number R of regions in the file.
+        scale: factor that converts samples to the series' unit.
+        shift: number added after the multiplication.
     """
 
     kind: Literal["spikes", "calcium"] = "calcium"
@@ -105,10 +105,10 @@ class RoiSignals:
         self._shift = shift
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Mean of the samples in [edge, next edge).
+        """Return the means of the samples in [edge, next edge).
 
-        A bin without samples has the last one from before it, if that is not older than one and a
-        half sampling intervals, else NaN.
+        A bin without samples has the last sample before it if that is at most 1.5 sampling
+        intervals old, else NaN.
         """
         first, last = np.searchsorted(self.times, edges[[0, -1]], side="left").tolist()
         first = max(0, first - 1)

@@ -1,7 +1,7 @@
-"""Rows of a table of presentations made frames on a clock, with grey between them.
+"""Convert rows of a table of presentations to frames with times, and grey frames between them.
 
-A row shows a picture from ``start_time`` to ``stop_time``. Between rows the screen is grey, unless
-the gap is long or something else was shown in it: then nothing is known, and the frames pause.
+A row shows a picture from ``start_time`` to ``stop_time``. Between rows the screen is grey. If the
+gap is long or another stimulus was shown in it, the screen is unknown and the frames pause.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 from ssl_vivit.errors import DataError
 
-# Columns that say which picture a row shows, as the Allen Institute names them.
+# The Allen Institute's names of columns that say which picture a row shows.
 PICTURE_COLUMNS = ("frame", "movie_frame_index", "image_index", "image_name")
-# Numbers of pictures that are none.
+# Special picture numbers.
 GREY_PICTURE = -1
 UNKNOWN_PICTURE = -2
 _GREY_NAMES = ("omitted", "blank", "gray", "grey")
-# A longer gap may hold anything, such as another block of the session.
+# The screen is unknown in longer gaps, such as another block of the session.
 _MOST_GREY_SECONDS = 3.0
-# Share of a usual row by which clocks of neighbouring rows may disagree.
+# Fraction of a usual row's duration by which times of neighbouring rows may be inconsistent.
 _JITTER = 0.5
 _MOST_FRAMES = 10**7
 
@@ -35,7 +35,7 @@ class PlacedFrames:
         onsets: (F,) seconds, strictly increasing.
         ends: (F,) seconds, not after the next onset.
         positions: (F,) number of the picture; ``GREY_PICTURE`` for grey.
-        left_out: rows that gave no frame, by reason.
+        left_out: reason → number of rows without a frame.
     """
 
     onsets: np.ndarray
@@ -47,24 +47,24 @@ class PlacedFrames:
 def picture_numbers(
     column: np.ndarray, count: int, names: Sequence[str] | None, where: str
 ) -> np.ndarray:
-    """Numbers of the pictures that a column names.
+    """Return the picture number of each row of a column.
 
     Args:
-        column: (R,) numbers from 0 on, −1 for grey and NaN for none; or names.
-        count: of pictures.
-        names: of the pictures; None where they have none.
-        where: the column, for messages.
+        column: (R,) names, or numbers from 0 on, with −1 for grey and NaN for no picture.
+        count: number of pictures.
+        names: names of the pictures; None if they have no names.
+        where: name of the column, for messages.
 
     Returns:
-        (R,) int64, ``GREY_PICTURE`` for grey, ``UNKNOWN_PICTURE`` for what is no picture.
+        (R,) int64; ``GREY_PICTURE`` for grey, ``UNKNOWN_PICTURE`` for rows without a picture.
 
     Raises:
-        DataError: if a number is no picture's, or names are given for pictures without names.
+        DataError: if a number is out of range, or the column has names and the pictures have none.
     """
     if column.dtype.kind == "U":
         if names is None:
             raise DataError(
-                f"{where} holds names, and the pictures have none; give a column of numbers by "
+                f"{where} has names, but the pictures have none; give a column of numbers by "
                 "--frame-column, or an Images container by --template"
             )
         number = {name: k for k, name in enumerate(names)}
@@ -74,8 +74,9 @@ def picture_numbers(
     wrong = (numbers != np.floor(numbers)) | (numbers < GREY_PICTURE) | (numbers >= count)
     if (rows := np.flatnonzero(wrong & ~np.isnan(column))).size:
         raise DataError(
-            f"{where} is {column[rows[0]]:g} in row {rows[0]}, and there are {count} pictures; give "
-            f"0 to {count - 1}, or -1 for grey"
+            f"{where} is {column[rows[0]]:g} in row {rows[0]}, but there are {count} pictures; it "
+            "must "
+            f"be 0 to {count - 1}, or -1 for grey"
         )
     return numbers.astype(np.int64)
 
@@ -83,17 +84,17 @@ def picture_numbers(
 def place(
     table: str, starts: np.ndarray, stops: np.ndarray, pictures: np.ndarray, others: np.ndarray
 ) -> PlacedFrames:
-    """Place the pictures of a table's rows, and grey frames between them.
+    """Convert a table's rows to frames, with grey frames between them.
 
-    A picture that stays for several usual rows, and a grey gap, become as many frames of about the
-    usual length.
+    A picture or grey gap that is longer than a usual row is divided into several frames of about
+    the usual length.
 
     Args:
-        table: name for messages.
+        table: name of the table, for messages.
         starts: (R,) seconds.
         stops: (R,) seconds.
         pictures: (R,), see :func:`picture_numbers`.
-        others: (O, 2) seconds in which other tables show something.
+        others: (O, 2) start and stop in seconds of rows of other tables.
 
     Raises:
         DataError: if rows are out of order or overlap, or none shows a picture.
@@ -122,7 +123,7 @@ def place(
             )
     adjoins = following - stop < _JITTER * usual
     end = np.where(adjoins, following, stop)
-    # Grey is what is known to have nothing else in it: no row left out, no other table's row.
+    # A gap is grey only if it contains no skipped row and no row of another table.
     known = picture != UNKNOWN_PICTURE
     grey = known & np.append(known[1:] & (np.diff(rows) == 1), False) & ~adjoins
     grey &= following - stop <= _MOST_GREY_SECONDS
@@ -135,8 +136,8 @@ def place(
     parts = np.maximum(1, np.round(stays / usual))
     if parts.sum() > _MOST_FRAMES:
         raise DataError(
-            f"{table}: a row usually lasts {usual:.3g} s and one lasts {stays.max():.3g} s, which "
-            "are no frames of one stimulus; fix its times"
+            f"{table}: a row usually lasts {usual:.3g} s, but one lasts {stays.max():.3g} s, which "
+            "is too long for one stimulus; fix its times"
         )
     parts = parts.astype(np.int64)
     part = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -144,23 +145,23 @@ def place(
     onsets = begins + stays * part / parts
     last = part == parts - 1
     ends = np.where(last, begins + stays, np.append(onsets[1:], np.inf))
-    # A sum of floating-point numbers must not open a gap where a frame follows at once.
+    # Rounding errors must not create a gap between successive frames.
     touching = np.append(np.abs(onsets[1:] - ends[:-1]) < 1e-6 * usual, False)
     ends = np.where(touching, np.append(onsets[1:], np.inf), ends)
     return PlacedFrames(onsets, ends, shows, left_out)
 
 
-NO_INTERVAL = "are no interval: a time is missing, or stop_time is not after start_time"
+NO_INTERVAL = "are not intervals: a time is missing, or stop_time is not after start_time"
 
 
 def intervals(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the numbers of rows that are intervals, and how many are none."""
+    """Return the numbers of the rows that are intervals, and the count of other rows."""
     good = np.isfinite(starts) & np.isfinite(stops) & (starts < stops)
     return np.flatnonzero(good), int((~good).sum())
 
 
 def _touched(begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float) -> np.ndarray:
-    """Mark the gaps that share more than ``slack`` seconds with one of the other intervals."""
+    """Mark the gaps that overlap one of the other intervals by more than ``slack`` seconds."""
     touched = np.zeros(len(begins), bool)
     if len(others):
         others = others[np.argsort(others[:, 0])]

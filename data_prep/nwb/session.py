@@ -1,4 +1,4 @@
-"""From an opened NWB file to a session on disk: trials cut, spikes counted, movies split."""
+"""Convert an NWB file to a session: cut trials, bin responses, split movies into tiers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _UNEVEN = 0.1
 
 @dataclass(frozen=True)
 class NwbReport:
-    """The session that was made of a file.
+    """Result of :func:`convert`.
 
     Attributes:
         path: the session's folder.
-        neurons: units or regions of interest written.
+        neurons: number of units or regions of interest written.
         tiers: tier → number of trials.
-        frames_per_second: of the bins.
-        notes: lines on what was left out or is unusual.
+        frames_per_second: rate of the bins.
+        notes: lines on skipped or unusual data.
     """
 
     path: Path
@@ -72,29 +72,30 @@ def convert(
 
     Args:
         path: the NWB file.
-        out: the session's folder; appears whole.
-        stimuli: names of the stimuli, series or tables of presentations; empty for the only one.
+        out: the session's folder, written atomically.
+        stimuli: names of the stimuli (series or tables of presentations); empty uses the file's
+            only stimulus.
         template: name of the pictures that a table of presentations shows.
         frame_column: column of that table that says which picture a row shows.
-        external_movies: whether to read movies in files beside the NWB file.
-        responses: RoiResponseSeries to take as responses; None for spike counts of the units.
+        external_movies: read movies from files in the NWB file's folder.
+        responses: RoiResponseSeries to use as responses; None uses spike counts of the units.
         units: condition on columns of the units' or regions' table, see :class:`UnitSelection`.
         running: TimeSeries of running speed, a channel of behaviour.
-        pupil: TimeSeries of the pupil: one of two columns is its centre, one of one column its
-            size, a channel of behaviour.
-        behaviour: further TimeSeries, each column a channel.
-        rate: bins per second; None for one bin a frame.
+        pupil: TimeSeries of the pupil. A series of two columns is its centre; a series of one
+            column is its size, a channel of behaviour.
+        behaviour: further TimeSeries; each column is a channel of behaviour.
+        rate: bins per second; None for one bin per frame.
         size: (H, W) of the frames.
-        trials: table of intervals with ``start_time`` and ``stop_time``; None for ``trials`` where
-            the file has it and ``trial_seconds`` is not given.
-        trial_seconds: length of trials cut without a table, by default 10.
-        tiers: column of the table that holds each trial's tier; None to split by movie.
-        held_out: share of the trials that are not for training, where they are split here.
-        transpose: whether frames are stored (frame, column, row).
-        progress: whether to show a bar.
+        trials: table of intervals with ``start_time`` and ``stop_time``. None uses ``trials`` if
+            the file has it and ``trial_seconds`` is None.
+        trial_seconds: length of trials in seconds, if no table is used; None is 10.
+        tiers: column of the table with each trial's tier; None splits trials by movie.
+        held_out: fraction of the trials that a split by movie does not use for training.
+        transpose: the file stores frames as (frame, column, row).
+        progress: show a progress bar.
 
     Raises:
-        DataError: if the file cannot be used as asked; the message names the option.
+        DataError: if the file or an option cannot be used; the message names the option.
     """
     _check_settings(rate, size, trial_seconds, held_out, trials)
     notes: list[str] = []
@@ -129,19 +130,21 @@ def convert(
         notes += _clock_notes(bins)
         if isinstance(neurons, RoiSignals) and neurons.interval > 1.5 * bins.mean():
             notes.append(
-                f"{neurons.name} has {1 / neurons.interval:.4g} samples a second, and each stands in "
-                f"several bins; --rate {1 / neurons.interval:.4g} gives a bin a sample"
+                f"{neurons.name} has {1 / neurons.interval:.4g} samples per second, fewer than "
+                "bins, so "
+                f"samples are repeated; --rate {1 / neurons.interval:.4g} gives one bin per sample"
             )
         grey = np.concatenate([trial.position for trial in cut]) < 0
         if grey.any():
             notes.append(
-                f"{grey.mean():.1%} of the frames are a grey screen ({GREY}): between rows of the "
-                "table, and where it says so"
+                f"{grey.mean():.1%} of the frames are a grey screen ({GREY}): gaps between rows of "
+                "the table, and rows that show grey"
             )
         if any(_squeezed(f.source_size, size) for f in frames):
             notes.append(
-                f"frames of {frames[0].source_size[0]}×{frames[0].source_size[1]} pixels become "
-                f"{size[0]}×{size[1]}, another aspect"
+                f"frames of {frames[0].source_size[0]}×{frames[0].source_size[1]} pixels are "
+                "resized to "
+                f"{size[0]}×{size[1]}, which changes the aspect ratio"
             )
         with SessionWriter(
             out,
@@ -164,7 +167,7 @@ def convert(
             for movie, tier in zip(movies(prints), chosen, strict=True):
                 shown_in.setdefault(tier, set()).add(movie)
             for tier, (count, _) in sorted(shared_movies(shown_in).items()):
-                notes.append(f"{count} movies of {tier} are shown in train, too")
+                notes.append(f"{count} movies of {tier} are also shown in train")
             totals = _Totals(len(neurons.ids))
             with tqdm(cut, desc="trials", unit="trial", disable=not progress) as bar:
                 for trial, tier in zip(bar, chosen, strict=True):
@@ -184,13 +187,13 @@ def convert(
 
 
 class _Shown:
-    """A stimulus with its pixels at hand, grey and small."""
+    """A stimulus whose frames can be read, grey and resized."""
 
     def __init__(self, shown: ShownFrames, size: tuple[int, int], transpose: bool) -> None:
         self._frames = GreyFrames(shown.pieces, size, shown.name, transpose=transpose)
         self._size = size
         self.source_size = self._frames.source_size
-        # A template is shown over and over; a film that was shown once may be hours long.
+        # Cache a template, which is shown repeatedly, but not a film, which may be hours long.
         self._template: np.ndarray | None = None
         pictures = shown.positions[shown.positions >= 0]
         self._numbers = np.unique(pictures)
@@ -227,18 +230,18 @@ class _Totals:
         self._unknown += unknown
 
     def refuse_silence(self, path: str | Path, kind: str, trials: Sequence[TrialFrames]) -> None:
-        """Refuse a session in which nothing responds.
+        """Raise if no trial has a spike or another response.
 
         Raises:
-            DataError: naming what may be wrong.
+            DataError: if all responses are 0 or NaN; the message names possible causes.
         """
         if self._sum.any():
             return
         what = "spike" if kind == "spikes" else "response other than 0 or NaN"
         raise DataError(
-            f"{path}: there is no {what} in any of the {self._trials} trials, which lie between "
-            f"{trials[0].edges[0]:.6g} and {trials[-1].edges[-1]:.6g} s; are responses and stimulus "
-            "on one clock? --units and --stimulus choose others"
+            f"{path}: there is no {what} in any of the {self._trials} trials, which are between "
+            f"{trials[0].edges[0]:.6g} and {trials[-1].edges[-1]:.6g} s; check that responses and "
+            "stimulus are on one clock, or choose others by --units and --stimulus"
         )
 
     def notes(self, kind: str) -> list[str]:
@@ -248,18 +251,20 @@ class _Totals:
             notes.append(f"{silent} of {len(self._sum)} units have no spike in any trial")
         if kind == "spikes" and self._silent_trials and silent < len(self._sum):
             notes.append(
-                f"{len(self._silent_trials)} of {self._trials} trials hold no spike of any unit, "
-                f"trial {self._silent_trials[0]} first; was the recording on?"
+                f"{len(self._silent_trials)} of {self._trials} trials have no spike of any unit, "
+                "the "
+                f"first is trial {self._silent_trials[0]}; check that the recording was on"
             )
         if self._unknown:
             notes.append(
-                f"{self._unknown / (self._known + self._unknown):.1%} of the responses are NaN: the "
-                "file has no sample for them, or the unit was not recorded then"
+                f"{self._unknown / (self._known + self._unknown):.1%} of the responses are NaN: "
+                "the "
+                "file has no sample in the bin, or the unit was not recorded in it"
             )
         if self._negative:
             notes.append(
-                f"{self._negative / self._known:.1%} of the responses are below 0, and the Poisson "
-                "loss wants none; deconvolved events or fluorescence have none"
+                f"{self._negative / self._known:.1%} of the responses are below 0, which the "
+                "Poisson loss does not allow; use deconvolved events or fluorescence"
             )
         return notes
 
@@ -272,13 +277,13 @@ def _check_settings(
     trials: str | None,
 ) -> None:
     if rate is not None and not 0 < rate < 1e4:
-        raise DataError(f"--rate {rate:g}: give bins per second, such as 30")
+        raise DataError(f"--rate {rate:g} must be above 0, in bins per second, such as 30")
     if min(size) < 1 or max(size) > 4096:
-        raise DataError(f"--size {size[0]}x{size[1]}: give rows and columns, such as 36x64")
+        raise DataError(f"--size {size[0]}x{size[1]} must be rows and columns, such as 36x64")
     if trial_seconds is not None and not 0 < trial_seconds < np.inf:
         raise DataError(f"--trial-seconds {trial_seconds:g} must be above 0")
     if trial_seconds is not None and trials is not None:
-        raise DataError("--trials and --trial-seconds exclude each other; give one")
+        raise DataError("--trials and --trial-seconds cannot be combined; give one of them")
     if not 0 < held_out < 1:
         raise DataError(f"--held-out {held_out:g} must lie between 0 and 1")
 
@@ -294,23 +299,28 @@ def _choose(stimuli: Stimuli, names: Sequence[str]) -> list[ShownFrames]:
             )
     shown = [stimuli.read(name) for name in names or usual]
     if len({stimulus.name for stimulus in shown}) < len(shown):
-        raise DataError("--stimulus names one stimulus twice; name each once")
+        raise DataError("--stimulus lists a stimulus twice; list each once")
     return shown
 
 
 def _signals(
     file: NwbFile, running: str | None, pupil: Sequence[str], behaviour: Sequence[str]
 ) -> tuple[list[Signal], list[Signal]]:
-    """Channels of behaviour, and the pupil's centre (none or one)."""
+    """Return the channels of behaviour, and a list with the pupil's centre if there is one."""
     signals, centre = [], []
     for name in pupil:
         signal = file.signal(name, "--pupil")
         columns = signal.values.shape[1]
         if columns > 2:
-            raise DataError(f"--pupil {name} has {columns} columns; x and y, or one for its size")
+            raise DataError(
+                f"--pupil {name} has {columns} columns; it must have two (x and y of the centre) "
+                "or one (size)"
+            )
         (signals if columns == 1 else centre).append(signal)
     if len(centre) > 1:
-        raise DataError(f"--pupil names two centres, {centre[0].name} and {centre[1].name}")
+        raise DataError(
+            f"--pupil has two series of the centre, {centre[0].name} and {centre[1].name}; give one"
+        )
     if running is not None:
         signals.append(file.signal(running, "--running"))
     signals += [file.signal(name, "--behaviour") for name in behaviour]
@@ -330,7 +340,9 @@ def _cut(
         trials = "trials"
     if trials is None:
         if tiers is not None:
-            raise DataError(f"--tiers {tiers} is a column of a table; name the table by --trials")
+            raise DataError(
+                f"--tiers {tiers} must be a column of a table of trials; give the table by --trials"
+            )
         cut, left_out = cut_evenly(timeline, trial_seconds or 10.0, rate)
         return cut, None, left_out
     starts, stops = file.interval_times(trials)
@@ -343,7 +355,8 @@ def _cut(
     )
     if unknown:
         raise DataError(
-            f"--tiers {tiers} holds {', '.join(map(repr, unknown[:5]))}; use {', '.join(SENSORIUM_TIERS)}"
+            f"--tiers {tiers} has unknown tiers {', '.join(map(repr, unknown[:5]))}; use "
+            f"{', '.join(SENSORIUM_TIERS)}"
         )
     return cut, [column[trial.row] for trial in cut if trial.row is not None], left_out
 
@@ -355,7 +368,7 @@ def _with_signals(
     left_out: Counter[str],
     notes: list[str],
 ) -> tuple[list[TrialFrames], list[str] | None]:
-    """Leave out trials that begin before a signal does; say where signals have holes."""
+    """Drop trials that begin before a signal's first sample; add notes on gaps in signals."""
     keep = []
     stale: Counter[str] = Counter()
     for trial in cut:
@@ -367,7 +380,8 @@ def _with_signals(
     if not all(keep):
         left_out["trials begin before the first sample of a signal"] += keep.count(False)
     notes += [
-        f"{name} has no sample for more than {_STALE_SECONDS:g} s in {count} trials; its last value "
+        f"{name} has no sample for more than {_STALE_SECONDS:g} s in {count} trials; its last "
+        "value "
         "is kept"
         for name, count in stale.items()
         if count
@@ -382,11 +396,11 @@ def _with_responses(
     neurons: RoiSignals,
     left_out: Counter[str],
 ) -> tuple[list[TrialFrames], list[str] | None]:
-    """Leave out trials without any sample of the responses."""
+    """Drop trials without any sample of the responses."""
     edges = np.array([trial.edges[[0, -1]] for trial in cut]).reshape(-1, 2)
     within = np.diff(np.searchsorted(neurons.times, edges), axis=1)[:, 0] > 0
     if not within.all():
-        left_out[f"trials hold no sample of {neurons.name}"] += int((~within).sum())
+        left_out[f"trials contain no sample of {neurons.name}"] += int((~within).sum())
     chosen = None if given is None else [t for t, k in zip(given, within, strict=True) if k]
     return [trial for trial, k in zip(cut, within, strict=True) if k], chosen
 
@@ -402,7 +416,7 @@ def _no_trials(path: str | Path, left_out: Counter[str]) -> str:
     return (
         f"{path} gives no trial"
         + (f": {why}" if why else "")
-        + "; compare its clocks with --list, or cut without a table by --trial-seconds"
+        + "; compare the times printed by --list, or cut trials without a table by --trial-seconds"
     )
 
 
@@ -412,8 +426,9 @@ def _clock_notes(bins: np.ndarray) -> list[str]:
     if not odd:
         return []
     return [
-        f"{odd:.1%} of the frames last {bins.min():.4f} to {bins.max():.4f} s where {usual:.4f} is "
-        f"usual; --rate {1 / bins.mean():.4g} gives even bins"
+        f"{odd:.1%} of the frames do not last the usual {usual:.4f} s; durations are "
+        f"{bins.min():.4f} "
+        f"to {bins.max():.4f} s; --rate {1 / bins.mean():.4g} gives even bins"
     ]
 
 

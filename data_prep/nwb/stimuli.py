@@ -1,8 +1,8 @@
-"""Stimuli that an NWB file says were shown: series of frames, and tables that show templates.
+"""Stimuli shown in an NWB file: series of frames, and tables that show templates.
 
-A template is a library of pictures, whose own times say nothing. Presentations say what was shown:
-a series of frames, a series of indices into a template, or a table of intervals with a column that
-names the picture of each row.
+A template is a set of pictures without times of presentation. Presentations are a series of frames,
+a series of indices into a template, or a table of intervals with a column for the picture of each
+row.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class ShownFrames:
     """A stimulus as it was shown.
 
     Attributes:
-        name: its path in the file.
+        name: path of the stimulus in the file.
         onsets: (F,) seconds, strictly increasing.
-        ends: (F,) seconds, after the onset and not after the next one.
-        positions: (F,) which frame of ``pieces`` was shown; −1 for a grey screen.
-        pieces: arrays of frames, not yet read, which follow one another.
-        left_out: rows that gave no frame, by reason.
+        ends: (F,) seconds, after the onset and not after the next onset.
+        positions: (F,) number of the shown frame in ``pieces``; −1 for a grey screen.
+        pieces: successive arrays of frames, not yet read.
+        left_out: reason → number of rows without a frame.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Stimuli:
     """The stimuli of a file.
 
     Args:
-        file: opened for reading.
-        template: name of the pictures that a table of presentations shows; None for those that its
-            name or its column ``stimulus_name`` says.
-        frame_column: column of the table that says which picture a row shows; None for the only
-            one of ``PICTURE_COLUMNS``.
-        external_movies: whether to read movies in files beside the NWB file.
+        file: the opened file.
+        template: name of the pictures that a table of presentations shows; None uses the table's
+            name or its column ``stimulus_name``.
+        frame_column: column of the table that says which picture a row shows; None uses the one of
+            ``PICTURE_COLUMNS`` that the table has.
+        external_movies: read movies from files in the NWB file's folder.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stimuli:
         self._external_movies = external_movies
 
     def names(self) -> list[str]:
-        """Paths of all stimuli that can be chosen."""
+        """Return the paths of all stimuli that can be chosen."""
         series = [
             path
             for path, series in self._file.series.items()
@@ -82,15 +82,15 @@ class Stimuli:
         return series + self._tables()
 
     def usual(self) -> list[str]:
-        """Paths of the stimuli that the file lists as presented.
+        """Return the paths of the stimuli that the file lists as presented.
 
-        Acquired images may be a camera's, so they are no stimulus unless they are named.
+        Acquired images may come from a camera, so they must be chosen by name.
         """
         shown = [path for path in self.names() if path.startswith("stimulus/presentation/")]
         return shown + self._tables()
 
     def templates(self) -> list[str]:
-        """Paths of libraries of pictures."""
+        """Return the paths of templates."""
         series = [
             path
             for path, series in self._file.series.items()
@@ -99,17 +99,17 @@ class Stimuli:
         return series + list(self._file.images)
 
     def read(self, name: str) -> ShownFrames:
-        """One stimulus by its path or name.
+        """Return a stimulus by its path or name.
 
         Raises:
-            DataError: if there is none of the name, or it cannot be used.
+            DataError: if there is no such stimulus, or it cannot be used.
         """
         file, names = self._file, self.names()
         is_template = any(t == name or t.endswith(f"/{name}") for t in self.templates())
         if is_template and not any(n == name or n.endswith(f"/{name}") for n in names):
             raise DataError(
-                f"--stimulus {name}: it is a template, which does not say when its pictures were "
-                f"shown; {self._instead()}"
+                f"--stimulus {name} is a template, which has no times of presentation; "
+                f"{self._instead()}"
             )
         path = file.find(name, "--stimulus", names)
         if path not in file.series:
@@ -127,7 +127,7 @@ class Stimuli:
         return ShownFrames(path, onsets, frame_ends(onsets), positions, pieces)
 
     def none_found(self) -> str:
-        """Message for a file without a stimulus whose times are known."""
+        """Return the error message for a file without a stimulus with times of presentation."""
         return (
             f"{self._file.path} has no stimulus with times at which it was shown; {self._instead()}"
         )
@@ -143,7 +143,7 @@ class Stimuli:
         )
 
     def _tables(self) -> list[str]:
-        """Names of tables whose rows show pictures."""
+        """Return the names of tables whose rows show pictures."""
         return [
             name
             for name, table in self._file.tables().items()
@@ -168,7 +168,7 @@ class Stimuli:
         else:
             pieces, names = self._frames(template, file.series[template]), None
         count = sum(piece.shape[0] for piece in pieces)
-        if told is not None:  # rows of other stimuli may have numbers of their own
+        if told is not None:  # ignore rows of other stimuli, whose numbers mean other pictures
             mine = told == template.rpartition("/")[2]
             values = np.where(mine, values, "" if values.dtype.kind == "U" else np.nan)
         if values.dtype.kind != "U":
@@ -183,7 +183,8 @@ class Stimuli:
     def _refuse_few(self, name: str, onsets: np.ndarray) -> None:
         if len(onsets) < 2:
             raise DataError(
-                f"{self._file.path}: {name} shows {len(onsets)} frames; a stimulus needs two or more"
+                f"{self._file.path}: {name} shows {len(onsets)} frames; a stimulus needs two or "
+                "more"
             )
 
     def _picture_column(self, table: str) -> str:
@@ -191,13 +192,13 @@ class Stimuli:
         found = [name for name in PICTURE_COLUMNS if name in columns]
         if len(found) != 1:
             raise DataError(
-                f"{self._file.path}: {table} says by {len(found)} columns which picture a row shows; "
-                f"choose by --frame-column: {', '.join(found or columns)}"
+                f"{self._file.path}: {table} has {len(found)} columns for the picture of a row; "
+                f"choose one by --frame-column: {', '.join(found or columns)}"
             )
         return found[0]
 
     def _template_of(self, table: str) -> tuple[str, np.ndarray | None]:
-        """Path of the pictures that a table shows, and each row's stimulus if that parts rows."""
+        """Return the template of a table, and each row's stimulus name if rows differ in it."""
         file, templates = self._file, self.templates()
         told = None
         if "stimulus_name" in file.tables()[table].colnames:
@@ -215,7 +216,7 @@ class Stimuli:
                     + (
                         f"choose by --template: {choice}"
                         if choice
-                        else "the file has no templates, so add them as an ImageSeries"
+                        else "the file has no templates; add the pictures as an ImageSeries"
                     )
                 )
             template = found[0]
@@ -224,14 +225,14 @@ class Stimuli:
             if len(stimuli := np.unique(told)) > 1:
                 raise DataError(
                     f"{file.path}: rows of {table} show {len(stimuli)} stimuli "
-                    f"({', '.join(stimuli[:8])}), and {own} is none of them; give --template one of "
-                    "these names, or a table with the rows of one stimulus"
+                    f"({', '.join(stimuli[:8])}), but {own} is not among them; set --template to "
+                    "one of these names, or give a table of one stimulus"
                 )
             told = None
         return template, told
 
     def _others(self, table: str) -> np.ndarray:
-        """(O, 2) seconds of the rows of all other tables that show something."""
+        """Return (O, 2) start and stop in seconds of the rows of all other presentation tables."""
         found = [np.zeros((0, 2))]
         for name in self._file.tables():
             if name != table and (name.endswith(_PRESENTATIONS) or name in self._tables()):
@@ -246,7 +247,9 @@ class Stimuli:
         elif series.indexed_images is not None:
             pieces = [_Picture(image) for image in self._in_order(path, series.indexed_images)]
         else:
-            raise DataError(f"{file.path}: {path} points to no template; add the one it indexes")
+            raise DataError(
+                f"{file.path}: {path} refers to no template; add the template that it indexes"
+            )
         numbers = file.numbers(series.data, f"the indices of {path}")
         positions = numbers.astype(np.int64)
         count = sum(piece.shape[0] for piece in pieces)
@@ -254,8 +257,9 @@ class Stimuli:
             wrong := np.flatnonzero((positions != numbers) | (positions < 0) | (positions >= count))
         ).size:
             raise DataError(
-                f"{file.path}: {path} points to frame {numbers[wrong[0]]:g} at index {wrong[0]}, and "
-                f"its template has {count}; give 0 to {count - 1}"
+                f"{file.path}: {path} refers to frame {numbers[wrong[0]]:g} at index {wrong[0]}, "
+                "but "
+                f"its template has {count} frames; indices must be 0 to {count - 1}"
             )
         return pieces, positions
 
@@ -263,7 +267,7 @@ class Stimuli:
         if (order := collection.order_of_images) is None:
             raise DataError(
                 f"{self._file.path}: images of {collection.name} have no order_of_images, so the "
-                f"numbers of {path} point to none of them; add it, or a table with their image_name"
+                f"numbers of {path} are ambiguous; add it, or a table with a column image_name"
             )
         return list(order.data[:])
 
@@ -272,10 +276,12 @@ class Stimuli:
         if (movies := getattr(series, "external_file", None)) is None:
             return [series.data]
         if not (names := [str(name) for name in movies[:]]):
-            raise DataError(f"{file.path}: {path} names no movie; write it into external_file")
+            raise DataError(
+                f"{file.path}: {path} has an empty external_file; write the movie's path into it"
+            )
         if not self._external_movies:
             raise DataError(
-                f"{file.path}: the frames of {path} lie in another file ({names[0]}); give "
+                f"{file.path}: the frames of {path} are in another file ({names[0]}); set "
                 "--external-movies to read it from the folder of the NWB file"
             )
         pieces = [MovieFile(file.path, name) for name in names]
@@ -283,14 +289,14 @@ class Stimuli:
         given = series.starting_frame
         if len(pieces) > 1 and (given is None or list(given[:]) != starts.tolist()):
             raise DataError(
-                f"{file.path}: {path} says that its movies begin at frames "
-                f"{'none' if given is None else list(map(int, given[:]))}, and they begin at "
-                f"{starts.tolist()}; fix starting_frame"
+                f"{file.path}: starting_frame of {path} is "
+                f"{'none' if given is None else list(map(int, given[:]))}, but its movies begin at "
+                f"frames {starts.tolist()}; fix starting_frame"
             )
         stated, held = getattr(series, "num_samples", None), sum(p.shape[0] for p in pieces)
         if stated and stated != held:
             raise DataError(
-                f"{file.path}: {path} says that its movies have {stated} frames, and they have {held}; "
+                f"{file.path}: {path} states {stated} frames, but its movies have {held}; "
                 "fix num_samples or the timestamps"
             )
         return pieces

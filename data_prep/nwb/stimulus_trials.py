@@ -1,4 +1,4 @@
-"""A recording's stimuli on one clock, cut into trials of frames."""
+"""Join a recording's stimuli on one clock, and cut them into trials."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from data_prep.nwb.stimuli import ShownFrames
 from ssl_vivit.errors import DataError
 
 _SAME_RATE = 0.01
-# Trial tables and frame clocks are often written by different machines.
+# Tolerance in seconds: trial tables and frame times are often written by different computers.
 _EARLY = 0.01
 _TOO_FEW = "rows show fewer than two frames of the stimulus"
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """All frames that were shown, in order.
+    """All shown frames, in order.
 
     Attributes:
         onsets: (F,) seconds.
-        ends: (F,) seconds; at the next onset, or one usual interval later before a pause.
-        stimulus: (F,) number of the stimulus that a frame belongs to.
-        position: (F,) which of its frames it is; −1 for a grey screen.
-        interval: usual seconds between frames, the median.
+        ends: (F,) seconds; the next onset, or one usual interval after the onset before a pause.
+        stimulus: (F,) number of the frame's stimulus.
+        position: (F,) number of the frame in its stimulus; −1 for a grey screen.
+        interval: usual (median) seconds between frames.
     """
 
     onsets: np.ndarray
@@ -46,8 +46,8 @@ class TrialFrames:
     Attributes:
         edges: (T + 1,) seconds.
         stimulus: (T,) number of the stimulus.
-        position: (T,) frame of the stimulus; −1 for a grey screen.
-        row: of the table of trials; None where there was no table.
+        position: (T,) number of the frame in the stimulus; −1 for a grey screen.
+        row: row of the table of trials; None without a table.
     """
 
     edges: np.ndarray
@@ -57,11 +57,11 @@ class TrialFrames:
 
 
 def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
-    """Put several stimuli on one clock.
+    """Join several stimuli to one timeline.
 
     Args:
-        stimuli: as they were shown, one after the other.
-        rate: of the bins to come; None for one bin a frame, where all must have one frame rate.
+        stimuli: the shown stimuli.
+        rate: rate of the bins; None for one bin per frame, which requires equal frame rates.
 
     Raises:
         DataError: if two were shown at once, or their rates differ and ``rate`` is None.
@@ -70,10 +70,12 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
     rates = [frame_rate(shown.onsets) for shown in stimuli]
     if rate is None and max(rates) > min(rates) * (1 + _SAME_RATE):
         told = ", ".join(f"{s.name} at {r:.4g} Hz" for s, r in zip(stimuli, rates, strict=True))
-        raise DataError(f"the stimuli have different frame rates ({told}); give one by --rate")
+        raise DataError(
+            f"the stimuli have different frame rates ({told}); set the rate of bins by --rate"
+        )
     onsets = np.concatenate([shown.onsets for shown in stimuli])
     ends = np.concatenate([shown.ends for shown in stimuli])
-    # Whether a frame lasted until another one of its own stimulus.
+    # True if a frame lasted until the next frame of its stimulus.
     followed = np.concatenate([np.append(s.ends[:-1] >= s.onsets[1:], False) for s in stimuli])
     number = np.repeat(np.arange(len(stimuli)), [len(shown.onsets) for shown in stimuli])
     position = np.concatenate([shown.positions for shown in stimuli])
@@ -83,7 +85,7 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
     if (at_once := np.flatnonzero(broken | (np.diff(onsets) <= 0))).size:
         k = int(at_once[0])
         raise DataError(
-            f"{stimuli[number[k]].name} and {stimuli[number[k + 1]].name} were shown at once, at "
+            f"{stimuli[number[k]].name} and {stimuli[number[k + 1]].name} overlap at "
             f"{onsets[k + 1]:.3f} s; choose one of them by --stimulus"
         )
     return Timeline(
@@ -98,16 +100,16 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
 def cut_by_table(
     timeline: Timeline, starts: np.ndarray, stops: np.ndarray, rate: float | None
 ) -> tuple[list[TrialFrames], Counter[str]]:
-    """The frames whose onset lies in each row's [start, stop).
+    """Cut a trial for each row, with the frames whose onset is in [start, stop).
 
     Args:
-        timeline: what was shown.
+        timeline: the shown frames.
         starts: (R,) seconds.
         stops: (R,) seconds.
-        rate: of even bins; None for the frame clock.
+        rate: rate of even bins; None for one bin per frame.
 
     Returns:
-        The trials, and how many rows gave none, by reason.
+        The trials; and reason → number of rows without a trial.
     """
     early = _EARLY * timeline.interval
     trials, kept = [], []
@@ -133,39 +135,40 @@ def cut_by_table(
 
 
 def _refuse_overlap(rows: np.ndarray, starts: np.ndarray, stops: np.ndarray, early: float) -> None:
-    """Refuse trials that share frames, which could then stand in train and in another tier."""
+    """Raise if trials share frames, which could then be in train and in another tier."""
     together = np.flatnonzero(stops[rows[:-1]] - early > starts[rows[1:]])
     if together.size:
         one, other = rows[together[0]], rows[together[0] + 1]
         raise DataError(
-            f"rows {one} and {other} of the trials overlap: {starts[one]:.6g} to {stops[one]:.6g} s "
-            f"and {starts[other]:.6g} to {stops[other]:.6g} s; a frame belongs to one trial: fix "
-            "the table, name another by --trials, or leave --trials out to cut evenly"
+            f"rows {one} and {other} of the trials overlap: {starts[one]:.6g} to {stops[one]:.6g} "
+            "s "
+            f"and {starts[other]:.6g} to {stops[other]:.6g} s; each frame must belong to one "
+            "trial; fix the table, give another by --trials, or set --trial-seconds to cut evenly"
         )
 
 
 def cut_evenly(
     timeline: Timeline, seconds: float, rate: float | None
 ) -> tuple[list[TrialFrames], Counter[str]]:
-    """Cut what was shown into trials of about equal length.
+    """Cut the timeline into trials of about equal length.
 
-    A trial ends at pauses, where another stimulus begins, and where a movie that ran in order starts
-    again; what lies between is divided into pieces as near to ``seconds`` as whole pieces come, so
-    that every frame is used and repeats are cut alike. A grey screen belongs to the picture before
-    it, and stretches of grey alone are left out.
+    Trials end at pauses, at the start of another stimulus, and where a movie starts again. Each
+    part in between is divided evenly into pieces of about ``seconds``, so that all frames are used
+    and repeats are cut at equal frames. A grey screen belongs to the picture before it; parts with
+    only grey are dropped.
 
     Args:
-        timeline: what was shown.
-        seconds: length to aim at.
-        rate: of even bins; None for the frame clock.
+        timeline: the shown frames.
+        seconds: target length of a trial.
+        rate: rate of even bins; None for one bin per frame.
 
     Returns:
-        The trials, and how many pieces gave none, by reason.
+        The trials; and reason → number of pieces without a trial.
     """
     if timeline.interval > seconds:
         raise DataError(
-            f"frames last {timeline.interval:.4g} s, longer than trials of --trial-seconds "
-            f"{seconds:g}; are the times in milliseconds? Otherwise give longer trials"
+            f"frames last {timeline.interval:.4g} s, longer than --trial-seconds "
+            f"{seconds:g}; check that times are in seconds, or set longer trials"
         )
     trials = []
     left_out: Counter[str] = Counter()
@@ -175,7 +178,7 @@ def cut_evenly(
             continue
         pieces = max(1, round((timeline.ends[seen[-1]] - timeline.onsets[first]) / seconds))
         pieces = min(pieces, len(seen))
-        # Cut by pictures: grey of varying length must not cut repeats differently.
+        # Cut by number of pictures, so that repeats with other grey gaps are cut at equal pictures.
         inner = np.linspace(0, len(seen), pieces + 1).round().astype(int)[1:-1]
         cuts = [first, *seen[inner].tolist(), last]
         for a, b in pairwise(cuts):
@@ -196,7 +199,7 @@ def _stretches(timeline: Timeline) -> list[tuple[int, int]]:
         seen = first + np.flatnonzero(timeline.position[first:last] >= 0)
         steps = np.diff(timeline.position[seen])
         back = np.flatnonzero(steps < 0)
-        # Images in random order go back all the time; that is no movie starting again.
+        # Images in random order often go back to a lower number, which is not a movie's restart.
         in_order = (np.delete(steps, back) <= 1).all() and len(back) < len(steps) / 4
         inner = seen[back + 1] if in_order else []
         found += list(zip([first, *inner], [*inner, last], strict=True))

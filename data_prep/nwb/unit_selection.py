@@ -1,4 +1,4 @@
-"""Neurons chosen by the columns of their table: ``quality == "good" and snr > 2``."""
+"""Select neurons by columns of their table: ``quality == "good" and snr > 2``."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
 }
 _GRAMMAR = (
-    'give comparisons of a column with a value, joined by `and`, `or`, such as \'quality == "good" '
+    'give comparisons of a column with a value, joined by `and` or `or`, such as \'quality == "good" '
     "and snr > 2'"
 )
 
 
 class UnitSelection:
-    """A condition on columns, parsed and never executed.
+    """A condition on columns; it is parsed, never executed as code.
 
     Args:
         text: comparisons ``COLUMN ==, !=, <, <=, >, >= VALUE`` joined by ``and``, ``or`` and
             parentheses. A value is a number, a quoted text, True or False.
 
     Attributes:
-        columns: names that the condition uses.
+        columns: names of the columns in the condition.
 
     Raises:
-        DataError: if the text is anything else.
+        DataError: if the text has another form.
     """
 
     def __init__(self, text: str) -> None:
@@ -44,22 +44,22 @@ class UnitSelection:
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise DataError(f"--units {text!r} is no condition; {_GRAMMAR}") from error
+            raise DataError(f"--units {text!r} is not a valid condition; {_GRAMMAR}") from error
         self._check(self._tree)
         names = (node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name))
         self.columns = list(dict.fromkeys(names))
 
     def rows(self, table: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Mark the rows for which the condition holds.
+        """Mark the rows that satisfy the condition.
 
         Args:
-            table: column → (N,) numbers, booleans or texts, at least :attr:`columns`.
+            table: column → (N,) numbers, booleans or texts; it must have all :attr:`columns`.
 
         Returns:
-            (N,) bool. A missing number (NaN) fulfils no comparison.
+            (N,) bool. A missing number (NaN) satisfies no comparison.
 
         Raises:
-            DataError: if a text is compared with a number, or a text by its size.
+            DataError: if a text is compared with a number, or by <, <=, > or >=.
         """
         return self._rows(self._tree, table)
 
@@ -86,17 +86,17 @@ class UnitSelection:
         if text != isinstance(value, str):
             kind, other = ("texts", "number") if text else ("numbers", "text")
             raise DataError(
-                f"--units {self.text!r}: {name} holds {kind} such as {column[0]!s}, and {value!r} "
+                f"--units {self.text!r}: {name} has {kind} such as {column[0]!s}, but {value!r} "
                 f"is a {other}"
             )
         if text and not isinstance(node.ops[0], ast.Eq | ast.NotEq):
-            raise DataError(f"--units {self.text!r}: {name} holds texts; compare it by == or !=")
+            raise DataError(f"--units {self.text!r}: {name} has texts; compare them by == or !=")
         chosen = np.asarray(_COMPARISONS[type(node.ops[0])](column, value))
         return chosen if text else chosen & ~np.isnan(column.astype(np.float64))
 
 
 def _value(node: ast.AST) -> str | float | bool | None:
-    """The constant of a node; None if it is no number, text or boolean."""
+    """Return the constant of a node; None if it is not a number, text or boolean."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _value(node.operand)
         return -value if isinstance(value, int | float) else None

@@ -4,10 +4,10 @@
     python -m data_prep.sensorium check sessions/dynamic29515-10-12-Video-… --sheet sheet.png
     python -m data_prep.sensorium movies sessions/* --out movies
 
-`convert` takes published archives or folders, one session or more in each, and changes no byte of
-their arrays; stopped, it goes on. `check` reads a session as training does and exits with 1 if it
-could not be trained on. `movies` writes the training stimuli as video files, for pretraining
-without responses; movies of validation and test trials are left out.
+`convert` reads published archives or folders with one or more sessions each, and does not change
+their arrays; run again after an interruption, it continues. `check` reads a session like training
+and exits with 1 if the session cannot be used for training. `movies` writes the training stimuli as
+video files, for pretraining without responses; movies of validation and test trials are excluded.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _movies(args: argparse.Namespace) -> int:
 
     found = write_movies(args.sessions, args.out)
     if found.held_out:
-        print(f"left out {found.held_out} movies that validation or test trials show, too")
+        print(f"excluded {found.held_out} movies that validation or test trials also show")
     if found.there:
         print(f"have {len(found.there)} movies")
     print(
@@ -76,26 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    p = commands.add_parser("check", help="counts, tiers, padding, repeats; what is wrong")
+    p = commands.add_parser("check", help="print counts, tiers, padding, repeats and errors")
     p.set_defaults(run=_check)
     p.add_argument("session", metavar="DIR", help="one session's folder")
     p.add_argument(
-        "--sheet", type=png_file, metavar="FILE.png", help="frames and traces of some trials"
+        "--sheet",
+        type=png_file,
+        metavar="FILE.png",
+        help="picture to write, with frames and traces of some trials",
     )
 
-    p = commands.add_parser("convert", help="archives to folders; run again to go on")
+    p = commands.add_parser("convert", help="convert archives to folders; run again to continue")
     p.set_defaults(run=_convert)
     p.add_argument("sources", nargs="+", metavar="FILE.zip", help="zip archives, or folders")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the sessions")
 
-    p = commands.add_parser("movies", help="training stimuli as video files; run again to go on")
+    p = commands.add_parser(
+        "movies", help="write training stimuli as video files; run again to continue"
+    )
     p.set_defaults(run=_movies)
     p.add_argument("sessions", nargs="+", metavar="DIR", help="folders of sessions")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the videos")
     return parser
 
 
-@command("stopped; run the same command again to go on")
+@command("stopped; run the same command again to continue")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)

@@ -22,7 +22,7 @@ from ssl_vivit.data.video.files_below import files_below, passed_over_line
 from ssl_vivit.errors import DataError
 from ssl_vivit.files import replaced_directory, replaced_file, write_text
 
-# What belongs to a session; anything else in an archive stays there.
+# Files of a session; other files in an archive are not unpacked.
 _BELONGS = re.compile(
     r"(?P<root>.*?)(?P<name>data/\w+/\d+\.npy|meta/(?:.+/)?[^/]+\.(?:npy|json|safetensors))"
 )
@@ -34,10 +34,10 @@ class _Member:
     """A file of a session, in an archive or a folder.
 
     Attributes:
-        source: where it is read from.
-        name: below the session's folder.
-        size: bytes.
-        mark: tells contents apart: the CRC, or the time of the last change.
+        source: archive member or path.
+        name: path below the session's folder.
+        size: size in bytes.
+        mark: CRC or modification time, which identifies the content.
     """
 
     source: str
@@ -49,34 +49,38 @@ class _Member:
 def convert(
     sources: Sequence[str | Path], out: str | Path, *, progress: bool = True
 ) -> tuple[list[Path], list[Path]]:
-    """Write every session that the sources hold as ``OUT/NAME``, the files' bytes unchanged.
+    """Write every session of the sources to ``OUT/NAME``; files are copied unchanged.
 
-    A session takes its name when it is whole; running again goes on where it was stopped. Files that
-    are no part of the layout are left behind.
+    A session gets its final name when it is complete; a second run continues an interrupted one.
+    Files that do not belong to the layout are not copied.
 
     Args:
-        sources: zip archives or folders, each with one session or more at any depth.
+        sources: zip archives or folders, each with one or more sessions at any depth.
         out: folder of the sessions.
-        progress: whether to show a bar.
+        progress: show a progress bar.
 
     Returns:
-        The sessions that were written, and those that had been there already.
+        Paths of the written sessions, and of the sessions that already existed.
 
     Raises:
-        DataError: if a source cannot be read, holds no session or entries that lead elsewhere, or
-            a session of the name is there with other content.
+        DataError: if a source cannot be read, contains no session or has entries that lead out of
+            it, or if a session of that name exists with other content.
     """
     plans: list[tuple[Path, str, list[_Member]]] = []
     for source in map(Path, sources):
         plans += [(source, name, members) for name, members in _sessions(source).items()]
     names = [name for _, name, _ in plans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{', '.join(twice)}: several sessions have this name; convert them apart")
+        raise DataError(
+            f"{', '.join(twice)}: several sessions have this name; convert them to different --out"
+        )
     written, there = [], []
     for source, name, members in plans:
         target = Path(out) / name
         if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
-            raise DataError(f"{source} is itself --out {out}: it is a folder already, so check it")
+            raise DataError(
+                f"{source} is itself --out {out}: it is already converted; run `check` on it"
+            )
         (there if _is_there(source, target, members) else written).append(target)
     for source, name, members in plans:
         if Path(out) / name in written:
@@ -85,13 +89,15 @@ def convert(
 
 
 def _sessions(source: Path) -> dict[str, list[_Member]]:
-    """The sessions of a source: name → files."""
+    """Return name → files for the sessions of a source."""
     if source.is_dir():
         sizes, passed_over = files_below(source)
         del passed_over["hidden"]
         if told := passed_over_line(passed_over):
-            # A part of a session that is missing would be one that was not recorded.
-            raise DataError(f"{source} cannot be converted whole ({told}); copy what is linked")
+            # A missing part of a session would be taken as not recorded.
+            raise DataError(
+                f"{source} cannot be converted completely ({told}); copy the linked files into it"
+            )
         try:
             members = [
                 _Member(name, "", size, (source / name).stat().st_mtime_ns)
@@ -109,7 +115,8 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
                 ]
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(
-                f"{source} is neither a folder nor a whole zip archive; fetch it again ({error})"
+                f"{source} is neither a folder nor a complete zip archive; download it again "
+                f"({error})"
             ) from error
     roots: dict[str, list[_Member]] = {}
     for member in members:
@@ -121,27 +128,29 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
             roots.setdefault(found["root"], []).append(whole)
     roots = {r: m for r, m in roots.items() if any(x.name.startswith("data/videos/") for x in m)}
     if not roots:
-        raise DataError(f"{source} holds no session: no data/videos/0.npy at any depth")
+        raise DataError(f"{source} contains no session: there is no data/videos/0.npy at any depth")
     own = source.resolve().name if source.is_dir() else source.stem
     sessions: dict[str, list[_Member]] = {}
     for root, files in roots.items():
         name = PurePosixPath(root).name or own
         if name in sessions:
-            raise DataError(f"{source} holds two sessions named {name}; convert them apart")
+            raise DataError(
+                f"{source} contains two sessions named {name}; convert them to different --out"
+            )
         sessions[name] = files
     return sessions
 
 
 def _member(source: Path, entry: zipfile.ZipInfo) -> _Member:
-    """An archive's entry, if it can be trusted."""
+    """Return an archive's entry; raise if it is a link, encrypted or leads out of the archive."""
     name = entry.filename
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise DataError(
-            f"{source} holds the entry {name!r}, which leads out of --out; not unpacked"
+            f"{source} contains the entry {name!r}, which leads out of --out; it is not unpacked"
         )
     if stat.S_ISLNK(entry.external_attr >> 16):
-        raise DataError(f"{source} holds the link {name!r}; not unpacked")
+        raise DataError(f"{source} contains the link {name!r}, which is not unpacked; remove it")
     if entry.flag_bits & 1:
         raise DataError(f"{source} is encrypted; decrypt it first")
     return _Member(name, "", entry.file_size, entry.CRC)
@@ -153,11 +162,11 @@ def _is_there(source: Path, target: Path, members: Sequence[_Member]) -> bool:
     if target.is_dir() and all(
         _whole(target / m.name, m) and _has_content_of(source, m, target / m.name) for m in members
     ):
-        # A run that was stopped after the last file has left it.
+        # It remains if a run was stopped after the last file.
         (target / _MANIFEST).unlink(missing_ok=True)
         return True
     raise DataError(
-        f"{target} is there already with other content; remove it or choose another --out"
+        f"{target} already exists with other content; remove it or choose another --out"
     )
 
 
@@ -170,8 +179,8 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
         needed, free = sum(m.size for m in missing), shutil.disk_usage(partial).free
         if needed > free:
             raise DataError(
-                f"{target} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} are free; choose another "
-                "--out or make room"
+                f"{target} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; choose "
+                "another --out or free space"
             )
         bar = tqdm(total=needed, desc=target.name, unit="B", unit_scale=True, disable=not progress)
         with bar:
@@ -187,19 +196,19 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
         os.rename(partial, target)
         (target / _MANIFEST).unlink()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise DataError(f"{source} is damaged, fetch it again: {error}") from error
+        raise DataError(f"{source} is damaged, download it again: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left for {target}; make room and run again") from error
+            raise DataError(f"no space left for {target}; free space and run again") from error
         raise DataError(f"{target} cannot be written: {error}") from error
 
 
 def _claim(partial: Path, manifest: str) -> None:
-    """Keep the files of a stopped run of this source; remove those of another source."""
+    """Keep the files of an interrupted run of this source; remove files of another source."""
     note = partial / _MANIFEST
     if partial.exists():
         if not note.is_file():
-            raise DataError(f"{partial} is in the way and not of this command; move it elsewhere")
+            raise DataError(f"{partial} was not written by this command; move it elsewhere")
         if note.read_text() != manifest:
             for folder in ("data", "meta"):
                 shutil.rmtree(partial / folder, ignore_errors=True)
@@ -214,7 +223,7 @@ def _whole(path: Path, member: _Member) -> bool:
 
 
 def _has_content_of(source: Path, member: _Member, path: Path) -> bool:
-    """Return True if a converted file equals the file of the source."""
+    """Return True if a converted file equals its source file."""
     if source.is_dir():
         return filecmp.cmp(source / member.source, path, shallow=False)
     checksum = 0
@@ -225,7 +234,7 @@ def _has_content_of(source: Path, member: _Member, path: Path) -> bool:
 
 
 def _copy(stream: BinaryIO, path: Path, bar: tqdm) -> None:
-    # Reading an archive's entry to its end checks its CRC.
+    # Reading an archive's entry completely checks its CRC.
     with replaced_file(path) as part, open(part, "wb") as file:
         while block := stream.read(1 << 20):
             file.write(block)

@@ -1,4 +1,4 @@
-"""Contents of a session folder, and all problems that prevent training on it."""
+"""Summarise a session folder, and find all problems that prevent training on it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class SessionCheck:
     """Result of :func:`check`.
 
     Attributes:
-        session: opened; None if there are problems.
-        facts: heading → what a person should know.
-        problems: lines that name what is wrong and how to fix it; none if the session can be used.
-        notes: lines on what is unusual and can be used all the same.
+        session: the opened session; None if there are problems.
+        facts: heading → summary line.
+        problems: error lines, each with the fix; empty if the session can be used.
+        notes: lines on unusual properties that do not prevent training.
     """
 
     session: Session | None
@@ -43,11 +43,11 @@ class SessionCheck:
 
 
 def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
-    """Read a whole session as training would, and all of its trials where one is wrong.
+    """Read a whole session like training; if a trial is faulty, check all trials.
 
     Args:
         path: the session's folder.
-        progress: whether to show a bar while faulty trials are looked for.
+        progress: show a progress bar during the search for faulty trials.
     """
     try:
         session = Session(path)
@@ -56,7 +56,7 @@ def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
         return SessionCheck(None, {}, list(dict.fromkeys(found)), [])
     facts = {
         "frames": f"{session.frame_size[0]}×{session.frame_size[1]} pixels, "
-        f"{session.frames_per_second:g} a second",
+        f"{session.frames_per_second:g} per second",
         "neurons": f"{len(session.unit_ids)}, {session.kind}, "
         + ("coordinates unmeasured" if session.coordinates is None else "with coordinates"),
         "trials": f"{len(session.tier_names)}, {_range(session.lengths[session.lengths > 0])} frames",
@@ -75,10 +75,10 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
     """Draw frames and traces of some trials of every tier.
 
     Args:
-        session: what to draw.
-        path: the PNG file; appears whole.
-        trials: rows.
-        frames: of each trial.
+        session: the session.
+        path: the PNG file, written atomically.
+        trials: number of trials, one per row.
+        frames: number of frames of each trial.
 
     Raises:
         DataError: if the picture cannot be written.
@@ -89,12 +89,12 @@ def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 
 
 
 def _figure(session: Session, trials: int, frames: int) -> Figure:
-    """A row a trial: its frames, responses, behaviour with the pupil's centre."""
+    """Draw one row per trial: frames, responses, and behaviour with the pupil's centre."""
     chosen = _some_trials(session, trials)
-    # 900 pixels, the width of a web page.
+    # 900 pixels wide, like a web page.
     figure = Figure(figsize=(9, 1.6 * len(chosen) + 1.2), layout="constrained")
     axes = figure.subplots(len(chosen), 3, squeeze=False, width_ratios=(3, 2, 2))
-    # The same neurons in every row: those that vary most in training.
+    # Every row shows the neurons that vary most in training trials.
     deviations = [session.trials[int(t)].responses for t in session.tiers["train"]]
     busiest = np.argsort(-Moments.merged(deviations).deviation, kind="stable")[:_TRACES]
     for (film, neural, behaviour), trial in zip(axes, chosen, strict=True):
@@ -121,7 +121,7 @@ def _figure(session: Session, trials: int, frames: int) -> Figure:
 
 
 def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
-    """Frames in two lines, each with its number."""
+    """Draw frames in two lines, each with its number."""
     columns = -(-len(frames) // 2)
     height, width = frames.shape[1:]
     pictures = np.full((2 * columns, height, width), 255, dtype=frames.dtype)
@@ -140,7 +140,7 @@ def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """List the errors of each used trial, if the folder can be read so far."""
+    """List the errors of all trials, if the rest of the folder can be read."""
     there = {
         name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
     }
@@ -178,15 +178,15 @@ def _movies(session: Session) -> str:
 
 
 def _shared(session: Session) -> list[str]:
-    """Lines on movies that training shares with other tiers, as it is written in tiers.npy."""
+    """Return notes on movies that training shares with other tiers, by the tiers in tiers.npy."""
     shown = {
         name: {*session.contents[session.tier_names == name].tolist()} - {-1}
         for name in _raw_tiers(session)
         if tier_of(name) is not None
     }
     return [
-        f"{count} of {total} movies of {name} are shown in train, too: that tier tests repeats, not "
-        "new movies"
+        f"{count} of {total} movies of {name} are also shown in train: that tier does not test new "
+        "movies"
         for name, (count, total) in shared_movies(shown).items()
     ]
 
@@ -216,7 +216,7 @@ def _responses(session: Session) -> str:
     rates = np.quantile(Moments.merged(moments).mean * scale, (0, 0.5, 1))
     unit = " spikes/s" if session.kind == "spikes" else ""
     low, middle, high = (f"{rate:.3g}" for rate in rates)
-    return f"mean a frame {', '.join(means)}; neurons from {low} to {high}{unit}, median {middle}{unit}"
+    return f"mean per frame {', '.join(means)}; neurons from {low} to {high}{unit}, median {middle}{unit}"
 
 
 def _behaviour(session: Session) -> str:
@@ -226,12 +226,12 @@ def _behaviour(session: Session) -> str:
     constant = np.flatnonzero(Moments.merged(parts).std == 0).tolist()
     without = ", ".join(map(str, constant))
     return f"{session.behaviour_channels} channels" + (
-        f", without variance: {without}" if constant else ", all of them vary"
+        f", without variance: {without}" if constant else ", all vary"
     )
 
 
 def _some_trials(session: Session, count: int) -> list[int]:
-    """Trials of every tier in turn, evenly spaced within each."""
+    """Choose trials alternately from all tiers, evenly spaced within each."""
     tiers = [session.tiers[t] for t in ("train", "validation", "test") if len(session.tiers[t])]
     share = -(-count // len(tiers))
     rows = [
@@ -241,7 +241,7 @@ def _some_trials(session: Session, count: int) -> list[int]:
 
 
 def _traces(axis: Axes, seconds: np.ndarray, values: np.ndarray, labels: list[str]) -> None:
-    """Lines, each over its own standard deviation, so that all fit one axis."""
+    """Draw traces in units of their standard deviations, so that all fit one axis."""
     for column, label in zip(values.T, labels, strict=True):
         spread = float(np.nanstd(column)) if np.isfinite(column).any() else 0.0
         axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.8, label=label)

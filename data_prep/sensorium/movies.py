@@ -1,4 +1,4 @@
-"""Training stimuli of sessions as video files, to pretrain an encoder on them without responses."""
+"""Write training stimuli of sessions as video files, for pretraining without responses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class WrittenMovies(NamedTuple):
     """Result of :func:`write_movies`.
 
     Attributes:
-        written: new files.
-        there: files that an earlier call had written.
-        held_out: training movies that were left out, since a validation or test trial of one of the
-            sessions shows them, too.
+        written: paths of new files.
+        there: paths of files that an earlier call wrote.
+        held_out: number of training movies that were excluded, since a validation or test trial of
+            one of the sessions also shows them.
     """
 
     written: list[Path]
@@ -37,19 +37,19 @@ def write_movies(
 ) -> WrittenMovies:
     """Write each movie of the training trials once, as ``out/SESSION_TRIAL.mp4``.
 
-    A movie that a validation or test trial of any of the sessions shows is never written. Files
-    that are there already are kept, so that a call that was stopped goes on.
+    Movies that are shown in a validation or test trial of any of the sessions are not written.
+    Existing files are kept, so that another call continues an interrupted one.
 
     Args:
         sessions: folders in the Sensorium layout.
-        out: folder of the videos; made if missing.
-        progress: whether to show a bar.
+        out: folder of the videos; created if missing.
+        progress: show a progress bar.
 
     Returns:
         :class:`WrittenMovies`.
 
     Raises:
-        SessionError: for a session that cannot be used.
+        SessionError: if a session cannot be used.
         DataError: if two sessions have one name, no movie is left, or a file cannot be written.
     """
     opened = [Session(path) for path in sessions]
@@ -70,8 +70,9 @@ def write_movies(
     chosen = [place for content, place in shown.items() if content not in held]
     if not chosen:
         raise DataError(
-            f"all {len(shown)} training movies are shown in validation or test trials, too; there "
-            "is nothing to pretrain on"
+            f"all {len(shown)} training movies are also shown in validation or test trials; no "
+            "movie "
+            "is left for pretraining"
         )
     found = WrittenMovies([], [], len(shown) - len(chosen))
     out = Path(out)

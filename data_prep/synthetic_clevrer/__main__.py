@@ -1,13 +1,12 @@
-"""Renders a stand-in for CLEVRER in its own folders, file names and annotation schema.
+"""Render videos like CLEVRER's, with its folders, file names and annotation schema.
 
     python -m data_prep.synthetic_clevrer --out DIR --num-videos 64
 
-makes DIR/video_00000-01000/video_00000.mp4 … and DIR/annotation_00000-01000/annotation_00000.json …:
-3 to 6 cubes, spheres and cylinders in 8 colours and 2 materials that enter, collide and spin on a grey
-ground. By default 128 frames of 480×320 (width × height) at 25 frames per second, h264 in yuv420p.
-
-The same seed and number give the same video, whatever the number of workers, the first number or the
-order. Running again keeps the videos that are there and makes the missing ones.
+makes DIR/video_00000-01000/video_00000.mp4 … and DIR/annotation_00000-01000/annotation_00000.json
+…: 3 to 6 cubes, spheres and cylinders in 8 colours and 2 materials enter, collide and spin on a
+grey ground. The default is 128 frames of 480×320 (width × height) at 25 frames per second, h264 in
+yuv420p. A video depends only on the seed and its number. A second run keeps existing videos and
+renders the missing ones.
 """
 
 from __future__ import annotations
@@ -20,32 +19,42 @@ from data_prep.command_line import FrameSize, command, png_file, start
 from ssl_vivit.command import OneLineParser
 
 
-@command("interrupted; the same command goes on where it stopped")
+@command("interrupted; run the same command again to continue")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of `python -m data_prep.synthetic_clevrer`; returns the exit status."""
+    """Run `python -m data_prep.synthetic_clevrer`; return the exit status."""
     parser = OneLineParser(
         prog="python -m data_prep.synthetic_clevrer",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.add_argument("--num-videos", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the videos"
+    )
+    parser.add_argument(
+        "--num-videos", type=int, default=64, metavar="N", help="number of videos (default: 64)"
+    )
     parser.add_argument(
         "--size",
         action=FrameSize,
         nargs="+",
         default=(320, 480),
         metavar="H W",
-        help="frame height and width in pixels, as 320x480 or 320 480 (default)",
+        help="frame height and width in pixels, such as 320x480 or 320 480 (default: 320x480)",
     )
-    parser.add_argument("--num-frames", type=int, default=128, metavar="N", help="default: 128")
+    parser.add_argument(
+        "--num-frames", type=int, default=128, metavar="N", help="frames per video (default: 128)"
+    )
     parser.add_argument("--fps", type=float, default=25, help="frames per second (default: 25)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
-        "--start-index", type=int, default=0, metavar="N", help="first video's number (default: 0)"
+        "--start-index",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of the first video (default: 0)",
     )
     parser.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="processes (default: one a core)"
+        "--workers", type=int, default=None, metavar="N", help="processes (default: one per core)"
     )
     parser.add_argument(
         "--contact-sheet",

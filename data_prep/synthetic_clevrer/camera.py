@@ -5,8 +5,9 @@ from functools import cached_property
 
 import numpy as np
 
-# Chosen so that ground tilt, horizon and object size match CLEVRER's frames: objects of 0.4 units
-# are about a tenth of the frame wide in its middle, +x points at the viewer and +y to the right.
+# Chosen so that ground tilt, horizon and object size match CLEVRER's frames. In the middle of the
+# frame, objects of 0.4 units are about a tenth of its width; +x points at the viewer, +y to the
+# right.
 TARGET = (0.2, 0.0, 0.2)
 DISTANCE = 5.3
 ELEVATION = np.deg2rad(28.0)
@@ -20,8 +21,8 @@ ASPECT = 1.5
 class Camera:
     """Projects the scene to a frame of `height` × `width` pixels.
 
-    The view is CLEVRER's 3:2 view; a frame of another shape shows its largest centred crop, so that
-    no frame ever shows what lies outside CLEVRER's.
+    The camera has CLEVRER's 3:2 view; a frame of another aspect ratio shows the largest centred
+    crop of that view.
 
     Args:
         height: frame height in pixels.
@@ -60,11 +61,14 @@ class Camera:
         return np.stack([right, np.cross(forward, right), forward])
 
     def depth(self, points: np.ndarray) -> np.ndarray:
-        """Distance of scene points (..., 3) along the line of sight: (...), negative behind."""
+        """Return the distance (...) of scene points (..., 3) along the line of sight.
+
+        It is negative for points behind the camera.
+        """
         return (np.asarray(points, dtype=np.float64) - self.position) @ self.axes[2]
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel coordinates of scene points.
+        """Return the pixel coordinates of scene points.
 
         Args:
             points: (..., 3) in scene units, in front of the camera.
@@ -77,7 +81,7 @@ class Camera:
         return centre + self.focal * seen[..., :2] / seen[..., 2:]
 
     def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Unit directions of the rays through pixel coordinates `x`, `y`: (3, *x.shape)."""
+        """Return unit directions (3, *x.shape) of the rays through pixel coordinates `x`, `y`."""
         across = (np.asarray(x, dtype=np.float64) - self.width / 2) / self.focal
         down = (np.asarray(y, dtype=np.float64) - self.height / 2) / self.focal
         directions = np.stack(
@@ -86,7 +90,7 @@ class Camera:
         return directions / np.linalg.norm(directions, axis=0)
 
     def ground(self, x: np.ndarray, y: np.ndarray, height: float = 0.0) -> np.ndarray:
-        """Points at `height` above the ground seen at pixel coordinates: (..., 3)."""
+        """Return the points (..., 3) at `height` above the ground seen at pixel coordinates."""
         directions = self.rays(x, y)
         reach = (height - self.position[2]) / directions[2]
         return np.moveaxis(self.position.reshape(3, *[1] * np.ndim(x)) + reach * directions, 0, -1)

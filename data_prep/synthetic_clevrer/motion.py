@@ -1,6 +1,6 @@
-"""Motion of the objects of a rendered CLEVRER scene, and its annotation.
+"""Simulate the motion of the objects of a rendered CLEVRER scene, and annotate it.
 
-Rigid bodies on a plane seen from above (pymunk), slowed by friction against the ground.
+Objects are rigid bodies on a plane seen from above (pymunk), slowed by friction with the ground.
 """
 
 import math
@@ -16,14 +16,14 @@ RESTITUTION = {"metal": 0.8, "rubber": 0.6}
 CONTACT_FRICTION = 0.2
 MASS = 1.0
 STEPS_PER_SECOND = 500
-"""Least rate of the physics: a fast object moves some 2 % of its size between steps."""
+"""Lowest rate of the simulation: a fast object moves about 2 % of its size per step."""
 SEPARATION = 0.02
-"""A pair meets anew only after a gap of this width, so that a lasting touch is one collision."""
+"""Gap after which two objects can collide again, so that a lasting touch is one collision."""
 
 
 @dataclass(frozen=True)
 class Collision:
-    """First touch of two objects: the first frame at or after it, who, and where."""
+    """First touch of two objects: its frame (the first at or after it), objects and location."""
 
     frame: int
     objects: tuple[int, int]
@@ -35,12 +35,12 @@ class Motion:
     """Simulated motion of a scene.
 
     Args:
-        location: (frames, objects, 3), centres.
-        orientation: (frames, objects, 3), Euler angles in radians, order XYZ: the rotation matrix is
-            Rz @ Ry @ Rx.
-        velocity: (frames, objects, 3), units per second.
+        location: (frames, objects, 3), centres in scene units.
+        orientation: (frames, objects, 3), Euler angles in radians in the order XYZ: the rotation
+            matrix is Rz @ Ry @ Rx.
+        velocity: (frames, objects, 3), scene units per second.
         angular_velocity: (frames, objects, 3), radians per second about the scene's axes.
-        collisions: in order of time.
+        collisions: the collisions in order of time.
     """
 
     location: np.ndarray
@@ -51,11 +51,11 @@ class Motion:
 
 
 def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
-    """Moves the objects; frame f shows them f / fps seconds after the beginning.
+    """Simulate the motion of objects; frame f is f / fps seconds after the start.
 
     Args:
-        objects: what is in the scene.
-        num_frames: how many frames to record.
+        objects: objects of the scene.
+        num_frames: number of frames to record.
         fps: frames per second.
     """
     space = pymunk.Space()
@@ -100,7 +100,7 @@ def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
         for number, (item, body) in enumerate(zip(objects, bodies, strict=True)):
             spin = [0.0, 0.0, body.angular_velocity]
             if item.shape == "sphere":
-                # Rolling without slipping: the point on the ground stands still.
+                # Rolling without slipping: the contact point does not move.
                 spin[:2] = -body.velocity.y / RADIUS, body.velocity.x / RADIUS
                 if frame:
                     middle = (turn[frame - 1, number] + spin) / 2
@@ -129,7 +129,7 @@ def _add(space: pymunk.Space, item: SceneObject, number: int) -> pymunk.Body:
         body = pymunk.Body(MASS, pymunk.moment_for_circle(MASS, 0.0, RADIUS))
         shape = pymunk.Circle(body, RADIUS)
     body.position, body.angle = item.position, item.yaw
-    # pymunk multiplies the two shapes' numbers.
+    # pymunk multiplies the elasticities of the two shapes, hence the root.
     shape.elasticity = math.sqrt(RESTITUTION[item.material])
     shape.friction = math.sqrt(CONTACT_FRICTION)
     shape.collision_type = number
@@ -138,14 +138,14 @@ def _add(space: pymunk.Space, item: SceneObject, number: int) -> pymunk.Body:
 
 
 def _slow(item: SceneObject, body: pymunk.Body, dt: float) -> None:
-    """Reduces speed and spin by the friction against the ground in `dt` seconds."""
+    """Reduce speed and spin by `dt` seconds of friction with the ground."""
     speed = body.velocity.length
     if speed > 0.0:
         body.velocity = body.velocity * max(0.0, 1.0 - item.deceleration * dt / speed)
     spin = abs(body.angular_velocity)
     if spin > 0.0:
-        # A disc that turns on its face is slowed by its friction at 2/3 of its radius, over an
-        # inertia of m r² / 2.
+        # Friction acts on a disc that spins on its face at 2/3 of its radius; its inertia is m r² /
+        # 2.
         loss = 4.0 / 3.0 * item.deceleration / item.reach * dt
         body.angular_velocity *= max(0.0, 1.0 - loss / spin)
 
@@ -173,7 +173,7 @@ def _about_z(angle: float) -> np.ndarray:
 
 
 def _turned(turn: np.ndarray) -> np.ndarray:
-    """Rotation matrix of a rotation vector (Rodrigues' formula)."""
+    """Return the rotation matrix of a rotation vector (Rodrigues' formula)."""
     angle = float(np.linalg.norm(turn))
     if angle == 0.0:
         return np.eye(3)
@@ -183,7 +183,7 @@ def _turned(turn: np.ndarray) -> np.ndarray:
 
 
 def _euler(rotation: np.ndarray) -> tuple[float, float, float]:
-    """Angles (rx, ry, rz) with Rz @ Ry @ Rx equal to the rotation matrix."""
+    """Return the angles (rx, ry, rz) for which Rz @ Ry @ Rx is the rotation matrix."""
     level = math.hypot(rotation[0, 0], rotation[1, 0])
     return (
         math.atan2(rotation[2, 1], rotation[2, 2]),
@@ -193,26 +193,26 @@ def _euler(rotation: np.ndarray) -> tuple[float, float, float]:
 
 
 def annotation(index: int, objects: list[SceneObject], motion: Motion, camera: Camera) -> dict:
-    """A scene's annotation in CLEVRER's schema.
+    """Return a scene's annotation in CLEVRER's schema.
 
     Lengths are in scene units, velocities in units per second, angular velocities in radians per
-    second. CLEVRER's README names the fields and no units; orientations here are Blender's
-    `rotation_euler`: angles in radians, order XYZ. `inside_camera_view` is whether the object's
-    centre projects into the frame.
+    second. CLEVRER's README does not state units. Orientations here are Blender's `rotation_euler`:
+    angles in radians in the order XYZ. `inside_camera_view` is true if the object's centre projects
+    into the frame.
 
     Args:
-        index: the video's number.
-        objects: what is in the scene.
-        motion: how it moved.
-        camera: which frame it is seen in.
+        index: number of the video.
+        objects: objects of the scene.
+        motion: motion of the objects.
+        camera: camera of the video.
 
     Returns:
-        What CLEVRER's annotation_XXXXX.json holds, ready for json.dump.
+        The content of CLEVRER's annotation_XXXXX.json, ready for json.dump.
     """
     inside = camera.sees(motion.location)
 
     def numbers(values: np.ndarray) -> list[float]:
-        # Adding zero turns -0.0 to 0.0.
+        # Adding zero changes -0.0 to 0.0.
         return [round(float(v), 6) + 0.0 for v in values]
 
     return {

@@ -1,4 +1,4 @@
-"""Draws the rendered CLEVRER scenes: rays against shapes, inside each object's own screen box only."""
+"""Draw CLEVRER-like scenes by ray casting, only within the bounding box of each object."""
 
 import itertools
 
@@ -10,12 +10,12 @@ from data_prep.synthetic_clevrer.shading import ground_light, shade, shadow_reac
 from data_prep.synthetic_clevrer.shapes import hit_distance, shading_normals
 
 Pose = tuple[SceneObject, np.ndarray, float]
-"""An object, its centre (3,) and its turn about the vertical in radians."""
+"""An object, its centre (3,) and its rotation about the vertical in radians."""
 
 NEAREST = 0.5
-"""Objects closer to the camera than this have left the view below its lower edge."""
+"""Objects closer to the camera than this are below the lower edge of the view."""
 NOISE = 1.2
-"""Standard deviation of the grain, in pixel values; the same in every frame, as in CLEVRER's."""
+"""Standard deviation of the noise, in pixel values; all frames have equal noise, as in CLEVRER."""
 
 
 class Renderer:
@@ -24,14 +24,15 @@ class Renderer:
     Args:
         camera: frame size and view.
 
-    Only the boxes that objects and their shadows cover are drawn over a fixed ground, so the cost of
-    a frame follows the objects' area in pixels. Edges are smooth by several samples a pixel.
+    Only the boxes covered by objects and their shadows are drawn over a fixed ground, so the cost
+    of a frame depends on the objects' area in pixels. Edges are antialiased by several samples per
+    pixel.
     """
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
         height, width = camera.height, camera.width
-        # Small frames have few pixels an object, and steps in its outline would show.
+        # In small frames objects have few pixels, and aliasing would be visible.
         self.samples = 2 if height * width > 240 * 360 else 3
         n = self.samples
         x, y = np.meshgrid((np.arange(width * n) + 0.5) / n, (np.arange(height * n) + 0.5) / n)
@@ -44,8 +45,8 @@ class Renderer:
             np.moveaxis(_floor(camera, x, y), -1, 0) + self._grain, dtype=np.float32
         )
         self._empty = _bytes(self._floor)
-        # Memory to draw in. Each frame clears what it uses of it, so that nothing remains of one that
-        # an exception cut off.
+        # Buffers for drawing. Each frame clears the parts that it uses, so a frame that an
+        # exception interrupted leaves no traces.
         self._depth = np.empty((height * n, width * n), dtype=np.float32)
         self._color = np.empty((3, height * n, width * n), dtype=np.float32)
         self._shadows: dict[tuple, tuple[tuple[slice, slice], np.ndarray] | None] = {}
@@ -53,12 +54,12 @@ class Renderer:
     def frame(
         self, objects: list[SceneObject], locations: np.ndarray, yaws: np.ndarray
     ) -> np.ndarray:
-        """One frame.
+        """Draw one frame.
 
         Args:
-            objects: what is in the scene.
-            locations: (objects, 3), their centres.
-            yaws: (objects,), their turns about the vertical in radians.
+            objects: objects of the scene.
+            locations: (objects, 3), centres of the objects.
+            yaws: (objects,), rotations about the vertical in radians.
 
         Returns:
             uint8 (H, W, 3), RGB.
@@ -114,9 +115,9 @@ class Renderer:
         self._color[:, *fine][:, nearer] = 255 * np.sqrt(np.clip(light, 0, 1))
 
     def _cast(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-        """Boxes of the ground that objects darken, and by what factors.
+        """Return the boxes of the ground that objects darken, and the factors.
 
-        What rests throws the shadow of the frame before.
+        Shadows of resting objects are reused from the previous frame.
         """
         shadows = {}
         for item, location, yaw in poses:
@@ -134,7 +135,7 @@ class Renderer:
         return [shadow for shadow in shadows.values() if shadow is not None]
 
     def _resolve(self, box: tuple[slice, slice], floor: np.ndarray) -> np.ndarray:
-        """Pixels of a box: the mean of their samples over the floor that they leave free."""
+        """Return the pixels of a box: the mean of their samples, with the floor where none hits."""
         n = self.samples
         depth, color = self._depth[self._fine(box)], self._color[:, *self._fine(box)]
         # Sums over strided views are several times faster than a mean over two inner axes.
@@ -148,13 +149,13 @@ class Renderer:
         return slice(box[0].start * n, box[0].stop * n), slice(box[1].start * n, box[1].stop * n)
 
     def _box(self, item: SceneObject, location: np.ndarray) -> tuple[slice, slice] | None:
-        """Pixels that may show the object, None when there are none."""
+        """Return the box of pixels that may show the object; None if it is empty."""
         half = (item.reach, item.reach, item.half_height)
         corners = np.array(list(itertools.product((-1, 1), repeat=3))) * half + location
         return self._around(corners)
 
     def _shadow_box(self, item: SceneObject, location: np.ndarray) -> tuple[slice, slice] | None:
-        """Pixels of the ground that the object may darken, None when there are none."""
+        """Return the box of pixels of ground that the object may darken; None if it is empty."""
         low, high = shadow_reach(item)
         corners = [
             (location[0] + x, location[1] + y, 0.0)
@@ -175,15 +176,15 @@ class Renderer:
 
 
 def _bytes(planes: np.ndarray) -> np.ndarray:
-    """Planes (3, H, W) of pixel values as a uint8 picture (H, W, 3)."""
+    """Convert planes (3, H, W) of pixel values to a uint8 picture (H, W, 3)."""
     return np.clip(np.moveaxis(planes, 0, -1) + 0.5, 0, 255).astype(np.uint8, order="C")
 
 
 def _floor(camera: Camera, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The empty ground's pixel values (H, W, 3): a smooth fit to CLEVRER's empty scene.
+    """Return pixel values (H, W, 3) of the empty ground, a smooth fit to CLEVRER's empty scene.
 
-    A grey that warms towards the viewer, darkens at the far edge, and shines bluish in the far left
-    corner, where the fill lamp stands.
+    The ground is grey, warmer towards the viewer, darker at the far edge, and bluish in the far
+    left corner, near the fill lamp.
     """
     u = (x - camera.width / 2) / (camera.full_width / 2)
     v = (y - camera.height / 2) / (camera.full_width / 2)

@@ -1,8 +1,8 @@
-"""Scenes for the rendered CLEVRER stand-in: which objects, where, and how they are pushed.
+"""Draw random CLEVRER-like scenes: objects, their positions and their initial velocities.
 
-Some rest in view, the others enter from outside, most of them aimed at another one. The scene of a
-(seed, index) does not depend on frame size or length: a shorter video shows the beginning of a longer
-one.
+Some objects rest in view; the others enter from outside, most of them aimed at another object. A
+scene depends only on (seed, index), not on frame size or length: a shorter video is the start of a
+longer one.
 """
 
 import itertools
@@ -25,27 +25,27 @@ HALF_SIDE = 0.17
 GRAVITY = 9.8
 SLIDING_FRICTION = 0.036
 ROLLING_FRICTION = 0.015
-"""Friction coefficients against the ground; their product with GRAVITY is a speed lost per second.
-Sliding objects so lose about 1 % of a typical speed a frame, as CLEVRER's do; spheres roll on."""
+"""Friction coefficients with the ground; their product with GRAVITY is the speed lost per second.
+Sliding objects lose about 1 % of a typical speed per frame, as in CLEVRER; spheres roll farther."""
 SHADOW_LENGTH = 0.5
-"""Distance beside an object within which the ground is visibly darker, in scene units."""
+"""Distance from an object up to which the ground is visibly darker, in scene units."""
 DURATION = 5.12
 """Seconds over which entries are spread: CLEVRER's 128 frames at 25 frames per second."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object and the push that starts it.
+    """An object, and the push that starts its motion.
 
     Args:
         color: one of COLORS.
         material: one of MATERIALS.
         shape: one of SHAPES.
-        position: (x, y) of its centre at the beginning.
-        yaw: turn about the vertical, in radians.
-        velocity: (x, y) in units per second that it gets at `start`; at rest before.
-        spin: turn about the vertical in radians per second that it gets at `start`.
-        start: seconds after the beginning.
+        position: (x, y) of its centre at the start of the video.
+        yaw: rotation about the vertical, in radians.
+        velocity: (x, y) in units per second at time `start`; before that the object rests.
+        spin: angular velocity about the vertical in radians per second at time `start`.
+        start: time of the push in seconds.
     """
 
     color: str
@@ -69,16 +69,16 @@ class SceneObject:
 
     @property
     def deceleration(self) -> float:
-        """Speed that friction takes, in units per second squared."""
+        """Deceleration by friction, in units per second squared."""
         return GRAVITY * (ROLLING_FRICTION if self.shape == "sphere" else SLIDING_FRICTION)
 
 
 def draw_scene(seed: int, index: int) -> list[SceneObject]:
-    """Three to six objects, no two alike in colour, material and shape.
+    """Draw three to six objects; no two have equal colour, material and shape.
 
     Args:
-        seed: the data set's seed.
-        index: the video's number; the pair alone decides the scene.
+        seed: seed of the data set.
+        index: number of the video; the scene depends only on seed and index.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     kinds = list(itertools.product(COLORS, MATERIALS, SHAPES))
@@ -99,7 +99,7 @@ def draw_scene(seed: int, index: int) -> list[SceneObject]:
 
 
 def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Generator) -> SceneObject:
-    """`kind` somewhere in the middle of the view, apart from the others."""
+    """Place `kind` at random near the middle of the view, apart from the others."""
     while True:
         x, y = float(rng.uniform(-1.8, 1.4)), float(rng.uniform(-1.6, 1.6))
         if _is_free((x, y), others, 0.75):
@@ -109,7 +109,7 @@ def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Genera
 def _entering(
     kind: SceneObject, others: list[SceneObject], start: float, rng: np.random.Generator
 ) -> SceneObject:
-    """`kind` just outside the view, with a push that carries it to another object or into the middle."""
+    """Place `kind` just outside the view, with a push towards another object or the middle."""
     camera = Camera(1000, round(1000 * ASPECT))
     while True:
         side = rng.choice(["left", "right", "near"], p=[0.4, 0.4, 0.2])
@@ -125,7 +125,7 @@ def _entering(
         else:
             goal = np.array([rng.uniform(-1.6, 1.0), rng.uniform(-1.2, 1.2)])
         heading = (goal - edge) / np.linalg.norm(goal - edge)
-        # Stand back far enough that neither it nor its shadow is in view before the push.
+        # Move it out until neither the object nor its shadow is in view before the push.
         place = edge
         while _touches_view(camera, place, kind):
             place = place - 0.05 * heading

@@ -1,8 +1,8 @@
-"""Light, materials and shadows of the rendered CLEVRER scenes.
+"""Light, materials and shadows of CLEVRER-like scenes.
 
-Three lamps stand as in CLEVR's base scene (key in front, fill to the left, back behind on the right);
-directions, strengths and colours are fitted by eye to CLEVRER's frames. Colours here are linear light
-as the square of the 0..1 pixel value.
+Three lamps are placed as in CLEVR's base scene (key in front, fill at the left, back behind at the
+right). Directions, strengths and colours are fitted by eye to CLEVRER's frames. Colours here are
+linear light, the square of the pixel value in [0, 1].
 """
 
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Lamp:
     Args:
         azimuth: degrees from +x towards +y.
         elevation: degrees above the ground.
-        strength: light on a surface that faces it.
-        shadow: share of the ground's light that its shadow takes away.
-        softness: half-width of its shadow's edge at the object's foot and how much it widens along
-            the shadow, in scene units.
+        strength: light on a surface that faces the lamp.
+        shadow: fraction of the ground's light that its shadow removes.
+        softness: half-width of the shadow's edge at the object's foot in scene units, and its
+            increase along the shadow.
     """
 
     azimuth: float
@@ -58,7 +58,7 @@ class Lamp:
 
     @cached_property
     def fall(self) -> np.ndarray:
-        """Shadow on the ground of a point one unit high, relative to its foot (2,)."""
+        """Offset (2,) of the shadow of a point one unit above the ground from the point's foot."""
         x, y, z = self.direction
         return np.array([-x / z, -y / z])
 
@@ -72,7 +72,7 @@ SKY, BOUNCE = 0.26, 0.14
 
 
 def albedo(item: SceneObject) -> np.ndarray:
-    """Linear colour (3,) of an object."""
+    """Return the linear colour (3,) of an object."""
     return (np.asarray(PALETTE[item.color], dtype=np.float32) / 255) ** 2
 
 
@@ -83,14 +83,14 @@ def shade(
     rays: Vectors,
     others: list[tuple[SceneObject, np.ndarray]],
 ) -> np.ndarray:
-    """Light that reaches the camera from points of an object's surface.
+    """Return the light that reaches the camera from points on an object's surface.
 
     Args:
         item: the object.
         points: components of the points.
-        normals: components of unit normals there.
-        rays: components of unit directions from the camera to them.
-        others: the scene's other objects and their centres; metal mirrors them.
+        normals: components of the unit normals at the points.
+        rays: components of the unit directions from the camera to the points.
+        others: other objects of the scene and their centres, which metal reflects.
 
     Returns:
         Linear colours (3, n), 1 is white.
@@ -99,13 +99,13 @@ def shade(
         light = _metal(item, points, normals, rays, others)
     else:
         light = _rubber(item, points, normals, rays)
-    # CLEVRER's exposure holds bright paints back, as film does.
+    # CLEVRER's exposure compresses bright colours, as film does.
     return light / (1 + 0.55 * light)
 
 
 def _rubber(item: SceneObject, points: Vectors, normals: Vectors, rays: Vectors) -> np.ndarray:
     nx, ny, nz = normals
-    # Near the ground a wall sees less of the sky and of the lit floor.
+    # Near the ground a surface receives less light from the sky and the floor.
     foot = 0.65 + 0.35 * _smoothstep(0.0, 0.16, points[2])
     light = ((SKY + BOUNCE) / 2 + (SKY - BOUNCE) / 2 * nz) * foot
     gloss = np.zeros_like(nz)
@@ -116,7 +116,7 @@ def _rubber(item: SceneObject, points: Vectors, normals: Vectors, rays: Vectors)
         hx, hy, hz = x - rays[0], y - rays[1], z - rays[2]
         half = (nx * hx + ny * hy + nz * hz) / np.sqrt(hx * hx + hy * hy + hz * hz)
         gloss += lamp.strength * np.maximum(half, 0) ** 8
-    # The surface itself scatters a little white, which takes the edge off the paint's colour.
+    # The surface scatters some white light, which makes its colour less saturated.
     return (albedo(item)[:, None] + np.float32(0.04)) * light + 0.03 * gloss
 
 
@@ -131,8 +131,8 @@ def _metal(
     twice = 2 * (rays[0] * nx + rays[1] * ny + rays[2] * nz)
     rx, ry, rz = rays[0] - twice * nx, rays[1] - twice * ny, rays[2] - twice * nz
 
-    # Downwards the mirror shows the floor, dim where that is close by the object's own foot; upwards
-    # a dark hall.
+    # Downwards metal reflects the floor, which is darker near the object's foot; upwards a dark
+    # room.
     reach = points[2] / np.maximum(-rz, np.float32(1e-3))
     floor = GROUND * (0.45 + 0.55 * _smoothstep(0.0, 0.35, reach))
     hall = 0.06 + 0.16 * np.exp(-5.0 * np.maximum(rz, 0))
@@ -148,7 +148,7 @@ def _metal(
             seen[:, mirrored] = albedo(other)[:, None] * (0.38 + 0.15 * up)
 
     base = albedo(item)
-    # Dark paints keep a bright mirror, so the tint is lifted more for them.
+    # Dark colours reflect brightly too, so their tint is raised more.
     tint = 0.8 * base * base.max() ** -0.6
     light = tint[:, None] * seen
     diffuse = np.zeros_like(nz)
@@ -166,7 +166,7 @@ def _metal(
 
 
 def shadow_reach(item: SceneObject) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (low, high) of the ground around an object, relative to it, that it darkens."""
+    """Return the corners (low, high), relative to an object, of the ground that it darkens."""
     low, high = np.full(2, -item.reach - 0.15), np.full(2, item.reach + 0.15)
     for lamp in LAMPS:
         offset = lamp.fall * 2 * item.half_height
@@ -178,10 +178,10 @@ def shadow_reach(item: SceneObject) -> tuple[np.ndarray, np.ndarray]:
 def ground_light(
     item: SceneObject, location: np.ndarray, yaw: float, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
-    """Factors (3, *x.shape) by which an object darkens the ground's pixel values at (x, y).
+    """Return factors (3, *x.shape) by which an object darkens the ground's pixels at (x, y).
 
-    Shadows are signed distances to the outline of the object's parallel projection, softened more
-    the farther they lie from its foot, and tinted by its colour.
+    Shadows are computed from signed distances to the outline of the object's parallel projection.
+    Their edges are softer farther from the object's foot, and they are tinted by its colour.
     """
     x, y = x - np.float32(location[0]), y - np.float32(location[1])
     if item.shape == "cube":
@@ -216,7 +216,7 @@ def _shadow(
         return depth
     length = float(np.hypot(*tip))
     if item.shape == "sphere":
-        # A ball's shadow is an ellipse; a capsule of the same length and width stands for it.
+        # A sphere's shadow is an ellipse, approximated by a capsule of equal length and width.
         rise = np.deg2rad(lamp.elevation)
         middle, spare = RADIUS / np.tan(rise), RADIUS / np.sin(rise) - RADIUS
         foot = tip / length * np.float32(middle - spare)
@@ -232,7 +232,7 @@ def _shadow(
 
 
 def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline of a cube's footprint."""
+    """Return the signed distance to the outline of a cube's footprint."""
     a, b = np.abs(x) - np.float32(HALF_SIDE), np.abs(y) - np.float32(HALF_SIDE)
     c, d = np.maximum(a, 0), np.maximum(b, 0)
     return np.sqrt(c * c + d * d) + np.minimum(np.maximum(a, b), 0)

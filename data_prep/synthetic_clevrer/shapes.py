@@ -1,8 +1,8 @@
-"""Rays against the three shapes of the rendered CLEVRER scenes, on arrays of rays.
+"""Intersect arrays of rays with the three shapes of CLEVRER-like scenes.
 
-Rays are float32 arrays of components (x, y, z separate and contiguous), all from one origin, with unit
-directions. Shapes stand upright on the ground; the camera is above and outside of them, so a ray meets
-its nearest outer surface or none.
+Rays are float32 arrays of components (x, y, z separate and contiguous) with one origin and unit
+directions. Shapes stand upright on the ground. The camera is above and outside of them, so a ray
+hits an outer surface or misses.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.synthetic_clevrer.scenes import HALF_SIDE, RADIUS, SceneObject
 
 BEVEL = 0.025
-"""Width over which edges look rounded: the shading normal turns there, the outline stays sharp."""
+"""Width over which edges look rounded: only the shading normal changes, the outline is sharp."""
 
 Vectors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -18,14 +18,14 @@ Vectors = tuple[np.ndarray, np.ndarray, np.ndarray]
 def hit_distance(
     item: SceneObject, location: np.ndarray, yaw: float, origin: np.ndarray, rays: Vectors
 ) -> np.ndarray:
-    """Distance along each ray to the object's surface, inf where the ray misses it.
+    """Return the distance along each ray to the object's surface; inf if the ray misses it.
 
     Args:
-        item: whose shape it is.
-        location: (3,), its centre.
-        yaw: its turn about the vertical, in radians.
-        origin: (3,), where the rays start.
-        rays: components of unit directions, any shape.
+        item: the object.
+        location: (3,), centre of the object.
+        yaw: rotation of the object about the vertical, in radians.
+        origin: (3,), origin of the rays.
+        rays: components of unit directions, of any shape.
     """
     o = (np.asarray(origin) - location).astype(np.float32)
     if item.shape == "sphere":
@@ -40,7 +40,8 @@ def hit_distance(
 
 def _sphere(o: np.ndarray, d: Vectors) -> np.ndarray:
     x, y, z = d
-    # The squared distance of the ray from the centre as a cross product: o·o − (o·d)² would cancel.
+    # Squared distance of the ray from the centre, by a cross product: o·o − (o·d)² would lose
+    # precision by cancellation.
     off = (o[1] * z - o[2] * y) ** 2 + (o[2] * x - o[0] * z) ** 2 + (o[0] * y - o[1] * x) ** 2
     room = np.float32(RADIUS**2) - off
     along = -(o[0] * x + o[1] * y + o[2] * z)
@@ -81,12 +82,12 @@ def _box(o: np.ndarray, d: Vectors) -> np.ndarray:
 def shading_normals(
     item: SceneObject, location: np.ndarray, yaw: float, points: Vectors
 ) -> Vectors:
-    """Unit normals at points of the surface, turned outward near edges as by a bevel.
+    """Return unit normals at points of the surface, tilted near edges as on a bevel.
 
     Args:
-        item: whose shape it is.
-        location: (3,), its centre.
-        yaw: its turn about the vertical, in radians.
+        item: the object.
+        location: (3,), centre of the object.
+        yaw: rotation of the object about the vertical, in radians.
         points: components of points on the surface.
     """
     x, y, z = (p - np.float32(c) for p, c in zip(points, location, strict=True))
@@ -103,7 +104,7 @@ def shading_normals(
 
 
 def _rounded(inward: np.ndarray, half: float) -> np.ndarray:
-    """A normal's component: 1 at the face, falling to 0 one bevel inside of it."""
+    """Return a component of the normal: 1 at the face, falling to 0 at one bevel's width inside."""
     return np.clip((inward - np.float32(half - BEVEL)) / np.float32(BEVEL), 1e-4, 1)
 
 

@@ -1,4 +1,4 @@
-"""Videos of synthetic scenes with annotations, in the folders and files of CLEVRER."""
+"""Render videos of synthetic scenes with annotations, in CLEVRER's folders and files."""
 
 import functools
 import json
@@ -25,18 +25,18 @@ from ssl_vivit.nested_text import read_json_text
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
 RENDERING = 1
-"""Counts up whenever a seed and number come to give another video."""
-# Macroblock-tree rate control does not always give the same bytes.
+"""Increased whenever a change gives other videos for a seed and number."""
+# Disable macroblock-tree rate control, whose output is not always reproducible.
 QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
 
 def video_path(out: str | Path, index: int) -> Path:
-    """Path of video number `index`, as in CLEVRER's video archives."""
+    """Return the path of video number `index`, as in CLEVRER's video archives."""
     return Path(out) / f"video_{_folder(index)}" / f"video_{index:05d}.mp4"
 
 
 def annotation_path(out: str | Path, index: int) -> Path:
-    """Path of the annotation of video number `index`, as in CLEVRER's annotation archives."""
+    """Return the path of annotation number `index`, as in CLEVRER's annotation archives."""
     return Path(out) / f"annotation_{_folder(index)}" / f"annotation_{index:05d}.json"
 
 
@@ -57,25 +57,25 @@ def render(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Renders the videos that are missing and their annotations.
+    """Render missing videos and their annotations.
 
     Args:
-        out: folder to fill; made when it is not there.
-        num_videos: how many videos.
-        size: (height, width) in pixels, both even. A frame that is not 3:2 shows a centred crop of
+        out: folder of the videos; created if missing.
+        num_videos: number of videos.
+        size: (height, width) in pixels, both even. If it is not 3:2, frames show a centred crop of
             CLEVRER's view.
-        num_frames: frames a video. A shorter video shows the beginning of a longer one.
+        num_frames: number of frames per video. A shorter video is the start of a longer one.
         fps: frames per second.
-        seed: with the video's number decides its scene.
+        seed: random seed; a scene depends only on the seed and the video's number.
         start_index: number of the first video.
-        workers: processes; by default one a usable core, and no more than a few videos each need.
-        progress: whether to show a progress bar.
+        workers: number of processes; None is one per usable core, fewer for a few videos.
+        progress: show a progress bar.
 
     Returns:
-        The videos' paths in order, those that were already there as well.
+        Paths of all videos in order, including existing ones.
 
     Raises:
-        DataError: a setting is impossible, `out` holds videos made with other settings or cannot
+        DataError: if a setting is invalid, or `out` contains videos with other settings or cannot
             be written.
     """
     out = Path(out)
@@ -135,16 +135,17 @@ def _check(
     if height < 16 or width < 16 or height % 2 or width % 2:
         even = (max(16, height + height % 2), max(16, width + width % 2))
         raise DataError(
-            f"--size {height} {width} does not fit the video format (yuv420p), which needs an even "
-            f"height and width of at least 16; the next one that does is --size {even[0]} {even[1]}"
+            f"--size {height} {width} does not fit the video format (yuv420p): height and width "
+            "must be "
+            f"even and at least 16; use --size {even[0]} {even[1]}"
         )
 
 
 def _claim(out: Path, settings: dict) -> None:
-    """Writes the manifest of a fresh folder, or refuses one that was filled in another way."""
+    """Write the manifest of a new folder; raise if the folder has videos with other settings."""
     manifest = out / MANIFEST
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; name a folder")
+        raise DataError(f"--out {out} is a file; give a folder")
     if manifest.exists():
         try:
             found = read_json_text(manifest.read_text())
@@ -154,10 +155,11 @@ def _claim(out: Path, settings: dict) -> None:
             raise DataError(f"{manifest} cannot be read; choose another --out")
         if found.get("rendering") != RENDERING:
             raise DataError(
-                f"--out {out} holds videos of another version of the renderer; choose another --out"
+                f"--out {out} contains videos of another version of the renderer; choose another "
+                "--out"
             )
         refuse_other_settings(
-            f"--out {out} holds videos rendered",
+            f"--out {out} contains videos rendered",
             found,
             settings,
             "choose another --out or the same settings",
@@ -165,20 +167,21 @@ def _claim(out: Path, settings: dict) -> None:
         return
     if any(out.glob("video_*")) or any(out.glob("annotation_*")):
         raise DataError(
-            f"--out {out} holds videos or annotations that this command did not make; choose another --out"
+            f"--out {out} contains videos or annotations that this command did not make; choose "
+            "another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(manifest, settings)
 
 
 def _is_whole(out: Path, index: int) -> bool:
-    # Files get their names when they are complete, and the video is the last of the two.
+    # Files are written atomically, and the video after the annotation.
     return video_path(out, index).exists() and annotation_path(out, index).exists()
 
 
 @functools.lru_cache(maxsize=1)
 def _renderer(size: tuple[int, int]) -> Renderer:
-    """A process's own renderer, which takes a moment to make."""
+    """Return this process's renderer, which is cached because it is slow to create."""
     return Renderer(Camera(*size))
 
 
@@ -199,19 +202,19 @@ def _render_one(
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], camera: Camera, fps: float) -> None:
-    """Encodes frames as an h264 mp4 in yuv420p.
+    """Encode frames as h264 mp4 in yuv420p.
 
     Args:
-        path: the file to write, whatever its name ends in.
-        frames: uint8 (H, W, 3) each, RGB.
-        camera: whose frame size they have.
+        path: file to write, with any ending.
+        frames: RGB frames, uint8 (H, W, 3) each.
+        camera: camera of the frames, which has their size.
         fps: frames per second.
     """
     with av.open(str(path), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=dict(QUALITY))
         stream.width, stream.height, stream.pix_fmt = camera.width, camera.height, "yuv420p"
-        # One thread: every core has a worker of its own, and threads change the bytes.
+        # One thread: every core has its worker, and the bytes depend on the number of threads.
         stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -219,20 +222,20 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], camera: Camera, 
 
 
 def contact_sheet(out: str | Path, path: str | Path, videos: int = 4, frames: int = 6) -> None:
-    """Saves a picture of evenly spaced frames of the first videos in a folder, one video a row.
+    """Save a picture of evenly spaced frames of the first videos in a folder, one video per row.
 
     Args:
-        out: folder that `render` filled.
-        path: the picture to write, a .png.
-        videos: how many videos.
-        frames: how many frames of each.
+        out: folder that `render` wrote.
+        path: PNG file to write.
+        videos: number of videos.
+        frames: number of frames of each video.
 
     Raises:
-        DataError: `out` holds no videos, or `path` cannot be written.
+        DataError: if `out` contains no videos, or `path` cannot be written.
     """
     found = sorted(Path(out).glob("video_*/video_*.mp4"))[:videos]
     if not found:
-        raise DataError(f"--out {out} holds no videos")
+        raise DataError(f"--out {out} contains no videos; render some first")
     rows = []
     for video in found:
         with av.open(str(video)) as container:

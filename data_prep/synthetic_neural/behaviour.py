@@ -1,4 +1,4 @@
-"""A simulated animal: pupil size, running speed and gaze, all of them smooth and stationary."""
+"""Simulate an animal's behaviour: pupil size, running speed and gaze, smooth and stationary."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Behaviour:
     """Behaviour of an animal in one trial.
 
     Attributes:
-        state: (T, 2), pupil size and running speed in standard deviations from their means, which
-            is what neurons follow.
+        state: (T, 2), pupil size and running speed in standard deviations from their means; they
+            modulate the neurons.
         gaze: (T, 2), direction of gaze (x, y) in standard deviations.
     """
 
@@ -24,7 +24,7 @@ class Behaviour:
 
     @property
     def recorded(self) -> Float[np.ndarray, "t 2"]:
-        """Pupil diameter in pixels of an eye camera and running speed in cm/s, as Sensorium orders them."""
+        """Pupil diameter (pixels of an eye camera) and running speed (cm/s), as in Sensorium."""
         return (self.state * [6.0, 4.0] + [45.0, 5.0]).astype(np.float32)
 
     @property
@@ -36,13 +36,13 @@ class Behaviour:
 def draw_behaviour(draw: np.random.Generator, frames: int, frames_per_second: float) -> Behaviour:
     """Draw a trial's behaviour.
 
-    Running speed keeps for about 1.5 seconds, pupil size for 3 and follows running (correlation
-    0.6), gaze for 1 second.
+    The correlation time is about 1.5 seconds for running speed, 3 seconds for pupil size and 1
+    second for gaze. Pupil size and running speed have correlation 0.6.
 
     Args:
-        draw: where the numbers come from.
-        frames: T.
-        frames_per_second: of the movie.
+        draw: random generator.
+        frames: number of frames T.
+        frames_per_second: frame rate of the movie.
     """
     running = _wander(draw, frames, 1.5 * frames_per_second, 1)
     own = _wander(draw, frames, 3.0 * frames_per_second, 1)
@@ -54,7 +54,7 @@ def draw_behaviour(draw: np.random.Generator, frames: int, frames_per_second: fl
 def _wander(
     draw: np.random.Generator, frames: int, memory: float, channels: int
 ) -> Float[np.ndarray, "t channels"]:
-    """An Ornstein-Uhlenbeck process of unit variance that forgets within ``memory`` frames."""
+    """Draw an Ornstein-Uhlenbeck process of unit variance with time constant ``memory`` frames."""
     keep = math.exp(-1 / memory)
     noise = draw.standard_normal((frames, channels))
     path = np.empty_like(noise)

@@ -1,12 +1,12 @@
-"""Model neurons of visual cortex whose receptive fields are known: movie and behaviour → rates.
+"""Model neurons of visual cortex with known receptive fields: movie and behaviour → rates.
 
-- Space: an even and an odd Gabor function of one envelope, both without response to grey.
-- Time: a fast and a slow kernel about a quarter of a cycle apart; no frame after t reaches t.
-- Direction: sums of products of the two pairs that prefer one direction of motion (Adelson & Bergen
-  1985, figures 9 and 10). Complex units add the squares of a pair in quadrature, simple units
-  square one rectified sum.
-- Divisive normalisation by the unit itself and by contrast around it (Heeger 1992).
-- Behaviour multiplies (Niell & Stryker 2010). A power and a baseline make the rate.
+- Space: an even and an odd Gabor function with one envelope, both without response to grey.
+- Time: a fast and a slow causal kernel about a quarter of a cycle apart.
+- Direction: sums of products of spatial and temporal filters that prefer one direction of motion
+  (Adelson & Bergen 1985, figures 9 and 10). Complex units add the squares of a quadrature pair;
+  simple units square one rectified sum.
+- Divisive normalisation by the unit's drive and by the contrast around it (Heeger 1992).
+- Behaviour multiplies the response (Niell & Stryker 2010). A power and a baseline give the rate.
 
 Before a trial's first frame the screen is grey.
 """
@@ -29,9 +29,10 @@ from ssl_vivit.data.randomness import named_generator
 GREY = 127.5
 KERNEL_SECONDS = 0.5
 _SURROUND_SECONDS = 0.1
-# The paper's 3 and 5 are an eighth of a cycle apart where they answer best; these are a quarter.
+# At their best frequency the paper's kernels (3 and 5) are an eighth of a cycle apart, these a
+# quarter.
 _ORDERS = (3, 7)
-# Widths in pixels: of the blur that local contrast is measured against, and of the surround in
+# Standard deviation in pixels of the blur that defines local contrast; width of the surround in
 # widths of the receptive field.
 _CONTRAST_BLUR = 3.0
 _SURROUND_WIDTH = 3.0
@@ -43,24 +44,24 @@ class Population:
 
     Attributes:
         size: (H, W) of the movies in pixels.
-        frames_per_second: of the movies.
+        frames_per_second: frame rate of the movies.
         center: (N, 2), x and y in [−1, 1], where −1 and 1 are the outer edges of the frame.
         sigma: (N, 2), standard deviations of the envelope in pixels, along and across the
             preferred motion.
-        direction: (N,), preferred motion in radians: 0 is to the right, π/2 downwards. Bars and
-            gratings are preferred at right angles to it.
-        spatial_frequency: (N,), cycles a pixel.
-        phase: (N,), of the even Gabor function at the centre, in radians.
-        speed: (N,), 1/s: how fast the temporal kernels run.
-        transience: (N,), 1 answers to change alone, 0 also to what stays.
-        selectivity: (N,), 1 answers to one direction, 0 to both alike.
+        direction: (N,), preferred direction of motion in radians: 0 is to the right, π/2 downwards.
+            The preferred orientation of bars and gratings is perpendicular to it.
+        spatial_frequency: (N,), cycles per pixel.
+        phase: (N,), phase of the even Gabor function at the centre, in radians.
+        speed: (N,), rate of the temporal kernels in 1/s.
+        transience: (N,), 1 responds only to change, 0 also to constant stimuli.
+        selectivity: (N,), 1 responds to one direction of motion, 0 equally to both.
         complex: (N,), 1 for complex units, 0 for simple ones.
-        surround: (N,), weight of the contrast around.
-        exponent: (N,), of the output.
-        baseline: (N,), share of the mean rate that needs no stimulus.
+        surround: (N,), weight of the surrounding contrast.
+        exponent: (N,), exponent of the output.
+        baseline: (N,), fraction of the mean rate that does not depend on the stimulus.
         behaviour: (N, 2), log gain for one standard deviation of pupil size and running speed.
-        mean_rate: (N,), expected responses a frame on the movies that it was calibrated with.
-        drive_scale, surround_scale, output_scale: (N,), what :func:`calibrated` measures.
+        mean_rate: (N,), expected responses per frame on the movies used for calibration.
+        drive_scale, surround_scale, output_scale: (N,), scales set by :func:`calibrated`.
     """
 
     size: tuple[int, int]
@@ -87,7 +88,7 @@ class Population:
         return len(self.center)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters of each neuron, by name."""
+        """Return the parameters of each neuron by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -100,21 +101,21 @@ def draw_population(
     mean_rate: tuple[float, float] = (2.0, 10.0),
     seed: int = 0,
 ) -> Population:
-    """Draw neurons, half of them complex; :func:`calibrated` then fits their scales to the movies.
+    """Draw neurons, half of them complex; their scales must then be set by :func:`calibrated`.
 
-    Widths are made for frames of 36×64 pixels and grow with other frames.
+    Widths of receptive fields are for frames of 36×64 pixels and scale with the frame size.
 
     Args:
-        neurons: how many.
+        neurons: number of neurons.
         size: (H, W) of the movies in pixels.
-        frames_per_second: of the movies.
-        mean_rate: lowest and highest mean rate in spikes a second, drawn evenly on a log scale.
-        seed: with ``neurons`` decides everything.
+        frames_per_second: frame rate of the movies.
+        mean_rate: lowest and highest mean rate in spikes per second; rates are log-uniform.
+        seed: random seed.
     """
     draw = named_generator(seed, "population", neurons)
     unit = min(size[0] / 36, size[1] / 64)
     sigma = np.exp(draw.uniform(math.log(2.2), math.log(4.0), neurons))
-    # About one cycle within the envelope, so that bandwidths are those of cells: 1 to 2 octaves.
+    # About one cycle within the envelope gives bandwidths of 1 to 2 octaves, as in cortical cells.
     frequency = draw.uniform(0.32, 0.5, neurons) / sigma
     low, high = (math.log(rate / frames_per_second) for rate in mean_rate)
     ones = np.ones(neurons)
@@ -142,10 +143,10 @@ def draw_population(
 
 
 def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w"]]) -> Population:
-    """The population with scales such that on these movies drives are comparable and mean rates meant.
+    """Return the population with scales that give each neuron its ``mean_rate`` on these movies.
 
-    Drive and surround get a root mean square of 1, so that normalisation bends every neuron's
-    response alike, whatever its preferences and the movies' contrast; behaviour at its mean.
+    Drive and surround are scaled to a root mean square of 1, so that normalisation acts equally on
+    all neurons and does not depend on the movies' contrast. Behaviour is at its mean.
     """
     plain = replace(population, **{
         name: torch.ones(len(population))
@@ -155,7 +156,7 @@ def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w
     parts = [filters.parts(filters.contrast(movie)) for movie in movies]
     drive = torch.cat([part[0] for part in parts]).square().mean(0).sqrt()
     surround = torch.cat([part[1] for part in parts]).square().mean(0).sqrt()
-    # A neuron that these movies never reach keeps its baseline instead of dividing by nothing.
+    # A neuron without drive on these movies keeps its baseline; its scale must not divide by 0.
     scaled = replace(
         plain, drive_scale=drive.clamp(min=1e-6), surround_scale=surround.clamp(min=1e-6)
     )
@@ -164,12 +165,12 @@ def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w
 
 
 class Filters:
-    """A population's filters, ready to be applied to movies.
+    """Filters of a population, which compute rates from movies.
 
     Attributes:
         even, odd: (N, H, W), the Gabor pair.
-        around: (N, H, W), weights of the surround, which add up to 1.
-        fast, slow: (N, L), temporal kernels; entry j weighs the frame j before the present one.
+        around: (N, H, W), weights of the surround, with sum 1.
+        fast, slow: (N, L), temporal kernels; entry j is the weight of the frame j frames earlier.
     """
 
     def __init__(self, population: Population) -> None:
@@ -188,13 +189,13 @@ class Filters:
         behaviour: Float[np.ndarray, "t 2"] | None = None,
         shift: Float[np.ndarray, "t 2"] | None = None,
     ) -> Float[Tensor, "t n"]:
-        """Expected responses a frame; those at t depend on frames and behaviour up to t alone.
+        """Return expected responses per frame; they depend only on earlier and current frames.
 
         Args:
             movie: grey levels, 0 to 255.
-            behaviour: pupil size and running speed in standard deviations from their means; None
-                stands for the means.
-            shift: by how many pixels (x, y) gaze moves all receptive fields in each frame.
+            behaviour: pupil size and running speed in standard deviations from their means; None is
+                the means.
+            shift: shift (x, y) of all receptive fields by gaze in each frame, in pixels.
         """
         population = self.population
         drive, surround = self.parts(self.contrast(movie, shift))
@@ -208,7 +209,7 @@ class Filters:
     def contrast(
         self, movie: UInt8[np.ndarray, "t h w"], shift: Float[np.ndarray, "t 2"] | None = None
     ) -> Float[Tensor, "t h w"]:
-        """Contrast on the retina, −1 to 1: the movie, moved against the gaze."""
+        """Return the contrast on the retina, −1 to 1: the movie shifted opposite to the gaze."""
         contrast = (torch.as_tensor(movie).float() - GREY) / GREY
         if shift is None:
             return contrast
@@ -224,7 +225,7 @@ class Filters:
     def parts(
         self, contrast: Float[Tensor, "t h w"]
     ) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n"]]:
-        """Drive of the receptive field and contrast of the surround, neither scaled yet."""
+        """Return the drive of the receptive field and the contrast of the surround, unscaled."""
         population = self.population
         seen = rearrange(contrast, "t h w -> t (h w)") @ self._flat
         even, odd = rearrange(seen, "t (pair n) -> pair t n", pair=2)
@@ -243,7 +244,7 @@ class Filters:
 def normalised(
     population: Population, drive: Float[Tensor, "t n"], surround: Float[Tensor, "t n"]
 ) -> Float[Tensor, "t n"]:
-    """Divisive normalisation and the output's power; in [0, 1) (Heeger 1992, equation 8)."""
+    """Apply divisive normalisation and the exponent; in [0, 1) (Heeger 1992, equation 8)."""
     power = (drive / population.drive_scale) ** 2
     around = (population.surround * surround / population.surround_scale) ** 2
     return (power / (1 + power + around)) ** population.exponent
@@ -252,7 +253,7 @@ def normalised(
 def spatial_filters(
     population: Population,
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
-    """Even and odd Gabor functions of unit norm without response to grey, and surround weights."""
+    """Return even and odd Gabor functions (unit norm, zero mean) and surround weights."""
     height, width = population.size
     column, row = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     place = (population.center + 1) / 2 * torch.tensor([width, height])
@@ -275,9 +276,9 @@ def spatial_filters(
 
 
 def temporal_kernels(population: Population) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
-    """Fast and slow kernels of unit norm (Adelson & Bergen 1985, equation 1)."""
+    """Return fast and slow kernels of unit norm (Adelson & Bergen 1985, equation 1)."""
     rate = population.frames_per_second
-    # The middle of each frame: the present one is half over when the response is asked for.
+    # Lags are measured from the middle of each frame.
     lag = (torch.arange(math.ceil(KERNEL_SECONDS * rate)) + 0.5) / rate
     time = population.speed[:, None] * lag
     kernels = []
@@ -289,7 +290,7 @@ def temporal_kernels(population: Population) -> tuple[Float[Tensor, "n l"], Floa
 
 
 def causal(signal: Float[Tensor, "t n"], kernels: Float[Tensor, "n l"]) -> Float[Tensor, "t n"]:
-    """Each column convolved with its own kernel; zeros before the first frame."""
+    """Convolve each column with its kernel; the signal is zero before the first frame."""
     taps = kernels.shape[1]
     padded = functional.pad(rearrange(signal, "t n -> 1 n t"), (taps - 1, 0))
     done = functional.conv1d(padded, kernels.flip(1)[:, None], groups=len(kernels))
@@ -297,7 +298,7 @@ def causal(signal: Float[Tensor, "t n"], kernels: Float[Tensor, "n l"]) -> Float
 
 
 def pixel_centres(length: int) -> Float[Tensor, " length"]:
-    """Coordinates of an axis's pixels in [−1, 1], where −1 and 1 are its outer edges."""
+    """Return the coordinates of pixel centres in [−1, 1], where −1 and 1 are the outer edges."""
     return (2 * torch.arange(length) + 1) / length - 1
 
 

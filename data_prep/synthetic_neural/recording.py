@@ -1,4 +1,4 @@
-"""The calcium signal of spiking neurons: slow decay, and the noise of counted photons."""
+"""Simulate the calcium signal of spiking neurons, with slow decay and photon noise."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def calcium_signal(
     resting: Float[np.ndarray, " n"],
     frames_per_second: float,
 ) -> Float[np.ndarray, "t n"]:
-    """Poisson spikes through an exponential kernel, with gamma noise that keeps the mean.
+    """Convolve Poisson spikes with an exponential kernel, and draw gamma noise with that mean.
 
     Args:
-        draw: where spikes and noise come from.
-        rates: expected spikes a frame.
-        resting: expected spikes a frame before the first frame.
-        frames_per_second: of the movie.
+        draw: random generator.
+        rates: expected spikes per frame.
+        resting: expected spikes per frame before the first frame.
+        frames_per_second: frame rate of the movie.
 
     Returns:
-        A signal of at least 0 in units of one spike's peak.
+        Non-negative signal; the peak of one spike is 1.
     """
-    # The seconds before, so that the first frame is no fresh start.
+    # Also simulate the time before the first frame, so that the signal is stationary.
     before = math.ceil(5 * _DECAY_SECONDS * frames_per_second)
     expected = np.concatenate([np.tile(resting, (before, 1)), rates])
     signal = _decaying(draw.poisson(expected), resting, frames_per_second)[before:]
@@ -38,7 +38,7 @@ def calcium_signal(
 def expected_calcium(
     rates: Float[np.ndarray, "t n"], resting: Float[np.ndarray, " n"], frames_per_second: float
 ) -> Float[np.ndarray, "t n"]:
-    """The expectation of :func:`calcium_signal`."""
+    """Return the expected value of :func:`calcium_signal`."""
     return _decaying(rates, resting, frames_per_second)
 
 

@@ -14,21 +14,22 @@ StimulusKind = Literal["videos", "textures", "mix"]
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """A simulated recording.
+    """Settings of a simulated recording.
 
     Args:
-        neurons: how many.
-        train_trials: trials for training, each with a movie of its own.
-        held_out_movies: movies of each of the tiers oracle and live_test_main.
-        repeats: how often each held-out movie is shown.
-        seconds: a trial's length.
-        frames_per_second: of movies, behaviour and responses.
+        neurons: number of neurons.
+        train_trials: number of training trials, each with a different movie.
+        held_out_movies: number of movies of each of the tiers oracle and live_test_main.
+        repeats: number of times that each held-out movie is shown.
+        seconds: length of a trial.
+        frames_per_second: rate of movies, behaviour and responses.
         size: (H, W) of the movies in pixels.
-        stimuli: videos (needs shards), textures (needs none) or a mix of both, half and half.
-        mean_rate: lowest and highest mean rate in spikes a second.
+        stimuli: kind of movies: videos (needs shards), textures, or mix (half videos, half
+            textures).
+        mean_rate: lowest and highest mean rate in spikes per second.
         calcium: record a calcium signal instead of spikes.
-        gaze_shift: pixels by which receptive fields move for one standard deviation of gaze.
-        seed: with the other settings decides everything.
+        gaze_shift: shift of receptive fields, in pixels, by one standard deviation of gaze.
+        seed: random seed; equal settings and seeds give equal sessions.
     """
 
     neurons: int = 200
@@ -54,13 +55,15 @@ class SimulationConfig:
         if self.frames < 2:
             raise DataError(
                 f"--seconds {self.seconds:g} at --fps {self.frames_per_second:g} is "
-                "less than two frames; make it longer"
+                "fewer than two frames; raise --seconds or --fps"
             )
         if min(self.size) < 8:
             raise DataError(f"--size {self.size[0]}x{self.size[1]} must be at least 8x8")
         if not 0 < self.mean_rate[0] <= self.mean_rate[1] < math.inf:
             low, high = self.mean_rate
-            raise DataError(f"--mean-rate {low:g} {high:g} must rise and lie above 0")
+            raise DataError(
+                f"--mean-rate {low:g} {high:g} must be a lowest and a highest rate, both above 0"
+            )
         if not math.isfinite(self.gaze_shift):
             raise DataError(f"--gaze-shift {self.gaze_shift} must be a number of pixels")
         if self.seed < 0:

@@ -1,4 +1,4 @@
-"""A simulated session: movies, an animal that behaves, neurons that answer."""
+"""Simulate a session: movies, an animal's behaviour and neurons' responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.errors import DataError
 
 SIMULATION = 1
-"""Counts up whenever the same settings come to give another session."""
+"""Increased whenever a change gives another session for given settings."""
 _CALIBRATION_MOVIES = 48
 
 
@@ -38,16 +38,17 @@ def simulate(
 
     Args:
         out: the session's folder.
-        config: what to simulate; its defaults when None.
-        videos: shards, as :class:`~ssl_vivit.data.video.shards.ShardSet` takes them; may be None where
-            all stimuli are textures.
-        progress: whether to show a bar.
+        config: settings of the simulation; None uses the defaults.
+        videos: shards, see :class:`~ssl_vivit.data.video.shards.ShardSet`; may be None if all
+            stimuli are textures.
+        progress: show a progress bar.
 
     Returns:
         ``out``.
 
     Raises:
-        DataError: if a setting does not fit, shards cannot be used, or ``out`` holds another session.
+        DataError: if a setting does not fit, shards cannot be used, or ``out`` contains another
+            session.
         DecodingError: if a video is broken.
     """
     out, config = Path(out), config or SimulationConfig()
@@ -61,7 +62,7 @@ def simulate(
     settings = _settings(config, source)
     if out.exists():
         refuse_other_settings(
-            f"--out {out} holds a session made",
+            f"--out {out} contains a session made",
             settings_of(out),
             settings,
             "choose another --out or the same settings",
@@ -71,7 +72,7 @@ def simulate(
         config.size, config.frames, config.frames_per_second, seed=config.seed, videos=source
     )
     train, held_out = screen.plan(config.stimuli, config.train_trials, 2 * config.held_out_movies)
-    # Every few movies, so that both kinds of a mix are there.
+    # Use evenly spaced movies, so that both kinds of a mix are included.
     chosen = [train[i] for i in _spread(len(train), _CALIBRATION_MOVIES)]
     population = calibrated(
         draw_population(
@@ -139,7 +140,7 @@ def _record(
 def _trials(
     config: SimulationConfig, train: list[Movie], held_out: list[Movie]
 ) -> list[tuple[str, Movie]]:
-    """Tier and movie of every trial, all tiers mixed over the session as in a recording."""
+    """Return tier and movie of every trial; tiers are shuffled over the session."""
     half = config.held_out_movies
     tiers = [("oracle", movie) for movie in held_out[:half]]
     tiers += [("live_test_main", movie) for movie in held_out[half:]]
@@ -148,14 +149,14 @@ def _trials(
 
 
 def _cortex(population: Population, seed: int) -> np.ndarray:
-    """Positions in cortex in micrometres: a map of the visual field, with scatter, and depth."""
+    """Return positions in cortex in micrometres: a retinotopic map with scatter, and depth."""
     draw = named_generator(seed, "cortex", len(population))
     place = population.center.numpy() * [400.0, -250.0] + draw.normal(0, 30.0, (len(population), 2))
     return np.column_stack([place, draw.uniform(150.0, 350.0, len(population))])
 
 
 def _spread(length: int, most: int) -> list[int]:
-    """Up to ``most`` positions of a list, some even and some odd ones."""
+    """Return up to ``most`` positions in a list, both even and odd ones."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 

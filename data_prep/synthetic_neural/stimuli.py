@@ -1,12 +1,12 @@
-"""Grey movies for the simulated neurons: a window that wanders over videos, and moving textures.
+"""Grey movies for simulated neurons: a moving window over videos, and moving textures.
 
-- Videos: CLEVRER's scenes are mostly empty ground around a busy middle, and receptive fields at the
-  border would see nothing. A window of 50 to 90 % of the frame's height pans and zooms over each
-  clip, as gaze and walking move an animal's view, so that edges come past everywhere.
-- A video of another frame rate is shown as a screen would show it: at each moment its latest frame.
-- Each movie's grey levels are stretched to one mean and contrast (by four times at the most).
-- Textures: band-passed noise that drifts, "motion clouds" (Leon et al. 2012), two of them in
-  patches side by side; directions, speeds, grains and patches change about every second.
+- Videos: CLEVRER's scenes have a busy middle and mostly empty ground at the border, where receptive
+  fields would have no stimulus. So a window of 50 to 90 % of the frame's height pans and zooms over
+  each clip, as gaze and walking move an animal's view.
+- A video of another frame rate is resampled by showing its latest frame at each time.
+- Each movie's grey levels are rescaled to one mean and contrast (by a factor of at most four).
+- Textures: drifting band-passed noise, "motion clouds" (Leon et al. 2012), two of them in patches
+  side by side. Directions, speeds, grain sizes and patches change about every second.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Movie:
     """A movie that is shown in a trial.
 
     Attributes:
-        number: of the movie in its session.
-        clips: samples of the shards, shown one after another; none for a texture.
+        number: number of the movie in its session.
+        clips: sample numbers of the videos that it is made of, in order; empty for a texture.
     """
 
     number: int
@@ -45,14 +45,14 @@ class Movie:
 
 
 class Screen:
-    """Movies of one geometry, each the same whenever and in whatever order it is shown.
+    """Plans and draws the movies of a session; a movie depends only on the seed and its number.
 
     Args:
         size: (H, W) in pixels.
-        frames: of a movie.
-        frames_per_second: of a movie.
-        seed: with a movie's number decides where the window goes and what textures look like.
-        videos: where clips come from; None where all movies are textures.
+        frames: number of frames of a movie.
+        frames_per_second: frame rate of a movie.
+        seed: seed of the window's path and of textures.
+        videos: source of the clips; None if all movies are textures.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Screen:
     def plan(
         self, kind: StimulusKind, train: int, held_out: int
     ) -> tuple[list[Movie], list[Movie]]:
-        """Choose the movies; no video is in one for training and in another as well.
+        """Choose the movies of a session.
 
-        Every second movie of a mix is a texture. Held-out movies share no video with any other;
-        those for training go round the rest of the videos.
+        Every second movie of a mix is a texture. A held-out movie shares no video with any other
+        movie; training movies use the remaining videos, repeatedly if necessary.
 
         Args:
-            kind: of stimuli.
-            train: movies for training.
-            held_out: movies for validation and test.
+            kind: kind of stimuli.
+            train: number of movies for training.
+            held_out: number of movies for validation and test.
 
         Returns:
-            Movies for training and held-out ones.
+            Movies for training, and held-out movies.
 
         Raises:
             DataError: if there are too few videos.
@@ -100,10 +100,10 @@ class Screen:
         return [movie(held_out + number, rest) for number in range(train)], held
 
     def show(self, movie: Movie) -> UInt8[np.ndarray, "t h w"]:
-        """A movie's grey levels.
+        """Return a movie's grey levels.
 
         Raises:
-            DecodingError: if a clip is broken; names the sample.
+            DecodingError: if a clip is broken; the message names the sample.
         """
         draw = named_generator(self.seed, "movie", movie.number)
         if not movie.clips:
@@ -125,8 +125,9 @@ class Screen:
         clips = _Clips(order, lengths, self.frames)
         if clips.held_by(films) >= len(order):
             raise DataError(
-                f"--videos hold {len(order)} videos; {films} held-out movies and training need up to "
-                f"{needed}: give more, shorten --seconds or lower --held-out-movies"
+                f"--videos contain {len(order)} videos, but {films} held-out movies and training "
+                "need up "
+                f"to {needed}: give more videos, or lower --seconds or --held-out-movies"
             )
         return clips
 
@@ -136,7 +137,7 @@ class Screen:
         return rate if rate > 0 else self.rate
 
     def _length(self, i: int) -> int:
-        """Frames that a video fills on the screen."""
+        """Return the number of movie frames that a video fills."""
         assert self.videos is not None
         if (times := self.videos.times(i)) is not None:
             return max(1, covered_steps(times, self.rate))
@@ -149,11 +150,13 @@ class Screen:
         if (times := self.videos.times(i)) is not None:
             latest = frames_at(seconds, times)
         else:
-            # A moment before rounding up: k / 30 · 25 must not fall short of a whole number.
+            # Add a small number before rounding down, since k / 30 · 25 may be just below an
+            # integer.
             latest = np.floor(seconds * self._source_rate(i) + 1e-9).astype(int)
         latest = np.minimum(latest, self.videos.num_frames[i] - 1)
         wanted, place = np.unique(latest, return_inverse=True)
-        # The smallest window still has more pixels than the screen; more would only take memory.
+        # Decode at a size at which the smallest window has more pixels than the movie, to save
+        # memory.
         source = (int(self.videos.heights[i]), int(self.videos.widths[i]))
         smaller = min(
             1.0, _PIXELS_FOR_ONE * max(self.size[0] / source[0], self.size[1] / source[1])
@@ -172,9 +175,9 @@ class Screen:
     def _window(
         self, shape: tuple[int, ...], count: int, draw: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Top, left, height and width of the window in source pixels, for each frame."""
+        """Return top, left, height and width of the window in source pixels for each frame."""
         seconds = np.arange(count) / self.rate
-        # The largest window of the screen's shape.
+        # Height of the largest window with the aspect ratio of the movie.
         most = min(shape[0], shape[1] * self.size[0] / self.size[1])
         height = most * (0.7 + 0.2 * _wave(draw, seconds, (0.05, 0.2)))
         width = height * self.size[1] / self.size[0]
@@ -188,13 +191,14 @@ class Screen:
         while (left := self.frames - sum(map(len, pieces))) > 0:
             length = math.ceil(draw.uniform(0.7, 1.5) * self.rate)
             first, second = (self._motion_cloud(length, draw) for _ in range(2))
-            # Neurons of one taste must not all fire together: where they look has to matter.
+            # Patches make responses depend on the position of receptive fields: without them, all
+            # neurons with equal preferences would respond together.
             patches = self._patches(draw)
             pieces.append((patches * first + (1 - patches) * second)[:left])
         return np.concatenate(pieces)
 
     def _patches(self, draw: np.random.Generator) -> Float[np.ndarray, "h w"]:
-        """Weights in [0, 1], half of the frame near 1, in patches about ten pixels wide."""
+        """Draw weights in [0, 1], near 1 in half of the frame, in patches about ten pixels wide."""
         height, width = self.size
         across = np.hypot(np.fft.fftfreq(width), np.fft.fftfreq(height)[:, None])
         low = np.exp(-0.5 * (across * 25 * min(height / 36, width / 64)) ** 2)
@@ -207,7 +211,7 @@ class Screen:
         unit = min(height / 36, width / 64)
         grain = math.exp(draw.uniform(math.log(0.07), math.log(0.2))) / unit
         direction = draw.uniform(0, 2 * math.pi)
-        # Cycles a second at the grain's frequency, as cells prefer them.
+        # Temporal frequency in Hz at the spatial frequency of the texture, as cells prefer it.
         flicker = draw.uniform(1.0, 6.0)
         x = np.fft.fftfreq(width)[None, None, :]
         y = np.fft.fftfreq(height)[None, :, None]
@@ -220,7 +224,7 @@ class Screen:
         plane = np.exp(
             -0.5 * ((t + speed * radius * np.cos(turn)) / (0.25 * speed * radius + 0.3)) ** 2
         )
-        # Axial, so that both ends of a wave vector count: noise is real.
+        # Symmetric under reversal of the wave vector, since the noise is real-valued.
         band = band * np.exp(2.0 * (np.cos(2 * turn) - 1))
         band[0, 0, 0] = 0.0
         noise = np.fft.fftn(draw.standard_normal((length, height, width)))
@@ -229,12 +233,12 @@ class Screen:
 
 
 class _Clips:
-    """Deals videos out until movies are filled; goes round when none is left.
+    """Distributes videos over movies, in order, and starts again after the last video.
 
     Args:
-        order: sample numbers.
-        lengths: frames that each fills on the screen.
-        frames: of a movie.
+        order: sample numbers of the videos.
+        lengths: number of movie frames that each video fills.
+        frames: number of frames of a movie.
     """
 
     def __init__(self, order: Sequence[int], lengths: Sequence[int], frames: int) -> None:
@@ -251,24 +255,24 @@ class _Clips:
         return tuple(clips)
 
     def held_by(self, movies: int) -> int:
-        """Number of videos that so many movies take."""
+        """Return the number of videos that a number of movies needs."""
         trial = _Clips(self._order, self._lengths, self._frames)
         for _ in range(movies):
             trial.next_movie()
         return trial._next
 
     def rest(self) -> _Clips:
-        """The videos that are not dealt yet."""
+        """Return the videos that are not used yet."""
         return _Clips(self._order[self._next :], self._lengths[self._next :], self._frames)
 
 
 def _wave(
     draw: np.random.Generator, seconds: np.ndarray, band: tuple[float, float]
 ) -> Float[np.ndarray, " t"]:
-    """A smooth path within [−1, 1]: three sines with frequencies out of a band, in Hz."""
+    """Draw a smooth path within [−1, 1]: a sum of three sines with frequencies in a band in Hz."""
     frequency = draw.uniform(*band, (3, 1))
     phase = draw.uniform(0, 2 * math.pi, (3, 1))
-    # Steep in the middle and flat at the ends: the whole range is visited.
+    # The outer sine spreads values over the whole range.
     return np.sin(np.sin(2 * math.pi * frequency * seconds + phase).sum(0))
 
 

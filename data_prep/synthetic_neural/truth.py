@@ -1,4 +1,4 @@
-"""Ground truth of a simulated session: receptive fields, settings, the best possible scores."""
+"""Ground truth of a simulated session: receptive fields, settings and the best possible scores."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ FACTS = "meta/ground_truth.json"
 
 
 class Ceiling:
-    """Scores of the true rates, the most that a model can expect."""
+    """Scores of the true rates, an upper bound for models."""
 
     def __init__(self) -> None:
         self._rates: list[np.ndarray] = []
         self._responses: list[np.ndarray] = []
 
     def add(self, rates: Float[np.ndarray, "t n"], responses: Float[np.ndarray, "t n"]) -> None:
-        """Count a trial in."""
+        """Add a trial to the scores."""
         self._rates.append(rates)
         self._responses.append(responses)
 
     def values(self, counts: bool) -> dict[str, Any]:
-        """The scores over all trials, as JSON takes them; nan becomes None.
+        """Return the scores over all trials as JSON values; NaN becomes None.
 
         Args:
-            counts: whether responses are counts; a calcium signal has no bits per spike.
+            counts: True if responses are spike counts; a calcium signal has no bits per spike.
 
         Returns:
-            ``correlation``: mean over neurons of the correlation of true rate and response;
-            ``signal_share``: mean share of the responses' variance that the true rate is;
-            ``bits_per_spike``: of all neurons together, against their mean rates on these trials
-            (Pei et al. 2021, Neural Latents Benchmark, equation 3); ``neurons``: these three of each neuron.
+            ``correlation``: mean over neurons of the correlation of true rate and response.
+            ``signal_share``: mean fraction of the responses' variance that is variance of the true
+            rate. ``bits_per_spike``: of all neurons together, relative to their mean rates on these
+            trials (Pei et al. 2021, Neural Latents Benchmark, equation 3). ``neurons``: the three
+            scores of each neuron.
         """
         rates = np.concatenate(self._rates).astype(np.float64)
         responses = np.concatenate(self._responses).astype(np.float64)
@@ -58,7 +59,7 @@ class Ceiling:
         if counts:
             spikes = responses.sum(0)
             null = responses.mean(0)
-            # A neuron without a spike gains nothing but what its rate claims in vain.
+            # A neuron without spikes has no log term; it only loses its expected spikes.
             log_ratio = np.log(rates / np.where(null > 0, null, 1))
             gain = (responses * log_ratio).sum(0) - (rates - null).sum(0)
             neurons["bits_per_spike"] = _ratio(gain, spikes * np.log(2))
@@ -77,14 +78,14 @@ def write_ground_truth(
     movies: Sequence[Movie],
     ceiling: Ceiling,
 ) -> None:
-    """Save the parameters of the neurons beside the other files of a session.
+    """Save the parameters of the neurons, settings and scores in a session's folder.
 
     Args:
-        folder: the session's.
-        filters: of its neurons.
-        settings: of the simulation.
-        movies: of each trial.
-        ceiling: of the trials for testing.
+        folder: the session's folder.
+        filters: filters of the neurons.
+        settings: settings of the simulation.
+        movies: movie of each trial.
+        ceiling: scores of the true rates on the test trials.
     """
     tensors = {
         **filters.population.tensors(),
@@ -118,19 +119,19 @@ def write_ground_truth(
 
 
 def settings_of(session: str | Path) -> dict[str, Any]:
-    """The settings that a session was simulated with.
+    """Return the settings that a session was simulated with.
 
     Raises:
-        DataError: if it is no simulated session.
+        DataError: if the folder is not a simulated session.
     """
     return _facts(session)["settings"]
 
 
 def summary(session: str | Path) -> str:
-    """A simulated session in two lines.
+    """Summarise a simulated session in two lines.
 
     Raises:
-        DataError: if it is no simulated session.
+        DataError: if the folder is not a simulated session.
     """
     facts = _facts(session)
     settings, ceiling = facts["settings"], facts["ceiling"]
@@ -140,7 +141,7 @@ def summary(session: str | Path) -> str:
     return (
         f"{session}: {settings['neurons']} neurons, {len(facts['movies'])} trials of "
         f"{settings['seconds']:g} s at {settings['frames_per_second']:g} Hz\n"
-        f"true rates on live_test_main, the ceiling of every model: {scores}"
+        f"scores of the true rates on live_test_main, an upper bound for models: {scores}"
     )
 
 
@@ -150,7 +151,9 @@ def _facts(session: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         facts = None
     if not isinstance(facts, dict) or not {"settings", "ceiling", "movies"} <= facts.keys():
-        raise DataError(f"--out {session} is there and no simulated session; choose another")
+        raise DataError(
+            f"--out {session} exists and is not a simulated session; choose another --out"
+        )
     return facts
 
 

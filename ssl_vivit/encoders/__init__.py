@@ -1,6 +1,6 @@
-"""Video → tokens. Knows nothing of losses, data or training."""
+"""Encoders from video to tokens, independent of losses, data and training."""
 
-# Importing it puts the sizes into timm's registry.
+# Importing this module registers the named sizes with timm.
 from ssl_vivit.encoders import timm_registry as timm_registry
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig

@@ -1,8 +1,9 @@
 """Adapt an encoder to another geometry: tubelet kernels, learned positions and channels.
 
-- tubelet kernels in space and time by the pseudo-inverse of the resizing (FlexiViT)
-- learned positions interpolated, class slots kept apart; causal time cropped where the clip is shorter
-- colour ↔ grey, with the channels' mean and std folded into kernel and bias
+- tubelet kernels are resampled in space and time by the pseudo-inverse of the resizing (FlexiViT)
+- learned positions are interpolated, except those of class tokens; for shorter causal clips the
+  table in time is cropped
+- colour ↔ grey: the channels' mean and std are folded into kernel and bias
 """
 
 from __future__ import annotations
@@ -48,30 +49,29 @@ Encoder = TypeVar("Encoder", bound=_Adaptable)
 def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
     """Return a copy of an encoder for clips of another geometry; the given encoder is unchanged.
 
-    The same geometry gives the same bits. A longer or wider tubelet means the same content at a
-    finer sampling, never more of it: (8, 32, 32) in place of (4, 16, 16) is for video at double
-    frame rate and resolution, and ``preprocessing`` then names the new rate and size. Rotary and
-    sinusoidal positions go on counting tokens. A learned table in time is resampled to another number
-    of time steps; with ``temporal_causal`` a shorter one is its start.
+    An unchanged geometry leaves the weights bit-identical. A longer or wider tubelet covers the
+    same content at a finer sampling: (8, 32, 32) instead of (4, 16, 16) is for video at twice the
+    frame rate and resolution, and ``preprocessing`` then has the new rate and size. Rotary and
+    sinusoidal positions still count tokens. A learned table in time is resampled to the new number
+    of time steps; with ``temporal_causal`` a shorter table is the start of the old one.
 
-    Between colour and grey, a clip whose three channels are equal gives the same tokens through
-    both encoders, each with the normalisation in its own ``preprocessing`` (without one, channels
-    count as normalised alike). Causal padding is the one exception where the channels' means
-    differ: zeros in front are the mean colour for a colour encoder and the mean grey for a grey
-    one, so tokens that reach into it differ.
+    Between colour and grey: a clip whose three channels are equal gives equal tokens in both
+    encoders, each normalised by its own ``preprocessing`` (without one, all channels are taken to
+    have equal mean and std). Tokens that cover causal padding can differ: the padding is the mean
+    colour in one encoder and the mean grey in the other.
 
     Args:
         encoder: the encoder.
-        geometry: settings of :class:`ViViTConfig` to change, any of ``image_size``,
-            ``num_frames``, ``in_channels`` (1 or 3), ``tubelet_size``, ``tubelet_stride``,
-            ``temporal_padding``, ``temporal_causal`` and ``remainder``. A ``tubelet_stride`` that
-            is left out keeps its ratio to ``tubelet_size``.
+        geometry: settings of :class:`ViViTConfig` to change: any of ``image_size``, ``num_frames``,
+            ``in_channels`` (1 or 3), ``tubelet_size``, ``tubelet_stride``, ``temporal_padding``,
+            ``temporal_causal`` and ``remainder``. By default ``tubelet_stride`` keeps its ratio to
+            ``tubelet_size``.
 
     Raises:
-        ValueError: for settings that are no geometry or do not fit each other.
+        ValueError: if a setting is not one of these, or if settings do not fit each other.
 
     Warns:
-        UserWarning: where ``temporal_causal`` changes what attention over time sees.
+        UserWarning: if ``temporal_causal`` changes for an encoder with attention over time.
     """
     return encoder.adapted(**geometry)
 
@@ -82,13 +82,13 @@ def adapted_weights(
     old: ViViTConfig,
     new: ViViTConfig,
 ) -> tuple[dict[str, Tensor], Preprocessing | None]:
-    """Weights and preprocessing of an encoder at another geometry; see :func:`adapt`.
+    """Return the weights and preprocessing of an encoder at another geometry; see :func:`adapt`.
 
     Args:
-        weights: state of the encoder, by name.
-        preprocessing: of the encoder.
-        old: its config.
-        new: the config wanted, as of :func:`adapted_config`.
+        weights: state dict of the encoder.
+        preprocessing: preprocessing of the encoder.
+        old: config of the encoder.
+        new: config of the adapted encoder, from :func:`adapted_config`.
     """
     state = {name: value.detach().clone() for name, value in weights.items()}
     state |= _adapted_positions(state, old, new)
@@ -110,15 +110,16 @@ def adapted_weights(
 
 
 def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
-    """An encoder's config at another geometry; arguments and errors as of :func:`adapt`."""
+    """Return an encoder's config at another geometry; arguments and errors as in :func:`adapt`."""
     names = [field.name for field in dataclasses.fields(ViViTConfig)]
     for name in geometry:
         if name not in names:
             raise ValueError(unknown_name("encoder setting", name, names))
         if name not in GEOMETRY:
             raise ValueError(
-                f"{name} is no geometry but part of what the weights are; adapt changes "
-                f"{', '.join(GEOMETRY)}, and create_encoder makes an encoder of another {name}"
+                f"{name} cannot be adapted; adapt changes only {', '.join(GEOMETRY)}. For another "
+                f"{name}, "
+                "make a new encoder with create_encoder"
             )
     settings = old.to_dict() | geometry
     if "tubelet_size" in geometry and geometry.get("tubelet_stride") is None:
@@ -127,14 +128,14 @@ def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
     if old.in_channels != new.in_channels and {old.in_channels, new.in_channels} != {1, 3}:
         raise ValueError(
             f"in_channels {old.in_channels} cannot become {new.in_channels}: only colour (3) and "
-            "grey (1) can stand for each other; prepare the video with "
+            "grey (1) can be converted; prepare the video with "
             f"{old.in_channels} channels"
         )
     return new
 
 
 def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
-    """The old ratio of stride to size; None (the size itself) where tubelets do not overlap."""
+    """Return a stride with the old ratio to the size; None if tubelets do not overlap."""
     if old.tubelet_stride == old.tubelet_size or not isinstance(size, tuple | list):
         return None
     assert old.tubelet_stride is not None
@@ -155,19 +156,19 @@ def resample_kernel(
 ) -> tuple[Float[Tensor, "d c t2 h2 w2"], float]:
     """Resample a tubelet kernel for another number of pixels or frames per tubelet.
 
-    With B the resizing of a tubelet (bicubic in space, linear in time, antialiased), the new
-    kernel is the one whose product with B·x is closest to the old kernel's with x, for white x:
-    the pseudo-inverse of B on every axis (FlexiViT, Beyer et al. 2023, arXiv 2212.08013,
-    Sec. 3.4, there for images). For finer tubelets the products are equal.
+    Let B be the resizing of a tubelet (bicubic in space, linear in time, antialiased). The product
+    of the new kernel with B·x is as close as possible to the product of the old kernel with x, for
+    white noise x. This is the pseudo-inverse of B on every axis (FlexiViT, Beyer et al. 2023, arXiv
+    2212.08013, Sec. 3.4, there for images). For finer tubelets the products are equal.
 
     Args:
         kernel: weights in Conv3d's layout; computed in float64, returned in its own precision.
         size: (t, h, w) of the new tubelet.
 
     Returns:
-        the kernel, and the share of the old one's energy (sum of squares) that tubelets of the
-        new size can carry: 1 for finer ones, less for coarser ones. Video with little fine detail
-        loses less than that.
+        The kernel, and the fraction of the old kernel's energy (sum of squares) that tubelets of
+        the new size can represent: 1 for finer tubelets, less for coarser ones. Video with little
+        fine detail loses less.
     """
     resampled = projected = kernel.double()
     for axis, (new, mode) in enumerate(zip(size, ("bilinear", "bicubic", "bicubic"), strict=True)):
@@ -189,7 +190,7 @@ def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tenso
 
 def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
     """Return the interpolation of one axis as a matrix."""
-    # On columns (of width one), torch's antialiased interpolation is wrong; on rows it is right.
+    # torch's antialiased interpolation is wrong for images of width 1, so use height 1.
     basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
     resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)
     return rearrange(resized, "i 1 1 j -> j i")
@@ -198,7 +199,7 @@ def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
 def _adapted_positions(
     state: Mapping[str, Tensor], old_config: ViViTConfig, config: ViViTConfig
 ) -> dict[str, Tensor]:
-    """The learned tables at the new grid, slots of class tokens untouched in front."""
+    """Resample the learned tables to the new grid, without their leading slots of class tokens."""
     old, new = old_config.grid, config.grid
     spatial, temporal, joint = (
         state.get(f"positions.{axis}") for axis in ("spatial", "temporal", "joint")
@@ -220,8 +221,9 @@ def _adapted_positions(
         adapted["positions.joint"] = torch.cat([slots, table])
     if config.joint_positions == "sinusoidal" and old[1:] != new[1:]:
         warnings.warn(
-            f"sinusoidal joint_positions number the tokens one after the other: at {new.h}×{new.w} "
-            f"tokens in place of {old.h}×{old.w} the same number means another place; expect worse "
+            f"sinusoidal joint_positions depend on the flattened token index: at {new.h}×{new.w} "
+            "tokens "
+            f"instead of {old.h}×{old.w} an index belongs to another location; expect worse "
             "features until the encoder is fine-tuned",
             stacklevel=5,
         )
@@ -230,14 +232,14 @@ def _adapted_positions(
 
 
 def _split(table: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Slots of class tokens, and places in double precision."""
+    """Split a table into the slots of class tokens and the last ``places`` rows, in float64."""
     table = table.detach().double()
     return table[:-places], table[-places:]
 
 
 def _in_time(table: Float[Tensor, "t d"], config: ViViTConfig) -> Float[Tensor, "t2 d"]:
     steps = config.grid.t
-    # A causal encoder's shorter clip is the start of a longer one.
+    # In a causal encoder a shorter clip is the start of a longer one.
     if config.temporal_causal and steps <= len(table):
         return table[:steps]
     return resample_temporal(table, steps)
@@ -261,10 +263,10 @@ def _channel_statistics(
         if len(value) not in (1, channels):
             raise ValueError(
                 f"preprocessing {name} {given[name]} does not fit in_channels {channels}; give one "
-                "number a channel"
+                "number per channel"
             )
         old.append(value.expand(channels))
-    # The mean written so that equal values give themselves, to the last bit.
+    # In this form the mean of equal values is exact to the last bit.
     means = [value[:1] + (value - value[0]).mean() for value in old]
     new = [value.expand(1 if channels == 3 else 3) for value in means]
     return _Statistics(*old), _Statistics(*new)
@@ -276,11 +278,11 @@ def _recoloured(
     old: _Statistics,
     new: _Statistics,
 ) -> tuple[Float[Tensor, "d c2 t h w"], Float[Tensor, " d"]]:
-    """Kernel and bias for which equal channels, normalised the new way, give the old tokens.
+    """Return kernel and bias that give the old tokens for clips with equal channels.
 
-    Of a pixel value g, the old kernel made Σ w_c (g − mean_c) / std_c in every pixel. With
-    g = std' · x + mean' this is a kernel on x and a constant, which joins the bias. A grey kernel
-    is spread evenly over three channels.
+    For a pixel value g, the old kernel computes Σ w_c (g − mean_c) / std_c. With g = std' · x +
+    mean' this is a kernel on x plus a constant, which is added to the bias. A grey kernel is
+    divided evenly over three channels.
     """
     old, new = (_Statistics(*(part.to(kernel.device) for part in each)) for each in (old, new))
     weights = kernel.double()
@@ -294,7 +296,7 @@ def _recoloured(
 def _at_new_sampling(
     preprocessing: Preprocessing | None, old: ViViTConfig, new: ViViTConfig
 ) -> Preprocessing | None:
-    """The frame rate and size of video that the adapted encoder is meant for."""
+    """Return the preprocessing with the frame rate and size that the adapted encoder expects."""
     if preprocessing is None:
         return None
     finer = new.kernel_size[0] / old.kernel_size[0]
@@ -306,7 +308,7 @@ def _at_new_sampling(
 
 
 def warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
-    """Warn where a change of ``temporal_causal`` changes what attention over time sees."""
+    """Warn if ``temporal_causal`` changes for an encoder with attention over time."""
     if old.temporal_causal == new.temporal_causal or new.temporal_depth == 0:
         return
     if new.temporal_causal:

@@ -28,7 +28,7 @@ from ssl_vivit.exported.directory import (
 from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.preprocessing import Preprocessing
 
-# timm's names of poolings that have another one here.
+# timm's names of poolings → their names here.
 TIMM_POOLINGS = {"avg": "mean", "token": "cls_mean", "map": "attention"}
 
 Map = Float[Tensor, "b d t h w"]
@@ -37,24 +37,24 @@ Map = Float[Tensor, "b d t h w"]
 class VideoClassifier(nn.Module, HubModel):
     """Video → logits: encoder, an optional tanh representation layer, a linear head.
 
-    The methods are those of timm's models, so that timm's optimisers, layer decay and feature
-    extraction take it.
+    It has the methods of timm's models, so that it works with timm's optimisers, layer decay and
+    feature extraction.
 
     Args:
         encoder: the encoder, whose pooled vector is classified.
-        num_classes: classes; 0 returns the features before the head.
+        num_classes: number of classes; with 0 the model returns the features before the head.
         representation_size: width of a layer with tanh between the pooled vector and the head
             (Dosovitskiy et al. 2021, Sec. 3.1); None is no such layer.
         drop_rate: dropout before the head.
 
     Attributes:
         num_features: width of the tokens that :meth:`forward_features` returns.
-        head_hidden_size: width of what the head receives.
-        num_prefix_tokens: 1 where pooling takes class tokens or frame vectors: then their summary
-            stands before the patch tokens in :meth:`forward_features`; otherwise 0.
+        head_hidden_size: width of the head's input.
+        num_prefix_tokens: 1 if the encoder pools class tokens or frame vectors: their summary then
+            precedes the patch tokens in :meth:`forward_features`; else 0.
 
     Raises:
-        ValueError: for a negative num_classes or a representation_size below 1.
+        ValueError: if num_classes is negative or representation_size is below 1.
     """
 
     export_format = ENCODER
@@ -70,7 +70,7 @@ class VideoClassifier(nn.Module, HubModel):
         if representation_size is not None and representation_size < 1:
             raise ValueError(
                 f"representation_size {representation_size} must be at least 1, or None for no "
-                "such layer"
+                "representation layer"
             )
         self.encoder = encoder
         self.num_features = encoder.embed_dim
@@ -86,17 +86,20 @@ class VideoClassifier(nn.Module, HubModel):
         self.reset_classifier(num_classes)
 
     def forward(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b classes"]:
-        """Logits, or features where there are no classes; patch tokens are not computed in vain."""
+        """Return logits, or the features before the head if there are no classes.
+
+        Patch tokens are not computed if pooling does not need them.
+        """
         return self._head(self.encoder(video, tokens=False).pooled)
 
     def forward_features(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b l d"]:
-        """Tokens before pooling.
+        """Return the tokens before pooling.
 
         Args:
-            video: (B, C, T, H, W) floats, normalised as ``encoder.preprocessing`` says.
+            video: (B, C, T, H, W) floats, normalised by ``encoder.preprocessing``.
 
         Returns:
-            (b, num_prefix_tokens + t·n, d); without dropped patches in training.
+            (b, num_prefix_tokens + t·n, d); in training without dropped patches.
         """
         self.encoder.check(video)
         kept = self.encoder.drop_patches(video)
@@ -105,11 +108,11 @@ class VideoClassifier(nn.Module, HubModel):
     def forward_head(
         self, features: Float[Tensor, "b l d"], pre_logits: bool = False
     ) -> Float[Tensor, "b classes"]:
-        """From :meth:`forward_features` to logits, which are those of :meth:`forward`.
+        """Return the logits of :meth:`forward` for the tokens of :meth:`forward_features`.
 
         Args:
             features: (b, num_prefix_tokens + t·n, d).
-            pre_logits: return what the head would receive instead, (b, head_hidden_size).
+            pre_logits: return the input of the head instead, (b, head_hidden_size).
         """
         summary = features[:, 0] if self.num_prefix_tokens else None
         tokens = rearrange(features[:, self.num_prefix_tokens :], "b l d -> b 1 l d")
@@ -132,28 +135,29 @@ class VideoClassifier(nn.Module, HubModel):
         output_fmt: str = "NCTHW",
         intermediates_only: bool = False,
     ) -> list[Map] | list[tuple[Map, Tensor]] | tuple[Tensor, list[Any]]:
-        """Patch tokens after each block; of Model 2 after the spatial blocks, then the temporal.
+        """Return the patch tokens after blocks; Model 2's spatial blocks precede its temporal ones.
 
         Args:
             video: (B, C, T, H, W).
-            indices: which blocks: the last so many, a sequence (negative from the end), or None for
-                all. Features come in the order of the computation, as timm's.
-            return_prefix_tokens: return pairs (features, class tokens) where the encoder has class
-                tokens: (b, t, d) in Model 2, (b, 1, d) in Model 1.
-            norm: apply the norm that follows the transformer to each.
-            stop_early: compute no block after the last that is asked for; then there are no final
-                features, and intermediates_only must be set.
-            output_fmt: ``NCTHW`` for maps (b, d, t, h, w), which timm's ``NCHW`` also means here;
-                ``NLC`` for (b, t·n, d).
-            intermediates_only: leave out the final features.
+            indices: blocks to return: an int n for the last n, a sequence of indices (negative ones
+                count from the end), or None for all. The features are in the order of computation,
+                as in timm.
+            return_prefix_tokens: if the encoder has class tokens, return pairs (features, class
+                tokens), with class tokens (b, t, d) in Model 2 and (b, 1, d) in Model 1.
+            norm: apply the norm that follows the transformer to the features of each block.
+            stop_early: compute no block after the last requested one. Requires intermediates_only
+                unless the last block of the encoder is requested.
+            output_fmt: ``NCTHW`` (or timm's ``NCHW``) for maps (b, d, t, h, w); ``NLC`` for (b,
+                t·n, d).
+            intermediates_only: do not return the final features.
 
         Returns:
-            A list of features; unless intermediates_only, (final features as
-            :meth:`forward_features`, that list). Patches dropped in training are zeros.
+            The list of features with intermediates_only, else the pair (final features as in
+            :meth:`forward_features`, list). Patches dropped in training are zeros.
 
         Raises:
-            ValueError: for blocks that do not exist, an unknown format, or stop_early where final
-                features would need the blocks after.
+            ValueError: for blocks that do not exist, for an unknown format, or if stop_early is set
+                and the final features need later blocks.
         """
         if output_fmt not in ("NCTHW", "NCHW", "NLC"):
             raise ValueError(f"output_fmt {output_fmt!r} is unknown; use NCTHW or NLC")
@@ -177,10 +181,10 @@ class VideoClassifier(nn.Module, HubModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load own weights, or those of a ViViT alone, which leave the head as it is.
+        """Load the weights of a classifier, or those of a ViViT, which leave the head unchanged.
 
         Raises:
-            ExportError: if strict, for weights of a ViViT that are not those of the encoder.
+            ExportError: if strict, and the weights of a ViViT do not fit the encoder.
         """
         own = ("encoder.", "head.", "representation.")
         if not state_dict or any(name.startswith(own) for name in state_dict):
@@ -194,24 +198,25 @@ class VideoClassifier(nn.Module, HubModel):
                 check_shapes(expected, found, "the checkpoint", "encoder")
             except ExportError as error:
                 raise ExportError(
-                    f"{error}; give the settings of the config.json beside it, or in timm "
-                    "'local-dir:DIR' as the model's name, which reads them"
+                    f"{error}; use the settings of the config.json beside the checkpoint, or load "
+                    "the "
+                    "directory in timm by the model name 'local-dir:DIR'"
                 ) from None
         return self.encoder.load_state_dict(state_dict, strict, assign)
 
     def get_classifier(self) -> nn.Module:
-        """The head: a linear layer, or the identity where there are no classes."""
+        """Return the head: a linear layer, or the identity if there are no classes."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh head in place of the present one.
+        """Replace the head by a randomly initialised one.
 
         Args:
-            num_classes: classes; 0 for none.
-            global_pool: pooling; None keeps the present one, the only one that can be asked for.
+            num_classes: number of classes; 0 for no head.
+            global_pool: must be None or the encoder's pooling.
 
         Raises:
-            ValueError: for a negative number, or another pooling than the encoder's.
+            ValueError: if num_classes is negative or global_pool is not the encoder's pooling.
         """
         pooling = self.encoder.config.pooling
         if global_pool is not None and TIMM_POOLINGS.get(global_pool, global_pool) != pooling:
@@ -234,7 +239,7 @@ class VideoClassifier(nn.Module, HubModel):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """For each block its name, width and reduction of height and width, for timm."""
+        """Name, width and spatial reduction of each block's features, in timm's format."""
         return [
             {
                 "module": f"encoder.{name}",
@@ -255,7 +260,7 @@ class VideoClassifier(nn.Module, HubModel):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the model with input_size (C, T, H, W), mean, std, layer names."""
+        """timm's description of the model: input_size (C, T, H, W), mean, std and layer names."""
         config = self.encoder.config
         known: Mapping[str, Any] = self.encoder.preprocessing or {}
         return {
@@ -273,14 +278,14 @@ class VideoClassifier(nn.Module, HubModel):
         self.encoder.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights: positions, class tokens and registers."""
+        """Return names of parameters without weight decay: positions, class tokens, registers."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Parameter names → depth, for timm's layer-wise learning rate decay.
+        """Return patterns that map parameter names to depths, for timm's layer-wise rate decay.
 
         Args:
-            coarse: timm's protocol: whole transformers in place of single blocks.
+            coarse: group whole transformers instead of single blocks.
         """
         groups = {
             name: pattern.replace("^", r"^encoder\.")
@@ -297,10 +302,10 @@ class VideoClassifier(nn.Module, HubModel):
         preprocessing: Mapping[str, Any] | None = None,
         card: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write encoder and head to a directory that :meth:`from_pretrained` rebuilds them from.
+        """Write encoder and head to a directory, which :meth:`from_pretrained` loads.
 
-        :func:`~ssl_vivit.load_encoder` opens the directory too, for the encoder alone. Arguments and
-        errors as of :meth:`ViViT.save_pretrained`.
+        :func:`~ssl_vivit.load_encoder` loads only the encoder from it. Arguments and errors as in
+        :meth:`ViViT.save_pretrained`.
         """
         encoder = self.encoder
         prepared = Preprocessing.of(preprocessing) or encoder.preprocessing
@@ -329,25 +334,25 @@ class VideoClassifier(nn.Module, HubModel):
         drop_rate: float | None = None,
         **overrides: Any,
     ) -> VideoClassifier:
-        """Rebuild an exported classifier from its directory or hub name alone, in eval mode.
+        """Load an exported classifier from its directory or hub name, in eval mode.
 
         Args:
             path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the hub.
             revision: branch, tag or commit on the hub.
-            token: for private models of the hub.
-            drop_rate: dropout before the head; None keeps the saved one.
-            overrides: settings of the encoder, as of :meth:`ViViT.from_pretrained`.
+            token: access token for private models of the hub.
+            drop_rate: dropout before the head; None keeps the saved rate.
+            overrides: settings of the encoder, as in :meth:`ViViT.from_pretrained`.
 
         Raises:
             FileNotFoundError: if there is no encoder at that path.
-            ValueError: as of :meth:`ViViT.from_pretrained`, and where the directory holds no
+            ValueError: as in :meth:`ViViT.from_pretrained`, and if the directory contains no
                 classifier.
         """
         path = locate(path, ENCODER, revision=revision, token=token)
         saved = read_config(path, ENCODER)
         if not isinstance(saved.get("classifier"), dict):
             raise ExportError(
-                f"{path} holds an encoder without a classifier; give a fresh one its head by "
+                f"{path} contains an encoder without a classifier; make a new classifier by "
                 "VideoClassifier(load_encoder(path), num_classes)"
             )
         settings = saved["classifier"] | ({} if drop_rate is None else {"drop_rate": drop_rate})
@@ -366,15 +371,15 @@ class VideoClassifier(nn.Module, HubModel):
 
 
 def load_encoder_or_classifier(path: str | Path, **overrides: Any) -> ViViT | VideoClassifier:
-    """Rebuild the classifier that an exported directory holds, or else its encoder, in eval mode.
+    """Load an exported directory in eval mode: its classifier if it contains one, else its encoder.
 
     Args:
         path: a directory, or ``"org/name"`` on the hub.
-        overrides: settings of the encoder, as of :meth:`ViViT.from_pretrained`.
+        overrides: settings of the encoder, as in :meth:`ViViT.from_pretrained`.
 
     Raises:
         FileNotFoundError: if there is no encoder at that path.
-        ValueError: as of :meth:`ViViT.from_pretrained`.
+        ValueError: as in :meth:`ViViT.from_pretrained`.
     """
     path = locate(path, ENCODER)
     has_head = read_config(path, ENCODER).get("classifier") is not None
@@ -384,7 +389,7 @@ def load_encoder_or_classifier(path: str | Path, **overrides: Any) -> ViViT | Vi
 def _head_shapes(
     width: int, num_classes: int, representation_size: int | None = None, drop_rate: float = 0.0
 ) -> Shapes:
-    """Shapes of the weights that a classifier has beside its encoder's."""
+    """Return the shapes of a classifier's weights outside of its encoder."""
     shapes: Shapes = {}
     if representation_size is not None:
         shapes["representation.weight"] = (representation_size, width)
@@ -396,7 +401,7 @@ def _head_shapes(
 
 
 def _in_a_row(encoded: Encoded) -> Float[Tensor, "b l d"]:
-    """The summary where there is one, then all patch tokens."""
+    """Concatenate the summary, if there is one, and all patch tokens."""
     tokens = rearrange(encoded.tokens, "b t n d -> b (t n) d")
     if encoded.summary is None:
         return tokens

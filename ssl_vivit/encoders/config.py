@@ -1,4 +1,4 @@
-"""ViViTConfig: everything that defines an encoder's architecture, and the named sizes."""
+"""ViViTConfig: the settings of an encoder's architecture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_vivit.encoders.frame_sampling import uniform_frames
 from ssl_vivit.grid import Grid
 from ssl_vivit.settings import check_types, listed
 
-# A size above these is a mistake, and one without a bound would fill the memory.
+# Larger sizes are refused as mistakes: without a bound they could fill the memory.
 _MOST, _MOST_BLOCKS = 1_000_000, 1_000
 _LARGEST_RATIO = 1_000
 
@@ -27,47 +27,48 @@ Pooling = Literal["cls_mean", "mean", "max", "sum", "first", "temporal_cls", "at
 class ViViTConfig:
     """Architecture of a ViViT encoder (Arnab et al. 2021, arXiv 2103.15691).
 
-    Sizes are (time, height, width); frames are counted as the encoder receives them. Values left
-    at ``None`` are resolved at construction, so that a saved config is always complete.
+    Sizes are (time, height, width). Settings that are ``None`` get their value at construction, so
+    that a saved config is complete.
 
     Args:
         variant: the paper's models (Sec. 3.3). ``joint`` is Model 1, attention over all tokens at
             once; ``factorized_encoder`` Model 2, a spatial transformer within each time step
-            followed by a temporal one; ``factorized_self_attention`` Model 3, where each block
-            attends over space, then over time; ``factorized_dot_product`` Model 4, where half of
-            the heads attend over time and half over space.
+            followed by a temporal one; ``factorized_self_attention`` Model 3: each block attends
+            over space, then over time; ``factorized_dot_product`` Model 4: half of the heads attend
+            over time and half over space.
         in_channels: 3 for colour, 1 for grey video.
         num_frames: frames in a clip.
-        image_size: (H, W) in pixels; one whole number is a square.
-        tubelet_size: pixels of one tubelet, (t, h, w).
-        tubelet_stride: step between tubelets, at most tubelet_size (smaller overlaps);
-            None is tubelet_size.
+        image_size: (H, W) in pixels; an int gives a square.
+        tubelet_size: size of a tubelet (t, h, w), in frames and pixels.
+        tubelet_stride: step between tubelets (t, h, w), at most tubelet_size; smaller steps make
+            tubelets overlap. None is tubelet_size.
         tubelet_embedding: ``tubelet``, or ``uniform_frames``: each token is a patch of one frame,
             and the frames are spread evenly over the clip (Sec. 3.2).
-        sampled_frames: how many frames uniform_frames takes of a clip of any length; None is one
-            for every tubelet_size[0] frames.
-        tubelet_init: ``random``; ``central_frame`` and ``average`` inflate a random image kernel
-            (Sec. 3.4), so a fresh encoder starts as an image encoder of the tubelet's middle frame
-            or of its mean frame.
-        temporal_padding: ``causal`` puts tubelet_size − tubelet_stride zero frames in front, so
-            that token i ends at frame (i + 1) · stride − 1.
-        remainder: pixels and frames that fill no tubelet: ``error`` refuses them, ``crop`` leaves
-            them out, ``pad`` completes their tubelets with zeros, at the border in space (half on
-            each side) and in front in time, so that the last token ends at the last frame.
+        sampled_frames: number of frames that uniform_frames samples from a clip of any length; None
+            is one for every tubelet_size[0] frames.
+        tubelet_init: initial tubelet kernel: ``random``, or a random image kernel (Sec. 3.4)
+            applied to the tubelet's middle frame (``central_frame``) or to its mean frame
+            (``average``).
+        temporal_padding: ``causal`` adds tubelet_size − tubelet_stride zero frames before the clip,
+            so that token i ends at frame (i + 1) · stride − 1.
+        remainder: what to do with pixels and frames that do not fill a tubelet: ``error`` raises,
+            ``crop`` drops them, ``pad`` adds zeros: in space half on each side, in time before the
+            clip, so that the last token ends at the last frame.
         embed_dim: token width d.
         num_heads: attention heads.
         head_dim: width of a head; None is embed_dim / num_heads.
-        mlp_ratio: hidden width of the MLP over embed_dim.
-        depth: blocks of Models 1, 3 and 4; None is 12. Not used by Model 2.
-        spatial_depth: spatial blocks of Model 2; None is 8.
-        temporal_depth: temporal blocks of Model 2; None is 4, and 0 is the paper's average pooling
-            over frames (Table 3's baseline).
-        attention_order: which attention comes first in a Model 3 block.
+        mlp_ratio: hidden width of the MLP divided by embed_dim.
+        depth: number of blocks of Models 1, 3 and 4; None is 12. Not used by Model 2.
+        spatial_depth: number of spatial blocks of Model 2; None is 8.
+        temporal_depth: number of temporal blocks of Model 2; None is 4; 0 averages over frames (the
+            baseline of Table 3).
+        attention_order: order of the attention over space and over time in a block of Model 3.
         block: ``pre_norm``, or ``parallel``: attention and MLP side by side from one
             normalisation, with queries, keys, values and the MLP's input from one product
             (Dehghani et al. 2023, Sec. 2).
-        activation: of the MLP. ``gelu_tanh`` is flax's default GELU; ``swiglu`` gates.
-        norm_eps: LayerNorm's epsilon.
+        activation: activation of the MLP. ``gelu_tanh`` is flax's default GELU; ``swiglu`` is
+            gated.
+        norm_eps: epsilon of LayerNorm.
         final_norm: LayerNorm on the ``tokens`` after each transformer, on the ``pooled`` vector
             only, or ``none``.
         pooled_norm_eps: epsilon of the norm on the pooled vector, with final_norm ``pooled``; None
@@ -75,37 +76,40 @@ class ViViTConfig:
         qkv_bias: biases on queries, keys and values (and on the MLP's input where a parallel
             block fuses it with them).
         qk_norm: LayerNorm on queries and keys of each head.
-        layer_scale: start of a learned scale on each residual branch; None is no scale.
-        class_token: a class token for each time step (Model 2) or for the clip (Model 1); None is
-            on for these two. Models 3 and 4 have none.
-        register_tokens: registers for each attention axis (Darcet et al. 2024).
-        temporal_causal: no token attends to later ones.
+        layer_scale: initial value of a learned scale on each residual branch; None is no scale.
+        class_token: use a class token for each time step (Model 2) or for the clip (Model 1); None
+            is True for these two. Models 3 and 4 have no class token.
+        register_tokens: number of registers for each attention axis (Darcet et al. 2024).
+        temporal_causal: tokens do not attend to tokens of later time steps.
         spatial_positions: positions within a frame. Rotary is axial in (row, column). None is
-            ``learned``, or ``none`` where joint_positions is set.
-        temporal_positions: positions in time. Rotary's unit is one tubelet stride; in Model 1
-            it shares the pairs of each head with rotary spatial_positions. None as above.
-        joint_positions: one table over all t·h·w tokens instead of the two above.
-        interpolate_positions: resample learned tables for clips of another size than configured,
-            in place of refusing them. Under temporal_causal a shorter clip takes the start of the table
-            in time, and a longer one is refused: where a token stands must not depend on how many
-            follow.
+            ``learned``, or ``none`` if joint_positions is set.
+        temporal_positions: positions in time. The unit of rotary is one tubelet stride; in Model 1
+            it shares the pairs of each head with rotary spatial_positions. None is ``learned``, or
+            ``none`` if joint_positions is set.
+        joint_positions: one table over all t·h·w tokens, instead of spatial_positions and
+            temporal_positions.
+        interpolate_positions: resample learned tables for clips of another size than configured;
+            without it such clips are refused. With temporal_causal, shorter clips use the start of
+            the table in time, and longer ones are refused, since a token's position must not depend
+            on the number of later tokens.
         rotary_base_spatial: base of rotary frequencies in space.
         rotary_base_temporal: base of rotary frequencies in time.
-        pooling: how tokens become one vector. ``cls_mean`` is the mean over time of the class
-            tokens (Model 1 has one); ``temporal_cls`` a class token of the temporal transformer
-            (Model 2);
-            ``mean``, ``max``, ``sum``, ``first`` and ``attention`` go over all tokens, or over the
-            frame vectors where frame_pooling makes them. None is ``cls_mean`` with a class token,
-            otherwise ``mean``.
-        frame_pooling: Model 2 without a class token: pool space to one vector a time step,
-            then attend over time.
-        patch_dropout: share of tubes dropped in training; a dense output has zeros there.
+        pooling: how tokens are reduced to one vector. ``cls_mean`` is the mean over time of the
+            class tokens (Model 1 has one); ``temporal_cls`` is a class token of the temporal
+            transformer (Model 2); ``mean``, ``max``, ``sum``, ``first`` and ``attention`` reduce
+            all tokens, or the frame vectors of frame_pooling. None is ``cls_mean`` with a class
+            token, else ``mean``.
+        frame_pooling: in Model 2 without a class token, pool each time step to one vector before
+            attention over time.
+        patch_dropout: fraction of spatial positions dropped in training, for all time steps; a
+            dense output has zeros there.
         attention_dropout: dropout on attention weights in training.
         mlp_dropout: dropout in the MLP and on the output projections in training.
         drop_path: stochastic depth rate of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: for a value that does not fit; the message names the setting and the fix.
+        ValueError: if a value is out of range or settings do not fit each other; the message names
+            the setting and the fix.
     """
 
     variant: Variant = "factorized_encoder"
@@ -167,7 +171,7 @@ class ViViTConfig:
         object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
-        """Check the value of each setting by itself."""
+        """Check the range of each setting."""
         check_types(self)
         for name, least in (
             ("in_channels", 1), ("embed_dim", 1), ("num_heads", 1), ("head_dim", 1),
@@ -209,7 +213,7 @@ class ViViTConfig:
         }
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise ValueError(
-                f"embed_dim {self.embed_dim} does not divide into num_heads {self.num_heads}; "
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
                 "give head_dim, or another num_heads"
             )
         for name, value in defaults.items():
@@ -232,8 +236,9 @@ class ViViTConfig:
         assert self.tubelet_stride is not None
         if any(s > p for s, p in zip(self.tubelet_stride, self.tubelet_size, strict=True)):
             raise ValueError(
-                f"tubelet_stride {self.tubelet_stride} exceeds tubelet_size {self.tubelet_size}: "
-                "pixels between tubelets would never be seen; use a stride of at most the size"
+                f"tubelet_stride {self.tubelet_stride} exceeds tubelet_size {self.tubelet_size}, "
+                "which "
+                "would skip pixels; use a stride of at most the size"
             )
         if self.tubelet_embedding == "uniform_frames":
             self._check_uniform_frames()
@@ -252,8 +257,9 @@ class ViViTConfig:
             )
         if self.temporal_causal or self.temporal_padding == "causal":
             raise ValueError(
-                "tubelet_embedding 'uniform_frames' cannot be causal: which frames it takes "
-                "depends on how many will follow; use 'tubelet'"
+                "tubelet_embedding 'uniform_frames' cannot be causal, since the sampled frames "
+                "depend "
+                "on the length of the clip; use 'tubelet'"
             )
 
     def _check_architecture(self) -> None:
@@ -267,20 +273,22 @@ class ViViTConfig:
             given = [n for n in ("spatial_depth", "temporal_depth") if getattr(self, n) is not None]
             if given:
                 raise ValueError(
-                    f"{' and '.join(given)} {'are not settings' if len(given) > 1 else 'is not a setting'} "
+                    f"{' and '.join(given)} "
+                    f"{'are not settings' if len(given) > 1 else 'is not a setting'} "
                     f"of {self.variant}; set {' and '.join(given)} to null and give depth"
                 )
             if self.class_token and self.variant != "joint":
                 raise ValueError(
-                    f"class_token is not a setting of {self.variant}: its attention over time "
-                    "would have no frames to relate; use pooling='mean' or 'attention'"
+                    f"class_token is not supported by {self.variant}, whose attention over time "
+                    "needs "
+                    "tokens at all time steps; use pooling='mean' or 'attention'"
                 )
             if self.frame_pooling != "none":
                 raise ValueError(f"frame_pooling is not a setting of {self.variant}; use pooling")
         if self.variant == "factorized_dot_product" and self.num_heads % 2:
             raise ValueError(
-                f"num_heads {self.num_heads} must be even for factorized_dot_product, half of them "
-                f"over time and half over space; use {self.num_heads + 1}"
+                f"num_heads {self.num_heads} must be even for factorized_dot_product: half of them "
+                f"attend over time and half over space; use {self.num_heads + 1}"
             )
         in_turn = self.variant == "factorized_self_attention" and self.block == "pre_norm"
         if self.attention_order != "space_time" and not in_turn:
@@ -290,7 +298,8 @@ class ViViTConfig:
             )
         if self.pooled_norm_eps is not None and self.final_norm != "pooled":
             raise ValueError(
-                f"pooled_norm_eps {self.pooled_norm_eps} is a setting of final_norm='pooled'; leave "
+                f"pooled_norm_eps {self.pooled_norm_eps} is a setting of final_norm='pooled'; "
+                "leave "
                 "it out"
             )
         self._check_pooling(model2)
@@ -304,7 +313,7 @@ class ViViTConfig:
                 "pooling 'temporal_cls' needs factorized_encoder with temporal_depth ≥ 1"
             )
         if self.frame_pooling != "none" and self.class_token:
-            raise ValueError("frame_pooling and class_token exclude each other; set one of them")
+            raise ValueError("frame_pooling and class_token cannot both be set; set one of them")
         if self.pooling == "temporal_cls" and not self.class_token and self.frame_pooling == "none":
             raise ValueError(
                 "pooling 'temporal_cls' attends over frame vectors; set class_token or "
@@ -342,15 +351,15 @@ class ViViTConfig:
 
     @property
     def grid(self) -> Grid:
-        """The token grid of a clip of the configured size."""
+        """Token grid of a clip of the configured size."""
         return self.grid_of(self.num_frames, *self.image_size)
 
     def grid_of(self, frames: int, height: int, width: int) -> Grid:
-        """The token grid of a clip of T frames of H×W pixels.
+        """Return the token grid of a clip of T frames of H×W pixels.
 
         Raises:
-            ValueError: where tubelets do not fill the clip and ``remainder`` is ``error``, or
-                where not even one fits; the message names the sizes that would.
+            ValueError: if tubelets do not fill the clip and ``remainder`` is ``error``, or if the
+                clip is smaller than a tubelet. The message lists sizes that fit.
         """
         assert self.tubelet_stride is not None
         counts, misfits, mend = [], [], ""
@@ -383,7 +392,7 @@ class ViViTConfig:
     def padding_of(
         self, frames: int, height: int, width: int
     ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Zeros before and after a clip of T frames of H×W pixels, along (time, height, width)."""
+        """Return numbers of zeros to add before and after a clip, along (time, height, width)."""
         assert self.tubelet_stride is not None
         padding = []
         for axis, size in enumerate((frames, height, width)):
@@ -391,7 +400,7 @@ class ViViTConfig:
             sampled = axis == 0 and self.tubelet_embedding == "uniform_frames"
             causal = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
             missing = 0
-            # An empty clip stays empty, and is refused.
+            # Do not pad an empty clip, so that it is refused.
             if self.remainder == "pad" and not sampled and size > 0:
                 span = size + causal - kernel
                 missing = -span if span < 0 else -span % stride
@@ -402,25 +411,25 @@ class ViViTConfig:
 
     @property
     def kernel_size(self) -> tuple[int, int, int]:
-        """(t, h, w) pixels that one token sees, those of tubelet_size or of one frame of it."""
+        """Size (t, h, w) of the embedding kernel: tubelet_size, with t = 1 for uniform_frames."""
         if self.tubelet_embedding == "uniform_frames":
             return (1, *self.tubelet_size[1:])
         return self.tubelet_size
 
     @property
     def kernel_stride(self) -> tuple[int, int, int]:
-        """Step between tokens in the frames that are embedded, (t, h, w)."""
+        """Step (t, h, w) between tokens, in embedded frames and pixels."""
         assert self.tubelet_stride is not None
         if self.tubelet_embedding == "uniform_frames":
             return (1, *self.tubelet_stride[1:])
         return self.tubelet_stride
 
     def frames_of(self, frames: int) -> list[int]:
-        """Return the indices of the frames that ``uniform_frames`` embeds, out of T."""
+        """Return the indices of the frames that ``uniform_frames`` samples from T frames."""
         return uniform_frames(frames, self.sampled_frames or max(frames // self.tubelet_size[0], 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON-serialisable values."""
+        """Return all settings as JSON-serialisable values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -428,10 +437,10 @@ class ViViTConfig:
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> ViViTConfig:
-        """The inverse of :meth:`to_dict`.
+        """Make a config from the settings that :meth:`to_dict` returned.
 
         Raises:
-            ValueError: for a setting that does not exist; the nearest and all names are listed.
+            ValueError: for an unknown setting; the message lists the nearest and all names.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
@@ -441,7 +450,7 @@ class ViViTConfig:
 
 
 def unknown_name(what: str, name: str, names: list[str]) -> str:
-    """Return a line with the nearest known name and all known names."""
+    """Return an error message for an unknown name, with the nearest and all known names."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{what} {name!r} is unknown{hint} Known: {listed(names)}"

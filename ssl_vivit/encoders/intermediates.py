@@ -1,4 +1,4 @@
-"""Outputs of the blocks of an encoder, read by hooks."""
+"""Read the outputs of an encoder's blocks by hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BlockFeatures(NamedTuple):
 
     Attributes:
         tokens: (b, t, n, d) patch tokens.
-        cls: (b, t, d) class tokens, (b, 1, d) the one of Model 1, None without.
+        cls: class tokens (b, t, d), in Model 1 (b, 1, d); None if there are none.
     """
 
     tokens: Tensor
@@ -32,7 +32,7 @@ class _LastBlockDone(Exception):
 
 
 def block_names(encoder: ViViT) -> list[str]:
-    """Names of the encoder's blocks in the order of the computation."""
+    """Return the names of the encoder's blocks in the order of computation."""
     lists = ["blocks"]
     if isinstance(encoder.trunk, FactorizedEncoder):
         lists = ["spatial_blocks", "temporal_blocks"]
@@ -40,14 +40,15 @@ def block_names(encoder: ViViT) -> list[str]:
 
 
 def block_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Numbers of blocks among ``count``, rising, each once.
+    """Return indices of blocks as a sorted list of non-negative numbers without repeats.
 
     Args:
-        indices: the last so many, a sequence (negative from the end), None for all.
-        count: how many blocks there are.
+        indices: an int n for the last n blocks, a sequence of indices (negative ones count from the
+            end), or None for all.
+        count: number of blocks.
 
     Raises:
-        ValueError: for none, or for blocks that do not exist.
+        ValueError: if no block is selected or a block does not exist.
     """
     if isinstance(indices, int):
         wanted: Sequence[int] = range(-indices, 0)
@@ -55,13 +56,14 @@ def block_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
         wanted = range(count) if indices is None else indices
     if not wanted or not all(-count <= index < count for index in wanted):
         raise ValueError(
-            f"indices {indices} do not fit {count} blocks; give 1 to {count} for the last so many, "
-            f"or a list of numbers from {-count} to {count - 1}"
+            f"indices {indices} do not fit {count} blocks; give an int n from 1 to {count} for "
+            "the last n "
+            f"blocks, or a list of indices from {-count} to {count - 1}"
         )
     return sorted({index % count for index in wanted})
 
 
-# Tracing hooks that come and go, and an exception through them, loses what they kept.
+# torch.compile cannot trace temporary hooks and an exception raised in them.
 @torch.compiler.disable
 def encode_with_blocks(
     encoder: ViViT,
@@ -72,23 +74,23 @@ def encode_with_blocks(
     stop_early: bool,
     patch_draw: Float[Tensor, "b n"] | None = None,
 ) -> tuple[Encoded | None, list[BlockFeatures]]:
-    """Encode clips and keep what blocks give.
+    """Encode clips and return the features after some blocks.
 
     Args:
         encoder: the encoder.
         video: (B, C, T, H, W).
-        indices: which blocks, see :func:`block_indices`.
+        indices: blocks, see :func:`block_indices`.
         norm: apply the norm that follows the blocks.
-        stop_early: compute no block after the last that is asked for.
-        patch_draw: random numbers for patch dropout, as of :meth:`ViViT.forward`.
+        stop_early: compute no block after the last requested one.
+        patch_draw: random numbers for patch dropout, as in :meth:`ViViT.forward`.
 
     Returns:
-        The encoder's own output before pooling, without the patches dropped in training (None
-        where it was stopped before its last block), and the features in the order of computation,
-        with zeros for dropped patches.
+        The encoder's output before pooling, without patches dropped in training (None if the
+        encoder was stopped before its last block); and the features of the requested blocks in the
+        order of computation, with zeros for dropped patches.
 
     Raises:
-        ValueError: for blocks that do not exist.
+        ValueError: if a block does not exist.
     """
     blocks = [encoder.get_submodule(name) for name in block_names(encoder)]
     taken = block_indices(indices, len(blocks))
@@ -96,8 +98,8 @@ def encode_with_blocks(
     kept = encoder.drop_patches(video, patch_draw=patch_draw)
     outputs: dict[int, Any] = {}
     handles = [_keep(blocks[index], outputs, index) for index in taken]
-    # Before the next block and not after the last: a block that is left in the middle could not
-    # be recomputed by gradient checkpointing.
+    # Stop before the next block: a block that an exception leaves could not be recomputed by
+    # gradient checkpointing.
     if stop_early and taken[-1] + 1 < len(blocks):
         handles.append(blocks[taken[-1] + 1].register_forward_pre_hook(_stop))
     encoded = None
@@ -117,9 +119,9 @@ def encode_with_blocks(
 
 
 def freeze_unread(encoder: ViViT, last: int) -> None:
-    """Freeze the parameters that patch tokens of block ``last`` and those before do not depend on.
+    """Freeze the parameters that do not affect the patch tokens of blocks up to ``last``.
 
-    Those of pooling stay as they are; see :meth:`ViViT.freeze_pooling`, also for why to freeze them.
+    Parameters of pooling are not changed; :meth:`ViViT.freeze_pooling` freezes them and says why.
     """
     names = block_names(encoder)
     unread = [f"{name}." for name in names[last + 1 :]]
@@ -144,7 +146,7 @@ def _stop(module: nn.Module, args: Any) -> None:
 def _features(
     encoder: ViViT, index: int, output: Any, batch: int, steps: int, norm: bool
 ) -> BlockFeatures:
-    """Patch and class tokens of a block's output, without registers."""
+    """Split a block's output into patch and class tokens, without registers."""
     trunk, config = encoder.trunk, encoder.config
     after: nn.Module
     if isinstance(trunk, Joint):
@@ -158,7 +160,7 @@ def _features(
         after, specials = trunk.spatial_norm, int(bool(config.class_token)) + config.register_tokens
         x = rearrange(output, "(b t) m d -> b t m d", b=batch)
     else:
-        # Frame vectors go through time as class tokens do.
+        # Frame vectors take the place of class tokens in the temporal transformer.
         after = trunk.temporal_norm
         specials = int(bool(config.class_token) or config.frame_pooling != "none")
         x = output[:, config.register_tokens : config.register_tokens + steps]

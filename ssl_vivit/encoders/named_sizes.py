@@ -6,7 +6,7 @@ from typing import Any
 
 from ssl_vivit.encoders.config import ViViTConfig, unknown_name
 
-# embed_dim, num_heads, spatial and temporal depth (Model 2); the other variants use their sum.
+# embed_dim, num_heads, spatial and temporal depth of Model 2; the depth of other models is the sum.
 _WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "vivit_tiny": (192, 3, 8, 4),
     "vivit_small": (384, 6, 8, 4),
@@ -39,19 +39,19 @@ _NEURAL: dict[str, Any] = {
 
 
 def named_config(name: str, **overrides: Any) -> ViViTConfig:
-    """The configuration of a named size, with any of its settings overridden.
+    """Return the config of a named size, with settings overridden.
 
     Args:
-        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base``, ``vivit_large`` (the prefix may be
-            left out), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
-            ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. Models 1,
-            3 and 4 take the depth of both transformers of Model 2 together, except the paper's,
-            which have that of the spatial one, and one learned table for all tokens. Model 4
-            shares its heads between two axes, so ``vivit_tiny`` has 4 of them there.
-        overrides: fields of :class:`ViViTConfig`.
+        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base``, ``vivit_large`` (the prefix is
+            optional), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
+            ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. The depth
+            of Models 1, 3 and 4 is the sum of the depths of Model 2's two transformers. In the
+            paper's sizes it is the depth of the spatial one, with one learned table for all tokens.
+            Model 4 divides its heads between two axes, so ``vivit_tiny`` has 4 heads there.
+        overrides: settings of :class:`ViViTConfig` to change.
 
     Raises:
-        ValueError: for an unknown size or setting, naming those that exist.
+        ValueError: for an unknown size or setting; the message lists the known ones.
     """
     if f"vivit_{name}" in _WIDTHS:
         name = f"vivit_{name}"
@@ -79,12 +79,13 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
         if paper and not {"spatial_positions", "temporal_positions"} & set(overrides):
             settings["joint_positions"] = "learned"
     if overrides.get("joint_positions") is not None:
-        # The table replaces what the size itself has; what the caller gives is checked as it is.
+        # A joint table replaces the size's own positions. Positions that the caller gave stay, so
+        # that the config refuses them.
         settings.pop("spatial_positions", None)
         settings.pop("temporal_positions", None)
     return ViViTConfig.from_dict(settings | overrides)
 
 
 def sizes() -> list[str]:
-    """Names that :func:`named_config` and ``create_encoder`` know."""
+    """Return the names of sizes for :func:`named_config` and ``create_encoder``."""
     return list(_WIDTHS)

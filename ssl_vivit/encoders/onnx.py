@@ -1,9 +1,9 @@
-"""Encoders as graphs for other runtimes: torch.export and ONNX.
+"""Export encoders as graphs for other runtimes: torch.export and ONNX.
 
 python -m ssl_vivit.encoders.onnx EXPORTED_DIR OUT.onnx
 
-The graph of an encoder returns ``pooled`` and ``tokens``, that of a :class:`VideoClassifier`
-``logits``.
+The graph of an encoder returns ``pooled`` and ``tokens``; the graph of a :class:`VideoClassifier`
+returns ``logits``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from ssl_vivit.encoders.vivit import ViViT
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.files import temporary_beside
 
-# The oldest opset that torch's exporter writes without a conversion, which may fail.
+# The oldest opset that torch's exporter writes directly; conversion to older ones may fail.
 OLDEST_OPSET = 18
-# Of the largest number in an output; float32 rounding through the deepest encoders stays below.
+# Largest allowed difference, relative to the largest number of an output. Float32 rounding in the
+# deepest encoders stays below it.
 TOLERANCE = 1e-4
 
 
 class TensorEncoder(nn.Module):
-    """Video → (pooled, tokens), tensors alone, as graphs need them.
+    """Encoder that returns a tuple of tensors (pooled, tokens), as graphs need.
 
     Args:
         encoder: the encoder.
@@ -46,7 +47,7 @@ class TensorEncoder(nn.Module):
     def forward(
         self, video: Float[Tensor, "b c T H W"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b t n d"]]:
-        """The pooled vector (b, d) and the tokens (b, t, n, d) of each clip."""
+        """Return the pooled vector (b, d) and the tokens (b, t, n, d) of each clip."""
         out = self.encoder(video)
         assert out.tokens is not None
         return out.pooled, out.tokens
@@ -56,9 +57,9 @@ class _Tensors(NamedTuple):
     """A model as a function from a tensor to tensors.
 
     Attributes:
-        module: video (B, C, T, H, W) → a tensor or several.
-        names: of its outputs.
-        encoder: the encoder inside.
+        module: module from video (B, C, T, H, W) to one or several tensors.
+        names: names of its outputs.
+        encoder: the encoder inside the module.
     """
 
     module: nn.Module
@@ -72,7 +73,7 @@ class _Tensors(NamedTuple):
 
 
 def _tensors(model: ViViT | VideoClassifier) -> _Tensors:
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the module inside torch.compile's wrapper
     if isinstance(model, VideoClassifier):
         return _Tensors(model, ["logits" if model.num_classes else "features"], model.encoder)
     if isinstance(model, ViViT):
@@ -85,26 +86,26 @@ def _tensors(model: ViViT | VideoClassifier) -> _Tensors:
 def export_graph(
     model: ViViT | VideoClassifier, *, dynamic_batch: bool = True
 ) -> torch.export.ExportedProgram:
-    """The model in eval mode as a program of torch.export.
+    """Export a model in eval mode as a program of torch.export.
 
-    Clips have the configured size; :func:`ssl_vivit.encoders.adapt.adapt` makes an encoder of
-    another one. The program holds the model's own weights, not copies.
+    Clips must have the configured size; for another size, first call
+    :func:`ssl_vivit.encoders.adapt.adapt`. The program shares the model's weights.
 
     Args:
-        model: the encoder or classifier, left in the mode that it is in.
-        dynamic_batch: leave the number of clips open; False fixes it at one.
+        model: the encoder or classifier; its training mode is not changed.
+        dynamic_batch: accept any number of clips; False accepts only one.
 
     Returns:
-        A program whose ``module()`` takes video (B, C, T, H, W). That of an encoder returns pooled
-        (B, d) and tokens (B, t, n, d); that of a classifier logits (B, classes), or the features
-        before the head where it has no classes.
+        A program whose ``module()`` takes video (B, C, T, H, W). For an encoder it returns pooled
+        (B, d) and tokens (B, t, n, d); for a classifier logits (B, classes), or the features before
+        the head if there are no classes.
 
     Raises:
         TypeError: for a model of another class.
     """
     tensors = _tensors(model)
     shapes = {"video": {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}}
-    # A batch of one would be taken for a constant.
+    # torch.export would take a batch size of 1 as a constant.
     video = _clip(tensors.encoder, 2 if dynamic_batch else 1)
     with evaluation_mode(tensors.module), torch.no_grad():
         return torch.export.export(tensors.module, (video,), dynamic_shapes=shapes)
@@ -118,27 +119,28 @@ def export_onnx(
     external_data: bool | None = None,
     check: bool = True,
 ) -> None:
-    """Write the model as an ONNX graph, for any number of clips of the configured size.
+    """Write a model as an ONNX graph for any number of clips of the configured size.
 
-    The input is ``video`` (batch, C, T, H, W), normalised as the encoder's ``preprocessing`` says.
-    The outputs of an encoder are ``pooled`` (batch, d) and ``tokens`` (batch, t, n, d), that of a
-    classifier is ``logits`` (batch, classes), or ``features`` where it has no classes. The graph's
-    metadata hold ``config`` and ``preprocessing`` of the encoder as JSON. The file appears whole or
-    not at all, an older one of that name is replaced.
+    The input is ``video`` (batch, C, T, H, W), normalised by the encoder's ``preprocessing``. The
+    outputs are ``pooled`` (batch, d) and ``tokens`` (batch, t, n, d) for an encoder, and ``logits``
+    (batch, classes) for a classifier, or ``features`` if it has no classes. The graph's metadata
+    contain ``config`` and ``preprocessing`` of the encoder as JSON. The file is written atomically
+    and replaces an existing file.
 
     Args:
         model: the encoder or classifier, in float32.
-        path: the file; parents are made.
-        opset: version of ONNX's operators; None is the exporter's choice.
-        external_data: put the weights in a second file, ``path`` and ``.data``; None does so where
-            a single one would reach the format's limit of 2 GB.
-        check: run the graph with onnxruntime for one and for three clips, and compare.
+        path: the file; missing parents are created.
+        opset: version of ONNX's operators; None is the exporter's default.
+        external_data: write the weights to a second file, named ``path`` plus ``.data``; None does
+            so if a single file would reach the format's limit of 2 GB.
+        check: compare the graph's outputs in onnxruntime with the model's, for one and for three
+            clips.
 
     Raises:
-        ImportError: if ONNX's packages are missing; names the extra that brings them.
-        TypeError: for a model of another class.
-        ValueError: for weights of another type, or an opset that cannot be written.
-        RuntimeError: if ``check`` finds other numbers than the model's. Nothing is written then.
+        ImportError: if ONNX's packages are missing; the message names the extra to install.
+        TypeError: if the model is not an encoder or classifier.
+        ValueError: if the weights are not float32, or the opset cannot be written.
+        RuntimeError: if the outputs differ in ``check``; nothing is written.
     """
     tensors = _tensors(model)
     path = Path(path)
@@ -156,23 +158,25 @@ def export_onnx(
     assert program is not None
     written = program.model.opset_imports[""]
     if opset not in (None, written):
-        raise ValueError(f"opset {opset} cannot be written by torch {torch.__version__}; use lower")
+        raise ValueError(
+            f"opset {opset} cannot be written by torch {torch.__version__}; use a lower one"
+        )
     _describe(program.model, tensors.encoder)
     with temporary_beside(path) as new:
         new.mkdir()
-        # External data are found by their name beside the graph, so the names are the final ones.
+        # The graph refers to external data by file name, so write them under the final name.
         program.save(new / path.name, external_data=external_data)
         if check:
             _check(new / path.name, tensors)
         if any(new.glob("*.data")):
-            # An old graph must not be left beside new weights, should the next lines be cut off.
+            # Remove the old graph first: an interruption must not leave it beside new weights.
             path.unlink(missing_ok=True)
         for file in sorted(new.iterdir(), key=lambda file: file.name == path.name):
             os.replace(file, path.with_name(file.name))
 
 
 def _clip(encoder: ViViT, batch: int) -> Float[Tensor, "b c T H W"]:
-    """Return noise of the configured size, equal at every call."""
+    """Return a noise clip of the configured size; every call returns equal numbers."""
     config, weight = encoder.config, encoder.tubelets.weight
     shape = (batch, config.in_channels, config.num_frames, *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -193,8 +197,8 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
     types = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
     if types != {"float32"}:
         raise ValueError(
-            f"weights are {', '.join(sorted(types))}; ONNX graphs are written in float32: give "
-            "the model as model.float()"
+            f"weights are {', '.join(sorted(types))}, but ONNX graphs are written in float32; pass "
+            "model.float()"
         )
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
@@ -204,10 +208,10 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
 
 
 def _describe(model: Any, encoder: ViViT) -> None:
-    """Put the encoder's settings into the graph, and take the exporter's own notes out."""
+    """Add the encoder's settings to the graph's metadata, and remove the exporter's."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
     model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
-    # They hold stack traces with this machine's paths, and are larger than small models.
+    # The exporter's metadata are large and contain stack traces with local paths.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -228,8 +232,8 @@ def _check(path: Path, tensors: _Tensors) -> None:
             if not difference <= TOLERANCE * largest:
                 raise RuntimeError(
                     f"the ONNX graph's {name} of {batch} clips differ from the model's by "
-                    f"{difference / largest:.1e} of their largest number; nothing is written. Try "
-                    "another opset, or check=False to keep the graph"
+                    f"{difference / largest:.1e} of their largest number; nothing was written. Try "
+                    "another opset, or set check=False to write the graph anyway"
                 )
 
 
@@ -237,8 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write an exported encoder or classifier as an ONNX graph; returns the exit status."""
     parser = OneLineParser(
         prog="python -m ssl_vivit.encoders.onnx",
-        description="Write an exported encoder as an ONNX graph of pooled vectors and tokens, or an "
-        "exported classifier as one of logits; checked with onnxruntime.",
+        description="Convert an exported encoder to an ONNX graph that returns pooled vectors and "
+        "tokens, or an exported classifier to a graph that returns logits. onnxruntime checks the "
+        "graph's outputs.",
     )
     parser.add_argument(
         "model", help="directory of an exported encoder or classifier, or its name on the hub"

@@ -21,7 +21,7 @@ def reduce_tokens(x: Float[Tensor, "b n d"], how: str) -> Float[Tensor, "b d"]:
 
 
 class AttentionPooling(nn.Module):
-    """One learned query that attends to all tokens (Bardes et al. 2024, V-JEPA, Sec. 4.2)."""
+    """Pooling by one learned query that attends to all tokens (Bardes et al. 2024, Sec. 4.2)."""
 
     def __init__(self, config: ViViTConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class AttentionPooling(nn.Module):
 
 
 def _heads(config: ViViTConfig) -> int:
-    """Return the most heads, each at least head_dim wide, whose number divides embed_dim."""
+    """Return the largest number of heads of at least head_dim that divides embed_dim."""
     assert config.head_dim is not None
     most = max(config.embed_dim // config.head_dim, 1)
     return max(h for h in range(1, most + 1) if config.embed_dim % h == 0)

@@ -1,4 +1,4 @@
-"""Position embeddings: learned and sinusoidal tables, and rotary embedding by coordinates."""
+"""Position embeddings: learned and sinusoidal tables, and rotary embeddings of coordinates."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ssl_vivit.grid import Grid
 def sinusoidal_1d(
     length: int, dim: int, first: int = 0, device: torch.device | None = None
 ) -> Float[Tensor, "length dim"]:
-    """Interleaved sines (even) and cosines (odd), base 10000 (Vaswani et al. 2017, Sec. 3.5).
+    """Return a table of sines (even columns) and cosines (odd) (Vaswani et al. 2017, Sec. 3.5).
 
-    Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022). Row 0 is position
-    ``first``.
+    The base is 10000. Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022). Row
+    0 is position ``first``.
     """
     exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
     position = torch.arange(first, first + length, **exact)[:, None]
@@ -33,7 +33,10 @@ def sinusoidal_1d(
 def sinusoidal_2d(
     grid: Grid, dim: int, device: torch.device | None = None
 ) -> Float[Tensor, "n dim"]:
-    """[sin x, cos x, sin y, cos y], each dim/4 wide (He et al. 2022; x the column, y the row)."""
+    """Return a table of [sin x, cos x, sin y, cos y], each dim/4 wide (He et al. 2022).
+
+    x is the column and y the row.
+    """
     exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
     frequency = 10000.0 ** (-torch.arange(dim // 4, **exact) / (dim // 4))
     row = torch.arange(grid.h, **exact).repeat_interleave(grid.w)
@@ -52,11 +55,11 @@ def resample_spatial(
     Args:
         table: positions, n = old[0] · old[1].
         old: (h, w) of the table.
-        new: (h, w) wanted; the table itself comes back where it is the same.
+        new: (h, w) of the result; if it equals ``old``, the table itself is returned.
     """
     if tuple(old) == tuple(new):
         return table
-    # One axis after the other, each as a row: torch is wrong where the output is one column.
+    # Resample each axis as rows: torch is wrong if the output has one column.
     rows = rearrange(table, "(h w) d -> h d 1 w", h=old[0])
     rows = F.interpolate(rows, size=(1, new[1]), mode="bicubic", antialias=True)
     columns = rearrange(rows, "h d 1 w -> w d 1 h")
@@ -65,9 +68,10 @@ def resample_spatial(
 
 
 def resample_temporal(table: Float[Tensor, "t d"], new: int) -> Float[Tensor, "new d"]:
-    """Resample a table of time steps to another length, linear between the centres of steps.
+    """Resample a table of time steps to another length, by linear interpolation.
 
-    The table itself comes back where the length is the same.
+    Rows stand for the centres of time steps. If the length is unchanged, the table itself is
+    returned.
     """
     if len(table) == new:
         return table
@@ -76,23 +80,23 @@ def resample_temporal(table: Float[Tensor, "t d"], new: int) -> Float[Tensor, "n
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines that turn queries and keys, (…, length, head_dim / 2) each."""
+    """Cosines and sines that rotate queries and keys, (…, length, head_dim / 2) each."""
 
     cos: Tensor
     sin: Tensor
 
     @classmethod
     def of(cls, angle: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation by these angles, in float64 for a float64 model and float32 for others."""
+        """Return the rotation by these angles: float64 if ``dtype`` is float64, else float32."""
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         return cls(angle.cos().to(exact), angle.sin().to(exact))
 
     def of_tokens(self, chosen: slice) -> Rotation:
-        """The rotation of some tokens of the sequence."""
+        """Return the rotation of a slice of the tokens."""
         return Rotation(self.cos[..., chosen, :], self.sin[..., chosen, :])
 
     def padded(self, before: int, after: int = 0) -> Rotation:
-        """With unrotated tokens (class token, registers) before and after in the sequence."""
+        """Add unrotated tokens (class token, registers) before and after the sequence."""
         pad = (0, 0, before, after)
         return Rotation(F.pad(self.cos, pad, value=1.0), F.pad(self.sin, pad))
 
@@ -109,15 +113,16 @@ class Rotation(NamedTuple):
 def angles(
     coordinates: Int[Tensor, "*shape length"], pairs: int, base: float
 ) -> Float[Tensor, "*shape length pairs"]:
-    """Angles of rotary embedding along one axis (Su et al. 2021, Sec. 3.2.2), in float64.
+    """Return the angles of a rotary embedding along one axis (Su et al. 2021, Sec. 3.2.2).
 
-    Taking coordinates instead of indices lets dropped or masked tokens keep their places. In
-    float32 an angle of 1000 would be wrong by up to 3e-5.
+    They are computed from coordinates instead of indices, so that positions do not change if other
+    tokens are dropped or masked. They are float64: in float32 an angle of 1000 has errors up to
+    3e-5.
 
     Args:
         coordinates: positions of the tokens, in tokens (space) or tubelet strides (time).
-        pairs: how many pairs of a head's numbers turn with this axis.
-        base: wavelengths run geometrically from 2π towards 2π · base.
+        pairs: number of pairs of a head's components that rotate with this axis.
+        base: wavelengths grow geometrically from 2π towards 2π · base.
     """
     exact = _exact(coordinates.device)
     order = torch.arange(pairs, dtype=exact, device=coordinates.device)
@@ -125,7 +130,7 @@ def angles(
 
 
 def _exact(device: torch.device | None) -> torch.dtype:
-    """The widest type of a device: Apple's GPUs have no float64."""
+    """Return the most precise float type of a device; Apple's GPUs have no float64."""
     return torch.float32 if device is not None and device.type == "mps" else torch.float64
 
 
@@ -134,10 +139,10 @@ class Places(NamedTuple):
 
     Attributes:
         grid: token grid of the whole clip.
-        visible: (b, v) kept spatial positions, the same at all times, (b, t, v) those of each time
-            step, or None.
-        visible_tokens: (b, k) kept tokens among t·h·w, or None.
-        start: time step of the first token, where the clip goes on from an earlier one.
+        visible: indices of kept spatial positions: (b, v) for all time steps, (b, t, v) for each
+            time step; None keeps all.
+        visible_tokens: (b, k) indices of kept tokens among t·h·w, or None.
+        start: time step of the first token; above 0 if the clip continues an earlier one.
     """
 
     grid: Grid
@@ -147,29 +152,29 @@ class Places(NamedTuple):
 
     @property
     def varying(self) -> Tensor | None:
-        """Kept positions of each time step (b, t, v), or None where they are those of all times."""
+        """Kept positions of each time step (b, t, v); None if all time steps keep equal ones."""
         return self.visible if self.visible is not None and self.visible.ndim == 3 else None
 
     @property
     def space(self) -> Tensor | slice:
-        """Index of the tokens into spatial positions: (b, v), (b, t, v), (b, k), or all."""
+        """Spatial position of each token: indices (b, v), (b, t, v) or (b, k), or a full slice."""
         if self.visible_tokens is not None:
             return self.visible_tokens % self.grid.n
         return slice(None) if self.visible is None else self.visible
 
     def steps(self, device: torch.device) -> Int[Tensor, " t"]:
-        """All time steps of the clip."""
+        """Return the numbers of all time steps of the clip."""
         return torch.arange(self.start, self.start + self.grid.t, device=device)
 
     def times(self, device: torch.device) -> Int[Tensor, "... length"]:
-        """Time step of each token in the flattened sequence, (t·n,) or (b, k)."""
+        """Return the time step of each token in the flattened sequence, (t·n,) or (b, k)."""
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
         n = self.grid.n if self.visible is None else self.visible.shape[-1]
         return self.steps(device).repeat_interleave(n, dim=0)
 
     def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
-        """The entries of a table over the whole grid that belong to the tokens."""
+        """Select the rows of the kept tokens from a table over the whole grid."""
         if self.visible_tokens is not None:
             return table.flatten(0, 1)[self.visible_tokens][:, None]
         if self.varying is not None:
@@ -182,8 +187,8 @@ class Places(NamedTuple):
 class Positions(nn.Module):
     """Position embedding of each token: learned tables, sinusoids or rotations.
 
-    Learned tables have a slot before the patches for the class token (space, or all tokens of
-    Model 1) and for the temporal class token (time).
+    Learned tables have an extra row before the patches for the class token (in the spatial table,
+    or the joint table of Model 1) and for the temporal class token (in the temporal table).
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -192,10 +197,10 @@ class Positions(nn.Module):
         grid, width = config.grid, config.embed_dim
         self.class_slots = int(bool(config.class_token))
         self.temporal_slots = int(config.pooling == "temporal_cls")
-        # Model 1's class token is one of all tokens; Model 2's belongs to a time step.
+        # Model 1 has one class token in the sequence of all tokens, Model 2 one per time step.
         self.joint_slots = self.class_slots if config.variant == "joint" else 0
-        # What only a temporal transformer reads must not exist without one: DDP refuses parameters
-        # that have no gradient.
+        # Without a temporal transformer its parameters must not exist: DDP refuses parameters
+        # without gradients.
         has_time = config.variant != "factorized_encoder" or config.temporal_depth != 0
         self.spatial = self.temporal = self.joint = None
         self._sinusoids: dict[tuple[Hashable, ...], Tensor] = {}
@@ -207,7 +212,7 @@ class Positions(nn.Module):
             self.joint = token_parameter(self.joint_slots + grid.t * grid.n, width)
 
     def add_spatial(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
-        """Spatial or joint positions on patch tokens."""
+        """Add spatial or joint positions to patch tokens."""
         table = self._spatial_table(places.grid, x)
         if table is not None:
             placed = table[places.space]
@@ -216,13 +221,13 @@ class Positions(nn.Module):
         return x if table is None else x + places.spread(table)
 
     def of_class_token(self) -> Float[Tensor, " d"] | None:
-        """The class token's own position, where it is learned."""
+        """Return the position of the class token; None if positions are not learned."""
         if self.joint is not None and self.joint_slots:
             return self.joint[0]
         return None if self.spatial is None else self.spatial[0]
 
     def add_temporal(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
-        """Temporal positions on every token of each time step."""
+        """Add temporal positions to every token of each time step."""
         table = self._temporal_table(places, x)
         if table is None:
             return x
@@ -231,11 +236,11 @@ class Positions(nn.Module):
         return x + table[:, None]
 
     def of_temporal_class_token(self) -> Float[Tensor, " d"] | None:
-        """The temporal class token's own position, where it is learned."""
+        """Return the position of the temporal class token; None if positions are not learned."""
         return None if self.temporal is None else self.temporal[0]
 
     def rotations(self, places: Places, like: Tensor) -> tuple[Rotation | None, Rotation | None]:
-        """Rotations of sequences over space and over time, special tokens left unrotated."""
+        """Return rotations of sequences over space and over time; special tokens are unrotated."""
         config = self.config
         assert config.head_dim is not None
         space = time = None
@@ -255,10 +260,10 @@ class Positions(nn.Module):
         return space, time
 
     def joint_rotation(self, places: Places, like: Tensor) -> Rotation | None:
-        """Rotation of Model 1's sequence of all tokens, special tokens left unrotated.
+        """Return the rotation of Model 1's sequence of all tokens; special tokens are unrotated.
 
-        Where both axes are rotary, the pairs of a head are shared between row, column and time,
-        a third each as far as it goes (the rest to time).
+        If both axes are rotary, row, column and time each rotate a third of the pairs of a head,
+        and time also any remaining pairs.
         """
         config = self.config
         assert config.head_dim is not None
@@ -330,10 +335,11 @@ class Positions(nn.Module):
     def _sinusoid(
         self, like: Tensor, make: Callable[..., Tensor], size: Grid | int, first: int = 0
     ) -> Float[Tensor, "places d"]:
-        """A sinusoidal table as ``like`` needs it, kept: making one takes as long as a block.
+        """Return a cached sinusoidal table with dtype and device of ``like``.
 
-        A compiled graph makes its own on the device, in one kernel. One that does not begin at 0 is
-        not kept: a stream asks for each once.
+        It is cached because computing it takes as long as a transformer block. It is not cached in
+        a compiled graph, which computes it in one kernel, nor for ``first`` above 0, since a stream
+        needs each such table once.
         """
         compiling, dim, device = torch.compiler.is_compiling(), self.config.embed_dim, like.device
         if first:
@@ -342,16 +348,16 @@ class Positions(nn.Module):
         if not compiling and key in self._sinusoids:
             return self._sinusoids[key]
         table = make(size, dim, device=device).to(like)
-        # A tensor of a tracer, or of inference mode, would be of no use outside.
+        # A tensor of a tracer or of inference mode cannot be used outside of it.
         if not compiling and type(table) is Tensor and not table.is_inference():
             self._sinusoids[key] = table
         return table
 
     def _in_time(self, table: Float[Tensor, "t d"], places: Places) -> Float[Tensor, "t d"]:
-        """A learned table at the clip's length."""
+        """Return a learned table for the clip's time steps."""
         config, grid = self.config, places.grid
         end = places.start + grid.t
-        # Causal tokens know nothing of later ones, so a shorter clip is the start of a longer one.
+        # In a causal encoder a shorter clip is the start of a longer one.
         if config.temporal_causal and end <= config.grid.t:
             return table[places.start : end]
         self._check_fit(end == config.grid.t, grid, stretch=not config.temporal_causal)
@@ -364,8 +370,8 @@ class Positions(nn.Module):
         mend = (
             "interpolate_positions=True"
             if stretch
-            else f"at most {config.grid.t} time steps, since causal tables are not stretched at call "
-            "time (load_encoder(…, num_frames=…) resamples them once)"
+            else f"at most {config.grid.t} time steps, since causal tables are not resampled in the "
+            "forward pass (load_encoder(…, num_frames=…) resamples them once)"
         )
         raise ValueError(
             f"a clip of {'×'.join(map(str, grid))} tokens does not fit the learned positions of "
@@ -375,5 +381,5 @@ class Positions(nn.Module):
 
 
 def token_parameter(*shape: int, std: float = 0.02) -> nn.Parameter:
-    """A table or token that is added to or stands among tokens, truncated-normal."""
+    """Make a learned table or token with truncated-normal initial values."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=std, a=-2 * std, b=2 * std))

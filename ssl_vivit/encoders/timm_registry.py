@@ -1,7 +1,7 @@
-"""The named sizes in timm's registry: ``timm.create_model("vivit_small", num_classes=10)``.
+"""Register the named sizes with timm: ``timm.create_model("vivit_small", num_classes=10)``.
 
-``vivit`` is registered beside them: config.json of exported directories names it, so that
-``timm.create_model("local-dir:DIR", pretrained=True)`` and ``"hf-hub:org/name"`` open them.
+The name ``vivit`` is registered too. It is in the config.json of exported directories, so that
+``timm.create_model("local-dir:DIR", pretrained=True)`` and ``"hf-hub:org/name"`` load them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ssl_vivit.encoders.vivit import ARCHITECTURE, ENCODER, ViViT, create_encode
 from ssl_vivit.exported.directory import read_config
 from ssl_vivit.exported.hub import locate
 
-# timm's settings that are called otherwise in ViViTConfig.
+# timm's names of settings → their names in ViViTConfig.
 TIMM_SETTINGS = {
     "in_chans": "in_channels",
     "img_size": "image_size",
@@ -42,13 +42,13 @@ FEATURE_SETTINGS = ("features_only", "out_indices")
 
 
 class VideoFeatures(nn.Module):
-    """Video → a list of maps (b, d, t, h, w), one for each block that is asked for.
+    """Feature extractor: video → a list of maps (b, d, t, h, w), one for each requested block.
 
-    No later block is computed, and parameters that the maps do not depend on are frozen, so that
+    Later blocks are not computed. Parameters that do not affect the maps are frozen, so that
     distributed training does not wait for their gradients.
 
     Args:
-        model: the classifier, whose head has no part.
+        model: the classifier; its head is not used.
         out_indices: see :func:`ssl_vivit.encoders.intermediates.block_indices`.
 
     Attributes:
@@ -70,7 +70,7 @@ class VideoFeatures(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load own weights, those of a :class:`VideoClassifier` without its head, or of a ViViT."""
+        """Load weights of this model, of a :class:`VideoClassifier` or of a ViViT."""
         if any(name.startswith("model.") for name in state_dict):
             return super().load_state_dict(state_dict, strict, assign)
         headless = {
@@ -87,36 +87,37 @@ class VideoFeatures(nn.Module):
 
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
-    """A classifier of a named size or of an export, or what ``features_only`` makes of it."""
-    # timm.create_model always passes its own three.
+    """Make a classifier of a named size or an export, or its :class:`VideoFeatures`."""
+    # timm.create_model always passes these three arguments.
     source, overlay, cache_dir = (
         settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     )
     export = source if isinstance(source, Mapping) and "source" in source else None
-    # timm's way to load a file: pretrained=True, pretrained_cfg_overlay={"file": path}.
+    # timm loads a file by pretrained=True, pretrained_cfg_overlay={"file": path}.
     file = overlay["file"] if pretrained and overlay and overlay.keys() == {"file"} else None
     if (overlay and not file) or (export is None and ((pretrained and not file) or source)):
         raise ValueError(
-            f"{name} has no published weights; leave pretrained, pretrained_cfg_overlay and tags "
-            "out and give checkpoint_path, or 'local-dir:DIR' or 'hf-hub:org/name' as the name of an exported "
-            "directory, or use ssl_vivit.encoders.imports"
+            f"{name} has no published weights; omit pretrained, pretrained_cfg_overlay and tags. "
+            "To "
+            "load weights, give checkpoint_path, or an exported directory as model name "
+            "('local-dir:DIR' or 'hf-hub:org/name'), or use ssl_vivit.encoders.imports"
         )
     if export is not None and export["source"] == "local-dir" and cache_dir is not None:
-        raise ValueError(f"cache_dir {cache_dir} is for hf-hub: names; leave it out")
+        raise ValueError(f"cache_dir {cache_dir} applies only to hf-hub: names; omit it")
     fields = [field.name for field in dataclasses.fields(ViViTConfig)]
     known = [*fields, *TIMM_SETTINGS, *HEAD_SETTINGS, *FEATURE_SETTINGS]
     for key in settings:
         if key not in known:
             raise ValueError(unknown_name(f"setting of {name}", key, known))
         if TIMM_SETTINGS.get(key) in settings:
-            raise ValueError(f"give {key} or {TIMM_SETTINGS[key]}, not both: they are the same")
+            raise ValueError(f"give {key} or {TIMM_SETTINGS[key]}, not both: they name one setting")
     head = {key: settings.pop(key) for key in HEAD_SETTINGS if key in settings}
     features = {key: settings.pop(key) for key in FEATURE_SETTINGS if key in settings}
     only = features.get("features_only")
     if only and head:
-        raise ValueError(f"features_only has no head; leave out {', '.join(head)}")
+        raise ValueError(f"features_only has no head; omit {', '.join(head)}")
     if not only and "out_indices" in features:
-        raise ValueError("out_indices goes with features_only=True; leave it out or add that")
+        raise ValueError("out_indices needs features_only=True; set that or omit out_indices")
     overrides = {TIMM_SETTINGS.get(key, key): _value(key, x) for key, x in settings.items()}
     if export is not None:
         model = _exported(export, pretrained, overrides, head, cache_dir)
@@ -144,11 +145,11 @@ def _exported(
     """Load the model of an exported directory in training mode, as timm does.
 
     Args:
-        source: what timm makes of ``local-dir:`` and ``hf-hub:`` names.
-        pretrained: whether it has the exported weights; without them they are fresh, as timm's.
+        source: timm's parse of a ``local-dir:`` or ``hf-hub:`` name.
+        pretrained: load the exported weights; False initialises them randomly, as in timm.
         overrides: settings of the encoder to change.
-        head: settings of the head to change; another number of classes gets a fresh head.
-        cache_dir: where files of the hub are kept; None is ``HF_HUB_CACHE``.
+        head: settings of the head to change; another number of classes gets a new random head.
+        cache_dir: cache of the hub's files; None is ``HF_HUB_CACHE``.
     """
     if source["source"] == "local-dir":
         path = Path(source["file"])
@@ -166,7 +167,9 @@ def _exported(
     layer = loaded.representation
     size = None if layer is None else layer.out_features
     if head.get("representation_size", size) != size:
-        raise ValueError(f"{path} was saved with representation_size {size}; leave it out")
+        raise ValueError(
+            f"{path} was saved with representation_size {size}; omit representation_size"
+        )
     if head.get("num_classes", loaded.num_classes) != loaded.num_classes:
         loaded.reset_classifier(head["num_classes"])
     loaded.head_drop.p = head.get("drop_rate", loaded.head_drop.p)
@@ -198,5 +201,5 @@ def _register(name: str) -> Any:
     return register_model(entrypoint)
 
 
-# Under their own names, as timm's modules hold theirs.
+# timm looks entrypoints up in the module by their names.
 globals().update({name: _register(name) for name in (ARCHITECTURE, *sizes())})

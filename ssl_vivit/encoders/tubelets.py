@@ -17,7 +17,7 @@ from ssl_vivit.grid import Grid
 def inflate(
     kernel: Float[Tensor, "d c h w"], frames: int, how: Literal["central_frame", "average"]
 ) -> Float[Tensor, "d c t h w"]:
-    """A tubelet kernel from an image kernel (Sec. 3.4).
+    """Make a tubelet kernel from an image kernel (Sec. 3.4).
 
     Args:
         kernel: weights of a 2D patch embedding.
@@ -35,10 +35,10 @@ def inflate(
 class TubeletEmbedding(nn.Module):
     """Linear embedding of spatio-temporal tubelets.
 
-    The weight has Conv3d's layout ``(d, c, t, h, w)``. Tubelets that do not overlap are embedded
-    by one matrix product on rearranged pixels: on CPUs never much slower than a Conv3d of the same
-    numbers, and up to seven times as fast in bfloat16 (tests/benchmarks/bench_tubelets.py).
-    Uniformly sampled frames are tubelets of one frame.
+    The weight has Conv3d's layout ``(d, c, t, h, w)``. Tubelets that do not overlap are embedded by
+    one matrix product on rearranged pixels. On CPUs this is never much slower than Conv3d, and up
+    to seven times as fast in bfloat16 (tests/benchmarks/bench_tubelets.py). Uniformly sampled
+    frames are embedded as tubelets of one frame.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -51,7 +51,7 @@ class TubeletEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """LeCun-normal weights over the kernel's fan-in, inflated as ``tubelet_init`` says."""
+        """Draw LeCun-normal weights by the kernel's fan-in, inflated by ``tubelet_init``."""
         frames = self.config.kernel_size[0]
         fan_in = self.weight[0].numel()
         with torch.no_grad():
@@ -73,19 +73,19 @@ class TubeletEmbedding(nn.Module):
 
         Args:
             video: (B, C, T, H, W) floats.
-            visible: indices into the h·w spatial positions: (b, v) visible at every time step, or
-                (b, t, v) at each; tokens come in their order.
-            visible_tokens: indices into all t·h·w tubelets, in place of ``visible``.
+            visible: indices into the h·w spatial positions, (b, v) for all time steps or (b, t, v)
+                for each time step. Tokens are returned in this order.
+            visible_tokens: indices into all t·h·w tubelets, instead of ``visible``.
 
         Returns:
-            tokens (b, t, n, d), n the number of visible positions where they are given, or
-            (b, 1, k, d) for visible_tokens, and the grid of the whole clip.
+            Tokens (b, t, n, d), with ``visible`` (b, t, v, d), with ``visible_tokens`` (b, 1, k,
+            d); and the grid of the whole clip.
         """
         config = self.config
         grid = config.grid_of(*video.shape[2:])
         padding = config.padding_of(*video.shape[2:])
         if config.tubelet_embedding == "uniform_frames":
-            # Indexing by a list would copy it to the device while the host waits.
+            # Indexing by a list would copy it to the device and make the host wait.
             chosen = config.frames_of(video.shape[2])
             video = torch.stack([video[:, :, frame] for frame in chosen], dim=2)
         video = self._framed(video, grid, padding)
@@ -98,11 +98,11 @@ class TubeletEmbedding(nn.Module):
         """Embed the tubelets of one time step.
 
         Args:
-            frames: as many as a tubelet spans, the last of them its own last; zeros before the first
-                frame of a video.
+            frames: the frames of the tubelet, the newest last; with zeros before the first frame of
+                a video.
 
         Returns:
-            tokens as of :meth:`forward`, and their grid.
+            Tokens as in :meth:`forward`, and their grid.
         """
         sizes = (self.config.kernel_stride[0], *frames.shape[3:])
         grid = self.config.grid_of(*sizes)
@@ -112,7 +112,7 @@ class TubeletEmbedding(nn.Module):
     def _framed(
         self, video: Tensor, grid: Grid, padding: tuple[tuple[int, int], ...]
     ) -> Float[Tensor, "b c T H W"]:
-        """Video with its padding, without the frames and pixels that fill no tubelet."""
+        """Pad a video, and crop frames and pixels that do not fill a tubelet."""
         time, down, across = padding
         if any((*time, *down, *across)):
             video = F.pad(video, (*across, *down, *time))
@@ -121,7 +121,7 @@ class TubeletEmbedding(nn.Module):
         return video[:, :, : ends[0], : ends[1], : ends[2]]
 
     def _embedded(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b t n d"]:
-        """Tokens of all tubelets of a framed video."""
+        """Embed all tubelets of a video from :meth:`_framed`."""
         size, stride = self.config.kernel_size, self.config.kernel_stride
         if size != stride:
             tokens = F.conv3d(video, self.weight, self.bias, stride)
@@ -136,7 +136,7 @@ class TubeletEmbedding(nn.Module):
     def _visible_pixels(
         self, video: Tensor, grid: Grid, visible: Tensor | None, visible_tokens: Tensor | None
     ) -> Float[Tensor, "b t v pixels"]:
-        """Pixels of visible tubelets; all are views until the gather copies these and no others."""
+        """Return the pixels of visible tubelets; other pixels are never copied."""
         tubelets = video
         for axis, (size, stride) in enumerate(
             zip(self.config.kernel_size, self.config.kernel_stride, strict=True)

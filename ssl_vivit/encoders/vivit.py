@@ -1,12 +1,12 @@
-"""ViViT: video → tokens → one vector a clip (Arnab et al. 2021, arXiv 2103.15691).
+"""ViViT: video → tokens → one vector per clip (Arnab et al. 2021, arXiv 2103.15691).
 
-- tubelet embedding, overlapping and causally padded where the config says so; uniform frames
-- Model 1, joint: every token attends to every other
-- Model 2, factorised encoder: a spatial transformer within each time step, a temporal one over them
-- Model 3, factorised self-attention: space and time in turn in every block
-- Model 4, factorised dot product: half of the heads over time, half over space
+- tubelet embedding, optionally overlapping or causally padded; uniform frame sampling
+- Model 1, joint: every token attends to all tokens
+- Model 2, factorised encoder: a spatial transformer within each time step, then a temporal one
+- Model 3, factorised self-attention: each block attends over space, then over time
+- Model 4, factorised dot product: half of the heads attend over time, half over space
 - learned, sinusoidal and rotary positions; class tokens; registers for each axis
-- masks: only the visible tubelets are ever embedded
+- masks: only visible tubelets are embedded
 - gradient checkpointing, patch dropout, stochastic depth
 """
 
@@ -62,12 +62,12 @@ from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.grid import Grid
 from ssl_vivit.preprocessing import Preprocessing
 
-# A classifier is exported as its encoder with one more file.
+# An exported classifier has this file in addition to the files of its encoder.
 HEAD = "classifier.safetensors"
 ENCODER = Format(
     "exported encoder", "encoder", inside_runs=("encoder", "model/encoder"), files=(HEAD,)
 )
-# By this name timm's registry knows exported directories, of any size.
+# Name of exported directories of any size in timm's registry.
 ARCHITECTURE = "vivit"
 
 
@@ -75,11 +75,11 @@ class EncoderOutput(NamedTuple):
     """Output of an encoder.
 
     Attributes:
-        tokens: (b, t, n, d) patch tokens, or None where they were not asked for; (b, 1, k, d) of
-            ``visible_tokens``.
-        cls: (b, t, d) class token of each time step (or pooled frame vectors), (b, 1, d) the one
-            of Model 1, or None.
-        pooled: (b, d), one vector a clip.
+        tokens: patch tokens (b, t, n, d), with ``visible_tokens`` (b, 1, k, d); None if they were
+            not requested.
+        cls: class token or pooled frame vector of each time step (b, t, d); class token of Model 1
+            (b, 1, d); else None.
+        pooled: one vector per clip, (b, d).
         grid: token grid of the clip.
     """
 
@@ -90,10 +90,10 @@ class EncoderOutput(NamedTuple):
 
     @property
     def map(self) -> Float[Tensor, "b d t h w"]:
-        """Tokens as a feature map (b, d, t, h, w).
+        """Return the tokens as a feature map (b, d, t, h, w).
 
         Raises:
-            ValueError: if tokens were not asked for, or some positions are hidden.
+            ValueError: if tokens were not requested, or some positions are hidden.
         """
         if self.tokens is None:
             raise ValueError("there is no map without tokens; call encoder(video, tokens=True)")
@@ -110,10 +110,10 @@ class Encoded(NamedTuple):
     """Tokens before pooling.
 
     Attributes:
-        tokens: (b, t, n, d) patch tokens; n = 0 where they were not needed.
-        cls: (b, t, d) as in :class:`EncoderOutput`.
-        summary: (b, d), the vector that pooling takes where it does not go over patch tokens: of
-            class tokens or frame vectors. None where it does.
+        tokens: patch tokens (b, t, n, d); n = 0 if they were not requested.
+        cls: class tokens or frame vectors, as in :class:`EncoderOutput`.
+        summary: pooled class tokens or frame vectors (b, d); None if the encoder pools patch
+            tokens.
         grid: token grid of the clip.
     """
 
@@ -124,14 +124,14 @@ class Encoded(NamedTuple):
 
 
 class ViViT(nn.Module, HubModel):
-    """A ViViT encoder; see :class:`ViViTConfig` for what it can be.
+    """A ViViT encoder; :class:`ViViTConfig` describes its settings.
 
     Attributes:
         config: the architecture.
-        preprocessing: :class:`~ssl_vivit.preprocessing.Preprocessing`, which turns uint8 frames into
-            the encoder's video; None for a fresh encoder. A dictionary may be assigned.
-        provenance: what is known of the run that made the weights (objective, data, steps,
-            versions), or None.
+        preprocessing: :class:`~ssl_vivit.preprocessing.Preprocessing` that converts uint8 frames to
+            the encoder's input; None for a new encoder. A dictionary may be assigned.
+        provenance: facts about the run that made the weights (objective, data, steps, versions), or
+            None.
     """
 
     export_format = ENCODER
@@ -169,7 +169,7 @@ class ViViT(nn.Module, HubModel):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """Preprocessing of frames for this encoder; None for a fresh encoder."""
+        """Preprocessing of frames for this encoder; None for a new encoder."""
         return self._preprocessing
 
     @preprocessing.setter
@@ -178,7 +178,7 @@ class ViViT(nn.Module, HubModel):
 
     @property
     def drops_patches(self) -> bool:
-        """True if a forward pass now drops patches: in training, with patch dropout."""
+        """True if the forward pass drops patches: in training mode with patch_dropout above 0."""
         return self.training and self.config.patch_dropout > 0
 
     @property
@@ -198,29 +198,29 @@ class ViViT(nn.Module, HubModel):
         """Encode clips.
 
         Args:
-            video: (B, C, T, H, W) floats, normalised as ``preprocessing`` says.
-            visible: indices of the kept spatial positions: (b, v) at all times (a tube mask), or
-                (b, t, v) at each time step, as many at each. Tokens come out in their order.
-                Hidden tokens neither attend nor are attended to.
+            video: (B, C, T, H, W) floats, normalised by ``preprocessing``.
+            visible: indices of the kept spatial positions: (b, v) for all time steps (a tube mask),
+                or (b, t, v) for each time step. Tokens are returned in this order. Hidden tokens
+                neither attend nor are attended to.
             visible_tokens: indices of the kept tokens among all t·h·w, in the order of time, row,
-                column; Model 1 alone, which returns them as (b, 1, k, d).
-            tokens: whether patch tokens are wanted. Without them Model 2 sends the class tokens
-                alone through time, and the last (spatial) block of Models 1 and 2 computes the
-                class query alone.
-            patch_draw: random numbers that patch dropout chooses by, where there is any: (b, n), or
-                of the shape of ``visible`` or ``visible_tokens``. The lowest are kept. None draws
-                them from torch's generator.
+                column; only for Model 1. Tokens are returned as (b, 1, k, d).
+            tokens: return patch tokens. Without them Model 2 applies the temporal transformer only
+                to class tokens, and the last (spatial) block of Models 1 and 2 computes only the
+                class token.
+            patch_draw: random numbers for patch dropout, (b, n) or of the shape of ``visible`` or
+                ``visible_tokens``; patches with the lowest numbers are kept. None draws them from
+                torch's generator.
 
         Returns:
             :class:`EncoderOutput` with tokens (b, t, n, d), cls (b, t, d) or None, pooled (b, d).
 
         Raises:
-            ValueError: for video of another shape or geometry than the encoder takes, and for masks
-                or random numbers that do not fit it.
+            ValueError: if the shape or geometry of the video does not fit the encoder, or masks or
+                random numbers do not fit the video.
         """
         self.check(video)
         self._check_visible(video, visible, visible_tokens)
-        # torch takes uint8 indices for a boolean mask.
+        # torch would interpret uint8 indices as a boolean mask.
         visible = None if visible is None else visible.long()
         visible_tokens = None if visible_tokens is None else visible_tokens.long()
         kept = self.drop_patches(video, visible, visible_tokens, patch_draw)
@@ -240,15 +240,16 @@ class ViViT(nn.Module, HubModel):
         visible_tokens: Int[Tensor, "b k"] | None = None,
         tokens: bool = True,
     ) -> Encoded:
-        """The encoder without its pooling; arguments as in :meth:`forward`."""
+        """Encode clips without pooling; arguments as in :meth:`forward`."""
         x, grid = self.tubelets(video, visible, visible_tokens)
-        # Under autocast the embedding is in half precision; residuals add up in the weights' own,
-        # also where no learned positions would have raised them.
+        # Under autocast the embedding is in half precision. The residual stream must be in the
+        # precision of the weights, also without learned positions, which would convert it.
         x = x.to(self.tubelets.weight.dtype)
         places = Places(grid, visible, visible_tokens)
         if places.varying is not None and self.trunk.attention_window is not None:
             raise ValueError(
-                "visible differs from step to step, where no attention_window can be set; leave one out"
+                "visible of shape (B, t, kept) cannot be used with attention_window; omit one of "
+                "them"
             )
         x = self.positions.add_spatial(x, places)
         patches = tokens or self.pools_patches
@@ -276,23 +277,23 @@ class ViViT(nn.Module, HubModel):
     def step(
         self, frames: Float[Tensor, "b c pt H W"], cache: KeyValueCache, blocks: Sequence[int]
     ) -> tuple[list[Float[Tensor, "b 1 n d"]], Grid]:
-        """Encode the next time step of a video; :meth:`encode` gives the same tokens of the whole.
+        """Encode the next time step of a video; tokens equal those of :meth:`encode`.
 
-        Space is encoded within the step, and in time its tokens attend to the keys and values that
-        the steps before it left in the cache. The encoder is causal and in eval mode.
+        Attention over time uses the keys and values of earlier steps in the cache. The encoder must
+        be causal and in eval mode.
 
         Args:
-            frames: those that a tubelet spans, the newest last; zeros before the first frame.
-            cache: of the steps before; a new one in the first step.
-            blocks: numbers of the blocks whose tokens are wanted, rising; none after the last of
-                them is computed.
+            frames: the frames of a tubelet, the newest last; with zeros before the first frame.
+            cache: keys and values of earlier steps; a new cache for the first step.
+            blocks: sorted indices of the blocks whose tokens are returned; no block after the last
+                of them is computed.
 
         Returns:
-            of each of these blocks the patch tokens, after the norm that follows the blocks; and
+            The patch tokens of each of these blocks, after the norm that follows the blocks; and
             the token grid of the step.
 
         Raises:
-            ValueError: beyond the end of learned positions in time.
+            ValueError: if the step is beyond the end of learned positions in time.
         """
         x, grid = self.tubelets.step(frames)
         x = x.to(self.tubelets.weight.dtype)
@@ -341,30 +342,30 @@ class ViViT(nn.Module, HubModel):
         return reduce_tokens(x, self.config.pooling)
 
     def check(self, video: Tensor) -> None:
-        """Refuse video that is not (B, C, T, H, W) floats of the configured channels."""
+        """Raise ValueError unless video is (B, C, T, H, W) floats with the configured channels."""
         if not isinstance(video, Tensor):
             raise ValueError(f"video is a {type(video).__name__}; give a tensor (B, C, T, H, W)")
         channels = self.config.in_channels
         if video.ndim != 5 or video.shape[1] != channels:
             mend = ""
             if video.ndim == 4 and video.shape[0] == channels:
-                mend = "; a single clip is video[None]"
+                mend = "; for a single clip pass video[None]"
             elif video.ndim == 5 and video.shape[2] == channels:
-                mend = "; frames before channels are put right by video.transpose(1, 2)"
+                mend = "; if frames come before channels, pass video.transpose(1, 2)"
             elif video.ndim == 5 and {video.shape[1], channels} == {1, 3}:
-                mend = f"; load_encoder(…, in_channels={video.shape[1]}) makes an encoder for it"
+                mend = f"; for this video use load_encoder(…, in_channels={video.shape[1]})"
             raise ValueError(
                 f"video of shape {tuple(video.shape)} is not (B, C, T, H, W) with C = in_channels "
                 f"= {channels}{mend}"
             )
         if not video.is_floating_point():
             raise ValueError(
-                f"video is {video.dtype}; give floats, normalised as encoder.preprocessing says"
+                f"video is {video.dtype}; give floats, normalised by encoder.preprocessing"
             )
         weights = self.tubelets.weight.dtype
         if video.dtype != weights and not torch.is_autocast_enabled(video.device.type):
             raise ValueError(
-                f"video is {video.dtype} and the encoder {weights}; give video.to({weights})"
+                f"video is {video.dtype} and the encoder {weights}; pass video.to({weights})"
             )
 
     def _check_visible(
@@ -372,8 +373,9 @@ class ViViT(nn.Module, HubModel):
     ) -> None:
         if visible_tokens is not None and self.config.variant != "joint":
             raise ValueError(
-                f"visible_tokens would break up the axes of {self.config.variant}; use visible, "
-                "as many positions at every time step, or variant='joint'"
+                f"visible_tokens is not supported by {self.config.variant}, which needs as many "
+                "tokens "
+                "at every time step; use visible, or variant='joint'"
             )
         if visible is not None and visible_tokens is not None:
             raise ValueError("give visible or visible_tokens, not both")
@@ -393,22 +395,23 @@ class ViViT(nn.Module, HubModel):
                     f"indices {allowed} for {len(video)} clips"
                 )
             if index.dtype == torch.bool:
-                raise ValueError(f"{name} is a boolean mask; give the indices of what is visible")
+                raise ValueError(f"{name} is a boolean mask; give the indices of visible positions")
             if index.shape[-1] == 0:
                 raise ValueError(
-                    f"{name} of shape {tuple(index.shape)} hides all; keep one or more"
+                    f"{name} of shape {tuple(index.shape)} hides all tokens; keep one or more"
                 )
-            # On a GPU this would wait for the device, and its own bounds check follows anyway.
+            # On a GPU this check would wait for the device, which checks bounds itself.
             if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
                 count = grid.n if name == "visible" else grid.t * grid.n
                 low, high = int(index.min()), int(index.max())
                 if low < 0 or high >= count:
                     raise ValueError(
-                        f"{name} holds indices from {low} to {high}; a clip of this size has 0 to "
-                        f"{count - 1}"
+                        f"{name} has indices from {low} to {high}; for a clip of this size they "
+                        "must be 0 "
+                        f"to {count - 1}"
                     )
                 if (index.sort(dim=-1).values.diff(dim=-1) == 0).any():
-                    raise ValueError(f"{name} holds an index twice; give each one once")
+                    raise ValueError(f"{name} has an index twice; give each index once")
 
     def drop_patches(
         self,
@@ -417,10 +420,10 @@ class ViViT(nn.Module, HubModel):
         visible_tokens: Tensor | None = None,
         patch_draw: Tensor | None = None,
     ) -> Kept | None:
-        """In training, a random choice of what is visible to keep for each clip.
+        """Draw the patches that patch dropout keeps of each clip; None if it is not active.
 
-        Of tubes, of the positions of each time step where these differ, or of visible tokens.
-        Arguments as in :meth:`forward`.
+        It chooses among tubes, among the positions of each time step if ``visible`` gives these, or
+        among ``visible_tokens``. Arguments as in :meth:`forward`.
         """
         if not self.drops_patches:
             return None
@@ -433,7 +436,7 @@ class ViViT(nn.Module, HubModel):
             patch_draw = torch.rand(shape, device=video.device)
         elif patch_draw.shape != shape:
             raise ValueError(
-                f"patch_draw of shape {tuple(patch_draw.shape)} is not {tuple(shape)}, one number "
+                f"patch_draw of shape {tuple(patch_draw.shape)} must be {tuple(shape)}, one number "
                 "for each patch that may be dropped"
             )
         slots = patch_draw.argsort(-1)[..., :keep].sort(-1).values
@@ -448,19 +451,19 @@ class ViViT(nn.Module, HubModel):
 
     @contextmanager
     def attention_window(self, steps: int | None) -> Iterator[None]:
-        """Context manager in which a token attends in time only to the last so many time steps.
+        """Context manager that limits attention over time to the last ``steps`` time steps.
 
-        That is a band of attention in every layer that looks back in time. :meth:`step` gives the
-        same tokens with a cache of that window.
+        The limit applies in every layer with attention over time. :meth:`step` returns equal tokens
+        with a cache of that window.
 
         Args:
-            steps: time steps, the token's own among them; None is all.
+            steps: number of time steps, including the token's own; None is all.
 
         Raises:
-            ValueError: for an encoder that is not causal.
+            ValueError: if the encoder is not causal.
         """
         if steps is not None and not self.config.temporal_causal:
-            raise ValueError("an attention_window needs temporal_causal=True")
+            raise ValueError("attention_window needs an encoder with temporal_causal=True")
         before, self.trunk.attention_window = self.trunk.attention_window, steps
         try:
             yield
@@ -468,13 +471,14 @@ class ViViT(nn.Module, HubModel):
             self.trunk.attention_window = before
 
     def freeze_pooling(self) -> None:
-        """Freeze the parameters that patch tokens do not depend on, where these alone are trained.
+        """Freeze the parameters that do not affect patch tokens, for training on patch tokens.
 
-        Left trainable they would get no gradient, which DistributedDataParallel refuses, and weight
-        decay all the same. They are those of pooling, and class tokens that no patch attends to.
+        They are the parameters of pooling, and class tokens that no patch attends to. Left
+        trainable they would get no gradient, which DistributedDataParallel refuses, but still
+        weight decay.
         """
         for name, parameter in self.named_parameters():
-            # Under a causal mask nothing attends to a class token that sees all frames.
+            # Under a causal mask no token attends to a class token that attends to all frames.
             unseen = self.config.temporal_causal and (
                 name == "trunk.temporal_class_token"
                 or (self.config.variant == "joint" and name == "trunk.class_token")
@@ -492,10 +496,10 @@ class ViViT(nn.Module, HubModel):
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Parameter names → depth, for timm's layer-wise learning rate decay.
+        """Return patterns that map parameter names to depths, for timm's layer-wise rate decay.
 
         Args:
-            coarse: timm's protocol: whole transformers in place of single blocks.
+            coarse: group whole transformers instead of single blocks.
         """
         groups = self.trunk.group_matcher()
         if coarse:
@@ -503,7 +507,7 @@ class ViViT(nn.Module, HubModel):
         return groups
 
     def adapted(self, **geometry: Any) -> ViViT:
-        """A copy for clips of another geometry; see :func:`ssl_vivit.encoders.adapt.adapt`."""
+        """Copy the encoder for another geometry; see :func:`ssl_vivit.encoders.adapt.adapt`."""
         config = adapted_config(self.config, geometry)
         state, preprocessing = adapted_weights(
             self.state_dict(), self.preprocessing, self.config, config
@@ -524,24 +528,24 @@ class ViViT(nn.Module, HubModel):
         patch_size: int | Sequence[int] | None = None,
         **others: Any,
     ) -> None:
-        """Fit this encoder to clips of another height and width, by :func:`adapt`.
+        """Adapt this encoder in place to clips of another height and width, by :func:`adapt`.
 
-        Parameters that keep their shape stay the objects that they are. Those that are resized are
-        new ones, which an optimiser made before does not know.
+        Resized parameters are new objects, so an existing optimiser does not update them. Other
+        parameters stay the same objects.
 
         Args:
-            img_size: (H, W) in pixels, or one number for a square; None keeps the size.
-            patch_size: (h, w) of a tubelet, or one number for a square; None keeps the size.
-            others: refused; timm's models with windows take more.
+            img_size: (H, W) in pixels, or an int for a square; None keeps the size.
+            patch_size: (h, w) of a tubelet, or an int for a square; None keeps the size.
+            others: refused; timm's models with windows take more settings.
 
         Raises:
-            ValueError: where tubelets do not fill clips of that size.
+            ValueError: if tubelets do not fill clips of that size.
             TypeError: for other settings.
         """
         if others:
             raise TypeError(
-                f"set_input_size takes img_size and patch_size, not {', '.join(others)}; other "
-                "geometry is set by load_encoder(path, num_frames=…, tubelet_size=…) or adapt"
+                f"set_input_size takes img_size and patch_size, not {', '.join(others)}; set "
+                "other geometry by load_encoder(path, num_frames=…, tubelet_size=…) or adapt"
             )
         geometry: dict[str, Any] = {}
         if img_size is not None:
@@ -571,23 +575,23 @@ class ViViT(nn.Module, HubModel):
         token: str | bool | None = None,
         **overrides: Any,
     ) -> ViViT:
-        """Rebuild an exported encoder from its directory or hub name alone, in eval mode.
+        """Load an exported encoder from its directory or hub name, in eval mode.
 
-        The encoder has the precision that it was saved with.
+        The encoder has the precision of the one that was saved.
 
         Args:
             path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the Hugging
-                Face hub; an existing directory wins.
+                Face hub; an existing directory is preferred.
             revision: branch, tag or commit on the hub.
-            token: for private models of the hub.
-            overrides: settings of :class:`ViViTConfig` to change. Weights and positions are fitted
-                to another geometry by :func:`ssl_vivit.encoders.adapt.adapt`; others must be
-                settings that the weights do not depend on, such as ``drop_path``.
+            token: access token for private models of the hub.
+            overrides: settings of :class:`ViViTConfig` to change. For another geometry, weights and
+                positions are adapted by :func:`ssl_vivit.encoders.adapt.adapt`. The weights must
+                not depend on any other setting given here, such as ``drop_path``.
 
         Raises:
             FileNotFoundError: if there is no encoder at that path.
-            ValueError: for unreadable or incomplete files, overrides that the weights do not fit,
-                or a hub that cannot be reached or does not have it.
+            ValueError: if files are unreadable or incomplete, the weights do not fit the overrides,
+                or the hub cannot be reached or does not have the model.
         """
         path = locate(path, ENCODER, revision=revision, token=token)
         return cls.from_saved(path, read_config(path, ENCODER), overrides)
@@ -596,7 +600,7 @@ class ViViT(nn.Module, HubModel):
     def from_saved(
         cls, path: Path, saved: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> ViViT:
-        """Rebuild an encoder whose config.json has been read; see :meth:`from_pretrained`."""
+        """Load an encoder whose config.json has been read; see :meth:`from_pretrained`."""
         geometry = {name: value for name, value in overrides.items() if name in GEOMETRY}
         others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
         if not isinstance(saved["encoder"], dict):
@@ -614,9 +618,11 @@ class ViViT(nn.Module, HubModel):
         known = [field.name for field in fields(Preprocessing)]
         given = saved.get("preprocessing")
         if isinstance(given, dict) and (unknown := sorted(given.keys() - set(known))):
-            # Earlier versions saved any settings.
+            # Earlier versions saved settings without checking them.
             warnings.warn(
-                f"{path / CONFIG}: preprocessing {', '.join(unknown)} is not used", stacklevel=3
+                f"{path / CONFIG}: preprocessing setting {', '.join(unknown)} is unknown and "
+                "ignored",
+                stacklevel=3,
             )
             given = {name: value for name, value in given.items() if name in known}
         try:
@@ -637,25 +643,25 @@ class ViViT(nn.Module, HubModel):
         card: Mapping[str, Any] | None = None,
         stored_dtype: torch.dtype | None = None,
     ) -> None:
-        """Write the encoder to a directory that :meth:`from_pretrained` rebuilds it from.
+        """Write the encoder to a directory, which :meth:`from_pretrained` loads.
 
-        The directory appears whole or not at all. An older export of that name is replaced, other
-        files in it stay; a directory that is no export is never touched.
+        The directory is written atomically. An older export in it is replaced; other files in it
+        stay. A directory that is not an export is refused.
 
         Args:
-            directory: where to; parents are made.
-            preprocessing: how frames become its video; None keeps the encoder's own.
-            card: facts of the run that made the weights, name → value (objective, data, steps,
-                versions): rows of the model card, and ``training`` in config.json, which becomes
-                the loaded encoder's ``provenance``. Those of an earlier run, from which the
-                encoder was loaded, are kept as its ``before``.
-            stored_dtype: precision of the weights in the file, such as ``torch.float16`` for a
-                file of half the size; None keeps the encoder's own. The loaded encoder computes in
-                the precision of this one either way.
+            directory: the directory; missing parents are created.
+            preprocessing: preprocessing to save; None saves the encoder's own.
+            card: facts about the run that made the weights, name → value (objective, data, steps,
+                versions). They become rows of the model card, and ``training`` in config.json,
+                which is the loaded encoder's ``provenance``. If this encoder has provenance itself,
+                it is saved in ``training`` as ``before``.
+            stored_dtype: precision of the weights in the file, such as ``torch.float16`` for a file
+                of half the size; None is the encoder's. The loaded encoder always computes in the
+                precision of this encoder.
 
         Raises:
-            ValueError: if something else stands there, nothing can be written there, or weights
-                are too large for ``stored_dtype``.
+            ValueError: if the directory is not an export or cannot be written, or if weights are
+                too large for ``stored_dtype``.
         """
         prepared = Preprocessing.of(preprocessing) or self.preprocessing
         settings = self.saved_settings(prepared, card)
@@ -674,14 +680,14 @@ class ViViT(nn.Module, HubModel):
     def saved_settings(
         self, preprocessing: Preprocessing | None, card: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """Settings that config.json of an export holds; see :meth:`save_pretrained`."""
+        """Return the settings for the config.json of an export; see :meth:`save_pretrained`."""
         training = self.provenance
         if card:
             training = json.loads(json.dumps(card, default=str))  # values may be of any type
             if self.provenance is not None:
                 training["before"] = self.provenance
         return {
-            # What timm needs of a directory that local-dir: or hf-hub: names.
+            # Entries that timm needs to load the directory by local-dir: or hf-hub:.
             "architecture": ARCHITECTURE,
             "pretrained_cfg": {},
             "encoder": self.config.to_dict(),
@@ -691,7 +697,7 @@ class ViViT(nn.Module, HubModel):
 
 
 def _blocks(config: ViViTConfig) -> dict[str, int]:
-    """Prefix of the names of a list of blocks → its length."""
+    """Return the number of blocks for each prefix of parameter names of a list of blocks."""
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
         assert config.temporal_depth is not None
@@ -704,7 +710,7 @@ def _blocks(config: ViViTConfig) -> dict[str, int]:
 
 
 class Kept(NamedTuple):
-    """Tokens that patch dropout has kept: their slots among the requested ones, and the mask."""
+    """Tokens that patch dropout kept: their indices among the requested tokens, and the mask."""
 
     slots: Tensor
     total: int
@@ -712,7 +718,7 @@ class Kept(NamedTuple):
     visible_tokens: Tensor | None
 
     def restore(self, tokens: Float[Tensor, "b t k d"]) -> Float[Tensor, "b t n d"]:
-        """Tokens back in their slots, zeros where some were dropped."""
+        """Insert zeros for the dropped tokens."""
         b, t, _, d = tokens.shape
         slots = self.slots if self.slots.ndim == 3 else self.slots[:, None]
         index = slots[..., None].expand(b, t, -1, d)
@@ -720,7 +726,7 @@ class Kept(NamedTuple):
 
 
 def create_encoder(name: str, **overrides: Any) -> ViViT:
-    """A fresh encoder of a named size.
+    """Make a randomly initialised encoder of a named size.
 
     Args:
         name: a size, see :func:`ssl_vivit.encoders.named_sizes.named_config`.
@@ -733,10 +739,10 @@ def create_encoder(name: str, **overrides: Any) -> ViViT:
 
 
 def load_encoder(path: str | Path, **options: Any) -> ViViT:
-    """Rebuild an exported encoder; arguments and errors as of :meth:`ViViT.from_pretrained`."""
+    """Load an exported encoder; arguments and errors as in :meth:`ViViT.from_pretrained`."""
     return ViViT.from_pretrained(path, **options)
 
 
 def save_pretrained(encoder: ViViT, directory: str | Path, **options: Any) -> None:
-    """Export an encoder; arguments and errors as of :meth:`ViViT.save_pretrained`."""
+    """Export an encoder; arguments and errors as in :meth:`ViViT.save_pretrained`."""
     encoder.save_pretrained(directory, **options)

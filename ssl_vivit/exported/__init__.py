@@ -1,1 +1,1 @@
-"""Exported models as directories of weights, settings and a card; nothing in them executes."""
+"""Exported models: directories of weights, settings and a model card, without executable code."""

@@ -10,10 +10,10 @@ def model_card(title: str, tags: Sequence[str], rows: Mapping[str, Any], body: s
     """Compose a model card.
 
     Args:
-        title: its heading.
-        tags: for the hub's search.
-        rows: a table, name → value.
-        body: Markdown that follows the table.
+        title: heading of the card.
+        tags: tags for the hub's search.
+        rows: rows of a table, name → value.
+        body: Markdown text after the table.
     """
     table = "\n".join(f"| {name} | {_in_words(value)} |" for name, value in rows.items())
     return f"""---
@@ -32,7 +32,7 @@ tags: [{", ".join(tags)}]
 
 def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        # Lists are for programs; config.json has them.
+        # Lists are left out; they are in config.json.
         rows = {name: part for name, part in value.items() if not isinstance(part, list)}
         return ", ".join(
             f"{name} ({_in_words(part)})" if isinstance(part, Mapping) else f"{name} {part}"

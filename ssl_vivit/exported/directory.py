@@ -1,12 +1,10 @@
-"""A directory that holds a model: weights as safetensors, settings as JSON, a model card.
+"""Exported directories: weights as safetensors, settings as JSON, and a model card.
 
-DIRECTORY/
-  model.safetensors   weights
-  config.json         format version, settings of the model, facts of the run that made it
-  README.md           model card
+DIRECTORY/ model.safetensors   weights config.json         format version, settings of the model,
+  facts about the run that made it README.md           model card
 
-Models register nothing here. A class describes its directories by a :class:`Format` and hands in
-how it is built from its settings.
+A class of models describes its directories by a :class:`Format`, and passes the function that
+builds it from its settings.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ class Format:
     """One kind of exported directory.
 
     Args:
-        name: the kind, for messages, such as ``exported encoder``.
-        key: the entry of config.json by which a directory of this kind is known.
-        version: of the format; a directory of another version is refused.
-        inside_runs: where a run directory keeps one, relative to it.
-        files: further files that an export may hold.
-        parts: directories inside that are exports of their own.
+        name: name of the kind in messages, such as ``exported encoder``.
+        key: entry of config.json that marks a directory of this kind.
+        version: format version; a directory of another version is refused.
+        inside_runs: paths of such a directory inside a run directory.
+        files: further files that an export may contain.
+        parts: subdirectories that are themselves exports.
     """
 
     name: str
@@ -56,37 +54,37 @@ class Format:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Names of the files and directories that an export may hold."""
+        """Names of the files and directories that an export may contain."""
         return (WEIGHTS, CONFIG, CARD, *self.files, *self.parts)
 
     @property
     def all_files(self) -> list[str]:
-        """Paths of the files that an export may hold, with those of its parts."""
+        """Paths of the files that an export may contain, including the files of its parts."""
         names = (WEIGHTS, CONFIG, CARD)
         return [*names, *self.files, *(f"{part}/{name}" for part in self.parts for name in names)]
 
 
 def check_place(directory: str | Path, kind: Format) -> None:
-    """Refuse a place where nothing can be exported without harm.
+    """Check that a directory can be exported to without overwriting anything but an export.
 
     Raises:
-        ExportError: if something stands there that is no export of this kind, or nothing can be
-            written there.
+        ExportError: if the directory exists and is not an export of this kind, or if it cannot be
+            written.
     """
     place = Path(directory).resolve()
     parent = next((folder for folder in place.parents if folder.exists()), place)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ExportError(
-            f"{directory} cannot be made in {parent}; give a directory that can be written"
+            f"{directory} cannot be created: {parent} is not writable; choose another directory"
         )
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not is_kind(place, kind):
-        raise ExportError(f"{directory} exists and is no {kind.name}; give a new directory")
+        raise ExportError(f"{directory} exists and is no {kind.name}; choose another directory")
 
 
 def is_kind(directory: Path, kind: Format) -> bool:
-    """Return True if a directory holds config.json of an export of this kind."""
+    """Return True if a directory contains the config.json of an export of this kind."""
     try:
         saved = read_json_text(read_whole(directory / CONFIG))
     except (OSError, ValueError):
@@ -102,20 +100,20 @@ def write_directory(
     card: str,
     parts: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Write an export, which appears whole or not at all.
+    """Write an export atomically.
 
-    An older export of that place is replaced, other files in it stay.
+    An older export in the directory is replaced; other files in it stay.
 
     Args:
-        directory: the place; its parents are made.
+        directory: the directory; missing parents are created.
         kind: the kind of export.
-        settings: of config.json, beside the format version.
+        settings: entries of config.json, to which the format version is added.
         weights: file name → tensor name → tensor.
         card: text of the model card.
-        parts: name of a directory inside → function that writes it.
+        parts: name of a subdirectory → function that writes it.
 
     Raises:
-        ExportError: as of :func:`check_place`.
+        ExportError: as :func:`check_place`.
     """
     check_place(directory, kind)
     with replaced_directory(directory, kind.own) as staging:
@@ -129,11 +127,11 @@ def write_directory(
 
 
 def find_directory(path: Path, kind: Format) -> Path:
-    """Return ``path``, or the place inside it where a run keeps an export of this kind.
+    """Return the directory of an export, given that directory or the run that contains it.
 
     Raises:
-        MissingError: if neither holds config.json and weights; the message names a directory
-            inside that does.
+        MissingError: if neither contains config.json and weights. The message names a subdirectory
+            that does, if there is one.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if not missing:
@@ -154,34 +152,35 @@ def read_config(path: Path, kind: Format) -> dict[str, Any]:
     """Read config.json of an export.
 
     Raises:
-        MissingError: as of :func:`find_directory`.
-        ExportError: if it is no JSON, of another program, kind or version.
+        MissingError: as :func:`find_directory`.
+        ExportError: if the file is not valid JSON, or if it was written by another program or
+            describes another kind or format version.
     """
     find_directory(path, kind)
     file = path / CONFIG
     try:
         saved = read_json_text(read_whole(file))
     except (OSError, ValueError) as error:
-        raise ExportError(f"{file} is not readable as JSON: {error}") from None
+        raise ExportError(f"{file} is not valid JSON: {error}; export the model again") from None
     if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):
         raise ExportError(
-            f"{file} is a config of transformers ({saved.get('model_type', 'unnamed')}); turn the "
-            "checkpoint into an encoder directory by `python -m ssl_vivit.encoders.imports`"
+            f"{file} is a config of transformers ({saved.get('model_type', 'unnamed')}); convert "
+            "the checkpoint to an encoder directory with `python -m ssl_vivit.encoders.imports`"
         )
     if not isinstance(saved, dict) or saved.get("format") != kind.version or kind.key not in saved:
         raise ExportError(
-            f"{file} is not of {kind.name} format {kind.version}; it was written by another program "
-            "or a newer version of ssl_vivit"
+            f"{file} does not have {kind.name} format {kind.version}; it was written by another "
+            "program or a newer version of ssl_vivit"
         )
     return saved
 
 
 def read_shapes(file: Path) -> Shapes:
-    """Read the shapes of a safetensors file from its header alone.
+    """Read the shapes of a safetensors file's tensors from its header.
 
     Raises:
         MissingError: if there is no such file.
-        ExportError: if it is damaged.
+        ExportError: if the file is damaged.
     """
     if not file.is_file():
         raise MissingError(f"{file} is missing; export the model again")
@@ -193,16 +192,17 @@ def read_shapes(file: Path) -> Shapes:
 
 
 def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: str) -> None:
-    """Refuse weights that are not those of the described model.
+    """Check that the weights in a file fit the described model.
 
     Args:
-        expected: shapes by name that the description asks for.
-        found: shapes by name in the file.
-        file: for the message.
-        described: the description, for the message.
+        expected: tensor name → shape by the description.
+        found: tensor name → shape in the file.
+        file: name of the file, for the message.
+        described: name of the description, for the message.
 
     Raises:
-        ExportError: naming at most ten tensors.
+        ExportError: if tensors are missing, unexpected or of another shape; the message names at
+            most ten.
     """
     wrong = [
         f"{name} {found[name]} ≠ {shape}"
@@ -217,14 +217,16 @@ def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: s
 
 
 def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, described: str) -> None:
-    """Refuse weights with another number of blocks than described.
+    """Check that the weights in a file have the described number of blocks.
 
     Args:
-        expected: prefix of the names, such as ``trunk.blocks.`` → number of blocks.
-        found: as of :func:`check_shapes`, as are the other arguments.
+        expected: prefix of tensor names, such as ``trunk.blocks.`` → number of blocks.
+        found: tensor name → shape in the file.
+        file: name of the file, for the message.
+        described: name of the description, for the message.
 
     Raises:
-        ExportError: naming both numbers.
+        ExportError: if the numbers differ; the message names both.
     """
     for prefix, count in expected.items():
         numbers = {name[len(prefix) :].split(".")[0] for name in found if name.startswith(prefix)}
@@ -237,10 +239,10 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
 
 @contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
-    """Refuse a module in the making that has far more parts than a file has tensors.
+    """Stop building a module that has far more parameters than a file has tensors.
 
     Raises:
-        ExportError: if it has, before the rest of it is made.
+        ExportError: as soon as the limit is passed, before the rest of the module is built.
     """
     left = 1000 + 20 * tensors
 
@@ -249,7 +251,8 @@ def _at_most(tensors: int) -> Iterator[None]:
         left -= 1
         if left < 0:
             raise ExportError(
-                f"config.json describes a model of far more parts than the {tensors} tensors of its "
+                f"config.json describes a model with far more parts than the {tensors} tensors of "
+                "its "
                 "weights; export the model again"
             )
 
@@ -268,29 +271,30 @@ def _at_most(tensors: int) -> Iterator[None]:
 def built_from(
     file: Path, described: str, make: Callable[[], Module], outside: Collection[str] = ()
 ) -> Module:
-    """Build a module on the meta device and give it the weights of a file.
+    """Build a module on the meta device and load its weights from a file.
 
-    Nothing is allocated before all names and shapes agree. Weights keep the precision that they
-    were saved in.
+    No memory is allocated until all names and shapes have been compared. Weights keep the precision
+    of the file.
 
     Args:
         file: a safetensors file.
-        described: the description that ``make`` follows, for messages.
-        make: builds the module.
-        outside: prefixes of names whose weights are elsewhere and are already in place.
+        described: name of the description that ``make`` follows, for messages.
+        make: function that builds the module.
+        outside: prefixes of tensor names that are not in the file; ``make`` loads these tensors.
 
     Returns:
         The module in eval mode.
 
     Raises:
         MissingError: if there is no such file.
-        ExportError: if it is damaged, or holds other weights or such that are not finite.
+        ExportError: if the file is damaged, does not fit the description, or has weights that are
+            NaN or infinite.
     """
     found = read_shapes(file)
     try:
         with torch.device("meta"), _at_most(len(found)):
             module = make()
-    except (RuntimeError, ArithmeticError, TypeError) as error:  # of sizes beyond what torch counts
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # from sizes too large for torch
         if isinstance(error, UserError):
             raise
         raise ExportError(f"{file} does not fit the {described}: {error}") from None
@@ -300,7 +304,7 @@ def built_from(
         if not name.startswith(tuple(outside))
     }
     check_shapes(own, found, file, described)
-    # Cloned, since where a tensor begins in memory decides how its products are rounded.
+    # Cloned, since the memory alignment of a tensor affects the rounding of its products.
     weights = {name: value.clone() for name, value in load_file(file).items()}
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:

@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face hub: found by name, pushed as the exported directory."""
+"""Download exported directories from the Hugging Face hub, and push them to it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ssl_vivit.errors import ExportError, HubError
 from ssl_vivit.exported.directory import Format
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What the hub's client raises when it gets no answer or not the one that it wanted. The first is
-# the error of whichever HTTP library it uses.
+# Errors that the hub's client raises for a missing or unexpected answer. The first is the error
+# class of the HTTP library that it uses.
 _FAILURES: tuple[type[BaseException], ...] = (
     HfHubHTTPError.__mro__[1],
     OSError,
@@ -39,27 +39,28 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Find the directory of an export; a model of the hub is downloaded into its cache.
+    """Return the local directory of an export; download a hub model into the cache first.
 
-    An existing path wins over a hub model of the same name. Of the hub's files only those of the
-    exported format are fetched, so nothing that could execute.
+    An existing path is preferred to a hub model of that name. Only files of the exported format are
+    downloaded, never code.
 
     Args:
         path: a directory, or ``"org/name"`` on the hub.
         kind: the kind of export.
-        revision: branch, tag or commit on the hub; None is its main branch.
-        token: for private models; None is the one of ``hf auth login``.
-        cache_dir: where the hub's files are kept; None is ``HF_HUB_CACHE``.
+        revision: branch, tag or commit on the hub; None is the main branch.
+        token: access token for private models; None is the token of ``hf auth login``.
+        cache_dir: cache of downloaded files; None is ``HF_HUB_CACHE``.
 
     Raises:
-        HubError: for a hub that cannot be reached, or a model or revision that it does not have.
-        ExportError: for a revision of a local directory.
+        HubError: if the hub cannot be reached, or does not have the model or revision.
+        ExportError: if a revision is given for a local directory.
     """
     local = Path(path)
     if not isinstance(path, str) or local.exists() or not REPO_ID.fullmatch(path):
         if revision is not None:
             raise ExportError(
-                f"revision {revision!r} is for models on the hub, and {path} is none; leave it out"
+                f"revision {revision!r} applies to models on the hub, but {path} is a local path; "
+                "omit revision"
             )
         return local
     try:
@@ -72,14 +73,14 @@ def locate(
         )
     except _FAILURES as error:
         raise HubError(
-            f"there is no directory {path}; looked for as org/name on the hub, too: "
+            f"there is no directory {path}, and it cannot be loaded from the hub: "
             f"{_reason(path, revision, error)}"
         ) from None
     return Path(found)
 
 
 class HubModel:
-    """A model whose exports are published on the hub.
+    """Base class of models that can be published on the hub.
 
     Attributes:
         export_format: the kind of directory that ``save_pretrained`` writes.
@@ -101,24 +102,25 @@ class HubModel:
         """Publish the model on the Hugging Face hub, in one commit.
 
         Args:
-            repo_id: ``"org/name"``; made if the hub has none.
-            private: whether a newly made one is private.
-            revision: branch to commit to, made if missing; None is the main branch.
-            token: with write access; None is the one of ``hf auth login``.
-            commit_message: None names the program.
+            repo_id: repository ``"org/name"``; created if it does not exist.
+            private: make a newly created repository private.
+            revision: branch to commit to, created if missing; None is the main branch.
+            token: access token with write permission; None is the token of ``hf auth login``.
+            commit_message: message of the commit; None is "Upload with ssl_vivit".
             saved: further arguments of ``save_pretrained``, such as ``card``.
 
         Returns:
-            The commit's address.
+            URL of the commit.
 
         Raises:
-            HubError: for a hub that cannot be reached or refuses.
+            HubError: if the hub cannot be reached or rejects the request.
         """
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch) / "export"
             self.save_pretrained(directory, **saved)
-            # An encoder pushed over a classifier must not leave the old head behind.
+            # Also delete files that the new export lacks, such as the head of an earlier
+            # classifier.
             names = self.export_format.all_files
             stale = [name for name in names if not (directory / name).exists()]
             try:
@@ -141,12 +143,12 @@ class HubModel:
 
 def _reason(repo_id: str, revision: str | None, error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        error = error.__cause__  # an answer, if not the wanted one, and nothing in the cache
+        error = error.__cause__  # the hub answered with an error, and the cache lacks the model
     if isinstance(error, GatedRepoError):
-        return f"the hub gates it; ask for access at {constants.ENDPOINT}/{repo_id}"
+        return f"access is restricted; request it at {constants.ENDPOINT}/{repo_id}"
     if isinstance(error, RepositoryNotFoundError):
         return (
-            "the hub has no model of that name that this account may see; check the path or name, "
+            "no such model is visible to this account; check the path or name, "
             "or log in with `hf auth login`"
         )
     if isinstance(error, RevisionNotFoundError):

@@ -1,4 +1,4 @@
-"""Weights stored in a shorter precision than the model computes in."""
+"""Weights stored in a lower precision than the model computes in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "dtype"
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a precision in config.json."""
+    """Return the name that config.json uses for a precision."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -24,23 +24,23 @@ _PRECISIONS = {
 
 
 def shortened(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return weights in another precision.
+    """Convert weights to another precision.
 
     Raises:
-        ExportError: if a value is too large for it.
+        ExportError: if a value is too large for that precision.
     """
     short = {name: value.to(dtype) for name, value in weights.items()}
     large = [name for name, value in short.items() if not value.isfinite().all()]
     if large:
-        raise ExportError(f"{large[0]} holds values beyond {dtype}; leave out stored_dtype")
+        raise ExportError(f"{large[0]} has values too large for {dtype}; omit stored_dtype")
     return short
 
 
 def computing_precision(saved: Mapping[str, Any]) -> torch.dtype | None:
-    """Return the precision that config.json gives a loaded model, or None for that of the file.
+    """Return the precision of a loaded model by its config.json; None keeps that of the weights.
 
     Raises:
-        ExportError: if it is unknown.
+        ExportError: if the precision in config.json is unknown.
     """
     name = saved.get(KEY)
     if name is None:

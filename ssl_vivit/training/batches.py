@@ -16,7 +16,7 @@ from ssl_vivit.training.processes import Host
 
 @runtime_checkable
 class Batches(Protocol):
-    """A loader that can start at any step and serve any share of the global batch."""
+    """A loader that can start at any step and load any process's part of the total batch."""
 
     def steps_per_epoch(self, total_batch_size: int) -> int: ...
 
@@ -27,18 +27,19 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Recognised(Protocol):
-    """A loader that identifies its data by their contents, independently of their paths."""
+    """A loader that identifies its data by a digest of their contents instead of their paths."""
 
     def contents(self) -> dict[str, str]:
-        """Setting that names data, such as ``data.shards`` → digest of what it names."""
+        """Return a digest of the data for each setting that names data, such as ``data.shards``."""
         ...
 
 
 def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
-    """This process's share of the total batch.
+    """Return the split that says which samples of the total batch this process loads.
 
     Raises:
-        RunError: if it does not divide, with the numbers of processes that would.
+        RunError: if the total batch does not divide evenly over processes and micro-batches. The
+            message lists numbers of processes that divide it.
     """
     try:
         return BatchSplit(
@@ -47,27 +48,30 @@ def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
     except ValueError as error:
         per_process, rest = divmod(config.total_batch_size, config.accumulation)
         counts = [str(n) for n in range(1, per_process + 1) if per_process % n == 0]
-        mend = "" if rest else f"; so would {', '.join(counts[:12])} processes"
+        mend = "" if rest else f"; or use {', '.join(counts[:12])} processes"
         raise RunError(f"training.{error}{mend}") from None
 
 
 def repeated(
     batches: Iterable[dict[str, Any]], split: BatchSplit, start_step: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Yield the batches over and over, one for each micro-step from ``start_step`` on.
+    """Yield the batches endlessly, one for each micro-batch from ``start_step`` on.
 
     Args:
-        batches: gives the same batches in the same order whenever it is iterated.
-        split: this process's share.
-        start_step: optimisation steps done before.
-        device: where the batches go.
+        batches: must yield the same batches in the same order each time it is iterated.
+        split: its world size must be 1.
+        start_step: number of optimisation steps already done; their batches are skipped.
+        device: device to which each batch is moved.
 
     Raises:
-        RunError: with several processes, which would all see the same batches, or if there is
-            no batch.
+        RunError: if there are several processes, which would all get the same batches, or if
+            ``batches`` is empty.
     """
     if split.world_size > 1:
-        raise RunError("a plain list of batches serves one process; pass a loader with stream()")
+        raise RunError(
+            "a plain list of batches works in one process only; for several, pass a loader with "
+            "a stream() method"
+        )
     skip = start_step * split.accumulation
     while True:
         empty = True
@@ -78,4 +82,4 @@ def repeated(
             else:
                 yield send_to_device(batch, device)
         if empty:
-            raise RunError("there is no batch to train on")
+            raise RunError("the batches passed to fit are empty; pass at least one batch")

@@ -1,4 +1,4 @@
-"""From the command line to a config dataclass, and from an exception to one line and a status."""
+"""Parse the command line into a config dataclass; turn errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from ssl_vivit.training.signals import unwound_by_sigterm
 
 T = TypeVar("T")
 
-# What settings are called in many other programs → their names here.
+# Names of settings in many other programs → their names here.
 _COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
 
-# Characters of a wrong value that a message repeats.
+# A message quotes at most this many characters of a wrong value.
 _LONGEST_VALUE = 80
 
 _UNKNOWN_OPTION = re.compile(r"[Uu]nrecognized arguments: *(.*)", re.DOTALL)
@@ -51,22 +51,22 @@ def parse(
 ) -> T:
     """Read a config dataclass from ``--config`` files and dotted options.
 
-    Options win over ``--config`` files, wherever they stand. ``--config file.yaml`` may come several
-    times; a later file wins over an earlier one. ``--print_config`` prints the resolved config.
-    Settings of ``training`` may be given without that prefix: ``--resume auto`` is
-    ``--training.resume auto``. Lists may be given as several words: ``--seeds 1 2``. A mistake
-    prints one line that names what is allowed and exits with 2.
+    Options override ``--config`` files, in whatever order they are given. ``--config file.yaml``
+    may be repeated; a later file overrides an earlier one. ``--print_config`` prints the resolved
+    config. Settings of ``training`` may be given without that prefix: ``--resume auto`` is
+    ``--training.resume auto``. Lists may be given as several words: ``--seeds 1 2``. An error
+    prints one line that names the allowed settings or values, and exits with status 2.
 
     Args:
         config_class: a dataclass whose fields all have defaults; nested dataclasses become dotted
             options, dictionaries take ``--a.dictionary.key value``. A field's metadata may name
-            short forms of its settings: ``{"--encoder": "path"}`` on a field ``encoder`` makes
-            ``--encoder X`` of ``--encoder.path X``.
-        argv: the arguments; by default those of the process.
-        preset: the config file that holds where none is named. The files beside it are presets
-            too: ``--config NAME`` finds ``NAME.yaml`` among them.
-        first: a setting that may be given without its name, as the first word: with ``model``,
-            ``recipe.py X`` is ``recipe.py --model X``.
+            short forms of its settings: with ``{"--encoder": "path"}`` on a field ``encoder``,
+            ``--encoder X`` is short for ``--encoder.path X``.
+        argv: the arguments; by default the arguments of the process.
+        preset: the config file that is read if no ``--config`` is given. The files beside it are
+            presets too: ``--config NAME`` reads ``NAME.yaml`` in that folder.
+        first: a setting that may be given as the first word, without its name: with ``model``,
+            ``recipe.py X`` means ``recipe.py --model X``.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if first is not None and given and not given[0].startswith("-"):
@@ -80,7 +80,7 @@ def parse(
         description=(config_class.__doc__ or "").strip().splitlines()[0],
         exit_on_error=False,
         allow_abbrev=False,
-        # Files given this way show in --help as the defaults.
+        # --help shows the values of these files as the defaults.
         default_config_files=[glob.escape(str(path)) for path in shown],
     )
     parser.add_argument(
@@ -100,7 +100,7 @@ def parse(
     arguments = [_in_full(word, keys, short) for word in arguments]
     lists, entries, or_value = _lists(types, arguments)
     arguments = with_lists(arguments, *lists, or_one=or_value)
-    # Entries of dictionaries have no type of their own: YAML tells numbers from words.
+    # Dictionary entries have no declared type, so they are parsed as YAML.
     arguments = with_lists(arguments, *entries, or_one=entries, joined=_yaml_list)
     try:
         _refuse_files_of_groups(types, contents, arguments)
@@ -115,7 +115,7 @@ def parse(
     loop = getattr(config, "training", None)
     if isinstance(loop, TrainingConfig):
         _refuse_nameless(paths, loop)
-    if argv is not None:  # read by a program, which knows what it reads
+    if argv is not None:  # called by a program: print nothing
         return config
     if isinstance(loop, TrainingConfig):
         command.script = "/".join(Path(sys.argv[0]).parts[-2:])
@@ -142,7 +142,7 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
     Args:
         config: an instance of a dataclass that :func:`parse` reads.
         settings: dotted name of a setting → its value, as in a YAML file.
-        told: what messages put before the name of a setting.
+        told: prefix of error messages, put before the name of a setting.
 
     Raises:
         ValueError: for an unknown setting or a wrong value.
@@ -150,7 +150,7 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
     types = _types(type(config))
     plain = to_plain(config)
     for key, value in settings.items():
-        # Entries of a dictionary are not known by name.
+        # The keys of a dictionary setting are free, so they are not in ``types``.
         inside = any(
             key.startswith(f"{name}.") for name, hint in types.items() if dict in _kinds(hint)
         )
@@ -171,7 +171,11 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
 
 
 def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
-    """Describe short forms in --help; the parser takes the name of a dataclass for a config file's."""
+    """Describe short forms in --help.
+
+    jsonargparse would otherwise describe the name of a nested dataclass as the path of a config
+    file.
+    """
     for action in parser._actions:
         for option in short.keys() & {*action.option_strings}:
             setting = short[option].rpartition(".")[2]
@@ -180,7 +184,7 @@ def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
 
 
 def _of_another_recipe(paths: Sequence[Path]) -> str:
-    """A clause about config files that runs of other recipes wrote; empty where there are none."""
+    """Return a clause that names config files written by other recipes; empty if there are none."""
     told = ""
     for path in paths:
         first = path.read_text().partition("\n")[0]
@@ -191,20 +195,20 @@ def _of_another_recipe(paths: Sequence[Path]) -> str:
 
 
 def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
-    """Refuse to continue by the config.yaml of a run, which does not say where the run lies."""
+    """Refuse to continue a run from its config.yaml alone, which does not contain ``run_dir``."""
     runs = [
         p.parent for p in paths if p.name == "config.yaml" and (p.parent / "checkpoints").is_dir()
     ]
     if runs and loop.run_dir is None and loop.resume == "auto":
         _fail(
             f"--config {runs[-1] / 'config.yaml'} does not name the run's directory; add --run_dir "
-            f"{runs[-1]} to continue that run, or another --run_dir to repeat it there",
+            f"{runs[-1]} to continue that run, or another --run_dir to start a new run",
             status=2,
         )
 
 
 def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The files that ``--config`` names, and all other arguments."""
+    """Split arguments into the files given by ``--config`` and all other arguments."""
     files, others = [], []
     words = iter(arguments)
     for word in words:
@@ -220,11 +224,11 @@ def _config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _config_path(name: str, preset: Path | None) -> Path:
-    """A config file by its path, or by its name among the presets of the recipe."""
+    """Return the path of a config file, given as a path or as the name of a preset."""
     path = Path(name)
     if path.exists() or preset is None:
         return path
-    # The presets of a recipe begin with one word: simclr_vivit_small, simclr_vivit_base …
+    # All presets of a recipe share their first word: simclr_vivit_small, simclr_vivit_base …
     family = preset.stem.partition("_")[0]
     shipped = sorted(file.stem for file in preset.parent.glob(f"{family}_*.yaml"))
     if path.name.removesuffix(".yaml") in shipped and path.parent in (Path(), Path("configs")):
@@ -247,7 +251,7 @@ def _config_path(name: str, preset: Path | None) -> Path:
 
 
 def _recipes_of(preset: Path) -> str:
-    """The recipes whose names hold the word that a preset begins with."""
+    """Return the scripts of the recipes whose names contain the first word of a preset's name."""
     folder, family = preset.parent.parent, preset.stem.partition("_")[0]
     scripts = sorted(p for p in folder.glob("*.py") if family in p.stem.split("_"))
     return " and ".join(f"{folder.name}/{p.name}" for p in scripts) or "another recipe"
@@ -256,7 +260,12 @@ def _recipes_of(preset: Path) -> str:
 def _lists(
     types: Mapping[str, Any], arguments: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Options that take several words: lists, entries of dictionaries, and lists that may be one value."""
+    """Find the options that take several words.
+
+    Returns:
+        The options that are lists; the arguments that are dictionary entries; the lists whose value
+        may also be a single word.
+    """
     kinds = {f"--{key}": _kinds(hint) for key, hint in types.items()}
     inside = tuple(f"{option}." for option, found in kinds.items() if dict in found)
     entries = [word for word in arguments if word.startswith(inside) and "=" not in word]
@@ -269,28 +278,28 @@ def _yaml_list(words: list[str]) -> str:
 
 
 def _file_content(path: Path) -> Any:
-    """Settings of a config file; what they say is checked later. A file that is none is named."""
+    """Read a config file; its settings are checked later. Exit if it contains no mapping."""
     content = None
     try:
         content = read_yaml_text(read_whole(path, LONGEST_YAML).decode())
     except OSError as error:
         _fail(f"--config {path} cannot be read: {error.strerror}", status=2)
     except ValueError as error:
-        _fail(f"--config {path} is no YAML file: {error}", status=2)
+        _fail(f"--config {path} is not a valid YAML file: {error}", status=2)
     if not isinstance(content, dict):
-        _fail(f"--config {path} holds no settings; they are given as `name: value`", status=2)
+        _fail(f"--config {path} contains no settings; write each as `name: value`", status=2)
     return content
 
 
 def _refuse_files_of_groups(
     types: Mapping[str, Any], contents: Sequence[Any], arguments: Sequence[str]
 ) -> None:
-    """Refuse what is no mapping where a group of settings is meant.
+    """Refuse a value other than a mapping for a group of settings.
 
-    jsonargparse would open a file of that name, or import a class of that name.
+    jsonargparse would take such a value as the name of a file to open or of a class to import.
 
     Raises:
-        ValueError: naming the group, or an unknown setting.
+        ValueError: if a group has another value, or a setting is unknown. The message names it.
     """
     for content in contents:
         _check_group(types, content, "")
@@ -312,8 +321,8 @@ def _check_group(types: Mapping[str, Any], content: Any, prefix: str) -> None:
         name = prefix.rstrip(".")
         first = next(key for key in types if key.startswith(prefix))
         raise ValueError(
-            f"{name} is a group of settings and takes neither a value nor a file; give its settings "
-            f"one by one, such as --{first}, or those of a file by --config FILE"
+            f"{name} is a group of settings and takes neither a value nor a file; give its "
+            f"settings one by one, such as --{first}, or in a file by --config FILE"
         )
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -333,13 +342,13 @@ def with_lists(
     or_one: Collection[str] = (),
     joined: Callable[[list[str]], str] = json.dumps,
 ) -> list[str]:
-    """``--option a b`` as ``--option ["a", "b"]``, which is how jsonargparse reads lists.
+    """Rewrite ``--option a b`` as ``--option ["a", "b"]``, which jsonargparse can read.
 
     Args:
-        arguments: of the command line.
-        options: those that take lists.
-        or_one: those among them that take one word as well, which then stays as it is.
-        joined: writes the words as one list.
+        arguments: arguments of the command line.
+        options: names of the options that take lists.
+        or_one: names of list options that also take a single value; a single word is not changed.
+        joined: function that writes several words as one list.
     """
     words: list[str] = []
     taken: list[str] | None = None
@@ -358,14 +367,15 @@ def with_lists(
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call ``main``; a mistake that a person can mend becomes one line and a non-zero status.
+    """Call ``main``, and print an error that a user can fix as one line.
 
-    A run that SIGTERM or SIGUSR1 ended cleanly exits with 0: what it had learned is saved, and a
-    batch system may requeue it. With SSL_VIVIT_TRACEBACK set, mistakes keep their traceback.
+    A training run that SIGTERM or SIGUSR1 ends exits with status 0, since it has saved a
+    checkpoint; a batch system may requeue it. If SSL_VIVIT_TRACEBACK is set, errors are raised with
+    their traceback.
 
     Raises:
-        SystemExit: with 2 after an error line, with 130 after Ctrl-C, with 143 after SIGTERM outside
-            of :func:`~ssl_vivit.training.fit`.
+        SystemExit: with status 2 after an error line, 130 after Ctrl-C, and 143 after SIGTERM
+            outside of :func:`~ssl_vivit.training.fit`.
     """
     try:
         with unwound_by_sigterm():
@@ -379,7 +389,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         mend = f"; continue with {command.continued_by}" if command.continued_by else ""
-        _fail(f"interrupted; what was saved before is kept{mend}", status=130)
+        _fail(f"interrupted; files saved before are kept{mend}", status=130)
 
 
 def _fail(message: str, status: int) -> None:
@@ -392,13 +402,13 @@ def _error_line(message: str, place: str = "") -> str:
 
 
 def _say(line: str) -> None:
-    """Print on standard error, once for all processes of a run."""
+    """Print on standard error, on the main process only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 
 
 def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
-    """Type of each setting of a config dataclass by its dotted key."""
+    """Return dotted name → type for each setting of a config dataclass."""
     types: dict[str, Any] = {}
     for name, hint in get_type_hints(config_class).items():
         if is_dataclass(hint):
@@ -409,13 +419,13 @@ def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """The plain types in a type: {list, str} of ``list[str] | str``."""
+    """Return the plain types of a type hint: {list, str} for ``list[str] | str``."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return {get_origin(part) or part for part in parts}
 
 
 def _in_full(word: str, keys: list[str], short: dict[str, str]) -> str:
-    """An option's full name: of a short form, and of a setting of ``training`` without its prefix."""
+    """Expand a short form, or a setting of ``training`` without that prefix, to the full option."""
     option, equals, value = word.partition("=")
     name = option.removeprefix("--")
     if option.startswith("--") and name not in keys and f"training.{name}" in keys:
@@ -427,15 +437,15 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     """Return a line that names the correct option or value.
 
     Args:
-        message: of the parser.
-        keys: names of all settings.
-        short: short forms of some of them.
+        message: error message of jsonargparse.
+        keys: dotted names of all settings.
+        short: short forms of settings.
     """
     if match := _UNKNOWN_OPTION.search(message):
         words = match[1].split()
         option = next((word for word in words if word.startswith("--")), None)
         if option is None:
-            return f"unexpected argument {words[0]}; settings are given as --name value"
+            return f"unexpected argument {words[0]}; give settings as --name value"
         return _unknown(option.lstrip("-").split("=")[0], keys, short)
     if match := _UNKNOWN_IN_GROUP.search(message):
         return _unknown(f"{match[1]}.{match[2]}", keys, short)
@@ -455,12 +465,12 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
 
 
 def _shortened(value: str) -> str:
-    """A wrong value as a message repeats it; it may be a whole section of a config file."""
+    """Shorten a wrong value, which may be a whole section of a config file, for a message."""
     return f"{value[:_LONGEST_VALUE]} …" if len(value) > _LONGEST_VALUE else value
 
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:
-    """Name the allowed keys beside the wrong one, nearest first."""
+    """Return an error message for an unknown setting, with the nearest and the allowed names."""
     parents = key.split(".")[:-1]
     while parents and not any(known.startswith(".".join(parents) + ".") for known in keys):
         parents.pop()
@@ -472,10 +482,10 @@ def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     bare = [known.removeprefix("training.") for known in keys if known.startswith("training.")]
     near = difflib.get_close_matches(key, [*keys, *allowed, *bare, *short], n=1, cutoff=0.75)
     last = key.split(".")[-1]
-    if not near or last in _COMMON_NAMES:  # a setting that lies deeper
+    if not near or last in _COMMON_NAMES:  # look for the name in nested groups
         wanted = f".{_COMMON_NAMES.get(last, last)}"
         near = [known for known in [*bare, *keys] if known.endswith(wanted)]
-    if near and f"training.{near[0]}" in allowed:  # named as the list names it
+    if near and f"training.{near[0]}" in allowed:  # write it as in the list of allowed names
         near = [f"training.{near[0]}"]
     if near and not {near[0], near[0].split(".")[0]} & {*allowed}:
         return f"unknown setting {key}; did you mean {near[0]}? --help lists all settings"

@@ -17,15 +17,18 @@ class OptimConfig:
 
     Args:
         name: adamw (Loshchilov & Hutter 2019) or lars (You et al. 2017) with momentum 0.9.
-        learning_rate: peak learning rate; with ``scaling`` other than none that of 256 samples a step.
-        scaling: how it grows with total_batch_size / 256.
-        weight_decay: on weight matrices alone; norms, biases, positions and tokens have none.
-        betas: of AdamW.
-        layer_decay: factor on the learning rate per layer below the top (Clark et al. 2020); 1 is none.
-        warmup_steps: steps over which the learning rate rises linearly to its peak; a shorter run
-            ends while it rises.
-        schedule: cosine falls to min_ratio of the peak at the last step, constant stays.
-        min_ratio: where the cosine ends, as a share of the peak.
+        learning_rate: peak learning rate at total_batch_size 256; ``scaling`` adapts it to other
+            sizes.
+        scaling: how the learning rate grows with total_batch_size / 256: in proportion (linear),
+            with its square root (sqrt), or not at all (none).
+        weight_decay: decay of weight matrices; norms, biases, positions and tokens have none.
+        betas: decay rates of AdamW's two moment estimates; lars ignores them.
+        layer_decay: each layer's learning rate is that of the layer above times this factor (Clark
+            et al. 2020); 1 gives all layers the full rate.
+        warmup_steps: steps over which the learning rate rises linearly to its peak.
+        schedule: after warm-up, cosine falls to min_ratio of the peak at the last step; constant
+            stays at the peak.
+        min_ratio: final learning rate of the cosine schedule, as a fraction of the peak.
     """
 
     name: Literal["adamw", "lars"] = "adamw"
@@ -42,10 +45,10 @@ class OptimConfig:
         self.check()
 
     def check(self) -> None:
-        """Refuse values outside their range.
+        """Check that all values are in their range.
 
         Raises:
-            ValueError: naming the setting and its range.
+            ValueError: if one is not; the message names the setting and its range.
         """
         group = "training.optimizer."
         check_least(self, group, warmup_steps=0, learning_rate=0, weight_decay=0)
@@ -66,24 +69,28 @@ class TrainingConfig:
     """Settings of a training run: length, batch, precision, directory.
 
     Args:
-        run_dir: the run's directory; by default runs/<name of the recipe>.
-        steps: optimisation steps.
+        run_dir: the run's directory; null is runs/<name of the recipe>.
+        steps: number of optimisation steps.
         total_batch_size: samples per optimisation step, over all processes and accumulation.
         accumulation: micro-batches per process and step; their gradients are averaged.
-        precision: auto is bf16 on GPUs that have it, else fp32; fp16 needs a GPU and scales the loss.
-        clip_grad_norm: largest norm of all gradients together; null leaves them as they are.
-        compile: torch.compile the encoder.
+        precision: auto is bf16 on GPUs that support it, else fp32; fp16 needs a GPU and scales the
+            loss.
+        clip_grad_norm: gradients are scaled down if their total norm is above this; null never
+            scales them.
+        compile: compile the encoder with torch.compile.
         optimizer: optimiser and learning-rate schedule.
         checkpoint_every: steps between checkpoints; the last step is always saved.
-        keep_checkpoints: how many of the newest checkpoints stay; 0 keeps all.
-        resume: never starts anew, auto continues from the run's newest whole checkpoint if there is
-            one, a path continues from that checkpoint.
-        profile: measure that many steps, from the fourth one of this call on: print how long each
-            phase takes, and write profile.json for ui.perfetto.dev to the run; 0 measures none.
+        keep_checkpoints: number of newest checkpoints to keep; 0 keeps all.
+        resume: never starts a new run. auto continues from the newest complete checkpoint in
+            run_dir, or starts a new run if there is none. A path continues from that checkpoint.
+        profile: number of steps to profile, from the fourth step on; 0 profiles none. The time of
+            each phase is printed, and a trace for ui.perfetto.dev is written to profile.json in
+            run_dir.
         log_every: steps between lines of metrics.jsonl and the tracker.
-        tracker: wandb logs offline where no account is set up; none logs to metrics.jsonl alone.
-        project: the tracker's project; null is that of WANDB_PROJECT, or ssl_vivit.
-        seed: seed of what training draws, dropout for one.
+        tracker: wandb, which logs offline if no account is set up; none writes only metrics.jsonl.
+        project: the tracker's project; null is the value of WANDB_PROJECT, or ssl_vivit if that is
+            not set.
+        seed: seed of the random numbers of training, such as dropout.
     """
 
     run_dir: str | None = None
@@ -107,30 +114,31 @@ class TrainingConfig:
         self.check()
 
     def check(self) -> None:
-        """Refuse values that no run can have.
+        """Check that all values are in their range.
 
         Raises:
-            ValueError: naming the first such setting and what it may be.
+            ValueError: if one is not; the message names the setting and its range.
         """
         check_least(self, "training.", steps=1, total_batch_size=1, accumulation=1)
         check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0, seed=0)
         check_least(self, "training.", profile=0)
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(
-                f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null for none"
+                f"training.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or null "
+                "for no clipping"
             )
         self.optimizer.check()
 
 
 def run_directory(config: TrainingConfig) -> Path:
-    """Directory of the run: ``training.run_dir``, or runs/<name of the recipe>."""
+    """Return the directory of the run: ``training.run_dir``, or runs/<name of the recipe>."""
     if config.run_dir is not None:
         return Path(config.run_dir)
     return Path("runs") / (Path(sys.argv[0]).stem or "run")
 
 
 def to_plain(config: Any) -> Any:
-    """A config dataclass as the dicts, lists, numbers and strings that YAML and JSON know."""
+    """Convert a config dataclass to dicts, lists, numbers and strings for YAML and JSON."""
     if is_dataclass(config) and not isinstance(config, type):
         return {entry.name: to_plain(getattr(config, entry.name)) for entry in fields(config)}
     if isinstance(config, Mapping):

@@ -1,8 +1,8 @@
-"""Settings that Accelerate was given before ``fit``, beside those of ``training``.
+"""Combine the settings of ``training`` with settings that Accelerate was given before ``fit``.
 
-The launcher (or its file) passes them in the environment; an ``Accelerator`` that a program made
-itself holds them in its state. They are followed where ``training`` leaves the choice open, and a line names the precision.
-Elsewhere ``training`` wins, and one line says so.
+Accelerate's settings come from the launcher, through environment variables, or from an
+``Accelerator`` that the program made. A setting of Accelerate is used only if ``training`` leaves
+it at its default. A printed line names each setting of Accelerate that is not used.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _STEPS = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 def resolve_settings(
     config: TrainingConfig, device: torch.device
 ) -> tuple[TrainingConfig, list[str]]:
-    """Decide precision, accumulation and compilation from ``training`` and from Accelerate's settings.
+    """Choose precision, accumulation and compilation from ``training`` and Accelerate's settings.
 
     Args:
-        config: as asked for.
-        device: that training runs on.
+        config: settings of ``training`` as the user gave them.
+        device: the device of training.
 
     Returns:
-        The config with precision ``fp32``, ``bf16`` or ``fp16`` in place of ``auto``, and with the
-        accumulation that holds; a line for each setting of Accelerate that is not followed, and
-        one for its precision where that is.
+        The config with the chosen precision (``fp32``, ``bf16`` or ``fp16``, never ``auto``) and
+        accumulation; and lines to print: one for each setting of Accelerate that is not used, and
+        one if Accelerate's precision is used.
 
     Raises:
-        RunError: if the device has not the precision, or Accelerate was given one that does not
-            exist here.
+        RunError: if the device does not support the precision, or if Accelerate's precision is not
+            one of bf16, fp16 and no.
     """
     state = AcceleratorState._shared_state
     source = "the Accelerator's" if state else "the launcher's"
@@ -47,20 +47,20 @@ def resolve_settings(
         config = replace(config, accumulation=accumulation)
     elif accumulation not in (1, config.accumulation):
         lines.append(
-            f"training.accumulation {config.accumulation} wins over {source} "
+            f"training.accumulation {config.accumulation} overrides {source} "
             f"gradient_accumulation_steps {accumulation}"
         )
     backend = dynamo_plugin().backend
     if config.compile and backend != DynamoBackend.NO:
-        lines.append(f"training.compile true wins over {source} dynamo_backend {backend.value}")
+        lines.append(f"training.compile true overrides {source} dynamo_backend {backend.value}")
     return replace(config, precision=precision), lines  # type: ignore[arg-type]
 
 
 def dynamo_plugin() -> TorchDynamoPlugin:
-    """Accelerate's settings of torch.compile.
+    """Return Accelerate's settings of torch.compile.
 
     Raises:
-        RunError: for a backend that Accelerate does not know.
+        RunError: if ACCELERATE_DYNAMO_BACKEND names an unknown backend.
     """
     held: Any = AcceleratorState._shared_state.get("dynamo_plugin")
     try:
@@ -78,27 +78,30 @@ def _precision(config: TrainingConfig, device: torch.device, source: str) -> tup
     chosen, setting = config.precision, f"training.precision {config.precision}"
     if chosen != "auto":
         if asked not in ("", "no", chosen):
-            lines.append(f"training.precision {chosen} wins over {source} mixed_precision {asked}")
+            lines.append(f"training.precision {chosen} overrides {source} mixed_precision {asked}")
     elif asked in ("", "no"):
         chosen = "bf16" if has_bf16 else "fp32"
         if asked and has_bf16:
-            # The launcher passes "no" where nobody chose, so it does not tell a wish for fp32.
+            # The launcher passes "no" also if the user chose nothing, so "no" does not ask for
+            # fp32.
             lines.append(
-                f"training.precision auto takes bf16 on this GPU; {source} mixed_precision no is "
-                "also its default and not followed, --training.precision fp32 is"
+                f"training.precision auto uses bf16 on this GPU and ignores {source} "
+                "mixed_precision no, "
+                "which is also its default; for fp32, set --training.precision fp32"
             )
     elif asked in ("bf16", "fp16"):
         chosen, setting = asked, f"{source} mixed_precision {asked}"  # type: ignore[assignment]
-        lines.append(f"training.precision auto takes {setting}")
+        lines.append(f"training.precision auto uses {setting}")
     else:
         raise RunError(
-            f"{source} mixed_precision {asked} is not supported; bf16, fp16 and no are, or set "
+            f"{source} mixed_precision {asked} is not supported; set it to bf16, fp16 or no, or "
+            "set "
             "--training.precision"
         )
     if chosen == "bf16" and on_gpu and not has_bf16:
-        raise RunError(f"{setting}: this GPU has no bfloat16; fp16 and fp32 work")
+        raise RunError(f"{setting}: this GPU does not support bfloat16; use fp16 or fp32")
     if chosen == "fp16" and not on_gpu:
-        raise RunError(f"{setting} needs a GPU; here auto, fp32 and bf16 work")
+        raise RunError(f"{setting} needs a GPU; on this device use auto, fp32 or bf16")
     return chosen, lines
 
 

@@ -1,7 +1,7 @@
-"""The training loop: an objective, batches and a config in; a run directory out.
+"""The training loop: trains an objective on batches and writes a run directory.
 
-One iteration is one optimisation step. Whatever ends or saves a run (a signal, a loss that is not
-finite) is agreed on by all processes on the host, so the GPUs never wait for a decision.
+One iteration is one optimisation step. The processes agree through the host, not the GPUs, on
+events that save or end a run (a signal, a loss that is not finite), so GPUs never wait for them.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class FitResult:
 
     Attributes:
         run_dir: the run's directory.
-        step: optimisation steps done.
-        metrics: the last logged numbers.
-        checkpoint: the last whole checkpoint.
-        encoder: directory that the objective exported; None before the last step.
-        interrupted: the signal that ended the run early, if one did.
+        step: number of optimisation steps done.
+        metrics: the last logged value of each metric.
+        checkpoint: the newest complete checkpoint.
+        encoder: directory of the exported model; None if the run has not reached its last step.
+        interrupted: name of the signal that ended the run early, or None.
     """
 
     run_dir: Path
@@ -91,25 +91,26 @@ def fit(
 ) -> FitResult:
     """Train an objective.
 
-    SIGTERM and SIGUSR1 save a checkpoint and end the run cleanly: the result then has
-    ``interrupted`` set, and the process may exit with status 0, since nothing was lost. Until
-    ``fit`` returns, other processes are refused the run's directory.
+    SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end the run: the result then has
+    ``interrupted`` set, and the process may exit with status 0, since no step is lost. Until
+    ``fit`` returns, no other run can write in the run's directory.
 
     Args:
-        objective: what is trained: an :class:`~ssl_vivit.objectives.Objective`, or a module that
-            defines ``forward`` and ``export`` like one.
-        batches: a loader with ``stream`` and ``steps_per_epoch``, or any re-iterable of batches,
-            one for each micro-step, which is repeated.
-        config: how to train.
-        until: the step at which this call ends, with a checkpoint from which another call goes on;
-            None is the last. The schedule is that of all ``config.steps``.
-        run_config: the recipe's full resolved config, saved as config.yaml.
-        periodic: jobs beside training.
+        objective: the model and loss to train: an :class:`~ssl_vivit.objectives.Objective`, or a
+            module with its ``forward`` and ``export`` methods.
+        batches: a loader with ``stream`` and ``steps_per_epoch``, or an iterable of micro-batches
+            that can be iterated repeatedly, such as a list.
+        config: settings of training.
+        until: step after which this call saves a checkpoint and returns; a later call can continue
+            from there. None is ``config.steps``. The learning-rate schedule always spans
+            ``config.steps``.
+        run_config: the recipe's full resolved config, saved as config.yaml; None saves ``config``.
+        periodic: jobs that run at intervals, such as probes.
         card: facts for the model card of the exported encoder.
 
     Raises:
-        RunError: with one line that says what is wrong and what to do.
-        ValueError: for a setting out of its range.
+        RunError: if the run cannot start or go on; the message says what is wrong and what to do.
+        ValueError: if a setting is out of its range.
     """
     own_class: Any = type(objective)
     objective = as_objective(objective)
@@ -124,25 +125,26 @@ def fit(
         finally:
             run.close()
             if type(objective).__module__ == as_objective.__module__:
-                objective.__class__ = own_class  # the one made by as_objective cannot be pickled
+                objective.__class__ = own_class  # as_objective's class cannot be pickled
 
 
 def check_run(
     objective: type[Objective], config: TrainingConfig, run_config: dict[str, Any]
 ) -> None:
-    """Refuse a run by its settings alone, as :func:`fit` would once the data are open.
+    """Check the settings of a run before its data are opened.
 
-    Recipes call this before they render, simulate or open anything. All processes call it.
+    The checks are those of :func:`fit` that need no data. Recipes call this function on all
+    processes before they render, simulate or open data.
 
     Args:
-        objective: class of what is to be trained.
-        config: how to train.
-        run_config: the recipe's full config. Its data are not compared with those of a run that
-            is continued: their contents decide, which ``fit`` knows.
+        objective: class of the objective.
+        config: settings of training.
+        run_config: the recipe's full resolved config. When a run is continued, ``fit`` later checks
+            by contents that the data are unchanged.
 
     Raises:
-        RunError: with one line that says what is wrong and what to do.
-        ValueError: for a setting out of its range.
+        RunError: if the run cannot start; the message says what is wrong and what to do.
+        ValueError: if a setting is out of its range.
     """
     config.check()
     settled, _ = resolve_settings(config, join_processes().device)
@@ -166,8 +168,8 @@ def _refuse_small_micro_batches(objective: type[Objective], config: TrainingConf
             mend += ", or lower training.accumulation"
         raise RunError(
             f"{objective.__name__} needs {least} samples in a micro-batch of all processes; "
-            f"training.total_batch_size {config.total_batch_size} over training.accumulation "
-            f"{config.accumulation} leaves {held}: {mend}"
+            f"training.total_batch_size {config.total_batch_size} divided by training.accumulation "
+            f"{config.accumulation} is {held}: {mend}"
         )
 
 
@@ -188,7 +190,7 @@ class _Run:
         self.config, self.periodic, self.card = config, periodic, card
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
-        # Why a periodic job has ended the run before its last step.
+        # The reason that a periodic job gave for ending the run early.
         self.ended: str | None = None
         self.accelerator = start_accelerator(config)
         self.host = Host()
@@ -196,14 +198,15 @@ class _Run:
             self._say(line)
         if not interruption.possible:
             self._say(
-                "fit runs in a thread, where no signal saves a checkpoint; those of the program hold"
+                "fit runs outside of the main thread: signals do not save a checkpoint; the "
+                "program's own signal handlers stay"
             )
         self.split = split_batch(config, self.host)
         _refuse_small_micro_batches(type(objective), config)
         if config.tracker == "wandb":
-            wandb_mode()  # refuses an unknown one before the run's directory is claimed
+            wandb_mode()  # raises for an unknown WANDB_MODE before the run's directory is claimed
         if isinstance(batches, Batches):
-            # Too few samples for a step are refused before the run's directory is claimed.
+            # Raises for too few samples before the run's directory is claimed.
             batches.steps_per_epoch(config.total_batch_size)
         objective = synchronise_norms(objective, self.host, self.accelerator)
         self.objective, self.export_name = objective, objective.export_name
@@ -220,7 +223,7 @@ class _Run:
         if config.resume == "auto" and self.checkpoint is None:
             self._say(f"resume   no checkpoint in {self.run_dir}: the run starts at step 0")
 
-        # Under FSDP2 no process holds the whole objective; a copy on the CPU exports for all.
+        # Under FSDP2 no process has all weights; the main process exports from a copy on the CPU.
         self.exporter = objective
         if self.accelerator.is_fsdp2 and self.host.is_main:
             self.exporter = copy.deepcopy(objective).cpu()
@@ -243,7 +246,7 @@ class _Run:
         else:
             self.stream = repeated(batches, self.split, self.step, device)
         self.peak = peak_learning_rate(config.optimizer, config.total_batch_size)
-        # With a GPU the record of a step is read while the next one runs.
+        # On a GPU the metrics of a step are read while the next step runs.
         self.lag = 1 if on_gpu else 0
         self.pending: deque[StepMetrics] = deque()
         self.metrics: dict[str, float] = {}
@@ -272,7 +275,7 @@ class _Run:
         )
 
     def _introduce(self) -> None:
-        """Say where and how the run trains, and what about its length is odd."""
+        """Print device, precision, steps and directory; warn of an unusual number of steps."""
         config, accelerator = self.config, self.accelerator
         device = accelerator.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -286,7 +289,7 @@ class _Run:
         if self.step >= config.steps:
             self._say(
                 f"{self.run_dir} has done {self.step} steps, and training.steps is {config.steps}: "
-                "nothing is left to train"
+                "there are no steps left to train"
             )
         elif config.steps < warmup:
             self._say(
@@ -324,7 +327,7 @@ class _Run:
         return self._finished()
 
     def close(self) -> None:
-        # Accelerate wraps forward in autocast; in another fit that would outlast its precision.
+        # Accelerate wraps forward in autocast. Without this, another fit would keep this precision.
         vars(self.objective).pop("forward", None)
         vars(self.objective).pop("_original_forward", None)
         if self.forward is not None:
@@ -349,7 +352,7 @@ class _Run:
         with self.utilisation.counting(sum(map(clips_of, micro_batches))):
             for batch in micro_batches:
                 with self.accelerator.accumulate(self.model):
-                    # Accelerate wraps the forward pass of all but FSDP2 models in autocast itself.
+                    # Accelerate enters autocast itself, except for FSDP2 models.
                     with phase("forward"), self.accelerator.autocast():
                         step = self.model(batch)
                     with phase("backward"):
@@ -366,7 +369,7 @@ class _Run:
         )
 
     def _clip(self) -> torch.Tensor:
-        from torch.distributed.tensor import DTensor  # slow to load, and --help needs no step
+        from torch.distributed.tensor import DTensor  # imported here: it loads slowly
 
         limit = self.config.clip_grad_norm
         norm = self.accelerator.clip_grad_norm_(
@@ -375,21 +378,26 @@ class _Run:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _fetch(self) -> tuple[list[dict[str, Any]], str | None]:
-        """A step's micro-batches, or what is wrong with the data of this process."""
+        """Return a step's micro-batches and None, or no micro-batches and an error message."""
         try:
             return list(islice(self.stream, self.config.accumulation)), None
         except KeyboardInterrupt:
             if self.interruption.received is None:
                 raise
-            return [], None  # the signal has ended a wait for a server
+            return [], None  # a signal ended the wait for a server
         except (UserError, ValueError) as error:
             return [], str(error)
 
     def _read_record(self, lag: int, failure: str | None = None) -> None:
-        """Read the oldest record beyond ``lag`` and agree with all processes on what it says.
+        """Read and log the oldest pending metrics, averaged over all processes.
+
+        Args:
+            lag: number of newest records that are left pending.
+            failure: error of this process, if any.
 
         Raises:
-            RunError: on all processes, if one of them has met data or numbers to stop for.
+            RunError: on all processes, if one of them has a failure or the loss or gradient norm is
+                not finite.
         """
         record = self.pending.popleft() if len(self.pending) > lag else None
         signalled = float(self.interruption.received is not None)
@@ -405,7 +413,7 @@ class _Run:
             raise raised
 
     def _report(self, record: StepMetrics, means: list[float]) -> None:
-        """Check a step's numbers, which all processes agree on, and log them."""
+        """Check the metrics of a step, averaged over processes, and log them."""
         losses, norm, metrics = record.split(means)
         self._refuse_nonfinite(record, losses, norm)
         loss = sum(losses) / len(losses)
@@ -438,7 +446,7 @@ class _Run:
             self._read_record(0)
 
     def _refuse_nonfinite(self, record: StepMetrics, losses: list[float], norm: float) -> None:
-        # Loss scaling for fp16 meets infinite gradients as a matter of course and skips such steps.
+        # Infinite gradients are normal under fp16 loss scaling, which skips such steps.
         scaled = self.accelerator.scaler is not None
         loss_is_fine = all(map(math.isfinite, losses))
         if loss_is_fine and (scaled or math.isfinite(norm)):
@@ -450,7 +458,7 @@ class _Run:
         raise RunError(
             f"the {what} is not finite at step {record.step}; batch: {shown or 'without keys'}; "
             f"last good checkpoint: {self.checkpoint or 'none'}. Lower "
-            "training.optimizer.learning_rate or try training.precision fp32"
+            "--training.optimizer.learning_rate or try --training.precision fp32"
         )
 
     def _run_periodic(self) -> None:
@@ -472,11 +480,12 @@ class _Run:
                     self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
 
     def _numbers_of(self, job: Periodic, moment: Moment) -> dict[str, float] | None:
-        """Return the numbers that a job measures; None if a signal has ended its wait for a server."""
+        """Run a job and return its metrics; None if a signal ended its wait for a server."""
         try:
             return job.run(moment)
         except KeyboardInterrupt:
-            # Other processes may wait for this one within the job, so they cannot agree on the end.
+            # Other processes may be waiting for this one inside the job, so no clean end is
+            # possible.
             if self.interruption.received is None or self.host.world_size > 1:
                 raise
             return None
@@ -486,7 +495,7 @@ class _Run:
             self.ended = reason
 
     def _export(self, directory: Path) -> None:
-        """Write the model as it is now; the weights of FSDP2 come together for it."""
+        """Export the current model; under FSDP2, gather its weights first."""
         weights = None
         if self.accelerator.is_fsdp2:
             weights = checkpoints.gather_weights(self.model)
@@ -535,7 +544,7 @@ class _Run:
             checkpoints.scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
             before, now = facts.get("precision"), self.config.precision
             if before not in (None, now):
-                self._say(f"{path.name} was trained in {before}, training goes on in {now}")
+                self._say(f"{path.name} was trained in {before}, training continues in {now}")
             if self.accelerator.scaler is not None and facts["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
             if facts["world_size"] == self.host.world_size:
@@ -543,7 +552,8 @@ class _Run:
             else:
                 self._say(
                     f"{path.name} was saved by {facts['world_size']} processes, now there are "
-                    f"{self.host.world_size}: samples keep their order, random generators start anew"
+                    f"{self.host.world_size}: samples keep their order, random generators are "
+                    "seeded anew"
                 )
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
@@ -592,7 +602,7 @@ class _Run:
             self.tracking.log(step, values)
 
     def _on_bar(self, **values: str) -> None:
-        """Put values on the progress bar, beside those that are there."""
+        """Add values to the progress bar."""
         self.bar |= values
         self.progress.set_postfix(self.bar, refresh=False)
 
@@ -601,16 +611,14 @@ class _Run:
             tqdm.write(line, file=sys.stderr)
 
     def _stopped(self) -> FitResult:
-        """Leave a checkpoint before the last step: at ``until``, or where a signal came."""
+        """Return before the last step: at ``until``, or after a signal once the step is saved."""
         received = [name for name in self.host.gather(self.interruption.received) if name]
         if received:
             saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint)
             if self.step and saved != self.step:
                 self._save()
             where = (
-                f"saved in {self.checkpoint.name}"
-                if self.checkpoint
-                else "before anything was learned"
+                f"saved in {self.checkpoint.name}" if self.checkpoint else "before the first step"
             )
             self.progress.close()  # so that the line is the last
             self._say(
@@ -633,6 +641,6 @@ class _Run:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
+    """Return the versions of Python and of the packages that affect the results."""
     packages = ("ssl_vivit", "torch", "timm", "accelerate")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -18,19 +18,21 @@ REFERENCE_BATCH = 256
 
 
 def peak_learning_rate(config: OptimConfig, total_batch_size: int) -> float:
-    """The learning rate after warm-up, scaled to the batch (Goyal et al. 2017, section 2.1)."""
+    """Return the learning rate after warm-up for a batch size (Goyal et al. 2017, section 2.1)."""
     ratio = total_batch_size / REFERENCE_BATCH
     scale = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[config.scaling]
     return config.learning_rate * scale
 
 
 def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step.
+    """Return the learning rate at a step as a fraction of its peak.
 
-    A function of the step alone, so that a resumed run needs no schedule state.
+    It depends only on the step, so that a resumed run needs no schedule state.
 
     Args:
-        step: steps done before this one, 0 ≤ step < steps.
+        config: the optimiser's settings.
+        step: number of steps done before this one, 0 ≤ step < steps.
+        steps: number of steps of the whole run.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -43,11 +45,15 @@ def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
 def set_learning_rate(
     optimizer: Optimizer, learning_rate: float, *, step: int = 0, warmup_steps: int = 0
 ) -> None:
-    """Give every group its share of the learning rate; one that joins later warms up from then.
+    """Set the learning rate of each parameter group, ``learning_rate`` times its ``lr_scale``.
+
+    A group with ``first_step`` above 0 has rate 0 before that step and then its own linear warm-up.
 
     Args:
-        step: steps done before this one.
-        warmup_steps: over which a group that joins later reaches its share.
+        optimizer: an optimiser of :func:`build_optimizer`.
+        learning_rate: learning rate of a group whose ``lr_scale`` is 1.
+        step: number of steps done before this one.
+        warmup_steps: length of the warm-up of a group with ``first_step``.
     """
     for group in optimizer.param_groups:
         share = group["lr_scale"]
@@ -65,14 +71,16 @@ def build_optimizer(
         objective: the objective whose parameters are trained.
         config: the optimiser's settings.
         total_batch_size: samples in an optimisation step.
-        fused: update all parameters in few kernels, for GPUs; the results differ in their last bits.
+        fused: update all parameters in a few GPU kernels; results differ by rounding.
 
     Raises:
-        RunError: if nothing of the objective is trainable.
+        RunError: if no parameter of the objective is trainable.
     """
     groups = parameter_groups(objective, config.weight_decay, config.layer_decay)
     if not groups:
-        raise RunError("no parameter of the objective is trainable")
+        raise RunError(
+            "no parameter of the objective is trainable; set requires_grad on at least one"
+        )
     learning_rate = peak_learning_rate(config, total_batch_size)
     if config.name == "lars":
         return create_optimizer_v2(
@@ -90,12 +98,19 @@ def build_optimizer(
 def parameter_groups(
     objective: Objective, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by weight decay and share of the learning rate.
+    """Group trainable parameters by weight decay, learning-rate factor and first step.
 
-    Vectors and scalars (biases, norms) have no weight decay, nor what the objective and its parts
-    name in ``no_weight_decay()``. With ``layer_decay`` below 1 the first part that knows its layers
-    (:class:`Layered`) gets timm's layer-wise shares; all else, the head above it, learns at 1. The
-    objective's ``learning_rate_shares()`` are factors on these shares.
+    Vectors and scalars (biases, norms) have no weight decay, and neither have the parameters named
+    by ``no_weight_decay()`` of the objective or of its parts. If ``layer_decay`` is below 1, the
+    parameters of the first part that is :class:`Layered` get timm's layer-wise factors; all other
+    parameters, such as the head, get 1. Factors are multiplied by the objective's
+    ``learning_rate_shares()``.
+
+    Returns:
+        Parameter groups with ``weight_decay``, ``lr_scale`` and ``first_step``.
+
+    Raises:
+        RunError: if ``layer_decay`` is below 1 and no part is :class:`Layered`.
     """
     exempt = {
         _join(prefix, name)
@@ -133,7 +148,10 @@ def _layer_shares(objective: nn.Module, layer_decay: float) -> dict[str, float]:
             return {
                 _join(prefix, name): layer_decay ** (top - layer) for name, layer in layers.items()
             }
-    raise RunError("training.optimizer.layer_decay is below 1, but the model has no group_matcher")
+    raise RunError(
+        "training.optimizer.layer_decay is below 1, but the model has no group_matcher method; "
+        "set it to 1"
+    )
 
 
 def _join(prefix: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Jobs at intervals beside training, such as probes and figures. They do not change training."""
+"""Jobs that run at intervals during training, such as probes. They do not change its result."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """The state of a run at which a periodic job is called, on every process.
+    """The state of a run that is passed to a periodic job, on every process.
 
     Attributes:
-        step: optimisation steps done.
+        step: number of optimisation steps done.
         model: the wrapped objective, in eval mode.
         run_dir: the run's directory.
-        accelerator: knows device and processes.
-        host: exchanges numbers and tensors of the CPU between processes.
+        accelerator: the run's Accelerator, with its device and processes.
+        host: exchanges numbers and CPU tensors between processes.
         progress: the progress bar; ``progress.write(line)`` prints above it.
-        export: writes the model as it is now to a directory; every process must call it.
-        end: ends the run after this step as if it were the last one; takes the reason, which is
-            printed and saved in the checkpoint. Every process must call it, or none.
-        warming_up: whether the learning rate still rises.
+        export: ``export(directory)`` writes the current model; every process must call it.
+        end: ``end(reason)`` ends the run after this step as if it were the last one. The reason is
+            printed and saved in the checkpoint. If one process calls it, every process must.
+        warming_up: True during the warm-up of the learning rate.
     """
 
     step: int
@@ -44,8 +44,8 @@ class Moment:
     warming_up: bool = False
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the objective other than ``forward``, under DDP and FSDP2 too."""
-        # Imported here, since it loads accelerate, for which --help need not wait.
+        """Call a method of the objective other than ``forward``; works under DDP and FSDP2 too."""
+        # Imported here, since it loads accelerate, which --help does not need.
         from ssl_vivit.training.processes import call
 
         return call(self.accelerator, self.model, method, *args)
@@ -55,15 +55,15 @@ class Moment:
 class Periodic:
     """A job and the steps at which it runs.
 
-    It runs on every process, without gradients, and the random generators are put back after it,
-    so a run with it trains to the same bits as one without.
+    The job runs on every process, without gradients. The states of the random generators are
+    restored after it, so the trained weights are bit-identical to those of a run without the job.
 
     Args:
         every: steps between calls.
-        run: the job; the numbers that it returns are logged under their names.
-        at_start: also before the first step of a run (not when a run is continued).
-        at_end: also after the last step.
-        on_bar: names of numbers that stay beside the loss on the progress bar.
+        run: the job; it returns metrics, name → value, to be logged, or None.
+        at_start: also run before the first step of a new run.
+        at_end: also run after the last step.
+        on_bar: names of metrics to show on the progress bar.
     """
 
     every: int

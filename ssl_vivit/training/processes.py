@@ -1,4 +1,4 @@
-"""The processes of a run: joined as the launcher says (one, DDP, FSDP2), and what they exchange."""
+"""The processes of a run (one, DDP or FSDP2): their set-up and the data that they exchange."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ _SUPPORTED = (
     DistributedType.FSDP,
 )
 _RUNNING = threading.Lock()
-# Gradients lie in the buckets that are sent, which saves a copy of them. Buffers need no broadcast:
-# every process computes them alike, synchronised batch norms from the batch of all processes.
+# Gradients are views of the communication buckets, which saves a copy. Buffers need no broadcast:
+# they are equal on all processes, since batch norms are synchronised.
 _DDP = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 @contextmanager
 def locked_run(directory: Path, setting: str = "--training.run_dir") -> Iterator[None]:
-    """Keep other runs out of a directory while the block runs; all processes call it.
+    """Lock a run's directory against other runs while the block runs; all processes must call this.
 
-    The main process alone holds the lock, see :mod:`ssl_vivit.run_lock`.
+    Only the main process holds the lock, see :mod:`ssl_vivit.run_lock`.
 
     Args:
-        directory: of the run.
-        setting: the option that names it, for messages.
+        directory: the run's directory.
+        setting: the option that names the directory, for messages.
 
     Raises:
-        RunError: on all processes, if another run is writing there.
+        RunError: on all processes, if another run is writing in the directory.
     """
     with ExitStack() as held:
         lock = locked(directory, setting, lambda line: print(line, file=sys.stderr))
@@ -66,7 +66,7 @@ def locked_run(directory: Path, setting: str = "--training.run_dir") -> Iterator
 
 
 class Host:
-    """A gloo group of all processes; with one process everything stays where it is."""
+    """Exchanges values between all processes through a gloo group."""
 
     def __init__(self) -> None:
         joined = dist.is_available() and dist.is_initialized()
@@ -79,7 +79,7 @@ class Host:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Return the mean of each value over the processes, on all of them; NaN where any has NaN."""
+        """Return the mean of each value over all processes; it is NaN if any process has NaN."""
         if self._group is None:
             return list(values)
         vector = torch.tensor(values, dtype=torch.float64)
@@ -87,7 +87,7 @@ class Host:
         return (vector / self.world_size).tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's JSON value, in order of rank, on all processes."""
+        """Return the JSON values of all processes, in order of rank."""
         if self._group is None:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -105,10 +105,10 @@ class Host:
         ]
 
     def gather_rows(self, own: Tensor) -> list[Tensor]:
-        """Every process's rows of a CPU tensor, in order of rank, on all processes.
+        """Return the rows of all processes, in order of rank.
 
         Args:
-            own: (rows, …), of one dtype and shape on all processes but for the number of rows.
+            own: CPU tensor (rows, …). Only the number of rows may differ between processes.
         """
         if self._group is None:
             return [own]
@@ -120,7 +120,7 @@ class Host:
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def from_main(self, work: Callable[[], Any]) -> Any:
-        """Do ``work`` on the main process; all get its JSON result.
+        """Call ``work`` on the main process, and return its JSON result on all processes.
 
         Raises:
             RunError: on all processes, if the work raised an error that a user can fix.
@@ -141,13 +141,13 @@ class Host:
 
 
 def join_processes() -> PartialState:
-    """Join the processes that the launcher started; what needs them before ``fit`` calls this.
+    """Join the processes that the launcher started; call it to use them before ``fit``.
 
-    Accelerate keeps what it was told first, and joins processes on CPUs only when told that they
-    are meant to be CPUs: a bare ``PartialState()`` would leave each of them alone for good.
+    Accelerate keeps the settings of its first call, and joins processes on CPUs only with
+    ``cpu=True``. After a bare ``PartialState()`` they could not be joined any more.
 
     Raises:
-        RunError: if an ``Accelerator`` made before has left this process alone.
+        RunError: if an ``Accelerator`` was made before that did not join the processes.
     """
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     if not on_gpu:
@@ -157,8 +157,9 @@ def join_processes() -> PartialState:
     started = int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
     if state.num_processes == 1 < started:
         raise RunError(
-            f"the launcher started {started} processes, but an Accelerator made before fit left each "
-            "of them alone: make it by Accelerator(cpu=True), or call "
+            f"the launcher started {started} processes, but an Accelerator made before fit did "
+            "not join "
+            "them: make it by Accelerator(cpu=True), or call "
             "ssl_vivit.training.join_processes() first"
         )
     first_failure.watch()
@@ -167,18 +168,19 @@ def join_processes() -> PartialState:
 
 @contextmanager
 def accelerator_state_kept() -> Iterator[None]:
-    """Let ``fit`` change Accelerate's state, and put back afterwards what was there before.
+    """Let ``fit`` change Accelerate's global state, and restore the earlier state afterwards.
 
-    Accelerate keeps one state a process and refuses other settings once it is set up. The
-    processes stay joined.
+    Accelerate has one state per process and refuses other settings once it is set up. The processes
+    stay joined.
 
     Raises:
-        RunError: if ``fit`` is running in this process already.
+        RunError: if ``fit`` is already running in this process.
     """
     if not _RUNNING.acquire(blocking=False):
         raise RunError(
-            "fit is running in this process already, and Accelerate and the random generators are "
-            "there once a process; wait for its end, or start another process"
+            "fit is already running in this process, and a process has only one state of "
+            "Accelerate and "
+            "of the random generators; wait until fit returns, or start another process"
         )
     shared = AcceleratorState._shared_state, GradientState._shared_state
     before = [dict(state) for state in shared]
@@ -196,24 +198,24 @@ def accelerator_state_kept() -> Iterator[None]:
 
 
 def _set_distributed_type(kind: DistributedType | None) -> None:
-    """Undo that Accelerate turns the type of joined processes into FSDP, and then takes it as set up."""
+    """Restore the type of joined processes, which Accelerate sets to FSDP for good."""
     state = PartialState._shared_state
     if state.get("distributed_type") == DistributedType.FSDP and kind != DistributedType.FSDP:
         state["distributed_type"] = kind or DistributedType.MULTI_GPU
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Join the processes that the launcher started, with settings of its own.
+    """Make the Accelerator of a run.
 
     Args:
-        config: as :func:`~ssl_vivit.training.launcher.resolve_settings` returns it.
+        config: result of :func:`~ssl_vivit.training.launcher.resolve_settings`.
 
     Raises:
-        RunError: if the launcher asks for another way of training than one process, DDP or FSDP2.
+        RunError: if the launcher asks for anything but one process, DDP or FSDP2.
     """
     state = join_processes()
     earlier = dict(AcceleratorState._shared_state)
-    # The part that training.compile names is compiled by then; it is not compiled twice.
+    # With training.compile, fit compiles the model itself.
     dynamo = TorchDynamoPlugin(backend="no") if config.compile else dynamo_plugin()  # type: ignore[arg-type]
     AcceleratorState._shared_state.clear()
     GradientState._shared_state.clear()
@@ -232,19 +234,20 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
     ):
         raise RunError(
-            f"the launcher's configuration asks for {accelerator.distributed_type.value}; "
-            "supported are one process, DDP, and FSDP with fsdp_version: 2"
+            f"the launcher's configuration asks for {accelerator.distributed_type.value}, which "
+            "is not "
+            "supported; use one process, DDP, or FSDP with fsdp_version: 2"
         )
     if accelerator.mixed_precision != "no":
-        # TensorFloat-32 for products that autocast leaves in float32; their errors are far below
-        # those of half precision.
+        # Use TensorFloat-32 for products that autocast leaves in float32; its rounding errors are
+        # far below those of half precision.
         torch.set_float32_matmul_precision("high")
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
-        # FSDP is imported where it is used: it takes half as long to load as torch itself.
+        # Imported here: FSDP takes half as long to load as torch itself.
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Weights are gathered in float32 and autocast decides where they are halved, as under DDP.
-        # Gathered in half precision, positions and residuals would be halved, too.
+        # Gather weights in float32 and leave casts to autocast, as under DDP. Weights gathered in
+        # half precision would also round positions and residuals to half precision.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             cast_forward_inputs=False
         )
@@ -254,68 +257,68 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 def prepare(
     accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer
 ) -> tuple[nn.Module, Optimizer]:
-    """Wrap model and optimiser as the launcher's configuration says."""
+    """Wrap model and optimiser for the processes of the launcher (one, DDP or FSDP2)."""
     if accelerator.is_fsdp2:
         name_blocks(objective)
         objective.to(accelerator.device)
-        # DDP hands the main process's weights round by itself, FSDP2 shards whatever each has.
+        # DDP broadcasts the main process's weights; FSDP2 shards the weights of each process.
         for tensor in chain(objective.parameters(), objective.buffers()):
             dist.broadcast(tensor.data, src=0)
     with warnings.catch_warnings():
-        # The newest torch has another name for it, which the oldest supported one does not know.
+        # Newer versions of torch rename the argument; the oldest supported one lacks the new name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, prepared = accelerator.prepare(objective, optimizer)
     return model, prepared
 
 
 def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator) -> Objective:
-    """Batch norms over the batch of all processes.
+    """Let batch norms use the batch of all processes.
 
     Raises:
-        RunError: on CPUs, where there is no such kernel.
+        RunError: if there are several processes on CPUs, where torch cannot synchronise them.
     """
     norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in objective.modules())
     if host.world_size == 1 or not norms:
         return objective
     if accelerator.device.type != "cuda":
         raise RunError(
-            f"batch norm is not synchronised over {host.world_size} CPU processes; set "
+            f"batch norm cannot be synchronised over {host.world_size} CPU processes; set "
             "--objective.batch_norm false, or train in one process"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
 
 
 def name_blocks(objective: nn.Module) -> None:
-    """Tell FSDP which blocks to shard: those that parts of the objective declare."""
+    """Tell FSDP to shard the blocks that parts of the objective declare (``_no_split_modules``)."""
     names = {type(part).__name__ for part in _blocks(objective)}
     objective._no_split_modules = sorted(names)  # type: ignore[assignment]
 
 
 def parts_to_compile(objective: Objective, *, by_block: bool) -> list[nn.Module]:
-    """List the modules that ``training.compile`` compiles, each to a graph of its own.
+    """List the modules that ``training.compile`` compiles, each to its own graph.
 
     Args:
         objective: the objective.
-        by_block: compile each block alone. FSDP2 gathers the weights of a block in a hook before
-            it, and a hook inside of a graph breaks it.
+        by_block: compile each block separately, as FSDP2 needs: it gathers the weights of a block
+            in a hook, and a hook inside a graph would break the graph.
     """
     whole = objective.to_compile()
     return (by_block and _blocks(whole)) or [whole]
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Modules of the classes that parts of the module declare as blocks."""
+    """List the submodules whose class is declared as a block (``_no_split_modules``)."""
     named = (part._no_split_modules for part in module.modules() if isinstance(part, Blocks))
     declared = {name for names in named for name in names or ()}
     return [part for part in module.modules() if type(part).__name__ in declared]
 
 
 def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object) -> object:
-    """Call a method of the objective behind whatever wraps it, with its parameters in place."""
-    # What FSDP2 shards is the compiled module. From a compiled DDP, keep_torch_compile would take
-    # DDP out for good.
+    """Call a method of the wrapped objective; FSDP2 gathers its parameters for the call."""
+    # FSDP2 shards the compiled module. With compiled DDP, keep_torch_compile would remove DDP
+    # for good.
     inner = accelerator.unwrap_model(model, keep_torch_compile=accelerator.is_fsdp2)
-    # Registered twice, the method would be wrapped twice, and deeper at every call.
+    # Register once: every registration wraps the method again.
     if accelerator.is_fsdp2 and method not in vars(inner):
         from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -325,7 +328,7 @@ def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object)
 
 
 def _use_the_cores() -> None:
-    """Launchers set one thread a process, whatever the number of cores."""
+    """Divide the cores among the processes; launchers set one thread per process."""
     launched = any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ)
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         usable = getattr(os, "sched_getaffinity", None)  # macOS has none

@@ -1,4 +1,4 @@
-"""The random generators that a training step draws from: saved, restored, left untouched."""
+"""Save and restore the random generators that training draws from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def seed_process(seed: int, step: int, rank: int) -> None:
-    """Seed all generators of this process from (seed, step, rank), independently of each other."""
+    """Seed Python's, NumPy's and torch's generators independently from (seed, step, rank)."""
     words = np.random.SeedSequence([seed, step, rank]).generate_state(4, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(int(words[1] & 0xFFFFFFFF))  # noqa: NPY002 -- the generator of users' own code
@@ -23,7 +23,7 @@ def seed_process(seed: int, step: int, rank: int) -> None:
 
 
 def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """States of torch's generators as tensors, of Python's and numpy's as JSON values."""
+    """Return the states of torch's generators (tensors), Python's and NumPy's (JSON values)."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -34,7 +34,7 @@ def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Put back what :func:`capture` returned, possibly through JSON."""
+    """Restore the states that :func:`capture` returned; ``values`` may have been saved as JSON."""
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available() and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"])
@@ -50,7 +50,7 @@ def restore(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Restore the random generators after the block."""
+    """Restore the states of all random generators after the block."""
     state = capture()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The directory of a run: its owner, its config and the checkpoint that continues it."""
+"""The directory of a run: its config, and the checkpoint that the run continues from."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ FREE_ON_RESUME = (
     "tuning.feature_cache",
 )
 FREE_ENDINGS = ("workers", "num_workers", "cache_dir", "stall_timeout")
-# Digests of what the run was given, by the setting that names it.
+# File with a digest of the run's data and initial weights for each setting that names them.
 CONTENTS = "contents.json"
 ENCODER = "encoder.path"
 CORE = "core_from"
 DATA = ("data.shards", "data.sessions")
-# Settings that earlier versions lacked; runs of those versions had no videos that these concern.
+# Settings that earlier versions lacked and that do not affect the runs of those versions.
 NEWER = ("data.short_videos",)
 # Setting that earlier versions lacked → the value that describes their behaviour.
 EARLIER = {"data.session_weights": "responses"}
@@ -57,21 +57,21 @@ def open_run(
     warn: Callable[[str], None],
     contents: Mapping[str, str] | None = None,
 ) -> Path | None:
-    """Claim the run's directory, which is locked, and write its config.yaml and contents.json.
+    """Claim the run's locked directory for this run, and write its config.yaml and contents.json.
 
     Args:
-        config: of the run.
+        config: settings of training.
         run_config: the recipe's full resolved config.
-        warn: told of each newer checkpoint that is not whole.
-        contents: setting that names data → digest of what it names. Such a setting may have
-            another value than before, as long as its digest is as before.
+        warn: called with a line about each newer checkpoint that is incomplete.
+        contents: for each setting that names data, a digest of the data. When a run is continued,
+            such a setting may change as long as the digest does not.
 
     Returns:
-        The checkpoint to continue from, None for a start from nothing.
+        The checkpoint to continue from; None for a new run.
 
     Raises:
-        RunError: if the directory holds another run, files in it are damaged, or the checkpoint asked
-            for is not whole or of another run.
+        RunError: if the directory holds another run, files in it are damaged, or the requested
+            checkpoint is incomplete or belongs to another run.
     """
     contents = {**_weights_contents(run_config), **(contents or {})}
     checkpoint, run_dir = _claimable(config, run_config, warn, contents), run_directory(config)
@@ -90,10 +90,12 @@ def open_run(
 
 
 def check_claim(config: TrainingConfig, run_config: dict[str, Any]) -> None:
-    """Refuse what :func:`open_run` would, before data and encoder are open; names are not compared.
+    """Make the checks of :func:`open_run` before data and encoder are opened, without writing.
+
+    Settings that name data or an encoder are not compared.
 
     Raises:
-        RunError: as of :func:`open_run`, or if another process writes in the directory.
+        RunError: as :func:`open_run`, or if another process is writing in the directory.
     """
     refuse_locked(run_directory(config), "--training.run_dir")
     _claimable(
@@ -112,7 +114,7 @@ def _claimable(
     contents: Mapping[str, str],
     unknown: Collection[str] = (),
 ) -> Path | None:
-    """The checkpoint to continue from, if the run may have its directory; see :func:`open_run`."""
+    """Check that the run may use its directory, and return the checkpoint; see :func:`open_run`."""
     run_dir = run_directory(config)
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file; choose another --training.run_dir")
@@ -128,7 +130,7 @@ def _claimable(
         if whole:
             raise RunError(
                 f"{run_dir} has checkpoints after {checkpoint.name}, up to {whole[-1].name}; "
-                "branch off into another --training.run_dir, or continue with --training.resume auto"
+                "choose another --training.run_dir, or continue the run with --training.resume auto"
             )
     continues_here = inside or config.resume == "auto"
     held = run_dir.is_dir() and any(entry.name != LOCK for entry in run_dir.iterdir())
@@ -141,15 +143,15 @@ def _claimable(
 
 
 def first_checkpoint(config: TrainingConfig, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint that a run would continue from, as ``training.resume`` says; None for none.
+    """Return the checkpoint that ``training.resume`` selects; None for a new run.
 
     Args:
-        config: of the run.
-        warn: told of each newer checkpoint that is not whole.
+        config: settings of training.
+        warn: called with a line about each newer checkpoint that is incomplete.
 
     Raises:
-        RunError: if a checkpoint is named that does not exist or is not whole, or if none is whole
-            of those that are there.
+        RunError: if the named checkpoint does not exist or is incomplete, or if there are
+            checkpoints but all are incomplete.
     """
     if config.resume == "never":
         return None
@@ -159,13 +161,13 @@ def first_checkpoint(config: TrainingConfig, warn: Callable[[str], None]) -> Pat
 
 
 def reached_step(config: TrainingConfig) -> int:
-    """The step that a run would continue from, 0 for a start from nothing."""
+    """Return the step that a run would continue from; 0 for a new run."""
     checkpoint = first_checkpoint(config, warn=lambda line: None)
     return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy without the name and directory of the run, for use as another run's config."""
+    """Return a copy without the run's name, directory and ``resume``, for use by another run."""
 
     def copy(part: dict[str, Any], prefix: str) -> dict[str, Any]:
         return {
@@ -181,9 +183,9 @@ def saved_settings(path: Path) -> dict[str, Any]:
     """Read the config.yaml of a run.
 
     Raises:
-        RunError: if it is damaged; the message names it.
+        RunError: if the file is damaged; the message names it.
     """
-    reason = "it holds no settings"
+    reason = "it contains no settings"
     try:
         settings = read_yaml_text(path.read_text())
         if isinstance(settings, dict):
@@ -191,18 +193,24 @@ def saved_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
     raise RunError(
-        f"{path} is damaged ({reason}); put a copy of it back, or remove it to continue without a "
-        "comparison of settings"
+        f"{path} is damaged ({reason}); restore it from a copy, or remove it to continue without a "
+        "check that the settings are unchanged"
     )
 
 
 def place(source: Path, target: Path) -> None:
-    """Copy a directory so that ``target`` is never half there; other files in it stay."""
+    """Copy a directory to ``target`` atomically; other files in ``target`` stay.
+
+    Raises:
+        RunError: if ``target`` cannot be written.
+    """
     try:
         with replaced_directory(target) as staging:
             shutil.copytree(source, staging, dirs_exist_ok=True)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error}); the same is in {source}") from error
+        raise RunError(
+            f"{target} cannot be written ({error}); its files are in {source}"
+        ) from error
 
 
 def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
@@ -213,16 +221,19 @@ def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     if (path / "checkpoints").is_dir():
         newest = newest_whole(path / "checkpoints", warn)
         if newest is None:
-            raise RunError(f"--training.resume {path}: that run has no whole checkpoint")
+            raise RunError(
+                f"--training.resume {path}: that run has no complete checkpoint; start a new run "
+                "without --training.resume"
+            )
         return newest
     step_of(path)
     if reason := fault(path):
-        raise RunError(f"--training.resume {path}: the checkpoint is not whole, {reason}")
+        raise RunError(f"--training.resume {path}: the checkpoint is incomplete: {reason}")
     return path
 
 
 def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
-    """Digest of an encoder or core that training starts from; none for a name on the hub."""
+    """Return a digest of the local encoder or core that training starts from, by setting."""
     found = {}
     settings = _flat(run_config)
     for setting in (ENCODER, CORE):
@@ -232,7 +243,7 @@ def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
             folder = Path(settings[setting]) / place
             needed = [folder / "model.safetensors", folder / "config.json"]
             if all(file.is_file() for file in needed):
-                # A model of neurons keeps its encoder beside it.
+                # The directory of a model of neurons contains its encoder.
                 files = [*needed, *folder.glob("encoder/model.safetensors")]
                 crcs = [f"{file_fingerprint(file)['crc32']:08x}" for file in files]
                 found[setting] = " ".join(crcs)
@@ -241,15 +252,15 @@ def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
 
 
 def _refuse_foreign(checkpoint: Path, config: TrainingConfig) -> None:
-    """Refuse a whole checkpoint that a run with another seed or batch size has left."""
+    """Refuse a checkpoint of a run with another seed or total batch size."""
     facts = read_json(checkpoint / STATE, "remove the checkpoint")
     for name in ("seed", "total_batch_size"):
         own = getattr(config, name)
         if facts.get(name, own) != own:
             raise RunError(
-                f"checkpoint {checkpoint} is of another run: its {STATE} has training.{name} "
-                f"{facts[name]}, this run has {own}; remove it, or set training.{name} back if that "
-                "run is meant"
+                f"checkpoint {checkpoint} belongs to another run: its {STATE} has training.{name} "
+                f"{facts[name]}, this run has {own}; remove the checkpoint, or set training.{name} "
+                f"to {facts[name]} to continue that run"
             )
 
 
@@ -259,7 +270,7 @@ def _same_settings(
     contents: Mapping[str, str],
     unknown: Collection[str],
 ) -> None:
-    """Refuse other settings than those of the run, but for ``unknown`` ones without contents."""
+    """Raise if settings differ from the run's; compare ``unknown`` ones by contents only."""
     path = continued / "config.yaml"
     if not path.exists():
         return
@@ -267,8 +278,8 @@ def _same_settings(
     current = _flat(yaml.safe_load(yaml.safe_dump(without_names(run_config))))
     saved = {key: value for key, value in EARLIER.items() if key in current} | saved
     known: dict[str, str] = {}
-    if (continued / CONTENTS).exists():  # runs of older versions have none
-        mend = "put a copy of it back, or remove it to compare the names of data instead"
+    if (continued / CONTENTS).exists():  # runs of older versions lack the file
+        mend = "restore it from a copy, or remove it to compare the names of data instead"
         known = read_json(continued / CONTENTS, mend)
     changes = []
     for key in sorted(saved.keys() | current.keys() | (known.keys() & contents.keys())):
@@ -282,14 +293,14 @@ def _same_settings(
         if key in known and key in contents:
             if known[key] != contents[key]:
                 names = f"{saved.get(key)} → {current.get(key)}, " if moved else ""
-                changes.append(f"{key} ({names}other contents than before)")
+                changes.append(f"{key} ({names}the contents have changed)")
         elif moved:
             before = saved.get(key, f"not in {path.name}")
             changes.append(f"{key} ({before} → {current.get(key)})")
     if changes:
         raise RunError(
-            f"the run in {continued} was configured otherwise: {', '.join(changes)}; "
-            "set it back to continue, or start anew in another --training.run_dir"
+            f"the run in {continued} had other settings: {', '.join(changes)}; "
+            "restore them to continue, or start a new run in another --training.run_dir"
         )
 
 

@@ -1,4 +1,7 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1: finish the step, save, end. A second one: end now."""
+"""Signals that end a run: SIGINT (Ctrl-C), SIGTERM and SIGUSR1.
+
+The first signal lets the run finish its step and save a checkpoint; a second one ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,22 @@ from ssl_vivit.data import stopping
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-# torchrun passes on to every worker the SIGTERM that a process group has already delivered to it.
+# Seconds after the first signal in which further ones are ignored under torchrun: it forwards to
+# each worker a SIGTERM that the worker has already received as part of the process group.
 FORWARDED_WITHIN = 2.0
 
 
 class Interruption:
-    """Context manager that records a request to stop, which then does not end the process.
+    """Context manager in which the first signal is recorded instead of ending the process.
 
     Attributes:
-        received: name of the first signal, None as long as there was none.
-        possible: whether requests are noted: not outside of the main thread.
+        received: name of the first signal; None if there was none.
+        possible: whether signals are recorded; False outside of the main thread.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        # Python allows signal handlers in the main thread alone; elsewhere signals keep their meaning.
+        # Python can set signal handlers only in the main thread.
         self.possible = threading.current_thread() is threading.main_thread()
         self._first = 0.0
         self._previous: dict[signal.Signals, Any] = {}
@@ -64,9 +68,9 @@ class Interruption:
 
 @contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block by an exception, so that temporary files are removed.
+    """Let SIGTERM raise SystemExit in the block, so that temporary files are removed.
 
-    A second one ends the process at once.
+    A second SIGTERM ends the process at once.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

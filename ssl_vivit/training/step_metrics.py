@@ -1,4 +1,4 @@
-"""Loss, gradient norm and metrics of optimisation steps, on their way to the log."""
+"""Loss, gradient norm and metrics of an optimisation step, copied from the device for logging."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ssl_vivit.objectives.contract import Step
 
 @dataclass
 class StepMetrics:
-    """Numbers of one step, copied to the host without waiting for the device.
+    """Losses and metrics of one step, copied to the host without waiting for the device.
 
     Attributes:
-        step: the step, counted from 1.
-        names: of the metrics.
-        numbers: micro-batch losses, gradient norm, metrics (mean over micro-batches); on the host.
-        copied: marks the end of the copy; None on the CPU.
-        keys: the samples' names, for each micro-batch.
-        clips: clips in this process's micro-batches.
-        learning_rate: of the step.
+        step: number of the step, from 1.
+        names: names of the metrics.
+        numbers: losses of the micro-batches, gradient norm, and metrics averaged over
+            micro-batches; on the host.
+        copied: event that marks the end of the copy; None on the CPU.
+        keys: names of the samples, for each micro-batch.
+        clips: number of clips in this process's micro-batches.
+        learning_rate: learning rate of the step.
     """
 
     step: int
@@ -61,20 +62,20 @@ class StepMetrics:
         return cls(step, names, numbers, copied, keys, clips, learning_rate)
 
     def read(self) -> list[float]:
-        """The numbers; waits for the step to end."""
+        """Wait for the copy to end and return ``numbers`` as a list."""
         if self.copied is not None:
             self.copied.synchronize()
         self._values = self.numbers.tolist()
         return self._values
 
     def split(self, values: list[float]) -> tuple[list[float], float, dict[str, float]]:
-        """Losses, gradient norm and metrics among numbers in the order of :meth:`read`."""
+        """Split the list of :meth:`read` into losses, gradient norm and metrics by name."""
         count = len(self.keys)
         metrics = dict(zip(self.names, values[count + 1 :], strict=True))
         return values[:count], values[count], metrics
 
     def suspects(self) -> list[str]:
-        """Keys of this process's micro-batches whose loss is not finite."""
+        """Return the keys of samples in those micro-batches whose loss is not finite."""
         losses = self._values[: len(self.keys)]
         return [
             key
@@ -85,7 +86,11 @@ class StepMetrics:
 
 
 def clips_of(batch: dict[str, Any]) -> int:
-    """Count the clips of a batch: b · views of (b, views, C, T, H, W); else the first tensor's length, or the number of keys."""
+    """Count the clips of a batch.
+
+    A tensor (b, views, C, T, H, W) has b · views clips. In other batches the count is the length of
+    the first tensor, or the number of keys.
+    """
     clips = batch.get("clips")
     if isinstance(clips, Tensor) and clips.ndim == 6:
         return clips.shape[0] * clips.shape[1]

@@ -1,4 +1,4 @@
-"""Numbers of a run: always to metrics.jsonl, to wandb if wanted."""
+"""Log the metrics of a run to metrics.jsonl, and optionally to wandb."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from ssl_vivit.nested_text import read_json_text
 
 
 class Tracking:
-    """Appends one JSON line a call to ``run_dir/metrics.jsonl`` and passes it to the tracker.
+    """Appends one JSON line per call to ``run_dir/metrics.jsonl`` and passes it to the tracker.
 
     Args:
         run_dir: the run's directory.
         tracker: "wandb" or "none".
-        project: the tracker's project; None is that of WANDB_PROJECT, or ssl_vivit.
-        run_config: what the tracker shows as the run's settings.
-        first_step: the step that the run starts or continues from. Lines of later steps, which a
-            killed run had written after its last checkpoint, are cut off.
+        project: the tracker's project; None is the value of WANDB_PROJECT, or ssl_vivit.
+        run_config: settings of the run, shown by the tracker.
+        first_step: step that the run starts or continues from. Lines of later steps, which a killed
+            run wrote after its last checkpoint, are removed.
 
     Raises:
         RunError: if the tracker cannot be started.
@@ -53,12 +53,16 @@ class Tracking:
         self.path = run_dir / "metrics.jsonl"
         if damaged := cut_off(self.path, first_step):
             numbers = ", ".join(map(str, damaged))
-            tqdm.write(f"{self.path}: damaged lines are left out: {numbers}", file=sys.stderr)
+            tqdm.write(f"{self.path}: damaged lines were removed: {numbers}", file=sys.stderr)
         self._file = self.path.open("a")
         self._wandb = _start_wandb(run_dir, project, run_config) if tracker == "wandb" else None
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step; a number that is not finite becomes null."""
+        """Write the metrics of a step; values that are not finite become null.
+
+        Raises:
+            RunError: if metrics.jsonl cannot be written.
+        """
         line = {name: _json_number(value) for name, value in values.items()}
         try:
             self._file.write(json.dumps({"step": step, **line}) + "\n")
@@ -72,33 +76,34 @@ class Tracking:
         self._tell_wandb(lambda wandb: wandb.log(values, step=step))
 
     def flush(self) -> None:
-        """Make sure that the lines outlive a crash of the machine.
+        """Write all lines to disk, so that they survive a crash of the machine.
 
         Raises:
-            RunError: if the file is no longer in the run's directory.
+            RunError: if metrics.jsonl is no longer in the run's directory.
         """
         self._refuse_lost()
         os.fsync(self._file.fileno())
 
     def _refuse_lost(self) -> None:
-        """Refuse to continue writing to a file that was removed or replaced."""
+        """Raise RunError if metrics.jsonl was removed or replaced."""
         try:
             if os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
                 return
         except OSError:
             pass
         raise RunError(
-            f"{self.path} was removed, moved or replaced while the run was going on; put the run's "
-            "directory back and continue with --training.resume auto, or start anew"
+            f"{self.path} was removed, moved or replaced while the run was going on; restore the "
+            "run's "
+            "directory and continue with --training.resume auto, or start a new run"
         )
 
     def close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take was reported when it was logged
+        with suppress(OSError):  # log() has already reported a full disk
             self._file.close()
         self._tell_wandb(lambda wandb: wandb.finish())
 
     def _tell_wandb(self, what: Callable[[Any], object]) -> None:
-        """Log to wandb. After a failure the run goes on without it; metrics.jsonl has the numbers."""
+        """Log to wandb; after a failure the run continues with metrics.jsonl only."""
         if self._wandb is None:
             return
         try:
@@ -106,16 +111,18 @@ class Tracking:
         except Exception as error:
             self._wandb = None
             tqdm.write(
-                f"wandb failed ({type(error).__name__}: {error}); numbers go to {self.path} alone",
+                f"wandb failed ({type(error).__name__}: {error}); metrics are logged only to "
+                f"{self.path}",
                 file=sys.stderr,
             )
 
 
 def cut_off(path: Path, step: int) -> list[int]:
-    """Keep the whole lines of ``path`` up to and including ``step``; at step 0 none.
+    """Remove damaged lines and lines after ``step`` from a metrics file; at step 0 all lines.
 
     Returns:
-        Numbers of the damaged lines, but for the last one, which a killed process was writing.
+        Numbers of the damaged lines, from 1. An unfinished last line is not reported: a killed
+        process was writing it.
     """
     if not path.exists():
         return []
@@ -132,7 +139,7 @@ def cut_off(path: Path, step: int) -> list[int]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; none where there is no such file."""
+    """Read a run's metrics.jsonl without damaged lines; empty if there is no such file."""
     if not path.is_file():
         return []
     rows = map(_row, path.read_bytes().splitlines())
@@ -140,7 +147,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, or None if it is damaged."""
+    """Parse a line of metrics.jsonl; None if it is damaged."""
     try:
         row = read_json_text(line.decode())
         return row if row["step"] >= 0 else None
@@ -149,17 +156,17 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """The mode of wandb: the one that the user asked for, or offline without an account.
+    """Return the mode of wandb: as the environment says, or else online if there is an account.
 
     Raises:
-        RunError: if WANDB_MODE is none of wandb's modes for one process.
+        RunError: if WANDB_MODE is not online, offline or disabled.
     """
     asked = os.environ.get("WANDB_MODE", "").lower()
     off = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on")
     if off or asked == "disabled":
         return "disabled"
     if asked not in ("", "online", "run", "offline", "dryrun"):
-        raise RunError(f"WANDB_MODE is {asked}; it may be online, offline or disabled")
+        raise RunError(f"WANDB_MODE is {asked}; it must be online, offline or disabled")
     if asked in ("offline", "dryrun"):
         return "offline"
     if os.environ.get("WANDB_API_KEY") or asked in ("online", "run"):
@@ -173,11 +180,11 @@ def wandb_mode() -> Literal["online", "offline", "disabled"]:
 
 
 def unreachable(address: str, seconds: float = 5.0) -> str | None:
-    """Return why a server does not answer; None if it does, with whatever status.
+    """Return why a server does not answer; None if it answers, with any status.
 
     Args:
         address: an http or https URL.
-        seconds: after which it counts as not answering.
+        seconds: timeout.
     """
     outcome: list[str | None] = []
 
@@ -188,12 +195,12 @@ def unreachable(address: str, seconds: float = 5.0) -> str | None:
             outcome.append(None)
         except (OSError, ValueError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
-            # A certificate that Python does not know may be known to wandb.
+            # wandb may trust a certificate that Python does not.
             outcome.append(None if isinstance(reason, ssl.SSLError) else str(reason))
         else:
             outcome.append(None)
 
-    # Looking up a name has no timeout of its own, so all of it runs beside.
+    # A name lookup has no timeout, so the request runs in a thread.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds + 1)
@@ -212,15 +219,16 @@ def _start_wandb(run_dir: Path, project: str | None, run_config: dict[str, Any])
         import wandb
     except ImportError:
         raise RunError(
-            "training.tracker is wandb, which is not installed: pip install wandb, or --training.tracker none"
+            "training.tracker is wandb, which is not installed: run pip install wandb, or set "
+            "--training.tracker none"
         ) from None
-    # One run for the tracker too, however often it was continued.
+    # A continued run stays one run in wandb.
     identity = run_dir / "tracker.json"
     if identity.exists():
-        mend = "remove it, and wandb takes the run as a new one"
+        mend = "remove it to start a new run in wandb"
         run_id = read_json(identity, mend).get("wandb")
         if not isinstance(run_id, str):
-            raise DataError(f"{identity} is damaged (it names no run of wandb); {mend}")
+            raise DataError(f"{identity} is damaged (it names no wandb run); {mend}")
     else:
         run_id = secrets.token_hex(4)
         write_json(identity, {"wandb": run_id}, indent=None)
@@ -228,8 +236,8 @@ def _start_wandb(run_dir: Path, project: str | None, run_config: dict[str, Any])
     if mode == "online" and (reason := unreachable(_wandb_address())):
         mode = "offline"
         tqdm.write(
-            f"wandb: {_wandb_address()} does not answer ({reason}); this run is logged offline, "
-            f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` sends it later",
+            f"wandb: {_wandb_address()} does not answer ({reason}); this run is logged offline; "
+            f"`wandb sync {folder}/wandb/offline-run-*-{run_id}` uploads it later",
             file=sys.stderr,
         )
     try:
@@ -246,7 +254,7 @@ def _start_wandb(run_dir: Path, project: str | None, run_config: dict[str, Any])
     except wandb.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"wandb does not start ({reason}); --training.tracker none goes without"
+            f"wandb does not start ({reason}); set --training.tracker none to train without it"
         ) from None
 
 

@@ -37,7 +37,7 @@ def test_settings_that_packed_nothing_do_not_stand_in_the_way(videos, tmp_path, 
     out = ["--out", str(tmp_path), "--workers", "1"]
     status, text = line(clevrer.main, ["pack", "--videos", videos, *out], capsys)
     assert status == 2
-    assert "8 frames where 128 are asked for" in text
+    assert "8 frames, but 128 are asked for" in text
     assert "--frames N" in text
     assert clevrer.main(["pack", "--videos", videos, *out, "--frames", "8"]) == 0
 
@@ -78,7 +78,7 @@ def test_out_that_is_a_file(videos, tmp_path, capsys):
     for command in (["pack", "--videos", videos], ["download", "--split", "test"]):
         status, text = line(clevrer.main, [*command, *out], capsys)
         assert status == 2
-        assert "is a file; name a folder" in text
+        assert "is a file; give a folder" in text
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -108,7 +108,7 @@ def test_render_size(size, tmp_path, capsys):
     status, text = line(synthetic_clevrer.main, argv, capsys)
     assert status == 2
     assert "argument --size: " in text
-    assert "is no height and width, such as 36x64" in text
+    assert "must be height and width, such as 36x64" in text
     assert not (tmp_path / "out").exists()
 
 

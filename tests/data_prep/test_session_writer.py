@@ -147,7 +147,7 @@ def test_two_writers_of_a_session_do_not_meet(tmp_path):
     late.add("train", **trial(0))
     write(tmp_path / "a", [trial(1), trial(2)])
     late.add("train", **trial(3))
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="already exists"):
         late.__exit__(None, None, None)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     stored = np.load(tmp_path / "a/data/videos/0.npy")
@@ -155,7 +155,7 @@ def test_two_writers_of_a_session_do_not_meet(tmp_path):
 
 
 def test_folders_of_others_are_left_alone(tmp_path, session):
-    with pytest.raises(DataError, match="there already; give another out, or remove it"):
+    with pytest.raises(DataError, match="already exists; give another out, or remove it"):
         writer(session)
     for name in ("b.partial", ".b.part"):
         (tmp_path / name).mkdir()
@@ -168,15 +168,18 @@ def test_folders_of_others_are_left_alone(tmp_path, session):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"responses": np.zeros((6, 4))}, "trial 1: responses of 4 neurons, unit ids of 3"),
-        ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, its video 6"),
+        (
+            {"responses": np.zeros((6, 4))},
+            "trial 1: responses has 4 neurons, but there are 3 unit_ids",
+        ),
+        ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, but its video has 6"),
         (
             {"behaviour": np.zeros((6, 3))},
-            "trial 1: behaviour has 3 numbers a frame, but has 2 numbers a frame in the trials before",
+            "trial 1: behaviour has 3 numbers per frame, but has 2 numbers per frame in earlier trials",
         ),
         (
             {"behaviour": None},
-            "trial 1: behaviour is missing, but has 2 numbers a frame in the trials before",
+            "trial 1: behaviour is missing, but has 2 numbers per frame in earlier trials",
         ),
         ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behaviour holds numbers that are not"),
         ({"responses": np.full((6, 3), np.inf)}, "trial 1: responses holds numbers that are not"),
@@ -199,7 +202,7 @@ def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unit_ids": [1, 1, 2]}, "unit_ids must be different"),
+        ({"unit_ids": [1, 1, 2]}, "unit_ids must be unique"),
         ({"unit_ids": ["n0", "n1", "n2"]}, "unit_ids must be one integer for each neuron"),
         ({"unit_ids": []}, "unit_ids must be one integer for each neuron"),
         ({"coordinates": np.zeros((3, 2))}, r"coordinates are \(3, 2\), not \(3, 3\)"),
@@ -258,7 +261,7 @@ def test_pixels_of_another_range_than_before_are_refused(tmp_path, change, messa
 
 def test_a_session_that_is_there_is_named_by_the_argument(tmp_path):
     with pytest.raises(
-        DataError, match=r"session \S+ is there already; give another out, or"
+        DataError, match=r"session \S+ already exists; give another out, or"
     ) as caught:
         writer(tmp_path)
     assert "--out" not in str(caught.value)

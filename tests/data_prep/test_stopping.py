@@ -172,7 +172,7 @@ def test_render_stops_with_one_line(tmp_path, way):
     )
     assert process.returncode == 130
     assert "Traceback" not in text
-    assert text.splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert text.splitlines()[-1].startswith("interrupted; run the same command again to continue")
     assert not temporary_files(tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_grid(settings, grid):
         ({"image_size": (250, 256)}, "image_size height 250 is not filled.*use 240 or 256, or rem"),
         ({"num_frames": 2}, "num_frames 2 is not filled by tubelets of 4.*use 4$"),
         ({"tubelet_stride": (5, 16, 16)}, "exceeds tubelet_size"),
-        ({"embed_dim": 100}, "embed_dim 100 does not divide into num_heads 6; give head_dim"),
+        ({"embed_dim": 100}, "embed_dim 100 is not divisible by num_heads 6; give head_dim"),
         ({"depth": 12}, "give spatial_depth and temporal_depth"),
         ({"pooling": "cls_mean", "class_token": False}, "needs class_token"),
         ({"drop_path": 1.0}, "drop_path 1.0 must lie in"),
@@ -66,14 +66,14 @@ def test_grid(settings, grid):
         ({"head_dim": 6, "spatial_positions": "rotary"}, "multiple of 4 for rotary"),
         (
             {"variant": "factorized_self_attention", "class_token": True},
-            "class_token is not a setting of factorized_self_attention",
+            "class_token is not supported by factorized_self_attention",
         ),
         (
             {"variant": "factorized_self_attention", "spatial_depth": 2},
             "spatial_depth is not a setting",
         ),
         ({"attention_order": "time_space"}, "attention_order is a setting of factorized_self"),
-        ({"frame_pooling": "mean", "class_token": True}, "exclude each other"),
+        ({"frame_pooling": "mean", "class_token": True}, "cannot both be set"),
         ({"variant": "joint", "frame_pooling": "mean"}, "frame_pooling is not a setting of joint"),
         ({"variant": "joint", "pooling": "temporal_cls"}, "needs factorized_encoder"),
         (
@@ -86,7 +86,7 @@ def test_grid(settings, grid):
         ),
         (
             {"variant": "factorized_dot_product", "class_token": True},
-            "class_token is not a setting of factorized_dot_product",
+            "class_token is not supported by factorized_dot_product",
         ),
         (
             {"variant": "factorized_dot_product", "attention_order": "time_space"},
@@ -98,7 +98,7 @@ def test_grid(settings, grid):
         ),
         (
             {"tubelet_embedding": "uniform_frames", "temporal_causal": True},
-            "cannot be causal: which frames it takes depends on how many will follow",
+            "cannot be causal, since the sampled frames depend on the length of the clip",
         ),
         (
             {"tubelet_embedding": "uniform_frames", "tubelet_stride": (2, 16, 16)},

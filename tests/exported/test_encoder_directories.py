@@ -134,7 +134,7 @@ def test_nothing_but_an_export_is_ever_replaced(exported, monkeypatch):
     (config / "config.json").write_text('{"model_type": "vivit"}')
     before = sorted(path.parent.rglob("*"))
     for place in (data, file, config, path.parent, file / "encoder"):
-        with pytest.raises(ValueError, match=r"give a (new )?directory") as error:
+        with pytest.raises(ValueError, match="choose another directory") as error:
             encoder.save_pretrained(place)
         assert str(error.value).startswith(str(place))
     monkeypatch.chdir(data)
@@ -200,7 +200,7 @@ def damage(path, what):
     [
         ("missing", "model.safetensors is missing; give the directory"),
         ("truncated", "is damaged"),
-        ("json", "not readable as JSON"),
+        ("json", "not valid JSON"),
         (
             "infinite",
             r"holds weights that are NaN or infinite: trunk\.temporal_norm\.weight; export",
@@ -341,7 +341,7 @@ def test_classifiers_load_at_another_geometry(classifier):
 
 def test_a_head_that_is_not_there_or_does_not_fit_is_refused(classifier, exported):
     _, path = classifier
-    with pytest.raises(ValueError, match="holds an encoder without a classifier"):
+    with pytest.raises(ValueError, match="contains an encoder without a classifier"):
         VideoClassifier.from_pretrained(exported[1])
     config = json.loads((path / "config.json").read_text())
     config["classifier"]["representation_size"] = 7
@@ -405,7 +405,9 @@ def test_weights_beyond_half_precision_and_unknown_precisions_are_refused(tmp_pa
     encoder.save_pretrained(tmp_path / "half", stored_dtype=torch.float16)
     with torch.no_grad():
         encoder.tubelets.weight[0] = 1e5
-    with pytest.raises(ValueError, match=r"tubelets\.weight holds values beyond torch\.float16"):
+    with pytest.raises(
+        ValueError, match=r"tubelets\.weight has values too large for torch\.float16"
+    ):
         encoder.save_pretrained(tmp_path / "large", stored_dtype=torch.float16)
     assert not (tmp_path / "large").exists()
     config = tmp_path / "half" / "config.json"

@@ -249,7 +249,7 @@ def test_what_was_pushed_loads_bit_for_bit(report, hub):
 
 def test_a_revision_is_a_branch_of_its_own(report, hub):
     kind, message = report["main"]
-    assert (kind, "holds an encoder without a classifier" in message) == ("ExportError", True)
+    assert (kind, "contains an encoder without a classifier" in message) == ("ExportError", True)
     # an encoder was pushed over the classifier at last: its head went with it
     assert set(hub.models["org/encoder"]["labelled"]) == set(hub.models["org/encoder"]["main"])
 
@@ -268,10 +268,10 @@ def test_a_directory_wins_over_the_hub(report):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("missing", "there is no directory org/missing; looked for as org/name on the hub, too: "),
-        ("missing", "the hub has no model of that name that this account may see; check the path"),
+        ("missing", "there is no directory org/missing, and it cannot be loaded from the hub: "),
+        ("missing", "no such model is visible to this account; check the path"),
         ("private", "check the path or name, or log in with `hf auth login`"),
-        ("gated", "the hub gates it; ask for access at"),
+        ("gated", "access is restricted; request it at"),
         ("blocked", "on the hub, too: the hub refuses this account (403)"),
         ("revision", "the hub's model of that name has no revision 'v9'"),
         ("name", "on the hub, too: it is not a valid name on the hub"),
@@ -306,7 +306,7 @@ report["push"] = refusal(push_to_hub, encoder, "org/encoder")
     kind, text = report["new"]
     assert kind == "HubError"
     assert text.startswith(
-        "there is no directory runs/typo; looked for as org/name on the hub, too: the hub at "
+        "there is no directory runs/typo, and it cannot be loaded from the hub: the hub at "
         "http://127.0.0.1:9 cannot be reached"
     )
     assert "check the path, the connection and HF_HUB_OFFLINE" in text

@@ -287,8 +287,8 @@ def test_a_second_extraction_into_the_folder_is_refused(videos, encoder, tmp_pat
 
 
 MISTAKES = {
-    "nothing to read": ({}, "give --videos FOLDER or --shards PATTERN"),
-    "two things to read": ({"videos": "a", "shards": "b"}, "one of them"),
+    "nothing to read": ({}, "give either --videos FOLDER or --shards PATTERN"),
+    "two things to read": ({"videos": "a", "shards": "b"}, "give either --videos FOLDER or"),
     "no folder": ({"videos": "nowhere"}, "--videos nowhere is not a folder"),
     "no encoder": ({"videos": "HERE", "encoder": "a/b/c"}, "a/b/c is no exported encoder"),
     "no clips": ({"videos": "HERE", "clips": 0}, "--clips is 0"),

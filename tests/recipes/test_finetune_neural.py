@@ -377,8 +377,8 @@ def test_a_feature_cache_says_where_it_has_no_use(sessions, tmp_path):
     cached = {"tuning__feature_cache": 1.0}
     assert notes() == notes(**cached, data__window=30) == []
     assert notes(**cached) == [
-        "tuning.feature_cache: windows of 12 frames start at random in longer trials, so features "
-        "are seldom met again; --data.window 30 takes whole trials"
+        "tuning.feature_cache: windows of 12 frames start at random in longer trials, so cached "
+        "features are rarely reused; --data.window 30 uses whole trials"
     ]
     adapter, unused = (
         object(),
@@ -415,7 +415,7 @@ def test_a_pretrained_encoder_is_fitted_and_a_frozen_one_stays_as_it_is(
     assert "ignored, since --encoder" not in said
     assert "image_size 32×48 → 12×20" in said
     assert "tubelet_size 4×16×16 → 4×6×6" in said
-    assert "pixels: standardised by mean 0.5 and std 0.1, the encoder's own" in said
+    assert "pixels: standardised by the encoder's mean 0.5 and std 0.1" in said
     assert load_neural_model(tmp_path / "run 1").facts[0].video_std == 0.1
     # The command that the table names fits the same model from fresh weights.
     command = next(line for line in table.splitlines() if "--encoder.weights fresh" in line)
@@ -480,7 +480,7 @@ def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
     assert (tmp_path / "new" / "scores.json").is_file()
     config = tmp_path / "moved" / "model" / "config.json"
     config.write_text(config.read_text() + " ")
-    with pytest.raises(RunError, match=r"core_from .*other contents than before"):
+    with pytest.raises(RunError, match=r"core_from .*the contents have changed"):
         launch(monkeypatch, [*moved, "--resume", "auto"])
 
 
@@ -521,8 +521,8 @@ def test_neurons_held_out_get_readouts_and_scores_of_their_own(
         ({"tuning.feature_cache": 1.0}, "tuning.mode full trains it; set feature_cache to 0, or"),
         ({"tuning.feature_cache": -1.0}, "--tuning.feature_cache is -1.0; it must be at least 0"),
         ({"core_from": "nowhere"}, "--core_from: nowhere is no model of neurons: there is no such directory"),
-        ({"core_from": "m", "core": "resnet"}, "--core resnet names another; leave one of them out"),
-        ({"core_from": "m", "encoder.path": "e"}, "--encoder e names another; leave one of them"),
+        ({"core_from": "m", "core": "resnet"}, "and --core resnet both set the core; omit one of them"),
+        ({"core_from": "m", "encoder.path": "e"}, "and --encoder e both set the core; omit one of them"),
         ({"data.session_weights": "same"}, "data.session_weights"),
         ({"tuning.patience": 2, "evaluation.keep_best": False}, "evaluation.keep_best is false"),
         ({"data.train_trials": 50}, "train_trials is 50, but session a has 6 training trials"),

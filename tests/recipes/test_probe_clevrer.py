@@ -221,7 +221,7 @@ def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, 
     export(tmp_path / "it" / "encoder", seed=1)
     with pytest.raises(SystemExit):
         call(words(shards, where, run_dir=tmp_path / "run", **tune))
-    assert "was configured otherwise: encoder (" in capsys.readouterr().err
+    assert "had other settings: encoder (" in capsys.readouterr().err
 
 
 def test_finetuning_sees_whole_frames_of_one_clip_a_video(monkeypatch):

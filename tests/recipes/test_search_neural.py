@@ -113,7 +113,10 @@ def test_the_best_of_all_trials_is_scored_on_neurons_that_none_has_seen(
     assert "trial 3 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path, trials=3, space=RATES)
-    assert "is of a search with other settings of space; choose another" in capsys.readouterr().err
+    assert (
+        "belongs to a search with other settings of space; choose another"
+        in capsys.readouterr().err
+    )
 
 
 class Trained:
@@ -234,10 +237,10 @@ def test_a_trial_that_cannot_be_trained_is_left_out(
         ({"tuning.mode": ["full", "ice"]}, "space: tuning.mode: expected one of"),
         ({"training.steps": [4]}, "space, training.steps: expected a list of two values or more"),
         ({"training.steps": 4}, "space, training.steps: expected a list of two values or more"),
-        ({"training.steps": {"low": 4}}, "space, training.steps: a range has the numbers low and"),
+        ({"training.steps": {"low": 4}}, "space, training.steps: a range must have the numbers low and"),
         ({"training.steps": {"low": 4, "high": 4}}, "low 4 must be below high 4"),
         ({"training.steps": {"low": 0, "high": 4, "log": True}}, "low 0 must be above 0 where log"),
-        ({"training.steps": {"low": 1, "high": 4, "lg": True}}, "a range has the numbers low and"),
+        ({"training.steps": {"low": 1, "high": 4, "lg": True}}, "a range must have the numbers low and"),
     ],
 )  # fmt: skip
 def test_spaces_that_cannot_be_searched_are_refused(space, message):
@@ -250,8 +253,8 @@ def test_spaces_that_cannot_be_searched_are_refused(space, message):
     ("more", "message"),
     [
         (["--trials", "0"], "nothing to search: give --trials above 0"),
-        (["--data.held_out_neurons", "0.1"], "give --held_out_neurons, which are held out of"),
-        (["--evaluation.keep_best", "false"], "a search compares the best scores of trials"),
+        (["--data.held_out_neurons", "0.1"], "give --held_out_neurons instead, which applies to"),
+        (["--evaluation.keep_best", "false"], "a search needs the best score of each trial"),
         (["--held_out_neurons", "1.5"], "held_out_neurons"),
         (["--spaces", "{}"], "unknown setting spaces; did you mean space?"),
     ],
@@ -268,7 +271,7 @@ def test_a_damaged_study_is_named(session, tmp_path, monkeypatch, capsys):
     (tmp_path / "study.journal").write_text("no journal\nat all\n")
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path, trials=1)
-    assert f"{tmp_path / 'study.journal'} is no study that can be read" in capsys.readouterr().err
+    assert f"{tmp_path / 'study.journal'} is not a readable study" in capsys.readouterr().err
 
 
 def test_a_search_that_was_killed_goes_on_with_the_trials_of_an_uninterrupted_one(

@@ -309,6 +309,6 @@ def test_other_settings_than_the_runs_are_refused_before_the_sample_is_rendered(
     with pytest.raises(SystemExit):
         run(simclr_clevrer.main)
     line = capsys.readouterr().err.splitlines()[-1]
-    told = "error: the run in run was configured otherwise: training.seed (0 → 7); set it back"
+    told = "error: the run in run had other settings: training.seed (0 → 7); restore them"
     assert line.startswith(told)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

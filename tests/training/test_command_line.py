@@ -362,8 +362,8 @@ def test_run_leaves_faults_of_the_program_alone() -> None:
     ("content", "message"),
     [
         (None, "settings.yaml cannot be read: No such file"),
-        ("no settings", "settings.yaml holds no settings"),
-        ("", "settings.yaml holds no settings"),
+        ("no settings", "settings.yaml contains no settings"),
+        ("", "settings.yaml contains no settings"),
         ("[1, 2", "settings.yaml is no YAML file"),
     ],
 )
@@ -397,7 +397,9 @@ def test_a_stopped_run_names_the_command_that_continues_it(
         monkeypatch.setattr(sys, "argv", ["recipes/job.py", *words])
         with pytest.raises(SystemExit):
             run(stop)
-        line = f"interrupted; what was saved before is kept; continue with python recipes/job.py {rest}"
+        line = (
+            f"interrupted; files saved before are kept; continue with python recipes/job.py {rest}"
+        )
         assert capsys.readouterr().err == f"error: {line}\n"
     monkeypatch.setenv("LOCAL_RANK", "0")
     parse(Recipe)
@@ -515,4 +517,4 @@ def test_a_config_of_another_kind(kind: str, tmp_path: Path, capsys: pytest.Capt
         parse(Recipe, ["--config", str(path)])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: --config {path} is no YAML file: ")
+    assert line.startswith(f"error: --config {path} is not a valid YAML file: ")

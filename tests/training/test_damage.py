@@ -108,11 +108,11 @@ def test_a_checkpoint_of_another_run_is_refused(config, run_dir, setting, own, o
     other = fit(toy(), toy_batches(size=size), config("other", steps=10, **{setting: others}))
     shutil.copytree(other.checkpoint, run_dir / "checkpoints" / other.checkpoint.name)
     line = refused(config, run_dir)
-    assert "step_00000010 is of another run" in line
+    assert "step_00000010 belongs to another run" in line
     assert f"its state.json has training.{setting} {others}, this run has {own}" in line
     named = config("third", resume=str(other.checkpoint))
     (other.run_dir / "config.yaml").unlink()
-    with pytest.raises(RunError, match="is of another run"):
+    with pytest.raises(RunError, match="belongs to another run"):
         fit(toy(), toy_batches(), named)
 
 
@@ -149,7 +149,7 @@ def test_a_torn_tracker_file_is_named(config, run_dir: Path, text: str, monkeypa
     with pytest.raises(RunError) as caught:
         fit(toy(), toy_batches(), config(steps=12, resume="auto", tracker="wandb"))
     assert f"{run_dir / 'tracker.json'} is damaged (" in str(caught.value)
-    assert "remove it, and wandb takes the run as a new one" in str(caught.value)
+    assert "remove it to start a new run in wandb" in str(caught.value)
     assert len(read_metrics(run_dir / "metrics.jsonl")) == 8
 
 
@@ -162,7 +162,7 @@ def test_damaged_lines_of_metrics_are_left_out_and_told(tmp_path: Path, capsys) 
     assert [row["step"] for row in read_metrics(path)] == [0, 2, 3]
     Tracking(tmp_path, "none", "p", {}, first_step=2).close()
     assert path.read_bytes() == b"\n".join(whole[:2]) + b"\n"
-    told = f"{path}: damaged lines are left out: 2, 3, 4, 5, 6, 7"
+    told = f"{path}: damaged lines were removed: 2, 3, 4, 5, 6, 7"
     assert capsys.readouterr().err.strip() == told
     # The line that a killed process was writing is nothing to tell of.
     path.write_bytes(b"\n".join([*whole, b'{"step": 4, "tr']))

@@ -49,12 +49,12 @@ def test_the_launchers_precision_is_trained_in(config, told, capfd) -> None:
     assert launched.metrics["train/loss"] == own.metrics["train/loss"]
     assert launched.metrics["train/loss"] != full.metrics["train/loss"]
     said = capfd.readouterr().err
-    assert "wins over" not in said
-    assert said.count("training.precision auto takes the launcher's mixed_precision bf16") == 1
+    assert "overrides" not in said
+    assert said.count("training.precision auto uses the launcher's mixed_precision bf16") == 1
     contradicted = fit(toy(), toy_batches(), config("contradicted", precision="fp32"))
     assert contradicted.metrics["train/loss"] == full.metrics["train/loss"]
     said = capfd.readouterr().err
-    assert said.count("training.precision fp32 wins over the launcher's mixed_precision bf16") == 1
+    assert said.count("training.precision fp32 overrides the launcher's mixed_precision bf16") == 1
 
 
 def test_a_precision_that_does_not_exist_here_is_one_line(config, told) -> None:
@@ -72,11 +72,11 @@ def test_the_launchers_default_is_named_on_a_gpu(told, monkeypatch) -> None:
     told(mixed_precision="no")
     settled, (line,) = resolve_settings(TrainingConfig(), GPU)
     assert settled.precision == "bf16"
-    assert "auto takes bf16 on this GPU; the launcher's mixed_precision no is also its" in line
+    assert "auto uses bf16 on this GPU and ignores the launcher's mixed_precision no" in line
     assert resolve_settings(TrainingConfig(precision="fp32"), GPU)[1] == []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **ignored: False)
     told(mixed_precision="bf16")
-    with pytest.raises(RunError, match="mixed_precision bf16: this GPU has no bfloat16"):
+    with pytest.raises(RunError, match="mixed_precision bf16: this GPU does not support bfloat16"):
         resolve_settings(TrainingConfig(), GPU)
 
 
@@ -86,9 +86,9 @@ def test_accumulation_is_the_launchers_unless_training_has_its_own(config, told,
     assert json.loads((followed.checkpoint / "state.json").read_text())["accumulation"] == 2
     own = fit(toy(), toy_batches(size=2), config("own", steps=4, accumulation=2))
     assert own.metrics["train/loss"] == followed.metrics["train/loss"]
-    assert "wins over" not in capfd.readouterr().err
+    assert "overrides" not in capfd.readouterr().err
     fit(toy(), toy_batches(size=1), config("four", steps=1, accumulation=4))
-    line = "training.accumulation 4 wins over the launcher's gradient_accumulation_steps 2"
+    line = "training.accumulation 4 overrides the launcher's gradient_accumulation_steps 2"
     assert line in capfd.readouterr().err
     told(gradient_accumulation_steps="auto")
     with pytest.raises(RunError, match="STEPS is auto; it must be a whole number"):
@@ -105,10 +105,10 @@ def _wrapping(config, name: str, **changes) -> str:
 def test_the_launchers_compiler_is_used_unless_training_compiles(config, told, capfd) -> None:
     told(dynamo_backend="EAGER")
     assert _wrapping(config, "followed") == "OptimizedModule"
-    assert "wins over" not in capfd.readouterr().err
+    assert "overrides" not in capfd.readouterr().err
     with torch.compiler.set_stance("force_eager"):
         assert _wrapping(config, "own", compile=True) == "ToyObjective"
-    assert "training.compile true wins over the launcher's dynamo_backend EAGER" in (
+    assert "training.compile true overrides the launcher's dynamo_backend EAGER" in (
         capfd.readouterr().err
     )
     told(dynamo_backend="swift")
@@ -154,7 +154,7 @@ def test_an_accelerator_of_the_users_own_is_followed_and_left_alone(config, capf
     assert (facts["precision"], facts["accumulation"]) == ("bf16", 2)
     fit(toy(), toy_batches(size=1), config("own", steps=4, precision="fp32", accumulation=4))
     said = capfd.readouterr().err
-    assert "training.precision fp32 wins over the Accelerator's mixed_precision bf16" in said
+    assert "training.precision fp32 overrides the Accelerator's mixed_precision bf16" in said
     assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 2)
 
 
@@ -174,7 +174,7 @@ def test_processes_that_an_accelerator_left_alone_are_refused(config, monkeypatc
 
 def test_fit_in_a_thread_trains_and_says_what_it_lacks(config, capfd) -> None:
     expected = fit(toy(), toy_batches(), config("main"))
-    assert "runs in a thread" not in capfd.readouterr().err
+    assert "outside of the main thread" not in capfd.readouterr().err
     found = []
     thread = threading.Thread(
         target=lambda: found.append(fit(toy(), toy_batches(), config("thread")))
@@ -182,14 +182,17 @@ def test_fit_in_a_thread_trains_and_says_what_it_lacks(config, capfd) -> None:
     thread.start()
     thread.join()
     assert found[0].metrics["train/loss"] == expected.metrics["train/loss"]
-    assert capfd.readouterr().err.count("fit runs in a thread, where no signal saves") == 1
+    assert (
+        capfd.readouterr().err.count("fit runs outside of the main thread: signals do not save")
+        == 1
+    )
 
 
 def test_two_fits_at_a_time_are_refused(config) -> None:
     refused = []
 
     def again(moment) -> None:
-        with pytest.raises(RunError, match="fit is running in this process already"):
+        with pytest.raises(RunError, match="fit is already running in this process"):
             fit(toy(), toy_batches(), config("inner", steps=1))
         refused.append(moment.step)
 

@@ -292,9 +292,12 @@ def test_the_first_lines_of_a_run(config, capfd) -> None:
     assert "device   cpu, fp32, 1 process" in lines
     assert "steps    5 of 4 samples" in lines
     assert any(line.startswith("results  ") and line.endswith("said") for line in lines)
-    assert not any("warmup_steps" in line or "nothing is left" in line for line in lines)
+    assert not any("warmup_steps" in line or "there are no steps left" in line for line in lines)
     fit(toy(), toy_batches(), config("said", steps=3, total_batch_size=4, resume="auto"))
-    assert "has done 5 steps, and training.steps is 3: nothing is left" in capfd.readouterr().err
+    assert (
+        "has done 5 steps, and training.steps is 3: there are no steps left"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_run_shorter_than_its_warmup_is_named(config, capfd) -> None:

@@ -139,9 +139,9 @@ def test_data_that_moved_are_known_by_their_contents(config) -> None:
     assert moved.step == 6
     saved = yaml.safe_load((moved.run_dir / "config.yaml").read_text())
     assert saved["data"]["shards"] == "/scratch/7/{0..3}.tar"
-    with pytest.raises(RunError, match=r"data\.shards \(other contents than before\)"):
+    with pytest.raises(RunError, match=r"data\.shards \(the contents have changed\)"):
         run("/scratch/7/{0..3}.tar", "abd", 8)
-    with pytest.raises(RunError, match=r"data\.shards \(/scr\S+ → b, other contents than before\)"):
+    with pytest.raises(RunError, match=r"data\.shards \(/scr\S+ → b, the contents have changed\)"):
         run("b", "abd", 8)
     # A run of an older version has no digests: the names are compared.
     os.remove(moved.run_dir / "contents.json")
@@ -169,7 +169,7 @@ def test_an_encoder_that_moved_is_known_by_its_weights(config, tmp_path: Path) -
     shutil.rmtree(tmp_path / "first")
     assert run(encoder("second", b"weights"), 6).step == 6
     for name, weights, card in (("third", b"Weights", "{}"), ("fourth", b"weights", "{ }")):
-        with pytest.raises(RunError, match=r"encoder\.path \(\S+ → \S+, other contents"):
+        with pytest.raises(RunError, match=r"encoder\.path \(\S+ → \S+, the contents have changed"):
             run(encoder(name, weights, card), 8)
 
 
@@ -177,7 +177,7 @@ def test_another_precision_on_resume_is_named(config, capfd) -> None:
     fit(toy(), toy_batches(), config(steps=4), run_config={})
     again = config(steps=6, resume="auto", precision="bf16")
     fit(toy(), toy_batches(), again, run_config={})
-    assert "step_00000004 was trained in fp32, training goes on in bf16" in capfd.readouterr().err
+    assert "step_00000004 was trained in fp32, training continues in bf16" in capfd.readouterr().err
 
 
 def test_encoder_is_exported_with_every_checkpoint(config) -> None:

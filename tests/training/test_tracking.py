@@ -141,7 +141,7 @@ def test_an_account_without_network_logs_offline_within_ten_seconds(
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"wandb: {silent_address} does not answer (")
-    assert "this run is logged offline, `wandb sync " in said
+    assert "this run is logged offline; `wandb sync " in said
     assert "\n" not in said
 
 
@@ -217,5 +217,5 @@ def test_an_unknown_mode_is_named(no_account: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_DISABLED", "false")
     assert wandb_mode() == "offline"
     monkeypatch.setenv("WANDB_MODE", "of")
-    with pytest.raises(RunError, match="WANDB_MODE is of; it may be online, offline or disabled"):
+    with pytest.raises(RunError, match="WANDB_MODE is of; it must be online, offline or disabled"):
         wandb_mode()

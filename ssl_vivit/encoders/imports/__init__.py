@@ -1,7 +1,8 @@
-"""Weights of others: checkpoints of Scenic, transformers, timm and a public Model 3.
+"""Import checkpoints of Scenic, transformers, timm and a public implementation of Model 3.
 
-Each import is exact: the same video gives the same numbers. ``python -m ssl_vivit.encoders.imports
-SOURCE OUT_DIR`` turns a checkpoint into a directory that ``load_encoder`` opens.
+An imported encoder computes the numbers of the original model. ``python -m
+ssl_vivit.encoders.imports SOURCE OUT_DIR`` converts a checkpoint to a directory for
+``load_encoder``.
 """
 
 from ssl_vivit.encoders.imports.scenic import from_scenic, read_scenic_checkpoint

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of another program into an exported encoder.
+"""Convert a checkpoint of another program to an exported encoder.
 
 python -m ssl_vivit.encoders.imports SOURCE OUT_DIR
 """
@@ -22,21 +22,19 @@ from ssl_vivit.errors import MissingError
 from ssl_vivit.exported.directory import check_place
 from ssl_vivit.nested_text import read_json_text
 
-_EPILOG = """
-sources:
-  checkpoint_30                a flax msgpack file of google-research/scenic
-  vivit-b-16x2-kinetics400/    a directory of transformers (ViViT, VideoMAE), or its weights
-  timm:vit_base_patch16_224    an image ViT of timm, downloaded where it is not in the cache
-  vit.safetensors --timm-architecture vit_base_patch16_224
-  backbone.pt --config '{"t": 32, "h": 64, "w": 64, "patch_t": 8, "patch_h": 4, "patch_w": 4, "heads": 10}'
+_EPILOG = """ sources: checkpoint_30                a flax msgpack file of google-research/scenic
+vivit-b-16x2-kinetics400/    a directory of transformers (ViViT, VideoMAE), or its weights
+timm:vit_base_patch16_224    an image ViT of timm, downloaded if it is not in the cache
+vit.safetensors --timm-architecture vit_base_patch16_224 backbone.pt --config '{"t": 32, "h": 64,
+"w": 64, "patch_t": 8, "patch_h": 4, "patch_w": 4, "heads": 10}'
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return the exit status, 2 after an error of one line."""
+    """Run the command; return the exit status, which is 2 after an error line."""
     options = _parser().parse_args(arguments)
     out = Path(options.out_dir)
-    # The hub's client tells of each retry; the last error says it all.
+    # The hub's client would log each retry; the final error is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         check_place(out, ENCODER)
@@ -48,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
-            # What the weights do not hold is drawn; the same command writes the same bytes.
+            # Parameters that the checkpoint lacks are random; a fixed seed keeps the output
+            # reproducible.
             torch.manual_seed(0)
             model, made_of = open_source(options.source, request)
         _save(model, out, {"weights": made_of})
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (AttributeError, KeyError, TypeError) as error:
         if options.config is None and not options.set:
             raise
-        # Values come from the user's JSON, and a string for a number shows wherever it is used.
+        # A value of the wrong type in the user's JSON can fail anywhere.
         print(f"error: --config or --set has a value of the wrong type: {error}", file=sys.stderr)
         return 2
     print(f"{out}: {_in_words(model)}, from {made_of}")
@@ -71,30 +70,32 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="python -m ssl_vivit.encoders.imports",
-        description="Turn a checkpoint of Scenic, transformers, timm or a ViViTBackbone into a "
-        "directory that load_encoder opens.",
+        description="Convert a checkpoint of Scenic, transformers, timm or a ViViTBackbone to a "
+        "directory for load_encoder.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint; see below")
     parser.add_argument(
-        "out_dir", metavar="OUT_DIR", help="made new, or an exported encoder that is replaced"
+        "out_dir", metavar="OUT_DIR", help="directory to create, or an exported encoder to replace"
     )
     parser.add_argument(
         "--config",
         metavar="JSON",
-        help="a JSON file or text with what the weights do not say: the model part of a Scenic "
-        "config, a config of transformers, or the arguments of ViViTBackbone",
+        help="JSON file or JSON text with settings that the checkpoint lacks: the model part of a "
+        "Scenic config, a config of transformers, or the arguments of ViViTBackbone",
     )
     parser.add_argument(
         "--video-shape",
         nargs=3,
         type=int,
         metavar=("T", "H", "W"),
-        help="clips of a Scenic model; by default read from the tables of a Model 2",
+        help="shape of a Scenic model's clips; for Model 2 read from the checkpoint by default",
     )
     parser.add_argument(
-        "--timm-architecture", metavar="NAME", help="timm's name of the model in a safetensors file"
+        "--timm-architecture",
+        metavar="NAME",
+        help="timm's name of the model whose weights the safetensors file contains",
     )
     parser.add_argument(
         "--set",
@@ -102,7 +103,7 @@ def _parser() -> OneLineParser:
         default=[],
         metavar="NAME=VALUE",
         help="a setting of ViViTConfig for an image ViT, such as variant=joint or "
-        "'image_size=[64, 96]'; may be given again",
+        "'image_size=[64, 96]'; may be repeated",
     )
     return parser
 
@@ -124,9 +125,11 @@ def _settings(text: str, option: str) -> dict[str, Any]:
     try:
         content = read_json_text(text if file is None else file.read_text())
     except ValueError as error:
-        raise ValueError(f"{option} {text} is not readable as JSON: {error}") from None
+        raise ValueError(f"{option} {text} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{option} must hold settings by name, not {type(content).__name__}")
+        raise ValueError(
+            f"{option} must be a JSON object of settings, not {type(content).__name__}"
+        )
     return content
 
 

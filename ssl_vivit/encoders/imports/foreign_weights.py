@@ -1,4 +1,4 @@
-"""Arrays of another program's checkpoint, taken one by one; what does not fit is named."""
+"""Arrays of another program's checkpoint, with a check that each is used once and fits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class ForeignWeights:
-    """Arrays by name, each to be taken once with the shape that the architecture asks for.
+    """Arrays by name; :meth:`take` returns each once, with the shape that the architecture needs.
 
-    A missing or misshapen array is noted and zeros are given in its place, so that
-    :meth:`finish` names all that is wrong at once. The eleventh is refused at once, as are zeros of
-    more numbers than all arrays hold.
+    If an array is missing or has another shape, :meth:`take` records it and returns zeros, so that
+    :meth:`finish` can list all faults at once. It raises at the eleventh fault, or if the zeros
+    would be larger than all arrays together.
 
     Args:
         arrays: name → numpy array or tensor.
-        source: what they are of, for messages.
+        source: name of the checkpoint, for messages.
     """
 
     def __init__(self, arrays: Mapping[str, Any], source: str) -> None:
@@ -42,7 +42,7 @@ class ForeignWeights:
         return name in self.arrays
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The array as a tensor that shares no memory with it; half precision becomes float32."""
+        """Return an array as a copied tensor; half precision becomes float32."""
         self._taken.add(name)
         if name not in self.arrays:
             near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
@@ -63,13 +63,13 @@ class ForeignWeights:
         return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
-        """Refuse what was missing, misshapen or not taken.
+        """Raise if arrays were missing, had another shape or were not taken.
 
         Args:
-            ignored: names that may stay behind.
+            ignored: returns True for names that need not be taken.
 
         Raises:
-            ValueError: naming at most ten arrays.
+            ValueError: if there is such an array; the message names at most ten.
         """
         extra = [name for name in self.arrays if name not in self._taken and not ignored(name)]
         wrong = self._wrong + [f"{name} unexpected" for name in extra]
@@ -81,30 +81,30 @@ class ForeignWeights:
         rest = len(wrong) - _SHOWN
         more = "" if rest <= 0 else f" and {rest} more" if known else " and more"
         return ValueError(
-            f"{self.source} does not hold the weights of the model that its config describes: "
+            f"{self.source} does not fit the model that its config describes: "
             f"{', '.join(wrong[:_SHOWN])}{more}"
         )
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor of its own of a numeric array; float64 stays, other floats become float32.
+    """Copy a numeric array to a tensor; float64 is kept, other floats become float32.
 
     Raises:
-        ValueError: for what is no numeric array.
+        ValueError: if the value is not a numeric array.
     """
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind not in "fiu":
-            raise ValueError(f"{name} is no array of numbers but of {value.dtype}")
+            raise ValueError(f"{name} is an array of {value.dtype}, not of numbers")
         value = torch.from_numpy(np.array(value, order="C"))
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is no array but {type(value).__name__}")
+        raise ValueError(f"{name} is a {type(value).__name__}, not an array")
     return value.detach().to(
         "cpu", torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True
     )
 
 
 def built(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
-    """Build a module in eval mode from ``state``, in float64 if any tensor there is float64."""
+    """Build a module in eval mode with weights ``state``; float64 if any of its tensors is."""
     with torch.device("meta"):
         module = make()
     wide = any(value.dtype == torch.float64 for value in state.values())
@@ -121,7 +121,7 @@ def built_classifier(
     num_classes: int,
     representation_size: int | None = None,
 ) -> VideoClassifier:
-    """A classifier of an encoder's ``state`` and of its own part, ``head``."""
+    """Build a classifier from the weights of its encoder (``state``) and of its head (``head``)."""
     return built(
         lambda: VideoClassifier(ViViT(config), num_classes, representation_size),
         {f"encoder.{name}": value for name, value in state.items()} | dict(head),
@@ -129,7 +129,7 @@ def built_classifier(
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts: of a mapping, an ml_collections or a transformers config."""
+    """Convert a mapping, an ml_collections config or a transformers config to plain dicts."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):

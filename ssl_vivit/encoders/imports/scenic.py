@@ -1,4 +1,4 @@
-"""ViViT of google-research/scenic (JAX): all four models, with equal outputs."""
+"""Import ViViT checkpoints of google-research/scenic (JAX), all four models, with equal outputs."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def from_scenic(
     model_config: Any = None,
     video_shape: Sequence[int] | None = None,
 ) -> VideoClassifier:
-    """A classifier with the weights and the function of a Scenic ViViT.
+    """Make a classifier that computes the outputs of a Scenic ViViT.
 
     Depth, heads, widths, patch sizes and classes are read from the arrays and checked against the
-    config. Where the two transformers of Model 2 differ in heads or MLP width, the narrower one is
-    filled up with zeros that training never moves, so the function is the same.
+    config. If the two transformers of Model 2 differ in heads or MLP width, the narrower one is
+    padded with zeros whose gradients are zero, so its output does not change.
 
     Args:
-        params: '/'-joined flax names → arrays, as :func:`read_scenic_checkpoint` gives them.
-        model_config: the model part of a Scenic config, an ml_collections config or dicts;
-            None, or settings left out, where the arrays say enough.
-        video_shape: (T, H, W, C) of the clips; None is read from the tables of Model 2, with a
-            square grid.
+        params: '/'-joined flax names → arrays, from :func:`read_scenic_checkpoint`.
+        model_config: the model part of a Scenic config, as ml_collections config or dicts. Settings
+            that can be read from the arrays may be missing; None if all can.
+        video_shape: (T, H, W, C) of the clips. None is possible for Model 2: it is read from the
+            position tables, and the token grid is assumed to be square.
 
     Returns:
         :class:`VideoClassifier` in eval mode: video (B, C, T, H, W) with pixels in [−1, 1] → logits
-        (B, classes), or the pooled vector where there is no output projection.
+        (B, classes), or the pooled vector if there is no output projection.
 
     Raises:
-        ValueError: for arrays that are missing, unexpected (at most ten are named) or contradict
-            the config, and for clips that Scenic's frame sampling would cut across frames.
+        ValueError: if arrays are missing, unexpected (at most ten are named) or contradict the
+            config, or if Scenic's patches would cross the border between sampled frames.
     """
     model = scenic_model(params, {} if model_config is None else as_dict(model_config))
     shape = video_shape_of(params, model) if video_shape is None else tuple(video_shape)
@@ -92,15 +92,17 @@ def from_scenic(
 def _encoder_config(model: ScenicModel, video_shape: tuple[int, ...]) -> ViViTConfig:
     if len(video_shape) != 4 or video_shape[3] != model.channels:
         raise ValueError(
-            f"video_shape {video_shape} must be (T, H, W, C) with C = {model.channels}, the channels "
-            "of embedding/kernel"
+            f"video_shape {video_shape} must be (T, H, W, C) with C = {model.channels}, the "
+            "number of "
+            "channels of embedding/kernel"
         )
     frames, height, width = video_shape[:3]
     t, h, w = model.kernel
     if model.sampled_frames is not None and height % h:
         raise ValueError(
-            f"video_shape height {height} is not divided by patches of {h}: Scenic stacks sampled "
-            f"frames before it cuts patches, which would then cross frames; use {height - height % h}"
+            f"video_shape height {height} is not a multiple of the patch height {h}: Scenic stacks "
+            "sampled frames before it cuts patches, which would then cross frames; use "
+            f"{height - height % h}"
             f" or {height + h - height % h}"
         )
     fits = frames % t == height % h == width % w == 0
@@ -129,7 +131,7 @@ def _encoder_config(model: ScenicModel, video_shape: tuple[int, ...]) -> ViViTCo
         temporal = model.transformers.get("TemporalTransformer")
         pooling = "temporal_cls" if token else _REDUCTIONS[model.classifier]
         if temporal is None:
-            # Scenic's spatial-only baseline takes the mean over frames whatever the classifier.
+            # Scenic's spatial-only baseline averages over frames for every classifier setting.
             pooling = "cls_mean" if token else "mean"
         settings |= {
             "spatial_depth": model.transformers["SpatialTransformer"].depth,
@@ -171,7 +173,7 @@ def _stem(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> d
 
 
 def _tables(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> dict[str, Tensor]:
-    """Position tables; in each the class token's place comes first, as in ours."""
+    """Convert position tables; the class token's position comes first, in Scenic as here."""
     grid = config.grid
     if model.kind == "factorized_encoder":
         lengths = {"spatial": grid.n, "temporal": grid.t}
@@ -224,8 +226,8 @@ def _attention(
 ) -> dict[str, Tensor]:
     assert config.head_dim is not None
     d, heads, head_dim = config.embed_dim, size.num_heads, size.head_dim
-    # Zeros after each head and after the last one; a head's logits are divided by the square root
-    # of its width, which the zeros would change.
+    # Pad each head and the list of heads with zeros. Padding changes the width by whose square root
+    # the logits are divided, so they are rescaled.
     filling = (0, config.head_dim - head_dim, 0, config.num_heads - heads)
     unchanged = (config.head_dim / head_dim) ** 0.5
     kernels, biases = [], []
@@ -254,7 +256,7 @@ def _mlp(
     d, hidden = config.embed_dim, size.mlp_dim
     state = _dense(weights, f"{theirs}/Dense_0", f"{ours}.fc1", d, hidden)
     state |= _dense(weights, f"{theirs}/Dense_1", f"{ours}.fc2", hidden, d)
-    # Hidden units of zero weights are zero after GELU.
+    # Hidden units with zero weights stay zero after GELU.
     filling = round(config.mlp_ratio * d) - hidden
     return state | {
         f"{ours}.fc1.weight": F.pad(state[f"{ours}.fc1.weight"], (0, 0, 0, filling)),

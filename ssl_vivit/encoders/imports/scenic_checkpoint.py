@@ -1,4 +1,4 @@
-"""Checkpoint files of google-research/scenic: flax's msgpack, read without flax."""
+"""Read checkpoint files of google-research/scenic (flax's msgpack format) without flax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_vivit.errors import ExportError, MissingError
 
-# flax.serialization: extension types, and the dtypes that arrays of numbers can have there.
+# Extension types and numeric dtypes of flax.serialization.
 _NDARRAY, _SCALAR = 1, 3
 _DTYPES = (
     "float16", "float32", "float64", "bfloat16", "bool",
@@ -23,18 +23,18 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 
 class _Extension(NamedTuple):
-    """An extension object, not looked into until it is known to be a parameter."""
+    """An extension object of msgpack, decoded only if it is a parameter."""
 
     code: int
     data: bytes
 
 
 def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Parameters of a Scenic checkpoint file.
+    """Read the parameters of a Scenic checkpoint file.
 
-    Both published layouts are read: ``{optimizer: {target: …}}`` of flax.optim, with or without a
-    ``params`` level, and ``{params: …}`` of optax. Nothing in the file is executed; what is not a
-    parameter (optimiser state, random state) is not looked at.
+    Both published layouts are supported: ``{optimizer: {target: …}}`` of flax.optim, with or
+    without a ``params`` level, and ``{params: …}`` of optax. Nothing in the file is executed.
+    Optimiser state and random state are not decoded.
 
     Args:
         path: the file, named ``checkpoint`` or ``checkpoint_N`` by flax.
@@ -44,7 +44,7 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
         MissingError: if there is no such file.
-        ExportError: if it is truncated or no checkpoint, or a parameter is no array of numbers.
+        ExportError: if the file is truncated or not a checkpoint, or a parameter is not numeric.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,14 +53,16 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         raise MissingError(f"{path} does not exist; give a Scenic checkpoint file")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            # Arrays are extensions and everything else is maps with short keys, so that a damaged
-            # length cannot ask for more memory than the file has bytes.
+            # Arrays are extensions and all other objects are maps with short keys. The limits keep
+            # a damaged length from allocating more memory than the file has bytes.
             tree = msgpack.unpackb(
                 data, raw=False, ext_hook=_Extension, max_array_len=1 << 16, max_map_len=1 << 20
             )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        raise ExportError(f"{path} is truncated or no flax msgpack checkpoint ({reason})") from None
+        raise ExportError(
+            f"{path} is truncated or not a flax msgpack checkpoint ({reason})"
+        ) from None
     try:
         tree = _parameters(tree)
         return dict(_leaves(tree, ""))
@@ -70,7 +72,7 @@ def read_scenic_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 def _parameters(tree: Any) -> dict[str, Any]:
     if not isinstance(tree, dict):
-        raise ValueError(f"a Scenic checkpoint holds a map of names, not {type(tree).__name__}")
+        raise ValueError(f"a Scenic checkpoint must be a map of names, not {type(tree).__name__}")
     found = tree.get("params")
     if found is None and isinstance(tree.get("optimizer"), dict):
         found = tree["optimizer"].get("target")
@@ -78,14 +80,15 @@ def _parameters(tree: Any) -> dict[str, Any]:
         found = found["params"]
     if not isinstance(found, dict) or not found:
         raise ValueError(
-            f"holds neither params nor optimizer/target but {', '.join(map(str, tree)) or 'nothing'}; "
+            "has neither params nor optimizer/target but "
+            f"{', '.join(map(str, tree)) or 'nothing'}; "
             "give a checkpoint of Scenic"
         )
     return found
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays by name; the tree is emptied on the way, since it may be as large as they are."""
+    """Yield arrays with their names, and remove each from the tree to free its memory."""
     for key in list(tree):
         value = tree.pop(key)
         name = f"{prefix}{key}"
@@ -99,9 +102,9 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray
 
 def _array(value: Any, name: str) -> np.ndarray:
     if not isinstance(value, _Extension):
-        raise ValueError(f"{name} is no array but {type(value).__name__}")
+        raise ValueError(f"{name} is a {type(value).__name__}, not an array")
     if value.code not in (_NDARRAY, _SCALAR):
-        raise ValueError(f"{name} is no array but msgpack extension {value.code}")
+        raise ValueError(f"{name} is msgpack extension {value.code}, not an array")
     try:
         shape, dtype, buffer = msgpack.unpackb(value.data, raw=True, use_list=False)
         dtype = dtype.decode()
@@ -125,7 +128,7 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 
 def _chunked(value: Mapping[str, Any], name: str) -> np.ndarray:
-    """An array that flax cut, since msgpack holds no more than 2³² bytes in one object."""
+    """Join an array that flax saved in chunks, since msgpack objects have at most 2³² bytes."""
     try:
         shape = [value["shape"][str(axis)] for axis in range(len(value["shape"]))]
         parts = [value["chunks"][str(index)] for index in range(len(value["chunks"]))]

@@ -1,4 +1,4 @@
-"""Architecture of a Scenic ViViT, read from its arrays and, where they do not tell, its config."""
+"""Read the architecture of a Scenic ViViT from its arrays and its config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# attention_config.type → variant; where the transformers' names are, and the name of a block's MLP.
+# attention_config.type → variant, path of the transformers' names, and name of a block's MLP.
 KINDS = {
     "spacetime": "joint",
     "factorized_encoder": "factorized_encoder",
@@ -25,8 +25,8 @@ class ScenicTransformer:
     """Size of a transformer.
 
     Args:
-        depth: blocks.
-        num_heads: attention heads.
+        depth: number of blocks.
+        num_heads: number of attention heads.
         head_dim: width of a head.
         mlp_dim: hidden width of the MLP.
     """
@@ -39,20 +39,20 @@ class ScenicTransformer:
 
 @dataclass(frozen=True)
 class ScenicModel:
-    """A Scenic ViViT, as far as its arrays and its config say.
+    """Architecture of a Scenic ViViT.
 
     Args:
         kind: attention_config.type.
         classifier: token, 0 (the first token), gap, gmp or gsp.
-        attention_order: of Model 3, time_space or space_time; "" for others.
-        kernel: (t, h, w) of a patch; t is 1 where frames are sampled.
-        channels: of the video.
+        attention_order: time_space or space_time for Model 3; "" for the other models.
+        kernel: (t, h, w) of a patch; t is 1 if frames are sampled.
+        channels: number of channels of the video.
         width: hidden_size.
-        sampled_frames: temporal_encoding_config.n_sampled_frames, None for tubelets.
-        transformers: name → size; of Model 2 SpatialTransformer and, unless it averages over
-            frames, TemporalTransformer; Transformer of the others.
+        sampled_frames: temporal_encoding_config.n_sampled_frames; None for tubelets.
+        transformers: name → size. Model 2 has SpatialTransformer and, unless it averages over
+            frames, TemporalTransformer; other models have Transformer.
         representation_size: width of pre_logits, or None.
-        num_classes: of output_projection, 0 without one.
+        num_classes: width of output_projection; 0 if there is none.
     """
 
     kind: str
@@ -73,15 +73,15 @@ class ScenicModel:
 
 
 def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, Any]) -> ScenicModel:
-    """Read a model from its arrays, and check them against its config.
+    """Read the architecture of a model from its arrays, and check it against its config.
 
     Args:
         params: '/'-joined flax names → arrays.
-        model_config: the model part of a Scenic config, as plain dicts; what the arrays say may be
-            left out.
+        model_config: the model part of a Scenic config, as plain dicts. Settings that can be read
+            from the arrays may be missing.
 
     Raises:
-        ValueError: where the two disagree, or neither says what the model is.
+        ValueError: if arrays and config disagree, or do not determine the model.
     """
     kind = _kind(params, model_config.get("attention_config") or {})
     embedding = _shape(params, "embedding/kernel", (4, 5))
@@ -116,21 +116,23 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
 def video_shape_of(
     params: Mapping[str, np.ndarray], model: ScenicModel
 ) -> tuple[int, int, int, int]:
-    """(T, H, W, C) of the clips that a Model 2 was made for, with a square grid of tokens.
+    """Return (T, H, W, C) of the clips of a Model 2, assuming a square grid of tokens.
 
     Raises:
-        ValueError: where the arrays do not say it.
+        ValueError: if the arrays do not determine it.
     """
-    mend = "give the video shape (T, H, W) that it was trained with, the command's --video-shape"
+    mend = "give the video shape (T, H, W) of its training, on the command line by --video-shape"
     counts = []
     for name in ("SpatialTransformer", "TemporalTransformer"):
         table = f"{name}/posembed_input/pos_embedding"
         if table not in params:
-            raise ValueError(f"the arrays of this {model.kind} do not say its clips' size; {mend}")
+            raise ValueError(
+                f"the arrays of this {model.kind} do not determine the size of its clips; {mend}"
+            )
         counts.append(_shape(params, table, (3,))[1] - model.class_slots)
     side = round(counts[0] ** 0.5)
     if side * side != counts[0]:
-        raise ValueError(f"{counts[0]} spatial positions are no square grid; {mend}")
+        raise ValueError(f"{counts[0]} spatial positions do not form a square grid; {mend}")
     t, h, w = model.kernel
     return counts[1] * t, side * h, side * w, model.channels
 
@@ -146,20 +148,20 @@ def _kind(params: Mapping[str, np.ndarray], attention: Mapping[str, Any]) -> str
             possible.append("factorized_dot_product_attention")
     else:
         names = ", ".join(list(params)[:10]) or "nothing"
-        raise ValueError(f"the arrays are of no Scenic ViViT: {names}")
+        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {names}")
     given = attention.get("type")
     if given is not None and given not in KINDS:
         raise ValueError(
-            f"attention_config.type {given!r} is unknown; it is one of {', '.join(KINDS)}"
+            f"attention_config.type {given!r} is unknown; it must be one of {', '.join(KINDS)}"
         )
     if given is not None and given not in possible:
         raise ValueError(
-            f"attention_config.type is {given}, but the arrays are of {' or '.join(possible)}; "
+            f"attention_config.type is {given}, but the arrays belong to {' or '.join(possible)}; "
             "give the config of this checkpoint"
         )
     if given is None and len(possible) > 1:
         raise ValueError(
-            f"the arrays could be of {' or '.join(possible)}; give attention_config.type"
+            f"the arrays could belong to {' or '.join(possible)}; give attention_config.type"
         )
     return given or possible[0]
 
@@ -169,12 +171,14 @@ def _classifier(params: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> 
     has_token = "cls" in params or "cls_SpatialTransformer" in params
     if given is None and not has_token:
         raise ValueError(
-            "the arrays have no class token and do not say how they are pooled; give classifier, "
-            "one of gap, gmp, gsp or 0"
+            "the arrays have no class token and do not determine the pooling; set classifier to "
+            "gap, gmp, gsp or 0"
         )
     classifier = "token" if given is None else str(given)
     if classifier not in CLASSIFIERS:
-        raise ValueError(f"classifier {given!r} is unknown; it is one of {', '.join(CLASSIFIERS)}")
+        raise ValueError(
+            f"classifier {given!r} is unknown; it must be one of {', '.join(CLASSIFIERS)}"
+        )
     return classifier
 
 
@@ -184,8 +188,8 @@ def _order(kind: str, attention: Mapping[str, Any]) -> str:
     order = attention.get("attention_order")
     if order not in ("time_space", "space_time"):
         raise ValueError(
-            f"attention_config.attention_order {order!r} must be time_space or space_time: the "
-            "arrays do not say which came first"
+            f"attention_config.attention_order {order!r} must be time_space or space_time; it "
+            "cannot be read from the arrays"
         )
     return str(order)
 
@@ -201,7 +205,8 @@ def _sampled_frames(
     count = encoding.get("n_sampled_frames")
     if count is None:
         raise ValueError(
-            "the arrays embed single frames and do not say how many of a clip; give "
+            "the model embeds single frames, and the arrays do not determine how many of a clip; "
+            "give "
             "temporal_encoding_config.n_sampled_frames"
         )
     return int(count)
@@ -248,10 +253,12 @@ def _transformer(
     _agree(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
     given = config.get("num_layers") or 0
     if 0 < given < len(blocks):
-        # Published so: the config of ViViT-B's factorised encoder says 12 + 4, the file has 12 + 12.
+        # The published ViViT-B factorised encoder differs so: 12 + 4 in its config, 12 + 12 in its
+        # file.
         warnings.warn(
-            f"{prefix}num_layers is {given}, but the checkpoint has {len(blocks)} blocks in {name}; "
-            "all of them are taken",
+            f"{prefix}num_layers is {given}, but the checkpoint has {len(blocks)} blocks in "
+            f"{name}; "
+            "all of them are used",
             stacklevel=5,
         )
     return ScenicTransformer(max(len(blocks), given), heads[0], heads[1], mlps[0])
@@ -261,7 +268,7 @@ def _shape(
     params: Mapping[str, np.ndarray], name: str, dimensions: tuple[int, ...]
 ) -> tuple[int, ...]:
     if name not in params:
-        raise ValueError(f"the arrays are of no Scenic ViViT: {name} missing")
+        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {name} missing")
     shape = np.shape(params[name])
     if len(shape) not in dimensions:
         counts = " or ".join(map(str, dimensions))
@@ -270,7 +277,7 @@ def _shape(
 
 
 def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
-    """Refuse a config that the arrays contradict; None is compared only with ``none``."""
+    """Raise if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
     if (given is not None or none) and given != found:
         raise ValueError(
             f"{name} is {given} in the config but {found} in the arrays; give the config of this "

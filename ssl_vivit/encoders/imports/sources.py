@@ -1,4 +1,4 @@
-"""Checkpoints on disk, whose program is recognised by their contents."""
+"""Open checkpoints of other programs, which are recognised by their contents."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _BACKBONE_KEY = "to_tubelet_embedding.1.weight"
 
 @dataclass
 class Request:
-    """Options of an import beside the weights.
+    """Options of an import.
 
     Args:
         config: settings that the weights lack: Scenic's model config, transformers' config.json, or
             the arguments of ViViTBackbone.
         video_shape: (T, H, W) of a Scenic model's clips.
-        timm_architecture: timm's name of the model that a safetensors file belongs to.
-        settings: of the encoder that an image ViT goes into.
+        timm_architecture: timm's name of the model whose weights a safetensors file contains.
+        settings: settings of the video encoder that is made from an image ViT.
     """
 
     config: dict[str, Any] | None = None
@@ -47,17 +47,20 @@ class Request:
 
 
 def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
-    """A model of a checkpoint, and in words what it was made of.
+    """Open a checkpoint.
 
     Args:
-        source: a flax msgpack file of Scenic; a directory of transformers, or the weights in one;
-            a safetensors file of a timm model; ``timm:NAME`` or a name of timm; the weights of a
-            ViViTBackbone as safetensors, or as a torch file, of which only tensors are read.
-        request: what the weights do not say.
+        source: a flax msgpack file of Scenic; a directory of transformers, or its weights file; a
+            safetensors file of a timm model; ``timm:NAME`` or a name of a timm model; or weights of
+            a ViViTBackbone as a safetensors or torch file (only tensors are read).
+        request: options of the import.
+
+    Returns:
+        The model, and a description of the source.
 
     Raises:
         MissingError: if there is no such file.
-        ExportError: if it is none of these, or not whole.
+        ExportError: if the source is none of these, or is incomplete.
     """
     try:
         return _opened(source, request)
@@ -66,9 +69,10 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
     except ValueError as error:
         raise ExportError(str(error)) from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        # A config of another program may have a value of any type anywhere.
+        # A value of the wrong type in another program's config can fail anywhere.
         raise ExportError(
-            f"{source} cannot be imported: a setting has a value of the wrong type or size ({error})"
+            f"{source} cannot be imported: a setting has a value of the wrong type or size "
+            f"({error})"
         ) from error
 
 
@@ -111,7 +115,7 @@ def _of_directory(path: Path, request: Request) -> tuple[VideoClassifier, str]:
         parts = [path / name for name in names if (path / name).is_file()][:1]
     if not parts:
         raise ValueError(
-            f"{path} holds no model.safetensors; give a directory of transformers, or the "
+            f"{path} contains no model.safetensors; give a directory of transformers, or the "
             "checkpoint file itself"
         )
     weights: dict[str, Tensor] = {}
@@ -124,13 +128,13 @@ def _of_weights(
     path: Path, weights: Mapping[str, Tensor], beside: dict[str, Any], request: Request
 ) -> tuple[VideoClassifier, str]:
     if "format" in beside and "encoder" in beside:
-        raise ValueError(f"{path.parent} is an exported encoder already; load_encoder opens it")
+        raise ValueError(f"{path.parent} is already an exported encoder; load it with load_encoder")
     if _BACKBONE_KEY in weights:
         _only(request, "a ViViTBackbone", "config")
         if request.config is None:
             raise ValueError(
-                "the weights of a ViViTBackbone do not say its clips; give --config with t, h, w, "
-                "patch_t, patch_h, patch_w and heads"
+                "the weights of a ViViTBackbone do not determine its geometry; give --config with "
+                "t, h, w, patch_t, patch_h, patch_w and heads"
             )
         return from_vivit_backbone(weights, request.config), "ViViTBackbone"
     if "architecture" in beside and request.config is None:
@@ -139,12 +143,14 @@ def _of_weights(
     kind = config.get("model_type", "vivit" if _has_class_token(weights) else "videomae")
     if not config:
         raise ValueError(
-            f"the architecture of {path} cannot be told from its weights; give --config FILE, a "
-            "config.json of transformers or the arguments of a ViViTBackbone, or give "
+            f"the architecture of {path} cannot be recognised from its weights; give --config FILE "
+            "(a config.json of transformers or the arguments of a ViViTBackbone), or "
             "--timm-architecture"
         )
     if kind not in ("vivit", "videomae"):
-        raise ValueError(f"{path}: its config is of {kind}, not of vivit or videomae")
+        raise ValueError(
+            f"{path}: its config is for model_type {kind}; only vivit and videomae are supported"
+        )
     _only(request, f"a {kind} of transformers", "config")
     make = from_hf_vivit if kind == "vivit" else from_videomae
     model = make(weights, config)
@@ -165,7 +171,7 @@ def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoCl
 
 
 def _only(request: Request, what: str, *used: str) -> None:
-    """Refuse options that do not apply to this source."""
+    """Raise if an option is set that does not apply to this source."""
     options = {
         "config": "--config",
         "video_shape": "--video-shape",
@@ -174,31 +180,32 @@ def _only(request: Request, what: str, *used: str) -> None:
     }
     for name, option in options.items():
         if name not in used and getattr(request, name):
-            raise ValueError(f"{option} is no option for {what}; leave it out")
+            raise ValueError(f"{option} does not apply to {what}; omit it")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a torch file in which nothing else is read."""
+    """Read the tensors of a safetensors or torch file; other objects are refused."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
     try:
         with warnings.catch_warnings():
-            # torch warns of foreign files in several ways; what counts is whether they are read.
+            # torch warns about foreign files even if it can read them.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        # A damaged file can fail in any step of torch's reader, and what torch says of one with
-        # other objects is the advice to execute it.
+        # A damaged file can fail anywhere in torch's reader. torch's own message for other objects
+        # would advise to load them with code execution.
         raise ValueError(
-            f"{path} is truncated or holds more than tensors; save its state_dict as safetensors"
+            f"{path} is truncated or contains objects other than tensors; save its state_dict as "
+            "safetensors"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no state dict but {type(content).__name__}")
+        raise ValueError(f"{path} contains a {type(content).__name__}, not a state dict")
     return content
 
 
@@ -211,9 +218,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = read_json_text(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not readable as JSON: {error}") from None
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings but {type(content).__name__}")
+        raise ValueError(f"{file} contains a {type(content).__name__}, not an object of settings")
     return content
 
 
@@ -230,7 +237,7 @@ def _preprocessing(directory: Path, model: VideoClassifier) -> Preprocessing | N
     normalised = given.get("do_normalize", True)
     mean = given.get("image_mean", zeros) if normalised else zeros
     std = given.get("image_std", ones) if normalised else ones
-    # There a pixel p in [0, 1] becomes (scale · p − offset − mean) / std.
+    # transformers maps a pixel p in [0, 1] to (scale · p − offset − mean) / std.
     return Preprocessing(
         channels="rgb" if config.in_channels == 3 else "luma",
         mean=tuple((value + offset) / scale for value in mean),

@@ -1,4 +1,4 @@
-"""Image ViTs of timm as the start of a video encoder (Arnab et al. 2021, Sec. 3.4)."""
+"""Initialise a video encoder from an image ViT of timm (Arnab et al. 2021, Sec. 3.4)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ssl_vivit.encoders.tubelets import inflate
 from ssl_vivit.encoders.vivit import ViViT
 from ssl_vivit.preprocessing import Preprocessing
 
-# Settings that the image model fixes, whatever the video encoder is otherwise.
+# Settings of the video encoder that the image model determines.
 _FIXED = (
     "embed_dim", "num_heads", "head_dim", "mlp_ratio", "block", "activation", "norm_eps",
     "final_norm", "qkv_bias", "qk_norm", "register_tokens",
 )  # fmt: skip
 
-# Parts of the image model, and of what kind they must be to have an equal in a ViViT.
+# Parts of the image model, and the classes of them that a ViViT has too.
 _PARTS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("patch_embed", (PatchEmbed,)),
     ("patch_embed.norm", (nn.Identity,)),
@@ -52,32 +52,32 @@ def from_timm(
     config: ViViTConfig,
     checkpoint: str | Path | None = None,
 ) -> ViViT:
-    """A video encoder that starts from an image ViT.
+    """Make a video encoder with the weights of an image ViT.
 
-    - Tubelets see their central frame as the image model does (``tubelet_init="average"``: the
-      mean of their frames). Another patch size is resampled as in FlexiViT, and one input channel
-      gets the sum over the image model's channels.
-    - Positions are resampled to the grid; a joint table repeats them over time. Registers take
-      theirs along. Class token and registers are those of the image model; a class token that
-      the encoder has no place for is left behind.
-    - Model 2's spatial transformer is made of the image model's first blocks; in Model 3 they are
-      the spatial attention and the MLP, in Models 1 and 4 whole blocks.
-    - What is temporal stays at its start: temporal transformer, attention, positions, class token
-      and registers.
+    - The image model's patch embedding is applied to the central frame of each tubelet (with
+      ``tubelet_init="average"``: to the mean of its frames). It is resampled to another patch size
+      as in FlexiViT, and summed over channels for grey video.
+    - Positions are resampled to the grid; a joint table repeats them over time. Class token and
+      registers are copied; the positions of registers are added to them. A class token is dropped
+      if the encoder has none.
+    - The image model's first blocks become the spatial transformer in Model 2, the spatial
+      attention and the MLP in Model 3, and whole blocks in Models 1 and 4.
+    - Temporal parts keep their initial values: transformer, attention, positions, class token and
+      registers.
 
     So a Model 2 without temporal blocks gives the image model's features of the central frame.
 
     Args:
         name_or_model: a timm ``VisionTransformer``, or the name of one.
-        config: the encoder; what the image model fixes must agree, see :func:`config_from_timm`.
-        checkpoint: safetensors file with weights of the named model, in place of a download.
+        config: config of the encoder; it must fit the image model, see :func:`config_from_timm`.
+        checkpoint: safetensors file with weights of the named model, used instead of a download.
 
     Returns:
         :class:`ViViT` in eval mode, ``preprocessing`` set from the model's pretrained_cfg.
 
     Raises:
-        ValueError: for a model that is no plain ViT, settings it does not fit (the setting and the
-            value that fits are named), and weights that cannot be had.
+        ValueError: if the model is not a plain ViT, a setting does not fit it (the message names
+            the setting and a value that fits), or its weights are not available.
     """
     model = timm_model(name_or_model, checkpoint)
     _check_fit(model, config)
@@ -95,16 +95,16 @@ def from_timm(
 
 
 def config_from_timm(name_or_model: str | nn.Module, **overrides: Any) -> ViViTConfig:
-    """The config of a video encoder that an image ViT's weights fit.
+    """Return the config of a video encoder that fits an image ViT's weights.
 
     Args:
         name_or_model: a timm ``VisionTransformer``, or the name of one (nothing is downloaded).
-        overrides: settings of :class:`ViViTConfig`, such as ``variant`` or ``num_frames``. By
-            default it is Model 2 with all blocks in the spatial transformer and 4 temporal ones,
-            on 32 frames in tubelets of 2.
+        overrides: settings of :class:`ViViTConfig`, such as ``variant`` or ``num_frames``. The
+            default is Model 2 with the image model's blocks as spatial transformer, 4 temporal
+            blocks, and clips of 32 frames in tubelets of 2.
 
     Raises:
-        ValueError: for a model that is no plain ViT, and for overrides that do not fit.
+        ValueError: if the model is not a plain ViT, or overrides do not fit it.
     """
     if isinstance(name_or_model, str):
         name_or_model = _create(name_or_model, pretrained=False)
@@ -131,18 +131,22 @@ def config_from_timm(name_or_model: str | nn.Module, **overrides: Any) -> ViViTC
 def timm_model(
     name_or_model: str | nn.Module, checkpoint: str | Path | None = None
 ) -> VisionTransformer:
-    """A plain ViT of timm, with its pretrained weights or those of a file.
+    """Return a plain ViT of timm, with its pretrained weights or those of a file.
 
     Args:
         name_or_model: the model, or its name.
-        checkpoint: safetensors file in place of a download; the classification head may be absent.
+        checkpoint: safetensors file used instead of a download; it may lack the classification
+            head.
 
     Raises:
-        ValueError: if there is no such model, it is no plain ViT, or its weights cannot be had.
+        ValueError: if there is no such model, it is not a plain ViT, or its weights are not
+            available.
     """
     if not isinstance(name_or_model, str):
         if checkpoint is not None:
-            raise ValueError("checkpoint belongs to a model's name; load it into the model itself")
+            raise ValueError(
+                "checkpoint needs the name of a model; load it into your model before the call"
+            )
         return _plain(name_or_model)
     model = _plain(_create(name_or_model, pretrained=checkpoint is None))
     if checkpoint is None:
@@ -150,7 +154,7 @@ def timm_model(
     try:
         weights = load_file(checkpoint)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{checkpoint} is not readable as safetensors: {error}") from None
+        raise ValueError(f"{checkpoint} is not a valid safetensors file: {error}") from None
     source = ForeignWeights(weights, str(checkpoint))
     state = {
         name: source.take(name, *value.shape)
@@ -166,17 +170,17 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained)
     except Exception as error:
-        # timm, the hub's client and urllib each have errors of their own for what amounts to this.
+        # timm, the hub's client and urllib raise different errors for missing models.
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        mend = "; or give checkpoint, a safetensors file of it" if pretrained else ""
-        raise ValueError(f"timm cannot give {name!r}: {reason}{mend}") from None
+        mend = "; alternatively pass its safetensors file as checkpoint" if pretrained else ""
+        raise ValueError(f"timm cannot load {name!r}: {reason}{mend}") from None
 
 
 def _plain(model: nn.Module) -> VisionTransformer:
-    """The model, if it is built of what a ViViT block can hold."""
+    """Return the model if all its parts exist in a ViViT, else raise ValueError."""
     if type(model) is not VisionTransformer:
         raise ValueError(
-            f"{type(model).__name__} is no VisionTransformer of timm; its weights fit no ViViT"
+            f"{type(model).__name__} is not a VisionTransformer of timm; only those can be imported"
         )
     for name, kinds in _PARTS:
         part: Any = model
@@ -184,8 +188,9 @@ def _plain(model: nn.Module) -> VisionTransformer:
             part = part[0] if step == "0" else getattr(part, step, None)
         if not isinstance(part, kinds):
             raise ValueError(
-                f"the image model's {name} is {type(part).__name__}, for which ViViT has no equal; "
-                f"a ViT with {' or '.join(kind.__name__ for kind in kinds)} there fits"
+                f"the image model's {name} is {type(part).__name__}, which ViViT does not have; "
+                "use a "
+                f"ViT whose {name} is {' or '.join(kind.__name__ for kind in kinds)}"
             )
     first: Any = model.blocks[0]
     _activation(first.mlp)
@@ -193,7 +198,7 @@ def _plain(model: nn.Module) -> VisionTransformer:
 
 
 def _activation(mlp: Any) -> str:
-    """The name that our config has for an MLP's activation."""
+    """Return the name of an MLP's activation in :class:`ViViTConfig`."""
     act = mlp.act
     if isinstance(mlp, SwiGLU) or (isinstance(mlp, GluMlp) and not mlp.gate_last):
         if isinstance(act, nn.SiLU):
@@ -205,8 +210,9 @@ def _activation(mlp: Any) -> str:
         if kind == "GELU":
             return "gelu"
     raise ValueError(
-        f"the image model's activation {type(act).__name__} in {type(mlp).__name__} has no equal in "
-        "ViViT; GELU, tanh GELU and SwiGLU fit"
+        f"the image model's activation {type(act).__name__} in {type(mlp).__name__} is not "
+        "supported; "
+        "use a ViT with GELU, tanh GELU or SwiGLU"
     )
 
 
@@ -237,13 +243,13 @@ def _layer_scale(model: VisionTransformer) -> float | None:
 
 
 def _check_fit(model: VisionTransformer, config: ViViTConfig) -> None:
-    """Refuse a config that the image model's weights do not fit, with the value that would."""
+    """Raise if a config does not fit the image model; the message names a value that fits."""
     fitting = _fixed_settings(model)
     block: Any = model.blocks[0]
     for name in _FIXED:
         value = getattr(config, name)
         if name == "mlp_ratio" and mlp_widths(config)[1] == block.mlp.fc2.in_features:
-            continue  # a ratio need not be exact for the width to be
+            continue  # only the resulting width must be equal
         if value != fitting[name]:
             raise ValueError(f"{name} {value} does not fit the image model; use {fitting[name]}")
     if (config.layer_scale is None) != (_layer_scale(model) is None):
@@ -258,7 +264,9 @@ def _check_fit(model: VisionTransformer, config: ViViTConfig) -> None:
             f"{len(model.blocks)}"
         )
     if config.class_token and model.cls_token is None:
-        raise ValueError("class_token True does not fit the image model, which has none; use False")
+        raise ValueError(
+            "class_token True does not fit the image model, which has no class token; use False"
+        )
     channels = model.patch_embed.proj.in_channels
     if config.in_channels not in (1, channels):
         raise ValueError(
@@ -267,7 +275,7 @@ def _check_fit(model: VisionTransformer, config: ViViTConfig) -> None:
     learned = "learned" in (config.spatial_positions, config.joint_positions)
     if model.pos_embed is not None and not learned:
         raise ValueError(
-            "the image model's learned positions have no place in this config; use "
+            "this config has no table for the image model's learned positions; use "
             "spatial_positions='learned' or joint_positions='learned'"
         )
 
@@ -288,7 +296,7 @@ def _stem(model: VisionTransformer, config: ViViTConfig) -> dict[str, Tensor]:
 
 
 def _specials(model: VisionTransformer, config: ViViTConfig, encoder: ViViT) -> dict[str, Tensor]:
-    """Positions, class token and registers."""
+    """Convert positions, class token and registers."""
     width, prefix = config.embed_dim, int(model.cls_token is not None)
     places = model.patch_embed.proj.weight.new_zeros(model.num_prefix_tokens, width)
     patches = None if model.pos_embed is None else model.pos_embed[0]
@@ -300,7 +308,7 @@ def _specials(model: VisionTransformer, config: ViViTConfig, encoder: ViViT) -> 
         state["trunk.class_token"] = model.cls_token.flatten()
     if config.register_tokens:
         name = "registers" if config.variant == "joint" else "spatial_registers"
-        # Our registers have no positions of their own.
+        # Registers of ViViT have no positions, so their positions are added to them.
         assert model.reg_token is not None
         state[f"trunk.{name}"] = model.reg_token[0] + places[prefix:]
 

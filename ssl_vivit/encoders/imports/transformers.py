@@ -1,4 +1,4 @@
-"""ViViT and VideoMAE of Hugging Face transformers, under the key names of its versions 4 and 5."""
+"""Import ViViT and VideoMAE of Hugging Face transformers, with key names of versions 4 and 5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.imports.foreign_weights import ForeignWeights, as_dict, built_classifier
 
-# What a config.json may leave out, since it is the default there.
+# Defaults of transformers, which a config.json may omit.
 _SHARED = {
     "image_size": 224, "num_channels": 3, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "intermediate_size": 3072,
@@ -34,10 +34,10 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
-# The norm of the classification head has torch's epsilon, whatever the config says.
+# The norm of the classification head always has torch's default epsilon.
 _FC_NORM_EPS = 1e-5
 
-# Names within a block: ours → those of version 5, and of version 4 (which VideoMAE kept).
+# Names in a block here → names in version 5, and in version 4 (VideoMAE uses these in both).
 _V5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
@@ -57,20 +57,21 @@ _V4 = {
 
 
 def from_hf_vivit(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier:
-    """A classifier of transformers' ``VivitModel`` or ``VivitForVideoClassification``.
+    """Import transformers' ``VivitModel`` or ``VivitForVideoClassification``.
 
     Args:
-        state_dict: its weights.
-        config: its ``VivitConfig``, or the config.json as a dict.
+        state_dict: weights of the model.
+        config: its ``VivitConfig``, or its config.json as a dict.
 
     Returns:
         :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits. The pooler of
-        ``VivitModel`` is the representation layer, so that without classes it returns
-        ``pooler_output``; the encoder's tokens are ``last_hidden_state`` after its first one.
+        ``VivitModel`` becomes the representation layer, so that without classes the classifier
+        returns ``pooler_output``. The encoder's tokens are ``last_hidden_state`` without its first
+        token.
 
     Raises:
-        ValueError: for weights that are missing or unexpected (at most ten are named), and for
-            settings that no ViViT of ours has.
+        ValueError: if weights are missing or unexpected (at most ten are named), or if settings are
+            not supported.
     """
     given: dict[str, Any] = {**_VIVIT, **as_dict(config)}
     width, bias = given["hidden_size"], bool(given["qkv_bias"])
@@ -100,7 +101,7 @@ def from_hf_vivit(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
     representation = None
     if not classes and f"{pooler}.weight" in weights:
         if given["pooler_act"] != "tanh":
-            raise ValueError(f"pooler_act {given['pooler_act']!r} is not supported, only tanh")
+            raise ValueError(f"pooler_act {given['pooler_act']!r} is not supported; only tanh is")
         representation = given.get("pooler_output_size") or width
         head |= _linear(weights, pooler, "representation", width, representation)
     weights.finish()
@@ -108,23 +109,23 @@ def from_hf_vivit(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
 
 def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier:
-    """A classifier of transformers' VideoMAE: the model, its encoder in pretraining, or classifier.
+    """Import transformers' VideoMAE model, pretraining model (without its decoder) or classifier.
 
     The encoder's ``visible_tokens`` are the indices at which ``bool_masked_pos`` is False.
 
     Args:
-        state_dict: weights of ``VideoMAEModel``, ``VideoMAEForPreTraining`` (whose decoder stays
-            behind) or ``VideoMAEForVideoClassification``.
-        config: its ``VideoMAEConfig``, or the config.json as a dict.
+        state_dict: weights of ``VideoMAEModel``, ``VideoMAEForPreTraining`` or
+            ``VideoMAEForVideoClassification``.
+        config: its ``VideoMAEConfig``, or its config.json as a dict.
 
     Returns:
-        :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits, or the pooled vector
-        without a classifier: the mean of the tokens, or the first one where the config says
+        :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits. Without a classifier
+        it returns the pooled vector: the mean of the tokens, or the first token if the config has
         ``use_mean_pooling=False``. The encoder's tokens are ``last_hidden_state``.
 
     Raises:
-        ValueError: for weights that are missing or unexpected (at most ten are named), and for
-            settings that no ViViT of ours has.
+        ValueError: if weights are missing or unexpected (at most ten are named), or if settings are
+            not supported.
     """
     given: dict[str, Any] = {**_VIDEOMAE, **as_dict(config)}
     width, mean = given["hidden_size"], bool(given["use_mean_pooling"])
@@ -154,7 +155,7 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
     for index in range(given["num_hidden_layers"]):
         theirs = f"{root}encoder.layer.{index}"
         attention = f"{theirs}.attention.attention"
-        # Keys have no bias: it would add the same to all logits of a query.
+        # Keys have no bias, since it would add one constant to all logits of a query.
         biases = [f"{attention}.query.bias", None, f"{attention}.value.bias"]
         if f"{attention}.q_bias" in weights:
             biases = [f"{attention}.q_bias", None, f"{attention}.v_bias"]
@@ -165,11 +166,12 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
 
 def _config(given: Mapping[str, Any], tubelet: tuple[int, ...]) -> dict[str, Any]:
-    """Settings that both models have in common, as ours."""
+    """Return the settings of :class:`ViViTConfig` that both models share."""
     activation = given["hidden_act"]
     if activation not in _ACTIVATIONS:
         raise ValueError(
-            f"hidden_act {activation!r} is not supported, only {', '.join(_ACTIVATIONS)}"
+            f"hidden_act {activation!r} is not supported; it must be one of "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     sizes = (given["num_frames"], *_pair(given["image_size"]))
     fits = all(size % patch == 0 for size, patch in zip(sizes, tubelet, strict=True))
@@ -211,7 +213,10 @@ def _block(
     config: ViViTConfig,
     biases: list[Any] | None,
 ) -> dict[str, Tensor]:
-    """A block's weights; ``biases`` names those of queries, keys and values, None for zeros."""
+    """Return a block's weights.
+
+    ``biases`` holds the names of the biases of queries, keys and values; None stands for zeros.
+    """
     assert config.head_dim is not None
     width, inner = config.embed_dim, config.num_heads * config.head_dim
     hidden, ours = round(config.mlp_ratio * width), f"trunk.blocks.{index}"
@@ -232,7 +237,7 @@ def _block(
 
 
 def _classifier(weights: ForeignWeights, width: int) -> tuple[dict[str, Tensor], int]:
-    """The head's weights and how many classes there are, 0 without one."""
+    """Return the head's weights and the number of classes, which is 0 without a head."""
     if "classifier.weight" not in weights:
         return {}, 0
     classes = len(weights.arrays["classifier.weight"])

@@ -1,4 +1,4 @@
-"""The public PyTorch Model 3, ``ViViTBackbone`` of drv-agwl/ViViT-pytorch."""
+"""Import ``ViViTBackbone`` of drv-agwl/ViViT-pytorch, a public implementation of Model 3."""
 
 from __future__ import annotations
 
@@ -28,33 +28,39 @@ def from_vivit_backbone(
     config: Mapping[str, Any],
     pos_embedding: Any = None,
 ) -> VideoClassifier:
-    """A classifier of a ``ViViTBackbone`` with ``model=3``.
+    """Import a ``ViViTBackbone`` with ``model=3``.
 
-    Its positions are drawn at construction and are by mistake no part of its state dict, so they
-    have to be given: ``model.pos_embedding``. Without them new ones are drawn in the same way, as
-    happens there whenever a checkpoint is loaded, and the output is another.
+    By a mistake of that program, its random positions are not in its state dict, so they must be
+    passed as ``pos_embedding=model.pos_embedding``. Without them, new random positions are drawn
+    and the outputs differ from those of the trained model. That program does so too when it loads a
+    checkpoint.
 
     Args:
-        state_dict: its weights, with pos_embedding where it was put there by hand.
-        config: the arguments it was built with; t, h, w, patch_t, patch_h, patch_w and heads are
-            needed, channels are 3 where they are left out, the others are read from the weights.
-        pos_embedding: (1, t, h·w, dim); a table over space alone where it is the same at all times.
+        state_dict: weights of the model; they may contain pos_embedding.
+        config: arguments of its constructor. t, h, w, patch_t, patch_h, patch_w and heads are
+            required; channels are 3 by default; the others are read from the weights.
+        pos_embedding: positions (1, t, h·w, dim). If they are equal at all time steps, they are
+            stored as a table over space.
 
     Returns:
         :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits.
 
     Raises:
-        ValueError: for weights that are missing or unexpected (at most ten are named), and for
-            arguments that they contradict.
+        ValueError: if weights are missing or unexpected (at most ten are named), or if arguments
+            contradict them.
     """
     given: dict[str, Any] = {"channels": 3, "model": 3, **as_dict(config)}
     if given["model"] != 3:
-        raise ValueError(f"model {given['model']} of ViViTBackbone returns nothing; only 3 does")
+        raise ValueError(
+            f"model {given['model']} of ViViTBackbone returns no output; only model 3 can be "
+            "imported"
+        )
     lacking = [name for name in (*_SIZES, "heads") if name not in given]
     if lacking:
         raise ValueError(
-            f"config lacks {', '.join(lacking)}: the arguments of ViViTBackbone that its weights do "
-            "not say"
+            f"config lacks {', '.join(lacking)}: give these arguments of ViViTBackbone, which "
+            "cannot "
+            "be read from its weights"
         )
     weights = ForeignWeights(state_dict, "the ViViTBackbone checkpoint")
     if pos_embedding is None:
@@ -104,7 +110,7 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
         "mlp_head.1.weight",
     ):
         if name not in weights:
-            raise ValueError(f"the weights are of no ViViTBackbone: {name} missing")
+            raise ValueError(f"the weights do not belong to a ViViTBackbone: {name} missing")
         shapes[name] = tuple(weights.arrays[name].shape)
     width = shapes["to_tubelet_embedding.1.weight"][0]
     hidden = shapes["transformer.layers.0.2.fn.net.0.weight"][0]
@@ -112,7 +118,7 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
     heads = given["heads"]
     if type(heads) is not int or heads < 1 or inner % heads:
         raise ValueError(
-            f"heads {heads!r} must be a whole number that divides the {inner} queries of the weights"
+            f"heads {heads!r} must be a whole number that divides the width of the queries, {inner}"
         )
     blocks = {
         match[1]
@@ -162,7 +168,7 @@ def _block(
         qkv = f"{name}.fn.to_qkv.weight"
         state[f"{ours}.{axis}.qkv.weight"] = weights.take(qkv, 3 * inner, width)
         if config.num_heads == 1 and inner == width:
-            # One head of full width has no output projection there.
+            # ViViTBackbone has no output projection for one head of full width.
             state[f"{ours}.{axis}.proj.weight"] = torch.eye(width)
             state[f"{ours}.{axis}.proj.bias"] = torch.zeros(width)
         else:
@@ -174,7 +180,7 @@ def _block(
 
 
 def _pair(weights: ForeignWeights, theirs: str, ours: str, *shape: int) -> dict[str, Tensor]:
-    """Weight and bias of a linear layer or a norm."""
+    """Return weight and bias of a linear layer or a norm."""
     return {
         f"{ours}.weight": weights.take(f"{theirs}.weight", *shape),
         f"{ours}.bias": weights.take(f"{theirs}.bias", shape[0]),

@@ -1,1 +1,1 @@
-"""Transformer blocks and the four ways in which ViViT attends over space and time."""
+"""Transformer blocks, and the transformers of Models 1 to 4."""

@@ -1,4 +1,4 @@
-"""Attention to the last time steps: a mask for whole clips, and a cache for one step after the other."""
+"""Attention to the last time steps: a mask for whole clips, a cache for step-by-step encoding."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-# Time steps that a new cache has room for.
+# Number of time steps that a new cache has room for.
 _FIRST_ROOM = 8
 
 
 def band(
     steps: int, window: int, *, registers: int, device: torch.device
 ) -> Bool[Tensor, "length length"]:
-    """Return the mask of the tokens (columns) of [registers, time steps] that each token (row) attends to.
+    """Return the attention mask of a sequence [registers, time steps].
 
-    A time step sees the registers and the last ``window`` steps, itself among them; a register sees
-    itself and the registers before it.
+    Row i is True in the columns that token i attends to. A time step attends to the registers and
+    to the last ``window`` steps including itself; a register attends to itself and the registers
+    before it.
 
     Args:
-        steps: time steps of the sequence.
-        window: how many of them a time step sees.
-        registers: tokens in front.
-        device: of the mask.
+        steps: number of time steps.
+        window: number of time steps that a time step attends to, including itself.
+        registers: number of registers at the start of the sequence.
+        device: device of the mask.
     """
     time = torch.arange(-registers, steps, device=device)
     ago = time[:, None] - time
@@ -32,17 +33,17 @@ def band(
 
 
 class KeyValueCache:
-    """Keys and values of the time steps so far, of every attention that looks back in time.
+    """Keys and values of earlier time steps, for every attention over time.
 
-    Blocks take it in the place of a mask: each attention adds the keys and values of the tokens that
-    it is given to its own, and the queries attend to all of them. Keys are kept after their rotation.
+    It is passed to blocks instead of a mask. Each attention appends the keys and values of its new
+    tokens, and their queries attend to all cached ones. Keys are cached after their rotation.
 
     Args:
-        window: time steps that are kept, the newest among them. None keeps all: memory then grows by
-            the keys and values of a step in each layer, and room is doubled when it is full.
+        window: number of newest time steps to keep. None keeps all: each step then adds its keys
+            and values to the memory, and the buffers are doubled when they are full.
 
     Attributes:
-        steps: time steps that have been taken.
+        steps: number of time steps encoded so far.
     """
 
     def __init__(self, window: int | None = None) -> None:
@@ -53,16 +54,16 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the keys and values, with the room that is still free."""
+        """Memory of the buffers of keys and values in bytes, including unused space."""
         return sum(part.nbytes for kept in self._kept.values() for part in kept)
 
     def begin(self, registers: int, mask: Literal["causal"] | Tensor | None) -> None:
-        """Say what stands in the sequences of the first step.
+        """Begin the cache with the layout of the first step's sequences.
 
         Args:
-            registers: tokens in front of those of the step; they are kept for good.
-            mask: which tokens of [registers, tokens] attend to which. Tokens of later steps attend
-                to all that is kept.
+            registers: number of registers before the tokens of the step; they are always kept.
+            mask: attention mask of [registers, tokens] in the first step. Tokens of later steps
+                attend to all cached keys.
         """
         self._registers, self._first_mask = registers, mask
 
@@ -72,18 +73,18 @@ class KeyValueCache:
         key: Float[Tensor, "b heads n width"],
         value: Float[Tensor, "b heads n width"],
     ) -> tuple[Tensor, Tensor, Literal["causal"] | Tensor | None]:
-        """Add keys and values of the step that is being taken.
+        """Add keys and values of the current step.
 
-        Keys lie in the order of time until the window is full. Then each step takes the place of the
-        oldest, which makes no difference to attention.
+        Keys are in the order of time until the window is full. Then each step overwrites the oldest
+        one; attention does not depend on their order.
 
         Args:
-            attention: that they belong to.
-            key: of the tokens of the step, in the first step with the registers in front.
-            value: likewise.
+            attention: the attention whose keys and values these are.
+            key: keys of the step's tokens; in the first step preceded by those of the registers.
+            value: values in the order of ``key``.
 
         Returns:
-            all keys and values, (b, heads, k, width) each, and the mask that holds for them.
+            All cached keys and values, (b, heads, k, width) each, and the attention mask.
         """
         count = key.shape[2]
         tokens = count - (0 if self.steps else self._registers)
@@ -107,7 +108,7 @@ class KeyValueCache:
 def _with_room(
     kept: tuple[Tensor, Tensor] | None, like: Float[Tensor, "b heads n width"], room: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values at the start of tensors that have room for more."""
+    """Copy keys and values to the start of larger buffers."""
     keys, values = (like.new_empty(*like.shape[:2], room, like.shape[3]) for _ in range(2))
     if kept is not None:
         for whole, old in zip((keys, values), kept, strict=True):

@@ -21,18 +21,17 @@ from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
-    """LayerNorm over the token width; ``eps`` None is the config's."""
+    """Return a LayerNorm over the token width; ``eps`` None is ``norm_eps`` of the config."""
     return nn.LayerNorm(config.embed_dim, eps=config.norm_eps if eps is None else eps)
 
 
-# What a query may attend to: everything (None), itself and what comes before it ("causal"), the keys
-# that are True in a tensor that broadcasts to (b, heads, q, k), tokens of its own and of earlier time
-# steps, tokens at its own position, or the tokens of earlier time steps that a cache has kept.
+# The keys that a query attends to: all (None), its own and earlier ones ("causal"), those that are
+# True in a tensor that broadcasts to (b, heads, q, k), or those of its own and earlier time steps
+# (FrameBlocks). Mask adds those at its own position (TimeSequences) and those of a KeyValueCache.
 PlainMask = Literal["causal"] | Tensor | FrameBlocks | None
 Mask = PlainMask | TimeSequences | KeyValueCache
 
-# Sequences of one call. On GPUs they are a dimension of the grid that a kernel is launched on, and
-# those have no room for more.
+# Largest number of sequences in one call: the limit of a dimension of a GPU kernel's launch grid.
 LARGEST_BATCH = 65_535
 
 
@@ -40,8 +39,8 @@ class HeadAttention(nn.Module):
     """Scaled dot-product attention on projected queries, keys and values, split into heads.
 
     Args:
-        config: head width, dropout and norms.
-        num_heads: how many heads; None is all of the config's.
+        config: gives head width, dropout and norms.
+        num_heads: number of heads; None is ``num_heads`` of the config.
     """
 
     def __init__(self, config: ViViTConfig, num_heads: int | None = None) -> None:
@@ -83,7 +82,7 @@ class HeadAttention(nn.Module):
         value: Float[Tensor, "b heads k width"],
         mask: Literal["causal"] | Tensor | None = None,
     ) -> Float[Tensor, "b heads q width"]:
-        # An exported graph is of any batch, so it cannot be split by its size.
+        # An exported graph works for any batch size, so it cannot be split by its size.
         if not torch.compiler.is_exporting() and query.shape[0] > LARGEST_BATCH:
             parts = [x.split(LARGEST_BATCH) for x in (query, key, value)]
             masks: Sequence[Any] = [mask] * len(parts[0])
@@ -105,7 +104,7 @@ class HeadAttention(nn.Module):
         key: Float[Tensor, "b k inner"],
         rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b heads q width"], Float[Tensor, "b heads k width"]]:
-        """Queries and keys as they meet in the dot product: split, normalised, turned."""
+        """Split queries and keys into heads, normalise and rotate them for the dot product."""
         query, key = self.query_norm(self._split(query)), self.key_norm(self._split(key))
         if rotation is not None:
             first = rotation.of_tokens(slice(query.shape[2]))
@@ -117,7 +116,7 @@ class HeadAttention(nn.Module):
 
 
 def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
-    """Some of a linear layer's outputs."""
+    """Return a slice of a linear layer's outputs."""
     return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
@@ -125,8 +124,9 @@ class Attention(nn.Module):
     """Multi-head self-attention with one fused projection of queries, keys and values.
 
     Args:
-        config: widths, heads, biases and dropout.
-        zero_init: start the output projection at zero, so that the residual branch is silent.
+        config: gives widths, heads, biases and dropout.
+        zero_init: initialise the output projection with zeros, so that the residual branch adds
+            nothing at first.
     """
 
     def __init__(self, config: ViViTConfig, *, zero_init: bool = False) -> None:
@@ -153,8 +153,8 @@ class Attention(nn.Module):
         Args:
             x: tokens (b, n, d), normalised.
             rotation: rotary tables of length n.
-            mask: what each token attends to.
-            num_queries: compute the first so many outputs only; None is all.
+            mask: tokens that each token attends to.
+            num_queries: compute only this number of first outputs; None computes all.
         """
         if num_queries is None:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
@@ -165,14 +165,14 @@ class Attention(nn.Module):
 
 
 def init_attention(qkv: nn.Linear, proj: nn.Linear) -> None:
-    """Xavier-uniform weights, for queries, keys and values each by itself; zero biases."""
+    """Set Xavier-uniform weights separately for queries, keys and values, and zero biases."""
     init_fused(qkv, (qkv.out_features // 3,) * 3)
     nn.init.xavier_uniform_(proj.weight)
     nn.init.zeros_(proj.bias)
 
 
 def init_fused(layer: nn.Linear, widths: tuple[int, ...]) -> None:
-    """Xavier-uniform weights for each part of a fused projection by itself; zero biases."""
+    """Set Xavier-uniform weights for each part of a fused projection, and zero biases."""
     for part in layer.weight.split(widths):
         nn.init.xavier_uniform_(part)
     if layer.bias is not None:
@@ -180,7 +180,7 @@ def init_fused(layer: nn.Linear, widths: tuple[int, ...]) -> None:
 
 
 class Activation(nn.Module):
-    """The MLP's nonlinearity; SwiGLU halves the width it is given (Shazeer 2020)."""
+    """Activation of the MLP; SwiGLU halves the width of its input (Shazeer 2020)."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -194,8 +194,8 @@ class Activation(nn.Module):
 
 
 def mlp_widths(config: ViViTConfig) -> tuple[int, int]:
-    """Widths before and after the activation; SwiGLU's gate doubles the former."""
-    # An imported width over embed_dim need not be exact in floating point.
+    """Return the widths before and after the activation; SwiGLU doubles the width before it."""
+    # mlp_ratio of an imported width may be rounded, hence the small addend.
     hidden = int(config.embed_dim * config.mlp_ratio + 1e-6)
     return (2 * hidden if config.activation == "swiglu" else hidden), hidden
 
@@ -224,9 +224,9 @@ class MLP(nn.Module):
 
 
 class Branch(nn.Module):
-    """End of a residual branch: layer scale and stochastic depth, before it is added.
+    """Layer scale and stochastic depth, applied to a residual branch before the addition.
 
-    Survivors of stochastic depth are scaled by 1 / (1 − rate), so that the expectation is kept.
+    Kept branches are scaled by 1 / (1 − rate), so that the expected value does not change.
     """
 
     def __init__(self, config: ViViTConfig, drop_path: float) -> None:
@@ -264,10 +264,10 @@ class PreNormBlock(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP side by side: x + attention(norm(x)) + MLP(norm(x)).
+    """Attention and MLP in parallel: x + attention(norm(x)) + MLP(norm(x)).
 
-    Keys, values, queries and the MLP's input, in this order, come from one product, and the
-    outputs of both branches from another (Dehghani et al. 2023, arXiv 2302.05442, Sec. 2).
+    One product computes keys, values, queries and the MLP's input, in this order; another computes
+    the sum of both branches (Dehghani et al. 2023, arXiv 2302.05442, Sec. 2).
     """
 
     def __init__(self, config: ViViTConfig, drop_path: float) -> None:
@@ -312,23 +312,23 @@ class ParallelBlock(nn.Module):
 
 
 def make_block(config: ViViTConfig, drop_path: float) -> nn.Module:
-    """A block of the kind that the config names, for attention along one axis."""
+    """Return a block for attention within one sequence, of the kind ``config.block``."""
     kind = ParallelBlock if config.block == "parallel" else PreNormBlock
     return kind(config, drop_path)
 
 
 def token_norm(config: ViViTConfig) -> nn.Module:
-    """The norm after a transformer, where the config puts it on tokens."""
+    """Return the norm after a transformer; the identity unless final_norm is ``tokens``."""
     return norm_layer(config) if config.final_norm == "tokens" else nn.Identity()
 
 
 def drop_path_rates(config: ViViTConfig, depth: int) -> list[float]:
-    """Stochastic depth rising linearly from 0 to ``drop_path`` (Huang et al. 2016, Sec. 3)."""
+    """Return rates that rise linearly from 0 to ``drop_path`` (Huang et al. 2016, Sec. 3)."""
     return [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def run_block(block: nn.Module, recompute: bool, *args: Any) -> Any:
-    """Call a block; with ``recompute`` its activations are made again in the backward pass."""
+    """Call a block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False)
     return block(*args)

@@ -28,7 +28,7 @@ from ssl_vivit.encoders.trunks.space_time import (
 class DotProductAttention(nn.Module):
     """Half of the heads attend over time, the other half over space, with one output projection.
 
-    A register knows one axis only: what the other half of the heads would add to it is zero.
+    A register takes part in attention over one axis; the heads of the other axis add zero to it.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -50,7 +50,7 @@ class DotProductAttention(nn.Module):
         temporal_rotation: Rotation | None,
         time_mask: Mask,
     ) -> SpaceTime:
-        """Attend; return the updates of tokens and registers, all of which are normalised."""
+        """Return the attention outputs of tokens and registers; ``state`` must be normalised."""
         tokens, spatial, temporal = state.each(self.qkv)
         first, second = slice(self.half_width), slice(self.half_width, None)
         over_time, on_temporal = attend_over_time(
@@ -79,7 +79,7 @@ def _heads_of(qkv: Tensor, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class DotProductBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)), for tokens and registers alike."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), for tokens and registers."""
 
     def __init__(self, config: ViViTConfig, drop_path: float) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class DotProductBlock(nn.Module):
 
 
 def factorized_dot_product(config: ViViTConfig) -> SpaceTimeTrunk:
-    """The transformer of Model 4."""
+    """Build the transformer of Model 4."""
 
     def block(config: ViViTConfig, drop_path: float) -> nn.Module:
         if config.block == "parallel":

@@ -1,4 +1,4 @@
-"""Model 2, the factorised encoder: space within each time step, then time (Sec. 3.3)."""
+"""Model 2, factorised encoder: attention within each time step, then over time (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class FactorizedOutput(NamedTuple):
     """Output of the transformers of Model 2.
 
     Attributes:
-        patches: (b, t, n, d) after the temporal transformer, n = 0 where they were not asked for.
-        frames: (b, t, d) class tokens or pooled frame vectors, or None where there are none.
+        patches: (b, t, n, d) after the temporal transformer; n = 0 if patches were not requested.
+        frames: (b, t, d) class tokens or pooled frame vectors, or None if there are none.
         temporal_class: (b, d) class token of the temporal transformer over frame vectors, or None.
     """
 
@@ -40,15 +40,15 @@ class FactorizedOutput(NamedTuple):
 
 
 class FactorizedEncoder(nn.Module):
-    """Spatial transformer over [class, registers, patches], temporal one over time steps.
+    """Spatial transformer over [class, registers, patches], then a temporal one over time steps.
 
-    The temporal transformer attends over [registers, time steps, temporal class] at every token
-    position that is asked for. Its class token stands last, so that under a causal mask it sees all
-    frames and no frame sees it.
+    The temporal transformer attends over [registers, time steps, temporal class] at every requested
+    token position. Its class token is last, so that under a causal mask it attends to all frames
+    and no frame attends to it.
 
     Attributes:
-        attention_window: time steps that a token of a causal trunk attends to, its own among them;
-            None is all.
+        attention_window: number of newest time steps that a token of a causal encoder attends to,
+            including its own; None is all.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -82,16 +82,15 @@ class FactorizedEncoder(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         tokens: bool,
     ) -> FactorizedOutput:
-        """Send patch tokens through space, then frame vectors and, with ``tokens``, patches on.
-
-        Without ``tokens`` the last spatial block computes the class query alone.
+        """Apply the spatial transformer, and then the temporal one to frame vectors and patches.
 
         Args:
             x: embedded patches with their spatial positions.
-            places: which tokens of the clip there are.
-            positions: of class tokens and time steps.
-            rotations: of sequences over space and over time.
-            tokens: whether patches go through time as well.
+            places: kept tokens of the clip.
+            positions: position embedding, for class tokens and time steps.
+            rotations: rotations of sequences over space and over time.
+            tokens: also apply the temporal transformer to patches. Without it the last spatial
+                block computes only the class token.
         """
         config, batch = self.config, x.shape[0]
         class_only = bool(config.class_token) and not tokens
@@ -111,7 +110,7 @@ class FactorizedEncoder(nn.Module):
             frames = reduce_tokens(patches, config.frame_pooling)[:, None]
         through_time = [part for part in (frames, patches if tokens else None) if part is not None]
         x = rearrange(torch.cat(through_time, dim=1), "(b t) m d -> b t m d", b=batch)
-        # Frame vectors are there at every time step, whatever is hidden.
+        # Every time step has a frame vector, even if patches are hidden.
         in_time = places if tokens else Places(places.grid)
         x, temporal_class = self._through_time(x, in_time, positions, rotations[1])
         if frames is None:
@@ -126,19 +125,19 @@ class FactorizedEncoder(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         cache: KeyValueCache,
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Send the patches of the next time step through space and time, as a causal :meth:`forward` does.
+        """Encode the patches of the next time step; equals a causal :meth:`forward`.
 
-        Frame vectors do not go on through time, since no patch sees them there.
+        Frame vectors are not passed to the temporal transformer, since no patch attends to them.
 
         Args:
             x: embedded patches of the step with their spatial positions.
-            places: of the step.
-            positions: of class tokens and time steps.
-            rotations: of sequences over space, and of [registers, step, temporal class].
-            cache: of the steps before.
+            places: tokens of the step.
+            positions: position embedding, for class tokens and time steps.
+            rotations: rotations of sequences over space, and of [registers, step, temporal class].
+            cache: keys and values of the earlier steps.
 
         Yields:
-            the patches after each block, and the norm that follows blocks of its kind.
+            The patches after each block, and the norm that follows its transformer.
         """
         batch, n, _ = x.shape
         x = self._with_spatial_specials(x, positions)
@@ -162,7 +161,7 @@ class FactorizedEncoder(nn.Module):
     def _with_spatial_specials(
         self, x: Float[Tensor, "b n d"], positions: Positions
     ) -> Float[Tensor, "b m d"]:
-        """[class, registers, patches]; the class token has a position, registers have none."""
+        """Return [class, registers, patches]; registers have no positions."""
         specials = []
         if self.class_token is not None:
             place = positions.of_class_token()
@@ -182,10 +181,12 @@ class FactorizedEncoder(nn.Module):
         positions: Positions,
         time_rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
-        """The temporal transformer at m positions, and the class token of position 0.
+        """Apply the temporal transformer at m positions.
 
-        Where visible positions differ from step to step, registers and class tokens stand at all
-        positions of the grid.
+        Returns the tokens, and the class token of position 0.
+
+        If visible positions differ between time steps, all positions of the grid have registers and
+        class tokens.
         """
         if not self.temporal_blocks:
             return x, None
@@ -194,10 +195,10 @@ class FactorizedEncoder(nn.Module):
         mask: Mask = "causal" if self.config.temporal_causal else None
         if self.attention_window is not None:
             mask = band(t + after, self.attention_window, registers=before, device=x.device)
-        count = m  # sequences of a clip
+        count = m  # number of sequences per clip
         varying = places.varying
         if varying is not None:
-            # Frame vectors, where there are any, are position 0 of every time step.
+            # Frame vectors, if there are any, are position 0 of every time step.
             framed = m - varying.shape[2]
             count = framed + places.grid.n
             mask = TimeSequences.of(
@@ -226,7 +227,7 @@ class FactorizedEncoder(nn.Module):
         return patches, x[:, -count] if after else None
 
     def group_matcher(self) -> dict[str, str]:
-        """Parameter names → depth, in the order of the computation."""
+        """Return patterns that map parameter names to depths, in the order of computation."""
         between = (
             r"^trunk\.(?:spatial_norm|temporal_class_token|temporal_registers)|^positions\.temporal"
         )

@@ -1,4 +1,4 @@
-"""Model 3, factorised self-attention: space and time in turn in every block (Sec. 3.3)."""
+"""Model 3, factorised self-attention: each block attends over space, then time (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from ssl_vivit.encoders.trunks.space_time import (
 
 
 class SpaceThenTimeBlock(nn.Module):
-    """Attention over space, attention over time, MLP, each with its norm and its residual.
+    """Attention over space, attention over time, MLP, each with a norm and a residual connection.
 
-    The temporal output projection starts at zero, so that a fresh block equals its spatial-only
-    twin (Arnab et al. 2021, Sec. 3.3 and 3.4). ``attention_order`` may put time first.
+    The temporal output projection is initialised with zeros, so that a new block equals a block
+    without temporal attention (Arnab et al. 2021, Sec. 3.3 and 3.4). ``attention_order`` can put
+    time first.
     """
 
     def __init__(self, config: ViViTConfig, drop_path: float) -> None:
@@ -79,7 +80,7 @@ class SpaceThenTimeBlock(nn.Module):
 
 
 def factorized_self_attention(config: ViViTConfig) -> SpaceTimeTrunk:
-    """The transformer of Model 3."""
+    """Build the transformer of Model 3."""
 
     def block(config: ViViTConfig, drop_path: float) -> nn.Module:
         if config.block == "parallel":

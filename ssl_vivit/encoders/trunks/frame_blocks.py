@@ -1,4 +1,4 @@
-"""Causal attention over all tokens of a clip, time step by time step."""
+"""Causal attention over all tokens of a clip, computed for one time step after the other."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 
 class FrameBlocks(NamedTuple):
-    """The sequence [class token, registers, tokens of each time step], under a causal mask.
+    """Causal mask of the sequence [class token, registers, tokens of each time step].
 
-    A token attends to the registers and to the tokens of its own and of earlier time steps; registers
-    attend to each other alone, and the class token to everything, while nothing attends to it.
+    A token attends to the registers and to the tokens of its own and of earlier time steps.
+    Registers attend only to registers. The class token attends to all tokens, and no token attends
+    to it.
 
-    The queries of a time step all attend to one stretch of keys, so each time step is one attention
-    without a mask. A mask over the whole sequence would rule flash attention out, and half of the
-    products would be thrown away.
+    All queries of a time step attend to one contiguous range of keys, so each time step is computed
+    as one attention without a mask. A mask over the whole sequence would exclude flash attention
+    and discard half of the products.
 
     Attributes:
-        class_tokens: 0 or 1.
-        registers: how many there are.
-        steps: time steps.
-        window: time steps that a token attends to, its own among them; None is all.
+        class_tokens: number of class tokens, 0 or 1.
+        registers: number of registers.
+        steps: number of time steps.
+        window: number of newest time steps that a token attends to, including its own; None is all.
     """
 
     class_tokens: int
@@ -39,11 +40,13 @@ class FrameBlocks(NamedTuple):
         key: Float[Tensor, "b heads n width"],
         value: Float[Tensor, "b heads n width"],
     ) -> Float[Tensor, "b heads n width"]:
-        """Attention of the whole sequence.
+        """Compute the attention of the whole sequence.
 
         Args:
-            attention: of queries, keys and values, without a mask.
-            query: of all tokens; ``key`` and ``value`` likewise.
+            attention: function of queries, keys and values, without a mask.
+            query: queries of all tokens.
+            key: keys of all tokens.
+            value: values of all tokens.
         """
         first = self.class_tokens + self.registers
         specials = slice(self.class_tokens, first)
@@ -65,7 +68,7 @@ class FrameBlocks(NamedTuple):
 
     @staticmethod
     def _seen(x: Tensor, registers: slice, tokens: slice) -> Tensor:
-        """Registers and some tokens; a view where they follow each other."""
+        """Return registers and a slice of tokens; a view if they are contiguous."""
         if registers.stop == tokens.start:
             return x[:, :, registers.start : tokens.stop]
         if registers.start == registers.stop:
@@ -73,7 +76,7 @@ class FrameBlocks(NamedTuple):
         return torch.cat((x[:, :, registers], x[:, :, tokens]), dim=2)
 
     def mask(self, length: int, device: torch.device) -> Bool[Tensor, "length length"]:
-        """Return the mask of the tokens (columns) that each token (row) of a sequence attends to."""
+        """Return the mask, True in the columns that the token of a row attends to."""
         first = self.class_tokens + self.registers
         count = (length - first) // self.steps
         when = torch.arange(length - first, device=device) // count

@@ -1,4 +1,4 @@
-"""Model 1, joint space-time attention: every token attends to every other (Sec. 3.3)."""
+"""Model 1, joint space-time attention: every token attends to all tokens (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ssl_vivit.encoders.trunks.frame_blocks import FrameBlocks
 class Joint(nn.Module):
     """One transformer over [class, registers, tokens], tokens in the order of time, row, column.
 
-    Under ``temporal_causal`` a token attends to the registers and to tokens of its own and of
-    earlier time steps; registers attend to each other alone, and the class token to everything,
-    while nothing attends to it.
+    With ``temporal_causal`` a token attends to the registers and to tokens of its own and of
+    earlier time steps. Registers attend only to registers. The class token attends to all tokens,
+    and no token attends to it.
 
     Attributes:
-        attention_window: time steps that a token of a causal trunk attends to, its own among them;
-            None is all.
+        attention_window: number of newest time steps that a token of a causal encoder attends to,
+            including its own; None is all.
     """
 
     def __init__(self, config: ViViTConfig) -> None:
@@ -56,18 +56,19 @@ class Joint(nn.Module):
         rotation: Rotation | None,
         class_only: bool,
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b 1 d"] | None]:
-        """Send all tokens through the blocks.
+        """Apply the blocks to all tokens.
 
         Args:
             x: embedded tokens with their positions.
-            positions: of the class token.
+            positions: position embedding, for the class token.
             times: time step of each token, (k,) or (b, k).
-            steps: how many time steps there are.
-            rotation: of [class, registers, tokens].
-            class_only: tokens are not wanted, so the last block computes the class query alone.
+            steps: number of time steps.
+            rotation: rotation of [class, registers, tokens].
+            class_only: return no tokens; the last block then computes only the class token.
 
         Returns:
-            tokens (none of them where ``class_only``) and the class token, or None without one.
+            The tokens, k = 0 of them with ``class_only``; and the class token, or None if there is
+            none.
         """
         specials = []
         if self.class_token is not None:
@@ -92,17 +93,17 @@ class Joint(nn.Module):
     def step(
         self, x: Float[Tensor, "b n d"], rotation: Rotation | None, cache: KeyValueCache
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Send the tokens of the next time step through the blocks, as a causal :meth:`forward` does.
+        """Apply the blocks to the next time step; equals a causal :meth:`forward`.
 
-        The class token is left out, since no token attends to it.
+        The class token is not computed, since no token attends to it.
 
         Args:
             x: embedded tokens of the step with their positions.
-            rotation: of [class, registers, tokens].
-            cache: of the steps before.
+            rotation: rotation of [class, registers, tokens].
+            cache: keys and values of the earlier steps.
 
         Yields:
-            the tokens after each block, and the norm that follows the blocks.
+            The tokens after each block, and the norm that follows the blocks.
         """
         tokens, registers = x.shape[1], self.config.register_tokens
         if self.registers is not None and not cache.steps:
@@ -116,13 +117,13 @@ class Joint(nn.Module):
             yield x[:, -tokens:], self.norm
 
     def _mask(self, times: Int[Tensor, "... k"], steps: int) -> Mask:
-        """Return the mask of the tokens (columns) that each token (row) attends to."""
+        """Return the mask, True in the columns that the token of a row attends to."""
         if times.ndim == 1:
             class_tokens = int(self.class_token is not None)
             registers = self.config.register_tokens
             return FrameBlocks(class_tokens, registers, steps, self.attention_window)
-        # Where tokens are chosen one by one, other tokens are before each in every clip: a mask is
-        # unavoidable, and with it flash attention is out. Memory-efficient attention takes it.
+        # With visible_tokens, clips differ in the number of tokens per time step, so a mask is
+        # needed. It excludes flash attention, but memory-efficient attention supports it.
         lead = times.shape[:-1]
         # The class token comes after all time steps, registers before the first.
         end = torch.iinfo(times.dtype).max
@@ -136,7 +137,7 @@ class Joint(nn.Module):
         return mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:
-        """Parameter names → depth, in the order of the computation."""
+        """Return patterns that map parameter names to depths, in the order of computation."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.(?:class_token|registers)$)",
             "blocks": r"^trunk\.blocks\.(\d+)",

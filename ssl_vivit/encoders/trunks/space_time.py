@@ -1,4 +1,4 @@
-"""Common parts of Models 3 and 4: tokens and registers of two axes, and the loop over blocks."""
+"""Shared parts of Models 3 and 4: tokens and registers of two axes, and the loop over blocks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
 
 
 class SpaceTime(NamedTuple):
-    """Tokens, and the registers that stand before them in sequences over space and over time.
+    """Patch tokens, with registers that precede them in sequences over space and over time.
 
     Attributes:
         tokens: (b, t, n, d).
-        spatial_registers: (b, t, r, d), r of them in each time step, or None.
-        temporal_registers: (b, r, n, d), r of them at each position, or None.
+        spatial_registers: (b, t, r, d), r registers in each time step, or None.
+        temporal_registers: (b, r, n, d), r registers at each position, or None.
     """
 
     tokens: Tensor
@@ -43,7 +43,7 @@ class SpaceTime(NamedTuple):
     temporal_registers: Tensor | None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> SpaceTime:
-        """The function of each part that there is."""
+        """Apply a function to tokens and registers."""
         tokens, spatial, temporal = self
         return SpaceTime(
             function(tokens),
@@ -52,7 +52,7 @@ class SpaceTime(NamedTuple):
         )
 
     def plus(self, change: SpaceTime) -> SpaceTime:
-        """The sum of two, part by part."""
+        """Add tokens and registers of another state."""
         tokens, spatial, temporal = (
             None if x is None or dx is None else x + dx for x, dx in zip(self, change, strict=True)
         )
@@ -66,13 +66,16 @@ QKV = tuple[Tensor, Tensor, Tensor]
 def attend_over_space(
     heads: HeadAttention, tokens: QKV, registers: QKV | None, rotation: Rotation | None
 ) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b t r inner"]]:
-    """Attention within each time step, [registers, tokens] a sequence.
+    """Attend within each time step over the sequence [registers, tokens].
 
     Args:
         heads: the attention.
-        tokens: queries, keys and values (b, t, n, inner).
-        registers: of the spatial registers (b, t, r, inner), or None.
-        rotation: of a sequence.
+        tokens: queries, keys and values of tokens, (b, t, n, inner).
+        registers: queries, keys and values of spatial registers, (b, t, r, inner), or None.
+        rotation: rotation of a sequence.
+
+    Returns:
+        The outputs for tokens and for registers.
     """
     batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[2]
     query, key, value = (
@@ -90,14 +93,18 @@ def attend_over_time(
     rotation: Rotation | None,
     mask: Mask,
 ) -> tuple[Float[Tensor, "b t n inner"], Float[Tensor, "b r p inner"]]:
-    """Attention at each position over [registers, time steps], each a sequence.
+    """Attend at each position over the sequence [registers, time steps].
 
     Args:
         heads: the attention.
-        tokens: queries, keys and values (b, t, n, inner).
-        registers: of the temporal registers (b, r, p, inner) at all p positions, or None.
-        rotation: of a sequence.
-        mask: of a sequence; :class:`TimeSequences` where positions differ from step to step.
+        tokens: queries, keys and values of tokens, (b, t, n, inner).
+        registers: queries, keys and values of temporal registers at all p positions, (b, r, p,
+            inner), or None.
+        rotation: rotation of a sequence.
+        mask: mask of a sequence; :class:`TimeSequences` if positions differ between time steps.
+
+    Returns:
+        The outputs for tokens and for registers.
     """
     query, key, value = (
         over_time(x, r, mask) for r, x in zip(registers or (None,) * 3, tokens, strict=True)
@@ -109,14 +116,14 @@ def attend_over_time(
 def over_time(
     tokens: Float[Tensor, "b t n d"], registers: Float[Tensor, "b r p d"] | None, mask: Mask
 ) -> Float[Tensor, "s l d"]:
-    """Registers and tokens as sequences over time, or as the rows of :class:`TimeSequences`."""
+    """Arrange registers and tokens as sequences over time, or as rows of :class:`TimeSequences`."""
     if not isinstance(mask, TimeSequences):
         return rearrange(joined(registers, tokens, dim=1), "b t n d -> (b n) t d")
     return joined(None if registers is None else registers.flatten(1, 2), tokens.flatten(1, 2), 1)
 
 
 def by_clip(x: Float[Tensor, "s l d"], batch: int, mask: Mask) -> Float[Tensor, "b ..."]:
-    """Sequences of :func:`over_time` with the clips along the first axis."""
+    """Reshape sequences of :func:`over_time` so that the first axis is the clip."""
     if isinstance(mask, TimeSequences):
         return x
     return rearrange(x, "(b n) t d -> b t n d", b=batch)
@@ -125,7 +132,7 @@ def by_clip(x: Float[Tensor, "s l d"], batch: int, mask: Mask) -> Float[Tensor, 
 def split_over_time(
     x: Float[Tensor, "b ..."], tokens: Tensor, registers: Tensor | None, mask: Mask
 ) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b r p d"]]:
-    """Tokens and registers of what :func:`by_clip` returns, in the shapes of those given."""
+    """Split the result of :func:`by_clip` into tokens and registers with the given shapes."""
     before = 0 if registers is None else registers.shape[1]
     if not isinstance(mask, TimeSequences):
         return x[:, before:], x[:, :before]
@@ -137,22 +144,23 @@ def split_over_time(
 
 
 def joined(registers: Tensor | None, tokens: Tensor, dim: int) -> Tensor:
-    """Registers before tokens along an axis."""
+    """Concatenate registers, if there are any, and tokens along an axis."""
     return tokens if registers is None else torch.cat((registers, tokens), dim)
 
 
 class ParallelSpaceTimeBlock(nn.Module):
-    """Attention over time, MLP and attention over space side by side from one normalisation.
+    """Attention over time, MLP and attention over space in parallel, after one normalisation.
 
-    One product makes keys, values and queries of both axes and the MLP's input, another joins what
-    the three give (Dehghani et al. 2023, Sec. 2, for two axes). Rows and columns are ordered time,
-    MLP, space, so that registers, which know one axis, use a part of them.
+    One product computes keys, values and queries of both axes and the MLP's input; another computes
+    the sum of the three branches (Dehghani et al. 2023, Sec. 2, for two axes). Their rows and
+    columns are in the order time, MLP, space, so that registers, which attend over one axis, use a
+    contiguous part.
 
     Args:
-        config: widths and options.
+        config: gives widths and options.
         drop_path: rate of stochastic depth.
-        heads: attention heads of each axis.
-        zero_time: start the temporal part of the output at zero.
+        heads: number of attention heads of each axis.
+        zero_time: initialise the temporal part of the output with zeros.
     """
 
     def __init__(self, config: ViViTConfig, drop_path: float, heads: int, zero_time: bool) -> None:
@@ -240,7 +248,7 @@ def _qkv(projected: Tensor) -> QKV:
 
 
 def columns_of(layer: nn.Linear, x: Float[Tensor, "... part"], columns: slice) -> Tensor:
-    """A linear layer's output where all but some of its inputs are zero."""
+    """Return a linear layer's output if only the inputs in ``columns`` are non-zero."""
     return nn.functional.linear(x, layer.weight[:, columns], layer.bias)
 
 
@@ -248,12 +256,12 @@ class SpaceTimeTrunk(nn.Module):
     """Blocks that attend over space and over time, with registers for each axis.
 
     Args:
-        config: depth, registers and norms.
-        block: makes a block from the config and its rate of stochastic depth.
+        config: gives depth, registers and norms.
+        block: function that makes a block from the config and its rate of stochastic depth.
 
     Attributes:
-        attention_window: time steps that a token of a causal trunk attends to, its own among them;
-            None is all.
+        attention_window: number of newest time steps that a token of a causal encoder attends to,
+            including its own; None is all.
     """
 
     def __init__(
@@ -277,13 +285,13 @@ class SpaceTimeTrunk(nn.Module):
         places: Places,
         rotations: tuple[Rotation | None, Rotation | None],
     ) -> Float[Tensor, "b t n d"]:
-        """Send patch tokens, with all their positions, through the blocks.
+        """Apply the blocks to patch tokens.
 
         Args:
-            x: embedded patches with their positions.
-            places: which tokens of the clip there are. Where positions differ from step to step,
-                there are temporal registers at all positions of the grid.
-            rotations: of sequences over space and over time.
+            x: embedded patches with spatial and temporal positions.
+            places: kept tokens of the clip. If positions differ between time steps, all positions
+                of the grid have temporal registers.
+            rotations: rotations of sequences over space and over time.
         """
         t, n = x.shape[1:3]
         time_mask: Mask = "causal" if self.causal else None
@@ -306,20 +314,20 @@ class SpaceTimeTrunk(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         cache: KeyValueCache,
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Send the patches of the next time step through the blocks, as a causal :meth:`forward` does.
+        """Apply the blocks to the next time step; equals a causal :meth:`forward`.
 
         Args:
-            x: embedded patches of the step with all their positions.
-            rotations: of sequences over space, and of [registers, step].
-            cache: of the steps before.
+            x: embedded patches of the step with spatial and temporal positions.
+            rotations: rotations of sequences over space, and of [registers, step].
+            cache: keys and values of the earlier steps.
 
         Yields:
-            the patches after each block, and the norm that follows the blocks.
+            The patches after each block, and the norm that follows the blocks.
         """
         state, (over_space, over_time) = self._with_registers(x, x.shape[2]), rotations
         before = 0 if state.temporal_registers is None else state.temporal_registers.shape[1]
         if cache.steps:
-            # Those of the first step do not change: no register attends to a token.
+            # Temporal registers do not change after the first step, since they attend to no token.
             state = state._replace(temporal_registers=None)
             over_time = None if over_time is None else over_time.of_tokens(slice(before, None))
         else:
@@ -329,7 +337,7 @@ class SpaceTimeTrunk(nn.Module):
             yield state.tokens[:, 0], self.norm
 
     def _with_registers(self, x: Float[Tensor, "b t n d"], positions: int) -> SpaceTime:
-        """Patch tokens, with registers in each time step and at each of so many positions."""
+        """Return tokens with registers in each time step and at each of ``positions`` positions."""
         if self.spatial_registers is None or self.temporal_registers is None:
             return SpaceTime(x, None, None)
         return SpaceTime(
@@ -339,7 +347,7 @@ class SpaceTimeTrunk(nn.Module):
         )
 
     def group_matcher(self) -> dict[str, str]:
-        """Parameter names → depth, in the order of the computation."""
+        """Return patterns that map parameter names to depths, in the order of computation."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.\w+_registers)",
             "blocks": r"^trunk\.blocks\.(\d+)",

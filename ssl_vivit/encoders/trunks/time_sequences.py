@@ -1,4 +1,4 @@
-"""Attention over time where other positions are visible at every time step."""
+"""Attention over time if the visible positions differ between time steps."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from ssl_vivit.encoders.positions import Rotation
 
-# What copying one slot to the grid costs, in products of the attention over a row: from 96 to 150
-# for 8 to 75 slots, forward and backward on one CPU thread.
+# Cost of copying one slot to the grid, in units of one product of attention over a row. Measured:
+# 96 to 150 for 8 to 75 slots, forward and backward on one CPU thread.
 _COPYING = 100
 
 
 class TimeSequences(NamedTuple):
-    """Sequences over time, one for each position, whose tokens are visible at some time steps only.
+    """Sequences over time, one for each position, with tokens at only some of the time steps.
 
-    The tokens of a clip stand in one row: registers, patch tokens and class tokens, each in the order
-    of slot and position. A sequence has one slot for each register, time step and class token.
-    Tokens attend within their own position to what is there; hidden tokens do not exist, so they
-    neither attend nor are attended to.
+    The k tokens of a clip are arranged in one row: registers, patch tokens and class tokens, each
+    in the order of slot and position. A sequence has one slot for each register, time step and
+    class token. Tokens attend to the tokens of their own position. Hidden tokens are not in the
+    row, so they neither attend nor are attended to.
 
-    There are two ways to compute it, which give equal numbers. One attention over the whole row
-    with a mask takes k² products; attention on the grid of all slots takes positions · slots²,
-    and copies queries, keys and values to the grid. The cheaper one is taken.
+    There are two ways to compute the attention, with equal results. Masked attention over the whole
+    row takes k² products. Attention on the grid of all slots takes positions · slots² products, and
+    queries, keys and values must be copied to the grid.
 
     Attributes:
-        cells: (b, k) place of each token of the row among positions · slots.
-        positions: how many positions there are.
-        slots: how many slots a sequence has.
-        mask: what attends to what, (b, 1, k, k) for one attention over the row, (b · positions, 1,
-            slots, slots) on the grid.
-        on_grid: whether attention runs on the grid.
+        cells: (b, k) index of each token of the row among positions · slots.
+        positions: number of positions.
+        slots: number of slots of a sequence.
+        mask: attention mask, (b, 1, k, k) over the row or (b · positions, 1, slots, slots) on the
+            grid.
+        on_grid: whether attention is computed on the grid.
     """
 
     cells: Tensor
@@ -55,15 +55,15 @@ class TimeSequences(NamedTuple):
         causal: bool,
         on_grid: bool | None = None,
     ) -> TimeSequences:
-        """Lay out the sequences of a clip.
+        """Arrange the sequences of a clip.
 
         Args:
             visible: position of each visible token.
-            positions: how many positions there are.
-            before: registers of each position.
-            after: class tokens of each position.
-            causal: no slot attends to later ones.
-            on_grid: how to compute it; None takes the cheaper way.
+            positions: number of positions.
+            before: number of registers of each position.
+            after: number of class tokens of each position.
+            causal: slots do not attend to later slots.
+            on_grid: compute attention on the grid; None chooses the cheaper way.
         """
         batch, steps, _ = visible.shape
         everywhere = torch.arange(positions, device=visible.device)
@@ -90,12 +90,14 @@ class TimeSequences(NamedTuple):
         value: Float[Tensor, "b k inner"],
         rotation: Rotation | None,
     ) -> Float[Tensor, "b k inner"]:
-        """Attention of the tokens of rows.
+        """Compute the attention of the tokens of rows.
 
         Args:
             heads: attention within sequences, called with query, key, value, rotation and mask.
-            query: of the rows; ``key`` and ``value`` likewise.
-            rotation: of a sequence of all slots.
+            query: queries of the rows.
+            key: keys of the rows.
+            value: values of the rows.
+            rotation: rotation of a sequence of all slots.
         """
         if not self.on_grid:
             if rotation is not None:
@@ -127,5 +129,5 @@ def _grid_mask(index: Tensor, positions: int, slots: int, causal: bool) -> Bool[
     mask = keys.expand(-1, -1, slots, -1)
     if causal:
         mask = mask & torch.ones(slots, slots, dtype=torch.bool, device=index.device).tril()
-    # An empty slot attends to itself: without any key softmax and its gradient would be NaN.
+    # Let an empty slot attend to itself: without any key, softmax and its gradient would be NaN.
     return mask | torch.eye(slots, dtype=torch.bool, device=index.device)

@@ -1,1 +1,1 @@
-"""Speed of training: clips per second, share of the GPU's arithmetic, where a step's time goes."""
+"""Speed of training: clips per second, model FLOPs utilisation, time of each phase of a step."""

@@ -1,4 +1,4 @@
-"""Time of each phase of a training step, with a trace of torch's profiler."""
+"""Measure the time of each phase of a training step, and write a trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PHASES = (
 
 
 class PhaseTimes:
-    """Adds up the time of each phase; that of a phase inside another counts once.
+    """Adds up the time of each phase; a phase inside another is not counted in the outer one.
 
     Args:
-        device: of the training; on a GPU the time of its stream is measured as well.
+        device: device of training; on a GPU the time of its stream is measured as well.
 
     Attributes:
-        host: phase → seconds of the host.
+        host: phase → seconds on the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class PhaseTimes:
                 self._events.append((name, begin, end))
 
     def device(self) -> dict[str, float]:
-        """Return phase → seconds of the GPU's streams; waits for the GPU. Empty on a CPU."""
+        """Wait for the GPU and return phase → seconds of its stream; empty on a CPU."""
         if self._events:
             torch.cuda.synchronize()
         seconds: dict[str, float] = defaultdict(float)
@@ -79,11 +79,11 @@ class StepProfile:
     """Profiles some steps of a run.
 
     Args:
-        first: steps done before the profile may begin; three more are left out.
-        steps: steps to profile; 0 is none.
-        device: of the training.
-        path: where the trace goes, for chrome://tracing and ui.perfetto.dev.
-        say: prints a line.
+        first: number of steps already done; the profile skips three more steps.
+        steps: number of steps to profile; 0 profiles none.
+        device: device of training.
+        path: file of the trace, for chrome://tracing and ui.perfetto.dev.
+        say: function that prints a line.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class StepProfile:
         self._done = 0
 
     def begin_step(self, step: int) -> None:
-        """Begin or end the profile where it is due; ``step`` steps are done."""
+        """Begin or end the profile if it is due after ``step`` steps."""
         self._done = step - self._first
         if self._done == self._steps:
             self.end()
         elif self._done == 0:
-            # A PyTorch built for CUDA would print an error where there is no GPU.
+            # Without a GPU, a CUDA build of PyTorch would print an error.
             os.environ.setdefault("KINETO_LOG_LEVEL", "5")
             activities = [ProfilerActivity.CPU]
             if self._device.type == "cuda":
@@ -117,7 +117,7 @@ class StepProfile:
             record_phases(self._times)
 
     def end(self) -> None:
-        """Print the table and write the trace, if a profile has begun and not ended yet."""
+        """End a profile that has begun: print the table and write the trace."""
         if self._times is None:
             return
         record_phases(None)
@@ -139,8 +139,8 @@ class StepProfile:
 def _table(
     host: dict[str, float], device: dict[str, float], steps: int, whole: float
 ) -> Iterator[str]:
-    on_gpu = "   GPU" if device else ""
-    yield f"profile  {steps} steps, {1000 * whole:.1f} ms each: ms a step and share of its time{on_gpu}"
+    on_gpu = ", ms on the GPU" if device else ""
+    yield f"profile  {steps} steps, {1000 * whole:.1f} ms each; columns: ms per step, % of step{on_gpu}"
     rest = whole - sum(host.values()) / steps
     rows = [(name, host[name] / steps) for name in PHASES if name in host]
     for name, seconds in [*rows, ("rest", max(0.0, rest))]:

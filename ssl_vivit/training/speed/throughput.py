@@ -1,4 +1,4 @@
-"""Clips per second, and the share of the time that training waits for data."""
+"""Clips per second, and the fraction of time that training waits for data."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Speed(NamedTuple):
     """Speed of training between two readings.
 
     Attributes:
-        clips_per_second: clips trained on, over the time without pauses.
-        data_wait: share of that time spent waiting for the next batch, between 0 and 1.
+        clips_per_second: clips trained on per second, without pauses.
+        data_wait: fraction of the time spent waiting for the next batch, between 0 and 1.
     """
 
     clips_per_second: float
@@ -21,14 +21,14 @@ class Speed(NamedTuple):
 
 
 class Throughput:
-    """Measures the speed of training alone: the time inside :meth:`paused` does not count."""
+    """Measures the speed of training; time inside :meth:`paused` is not counted."""
 
     def __init__(self) -> None:
         self._clips, self._waited = 0, 0.0
         self._since = time.perf_counter()
 
     def add(self, clips: int) -> None:
-        """Count clips of a step that has ended."""
+        """Add the clips of a finished step."""
         self._clips += clips
 
     def read(self) -> Speed:
@@ -48,7 +48,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block."""
+        """Exclude the time of the block."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense half-precision matrix products per second by NVIDIA's data sheets. The first entry whose
-# words are all in the device's name counts.
+# Peak FLOP/s of dense half-precision matrix products by NVIDIA's data sheets. The first entry whose
+# words are all in the device's name is used.
 _PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("B200",), 2250e12),
     (("GH200",), 989e12),
@@ -26,11 +26,11 @@ _PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Return the largest rate of half-precision matrix products of a GPU.
+    """Return the peak rate of half-precision matrix products of a GPU.
 
     Args:
-        device_name: as ``torch.cuda.get_device_name`` tells it.
-        precision: of training.
+        device_name: result of ``torch.cuda.get_device_name``.
+        precision: precision of training: fp32, bf16 or fp16.
 
     Returns:
         Floating-point operations per second; None for an unknown GPU and for float32.
@@ -42,14 +42,14 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 class Utilisation:
-    """Compares the arithmetic of training with the GPU's peak.
+    """Measures the FLOP/s of training as a fraction of the GPU's peak.
 
     The matrix products, convolutions and attention of the first step are counted, forward and
-    backward. Activations that are computed again (``encoder.grad_checkpointing``) count twice, so
-    then the share is one of the hardware and not of the model.
+    backward. Activations that are recomputed (``encoder.grad_checkpointing``) count twice, so with
+    them the result is the hardware and not the model FLOPs utilisation.
 
     Args:
-        peak: floating-point operations per second; None counts nothing.
+        peak: peak FLOP/s of the GPU; with None nothing is measured.
     """
 
     def __init__(self, peak: float | None) -> None:
@@ -57,9 +57,9 @@ class Utilisation:
 
     @contextmanager
     def counting(self, clips: int) -> Iterator[None]:
-        """Count the arithmetic of a step of that many clips, if none has been counted yet.
+        """Count the FLOPs of the first step, which the block runs on ``clips`` clips.
 
-        The step is not compiled, since arithmetic inside of a compiled graph is not seen.
+        That step runs uncompiled, since FLOPs inside a compiled graph cannot be counted.
         """
         if self._peak is None or self._per_clip is not None:
             yield
@@ -69,7 +69,7 @@ class Utilisation:
         self._per_clip = counter.get_total_flops() / clips
 
     def share(self, clips_per_second: float) -> float | None:
-        """Return the share of the peak at a rate of clips of one process; None if unknown."""
+        """Return the fraction of the peak at one process's clips per second; None if unknown."""
         if self._peak is None or self._per_clip is None:
             return None
         return clips_per_second * self._per_clip / self._peak

@@ -354,4 +354,4 @@ def test_a_signal_during_a_hanging_download(server, tmp_path, workers, trains, s
     assert files(cache) == []
     if trains and status == 0:
         assert f"{signal.Signals(sent).name}: " in errors
-        assert "stopped after step 0, before anything was learned" in errors
+        assert "stopped after step 0, before the first step" in errors

@@ -188,7 +188,9 @@ def test_annotations_must_have_the_known_size_and_digest(mirror, tmp_path, monke
     videos, notes = ARCHIVES["train"]
     content = archive(2)
     mirror.files[videos.path], mirror.files[notes.path] = archive(1), content
-    with pytest.raises(DataError, match=r"where CLEVRER's has 156,761,889: another file"):
+    with pytest.raises(
+        DataError, match=r"but CLEVRER's archive has 156,761,889: it is another file"
+    ):
         download("train", tmp_path, mirror.url, progress=False)
     sized = replace(notes, size=len(content))
     monkeypatch.setitem(downloading.ARCHIVES, "train", (videos, sized))
@@ -219,7 +221,7 @@ def test_command_line(mirror, tmp_path, capsys):
     assert main([*arguments, "--split", "validation"]) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert errors == [
-        f"error: {mirror.url}/videos/validation/video_validation.zip: the server says 404 Not Found"
+        f"error: {mirror.url}/videos/validation/video_validation.zip: the server answers 404 Not Found"
     ]
 
 

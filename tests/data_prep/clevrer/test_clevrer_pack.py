@@ -206,8 +206,8 @@ def test_odd_videos_of_clevrer_are_left_out_and_named(tmp_path, capsys):
     assert main(["pack", "--videos", str(folder), "--out", str(tmp_path / "out")]) == 1
     errors = capsys.readouterr().err
     assert "skipped: 3" in errors
-    assert "video_10001.mp4: 60 frames where 128 are asked for" in errors
-    assert "video_10002.mp4: 40×48 pixels where the others have 32×48" in errors
+    assert "video_10001.mp4: 60 frames, but 128 are asked for" in errors
+    assert "video_10002.mp4: 40×48 pixels, but the other videos have 32×48" in errors
     assert "video_10003.mp4: " in errors
     assert "more than 1 %" in errors
     assert ShardSet(f"{tmp_path}/out/clevrer-validation-*.tar").keys == ["video_10000"]
@@ -218,7 +218,7 @@ def test_a_video_with_60_frames_where_128_are_asked_for(tmp_path, capsys):
     arguments = ["pack", "--videos", str(folder), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--frames", "128"]) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
-    assert line.startswith("error: nothing was packed: short.mp4: 60 frames where 128 are asked")
+    assert line.startswith("error: nothing was packed: short.mp4: 60 frames, but 128 are asked")
     assert "--frames" in line
     assert not list((tmp_path / "out").glob("*.tar"))
     assert main([*arguments[:-1], str(tmp_path / "out2"), "--frames", "60"]) == 0
@@ -236,15 +236,15 @@ def one_line(arguments, capsys):
     ("options", "message"),
     [
         (["--videos", "none.zip"], "--videos none.zip does not exist"),
-        (["--videos", "bad.zip"], "--videos bad.zip is neither a folder nor a whole zip"),
-        (["--videos", "empty"], "--videos empty holds no videos"),
-        (["--videos", "own", "--annotations", "empty"], "holds none for the videos"),
+        (["--videos", "bad.zip"], "--videos bad.zip is neither a folder nor a complete zip"),
+        (["--videos", "empty"], "--videos empty contains no videos"),
+        (["--videos", "own", "--annotations", "empty"], "contains no annotation of a video"),
         (["--videos", "own", "--fps", "5", "--storage", "original"], "--storage h264 or jpeg"),
-        (["--videos", "own", "--fps", "0"], "--fps 0.0 must be more than 0"),
+        (["--videos", "own", "--fps", "0"], "--fps 0.0 must be above 0"),
         (["--videos", "own", "--size", "15", "20", "--storage", "h264"], "needs even numbers"),
         (["--videos", "own", "--workers", "0"], "--workers 0 must be at least 1"),
         (["--videos", "own", "--samples-per-shard", "0"], "must be at least 1"),
-        (["--videos", "own", "--prefix", "../x"], "must be a plain name"),
+        (["--videos", "own", "--prefix", "../x"], "may contain only letters"),
         (["--videos", "own", "--out", "bad.zip"], "--out bad.zip is a file"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_zip_cut_off_and_a_member_damaged(archives, tmp_path, capsys):
     cut = tmp_path / "video_train.zip"
     cut.write_bytes(whole[: len(whole) // 2])
     line = one_line(["pack", "--videos", str(cut), "--out", str(tmp_path / "x")], capsys)
-    assert "nor a whole zip archive" in line
+    assert "nor a complete zip archive" in line
     damaged = bytearray(whole)
     damaged[whole.index(b"video_00002.mp4") + 500] ^= 1
     cut.write_bytes(damaged)

@@ -77,13 +77,13 @@ def test_frames_of_two_files_follow_one_another(tmp_path):
 )
 def test_movies_with_another_number_of_frames(clock, stated, tmp_path):
     path = record(tmp_path, ["movies/0.mkv"], **clock)
-    with pytest.raises(DataError, match=f"have {stated} frames, and they have 50"):
+    with pytest.raises(DataError, match=f"states {stated} frames, but its movies have 50"):
         session_of(path)
 
 
 def test_starting_frames_that_the_movies_do_not_have(tmp_path):
     path = record(tmp_path, ["movies/0.mkv", "movies/1.mkv"], starts=[0, 40])
-    with pytest.raises(DataError, match=r"begin at frames \[0, 40\], and they begin at \[0, 50\]"):
+    with pytest.raises(DataError, match=r"is \[0, 40\], but its movies begin at frames \[0, 50\]"):
         session_of(path)
 
 
@@ -93,7 +93,7 @@ def test_movies_elsewhere_are_not_opened(tmp_path):
     (tmp_path / "in" / "link.mkv").symlink_to(tmp_path / "out.mkv")
     outside = ["../out.mkv", str(tmp_path / "out.mkv"), "link.mkv", "C:\\out.mkv", "http://a/b.mkv"]
     for name in outside:
-        with pytest.raises(DataError, match="lies outside the file's folder"):
+        with pytest.raises(DataError, match="is outside the file's folder"):
             MovieFile(tmp_path / "in" / "f.nwb", name)
     with pytest.raises(DataError, match=r"the movie none.mkv is not in"):
         MovieFile(tmp_path / "f.nwb", "none.mkv")

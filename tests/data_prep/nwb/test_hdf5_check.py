@@ -61,13 +61,19 @@ def large_chunk_of_few_bytes(file, folder):
     ("write", "expected"),
     [
         (external_link, "/a/link is a link to another file"),
-        (external_storage, "/a/raw lie in another file"),
-        (virtual_data, "/a/virtual lie in another file"),
+        (external_storage, "/a/raw are in another file"),
+        (virtual_data, "/a/virtual are in another file"),
         (hard_cycle, "/a/b/up leads back to a group above it"),
         (soft_cycle, "leads back to a group above it"),
         (own_name, "/a/loop"),
-        (empty_claim, "/a/huge claims 800,000,000,000 bytes, of which 0 at most"),
-        (large_chunk, "/a/chunk claims 2,147,483,648 bytes, of which 0 at most"),
+        (
+            empty_claim,
+            "/a/huge states a size of 800,000,000,000 bytes, but the file contains at most 0",
+        ),
+        (
+            large_chunk,
+            "/a/chunk states a size of 2,147,483,648 bytes, but the file contains at most 0",
+        ),
         (large_chunk_of_few_bytes, "/a/chunk is stored in chunks of 2,147,483,648 bytes"),
     ],
 )

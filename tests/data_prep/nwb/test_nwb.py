@@ -196,7 +196,7 @@ def test_a_session_in_which_no_unit_responds_is_refused(tmp_path):
     """Spike times and stimulus may have clocks of their own."""
     film_and_speed(tmp_path / "f.nwb", np.arange(0, 4, 0.01), np.ones((400, 2)), spikes=[100.5])
     with pytest.raises(
-        DataError, match="no spike in any of the 4 trials, which lie between 0 and 4 s"
+        DataError, match="no spike in any of the 4 trials, which are between 0 and 4 s"
     ):
         convert(tmp_path / "f.nwb", tmp_path / "s", stimuli=["film"], trial_seconds=1, size=(8, 8),
                 progress=False)  # fmt: skip
@@ -311,9 +311,11 @@ def test_files_that_lack_something(tmp_path, capsys):
     assert "has no stimulus with times at which it was shown" in refusal()
     assert "1 different movie," in refusal(stimuli=[film()])
     both = [film("a"), film("b", starting_time=0.01)]
-    assert "were shown at once" in refusal(stimuli=both, options=["--stimulus", "a", "b"])
+    assert "overlap at" in refusal(stimuli=both, options=["--stimulus", "a", "b"])
     both = [film("a"), film("b", starting_time=9.0, rate=60.0)]
-    assert "give one by --rate" in refusal(stimuli=both, options=["--stimulus", "a", "b"])
+    assert "set the rate of bins by --rate" in refusal(
+        stimuli=both, options=["--stimulus", "a", "b"]
+    )
     elsewhere = film(
         data=None,
         rate=None,
@@ -323,7 +325,7 @@ def test_files_that_lack_something(tmp_path, capsys):
         starting_frame=[0],
     )
     text = refusal(stimuli=[elsewhere])
-    assert "lie in another file (x.avi); give --external-movies" in text
+    assert "are in another file (x.avi); set --external-movies" in text
     wide = film(data=np.linspace(-9, 900, 60 * 64).reshape(60, 8, 8))
     assert "pixels from -9 to 900" in refusal(stimuli=[wide])
     assert not (tmp_path / "s").exists()
@@ -332,7 +334,7 @@ def test_files_that_lack_something(tmp_path, capsys):
 
 def test_what_is_no_nwb_file(tmp_path, capsys):
     (tmp_path / "a.nwb").write_text("text")
-    for name, expected in (("none.nwb", "is no file"), ("a.nwb", "is no HDF5 file")):
+    for name, expected in (("none.nwb", "is not a file"), ("a.nwb", "is not an HDF5 file")):
         assert expected in line([str(tmp_path / name), "--out", str(tmp_path / "s")], capsys)
 
 

@@ -196,7 +196,7 @@ def test_frame_numbers_that_count_from_one(tmp_path):
     nwb.add_stimulus_template(movie("m"))
     nwb.add_time_intervals(table("m_presentations", movie_rows(5, 1), frame=np.arange(1, 61)))
     with pytest.raises(
-        DataError, match=r"frame of m_presentations is 60 in row 59, and there are 60"
+        DataError, match=r"frame of m_presentations is 60 in row 59, but there are 60"
     ):
         convert(saved(nwb, tmp_path), tmp_path / "s", **SETTINGS)
 
@@ -251,7 +251,7 @@ def test_calcium_on_its_own_clock(tmp_path):
         expected = 2 * np.nanmean(signal[inside], axis=0)
         np.testing.assert_allclose(responses[k], expected, rtol=1e-5)
     assert any(
-        "trials hold no sample of processing/ophys/DfOverF/traces" in n for n in report.notes
+        "trials contain no sample of processing/ophys/DfOverF/traces" in n for n in report.notes
     )
 
 
@@ -277,7 +277,7 @@ def test_calcium_slower_than_the_frames_and_regions_chosen(tmp_path):
         latest = np.flatnonzero(times <= k / 30 + 1e-9)[-1]
         np.testing.assert_allclose(responses[k], 2 * signal[latest, [0, 2]])
     told = " ".join(report.notes)
-    assert "--rate 10 gives a bin a sample" in told
+    assert "--rate 10 gives one bin per sample" in told
     assert "of the responses are below 0" in told
 
 
@@ -322,7 +322,7 @@ def test_units_are_chosen_by_their_columns(tmp_path, capsys):
     )
     argv[2] = str(tmp_path / "t")
     text = line([*argv, "--units", 'quality == "best"'], capsys)
-    assert "chooses none of the units: quality holds good, noise" in text
+    assert "selects none of the units: quality holds good, noise" in text
     assert "has no column 'kind'; it has" in line([*argv, "--units", "kind == 1"], capsys)
     text = line([*argv, "--units", "spike_times > 1"], capsys)
     assert "spike_times of units has not one number or text a row" in text
@@ -390,8 +390,9 @@ def test_trials_without_any_spike_are_told(tmp_path):
     with_units(nwb, stop=1.0)
     nwb.add_stimulus(movie())
     report = convert(saved(nwb, tmp_path), tmp_path / "s", trial_seconds=0.5, **SETTINGS)
-    assert "2 of 4 trials hold no spike of any unit, trial 2 first; was the recording on?" in (
-        report.notes
+    assert (
+        "2 of 4 trials have no spike of any unit, the first is trial 2; check that the recording was on"
+        in (report.notes)
     )
 
 

@@ -61,7 +61,7 @@ def test_rows_left_out_are_counted_and_leave_no_grey():
     )
     assert frames(made) == [(0.0, 0.5, 0), (1.0, 1.5, 2), (2.0, 2.5, 3)]
     assert sorted(made.left_out.values()) == [1, 1]
-    assert any("no interval" in why for why in made.left_out)
+    assert any("not intervals" in why for why in made.left_out)
     assert any("show no picture" in why for why in made.left_out)
 
 
@@ -89,7 +89,7 @@ def test_jitter_of_clocks_opens_no_gap():
         ([(2.0, 3.0, 0), (np.nan, 1.0, 0), (1.0, 2.0, 1)], "row 2 .* does not start after row 0"),
         ([(0.0, 1.0, 0), (0.2, 1.2, 1)], "row 1 .* overlaps row 0"),
         ([(0.0, 1.0, GREY_PICTURE), (np.nan, 1.0, 0)], "no row of t shows a picture"),
-        ([(0.0, 1e-6, 0), (1.0, 1 + 1e-6, 0), (2.0, 500.0, 1)], "no frames of one stimulus"),
+        ([(0.0, 1e-6, 0), (1.0, 1 + 1e-6, 0), (2.0, 500.0, 1)], "too long for one stimulus"),
     ],
 )
 def test_refusals(rows, expected):
@@ -108,7 +108,9 @@ def test_numbers_and_names_of_pictures():
 
 @pytest.mark.parametrize("value", [3.0, -2.0, 0.5, np.inf])
 def test_numbers_of_no_picture(value):
-    with pytest.raises(DataError, match=r"c is .* in row 1, and there are 3 pictures; give 0 to 2"):
+    with pytest.raises(
+        DataError, match=r"c is .* in row 1, but there are 3 pictures; it must be 0 to 2"
+    ):
         picture_numbers(np.array([0.0, value]), 3, None, "c")
 
 

@@ -89,7 +89,7 @@ def test_check_counts(session, capsys):
         "silent       1 neurons in training trials",
         "behaviour    2 channels, without variance: 1",
         "pupil centre unmeasured",
-        "1 of 1 movies of oracle are shown in train, too",
+        "1 of 1 movies of oracle are also shown in train",
     ):
         assert line in text
     assert "live_test_main are shown" not in text
@@ -297,7 +297,7 @@ def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
     responses = session / "data/responses/7.npy"
     np.save(responses, np.load(responses)[..., ::-1])
     source = pack(session, tmp_path / "s.zip") if zipped else session
-    with pytest.raises(DataError, match="dynamic1 is there already with other content"):
+    with pytest.raises(DataError, match="dynamic1 already exists with other content"):
         convert([source], tmp_path / "out", progress=False)
 
 
@@ -345,7 +345,7 @@ def test_links_are_not_unpacked(session, tmp_path, capsys):
     link.external_attr = 0o120777 << 16
     archive = pack(session, tmp_path / "a.zip", extra=[(link, "/etc/passwd")])
     assert (
-        "holds the link"
+        "contains the link"
         in errors(["convert", str(archive), "--out", str(tmp_path / "o")], capsys)[0]
     )
 
@@ -354,11 +354,11 @@ def test_damage_is_found_and_nothing_takes_the_name(session, tmp_path, capsys):
     archive = tmp_path / "a.zip"
     stored = damaged(session, archive, "meta/trials/tiers.npy")
     lines = errors(["convert", str(archive), "--out", str(tmp_path / "out")], capsys)
-    assert "is damaged, fetch it again" in lines[0]
+    assert "is damaged, download it again" in lines[0]
     assert not (tmp_path / "out/dynamic1").exists()
     archive.write_bytes(stored[: len(stored) // 2])
     lines = errors(["convert", str(archive), "--out", str(tmp_path / "out")], capsys)
-    assert "neither a folder nor a whole zip archive" in lines[0]
+    assert "neither a folder nor a complete zip archive" in lines[0]
 
 
 def test_sources_that_cannot_be_converted(session, tmp_path):
@@ -366,15 +366,15 @@ def test_sources_that_cannot_be_converted(session, tmp_path):
     out = tmp_path / "out"
     for sources, expected in (
         ([tmp_path / "none.zip"], "does not exist"),
-        ([tmp_path / "empty"], "holds no session"),
+        ([tmp_path / "empty"], "contains no session"),
         ([session, session], "several sessions have this name"),
     ):
         with pytest.raises(DataError, match=expected):
             convert(sources, out, progress=False)
-    with pytest.raises(DataError, match="is a folder already"):
+    with pytest.raises(DataError, match="is already converted"):
         convert([session], session.parent, progress=False)
     (out / "dynamic1").mkdir(parents=True)
-    with pytest.raises(DataError, match="is there already with other content"):
+    with pytest.raises(DataError, match="already exists with other content"):
         convert([session], out, progress=False)
 
 
@@ -421,7 +421,7 @@ def test_movies_go_through_the_command_line_into_shards(session, tmp_path, capsy
     assert main(["movies", str(session), "--out", str(tmp_path / "movies")]) == 0
     told = capsys.readouterr().out
     # Trial 0 shows the movie of both oracle trials.
-    assert "left out 1 movies that validation or test trials show, too" in told
+    assert "excluded 1 movies that validation or test trials also show" in told
     assert "wrote 3 movies; next: python -m data_prep.clevrer pack" in told
     report = clevrer.pack(
         tmp_path / "movies", tmp_path / "shards", storage="original", workers=1, progress=False

@@ -156,8 +156,8 @@ def test_failing_encoder_leaves_no_video(tmp_path):
         (["--workers", "0"], "--workers is 0; it must be at least 1"),
         (
             ["--size", "49x72"],
-            "--size 49 72 does not fit the video format (yuv420p), which needs an even height and "
-            "width of at least 16; the next one that does is --size 50 72",
+            "--size 49 72 does not fit the video format (yuv420p): height and width must be even "
+            "and at least 16; use --size 50 72",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_folder_with_foreign_videos_is_refused(tmp_path):
     with pytest.raises(DataError, match="that this command did not make"):
         render(tmp_path, 1, **SMALL)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is a file; name a folder"):
+    with pytest.raises(DataError, match="is a file; give a folder"):
         render(tmp_path / "file", 1, **SMALL)
 
 
@@ -213,5 +213,5 @@ def test_command_line_renders_and_saves_a_contact_sheet(sample, tmp_path, capsys
 
 
 def test_contact_sheet_of_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no videos"):
+    with pytest.raises(DataError, match="contains no videos"):
         contact_sheet(tmp_path, tmp_path / "sheet.png")

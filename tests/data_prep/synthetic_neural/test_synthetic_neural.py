@@ -124,7 +124,7 @@ def test_a_session_that_is_there_is_left_alone_or_refused(session):
     assert {p: p.stat().st_mtime_ns for p in session.rglob("*")} == before
     with pytest.raises(DataError, match=r"made with --neurons 12, now 13; choose another --out"):
         make(session, neurons=13)
-    with pytest.raises(DataError, match="is there and no simulated session"):
+    with pytest.raises(DataError, match="exists and is not a simulated session"):
         make(session / "data")
 
 
@@ -197,12 +197,15 @@ def test_command_line(session, tmp_path, capsys):
     [
         (["--stimuli", "mix"], "--stimuli mix needs --videos SHARDS"),
         (["--stimuli", "noise"], "argument --stimuli: invalid choice"),
-        (["--size", "36"], "argument --size: '36' is no height and width, such as 36x64"),
+        (["--size", "36"], "argument --size: '36' must be height and width, such as 36x64"),
         (["--size", "4x64"], "--size 4x64 must be at least 8x8"),
         (["--neurons", "0"], "--neurons 0 must be at least 1"),
         (["--seconds", "0.03"], "--seconds 0.03 at --fps 30 is less than two frames"),
         (["--seconds", "nan"], "--seconds nan must be above 0"),
-        (["--mean-rate", "5", "2"], "--mean-rate 5 2 must rise and lie above 0"),
+        (
+            ["--mean-rate", "5", "2"],
+            "--mean-rate 5 2 must be a lowest and a highest rate, both above 0",
+        ),
         (["--fps", "-1"], "--fps -1 must be above 0"),
         (["--seed", "-1"], "--seed -1 must not be negative"),
         (["--videos", "nowhere-*.tar", "--stimuli", "videos"], "nowhere-*.tar"),

@@ -114,7 +114,9 @@ def test_no_video_is_shown_in_training_and_elsewhere(videos, kind):
 
 
 def test_too_few_videos_are_counted(videos):
-    with pytest.raises(DataError, match=r"--videos hold 8 videos; 8 held-out movies .* up to 9"):
+    with pytest.raises(
+        DataError, match=r"--videos contain 8 videos, but 8 held-out movies .* up to 9"
+    ):
         screen(videos).plan("videos", 1, 8)
     with pytest.raises(DataError, match="--stimuli mix needs --videos"):
         screen().plan("mix", 4, 4)

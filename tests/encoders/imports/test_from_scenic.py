@@ -271,8 +271,11 @@ BLOCK = "SpatialTransformer/encoderblock_1/MlpBlock_0/Dense_1/bias"
         (lambda p: p | {"extra/kernel": np.zeros(3)}, "extra/kernel unexpected"),
         (lambda p: p | {BLOCK: np.full(24, np.nan, np.float32)}, f"{BLOCK} not finite"),
         (lambda p: p | {BLOCK: np.zeros(3)}, rf"{BLOCK} \(3,\) ≠ \(24,\)"),
-        (lambda p: p | {BLOCK: np.array(["a"] * 24)}, f"{BLOCK} is no array of numbers"),
-        (lambda p: p | {BLOCK: "none"}, f"{BLOCK} is no array but str"),
+        (
+            lambda p: p | {BLOCK: np.array(["a"] * 24)},
+            f"{BLOCK} is an array of <U1, not of numbers",
+        ),
+        (lambda p: p | {BLOCK: "none"}, f"{BLOCK} is a str, not an array"),
         (without("embedding/kernel"), "embedding/kernel missing"),
         (lambda p: {"conv1/kernel": np.zeros(3)}, "no Scenic ViViT: conv1/kernel"),
     ],
@@ -308,7 +311,7 @@ def test_at_most_ten_arrays_are_named():
         ("model1_gap", {"attention_config": {"type": "axial"}}, "'axial' is unknown"),
         ("model3_space_time_gap", {"attention_config": {"type": MODEL3}}, "attention_order None"),
         ("model3_space_time_gap", {"classifier": "token"}, "does not exist for"),
-        ("model2_gap", {"classifier": None}, "give classifier"),
+        ("model2_gap", {"classifier": None}, "set classifier"),
         ("model2_sampled", {"temporal_encoding_config": {}}, "n_sampled_frames"),
         ("model2_token", {"temporal_encoding_config": FRAMES}, "temporal_encoding_config.method"),
     ],
@@ -322,7 +325,9 @@ def test_a_config_that_the_arrays_contradict_is_refused(name, settings, message)
 
 def test_patches_that_would_cross_sampled_frames_are_refused():
     params, settings, _ = params_of("model2_sampled")
-    with pytest.raises(ValueError, match=r"height 10 is not divided by patches of 4.* use 8 or 12"):
+    with pytest.raises(
+        ValueError, match=r"height 10 is not a multiple of the patch height 4.* use 8 or 12"
+    ):
         from_scenic(params, settings, (10, 10, 14, 3))
 
 

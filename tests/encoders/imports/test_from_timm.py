@@ -267,9 +267,12 @@ def test_timm_s_own_models_fit(name):
         ({"block": "parallel"}, "block parallel does not fit the image model; use pre_norm"),
         ({"final_norm": "none"}, "final_norm none does not fit the image model; use tokens"),
         ({"in_channels": 2}, "in_channels 2 does not fit the image model; use 3 or 1"),
-        ({"spatial_positions": "rotary", "head_dim": 6}, "rotary|learned positions have no place"),
-        ({"spatial_positions": "sinusoidal"}, "learned positions have no place"),
-        ({"spatial_positions": "none"}, "learned positions have no place"),
+        (
+            {"spatial_positions": "rotary", "head_dim": 6},
+            "rotary|no table for the image model's learned positions",
+        ),
+        ({"spatial_positions": "sinusoidal"}, "no table for the image model's learned positions"),
+        ({"spatial_positions": "none"}, "no table for the image model's learned positions"),
         ({"wrong": 1}, "encoder setting 'wrong' is unknown"),
     ],
 )
@@ -304,7 +307,7 @@ def test_image_models_that_no_vivit_can_hold_are_refused(settings, message):
 def test_other_architectures_are_refused():
     with pytest.raises(ValueError, match="ResNet is no VisionTransformer"):
         from_timm(timm.create_model("resnet10t"), ViViTConfig())
-    with pytest.raises(ValueError, match="timm cannot give 'no_such_vit'"):
+    with pytest.raises(ValueError, match="timm cannot load 'no_such_vit'"):
         config_from_timm("no_such_vit")
 
 
@@ -327,5 +330,5 @@ def test_a_named_model_takes_its_weights_from_a_local_file(tmp_path):
     with pytest.raises(ValueError, match=r"blocks\.3\.mlp\.fc1\.bias missing"):
         from_timm("vit_tiny_patch16_224", config, file)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not readable as safetensors"):
+    with pytest.raises(ValueError, match="not a valid safetensors file"):
         from_timm("vit_tiny_patch16_224", config, file)

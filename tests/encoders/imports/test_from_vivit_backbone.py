@@ -159,5 +159,5 @@ def test_missing_arguments_and_weights_are_named():
     name = "transformer.layers.1.2.fn.net.3.bias"
     with pytest.raises(ValueError, match=f"{name} missing"):
         from_vivit_backbone({k: v for k, v in state.items() if k != name}, TINY, positions)
-    with pytest.raises(ValueError, match="no ViViTBackbone"):
+    with pytest.raises(ValueError, match="do not belong to a ViViTBackbone"):
         from_vivit_backbone({"conv.weight": torch.zeros(2)}, TINY, positions)

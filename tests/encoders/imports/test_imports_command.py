@@ -201,24 +201,30 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     cases = [
         ((tmp_path / "none", out), "neither a file or directory nor the name of a timm model"),
         (("org/name", out), "get the files by `hf download org/name --local-dir DIR`"),
-        ((exported, out), "exported is an exported encoder already; load_encoder opens it"),
-        ((exported / "model.safetensors", out), "is an exported encoder already"),
-        ((source, text / "out"), f"cannot be made in {text}; give a directory that can be written"),
-        ((text, out), "truncated or no flax msgpack checkpoint"),
-        ((empty, out), "holds no model.safetensors"),
-        ((SCENIC, out), "6 spatial positions are no square grid; give the video shape (T, H, W)"),
+        ((exported, out), "exported is already an exported encoder; load it with load_encoder"),
+        ((exported / "model.safetensors", out), "is already an exported encoder"),
+        (
+            (source, text / "out"),
+            f"cannot be created: {text} is not writable; choose another directory",
+        ),
+        ((text, out), "truncated or not a flax msgpack checkpoint"),
+        ((empty, out), "contains no model.safetensors"),
+        (
+            (SCENIC, out),
+            "6 spatial positions do not form a square grid; give the video shape (T, H, W)",
+        ),
         ((SCENIC, out, "--video-shape", 8, 8, 16), "pos_embedding (1, 7, 48) ≠ (1, 9, 48)"),
-        ((SCENIC, out, "--set", "depth=2"), "--set is no option for a Scenic checkpoint"),
-        ((bare, out), "cannot be told from its weights; give --config"),
-        ((bare, out, "--config", '{"model_type": "bert"}'), "its config is of bert"),
-        ((bare, out, "--config", "{broken"), "--config {broken is not readable as JSON"),
+        ((SCENIC, out, "--set", "depth=2"), "--set does not apply to a Scenic checkpoint"),
+        ((bare, out), "cannot be recognised from its weights; give --config"),
+        ((bare, out, "--config", '{"model_type": "bert"}'), "its config is for model_type bert"),
+        ((bare, out, "--config", "{broken"), "--config {broken is not valid JSON"),
         ((bare, out, "--config", '{"hidden_size": "wide"}'), "value of the wrong type"),
         ((SCENIC, out, "--config", '{"attention_config": 3}'), "value of the wrong type"),
         ((bare, out, "--config", "[1]"), "neither a file nor JSON text in braces"),
         ((bare, out, "--video-shape", 1, 2, 3, "--config", '{"num_frames": 8}'), "--video-shape"),
-        ((source, out, "--set", "depth=2"), "--set is no option for a vivit of transformers"),
+        ((source, out, "--set", "depth=2"), "--set does not apply to a vivit of transformers"),
         ((backbone, out), "give --config with t, h, w"),
-        ((bare, out, "--timm-architecture", "no_vit"), "timm cannot give 'no_vit'"),
+        ((bare, out, "--timm-architecture", "no_vit"), "timm cannot load 'no_vit'"),
         ((bare, out, "--timm-architecture", "vit_tiny_patch16_224"), "cls_token missing"),
         ((bare, out, "--timm-architecture", "vit_tiny_patch16_224", "--set", "x"), "NAME=VALUE"),
     ]
@@ -256,14 +262,14 @@ def test_damaged_files_get_one_line(tmp_path, capsys):
     whole = weights.read_bytes()
     for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         weights.write_bytes(whole[:length])
-        assert "truncated or no safetensors file" in refused(capsys, source, out)
+        assert "truncated or not a safetensors file" in refused(capsys, source, out)
     weights.write_bytes(whole)
     (source / "config.json").write_text("{")
-    assert "config.json is not readable as JSON" in refused(capsys, source, out)
+    assert "config.json is not valid JSON" in refused(capsys, source, out)
     torch_file = backbone_file(tmp_path / "backbone.pt")
     torch_file.write_bytes(torch_file.read_bytes()[:2000])
     line = refused(capsys, torch_file, out, "--config", BACKBONE)
-    assert "truncated or holds more than tensors" in line
+    assert "truncated or contains objects other than tensors" in line
 
 
 class Executed:
@@ -301,7 +307,7 @@ def test_a_name_without_a_network_gives_one_line(tmp_path):
     assert done.stdout == ""
     lines = done.stderr.strip().split("\n")
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: timm cannot give 'vit_tiny_patch16_224'")
+    assert lines[0].startswith("error: timm cannot load 'vit_tiny_patch16_224'")
     assert "checkpoint" in lines[0]
     assert not (tmp_path / "out").exists()
 

@@ -116,12 +116,12 @@ GOOD = packed(np.zeros((2, 3), np.float32))
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        ("text", "block/a is no array but str"),
-        (None, "block/a is no array but NoneType"),
-        (3, "block/a is no array but int"),
-        ([1.0, 2.0], "block/a is no array but list"),
-        (msgpack.ExtType(2, b"\x92\x01\x02"), "block/a is no array but msgpack extension 2"),
-        (msgpack.ExtType(77, GOOD.data), "block/a is no array but msgpack extension 77"),
+        ("text", "block/a is a str, not an array"),
+        (None, "block/a is a NoneType, not an array"),
+        (3, "block/a is a int, not an array"),
+        ([1.0, 2.0], "block/a is a list, not an array"),
+        (msgpack.ExtType(2, b"\x92\x01\x02"), "block/a is msgpack extension 2, not an array"),
+        (msgpack.ExtType(77, GOOD.data), "block/a is msgpack extension 77, not an array"),
         (packed(np.zeros(2), dtype="object"), "block/a is an array of object, not of numbers"),
         (packed(np.zeros(2), dtype="O"), "block/a is an array of O, not of numbers"),
         (packed(np.zeros(2), dtype="complex64"), "array of complex64"),
@@ -150,7 +150,7 @@ def test_truncated_files_are_refused(tmp_path, share):
     content = FILE.read_bytes()
     file = tmp_path / "checkpoint"
     file.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match="truncated or no flax msgpack") as caught:
+    with pytest.raises(ValueError, match="truncated or not a flax msgpack") as caught:
         read_scenic_checkpoint(file)
     assert "\n" not in str(caught.value)
 
@@ -158,16 +158,16 @@ def test_truncated_files_are_refused(tmp_path, share):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04 a zip archive", "no flax msgpack"),
-        (b"\x80\x04\x95 a pickle", "no flax msgpack"),
-        (b"\x91" * 5000, "no flax msgpack"),
-        (b"\xdf\xff\xff\xff\xff", "no flax msgpack"),
-        (b"\xdd\xff\xff\xff\xff", "no flax msgpack"),
+        (b"PK\x03\x04 a zip archive", "not a flax msgpack"),
+        (b"\x80\x04\x95 a pickle", "not a flax msgpack"),
+        (b"\x91" * 5000, "not a flax msgpack"),
+        (b"\xdf\xff\xff\xff\xff", "not a flax msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "not a flax msgpack"),
         (msgpack.packb([1, 2]), "map of names, not list"),
         (msgpack.packb({"weights": 1}), "neither params nor optimizer/target but weights"),
         (msgpack.packb({}), "but nothing"),
         (msgpack.packb({"params": {}}), "neither params"),
-        (msgpack.packb({1: 2}), "no flax msgpack"),
+        (msgpack.packb({1: 2}), "not a flax msgpack"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -200,7 +200,7 @@ def test_a_false_length_asks_for_no_memory(tmp_path):
     file = tmp_path / "checkpoint"
     file.write_bytes(b"\x81\xa6params\x81\xa1a\xdd\x7f\xff\xff\xff")
     tracemalloc.start()
-    with pytest.raises(ValueError, match="no flax msgpack"):
+    with pytest.raises(ValueError, match="not a flax msgpack"):
         read_scenic_checkpoint(file)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -178,14 +178,16 @@ def test_tokens_far_into_a_stream_are_as_those_at_its_start():
 def test_an_encoder_that_is_not_causal_has_no_window():
     made = encoder({"temporal_causal": False})
     with (
-        pytest.raises(ValueError, match="attention_window needs temporal_causal=True"),
+        pytest.raises(
+            ValueError, match="attention_window needs an encoder with temporal_causal=True"
+        ),
         made.attention_window(3),
     ):
         pass
     causal = encoder({})
     visible = torch.stack([torch.tensor([0, 1]), torch.tensor([2, 3])]).repeat(4, 1)[None]
     with (
-        pytest.raises(ValueError, match="visible differs from step to step"),
+        pytest.raises(ValueError, match="cannot be used with attention_window"),
         causal.attention_window(3),
     ):
         causal(torch.randn(1, 1, 16, 8, 12, dtype=torch.float64), visible)

@@ -109,21 +109,21 @@ def test_class_only_path_equals_the_dense_one(model, block, settings):
 @pytest.mark.parametrize(
     ("settings", "mask", "message"),
     [
-        (MODEL2, {"visible_tokens": torch.tensor([[0]])}, "use visible, as many positions"),
-        (MODEL3, {"visible_tokens": torch.tensor([[0]])}, "break up the axes of factorized_self"),
+        (MODEL2, {"visible_tokens": torch.tensor([[0]])}, "use visible, or variant"),
+        (MODEL3, {"visible_tokens": torch.tensor([[0]])}, "not supported by factorized_self"),
         (MODEL4, {"visible_tokens": torch.tensor([[0]])}, "or variant='joint'"),
         (MODEL1, {"visible_tokens": torch.tensor([[0]]), "visible": torch.tensor([[0]])},
          "not both"),
         (MODEL2, {"visible": torch.tensor([0, 1])}, r"visible of shape \(2,\).*indices \(B, kept\)"),
         (MODEL2, {"visible": torch.tensor([[0], [1]])}, "for 1 clips"),
-        (MODEL2, {"visible": torch.ones(1, 6, dtype=torch.bool)}, "give the indices of what is"),
+        (MODEL2, {"visible": torch.ones(1, 6, dtype=torch.bool)}, "give the indices of visible positions"),
         (MODEL2, {"visible": torch.tensor([[0.0]])}, "whole-number"),
         (MODEL2, {"visible": [[0, 1]]}, "visible is a list; give a tensor of indices"),
-        (MODEL2, {"visible": torch.tensor([[6]])}, "visible holds indices from 6 to 6.*0 to 5"),
+        (MODEL2, {"visible": torch.tensor([[6]])}, "visible has indices from 6 to 6.*0 to 5"),
         (MODEL1, {"visible_tokens": torch.tensor([[-1, 3]])}, "from -1 to 3.*0 to 23"),
-        (MODEL2, {"visible": torch.tensor([[3, 0, 3]])}, "visible holds an index twice"),
-        (MODEL2, {"visible": torch.zeros(1, 4, 2, dtype=torch.int64)}, "holds an index twice"),
-        (MODEL2, {"visible": torch.zeros(1, 0, dtype=torch.int64)}, "hides all; keep one or more"),
+        (MODEL2, {"visible": torch.tensor([[3, 0, 3]])}, "visible has an index twice"),
+        (MODEL2, {"visible": torch.zeros(1, 4, 2, dtype=torch.int64)}, "has an index twice"),
+        (MODEL2, {"visible": torch.zeros(1, 0, dtype=torch.int64)}, "hides all tokens; keep one or more"),
     ],
 )  # fmt: skip
 def test_masks_that_do_not_fit_are_refused(settings, mask, message):

@@ -205,7 +205,7 @@ def test_the_cheaper_way_is_taken():
     ("visible", "message"),
     [
         (torch.zeros(1, 3, 2, dtype=torch.long), r"\(B, kept\) or \(B, 4, kept\) for 1 clips"),
-        (torch.full((1, 4, 1), 6), "visible holds indices from 6 to 6.*0 to 5"),
+        (torch.full((1, 4, 1), 6), "visible has indices from 6 to 6.*0 to 5"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(visible, message):

@@ -97,7 +97,7 @@ def test_sinusoids_over_all_tokens_are_told_to_mean_other_places(tmp_path):
         joint_positions="sinusoidal",
     )  # fmt: skip
     notes = fit_encoder(NeuralEncoderChoice(path), [FACTS], longest=300).notes
-    assert sum("the same number means another place" in note for note in notes) == 1
+    assert sum("an index belongs to another location" in note for note in notes) == 1
 
 
 def test_nothing_is_told_of_an_encoder_that_fits(tmp_path):

@@ -415,11 +415,13 @@ def fit_held_out(
     """Fit readouts of held-out neurons and add them to the exported model; False if stopped."""
     fitted_model = neural.load_neural_model(model).model
     objective = objectives.HeldOutNeurons(fitted_model, loss, facts=sessions.facts)
+    # The warm-up of a long training run can exceed the number of steps of this fit.
+    warmup = min(loop.optimizer.warmup_steps, tuning.held_out_steps // 10)
     second = replace(
         loop,
         run_dir=str(model.parent / "held_out_neurons"),
         steps=tuning.held_out_steps,
-        optimizer=replace(loop.optimizer, weight_decay=0.0, layer_decay=1.0),
+        optimizer=replace(loop.optimizer, weight_decay=0.0, layer_decay=1.0, warmup_steps=warmup),
         resume="auto",
         tracker="none",
     )

@@ -120,7 +120,8 @@ class TuningConfig:
             block.
         encoder_share: factor of the encoder's learning rate, in addition to layer_decay.
         held_out_steps: number of steps at the end in which readouts of held-out neurons
-            (data.held_out_neurons) are fitted on the training trials. All other parts are frozen.
+            (data.held_out_neurons) are fitted on the training trials. All other parts are frozen. The warm-up takes at
+            most a tenth of these steps.
         patience: number of evaluations (evaluation.every) on the validation trials without a better
             score after which the run ends early. Its result is the best model. null trains all
             steps. The score is that of evaluation.keep_best. In ``readout_first``, evaluations with

@@ -488,10 +488,19 @@ def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
 def test_neurons_held_out_get_readouts_and_scores_of_their_own(
     sessions, tmp_path, monkeypatch, capsys
 ):
-    told = words(sessions, tmp_path / "run", data__held_out_neurons=0.4, tuning__held_out_steps=4)
+    told = words(
+        sessions, tmp_path / "run", data__held_out_neurons=0.4, tuning__held_out_steps=10,
+        training__optimizer__warmup_steps=100, training__log_every=1,
+    )  # fmt: skip
     launch(monkeypatch, told)
     assert "held-out neurons" in capsys.readouterr().out
     made = tmp_path / "run"
+    lines = (made / "held_out_neurons" / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["train/lr"] for line in lines if "train/lr" in line]
+    assert len(rates) == 10
+    # The schedule of ten steps reaches its peak although the warm-up of the run takes a hundred.
+    assert max(rates) > 5 * min(rates)
+    assert rates[-1] < max(rates)
     scores = json.loads((made / "scores.json").read_text())["tiers"]["live_test_main"]
     assert "bps_a" in scores["held_out"]
     before = load_neural_model(made / "best" / "model")

@@ -310,9 +310,9 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])
     refused("has tiers of 8 trials, but data/videos contains trial 8")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers, "train"]))
-    refused("videos/9.npy is missing; every trial needs one")
+    refused("videos/9.npy is missing; every trial needs this file")
     save(path / "meta" / "trials" / "tiers.npy", np.full(9, "oracle"))
-    refused("has no trial of tier 'train'")
+    refused("has no trial with tier 'train'")
     save(path / "meta" / "trials" / "tiers.npy", tiers)
 
     save(ids, np.array([1, 1, 2, 3, 4, 5]))

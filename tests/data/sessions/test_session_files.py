@@ -251,7 +251,7 @@ def nan_at(row: int, frame: int):
 @pytest.mark.parametrize(
     ("part", "edit", "says"),
     [
-        ("responses", lambda x: x[:-1], "2.npy has 5 neurons, meta/neurons/unit_ids.npy names 6"),
+        ("responses", lambda x: x[:-1], "2.npy has 5 neurons, but meta/neurons/unit_ids.npy has 6"),
         ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, but the video of trial 2 has 12"),
         ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, but the video of trial 2"),
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),

@@ -284,7 +284,9 @@ def test_noise_that_is_given_makes_the_draws():
             expected[b, n] = moved.detach().clamp(-1, 1)
     torch.testing.assert_close(readout.positions(2, noise=noise).detach(), expected)
     torch.testing.assert_close(readout(map, noise=noise), readout.read(map, expected))
-    with pytest.raises(NeuralModelError, match=r"noise is \(1, 5, 2\); 2 clips of 5 neurons"):
+    with pytest.raises(
+        NeuralModelError, match=r"noise has shape \(1, 5, 2\); 2 clips of 5 neurons"
+    ):
         readout(map, noise=noise[:1])
     readout.eval()
     assert torch.equal(readout(map, noise=noise), readout(map))

@@ -75,7 +75,9 @@ def test_readers_refuse_deep_json(tmp_path, text):
     session = tmp_path / "session"
     shutil.copytree(RECORDED, session)
     (session / "meta" / "session.json").write_text(text)
-    with pytest.raises(UserError, match=r"session\.json is no JSON: it is nested too deeply"):
+    with pytest.raises(
+        UserError, match=r"session\.json is not valid JSON: it is nested too deeply"
+    ):
         Session(session)
     with pytest.raises(UserError, match="nested too deeply"):
         renumbered(text.encode(), [0], 1)

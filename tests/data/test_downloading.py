@@ -182,7 +182,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args: released.wait(30) and [])
     begun = time.monotonic()
-    with pytest.raises(DataError, match=r"nothing came for 0\.2 s"):
+    with pytest.raises(DataError, match=r"no data arrived for 0\.2 s"):
         fetch("http://name.invalid/a.tar", io.BytesIO(), stall_timeout=0.2)
     released.set()
     assert time.monotonic() - begun < 3

@@ -280,7 +280,10 @@ def test_a_tail_of_nan_is_padding_as_in_predict(part):
     found = streamed(stream, *inputs)
     assert found[9:].isnan().all()
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-5, equal_nan=True)
-    with pytest.raises(NeuralModelError, match=r"frame 12 comes after padding.*begin a new stream"):
+    with pytest.raises(
+        NeuralModelError,
+        match=r"frame 12 follows a frame with an input of only NaN.*begin a new stream",
+    ):
         stream.step(*(each[0] for each in inputs))
 
 
@@ -297,7 +300,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_stream_as_it_was():
         ((video[0][1:],), r"frame has shape \(7, 12\); session 'a' needs \(H, W\) = \(8, 12\)"),
         ((video,), r"frame has shape \(9, 8, 12\); session"),
         ((video[0] > 3,), "video is boolean"),
-        (("no",), "frame is no array of numbers"),
+        (("no",), "frame is not an array of numbers"),
         ((spotted,), "frame is not finite at frame 4; interpolate"),
         ((video[0] - 300.0,), "frame 4 has values from -300 to"),
         ((video[0], behaviour[0][:3]), r"behaviour of shape \(3,\) is not \(K,\) = \(4\) with all"),

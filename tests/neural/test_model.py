@@ -97,7 +97,9 @@ def test_sessions_have_names_of_any_kind_and_readouts_of_their_own():
 
 def test_encoders_that_are_not_causal_are_refused_with_what_would_make_them_so():
     readouts = {"a": WholeMapReadout(3, 24)}
-    with pytest.raises(NeuralModelError, match=r"give load_encoder or create_encoder temp.*=True$"):
+    with pytest.raises(
+        NeuralModelError, match=r"call load_encoder or create_encoder with temp.*=True$"
+    ):
         NeuralModel(encoder(temporal_causal=False), readouts=readouts)
     overlapping = encoder(tubelet_stride=(2, 4, 4), temporal_padding="none")
     with pytest.raises(NeuralModelError, match="temporal_padding='causal'"):
@@ -114,7 +116,7 @@ def test_parts_that_do_not_fit_are_refused():
         NeuralModel(encoder())
     with pytest.raises(ValueError, match="nonlinearity 'relu' is unknown"):
         NeuralModel(encoder(), readouts={"a": WholeMapReadout(3, 24)}, nonlinearity="relu")
-    with pytest.raises(NeuralModelError, match="Linear is no core"):
+    with pytest.raises(NeuralModelError, match="Linear is not a core"):
         NeuralModel(torch.nn.Linear(2, 2), readouts={"a": WholeMapReadout(3, 24)})
 
 

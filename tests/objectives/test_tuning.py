@@ -124,7 +124,7 @@ def test_blocks_after_the_last_that_is_read_are_not_optimised() -> None:
 
 def test_an_encoder_of_which_another_block_is_read_is_not_compiled() -> None:
     assert NeuralPrediction(model(), facts=[facts()]).to_compile() is not None
-    with pytest.raises(NeuralModelError, match=r"leave out --training.compile or --model.layers"):
+    with pytest.raises(NeuralModelError, match=r"remove --training.compile or --model.layers"):
         NeuralPrediction(model(layers=0), facts=[facts()]).to_compile()
 
 
@@ -298,7 +298,7 @@ def test_blocks_that_there_are_not_are_refused() -> None:
         TunedNeuralPrediction(model(**DEEPER), None, tuning, facts=[facts()])
     core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
     other = NeuralModel(core, readouts={"s": GaussianReadout(3, 4)})
-    with pytest.raises(NeuralModelError, match="CausalResNet has none"):
+    with pytest.raises(NeuralModelError, match="the core is a CausalResNet"):
         TunedNeuralPrediction(other, None, tuning, facts=[facts()])
 
 

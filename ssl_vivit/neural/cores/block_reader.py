@@ -134,8 +134,8 @@ def chosen_blocks(
     for block in wanted:
         if not -count <= block < count:
             raise NeuralModelError(
-                f"{setting} names block {block}, which does not exist; the encoder has blocks "
-                f"{_extent(encoder)}, and -1 to -{count} count from the end"
+                f"{setting} names block {block}; the encoder has blocks {_extent(encoder)}, and "
+                f"-1 to -{count} count from the end"
             )
     numbers = sorted(block % count for block in wanted)
     for one, after in itertools.pairwise(numbers):

@@ -251,7 +251,7 @@ def nan_at(row: int, frame: int):
 @pytest.mark.parametrize(
     ("part", "edit", "says"),
     [
-        ("responses", lambda x: x[:-1], "2.npy has 5 neurons, meta/neurons/unit_ids.npy names 6"),
+        ("responses", lambda x: x[:-1], "2.npy has 5 neurons, but meta/neurons/unit_ids.npy has 6"),
         ("responses", lambda x: x[:, :-1], "2.npy has 11 frames, but the video of trial 2 has 12"),
         ("behavior", lambda x: x[:, :-2], "behavior/2.npy has 10 frames, but the video of trial 2"),
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
@@ -310,9 +310,9 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])
     refused("has tiers of 8 trials, but data/videos contains trial 8")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers, "train"]))
-    refused("videos/9.npy is missing; every trial needs one")
+    refused("videos/9.npy is missing; every trial needs this file")
     save(path / "meta" / "trials" / "tiers.npy", np.full(9, "oracle"))
-    refused("has no trial of tier 'train'")
+    refused("has no trial with tier 'train'")
     save(path / "meta" / "trials" / "tiers.npy", tiers)
 
     save(ids, np.array([1, 1, 2, 3, 4, 5]))

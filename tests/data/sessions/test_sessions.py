@@ -514,8 +514,8 @@ def test_sessions_that_do_not_fit_a_core_are_refused(tmp_path: Path) -> None:
     for number, (settings, says) in enumerate(
         (
             ({"behaviour": 3, "size": (4, 4)}, "its videos are 4×4 .H×W., .*fitted to 3×4; resize"),
-            ({"behaviour": 2}, "it has 2 behaviour channels, and the core was fitted to 3; write"),
-            ({"behaviour": 0}, "it has 0 behaviour channels, and the core was fitted to 3; write"),
+            ({"behaviour": 2}, "it has 2 behaviour channels, but the core was fitted to 3; record"),
+            ({"behaviour": 0}, "it has 0 behaviour channels, but the core was fitted to 3; record"),
         )
     ):
         path = folder(tmp_path, f"new{number}", **settings)
@@ -546,7 +546,7 @@ def test_a_missing_validation_tier_is_split_off_by_movie(
         "validation": (5,),
         "test": (),
     }
-    assert "b: no validation tier; 6 of 30 training trials validate" in caplog.text
+    assert "b: no validation tier; 6 of 30 training trials are used for validation" in caplog.text
     assert "tiers have movies in common: 1 of 2 test movies are also in train" in caplog.text
     none = build([str(b)], validation_share=0.0)
     assert none.validation is None
@@ -561,7 +561,7 @@ def test_sessions_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         change(small, "videos", trial, lambda x: x[:, :2])
     still = folder(tmp_path, "still", behaviour=0)
     for second, says in (
-        (other, "2 sessions are called a; rename"),
+        (other, "2 sessions have the name a; rename"),
         (small, r"different sizes \(H×W\): a 3×4, small 3×2; resize"),
         (still, "different numbers of behaviour channels: a 2, still 0; write"),
     ):
@@ -575,7 +575,7 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
         ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
         ({"window": 40, "drop_first": 20}, "data.drop_first 20 drops all frames of trial 0 of a"),
         ({"train_trials": 0}, "--data.train_trials is 0"),
-        ({"train_trials": 3, "train_share": 0.5}, "both say how many trials are used"),
+        ({"train_trials": 3, "train_share": 0.5}, "both set the number of trials"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),
         ({"session_weights": "same"}, "data.session_weights 'same' is unknown; choose one of resp"),
         ({"held_out_neurons": 1.0}, "data.held_out_neurons is 1.0"),

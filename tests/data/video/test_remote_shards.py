@@ -203,7 +203,7 @@ def test_processes_that_wait_fail_with_the_one_that_fetches(server, tmp_path):
     begun = time.monotonic()
     told = _in_processes(server, tmp_path, 3)
     assert len({*told}) == 1
-    assert "nothing came for 1 s" in told[0]
+    assert "no data arrived for 1 s" in told[0]
     assert server.count(TAR) == 4
     assert time.monotonic() - begun < 10
     assert files(tmp_path) == []

@@ -131,7 +131,7 @@ def test_check_names_every_faulty_trial(session, capsys):
         ("data/responses", "has no data/responses"),
         ("meta/trials/tiers.npy", "tiers.npy"),
         ("meta/neurons/unit_ids.npy", "unit_ids.npy"),
-        ("", "is no folder"),
+        ("", "is not a folder"),
     ],
 )
 def test_check_of_a_session_that_lacks_a_part(part, expected, session, capsys):

@@ -154,7 +154,7 @@ def test_fresh_weights_have_the_architecture_of_the_directory_alone(tmp_path):
     fresh = fit_encoder(replace(choice, weights="fresh"), [FACTS], longest=8)
     assert fresh.encoder.config == pretrained.encoder.config
     assert fresh.frame_rates == pretrained.frame_rates
-    assert "its weights are drawn anew" in fresh.notes[0]
+    assert "with random weights" in fresh.notes[0]
     weights = [dict(fitted.encoder.named_parameters()) for fitted in (fresh, pretrained)]
     matrices = [name for name, value in weights[0].items() if value.ndim > 1]
     assert all((weights[0][name] - weights[1][name]).abs().mean() > 1e-3 for name in matrices)
@@ -176,7 +176,7 @@ def test_pixel_statistics_are_the_grey_ones_of_the_pretraining(tmp_path):
     ("choice", "message"),
     [
         ({"geometry": {"image_size": [16, 16]}}, r"encoder\.geometry has image_size .* 12×20"),
-        ({"geometry": {"temporal_causal": False}}, "rates are causal"),
+        ({"geometry": {"temporal_causal": False}}, "the model must be causal"),
         ({"geometry": {"tubelet_sizes": [4, 4, 4]}}, "did you mean 'tubelet_size'"),
         ({"geometry": {"embed_dim": 24}}, r"encoder\.geometry 'embed_dim' is unknown"),
     ],

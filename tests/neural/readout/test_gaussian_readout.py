@@ -284,7 +284,9 @@ def test_noise_that_is_given_makes_the_draws():
             expected[b, n] = moved.detach().clamp(-1, 1)
     torch.testing.assert_close(readout.positions(2, noise=noise).detach(), expected)
     torch.testing.assert_close(readout(map, noise=noise), readout.read(map, expected))
-    with pytest.raises(NeuralModelError, match=r"noise is \(1, 5, 2\); 2 clips of 5 neurons"):
+    with pytest.raises(
+        NeuralModelError, match=r"noise has shape \(1, 5, 2\); 2 clips of 5 neurons"
+    ):
         readout(map, noise=noise[:1])
     readout.eval()
     assert torch.equal(readout(map, noise=noise), readout(map))
@@ -468,7 +470,9 @@ def test_what_does_not_fit_is_refused():
     readout = GaussianReadout(4, 3)
     with pytest.raises(NeuralModelError, match=r"\(2, 5, 4, 4\); this readout needs \(b, 3, t"):
         readout(torch.zeros(2, 5, 4, 4))
-    with pytest.raises(NeuralModelError, match=r"pupil_centre is \(2, 6, 2\).*needs \(2, 7, 2\)"):
+    with pytest.raises(
+        NeuralModelError, match=r"pupil_centre has shape \(2, 6, 2\).*needs \(2, 7, 2\)"
+    ):
         readout(torch.zeros(2, 3, 7, 4, 4), torch.zeros(2, 6, 2))
     with pytest.raises(NeuralModelError, match=r"coordinates of shape \(4, k\), not \(3, 3\)"):
         GaussianReadout(4, 3, coordinates=torch.randn(3, 3))

@@ -318,8 +318,8 @@ def test_preprocessing_names_the_new_sampling():
 @pytest.mark.parametrize(
     ("geometry", "message"),
     [
-        ({"embed_dim": 64}, "embed_dim is no geometry .* create_encoder"),
-        ({"variant": "joint"}, "variant is no geometry"),
+        ({"embed_dim": 64}, "embed_dim cannot be adapted.* create_encoder"),
+        ({"variant": "joint"}, "variant cannot be adapted"),
         ({"image_sise": (32, 32)}, "'image_sise' is unknown; did you mean 'image_size'"),
         ({"image_size": (33, 48)}, "image_size height 33 is not filled .* use 32 or 48"),
         ({"in_channels": 2}, "in_channels 3 cannot become 2: only colour"),

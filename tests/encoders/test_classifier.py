@@ -174,7 +174,7 @@ def test_indices_as_timm_takes_them(indices, taken):
     [
         ({"indices": 5}, "indices 5 do not fit 4 blocks; give an int n from 1 to 4"),
         ({"indices": []}, r"indices \[\] do not fit"),
-        ({"indices": [0, 4]}, "numbers from -4 to 3"),
+        ({"indices": [0, 4]}, "indices from -4 to 3"),
         ({"output_fmt": "NHWC"}, "output_fmt 'NHWC' is unknown; use NCTHW or NLC"),
         ({"indices": [1], "stop_early": True}, "set intermediates_only=True"),
     ],

@@ -115,7 +115,7 @@ def test_timms_names_set_what_they_mean():
         ({"pretrained_cfg": "k400"}, "vivit_tiny has no published weights"),
         ({"pretrained_cfg_overlay": {"file": "a"}}, "omit pretrained, pretrained_cfg_overlay"),
         ({"out_indices": 2}, "out_indices needs features_only=True"),
-        ({"features_only": True, "num_classes": 3}, "no head; leave out num_classes"),
+        ({"features_only": True, "num_classes": 3}, "no head; omit num_classes"),
         ({"features_only": True, "out_indices": [12]}, r"indices \[12\] do not fit 12 blocks"),
         ({"img_size": 33}, "image_size height 33 is not filled"),
         ({"global_pool": "avgmax"}, "pooling 'avgmax' is unknown; choose one of cls_mean"),

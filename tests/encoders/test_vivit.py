@@ -166,7 +166,7 @@ def test_layer_groups_follow_depth():
     ("video", "message"),
     [
         (torch.zeros(1, 8, 3, 16, 24), r"in_channels = 3; .* video\.transpose\(1, 2\)"),
-        (torch.zeros(3, 8, 16, 24), r"in_channels = 3; a single clip is video\[None\]"),
+        (torch.zeros(3, 8, 16, 24), r"in_channels = 3; for a single clip pass video\[None\]"),
         (torch.zeros(1, 1, 8, 16, 24), r"in_channels = 3; load_encoder\(…, in_channels=1\)"),
         (torch.zeros(1, 2, 8, 16, 24), "in_channels = 3$"),
         (torch.zeros(1, 3, 8, 16, 24).numpy(), "video is a ndarray; give a tensor"),

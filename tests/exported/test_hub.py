@@ -262,7 +262,7 @@ def test_timm_opens_what_was_pushed(report):
 
 def test_a_directory_wins_over_the_hub(report):
     assert report["local"]
-    assert report["local revision"][1].startswith("revision 'main' is for models on the hub")
+    assert report["local revision"][1].startswith("revision 'main' applies to models on the hub")
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_a_directory_wins_over_the_hub(report):
         ("missing", "no such model is visible to this account; check the path"),
         ("private", "check the path or name, or log in with `hf auth login`"),
         ("gated", "access is restricted; request it at"),
-        ("blocked", "on the hub, too: the hub refuses this account (403)"),
+        ("blocked", "loaded from the hub: the hub refuses this account (403)"),
         ("revision", "the hub's model of that name has no revision 'v9'"),
-        ("name", "on the hub, too: it is not a valid name on the hub"),
+        ("name", "loaded from the hub: it is not a valid name on the hub"),
         ("unauthorised", "org/other could not be pushed: the hub refuses this account (401)"),
         ("no name", "a/b/c could not be pushed: it is not a valid name on the hub"),
     ],

@@ -423,7 +423,7 @@ def test_damaged_directories_are_reported_in_one_line(tmp_path):
             load_neural_model(place)
         assert "\n" not in str(error.value)
 
-    refused({"format": 2}, "is not of model of neurons format 1")
+    refused({"format": 2}, "does not have model of neurons format 1")
     refused({"modulator": {"kind": "lstm"}}, "modulator kind 'lstm' is unknown")
     refused({"core": {"kind": "cnn"}}, "core kind 'cnn' is unknown")
     refused({"adapter": {}}, "describes no model of neurons")

@@ -292,7 +292,7 @@ def test_mistakes_have_one_line_that_says_what_to_do(sessions, models, tmp_path,
         ((models[0], "--sessions", str(tmp_path / "x")), "is not a folder"),
         # Without --sessions nothing is simulated for a model that cannot be scored on it.
         ((str(tmp_path / "none"),), "^model: .*none is no model of neurons"),
-        ((models[0],), "^model .*one was trained on a, b, not on the simulated population; name the"),
+        ((models[0],), "^model .*one was trained on a, b, not on the simulated population; give the"),
     ]:  # fmt: skip
         told = words if "--run_dir" in words else (*words, "--run_dir", new)
         with pytest.raises(UserError, match=said) as error:

@@ -239,7 +239,7 @@ def test_a_trial_that_cannot_be_trained_is_left_out(
         ({"training.steps": 4}, "space, training.steps: expected a list of two values or more"),
         ({"training.steps": {"low": 4}}, "space, training.steps: a range must have the numbers low and"),
         ({"training.steps": {"low": 4, "high": 4}}, "low 4 must be below high 4"),
-        ({"training.steps": {"low": 0, "high": 4, "log": True}}, "low 0 must be above 0 where log"),
+        ({"training.steps": {"low": 0, "high": 4, "log": True}}, "low 0 must be above 0 if log"),
         ({"training.steps": {"low": 1, "high": 4, "lg": True}}, "a range must have the numbers low and"),
     ],
 )  # fmt: skip

@@ -364,7 +364,7 @@ def test_run_leaves_faults_of_the_program_alone() -> None:
         (None, "settings.yaml cannot be read: No such file"),
         ("no settings", "settings.yaml contains no settings"),
         ("", "settings.yaml contains no settings"),
-        ("[1, 2", "settings.yaml is no YAML file"),
+        ("[1, 2", "settings.yaml is not a valid YAML file"),
     ],
 )
 def test_config_file_that_is_none(tmp_path, capsys, content, message) -> None:

@@ -59,7 +59,9 @@ def test_the_launchers_precision_is_trained_in(config, told, capfd) -> None:
 
 def test_a_precision_that_does_not_exist_here_is_one_line(config, told) -> None:
     told(mixed_precision="fp8")
-    with pytest.raises(RunError, match=r"launcher's mixed_precision fp8 is not supported; bf16"):
+    with pytest.raises(
+        RunError, match=r"launcher's mixed_precision fp8 is not supported; set it to bf16"
+    ):
         fit(toy(), toy_batches(), config())
     told(mixed_precision="fp16")
     with pytest.raises(RunError, match="launcher's mixed_precision fp16 needs a GPU"):

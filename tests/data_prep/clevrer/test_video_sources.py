@@ -65,7 +65,7 @@ def test_a_member_that_unpacks_to_gigabytes_is_skipped_and_named(
 def test_a_member_that_claims_gigabytes_is_skipped_and_named(video, tmp_path) -> None:
     path = zip_of(tmp_path / "v.zip", ("bomb.mp4", b"small"), ("good.mp4", video))
     claim(path, b"bomb.mp4", 0xFFFFFFF0)
-    assert "unpacks to 4,294,967,280 bytes" in packed(path, tmp_path / "out")["bomb.mp4"]
+    assert "to 4,294,967,280 bytes" in packed(path, tmp_path / "out")["bomb.mp4"]
 
 
 def test_a_member_that_claims_less_is_not_unpacked_beyond_it(video, tmp_path) -> None:
@@ -82,7 +82,7 @@ def test_a_member_that_claims_less_is_not_unpacked_beyond_it(video, tmp_path) ->
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_whose_pieces_have_no_bound_are_refused(video, tmp_path, method) -> None:
     path = zip_of(tmp_path / "v.zip", ("good.mp4", video), method=method)
-    with pytest.raises(DataError, match=r"good\.mp4: .*another method than deflate"):
+    with pytest.raises(DataError, match=r"good\.mp4: .*compression method is not deflate"):
         pack(path, tmp_path / "out", workers=1, progress=False)
 
 

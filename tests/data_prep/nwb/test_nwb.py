@@ -277,7 +277,10 @@ def test_listing(recording, capsys):
         (["--stimulus", "movie_a", "--tiers", "fold"], "no column 'fold'"),
         (["--stimulus", "movie_a", "--tiers", "start_time"], "use train, oracle"),
         (["--stimulus", "movie_a", "--rate", "0"], "--rate 0"),
-        (["--stimulus", "movie_a", "--size", "36"], "argument --size: '36' is no height and width"),
+        (
+            ["--stimulus", "movie_a", "--size", "36"],
+            "argument --size: '36' must be height and width",
+        ),
         (["--stimulus", "movie_a", "--held-out", "1"], "--held-out 1"),
         (["--stimulus", "movie_a", "--trial-seconds", "2", "--trials", "trials"], "give one"),
     ],

@@ -96,7 +96,7 @@ def test_a_template_alone_is_not_taken_as_shown(tmp_path, capsys):
     assert "has no stimulus with times at which it was shown; if one of these was" in text
     assert "name it by --stimulus: acquisition/eye_camera" in text
     text = line([path, "--out", str(tmp_path / "s"), "--stimulus", "movie_one"], capsys)
-    assert "--stimulus movie_one: it is a template, which does not say when" in text
+    assert "--stimulus movie_one is a template, which has no times" in text
     assert not (tmp_path / "s").exists()
 
 
@@ -161,7 +161,7 @@ def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
         (
             {"image_name": SHOWN, "image_index": range(6)},
             {"template": "natural_set"},
-            "choose by --frame-column: image_index, image_name",
+            "choose one by --frame-column: image_index, image_name",
         ),
         ({"frame": range(6)}, {"template": "natural_set"}, "no order_of_images"),
         (
@@ -179,7 +179,7 @@ def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
         (
             {"image_name": SHOWN, "stimulus_name": ["one", "two"] * 3},
             {"template": "natural_set"},
-            r"show 2 stimuli \(one, two\), and natural_set is none of them",
+            r"show 2 stimuli \(one, two\), but natural_set is not among them",
         ),
     ],
 )
@@ -287,7 +287,8 @@ def test_calcium_that_is_stored_the_other_way_round(tmp_path):
     with pytest.warns(UserWarning, match="of data does not match"):
         imaging(nwb, np.zeros((3, 90)), rate=30.0)
     with pytest.raises(
-        DataError, match=r"shape \(3, 90\) for 3 regions; write numbers as \(samples, regions\)"
+        DataError,
+        match=r"shape \(3, 90\) for 3 regions; the data must be numbers of shape \(samples, regions\)",
     ):
         convert(saved(nwb, tmp_path), tmp_path / "s", responses="traces", **SETTINGS)
 
@@ -382,7 +383,7 @@ def test_trial_rows_that_are_no_interval_are_left_out_and_counted(tmp_path):
         nwb.add_trial(start_time=start, stop_time=stop)
     report = convert(saved(nwb, tmp_path), tmp_path / "s", **SETTINGS)
     assert Session(tmp_path / "s").lengths.tolist() == [15, 15, 15]
-    assert any(note.startswith("left out: 4 rows are no interval") for note in report.notes)
+    assert any(note.startswith("left out: 4 rows are not intervals") for note in report.notes)
 
 
 def test_trials_without_any_spike_are_told(tmp_path):

@@ -62,9 +62,9 @@ def test_rows_that_share_frames_are_refused():
 
 
 def test_trials_shorter_than_a_frame_are_refused():
-    with pytest.raises(DataError, match=r"frames last 33\.3 s, .* are the times in milliseconds"):
+    with pytest.raises(DataError, match=r"frames last 33\.3 s, .* check that times are in seconds"):
         cut_evenly(join([shown(np.arange(90) * 33.3)], None), 10, None)
-    with pytest.raises(DataError, match=r"longer than trials of --trial-seconds 0\.01"):
+    with pytest.raises(DataError, match=r"longer than --trial-seconds 0\.01"):
         cut_evenly(join([shown(np.arange(90) / 30)], None), 0.01, None)
 
 

@@ -435,7 +435,9 @@ def test_movies_refuse_sessions_without_a_movie_of_their_own(tmp_path):
     with SessionWriter(path, frames_per_second=30, kind="spikes", unit_ids=[1]) as session:
         session.add("train", movie, np.ones((FRAMES, 1)))
         session.add("oracle", movie, np.ones((FRAMES, 1)))
-    with pytest.raises(DataError, match="all 1 training movies are shown in validation or test"):
+    with pytest.raises(
+        DataError, match="all 1 training movies are also shown in validation or test"
+    ):
         write_movies([path], tmp_path / "out")
     with pytest.raises(DataError, match="two sessions are called a; rename a folder"):
         write_movies([path, path], tmp_path / "out")

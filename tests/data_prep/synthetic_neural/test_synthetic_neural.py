@@ -200,7 +200,7 @@ def test_command_line(session, tmp_path, capsys):
         (["--size", "36"], "argument --size: '36' must be height and width, such as 36x64"),
         (["--size", "4x64"], "--size 4x64 must be at least 8x8"),
         (["--neurons", "0"], "--neurons 0 must be at least 1"),
-        (["--seconds", "0.03"], "--seconds 0.03 at --fps 30 is less than two frames"),
+        (["--seconds", "0.03"], "--seconds 0.03 at --fps 30 is fewer than two frames"),
         (["--seconds", "nan"], "--seconds nan must be above 0"),
         (
             ["--mean-rate", "5", "2"],

@@ -277,7 +277,7 @@ BLOCK = "SpatialTransformer/encoderblock_1/MlpBlock_0/Dense_1/bias"
         ),
         (lambda p: p | {BLOCK: "none"}, f"{BLOCK} is a str, not an array"),
         (without("embedding/kernel"), "embedding/kernel missing"),
-        (lambda p: {"conv1/kernel": np.zeros(3)}, "no Scenic ViViT: conv1/kernel"),
+        (lambda p: {"conv1/kernel": np.zeros(3)}, "not belong to a Scenic ViViT: conv1/kernel"),
     ],
 )
 def test_wrong_arrays_are_named(change, message):
@@ -307,7 +307,11 @@ def test_at_most_ten_arrays_are_named():
         ("model1_token", {"classifier": "cls"}, "classifier 'cls' is unknown"),
         ("model1_token", {"classifier": "gap"}, "cls unexpected"),
         ("model1_gap", {"attention_config": {}}, "give attention_config.type"),
-        ("model1_gap", {"attention_config": {"type": MODEL2}}, "but the arrays are of spacetime"),
+        (
+            "model1_gap",
+            {"attention_config": {"type": MODEL2}},
+            "but the arrays belong to spacetime",
+        ),
         ("model1_gap", {"attention_config": {"type": "axial"}}, "'axial' is unknown"),
         ("model3_space_time_gap", {"attention_config": {"type": MODEL3}}, "attention_order None"),
         ("model3_space_time_gap", {"classifier": "token"}, "does not exist for"),

@@ -305,7 +305,7 @@ def test_image_models_that_no_vivit_can_hold_are_refused(settings, message):
 
 
 def test_other_architectures_are_refused():
-    with pytest.raises(ValueError, match="ResNet is no VisionTransformer"):
+    with pytest.raises(ValueError, match="ResNet is not a VisionTransformer"):
         from_timm(timm.create_model("resnet10t"), ViViTConfig())
     with pytest.raises(ValueError, match="timm cannot load 'no_such_vit'"):
         config_from_timm("no_such_vit")

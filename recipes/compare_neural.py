@@ -179,7 +179,7 @@ def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
         raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
     common = NeuralRecipe(**{name: getattr(config, name) for name in NAMES})
     last = replace(common.model, layers=None)  # a core that is no encoder has no blocks
-    rows = [
+    rows: list[tuple[str, NeuralRecipe]] = [
         (core, replace(common, core=core, model=common.model if core == "vivit" else last))
         for core in dict.fromkeys(config.cores)
     ]

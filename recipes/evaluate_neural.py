@@ -250,7 +250,8 @@ def score(
         )  # fmt: skip
     for session, trials in kept.items():
         write_nwb(folder / f"predictions_{session}.nwb", scored.facts[session], trials, model=path)
-    table = unit_columns({tier: own.of_neurons for tier, own in made.items()})
+    scores = {tier: own.of_neurons for tier, own in made.items() if own.of_neurons is not None}
+    table = unit_columns(scores)
     write_csv(folder / "units.csv", table)
     if config.parquet:
         write_parquet(folder / "units.parquet", table)

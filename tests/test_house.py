@@ -193,6 +193,11 @@ def test_imports_inside_functions_are_seen(tmp_path):
     assert imports_of(file) == expected
 
 
+def test_the_types_of_all_packages_are_checked():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["mypy"]["files"] == [*PACKAGES, "examples"]
+
+
 def test_the_versions_of_python_agree():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     oldest, *_, newest = (name.split(" :: ")[-1] for name in settings["project"]["classifiers"])

@@ -302,7 +302,8 @@ def _signals(
     file: NwbFile, running: str | None, pupil: Sequence[str], behaviour: Sequence[str]
 ) -> tuple[list[Signal], list[Signal]]:
     """Channels of behaviour, and the pupil's centre (none or one)."""
-    signals, centre = [], []
+    signals: list[Signal] = []
+    centre: list[Signal] = []
     for name in pupil:
         signal = file.signal(name, "--pupil")
         columns = signal.values.shape[1]

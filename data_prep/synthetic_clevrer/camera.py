@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Chosen so that ground tilt, horizon and object size match CLEVRER's frames: objects of 0.4 units
 # are about a tenth of the frame wide in its middle, +x points at the viewer and +y to the right.
@@ -76,7 +77,7 @@ class Camera:
         centre = np.array([self.width / 2, self.height / 2])
         return centre + self.focal * seen[..., :2] / seen[..., 2:]
 
-    def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def rays(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
         """Unit directions of the rays through pixel coordinates `x`, `y`: (3, *x.shape)."""
         across = (np.asarray(x, dtype=np.float64) - self.width / 2) / self.focal
         down = (np.asarray(y, dtype=np.float64) - self.height / 2) / self.focal
@@ -85,7 +86,7 @@ class Camera:
         )
         return directions / np.linalg.norm(directions, axis=0)
 
-    def ground(self, x: np.ndarray, y: np.ndarray, height: float = 0.0) -> np.ndarray:
+    def ground(self, x: ArrayLike, y: ArrayLike, height: float = 0.0) -> np.ndarray:
         """Points at `height` above the ground seen at pixel coordinates: (..., 3)."""
         directions = self.rays(x, y)
         reach = (height - self.position[2]) / directions[2]

@@ -92,7 +92,7 @@ def _take(directory: Path, setting: str, warn: Callable[[str], None]) -> int:
         except RunError:
             os.close(descriptor)
             raise
-        if _is_at(directory / LOCK, descriptor):
+        if is_at(directory / LOCK, descriptor):
             break
         os.close(descriptor)  # its holder ended and removed it after it was opened here
     holder = {
@@ -132,13 +132,13 @@ def _holder(descriptor: int) -> str:
 
 def _release(directory: Path, descriptor: int) -> None:
     # Removed before the lock ends, so that no other process can have locked this file meanwhile.
-    if _is_at(directory / LOCK, descriptor):
+    if is_at(directory / LOCK, descriptor):
         with suppress(OSError):
             os.unlink(directory / LOCK)
     os.close(descriptor)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def is_at(path: Path, descriptor: int) -> bool:
     """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))

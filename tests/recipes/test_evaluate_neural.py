@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import csv
 import json
 import math
 import re
@@ -14,17 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import noise, rows_of, save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.evaluate_neural import EvaluationRecipe, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
 from ssl_vivit.evaluation.neurons.evaluation import LABELS
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
+from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.scoring.metrics import bits_per_spike, single_trial_correlation
 from ssl_vivit.training import parse
 
@@ -34,29 +31,14 @@ parquet = pytest.importorskip("pyarrow.parquet")
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> list[str]:
     root = tmp_path_factory.mktemp("sessions")
-    made = []
-    for name, neurons in (("a", 6), ("b", 4)):
-        config = SimulationConfig(
-            neurons=neurons, train_trials=4, held_out_movies=2, repeats=3, seconds=1.0,
-            size=(12, 20), stimuli="textures", mean_rate=(10.0, 20.0), seed=neurons,
-        )  # fmt: skip
-        made.append(str(simulate(root / name, config, progress=False)))
-    return made
+    return [
+        small_session(root / name, neurons=neurons, repeats=3, seed=neurons)
+        for name, neurons in (("a", 6), ("b", 4))
+    ]
 
 
-def fresh_model(path: Path, paths: list[str], seed: int, held_out: float = 0.0) -> str:
-    """A model that was never trained, in the directory that a run leaves."""
-    data = NeuralDataConfig(sessions=paths, held_out_neurons=held_out)
-    facts = build_sessions(data).facts
-    torch.manual_seed(seed)
-    built = build_neural_model(
-        "ln", NeuralEncoderChoice(), NeuralModelConfig(), BaselineConfig(), facts, longest=30
-    )
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_neural_model(built.model, path / "model", facts)
-    return str(path)
+def fresh_model(run: Path, sessions: list[str], seed: int, held_out: float = 0.0) -> str:
+    return save_linear_model(run, sessions, noise(0.05), seed=seed, held_out=held_out)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +68,6 @@ def by_hand(path: str, session: str, tier: str):
     ]  # fmt: skip
     responses = [torch.from_numpy(recording.responses(trial)) for trial in trials]
     return torch.stack(rates), torch.stack(responses), trials
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_scores_units_and_predictions_are_those_of_raw_recordings(

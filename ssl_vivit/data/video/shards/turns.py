@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ssl_vivit.data import stopping
 from ssl_vivit.errors import DataError
+from ssl_vivit.run_lock import is_at
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def turn_to_fetch(copy: Path, stall_timeout: float) -> Iterator[Callable[[], Non
         raise
     finally:
         # Removed before the lock ends, so that no other process can have locked this file meanwhile.
-        if _is_at(path, lock):
+        if is_at(path, lock):
             path.unlink(missing_ok=True)
         os.close(lock)
 
@@ -59,7 +60,7 @@ def _take(path: Path, stall_timeout: float) -> int:
         except BaseException:
             os.close(lock)
             raise
-        if _is_at(path, lock):
+        if is_at(path, lock):
             os.ftruncate(lock, 0)  # of what a process wrote that was killed before it ended
             return lock
         os.close(lock)  # its holder ended and removed it
@@ -86,11 +87,3 @@ def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
                 f"{stall_timeout:g} s; end that process, or set another --data.cache_dir"
             )
         stopping.sleep(stopping.INTERVAL)
-
-
-def _is_at(path: Path, lock: int) -> bool:
-    """Return whether an open file still has its name."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(lock))
-    except OSError:
-        return False

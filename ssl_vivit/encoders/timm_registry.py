@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from timm.models import FeatureInfo, group_parameters, load_checkpoint, register_model
+from timm.models import FeatureInfo, group_parameters, load_state_dict, register_model
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.classifier import (
@@ -149,14 +149,13 @@ def _load_file(model: nn.Module, file: str | Path) -> None:
             "directory as 'local-dir:DIR'"
         )
     try:
-        load_checkpoint(model, str(file))
-    except RuntimeError:
-        raise
+        weights = load_state_dict(str(file), weights_only=True)
     except Exception as error:  # each of the formats that timm reads has errors of its own
         raise ExportError(
             f"pretrained_cfg_overlay: {file} is damaged or no checkpoint that timm reads "
             f"({type(error).__name__}); give a safetensors or torch file of weights"
         ) from error
+    model.load_state_dict(weights)
 
 
 def _exported(

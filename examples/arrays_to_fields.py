@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
 
-    facts = {"frames_per_second": 30, "kind": "spikes", "unit_ids": range(NEURONS)}
-    with SessionWriter(args.out / "session", **facts) as session:
+    with SessionWriter(
+        args.out / "session", frames_per_second=30, kind="spikes", unit_ids=range(NEURONS)
+    ) as session:
         for tier, video, spikes in recording():
             session.add(tier, video, spikes)
     # Arguments of recipes/finetune_neural.py; without --core it fits a ViViT.

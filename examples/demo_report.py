@@ -160,7 +160,9 @@ def features(encoder: ViViT, batch: dict[str, Tensor]) -> Float[Tensor, "b views
 def draw(encoder: ViViT, videos: HeldOut, neurons: Path, path: Path) -> None:
     """Draw three panels: nearest videos, attention, and estimated and true receptive fields."""
     figure = new_figure(PAGE_WIDTH, 8.8)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.05, 1), hspace=0.02)
+    (above,), (below,) = figure.subfigures(
+        2, 1, squeeze=False, height_ratios=(1.05, 1), hspace=0.02
+    )
     left, right = above.subfigures(1, 2, width_ratios=(1.55, 1), wspace=0.02)
     draw_neighbours(left, videos)
     draw_attention(right, encoder, videos)
@@ -233,8 +235,10 @@ def draw_fields(panel: SubFigure, run: Path) -> None:
     axis.imshow(stimulus[len(stimulus) // 2], cmap="gray", extent=(-1, 1, 1, -1), alpha=0.25)
     for one, other in zip(true, found, strict=True):
         axis.plot((one[0], other[0]), (one[1], other[1]), color="0.2", linewidth=0.6)
-    axis.scatter(*true.T, s=34, facecolors="none", edgecolors="#0072B2", label="true")
-    axis.scatter(*found.T, s=9, color="#D55E00", label="found by the readout")
+    axis.scatter(
+        true[:, 0], true[:, 1], s=34, facecolors="none", edgecolors="#0072B2", label="true"
+    )
+    axis.scatter(found[:, 0], found[:, 1], s=9, color="#D55E00", label="found by the readout")
     height, width = session.frame_size
     axis.set(xlim=(-1, 1), ylim=(1, -1), aspect=height / width)
     axis.set_xlabel("x (half frames from the centre)", fontsize=9)

@@ -34,6 +34,7 @@ def main() -> None:
 
     encoder = load_encoder(args.encoder)  # in eval mode
     middle = encode_video(args.video, encoder)  # the clip in the middle of the video
+    assert middle.tokens is not None  # only tokens=False leaves them out
     print(f"pooled   {tuple(middle.pooled.shape)}: one vector for the clip")
     print(f"tokens   {tuple(middle.tokens.shape)}: one for each tubelet, grid {middle.grid}")
 

@@ -55,8 +55,8 @@ def main() -> None:
 
     model, recorded = load_neural_model(args.out / "pretrained"), Session(session)
     trial = recorded.tiers["test"][0]
-    rates = model.predict(recorded.video(trial)[None], recorded.behaviour(trial)[None])
-    print(f"rates       {tuple(rates.shape)} of a test trial (trials, frames, neurons)")
+    rates = model.predict(recorded.video(trial)[None], recorded.behaviour(trial)[None])[0]
+    print(f"rates       {tuple(rates.shape)} of a test trial (frames, neurons)")
     print(f"model       {args.out / 'pretrained' / 'model'}")
 
 

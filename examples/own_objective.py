@@ -35,8 +35,9 @@ class ArrowOfTime(Objective):
         """Return cross entropy and accuracy of a batch of clips (b, views, C, T, H, W)."""
         video = batch["clips"].flatten(0, 1)
         # Drawn from the names of the samples, so that a resumed run reverses equal clips.
-        drawn = uniform(names_of_views(batch, "arrow"), 1).to(video.device)[:, 0]
-        backwards = (drawn < 0.5).to(video)
+        names = names_of_views(batch, "arrow")
+        assert names is not None
+        backwards = (uniform(names, 1).to(video.device)[:, 0] < 0.5).to(video)
         video = video.where(backwards[:, None, None, None, None] == 0, video.flip(2))
         logit = self.head(self.encoder(video, tokens=False).pooled)[:, 0]
         right = ((logit > 0) == (backwards > 0)).float().mean()
@@ -66,7 +67,7 @@ def main() -> None:
         run_dir=args.out, steps=args.steps, total_batch_size=min(8, len(clips)), tracker="none",
         checkpoint_every=args.steps, log_every=5, optimizer=optim,
     )  # fmt: skip
-    result = training.fit(ArrowOfTime(encoder, clips.dataset.preprocessing), clips, config)
+    result = training.fit(ArrowOfTime(encoder, dict(clips.dataset.preprocessing)), clips, config)
     print(f"accuracy  {result.metrics['train/accuracy']:.2f} after {result.step} steps")
     print(f"encoder   {result.encoder}")
 

@@ -59,6 +59,8 @@ def main() -> None:
     )  # fmt: skip
     result = training.fit(objective, clips, config, card={"data": args.videos})
 
+    if result.encoder is None:  # a signal ended the run early
+        return
     video = next(p for p in sorted(Path(args.videos).rglob("*")) if p.suffix.lower() in FILM)
     features = encode_video(video, load_encoder(result.encoder)).pooled
     print(f"loss      {result.metrics['train/loss']:.4f} after {result.step} steps")

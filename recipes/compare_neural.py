@@ -35,7 +35,7 @@ from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.files import read_json
 from ssl_vivit.neural.config import CoreKind, Layers
 from ssl_vivit.training.config import run_directory
-from ssl_vivit.training.run_directory import saved_settings, without_names
+from ssl_vivit.training.run_directory import changed_settings, saved_settings, without_names
 
 
 @dataclass
@@ -182,7 +182,7 @@ def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
         raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
     common = NeuralRecipe(**{name: getattr(config, name) for name in NAMES})
     last = replace(common.model, layers=None)  # cores other than encoders have no blocks
-    rows = [
+    rows: list[tuple[str, NeuralRecipe]] = [
         (core, replace(common, core=core, model=common.model if core == "vivit" else last))
         for core in dict.fromkeys(config.cores)
     ]
@@ -305,10 +305,9 @@ def finished(cell: Cell) -> bool:
     # The setting changes no result, and runs of earlier versions lack it.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
         settings.pop("feature_cache", None)
-    wrong = [name for name, value in asked.items() if stored.get(name) != value]
-    if wrong:
+    if wrong := changed_settings(stored, asked):
         raise RunError(
-            f"{cell.run_dir} was run with other settings of {', '.join(wrong)}; choose another "
+            f"{cell.run_dir} was run with other settings: {', '.join(wrong)}; choose another "
             "--run_dir, or remove it"
         )
     return True

@@ -5,8 +5,8 @@
         --tiers live_test_main final_test_main --run_dir runs/a_scores
     python recipes/evaluate_neural.py runs/a --against runs/b --sessions sessions/a
 
-Without --sessions the model is scored on the simulated population, on which finetune_neural.py
-trains if no sessions are given.
+Without --sessions the model is scored on the sessions in config.yaml of its run. If there are none,
+it is scored on the simulated population that finetune_neural.py uses by default.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
+from ssl_vivit.training.run_directory import saved_settings
 
 # Modules that load encoders are not imported here, not even for type checkers: jsonargparse would
 # import them before it prints --help.
@@ -39,7 +40,7 @@ class EvaluationRecipe:
     Args:
         model: directory of a run or of an exported model; may be given as the first word.
         sessions: folders of recordings that the model was trained on (or some of them); null uses
-            the simulated population.
+            the sessions in config.yaml of the model's run, or else the simulated population.
         tiers: tiers to score, by their names in tiers.npy; null scores all tiers except train.
         against: a second model to compare on equal trials.
         run_dir: folder for the results; it must be new or empty.
@@ -98,10 +99,11 @@ def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
         check_nwb()
     paths = {"model": config.model} | ({"--against": config.against} if config.against else {})
     models = {option: loaded(option, path) for option, path in paths.items()}
-    if config.sessions is None:
+    sessions = config.sessions if config.sessions is not None else trained_sessions(config.model)
+    if sessions is None:
         for option, predictor in models.items():
             refuse_without_sample(f"{option} {paths[option]}", predictor.sessions)
-    sessions = config.sessions if config.sessions is not None else sample_session(processes)
+        sessions = sample_session(processes)
     scored = {
         option: opened(f"{option} {paths[option]}", predictor, sessions, config)
         for option, predictor in models.items()
@@ -150,6 +152,36 @@ def loaded(option: str, path: str) -> Any:
         return neural.load_neural_model(path)
     except (FileNotFoundError, ExportError, NeuralModelError) as error:
         raise NeuralModelError(f"{option}: {error}") from None
+
+
+def trained_sessions(model: str) -> str | list[str] | None:
+    """Return the folders of the sessions that the run of a model was trained on.
+
+    Args:
+        model: the run's directory, or ``model`` in it.
+
+    Returns:
+        The folders that config.yaml of the run names; None if there is no such file or it names none.
+
+    Raises:
+        RunError: if the file is damaged.
+        SessionError: if a folder is not there.
+    """
+    path = Path(model)
+    file = (path.parent if path.name == "model" else path) / "config.yaml"
+    if not file.is_file():
+        return None
+    found = (saved_settings(file).get("data") or {}).get("sessions")
+    folders = [Path(each) for each in ([found] if isinstance(found, str) else found or [])]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing == [SAMPLE_SESSION]:  # it is made again
+        return None
+    if missing:
+        raise SessionError(
+            f"{file} names session {missing[0]}, which is no folder here; name the folders by "
+            "--sessions"
+        )
+    return found
 
 
 def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:
@@ -251,7 +283,8 @@ def score(
         )  # fmt: skip
     for session, trials in kept.items():
         write_nwb(folder / f"predictions_{session}.nwb", scored.facts[session], trials, model=path)
-    table = unit_columns({tier: own.of_neurons for tier, own in made.items()})
+    scores = {tier: own.of_neurons for tier, own in made.items() if own.of_neurons is not None}
+    table = unit_columns(scores)
     write_csv(folder / "units.csv", table)
     if config.parquet:
         write_parquet(folder / "units.parquet", table)

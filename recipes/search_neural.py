@@ -150,7 +150,7 @@ def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
     for name, where in space.items():
         if isinstance(where, Mapping):
             known = {"low", "high", "log"}
-            ends = [where.get("low"), where.get("high")]
+            ends: list[Any] = [where.get("low"), where.get("high")]
             if not where.keys() <= known or not all(type(end) in (int, float) for end in ends):
                 raise RunError(
                     f"space, {name}: a range must have the numbers low and high, and optionally "
@@ -243,10 +243,9 @@ def told_result(study: optuna.Study, number: int) -> str:
         return f"trial {number} has no score: {trial.user_attrs['refused']}"
     told = f"trial {number} scores {trial.value:.4f}"
     told += ", ended early" if trial.state == TrialState.PRUNED else ""
-    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if not complete:
+    if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return told
-    best = max(complete, key=lambda each: each.value)
+    best = study.best_trial
     return f"{told}; the best so far is trial {best.number} with {best.value:.4f}"
 
 

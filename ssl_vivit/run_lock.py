@@ -95,7 +95,7 @@ def _take(directory: Path, setting: str, warn: Callable[[str], None]) -> int:
         except RunError:
             os.close(descriptor)
             raise
-        if _is_at(directory / LOCK, descriptor):
+        if is_at(directory / LOCK, descriptor):
             break
         os.close(descriptor)  # its holder removed the file after it was opened here
     holder = {
@@ -135,13 +135,13 @@ def _holder(descriptor: int) -> str:
 
 def _release(directory: Path, descriptor: int) -> None:
     # Remove the file before the lock ends, so that no other process can lock it in between.
-    if _is_at(directory / LOCK, descriptor):
+    if is_at(directory / LOCK, descriptor):
         with suppress(OSError):
             os.unlink(directory / LOCK)
     os.close(descriptor)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def is_at(path: Path, descriptor: int) -> bool:
     """Return whether ``path`` still refers to the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))

@@ -163,7 +163,7 @@ def test_an_encoder_becomes_a_model_of_neurons(example, tmp_path):
     )
     assert [weights for weights, _ in found] == ["pretrained", "fresh"]
     assert found[0][1] != found[1][1]
-    assert "rates       (1, 60, 20)" in said
+    assert "rates       (60, 20)" in said
 
 
 @pytest.mark.slow

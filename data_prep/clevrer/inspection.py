@@ -68,7 +68,7 @@ class _Tar:
     def __init__(self, path: str) -> None:
         self._path = path
         places, _ = list_members(Path(path))
-        self._names = {place: name for name, place in places.items()}
+        self._names: dict[tuple[int, int], str] = {place: name for name, place in places.items()}
         self._videos = {name.rpartition(".")[0] for name in places if is_video(name)}
         pictures = (_PICTURE.fullmatch(name) for name in places)
         self._pictures = Counter(parts[1] for parts in pictures if parts)
@@ -170,10 +170,12 @@ def contact_sheet(
     # All videos are resized to the shape of the first one, at most 240 pixels wide.
     width = min(240, source.widths[rows[0]])
     size = (max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]])), int(width))
-    numbers = {i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int) for i in rows}
+    numbers = {
+        i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int).tolist() for i in rows
+    }
     picture = labelled_sheet(
         [
-            (source.keys[i], chosen.tolist(), source.frames(int(i), chosen, size))
+            (source.keys[i], chosen, source.frames(int(i), chosen, size))
             for i, chosen in numbers.items()
         ]
     )

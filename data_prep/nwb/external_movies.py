@@ -42,8 +42,8 @@ class MovieFile:
             info = probe_video(self._path)
         except DecodingError as error:
             raise DataError(f"{self._told} cannot be read: {error}") from error
-        self.shape = (info.num_frames, info.height, info.width, 3)
-        self.dtype = np.dtype(np.uint8)
+        self.shape: tuple[int, ...] = (info.num_frames, info.height, info.width, 3)
+        self.dtype: np.dtype = np.dtype(np.uint8)
 
     def __getitem__(self, key: slice, /) -> np.ndarray:
         try:

@@ -96,7 +96,7 @@ def observed(intervals: np.ndarray, edges: np.ndarray) -> np.ndarray:
     slack = _TOLERANCE * np.diff(edges)
     begins = edges[:-1, None] + slack[:, None] >= intervals[:, 0]
     ends = edges[1:, None] - slack[:, None] <= intervals[:, 1]
-    return (begins & ends).any(1)
+    return np.asarray((begins & ends).any(1))
 
 
 def bin_means(times: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -307,7 +307,8 @@ def _signals(
     file: NwbFile, running: str | None, pupil: Sequence[str], behaviour: Sequence[str]
 ) -> tuple[list[Signal], list[Signal]]:
     """Return the channels of behaviour, and a list with the pupil's centre if there is one."""
-    signals, centre = [], []
+    signals: list[Signal] = []
+    centre: list[Signal] = []
     for name in pupil:
         signal = file.signal(name, "--pupil")
         columns = signal.values.shape[1]

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from tqdm import tqdm
 
@@ -74,7 +74,8 @@ def convert(
         raise DataError(
             f"{', '.join(twice)}: several sessions have this name; convert them to different --out"
         )
-    written, there = [], []
+    written: list[Path] = []
+    there: list[Path] = []
     for source, name, members in plans:
         target = Path(out) / name
         if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
@@ -233,7 +234,7 @@ def _has_content_of(source: Path, member: _Member, path: Path) -> bool:
     return checksum == member.mark
 
 
-def _copy(stream: BinaryIO, path: Path, bar: tqdm) -> None:
+def _copy(stream: IO[bytes], path: Path, bar: tqdm) -> None:
     # Reading an archive's entry completely checks its CRC.
     with replaced_file(path) as part, open(part, "wb") as file:
         while block := stream.read(1 << 20):

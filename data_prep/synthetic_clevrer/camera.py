@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Chosen so that ground tilt, horizon and object size match CLEVRER's frames. In the middle of the
 # frame, objects of 0.4 units are about a tenth of its width; +x points at the viewer, +y to the
@@ -80,7 +81,7 @@ class Camera:
         centre = np.array([self.width / 2, self.height / 2])
         return centre + self.focal * seen[..., :2] / seen[..., 2:]
 
-    def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def rays(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
         """Return unit directions (3, *x.shape) of the rays through pixel coordinates `x`, `y`."""
         across = (np.asarray(x, dtype=np.float64) - self.width / 2) / self.focal
         down = (np.asarray(y, dtype=np.float64) - self.height / 2) / self.focal
@@ -89,7 +90,7 @@ class Camera:
         )
         return directions / np.linalg.norm(directions, axis=0)
 
-    def ground(self, x: np.ndarray, y: np.ndarray, height: float = 0.0) -> np.ndarray:
+    def ground(self, x: ArrayLike, y: ArrayLike, height: float = 0.0) -> np.ndarray:
         """Return the points (..., 3) at `height` above the ground seen at pixel coordinates."""
         directions = self.rays(x, y)
         reach = (height - self.position[2]) / directions[2]

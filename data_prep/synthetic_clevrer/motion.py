@@ -151,20 +151,21 @@ def _slow(item: SceneObject, body: pymunk.Body, dt: float) -> None:
 
 
 def _apart(bodies: list[pymunk.Body], pair: tuple[int, int]) -> bool:
-    (first,), (second,) = (tuple(bodies[k].shapes) for k in pair)
+    body, other = (bodies[k] for k in pair)
+    (first,), (second,) = body.shapes, other.shapes
     if isinstance(first, pymunk.Circle) and isinstance(second, pymunk.Circle):
-        gap = first.body.position.get_distance(second.body.position) - first.radius - second.radius
+        gap = body.position.get_distance(other.position) - first.radius - second.radius
         return gap > SEPARATION
     if isinstance(second, pymunk.Circle):
-        first, second = second, first
+        body, first, second = other, second, first
     if isinstance(first, pymunk.Circle):
-        return second.point_query(first.body.position).distance - first.radius > SEPARATION
+        return second.point_query(body.position).distance - first.radius > SEPARATION
     corners = [
-        (one.body.local_to_world(corner), other)
-        for one, other in ((first, second), (second, first))
-        for corner in one.get_vertices()
+        (owner.local_to_world(corner), shape)
+        for owner, own, shape in ((body, first, second), (other, second, first))
+        for corner in own.get_vertices()
     ]
-    return min(other.point_query(corner).distance for corner, other in corners) > SEPARATION
+    return min(shape.point_query(corner).distance for corner, shape in corners) > SEPARATION
 
 
 def _about_z(angle: float) -> np.ndarray:

@@ -79,10 +79,10 @@ class Renderer:
             fine = self._fine(box)
             self._depth[fine] = np.inf
             self._color[:, *fine] = 0
-        for number, ((item, location, yaw), box) in enumerate(zip(poses, boxes, strict=True)):
-            if box is not None:
+        for number, ((item, location, yaw), own) in enumerate(zip(poses, boxes, strict=True)):
+            if own is not None:
                 others = [pose[:2] for k, pose in enumerate(poses) if k != number]
-                self._draw(item, location, yaw, box, others)
+                self._draw(item, location, yaw, own, others)
         for box in seen:
             picture[box] = self._resolve(box, floor)
         return picture

@@ -139,7 +139,9 @@ def draw_population(
         "output_scale": ones,
     }
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in drawn.items()}
-    return Population(size=tuple(size), frames_per_second=float(frames_per_second), **tensors)
+    return Population(
+        size=(size[0], size[1]), frames_per_second=float(frames_per_second), **tensors
+    )
 
 
 def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w"]]) -> Population:
@@ -148,10 +150,8 @@ def calibrated(population: Population, movies: Sequence[UInt8[np.ndarray, "t h w
     Drive and surround are scaled to a root mean square of 1, so that normalisation acts equally on
     all neurons and does not depend on the movies' contrast. Behaviour is at its mean.
     """
-    plain = replace(population, **{
-        name: torch.ones(len(population))
-        for name in ("drive_scale", "surround_scale", "output_scale")
-    })  # fmt: skip
+    ones = torch.ones(len(population))
+    plain = replace(population, drive_scale=ones, surround_scale=ones, output_scale=ones)
     filters = Filters(plain)
     parts = [filters.parts(filters.contrast(movie)) for movie in movies]
     drive = torch.cat([part[0] for part in parts]).square().mean(0).sqrt()

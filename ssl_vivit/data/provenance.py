@@ -12,13 +12,14 @@ from ssl_vivit.data.randomness import name_fraction
 from ssl_vivit.data.video.loader import DataConfig
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
+from ssl_vivit.data.video.videos import Videos
 
 _NOT_KNOWN = "-"
 
 
 def pretraining_data(
     config: DataConfig,
-    videos: ShardSet | VideoFolder,
+    videos: Videos,
     indices: Sequence[int] | np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def pretraining_data(
         known), and ``contents``: for each shard a checksum of its annotations, followed by its file
         name.
     """
+    assert isinstance(videos, ShardSet | VideoFolder)  # others do not know their sources
     shards = config.shards
     return {
         "videos": len(indices),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,12 @@ import numpy as np
 import torch
 from killed_command import ROOT, Command
 from nwb_recording import record
+from small_runs import NEURAL, options, save_linear_model
 
 from data_prep.clevrer.packing import pack
 from data_prep.synthetic_clevrer.videos import render
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.encoders import create_encoder, save_pretrained
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
 
 GEOMETRY = {
     "num_frames": 4, "image_size": (16, 24), "tubelet_size": (2, 8, 8), "embed_dim": 24,
@@ -44,20 +40,11 @@ PRETRAINING = LOOP | {
     "evaluation.every": 3,
     "probe.every": 3,
 }
-NEURONS = LOOP | {
-    "encoder.overrides": {
-        "embed_dim": 8, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
-        "tubelet_size": [4, 4, 4],
-    },
-    "data.window": 12,
-    "model.modulator.kind": "film",
-    "model.stream_filters": 4,
-    "training.steps": 4,
-    "training.optimizer.scaling": "none",
-    "tuning.held_out_steps": 2,
-    "evaluation.every": 2,
-    "evaluation.fields": 0,
-}  # fmt: skip
+NEURONS = (
+    LOOP
+    | NEURAL
+    | {"training.steps": 4, "training.optimizer.scaling": "none", "tuning.held_out_steps": 2}
+)
 RENDERING = {"num-videos": 4, "size": "24x36", "num-frames": 32}
 SIMULATION = SimulationConfig(
     neurons=5, train_trials=8, held_out_movies=2, repeats=2, seconds=1.0, size=(12, 20),
@@ -80,17 +67,8 @@ def make_inputs(made: Path) -> None:
     for trial in range(20):
         np.save(made / f"long/session/data/videos/{100 + trial}.npy", noise.bytes(1_000_000))
     shutil.make_archive(str(made / "session"), "zip", made / "long")
-    facts = build_sessions(NeuralDataConfig(sessions=[str(made / "session")])).facts
-    built = build_neural_model(
-        "ln", NeuralEncoderChoice(), NeuralModelConfig(), BaselineConfig(), facts, longest=30
-    )
-    save_neural_model(built.model, made / "neurons" / "model", facts)
+    save_linear_model(made / "neurons", [str(made / "session")], lambda model: None)
     record(made / "mouse.nwb")
-
-
-def options(settings: dict[str, Any]) -> list[str]:
-    given = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
-    return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def recipe(name: str, settings: dict[str, Any], *words: str, differs=()) -> Command:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import NEURAL, TINY, options, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes import compare_neural
 from recipes.compare_neural import (
     Cell,
@@ -28,49 +28,25 @@ from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import parse, run
 
-TINY = {
-    "embed_dim": 8, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
-    "tubelet_size": [4, 4, 4],
-}  # fmt: skip
-SETTINGS = {
-    "encoder.overrides": TINY,
-    "data.window": 12,
-    "model.modulator.kind": "film",
-    "model.stream_filters": 4,
+SETTINGS = NEURAL | {
     "training.steps": 2,
     "training.total_batch_size": 4,
     "training.checkpoint_every": 8,
-    "training.optimizer.warmup_steps": 1,
-    "training.tracker": "none",
-    "evaluation.every": 2,
-    "evaluation.fields": 0,
     "seeds": 2,
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> str:
-    config = SimulationConfig(
-        neurons=4, train_trials=8, held_out_movies=2, repeats=2, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(8.0, 12.0),
-    )  # fmt: skip
-    return str(simulate(tmp_path_factory.mktemp("sessions") / "a", config, progress=False))
+    folder = tmp_path_factory.mktemp("sessions") / "a"
+    return small_session(folder, neurons=4, train_trials=8, repeats=2, mean_rate=(8.0, 12.0))
 
 
 def launch(monkeypatch, session: str, run_dir: Path, *more: str) -> None:
     settings = SETTINGS | {"training.run_dir": str(run_dir)}
-    told = ["--sessions", session]
-    for name, value in settings.items():
-        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    monkeypatch.setattr(sys, "argv", ["compare_neural.py", *told, *more])
+    monkeypatch.setattr(
+        sys, "argv", ["compare_neural.py", "--sessions", session, *options(settings), *more]
+    )
     run(main)
 
 
@@ -121,7 +97,7 @@ def test_every_run_once_and_the_table_is_of_their_scores(session, tmp_path, monk
 
     with pytest.raises(SystemExit):
         launch(monkeypatch, session, made, *asked, "--data.window", "8")
-    assert "was run with other settings of data" in capsys.readouterr().err
+    assert "was run with other settings: data.window (12 → 8); choose" in capsys.readouterr().err
 
 
 def test_finished_runs_are_passed_over(session, tmp_path, monkeypatch):

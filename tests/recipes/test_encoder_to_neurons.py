@@ -32,14 +32,6 @@ RECORDED = ROOT / "tests" / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
 SHRUNK = {"embed_dim": 16, "num_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> dict[str, str]:
     """A simulated session whose size, frame rate and length no preset has, and a recorded one."""

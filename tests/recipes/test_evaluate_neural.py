@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import csv
 import json
 import math
 import re
@@ -14,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from small_runs import noise, rows_of, save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.evaluate_neural import EvaluationRecipe, main
 from ssl_vivit import create_encoder
 from ssl_vivit.data.sessions.files import Session
 from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
 from ssl_vivit.evaluation.neurons.evaluation import LABELS
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
+from ssl_vivit.neural.checkpoint import load_neural_model
 from ssl_vivit.neural.scoring.metrics import bits_per_spike, single_trial_correlation
 from ssl_vivit.training import parse
 
@@ -34,29 +32,14 @@ parquet = pytest.importorskip("pyarrow.parquet")
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> list[str]:
     root = tmp_path_factory.mktemp("sessions")
-    made = []
-    for name, neurons in (("a", 6), ("b", 4)):
-        config = SimulationConfig(
-            neurons=neurons, train_trials=4, held_out_movies=2, repeats=3, seconds=1.0,
-            size=(12, 20), stimuli="textures", mean_rate=(10.0, 20.0), seed=neurons,
-        )  # fmt: skip
-        made.append(str(simulate(root / name, config, progress=False)))
-    return made
+    return [
+        small_session(root / name, neurons=neurons, repeats=3, seed=neurons)
+        for name, neurons in (("a", 6), ("b", 4))
+    ]
 
 
-def fresh_model(path: Path, paths: list[str], seed: int, held_out: float = 0.0) -> str:
-    """A model that was never trained, in the directory that a run leaves."""
-    data = NeuralDataConfig(sessions=paths, held_out_neurons=held_out)
-    facts = build_sessions(data).facts
-    torch.manual_seed(seed)
-    built = build_neural_model(
-        "ln", NeuralEncoderChoice(), NeuralModelConfig(), BaselineConfig(), facts, longest=30
-    )
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_neural_model(built.model, path / "model", facts)
-    return str(path)
+def fresh_model(run: Path, sessions: list[str], seed: int, held_out: float = 0.0) -> str:
+    return save_linear_model(run, sessions, noise(0.05), seed=seed, held_out=held_out)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +71,25 @@ def by_hand(path: str, session: str, tier: str):
     return torch.stack(rates), torch.stack(responses), trials
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def test_sessions_are_those_of_the_run(sessions, models, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(Path(models[0]) / "model", run / "model")
+    settings = {"data": {"sessions": sessions[:1]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    found = {}
+    for name, words in (
+        ("named", [str(run), "--sessions", sessions[0]]),
+        ("of_run", [str(run)]),
+        ("of_model", [str(run / "model")]),
+    ):
+        launch(monkeypatch, *words, "--parquet", "false", "--run_dir", str(tmp_path / name))
+        found[name] = json.loads((tmp_path / name / "scores.json").read_text())["tiers"]
+    assert found["of_run"] == found["of_model"] == found["named"]
+    settings["data"]["sessions"] = ["gone"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"config.yaml names session gone, which is no folder here"):
+        launch(monkeypatch, str(run), "--run_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_units_and_predictions_are_those_of_raw_recordings(

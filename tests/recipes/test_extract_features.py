@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import options
 
 from data_prep.clevrer.packing import pack
 from data_prep.clevrer.storage import encode_h264
@@ -52,11 +53,7 @@ def encoder(tmp_path_factory) -> str:
 def words(encoder: str, out: Path, **settings) -> list[str]:
     given = {"encoder": encoder, "out": str(out), "data.workers": 0, "part_size": 4}
     given |= {name.replace("__", "."): value for name, value in settings.items()}
-    return [
-        word
-        for name, value in given.items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
-    ]
+    return options(given)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_runs import NEURAL, TINY, options, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes.finetune_neural import (
     SAMPLE_PRESET,
     NeuralRecipe,
@@ -46,55 +46,31 @@ from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "recipes" / "configs").glob("neural_*.yaml"))
-TINY = {
-    "embed_dim": 8, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
-    "tubelet_size": [4, 4, 4],
-}  # fmt: skip
-SMALL = {
-    "encoder.overrides": TINY,
-    "data.window": 12,
-    "model.modulator.kind": "film",
-    "model.stream_filters": 4,
+SMALL = NEURAL | {
     "training.steps": 6,
     "training.total_batch_size": 4,
     "training.checkpoint_every": 2,
     "training.log_every": 1,
     "training.optimizer.warmup_steps": 2,
     "training.optimizer.scaling": "none",
-    "training.tracker": "none",
-    "evaluation.every": 2,
     "evaluation.fields": 2,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("sessions")
-    made = []
-    for name, neurons in (("a", 5), ("b", 3)):
-        config = SimulationConfig(
-            neurons=neurons, train_trials=6, held_out_movies=2, repeats=2, seconds=1.0,
-            size=(12, 20), stimuli="textures", mean_rate=(8.0, 12.0), seed=neurons,
-        )  # fmt: skip
-        made.append(str(simulate(folder / name, config, progress=False)))
-    return made
+    settings = {"train_trials": 6, "repeats": 2, "mean_rate": (8.0, 12.0)}
+    return [
+        small_session(folder / name, neurons=neurons, seed=neurons, **settings)
+        for name, neurons in (("a", 5), ("b", 3))
+    ]
 
 
 def words(sessions: list[str], run_dir: Path, **changes) -> list[str]:
     settings = SMALL | {"training.run_dir": str(run_dir)}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    told = ["--sessions", *sessions]
-    for name, value in settings.items():
-        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return told
+    return ["--sessions", *sessions, *options(settings)]
 
 
 def launch(monkeypatch, told: list[str]) -> None:
@@ -552,9 +528,7 @@ def test_mistakes_are_reported_in_one_line(
     sessions, tmp_path, changes, message, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    told = [*words(sessions, tmp_path / "run")]
-    for name, value in changes.items():
-        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    told = [*words(sessions, tmp_path / "run"), *options(changes)]
     monkeypatch.setattr(sys, "argv", ["finetune_neural.py", *told])
     with pytest.raises(SystemExit) as ended:
         run(main)

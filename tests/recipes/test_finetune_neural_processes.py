@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import options
 
 from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 
@@ -47,8 +48,7 @@ def launched(sessions: list[str], run_dir: Path, config: str | None) -> Path:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
         command += ["--num_processes", "2", "--main_process_port", "0"]
     command += [str(ROOT / "recipes" / "finetune_neural.py"), "--sessions", *sessions]
-    for name, value in (SETTINGS | {"training.run_dir": str(run_dir)}).items():
-        command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    command += options(SETTINGS | {"training.run_dir": str(run_dir)})
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=900, check=False, env=environment

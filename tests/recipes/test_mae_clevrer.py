@@ -11,9 +11,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_runs import options
 
-from data_prep.clevrer.packing import pack
-from data_prep.synthetic_clevrer.videos import render
 from recipes.mae_clevrer import SAMPLE_PRESET, MaskedTubeletsRecipe, main
 from ssl_vivit import ViViT, load_encoder
 from ssl_vivit.data.provenance import trained_on
@@ -48,25 +47,14 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("rendered")
-    render(folder / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
-    pack(folder / "videos", folder / "shards", folder / "videos", frames=32, workers=1,
-         progress=False)  # fmt: skip
-    return str(folder / "shards" / "*.tar")
-
-
 def launch(shards: str, run_dir: Path, **changes) -> subprocess.CompletedProcess:
     settings = SMALL | {"training.run_dir": str(run_dir), "data.shards": shards}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    words = [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
-    ]
     return subprocess.run(
-        [sys.executable, str(RECIPE), *words], capture_output=True, text=True, timeout=300
+        [sys.executable, str(RECIPE), *options(settings)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -161,9 +149,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
 def test_mistakes_are_reported_in_one_line(shards, tmp_path, changes, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = SMALL | {"training.run_dir": str(tmp_path / "run"), "data.shards": shards} | changes
-    words = [word for name, value in settings.items()
-             for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["mae_clevrer.py", *words])
+    monkeypatch.setattr(sys, "argv", ["mae_clevrer.py", *options(settings)])
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_runs import options
 
 from data_prep.clevrer.packing import pack
 from data_prep.clevrer.storage import encode_h264
@@ -68,12 +69,8 @@ def words(shards: str, *encoders: str, run_dir: Path, **changes) -> list[str]:
         "attentive.steps": 4, "run_dir": str(run_dir),
     }  # fmt: skip
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    return ["--encoders", *encoders] + [
-        word
-        for name, value in settings.items()
-        if value is not None
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
-    ]
+    given = {name: value for name, value in settings.items() if value is not None}
+    return ["--encoders", *encoders, *options(given)]
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from small_runs import NEURAL, options, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from recipes import search_neural
 from recipes.finetune_neural import SAMPLE_PRESET
 from recipes.search_neural import (
@@ -31,46 +30,20 @@ from ssl_vivit.training import parse, run
 optuna = pytest.importorskip("optuna")
 
 RATES = {"training.optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-SETTINGS = {
-    "encoder.overrides": {
-        "embed_dim": 8, "num_heads": 2, "spatial_depth": 1, "temporal_depth": 1,
-        "tubelet_size": [4, 4, 4],
-    },
-    "data.window": 12,
-    "model.modulator.kind": "film",
-    "model.stream_filters": 4,
-    "training.steps": 4,
-    "training.optimizer.warmup_steps": 1,
-    "training.tracker": "none",
-    "tuning.held_out_steps": 2,
-    "evaluation.every": 2,
-    "evaluation.fields": 0,
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+SETTINGS = NEURAL | {"training.steps": 4, "tuning.held_out_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> str:
-    config = SimulationConfig(
-        neurons=5, train_trials=8, held_out_movies=2, repeats=2, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(8.0, 12.0),
-    )  # fmt: skip
-    return str(simulate(tmp_path_factory.mktemp("sessions") / "a", config, progress=False))
+    folder = tmp_path_factory.mktemp("sessions") / "a"
+    return small_session(folder, train_trials=8, repeats=2, mean_rate=(8.0, 12.0))
 
 
 def search(monkeypatch, session: str, run_dir: Path, *more: str, **settings: Any) -> None:
     settings = SETTINGS | {"space": RATES, "training.run_dir": str(run_dir)} | settings
-    told = ["--sessions", session]
-    for name, value in settings.items():
-        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    monkeypatch.setattr(sys, "argv", ["search_neural.py", *told, *more])
+    monkeypatch.setattr(
+        sys, "argv", ["search_neural.py", "--sessions", session, *options(settings), *more]
+    )
     run(main)
 
 
@@ -113,10 +86,11 @@ def test_the_best_of_all_trials_is_scored_on_neurons_that_none_has_seen(
     assert "trial 3 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path, trials=3, space=RATES)
+    told = capsys.readouterr().err
     assert (
-        "belongs to a search with other settings of space; choose another"
-        in capsys.readouterr().err
+        "belongs to a search with other settings: space.encoder.overrides.tubelet_size ([[4" in told
     )
+    assert "space.model.layers ([None, 'all'] → not set); choose another --run_dir" in told
 
 
 class Trained:
@@ -189,9 +163,8 @@ def test_a_stopped_trial_is_continued_in_its_folder(
 def test_the_trial_of_a_killed_worker_is_taken_back(session, tmp_path, monkeypatch, trained):
     first = trained([0.0, 0.1])
     search(monkeypatch, session, tmp_path, trials=1)
-    told = ["--sessions", session, "--space", json.dumps(RATES), "--run_dir", str(tmp_path)]
-    for name, value in SETTINGS.items():
-        told += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    settings = SETTINGS | {"space": RATES, "training.run_dir": str(tmp_path)}
+    told = ["--sessions", session, *options(settings)]
     config = parse(SearchRecipe, told, preset=SAMPLE_PRESET)
     study, _ = open_study(tmp_path, shared_settings(config), prune=True)
     for folder, process in (("trial_0001", "dead"), ("trial_0002", process_name())):

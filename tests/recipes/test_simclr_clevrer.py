@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_runs import options
 
 from data_prep.clevrer.packing import pack
-from data_prep.synthetic_clevrer.videos import render
 from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
 from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT
@@ -47,30 +47,12 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("rendered")
-    render(folder / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
-    pack(folder / "videos", folder / "shards", folder / "videos", frames=32, workers=1,
-         progress=False)  # fmt: skip
-    return str(folder / "shards" / "*.tar")
-
-
-def arguments(settings: dict) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", json.dumps(value))]
-
-
 def command(shards: str | None, run_dir: Path, **changes) -> list[str]:
     settings = SMALL | {"training.run_dir": str(run_dir)}
     if shards is not None:
         settings["data.shards"] = shards
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    words = [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
-    ]
-    return [sys.executable, str(ROOT / "recipes" / "simclr_clevrer.py"), *words]
+    return [sys.executable, str(ROOT / "recipes" / "simclr_clevrer.py"), *options(settings)]
 
 
 def launch(*args, cwd: Path, **changes) -> subprocess.CompletedProcess:

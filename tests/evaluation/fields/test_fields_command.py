@@ -2,83 +2,52 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from readable_figures import faults
+from small_runs import RECORDED, launcher, rows_of, save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
 from ssl_vivit.evaluation.chosen_units import choose_units
 from ssl_vivit.evaluation.fields import figure as fields_figure
 from ssl_vivit.evaluation.fields.command import main
 from ssl_vivit.evaluation.fields.methods import by_gradient, by_position, clips_of_movies
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
-from ssl_vivit.neural.linear_nonlinear import LinearNonlinearConfig
+from ssl_vivit.neural.checkpoint import load_neural_model
+from ssl_vivit.neural.model import NeuralModel
 
 SHORT = ("--past", "0.2", "--check", "2", "--frames", "2400", "--clips", "6")
-RECORDED = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
+launch = launcher(main)
 
 
-def linear_model(path: Path, session: str) -> str:
-    """A linear model whose filters are spots, strongest two frames back."""
-    facts = build_sessions(NeuralDataConfig(sessions=[session])).facts
-    baseline = BaselineConfig(ln=LinearNonlinearConfig(lags=6))
-    built = build_neural_model(
-        "ln_separable", NeuralEncoderChoice(), NeuralModelConfig(), baseline, facts, longest=30
-    )
-    (readout,) = built.model.session_readouts
-    with torch.no_grad():
-        readout.courses.zero_()
-        readout.courses[:, 0, 1:4] = torch.tensor([0.5, 1.0, 0.5])
-        readout.images.zero_()
-        rows, columns = readout.images.shape[-2:]
-        y, x = torch.arange(rows)[:, None], torch.arange(columns)[None]
-        for unit in range(len(readout.images)):
-            distance = (y - rows / 2) ** 2 + (x - 2 - unit) ** 2
-            readout.images[unit, 0, 0] = 0.5 * torch.exp(-distance / 2)
-    save_neural_model(built.model, path / "model", facts)
-    return str(path)
+def spots(model: NeuralModel) -> None:
+    """Make the filters spots, strongest two frames back."""
+    (readout,) = model.session_readouts
+    readout.courses.zero_()
+    readout.courses[:, 0, 1:4] = torch.tensor([0.5, 1.0, 0.5])
+    readout.images.zero_()
+    rows, columns = readout.images.shape[-2:]
+    y, x = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    for unit in range(len(readout.images)):
+        distance = (y - rows / 2) ** 2 + (x - 2 - unit) ** 2
+        readout.images[unit, 0, 0] = 0.5 * torch.exp(-distance / 2)
+
+
+def linear_model(run: Path, session: str) -> str:
+    return save_linear_model(run, [session], spots, core="ln_separable", lags=6)
 
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
     """A model and its session."""
     root = tmp_path_factory.mktemp("simulated")
-    config = SimulationConfig(
-        neurons=5, train_trials=4, held_out_movies=2, repeats=1, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(10.0, 20.0),
-    )  # fmt: skip
-    session = str(simulate(root / "sim", config, progress=False))
+    session = small_session(root / "sim")
     return linear_model(root / "run", session), session
-
-
-@pytest.fixture
-def launch(monkeypatch, tmp_path):
-    """Call the command with these words; ``--out`` is a new folder."""
-
-    def call(*words: str) -> Path:
-        out = tmp_path / "out"
-        monkeypatch.setattr(sys, "argv", ["fields", *words, "--out", str(out)])
-        main()
-        return out
-
-    return call
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_all_methods_find_the_spots(simulated, launch, capsys, monkeypatch):

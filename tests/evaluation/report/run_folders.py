@@ -5,34 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 import yaml
+from small_runs import save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
-from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.evaluation.figures import draw_curves
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
-from ssl_vivit.neural.linear_nonlinear import LinearNonlinearConfig
 
 
 def neural_run(root: Path, *, repeats: int = 2) -> Path:
     """A run of a small linear model on a simulated session."""
-    config = SimulationConfig(
-        neurons=7, train_trials=4, held_out_movies=3, repeats=repeats, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(10.0, 20.0),
-    )  # fmt: skip
-    session = str(simulate(root / "session", config, progress=False))
-    facts = build_sessions(NeuralDataConfig(sessions=[session])).facts
-    torch.manual_seed(0)
-    built = build_neural_model(
-        "ln_separable", NeuralEncoderChoice(), NeuralModelConfig(),
-        BaselineConfig(ln=LinearNonlinearConfig(lags=6)), facts, longest=30,
-    )  # fmt: skip
+    session = small_session(root / "session", neurons=7, held_out_movies=3, repeats=repeats)
     run = root / "run"
-    training = {"command": "python recipes/finetune_neural.py", "seed": 0}
-    save_neural_model(built.model, run / "model", facts, training=training)
+    save_linear_model(
+        run, [session], lambda model: None, core="ln_separable", lags=6,
+        training={"command": "python recipes/finetune_neural.py", "seed": 0},
+    )  # fmt: skip
     write_config(run, {"data": {"sessions": [session]}, "training": {"steps": 2}})
     write_metrics(run, [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25}])
     return run

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,66 +11,29 @@ import pytest
 import torch
 from PIL import Image
 from readable_figures import faults
+from small_runs import RECORDED, launcher, noise, rows_of, save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
 from ssl_vivit.evaluation.chosen_units import choose_units
 from ssl_vivit.evaluation.stimuli import figure as stimuli_figure
 from ssl_vivit.evaluation.stimuli.command import main
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
-from ssl_vivit.neural.linear_nonlinear import LinearNonlinearConfig
+from ssl_vivit.neural.checkpoint import load_neural_model
 
 SHORT = ("--seconds", "0.3", "--lead", "0.2", "--steps", "12", "--random", "6")
-RECORDED = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
+launch = launcher(main)
 
 
-def linear_model(path: Path, session: str) -> str:
-    """A linear model with filters of noise."""
-    facts = build_sessions(NeuralDataConfig(sessions=[session])).facts
-    torch.manual_seed(0)
-    baseline = BaselineConfig(ln=LinearNonlinearConfig(lags=6))
-    built = build_neural_model(
-        "ln_separable", NeuralEncoderChoice(), NeuralModelConfig(), baseline, facts, longest=30
-    )
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    save_neural_model(built.model, path / "model", facts)
-    return str(path)
+def linear_model(run: Path, session: str) -> str:
+    return save_linear_model(run, [session], noise(0.1), core="ln_separable", lags=6)
 
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
     """A model and its session."""
     root = tmp_path_factory.mktemp("simulated")
-    config = SimulationConfig(
-        neurons=5, train_trials=4, held_out_movies=2, repeats=1, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(10.0, 20.0),
-    )  # fmt: skip
-    session = str(simulate(root / "sim", config, progress=False))
+    session = small_session(root / "sim")
     return linear_model(root / "run", session), session
-
-
-@pytest.fixture
-def launch(monkeypatch, tmp_path):
-    """Call the command with these words; ``--out`` is a new folder."""
-
-    def call(*words: str, out: str = "out") -> Path:
-        folder = tmp_path / out
-        monkeypatch.setattr(sys, "argv", ["stimuli", *words, "--out", str(folder)])
-        main()
-        return folder
-
-    return call
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_files_hold_what_was_found(simulated, launch, capsys, monkeypatch):

@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from readable_figures import faults
+from small_runs import RECORDED, launcher, noise, rows_of, save_linear_model, small_session
 
-from data_prep.synthetic_neural.simulation import SimulationConfig, simulate
 from ssl_vivit.data.sessions.files import Session
-from ssl_vivit.data.sessions.loader import NeuralDataConfig, build_sessions
 from ssl_vivit.errors import UserError
 from ssl_vivit.evaluation.tuning import figure as tuning_figure
 from ssl_vivit.evaluation.tuning.command import main
-from ssl_vivit.neural.building import build_neural_model
-from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
-from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
+from ssl_vivit.neural.checkpoint import load_neural_model
 
 FEW = ("--directions", "8", "--spatial_frequencies", "0.1", "0.2", "--temporal_frequencies", "3")
 SHORT = (*FEW, "--lead", "0.2", "--seconds", "0.7", "--transient", "0.2", "--contrasts", "0.3", "1")
-RECORDED = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov4_cut"
+launch = launcher(main)
 
 
-def fresh_model(path: Path, session: str) -> str:
-    """A linear model that was never trained."""
-    facts = build_sessions(NeuralDataConfig(sessions=[session])).facts
-    torch.manual_seed(0)
-    built = build_neural_model(
-        "ln", NeuralEncoderChoice(), NeuralModelConfig(), BaselineConfig(), facts, longest=30
-    )
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_neural_model(built.model, path / "model", facts)
-    return str(path)
+def fresh_model(run: Path, session: str) -> str:
+    return save_linear_model(run, [session], noise(0.05))
 
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
     """A model and its session."""
     root = tmp_path_factory.mktemp("simulated")
-    config = SimulationConfig(
-        neurons=5, train_trials=4, held_out_movies=2, repeats=3, seconds=1.0, size=(12, 20),
-        stimuli="textures", mean_rate=(10.0, 20.0),
-    )  # fmt: skip
-    session = str(simulate(root / "sim", config, progress=False))
+    session = small_session(root / "sim", repeats=3)
     return fresh_model(root / "run", session), session
-
-
-@pytest.fixture
-def launch(monkeypatch, tmp_path):
-    """Call the command with these words; ``--out`` is a new folder of that name."""
-
-    def call(*words: str) -> Path:
-        out = tmp_path / "out"
-        monkeypatch.setattr(sys, "argv", ["tuning", *words, "--out", str(out)])
-        main()
-        return out
-
-    return call
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_files_say_what_gratings_show(simulated, launch, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ssl_vivit.data import stopping
 from ssl_vivit.errors import DataError
+from ssl_vivit.run_lock import is_at
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def turn_to_fetch(copy: Path, stall_timeout: float) -> Iterator[Callable[[], Non
         raise
     finally:
         # Remove the file before the lock ends, so that no other process can lock it in between.
-        if _is_at(path, lock):
+        if is_at(path, lock):
             path.unlink(missing_ok=True)
         os.close(lock)
 
@@ -60,7 +61,7 @@ def _take(path: Path, stall_timeout: float) -> int:
         except BaseException:
             os.close(lock)
             raise
-        if _is_at(path, lock):
+        if is_at(path, lock):
             os.ftruncate(lock, 0)  # remove the message of a process that was killed
             return lock
         os.close(lock)  # its holder has ended and removed the file
@@ -88,11 +89,3 @@ def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
                 "--data.cache_dir"
             )
         stopping.sleep(stopping.INTERVAL)
-
-
-def _is_at(path: Path, lock: int) -> bool:
-    """Return whether ``path`` still refers to the open file."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(lock))
-    except OSError:
-        return False

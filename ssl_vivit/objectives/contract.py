@@ -49,6 +49,9 @@ class Objective(nn.Module):
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Write the model that the run is for (weights, config, model card) to ``directory``.
 
+        ``fit`` calls it on a copy of the objective on the CPU, made before the first step, into
+        which it loads the weights and buffers of the moment; perhaps on another thread.
+
         Args:
             directory: where to; its parent exists.
             training: facts for the model card (data, steps, versions).

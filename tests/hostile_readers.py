@@ -39,14 +39,14 @@ from ssl_vivit.neural.checkpoint import load_neural_model, save_neural_model
 from ssl_vivit.neural.config import BaselineConfig, NeuralEncoderChoice, NeuralModelConfig
 from ssl_vivit.pretrained import load_pretrained
 from ssl_vivit.training import TrainingConfig, parse
-from ssl_vivit.training.checkpoints import (
+from ssl_vivit.training.checkpoints.files import (
     MANIFEST,
-    TrainingState,
     file_fingerprint,
     read_checkpoint,
     read_generators,
     write_checkpoint,
 )
+from ssl_vivit.training.checkpoints.state import TrainingState
 from ssl_vivit.training.run_directory import open_run
 from ssl_vivit.training.tracking import cut_off, read_metrics
 

@@ -17,7 +17,7 @@ from ssl_vivit.evaluation.features.video_clip import ClipCutting
 from ssl_vivit.evaluation.monitors.pretraining_figures import reconstructions
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.config import MaskedTubeletsConfig
-from ssl_vivit.training.checkpoints import newest_whole, read_checkpoint
+from ssl_vivit.training.checkpoints.files import newest_whole, read_checkpoint
 
 
 def trained(run: Path) -> MaskedTubelets:

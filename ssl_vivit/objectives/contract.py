@@ -50,6 +50,9 @@ class Objective(nn.Module):
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Export the trained model (weights, config and model card) to a directory.
 
+        ``fit`` calls it on a copy of the objective on the CPU, made before the first step, into
+        which it loads the weights and buffers of the moment; perhaps on another thread.
+
         Args:
             directory: directory to write; its parent exists.
             training: facts for the model card, such as data, steps and versions.

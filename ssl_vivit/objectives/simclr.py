@@ -19,6 +19,7 @@ from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from ssl_vivit.data.to_device import to_device
 from ssl_vivit.encoders import ViViT, save_pretrained
 from ssl_vivit.objectives.config import SimCLRConfig
 from ssl_vivit.objectives.contract import Objective, Step
@@ -113,7 +114,7 @@ class SimCLR(Objective):
         names = names_of_views(batch, "patches") if self.encoder.drops_patches else None
         if names is not None:
             positions = self.encoder.config.grid_of(*video.shape[2:]).n
-            patch_draw = uniform(names, positions).to(video.device)
+            patch_draw = to_device(uniform(names, positions), video.device)
         if self.config.features == "pooled":
             features = self.encoder(video, tokens=False, patch_draw=patch_draw).pooled
         else:

@@ -28,8 +28,22 @@ from ssl_vivit.data.phases import phase
 from ssl_vivit.errors import RunError, UserError
 from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
-from ssl_vivit.training import checkpoints, random_state
+from ssl_vivit.training import random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
+from ssl_vivit.training.checkpoints.files import (
+    prune,
+    read_checkpoint,
+    read_generators,
+    step_of,
+    write_checkpoint,
+)
+from ssl_vivit.training.checkpoints.state import (
+    TrainingState,
+    gather_state,
+    gather_weights,
+    scatter_state,
+)
+from ssl_vivit.training.checkpoints.writer import CheckpointWriter
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import resolve_settings
 from ssl_vivit.training.optim import (
@@ -219,14 +233,14 @@ class _Run:
         held.enter_context(locked_run(self.run_dir))
         found = self.host.from_main(claim)
         self.checkpoint = Path(found) if found else None
-        self.step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+        self.step = step_of(self.checkpoint) if self.checkpoint else 0
         if config.resume == "auto" and self.checkpoint is None:
             self._say(f"resume   no checkpoint in {self.run_dir}: the run starts at step 0")
 
-        # Under FSDP2 no process has all weights; the main process exports from a copy on the CPU.
-        self.exporter = objective
-        if self.accelerator.is_fsdp2 and self.host.is_main:
-            self.exporter = copy.deepcopy(objective).cpu()
+        # The weights of a checkpoint are loaded into a copy on the CPU, from which the writer exports
+        # while training continues.
+        self.exporter = _copy_on_host(objective) if self.host.is_main else objective
+        self.writer = CheckpointWriter()
         on_gpu = self.accelerator.device.type == "cuda"
         optimizer = build_optimizer(
             objective, config.optimizer, config.total_batch_size, fused=on_gpu
@@ -319,6 +333,7 @@ class _Run:
         self.profile.begin_step(self.step)
         self.profile.end()
         self._read_all_records()
+        self._join_writer()
         if self.ended is not None:
             self.progress.close()  # so that the line is not overwritten
             self._say(f"ended    after step {self.step} of {self.config.steps}: {self.ended}")
@@ -336,6 +351,10 @@ class _Run:
             self.stream.close()
         self.profile.end()
         self.progress.close()
+        try:
+            self.writer.close()
+        except UserError as error:  # another one has ended the run
+            self._say(f"error: {error}")
         if self.tracking is not None:
             self.tracking.close()
 
@@ -378,8 +397,12 @@ class _Run:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _fetch(self) -> tuple[list[dict[str, Any]], str | None]:
-        """Return a step's micro-batches and None, or no micro-batches and an error message."""
+        """Return a step's micro-batches and None, or no micro-batches and an error message.
+
+        The error is one of the data, or of the checkpoint that this process is writing.
+        """
         try:
+            self.writer.raise_failure()
             return list(islice(self.stream, self.config.accumulation)), None
         except KeyboardInterrupt:
             if self.interruption.received is None:
@@ -453,6 +476,7 @@ class _Run:
             return
         what = "gradient norm" if loss_is_fine else "loss"
         suspects = list(chain(*record.keys)) if loss_is_fine else record.suspects()
+        self._join_writer()
         keys = sorted({key for part in self.host.gather(suspects) for key in part})
         shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
         raise RunError(
@@ -471,6 +495,9 @@ class _Run:
             self._export, self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
         )  # fmt: skip
         with self.throughput.paused():
+            # Jobs may export, with the objective that the writer uses, and start worker processes: a
+            # process that is forked while another thread holds a lock may wait for it without end.
+            self._join_writer()
             for job in due:
                 with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():
                     numbers = self._numbers_of(job, moment)
@@ -496,13 +523,10 @@ class _Run:
 
     def _export(self, directory: Path) -> None:
         """Export the current model; under FSDP2, gather its weights first."""
-        weights = None
-        if self.accelerator.is_fsdp2:
-            weights = checkpoints.gather_weights(self.model)
+        weights = gather_weights(self.model)
 
         def write() -> None:
-            if weights is not None:
-                self.exporter.load_state_dict(weights)
+            self.exporter.load_state_dict(weights)
             try:
                 self.exporter.export(directory, training=self._card())
             except OSError as error:
@@ -511,44 +535,77 @@ class _Run:
         self.host.from_main(write)
 
     def _save(self) -> None:
+        """Copy the state, and begin to write it as a checkpoint once the one before is written."""
         self._read_all_records()
         with self.throughput.paused():
-            state = checkpoints.gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
+            self._join_writer()
+            state = gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
             tensors, values = random_state.capture()
             bytes_of = {name: tensor.tolist() for name, tensor in tensors.items()}
             generators = self.host.gather({"tensors": bytes_of, "values": values})
+        step, facts, card = self.step, self._facts(), self._card()
 
-            def write() -> str:
-                if self.tracking is not None:
-                    self.tracking.flush()
-                if self.accelerator.is_fsdp2:
-                    self.exporter.load_state_dict(state.model)
-                path = checkpoints.write_checkpoint(
-                    self.run_dir / "checkpoints",
-                    self.step,
-                    state,
-                    self._facts(),
-                    generators,
-                    lambda directory: self.exporter.export(directory, training=self._card()),  # type: ignore[operator]
-                    self.export_name,
-                )
-                checkpoints.prune(path, self.config.keep_checkpoints)
-                return str(path)
+        def write() -> str:
+            if self.tracking is not None:
+                self.tracking.flush()
+            self.exporter.load_state_dict(state.model)
+            path = write_checkpoint(
+                self.run_dir / "checkpoints",
+                step,
+                state,
+                facts,
+                generators,
+                lambda directory: self.exporter.export(directory, training=card),  # type: ignore[operator]
+                self.export_name,
+            )
+            prune(path, self.config.keep_checkpoints)
+            return str(path)
 
-            self.checkpoint = Path(self.host.from_main(write))
+        if self.host.is_main:
+            self.writer.start(write)
+
+    def _join_writer(self) -> None:
+        """Wait for the checkpoint that is being written, if any. All processes must call this.
+
+        Raises:
+            RunError: on all processes, if the checkpoint cannot be written.
+        """
+        written = self.host.from_main(self.writer.join)
+        if written is not None:
+            self.checkpoint = Path(written)
 
     def _restore(self, path: Path) -> None:
+        """Continue from a checkpoint. The main process reads it and sends it to the others."""
+        state = TrainingState({}, {}, {})
+
+        def read() -> dict[str, Any]:
+            nonlocal state
+            state, facts = read_checkpoint(path)
+            alike = facts["world_size"] == self.host.world_size
+            ranks = range(self.host.world_size) if alike else ()
+            generators = [read_generators(path, rank) for rank in ranks]
+            return {"facts": facts, "groups": state.groups, "generators": generators}
+
         try:
-            state, facts = checkpoints.read_checkpoint(path)
+            said = self.host.from_main(read)
+            facts, generators = said["facts"], said["generators"]
+            state = TrainingState(
+                self.host.tensors_of_main(state.model),
+                self.host.tensors_of_main(state.optimizer),
+                said["groups"],
+            )
             self.ended = facts.get("ended")
-            checkpoints.scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
+            scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
             before, now = facts.get("precision"), self.config.precision
             if before not in (None, now):
                 self._say(f"{path.name} was trained in {before}, training continues in {now}")
             if self.accelerator.scaler is not None and facts["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
-            if facts["world_size"] == self.host.world_size:
-                random_state.restore(*checkpoints.read_generators(path, self.host.rank))
+            if generators:
+                own = generators[self.host.rank]
+                bytes_of = own["tensors"].items()
+                tensors = {name: torch.tensor(b, dtype=torch.uint8) for name, b in bytes_of}
+                random_state.restore(tensors, own["values"])
             else:
                 self._say(
                     f"{path.name} was saved by {facts['world_size']} processes, now there are "
@@ -557,8 +614,7 @@ class _Run:
                 )
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"checkpoint {path} cannot be read on process {self.host.rank} ({error}); "
-                "the run directory must be visible to all nodes"
+                f"checkpoint {path} cannot be read ({error}); remove it to continue from an earlier one"
             ) from error
 
     def _facts(self) -> dict[str, Any]:
@@ -614,9 +670,10 @@ class _Run:
         """Return before the last step: at ``until``, or after a signal once the step is saved."""
         received = [name for name in self.host.gather(self.interruption.received) if name]
         if received:
-            saved = self.checkpoint is not None and checkpoints.step_of(self.checkpoint)
+            saved = self.checkpoint is not None and step_of(self.checkpoint)
             if self.step and saved != self.step:
                 self._save()
+                self._join_writer()
             where = (
                 f"saved in {self.checkpoint.name}" if self.checkpoint else "before the first step"
             )
@@ -638,6 +695,22 @@ class _Run:
         return FitResult(
             self.run_dir, self.step, self.metrics, self.checkpoint, encoder, interrupted
         )
+
+
+def _copy_on_host(objective: Objective) -> Objective:
+    """Copy an objective to the CPU.
+
+    Raises:
+        RunError: if it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(objective).cpu()
+    except (TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{type(objective).__name__} cannot be copied ({error}); fit exports from a copy while "
+            "training goes on: keep locks, open files, generators and tensors with a history out of "
+            "the objective"
+        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -119,6 +119,33 @@ class Host:
         dist.all_gather(parts, padded, group=self._group)
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
+    def tensors_of_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The main process's CPU tensors by name, on all processes; other processes' are ignored."""
+        if self._group is None:
+            return tensors
+        facts = {name: [str(t.dtype).split(".")[-1], *t.shape] for name, t in tensors.items()}
+        received = {}
+        for name, (dtype, *shape) in self._of_main(facts).items():
+            if self.is_main:
+                received[name] = tensors[name].contiguous()
+            else:
+                received[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            # As bytes, since gloo does not know every type of numbers.
+            dist.broadcast(received[name].reshape(-1).view(torch.uint8), 0, group=self._group)
+        return received
+
+    def _of_main(self, value: Any) -> Any:
+        """The main process's JSON value, on all processes."""
+        if self._group is None:
+            return value
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor([text.numel()])
+        dist.broadcast(length, 0, group=self._group)
+        if not self.is_main:
+            text = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(text, 0, group=self._group)
+        return json.loads(text.numpy().tobytes())
+
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Call ``work`` on the main process, and return its JSON result on all processes.
 
@@ -131,7 +158,7 @@ class Host:
                 outcome = {"result": work()}
             except (UserError, ValueError, OSError) as error:
                 outcome = {"error": str(error)}
-        outcome = self.gather(outcome)[0]
+        outcome = self._of_main(outcome)
         assert outcome is not None
         if "error" in outcome:
             failure = RunError(outcome["error"])

@@ -15,7 +15,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.files import read_json, replaced_directory, write_json, write_text
 from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK, refuse_locked
-from ssl_vivit.training.checkpoints import (
+from ssl_vivit.training.checkpoints.files import (
     STATE,
     fault,
     file_fingerprint,

@@ -68,10 +68,7 @@ class Tracking:
             self._file.write(json.dumps({"step": step, **line}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be written: {error.strerror}; fix that and continue with "
-                "--training.resume auto"
-            ) from error
+            raise self._unwritable(error) from error
         self._refuse_lost()
         self._tell_wandb(lambda wandb: wandb.log(values, step=step))
 
@@ -79,10 +76,19 @@ class Tracking:
         """Write all lines to disk, so that they survive a crash of the machine.
 
         Raises:
-            RunError: if metrics.jsonl is no longer in the run's directory.
+            RunError: if the file is no longer in the run's directory, or cannot be written.
         """
         self._refuse_lost()
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path} cannot be written: {error.strerror}; fix that and continue with "
+            "--training.resume auto"
+        )
 
     def _refuse_lost(self) -> None:
         """Raise RunError if metrics.jsonl was removed or replaced."""

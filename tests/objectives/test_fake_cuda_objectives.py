@@ -50,6 +50,13 @@ def test_simclr(device):
     assert waits_of(objective, torch.empty(2, 2, 3, 8, 16, 24), device) == []
 
 
+def test_simclr_that_drops_patches_by_names():
+    encoder = ViViT(ViViTConfig(**MODELS["encoder"], patch_dropout=0.5))
+    objective = SimCLR(encoder, hidden_dim=8, output_dim=8)
+    draw = [("seed", 0), ("seed", 1)]
+    assert waits_of(objective, torch.empty(2, 2, 3, 8, 16, 24), "cuda", draw) == []
+
+
 def test_neural_prediction_with_names_of_draws_and_shared_movies():
     readouts = {name: GaussianReadout(5, 24, shifter=True) for name in ("a", "b")}
     core = neural_encoder(patch_dropout=0.5)

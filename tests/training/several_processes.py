@@ -94,8 +94,13 @@ def main(folder: Path) -> None:
         periodic=[Periodic(4, strike_one, at_end=False)],
     )
     report["stopped"] = [stopped.step, stopped.interrupted]
-    again = config(folder / "stopped", resume="auto")
+    # To the other process the directory of the run is an empty folder.
+    place = folder if RANK == 0 else folder / "elsewhere"
+    (place / "stopped").mkdir(parents=True, exist_ok=True)
+    os.chdir(place)
+    again = config(Path("stopped"), resume="auto")
     report["continued"] = fit(objective(3, dropout=0.3), ToyLoader(), again).step
+    report["directory"] = sorted(os.listdir("stopped"))
     fit(objective(0, dropout=0.3), ToyLoader(), config(folder / "dropped"))
 
     ends = Periodic(2, lambda moment: moment.end("nothing is gained"))

@@ -12,7 +12,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit
-from ssl_vivit.training.checkpoints import fault
+from ssl_vivit.training.checkpoints.files import fault
 from ssl_vivit.training.tracking import Tracking, cut_off, read_metrics
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training.checkpoints import TrainingState, fault, newest_whole, write_checkpoint
+from ssl_vivit.training.checkpoints.files import fault, newest_whole, write_checkpoint
+from ssl_vivit.training.checkpoints.state import TrainingState
 
 # A file-size limit makes the file system refuse a write in the middle, as a full one does.
 LIMITED = """

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import Periodic, checkpoints, fit, random_state
-from ssl_vivit.training.checkpoints import newest_whole
+from ssl_vivit.training import Periodic, fit, random_state
+from ssl_vivit.training.checkpoints import files
+from ssl_vivit.training.checkpoints.files import newest_whole
 from ssl_vivit.training.tracking import cut_off
 
 BYTES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "rng_0.json")
@@ -238,7 +239,7 @@ def test_only_the_newest_checkpoints_stay(config) -> None:
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path, monkeypatch) -> None:
     # Their order is what is tested here, and empty folders count as whole.
-    monkeypatch.setattr(checkpoints, "fault", lambda path: None)
+    monkeypatch.setattr(files, "fault", lambda path: None)
     for step in (99_999_999, 100_000_000):
         (tmp_path / f"step_{step:08d}").mkdir()
     assert newest_whole(tmp_path, pytest.fail) == tmp_path / "step_100000000"

@@ -134,6 +134,13 @@ def test_a_signal_to_one_process_stops_all_at_one_step(launched: Path) -> None:
     assert [report["continued"] for report in _reports(launched)] == [6, 6]
 
 
+def test_the_main_process_alone_opens_checkpoints(launched: Path) -> None:
+    """The other process continued, and saved, in an empty folder in place of the run's directory."""
+    first, second = (report["directory"] for report in _reports(launched))
+    assert {"checkpoints", "config.yaml", "encoder", "metrics.jsonl"} <= set(first)
+    assert second == []
+
+
 def test_a_job_ends_the_run_on_all_processes(launched: Path) -> None:
     assert [report["ended"] for report in _reports(launched)] == [[2, True]] * 2
     saved = [path.name for path in (launched / "ended" / "checkpoints").iterdir()]

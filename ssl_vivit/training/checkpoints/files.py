@@ -20,121 +20,22 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.files import read_whole, write_json
 from ssl_vivit.nested_text import read_json_text
+from ssl_vivit.training.checkpoints.state import TrainingState
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NEEDED = ("model.safetensors", "optimizer.safetensors", "optimizer.json", STATE)
 PARTIAL = ".partial-"
 _NAME = re.compile(r"step_(\d{8,})")
-
-
-class TrainingState(NamedTuple):
-    """Everything that optimisation steps change.
-
-    Attributes:
-        model: parameter or buffer name → tensor.
-        optimizer: ``<parameter>/<key>`` → tensor.
-        groups: JSON: the optimiser's groups with their settings and parameter names under
-            ``groups``, its states that are no tensors under ``state``.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    groups: dict[str, Any]
-
-
-def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Collect the full state on the CPU of the main process; all processes must call it.
-
-    Returns:
-        The state; on the other processes an empty one.
-    """
-    # Imported where it is used: it takes half as long to load as torch itself.
-    from torch.distributed.checkpoint import state_dict
-
-    options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = state_dict.get_model_state_dict(model, options=options)
-    state = state_dict.get_optimizer_state_dict(model, optimizer, options=options)
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    per_parameter: dict[str, Any] = state.get("state", {})  # type: ignore[assignment]
-    for name, entries in per_parameter.items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
-            elif value is not None:
-                values.setdefault(name, {})[key] = value
-    groups = [dict(group) for group in state.get("param_groups", [])]  # type: ignore[arg-type, call-overload]
-    return TrainingState(weights, tensors, {"groups": groups, "state": values})  # type: ignore[arg-type]
-
-
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's part of :func:`gather_state`; all processes must call it."""
-    from torch.distributed.checkpoint import state_dict
-
-    options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return state_dict.get_model_state_dict(model, options=options)  # type: ignore[return-value]
-
-
-def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
-    """Load a full state, of which every process has a copy, into model and optimiser.
-
-    Settings of the groups (weight decay and so on) stay those of ``optimizer``, and parameters may
-    be trained that were not when the state was gathered.
-
-    Raises:
-        RunError: if the state is that of another model, or of parameters that are not trained now.
-    """
-    from torch.distributed.checkpoint import state_dict
-
-    full = state_dict.StateDictOptions(full_state_dict=True)
-    # A parameter that had no gradient yet has no state; strict would refuse its absence.
-    lenient = state_dict.StateDictOptions(full_state_dict=True, strict=False)
-    per_parameter: dict[str, dict[str, Any]] = {
-        name: dict(entries) for name, entries in state.groups["state"].items()
-    }
-    for name, tensor in state.optimizer.items():
-        parameter, key = name.rsplit("/", 1)
-        per_parameter.setdefault(parameter, {})[key] = tensor
-    template = state_dict.get_optimizer_state_dict(model, optimizer, options=full)
-    current: Any = template.get("param_groups", [])
-    # These names are the objective's own, whatever wraps it, in the order of the optimiser.
-    trained = {
-        name: parameter
-        for named, group in zip(current, optimizer.param_groups, strict=True)
-        for name, parameter in zip(named["params"], group["params"], strict=True)
-    }
-    # Parameters that wait for their first step are in the groups, but have no state yet.
-    if lost := sorted(per_parameter.keys() - trained.keys()):
-        raise RunError(
-            "the checkpoint's optimiser trained parameters that are not trained now: "
-            f"{len(lost)}, {lost[0]} for one"
-        )
-    loaded: Any = {"state": per_parameter, "param_groups": current}
-    state_dict.set_optimizer_state_dict(model, optimizer, loaded, options=lenient)
-    for name, parameter in trained.items():
-        if name not in per_parameter:  # loading gives zeros to those that the checkpoint lacks
-            optimizer.state.pop(parameter, None)
-        elif not optimizer.state.get(parameter):
-            raise RunError(f"the checkpoint's optimiser state of {name} found no parameter")
-    try:
-        state_dict.set_model_state_dict(model, dict(state.model), options=full)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()
-        raise RunError(
-            f"the checkpoint is of another model: {' '.join(first[1:2] or first)}"
-        ) from None
 
 
 def write_checkpoint(
@@ -162,8 +63,8 @@ def write_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_unshared(training.model), partial / "model.safetensors")
-        save_file(_unshared(training.optimizer), partial / "optimizer.safetensors")
+        save_file(training.model, partial / "model.safetensors")
+        save_file(training.optimizer, partial / "optimizer.safetensors")
         write_json(partial / "optimizer.json", training.groups)
         write_json(partial / STATE, {"step": step, **state})
         for rank, generator in enumerate(generators):
@@ -204,10 +105,18 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         return training, _read_object(path / STATE)
 
 
-def read_generators(path: Path, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The random generators' states of one process; raises as :func:`read_checkpoint`."""
+def read_generators(path: Path, rank: int) -> dict[str, Any]:
+    """The random generators' states of one process, as :func:`write_checkpoint` takes them.
+
+    Raises:
+        RunError: as of :func:`read_checkpoint`.
+    """
     with _named(path):
-        return load_file(path / f"rng_{rank}.safetensors"), _read_object(path / f"rng_{rank}.json")
+        tensors = load_file(path / f"rng_{rank}.safetensors")
+        return {
+            "tensors": {name: tensor.tolist() for name, tensor in tensors.items()},
+            "values": _read_object(path / f"rng_{rank}.json"),
+        }
 
 
 @contextmanager
@@ -333,17 +242,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f"{PARTIAL}old-{path.name}")
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights are stored once for each name, as safetensors demands."""
-    seen: set[int] = set()
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor.contiguous()
-        seen.add(storage)
-    return result
 
 
 def _files(directory: Path) -> Iterator[Path]:

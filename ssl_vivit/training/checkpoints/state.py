@@ -1,0 +1,147 @@
+"""The full state of training: collected from all processes, and given back to them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ssl_vivit.errors import RunError
+
+
+class TrainingState(NamedTuple):
+    """Everything that optimisation steps change.
+
+    Attributes:
+        model: parameter or buffer name → tensor.
+        optimizer: ``<parameter>/<key>`` → tensor.
+        groups: JSON: the optimiser's groups with their settings and parameter names under
+            ``groups``, its states that are no tensors under ``state``.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    groups: dict[str, Any]
+
+
+def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
+    """Copy the full state to the host memory of the main process; all processes must call it.
+
+    The copies share no memory with model and optimiser, which may go on training at once.
+
+    Returns:
+        The state, each tensor contiguous and with memory of its own; on the other processes an
+        empty one.
+    """
+    # Imported where it is used: it takes half as long to load as torch itself.
+    from torch.distributed.checkpoint import state_dict
+
+    options = _full(model)
+    weights = state_dict.get_model_state_dict(model, options=options)
+    state = state_dict.get_optimizer_state_dict(model, optimizer, options=options)
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        return TrainingState({}, {}, {})
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    per_parameter: dict[str, Any] = state.get("state", {})  # type: ignore[assignment]
+    for name, entries in per_parameter.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            elif value is not None:
+                values.setdefault(name, {})[key] = value
+    groups = [dict(group) for group in state.get("param_groups", [])]  # type: ignore[arg-type, call-overload]
+    return TrainingState(
+        copies_on_host(weights),  # type: ignore[arg-type]
+        copies_on_host(tensors),
+        {"groups": groups, "state": values},
+    )
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Collect the weights on the main process; all processes must call it.
+
+    Returns:
+        Parameter or buffer name → tensor. Where the model is not sharded, the tensors are its own.
+    """
+    from torch.distributed.checkpoint import state_dict
+
+    return state_dict.get_model_state_dict(model, options=_full(model))  # type: ignore[return-value]
+
+
+def copies_on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to host memory, which is pinned for those of a GPU.
+
+    Copies to pinned memory run at the full rate of the bus, and the host waits once for all of them.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        copy = torch.empty(
+            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda"
+        )
+        copies[name] = copy.copy_(tensor, non_blocking=True)
+    if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
+
+
+def _full(model: nn.Module) -> Any:
+    """Options for the full state: tensors that FSDP2 shards come together on the CPU, one by one."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return StateDictOptions(full_state_dict=True, cpu_offload=sharded)
+
+
+def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
+    """Load a full state, of which every process has a copy, into model and optimiser.
+
+    Settings of the groups (weight decay and so on) stay those of ``optimizer``, and parameters may
+    be trained that were not when the state was gathered.
+
+    Raises:
+        RunError: if the state is that of another model, or of parameters that are not trained now.
+    """
+    from torch.distributed.checkpoint import state_dict
+
+    full = state_dict.StateDictOptions(full_state_dict=True)
+    # A parameter that had no gradient yet has no state; strict would refuse its absence.
+    lenient = state_dict.StateDictOptions(full_state_dict=True, strict=False)
+    per_parameter: dict[str, dict[str, Any]] = {
+        name: dict(entries) for name, entries in state.groups["state"].items()
+    }
+    for name, tensor in state.optimizer.items():
+        parameter, key = name.rsplit("/", 1)
+        per_parameter.setdefault(parameter, {})[key] = tensor
+    template = state_dict.get_optimizer_state_dict(model, optimizer, options=full)
+    current: Any = template.get("param_groups", [])
+    # These names are the objective's own, whatever wraps it, in the order of the optimiser.
+    trained = {
+        name: parameter
+        for named, group in zip(current, optimizer.param_groups, strict=True)
+        for name, parameter in zip(named["params"], group["params"], strict=True)
+    }
+    # Parameters that wait for their first step are in the groups, but have no state yet.
+    if lost := sorted(per_parameter.keys() - trained.keys()):
+        raise RunError(
+            "the checkpoint's optimiser trained parameters that are not trained now: "
+            f"{len(lost)}, {lost[0]} for one"
+        )
+    loaded: Any = {"state": per_parameter, "param_groups": current}
+    state_dict.set_optimizer_state_dict(model, optimizer, loaded, options=lenient)
+    for name, parameter in trained.items():
+        if name not in per_parameter:  # loading gives zeros to those that the checkpoint lacks
+            optimizer.state.pop(parameter, None)
+        elif not optimizer.state.get(parameter):
+            raise RunError(f"the checkpoint's optimiser state of {name} found no parameter")
+    try:
+        state_dict.set_model_state_dict(model, dict(state.model), options=full)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()
+        raise RunError(
+            f"the checkpoint is of another model: {' '.join(first[1:2] or first)}"
+        ) from None

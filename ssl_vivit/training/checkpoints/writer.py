@@ -1,0 +1,54 @@
+"""Writes checkpoints on a thread of its own, beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time on a background thread.
+
+    An error of the thread is raised once, by :meth:`raise_failure` or :meth:`join`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._write: Future[str] | None = None
+
+    def start(self, write: Callable[[], str]) -> None:
+        """Begin to write a checkpoint.
+
+        Args:
+            write: writes it and returns its path. It must not read what training changes.
+
+        Raises:
+            RuntimeError: if :meth:`join` was not called since the last one.
+        """
+        if self._write is not None:
+            raise RuntimeError("a checkpoint is being written; join() comes before start()")
+        self._write = self._thread.submit(write)
+
+    def join(self) -> str | None:
+        """Wait until the checkpoint is written.
+
+        Returns:
+            Its path; None if none was begun since the last call.
+
+        Raises:
+            Exception: what ``write`` raised.
+        """
+        write, self._write = self._write, None
+        return None if write is None else write.result()
+
+    def raise_failure(self) -> None:
+        """Raise what ``write`` raised, if it has failed by now. Does not wait."""
+        if self._write is not None and self._write.done() and self._write.exception():
+            self.join()
+
+    def close(self) -> None:
+        """Wait as :meth:`join` does, and end the thread."""
+        try:
+            self.join()
+        finally:
+            self._thread.shutdown()

@@ -339,7 +339,7 @@ class NwbFile:
             told = f"time {k + 1} ({times[k + 1]:.6f} s) {how} time {k} ({times[k]:.6f} s)"
         else:
             return
-        more = f", and {len(at) - 1} further times" if len(at) > 1 else ""
+        more = f", further wrong times: {len(at) - 1}" if len(at) > 1 else ""
         raise DataError(f"{self.path}: {path}: {told}{more}; fix its timestamps")
 
     def values(self, array: Any, what: str) -> np.ndarray:

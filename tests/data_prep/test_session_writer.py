@@ -209,7 +209,7 @@ def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
         ({"unit_ids": ["n0", "n1", "n2"]}, "unit_ids must be one integer for each neuron"),
         ({"unit_ids": []}, "unit_ids must be one integer for each neuron"),
         ({"coordinates": np.zeros((3, 2))}, r"coordinates have shape \(3, 2\); give \(3, 3\)"),
-        ({"frames_per_second": 0}, "0 frames per second"),
+        ({"frames_per_second": 0}, "frames_per_second is 0"),
         ({"kind": "spike"}, "kind 'spike' is unknown; give 'spikes' or 'calcium'"),
     ],
 )
@@ -246,7 +246,7 @@ def test_the_example_of_the_docs_writes_a_session_that_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda video: video / 255, "trial 1: video has values up to 1; .* give video \\* 255"),
+        (lambda video: video / 255, "trial 1: video has values up to 1, .* give video \\* 255"),
         (lambda video: video * 2.0, "trial 1: video has values from 0 to 510; give pixels from 0"),
         (lambda video: video - 1.0, "trial 1: video has values from -1 to 254"),
     ],

@@ -262,7 +262,7 @@ def test_without_pretrained_the_directory_tells_the_architecture_alone(exported)
     ("settings", "message"),
     [
         ({"embed_dim": 48}, "does not fit the encoder with embed_dim overridden"),
-        ({"representation_size": 9}, "saved with representation_size 7; leave it out"),
+        ({"representation_size": 9}, "saved with representation_size 7; omit representation_size"),
         ({"cache_dir": "c"}, "cache_dir c applies only to hf-hub: names; omit it"),
         ({"img_size": 33}, "image_size height 33 is not filled"),
         ({"drop_rat": 0.1}, "setting of vivit 'drop_rat' is unknown"),

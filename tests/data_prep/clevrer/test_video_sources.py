@@ -96,7 +96,7 @@ def test_a_damaged_stream_is_skipped_and_named(video, tmp_path) -> None:
 
 def test_one_name_twice_is_refused(video, tmp_path) -> None:
     path = zip_of(tmp_path / "v.zip", ("a.mp4", video), ("a.mp4", video[:-1]))
-    with pytest.raises(DataError, match=r"holds 2 files named a\.mp4"):
+    with pytest.raises(DataError, match=r"contains 2 files named a\.mp4"):
         pack(path, tmp_path / "out")
 
 
@@ -129,10 +129,12 @@ def test_annotations_that_are_read_are_not_passed_over(video, tmp_path) -> None:
 
 def test_a_number_of_two_videos_is_refused_where_annotations_go_by_it(video, tmp_path) -> None:
     root = layout(tmp_path / "v", video, [("a", 0), ("b", 0)])
-    with pytest.raises(DataError, match=r"holds a/annotation_00000\.json and b/annotation_00000"):
+    with pytest.raises(
+        DataError, match=r"contains a/annotation_00000\.json and b/annotation_00000"
+    ):
         pack(root, tmp_path / "out", root)
     (root / "b" / "annotation_00000.json").unlink()
-    with pytest.raises(DataError, match=r"holds a/video_00000\.mp4 and b/video_00000\.mp4"):
+    with pytest.raises(DataError, match=r"contains a/video_00000\.mp4 and b/video_00000\.mp4"):
         pack(root, tmp_path / "out", root)
     assert pack(root, tmp_path / "out", workers=1, progress=False).packed == 2
 

@@ -68,5 +68,5 @@ def test_frames_across_chunks():
 
 @pytest.mark.parametrize("frames", [GREY[0], COLOUR[..., :2], GREY[:0], GREY * 2.0, GREY - 300.0])
 def test_what_is_no_frames(frames):
-    with pytest.raises(DataError, match=r"^film holds"):
+    with pytest.raises(DataError, match=r"^film has"):
         GreyFrames([frames], (8, 6), "film")

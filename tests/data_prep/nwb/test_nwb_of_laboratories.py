@@ -334,7 +334,7 @@ def test_units_are_chosen_by_their_columns(tmp_path, capsys):
     [
         ({20: 19 / 30}, r"time 20 \(0.633333 s\) repeats time 19 \(0.633333 s\)"),
         ({20: 0.5}, r"time 20 \(0.500000 s\) is before time 19 \(0.633333 s\)"),
-        ({7: np.nan, 9: np.nan}, "time 7 is nan, and so 1 more"),
+        ({7: np.nan, 9: np.nan}, "time 7 is nan, further wrong times: 1"),
         ({59: np.inf}, "time 59 is inf"),
     ],
 )

@@ -34,7 +34,7 @@ from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.files import read_json
 from ssl_vivit.neural.config import CoreKind, Layers
 from ssl_vivit.training.config import run_directory
-from ssl_vivit.training.run_directory import saved_settings, without_names
+from ssl_vivit.training.run_directory import changed_settings, saved_settings, without_names
 
 
 @dataclass
@@ -296,10 +296,9 @@ def finished(cell: Cell) -> bool:
     # It changes no result, and runs of earlier versions have none.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
         settings.pop("feature_cache", None)
-    wrong = [name for name, value in asked.items() if stored.get(name) != value]
-    if wrong:
+    if wrong := changed_settings(stored, asked):
         raise RunError(
-            f"{cell.run_dir} was run with other settings of {', '.join(wrong)}; choose another "
+            f"{cell.run_dir} was run with other settings: {', '.join(wrong)}; choose another "
             "--run_dir, or remove it"
         )
     return True

@@ -5,7 +5,8 @@
         --tiers live_test_main final_test_main --run_dir runs/a_scores
     python recipes/evaluate_neural.py runs/a --against runs/b --sessions sessions/a
 
-Without --sessions the simulated population is scored that bare runs of finetune_neural.py train on.
+Without --sessions the model is scored on the sessions in config.yaml of its run. If there is none, or
+it names no sessions, the simulated population is used that bare runs of finetune_neural.py train on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ssl_vivit.evaluation.probes.report import distinct
 from ssl_vivit.evaluation.result_folder import new_folder
 from ssl_vivit.files import replaced_directory, write_json
 from ssl_vivit.settings import check_least
+from ssl_vivit.training.run_directory import saved_settings
 
 # The modules that load encoders are not imported here, not even for type checkers: jsonargparse would
 # import them before it prints --help.
@@ -38,7 +40,7 @@ class EvaluationRecipe:
     Args:
         model: a run's directory, or an exported model's; may be given as the first word.
         sessions: folders of recordings that the model was trained on, or some of them; null takes
-            the simulated population.
+            those that config.yaml of the model's run names, or else the simulated population.
         tiers: of trials, by their names in tiers.npy; null takes all but train.
         against: a second model, which is compared on the same trials.
         run_dir: folder for the results, which must be new or empty.
@@ -97,10 +99,11 @@ def evaluate(config: EvaluationRecipe, run_dir: Path, processes: Any) -> None:
         check_nwb()
     paths = {"model": config.model} | ({"--against": config.against} if config.against else {})
     models = {option: loaded(option, path) for option, path in paths.items()}
-    if config.sessions is None:
+    sessions = config.sessions if config.sessions is not None else trained_sessions(config.model)
+    if sessions is None:
         for option, predictor in models.items():
             refuse_without_sample(f"{option} {paths[option]}", predictor.sessions)
-    sessions = config.sessions if config.sessions is not None else sample_session(processes)
+        sessions = sample_session(processes)
     scored = {
         option: opened(f"{option} {paths[option]}", predictor, sessions, config)
         for option, predictor in models.items()
@@ -149,6 +152,36 @@ def loaded(option: str, path: str) -> Any:
         return neural.load_neural_model(path)
     except (FileNotFoundError, ExportError, NeuralModelError) as error:
         raise NeuralModelError(f"{option}: {error}") from None
+
+
+def trained_sessions(model: str) -> str | list[str] | None:
+    """Return the folders of the sessions that the run of a model was trained on.
+
+    Args:
+        model: the run's directory, or ``model`` in it.
+
+    Returns:
+        The folders that config.yaml of the run names; None if there is no such file or it names none.
+
+    Raises:
+        RunError: if the file is damaged.
+        SessionError: if a folder is not there.
+    """
+    path = Path(model)
+    file = (path.parent if path.name == "model" else path) / "config.yaml"
+    if not file.is_file():
+        return None
+    found = (saved_settings(file).get("data") or {}).get("sessions")
+    folders = [Path(each) for each in ([found] if isinstance(found, str) else found or [])]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing == [SAMPLE_SESSION]:  # it is made again
+        return None
+    if missing:
+        raise SessionError(
+            f"{file} names session {missing[0]}, which is no folder here; name the folders by "
+            "--sessions"
+        )
+    return found
 
 
 def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.files import has_ended, process_name
+from ssl_vivit.training.run_directory import changed_settings
 
 if TYPE_CHECKING:
     import optuna
@@ -102,10 +103,9 @@ def open_study(
         ) from None
     if stored is None:
         study.set_user_attr("settings", dict(settings))
-    elif stored != json.loads(json.dumps(settings)):
-        wrong = [name for name, value in settings.items() if stored.get(name) != value]
+    elif wrong := changed_settings(stored, settings):
         raise RunError(
-            f"{path} is of a search with other settings of {', '.join(wrong)}; choose another "
+            f"{path} is of a search with other settings: {', '.join(wrong)}; choose another "
             "--run_dir, or remove the folder"
         )
     return study, lock

@@ -198,6 +198,15 @@ def test_the_types_of_all_packages_are_checked():
     assert settings["tool"]["mypy"]["files"] == [*PACKAGES, "examples"]
 
 
+def test_the_configs_of_recipes_are_installed_with_them():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["recipes"]
+    installed = {path for pattern in patterns for path in (ROOT / "recipes").glob(pattern)}
+    files = {path for path in (ROOT / "recipes" / "configs").rglob("*") if path.is_file()}
+    assert len(files) > 10
+    assert files == installed
+
+
 def test_the_versions_of_python_agree():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     oldest, *_, newest = (name.split(" :: ")[-1] for name in settings["project"]["classifiers"])

@@ -45,6 +45,10 @@ EMPTY = (
 NO_FOLDER = "session nowhere is no folder; give one in the Sensorium layout"
 PRECISION = "training.precision: expected one of 'auto', 'fp32', 'bf16', 'fp16'; got fp64"
 CORE = "core: expected one of 'vivit', 'ln', 'ln_separable', 'energy', 'resnet', 'x3d'; got vit"
+DEVICE = (
+    "a GPU is used if there is one: set CUDA_VISIBLE_DEVICES=1 in the environment to use GPU 1, or "
+    "CUDA_VISIBLE_DEVICES= to use the CPU"
+)
 UNKNOWN_PRESET = (
     "--config none: there is no such file, and no preset of that name; presets of this …"
 )
@@ -55,6 +59,7 @@ TABLE: dict[str, dict[str, str]] = {
         recipe: {
             "--stepz 3": "unknown setting stepz; did you mean steps? --help lists all settings",
             "--steps many": "training.steps: expected int; got many",
+            "--device cuda": f"unknown setting device; {DEVICE}",
             "--precision fp64": PRECISION,
             "--config none": UNKNOWN_PRESET,
             "--config empty": "--config empty is no YAML file: it is no regular file",
@@ -71,6 +76,7 @@ TABLE: dict[str, dict[str, str]] = {
         recipe: {
             "--stepz 3": "unknown setting stepz; did you mean steps? --help lists all settings",
             "--steps many": "training.steps: expected int; got many",
+            "--training.device cuda": f"unknown setting training.device; {DEVICE}",
             "--core vit": CORE,
             "--config none": UNKNOWN_PRESET,
             "--training file.txt": GROUP,

@@ -1,15 +1,7 @@
 """Storage of a video in a shard: as it came, as h264 for quick access, or as JPEG frames.
 
-JPEG frames are the fastest to sample clips from and the largest. Of CLEVRER-like videos (320×480,
-128 frames, one key frame) two views of 16 frames at stride 2 take, by tests/benchmarks/bench_storage.py:
-
-    stored at     jpeg       h264             original
-    128×192       1          1.4 × the time   6.0 × the time, resized while reading
-                  390 KiB    58 KiB           47 KiB
-    240×320       1          1.4              3.2
-                  797 KiB    190 KiB          47 KiB
-    320×480       1          1.0              1.1
-                  1462 KiB   388 KiB          47 KiB
+JPEG frames are the fastest to sample clips from and the largest. tests/benchmarks/bench_storage.py
+measures by how much; docs/explanation/benchmarks.md has the results.
 """
 
 from __future__ import annotations

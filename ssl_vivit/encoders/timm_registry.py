@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from timm.models import FeatureInfo, group_parameters, load_checkpoint, register_model
+from timm.models import FeatureInfo, group_parameters, load_state_dict, register_model
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.classifier import (
@@ -24,6 +24,7 @@ from ssl_vivit.encoders.config import ViViTConfig, unknown_name
 from ssl_vivit.encoders.intermediates import block_indices
 from ssl_vivit.encoders.named_sizes import sizes
 from ssl_vivit.encoders.vivit import ARCHITECTURE, ENCODER, ViViT, create_encoder
+from ssl_vivit.errors import ExportError, MissingError
 from ssl_vivit.exported.directory import read_config
 from ssl_vivit.exported.hub import locate
 
@@ -130,8 +131,31 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
         last = min(3, len(model.feature_info))
         made = VideoFeatures(VideoClassifier(model.encoder, 0), features.get("out_indices", last))
     if file is not None:
-        load_checkpoint(made, file)
+        _load_file(made, file)
     return made
+
+
+def _load_file(model: nn.Module, file: str | Path) -> None:
+    """Load a checkpoint by timm.
+
+    Raises:
+        MissingError: if there is no such file.
+        ExportError: if timm cannot read it.
+        RuntimeError: if its weights are not the model's.
+    """
+    if not Path(file).is_file():
+        raise MissingError(
+            f"pretrained_cfg_overlay: {file} is no file; give a checkpoint, or name an exported "
+            "directory as 'local-dir:DIR'"
+        )
+    try:
+        weights = load_state_dict(str(file), weights_only=True)
+    except Exception as error:  # each of the formats that timm reads has errors of its own
+        raise ExportError(
+            f"pretrained_cfg_overlay: {file} is damaged or no checkpoint that timm reads "
+            f"({type(error).__name__}); give a safetensors or torch file of weights"
+        ) from error
+    model.load_state_dict(weights)
 
 
 def _exported(

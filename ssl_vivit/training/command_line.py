@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # What settings are called in many other programs → their names here.
 _COMMON_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps"}
+# Settings of other programs that choose the device, for which there is no setting here.
+_DEVICE_NAMES = {"device", "devices", "gpu", "gpus", "cpu"}
 
 # Characters of a wrong value that a message repeats.
 _LONGEST_VALUE = 80
@@ -461,6 +463,11 @@ def _shortened(value: str) -> str:
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:
     """Name the allowed keys beside the wrong one, nearest first."""
+    if key.split(".")[-1] in _DEVICE_NAMES:
+        return (
+            f"unknown setting {key}; a GPU is used if there is one: set CUDA_VISIBLE_DEVICES=1 in the "
+            "environment to use GPU 1, or CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
     parents = key.split(".")[:-1]
     while parents and not any(known.startswith(".".join(parents) + ".") for known in keys):
         parents.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -194,6 +195,21 @@ def saved_settings(path: Path) -> dict[str, Any]:
         f"{path} is damaged ({reason}); put a copy of it back, or remove it to continue without a "
         "comparison of settings"
     )
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return ``NAME (BEFORE → NOW)`` of each setting that differs, for messages.
+
+    Args:
+        before: settings of a run, as they were read from its file.
+        now: settings by name, in groups, as those of ``before``.
+    """
+    old, new = _flat(dict(before)), _flat(json.loads(json.dumps(now)))
+    return [
+        f"{name} ({old.get(name, 'not set')} → {new.get(name, 'not set')})"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
 
 
 def place(source: Path, target: Path) -> None:

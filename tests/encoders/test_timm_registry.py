@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ssl_vivit import VideoClassifier, ViViTConfig
 from ssl_vivit.encoders import named_config, sizes
 from ssl_vivit.encoders.timm_registry import TIMM_SETTINGS, VideoFeatures
+from ssl_vivit.errors import UserError
 
 TINY = {"img_size": 32, "num_frames": 8, "embed_dim": 24, "num_heads": 2, "in_chans": 3}
 VARIANTS = ["joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
@@ -124,6 +125,23 @@ def test_timms_names_set_what_they_mean():
 def test_mistakes_get_one_line(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         timm.create_model("vivit_tiny", **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.bin", "nowhere.bin is no file"),
+        ("text.bin", "text.bin is damaged or no checkpoint"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_gets_one_line(tmp_path, name, message):
+    (tmp_path / "text.bin").write_text("no weights\n")
+    overlay = {"file": str(tmp_path / name)}
+    with pytest.raises(
+        UserError, match=f"^pretrained_cfg_overlay: .*{message}.*; give a"
+    ) as caught:
+        timm.create_model("vivit_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **TINY)
     assert "\n" not in str(caught.value)
 
 

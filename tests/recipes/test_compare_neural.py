@@ -97,7 +97,7 @@ def test_every_run_once_and_the_table_is_of_their_scores(session, tmp_path, monk
 
     with pytest.raises(SystemExit):
         launch(monkeypatch, session, made, *asked, "--data.window", "8")
-    assert "was run with other settings of data" in capsys.readouterr().err
+    assert "was run with other settings: data.window (12 → 8); choose" in capsys.readouterr().err
 
 
 def test_finished_runs_are_passed_over(session, tmp_path, monkeypatch):

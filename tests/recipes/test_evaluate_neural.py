@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from small_runs import noise, rows_of, save_linear_model, small_session
 
 from recipes.evaluate_neural import EvaluationRecipe, main
@@ -68,6 +69,27 @@ def by_hand(path: str, session: str, tier: str):
     ]  # fmt: skip
     responses = [torch.from_numpy(recording.responses(trial)) for trial in trials]
     return torch.stack(rates), torch.stack(responses), trials
+
+
+def test_sessions_are_those_of_the_run(sessions, models, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(Path(models[0]) / "model", run / "model")
+    settings = {"data": {"sessions": sessions[:1]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    found = {}
+    for name, words in (
+        ("named", [str(run), "--sessions", sessions[0]]),
+        ("of_run", [str(run)]),
+        ("of_model", [str(run / "model")]),
+    ):
+        launch(monkeypatch, *words, "--parquet", "false", "--run_dir", str(tmp_path / name))
+        found[name] = json.loads((tmp_path / name / "scores.json").read_text())["tiers"]
+    assert found["of_run"] == found["of_model"] == found["named"]
+    settings["data"]["sessions"] = ["gone"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"config.yaml names session gone, which is no folder here"):
+        launch(monkeypatch, str(run), "--run_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_units_and_predictions_are_those_of_raw_recordings(

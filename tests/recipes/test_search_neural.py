@@ -86,7 +86,9 @@ def test_the_best_of_all_trials_is_scored_on_neurons_that_none_has_seen(
     assert "trial 3 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         search(monkeypatch, session, tmp_path, trials=3, space=RATES)
-    assert "is of a search with other settings of space; choose another" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is of a search with other settings: space.encoder.overrides.tubelet_size ([[4" in told
+    assert "space.model.layers ([None, 'all'] → not set); choose another --run_dir" in told
 
 
 class Trained:

@@ -155,7 +155,7 @@ def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int] | None = None)
         try:
             (frame,) = codec.decode(av.Packet(picture))
         except (av.FFmpegError, ValueError) as error:
-            raise DecodingError(f"broken JPEG picture: {_reason(error)}") from error
+            raise DecodingError(f"broken JPEG picture: {_reason(error, 'a picture')}") from error
         own = (frame.height, frame.width)
         if frames is None:
             shape = size or own
@@ -435,7 +435,9 @@ def _check_indices(wanted: Sequence[int], total: int | None) -> None:
             raise DecodingError(f"frame {i}{of} is missing")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, kind: str = "a video") -> str:
+    if isinstance(error, av.InvalidDataError):
+        return f"the data are damaged or are not {kind}; replace the file or leave it out"
     if isinstance(error, av.ArgumentError):  # what FFmpeg says of a format that is not listed, too
         return f"no film format, or a frame that is invalid or of more than {MOST_PIXELS} pixels"
     return getattr(error, "strerror", None) or str(error)

@@ -475,6 +475,14 @@ def test_text_is_no_film():
             probe_video(text.encode())
 
 
+def test_a_damaged_film_is_called_so_and_said_what_to_do_with():
+    damaged = bytearray(b_frames())
+    damaged[:64] = bytes(64)
+    said = "^no readable video: the data are damaged or are not a video; replace the file or leave it out$"
+    with pytest.raises(DecodingError, match=said):
+        probe_video(bytes(damaged))
+
+
 def test_folders_and_indexes_go_on_past_films_that_cannot_be_read(tmp_path):
     film = b_frames()
     at = film.index(b"avc1", film.index(b"stsd"))

@@ -7,6 +7,7 @@ A thread in each process reads the store once a second and ends the process afte
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -35,6 +36,9 @@ _watched = False
 # Set by the thread once it has read that a process has failed.
 _failed = threading.Event()
 
+# Set when this process ends.
+_ending = threading.Event()
+
 
 def watch() -> None:
     """Watch for failures of the other processes; do nothing in a run of one process.
@@ -52,7 +56,9 @@ def watch() -> None:
     # The thread needs its own connection, since the main thread may be waiting on the other one.
     # torch has no public function that returns the store.
     store = dist.distributed_c10d._get_default_store().clone()
-    threading.Thread(target=_end_after_failure, args=(store,), daemon=True).start()
+    thread = threading.Thread(target=_end_after_failure, args=(store,), daemon=True)
+    thread.start()
+    atexit.register(_end_watch, thread)
     previous = sys.excepthook
 
     def show_first(
@@ -116,18 +122,30 @@ def where(rank: int | None = None) -> str:
     return f" on rank {dist.get_rank() if rank is None else rank} of {dist.get_world_size()}"
 
 
+def _end_watch(thread: threading.Thread) -> None:
+    """End the thread before the interpreter ends.
+
+    A thread that returns from the store to an interpreter that is ending aborts the process.
+    """
+    _ending.set()
+    if not _failed.is_set():
+        thread.join(timeout=2)
+
+
 def _end_after_failure(store: distributed.Store) -> None:
     """End this process :data:`_GRACE` seconds after any process has failed."""
-    while True:
-        time.sleep(1)
+    while not _ending.wait(1):
         try:
             failed = store.check([_KEY])
         except RuntimeError:
-            time.sleep(_GRACE_WITHOUT_STORE)
+            if _ending.wait(_GRACE_WITHOUT_STORE):
+                return
             break
         if failed:
             _failed.set()
             time.sleep(_GRACE)
             break
+    else:
+        return
     # The main thread may be waiting inside the backend, where an exception would not reach it.
     os._exit(1)

@@ -48,7 +48,8 @@ def started(folder: Path, place: str, failing: int) -> tuple[list[int], str]:
     finally:
         for process in processes:
             process.kill()
-    told = "".join(process.communicate()[0] for process in processes)
+    # A process that is ended may leave its progress bar without a line break.
+    told = "\n".join(process.communicate()[0] for process in processes)
     return [process.returncode for process in processes], told
 
 

@@ -106,7 +106,7 @@ TABLE: dict[str, dict[str, str]] = {
         "--batch_size many": "batch_size: expected int; got many",
         "--encoders damaged": f"{DEPTH}encoder again",
         "--data.shards empty": f"--data.shards 'empty' matches no .tar file; {NO_TAR}",
-        "--encoders nowhere*": "--encoders nowhere* matches no directory",
+        "--encoders nowhere*": "--encoders nowhere* matches no directory; check the pattern",
     },
     "ssl_vivit.evaluation.attention.command": {
         "damaged": f"the following arguments are required: video, out; {HELP}",
@@ -145,7 +145,7 @@ TABLE["recipes.simclr_clevrer"]["--data.clip.views 3"] = (
     "--data.clip.views is 3; SimCLR contrasts two views: set it to 2"
 )
 TABLE["recipes.compare_neural"]["--encoder damaged"] = (
-    "--encoder damaged: give encoders to compare by --encoders"
+    "--encoder damaged: give encoders to compare by --encoders instead"
 )
 TABLE["recipes.search_neural"]["--trials 0"] = (
     "nothing to search: give --trials above 0, and --space"

@@ -122,7 +122,9 @@ def test_a_vector_is_the_mean_of_patch_tokens_where_that_is_asked_for(
 
 def test_features_that_are_not_there_are_reported_in_one_line(videos, encoder, tmp_path, call):
     call(words(encoder, tmp_path / "f", videos=str(videos), part_size=9))
-    with pytest.raises(ValueError, match=r"f holds pooled, not tokens; .* --features both"):
+    with pytest.raises(
+        ValueError, match=r"f holds features pooled, not tokens; .* --features both"
+    ):
         load_features(tmp_path / "f", "both")
     path = tmp_path / "f" / "features-00000.safetensors"
     save_file(load_file(path), path, metadata={"part": '{"keys": [], "skipped": {"a": "cut"}}'})

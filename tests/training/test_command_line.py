@@ -273,7 +273,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture) -> None:
         parse(Recipe, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "micro-batches per process and step" in text
-    assert "peak learning rate; with" in text
+    assert "peak learning rate at total_batch_size 256" in text
 
 
 @pytest.mark.parametrize(

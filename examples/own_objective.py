@@ -33,8 +33,7 @@ class ArrowOfTime(Objective):
 
     def forward(self, batch: dict) -> Step:
         """Return cross entropy and accuracy of a batch of clips (b, views, C, T, H, W)."""
-        video = batch["clips"].flatten(0, 1)
-        # Drawn from the names of the samples, so that a resumed run reverses equal clips.
+        video = batch["clips"].flatten(0, 1)  # names give the draws: a resumed run repeats them
         names = names_of_views(batch, "arrow")
         assert names is not None
         backwards = (uniform(names, 1).to(video.device)[:, 0] < 0.5).to(video)

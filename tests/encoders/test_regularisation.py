@@ -61,7 +61,7 @@ def test_random_numbers_that_are_given_choose_the_patches(model):
     for b, kept in enumerate(([1, 3, 5], [0, 1, 5])):
         seen = (tokens[b] != 0).any(-1)
         assert torch.equal(seen, torch.isin(torch.arange(6), torch.tensor(kept)).expand_as(seen))
-    with pytest.raises(ValueError, match=r"patch_draw of shape \(2, 5\) is not \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"patch_draw of shape \(2, 5\) must be \(2, 6\)"):
         encoder(video, patch_draw=numbers[:, :5])
     plain = encoder.eval()(video).tokens
     assert torch.equal(encoder(video, patch_draw=numbers).tokens, plain)

@@ -206,7 +206,7 @@ def damage(path, what):
             r"holds weights that are NaN or infinite: trunk\.temporal_norm\.weight; export",
         ),
         ("std", r"config\.json: preprocessing std is nan; it must be positive and finite"),
-        ("format", "not of exported encoder format 1"),
+        ("format", "does not have exported encoder format 1"),
         (
             "spatial_depth",
             r"does not fit the encoder of config.json: trunk.spatial_blocks has 8 blocks ≠ 5",
@@ -227,7 +227,7 @@ def test_damaged_directories_are_refused_in_one_line(exported, what, message):
     [
         (
             {"model_type": "vivit", "architectures": ["VivitModel"]},
-            r"config of transformers \(vivit\); turn .* `python -m ssl_vivit.encoders.imports`",
+            r"config of transformers \(vivit\); convert .* `python -m ssl_vivit.encoders.imports`",
         ),
         ({"architecture": "vit_base_patch16_224", "num_classes": 0}, "by another program"),
         (["a", "list"], "by another program"),

@@ -65,7 +65,7 @@ def test_the_features_are_those_of_the_donor_bit_for_bit(tmp_path):
     torch.testing.assert_close(rates, torch.full((4,), 0.1))
     (note,) = notes
     assert note.startswith(
-        "core_from: ViViT, adapter, modulator, frame stream as fitted to fast, slow; encoder"
+        "core_from: ViViT, adapter, modulator, frame stream as fitted to fast, slow; the settings encoder"
     )
     # Stored and opened, it is the same, although its sessions alone make a shorter frame stream.
     save_neural_model(built, tmp_path / "again", NEW)

@@ -327,7 +327,7 @@ def test_streams_that_cannot_be_opened_are_refused_in_one_line():
     made = small()
     for options, told in (
         ({"session": "b"}, "session 'b' is unknown; the model has a"),
-        ({"units": [3, 5, 6]}, "units 5, 6 are not among the 4 of session 'a'"),
+        ({"units": [3, 5, 6]}, "units 5, 6 are not among the 4 neurons of session 'a'"),
         ({"context": 0}, "context is 0; give seconds above 0, or None"),
         ({"context": float("nan")}, "context is nan"),
         ({"context": float("inf")}, "context is inf"),

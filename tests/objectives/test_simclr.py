@@ -246,7 +246,9 @@ def test_a_micro_batch_without_negatives_is_refused_before_training(tmp_path):
     lower = ", or lower training.accumulation"
     for total, accumulation, mend in ((4, 4, f"8 or more{lower}"), (1, 1, "2 or more")):
         config = TrainingConfig(total_batch_size=total, accumulation=accumulation, **settings)
-        line = rf"SimCLR needs 2 samples .*accumulation {accumulation} leaves 1: raise \S+size to {mend}$"
+        line = (
+            rf"SimCLR needs 2 samples .*accumulation {accumulation} is 1: raise \S+size to {mend}$"
+        )
         with pytest.raises(RunError, match=line):
             fit(objective(), [batch(1)], config)
         assert not (tmp_path / "run").exists()

@@ -426,7 +426,7 @@ def test_readouts_of_a_new_animal_are_fitted_to_a_core_that_stays(
     printed, said = capsys.readouterr()
     assert "b, live_test_main: bits per spike" in printed
     assert f"core     of {tmp_path / 'animals'}" in said
-    assert "core_from: ViViT, modulator, frame stream as fitted to a; encoder" in said
+    assert "core_from: ViViT, modulator, frame stream as fitted to a; the settings encoder" in said
     donor, made = (load_neural_model(tmp_path / name) for name in ("animals", "new"))
     assert made.sessions == ("b",)
     for name in ("video_mean", "video_std", "behaviour_channels"):
@@ -615,7 +615,7 @@ def test_settings_are_checked_before_the_sample_is_simulated(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["finetune_neural.py", "--tracker", "wandb"])
     with pytest.raises(SystemExit):
         run(main)
-    assert "error: WANDB_MODE is of; it may be" in capsys.readouterr().err
+    assert "error: WANDB_MODE is of; it must be" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

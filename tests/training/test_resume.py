@@ -260,7 +260,7 @@ def test_other_settings_are_refused_by_name_and_free_ones_are_not(config) -> Non
     changed.optimizer.weight_decay = 0.3
     with pytest.raises(RunError) as caught:
         fit(toy(), toy_batches(), changed)
-    named = "training.optimizer.weight_decay (0.05 → 0.3), training.seed (0 → 7); set it back"
+    named = "training.optimizer.weight_decay (0.05 → 0.3), training.seed (0 → 7); restore them"
     assert named in str(caught.value)
     longer = config(steps=8, log_every=2, checkpoint_every=3, resume="auto")
     assert fit(toy(), toy_batches(), longer).step == 8

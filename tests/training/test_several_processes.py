@@ -192,5 +192,5 @@ def test_processes_that_do_not_divide_are_told_which_do(tmp_path: Path) -> None:
     host.world_size = 4
     settings = _one_process(tmp_path, accumulation=1)
     settings.total_batch_size = 6
-    with pytest.raises(RunError, match=r"does not divide over 4.*so would 1, 2, 3, 6 processes"):
+    with pytest.raises(RunError, match=r"does not divide over 4.*or use 1, 2, 3, 6 processes"):
         split_batch(settings, host)

@@ -54,7 +54,7 @@ class VideoFolder:
         self.passed_over += endings(files.keys() - set(names))
         if not names:
             passed = passed_over_line(self.passed_over)
-            raise DataError(f"{option} {root} holds no videos{f'; {passed}' if passed else ''}")
+            raise DataError(f"{option} {root} contains no videos{f'; {passed}' if passed else ''}")
         infos, self.broken = self._probe(names)
         if not infos:
             first = next(iter(self.broken.items()))

@@ -341,7 +341,7 @@ def test_videos_of_another_range_are_refused(tmp_path: Path) -> None:
     path = folder(tmp_path)
     for trial in range(9):
         change(path, "videos", trial, lambda x: x / 255)
-    with pytest.raises(SessionError, match=r"no pixel of session .* is above 1; .* multiply them"):
+    with pytest.raises(SessionError, match=r"no pixel of session .* is above 1, .* multiply them"):
         Session(path)
 
 

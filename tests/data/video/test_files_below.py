@@ -89,11 +89,11 @@ def test_a_folder_of_other_files_says_which(tmp_path: Path) -> None:
     for name in ("a.txt", "b.TXT", "c.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(
-        DataError, match=r"holds no videos; passed over: 2 \.txt files, 1 \.jpg file"
+        DataError, match=r"contains no videos; passed over: 2 \.txt files, 1 \.jpg file"
     ):
         VideoFolder(tmp_path)
     with pytest.raises(
-        DataError, match=r"holds no videos; passed over: 2 \.txt files, 1 \.jpg file"
+        DataError, match=r"contains no videos; passed over: 2 \.txt files, 1 \.jpg file"
     ):
         pack(tmp_path, tmp_path / "out")
 

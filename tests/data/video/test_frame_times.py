@@ -175,7 +175,7 @@ def test_a_gap_of_days_is_not_filled_with_frames(tmp_path):
     (tmp_path / "gap.mkv").write_bytes(film([0, 40, 80, 200_000_000], "matroska"))
     report = pack(tmp_path, tmp_path / "out", storage="jpeg", fps=5, workers=1, progress=False)
     assert report.packed == 1
-    assert "place 4 frames over 200000 s; --fps 5 would repeat" in report.skipped["gap.mkv"]
+    assert "spread 4 frames over 200000 s; --fps 5 would repeat" in report.skipped["gap.mkv"]
 
 
 def test_films_that_change_are_named_by_pack(tmp_path):

@@ -80,7 +80,7 @@ def test_check_counts(session, capsys):
     assert main(["check", str(session)]) == 0
     text = capsys.readouterr().out
     for line in (
-        "frames       6×8 pixels, 30 a second",
+        "frames       6×8 pixels, 30 per second",
         "neurons      4, spikes, coordinates unmeasured",
         "trials       8, 12 frames",
         "tiers        train 4, oracle 2, live_test_main 1, none 1",

@@ -137,7 +137,7 @@ def test_one_head_of_full_width_has_no_output_projection():
         ({"dim": 48}, "dim is 48 in the config but 24"),
         ({"depth": 3}, "depth is 3 in the config but 2"),
         ({"heads": 6}, "dim_head is 8 in the config but 4 in the weights"),
-        ({"heads": 5}, "heads 5 must be a whole number that divides the 24 queries"),
+        ({"heads": 5}, "heads 5 must be a whole number that divides the width of the queries, 24"),
         ({"heads": 0}, "heads 0 must be"),
         ({"w": 16}, r"pos_embedding \(1, 2, 6, 24\) must be \(1, 2, 8, 24\)"),
         ({"model": 4}, "model 4 of ViViTBackbone returns no output"),

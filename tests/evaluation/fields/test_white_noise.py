@@ -132,7 +132,7 @@ def test_the_time_course_is_that_of_the_peak():
     [
         ({"check": 7}, "--check 7 must be from 1 to 6 pixels"),
         ({"hold": 0}, "--hold 0 must be at least 1 frame"),
-        ({"contrast": 1.2}, "--contrast 1.2 above 0 and at most 1"),
+        ({"contrast": 1.2}, "--contrast 1.2 must be above 0 and at most 1"),
     ],
 )
 def test_noise_that_cannot_be_shown_is_refused(settings, message):

@@ -58,7 +58,7 @@ def test_a_fresh_encoder_is_grey_causal_and_has_positions_for_the_window():
     assert (config.in_channels, config.image_size, config.num_frames) == (1, (12, 20), 20)
     assert config.temporal_causal
     assert rates == {"s": None}
-    assert "windows of 5 that overlap by 3" in notes[0]
+    assert "windows of 5 steps that overlap by 3" in notes[0]
     whole = fit_encoder(choice, [FACTS], longest=49)
     assert whole.encoder.config.num_frames == 52
     assert not whole.notes
@@ -208,7 +208,7 @@ def test_a_learned_table_in_time_becomes_that_of_the_training_window(
     torch.testing.assert_close(found, expected)
     told = "\n".join(notes)
     assert f"of 4 time steps is {'cropped' if steps < 4 else 'resampled'} to the {steps}" in told
-    assert f"windows of {steps} that overlap by {steps - max(steps // 2, 1)}" in told
+    assert f"windows of {steps} steps that overlap by {steps - max(steps // 2, 1)}" in told
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ def test_readouts_start_at_the_true_receptive_fields(recording, tubelets):
     recording.read.clear()
     notes = start_at_energy(model, [recording], [facts_of(recording)])
     (note,) = notes
-    assert int(note.split()[1]) >= 18
+    assert int(note.split()[3]) >= 18
     assert recording.read == list(range(32))
     found, true = found_centres(model, "sim", SIZE), recording.population.center.numpy()
     assert min(position_correlation(found, true)) > 0.9

@@ -69,7 +69,11 @@ class Preprocessing(Mapping[str, Any]):
             )
 
     def _check_finite(self, name: str, values: Sequence[Any]) -> None:
-        for value in map(float, values):
+        for each in values:
+            try:
+                value = float(each)
+            except OverflowError:  # an integer of more than 308 digits
+                value = math.inf
             if not math.isfinite(value) or (name in ("std", "fps") and value <= 0):
                 positive = "positive and " if name in ("std", "fps") else ""
                 raise ValueError(f"preprocessing {name} is {value:g}; it must be {positive}finite")

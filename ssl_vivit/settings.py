@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,8 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         if isinstance(value, str) and "e" in value.lower() and "." not in value:
             mend = "; YAML reads 1e-6 as text and 1.0e-6 as a number"
         raise ValueError(f"{name} {value!r} must be a number{mend}")
+    if float in kinds and isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} has more digits than a number can have; give a smaller number")
 
 
 def check_least(config: Any, group: str = "", /, **least: float) -> None:

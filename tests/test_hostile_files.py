@@ -26,7 +26,7 @@ def test_readers_with_thousands(reader: Reader, tmp_path):
     check(attack(reader, tmp_path, 15 * reader.quick, first=reader.quick))
 
 
-SIZES = {"depth": 10**9, "embed_dim": 10**12, "num_heads": -1, "mlp_ratio": float("nan"),
+SIZES = {"depth": 10**9, "layer_scale": 10**400, "embed_dim": 10**12, "num_heads": -1, "mlp_ratio": float("nan"),
          "num_frames": "4", "tubelet_size": [2] * 100_000, "image_size": [10**9, 10**9]}  # fmt: skip
 
 

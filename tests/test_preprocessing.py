@@ -76,7 +76,7 @@ def test_frames_of_another_kind_are_refused():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"mean": [0.5, math.nan]}, {"std": math.inf}, {"std": [0.2, 0.0]}, {"fps": math.nan},
+    [{"mean": [0.5, math.nan]}, {"mean": 10**400}, {"std": math.inf}, {"std": [0.2, 0.0]}, {"fps": math.nan},
      {"fps": 0}, {"pixel_range": (0, math.inf)}, {"pixel_range": (1, 1)}, {"resize": [8, math.inf]}],
 )  # fmt: skip
 def test_numbers_that_cannot_be_are_refused(settings):

@@ -67,7 +67,9 @@ def test_settings_that_earlier_versions_saved_are_left_out_with_a_warning(tmp_pa
     config = json.loads(file.read_text())
     config["preprocessing"] |= {"note": "mine", "fps": None}
     file.write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="config.json: preprocessing setting note is unknown and ignored"):
+    with pytest.warns(
+        UserWarning, match="config.json: preprocessing setting note is unknown and ignored"
+    ):
         encoder = load_encoder(tmp_path / "encoder")
     assert encoder.preprocessing["fps"] is None
     assert encoder.preprocessing.get("fps", 25.0) == 25.0

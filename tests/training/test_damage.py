@@ -12,7 +12,7 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit
-from ssl_vivit.training.checkpoints.files import fault
+from ssl_vivit.training.checkpoints.files import fault, file_fingerprint
 from ssl_vivit.training.tracking import Tracking, cut_off, read_metrics
 
 
@@ -50,6 +50,18 @@ def test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_nothing(run_dir: Pa
     assert 0 < harmless < 0.3 * len(whole)
     manifest.write_bytes(whole)
     assert fault(checkpoint) is None
+
+
+@pytest.mark.parametrize("processes", [0, -1, 10**12, 10**30, "2"])
+def test_a_state_of_more_processes_than_files_is_damaged(processes, run_dir: Path) -> None:
+    """Its number of processes is not taken as the length of a list."""
+    checkpoint = run_dir / "checkpoints" / "step_00000008"
+    state, manifest = (checkpoint / name for name in ("state.json", "manifest.json"))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"world_size": processes}))
+    facts = json.loads(manifest.read_text())
+    facts["files"]["state.json"] = file_fingerprint(state)
+    manifest.write_text(json.dumps(facts))
+    assert fault(checkpoint) == "state.json is damaged"
 
 
 MANIFESTS = {

@@ -173,7 +173,10 @@ def _misfit(path: Path, files: Collection[str]) -> str | None:
     """Return how state.json contradicts the checkpoint's name, or None."""
     try:
         state = _read_object(path / STATE)
-        step, ranks = state["step"], range(state["world_size"])
+        step, world_size = state["step"], state["world_size"]
+        if not 1 <= world_size <= len(files):  # every process has files of its own
+            raise ValueError("there are fewer files than processes")
+        ranks = range(world_size)
     except (ValueError, KeyError, TypeError):
         return f"{STATE} is damaged"
     if step != step_of(path):

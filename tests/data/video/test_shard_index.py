@@ -173,6 +173,10 @@ def test_an_index_that_its_members_do_not_bear_out_is_refused(two, claim):
         (lambda i: i.update(samples={}), "samples is not a list"),
         (lambda i: i.update(samples=[1]), "samples is not a list"),
         (lambda i: i.pop("bytes"), "bytes is None, not the size"),
+        (
+            lambda i: i.update(bytes=10**30),
+            "bytes is 1000000000000000000000000000000, not the size",
+        ),
         (lambda i: i.update(left_out=[]), "left_out is not a mapping"),
         (lambda i: i["samples"][1].update(key="a"), "sample a is in .*two.* and again in"),
     ],

@@ -79,7 +79,11 @@ def test_folders_without_videos_are_refused(tmp_path, content):
     if content:
         folder.mkdir()
         (folder / {"text": "a.txt", "broken": "a.mp4"}[content]).write_text("no video")
-    message = {None: "is not a folder", "text": "contains no videos", "broken": "none of the 1 videos"}
+    message = {
+        None: "is not a folder",
+        "text": "contains no videos",
+        "broken": "none of the 1 videos",
+    }
     with pytest.raises(DataError, match=message[content]):
         VideoFolder(folder)
 

@@ -191,7 +191,7 @@ def _is_index(index: Any) -> bool:
 
 def _check(index: dict[str, Any]) -> None:
     size, samples = index.get("bytes"), index.get("samples")
-    if type(size) is not int or size < 0:
+    if type(size) is not int or not 0 <= size < 1 << 63:
         raise ValueError(f"bytes is {_shown(size)}, not the size of a tar")
     if not isinstance(samples, list) or not all(isinstance(each, dict) for each in samples):
         raise ValueError("samples is not a list of samples")

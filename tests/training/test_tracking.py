@@ -140,9 +140,10 @@ def test_an_account_without_network_logs_offline_within_ten_seconds(
     tracking.close()
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     said = capsys.readouterr().err.strip()
+    # Earlier versions of wandb add a warning of their own.
+    (said,) = [line for line in said.splitlines() if not line.startswith("wandb: WARNING")]
     assert said.startswith(f"wandb: {silent_address} does not answer (")
     assert "this run is logged offline; `wandb sync " in said
-    assert "\n" not in said
 
 
 def test_a_closed_port_a_missing_name_and_a_silent_server_do_not_answer(

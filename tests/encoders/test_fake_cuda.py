@@ -84,5 +84,5 @@ def test_what_waits_is_found():
             there[0].item()
     found = " ".join(waits.found)
     assert len(waits.found) == 5, found
-    with place.mode, pytest.raises(RuntimeError, match="same device|different devices"):
+    with place.mode, pytest.raises(RuntimeError, match=r"same device|different devices"):
         there + here

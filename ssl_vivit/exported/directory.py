@@ -136,12 +136,13 @@ def find_directory(path: Path, kind: Format) -> Path:
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if not missing:
         return path
-    inside = [path / place for place in kind.inside_runs if (path / place / CONFIG).is_file()]
-    mend = (
-        f"{inside[0]} is one"
-        if inside
-        else f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
-    )
+    places = [*kind.inside_runs, *(f"best/{place}" for place in kind.inside_runs)]
+    inside = [path / place for place in places if (path / place / CONFIG).is_file()]
+    mend = f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
+    if inside:
+        mend = f"{inside[0]} is one"
+    if (path / "config.yaml").is_file():  # a run that was stopped, or is still training
+        mend += f"; the run writes {path / kind.inside_runs[0]} when it ends"
     why = "there is no such directory"
     if path.exists():
         why = f"{missing[0]} is missing" if path.is_dir() else "it is a file, not a directory"

@@ -13,6 +13,9 @@ from ssl_vivit import create_encoder, load_encoder
 from ssl_vivit.encoders.adapt import adapt
 from ssl_vivit.encoders.classifier import VideoClassifier
 from ssl_vivit.encoders.encoder_card import encoder_card
+from ssl_vivit.errors import MissingError
+from ssl_vivit.exported.directory import find_directory
+from ssl_vivit.neural.prediction import MODEL_OF_NEURONS
 
 SETTINGS = {"num_frames": 8, "image_size": (32, 48), "tubelet_size": (4, 16, 16)}
 PREPROCESSING = {"mean": [0.5], "std": [0.2], "fps": 25.0, "frame_stride": 2}
@@ -415,3 +418,15 @@ def test_weights_beyond_half_precision_and_unknown_precisions_are_refused(tmp_pa
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": wrong}))
         with pytest.raises(ValueError, match=r"dtype of config\.json is .*one of float64, float32"):
             load_encoder(tmp_path / "half")
+
+
+def test_a_run_that_has_not_ended_is_named(tmp_path):
+    """The message says when the run writes its model, and names the best model so far."""
+    (tmp_path / "config.yaml").write_text("core: ln")
+    with pytest.raises(MissingError, match=r"as RUN/model; the run writes \S+/model when it ends$"):
+        find_directory(tmp_path, MODEL_OF_NEURONS)
+    best = tmp_path / "best" / "model"
+    best.mkdir(parents=True)
+    (best / "config.json").write_text("{}")
+    with pytest.raises(MissingError, match=r"/best/model is one; the run writes \S+/model when"):
+        find_directory(tmp_path, MODEL_OF_NEURONS)

@@ -84,17 +84,18 @@ def picture_numbers(
 def place(
     table: str, starts: np.ndarray, stops: np.ndarray, pictures: np.ndarray, others: np.ndarray
 ) -> PlacedFrames:
-    """Convert a table's rows to frames, with grey frames between them.
+    """Convert a table's rows to frames, and fill the gaps between rows with grey frames.
 
-    A picture or grey gap that is longer than a usual row is divided into several frames of about
-    the usual length.
+    A picture or gap that is longer than the median row is divided into several frames of about the
+    median length.
 
     Args:
         table: name of the table, for messages.
         starts: (R,) seconds.
         stops: (R,) seconds.
         pictures: (R,), see :func:`picture_numbers`.
-        others: (O, 2) start and stop in seconds of rows of other tables.
+        others: (O, 2) start and stop in seconds of rows of other tables. A gap that contains one of
+            them is not filled.
 
     Raises:
         DataError: if rows are out of order or overlap, or none shows a picture.

@@ -165,8 +165,9 @@ def read_config(path: Path, kind: Format) -> dict[str, Any]:
         raise ExportError(f"{file} is not valid JSON: {error}; export the model again") from None
     if isinstance(saved, dict) and ("model_type" in saved or "architectures" in saved):
         raise ExportError(
-            f"{file} is a config of transformers ({saved.get('model_type', 'unnamed')}); convert "
-            "the checkpoint to an encoder directory with `python -m ssl_vivit.encoders.imports`"
+            f"{file} is a config of Hugging Face transformers (model_type "
+            f"{saved.get('model_type', 'missing')}); convert the checkpoint to an encoder "
+            "directory with `python -m ssl_vivit.encoders.imports`"
         )
     if not isinstance(saved, dict) or saved.get("format") != kind.version or kind.key not in saved:
         raise ExportError(

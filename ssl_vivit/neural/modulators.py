@@ -250,8 +250,8 @@ class FiLM(nn.Module):
         super().__init__()
         if not behaviour_channels:
             raise NeuralModelError(
-                "modulator.kind film needs behaviour, but the sessions have none; use convgru or "
-                "none"
+                "modulator.kind 'film' needs behaviour, but the sessions contain no behaviour; set "
+                "it to 'convgru' or 'none'"
             )
         self.behaviour_channels, self.stride = behaviour_channels, stride
         self.settings = {

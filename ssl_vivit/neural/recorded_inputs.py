@@ -277,7 +277,11 @@ def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Ten
 
 
 def _tensor(values: Any, name: str) -> Tensor:
-    """Return any numeric array as a tensor; it may be read-only, reversed or big-endian."""
+    """Return a numeric array as a tensor.
+
+    Read-only arrays, arrays with negative strides and big-endian arrays are copied first, since
+    torch does not read them.
+    """
     try:
         if isinstance(values, Tensor):
             given = values

@@ -98,13 +98,14 @@ def build_optimizer(
 def parameter_groups(
     objective: Objective, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Group trainable parameters by weight decay, learning-rate factor and first step.
+    """Group trainable parameters by weight decay, learning-rate factor and first training step.
 
     Vectors and scalars (biases, norms) have no weight decay, and neither have the parameters named
     by ``no_weight_decay()`` of the objective or of its parts. If ``layer_decay`` is below 1, the
     parameters of the first part that is :class:`Layered` get timm's layer-wise factors; all other
     parameters, such as the head, get 1. Factors are multiplied by the objective's
-    ``learning_rate_shares()``.
+    ``learning_rate_shares()``, which maps names of parameters to factors. The first step is that
+    of the objective's ``first_steps()``: parameters are not updated before it.
 
     Returns:
         Parameter groups with ``weight_decay``, ``lr_scale`` and ``first_step``.

@@ -230,7 +230,7 @@ def test_damaged_directories_are_refused_in_one_line(exported, what, message):
     [
         (
             {"model_type": "vivit", "architectures": ["VivitModel"]},
-            r"config of transformers \(vivit\); convert .* `python -m ssl_vivit.encoders.imports`",
+            r"transformers \(model_type vivit\); convert .* `python -m ssl_vivit.encoders.imports`",
         ),
         ({"architecture": "vit_base_patch16_224", "num_classes": 0}, "by another program"),
         (["a", "list"], "by another program"),

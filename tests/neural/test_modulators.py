@@ -187,7 +187,7 @@ def test_no_behaviour_is_behaviour_of_zeros_and_a_rest_of_frames_is_left_out(kin
 def test_convgru_works_without_behaviour_and_film_says_that_it_does_not():
     modulator = build_modulator(ModulatorConfig(), 6, 0, 4)
     assert modulator(tokens().float())[0].shape == (2, 6, 5, 3, 4)
-    with pytest.raises(NeuralModelError, match=r"modulator\.kind film needs behaviour"):
+    with pytest.raises(NeuralModelError, match=r"modulator\.kind 'film' needs behaviour"):
         build_modulator(ModulatorConfig(kind="film"), 6, 0, 4)
 
 

@@ -108,7 +108,7 @@ class CentralWindows:
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Return frames cropped to the window, uint8 (n, H, W, 3)."""
+        """Return the frames with numbers ``indices``, cropped to the window, uint8 (n, H, W, 3)."""
         height, width = size or self.size
         own = int(self._videos.heights[i]), int(self._videos.widths[i])
         scale = max(height / own[0], width / own[1])
@@ -154,5 +154,5 @@ class Chosen:
     def frames(
         self, i: int, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Return frames of the video, unchanged."""
+        """Return the frames with numbers ``indices``, uint8 (n, H, W, 3)."""
         return self._videos.frames(int(self._indices[i]), indices, size)

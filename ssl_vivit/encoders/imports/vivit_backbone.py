@@ -52,8 +52,8 @@ def from_vivit_backbone(
     given: dict[str, Any] = {"channels": 3, "model": 3, **as_dict(config)}
     if given["model"] != 3:
         raise ValueError(
-            f"model {given['model']} of ViViTBackbone returns no output; only model 3 can be "
-            "imported"
+            f"model {given['model']} cannot be imported: ViViTBackbone has a forward pass only for "
+            "model 3"
         )
     lacking = [name for name in (*_SIZES, "heads") if name not in given]
     if lacking:

@@ -94,7 +94,10 @@ def draw_trial(
 
 
 def past_shares(found: TrialAttention) -> Float[np.ndarray, "S S"]:
-    """Return attention by the number of steps back; 0 for steps before the trial starts."""
+    """Return the attention of each step to the steps 0, 1, 2 … earlier, (steps, lags).
+
+    Entries before the start of the trial are 0.
+    """
     steps = len(found.when)
     place = np.arange(steps)[:, None] - np.arange(steps)
     return np.where(place >= 0, found.when[np.arange(steps)[:, None], place], 0)

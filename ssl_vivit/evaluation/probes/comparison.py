@@ -61,7 +61,7 @@ class Subject(NamedTuple):
         return self.encoders[0]
 
     def of_seed(self, seed: int) -> ViViT:
-        """Return the encoder for a probe seed."""
+        """Return the encoder that the probe of this seed uses; random baselines have one per seed."""
         return self.encoders[seed % len(self.encoders)]
 
 

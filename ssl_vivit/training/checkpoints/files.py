@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, without pickle.
+"""Checkpoints on disk, which are written atomically and without pickle.
 
 step_00001000/
     model.safetensors      all parameters and buffers by name
@@ -6,7 +6,7 @@ step_00001000/
     optimizer.json         parameter groups by name
     state.json             step, data position, schedule, processes, versions
     rng_<rank>.safetensors and rng_<rank>.json, the generators of each process
-    encoder/               the exported encoder, or what the objective's export_name says
+    encoder/               the exported encoder; the objective's export_name names the directory
     manifest.json          size and CRC-32 of every other file, written last
 """
 
@@ -47,16 +47,19 @@ def write_checkpoint(
     export: Callable[[Path], None],
     export_name: str = "encoder",
 ) -> Path:
-    """Write ``parent/step_<step>`` under another name, then rename it.
+    """Write ``parent/step_<step>`` under a temporary name, then rename it.
 
     Args:
-        state: what goes to state.json.
+        parent: directory of the run's checkpoints.
+        step: number of finished steps.
+        training: weights and optimiser state.
+        state: content of state.json, without the step.
         generators: for each process ``{"tensors": {name: bytes as ints}, "values": JSON}``.
-        export: writes the encoder to the directory that it is given.
-        export_name: what that directory is called.
+        export: function that exports the model to a directory.
+        export_name: name of this directory.
 
     Raises:
-        RunError: if the file system refuses; what was written is removed, other checkpoints stay.
+        RunError: if a file cannot be written. The new files are removed; other checkpoints stay.
     """
     final = parent / f"step_{step:08d}"
     partial = parent / f"{PARTIAL}{final.name}"
@@ -90,10 +93,10 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
-    """Training state and state.json of a whole checkpoint.
+    """Return the training state and the content of state.json of a complete checkpoint.
 
     Raises:
-        RunError: if a file that the manifest has as whole cannot be read all the same.
+        RunError: if a file cannot be read although its size and checksum match the manifest.
     """
     with _named(path):
         groups = _read_object(path / "optimizer.json")
@@ -106,10 +109,13 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
 
 
 def read_generators(path: Path, rank: int) -> dict[str, Any]:
-    """The random generators' states of one process, as :func:`write_checkpoint` takes them.
+    """Return the state of the random generators of one process.
+
+    Returns:
+        An item of ``generators`` of :func:`write_checkpoint`.
 
     Raises:
-        RunError: as of :func:`read_checkpoint`.
+        RunError: if a file cannot be read.
     """
     with _named(path):
         tensors = load_file(path / f"rng_{rank}.safetensors")
@@ -121,7 +127,7 @@ def read_generators(path: Path, rank: int) -> dict[str, Any]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the checkpoint where one of its files cannot be read."""
+    """Raise errors of reading as a RunError that names the checkpoint."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -138,7 +144,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint directory is named for."""
+    """Return the step in the name of a checkpoint directory."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise RunError(f"{path} is no checkpoint: its name is not step_<number>")
@@ -146,7 +152,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Return the reason why a checkpoint directory is not whole; None if it is."""
+    """Return the reason why a checkpoint directory is not complete; None if it is."""
     try:
         manifest = read_json_text(read_whole(path / MANIFEST))
         files = {
@@ -188,14 +194,14 @@ def _misfit(path: Path, files: Collection[str]) -> str | None:
 
 
 def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; None if there is no checkpoint at all.
+    """Return the newest complete checkpoint; None if there is no checkpoint at all.
 
     Args:
-        parent: the directory of a run's checkpoints.
-        warn: told of each newer one that is not whole.
+        parent: directory of a run's checkpoints.
+        warn: function that is called with a line for each newer checkpoint that is damaged.
 
     Raises:
-        RunError: if there are checkpoints and none is whole.
+        RunError: if there are checkpoints and all are damaged.
     """
     faults: dict[Path, str] = {}
     for path in reversed(_checkpoints(parent)):
@@ -217,7 +223,8 @@ def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
 def prune(newest: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints up to ``newest`` (0 keeps all).
 
-    A later one, cut off and thus skipped, must not count: it would push out a whole one.
+    Checkpoints after ``newest`` are damaged and do not count, since a damaged checkpoint must not
+    replace a complete one.
     """
     upto = [path for path in _checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
     for path in upto[:-keep] if keep else []:
@@ -225,7 +232,7 @@ def prune(newest: Path, keep: int) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed run left half written."""
+    """Remove incomplete checkpoints of killed runs."""
     for leftover in parent.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -241,7 +248,7 @@ def _checkpoints(parent: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Rename first: half of a removed checkpoint must not look like a damaged one."""
+    """Remove a checkpoint. It is renamed first, so that an interrupted removal leaves none damaged."""
     doomed = path.with_name(f"{PARTIAL}old-{path.name}")
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -252,7 +259,7 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def file_fingerprint(path: Path) -> dict[str, int]:
-    """Size and CRC-32 of a file, as ``bytes`` and ``crc32``."""
+    """Return the size and the CRC-32 of a file, as ``bytes`` and ``crc32``."""
     size, crc = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

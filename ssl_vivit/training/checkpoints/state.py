@@ -1,4 +1,4 @@
-"""The full state of training: collected from all processes, and given back to them."""
+"""Collect the full state of training from all processes, and load it into them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TrainingState(NamedTuple):
     Attributes:
         model: parameter or buffer name → tensor.
         optimizer: ``<parameter>/<key>`` → tensor.
-        groups: JSON: the optimiser's groups with their settings and parameter names under
-            ``groups``, its states that are no tensors under ``state``.
+        groups: JSON object. ``groups`` has the optimiser's groups with their settings and parameter
+            names; ``state`` has the optimiser states that are no tensors.
     """
 
     model: dict[str, Tensor]
@@ -28,13 +28,12 @@ class TrainingState(NamedTuple):
 
 
 def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
-    """Copy the full state to the host memory of the main process; all processes must call it.
+    """Copy the full state to the host memory of the main process. All processes must call this.
 
-    The copies share no memory with model and optimiser, which may go on training at once.
+    The copies share no memory with model and optimiser, so training can continue at once.
 
     Returns:
-        The state, each tensor contiguous and with memory of its own; on the other processes an
-        empty one.
+        The state with contiguous tensors; an empty state on the other processes.
     """
     # Imported where it is used: it takes half as long to load as torch itself.
     from torch.distributed.checkpoint import state_dict
@@ -62,10 +61,10 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> TrainingState:
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Collect the weights on the main process; all processes must call it.
+    """Collect the weights on the main process. All processes must call this.
 
     Returns:
-        Parameter or buffer name → tensor. Where the model is not sharded, the tensors are its own.
+        Parameter or buffer name → tensor. Without sharding these are the tensors of the model.
     """
     from torch.distributed.checkpoint import state_dict
 
@@ -73,9 +72,9 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copies_on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to host memory, which is pinned for those of a GPU.
+    """Copy tensors to host memory; copies of GPU tensors are in pinned memory.
 
-    Copies to pinned memory run at the full rate of the bus, and the host waits once for all of them.
+    Copies to pinned memory are fast, and the host waits only once, for all of them.
     """
     copies = {}
     for name, tensor in tensors.items():
@@ -89,7 +88,7 @@ def copies_on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _full(model: nn.Module) -> Any:
-    """Options for the full state: tensors that FSDP2 shards come together on the CPU, one by one."""
+    """Return options for the full state. Tensors sharded by FSDP2 are gathered on the CPU one by one."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions
     from torch.distributed.tensor import DTensor
 
@@ -98,13 +97,13 @@ def _full(model: nn.Module) -> Any:
 
 
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
-    """Load a full state, of which every process has a copy, into model and optimiser.
+    """Load a full state into model and optimiser. Every process must have a copy of the state.
 
-    Settings of the groups (weight decay and so on) stay those of ``optimizer``, and parameters may
-    be trained that were not when the state was gathered.
+    Settings of the groups, such as weight decay, stay those of ``optimizer``. Parameters that were
+    not trained when the state was gathered may be trained now.
 
     Raises:
-        RunError: if the state is that of another model, or of parameters that are not trained now.
+        RunError: if the state is of another model, or of parameters that are not trained now.
     """
     from torch.distributed.checkpoint import state_dict
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints on a thread of its own, beside training."""
+"""Write checkpoints on a background thread while training continues."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class CheckpointWriter:
         """Begin to write a checkpoint.
 
         Args:
-            write: writes it and returns its path. It must not read what training changes.
+            write: function that writes the checkpoint and returns its path. It must not read
+                objects that training changes.
 
         Raises:
-            RuntimeError: if :meth:`join` was not called since the last one.
+            RuntimeError: if :meth:`join` was not called after the previous checkpoint.
         """
         if self._write is not None:
             raise RuntimeError("a checkpoint is being written; join() comes before start()")
@@ -33,21 +34,21 @@ class CheckpointWriter:
         """Wait until the checkpoint is written.
 
         Returns:
-            Its path; None if none was begun since the last call.
+            The path of the checkpoint; None if none was begun since the last call.
 
         Raises:
-            Exception: what ``write`` raised.
+            Exception: the error that ``write`` raised.
         """
         write, self._write = self._write, None
         return None if write is None else write.result()
 
     def raise_failure(self) -> None:
-        """Raise what ``write`` raised, if it has failed by now. Does not wait."""
+        """Raise the error of ``write`` if it has failed already; do not wait for it."""
         if self._write is not None and self._write.done() and self._write.exception():
             self.join()
 
     def close(self) -> None:
-        """Wait as :meth:`join` does, and end the thread."""
+        """Wait for the current checkpoint, and end the thread."""
         try:
             self.join()
         finally:

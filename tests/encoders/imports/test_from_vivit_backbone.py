@@ -140,7 +140,7 @@ def test_one_head_of_full_width_has_no_output_projection():
         ({"heads": 5}, "heads 5 must be a whole number that divides the width of the queries, 24"),
         ({"heads": 0}, "heads 0 must be"),
         ({"w": 16}, r"pos_embedding \(1, 2, 6, 24\) must be \(1, 2, 8, 24\)"),
-        ({"model": 4}, "model 4 of ViViTBackbone returns no output"),
+        ({"model": 4}, "model 4 cannot be imported: ViViTBackbone"),
         ({"channels": 1}, r"to_tubelet_embedding\.1\.weight \(24, 96\) ≠ \(24, 32\)"),
     ],
 )

@@ -4,8 +4,8 @@
 
 Without --session a small population is simulated; without --encoder the encoder of
 weights/mae_neural is used. The script prints the correlation of predicted and recorded responses on
-test trials for both models. The defaults take about two minutes on a CPU; longer training gives
-better models.
+test trials for both models. The defaults take 75 seconds of CPU time; longer training gives better
+models.
 """
 
 import argparse

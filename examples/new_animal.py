@@ -4,8 +4,8 @@
 
 Without sessions two animals are simulated. The script prints the correlation of predicted and
 recorded responses on test trials of the new animal, for readouts on the core of the other animal
-and for a whole model trained from random weights on as many trials. The defaults take about a
-minute of CPU time; docs/tutorials/new_animal.md has results of longer training.
+and for a whole model trained from random weights on as many trials. The defaults take a minute
+and a half of CPU time; docs/tutorials/new_animal.md has results of longer training.
 """
 
 import argparse

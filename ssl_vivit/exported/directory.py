@@ -1,7 +1,9 @@
 """Exported directories: weights as safetensors, settings as JSON, and a model card.
 
-DIRECTORY/ model.safetensors   weights config.json         format version, settings of the model,
-  facts about the run that made it README.md           model card
+DIRECTORY/
+  model.safetensors   weights
+  config.json         format version, settings of the model, facts about the run that made it
+  README.md           model card
 
 A class of models describes its directories by a :class:`Format`, and passes the function that
 builds it from its settings.

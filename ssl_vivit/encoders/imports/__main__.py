@@ -22,11 +22,13 @@ from ssl_vivit.errors import MissingError
 from ssl_vivit.exported.directory import check_place
 from ssl_vivit.nested_text import read_json_text
 
-_EPILOG = """ sources: checkpoint_30                a flax msgpack file of google-research/scenic
-vivit-b-16x2-kinetics400/    a directory of transformers (ViViT, VideoMAE), or its weights
-timm:vit_base_patch16_224    an image ViT of timm, downloaded if it is not in the cache
-vit.safetensors --timm-architecture vit_base_patch16_224 backbone.pt --config '{"t": 32, "h": 64,
-"w": 64, "patch_t": 8, "patch_h": 4, "patch_w": 4, "heads": 10}'
+_EPILOG = """
+sources:
+  checkpoint_30                a flax msgpack file of google-research/scenic
+  vivit-b-16x2-kinetics400/    a directory of transformers (ViViT, VideoMAE), or its weights
+  timm:vit_base_patch16_224    an image ViT of timm, downloaded if it is not in the cache
+  vit.safetensors --timm-architecture vit_base_patch16_224
+  backbone.pt --config '{"t": 32, "h": 64, "w": 64, "patch_t": 8, "patch_h": 4, "patch_w": 4, "heads": 10}'
 """
 
 

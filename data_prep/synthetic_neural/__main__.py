@@ -8,13 +8,14 @@ simple and complex cells with direction tuning, surround and behavioural gain. I
 
     meta/ground_truth.safetensors   parameters of the rates, receptive fields and kernels, by neuron
     meta/ground_truth.json          settings, units, the movie of each trial, and the scores of the
-    true rates on the test trials, an upper bound for models data/true_rates/N.npy
-    expected responses per frame, (neurons, frames)
+                                    true rates on the test trials, an upper bound for models
+    data/true_rates/N.npy           expected responses per frame, (neurons, frames)
 
 Movies of the tiers oracle and live_test_main are repeated with new behaviour; these movies and the
 videos they are cut from are not in the tier train. Equal settings give equal sessions. A session is
-written atomically; after an interruption the command starts again. To draw a session, run `python
--m data_prep.sensorium check DIR --sheet FILE.png`.
+written atomically; after an interruption the command starts again. To draw a session, run
+
+    python -m data_prep.sensorium check DIR --sheet FILE.png
 """
 
 from __future__ import annotations

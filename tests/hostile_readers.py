@@ -48,7 +48,7 @@ from ssl_vivit.training.checkpoints.files import (
 )
 from ssl_vivit.training.checkpoints.state import TrainingState
 from ssl_vivit.training.run_directory import open_run
-from ssl_vivit.training.tracking import cut_off, read_metrics
+from ssl_vivit.training.metrics.tracking import cut_off, read_metrics
 
 ROOT = Path(__file__).parents[1]
 PARITY = Path(__file__).parent / "encoders" / "parity"

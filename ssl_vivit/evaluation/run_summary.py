@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl_vivit.training.tracking import read_metrics
+from ssl_vivit.training.metrics.tracking import read_metrics
 
 
 def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:

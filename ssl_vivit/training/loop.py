@@ -68,8 +68,8 @@ from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.speed.profile import StepProfile
 from ssl_vivit.training.speed.throughput import Throughput
 from ssl_vivit.training.speed.utilisation import Utilisation, peak_flops
-from ssl_vivit.training.step_metrics import StepMetrics, clips_of
-from ssl_vivit.training.tracking import Tracking, wandb_mode
+from ssl_vivit.training.metrics.step_metrics import StepMetrics, clips_of
+from ssl_vivit.training.metrics.tracking import Tracking, wandb_mode
 
 
 @dataclass(frozen=True)

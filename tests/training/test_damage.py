@@ -13,7 +13,7 @@ from toy_objective import toy, toy_batches
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit
 from ssl_vivit.training.checkpoints.files import fault, file_fingerprint
-from ssl_vivit.training.tracking import Tracking, cut_off, read_metrics
+from ssl_vivit.training.metrics.tracking import Tracking, cut_off, read_metrics
 
 
 def contents(run_dir: Path) -> dict[Path, bytes]:

@@ -67,7 +67,7 @@ def test_file_system_errors_are_told_apart(tmp_path: Path, number: int, said: st
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_device_on_the_metrics_file(tmp_path: Path) -> None:
-    from ssl_vivit.training.tracking import Tracking
+    from ssl_vivit.training.metrics.tracking import Tracking
 
     (tmp_path / "metrics.jsonl").write_text("")
     tracking = Tracking(tmp_path, "none", "p", {}, first_step=1)

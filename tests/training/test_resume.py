@@ -21,7 +21,7 @@ from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit, random_state
 from ssl_vivit.training.checkpoints import files
 from ssl_vivit.training.checkpoints.files import newest_whole
-from ssl_vivit.training.tracking import cut_off
+from ssl_vivit.training.metrics.tracking import cut_off
 
 BYTES = ("model.safetensors", "optimizer.safetensors", "rng_0.safetensors", "rng_0.json")
 

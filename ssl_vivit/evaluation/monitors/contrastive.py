@@ -16,7 +16,7 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures, chance, retrieval_top1, view_rows
 from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
-from ssl_vivit.training.tracking import read_metrics
+from ssl_vivit.training.metrics.tracking import read_metrics
 
 RETRIEVAL = "val/retrieval_top1"
 CHANCE = "val/retrieval_chance"

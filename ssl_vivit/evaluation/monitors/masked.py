@@ -15,7 +15,7 @@ from ssl_vivit.evaluation.monitors.over_processes import measure_videos
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves, reconstructions
 from ssl_vivit.evaluation.run_summary import first_and_last, run_summary
 from ssl_vivit.training import Moment, Periodic
-from ssl_vivit.training.tracking import read_metrics
+from ssl_vivit.training.metrics.tracking import read_metrics
 
 ERROR, COPY_ERROR, MEAN_ERROR = "val/error", "val/copy_error", "val/mean_error"
 INTERPOLATION_ERROR = "val/interpolation_error"

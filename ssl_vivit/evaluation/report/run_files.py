@@ -13,7 +13,7 @@ from ssl_vivit.errors import DataError, RunError
 from ssl_vivit.files import read_json
 from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK
-from ssl_vivit.training.tracking import read_metrics
+from ssl_vivit.training.metrics.tracking import read_metrics
 
 # A directory with one of these files is a directory of results.
 _RESULTS = (

@@ -20,7 +20,7 @@ from ssl_vivit.evaluation.monitors.pretraining_figures import (
 from ssl_vivit.evaluation.monitors.retrieval import ViewFeatures
 from ssl_vivit.evaluation.probes.scores import CLEVRER_TARGETS
 from ssl_vivit.objectives.masked_tubelets import Reconstruction
-from ssl_vivit.training.tracking import read_metrics
+from ssl_vivit.training.metrics.tracking import read_metrics
 
 
 def colours(path) -> set[tuple[int, ...]]:

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (AttributeError, KeyError, TypeError) as error:
         if options.config is None and not options.set:
             raise
-        # A value of the wrong type in the user's JSON can fail anywhere.
+        # A value of the wrong type in the user's JSON can raise any of these errors.
         print(f"error: --config or --set has a value of the wrong type: {error}", file=sys.stderr)
         return 2
     print(f"{out}: {_in_words(model)}, from {made_of}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# attention_config.type → variant, path of the transformers' names, and name of a block's MLP.
+# attention_config.type → variant in ViViTConfig.
 KINDS = {
     "spacetime": "joint",
     "factorized_encoder": "factorized_encoder",
@@ -98,7 +98,7 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
     head = "output_projection/kernel"
     classifier = _classifier(params, model_config)
     if classifier in ("token", "0") and KINDS[kind] not in ("joint", "factorized_encoder"):
-        raise ValueError(f"classifier {classifier!r} does not exist for {kind}; use gap")
+        raise ValueError(f"classifier {classifier!r} is not supported by {kind}; set it to gap")
     return ScenicModel(
         kind=kind,
         classifier=classifier,
@@ -116,12 +116,14 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
 def video_shape_of(
     params: Mapping[str, np.ndarray], model: ScenicModel
 ) -> tuple[int, int, int, int]:
-    """Return (T, H, W, C) of the clips of a Model 2, assuming a square grid of tokens.
+    """Return the shape (T, H, W, C) of a Model 2's clips, assuming a square grid of tokens.
 
     Raises:
-        ValueError: if the arrays do not determine it.
+        ValueError: if the arrays do not determine the shape.
     """
-    mend = "give the video shape (T, H, W) of its training, on the command line by --video-shape"
+    mend = (
+        "give the shape (T, H, W) of the clips it was trained on, by --video-shape or video_shape"
+    )
     counts = []
     for name in ("SpatialTransformer", "TemporalTransformer"):
         table = f"{name}/posembed_input/pos_embedding"
@@ -205,8 +207,7 @@ def _sampled_frames(
     count = encoding.get("n_sampled_frames")
     if count is None:
         raise ValueError(
-            "the model embeds single frames, and the arrays do not determine how many of a clip; "
-            "give "
+            "the model embeds sampled frames, but the arrays do not determine their number; give "
             "temporal_encoding_config.n_sampled_frames"
         )
     return int(count)
@@ -253,12 +254,11 @@ def _transformer(
     _agree(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
     given = config.get("num_layers") or 0
     if 0 < given < len(blocks):
-        # The published ViViT-B factorised encoder differs so: 12 + 4 in its config, 12 + 12 in its
-        # file.
+        # The published ViViT-B factorised encoder has 12 + 4 blocks in its config, but 12 + 12 in
+        # its file.
         warnings.warn(
             f"{prefix}num_layers is {given}, but the checkpoint has {len(blocks)} blocks in "
-            f"{name}; "
-            "all of them are used",
+            f"{name}; all of them are used",
             stacklevel=5,
         )
     return ScenicTransformer(max(len(blocks), given), heads[0], heads[1], mlps[0])
@@ -268,16 +268,16 @@ def _shape(
     params: Mapping[str, np.ndarray], name: str, dimensions: tuple[int, ...]
 ) -> tuple[int, ...]:
     if name not in params:
-        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {name} missing")
+        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {name} is missing")
     shape = np.shape(params[name])
     if len(shape) not in dimensions:
         counts = " or ".join(map(str, dimensions))
-        raise ValueError(f"{name} {shape} must have {counts} dimensions")
+        raise ValueError(f"{name} has shape {shape}, but must have {counts} dimensions")
     return tuple(shape)
 
 
 def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
-    """Raise if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
+    """Raise ValueError if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
     if (given is not None or none) and given != found:
         raise ValueError(
             f"{name} is {given} in the config but {found} in the arrays; give the config of this "

@@ -69,7 +69,7 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
     except ValueError as error:
         raise ExportError(str(error)) from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        # A value of the wrong type in another program's config can fail anywhere.
+        # A value of the wrong type in another program's config can raise any of these errors.
         raise ExportError(
             f"{source} cannot be imported: a setting has a value of the wrong type or size "
             f"({error})"
@@ -84,7 +84,7 @@ def _opened(source: str, request: Request) -> tuple[VideoClassifier, str]:
         mend = ""
         if REPO_ID.fullmatch(source):
             mend = (
-                f"; of a model on the hub, get the files by `hf download {source} --local-dir DIR`"
+                f"; for a model on the hub, run `hf download {source} --local-dir DIR` and give DIR"
             )
         raise MissingError(
             f"{source} is neither a file or directory nor the name of a timm model{mend}"
@@ -171,7 +171,7 @@ def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoCl
 
 
 def _only(request: Request, what: str, *used: str) -> None:
-    """Raise if an option is set that does not apply to this source."""
+    """Raise ValueError if an option other than ``used`` is set; ``what`` is the kind of source."""
     options = {
         "config": "--config",
         "video_shape": "--video-shape",
@@ -184,7 +184,7 @@ def _only(request: Request, what: str, *used: str) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or torch file; other objects are refused."""
+    """Read the tensors of a safetensors or torch file; raise ValueError for other objects."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -47,17 +47,17 @@ class ForeignWeights:
         if name not in self.arrays:
             near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
             hint = f" (there is {near[0]})" if near else ""
-            return self._in_place_of(f"{name} missing{hint}", shape)
+            return self._zeros_for(f"{name} missing{hint}", shape)
         value = as_tensor(self.arrays[name], name)
         if tuple(value.shape) != shape:
-            return self._in_place_of(
+            return self._zeros_for(
                 f"{name} has shape {tuple(value.shape)} instead of {shape}", shape
             )
         if not value.isfinite().all():
             self._wrong.append(f"{name} not finite")
         return value
 
-    def _in_place_of(self, wrong: str, shape: tuple[int, ...]) -> Tensor:
+    def _zeros_for(self, wrong: str, shape: tuple[int, ...]) -> Tensor:
         self._wrong.append(wrong)
         held = sum(math.prod(np.shape(array)) for array in self.arrays.values())
         if len(self._wrong) > _SHOWN or math.prod(shape) > held:

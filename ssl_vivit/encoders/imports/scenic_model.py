@@ -89,12 +89,14 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
     patches = (model_config.get("patches") or {}).get("size")
     if patches is not None:
         found = (h, w, t) if len(embedding) == 5 else (h, w)
-        _agree("patches.size", tuple(patches), found)
-    _agree("hidden_size", model_config.get("hidden_size"), embedding[-1])
+        _check_equal("patches.size", tuple(patches), found)
+    _check_equal("hidden_size", model_config.get("hidden_size"), embedding[-1])
     layer = "pre_logits/kernel"
     size = _shape(params, layer, (2,))[1] if layer in params else None
     if "representation_size" in model_config:
-        _agree("representation_size", model_config["representation_size"] or None, size, none=True)
+        _check_equal(
+            "representation_size", model_config["representation_size"] or None, size, none=True
+        )
     head = "output_projection/kernel"
     classifier = _classifier(params, model_config)
     if classifier in ("token", "0") and KINDS[kind] not in ("joint", "factorized_encoder"):
@@ -201,7 +203,7 @@ def _sampled_frames(
 ) -> int | None:
     encoding = config.get("temporal_encoding_config") or {}
     method = "temporal_sampling" if of_frames else "3d_conv"
-    _agree("temporal_encoding_config.method", encoding.get("method"), method)
+    _check_equal("temporal_encoding_config.method", encoding.get("method"), method)
     if not of_frames:
         return None
     count = encoding.get("n_sampled_frames")
@@ -250,8 +252,8 @@ def _transformer(
             mlps = mlps or _shape(params, key, (2,))[1:]
     if heads is None or mlps is None:
         raise ValueError(f"{name} has no blocks with attention and an MLP in the arrays")
-    _agree(f"{prefix}num_heads", config.get("num_heads"), heads[0])
-    _agree(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
+    _check_equal(f"{prefix}num_heads", config.get("num_heads"), heads[0])
+    _check_equal(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
     given = config.get("num_layers") or 0
     if 0 < given < len(blocks):
         # The published ViViT-B factorised encoder has 12 + 4 blocks in its config, but 12 + 12 in
@@ -276,7 +278,7 @@ def _shape(
     return tuple(shape)
 
 
-def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
+def _check_equal(name: str, given: Any, found: Any, none: bool = False) -> None:
     """Raise ValueError if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
     if (given is not None or none) and given != found:
         raise ValueError(

@@ -95,7 +95,7 @@ def _opened(source: str, request: Request) -> tuple[VideoClassifier, str]:
         return _of_timm(request.timm_architecture, path, request)
     if path.suffix == ".safetensors" or path.suffix in _TORCH_FILES:
         return _of_weights(path, _read_tensors(path), _config_beside(path), request)
-    _only(request, "a Scenic checkpoint", "config", "video_shape")
+    _check_options(request, "a Scenic checkpoint", "config", "video_shape")
     params = read_scenic_checkpoint(path)
     shape = None
     if request.video_shape is not None:
@@ -130,7 +130,7 @@ def _of_weights(
     if "format" in beside and "encoder" in beside:
         raise ValueError(f"{path.parent} is already an exported encoder; load it with load_encoder")
     if _BACKBONE_KEY in weights:
-        _only(request, "a ViViTBackbone", "config")
+        _check_options(request, "a ViViTBackbone", "config")
         if request.config is None:
             raise ValueError(
                 "the weights of a ViViTBackbone do not determine its geometry; give --config with "
@@ -151,7 +151,7 @@ def _of_weights(
         raise ValueError(
             f"{path}: its config is for model_type {kind}; only vivit and videomae are supported"
         )
-    _only(request, f"a {kind} of transformers", "config")
+    _check_options(request, f"a {kind} of transformers", "config")
     make = from_hf_vivit if kind == "vivit" else from_videomae
     model = make(weights, config)
     model.encoder.preprocessing = _preprocessing(path.parent, model)
@@ -163,14 +163,14 @@ def _has_class_token(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoClassifier, str]:
-    _only(request, "an image ViT of timm", "settings", "timm_architecture")
+    _check_options(request, "an image ViT of timm", "settings", "timm_architecture")
     if weights is not None and weights.suffix != ".safetensors":
         raise ValueError(f"{weights} must be a safetensors file for timm's {name}")
     config = config_from_timm(name, **(request.settings or {}))
     return VideoClassifier(from_timm(name, config, weights), 0), f"timm's {name}"
 
 
-def _only(request: Request, what: str, *used: str) -> None:
+def _check_options(request: Request, what: str, *used: str) -> None:
     """Raise ValueError if an option other than ``used`` is set; ``what`` is the kind of source."""
     options = {
         "config": "--config",

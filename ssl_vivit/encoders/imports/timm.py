@@ -108,7 +108,7 @@ def config_from_timm(name_or_model: str | nn.Module, **overrides: Any) -> ViViTC
     """
     if isinstance(name_or_model, str):
         name_or_model = _create(name_or_model, pretrained=False)
-    model = _plain(name_or_model)
+    model = _checked_vit(name_or_model)
     settings = _fixed_settings(model)
     variant = overrides.get("variant", "factorized_encoder")
     depth = "spatial_depth" if variant == "factorized_encoder" else "depth"
@@ -148,8 +148,8 @@ def timm_model(
                 "checkpoint needs name_or_model to be a name; load the checkpoint into your model "
                 "before the call"
             )
-        return _plain(name_or_model)
-    model = _plain(_create(name_or_model, pretrained=checkpoint is None))
+        return _checked_vit(name_or_model)
+    model = _checked_vit(_create(name_or_model, pretrained=checkpoint is None))
     if checkpoint is None:
         return model
     try:
@@ -177,7 +177,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         raise ValueError(f"timm cannot load {name!r}: {reason}{mend}") from None
 
 
-def _plain(model: nn.Module) -> VisionTransformer:
+def _checked_vit(model: nn.Module) -> VisionTransformer:
     """Return the model if all its parts exist in a ViViT, else raise ValueError."""
     if type(model) is not VisionTransformer:
         raise ValueError(

@@ -49,16 +49,17 @@ Encoder = TypeVar("Encoder", bound=_Adaptable)
 def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
     """Return a copy of an encoder for clips of another geometry; the given encoder is unchanged.
 
-    An unchanged geometry leaves the weights bit-identical. A longer or wider tubelet covers the
-    same content at a finer sampling: (8, 32, 32) instead of (4, 16, 16) is for video at twice the
-    frame rate and resolution, and ``preprocessing`` then has the new rate and size. Rotary and
+    An unchanged geometry leaves the weights bit-identical. A larger tubelet samples its content
+    more finely: ``tubelet_size`` (8, 32, 32) instead of (4, 16, 16) suits video of twice the frame
+    rate and resolution, and ``preprocessing`` of the copy has the new rate and size. Rotary and
     sinusoidal positions still count tokens. A learned table in time is resampled to the new number
-    of time steps; with ``temporal_causal`` a shorter table is the start of the old one.
+    of time steps; with ``temporal_causal`` a shorter table keeps the first rows of the old table.
 
-    Between colour and grey: a clip whose three channels are equal gives equal tokens in both
-    encoders, each normalised by its own ``preprocessing`` (without one, all channels are taken to
-    have equal mean and std). Tokens that cover causal padding can differ: the padding is the mean
-    colour in one encoder and the mean grey in the other.
+    If ``in_channels`` changes between colour and grey, a clip with three equal channels gives equal
+    tokens in both encoders. Each encoder gets the clip normalised by its own ``preprocessing``; an
+    encoder without ``preprocessing`` is taken to have equal mean and std in all channels. Tokens
+    that cover causal padding can differ, since the padding is the mean colour in one encoder and
+    the mean grey in the other.
 
     Args:
         encoder: the encoder.
@@ -68,7 +69,7 @@ def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
             ``tubelet_size``.
 
     Raises:
-        ValueError: if a setting is not one of these, or if settings do not fit each other.
+        ValueError: if ``geometry`` has another setting, or if settings do not fit each other.
 
     Warns:
         UserWarning: if ``temporal_causal`` changes for an encoder with attention over time.
@@ -97,7 +98,13 @@ def adapted_weights(
         kernel, kept = resample_kernel(kernel, new.kernel_size)
         level = logging.WARNING if kept < LITTLE_ENERGY else logging.INFO
         sizes = ["×".join(map(str, size)) for size in (old.kernel_size, new.kernel_size)]
-        logger.log(level, "tubelet kernel %s → %s keeps %.1f %% of its energy", *sizes, 100 * kept)
+        logger.log(
+            level,
+            "resampling the tubelet kernel from %s to %s keeps %.1f %% of its energy "
+            "(sum of squares)",
+            *sizes,
+            100 * kept,
+        )
     if new.in_channels != old.in_channels:
         before, after = _channel_statistics(preprocessing, old.in_channels)
         kernel, bias = _recoloured(kernel, bias, before, after)
@@ -118,8 +125,7 @@ def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
         if name not in GEOMETRY:
             raise ValueError(
                 f"{name} cannot be adapted; adapt changes only {', '.join(GEOMETRY)}. For another "
-                f"{name}, "
-                "make a new encoder with create_encoder"
+                f"{name}, make a new encoder with create_encoder"
             )
     settings = old.to_dict() | geometry
     if "tubelet_size" in geometry and geometry.get("tubelet_stride") is None:
@@ -135,7 +141,7 @@ def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
 
 
 def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
-    """Return a stride with the old ratio to the size; None if tubelets do not overlap."""
+    """Return the stride that keeps the ratio of stride to size; None if tubelets do not overlap."""
     if old.tubelet_stride == old.tubelet_size or not isinstance(size, tuple | list):
         return None
     assert old.tubelet_stride is not None
@@ -145,8 +151,8 @@ def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
     ]
     if any(rest or not stride for stride, rest in scaled):
         raise ValueError(
-            f"tubelet_size {tuple(size)} does not scale the overlapping tubelet_stride "
-            f"{old.tubelet_stride} of {old.tubelet_size} to whole numbers; give tubelet_stride too"
+            f"tubelet_stride {old.tubelet_stride} of tubelets {old.tubelet_size} does not scale to "
+            f"whole numbers for tubelet_size {tuple(size)}; give tubelet_stride too"
         )
     return [stride for stride, _ in scaled]
 
@@ -199,7 +205,7 @@ def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
 def _adapted_positions(
     state: Mapping[str, Tensor], old_config: ViViTConfig, config: ViViTConfig
 ) -> dict[str, Tensor]:
-    """Resample the learned tables to the new grid, without their leading slots of class tokens."""
+    """Return learned position tables for the new token grid; rows of class tokens stay unchanged."""
     old, new = old_config.grid, config.grid
     spatial, temporal, joint = (
         state.get(f"positions.{axis}") for axis in ("spatial", "temporal", "joint")
@@ -221,10 +227,9 @@ def _adapted_positions(
         adapted["positions.joint"] = torch.cat([slots, table])
     if config.joint_positions == "sinusoidal" and old[1:] != new[1:]:
         warnings.warn(
-            f"sinusoidal joint_positions depend on the flattened token index: at {new.h}×{new.w} "
-            "tokens "
-            f"instead of {old.h}×{old.w} an index belongs to another location; expect worse "
-            "features until the encoder is fine-tuned",
+            "sinusoidal joint_positions depend on the flattened token index: with "
+            f"{new.h}×{new.w} tokens instead of {old.h}×{old.w}, an index belongs to another "
+            "location; expect worse features until the encoder is fine-tuned",
             stacklevel=5,
         )
     dtype = state["tubelets.weight"].dtype
@@ -232,7 +237,7 @@ def _adapted_positions(
 
 
 def _split(table: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Split a table into the slots of class tokens and the last ``places`` rows, in float64."""
+    """Split a position table into rows of class tokens and the last ``places`` rows, in float64."""
     table = table.detach().double()
     return table[:-places], table[-places:]
 
@@ -255,7 +260,7 @@ class _Statistics(NamedTuple):
 def _channel_statistics(
     preprocessing: Preprocessing | None, channels: int
 ) -> tuple[_Statistics, _Statistics]:
-    """Return the statistics of channels before and after a change between colour and grey."""
+    """Return mean and std of the channels before and after a change between colour and grey."""
     given: Mapping[str, Any] = preprocessing or {}
     old = []
     for name, neutral in (("mean", 0.0), ("std", 1.0)):
@@ -314,11 +319,13 @@ def warn_of_causality(old: ViViTConfig, new: ViViTConfig) -> None:
     if new.temporal_causal:
         message = (
             "temporal_causal=True on weights trained without it: attention over time learned to "
-            "use later frames and now sees none; expect worse features until it is fine-tuned"
+            "use later frames and now sees none; expect worse features until the encoder is "
+            "fine-tuned"
         )
     else:
         message = (
             "temporal_causal=False on weights trained with it: attention over time now sees later "
-            "frames, which it never learned to use; expect worse features until it is fine-tuned"
+            "frames, which it never learned to use; expect worse features until the encoder is "
+            "fine-tuned"
         )
     warnings.warn(message, stacklevel=4)

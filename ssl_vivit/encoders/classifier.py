@@ -1,4 +1,4 @@
-"""An encoder with a classification head, after timm's protocol."""
+"""An encoder with a classification head and the methods of timm's models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ssl_vivit.exported.directory import (
 from ssl_vivit.exported.hub import HubModel, locate
 from ssl_vivit.preprocessing import Preprocessing
 
-# timm's names of poolings → their names here.
+# timm's names of poolings → names in ViViTConfig.
 TIMM_POOLINGS = {"avg": "mean", "token": "cls_mean", "map": "attention"}
 
 Map = Float[Tensor, "b d t h w"]
@@ -44,14 +44,14 @@ class VideoClassifier(nn.Module, HubModel):
         encoder: the encoder, whose pooled vector is classified.
         num_classes: number of classes; with 0 the model returns the features before the head.
         representation_size: width of a layer with tanh between the pooled vector and the head
-            (Dosovitskiy et al. 2021, Sec. 3.1); None is no such layer.
+            (Dosovitskiy et al. 2021, Sec. 3.1); None omits the layer.
         drop_rate: dropout before the head.
 
     Attributes:
         num_features: width of the tokens that :meth:`forward_features` returns.
         head_hidden_size: width of the head's input.
-        num_prefix_tokens: 1 if the encoder pools class tokens or frame vectors: their summary then
-            precedes the patch tokens in :meth:`forward_features`; else 0.
+        num_prefix_tokens: 1 if :meth:`forward_features` returns a summary before the patch tokens,
+            as it does if the encoder pools class tokens or frame vectors; else 0.
 
     Raises:
         ValueError: if num_classes is negative or representation_size is below 1.
@@ -103,7 +103,7 @@ class VideoClassifier(nn.Module, HubModel):
         """
         self.encoder.check(video)
         kept = self.encoder.drop_patches(video)
-        return _in_a_row(self.encoder.encode(video, None if kept is None else kept.visible))
+        return _token_sequence(self.encoder.encode(video, None if kept is None else kept.visible))
 
     def forward_head(
         self, features: Float[Tensor, "b l d"], pre_logits: bool = False
@@ -135,7 +135,7 @@ class VideoClassifier(nn.Module, HubModel):
         output_fmt: str = "NCTHW",
         intermediates_only: bool = False,
     ) -> list[Map] | list[tuple[Map, Tensor]] | tuple[Tensor, list[Any]]:
-        """Return the patch tokens after blocks; Model 2's spatial blocks precede its temporal ones.
+        """Return the patch tokens after blocks; in Model 2 the spatial blocks come first.
 
         Args:
             video: (B, C, T, H, W).
@@ -176,12 +176,12 @@ class VideoClassifier(nn.Module, HubModel):
                 "stop_early leaves no final features; set intermediates_only=True, or ask for the "
                 "last block as well"
             )
-        return _in_a_row(encoded), features
+        return _token_sequence(encoded), features
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load the weights of a classifier, or those of a ViViT, which leave the head unchanged.
+        """Load weights of a classifier or a ViViT; weights of a ViViT leave the head unchanged.
 
         Raises:
             ExportError: if strict, and the weights of a ViViT do not fit the encoder.
@@ -199,8 +199,7 @@ class VideoClassifier(nn.Module, HubModel):
             except ExportError as error:
                 raise ExportError(
                     f"{error}; use the settings of the config.json beside the checkpoint, or load "
-                    "the "
-                    "directory in timm by the model name 'local-dir:DIR'"
+                    "the directory in timm by the model name 'local-dir:DIR'"
                 ) from None
         return self.encoder.load_state_dict(state_dict, strict, assign)
 
@@ -222,7 +221,7 @@ class VideoClassifier(nn.Module, HubModel):
         if global_pool is not None and TIMM_POOLINGS.get(global_pool, global_pool) != pooling:
             raise ValueError(
                 f"global_pool {global_pool!r} is not the encoder's pooling {pooling!r}, which is "
-                "fixed when it is built; leave it out, or create the encoder with that pooling"
+                "fixed; omit global_pool, or create an encoder with the other pooling"
             )
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes} must be 0 (no head) or more")
@@ -282,7 +281,7 @@ class VideoClassifier(nn.Module, HubModel):
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return patterns that map parameter names to depths, for timm's layer-wise rate decay.
+        """Return patterns that map parameter names to depths, for timm's layer-wise learning-rate decay.
 
         Args:
             coarse: group whole transformers instead of single blocks.
@@ -367,7 +366,9 @@ class VideoClassifier(nn.Module, HubModel):
         except ExportError:
             raise
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise ExportError(f"{path / CONFIG} describes no classifier: {error}") from None
+            raise ExportError(
+                f"{path / CONFIG} describes no classifier: {error}; export the classifier again"
+            ) from None
 
 
 def load_encoder_or_classifier(path: str | Path, **overrides: Any) -> ViViT | VideoClassifier:
@@ -400,8 +401,8 @@ def _head_shapes(
     return shapes
 
 
-def _in_a_row(encoded: Encoded) -> Float[Tensor, "b l d"]:
-    """Concatenate the summary, if there is one, and all patch tokens."""
+def _token_sequence(encoded: Encoded) -> Float[Tensor, "b l d"]:
+    """Return the sequence [summary, patch tokens] of each clip; the summary may be absent."""
     tokens = rearrange(encoded.tokens, "b t n d -> b (t n) d")
     if encoded.summary is None:
         return tokens

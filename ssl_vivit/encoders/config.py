@@ -73,8 +73,8 @@ class ViViTConfig:
             only, or ``none``.
         pooled_norm_eps: epsilon of the norm on the pooled vector, with final_norm ``pooled``; None
             is norm_eps.
-        qkv_bias: biases on queries, keys and values (and on the MLP's input where a parallel
-            block fuses it with them).
+        qkv_bias: use biases on queries, keys and values; in a ``parallel`` block also on the
+            MLP's input.
         qk_norm: LayerNorm on queries and keys of each head.
         layer_scale: initial value of a learned scale on each residual branch; None is no scale.
         class_token: use a class token for each time step (Model 2) or for the clip (Model 1); None
@@ -83,15 +83,15 @@ class ViViTConfig:
         temporal_causal: tokens do not attend to tokens of later time steps.
         spatial_positions: positions within a frame. Rotary is axial in (row, column). None is
             ``learned``, or ``none`` if joint_positions is set.
-        temporal_positions: positions in time. The unit of rotary is one tubelet stride; in Model 1
-            it shares the pairs of each head with rotary spatial_positions. None is ``learned``, or
-            ``none`` if joint_positions is set.
+        temporal_positions: positions in time. The unit of rotary is one tubelet stride. In Model 1
+            the components of each head are divided between rotary positions in time and rotary
+            spatial_positions. None is ``learned``, or ``none`` if joint_positions is set.
         joint_positions: one table over all t·h·w tokens, instead of spatial_positions and
             temporal_positions.
         interpolate_positions: resample learned tables for clips of another size than configured;
-            without it such clips are refused. With temporal_causal, shorter clips use the start of
-            the table in time, and longer ones are refused, since a token's position must not depend
-            on the number of later tokens.
+            if False, such clips raise ValueError. With temporal_causal, shorter clips use the start
+            of the table in time, and longer clips raise ValueError, since a token's position must
+            not depend on the number of later tokens.
         rotary_base_spatial: base of rotary frequencies in space.
         rotary_base_temporal: base of rotary frequencies in time.
         pooling: how tokens are reduced to one vector. ``cls_mean`` is the mean over time of the
@@ -231,7 +231,7 @@ class ViViTConfig:
             if not whole or len(value) != length:
                 example = [4, 16, 16][-length:]
                 raise ValueError(
-                    f"{name} {value} must be {length} positive whole numbers, as {example}"
+                    f"{name} {value} must be {length} positive whole numbers, such as {example}"
                 )
         assert self.tubelet_stride is not None
         if any(s > p for s, p in zip(self.tubelet_stride, self.tubelet_size, strict=True)):
@@ -244,7 +244,7 @@ class ViViTConfig:
             self._check_uniform_frames()
         elif self.sampled_frames is not None:
             raise ValueError(
-                "sampled_frames is a setting of tubelet_embedding='uniform_frames'; leave it out"
+                "sampled_frames is a setting of tubelet_embedding='uniform_frames'; omit it"
             )
         self.grid_of(self.num_frames, *self.image_size)
 
@@ -252,14 +252,15 @@ class ViViTConfig:
         assert self.tubelet_stride is not None
         if self.tubelet_stride[0] != self.tubelet_size[0]:
             raise ValueError(
-                f"tubelet_stride {self.tubelet_stride}: uniform_frames embeds single frames, which "
-                f"cannot overlap in time; use {self.tubelet_size[0]} in time, or 'tubelet'"
+                f"tubelet_stride {self.tubelet_stride} overlaps in time, but tubelet_embedding "
+                f"'uniform_frames' embeds single frames; use {self.tubelet_size[0]} as its first "
+                "number, or tubelet_embedding 'tubelet'"
             )
         if self.temporal_causal or self.temporal_padding == "causal":
             raise ValueError(
                 "tubelet_embedding 'uniform_frames' cannot be causal, since the sampled frames "
-                "depend "
-                "on the length of the clip; use 'tubelet'"
+                "depend on the length of the clip; use tubelet_embedding 'tubelet', or set neither "
+                "temporal_causal nor temporal_padding"
             )
 
     def _check_architecture(self) -> None:
@@ -280,8 +281,7 @@ class ViViTConfig:
             if self.class_token and self.variant != "joint":
                 raise ValueError(
                     f"class_token is not supported by {self.variant}, whose attention over time "
-                    "needs "
-                    "tokens at all time steps; use pooling='mean' or 'attention'"
+                    "needs tokens at all time steps; use pooling='mean' or 'attention'"
                 )
             if self.frame_pooling != "none":
                 raise ValueError(f"frame_pooling is not a setting of {self.variant}; use pooling")
@@ -294,13 +294,12 @@ class ViViTConfig:
         if self.attention_order != "space_time" and not in_turn:
             raise ValueError(
                 "attention_order is a setting of factorized_self_attention with pre_norm blocks; "
-                "leave it out"
+                "omit it"
             )
         if self.pooled_norm_eps is not None and self.final_norm != "pooled":
             raise ValueError(
                 f"pooled_norm_eps {self.pooled_norm_eps} is a setting of final_norm='pooled'; "
-                "leave "
-                "it out"
+                "omit it"
             )
         self._check_pooling(model2)
         self._check_positions()
@@ -310,13 +309,14 @@ class ViViTConfig:
             raise ValueError("pooling 'cls_mean' needs class_token; use pooling='mean'")
         if self.pooling == "temporal_cls" and not (model2 and self.temporal_depth):
             raise ValueError(
-                "pooling 'temporal_cls' needs factorized_encoder with temporal_depth ≥ 1"
+                "pooling 'temporal_cls' needs factorized_encoder with temporal_depth of at least 1; "
+                "use pooling='mean'"
             )
         if self.frame_pooling != "none" and self.class_token:
             raise ValueError("frame_pooling and class_token cannot both be set; set one of them")
         if self.pooling == "temporal_cls" and not self.class_token and self.frame_pooling == "none":
             raise ValueError(
-                "pooling 'temporal_cls' attends over frame vectors; set class_token or "
+                "pooling 'temporal_cls' needs a vector for each time step; set class_token or "
                 "frame_pooling"
             )
 
@@ -324,15 +324,14 @@ class ViViTConfig:
         given = (self.spatial_positions, self.temporal_positions)
         if self.joint_positions is not None and given != ("none", "none"):
             raise ValueError(
-                "joint_positions replaces spatial_positions and temporal_positions; leave both of "
-                "those out"
+                "joint_positions replaces spatial_positions and temporal_positions; omit these two"
             )
         assert self.head_dim is not None
         rotary = given.count("rotary")
         if self.variant == "joint" and rotary == 2 and (self.head_dim % 2 or self.head_dim < 6):
             raise ValueError(
-                f"head_dim {self.head_dim} must be even and at least 6 for rotary positions of "
-                "rows, columns and time in one sequence"
+                f"head_dim {self.head_dim} must be even and at least 6 for rotary "
+                "spatial_positions and temporal_positions with variant joint"
             )
         if self.embed_dim % 4 and self.spatial_positions == "sinusoidal":
             raise ValueError(
@@ -400,7 +399,7 @@ class ViViTConfig:
             sampled = axis == 0 and self.tubelet_embedding == "uniform_frames"
             causal = kernel - stride if axis == 0 and self.temporal_padding == "causal" else 0
             missing = 0
-            # Do not pad an empty clip, so that it is refused.
+            # Do not pad an empty clip, so that grid_of raises an error for it.
             if self.remainder == "pad" and not sampled and size > 0:
                 span = size + causal - kernel
                 missing = -span if span < 0 else -span % stride
@@ -418,7 +417,7 @@ class ViViTConfig:
 
     @property
     def kernel_stride(self) -> tuple[int, int, int]:
-        """Step (t, h, w) between tokens, in embedded frames and pixels."""
+        """Step (t, h, w) between tokens: tubelet_stride, with t = 1 for uniform_frames."""
         assert self.tubelet_stride is not None
         if self.tubelet_embedding == "uniform_frames":
             return (1, *self.tubelet_stride[1:])
@@ -452,5 +451,5 @@ class ViViTConfig:
 def unknown_name(what: str, name: str, names: list[str]) -> str:
     """Return an error message for an unknown name, with the nearest and all known names."""
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{what} {name!r} is unknown{hint} Known: {listed(names)}"

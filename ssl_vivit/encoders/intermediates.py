@@ -98,8 +98,8 @@ def encode_with_blocks(
     kept = encoder.drop_patches(video, patch_draw=patch_draw)
     outputs: dict[int, Any] = {}
     handles = [_keep(blocks[index], outputs, index) for index in taken]
-    # Stop before the next block: a block that an exception leaves could not be recomputed by
-    # gradient checkpointing.
+    # Stop before the next block: gradient checkpointing cannot recompute a block that an
+    # exception interrupts.
     if stop_early and taken[-1] + 1 < len(blocks):
         handles.append(blocks[taken[-1] + 1].register_forward_pre_hook(_stop))
     encoded = None
@@ -121,7 +121,7 @@ def encode_with_blocks(
 def freeze_unread(encoder: ViViT, last: int) -> None:
     """Freeze the parameters that do not affect the patch tokens of blocks up to ``last``.
 
-    Parameters of pooling are not changed; :meth:`ViViT.freeze_pooling` freezes them and says why.
+    Parameters of pooling are not changed; :meth:`ViViT.freeze_pooling` freezes them.
     """
     names = block_names(encoder)
     unread = [f"{name}." for name in names[last + 1 :]]
@@ -146,7 +146,7 @@ def _stop(module: nn.Module, args: Any) -> None:
 def _features(
     encoder: ViViT, index: int, output: Any, batch: int, steps: int, norm: bool
 ) -> BlockFeatures:
-    """Split a block's output into patch and class tokens, without registers."""
+    """Return the patch and class tokens of a block's output, without registers."""
     trunk, config = encoder.trunk, encoder.config
     after: nn.Module
     if isinstance(trunk, Joint):

@@ -46,8 +46,9 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
             optional), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
             ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. The depth
             of Models 1, 3 and 4 is the sum of the depths of Model 2's two transformers. In the
-            paper's sizes it is the depth of the spatial one, with one learned table for all tokens.
-            Model 4 divides its heads between two axes, so ``vivit_tiny`` has 4 heads there.
+            paper's sizes it is the depth of the spatial transformer, and all tokens have positions
+            from one learned table. Model 4 needs an even number of heads, so its ``vivit_tiny`` has
+            4.
         overrides: settings of :class:`ViViTConfig` to change.
 
     Raises:
@@ -80,7 +81,7 @@ def named_config(name: str, **overrides: Any) -> ViViTConfig:
             settings["joint_positions"] = "learned"
     if overrides.get("joint_positions") is not None:
         # A joint table replaces the size's own positions. Positions that the caller gave stay, so
-        # that the config refuses them.
+        # that ViViTConfig raises an error for them.
         settings.pop("spatial_positions", None)
         settings.pop("temporal_positions", None)
     return ViViTConfig.from_dict(settings | overrides)

@@ -54,11 +54,11 @@ class TensorEncoder(nn.Module):
 
 
 class _Tensors(NamedTuple):
-    """A model as a function from a tensor to tensors.
+    """A model called with a video, which returns a list of tensors.
 
     Attributes:
         module: module from video (B, C, T, H, W) to one or several tensors.
-        names: names of its outputs.
+        names: names of the module's outputs.
         encoder: the encoder inside the module.
     """
 

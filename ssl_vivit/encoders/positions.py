@@ -20,8 +20,8 @@ def sinusoidal_1d(
 ) -> Float[Tensor, "length dim"]:
     """Return a table of sines (even columns) and cosines (odd) (Vaswani et al. 2017, Sec. 3.5).
 
-    The base is 10000. Over the flattened t·h·w index it is VideoMAE's table (Tong et al. 2022). Row
-    0 is position ``first``.
+    The base is 10000. For indices of all t·h·w tokens the table is that of VideoMAE (Tong et al.
+    2022). Row 0 is position ``first``.
     """
     exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
     position = torch.arange(first, first + length, **exact)[:, None]
@@ -87,7 +87,7 @@ class Rotation(NamedTuple):
 
     @classmethod
     def of(cls, angle: Tensor, dtype: torch.dtype) -> Rotation:
-        """Return the rotation by these angles: float64 if ``dtype`` is float64, else float32."""
+        """Return the rotation by the given angles: float64 if ``dtype`` is float64, else float32."""
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         return cls(angle.cos().to(exact), angle.sin().to(exact))
 
@@ -348,7 +348,7 @@ class Positions(nn.Module):
         if not compiling and key in self._sinusoids:
             return self._sinusoids[key]
         table = make(size, dim, device=device).to(like)
-        # A tensor of a tracer or of inference mode cannot be used outside of it.
+        # Do not cache a tensor made by a tracer or in inference mode: it cannot be used later.
         if not compiling and type(table) is Tensor and not table.is_inference():
             self._sinusoids[key] = table
         return table

@@ -1,7 +1,7 @@
 """Register the named sizes with timm: ``timm.create_model("vivit_small", num_classes=10)``.
 
-The name ``vivit`` is registered too. It is in the config.json of exported directories, so that
-``timm.create_model("local-dir:DIR", pretrained=True)`` and ``"hf-hub:org/name"`` load them.
+The name ``vivit`` is registered for exported directories, whose config.json contains it. They are
+loaded by ``timm.create_model("local-dir:DIR", pretrained=True)`` or ``"hf-hub:org/name"``.
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
     if (overlay and not file) or (export is None and ((pretrained and not file) or source)):
         raise ValueError(
             f"{name} has no published weights; omit pretrained, pretrained_cfg_overlay and tags. "
-            "To "
-            "load weights, give checkpoint_path, or an exported directory as model name "
+            "To load weights, give checkpoint_path, or an exported directory as model name "
             "('local-dir:DIR' or 'hf-hub:org/name'), or use ssl_vivit.encoders.imports"
         )
     if export is not None and export["source"] == "local-dir" and cache_dir is not None:
@@ -142,16 +141,16 @@ def _load_file(model: nn.Module, file: str | Path) -> None:
     Raises:
         MissingError: if there is no such file.
         ExportError: if timm cannot read it.
-        RuntimeError: if its weights are not the model's.
+        RuntimeError: if names or shapes of the weights differ from the model's.
     """
     if not Path(file).is_file():
         raise MissingError(
-            f"pretrained_cfg_overlay: {file} is no file; give a checkpoint, or name an exported "
+            f"pretrained_cfg_overlay: {file} is not a file; give a checkpoint, or name an exported "
             "directory as 'local-dir:DIR'"
         )
     try:
         weights = load_state_dict(str(file), weights_only=True)
-    except Exception as error:  # each of the formats that timm reads has errors of its own
+    except Exception as error:  # each file format raises its own errors
         raise ExportError(
             f"pretrained_cfg_overlay: {file} is damaged or no checkpoint that timm reads "
             f"({type(error).__name__}); give a safetensors or torch file of weights"
@@ -212,15 +211,15 @@ def _register(name: str) -> Any:
     entrypoint.__doc__ = f"""``timm.create_model("{name}")``, a :class:`VideoClassifier`.
 
     Args:
-        pretrained: with the weights of a ``local-dir:`` or ``hf-hub:`` name; refused for others:
-            there are no published weights.
-        settings: num_classes (1000 unless said otherwise; 0 gives the pooled features),
+        pretrained: load the weights of a ``local-dir:`` or ``hf-hub:`` name. Other names have no
+            published weights and raise ValueError.
+        settings: num_classes (default 1000; 0 gives the pooled features),
             representation_size and drop_rate of the head; any setting of :class:`ViViTConfig`, or
             timm's name for it ({", ".join(TIMM_SETTINGS)}); features_only=True with out_indices
-            (the last 3 blocks, or all of fewer, unless said otherwise) for :class:`VideoFeatures`.
+            (default: at most the last 3 blocks) for :class:`VideoFeatures`.
 
     Raises:
-        ValueError: for unknown settings, two names of one, and values that do not fit.
+        ValueError: for unknown settings, two names of one setting, and values that do not fit.
     """
     return register_model(entrypoint)
 

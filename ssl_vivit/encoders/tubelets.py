@@ -98,8 +98,8 @@ class TubeletEmbedding(nn.Module):
         """Embed the tubelets of one time step.
 
         Args:
-            frames: the frames of the tubelet, the newest last; with zeros before the first frame of
-                a video.
+            frames: the frames of the step's tubelets, oldest first; zeros stand for frames before
+                the start of the video.
 
         Returns:
             Tokens as in :meth:`forward`, and their grid.
@@ -121,7 +121,7 @@ class TubeletEmbedding(nn.Module):
         return video[:, :, : ends[0], : ends[1], : ends[2]]
 
     def _embedded(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b t n d"]:
-        """Embed all tubelets of a video from :meth:`_framed`."""
+        """Embed all tubelets of a video that :meth:`_framed` has padded and cropped."""
         size, stride = self.config.kernel_size, self.config.kernel_stride
         if size != stride:
             tokens = F.conv3d(video, self.weight, self.bias, stride)

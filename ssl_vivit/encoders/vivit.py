@@ -249,7 +249,7 @@ class ViViT(nn.Module, HubModel):
         if places.varying is not None and self.trunk.attention_window is not None:
             raise ValueError(
                 "visible of shape (B, t, kept) cannot be used with attention_window; omit one of "
-                "them"
+                "these"
             )
         x = self.positions.add_spatial(x, places)
         patches = tokens or self.pools_patches
@@ -283,7 +283,8 @@ class ViViT(nn.Module, HubModel):
         be causal and in eval mode.
 
         Args:
-            frames: the frames of a tubelet, the newest last; with zeros before the first frame.
+            frames: the frames of the step's tubelets, oldest first; zeros stand for frames before
+                the start of the video.
             cache: keys and values of earlier steps; a new cache for the first step.
             blocks: sorted indices of the blocks whose tokens are returned; no block after the last
                 of them is computed.
@@ -373,9 +374,8 @@ class ViViT(nn.Module, HubModel):
     ) -> None:
         if visible_tokens is not None and self.config.variant != "joint":
             raise ValueError(
-                f"visible_tokens is not supported by {self.config.variant}, which needs as many "
-                "tokens "
-                "at every time step; use visible, or variant='joint'"
+                f"visible_tokens is not supported by {self.config.variant}, which needs equal "
+                "numbers of tokens at all time steps; use visible, or variant='joint'"
             )
         if visible is not None and visible_tokens is not None:
             raise ValueError("give visible or visible_tokens, not both")
@@ -392,7 +392,7 @@ class ViViT(nn.Module, HubModel):
             if not fits or len(index) != len(video) or index.is_floating_point():
                 raise ValueError(
                     f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "
-                    f"indices {allowed} for {len(video)} clips"
+                    f"indices of shape {allowed} with B = {len(video)}, the number of clips"
                 )
             if index.dtype == torch.bool:
                 raise ValueError(f"{name} is a boolean mask; give the indices of visible positions")
@@ -406,9 +406,8 @@ class ViViT(nn.Module, HubModel):
                 low, high = int(index.min()), int(index.max())
                 if low < 0 or high >= count:
                     raise ValueError(
-                        f"{name} has indices from {low} to {high}; for a clip of this size they "
-                        "must be 0 "
-                        f"to {count - 1}"
+                        f"{name} has indices from {low} to {high}; for a clip of this size "
+                        f"indices must be 0 to {count - 1}"
                     )
                 if (index.sort(dim=-1).values.diff(dim=-1) == 0).any():
                     raise ValueError(f"{name} has an index twice; give each index once")
@@ -420,10 +419,10 @@ class ViViT(nn.Module, HubModel):
         visible_tokens: Tensor | None = None,
         patch_draw: Tensor | None = None,
     ) -> Kept | None:
-        """Draw the patches that patch dropout keeps of each clip; None if it is not active.
+        """Draw the patches of each clip that patch dropout keeps; None if it is not active.
 
-        It chooses among tubes, among the positions of each time step if ``visible`` gives these, or
-        among ``visible_tokens``. Arguments as in :meth:`forward`.
+        Patches are drawn from all spatial positions, or from ``visible`` or ``visible_tokens`` if
+        given. Arguments as in :meth:`forward`.
         """
         if not self.drops_patches:
             return None
@@ -473,9 +472,9 @@ class ViViT(nn.Module, HubModel):
     def freeze_pooling(self) -> None:
         """Freeze the parameters that do not affect patch tokens, for training on patch tokens.
 
-        They are the parameters of pooling, and class tokens that no patch attends to. Left
-        trainable they would get no gradient, which DistributedDataParallel refuses, but still
-        weight decay.
+        These are the parameters of pooling, and class tokens that no patch attends to. A trainable
+        parameter without a gradient would raise an error in DistributedDataParallel, and weight
+        decay would still change it.
         """
         for name, parameter in self.named_parameters():
             # Under a causal mask no token attends to a class token that attends to all frames.
@@ -496,7 +495,7 @@ class ViViT(nn.Module, HubModel):
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return patterns that map parameter names to depths, for timm's layer-wise rate decay.
+        """Return patterns that map parameter names to depths, for timm's layer-wise learning-rate decay.
 
         Args:
             coarse: group whole transformers instead of single blocks.
@@ -536,7 +535,7 @@ class ViViT(nn.Module, HubModel):
         Args:
             img_size: (H, W) in pixels, or an int for a square; None keeps the size.
             patch_size: (h, w) of a tubelet, or an int for a square; None keeps the size.
-            others: refused; timm's models with windows take more settings.
+            others: further settings of timm's method, which raise TypeError here.
 
         Raises:
             ValueError: if tubelets do not fill clips of that size.
@@ -577,7 +576,7 @@ class ViViT(nn.Module, HubModel):
     ) -> ViViT:
         """Load an exported encoder from its directory or hub name, in eval mode.
 
-        The encoder has the precision of the one that was saved.
+        The loaded encoder has the precision of the saved encoder.
 
         Args:
             path: a directory written by :meth:`save_pretrained`, or ``"org/name"`` on the Hugging
@@ -585,8 +584,8 @@ class ViViT(nn.Module, HubModel):
             revision: branch, tag or commit on the hub.
             token: access token for private models of the hub.
             overrides: settings of :class:`ViViTConfig` to change. For another geometry, weights and
-                positions are adapted by :func:`ssl_vivit.encoders.adapt.adapt`. The weights must
-                not depend on any other setting given here, such as ``drop_path``.
+                positions are adapted by :func:`ssl_vivit.encoders.adapt.adapt`. Any other
+                setting must keep the names and shapes of weights, as ``drop_path`` does.
 
         Raises:
             FileNotFoundError: if there is no encoder at that path.
@@ -604,7 +603,7 @@ class ViViT(nn.Module, HubModel):
         geometry = {name: value for name, value in overrides.items() if name in GEOMETRY}
         others = {name: value for name, value in overrides.items() if name not in GEOMETRY}
         if not isinstance(saved["encoder"], dict):
-            raise ExportError(f"{path / CONFIG} describes no encoder")
+            raise ExportError(f"{path / CONFIG} describes no encoder; export the encoder again")
         try:
             ViViTConfig.from_dict(saved["encoder"])
         except ValueError as error:
@@ -697,7 +696,7 @@ class ViViT(nn.Module, HubModel):
 
 
 def _blocks(config: ViViTConfig) -> dict[str, int]:
-    """Return the number of blocks for each prefix of parameter names of a list of blocks."""
+    """Return prefix of parameter names → number of blocks, for each list of blocks."""
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
         assert config.temporal_depth is not None

@@ -52,7 +52,7 @@ class MaskedTubeletsConfig:
     Args:
         mask_ratio: fraction of the spatial positions that are hidden. Their number is rounded down.
         mask: ``random`` hides different random positions at each time step. ``tube`` hides random
-            positions, and ``block`` rectangles of positions, that are constant over time.
+            positions that are constant over time, ``block`` rectangles that are constant over time.
         decoder_depth: number of blocks of the decoder.
         decoder_dim: width of the decoder. null means half of the encoder's width.
         decoder_positions: positions in the decoder: ``sinusoidal``, as in VideoMAE, or ``rotary``,
@@ -105,7 +105,7 @@ class TuningConfig:
 
     With ``--encoder``, adapter, modulator and frame stream are new and are always trained. With
     ``--core_from`` they are already fitted, like the encoder. Then ``frozen``, ``readout_first``
-    and encoder_share apply to them as well, and ``frozen`` trains only readouts.
+    and ``encoder_share`` apply to them as well, and ``frozen`` trains only readouts.
 
     Args:
         mode: ``full`` trains everything. ``frozen`` does not train the encoder and keeps it in eval
@@ -120,8 +120,8 @@ class TuningConfig:
             block.
         encoder_share: factor of the encoder's learning rate, in addition to layer_decay.
         held_out_steps: number of steps at the end in which readouts of held-out neurons
-            (data.held_out_neurons) are fitted on the training trials. All other parts are frozen. The warm-up takes at
-            most a tenth of these steps.
+            (data.held_out_neurons) are fitted on the training trials. All other parts are frozen.
+            The warm-up takes at most a tenth of these steps.
         patience: number of evaluations (evaluation.every) on the validation trials without a better
             score after which the run ends early. Its result is the best model. null trains all
             steps. The score is that of evaluation.keep_best. In ``readout_first``, evaluations with

@@ -50,8 +50,9 @@ class Objective(nn.Module):
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
         """Export the trained model (weights, config and model card) to a directory.
 
-        ``fit`` calls it on a copy of the objective on the CPU, made before the first step, into
-        which it loads the weights and buffers of the moment; perhaps on another thread.
+        ``fit`` calls this method on a copy of the objective on the CPU, possibly on another thread.
+        The copy is made before the first step, and gets the current weights and buffers before each
+        call.
 
         Args:
             directory: directory to write; its parent exists.
@@ -69,19 +70,18 @@ class Objective(nn.Module):
         return dict(self.named_children()).get("encoder", self)
 
     def no_weight_decay(self) -> set[str]:
-        """Return further parameters without weight decay.
+        """Return the names of parameters without weight decay.
 
-        Vectors, and parameters that submodules name by their own ``no_weight_decay``, need not be
-        named.
+        The set may omit vectors, and parameters that ``no_weight_decay`` of a submodule returns.
         """
         return set()
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Return factors of the learning rate by the name of the parameter; the default is 1."""
+        """Return parameter name → factor of its learning rate; other parameters have factor 1."""
         return {}
 
     def first_steps(self) -> dict[str, int]:
-        """Return the step at which a parameter starts training, by its name; the default is 0.
+        """Return parameter name → step at which its training starts; others start at step 0.
 
         The learning rate of the parameter is warmed up from this step.
         """
@@ -112,20 +112,20 @@ def as_objective(module: nn.Module) -> Objective:
 
 @runtime_checkable
 class WithoutDecay(Protocol):
-    """Protocol of modules that name their parameters without weight decay, as in timm."""
+    """Protocol of modules that return names of parameters without weight decay, as in timm."""
 
     def no_weight_decay(self) -> set[str]: ...
 
 
 @runtime_checkable
 class Layered(Protocol):
-    """Protocol of modules that name their layers for layer-wise learning-rate decay, as in timm."""
+    """Protocol of modules that return layers for layer-wise learning-rate decay, as in timm."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class Blocks(Protocol):
-    """Protocol of modules that name the classes of blocks for FSDP, as in transformers."""
+    """Protocol of modules that list the class names of blocks for FSDP, as in transformers."""
 
     _no_split_modules: Sequence[str]

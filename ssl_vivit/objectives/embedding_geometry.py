@@ -37,7 +37,7 @@ def uniformity(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Return exp of the entropy of the normalised singular values (Roy & Vetterli 2007, Sec. 2).
 
-    It lies between 1 (all embeddings on one line) and min(n, d). NaN if an embedding is not finite.
+    The rank lies between 1 (all embeddings on one line) and min(n, d). NaN if an embedding is not finite.
     """
     # Disable autocast, since solvers on GPUs do not support half precision.
     with torch.autocast(embeddings.device.type, enabled=False):

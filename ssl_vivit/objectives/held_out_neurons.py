@@ -40,7 +40,7 @@ class HeldOutNeurons(NeuralPrediction):
         *,
         facts: Sequence[SessionFacts],
     ) -> None:
-        # The widths are already annealed.
+        # The trained model's widths are already annealed.
         config = replace(config or NeuralPredictionConfig(), spread_passes=0)
         super().__init__(model, config, facts=facts)
         self.held: dict[str, list[int]] = {}

@@ -126,8 +126,8 @@ class MaskedTubelets(Objective):
         Args:
             batch: dictionary with ``clips`` (b, views, C, T, H, W), normalised floats. A mask is
                 drawn for each view: from the names in ``draw`` if there are any, as in loaders'
-                batches, else from torch's generator. An entry ``mask`` (:class:`TubeletMask` of b ·
-                views clips) is used instead.
+                batches, else from torch's generator. If the batch has ``mask``, a
+                :class:`TubeletMask` of b · views clips, that is used instead.
 
         Returns:
             Loss and metrics. The metrics are the effective rank and the standard deviation over
@@ -208,7 +208,7 @@ class MaskedTubelets(Objective):
     def _targets(
         self, video: Float[Tensor, "b c T H W"], index: Int[Tensor, "b m"]
     ) -> Float[Tensor, "b m p"]:
-        pixels = _at(self._pixels(video), index)
+        pixels = _pixels_at(self._pixels(video), index)
         if self.config.normalize_targets:
             pixels = PixelScale(pixels).normalised(pixels)
         return rearrange(pixels, "b m c p -> b m (p c)")
@@ -223,7 +223,8 @@ class MaskedTubelets(Objective):
         """Reconstruct clips by replacing hidden tubelets by the decoder's predictions.
 
         Normalised predictions are rescaled by the mean and spread of the hidden tubelet, as in
-        VideoMAE's figures. Their structure is predicted, but their mean colour is not.
+        VideoMAE's figures. Only the structure of hidden tubelets is then predicted, not their mean
+        colour.
 
         Args:
             video: normalised clips.
@@ -236,7 +237,7 @@ class MaskedTubelets(Objective):
         grid = self._grid(video)
         _, index = mask.tokens(grid)
         if self.config.normalize_targets:
-            predicted = PixelScale(_at(pixels, index)).restored(predicted)
+            predicted = PixelScale(_pixels_at(pixels, index)).restored(predicted)
         flat = rearrange(pixels, "b t n c p -> b (t n) c p").clone()
         flat.scatter_(1, index[..., None, None].expand_as(predicted), predicted)
         hidden = torch.zeros(flat.shape[:2], dtype=torch.bool, device=video.device)
@@ -352,8 +353,10 @@ def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None
         )
 
 
-def _at(pixels: Float[Tensor, "b t n c p"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m c p"]:
-    """Return the pixels of chosen tubelets, by their indices among all t·n."""
+def _pixels_at(
+    pixels: Float[Tensor, "b t n c p"], index: Int[Tensor, "b m"]
+) -> Float[Tensor, "b m c p"]:
+    """Return the pixels of the tubelets with these indices among all t·n tubelets."""
     flat = rearrange(pixels, "b t n c p -> b (t n) c p")
     return flat.gather(1, index[..., None, None].expand(-1, -1, *flat.shape[2:]))
 

@@ -135,7 +135,7 @@ def nearest_visible(
     found, distances = [], []
     # One clip at a time, since the distances of a whole batch may not fit into memory.
     for there, wanted in zip(visible, hidden, strict=True):
-        # Matrix products would round equal distances differently.
+        # Avoid matrix products, which round equal distances differently.
         distance = torch.cdist(
             places[wanted], places[there], compute_mode="donot_use_mm_for_euclid_dist"
         )

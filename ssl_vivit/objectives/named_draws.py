@@ -14,15 +14,15 @@ from ssl_vivit.data.randomness import Names, named_generator
 
 
 def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
-    """Return names of a random draw for each view of a batch of clips.
+    """Return the names that seed a random draw for each view of a batch of clips.
 
     Args:
         batch: batch with ``clips`` (b, views, …) and optionally ``draw``, the names of each sample.
-        purpose: name of the purpose of the draw.
+        purpose: what the draw is for, such as ``mask``.
 
     Returns:
-        (*names of the sample, purpose, view), in the order of ``b views -> (b views)``. None if the
-        batch has no names.
+        A tuple (*names of the sample, purpose, view) for each view, in the order of ``b views -> (b
+        views)``. None if the batch has no names.
 
     Raises:
         ValueError: if the numbers of samples in ``draw`` and ``clips`` differ.
@@ -33,19 +33,18 @@ def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
     if len(batch["draw"]) != count:
         raise ValueError(
             f"the batch has {count} samples, but draw has names of {len(batch['draw'])}; select "
-            "the "
-            "same samples in both, or remove draw"
+            "the same samples in both, or remove draw"
         )
     return [(*names, purpose, view) for names in batch["draw"] for view in range(views)]
 
 
 def standard_normal(names: Sequence[Names], *shape: int) -> Tensor:
-    """Return standard normal numbers (b, *shape) on the CPU; row i depends only on names i."""
+    """Return standard normal numbers (b, *shape) on the CPU; row i depends only on ``names[i]``."""
     rows = [named_generator(*each).standard_normal(shape, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))
 
 
 def uniform(names: Sequence[Names], count: int) -> Float[Tensor, "b count"]:
-    """Return uniform numbers in [0, 1) on the CPU; row i depends only on names i."""
+    """Return uniform numbers in [0, 1) on the CPU; row i depends only on ``names[i]``."""
     rows = [named_generator(*each).random(count, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))

@@ -125,10 +125,10 @@ class NeuralPrediction(Objective):
         """
         parts = batch["parts"]
         if self.training:
-            self._refuse_short(parts)
+            self._check_windows(parts)
             self._anneal()
         all_rates = predict_parts(self.model, parts)
-        absent = self._absent_rates(parts)
+        absent = self._zero_of_absent_rates(parts)
         with torch.autocast(all_rates[0].device.type, enabled=False):
             step = self._step(parts, [_full(rates) for rates in all_rates])
             return step._replace(loss=step.loss + absent)
@@ -170,7 +170,7 @@ class NeuralPrediction(Objective):
                 gain = gain + worse.double() - loss.double()
                 spikes = spikes + responses.sum()
         bits = torch.where(spikes > 0, gain / (spikes * math.log(2)), 0.0)
-        loss = data + penalty + self._nothing({part["session"] for part in parts})
+        loss = data + penalty + self._zero_of_absent_sessions({part["session"] for part in parts})
         metrics = {"poisson": data.detach(), "bps": bits}
         if self.config.regularisation:
             metrics["regularisation"] = penalty.detach()
@@ -215,8 +215,8 @@ class NeuralPrediction(Objective):
         weighted = [weights[name] * term for name, term in terms.items() if weights.get(name)]
         return torch.stack(weighted).sum() if weighted else self.passes.new_zeros(()).float()
 
-    def _nothing(self, present: set[str]) -> Tensor | float:
-        """Return a zero that depends on every trainable parameter of sessions not in the batch."""
+    def _zero_of_absent_sessions(self, present: set[str]) -> Tensor | float:
+        """Return zero, computed so that readouts of sessions not in the batch get zero gradients."""
         absent = [
             parameter.flatten()[:1].sum() * 0
             for session in self.model.sessions
@@ -226,11 +226,11 @@ class NeuralPrediction(Objective):
         ]
         return torch.stack(absent).sum() if absent else 0.0
 
-    def _absent_rates(self, parts: list[dict[str, Any]]) -> Tensor | float:
+    def _zero_of_absent_rates(self, parts: list[dict[str, Any]]) -> Tensor | float:
         """Return zero, after calling the core once for each frame rate that is not in the batch.
 
-        The core is called once for each frame rate. If its weights are sharded, all processes must
-        make equally many calls. Otherwise a process would wait forever.
+        If the weights of the core are sharded, all processes must call it equally often; else a
+        process would wait forever.
         """
         if not (self.training and is_sharded(self)):
             return 0.0
@@ -248,8 +248,8 @@ class NeuralPrediction(Objective):
         index = [fact.name for fact in self.facts].index(session)
         return getattr(self, f"mean_response_{index}")
 
-    def _refuse_short(self, parts: list[dict[str, Any]]) -> None:
-        """Refuse windows shorter than a tubelet, for which the encoder would get no gradient."""
+    def _check_windows(self, parts: list[dict[str, Any]]) -> None:
+        """Raise NeuralModelError for windows shorter than a tubelet, which give no gradient."""
         stride = core_of(self.model.encoder).temporal_stride
         for part in parts:
             frames = part["video"].shape[2]
@@ -276,13 +276,13 @@ class NeuralPrediction(Objective):
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(
-                f"the model has sessions {', '.join(sessions)}; the facts given are of "
-                f"{', '.join(names) or 'none'}"
+                f"facts are of sessions {', '.join(names) or 'none'}, but the model has "
+                f"{', '.join(sessions)}; give facts of each of these"
             )
         if self.session_shares is not None and self.session_shares.keys() != {*sessions}:
             raise ValueError(
-                f"the model has sessions {', '.join(sessions)}; session_shares are given for "
-                f"{', '.join(self.session_shares) or 'none'}"
+                f"session_shares are of sessions {', '.join(self.session_shares) or 'none'}, but "
+                f"the model has {', '.join(sessions)}; give the share of each of these"
             )
         terms = {name for readout in self.model.readouts.values() for name in _terms(readout)}
         for name, weight in config.regularisation.items():
@@ -304,9 +304,9 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
     """Predict the rates (b, T, neurons) for each part of a batch.
 
     Parts share one call of the core if their videos have equal sizes and their stimuli are
-    resampled in the same way. If several clips of a part show one movie (``shows``), it is encoded
-    once, so they share the encoder's dropout. If patches are dropped by the names of clips, each
-    clip is encoded separately.
+    resampled in the same way. If several clips of a part show one movie (``shows``), the movie is
+    encoded once, so these clips share the encoder's dropout. If patches are dropped by the names of
+    clips, each clip is encoded separately.
 
     Args:
         model: the model of neurons.
@@ -348,7 +348,7 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
 def _position_noise(
     readout: nn.Module, part: dict[str, Any], device: torch.device
 ) -> Float[Tensor, "b neurons 2"] | None:
-    """Return noise for a readout's positions, drawn from each clip's names; None if not needed."""
+    """Return noise for a readout's positions, drawn from each clip's names; None if unused."""
     if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
         return None
     names = [(*names, "positions") for names in part["draw"]]

@@ -19,10 +19,10 @@ def tubelet_pixels(
 ) -> Float[Tensor, "b t n c pixels"]:
     """Return the pixels that each token is to predict, ordered by time, row and column.
 
-    If tubelets overlap in time, a token predicts as many frames as the stride: its last frames
-    under causal padding (frames i · stride to (i + 1) · stride − 1), else its first frames. If the
-    encoder pads tubelets with zeros (``remainder`` pad), border pixels and the first frame are
-    repeated here instead, so that targets contain no artificial edge.
+    If tubelets overlap in time, a token predicts only ``stride`` frames of its tubelet: under
+    causal padding the last ones (frames i · stride to (i + 1) · stride − 1), else the first ones.
+    If the encoder pads tubelets with zeros (``remainder`` pad), border pixels and the first frame
+    are repeated here instead, so that targets contain no artificial edge.
     """
     grid = config.grid_of(*video.shape[2:])
     _, down, across = config.padding_of(*video.shape[2:])

@@ -89,7 +89,10 @@ class SimCLR(Objective):
         """
         views = batch["clips"].shape[1]
         if views != 2:
-            raise ValueError(f"SimCLR needs two views, but the batch has {views}; set views to 2")
+            raise ValueError(
+                f"SimCLR needs two views of each video, but the batch has {views}; set "
+                "data.clip.views to 2"
+            )
         if len(batch["clips"]) * dist.world_size() < self.least_micro_batch:
             raise ValueError(
                 "SimCLR needs at least two videos in a batch, but there is one; use a larger "

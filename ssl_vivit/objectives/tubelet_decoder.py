@@ -28,8 +28,8 @@ class TubeletDecoder(nn.Module):
     plain block. Positions are fixed sinusoids: of the flattened index for Model 1, as in VideoMAE,
     and of (row, column) and time for the other models. With ``rotary``, sinusoids are of
     (row, column) and time for all models, and attention has rotary positions as well. Attention
-    then depends on distances in space and time from the start. With sinusoids alone this must be
-    learned, which takes far more steps.
+    then depends on distances in space and time from the first training step. With sinusoids only,
+    the decoder must learn this dependence, which takes far more steps.
 
     Args:
         encoder: config of the encoder.
@@ -105,7 +105,7 @@ class TubeletDecoder(nn.Module):
 def decoder_config(
     encoder: ViViTConfig, dim: int, depth: int, positions: DecoderPositions
 ) -> ViViTConfig:
-    """Return the decoder's config, with the smallest even number of heads up to 64 wide."""
+    """Return the decoder's config; its number of heads is even, and a head is at most 64 wide."""
     # Rotary positions of row, column and time need head widths that are multiples of 8.
     factor, width = (16, 8) if positions == "rotary" else (4, 1)
     if dim < factor or dim % factor:

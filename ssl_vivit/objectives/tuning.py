@@ -37,8 +37,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         session_shares: see :class:`NeuralPrediction`.
 
     Raises:
-        NeuralModelError: for ``last_blocks`` if the core is not a ViViT, or has fewer blocks that
-            are read.
+        NeuralModelError: for ``last_blocks`` if the core is not a ViViT, or reads fewer blocks.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class TunedNeuralPrediction(NeuralPrediction):
 
 
 def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
-    """Freeze all parts of a ViViT before its last blocks, in the order of layer-wise decay.
+    """Freeze all parts of a ViViT before its last ``count`` blocks, in the order of layer decay.
 
     Args:
         encoder: a ViViT. Blocks that are frozen already are not counted, since they are not read.

@@ -67,7 +67,10 @@ def test_little_energy_left_is_a_warning_in_the_log(caplog):
         adapt(encoder, tubelet_size=(4, 8, 8), image_size=(16, 24))
     fine, coarse = caplog.records
     assert fine.levelno == logging.INFO
-    assert fine.getMessage() == "tubelet kernel 4×16×16 → 8×32×32 keeps 100.0 % of its energy"
+    assert fine.getMessage() == (
+        "resampling the tubelet kernel from 4×16×16 to 8×32×32 keeps 100.0 % of its energy "
+        "(sum of squares)"
+    )
     assert coarse.levelno == logging.WARNING
     share = resample_kernel(encoder.tubelets.weight.detach(), (4, 8, 8))[1]
     assert f"{100 * share:.1f} %" in coarse.getMessage()

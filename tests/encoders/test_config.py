@@ -61,7 +61,7 @@ def test_grid(settings, grid):
         ({"image_size": -16}, r"image_size \(-16, -16\) must be 2 positive whole numbers"),
         (
             {"joint_positions": "learned", "spatial_positions": "rotary"},
-            "leave both of those out",
+            "omit these two",
         ),
         ({"head_dim": 6, "spatial_positions": "rotary"}, "multiple of 4 for rotary"),
         (
@@ -102,7 +102,7 @@ def test_grid(settings, grid):
         ),
         (
             {"tubelet_embedding": "uniform_frames", "tubelet_stride": (2, 16, 16)},
-            "cannot overlap in time; use 4 in time",
+            "embeds single frames; use 4 as its first",
         ),
         (
             {"tubelet_embedding": "uniform_frames", "sampled_frames": 0},
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_in_one_line(settings, message):
 def test_every_size_takes_one_table_in_place_of_its_own_positions(name, variant):
     config = named_config(name, variant=variant, joint_positions="sinusoidal")
     assert (config.spatial_positions, config.temporal_positions) == ("none", "none")
-    with pytest.raises(ValueError, match="leave both of those out"):
+    with pytest.raises(ValueError, match="omit these two"):
         named_config(name, variant=variant, joint_positions="learned", spatial_positions="rotary")
 
 

@@ -131,7 +131,7 @@ def test_mistakes_get_one_line(settings, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.bin", "nowhere.bin is no file"),
+        ("nowhere.bin", "nowhere.bin is not a file"),
         ("text.bin", "text.bin is damaged or no checkpoint"),
     ],
 )

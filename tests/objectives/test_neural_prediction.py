@@ -512,10 +512,12 @@ def test_windows_that_fill_no_tubelet_are_refused_in_training_alone():
 
 
 def test_shares_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"has sessions a\.1, b; session_shares are given for b"):
+    with pytest.raises(
+        ValueError, match=r"session_shares are of sessions b, but the model has a\.1, b"
+    ):
         NeuralPrediction(model(), facts=facts(), session_shares={"b": 1.0})
 
 
 def test_facts_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"has sessions a\.1, b; the facts given are of b"):
+    with pytest.raises(ValueError, match=r"facts are of sessions b, but the model has a\.1, b"):
         NeuralPrediction(model(), facts=facts({"b": 5}))

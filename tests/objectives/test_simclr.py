@@ -198,7 +198,7 @@ def test_features_come_with_their_views():
     assert features.shape == (2, 3, 24)
     expected = simclr.encoder(clips[1, 2][None]).pooled[0]
     torch.testing.assert_close(features[1, 2], expected, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="the batch has 3; set views to 2"):
+    with pytest.raises(ValueError, match=r"the batch has 3; set data\.clip\.views to 2"):
         simclr({"clips": clips})
 
 

@@ -1,6 +1,6 @@
 """Import checkpoints of Scenic, transformers, timm and a public implementation of Model 3.
 
-An imported encoder computes the numbers of the original model. ``python -m
+An imported encoder gives the outputs of the original model. ``python -m
 ssl_vivit.encoders.imports SOURCE OUT_DIR`` converts a checkpoint to a directory for
 ``load_encoder``.
 """

@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (AttributeError, KeyError, TypeError) as error:
         if options.config is None and not options.set:
             raise
-        # A value of the wrong type in the user's JSON can fail anywhere.
+        # A value of the wrong type in the user's JSON can raise any of these errors.
         print(f"error: --config or --set has a value of the wrong type: {error}", file=sys.stderr)
         return 2
-    print(f"{out}: {_in_words(model)}, from {made_of}")
+    print(f"{out}: {_summary(model)}, from {made_of}")
     return 0
 
 
@@ -142,7 +142,7 @@ def _save(model: VideoClassifier, out: Path, card: dict[str, Any]) -> None:
         model.encoder.save_pretrained(out, card=card)
 
 
-def _in_words(model: VideoClassifier) -> str:
+def _summary(model: VideoClassifier) -> str:
     config = model.encoder.config
     two = config.variant == "factorized_encoder"
     blocks = f"{config.spatial_depth} + {config.temporal_depth}" if two else f"{config.depth}"

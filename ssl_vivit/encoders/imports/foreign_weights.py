@@ -1,4 +1,4 @@
-"""Arrays of another program's checkpoint, with a check that each is used once and fits."""
+"""Arrays of another program's checkpoint, with a check of shapes and of unused arrays."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class ForeignWeights:
-    """Arrays by name; :meth:`take` returns each once, with the shape that the architecture needs.
+    """Arrays of a checkpoint; :meth:`take` returns an array and checks its shape.
 
-    If an array is missing or has another shape, :meth:`take` records it and returns zeros, so that
-    :meth:`finish` can list all faults at once. It raises at the eleventh fault, or if the zeros
-    would be larger than all arrays together.
+    If an array is missing or has another shape, :meth:`take` records the fault and returns zeros,
+    so that :meth:`finish` can list all faults at once. :meth:`take` raises ValueError at the
+    eleventh fault, or if the zeros would be larger than all arrays together.
 
     Args:
         arrays: name → numpy array or tensor.
@@ -47,15 +47,17 @@ class ForeignWeights:
         if name not in self.arrays:
             near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
             hint = f" (there is {near[0]})" if near else ""
-            return self._in_place_of(f"{name} missing{hint}", shape)
+            return self._zeros_for(f"{name} missing{hint}", shape)
         value = as_tensor(self.arrays[name], name)
         if tuple(value.shape) != shape:
-            return self._in_place_of(f"{name} {tuple(value.shape)} ≠ {shape}", shape)
+            return self._zeros_for(
+                f"{name} has shape {tuple(value.shape)} instead of {shape}", shape
+            )
         if not value.isfinite().all():
             self._wrong.append(f"{name} not finite")
         return value
 
-    def _in_place_of(self, wrong: str, shape: tuple[int, ...]) -> Tensor:
+    def _zeros_for(self, wrong: str, shape: tuple[int, ...]) -> Tensor:
         self._wrong.append(wrong)
         held = sum(math.prod(np.shape(array)) for array in self.arrays.values())
         if len(self._wrong) > _SHOWN or math.prod(shape) > held:
@@ -63,7 +65,7 @@ class ForeignWeights:
         return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise if arrays were missing, had another shape or were not taken.
+        """Raise ValueError if arrays were missing, had another shape or were not taken.
 
         Args:
             ignored: returns True for names that need not be taken.
@@ -77,7 +79,7 @@ class ForeignWeights:
             raise self._misfit(wrong)
 
     def _misfit(self, wrong: list[str], known: bool = True) -> ValueError:
-        """Return the error that names wrong arrays; ``known`` if these are all of them."""
+        """Return the error for faulty arrays; ``known``: whether ``wrong`` has all of them."""
         rest = len(wrong) - _SHOWN
         more = "" if rest <= 0 else f" and {rest} more" if known else " and more"
         return ValueError(
@@ -104,7 +106,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def built(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
-    """Build a module in eval mode with weights ``state``; float64 if any of its tensors is."""
+    """Build a module in eval mode with weights ``state``, in float64 if any weight is float64."""
     with torch.device("meta"):
         module = make()
     wide = any(value.dtype == torch.float64 for value in state.values())

@@ -173,7 +173,7 @@ def _stem(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> d
 
 
 def _tables(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> dict[str, Tensor]:
-    """Convert position tables; the class token's position comes first, in Scenic as here."""
+    """Convert position tables; in both programs the class token's position comes first."""
     grid = config.grid
     if model.kind == "factorized_encoder":
         lengths = {"spatial": grid.n, "temporal": grid.t}
@@ -226,8 +226,8 @@ def _attention(
 ) -> dict[str, Tensor]:
     assert config.head_dim is not None
     d, heads, head_dim = config.embed_dim, size.num_heads, size.head_dim
-    # Pad each head and the list of heads with zeros. Padding changes the width by whose square root
-    # the logits are divided, so they are rescaled.
+    # Pad each head and the list of heads with zeros. Logits are divided by the square root of the
+    # padded head width, so queries are rescaled.
     filling = (0, config.head_dim - head_dim, 0, config.num_heads - heads)
     unchanged = (config.head_dim / head_dim) ** 0.5
     kernels, biases = [], []

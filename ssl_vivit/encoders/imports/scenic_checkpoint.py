@@ -80,9 +80,8 @@ def _parameters(tree: Any) -> dict[str, Any]:
         found = found["params"]
     if not isinstance(found, dict) or not found:
         raise ValueError(
-            "has neither params nor optimizer/target but "
-            f"{', '.join(map(str, tree)) or 'nothing'}; "
-            "give a checkpoint of Scenic"
+            "the file has neither params nor optimizer/target, but "
+            f"{', '.join(map(str, tree)) or 'nothing'}; give a checkpoint of Scenic"
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# attention_config.type → variant, path of the transformers' names, and name of a block's MLP.
+# attention_config.type → variant in ViViTConfig.
 KINDS = {
     "spacetime": "joint",
     "factorized_encoder": "factorized_encoder",
@@ -89,16 +89,18 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
     patches = (model_config.get("patches") or {}).get("size")
     if patches is not None:
         found = (h, w, t) if len(embedding) == 5 else (h, w)
-        _agree("patches.size", tuple(patches), found)
-    _agree("hidden_size", model_config.get("hidden_size"), embedding[-1])
+        _check_equal("patches.size", tuple(patches), found)
+    _check_equal("hidden_size", model_config.get("hidden_size"), embedding[-1])
     layer = "pre_logits/kernel"
     size = _shape(params, layer, (2,))[1] if layer in params else None
     if "representation_size" in model_config:
-        _agree("representation_size", model_config["representation_size"] or None, size, none=True)
+        _check_equal(
+            "representation_size", model_config["representation_size"] or None, size, none=True
+        )
     head = "output_projection/kernel"
     classifier = _classifier(params, model_config)
     if classifier in ("token", "0") and KINDS[kind] not in ("joint", "factorized_encoder"):
-        raise ValueError(f"classifier {classifier!r} does not exist for {kind}; use gap")
+        raise ValueError(f"classifier {classifier!r} is not supported by {kind}; set it to gap")
     return ScenicModel(
         kind=kind,
         classifier=classifier,
@@ -116,12 +118,14 @@ def scenic_model(params: Mapping[str, np.ndarray], model_config: Mapping[str, An
 def video_shape_of(
     params: Mapping[str, np.ndarray], model: ScenicModel
 ) -> tuple[int, int, int, int]:
-    """Return (T, H, W, C) of the clips of a Model 2, assuming a square grid of tokens.
+    """Return the shape (T, H, W, C) of a Model 2's clips, assuming a square grid of tokens.
 
     Raises:
-        ValueError: if the arrays do not determine it.
+        ValueError: if the arrays do not determine the shape.
     """
-    mend = "give the video shape (T, H, W) of its training, on the command line by --video-shape"
+    mend = (
+        "give the shape (T, H, W) of the clips it was trained on, by --video-shape or video_shape"
+    )
     counts = []
     for name in ("SpatialTransformer", "TemporalTransformer"):
         table = f"{name}/posembed_input/pos_embedding"
@@ -199,14 +203,13 @@ def _sampled_frames(
 ) -> int | None:
     encoding = config.get("temporal_encoding_config") or {}
     method = "temporal_sampling" if of_frames else "3d_conv"
-    _agree("temporal_encoding_config.method", encoding.get("method"), method)
+    _check_equal("temporal_encoding_config.method", encoding.get("method"), method)
     if not of_frames:
         return None
     count = encoding.get("n_sampled_frames")
     if count is None:
         raise ValueError(
-            "the model embeds single frames, and the arrays do not determine how many of a clip; "
-            "give "
+            "the model embeds sampled frames, but the arrays do not determine their number; give "
             "temporal_encoding_config.n_sampled_frames"
         )
     return int(count)
@@ -249,16 +252,15 @@ def _transformer(
             mlps = mlps or _shape(params, key, (2,))[1:]
     if heads is None or mlps is None:
         raise ValueError(f"{name} has no blocks with attention and an MLP in the arrays")
-    _agree(f"{prefix}num_heads", config.get("num_heads"), heads[0])
-    _agree(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
+    _check_equal(f"{prefix}num_heads", config.get("num_heads"), heads[0])
+    _check_equal(f"{prefix}mlp_dim", config.get("mlp_dim"), mlps[0])
     given = config.get("num_layers") or 0
     if 0 < given < len(blocks):
-        # The published ViViT-B factorised encoder differs so: 12 + 4 in its config, 12 + 12 in its
-        # file.
+        # The published ViViT-B factorised encoder has 12 + 4 blocks in its config, but 12 + 12 in
+        # its file.
         warnings.warn(
             f"{prefix}num_layers is {given}, but the checkpoint has {len(blocks)} blocks in "
-            f"{name}; "
-            "all of them are used",
+            f"{name}; all of them are used",
             stacklevel=5,
         )
     return ScenicTransformer(max(len(blocks), given), heads[0], heads[1], mlps[0])
@@ -268,16 +270,16 @@ def _shape(
     params: Mapping[str, np.ndarray], name: str, dimensions: tuple[int, ...]
 ) -> tuple[int, ...]:
     if name not in params:
-        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {name} missing")
+        raise ValueError(f"the arrays do not belong to a Scenic ViViT: {name} is missing")
     shape = np.shape(params[name])
     if len(shape) not in dimensions:
         counts = " or ".join(map(str, dimensions))
-        raise ValueError(f"{name} {shape} must have {counts} dimensions")
+        raise ValueError(f"{name} has shape {shape}, but must have {counts} dimensions")
     return tuple(shape)
 
 
-def _agree(name: str, given: Any, found: Any, none: bool = False) -> None:
-    """Raise if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
+def _check_equal(name: str, given: Any, found: Any, none: bool = False) -> None:
+    """Raise ValueError if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
     if (given is not None or none) and given != found:
         raise ValueError(
             f"{name} is {given} in the config but {found} in the arrays; give the config of this "

@@ -69,7 +69,7 @@ def open_source(source: str, request: Request) -> tuple[VideoClassifier, str]:
     except ValueError as error:
         raise ExportError(str(error)) from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        # A value of the wrong type in another program's config can fail anywhere.
+        # A value of the wrong type in another program's config can raise any of these errors.
         raise ExportError(
             f"{source} cannot be imported: a setting has a value of the wrong type or size "
             f"({error})"
@@ -84,7 +84,7 @@ def _opened(source: str, request: Request) -> tuple[VideoClassifier, str]:
         mend = ""
         if REPO_ID.fullmatch(source):
             mend = (
-                f"; of a model on the hub, get the files by `hf download {source} --local-dir DIR`"
+                f"; for a model on the hub, run `hf download {source} --local-dir DIR` and give DIR"
             )
         raise MissingError(
             f"{source} is neither a file or directory nor the name of a timm model{mend}"
@@ -95,7 +95,7 @@ def _opened(source: str, request: Request) -> tuple[VideoClassifier, str]:
         return _of_timm(request.timm_architecture, path, request)
     if path.suffix == ".safetensors" or path.suffix in _TORCH_FILES:
         return _of_weights(path, _read_tensors(path), _config_beside(path), request)
-    _only(request, "a Scenic checkpoint", "config", "video_shape")
+    _check_options(request, "a Scenic checkpoint", "config", "video_shape")
     params = read_scenic_checkpoint(path)
     shape = None
     if request.video_shape is not None:
@@ -130,7 +130,7 @@ def _of_weights(
     if "format" in beside and "encoder" in beside:
         raise ValueError(f"{path.parent} is already an exported encoder; load it with load_encoder")
     if _BACKBONE_KEY in weights:
-        _only(request, "a ViViTBackbone", "config")
+        _check_options(request, "a ViViTBackbone", "config")
         if request.config is None:
             raise ValueError(
                 "the weights of a ViViTBackbone do not determine its geometry; give --config with "
@@ -151,7 +151,7 @@ def _of_weights(
         raise ValueError(
             f"{path}: its config is for model_type {kind}; only vivit and videomae are supported"
         )
-    _only(request, f"a {kind} of transformers", "config")
+    _check_options(request, f"a {kind} of transformers", "config")
     make = from_hf_vivit if kind == "vivit" else from_videomae
     model = make(weights, config)
     model.encoder.preprocessing = _preprocessing(path.parent, model)
@@ -163,15 +163,15 @@ def _has_class_token(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoClassifier, str]:
-    _only(request, "an image ViT of timm", "settings", "timm_architecture")
+    _check_options(request, "an image ViT of timm", "settings", "timm_architecture")
     if weights is not None and weights.suffix != ".safetensors":
         raise ValueError(f"{weights} must be a safetensors file for timm's {name}")
     config = config_from_timm(name, **(request.settings or {}))
     return VideoClassifier(from_timm(name, config, weights), 0), f"timm's {name}"
 
 
-def _only(request: Request, what: str, *used: str) -> None:
-    """Raise if an option is set that does not apply to this source."""
+def _check_options(request: Request, what: str, *used: str) -> None:
+    """Raise ValueError if an option other than ``used`` is set; ``what`` is the kind of source."""
     options = {
         "config": "--config",
         "video_shape": "--video-shape",
@@ -184,7 +184,7 @@ def _only(request: Request, what: str, *used: str) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or torch file; other objects are refused."""
+    """Read the tensors of a safetensors or torch file; raise ValueError for other objects."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

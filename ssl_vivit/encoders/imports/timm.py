@@ -29,7 +29,7 @@ _FIXED = (
     "final_norm", "qkv_bias", "qk_norm", "register_tokens",
 )  # fmt: skip
 
-# Parts of the image model, and the classes of them that a ViViT has too.
+# Parts of the image model, and the classes that each part may have.
 _PARTS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("patch_embed", (PatchEmbed,)),
     ("patch_embed.norm", (nn.Identity,)),
@@ -108,7 +108,7 @@ def config_from_timm(name_or_model: str | nn.Module, **overrides: Any) -> ViViTC
     """
     if isinstance(name_or_model, str):
         name_or_model = _create(name_or_model, pretrained=False)
-    model = _plain(name_or_model)
+    model = _checked_vit(name_or_model)
     settings = _fixed_settings(model)
     variant = overrides.get("variant", "factorized_encoder")
     depth = "spatial_depth" if variant == "factorized_encoder" else "depth"
@@ -145,10 +145,11 @@ def timm_model(
     if not isinstance(name_or_model, str):
         if checkpoint is not None:
             raise ValueError(
-                "checkpoint needs the name of a model; load it into your model before the call"
+                "checkpoint needs name_or_model to be a name; load the checkpoint into your model "
+                "before the call"
             )
-        return _plain(name_or_model)
-    model = _plain(_create(name_or_model, pretrained=checkpoint is None))
+        return _checked_vit(name_or_model)
+    model = _checked_vit(_create(name_or_model, pretrained=checkpoint is None))
     if checkpoint is None:
         return model
     try:
@@ -176,7 +177,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         raise ValueError(f"timm cannot load {name!r}: {reason}{mend}") from None
 
 
-def _plain(model: nn.Module) -> VisionTransformer:
+def _checked_vit(model: nn.Module) -> VisionTransformer:
     """Return the model if all its parts exist in a ViViT, else raise ValueError."""
     if type(model) is not VisionTransformer:
         raise ValueError(
@@ -189,8 +190,7 @@ def _plain(model: nn.Module) -> VisionTransformer:
         if not isinstance(part, kinds):
             raise ValueError(
                 f"the image model's {name} is {type(part).__name__}, which ViViT does not have; "
-                "use a "
-                f"ViT whose {name} is {' or '.join(kind.__name__ for kind in kinds)}"
+                f"use a ViT whose {name} is {' or '.join(kind.__name__ for kind in kinds)}"
             )
     first: Any = model.blocks[0]
     _activation(first.mlp)
@@ -308,7 +308,7 @@ def _specials(model: VisionTransformer, config: ViViTConfig, encoder: ViViT) -> 
         state["trunk.class_token"] = model.cls_token.flatten()
     if config.register_tokens:
         name = "registers" if config.variant == "joint" else "spatial_registers"
-        # Registers of ViViT have no positions, so their positions are added to them.
+        # Registers of ViViT have no positions, so add the image model's positions to them.
         assert model.reg_token is not None
         state[f"trunk.{name}"] = model.reg_token[0] + places[prefix:]
 

@@ -37,7 +37,7 @@ _ACTIVATIONS = {
 # The norm of the classification head always has torch's default epsilon.
 _FC_NORM_EPS = 1e-5
 
-# Names in a block here → names in version 5, and in version 4 (VideoMAE uses these in both).
+# Names in a block of ViViT → names in transformers 5 and 4. VideoMAE has names of 4 in both.
 _V5 = {
     "query": "attention.q_proj",
     "key": "attention.k_proj",
@@ -61,7 +61,7 @@ def from_hf_vivit(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
     Args:
         state_dict: weights of the model.
-        config: its ``VivitConfig``, or its config.json as a dict.
+        config: ``VivitConfig`` of the model, or its config.json as a dict.
 
     Returns:
         :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits. The pooler of
@@ -116,7 +116,7 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
     Args:
         state_dict: weights of ``VideoMAEModel``, ``VideoMAEForPreTraining`` or
             ``VideoMAEForVideoClassification``.
-        config: its ``VideoMAEConfig``, or its config.json as a dict.
+        config: ``VideoMAEConfig`` of the model, or its config.json as a dict.
 
     Returns:
         :class:`VideoClassifier` in eval mode, video (B, C, T, H, W) → logits. Without a classifier

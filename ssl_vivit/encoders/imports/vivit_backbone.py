@@ -32,8 +32,8 @@ def from_vivit_backbone(
 
     By a mistake of that program, its random positions are not in its state dict, so they must be
     passed as ``pos_embedding=model.pos_embedding``. Without them, new random positions are drawn
-    and the outputs differ from those of the trained model. That program does so too when it loads a
-    checkpoint.
+    and the outputs differ from those of the trained model. ViViTBackbone also draws new positions
+    when it loads a checkpoint.
 
     Args:
         state_dict: weights of the model; they may contain pos_embedding.
@@ -59,8 +59,7 @@ def from_vivit_backbone(
     if lacking:
         raise ValueError(
             f"config lacks {', '.join(lacking)}: give these arguments of ViViTBackbone, which "
-            "cannot "
-            "be read from its weights"
+            "cannot be read from its weights"
         )
     weights = ForeignWeights(state_dict, "the ViViTBackbone checkpoint")
     if pos_embedding is None:
@@ -70,9 +69,9 @@ def from_vivit_backbone(
     table = None if pos_embedding is None else as_tensor(pos_embedding, "pos_embedding")
     if table is None:
         warnings.warn(
-            "the positions of a ViViTBackbone are not in its state dict; new ones are drawn, and "
-            "the output differs from the trained model's: give pos_embedding=model.pos_embedding, "
-            "or put it into the state dict under that name",
+            "the positions of a ViViTBackbone are not in its state dict; new ones are drawn, so "
+            "outputs differ from those of the trained model; pass "
+            "pos_embedding=model.pos_embedding, or add pos_embedding to the state dict",
             stacklevel=2,
         )
         table = torch.randn(1, 1, ours.grid.n, width).expand(1, ours.grid.t, -1, -1)
@@ -110,7 +109,7 @@ def _config(weights: ForeignWeights, given: Mapping[str, Any]) -> ViViTConfig:
         "mlp_head.1.weight",
     ):
         if name not in weights:
-            raise ValueError(f"the weights do not belong to a ViViTBackbone: {name} missing")
+            raise ValueError(f"the weights do not belong to a ViViTBackbone: {name} is missing")
         shapes[name] = tuple(weights.arrays[name].shape)
     width = shapes["to_tubelet_embedding.1.weight"][0]
     hidden = shapes["transformer.layers.0.2.fn.net.0.weight"][0]

@@ -35,12 +35,13 @@ def band(
 class KeyValueCache:
     """Keys and values of earlier time steps, for every attention over time.
 
-    It is passed to blocks instead of a mask. Each attention appends the keys and values of its new
-    tokens, and their queries attend to all cached ones. Keys are cached after their rotation.
+    The cache is passed to blocks instead of a mask. Each attention appends the keys and values of
+    the new tokens, whose queries then attend to all cached keys. Keys are cached after their
+    rotation.
 
     Args:
-        window: number of newest time steps to keep. None keeps all: each step then adds its keys
-            and values to the memory, and the buffers are doubled when they are full.
+        window: number of newest time steps to keep. None keeps all, and buffers are
+            doubled when they are full.
 
     Attributes:
         steps: number of time steps encoded so far.
@@ -76,11 +77,11 @@ class KeyValueCache:
         """Add keys and values of the current step.
 
         Keys are in the order of time until the window is full. Then each step overwrites the oldest
-        one; attention does not depend on their order.
+        step, since attention does not depend on the order of keys.
 
         Args:
-            attention: the attention whose keys and values these are.
-            key: keys of the step's tokens; in the first step preceded by those of the registers.
+            attention: attention module that computed the keys and values.
+            key: keys of the step's tokens; in the first step keys of the registers come first.
             value: values in the order of ``key``.
 
         Returns:
@@ -108,7 +109,7 @@ class KeyValueCache:
 def _with_room(
     kept: tuple[Tensor, Tensor] | None, like: Float[Tensor, "b heads n width"], room: int
 ) -> tuple[Tensor, Tensor]:
-    """Copy keys and values to the start of larger buffers."""
+    """Return new buffers for ``room`` keys and values, which start with the cached ones."""
     keys, values = (like.new_empty(*like.shape[:2], room, like.shape[3]) for _ in range(2))
     if kept is not None:
         for whole, old in zip((keys, values), kept, strict=True):

@@ -25,9 +25,10 @@ def norm_layer(config: ViViTConfig, eps: float | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(config.embed_dim, eps=config.norm_eps if eps is None else eps)
 
 
-# The keys that a query attends to: all (None), its own and earlier ones ("causal"), those that are
-# True in a tensor that broadcasts to (b, heads, q, k), or those of its own and earlier time steps
-# (FrameBlocks). Mask adds those at its own position (TimeSequences) and those of a KeyValueCache.
+# Masks, and the keys that a query attends to: None, all keys; "causal", keys up to the query's
+# index; a tensor that broadcasts to (b, heads, q, k), keys where it is True; FrameBlocks, keys of
+# the query's time step and earlier ones; TimeSequences, keys at the query's spatial position;
+# KeyValueCache, all cached keys.
 PlainMask = Literal["causal"] | Tensor | FrameBlocks | None
 Mask = PlainMask | TimeSequences | KeyValueCache
 
@@ -82,7 +83,7 @@ class HeadAttention(nn.Module):
         value: Float[Tensor, "b heads k width"],
         mask: Literal["causal"] | Tensor | None = None,
     ) -> Float[Tensor, "b heads q width"]:
-        # An exported graph works for any batch size, so it cannot be split by its size.
+        # Do not split the batch in an exported graph, which must work for any batch size.
         if not torch.compiler.is_exporting() and query.shape[0] > LARGEST_BATCH:
             parts = [x.split(LARGEST_BATCH) for x in (query, key, value)]
             masks: Sequence[Any] = [mask] * len(parts[0])
@@ -116,7 +117,7 @@ class HeadAttention(nn.Module):
 
 
 def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
-    """Return a slice of a linear layer's outputs."""
+    """Compute only the outputs ``rows`` of a linear layer."""
     return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
@@ -154,7 +155,7 @@ class Attention(nn.Module):
             x: tokens (b, n, d), normalised.
             rotation: rotary tables of length n.
             mask: tokens that each token attends to.
-            num_queries: compute only this number of first outputs; None computes all.
+            num_queries: compute outputs of only this number of first tokens; None is all tokens.
         """
         if num_queries is None:
             query, key, value = self.qkv(x).chunk(3, dim=-1)

@@ -181,10 +181,9 @@ class FactorizedEncoder(nn.Module):
         positions: Positions,
         time_rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
-        """Apply the temporal transformer at m positions.
+        """Apply the temporal transformer to m sequences over time, one for each token position.
 
-        Returns the tokens, and the class token of position 0.
-
+        Returns the tokens, and the temporal class token of the first sequence (None without one).
         If visible positions differ between time steps, all positions of the grid have registers and
         class tokens.
         """

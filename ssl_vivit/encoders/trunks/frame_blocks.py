@@ -61,14 +61,15 @@ class FrameBlocks(NamedTuple):
             begin = 0 if self.window is None else max(step + 1 - self.window, 0)
             end = first + (step + 1) * count
             seen = (
-                self._seen(x, specials, slice(first + begin * count, end)) for x in (key, value)
+                self._with_registers(x, specials, slice(first + begin * count, end))
+                for x in (key, value)
             )
             parts.append(attention(query[:, :, end - count : end], *seen))
         return torch.cat(parts, dim=2)
 
     @staticmethod
-    def _seen(x: Tensor, registers: slice, tokens: slice) -> Tensor:
-        """Return registers and a slice of tokens; a view if they are contiguous."""
+    def _with_registers(x: Tensor, registers: slice, tokens: slice) -> Tensor:
+        """Return the keys or values of registers and of some tokens; a view if contiguous."""
         if registers.stop == tokens.start:
             return x[:, :, registers.start : tokens.stop]
         if registers.start == registers.stop:
@@ -76,11 +77,11 @@ class FrameBlocks(NamedTuple):
         return torch.cat((x[:, :, registers], x[:, :, tokens]), dim=2)
 
     def mask(self, length: int, device: torch.device) -> Bool[Tensor, "length length"]:
-        """Return the mask, True in the columns that the token of a row attends to."""
+        """Return the mask; element (i, j) is True if token i attends to token j."""
         first = self.class_tokens + self.registers
         count = (length - first) // self.steps
         when = torch.arange(length - first, device=device) // count
-        # The class token comes after all time steps, registers before the first.
+        # The class token counts as after the last time step, registers as before the first.
         after, before = (when.new_full((n,), at) for n, at in
                          ((self.class_tokens, self.steps), (self.registers, -1)))  # fmt: skip
         when = torch.cat((after, before, when))

@@ -67,8 +67,8 @@ class Joint(nn.Module):
             class_only: return no tokens; the last block then computes only the class token.
 
         Returns:
-            The tokens, k = 0 of them with ``class_only``; and the class token, or None if there is
-            none.
+            The tokens (b, k, d), with k = 0 if ``class_only``; and the class token (b, 1, d), or
+            None if there is none.
         """
         specials = []
         if self.class_token is not None:
@@ -117,7 +117,7 @@ class Joint(nn.Module):
             yield x[:, -tokens:], self.norm
 
     def _mask(self, times: Int[Tensor, "... k"], steps: int) -> Mask:
-        """Return the mask, True in the columns that the token of a row attends to."""
+        """Return the mask: blocks if all clips have equal ``times``, else a tensor (b, 1, q, k)."""
         if times.ndim == 1:
             class_tokens = int(self.class_token is not None)
             registers = self.config.register_tokens
@@ -125,7 +125,7 @@ class Joint(nn.Module):
         # With visible_tokens, clips differ in the number of tokens per time step, so a mask is
         # needed. It excludes flash attention, but memory-efficient attention supports it.
         lead = times.shape[:-1]
-        # The class token comes after all time steps, registers before the first.
+        # The class token counts as after the last time step, registers as before the first.
         end = torch.iinfo(times.dtype).max
         after = times.new_full((*lead, int(self.class_token is not None)), end)
         before = times.new_full((*lead, self.config.register_tokens), -1)

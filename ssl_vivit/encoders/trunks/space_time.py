@@ -248,7 +248,7 @@ def _qkv(projected: Tensor) -> QKV:
 
 
 def columns_of(layer: nn.Linear, x: Float[Tensor, "... part"], columns: slice) -> Tensor:
-    """Return a linear layer's output if only the inputs in ``columns`` are non-zero."""
+    """Apply a linear layer to only its inputs ``columns``; its other inputs count as zeros."""
     return nn.functional.linear(x, layer.weight[:, columns], layer.bias)
 
 

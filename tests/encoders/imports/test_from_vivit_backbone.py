@@ -141,7 +141,7 @@ def test_one_head_of_full_width_has_no_output_projection():
         ({"heads": 0}, "heads 0 must be"),
         ({"w": 16}, r"pos_embedding \(1, 2, 6, 24\) must be \(1, 2, 8, 24\)"),
         ({"model": 4}, "model 4 cannot be imported: ViViTBackbone"),
-        ({"channels": 1}, r"to_tubelet_embedding\.1\.weight \(24, 96\) ≠ \(24, 32\)"),
+        ({"channels": 1}, r"embedding\.1\.weight has shape \(24, 96\) instead of \(24, 32\)"),
     ],
 )
 def test_arguments_that_the_weights_contradict_are_refused(change, message):

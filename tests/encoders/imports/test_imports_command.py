@@ -200,7 +200,7 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     capsys.readouterr()
     cases = [
         ((tmp_path / "none", out), "neither a file or directory nor the name of a timm model"),
-        (("org/name", out), "get the files by `hf download org/name --local-dir DIR`"),
+        (("org/name", out), "run `hf download org/name --local-dir DIR` and give DIR"),
         ((exported, out), "exported is already an exported encoder; load it with load_encoder"),
         ((exported / "model.safetensors", out), "is already an exported encoder"),
         (
@@ -211,9 +211,12 @@ def test_mistakes_get_one_line(tmp_path, capsys):
         ((empty, out), "contains no model.safetensors"),
         (
             (SCENIC, out),
-            "6 spatial positions do not form a square grid; give the video shape (T, H, W)",
+            "6 spatial positions do not form a square grid; give the shape (T, H, W)",
         ),
-        ((SCENIC, out, "--video-shape", 8, 8, 16), "pos_embedding (1, 7, 48) ≠ (1, 9, 48)"),
+        (
+            (SCENIC, out, "--video-shape", 8, 8, 16),
+            "pos_embedding has shape (1, 7, 48) instead of (1, 9, 48)",
+        ),
         ((SCENIC, out, "--set", "depth=2"), "--set does not apply to a Scenic checkpoint"),
         ((bare, out), "cannot be recognised from its weights; give --config"),
         ((bare, out, "--config", '{"model_type": "bert"}'), "its config is for model_type bert"),

@@ -164,7 +164,7 @@ def test_truncated_files_are_refused(tmp_path, share):
         (b"\xdf\xff\xff\xff\xff", "not a flax msgpack"),
         (b"\xdd\xff\xff\xff\xff", "not a flax msgpack"),
         (msgpack.packb([1, 2]), "map of names, not list"),
-        (msgpack.packb({"weights": 1}), "neither params nor optimizer/target but weights"),
+        (msgpack.packb({"weights": 1}), "neither params nor optimizer/target, but weights"),
         (msgpack.packb({}), "but nothing"),
         (msgpack.packb({"params": {}}), "neither params"),
         (msgpack.packb({1: 2}), "not a flax msgpack"),

@@ -204,7 +204,7 @@ def test_the_cheaper_way_is_taken():
 @pytest.mark.parametrize(
     ("visible", "message"),
     [
-        (torch.zeros(1, 3, 2, dtype=torch.long), r"\(B, kept\) or \(B, 4, kept\) for 1 clips"),
+        (torch.zeros(1, 3, 2, dtype=torch.long), r"\(B, kept\) or \(B, 4, kept\) with B = 1"),
         (torch.full((1, 4, 1), 6), "visible has indices from 6 to 6.*0 to 5"),
     ],
 )

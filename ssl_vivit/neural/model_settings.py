@@ -109,7 +109,7 @@ def build_part(part: str, config: dict[str, Any] | None) -> Any:
     builders = BUILDERS[part]
     if config["kind"] not in builders:
         raise NeuralModelError(
-            f"{part} kind {config['kind']!r} is unknown; known: {', '.join(builders)}"
+            f"{part} kind {config['kind']!r} is unknown; known kinds: {', '.join(builders)}"
         )
     settings = {name: value for name, value in config.items() if name != "kind"}
     lists = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}

@@ -89,7 +89,9 @@ def test_sessions_have_names_of_any_kind_and_readouts_of_their_own():
     assert whole.sessions == ("mouse.1/a", "mouse.1/b")
     assert whole(video, session="mouse.1/a").shape == (1, 10, 3)
     assert whole(video, session="mouse.1/b").shape == (1, 10, 4)
-    with pytest.raises(NeuralModelError, match="no session is named; the model has mouse"):
+    with pytest.raises(
+        NeuralModelError, match="session is None; give one of the model's sessions: mouse"
+    ):
         whole(video)
     with pytest.raises(NeuralModelError, match="session 'c' is unknown"):
         whole(video, session="c")

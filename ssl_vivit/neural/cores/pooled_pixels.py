@@ -1,4 +1,4 @@
-"""Core and modulator of a linear model: they give pixels and behaviour as channels of a map."""
+"""Core and modulator of a linear model, which return pixels and behaviour as channels of a map."""
 
 from __future__ import annotations
 

@@ -329,9 +329,9 @@ class GaussianReadout(nn.Module):
             The penalties by name.
 
             - ``feature_l1``: sum of the absolute values of a neuron's features
-            - ``spread``: trace of its covariance, without annealing
-            - ``mean_offset``, only with ``cortex="add"``: squared distance of its position from the
-              position that the cortical map predicts
+            - ``spread``: trace of a neuron's covariance, without annealing
+            - ``mean_offset``, only with ``cortex="add"``: squared distance of a neuron's position
+              from the position that the cortical map predicts
         """
         terms = {
             "feature_l1": self.features.abs().sum(1).mean(),

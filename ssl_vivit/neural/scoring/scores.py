@@ -74,7 +74,9 @@ class NeuralScores:
         if isinstance(movies, Tensor):
             movies = movies.tolist()
         if movies is not None and len(movies) != len(rates):
-            raise NeuralModelError(f"{len(rates)} trials have {len(movies)} movies; name one each")
+            raise NeuralModelError(
+                f"movies has {len(movies)} names for {len(rates)} trials; name one movie per trial"
+            )
         rates, responses = (x[:, self.drop_first :].detach().cpu() for x in (rates, responses))
         if movies is None:
             self._seen[session].add(UNNAMED, Trials.of(rates, responses))

@@ -241,7 +241,7 @@ def test_a_model_has_filters_for_the_frame_rate_of_its_sessions():
         (
             lambda: built(30.0, 24.0),
             "--core energy needs one frame rate for all sessions, but s0 has 30 frames per second "
-            "and s1 has 24: fit the sessions one by one, or resample them",
+            "and s1 has 24; fit one model for each session, or resample the sessions to one rate",
         ),
     ],
 )

@@ -220,8 +220,8 @@ def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = Fal
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 255:
         raise NeuralModelError(
-            f"{where} has values from {low:g} to {high:g}; pixels must range from 0 to 255, as "
-            "they were shown and not standardised"
+            f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255, as they "
+            "were shown and not standardised"
         )
     if 0 < high <= 1 and not dark:
         raise NeuralModelError(

@@ -340,8 +340,7 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
     if old.temporal_padding != new.temporal_padding:
         notes.append(
             f"temporal_padding {old.temporal_padding} → {new.temporal_padding}: no token sees "
-            "frames "
-            "after its own"
+            "frames after its own"
         )
     _, *padding = new.padding_of(new.num_frames, *new.image_size)
     if any(sum(pair) for pair in padding):

@@ -73,8 +73,8 @@ class StimulusAdapter(nn.Module):
             down = resampling(height, factor, factor.new_zeros(()))
             video = einsum(video, across.to(video), "b c T y x, u x -> b c T y u")
             return einsum(video, down.to(video), "b c T y u, v y -> b c T v u")
-        # First along rows: in row y of the input, output column u reads place x, where A (u, v) =
-        # (x, y).
+        # Resample along rows first: in row y of the input, output column u reads place x, where
+        # A · (u, v) = (x, y).
         a, b, c, d = self.matrix.flatten()
         shift_x, shift_y = self.shift[0] * width, self.shift[1] * height
         rows = from_centre(height, self.matrix)

@@ -452,6 +452,7 @@ class NeuralModel(nn.Module):
             return video.new_zeros(expected)
         if behaviour.shape != expected:
             raise NeuralModelError(
-                f"behaviour of shape {tuple(behaviour.shape)} is not (B, T, channels) = {expected}"
+                f"behaviour has shape {tuple(behaviour.shape)}; it must be (B, T, channels) = "
+                f"{expected}"
             )
         return behaviour

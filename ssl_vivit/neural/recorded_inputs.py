@@ -246,7 +246,7 @@ def _signals(
         parts["behaviour"] = _behaviour(behaviour, facts, expected).to(device)
     elif behaviour is not None and _tensor(behaviour, "behaviour").numel():
         raise NeuralModelError(
-            f"session {facts.name!r} was recorded without behaviour; leave behaviour out"
+            f"session {facts.name!r} was recorded without behaviour; omit the argument behaviour"
         )
     if pupil_centre is not None:
         parts["pupil_centre"] = _pupil(pupil_centre, facts, expected).to(device)
@@ -262,8 +262,8 @@ def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...])
         axes = "(B, T, K)" if expected else "(K,)"
         sizes = ", ".join(map(str, (*expected, f"at least {least}" if exact is None else exact)))
         raise NeuralModelError(
-            f"behaviour of shape {tuple(given.shape)} is not {axes} = ({sizes}) with all recorded "
-            f"channels of session {facts.name!r}"
+            f"behaviour has shape {tuple(given.shape)}; session {facts.name!r} needs {axes} = "
+            f"({sizes}), with all recorded channels"
         )
     return given
 
@@ -271,13 +271,14 @@ def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...])
 def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
     if facts.pupil_mean is None:
         raise NeuralModelError(
-            f"session {facts.name!r} was trained without its pupil's centre; leave pupil_centre out"
+            f"session {facts.name!r} was trained without the pupil's centre; omit the argument "
+            "pupil_centre"
         )
     given = _tensor(centre, "pupil_centre").float()
     if tuple(given.shape) != (*expected, 2):
-        axes = "(B, T, 2)" if expected else "(2,)"
+        axes = "(B, T, 2) = " if expected else ""
         raise NeuralModelError(
-            f"pupil_centre of shape {tuple(given.shape)} is not {axes} = {(*expected, 2)}"
+            f"pupil_centre has shape {tuple(given.shape)}; it must be {axes}{(*expected, 2)}"
         )
     return given
 

@@ -151,7 +151,7 @@ def _layer_shares(objective: nn.Module, layer_decay: float) -> dict[str, float]:
             }
     raise RunError(
         "training.optimizer.layer_decay is below 1, but the model has no group_matcher method; "
-        "set it to 1"
+        "set layer_decay to 1"
     )
 
 

@@ -290,7 +290,8 @@ def prepare(
     if accelerator.is_fsdp2:
         name_blocks(objective)
         objective.to(accelerator.device)
-        # DDP broadcasts the main process's weights; FSDP2 shards the weights of each process.
+        # Broadcast the main process's weights, as DDP does. FSDP2 would not: it shards the weights
+        # of each process.
         for tensor in chain(objective.parameters(), objective.buffers()):
             dist.broadcast(tensor.data, src=0)
     with warnings.catch_warnings():

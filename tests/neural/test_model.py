@@ -174,5 +174,5 @@ def test_every_parameter_takes_part_without_behaviour_too():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_behaviour_of_another_number_of_clips_is_refused(batch):
     whole = model(modulator=FiLM(24, 2, 4))
-    with pytest.raises(NeuralModelError, match=rf"behaviour of shape \({batch}, 10, 2\) is not"):
+    with pytest.raises(NeuralModelError, match=rf"behaviour has shape \({batch}, 10, 2\); it"):
         whole(clip(2), walk(batch))

@@ -68,12 +68,12 @@ class MotionEnergyConfig:
         if not self.spatial_frequencies or not all(0 < f < 0.5 for f in self.spatial_frequencies):
             raise NeuralModelError(
                 f"--{group}spatial_frequencies is {[*self.spatial_frequencies]}; give one or more "
-                "between 0 and 0.5 cycles per pixel"
+                "frequencies between 0 and 0.5 cycles per pixel"
             )
         if not self.temporal_frequencies or not all(f >= 0 for f in self.temporal_frequencies):
             raise NeuralModelError(
                 f"--{group}temporal_frequencies is {[*self.temporal_frequencies]}; give one or "
-                "more of at least 0 Hz"
+                "more frequencies of at least 0 Hz"
             )
 
 

@@ -170,8 +170,8 @@ class GaussianReadout(nn.Module):
         self.spread = nn.Parameter(
             repeat(torch.eye(2) * config.spread, "i j -> n i j", n=neurons).clone()
         )
-        # The scale of the constant 1/d of neuralpredictors. A constant would read 0 from normalised
-        # tokens, whose channels sum to 0.
+        # Random weights with the scale of the constant 1/d of neuralpredictors. A constant would
+        # read 0 from normalised tokens, whose channels sum to 0.
         self.features = nn.Parameter(torch.randn(neurons, channels) / channels)
         self.bias = nn.Parameter(torch.zeros(neurons)) if config.bias else None
         self.register_buffer("_spread_scale", torch.ones(()))

@@ -17,8 +17,8 @@ FEATURES = 3
 # cells.
 _PIXELS = 2304
 _CELLS = 252
-# Standard deviations of the blur before gradients are taken, in pixels, and of the window, in
-# cells.
+# Standard deviation of the blur before gradients are taken, in pixels, and standard deviation of
+# the window of local means, in cells.
 _BLUR, _WINDOW = 1.0, 0.8
 # For squared gradients below this value (grey levels from 0 to 1), the energy is about linear in
 # the squared gradient.

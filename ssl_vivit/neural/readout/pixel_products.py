@@ -173,7 +173,7 @@ def _values(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[
 def _groups(
     map: Float[Tensor, "b d t h w"], pixel: Int[Tensor, " e"]
 ) -> Iterator[tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]]:
-    """Yield groups of pixels, with the numbers of the entries that read each pixel; e is padding."""
+    """Yield groups of pixels, with the numbers of the entries that read them; e marks padding."""
     b, d, t, h, w = map.shape
     order = pixel.argsort(stable=True)
     kind = map.device.type

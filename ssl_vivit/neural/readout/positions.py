@@ -35,7 +35,7 @@ def corners(
     place = position * pitch + centre
     low = place.detach().floor()
     high = place - low
-    # Lower and upper pixel along each axis, (…, 2, 2); then all pairs of one in x and one in y.
+    # Lower and upper pixel along each axis, (…, 2, 2), and then the four pairs of column and row.
     cell = torch.stack((low, low + 1), dim=-2)
     inside = (cell >= 0) & (cell <= 2 * centre)
     weight = torch.stack((1 - high, high), dim=-2) * inside

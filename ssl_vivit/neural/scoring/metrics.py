@@ -175,7 +175,7 @@ class PairedMoments(Moments):
     def resampled(
         cls, parts: Sequence[PairedMoments], counts: Float[Tensor, "... parts"]
     ) -> PairedMoments:
-        """Return the moments of all parts together, with each part repeated as ``counts`` says."""
+        """Return the moments of all parts together, with each part counted ``counts`` times."""
         count = torch.stack([part.count for part in parts])
         # Subtract an origin close to all means, so that squares lose no digits.
         origin = cls.merged(parts).mean

@@ -147,7 +147,7 @@ def step_of(path: Path) -> int:
     """Return the step in the name of a checkpoint directory."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise RunError(f"{path} is no checkpoint: its name is not step_<number>")
+        raise RunError(f"{path} is not a checkpoint: the name must be step_<number>")
     return int(match[1])
 
 
@@ -221,7 +221,7 @@ def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints up to ``newest`` (0 keeps all).
+    """Remove the checkpoints up to ``newest``, except the last ``keep`` (0 keeps all).
 
     Checkpoints after ``newest`` are damaged and do not count, since a damaged checkpoint must not
     replace a complete one.

@@ -136,7 +136,10 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
         if name not in per_parameter:  # Loading filled the missing state with zeros.
             optimizer.state.pop(parameter, None)
         elif not optimizer.state.get(parameter):
-            raise RunError(f"the checkpoint's optimiser state of {name} could not be loaded")
+            raise RunError(
+                f"the checkpoint's optimiser state of {name} could not be loaded; remove the "
+                "checkpoint to continue from an earlier one"
+            )
     try:
         state_dict.set_model_state_dict(model, dict(state.model), options=full)
     except RuntimeError as error:

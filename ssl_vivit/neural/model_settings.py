@@ -123,7 +123,7 @@ def _described(part: nn.Module | None) -> dict[str, Any] | None:
 def _gaussian_readout(
     neurons: int, channels: int, cortical_axes: int | None, **settings: Any
 ) -> GaussianReadout:
-    # The coordinates are loaded with the weights.
+    # Placeholder coordinates, which are replaced when the weights are loaded.
     coordinates = None if cortical_axes is None else torch.empty(neurons, cortical_axes)
     return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
 

@@ -358,7 +358,7 @@ class GaussianReadout(nn.Module):
         return (map.shape[0], map.shape[2]) if map.ndim == 5 else (map.shape[0],)
 
 
-# Not compiled, since the number of entries depends on values.
+# Do not compile this function, since the number of entries depends on values.
 @torch.compiler.disable
 def _entries_of_masks(
     positions: Tensor, widths: Tensor, size: tuple[int, int], align_corners: bool

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 # Start of the first line of a run's config.yaml. The name of the script follows.
 WRITTEN_BY = "# written by "
 
-# Set by `parse` after it has read the arguments of this process. None if `parse` was not called.
+# Script of this process, and the commands that start and continue its run. `parse` sets them after
+# it has read the arguments. None if `parse` was not called.
 script: str | None = None
 started_by: str | None = None
 continued_by: str | None = None

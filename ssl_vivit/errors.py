@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-# Longest message in characters; it may quote the content of a damaged file.
+# Longest message in characters. A message may quote the content of a damaged file.
 _LONGEST = 2000
 
 

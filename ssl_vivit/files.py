@@ -38,17 +38,18 @@ _OS_ERROR = re.compile(r"I/O error: (.+) \(os error (\d+)\)")
 
 @contextmanager
 def temporary_beside(path: str | Path) -> Iterator[Path]:
-    """Yield an unused hidden path beside ``path``, to write to before it is renamed to ``path``.
+    """Yield an unused hidden path in the folder of ``path``, for an atomic write.
 
-    Several processes may write the same ``path``. A file or directory that still has the temporary
-    name at the end of the block is removed. Temporary files that killed processes of this machine
-    left in the folder are removed first.
+    The block must write to the hidden path and then rename it to ``path``. Several processes may
+    write the same ``path``. A file or directory that still has the hidden path at the end of the
+    block is removed. Temporary files that killed processes of this machine left in the folder are
+    removed first.
 
     Args:
         path: a file or directory. Its parent folders are created.
 
     Raises:
-        WriteError: if the file system refuses.
+        WriteError: if the file system refuses to write.
     """
     path = Path(path)
     part = _beside(path, "part")
@@ -57,7 +58,7 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(path, error.errno or 0, str(error.strerror)) from error
     try:
-        for left, _ in _left_by_the_dead(path.parent, "part"):
+        for left, _ in _files_of_ended_processes(path.parent, "part"):
             _remove(left)
         _unfinished.add(part)
         yield part
@@ -74,7 +75,7 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
 
 
 def _refusal(error: Exception, part: Path) -> tuple[int, str] | None:
-    """Return ``errno`` and reason if writing ``part`` failed; None for any other error."""
+    """Return ``errno`` and its text if ``error`` arose from writing ``part``, else None."""
     if not isinstance(error, OSError):
         found = _OS_ERROR.search(str(error))
         return (int(found[2]), found[1]) if found else None
@@ -106,9 +107,9 @@ def remove_unfinished() -> None:
 
 
 def remove_older(folder: Path, seconds: float) -> None:
-    """Remove temporary files of any machine that were last written more than ``seconds`` ago."""
+    """Remove temporary files of all machines that were last written over ``seconds`` seconds ago."""
     for part in folder.glob(".*.part"):
-        with suppress(OSError):  # it was just renamed to its final name
+        with suppress(OSError):  # the file was just renamed to its final name
             if time.time() - part.stat().st_mtime > seconds:
                 _remove(part)
 
@@ -122,7 +123,7 @@ def has_ended(process: str) -> bool:
     """Return whether a process of this machine has ended; False for a process of another machine.
 
     Args:
-        process: name of the process, as :func:`process_name` returned it there.
+        process: result of :func:`process_name` in that process.
     """
     host, pid, token = process.rsplit("-", 2)
     return host == _HOST and not _is_alive(int(pid), token)
@@ -133,7 +134,7 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{owner}.{ending}")
 
 
-def _left_by_the_dead(folder: Path, ending: str) -> list[tuple[Path, str]]:
+def _files_of_ended_processes(folder: Path, ending: str) -> list[tuple[Path, str]]:
     """Return temporary files whose process has ended, each with the name of its final file."""
     ours = re.compile(rf"\.(.+)\.{re.escape(_HOST)}-(\d+)-([0-9a-f]+)\.{ending}", re.DOTALL)
     # This runs at every write, in folders of tens of thousands of files: filter by name first.
@@ -257,12 +258,12 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
     with temporary_beside(directory) as staging:
         staging.mkdir()
         yield staging
-        _as_readable_as_usual(staging)
+        _apply_umask(staging)
         _exchange(staging, directory, own)
 
 
 def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None:
-    """Finish a :func:`replaced_directory` that a killed process of this machine left unfinished.
+    """Finish or undo a :func:`replaced_directory` that a killed process of this machine began.
 
     Args:
         directory: the directory that was to be replaced.
@@ -271,13 +272,13 @@ def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None
     directory = Path(directory).resolve()
     if not directory.parent.is_dir():
         return
-    for old, name in _left_by_the_dead(directory.parent, "old"):
+    for old, name in _files_of_ended_processes(directory.parent, "old"):
         if name == directory.name:
             _retire(old, directory, own)
 
 
-def _as_readable_as_usual(staging: Path) -> None:
-    """Give weight files the permissions of the umask, since safetensors makes them private."""
+def _apply_umask(staging: Path) -> None:
+    """Give weight files the permissions of other files; safetensors lets only the owner read."""
     usual = next((file for file in staging.iterdir() if file.suffix in (".json", ".md")), None)
     for file in staging.glob("*.safetensors"):
         if usual is not None:
@@ -298,9 +299,9 @@ def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
 
 
 def _retire(old: Path, directory: Path, own: Collection[str]) -> None:
-    """Move kept entries of the older directory to the new one, then remove the older directory.
+    """Move entries that are not ``own`` from ``old`` to the new directory, then remove ``old``.
 
-    If there is no new directory, the older one is restored.
+    If there is no new directory, ``old`` is renamed back to ``directory``.
     """
     if not directory.exists():
         os.rename(old, directory)

@@ -1,4 +1,4 @@
-"""Report the first failure of a run of several processes once, with its rank, and end all of them.
+"""Report the first failure of a run of several processes, with its rank, and end all processes.
 
 When a process fails, the others wait for it until the backend's timeout. Each failing process
 therefore writes to the store of the process group. Only the first one to write prints its error.
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 _KEY = "ssl_vivit/first_failure"
 
-# Seconds after a failure in which a process may end by itself or be ended by its launcher.
+# Seconds from a failure until the thread ends its process. Before that, the process may end by
+# itself or be ended by its launcher.
 _GRACE = 5.0
 
-# Seconds after which a process ends once the store is gone, that is, once rank 0 has ended.
+# Seconds from the end of rank 0, which holds the store, until the thread ends its process.
 _GRACE_WITHOUT_STORE = 60.0
 
 # Parts of the message that gloo raises when a process that it waits for has ended.
@@ -53,7 +54,7 @@ def watch() -> None:
     if dist.get_world_size() == 1:
         return
     _watched = True
-    # The thread needs its own connection, since the main thread may be waiting on the other one.
+    # The thread needs its own connection, since the main thread may be waiting on the first one.
     # torch has no public function that returns the store.
     store = dist.distributed_c10d._get_default_store().clone()
     thread = threading.Thread(target=_end_after_failure, args=(store,), daemon=True)
@@ -84,7 +85,7 @@ def watch() -> None:
 def is_first(rank: int | None = None) -> bool:
     """Announce the failure of this process; return whether it is the first failure of the run.
 
-    Always true in a run of one process.
+    The result is always True in a run of one process.
 
     Args:
         rank: rank of the process in which the error arose, if several processes raise it. None
@@ -104,7 +105,7 @@ def is_first(rank: int | None = None) -> bool:
     except RuntimeError:  # rank 0, which holds the store, has ended
         return not _failed.is_set()
     if first and own == 0:
-        # The store ends with this process, so give the others time to read that it has failed.
+        # The store ends with this process. Give the other processes time to read the failure.
         time.sleep(2)
     return first
 
@@ -123,9 +124,9 @@ def where(rank: int | None = None) -> str:
 
 
 def _end_watch(thread: threading.Thread) -> None:
-    """End the thread before the interpreter ends.
+    """End the watching thread before the interpreter ends.
 
-    A thread that returns from the store to an interpreter that is ending aborts the process.
+    If the thread returned from a call of the store while the interpreter ends, Python would abort.
     """
     _ending.set()
     if not _failed.is_set():

@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Grid(NamedTuple):
     """Tubelet counts along time, height and width; spatial tokens are row-major (n = h·w).
 
-    The grid accompanies the tokens and is saved with every checkpoint, because the number of tokens
-    does not tell whether 144 tokens are 12×12 or 9×16.
+    The grid accompanies the tokens and is saved with every checkpoint, because 144 tokens may be a
+    grid of 12×12 or of 9×16.
     """
 
     t: int

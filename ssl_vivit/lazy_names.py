@@ -1,6 +1,6 @@
 """Public names of a package that are imported on first use (PEP 562).
 
-``import ssl_vivit`` and the ``--help`` of commands then do not load torch.
+Because of them, ``import ssl_vivit`` and the ``--help`` of commands do not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of numbers, which can be merged over parts."""
+"""Count, mean and sum of squared deviations, computed from parts of the data and then merged."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the known (non-NaN) numbers of each entry.
+    """Count, mean and sum of squared deviations of the known (not NaN) values of each entry.
 
-    Merging works on deviations from the mean (Chan et al. 1979), so no digits are lost if the mean
-    is large.
+    Merging uses deviations from the mean (Chan et al. 1979), so no digits are lost if the mean is
+    large.
 
     Args:
         count: number of known values, as a NumPy array or a tensor.
@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, axis: int = 0) -> Moments:
-        """Return the moments over an axis; NaN counts as unknown."""
+        """Return the moments of an array over one axis; NaN counts as unknown."""
         known = ~np.isnan(values)
         count = known.sum(axis)
         filled = np.where(known, values, 0).astype(np.float64)
@@ -38,7 +38,7 @@ class Moments:
 
     @classmethod
     def of_pixels(cls, values: np.ndarray) -> Moments:
-        """Return the moments of all values together, without a float copy of uint8 values."""
+        """Return the moments of all values of an array, without a float copy of uint8 values."""
         if values.dtype != np.uint8:
             return cls.of(values.reshape(-1))
         numbers = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Self]) -> Self:
-        """Return the moments of the numbers of all parts together."""
+        """Return the moments of the data of all parts together."""
         first, *others = parts
         for other in others:
             count = first.count + other.count
@@ -61,7 +61,7 @@ class Moments:
 
     @staticmethod
     def squared(distance: Any) -> Any:
-        """Return the squared distances, whose sum is ``deviation``."""
+        """Return squared distances from the mean; a subclass may also return products."""
         return distance * distance
 
     @property
@@ -71,5 +71,5 @@ class Moments:
 
     @property
     def varies(self) -> np.ndarray:
-        """Boolean array: whether an entry's numbers differ by more than the rounding of float32."""
+        """Boolean array: whether the values of an entry differ by more than float32 rounding."""
         return self.std > np.finfo(np.float32).eps * np.abs(self.mean)

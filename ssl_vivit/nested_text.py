@@ -34,9 +34,8 @@ def read_yaml_text(text: str) -> Any:
 
     Raises:
         ValueError: if the text is not valid YAML, has more than 100,000 characters, is nested more
-            than 50 levels deep, or has an alias inside a node that other aliases refer to. By such
-            nested aliases a few lines could expand to billions. The message does not repeat the
-            text.
+            than 50 levels deep, or has an alias inside a node that other aliases refer to. Nested
+            aliases could expand a few lines to billions. The message does not repeat the text.
     """
     if len(text) > LONGEST_YAML:
         raise ValueError(f"it has more than {LONGEST_YAML:,} characters")

@@ -80,7 +80,7 @@ class Preprocessing(Mapping[str, Any]):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None) -> Preprocessing | None:
-        """Build the preprocessing from settings by name, as in config.json; None returns None.
+        """Build the preprocessing from the settings in config.json; return None for None.
 
         Raises:
             ValueError: for an unknown name.
@@ -93,7 +93,7 @@ class Preprocessing(Mapping[str, Any]):
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ";"
                 raise ValueError(
-                    f"preprocessing has no setting {name!r}{hint} known: {', '.join(names)}"
+                    f"preprocessing has no setting {name!r}{hint} choose from {', '.join(names)}"
                 )
         return cls(**settings)
 
@@ -107,7 +107,7 @@ class Preprocessing(Mapping[str, Any]):
         return name in tuple(self)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the value of a setting, or ``default`` if it is unknown."""
+        """Return the value of a setting, or ``default`` if the value is unknown."""
         return dict(self).get(name, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -136,7 +136,7 @@ class Preprocessing(Mapping[str, Any]):
         if self.mean is None or self.std is None:
             raise ValueError(
                 "the encoder does not say how pixels are normalised; set encoder.preprocessing, "
-                'such as {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, and save it again'
+                'such as {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, and save the encoder'
             )
         low, high = self.pixel_range or (0.0, 1.0)
         mean = [(value - low) / (high - low) for value in self.mean]
@@ -144,7 +144,7 @@ class Preprocessing(Mapping[str, Any]):
         if len(mean) != len(std) or len(mean) not in (1, channels):
             raise ValueError(
                 f"the encoder's preprocessing has {len(mean)} means and {len(std)} stds for "
-                f"{channels} channels; give one for each"
+                f"{channels} channels; give one mean and one std for each channel"
             )
         repeats = channels // len(mean)
         return mean * repeats, std * repeats

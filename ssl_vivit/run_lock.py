@@ -65,12 +65,12 @@ def locked(directory: Path, setting: str, warn: Callable[[str], None]) -> Iterat
 
 
 def refuse_locked(directory: Path, setting: str) -> None:
-    """Refuse a directory that another process has locked; nothing is written there.
+    """Raise an error if another process has locked a directory, without writing there.
 
     Raises:
         RunError: if another process holds the lock; the message names the process.
     """
-    # Closing the file would release the lock that this process holds.
+    # If this process holds the lock, opening and closing the file here would release it.
     if _key(directory) in _held:
         return
     try:
@@ -97,7 +97,7 @@ def _take(directory: Path, setting: str, warn: Callable[[str], None]) -> int:
             raise
         if is_at(directory / LOCK, descriptor):
             break
-        os.close(descriptor)  # its holder removed the file after it was opened here
+        os.close(descriptor)  # another process removed the file after it was opened here
     holder = {
         "process": os.getpid(),
         "host": platform.node(),
@@ -115,13 +115,13 @@ def _lock(descriptor: int, directory: Path, setting: str, warn: Callable[[str], 
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             warn(
-                f"{directory} is on a file system without locks ({error.strerror}): a second run "
-                "in it cannot be detected, so start only one"
+                f"{directory} is on a file system without locks ({error.strerror}), so a second "
+                "run there cannot be detected; start only one run"
             )
             return
         raise RunError(
-            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait for "
-            f"its end, stop it, or choose another {setting}"
+            f"{setting} {directory} is in use: {_holder(descriptor)} is writing there; wait until "
+            f"that process ends, stop it, or choose another {setting}"
         ) from None
 
 
@@ -142,7 +142,7 @@ def _release(directory: Path, descriptor: int) -> None:
 
 
 def is_at(path: Path, descriptor: int) -> bool:
-    """Return whether ``path`` still refers to the open file."""
+    """Return whether ``path`` still refers to the file that is open as ``descriptor``."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

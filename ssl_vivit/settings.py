@@ -33,10 +33,10 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     if float in kinds and (isinstance(value, bool) or not isinstance(value, int | float)):
         mend = ""
         if isinstance(value, str) and "e" in value.lower() and "." not in value:
-            mend = "; YAML reads 1e-6 as text and 1.0e-6 as a number"
+            mend = "; YAML reads 1e-6 as text, so write 1.0e-6"
         raise ValueError(f"{name} {value!r} must be a number{mend}")
     if float in kinds and isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"{name} has more digits than a number can have; give a smaller number")
+        raise ValueError(f"{name} is above the largest number, 1.8e+308; give a smaller number")
 
 
 def check_least(config: Any, group: str = "", /, **least: float) -> None:
@@ -56,7 +56,7 @@ def check_least(config: Any, group: str = "", /, **least: float) -> None:
 
 
 def check_types(config: object, prefix: str = "") -> None:
-    """Refuse a config dataclass with a setting that does not have its declared type.
+    """Check that every setting of a config dataclass has its declared type.
 
     Args:
         config: instance of the dataclass.

@@ -30,7 +30,7 @@ with locked(Path({directory!r}), "--run_dir", print):
 """
 LINE = (
     r"--run_dir {} is in use: process {} on host {}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d "
-    r"[+-]\d{{4}}, is writing there; wait for its end, stop it, or choose another --run_dir"
+    r"[+-]\d{{4}}, is writing there; wait until that process ends, stop it, or choose another --run_dir"
 )
 
 

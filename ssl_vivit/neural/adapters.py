@@ -37,10 +37,10 @@ class AdapterConfig:
 class StimulusAdapter(nn.Module):
     """Affine resampling of every frame, with antialiasing.
 
-    Pixel (u, v) of the output shows the place A (u, v) + s of the input. Both are in pixels from
-    the centre. Resampling is cubic, along rows and then along columns (Catmull and Smith 1980).
-    Where it shrinks the image, the kernel is widened to prevent aliasing. Pixels at the edge are
-    repeated beyond the edge. A new adapter returns its input exactly.
+    Pixel (u, v) of the output shows the place A · (u, v) + s of the input. Both places are in
+    pixels from the centre. Resampling is cubic, along rows and then along columns (Catmull and
+    Smith 1980). If the image is shrunk, the kernel is widened to prevent aliasing. Pixels at the
+    edge are repeated beyond the edge. A new adapter returns its input exactly.
 
     Args:
         kind: ``scale`` or ``affine``; see :class:`AdapterConfig`.
@@ -64,7 +64,7 @@ class StimulusAdapter(nn.Module):
         """Return the resampled video.
 
         Args:
-            video: standardised or not, in floating point.
+            video: floating-point pixels, standardised or not.
         """
         height, width = video.shape[3:]
         if self.kind == "scale":
@@ -73,8 +73,8 @@ class StimulusAdapter(nn.Module):
             down = resampling(height, factor, factor.new_zeros(()))
             video = einsum(video, across.to(video), "b c T y x, u x -> b c T y u")
             return einsum(video, down.to(video), "b c T y u, v y -> b c T v u")
-        # First along rows: in row y of the input, output column u reads place x, where A (u, v) =
-        # (x, y).
+        # Resample along rows first: in row y of the input, output column u reads place x, where
+        # A · (u, v) = (x, y).
         a, b, c, d = self.matrix.flatten()
         shift_x, shift_y = self.shift[0] * width, self.shift[1] * height
         rows = from_centre(height, self.matrix)
@@ -101,10 +101,10 @@ def resampling(
 
     Args:
         size: number of pixels along the axis.
-        step: distance between neighbouring output pixels, in input pixels. Above 1 it widens the
-            kernel.
-        offset: place in the input that the central output pixel reads, in pixels from the centre,
-            for each line.
+        step: distance between neighbouring output pixels, in input pixels. A step above 1 widens
+            the kernel.
+        offset: for each line, the place in the input that the centre of the output reads, in
+            pixels from the centre of the input.
 
     Returns:
         Weights; each row sums to 1.

@@ -34,10 +34,11 @@ from ssl_vivit.neural.recorded_inputs import RATE_TOLERANCE
 if TYPE_CHECKING:
     from ssl_vivit.data.sessions.facts import SessionFacts
 
-# Lower bound of mean responses: a neuron that never fired would start with a drive of −∞.
+# Lower bound of mean responses. Without it, a neuron that never fired would start with a drive of
+# −∞.
 _LEAST_MEAN_RESPONSE = 1e-3
 
-# Penalties of all kinds of readouts, so that one config works for all cores.
+# Penalties of all kinds of readouts. A config may give weights for all of them with any core.
 PENALTIES = ("feature_l1", "spread", "mean_offset", "filter_l2", "smoothness")
 
 
@@ -134,8 +135,8 @@ def one_frame_rate(facts: Sequence[SessionFacts]) -> float:
         if not math.isclose(*rates, rel_tol=RATE_TOLERANCE):
             raise NeuralModelError(
                 f"--core energy needs one frame rate for all sessions, but {first.name} has "
-                f"{rates[0]:g} frames per second and {fact.name} has {rates[1]:g}: fit the "
-                "sessions one by one, or resample them"
+                f"{rates[0]:g} frames per second and {fact.name} has {rates[1]:g}; fit one model "
+                "for each session, or resample the sessions to one rate"
             )
     return first.frames_per_second
 
@@ -158,8 +159,8 @@ def build_readouts(
 def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
     """Return the penalty weights that the readouts of this model use.
 
-    ``weights`` may name penalties of several kinds of readouts. An unknown name stays, so that the
-    objective refuses it.
+    ``weights`` may name penalties of several kinds of readouts. A name that no kind of readout has
+    is kept, so that the objective raises an error for it.
     """
     known = {name for r in model.readouts.values() for name in r.regularisation()}  # type: ignore[operator]
     return {name: w for name, w in weights.items() if name in known or name not in PENALTIES}

@@ -42,8 +42,8 @@ def open_core(path: str, option: str = "--core_from") -> NeuralPredictor:
         raise NeuralModelError(f"{option}: {error}") from None
     if isinstance(found.model.encoder, PooledPixels):
         raise NeuralModelError(
-            f"{option} {path} is a linear model, whose neurons read pixels and share no core; fit "
-            "a new one with --core ln, or give a model with another core"
+            f"{option} {path} is a linear model, whose neurons read pixels and share no core; give "
+            "a model with another core, or fit a new linear model with --core ln"
         )
     return found
 
@@ -58,15 +58,15 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
     Raises:
         NeuralModelError: if there is no encoder. If the path holds a model of neurons, the message
-            names the options that accept it or its encoder.
+            names the options that use its core or only its encoder.
     """
     for place in (Path(path), Path(path) / "model"):
         if is_kind(place, MODEL_OF_NEURONS):
             alone = place / "encoder"
-            mend = f", and {option} {alone} takes only its encoder" if alone.is_dir() else ""
+            mend = f", or {option} {alone} to use only its encoder" if alone.is_dir() else ""
             raise NeuralModelError(
-                f"{option} {path} is a model of neurons; {core_option} {path} takes its core (all "
-                f"parts except readouts){mend}"
+                f"{option} {path} is a model of neurons, not an encoder; give {core_option} {path} "
+                f"to use its core (all parts except readouts){mend}"
             )
     try:
         read_config(locate(path, ENCODER), ENCODER)
@@ -75,7 +75,10 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
 
 def core_inputs(fitted: NeuralPredictor) -> SessionFacts:
-    """Return the facts of the model's first session, without behaviour if the core uses none."""
+    """Return the facts whose frame size and behaviour channels new sessions must match.
+
+    They are the facts of the model's first session, without behaviour if the core uses none.
+    """
     if fitted.model.behaviour_channels:
         return fitted.facts[0]
     return replace(fitted.facts[0], behaviour_channels=(), recorded_channels=None)
@@ -89,10 +92,10 @@ def build_on_core(
     Args:
         fitted: the fitted model.
         config: settings, of which only ``readout`` and ``nonlinearity`` are used.
-        facts: facts of the new sessions, with the inputs of :func:`core_inputs`.
+        facts: facts of the new sessions, which must match :func:`core_inputs`.
 
     Returns:
-        The model, whose neurons start at their mean rates, with a note on the core.
+        The model and a note on its core. The neurons start at their mean rates.
 
     Raises:
         NeuralModelError: if a session has a frame rate at which the core was not fitted.
@@ -123,14 +126,14 @@ def build_on_core(
 
 
 def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | None:
-    """Return the resampling that the model uses for sessions with the frame rate of ``fact``."""
+    """Return the resampling that the model uses at the frame rate of ``fact``; None for none."""
     for known in fitted.facts:
         if math.isclose(known.frames_per_second, fact.frames_per_second, rel_tol=RATE_TOLERANCE):
             return fitted.model.frame_rates[known.name]
     there = sorted({known.frames_per_second for known in fitted.facts})
     told = " and ".join(f"{rate:g}" for rate in there)
     raise NeuralModelError(
-        f"session {fact.name} has {fact.frames_per_second:g} frames per second, and the core of "
-        f"core_from was fitted at {told}: resample the session to this rate, or fit a new core "
-        "with --encoder"
+        f"session {fact.name} has {fact.frames_per_second:g} frames per second, but the core of "
+        f"--core_from was fitted at {told} frames per second; resample the session to such a rate, "
+        "or fit a new core with --encoder"
     )

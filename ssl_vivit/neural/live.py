@@ -101,7 +101,7 @@ class NeuralStream:
 
 
 def attention_steps(model: NeuralModel, facts: SessionFacts, context: float | None) -> int | None:
-    """Convert a context in seconds to time steps of tokens, rounded, at least 1.
+    """Convert a context in seconds to a number of time steps of tokens, rounded and at least 1.
 
     Args:
         model: the model whose time steps are counted.
@@ -115,7 +115,8 @@ def attention_steps(model: NeuralModel, facts: SessionFacts, context: float | No
         return None
     if not 0 < context < math.inf:
         raise NeuralModelError(
-            f"context is {context}; give seconds above 0, or None for all frames so far"
+            f"context is {context}; it must be a finite number of seconds above 0, or None for "
+            "all frames so far"
         )
     rates = model.frame_rates[facts.name]
     frames_per_second = facts.frames_per_second if rates is None else rates.encoder

@@ -5,7 +5,7 @@
                │                           behaviour                      │
                └──────────────────────▶ frame stream ─────────────────────┘
 
-- The model is causal: the rate at frame t has no gradient to later frames or later behaviour.
+- The model is causal: the rate at frame t does not depend on later frames or later behaviour.
 - Frame t reads the last token whose frames end by t, and the frame stream, which includes frame t.
 - For an encoder that was trained at another frame rate, the stimulus is resampled to that rate.
 - Each session has its own readout. All parts before the readouts are shared.
@@ -53,8 +53,8 @@ class NeuralModel(nn.Module):
         frame_stream: add a convolution at full frame rate to the tokens of a ViViT. Without it, a
             rate depends only on frames up to the end of the last complete tubelet.
         stream_filters: number of space-time filters of the frame stream.
-        stream_frames: number of frames that the frame stream sees. None means the time step of a
-            token, in recorded frames, at most over the sessions.
+        stream_frames: number of recorded frames that the frame stream sees. None means the longest
+            time between two tokens in any session.
         frame_rates: session → resampling of its stimulus for the encoder
             (:func:`ssl_vivit.neural.cores.frame_rates.match_fps`). Sessions without an entry, or
             with None, are not resampled.
@@ -129,7 +129,7 @@ class NeuralModel(nn.Module):
                 readout.
         """
         if not readouts:
-            raise NeuralModelError("readouts is empty; give one for each session")
+            raise NeuralModelError("readouts is empty; give a readout for each session")
         self.sessions = tuple(readouts)
         # A ModuleDict does not accept names with dots.
         self.session_readouts = nn.ModuleList(readouts.values())
@@ -143,7 +143,9 @@ class NeuralModel(nn.Module):
         self.frame_rates = {name: given.get(name) for name in self.sessions}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the encoder and the step of a :class:`ConvGRU`; other parts differ by session.
+        """Compile the encoder and the step of a :class:`ConvGRU`.
+
+        Other parts are not compiled, since they differ between sessions.
 
         Args:
             args: arguments of ``torch.compile``.
@@ -211,7 +213,7 @@ class NeuralModel(nn.Module):
         clips: Sequence[int] | None = None,
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """Return the feature map in every frame; it is the same for all sessions of one frame rate.
+        """Return the feature map of every frame, which depends on a session only by its frame rate.
 
         Args:
             video: see :meth:`forward`.
@@ -272,9 +274,10 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Return modulated tokens of adapted video, and how many tokens end by each frame.
+        """Return modulated tokens, and for each frame the number of tokens that end by this frame.
 
-        The output of a frozen encoder is taken from ``cache`` if it is stored there.
+        The adapter must already have been applied to ``video``. The output of a frozen encoder is
+        taken from ``cache`` if it is stored there.
         """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
@@ -307,11 +310,11 @@ class NeuralModel(nn.Module):
     ) -> Float[Tensor, "b 1 neurons"]:
         """Return the expected response in the next frame of a stream.
 
-        It equals the last frame of :meth:`forward` for all frames so far.
+        The response equals that of :meth:`forward` for all frames so far, in its last frame.
 
         Args:
             frame: the next frame; for the other arguments see :meth:`forward`.
-            past: state after the frames before; a new :class:`Past` for the first frame.
+            past: state after the previous frames; a new :class:`Past` for the first frame.
 
         Raises:
             NeuralModelError: for the errors of :meth:`forward`, for a core without ``step``, and
@@ -343,7 +346,8 @@ class NeuralModel(nn.Module):
             core.check_length(shown // core.temporal_stride)
         elif not hasattr(core, "step"):
             raise NeuralModelError(
-                f"{type(self.encoder).__name__} cannot be streamed; add a method step(frame, past)"
+                f"{type(self.encoder).__name__} has no method step(frame, past), so it cannot be "
+                "streamed; add this method"
             )
         newest = past.kept.get((self, "tokens"))
         for _ in range(shown - before):
@@ -365,8 +369,8 @@ class NeuralModel(nn.Module):
     def attention_window(self, steps: int | None) -> Iterator[None]:
         """Within the block, limit attention of a ViViT to the last ``steps`` time steps.
 
-        Cached features were computed with attention to all steps, so the cache is disabled
-        meanwhile.
+        Cached features were computed with attention to all steps, so the cache is disabled within
+        the block.
 
         Args:
             steps: see :meth:`ViViT.attention_window`. None changes nothing. Ignored for other
@@ -390,7 +394,7 @@ class NeuralModel(nn.Module):
         noise: Float[Tensor, "b neurons 2"] | None = None,
         past: Past | None = None,
     ) -> Float[Tensor, "b T neurons"] | Float[Tensor, "b neurons"]:
-        """Return the rates of one session's neurons from a feature map of several frames or of one.
+        """Return the rates of one session's neurons from the feature map of one or more frames.
 
         Args:
             map: feature map, as returned by :meth:`core`, or one of its frames.
@@ -399,14 +403,14 @@ class NeuralModel(nn.Module):
             noise: standard normal numbers from which a :class:`GaussianReadout` draws positions in
                 training. None draws them from torch's generator. Other readouts do not accept
                 noise.
-            past: state after the frames before, if the map belongs to a stream.
+            past: state after the previous frames, if the map belongs to a stream.
         """
         readout = self.readout(session)
         given: dict[str, Any] = {} if noise is None else {"noise": noise}
         if past is not None and getattr(readout, "looks_back", False):
             given["past"] = past
         drive = readout(map, pupil_centre, **given)
-        # Half precision has too few digits for the exponential tail.
+        # Half precision has too few digits for the exponential tail of the nonlinearity.
         drive = drive.float() if drive.dtype in (torch.float16, torch.bfloat16) else drive
         return rate_of(drive, self.nonlinearity)
 
@@ -423,8 +427,10 @@ class NeuralModel(nn.Module):
         if session is None and len(self.sessions) == 1:
             return self.sessions[0]
         if session not in self.sessions:
-            asked = "no session is named" if session is None else f"session {session!r} is unknown"
-            raise NeuralModelError(f"{asked}; the model has {', '.join(self.sessions)}")
+            asked = "session is None" if session is None else f"session {session!r} is unknown"
+            raise NeuralModelError(
+                f"{asked}; give one of the model's sessions: {', '.join(self.sessions)}"
+            )
         return session
 
     def _rates_of(self, session: str | None) -> FrameRates | None:
@@ -446,6 +452,7 @@ class NeuralModel(nn.Module):
             return video.new_zeros(expected)
         if behaviour.shape != expected:
             raise NeuralModelError(
-                f"behaviour of shape {tuple(behaviour.shape)} is not (B, T, channels) = {expected}"
+                f"behaviour has shape {tuple(behaviour.shape)}; it must be (B, T, channels) = "
+                f"{expected}"
             )
         return behaviour

@@ -109,7 +109,7 @@ def build_part(part: str, config: dict[str, Any] | None) -> Any:
     builders = BUILDERS[part]
     if config["kind"] not in builders:
         raise NeuralModelError(
-            f"{part} kind {config['kind']!r} is unknown; known: {', '.join(builders)}"
+            f"{part} kind {config['kind']!r} is unknown; known kinds: {', '.join(builders)}"
         )
     settings = {name: value for name, value in config.items() if name != "kind"}
     lists = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
@@ -123,7 +123,7 @@ def _described(part: nn.Module | None) -> dict[str, Any] | None:
 def _gaussian_readout(
     neurons: int, channels: int, cortical_axes: int | None, **settings: Any
 ) -> GaussianReadout:
-    # The coordinates are loaded with the weights.
+    # Placeholder coordinates, which are replaced when the weights are loaded.
     coordinates = None if cortical_axes is None else torch.empty(neurons, cortical_axes)
     return GaussianReadout(neurons, channels, coordinates=coordinates, **settings)
 

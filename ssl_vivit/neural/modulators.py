@@ -4,7 +4,7 @@
 - FiLM: a gain and an offset for each channel, computed from current behaviour
 
 Both take behaviour at the encoder's frame rate. Token i gets the behaviour of the frames of its
-stride s, i·s … (i + 1)·s − 1, concatenated and not averaged. Both start as the identity.
+stride s, i·s … (i + 1)·s − 1, concatenated and not averaged. A new modulator is the identity.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BehaviourEmbedding(nn.Module):
         self.linear = nn.Linear(stride * channels, width)
 
     def forward(self, behaviour: Float[Tensor, "b T k"]) -> Float[Tensor, "b t e"]:
-        """Return the vectors of all tokens whose frames are complete."""
+        """Return the vectors of all tokens whose frames are all given."""
         whole = behaviour.shape[1] // self.stride * self.stride
         windows = rearrange(behaviour[:, :whole], "b (t s) k -> b t (s k)", s=self.stride)
         return F.gelu(self.linear(windows))
@@ -180,7 +180,7 @@ class ConvGRU(nn.Module):
         return drive + rearrange(gates, "b t g -> t b g 1 1")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile one step of the recurrence, since a compiler would unroll the loop.
+        """Compile one step of the recurrence. A compiled loop over steps would be unrolled.
 
         Args:
             args: arguments of ``torch.compile``.
@@ -228,7 +228,13 @@ def gru_step(
     recurrent: Float[Tensor, "b gates h w"],
     state: Float[Tensor, "b e h w"],
 ) -> Float[Tensor, "b e h w"]:
-    """Return the next state from the gates' inputs of the tokens (``drive``) and of the state."""
+    """Return the next state of the GRU.
+
+    Args:
+        drive: input from tokens and behaviour to the gates.
+        recurrent: input from the state to the gates.
+        state: the state.
+    """
     e = state.shape[1]
     reset, update = torch.sigmoid(drive[:, : 2 * e] + recurrent[:, : 2 * e]).chunk(2, dim=1)
     candidate = torch.tanh(torch.addcmul(drive[:, 2 * e :], reset, recurrent[:, 2 * e :]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Nonlinearity = Literal["softplus", "elu"]
 
-# If a rate underflowed to 0, the Poisson loss of a spike would be infinite.
+# Added to every rate. If a rate underflowed to 0, the Poisson loss of a spike would be infinite.
 LEAST_RATE = 1e-8
 
 
@@ -23,7 +23,7 @@ def rate_of(drive: Tensor, nonlinearity: Nonlinearity) -> Tensor:
 
 
 def drive_of(rate: Tensor, nonlinearity: Nonlinearity) -> Tensor:
-    """Return the drive that gives a rate; the inverse of :func:`rate_of` for rates well above 0."""
+    """Invert :func:`rate_of`: return the drive that gives a rate. Exact for rates well above 0."""
     if nonlinearity == "softplus":
         return rate + torch.log(-torch.expm1(-rate))
     return torch.where(rate < 1, rate.log(), rate - 1)

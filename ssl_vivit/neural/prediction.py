@@ -129,14 +129,14 @@ class NeuralPredictor(nn.Module, HubModel):
                 strict=True,
             )
             return [
-                self._rates(facts, *(_alone(part) for part in parts), trial=trial)[0]
+                self._rates(facts, *(_as_batch(part) for part in parts), trial=trial)[0]
                 for trial, parts in enumerate(trials)
             ]
 
     def _rates(
         self, facts: SessionFacts, *inputs: Any, trial: int = 0
     ) -> Float[Tensor, "B T neurons"]:
-        """Return the rates of trials of one length; messages number them from ``trial`` on."""
+        """Return the rates of trials of one length; error messages count trials from ``trial``."""
         like = next(self.parameters())
         given = recorded_inputs(facts, *inputs, like=like, first_trial=trial)
         if not given.recorded.numel():
@@ -164,7 +164,8 @@ class NeuralPredictor(nn.Module, HubModel):
         Args:
             session: name of the session whose neurons are predicted. None if the model has one
                 session.
-            context: seconds, rounded to whole tokens. None means all frames so far.
+            context: how many seconds attention looks back in each layer, rounded to whole tokens.
+                None means all frames so far.
             units: ids of the neurons whose rates are returned. None means all neurons.
 
         Raises:
@@ -250,7 +251,7 @@ class NeuralPredictor(nn.Module, HubModel):
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise NeuralModelError(
                 f"{path / CONFIG} describes no model of neurons ({type(error).__name__}: {error}); "
-                "export it again"
+                "export the model again"
             ) from None
 
     def _preprocessing(self) -> Preprocessing:
@@ -284,8 +285,8 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
     by_name = {each.name: each for each in facts}
     if by_name.keys() != set(model.sessions) or len(by_name) != len(facts):
         raise NeuralModelError(
-            f"the model has sessions {', '.join(model.sessions)}; the facts given are of "
-            f"{', '.join(each.name for each in facts) or 'none'}"
+            f"the model has sessions {', '.join(model.sessions)}, but the facts are of "
+            f"{', '.join(each.name for each in facts) or 'none'}; give the facts of each session"
         )
     ordered = [by_name[name] for name in model.sessions]
     for each in ordered:
@@ -299,17 +300,17 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
 
 
 def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
-    """Return one array, or None, for each trial of a list of videos."""
+    """Return the behaviour or pupil centre of each trial of a list of videos; None if unknown."""
     if part is None:
         return [None] * trials
     if not isinstance(part, list | tuple) or len(part) != trials:
         raise NeuralModelError(
             f"video is a list of {trials} trials; give {name} as a list of arrays (T, …), one for "
-            "each"
+            "each trial"
         )
     return part
 
 
-def _alone(part: Any) -> Any:
-    """Return one trial's input as a batch of size 1."""
+def _as_batch(part: Any) -> Any:
+    """Return one trial's input as a batch of size 1; None for None."""
     return None if part is None else (part if isinstance(part, Tensor) else np.asarray(part))[None]

@@ -15,7 +15,7 @@ from ssl_vivit.errors import NeuralModelError
 
 Array = Tensor | np.ndarray
 
-# Relative tolerance: a nominal rate of 30 and an exact rate of 29.97 count as equal.
+# Relative tolerance of frame rates: a nominal rate of 30 and an exact rate of 29.97 are equal.
 RATE_TOLERANCE = 0.005
 
 
@@ -99,7 +99,7 @@ class RecordedFrames:
         like: tensor whose device and precision the results take.
 
     Attributes:
-        count: number of frames taken so far.
+        count: number of frames given so far.
     """
 
     def __init__(self, facts: SessionFacts, like: Tensor) -> None:
@@ -211,14 +211,17 @@ def _numbers_of(pixels: Tensor) -> Tensor:
 
 
 def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = False) -> None:
-    """Refuse pixels outside [0, 255]; unless ``dark`` is true, also pixels that are at most 1."""
+    """Raise an error for pixels outside [0, 255].
+
+    Pixels that are all at most 1 are refused as well, unless ``dark`` is true.
+    """
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 255:
         raise NeuralModelError(
-            f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255 as they "
-            f"were shown; do not standardise them"
+            f"{where} has values from {low:g} to {high:g}; give pixels from 0 to 255, as they "
+            "were shown and not standardised"
         )
     if 0 < high <= 1 and not dark:
         raise NeuralModelError(
@@ -234,13 +237,16 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the checked signals other than the video, by name; ``expected`` is (B, T)."""
+    """Return the checked behaviour and pupil centre by name, without those that are None.
+
+    ``expected`` is (B, T), or () for a single frame.
+    """
     parts = {}
     if behaviour is not None and facts.recorded_channels != 0:
         parts["behaviour"] = _behaviour(behaviour, facts, expected).to(device)
     elif behaviour is not None and _tensor(behaviour, "behaviour").numel():
         raise NeuralModelError(
-            f"session {facts.name!r} was recorded without behaviour; leave behaviour out"
+            f"session {facts.name!r} was recorded without behaviour; omit the argument behaviour"
         )
     if pupil_centre is not None:
         parts["pupil_centre"] = _pupil(pupil_centre, facts, expected).to(device)
@@ -256,8 +262,8 @@ def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...])
         axes = "(B, T, K)" if expected else "(K,)"
         sizes = ", ".join(map(str, (*expected, f"at least {least}" if exact is None else exact)))
         raise NeuralModelError(
-            f"behaviour of shape {tuple(given.shape)} is not {axes} = ({sizes}) with all recorded "
-            f"channels of session {facts.name!r}"
+            f"behaviour has shape {tuple(given.shape)}; session {facts.name!r} needs {axes} = "
+            f"({sizes}), with all recorded channels"
         )
     return given
 
@@ -265,13 +271,14 @@ def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...])
 def _pupil(centre: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
     if facts.pupil_mean is None:
         raise NeuralModelError(
-            f"session {facts.name!r} was trained without its pupil's centre; leave pupil_centre out"
+            f"session {facts.name!r} was trained without the pupil's centre; omit the argument "
+            "pupil_centre"
         )
     given = _tensor(centre, "pupil_centre").float()
     if tuple(given.shape) != (*expected, 2):
-        axes = "(B, T, 2)" if expected else "(2,)"
+        axes = "(B, T, 2) = " if expected else ""
         raise NeuralModelError(
-            f"pupil_centre of shape {tuple(given.shape)} is not {axes} = {(*expected, 2)}"
+            f"pupil_centre has shape {tuple(given.shape)}; it must be {axes}{(*expected, 2)}"
         )
     return given
 
@@ -297,7 +304,10 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
-    """Return the number of frames up to the last that is not all NaN, for values (B, T, n)."""
+    """Return the number of each trial's frames up to the last frame that is not all NaN.
+
+    ``values`` are (B, T, n).
+    """
     if not values.is_floating_point() or not values.shape[2]:
         return torch.full((len(values),), values.shape[1], device=values.device)
     there = ~values.isnan().all(2)
@@ -319,6 +329,6 @@ def _check_finite(name: str, values: Tensor, recorded: Tensor, first_trial: int)
         trial, frame = (int(place) for place in wrong.nonzero()[0])
         raise NeuralModelError(
             f"{name} of trial {first_trial + trial} is not finite at frame {frame} of "
-            f"{values.shape[1]}; only NaN frames at the end of a trial are padding: interpolate "
-            "the others"
+            f"{values.shape[1]}; only NaN frames at the end of a trial are padding, so interpolate "
+            "earlier frames"
         )

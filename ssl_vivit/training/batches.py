@@ -1,4 +1,4 @@
-"""Sources of a run's batches: a loader that can start at any step, or any list of batches."""
+"""Sources of a run's batches: a loader that can start at any step, or a list of batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vivit.training.processes import Host
 
 @runtime_checkable
 class Batches(Protocol):
-    """A loader that can start at any step and load any process's part of the total batch."""
+    """Protocol of a loader that can start at any step and loads one process's part of a batch."""
 
     def steps_per_epoch(self, total_batch_size: int) -> int: ...
 
@@ -27,10 +27,10 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Recognised(Protocol):
-    """A loader that identifies its data by a digest of their contents instead of their paths."""
+    """Protocol of a loader whose data are identified by their contents instead of their paths."""
 
     def contents(self) -> dict[str, str]:
-        """Return a digest of the data for each setting that names data, such as ``data.shards``."""
+        """Return setting → digest of the data that it names, for settings like ``data.shards``."""
         ...
 
 
@@ -55,11 +55,11 @@ def split_batch(config: TrainingConfig, host: Host) -> BatchSplit:
 def repeated(
     batches: Iterable[dict[str, Any]], split: BatchSplit, start_step: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Yield the batches endlessly, one for each micro-batch from ``start_step`` on.
+    """Repeat the batches endlessly, and yield one for each micro-batch from ``start_step`` on.
 
     Args:
         batches: must yield the same batches in the same order each time it is iterated.
-        split: its world size must be 1.
+        split: split of the total batch; its world size must be 1.
         start_step: number of optimisation steps already done; their batches are skipped.
         device: device to which each batch is moved.
 
@@ -69,8 +69,8 @@ def repeated(
     """
     if split.world_size > 1:
         raise RunError(
-            "a plain list of batches works in one process only; for several, pass a loader with "
-            "a stream() method"
+            "a plain list of batches works only in one process; for several processes, pass a "
+            "loader with a stream() method"
         )
     skip = start_step * split.accumulation
     while True:

@@ -116,7 +116,7 @@ def parse(
         raise AssertionError("unreachable") from error
     loop = getattr(config, "training", None)
     if isinstance(loop, TrainingConfig):
-        _refuse_nameless(paths, loop)
+        _require_run_dir(paths, loop)
     if argv is not None:  # called by a program: print nothing
         return config
     if isinstance(loop, TrainingConfig):
@@ -126,7 +126,7 @@ def parse(
     if paths:
         _say(f"config   {', '.join(map(str, paths))}")
     elif preset is not None:
-        _say(f"config   {preset.stem}, the preset of the sample (no --config given)")
+        _say(f"config   {preset.stem}, the preset for the sample data (no --config given)")
     return config
 
 
@@ -196,8 +196,8 @@ def _of_another_recipe(paths: Sequence[Path]) -> str:
     return told
 
 
-def _refuse_nameless(paths: Sequence[Path], loop: TrainingConfig) -> None:
-    """Refuse to continue a run from its config.yaml alone, which does not contain ``run_dir``."""
+def _require_run_dir(paths: Sequence[Path], loop: TrainingConfig) -> None:
+    """Exit if a run is to be continued only from its config.yaml, which lacks ``run_dir``."""
     runs = [
         p.parent for p in paths if p.name == "config.yaml" and (p.parent / "checkpoints").is_dir()
     ]
@@ -280,7 +280,7 @@ def _yaml_list(words: list[str]) -> str:
 
 
 def _file_content(path: Path) -> Any:
-    """Read a config file; its settings are checked later. Exit if it contains no mapping."""
+    """Read a config file, or exit if it contains no mapping; settings are checked later."""
     content = None
     try:
         content = read_yaml_text(read_whole(path, LONGEST_YAML).decode())
@@ -404,7 +404,7 @@ def _error_line(message: str, place: str = "") -> str:
 
 
 def _say(line: str) -> None:
-    """Print on standard error, on the main process only."""
+    """Print a line on standard error, only in the main process."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 

@@ -23,8 +23,8 @@ class OptimConfig:
             with its square root (sqrt), or not at all (none).
         weight_decay: decay of weight matrices; norms, biases, positions and tokens have none.
         betas: decay rates of AdamW's two moment estimates; lars ignores them.
-        layer_decay: each layer's learning rate is that of the layer above times this factor (Clark
-            et al. 2020); 1 gives all layers the full rate.
+        layer_decay: ratio of a layer's learning rate to that of the next layer (Clark et al.
+            2020); 1 gives all layers the full rate.
         warmup_steps: steps over which the learning rate rises linearly to its peak.
         schedule: after warm-up, cosine falls to min_ratio of the peak at the last step; constant
             stays at the peak.
@@ -80,7 +80,7 @@ class TrainingConfig:
         compile: compile the encoder with torch.compile.
         optimizer: optimiser and learning-rate schedule.
         checkpoint_every: steps between checkpoints; the last step is always saved.
-        keep_checkpoints: number of newest checkpoints to keep; 0 keeps all.
+        keep_checkpoints: number of newest checkpoints to keep; 0 keeps all checkpoints.
         resume: never starts a new run. auto continues from the newest complete checkpoint in
             run_dir, or starts a new run if there is none. A path continues from that checkpoint.
         profile: number of steps to profile, from the fourth step on; 0 profiles none. The time of

@@ -86,8 +86,8 @@ def _precision(config: TrainingConfig, device: torch.device, source: str) -> tup
             # fp32.
             lines.append(
                 f"training.precision auto uses bf16 on this GPU and ignores {source} "
-                "mixed_precision no, "
-                "which is also its default; for fp32, set --training.precision fp32"
+                "mixed_precision no, which is also the default of Accelerate; for fp32, set "
+                "--training.precision fp32"
             )
     elif asked in ("bf16", "fp16"):
         chosen, setting = asked, f"{source} mixed_precision {asked}"  # type: ignore[assignment]

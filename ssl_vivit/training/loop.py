@@ -212,8 +212,8 @@ class _Run:
             self._say(line)
         if not interruption.possible:
             self._say(
-                "fit runs outside of the main thread: signals do not save a checkpoint; the "
-                "program's own signal handlers stay"
+                "fit runs outside of the main thread: signals do not save a checkpoint, and the "
+                "program's own signal handlers are kept"
             )
         self.split = split_batch(config, self.host)
         _refuse_small_micro_batches(type(objective), config)
@@ -335,14 +335,14 @@ class _Run:
         self._read_all_records()
         self._join_writer()
         if self.ended is not None:
-            self.progress.close()  # so that the line is not overwritten
+            self.progress.close()  # An open bar would overwrite the line.
             self._say(f"ended    after step {self.step} of {self.config.steps}: {self.ended}")
         elif self.step < self.config.steps:
             return self._stopped()
         return self._finished()
 
     def close(self) -> None:
-        # Accelerate wraps forward in autocast. Without this, another fit would keep this precision.
+        # Accelerate wraps forward in autocast. Unwrap it, or a later fit would keep this precision.
         vars(self.objective).pop("forward", None)
         vars(self.objective).pop("_original_forward", None)
         if self.forward is not None:
@@ -353,7 +353,7 @@ class _Run:
         self.progress.close()
         try:
             self.writer.close()
-        except UserError as error:  # another one has ended the run
+        except UserError as error:  # another error has ended the run
             self._say(f"error: {error}")
         if self.tracking is not None:
             self.tracking.close()
@@ -399,7 +399,7 @@ class _Run:
     def _fetch(self) -> tuple[list[dict[str, Any]], str | None]:
         """Return a step's micro-batches and None, or no micro-batches and an error message.
 
-        The error is one of the data, or of the checkpoint that this process is writing.
+        The error arose from the data, or from the checkpoint that this process is writing.
         """
         try:
             self.writer.raise_failure()
@@ -495,8 +495,8 @@ class _Run:
             self._export, self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
         )  # fmt: skip
         with self.throughput.paused():
-            # Jobs may export, with the objective that the writer uses, and start worker processes: a
-            # process that is forked while another thread holds a lock may wait for it without end.
+            # Wait for the writer, since jobs may export with the objective that it uses. Jobs may
+            # also fork worker processes, which could deadlock on a lock of the writer's thread.
             self._join_writer()
             for job in due:
                 with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():
@@ -507,7 +507,7 @@ class _Run:
                     self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
 
     def _numbers_of(self, job: Periodic, moment: Moment) -> dict[str, float] | None:
-        """Run a job and return its metrics; None if a signal ended its wait for a server."""
+        """Run a job and return its metrics; None if a signal ended the job's wait for a server."""
         try:
             return job.run(moment)
         except KeyboardInterrupt:
@@ -535,7 +535,7 @@ class _Run:
         self.host.from_main(write)
 
     def _save(self) -> None:
-        """Copy the state, and begin to write it as a checkpoint once the one before is written."""
+        """Wait for the previous checkpoint, copy the state, and begin to write it to the next."""
         self._read_all_records()
         with self.throughput.paused():
             self._join_writer()
@@ -575,7 +575,7 @@ class _Run:
             self.checkpoint = Path(written)
 
     def _restore(self, path: Path) -> None:
-        """Continue from a checkpoint. The main process reads it and sends it to the others."""
+        """Continue from a checkpoint, which the main process reads and sends to the others."""
         state = TrainingState({}, {}, {})
 
         def read() -> dict[str, Any]:
@@ -667,7 +667,7 @@ class _Run:
             tqdm.write(line, file=sys.stderr)
 
     def _stopped(self) -> FitResult:
-        """Return before the last step: at ``until``, or after a signal once the step is saved."""
+        """Save the step if a signal ended the run, and return a result without an export."""
         received = [name for name in self.host.gather(self.interruption.received) if name]
         if received:
             saved = self.checkpoint is not None and step_of(self.checkpoint)
@@ -677,7 +677,7 @@ class _Run:
             where = (
                 f"saved in {self.checkpoint.name}" if self.checkpoint else "before the first step"
             )
-            self.progress.close()  # so that the line is the last
+            self.progress.close()  # An open bar would be printed after the line.
             self._say(
                 f"{received[0]}: {self.run_dir} stopped after step {self.step}, {where}; "
                 f"continue with {command.continued_by or '--training.resume auto'}"
@@ -707,9 +707,9 @@ def _copy_on_host(objective: Objective) -> Objective:
         return copy.deepcopy(objective).cpu()
     except (TypeError, RuntimeError) as error:
         raise RunError(
-            f"{type(objective).__name__} cannot be copied ({error}); fit exports from a copy while "
-            "training goes on: keep locks, open files, generators and tensors with a history out of "
-            "the objective"
+            f"{type(objective).__name__} cannot be copied ({error}), but fit exports from a copy "
+            "during training: keep locks, open files, generators and tensors with a gradient "
+            "history out of the objective"
         ) from error
 
 

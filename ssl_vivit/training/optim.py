@@ -27,7 +27,7 @@ def peak_learning_rate(config: OptimConfig, total_batch_size: int) -> float:
 def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
     """Return the learning rate at a step as a fraction of its peak.
 
-    It depends only on the step, so that a resumed run needs no schedule state.
+    The factor depends only on the step, so that a resumed run needs no schedule state.
 
     Args:
         config: the optimiser's settings.
@@ -45,7 +45,7 @@ def schedule_factor(config: OptimConfig, step: int, steps: int) -> float:
 def set_learning_rate(
     optimizer: Optimizer, learning_rate: float, *, step: int = 0, warmup_steps: int = 0
 ) -> None:
-    """Set the learning rate of each parameter group, ``learning_rate`` times its ``lr_scale``.
+    """Set the learning rate of each parameter group to ``learning_rate`` times ``lr_scale``.
 
     A group with ``first_step`` above 0 has rate 0 before that step and then its own linear warm-up.
 
@@ -151,7 +151,7 @@ def _layer_shares(objective: nn.Module, layer_decay: float) -> dict[str, float]:
             }
     raise RunError(
         "training.optimizer.layer_decay is below 1, but the model has no group_matcher method; "
-        "set it to 1"
+        "set layer_decay to 1"
     )
 
 

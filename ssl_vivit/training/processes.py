@@ -120,7 +120,10 @@ class Host:
         return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
     def tensors_of_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The main process's CPU tensors by name, on all processes; other processes' are ignored."""
+        """Return the main process's CPU tensors by name, on all processes.
+
+        The argument of other processes is ignored.
+        """
         if self._group is None:
             return tensors
         facts = {name: [str(t.dtype).split(".")[-1], *t.shape] for name, t in tensors.items()}
@@ -130,12 +133,12 @@ class Host:
                 received[name] = tensors[name].contiguous()
             else:
                 received[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            # As bytes, since gloo does not know every type of numbers.
+            # Send bytes, since gloo does not support every dtype.
             dist.broadcast(received[name].reshape(-1).view(torch.uint8), 0, group=self._group)
         return received
 
     def _of_main(self, value: Any) -> Any:
-        """The main process's JSON value, on all processes."""
+        """Return the main process's JSON value, on all processes."""
         if self._group is None:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -168,25 +171,25 @@ class Host:
 
 
 def join_processes() -> PartialState:
-    """Join the processes that the launcher started; call it to use them before ``fit``.
+    """Join the processes that the launcher started.
 
+    ``fit`` does this itself. Call the function to exchange data between processes before ``fit``.
     Accelerate keeps the settings of its first call, and joins processes on CPUs only with
-    ``cpu=True``. After a bare ``PartialState()`` they could not be joined any more.
+    ``cpu=True``. After ``PartialState()`` without it, the processes could not be joined any more.
 
     Raises:
         RunError: if an ``Accelerator`` was made before that did not join the processes.
     """
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     if not on_gpu:
-        _use_the_cores()
+        _set_threads()
     launched = "LOCAL_RANK" in os.environ
     state = PartialState(cpu=not on_gpu and (launched or torch.cuda.is_available()))
     started = int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
     if state.num_processes == 1 < started:
         raise RunError(
             f"the launcher started {started} processes, but an Accelerator made before fit did "
-            "not join "
-            "them: make it by Accelerator(cpu=True), or call "
+            "not join them: make the Accelerator by Accelerator(cpu=True), or call "
             "ssl_vivit.training.join_processes() first"
         )
     first_failure.watch()
@@ -206,8 +209,8 @@ def accelerator_state_kept() -> Iterator[None]:
     if not _RUNNING.acquire(blocking=False):
         raise RunError(
             "fit is already running in this process, and a process has only one state of "
-            "Accelerate and "
-            "of the random generators; wait until fit returns, or start another process"
+            "Accelerate and of the random generators; wait until fit returns, or start another "
+            "process"
         )
     shared = AcceleratorState._shared_state, GradientState._shared_state
     before = [dict(state) for state in shared]
@@ -225,7 +228,7 @@ def accelerator_state_kept() -> Iterator[None]:
 
 
 def _set_distributed_type(kind: DistributedType | None) -> None:
-    """Restore the type of joined processes, which Accelerate sets to FSDP for good."""
+    """Restore the distributed type of joined processes if Accelerate has set it to FSDP."""
     state = PartialState._shared_state
     if state.get("distributed_type") == DistributedType.FSDP and kind != DistributedType.FSDP:
         state["distributed_type"] = kind or DistributedType.MULTI_GPU
@@ -262,8 +265,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     ):
         raise RunError(
             f"the launcher's configuration asks for {accelerator.distributed_type.value}, which "
-            "is not "
-            "supported; use one process, DDP, or FSDP with fsdp_version: 2"
+            "is not supported; use one process, DDP, or FSDP with fsdp_version: 2"
         )
     if accelerator.mixed_precision != "no":
         # Use TensorFloat-32 for products that autocast leaves in float32; its rounding errors are
@@ -288,18 +290,20 @@ def prepare(
     if accelerator.is_fsdp2:
         name_blocks(objective)
         objective.to(accelerator.device)
-        # DDP broadcasts the main process's weights; FSDP2 shards the weights of each process.
+        # Broadcast the main process's weights, as DDP does. FSDP2 would not: it shards the weights
+        # of each process.
         for tensor in chain(objective.parameters(), objective.buffers()):
             dist.broadcast(tensor.data, src=0)
     with warnings.catch_warnings():
-        # Newer versions of torch rename the argument; the oldest supported one lacks the new name.
+        # Newer versions of torch rename the argument. The oldest supported version lacks the new
+        # name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         model, prepared = accelerator.prepare(objective, optimizer)
     return model, prepared
 
 
 def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator) -> Objective:
-    """Let batch norms use the batch of all processes.
+    """Make batch norms compute their statistics over the samples of all processes.
 
     Raises:
         RunError: if there are several processes on CPUs, where torch cannot synchronise them.
@@ -326,8 +330,8 @@ def parts_to_compile(objective: Objective, *, by_block: bool) -> list[nn.Module]
 
     Args:
         objective: the objective.
-        by_block: compile each block separately, as FSDP2 needs: it gathers the weights of a block
-            in a hook, and a hook inside a graph would break the graph.
+        by_block: compile each block separately. FSDP2 needs this, since it gathers the weights of
+            a block in a hook, and a hook inside a graph would break the graph.
     """
     whole = objective.to_compile()
     return (by_block and _blocks(whole)) or [whole]
@@ -354,10 +358,10 @@ def call(accelerator: Accelerator, model: nn.Module, method: str, *args: object)
         return getattr(inner, method)(*args)
 
 
-def _use_the_cores() -> None:
-    """Divide the cores among the processes; launchers set one thread per process."""
+def _set_threads() -> None:
+    """Divide the cores among the processes if the launcher has set one thread per process."""
     launched = any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ)
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        usable = getattr(os, "sched_getaffinity", None)  # macOS has none
+        usable = getattr(os, "sched_getaffinity", None)  # macOS lacks this function.
         cores = len(usable(0)) if usable else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

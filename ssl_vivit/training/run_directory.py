@@ -58,7 +58,9 @@ def open_run(
     warn: Callable[[str], None],
     contents: Mapping[str, str] | None = None,
 ) -> Path | None:
-    """Claim the run's locked directory for this run, and write its config.yaml and contents.json.
+    """Check that the run may use its directory, and write config.yaml and contents.json there.
+
+    The caller must hold the lock of the directory.
 
     Args:
         config: settings of training.
@@ -168,7 +170,7 @@ def reached_step(config: TrainingConfig) -> int:
 
 
 def without_names(run_config: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy without the run's name, directory and ``resume``, for use by another run."""
+    """Return a copy of a config without the run's name, directory and ``resume``."""
 
     def copy(part: dict[str, Any], prefix: str) -> dict[str, Any]:
         return {
@@ -204,7 +206,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
     Args:
         before: settings of a run, as they were read from its file.
-        now: settings by name, in groups, as those of ``before``.
+        now: present settings, nested like ``before``.
     """
     old, new = _flat(dict(before)), _flat(json.loads(json.dumps(now)))
     return [
@@ -225,7 +227,7 @@ def place(source: Path, target: Path) -> None:
             shutil.copytree(source, staging, dirs_exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"{target} cannot be written ({error}); its files are in {source}"
+            f"{target} cannot be written ({error}); copy its files from {source}"
         ) from error
 
 
@@ -244,12 +246,15 @@ def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
         return newest
     step_of(path)
     if reason := fault(path):
-        raise RunError(f"--training.resume {path}: the checkpoint is incomplete: {reason}")
+        raise RunError(
+            f"--training.resume {path}: the checkpoint is incomplete: {reason}; name another one, "
+            "or use --training.resume auto"
+        )
     return path
 
 
 def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
-    """Return a digest of the local encoder or core that training starts from, by setting."""
+    """Return setting → digest of the files, for a local encoder or core that training starts from."""
     found = {}
     settings = _flat(run_config)
     for setting in (ENCODER, CORE):
@@ -286,7 +291,10 @@ def _same_settings(
     contents: Mapping[str, str],
     unknown: Collection[str],
 ) -> None:
-    """Raise if settings differ from the run's; compare ``unknown`` ones by contents only."""
+    """Raise RunError if settings differ from those of the run that is continued.
+
+    Settings in ``unknown`` are compared only by the digests in ``contents``.
+    """
     path = continued / "config.yaml"
     if not path.exists():
         return

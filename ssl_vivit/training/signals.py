@@ -19,8 +19,8 @@ from ssl_vivit.data import stopping
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-# Seconds after the first signal in which further ones are ignored under torchrun: it forwards to
-# each worker a SIGTERM that the worker has already received as part of the process group.
+# Under torchrun, further signals are ignored for this number of seconds after the first. torchrun
+# forwards a SIGTERM to workers that have already received it as members of the process group.
 FORWARDED_WITHIN = 2.0
 
 

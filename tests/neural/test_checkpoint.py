@@ -302,7 +302,7 @@ def test_behaviour_of_a_session_without_any_is_refused(predictor):
     video = recorded()["video"]
     rates = without.predict(video)
     assert torch.equal(without.predict(video, np.zeros((2, 9, 0))), rates)
-    with pytest.raises(NeuralModelError, match="recorded without behaviour; leave behaviour out"):
+    with pytest.raises(NeuralModelError, match="recorded without behaviour; omit the argument"):
         without.predict(video, np.zeros((2, 9, 3)))
 
 
@@ -373,10 +373,13 @@ def test_absent_behaviour_is_the_mean(predictor):
             {"video": np.full((1, 5, 8, 12), 0.5)},
             r"pixels must range from 0 to 255: give video \*",
         ),
-        ({"session": "b"}, "session 'b' is unknown; the model has a"),
-        ({"behaviour": np.zeros((1, 4, 3))}, r"behaviour of shape \(1, 4, 3\) is not"),
-        ({"behaviour": np.zeros((1, 5, 2))}, r"\(1, 5, 3\) with all recorded channels"),
-        ({"behaviour": np.zeros((1, 5, 4))}, r"\(1, 5, 3\) with all recorded channels"),
+        ({"session": "b"}, "session 'b' is unknown; give one of the model's sessions: a"),
+        (
+            {"behaviour": np.zeros((1, 4, 3))},
+            r"behaviour has shape \(1, 4, 3\); session '.*' needs",
+        ),
+        ({"behaviour": np.zeros((1, 5, 2))}, r"\(1, 5, 3\), with all recorded channels"),
+        ({"behaviour": np.zeros((1, 5, 4))}, r"\(1, 5, 3\), with all recorded channels"),
         ({"video": np.zeros((1, 5, 8, 12), bool)}, r"boolean; .* give video \* np\.uint8\(255\)"),
         ({"video": np.full((1, 5, 8, 12), -0.5)}, r"from -0.5 to -0.5; give pixels from 0 to 255"),
         ({"video": np.full((1, 5, 8, 12), 65535, np.uint16)}, "from 65535 to 65535; give pixels"),
@@ -402,7 +405,7 @@ def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):
 def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):
     model = vivit()
     with pytest.raises(
-        NeuralModelError, match=r"has sessions mouse.1, mouse/2; the facts given are of"
+        NeuralModelError, match=r"has sessions mouse.1, mouse/2, but the facts are of"
     ):
         save_neural_model(model, tmp_path / "model", FACTS[:1])
     with pytest.raises(NeuralModelError, match=r"'mouse/2' have 3 neurons, but its readout has 2"):

@@ -104,7 +104,9 @@ def test_what_has_no_core_to_take_is_refused(tmp_path):
 
 def test_a_session_at_another_frame_rate_is_refused(tmp_path):
     save_neural_model(donor(), tmp_path / "model", DONORS)
-    told = "session new has 20 frames per second, and the core of core_from was fitted at 30 and 60"
+    told = (
+        "session new has 20 frames per second, but the core of --core_from was fitted at 30 and 60"
+    )
     with pytest.raises(NeuralModelError, match=re.escape(told)):
         build_on_core(
             open_core(str(tmp_path / "model")),
@@ -124,10 +126,11 @@ def test_a_model_of_neurons_in_place_of_an_encoder_names_the_options_that_take_i
         with pytest.raises(NeuralModelError) as error:
             check_encoder(str(path), "--encoders", "--cores_from")
         assert str(error.value) == (
-            f"--encoders {path} is a model of neurons; --cores_from {path} takes its core (all "
-            f"parts except readouts), and --encoders {alone} takes only its encoder"
+            f"--encoders {path} is a model of neurons, not an encoder; give --cores_from {path} to "
+            "use its core (all "
+            f"parts except readouts), or --encoders {alone} to use only its encoder"
         )
-    with pytest.raises(NeuralModelError, match=r"takes its core \(all parts except readouts\)$"):
+    with pytest.raises(NeuralModelError, match=r"use its core \(all parts except readouts\)$"):
         check_encoder(str(tmp_path / "linear"))
     with pytest.raises(
         NeuralModelError, match=r"^--encoder: .*none is no exported encoder: there is"

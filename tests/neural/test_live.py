@@ -303,10 +303,10 @@ def test_what_does_not_fit_is_refused_and_leaves_the_stream_as_it_was():
         (("no",), "frame is not an array of numbers"),
         ((spotted,), "frame is not finite at frame 4; interpolate"),
         ((video[0] - 300.0,), "frame 4 has values from -300 to"),
-        ((video[0], behaviour[0][:3]), r"behaviour of shape \(3,\) is not \(K,\) = \(4\) with all"),
-        ((video[0], behaviour), r"behaviour of shape \(9, 4\) is not \(K,\)"),
+        ((video[0], behaviour[0][:3]), r"behaviour has shape \(3,\); .* \(K,\) = \(4\), with all"),
+        ((video[0], behaviour), r"behaviour has shape \(9, 4\); session '.*' needs \(K,\)"),
         ((video[0], unknown), "behaviour is not finite at frame 4"),
-        ((video[0], None, pupil), r"pupil_centre of shape \(9, 2\) is not \(2,\) = \(2,\)"),
+        ((video[0], None, pupil), r"pupil_centre has shape \(9, 2\); it must be \(2,\)"),
     ]
     stream = made.stream("a")
     for t in range(9):
@@ -326,9 +326,9 @@ def test_what_does_not_fit_is_refused_and_leaves_the_stream_as_it_was():
 def test_streams_that_cannot_be_opened_are_refused_in_one_line():
     made = small()
     for options, told in (
-        ({"session": "b"}, "session 'b' is unknown; the model has a"),
+        ({"session": "b"}, "session 'b' is unknown; give one of the model's sessions: a"),
         ({"units": [3, 5, 6]}, "units 5, 6 are not among the 4 neurons of session 'a'"),
-        ({"context": 0}, "context is 0; give seconds above 0, or None"),
+        ({"context": 0}, "context is 0; it must be a finite number of seconds above 0, or None"),
         ({"context": float("nan")}, "context is nan"),
         ({"context": float("inf")}, "context is inf"),
     ):
@@ -372,7 +372,7 @@ def test_a_core_without_steps_is_refused():
     made = model(Grey(), readouts={"a": GaussianReadout(4, 24)}).float()
     stream = NeuralPredictor(made, [facts((8, 12))]).stream()
     with pytest.raises(
-        NeuralModelError, match=r"Grey cannot be streamed; add a method step\(frame"
+        NeuralModelError, match=r"Grey has no method step\(frame, past\), so it cannot be streamed"
     ):
         stream.step(np.zeros((8, 12), np.uint8))
 

@@ -89,7 +89,9 @@ def test_sessions_have_names_of_any_kind_and_readouts_of_their_own():
     assert whole.sessions == ("mouse.1/a", "mouse.1/b")
     assert whole(video, session="mouse.1/a").shape == (1, 10, 3)
     assert whole(video, session="mouse.1/b").shape == (1, 10, 4)
-    with pytest.raises(NeuralModelError, match="no session is named; the model has mouse"):
+    with pytest.raises(
+        NeuralModelError, match="session is None; give one of the model's sessions: mouse"
+    ):
         whole(video)
     with pytest.raises(NeuralModelError, match="session 'c' is unknown"):
         whole(video, session="c")
@@ -172,5 +174,5 @@ def test_every_parameter_takes_part_without_behaviour_too():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_behaviour_of_another_number_of_clips_is_refused(batch):
     whole = model(modulator=FiLM(24, 2, 4))
-    with pytest.raises(NeuralModelError, match=rf"behaviour of shape \({batch}, 10, 2\) is not"):
+    with pytest.raises(NeuralModelError, match=rf"behaviour has shape \({batch}, 10, 2\); it"):
         whole(clip(2), walk(batch))

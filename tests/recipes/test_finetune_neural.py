@@ -548,7 +548,7 @@ def test_a_directory_takes_the_place_of_the_fresh_encoder(sessions, tmp_path, mo
     said = capsys.readouterr().err
     assert (
         "sets the architecture: encoder.name vivit_tiny; mlp_dropout 0.1 of encoder.overrides "
-        "applies (encoder.geometry changes tubelets)" in said
+        "applies (to change tubelets, set encoder.geometry)" in said
     )
     assert "standardised by the sessions' statistics (data.standardize session)" in said
     made = load_neural_model(tmp_path / "run").model.encoder.config

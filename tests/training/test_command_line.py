@@ -229,7 +229,7 @@ def test_the_first_line_names_the_config(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
     parse(Recipe, preset=presets)
-    line = "config   job_sample, the preset of the sample (no --config given)\n"
+    line = "config   job_sample, the preset for the sample data (no --config given)\n"
     assert capsys.readouterr().err == line
     monkeypatch.setattr(sys, "argv", ["job.py", "--config", "job_small"])
     parse(Recipe, preset=presets)

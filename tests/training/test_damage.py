@@ -100,7 +100,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(config, run
         with (checkpoint / "model.safetensors").open("r+b") as file:
             file.truncate(100)
     line = refused(config, run_dir)
-    assert f"no checkpoint in {run_dir / 'checkpoints'} is whole (step_00000008: model.saf" in line
+    assert (
+        f"no checkpoint in {run_dir / 'checkpoints'} is complete (step_00000008: model.saf" in line
+    )
     assert "step_00000004: model.safetensors has 100 of" in line
     assert len(read_metrics(run_dir / "metrics.jsonl")) == 8
     shutil.rmtree(run_dir / "checkpoints")

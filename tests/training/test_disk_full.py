@@ -82,6 +82,8 @@ def test_nothing_to_continue_from(tmp_path: Path) -> None:
     lines: list[str] = []
     assert newest_whole(tmp_path, lines.append) is None
     (tmp_path / "step_00000003").mkdir()
-    with pytest.raises(RunError, match=r"no checkpoint in \S+ is whole \(step_00000003: its manif"):
+    with pytest.raises(
+        RunError, match=r"no checkpoint in \S+ is complete \(step_00000003: its manif"
+    ):
         newest_whole(tmp_path, lines.append)
     assert lines == []

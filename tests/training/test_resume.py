@@ -86,7 +86,7 @@ def test_an_optimiser_state_that_finds_no_parameter_is_refused(config, monkeypat
     fit(toy(), toy_batches(), config(steps=4))
     monkeypatch.setattr(state_dict, "set_optimizer_state_dict", lambda *given, **options: None)
     monkeypatch.setattr(state_dict, "get_optimizer_state_dict", _names_alone)
-    with pytest.raises(RunError, match=r"optimiser state of encoder\.\S+ found no parameter"):
+    with pytest.raises(RunError, match=r"optimiser state of encoder\.\S+ could not be loaded"):
         fit(toy(), toy_batches(), config(steps=8, resume="auto"))
 
 
@@ -106,7 +106,9 @@ def test_a_state_of_parameters_that_are_frozen_now_is_refused(config) -> None:
     fit(toy(), toy_batches(), config(steps=4))
     frozen = toy()
     frozen.encoder.stem.requires_grad_(False)
-    with pytest.raises(RunError, match=r"not trained now: 2, encoder\.stem\.bias for one"):
+    with pytest.raises(
+        RunError, match=r"of 2 parameters that are not .* such as encoder\.stem\.bias"
+    ):
         fit(frozen, toy_batches(), config(steps=8, resume="auto"))
 
 

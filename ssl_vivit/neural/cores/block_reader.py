@@ -83,14 +83,14 @@ class BlockReader(nn.Module):
     def _side_by_side(
         self, encoder: ViViT, tokens: list[Float[Tensor, "b t n d"]], height: int
     ) -> Float[Tensor, "b blocks_d t h w"]:
-        """Concatenate the tokens of the blocks as one map, normalised if they will be summed."""
+        """Concatenate the blocks' tokens along channels, normalised if several will be summed."""
         config = encoder.config
         if len(tokens) > 1 and config.final_norm != "tokens":
             tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
         return rearrange(torch.cat(tokens, -1), "b t (h w) c -> b c t h w", h=height)
 
     def mixed(self, maps: Float[Tensor, "b blocks_d t h w"]) -> Float[Tensor, "b d t h w"]:
-        """Return the sum of the maps with the blocks' weights.
+        """Return the weighted sum of the maps; the map itself if there is only one block.
 
         Args:
             maps: maps as returned by :meth:`maps`.
@@ -124,12 +124,12 @@ def chosen_blocks(
     wanted: list[Any] = list(layers) if isinstance(layers, list | tuple) else [layers]
     if not wanted:
         raise NeuralModelError(
-            f"{setting} is an empty list; name one block or more, or give null for the last"
+            f"{setting} is an empty list; name one block or more, or give null for the last block"
         )
     if not all(type(block) is int for block in wanted):
         raise NeuralModelError(
             f"{setting} {layers!r} must be the number of a block, a list of such numbers, all, or "
-            "null for the last"
+            "null for the last block"
         )
     for block in wanted:
         if not -count <= block < count:
@@ -160,7 +160,7 @@ def block_reader(
 
 
 def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
-    """Describe in words the blocks that are read and their weights."""
+    """Return a text that names the blocks that are read, with their weights."""
     if reader is None:
         told = "the last block"
     elif reader.logits is None:
@@ -173,7 +173,7 @@ def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
 
 
 def _extent(encoder: ViViT) -> str:
-    """Describe in words the numbers of an encoder's blocks."""
+    """Return the numbers of an encoder's blocks as a text, such as "0 to 5"."""
     names, config = block_names(encoder), encoder.config
     if config.variant == "factorized_encoder" and config.temporal_depth:
         spatial = len(names) - config.temporal_depth

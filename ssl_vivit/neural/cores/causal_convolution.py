@@ -53,7 +53,7 @@ class CausalConv3d(nn.Conv3d):
 
         Args:
             x: the input.
-            past: state after the frames before, in a stream. None pads with zeros.
+            past: state of a stream after the previous frames. None pads with zeros.
         """
         return super().forward(after_past(x, self.kernel_size[0] - 1, self, past))
 
@@ -78,7 +78,7 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-# Upper limit far above any model, since a damaged config may contain any number.
+# Largest number of blocks, far above any model. A damaged config may contain any number.
 _MOST_BLOCKS = 1_000
 
 
@@ -97,7 +97,10 @@ def check_stages(
             "must each have one entry for each stage"
         )
     if min(*widths, *depths, *strides) < 1:
-        raise NeuralModelError(f"{owner}: widths, depths and strides must be at least 1")
+        raise NeuralModelError(
+            f"{owner}: widths {list(widths)}, depths {list(depths)} and strides {list(strides)} "
+            "must all be at least 1"
+        )
     if sum(depths) > _MOST_BLOCKS:
         raise NeuralModelError(
             f"{owner}: depths {list(depths)} sum to more than {_MOST_BLOCKS:,} blocks; give fewer"

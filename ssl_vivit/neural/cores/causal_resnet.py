@@ -36,8 +36,8 @@ class CausalResNetConfig:
         strides: stride in height and width at the start of each stage.
         stem_kernel: size (t, h, w) of the first convolution's kernel.
         kernel: size (t, h, w) of all other kernels.
-        drop_path: rate of stochastic depth in the last block. It rises linearly from 0 in the
-            first.
+        drop_path: rate of stochastic depth in the last block. The rate rises linearly from 0 in
+            the first block.
     """
 
     in_channels: int = 1
@@ -89,7 +89,7 @@ class CausalResNet(nn.Module):
 
         Args:
             video: standardised.
-            past: state after the frames before, in a stream.
+            past: state of a stream after the previous frames.
         """
         x = self.stem(video, past)
         for block in self.blocks:
@@ -118,7 +118,7 @@ class _Block(nn.Module):
         stride: int,
         drop_path: float,
     ) -> None:
-        from timm.layers import DropPath  # here, so that --help does not wait for timm
+        from timm.layers import DropPath  # imported here, so that --help does not wait for timm
 
         super().__init__()
         self.norm1 = ChannelNorm(width)

@@ -40,8 +40,8 @@ class CausalX3DConfig:
         squeeze: ratio of the width of squeeze and excitation to the inner width, in (0, 1].
         stem_frames: frames of the stem's depthwise temporal kernel.
         kernel: size (t, h, w) of the kernels of the depthwise convolutions.
-        drop_path: rate of stochastic depth in the last block. It rises linearly from 0 in the
-            first.
+        drop_path: rate of stochastic depth in the last block. The rate rises linearly from 0 in
+            the first block.
     """
 
     in_channels: int = 1
@@ -110,7 +110,7 @@ class CausalX3D(nn.Module):
 
         Args:
             video: standardised.
-            past: state after the frames before, in a stream.
+            past: state of a stream after the previous frames.
         """
         over_space, over_time, norm = self.stem
         x = F.relu(norm(over_time(over_space(video), past)))
@@ -141,7 +141,7 @@ class _Block(nn.Module):
         excites: bool,
         drop_path: float,
     ) -> None:
-        from timm.layers import DropPath  # here, so that --help does not wait for timm
+        from timm.layers import DropPath  # imported here, so that --help does not wait for timm
 
         super().__init__()
         inner = round(config.expansion * out)

@@ -119,7 +119,7 @@ def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -
         return [f"{kept} to --encoder {choice.path}"] if dropout else []
     return [
         f"ignored, since --encoder {choice.path} sets the architecture: {', '.join(given)}"
-        f"{f'; {kept}' if dropout else ''} (encoder.geometry changes tubelets)"
+        f"{f'; {kept}' if dropout else ''} (to change tubelets, set encoder.geometry)"
     ]
 
 
@@ -210,8 +210,8 @@ def _geometry(choice: NeuralEncoderChoice) -> dict[str, Any]:
     for name in choice.geometry:
         if name not in GEOMETRY:
             raise NeuralModelError(unknown_name("encoder.geometry", name, list(GEOMETRY)))
-    # Configs of older versions gave the geometry of an exported encoder in overrides, without a
-    # name.
+    # In configs of older versions, overrides without a name gave the geometry of an exported
+    # encoder.
     older = {} if choice.name else {k: v for k, v in choice.overrides.items() if k in GEOMETRY}
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -251,7 +251,7 @@ def _bounded(config: ViViTConfig) -> str:
 
 
 def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]) -> int:
-    """Return the whole time steps in ``frames`` frames: the maximum over sessions, at least 1."""
+    """Return the largest number of whole time steps in ``frames`` frames of any session, or 1."""
     shown = max(frames if r is None else len(r.shown(frames)) for r in rates.values())
     return max(shown // config.kernel_stride[0], 1)
 
@@ -278,7 +278,7 @@ def _changes(
 
 
 def _scaled_tubelets(stored: ViViTConfig, size: tuple[int, int]) -> dict[str, Any]:
-    """Return tubelet size and stride scaled in space like the frame; {} if size is unchanged."""
+    """Return tubelet size and stride, scaled in space like the frame; {} if they do not change."""
     assert stored.tubelet_stride is not None
     patch = fitting_patch(stored, size)
     if patch == stored.tubelet_size[1:]:
@@ -298,9 +298,9 @@ def _scaled_tubelets(stored: ViViTConfig, size: tuple[int, int]) -> dict[str, An
 def fitting_patch(stored: ViViTConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of tubelets for frames of another size.
 
-    Tubelets are scaled like the frame, by one factor for both axes. The number of tokens and the
-    part of the frame that each one covers then stay about as in pretraining. Tubelets are not made
-    smaller than 4 pixels, because resampling to fewer pixels destroys most of the kernel.
+    Tubelets are scaled like the frame, by one factor for both axes. The number of tokens, and the
+    part of the frame that each token covers, then stay about as in pretraining. Tubelets are not
+    made smaller than 4 pixels, because resampling to fewer pixels destroys most of the kernel.
 
     Args:
         stored: the encoder's config.
@@ -340,8 +340,7 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
     if old.temporal_padding != new.temporal_padding:
         notes.append(
             f"temporal_padding {old.temporal_padding} → {new.temporal_padding}: no token sees "
-            "frames "
-            "after its own"
+            "frames after its own"
         )
     _, *padding = new.padding_of(new.num_frames, *new.image_size)
     if any(sum(pair) for pair in padding):

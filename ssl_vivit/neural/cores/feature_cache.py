@@ -80,7 +80,7 @@ class FeatureCache:
 
     def _keep(self, key: bytes, row: Tensor) -> None:
         if self.size + row.nbytes <= self.limit:
-            # A copy, since a view would keep the whole batch.
+            # Store a copy, since a view would keep the whole batch in memory.
             self._kept[key] = row.detach().to("cpu", copy=True)
             self.size += row.nbytes
 
@@ -119,7 +119,7 @@ def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
-    """Stack rows like ``torch.stack``, but keep the order of the dimensions of a row in memory."""
+    """Stack rows like ``torch.stack``, but keep the memory layout of a row (``strides``)."""
     strides = rows[0].stride()
     order = sorted(range(rows[0].ndim), key=lambda dim: -strides[dim])
     back = [order.index(dim) + 1 for dim in range(len(order))]

@@ -22,9 +22,9 @@ LARGEST_DENOMINATOR = 1001
 class FrameRates:
     """Causal resampling of a stimulus from its recorded rate r to an encoder's rate e.
 
-    Resampled frame j is recorded frame ⌊j·r/e⌋, the last one that had begun by then; frames are not
-    blended. The prediction for recorded frame t may use resampled frames up to the last one that
-    shows no frame after t. Predicted rates therefore stay at the recorded frame rate.
+    Resampled frame j is recorded frame ⌊j·r/e⌋, the last frame that has begun at time j/e; frames
+    are not blended. The prediction for recorded frame t may use resampled frames that show frames
+    up to t. Predicted rates therefore stay at the recorded frame rate.
 
     Args:
         recorded: frames per second of the recording.

@@ -15,7 +15,7 @@ class FrameStream(nn.Module):
 
     The layers are a space-time convolution with stride 1 in time, a GELU, and a projection to the
     width of the tokens. Behaviour in the frames of the kernel gives the hidden features a gain and
-    an offset, which start without effect.
+    an offset. Initially the gain is 1 and the offset is 0.
 
     Args:
         in_channels: channels of the video.
@@ -63,7 +63,7 @@ class FrameStream(nn.Module):
         Args:
             video: standardised.
             behaviour: standardised. None means the mean in all frames.
-            past: state after the frames before, in a stream.
+            past: state of a stream after the previous frames.
         """
         span, height, width = self.kernel
         down, across = self.padding

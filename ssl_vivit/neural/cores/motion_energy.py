@@ -68,12 +68,12 @@ class MotionEnergyConfig:
         if not self.spatial_frequencies or not all(0 < f < 0.5 for f in self.spatial_frequencies):
             raise NeuralModelError(
                 f"--{group}spatial_frequencies is {[*self.spatial_frequencies]}; give one or more "
-                "between 0 and 0.5 cycles per pixel"
+                "frequencies between 0 and 0.5 cycles per pixel"
             )
         if not self.temporal_frequencies or not all(f >= 0 for f in self.temporal_frequencies):
             raise NeuralModelError(
                 f"--{group}temporal_frequencies is {[*self.temporal_frequencies]}; give one or "
-                "more of at least 0 Hz"
+                "more frequencies of at least 0 Hz"
             )
 
 
@@ -134,7 +134,7 @@ class MotionEnergy(nn.Module):
 
         Args:
             video: standardised.
-            past: state after the frames before, in a stream.
+            past: state of a stream after the previous frames.
         """
         compressed = (torch.log1p(self.energies(video, past) / _WEAK) - _MEAN) / _STD
         lags = self.decay.shape[1] - 1
@@ -170,7 +170,7 @@ class MotionEnergy(nn.Module):
         (even_cos, even_sin), (odd_cos, odd_sin) = parts
         forth = (even_cos - odd_sin).square() + (odd_cos + even_sin).square()
         back = (even_cos + odd_sin).square() + (odd_cos - even_sin).square()
-        # Indexing by a list would make the host wait for a copy to the device.
+        # Use slices, since indexing by a list would make the host wait for a copy to the device.
         moving = [back[:, :, number : number + 1] for number in self.moving]
         powers = torch.cat((forth, *moving), dim=2)
         return rearrange((powers + _LEAST_POWER).sqrt(), "b pair f t h w -> b (pair f) t h w")
@@ -202,7 +202,7 @@ def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Ten
     x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     y = x[:, None]
     envelope = torch.exp(-(x**2 + y**2) / (2 * sigma**2))
-    envelope = 2 * envelope / envelope.sum()  # a grating's gain is 1
+    envelope = 2 * envelope / envelope.sum()  # The gain for the preferred grating is 1.
     pairs = []
     for angle in torch.arange(orientations, dtype=torch.float64) * math.pi / orientations:
         phase = 2 * math.pi * frequency * (x * angle.cos() + y * angle.sin())
@@ -256,7 +256,8 @@ def causal(
 ) -> Float[Tensor, "b d k t h w"]:
     """Convolve each signal over time with each kernel; lag 0 is last.
 
-    The signals must begin lag − 1 frames before the first output.
+    The signals must begin ``lag`` − 1 frames before the first output, where ``lag`` is the length
+    of a kernel.
     """
     b, _, _, h, w = signals.shape
     rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")

@@ -1,4 +1,4 @@
-"""Core and modulator of a linear model: they give pixels and behaviour as channels of a map."""
+"""Core and modulator of a linear model, which return pixels and behaviour as channels of a map."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class PooledPixels(nn.Module):
         channels, (height, width) = video.shape[1], video.shape[-2:]
         if (channels, height, width) != (self.in_channels, *self.image_size):
             raise NeuralModelError(
-                f"video has {channels} channels of {height}×{width}; the filters are for "
-                f"{self.in_channels} of {self.image_size[0]}×{self.image_size[1]}"
+                f"video has {channels} channels of {height}×{width} pixels; the model needs "
+                f"{self.in_channels} of {self.image_size[0]}×{self.image_size[1]} pixels"
             )
         pixels = F.avg_pool3d(video, (1, self.pool, self.pool)) if self.pool > 1 else video
         return rearrange(pixels, "b c t h w -> b (c h w) t 1 1")

@@ -129,7 +129,7 @@ class ViViTCore:
 
         Args:
             frame: the next frame.
-            past: state after the frames before.
+            past: state after the previous frames.
         """
         config = self.encoder.config
         frames = after_past(frame, config.kernel_size[0] - 1, (self.encoder, "frames"), past)
@@ -141,10 +141,10 @@ class ViViTCore:
         return reader.step(self.encoder, frames, cache)
 
     def check_length(self, steps: int) -> None:
-        """Check that learned positions in time exist for ``steps`` time steps in one piece.
+        """Check that the learned positions in time suffice for ``steps`` successive time steps.
 
         Raises:
-            NeuralModelError: if they end before; the message names their length.
+            NeuralModelError: if there are fewer positions; the message gives their number.
         """
         if self.context is not None and steps > self.context:
             raise NeuralModelError(
@@ -167,7 +167,7 @@ class ViViTCore:
         steps: int,
         patch_draw: Float[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Return tokens of at least ``steps`` steps, each from the earliest window with it."""
+        """Return tokens of ``steps`` or more time steps, each from the earliest possible window."""
         assert self.context is not None
         length, hop = self.context, max(self.context // 2, 1)
         count = 1 + -(-(steps - length) // hop)

@@ -4,9 +4,10 @@ The estimate is a reverse correlation with local energy instead of grey level, s
 have no linear receptive field (Adelson & Bergen 1985). For each place of a coarse grid, a neuron's
 responses are regressed on three features (:mod:`ssl_vivit.neural.readout.oriented_energy`). So few
 features can be fitted from a few trials. The evidence of each place
-(:mod:`ssl_vivit.neural.readout.place_evidence`) is compared with that of the energy of the whole
-screen and of no explanation. Three properties are estimated from all neurons together: the delay
-of responses, their autocorrelation without a stimulus, and the prior of the weights.
+(:mod:`ssl_vivit.neural.readout.place_evidence`) is compared with the evidence of two alternatives:
+the energy of the whole screen, and no dependence on energy. Three properties are estimated from all
+neurons together: the delay of responses, their autocorrelation without a stimulus, and the prior
+of the weights.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ class _Course(NamedTuple):
         return (responses - self.mean) / self.deviation
 
     def changes(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
-        """Return standardised responses minus ``persistence`` times those in the frame before."""
+        """Return standardised responses, each minus ``persistence`` times the previous response."""
         standard = self.standard(responses)
         return standard - self.persistence * F.pad(standard[:-1], (0, 0, 1, 0))
 
@@ -241,7 +242,10 @@ def _add(sums: PlaceSums, trial: _Trial, course: _Course, delay: tuple[int, int]
 
 
 def _past(energy: Float[Tensor, "T p"], first: int, last: int) -> Float[Tensor, "T p"]:
-    """Return the mean energy ``first`` to ``last`` frames back; it is 0 before the first frame."""
+    """Return, for each frame, the mean energy of the frames ``first`` to ``last`` before it.
+
+    The energy before the first frame is 0.
+    """
     total = F.pad(energy.double(), (0, 0, last + 1, 0)).cumsum(0)
     past = total[last + 1 - first : len(total) - first] - total[: len(energy)]
     return past / (last + 1 - first)

@@ -170,8 +170,8 @@ class GaussianReadout(nn.Module):
         self.spread = nn.Parameter(
             repeat(torch.eye(2) * config.spread, "i j -> n i j", n=neurons).clone()
         )
-        # The scale of the constant 1/d of neuralpredictors. A constant would read 0 from normalised
-        # tokens, whose channels sum to 0.
+        # Random weights with the scale of the constant 1/d of neuralpredictors. A constant would
+        # read 0 from normalised tokens, whose channels sum to 0.
         self.features = nn.Parameter(torch.randn(neurons, channels) / channels)
         self.bias = nn.Parameter(torch.zeros(neurons)) if config.bias else None
         self.register_buffer("_spread_scale", torch.ones(()))
@@ -329,9 +329,9 @@ class GaussianReadout(nn.Module):
             The penalties by name.
 
             - ``feature_l1``: sum of the absolute values of a neuron's features
-            - ``spread``: trace of its covariance, without annealing
-            - ``mean_offset``, only with ``cortex="add"``: squared distance of its position from the
-              position that the cortical map predicts
+            - ``spread``: trace of a neuron's covariance, without annealing
+            - ``mean_offset``, only with ``cortex="add"``: squared distance of a neuron's position
+              from the position that the cortical map predicts
         """
         terms = {
             "feature_l1": self.features.abs().sum(1).mean(),
@@ -358,7 +358,7 @@ class GaussianReadout(nn.Module):
         return (map.shape[0], map.shape[2]) if map.ndim == 5 else (map.shape[0],)
 
 
-# Not compiled, since the number of entries depends on values.
+# Do not compile this function, since the number of entries depends on values.
 @torch.compiler.disable
 def _entries_of_masks(
     positions: Tensor, widths: Tensor, size: tuple[int, int], align_corners: bool

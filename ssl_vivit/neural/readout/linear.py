@@ -1,7 +1,7 @@
 """Readout with one causal linear filter of stimulus and behaviour for each neuron.
 
-Chichilnisky 2001 (Network 12:199), fitted by maximum likelihood (Paninski 2004). The filter of
-behaviour has as many lags as the filter of the stimulus.
+The model is that of Chichilnisky 2001 (Network 12:199), fitted by maximum likelihood (Paninski
+2004). The filter of behaviour has as many lags as the filter of the stimulus.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LinearReadout(nn.Module):
         config: settings of the filters.
     """
 
-    # In a stream, NeuralModel passes the state of earlier frames to such readouts.
+    # In a stream, NeuralModel passes the state of earlier frames to readouts with this attribute.
     looks_back = True
 
     def __init__(
@@ -73,7 +73,7 @@ class LinearReadout(nn.Module):
             shape = (neurons, config.rank, *pooled)
             self.images = nn.Parameter(torch.randn(shape) / pixels**0.5)
             self.courses = nn.Parameter(torch.zeros(neurons, config.rank, config.lags))
-        # An empty parameter would never get a gradient.
+        # Without behaviour there is no parameter: an empty parameter would never get a gradient.
         self.behaviour: nn.Parameter | None = None
         if behaviour_channels:
             self.behaviour = nn.Parameter(torch.zeros(neurons, config.lags, behaviour_channels))
@@ -92,7 +92,7 @@ class LinearReadout(nn.Module):
         Args:
             map: pooled pixels, then behaviour, as channels.
             pupil_centre: ignored; filters do not move with the pupil.
-            past: state after the frames before, in a stream.
+            past: state of a stream after the previous frames.
         """
         lags, signals = self.config.lags, map[..., 0, 0]
         pixels = signals.shape[1] - self.behaviour_channels

@@ -1,8 +1,8 @@
 """Local energy and orientation of edges in a movie, in the cells of a coarse grid.
 
-Beside the energy there are two orientation features, the structure tensor (Bigün & Granlund 1987,
-ICCV, 433-438) divided by its energy. They are proportional to cosine and sine of twice the angle,
-so weights on them give a cosine tuning to orientation.
+Two orientation features complement the energy. They are components of the structure tensor (Bigün &
+Granlund 1987, ICCV, 433-438), divided by the energy. They are proportional to cosine and sine of
+twice the angle, so weights on them give a cosine tuning to orientation.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ FEATURES = 3
 # cells.
 _PIXELS = 2304
 _CELLS = 252
-# Standard deviations of the blur before gradients are taken, in pixels, and of the window, in
-# cells.
+# Standard deviation of the blur before gradients are taken, in pixels, and standard deviation of
+# the window of local means, in cells.
 _BLUR, _WINDOW = 1.0, 0.8
-# Squared gradient, for grey levels from 0 to 1, below which energy is about linear in it.
+# For squared gradients below this value (grey levels from 0 to 1), the energy is about linear in
+# the squared gradient.
 _FLOOR = 1e-4
 
 

@@ -26,7 +26,7 @@ def read_pixels(
     neuron: Int[Tensor, " e"],
     weight: Float[Tensor, "e times"],
 ) -> Float[Tensor, "b t n"]:
-    """Return for each neuron the weighted sum of its features' products with the pixels it reads.
+    """Multiply each neuron's features with the pixels it reads, and sum the products with weights.
 
     Entry e adds ``weight[e] · features[neuron[e]] · map[b, :, t, y, x]`` to the result of neuron[e]
     in every frame t of clip b, where pixel[e] = (b h + y) w + x. Entries are sorted by pixel. For
@@ -65,9 +65,9 @@ def _products(
     out = weight.new_zeros(b * n, t)
     neuron, weight = _with_padding(neuron), _with_padding(weight)
     with torch.autocast(map.device.type, enabled=False):
-        for group, entries in _together(map, pixel):
+        for group, entries in _groups(map, pixel):
             reader = neuron[entries]
-            seen = features[reader] @ _at(map, group).mT
+            seen = features[reader] @ _values(map, group).mT
             rows = reader + (group // (h * w) * n)[:, None]
             out.index_add_(0, rows.flatten(), (seen * weight[entries]).flatten(0, 1))
     return out.view(b, n, t)
@@ -84,7 +84,7 @@ def _products_backward(
     by_map: bool,
     by_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients of map (b·h·w, t, d), features and weights; those not needed are empty."""
+    """Return gradients of map (b·h·w, t, d), features and weights; empty if not needed."""
     (b, d, t, h, w), n, dtype = map.shape, len(features), map.dtype
     to_map = map.new_zeros((b * h * w, t, d) if by_map else 0)
     to_features = weight.new_zeros(n, d)
@@ -92,13 +92,13 @@ def _products_backward(
     neuron, weight = _with_padding(neuron), _with_padding(weight)
     grad = grad.flatten(0, 1).contiguous()
     with torch.autocast(map.device.type, enabled=False):
-        for group, entries in _together(map, pixel):
-            reader, scale, here = neuron[entries], weight[entries], _at(map, group)
+        for group, entries in _groups(map, pixel):
+            reader, scale, here = neuron[entries], weight[entries], _values(map, group)
             used = features[reader]
             coming = grad[reader + (group // (h * w) * n)[:, None]]
             weighted = (coming * scale).to(dtype)
             if scale.shape[-1] == 1:
-                # Without weights, so that features and weights need only one product.
+                # Multiply before weighting, so that both gradients need only one matrix product.
                 pulled = (coming.to(dtype) @ here).to(weight.dtype)
                 if by_weight:
                     to_weight[entries] = (pulled * used).sum(-1, keepdim=True)
@@ -163,17 +163,17 @@ def _with_padding(rows: Tensor) -> Tensor:
     return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
 
 
-def _at(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
-    """Return all frames of some pixels."""
+def _values(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
+    """Return the values of the pixels with the numbers ``group``, in all frames."""
     h, w = map.shape[-2:]
     pixels = rearrange(map, "b d t h w -> b h w t d")
     return pixels[group // (h * w), group // w % h, group % w].contiguous()
 
 
-def _together(
+def _groups(
     map: Float[Tensor, "b d t h w"], pixel: Int[Tensor, " e"]
 ) -> Iterator[tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]]:
-    """Yield groups of pixels with the entries that read each of them; index e is padding."""
+    """Yield groups of pixels, with the numbers of the entries that read them; e marks padding."""
     b, d, t, h, w = map.shape
     order = pixel.argsort(stable=True)
     kind = map.device.type

@@ -26,8 +26,8 @@ class Explained(NamedTuple):
     """Posterior probabilities of the explanations of each neuron's responses.
 
     Attributes:
-        places: posterior probability of each place. The rest to 1 is the probability of the
-            whole screen or of no explanation.
+        places: posterior probability of each place. One minus their sum is the probability of
+            the whole screen or of no explanation.
         log_evidence: log evidence of all neurons together, relative to no explanation.
     """
 
@@ -105,7 +105,7 @@ class PlaceSums:
         cross = cross * (frames / known).sqrt()
         scale = (gram.diagonal(dim1=1, dim2=2).mean(0) / frames).clamp(min=1e-12).sqrt()
         spread = self.yy - known * response.square()
-        # A constant response has a small spread from rounding.
+        # Set the spread of constant responses to 0; by rounding it may be slightly larger.
         spread = spread.where(spread > 1e-9 * self.yy, 0)
         return gram / scale.outer(scale), cross / scale[:, None], spread
 

@@ -35,7 +35,7 @@ def corners(
     place = position * pitch + centre
     low = place.detach().floor()
     high = place - low
-    # Lower and upper pixel along each axis, (…, 2, 2); then all pairs of one in x and one in y.
+    # Lower and upper pixel along each axis, (…, 2, 2), and then the four pairs of column and row.
     cell = torch.stack((low, low + 1), dim=-2)
     inside = (cell >= 0) & (cell <= 2 * centre)
     weight = torch.stack((1 - high, high), dim=-2) * inside
@@ -100,7 +100,10 @@ def moving_corners(
 def _moved(
     map: Float[Tensor, "b d t h w"], by: Int[Tensor, "b t 2"]
 ) -> Float[Tensor, "b d t h3 w3"]:
-    """Return frames whose pixel (y, x) is pixel (y − 1, x − 1) + by of the map, or 0."""
+    """Move each frame by whole pixels, and pad it with zeros.
+
+    Pixel (y, x) of the result is pixel (y − 1, x − 1) + ``by`` of the map, or 0 outside the map.
+    """
     b, _, t, height, width = map.shape
     x, y = (
         torch.arange(-1, size + 2, device=map.device) + by[..., axis, None]

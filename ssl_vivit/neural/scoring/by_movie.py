@@ -20,7 +20,7 @@ UNNAMED = ""
 
 @dataclass(frozen=True)
 class Trials:
-    """Sums and moments of trials. With ``repeats``, all trials must show one movie."""
+    """Sums and moments of trials. If ``repeats`` is not None, all trials must show one movie."""
 
     sums: PoissonSums
     moments: PairedMoments
@@ -82,12 +82,12 @@ class TrialsByMovie:
         self.movies[movie] = trials if known is None else known + trials
 
     def sums(self, counts: Float[Tensor, "... movies"] | None = None) -> PoissonSums:
-        """Return the sums of all trials, those of each movie times its count (1 by default)."""
+        """Return the sums over all trials, with each movie counted ``counts`` times (default 1)."""
         parts = [trials.sums for trials in self._parts()]
         return PoissonSums.resampled(parts, self._once() if counts is None else counts)
 
     def moments(self, counts: Float[Tensor, "... movies"] | None = None) -> PairedMoments:
-        """Return the moments of all trials, each movie counted ``counts`` times (default 1)."""
+        """Return the moments of all trials, with each movie counted ``counts`` times (default 1)."""
         parts = [trials.moments for trials in self._parts()]
         return PairedMoments.resampled(parts, self._once() if counts is None else counts)
 

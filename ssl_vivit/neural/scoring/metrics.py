@@ -52,7 +52,7 @@ def single_trial_correlation(
 ) -> Float[Tensor, " neurons"]:
     """Return Pearson's correlation of rates and responses over trials and time, for each neuron.
 
-    It is NaN if a neuron's responses are constant, and 0 if only its rates are constant.
+    The correlation is NaN if a neuron's responses are constant, and 0 if only its rates are.
     """
     return PairedMoments.of_pairs(_binwise(responses), _binwise(rates)).correlation()
 
@@ -86,8 +86,8 @@ class PoissonSums:
         rates, responses = _binwise(rates), _binwise(responses)
         if rates.shape != responses.shape:
             raise NeuralModelError(
-                f"rates have shape {tuple(rates.shape)} (bins, neurons), but responses have shape "
-                f"{tuple(responses.shape)}; both must be equal"
+                f"rates have shape (bins, neurons) = {tuple(rates.shape)}, but responses have shape "
+                f"{tuple(responses.shape)}; both shapes must be equal"
             )
         known = ~responses.isnan()
         rates, responses = rates.masked_fill(~known, 0), responses.masked_fill(~known, 0)
@@ -175,9 +175,9 @@ class PairedMoments(Moments):
     def resampled(
         cls, parts: Sequence[PairedMoments], counts: Float[Tensor, "... parts"]
     ) -> PairedMoments:
-        """Return the moments of all parts together, with each part repeated as ``counts`` says."""
+        """Return the moments of all parts together, with each part counted ``counts`` times."""
         count = torch.stack([part.count for part in parts])
-        # An origin close to all means, so that squares lose no digits.
+        # Subtract an origin close to all means, so that squares lose no digits.
         origin = cls.merged(parts).mean
         mean = torch.stack([part.mean for part in parts], 1) - origin[:, None]
         deviation = torch.stack([part.deviation for part in parts], 1) + count * cls.squared(mean)
@@ -224,7 +224,7 @@ def varying(variance: Tensor, mean: Tensor) -> Tensor:
 def above_rounding(variance: Tensor, mean: Tensor) -> Tensor:
     """Return a difference of mean square and squared mean, or 0 if it can result from rounding.
 
-    This happens if a resample contains only movies to which a neuron did not respond.
+    Such differences arise if a resample contains only movies to which a neuron did not respond.
     """
     return torch.where(variance > 1e-10 * mean.square(), variance, 0.0)
 

@@ -75,8 +75,7 @@ class NormalisedCorrelation(NamedTuple):
 
     Attributes:
         absolute: CC_abs, correlation of the mean prediction with the mean response of the repeats.
-        maximum: CC_max, the ``absolute`` of a perfect model, which the noise in the mean response
-            limits.
+        maximum: CC_max, the largest ``absolute`` that the noise in the mean response allows.
         normalised: CC_norm, correlation of the signals of prediction and response. It equals
             ``absolute`` / ``maximum`` if predictions are identical for all repeats.
     """

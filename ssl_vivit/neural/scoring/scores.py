@@ -74,7 +74,9 @@ class NeuralScores:
         if isinstance(movies, Tensor):
             movies = movies.tolist()
         if movies is not None and len(movies) != len(rates):
-            raise NeuralModelError(f"{len(rates)} trials have {len(movies)} movies; name one each")
+            raise NeuralModelError(
+                f"movies has {len(movies)} names for {len(rates)} trials; name one movie per trial"
+            )
         rates, responses = (x[:, self.drop_first :].detach().cpu() for x in (rates, responses))
         if movies is None:
             self._seen[session].add(UNNAMED, Trials.of(rates, responses))
@@ -93,7 +95,7 @@ class NeuralScores:
         together = NeuralScores(list(self.facts.values()), drop_first=self.drop_first)
         for session, seen in self._seen.items():
             names = sorted({name for part in gather(sorted(seen.movies)) for name in part})
-            # One movie at a time, since repeats are large.
+            # Gather one movie at a time, since repeats take much memory.
             for name in names:
                 own = seen.movies.get(name)
                 for part in gather(own and own.packed()):
@@ -211,7 +213,7 @@ class NeuralScores:
         for name in scored:
             if name in counts:
                 chosen = self._chosen(name, units)
-                # In groups of resamples, since each needs memory for the scores of all neurons.
+                # Compute resamples in groups, since each one needs memory for the scores of all neurons.
                 parts = [
                     self._of_session(name, chosen, some) for some in counts[name].split(_AT_ONCE)
                 ]

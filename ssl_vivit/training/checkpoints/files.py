@@ -127,7 +127,7 @@ def read_generators(path: Path, rank: int) -> dict[str, Any]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raise errors of reading as a RunError that names the checkpoint."""
+    """Turn an error of reading in the block into a RunError that names the checkpoint."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -139,7 +139,7 @@ def _named(path: Path) -> Iterator[None]:
 def _read_object(path: Path) -> dict[str, Any]:
     content = read_json_text(read_whole(path))
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is no JSON object")
+        raise ValueError(f"{path.name} does not contain a JSON object")
     return content
 
 
@@ -147,7 +147,7 @@ def step_of(path: Path) -> int:
     """Return the step in the name of a checkpoint directory."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise RunError(f"{path} is no checkpoint: its name is not step_<number>")
+        raise RunError(f"{path} is not a checkpoint: the name must be step_<number>")
     return int(match[1])
 
 
@@ -166,7 +166,7 @@ def fault(path: Path) -> str | None:
     for name, expected in files.items():
         try:
             found = file_fingerprint(path / name)
-        except (OSError, ValueError):  # a damaged name need not be one that a file can have
+        except (OSError, ValueError):  # a damaged manifest may contain an invalid file name
             return f"{name} is missing"
         if found["bytes"] != expected["bytes"]:
             return f"{name} has {found['bytes']} of {expected['bytes']} bytes"
@@ -176,7 +176,7 @@ def fault(path: Path) -> str | None:
 
 
 def _misfit(path: Path, files: Collection[str]) -> str | None:
-    """Return how state.json contradicts the checkpoint's name, or None."""
+    """Return how state.json contradicts the checkpoint's name or files; None if it does not."""
     try:
         state = _read_object(path / STATE)
         step, world_size = state["step"], state["world_size"]
@@ -214,14 +214,14 @@ def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
     if faults:
         told = ", ".join(f"{path.name}: {why}" for path, why in faults.items())
         raise RunError(
-            f"no checkpoint in {parent} is whole ({told}); put a copy of one back, choose another "
-            f"--training.run_dir, or remove {parent} to start at step 0"
+            f"no checkpoint in {parent} is complete ({told}); restore one from a copy, choose "
+            f"another --training.run_dir, or remove {parent} to start at step 0"
         )
     return None
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints up to ``newest`` (0 keeps all).
+    """Remove the checkpoints up to ``newest``, except the last ``keep`` (0 keeps all).
 
     Checkpoints after ``newest`` are damaged and do not count, since a damaged checkpoint must not
     replace a complete one.
@@ -238,7 +238,7 @@ def sweep(parent: Path) -> None:
 
 
 def later_than(path: Path) -> list[Path]:
-    """Return the later checkpoints of the run."""
+    """Return the run's checkpoints after the checkpoint ``path``."""
     return [other for other in _checkpoints(path.parent) if step_of(other) > step_of(path)]
 
 
@@ -248,7 +248,7 @@ def _checkpoints(parent: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint. It is renamed first, so that an interrupted removal leaves none damaged."""
+    """Rename a checkpoint and then remove it, so that no damaged checkpoint can remain."""
     doomed = path.with_name(f"{PARTIAL}old-{path.name}")
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -281,6 +281,6 @@ def _refusal(error: Exception, parent: Path, step: int) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in text
     reason = f"no space left in {parent}" if full else f"{parent} cannot be written ({text})"
     kept = _checkpoints(parent)
-    last = f"the last whole checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
-    mend = "free space or lower training.keep_checkpoints" if full else "fix that"
+    last = f"the last complete checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
+    mend = "free space or lower training.keep_checkpoints" if full else "fix the cause"
     return f"{reason} while saving step {step}; {last}: {mend} and continue with --training.resume auto"

@@ -118,7 +118,7 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
         per_parameter.setdefault(parameter, {})[key] = tensor
     template = state_dict.get_optimizer_state_dict(model, optimizer, options=full)
     current: Any = template.get("param_groups", [])
-    # These names are the objective's own, whatever wraps it, in the order of the optimiser.
+    # Names of parameters in the unwrapped objective, in the order of the optimiser.
     trained = {
         name: parameter
         for named, group in zip(current, optimizer.param_groups, strict=True)
@@ -127,16 +127,19 @@ def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) 
     # Parameters that wait for their first step are in the groups, but have no state yet.
     if lost := sorted(per_parameter.keys() - trained.keys()):
         raise RunError(
-            "the checkpoint's optimiser trained parameters that are not trained now: "
-            f"{len(lost)}, {lost[0]} for one"
+            f"the checkpoint has optimiser states of {len(lost)} parameters that are not trained "
+            f"now, such as {lost[0]}; train them again, or start a new run"
         )
     loaded: Any = {"state": per_parameter, "param_groups": current}
     state_dict.set_optimizer_state_dict(model, optimizer, loaded, options=lenient)
     for name, parameter in trained.items():
-        if name not in per_parameter:  # loading gives zeros to those that the checkpoint lacks
+        if name not in per_parameter:  # Loading filled the missing state with zeros.
             optimizer.state.pop(parameter, None)
         elif not optimizer.state.get(parameter):
-            raise RunError(f"the checkpoint's optimiser state of {name} found no parameter")
+            raise RunError(
+                f"the checkpoint's optimiser state of {name} could not be loaded; remove the "
+                "checkpoint to continue from an earlier one"
+            )
     try:
         state_dict.set_model_state_dict(model, dict(state.model), options=full)
     except RuntimeError as error:

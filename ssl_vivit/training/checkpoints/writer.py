@@ -27,7 +27,7 @@ class CheckpointWriter:
             RuntimeError: if :meth:`join` was not called after the previous checkpoint.
         """
         if self._write is not None:
-            raise RuntimeError("a checkpoint is being written; join() comes before start()")
+            raise RuntimeError("a checkpoint is being written; call join() before start()")
         self._write = self._thread.submit(write)
 
     def join(self) -> str | None:

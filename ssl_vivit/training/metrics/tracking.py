@@ -70,7 +70,7 @@ class Tracking:
         except OSError as error:
             raise self._unwritable(error) from error
         self._refuse_lost()
-        self._tell_wandb(lambda wandb: wandb.log(values, step=step))
+        self._call_wandb(lambda wandb: wandb.log(values, step=step))
 
     def flush(self) -> None:
         """Write all lines to disk, so that they survive a crash of the machine.
@@ -86,7 +86,7 @@ class Tracking:
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(
-            f"{self.path} cannot be written: {error.strerror}; fix that and continue with "
+            f"{self.path} cannot be written: {error.strerror}; fix the cause and continue with "
             "--training.resume auto"
         )
 
@@ -99,17 +99,16 @@ class Tracking:
             pass
         raise RunError(
             f"{self.path} was removed, moved or replaced while the run was going on; restore the "
-            "run's "
-            "directory and continue with --training.resume auto, or start a new run"
+            "run's directory and continue with --training.resume auto, or start a new run"
         )
 
     def close(self) -> None:
         with suppress(OSError):  # log() has already reported a full disk
             self._file.close()
-        self._tell_wandb(lambda wandb: wandb.finish())
+        self._call_wandb(lambda wandb: wandb.finish())
 
-    def _tell_wandb(self, what: Callable[[Any], object]) -> None:
-        """Log to wandb; after a failure the run continues with metrics.jsonl only."""
+    def _call_wandb(self, what: Callable[[Any], object]) -> None:
+        """Call ``what`` with the wandb run; after an error, log only to metrics.jsonl."""
         if self._wandb is None:
             return
         try:
@@ -162,7 +161,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """Return the mode of wandb: as the environment says, or else online if there is an account.
+    """Return the mode of wandb from the environment, or online if there is an account.
 
     Raises:
         RunError: if WANDB_MODE is not online, offline or disabled.

@@ -24,7 +24,7 @@ PHASES = (
 
 
 class PhaseTimes:
-    """Adds up the time of each phase; a phase inside another is not counted in the outer one.
+    """Adds up the time of each phase; the time of an inner phase does not count for the outer.
 
     Args:
         device: device of training; on a GPU the time of its stream is measured as well.

@@ -271,7 +271,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
         (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
         (
             lambda: build_part("core", {"kind": "vgg"}),
-            "'vgg' is unknown; known: resnet, x3d, energy",
+            "'vgg' is unknown; known kinds: resnet, x3d, energy",
         ),
     ],
 )

@@ -122,13 +122,13 @@ def test_the_directory_takes_the_place_of_the_fresh_encoder(tmp_path):
     assert ignored_settings(choice, NeuralEncoderChoice()) == [
         f"ignored, since --encoder {path} sets the architecture: encoder.name "
         "vivit_neural_small, encoder.overrides.embed_dim, encoder.overrides.tubelet_size; "
-        f"{kept} (encoder.geometry changes tubelets)"
+        f"{kept} (to change tubelets, set encoder.geometry)"
     ]
     # What the preset has, nobody gave.
     preset = NeuralEncoderChoice(name="vivit_neural_small", overrides=fresh | {"embed_dim": 48})
     assert ignored_settings(choice, preset) == [
         f"ignored, since --encoder {path} sets the architecture: encoder.overrides.embed_dim; "
-        f"{kept} (encoder.geometry changes tubelets)"
+        f"{kept} (to change tubelets, set encoder.geometry)"
     ]
     bare = NeuralEncoderChoice(path, preset.name, preset.overrides)
     assert ignored_settings(bare, preset) == [f"{kept} to --encoder {path}"]

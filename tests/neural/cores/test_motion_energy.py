@@ -213,17 +213,17 @@ def test_a_model_has_filters_for_the_frame_rate_of_its_sessions():
     [
         (
             lambda: MotionEnergyConfig(spatial_frequencies=(0.5,)),
-            "--baseline.energy.spatial_frequencies is [0.5]; give one or more between 0 and 0.5 "
+            "--baseline.energy.spatial_frequencies is [0.5]; give one or more frequencies between 0 and 0.5 "
             "cycles per pixel",
         ),
         (
             lambda: MotionEnergyConfig(spatial_frequencies=()),
-            "--baseline.energy.spatial_frequencies is []; give one or more between 0 and 0.5 "
+            "--baseline.energy.spatial_frequencies is []; give one or more frequencies between 0 and 0.5 "
             "cycles per pixel",
         ),
         (
             lambda: MotionEnergyConfig(temporal_frequencies=(-2.0,)),
-            "--baseline.energy.temporal_frequencies is [-2.0]; give one or more of at least 0 Hz",
+            "--baseline.energy.temporal_frequencies is [-2.0]; give one or more frequencies of at least 0 Hz",
         ),
         (
             lambda: MotionEnergyConfig(orientations=0),
@@ -241,7 +241,7 @@ def test_a_model_has_filters_for_the_frame_rate_of_its_sessions():
         (
             lambda: built(30.0, 24.0),
             "--core energy needs one frame rate for all sessions, but s0 has 30 frames per second "
-            "and s1 has 24: fit the sessions one by one, or resample them",
+            "and s1 has 24; fit one model for each session, or resample the sessions to one rate",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def in_blocks(map, pixel):
 @pytest.fixture(params=["one after another", "blocks"])
 def _grouped(request, monkeypatch):
     if request.param == "blocks":
-        monkeypatch.setattr(pixel_products, "_together", in_blocks)
+        monkeypatch.setattr(pixel_products, "_groups", in_blocks)
 
 
 @pytest.mark.parametrize("times", [1, TIMES])

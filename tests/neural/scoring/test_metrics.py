@@ -404,5 +404,5 @@ def test_rates_that_are_none_are_refused_where_responses_are_known(bad):
 
 
 def test_rates_of_other_neurons_are_refused():
-    with pytest.raises(NeuralModelError, match="both must be equal"):
+    with pytest.raises(NeuralModelError, match="both shapes must be equal"):
         bits_per_spike(torch.ones(4, 2), torch.ones(4, 3))

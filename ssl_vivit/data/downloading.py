@@ -46,14 +46,14 @@ def fetch(
     """Download a remote file into ``file``.
 
     Args:
-        address: address; see :func:`~ssl_vivit.data.remote_files.opener_of`.
+        address: address of the file; see :func:`~ssl_vivit.data.remote_files.opener_of`.
         file: file that is open for writing. Its content is replaced.
         size: expected size in bytes, from the index. None means the size that the server reports.
         stall_timeout: seconds without data after which an attempt fails.
         look: function that is called several times a second. It may raise to end the download.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the remote file does not exist.
         DataError: if the complete file cannot be downloaded; the message says what to do.
     """
     opener = opener_of(address, stall_timeout)
@@ -109,7 +109,7 @@ def _empty(file: BinaryIO) -> None:
 
 
 class _Broken(Exception):
-    """Raised for a failed attempt that may be repeated."""
+    """Raised if an attempt to download fails and another attempt may succeed."""
 
     def __init__(self, reason: str, wait: float = 0.0, changed: bool = False) -> None:
         super().__init__(reason)
@@ -123,10 +123,10 @@ def _arrivals(
     stall_timeout: float,
     look: Callable[[], object],
 ) -> Generator[Body | bytes, None, None]:
-    """Yield the body of a response, then its bytes.
+    """Yield the :class:`Body` of a response, then its bytes.
 
-    They are received by a separate thread, since some waits cannot be interrupted, such as the wait
-    for a name server. When the iterator is closed, the thread is not joined and ends later.
+    A separate thread receives the response, since some waits cannot be interrupted, such as the
+    wait for a name server. Closing the iterator does not wait for the end of this thread.
     """
     arrivals: queue.Queue[Body | bytes | Exception | None] = queue.Queue(maxsize=4)
     left = threading.Event()

@@ -37,7 +37,7 @@ def pretraining_data(
         known), and ``contents``: for each shard a checksum of its annotations, followed by its file
         name.
     """
-    assert isinstance(videos, ShardSet | VideoFolder)  # others do not know their sources
+    assert isinstance(videos, ShardSet | VideoFolder)  # other sets of videos have no hashes
     shards = config.shards
     return {
         "videos": len(indices),

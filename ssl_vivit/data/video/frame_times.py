@@ -76,8 +76,8 @@ def frames_at(
 def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
     """Return the number of steps k ≥ 0 for which a frame is shown at k / fps seconds.
 
-    The last frame is assumed to last as long as the one before it, since few files store its
-    duration.
+    The last frame is assumed to last as long as the frame before it, since few files store the
+    duration of the last frame.
     """
     begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
     end = 2 * times[-1] - times[-2] - _STAMPS

@@ -53,13 +53,13 @@ def refuse_other_settings(
         mend: what to do instead, for the message.
 
     Raises:
-        DataError: if a setting differs; the message names the option of the first one.
+        DataError: if a setting differs; the message names the option of the first such setting.
     """
     for name, value in now.items():
         if before.get(name) != value:
             raise DataError(
-                f"{what} with {option(name)} {_words(before.get(name))}, now {_words(value)}; "
-                f"{mend}"
+                f"{what} with {option(name)} {_words(before.get(name))}, but it is now "
+                f"{_words(value)}; {mend}"
             )
 
 

@@ -120,7 +120,9 @@ def _fetch(
             total = _go_on(url, part, archive, progress, timeout)
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DataError(f"{url}: the server answers {error.code} {error.reason}") from error
+                raise DataError(
+                    f"{url}: the server answers {error.code} {error.reason}; check --base-url"
+                ) from error
             reason: object = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
@@ -135,7 +137,8 @@ def _fetch(
         left = attempts if have > before else left - 1
         if left <= 0:
             raise DataError(
-                f"{url}: {reason}; {have:,} bytes are kept in {part}, run again to continue"
+                f"{url}: {reason}; {have:,} bytes are kept in {part}; run the command again to "
+                "continue"
             )
     _check(archive, part, url)
     os.replace(part, target)
@@ -144,7 +147,7 @@ def _fetch(
 
 
 def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
-    """Append the missing bytes; return the size of the whole file if the server states it."""
+    """Append missing bytes to ``part``; return the size of the whole file if the server states it."""
     have = _have(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)
@@ -172,19 +175,18 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
             total = int(length) if length else archive.size
         if archive.size is not None and total is not None and total != archive.size:
             raise DataError(
-                f"{url} has {total:,} bytes, but CLEVRER's archive has {archive.size:,}: it is "
-                "another "
-                "file; check --base-url"
+                f"{url} has {total:,} bytes, but CLEVRER's archive has {archive.size:,}; check "
+                "--base-url"
             )
         room = shutil.disk_usage(part.parent).free
         if total is not None and total - have > room:
             raise DataError(
                 f"{part.parent} has {room:,} bytes of free space, but {archive.name} still needs "
-                f"{total - have:,}; free space or choose another --out"
+                f"{total - have:,} bytes; free space or choose another --out"
             )
         if not resumed:
-            # Remove it before the new validator is written: an interruption in between must not
-            # leave bytes of the old file with the validator of the new one.
+            # Remove the old bytes before the new validator is written: after an interruption, old
+            # bytes must not stay with the new validator.
             part.unlink(missing_ok=True)
         # Weak ETags do not guarantee equal bytes, and servers ignore them in If-Range.
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -226,8 +228,8 @@ def _check(archive: Archive, part: Path, url: str) -> None:
         part.unlink()
         _validator_file(part).unlink(missing_ok=True)
         raise DataError(
-            f"{url} is not CLEVRER's archive but an error page or damaged; it was removed, run "
-            "again"
+            f"{url} returned an error page or a damaged file instead of CLEVRER's archive; the file "
+            "was removed; run the command again"
         )
 
 

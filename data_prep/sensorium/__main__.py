@@ -47,7 +47,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     written, there = convert(args.sources, args.out)
     for path in there:
-        print(f"have {path}")
+        print(f"already complete: {path}")
     for path in written:
         print(f"wrote {path}; next: python -m data_prep.sensorium check {path}")
     return 0
@@ -60,7 +60,7 @@ def _movies(args: argparse.Namespace) -> int:
     if found.held_out:
         print(f"excluded {found.held_out} movies that validation or test trials also show")
     if found.there:
-        print(f"have {len(found.there)} movies")
+        print(f"kept {len(found.there)} movies that already existed")
     print(
         f"wrote {len(found.written)} movies; next: python -m data_prep.clevrer pack --videos "
         f"{args.out} --storage original --out SHARDS"

@@ -72,7 +72,8 @@ def convert(
     names = [name for _, name, _ in plans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
-            f"{', '.join(twice)}: several sessions have this name; convert them to different --out"
+            f"{', '.join(twice)}: several sessions have this name; convert each session to another "
+            "--out"
         )
     written: list[Path] = []
     there: list[Path] = []
@@ -80,7 +81,8 @@ def convert(
         target = Path(out) / name
         if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
             raise DataError(
-                f"{source} is itself --out {out}: it is already converted; run `check` on it"
+                f"{source} is already a session in --out {out} and needs no conversion; run "
+                "`check` on it"
             )
         (there if _is_there(source, target, members) else written).append(target)
     for source, name, members in plans:
@@ -95,9 +97,10 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
         sizes, passed_over = files_below(source)
         del passed_over["hidden"]
         if told := passed_over_line(passed_over):
-            # A missing part of a session would be taken as not recorded.
+            # Training would treat a missing part of a session as not recorded.
             raise DataError(
-                f"{source} cannot be converted completely ({told}); copy the linked files into it"
+                f"{source} cannot be converted completely ({told}); copy linked files into this "
+                "folder"
             )
         try:
             members = [
@@ -136,7 +139,8 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
         name = PurePosixPath(root).name or own
         if name in sessions:
             raise DataError(
-                f"{source} contains two sessions named {name}; convert them to different --out"
+                f"{source} contains two sessions named {name}; convert each session to another "
+                "--out"
             )
         sessions[name] = files
     return sessions
@@ -163,7 +167,7 @@ def _is_there(source: Path, target: Path, members: Sequence[_Member]) -> bool:
     if target.is_dir() and all(
         _whole(target / m.name, m) and _has_content_of(source, m, target / m.name) for m in members
     ):
-        # It remains if a run was stopped after the last file.
+        # The manifest remains if a run was stopped after the last file.
         (target / _MANIFEST).unlink(missing_ok=True)
         return True
     raise DataError(
@@ -200,7 +204,9 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
         raise DataError(f"{source} is damaged, download it again: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left for {target}; free space and run again") from error
+            raise DataError(
+                f"no space left for {target}; free space and run the command again"
+            ) from error
         raise DataError(f"{target} cannot be written: {error}") from error
 
 

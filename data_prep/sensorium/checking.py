@@ -43,7 +43,9 @@ class SessionCheck:
 
 
 def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
-    """Read a whole session like training; if a trial is faulty, check all trials.
+    """Open a session with all checks of training, and summarise it.
+
+    If the session has an error, all trials are checked, to find all errors.
 
     Args:
         path: the session's folder.
@@ -121,7 +123,7 @@ def _figure(session: Session, trials: int, frames: int) -> Figure:
 
 
 def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
-    """Draw frames in two lines, each with its number."""
+    """Draw frames in two rows, each frame with its number."""
     columns = -(-len(frames) // 2)
     height, width = frames.shape[1:]
     pictures = np.full((2 * columns, height, width), 255, dtype=frames.dtype)
@@ -140,7 +142,7 @@ def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """List the errors of all trials, if the rest of the folder can be read."""
+    """Return the errors of all trials; [] if the unit ids or tiers cannot be read."""
     there = {
         name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
     }
@@ -178,7 +180,7 @@ def _movies(session: Session) -> str:
 
 
 def _shared(session: Session) -> list[str]:
-    """Return notes on movies that training shares with other tiers, by the tiers in tiers.npy."""
+    """Return notes on movies of the tier train that other tiers of tiers.npy also show."""
     shown = {
         name: {*session.contents[session.tier_names == name].tolist()} - {-1}
         for name in _raw_tiers(session)

@@ -18,12 +18,18 @@ MASS = 1.0
 STEPS_PER_SECOND = 500
 """Lowest rate of the simulation: a fast object moves about 2 % of its size per step."""
 SEPARATION = 0.02
-"""Gap after which two objects can collide again, so that a lasting touch is one collision."""
+"""Gap in scene units after which two objects can collide again: a lasting contact counts once."""
 
 
 @dataclass(frozen=True)
 class Collision:
-    """First touch of two objects: its frame (the first at or after it), objects and location."""
+    """First contact of two objects.
+
+    Args:
+        frame: first frame at or after the contact.
+        objects: indices of the two objects, ascending.
+        location: (x, y, z) of the contact in scene units.
+    """
 
     frame: int
     objects: tuple[int, int]

@@ -25,7 +25,7 @@ from ssl_vivit.nested_text import read_json_text
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
 RENDERING = 1
-"""Increased whenever a change gives other videos for a seed and number."""
+"""Version of the renderer; increase it if a change alters the video of a seed and number."""
 # Disable macroblock-tree rate control, whose output is not always reproducible.
 QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
@@ -136,8 +136,7 @@ def _check(
         even = (max(16, height + height % 2), max(16, width + width % 2))
         raise DataError(
             f"--size {height} {width} does not fit the video format (yuv420p): height and width "
-            "must be "
-            f"even and at least 16; use --size {even[0]} {even[1]}"
+            f"must be even and at least 16; use --size {even[0]} {even[1]}"
         )
 
 

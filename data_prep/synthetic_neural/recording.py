@@ -17,7 +17,7 @@ def calcium_signal(
     resting: Float[np.ndarray, " n"],
     frames_per_second: float,
 ) -> Float[np.ndarray, "t n"]:
-    """Convolve Poisson spikes with an exponential kernel, and draw gamma noise with that mean.
+    """Draw a calcium signal: gamma noise whose mean is Poisson spikes with exponential decay.
 
     Args:
         draw: random generator.

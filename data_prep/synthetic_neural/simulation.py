@@ -23,7 +23,7 @@ from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.errors import DataError
 
 SIMULATION = 1
-"""Increased whenever a change gives another session for given settings."""
+"""Version of the simulation; increase it if a change alters the session of given settings."""
 _CALIBRATION_MOVIES = 48
 
 
@@ -156,7 +156,7 @@ def _cortex(population: Population, seed: int) -> np.ndarray:
 
 
 def _spread(length: int, most: int) -> list[int]:
-    """Return up to ``most`` positions in a list, both even and odd ones."""
+    """Return up to ``most`` evenly spaced positions in a list of the given length."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 

@@ -249,9 +249,9 @@ def test_verify_compares_the_index_with_the_tar(folder, tmp_path, storage):
     path.write_text(json.dumps(whole))
     failures = verify(str(tmp_path / "out"), progress=False)
     assert failures.keys() == {"film0", "film1", "film2"}
-    assert failures["film0"] == "4 frames, but its index entry has 3"
-    assert "its index entry points to film1." in failures["film2"]
-    assert "its index entry points to film2." in failures["film1"]
+    assert failures["film0"] == "the tar has 4 frames of the sample, but the index entry says 3"
+    assert "the index entry points to film1." in failures["film2"]
+    assert "the index entry points to film2." in failures["film1"]
 
 
 def test_verify_knows_a_longer_name_of_another_video(tmp_path):
@@ -262,7 +262,7 @@ def test_verify_knows_a_longer_name_of_another_video(tmp_path):
     first["members"] = second["members"]
     index["samples"] = [first]
     tar.with_suffix(".json").write_text(json.dumps(index))
-    assert verify(str(tar), progress=False) == {"a": "its index entry points to a.b.mp4"}
+    assert verify(str(tar), progress=False) == {"a": "the index entry points to a.b.mp4"}
 
 
 def test_the_source_is_a_hash_of_the_file(folder, tmp_path):

@@ -271,9 +271,9 @@ def test_listing(recording, capsys):
     ("options", "expected"),
     [
         ([], "has 2 stimuli; choose by --stimulus: stimulus/presentation/movie_a"),
-        (["--stimulus", "movie_c"], "--stimulus movie_c: "),
-        (["--stimulus", "movie_a", "--running", "legs"], "--running legs: "),
-        (["--stimulus", "movie_a", "--trials", "blocks"], "--trials blocks: "),
+        (["--stimulus", "movie_c"], "--stimulus movie_c is not in "),
+        (["--stimulus", "movie_a", "--running", "legs"], "--running legs is not in "),
+        (["--stimulus", "movie_a", "--trials", "blocks"], "--trials blocks is not in "),
         (["--stimulus", "movie_a", "--tiers", "fold"], "no column 'fold'"),
         (["--stimulus", "movie_a", "--tiers", "start_time"], "use train, oracle"),
         (["--stimulus", "movie_a", "--rate", "0"], "--rate 0"),

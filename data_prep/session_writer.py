@@ -269,7 +269,7 @@ class SessionWriter:
             )  # fmt: skip
             raise DataError(
                 f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {now}, but {before} in earlier "
-                "trials; it must be equal in all trials"
+                "trials; this must be equal in all trials"
             )
         self._shapes = shapes
 

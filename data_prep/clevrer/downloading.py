@@ -115,9 +115,9 @@ def _fetch(
         return target
     left = attempts
     while True:
-        before = _have(part)
+        before = _received_bytes(part)
         try:
-            total = _go_on(url, part, archive, progress, timeout)
+            total = _append_missing_bytes(url, part, archive, progress, timeout)
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise DataError(
@@ -129,11 +129,11 @@ def _fetch(
         except TimeoutError:
             reason = f"no data for {timeout:g} s"
         else:
-            have = _have(part)
+            have = _received_bytes(part)
             if total is None or have == total:
                 break
             reason = f"the connection ended at {have:,} of {total:,} bytes"
-        have = _have(part)
+        have = _received_bytes(part)
         left = attempts if have > before else left - 1
         if left <= 0:
             raise DataError(
@@ -146,9 +146,11 @@ def _fetch(
     return target
 
 
-def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
+def _append_missing_bytes(
+    url: str, part: Path, archive: Archive, progress: bool, timeout: float
+) -> int | None:
     """Append missing bytes to ``part``; return the size of the whole file if the server states it."""
-    have = _have(part)
+    have = _received_bytes(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)
     if have:
@@ -211,7 +213,7 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
     return total
 
 
-def _have(part: Path) -> int:
+def _received_bytes(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 

@@ -125,7 +125,7 @@ def pack(
         )
     if source.is_clevrer and frames is None:
         frames = CLEVRER_FRAMES
-    _claim(out, prefix, source, encoding, frames, samples_per_shard)
+    _check_or_save_settings(out, prefix, source, encoding, frames, samples_per_shard)
     groups = [
         source.samples[at : at + samples_per_shard]
         for at in range(0, len(source.samples), samples_per_shard)
@@ -155,7 +155,7 @@ def pack(
     )
 
 
-def _claim(
+def _check_or_save_settings(
     out: Path,
     prefix: str,
     source: VideoSource,
@@ -194,11 +194,11 @@ def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]
         found = read_json_text(manifest.read_text())
     except ValueError as error:
         raise DataError(f"{manifest} is damaged; remove it and {prefix}-*") from error
-    mend = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
+    fix = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
     what = f"{manifest.parent} contains {prefix} shards"
     if found.get("videos") != settings["videos"]:
-        raise DataError(f"{what} of other videos or annotations; {mend}")
-    refuse_other_settings(f"{what} packed", found, settings, mend)
+        raise DataError(f"{what} of other videos or annotations; {fix}")
+    refuse_other_settings(f"{what} packed", found, settings, fix)
 
 
 def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
@@ -215,7 +215,7 @@ def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
     begun = progress and any(job.shard.exists() for job in jobs)
     with tqdm(jobs, desc="checking shards", unit="shard", leave=False, disable=not begun) as bar:
-        reports = [_whole(job) for job in bar]
+        reports = [_report_if_complete(job) for job in bar]
     missing = [place for place, report in enumerate(reports) if report is None]
     left = [jobs[place] for place in missing]
     if left:
@@ -294,7 +294,7 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         ) from error
 
 
-def _whole(job: _Job) -> dict[str, Any] | None:
+def _report_if_complete(job: _Job) -> dict[str, Any] | None:
     index_file = Path(index_path(str(job.shard)))
     if not (job.shard.is_file() and index_file.is_file()):
         return None

@@ -98,7 +98,8 @@ class NwbFile:
         trace: TracebackType | None,
     ) -> None:
         self._io.close()
-        if isinstance(error, OSError):  # h5py raises it for a truncated array or a missing decoder
+        # h5py raises OSError for a truncated array or a missing decoder.
+        if isinstance(error, OSError):
             why = " ".join(str(error).split())[:200]
             raise DataError(
                 f"{self.path} cannot be read to the end: {why}; copy the file again, or install "
@@ -127,12 +128,12 @@ class NwbFile:
         table = self._file.units
         if table is None or not len(table):
             rois = self.roi_names()
-            mend = (
+            fix = (
                 f"for calcium imaging give --responses, one of {_names(rois)}"
                 if rois
                 else "sort the spikes and add them as `units` with spike_times"
             )
-            raise DataError(f"{self.path} has no units; {mend}")
+            raise DataError(f"{self.path} has no units; {fix}")
         if "spike_times" not in table.colnames:
             raise DataError(f"{self.path}: the units have no column spike_times; add spike times")
         ids = self._ids(table, "unit")

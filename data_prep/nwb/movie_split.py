@@ -10,8 +10,8 @@ import numpy as np
 
 from ssl_vivit.errors import DataError
 
-# Two trials show one movie if they share this fraction of the shorter trial's frames: a repeat with
-# a dropped frame or another start must be recognised.
+# Two trials show one movie if they share this fraction of the shorter trial's frames. Repeats of a
+# movie may have dropped frames or another start.
 SAME_MOVIE = 0.5
 
 

@@ -130,7 +130,7 @@ def place(
     known = picture != UNKNOWN_PICTURE
     grey = known & np.append(known[1:] & (np.diff(rows) == 1), False) & ~adjoins
     grey &= following - stop <= _MOST_GREY_SECONDS
-    grey[grey] = ~_touched(stop[grey], following[grey], others, _JITTER * usual)
+    grey[grey] = ~_overlapping(stop[grey], following[grey], others, _JITTER * usual)
     begins = np.concatenate([start[known], stop[grey]])
     stays = np.concatenate([end[known], following[grey]]) - begins
     shows = np.concatenate([picture[known], np.full(int(grey.sum()), GREY_PICTURE)])
@@ -163,8 +163,10 @@ def intervals(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, int]:
     return np.flatnonzero(good), int((~good).sum())
 
 
-def _touched(begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float) -> np.ndarray:
-    """Mark the gaps that overlap one of the other intervals by more than ``slack`` seconds."""
+def _overlapping(
+    begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float
+) -> np.ndarray:
+    """Return a mask of the gaps that overlap one of ``others`` by more than ``slack`` seconds."""
     touched = np.zeros(len(begins), bool)
     if len(others):
         others = others[np.argsort(others[:, 0])]

@@ -81,8 +81,8 @@ def convert(
         responses: RoiResponseSeries to use as responses; None uses spike counts of the units.
         units: condition on columns of the units' or regions' table, see :class:`UnitSelection`.
         running: TimeSeries of running speed, a channel of behaviour.
-        pupil: TimeSeries of the pupil. A series of two columns is its centre; a series of one
-            column is its size, a channel of behaviour.
+        pupil: TimeSeries of the pupil. A series of two columns is the pupil's centre. A series of
+            one column is the pupil's size, which becomes a channel of behaviour.
         behaviour: further TimeSeries; each column is a channel of behaviour.
         rate: bins per second; None for one bin per frame.
         size: (H, W) of the frames.

@@ -54,8 +54,8 @@ class Stimuli:
         file: the opened file.
         template: name of the pictures that a table of presentations shows; None uses the table's
             name or its column ``stimulus_name``.
-        frame_column: column of the table that says which picture a row shows; None uses the one of
-            ``PICTURE_COLUMNS`` that the table has.
+        frame_column: column of the table that says which picture a row shows; None uses the only
+            column with a name in ``PICTURE_COLUMNS``.
         external_movies: read movies from files in the NWB file's folder.
     """
 
@@ -109,7 +109,7 @@ class Stimuli:
         if is_template and not any(n == name or n.endswith(f"/{name}") for n in names):
             raise DataError(
                 f"--stimulus {name} is a template, which has no times of presentation; "
-                f"{self._instead()}"
+                f"{self._what_to_give()}"
             )
         path = file.find(name, "--stimulus", names)
         if path not in file.series:
@@ -128,11 +128,9 @@ class Stimuli:
 
     def none_found(self) -> str:
         """Return the error message for a file without a stimulus with times of presentation."""
-        return (
-            f"{self._file.path} has no stimulus with times at which it was shown; {self._instead()}"
-        )
+        return f"{self._file.path} has no stimulus with times at which it was shown; {self._what_to_give()}"
 
-    def _instead(self) -> str:
+    def _what_to_give(self) -> str:
         if usual := self.usual():
             return f"give --stimulus {', '.join(usual)}"
         if others := self.names():

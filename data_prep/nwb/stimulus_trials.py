@@ -65,7 +65,7 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
         rate: rate of the bins; None for one bin per frame, which requires equal frame rates.
 
     Raises:
-        DataError: if two were shown at once, or their rates differ and ``rate`` is None.
+        DataError: if two stimuli overlap, or their rates differ and ``rate`` is None.
     """
     usual = [float(np.median(np.diff(shown.onsets))) for shown in stimuli]
     rates = [frame_rate(shown.onsets) for shown in stimuli]

@@ -5,9 +5,10 @@
     python -m data_prep.sensorium movies sessions/* --out movies
 
 `convert` reads published archives or folders with one or more sessions each, and does not change
-their arrays; run again after an interruption, it continues. `check` reads a session like training
-and exits with 1 if the session cannot be used for training. `movies` writes the training stimuli as
-video files, for pretraining without responses; movies of validation and test trials are excluded.
+their arrays; run it again to continue after an interruption. `check` opens a session with all
+checks of training and exits with 1 if the session cannot be used. `movies` writes the training
+stimuli as video files, for pretraining without responses; movies of validation and test trials are
+excluded.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
         "behaviour": _behaviour(session),
         "pupil centre": "measured" if session.has_pupil else "unmeasured",
     }
-    return SessionCheck(session, facts, [], [*session.notes, *_shared(session)])
+    return SessionCheck(session, facts, [], [*session.notes, *_notes_on_shared_movies(session)])
 
 
 def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 6) -> None:
@@ -179,7 +179,7 @@ def _movies(session: Session) -> str:
     return f"{len(shown)} different{repeated}"
 
 
-def _shared(session: Session) -> list[str]:
+def _notes_on_shared_movies(session: Session) -> list[str]:
     """Return notes on movies of the tier train that other tiers of tiers.npy also show."""
     shown = {
         name: {*session.contents[session.tier_names == name].tolist()} - {-1}

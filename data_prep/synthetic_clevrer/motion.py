@@ -110,7 +110,7 @@ def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
                 spin[:2] = -body.velocity.y / RADIUS, body.velocity.x / RADIUS
                 if frame:
                     middle = (turn[frame - 1, number] + spin) / 2
-                    rotations[number] = _turned(middle / fps) @ rotations[number]
+                    rotations[number] = _rotation_matrix(middle / fps) @ rotations[number]
             else:
                 rotations[number] = _about_z(body.angle)
             location[frame, number] = *body.position, item.half_height
@@ -179,7 +179,7 @@ def _about_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _turned(turn: np.ndarray) -> np.ndarray:
+def _rotation_matrix(turn: np.ndarray) -> np.ndarray:
     """Return the rotation matrix of a rotation vector (Rodrigues' formula)."""
     angle = float(np.linalg.norm(turn))
     if angle == 0.0:

@@ -65,7 +65,7 @@ class Renderer:
             uint8 (H, W, 3), RGB.
         """
         poses = list(zip(objects, locations, yaws, strict=True))
-        shadows = self._cast(poses)
+        shadows = self._shadowed_ground(poses)
         floor = self._floor.copy() if shadows else self._floor
         for box, factor in shadows:
             floor[:, *box] *= factor
@@ -114,7 +114,7 @@ class Renderer:
         light = shade(item, (x, y, z), normals, seen, others)
         self._color[:, *fine][:, nearer] = 255 * np.sqrt(np.clip(light, 0, 1))
 
-    def _cast(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    def _shadowed_ground(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
         """Return the boxes of ground pixels that shadows darken, each with factors (3, h, w).
 
         Shadows of resting objects are reused from the previous frame.

@@ -88,9 +88,9 @@ def render(
         "seed": seed,
     }
     with writing(f"--out {out}"):
-        _claim(out, settings)
+        _check_or_save_settings(out, settings)
     indices = range(start_index, start_index + num_videos)
-    missing = [i for i in indices if not _is_whole(out, i)]
+    missing = [i for i in indices if not _is_complete(out, i)]
     if workers is None:
         workers = min(usable_cores(), math.ceil(len(missing) / 4))
     jobs = [(out, index, size, num_frames, fps, seed) for index in missing]
@@ -140,7 +140,7 @@ def _check(
         )
 
 
-def _claim(out: Path, settings: dict) -> None:
+def _check_or_save_settings(out: Path, settings: dict) -> None:
     """Write the manifest of a new folder; raise if the folder has videos with other settings."""
     manifest = out / MANIFEST
     if out.exists() and not out.is_dir():
@@ -161,7 +161,7 @@ def _claim(out: Path, settings: dict) -> None:
             f"--out {out} contains videos rendered",
             found,
             settings,
-            "choose another --out or the same settings",
+            "choose another --out, or the settings of the existing videos",
         )
         return
     if any(out.glob("video_*")) or any(out.glob("annotation_*")):
@@ -173,7 +173,7 @@ def _claim(out: Path, settings: dict) -> None:
     write_json(manifest, settings)
 
 
-def _is_whole(out: Path, index: int) -> bool:
+def _is_complete(out: Path, index: int) -> bool:
     # Files are written atomically, and the video after the annotation.
     return video_path(out, index).exists() and annotation_path(out, index).exists()
 

@@ -17,7 +17,7 @@ def calcium_signal(
     resting: Float[np.ndarray, " n"],
     frames_per_second: float,
 ) -> Float[np.ndarray, "t n"]:
-    """Draw a calcium signal: gamma noise whose mean is Poisson spikes with exponential decay.
+    """Draw a calcium signal: decaying responses to Poisson spikes, with gamma-distributed noise.
 
     Args:
         draw: random generator.

@@ -29,7 +29,7 @@ def pretraining_data(
         config: settings of the data: the shards, and the fraction of held-out videos.
         videos: open shards, or a folder of videos, whose files are read and hashed.
         indices: indices of the training videos.
-        seed: seed of the run. The held-out videos do not depend on it.
+        seed: seed of the run. The choice of held-out videos does not depend on the seed.
 
     Returns:
         A dictionary with the number of ``videos``, the ``shards`` as in the config, the fraction

@@ -276,7 +276,7 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
     if fact is None:
         raise SessionError(
             f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
-            f"which has "
+            "which has "
             + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
             + "; give the folder of one of these sessions"
         )

@@ -49,9 +49,9 @@ class Session:
         path: the session's folder.
         name: the session's name.
         frames_per_second: frame rate of video, responses and behaviour.
-        kind: "spikes" if responses are counts, else "calcium". It is read from
-            ``meta/session.json``. If that does not say it, responses are spikes if all training
-            responses are counts.
+        kind: "spikes" if responses are counts, else "calcium". The kind is read from
+            ``meta/session.json``. If it is absent there, it is "spikes" if all training responses
+            are counts (0, 1, 2, …).
         unit_ids: int64 (N,) ids of the neurons.
         coordinates: float64 (N, 3) cortical coordinates; None if absent or equal for all neurons.
         tier_names: tier of each trial as written in tiers.npy.

@@ -236,8 +236,7 @@ def _check_together(sessions: Sequence[Session]) -> None:
         if names.count(name) > 1:
             raise SessionError(
                 f"{names.count(name)} sessions have the name {name}; rename their folders, since a "
-                "model "
-                f"identifies sessions by name"
+                "model identifies sessions by name"
             )
     sizes = {session.name: session.frame_size for session in sessions}
     if len(set(sizes.values())) > 1:

@@ -66,7 +66,9 @@ def split_trials(
     moved = {
         movie
         for i in asking
-        for movie in _first(set(_movies(sessions[i], splits[i]["train"])) - fixed, validation_share)
+        for movie in _smallest_hashes(
+            set(_movies(sessions[i], splits[i]["train"])) - fixed, validation_share
+        )
     }
     for i in asking:
         session, train = sessions[i], splits[i]["train"]
@@ -88,10 +90,10 @@ def split_trials(
     for session, split in zip(sessions, splits, strict=True):
         share = train_share
         if train_trials is not None:
-            share = _share_of(train_trials, session.name, len(split["train"]))
+            share = _train_fraction(train_trials, session.name, len(split["train"]))
         whole = split["validation"]
         for tier in ("train", "validation"):
-            split[tier] = _nested_share(session.name, split[tier], share, share_seed)
+            split[tier] = _nested_fraction(session.name, split[tier], share, share_seed)
         split["spared"] = np.setdiff1d(whole, split["validation"])
     if train_share < 1 or train_trials is not None:
         told = ", ".join(
@@ -129,7 +131,7 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
     return chosen
 
 
-def _share_of(wanted: int, name: str, there: int) -> float:
+def _train_fraction(wanted: int, name: str, there: int) -> float:
     if wanted > there:
         raise SessionError(
             f"data.train_trials is {wanted}, but session {name} has {there} training trials; lower "
@@ -138,7 +140,7 @@ def _share_of(wanted: int, name: str, there: int) -> float:
     return wanted / there
 
 
-def _nested_share(name: str, trials: np.ndarray, share: float, seed: int | None) -> np.ndarray:
+def _nested_fraction(name: str, trials: np.ndarray, share: float, seed: int | None) -> np.ndarray:
     prefix = name if seed is None else f"{name}\x1f{seed}"
     order = np.argsort([name_fraction(f"{prefix}\x1ftrial {trial}") for trial in trials])
     # In floats 0.1 · 30 is slightly above 3, which ceil would round to 4.
@@ -149,7 +151,7 @@ def _movies(session: Session, trials: np.ndarray) -> list[str]:
     return [session.trials[int(trial)].content for trial in trials]
 
 
-def _first(movies: set[str], share: float) -> list[str]:
+def _smallest_hashes(movies: set[str], share: float) -> list[str]:
     """Return a fraction of movie hashes, the smallest: at least one, and never all."""
     return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
 

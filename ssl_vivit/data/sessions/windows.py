@@ -129,7 +129,7 @@ class WindowBatches:
         }
 
     def contents(self) -> dict[str, str]:
-        """Return the digests of the sessions, by the name of the setting that lists them."""
+        """Return "data.sessions" → names and digests of all sessions, as one text."""
         digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]
         return {"data.sessions": ", ".join(digests)}
 
@@ -187,7 +187,7 @@ class WindowBatches:
         return [count * -(-size // sum(counts)) for count in counts]
 
     def _order(self, epoch: int, size: int) -> list[tuple[int, int, int]]:
-        """Return (session, trial, number of the window in the trial) of an epoch's windows."""
+        """Return the shuffled windows of an epoch, as (session, trial, number in the trial)."""
         windows, places = [], []
         for i, count in enumerate(self._counts(size)):
             name = self.sessions[i].name
@@ -207,7 +207,10 @@ class WindowBatches:
         return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
 
     def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
-        """Draw trials by systematic sampling, which rounds each trial's expected count."""
+        """Return the trials of ``count`` windows, drawn in proportion to the trials' lengths.
+
+        Sampling is systematic: a trial gets its expected number of windows, rounded up or down.
+        """
         name = self.sessions[i].name
         phase = named_generator(self.seed, epoch, name, "trials").random()
         ends = np.cumsum(self._weights[i])

@@ -24,7 +24,7 @@ _ATTEMPTS = 8
 class SampleFetcher:
     """Dataset of a DataLoader that returns the sample of (index, epoch).
 
-    If no sample can be read, it returns the reasons.
+    If no sample can be read, the dataset returns a dictionary of reasons.
     """
 
     def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:

@@ -62,7 +62,8 @@ class ClipConfig:
         """
         if self.num_frames is None:
             raise DataError(
-                "--data.clip.num_frames is null, and there is no encoder that determines it; set it"
+                "--data.clip.num_frames is null, and there is no encoder that determines it; set "
+                "--data.clip.num_frames"
             )
         return self.num_frames
 
@@ -107,7 +108,7 @@ def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]
         timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
         if len(timeless):
             raise DataError(
-                f"{_some(videos.keys, timeless)} has no frame rate, but --data.clip.fps "
+                f"{_example(videos.keys, timeless)} has no frame rate, but --data.clip.fps "
                 f"{fps:g} needs it; set --data.clip.fps to null or pack the videos "
                 "again"
             )
@@ -148,7 +149,7 @@ def start_counts(
     if len(short):
         worst = short[np.argmin(steps[short])]
         raise DataError(
-            f"{_some(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
+            f"{_example(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
             f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
             f"{config.frame_stride} needs {config.span} steps; lower one of them, or set "
             "--data.short_videos pad"
@@ -157,7 +158,7 @@ def start_counts(
     if len(few):
         worst = few[np.argmin(counts[few])]
         raise DataError(
-            f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
+            f"{_example(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
             f"which a clip of {config.span} steps can start at {counts[worst]} "
             f"{'place' if counts[worst] == 1 else 'places'}, but --data.clip.views {config.views} "
             f"needs {config.views}; lower views, num_frames or frame_stride, or set "
@@ -166,7 +167,7 @@ def start_counts(
     return counts
 
 
-def _some(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> str:
+def _example(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> str:
     named = keys[which[0] if first is None else first]
     return named if len(which) == 1 else f"{named} (one of {len(which)} such videos)"
 

@@ -4,8 +4,8 @@
   numbers are equal to those from decoding the whole video.
 - Only groups of pictures with a wanted frame are decoded, and only wanted frames are converted to
   RGB.
-- Rotation and mirroring flags are applied. Sizes are those of the stored pixels. If pixels are not
-  square, frames are not stretched.
+- Rotation and mirroring flags are applied. Frames have the stored number of pixels. Pixels that are
+  not square are not stretched.
 - Size and pixel format must not change within a video.
 - A call uses one thread, since the loader runs several workers.
 """

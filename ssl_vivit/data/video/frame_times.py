@@ -32,8 +32,8 @@ def rate_and_times(
 
     Returns:
         Frames per second and times. A rate fits if frame i begins at i / rate within half a frame.
-        If the header's rate or else the mean rate fits, it is returned with None as times. If
-        neither fits, the mean rate and all times are returned.
+        The header's rate is returned if it fits, else the mean rate. If one of them fits, times are
+        None. If neither fits, the mean rate and all times are returned.
     """
     if len(seconds) < 2 or not seconds[-1] > seconds[0]:
         return named, None

@@ -105,7 +105,7 @@ def test_a_name_twice_is_read_as_tar_unpacks_it(tmp_path):
     found, left_out = indexed(path)
     assert found == {"k": (1, 0), "j": (2, None)}
     assert list(left_out) == ["k.mp4"]
-    assert "more than once; the last one is read" in left_out["k.mp4"]
+    assert "more than once; the last copy is read" in left_out["k.mp4"]
 
 
 def test_one_name_with_two_endings(tmp_path):

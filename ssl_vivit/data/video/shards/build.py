@@ -127,9 +127,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     if entry.offset_data + entry.size > size:
                         raise tarfile.ReadError(f"{entry.name} is truncated")
                     if entry.name in places:
-                        left_out[entry.name] = (
-                            "is in the tar more than once; the last one is read, as tar unpacks it"
-                        )
+                        left_out[entry.name] = "is in the tar more than once; the last copy is read"
                     places[entry.name] = Place(entry.offset_data, entry.size)
             end = opened.offset
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -137,7 +135,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
     if end >= size:
         left_out[tar.name] = "the tar has no end mark; it may be truncated after its last member"
     # tarfile stops without an error at a header that it cannot read.
-    if (rest := _after_zeros(tar, end)) is not None:
+    if (rest := _first_nonzero(tar, end)) is not None:
         raise DataError(
             f"{tar} is not a complete, uncompressed tar: the bytes after {end:,} are not a member "
             f"(first at byte {rest:,}); it is damaged, or tars were joined without tar -A"
@@ -145,7 +143,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
     return places, left_out
 
 
-def _after_zeros(tar: Path, start: int) -> int | None:
+def _first_nonzero(tar: Path, start: int) -> int | None:
     """Return the position of the first nonzero byte from ``start`` on; None if there is none."""
     with open(tar, "rb") as file:
         file.seek(start)

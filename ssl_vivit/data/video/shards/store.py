@@ -124,16 +124,16 @@ class RemoteShard:
         Raises:
             DataError: if the shard cannot be downloaded, or the downloaded shard is damaged.
         """
-        if self._is_whole() and not renew:
+        if self._is_complete() and not renew:
             return self.copy
         with _one_line(self.address):
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             with turn_to_fetch(self.copy, self.stall_timeout) as look:
-                if not self._is_whole() or (renew and damaged(self.copy, look)):
+                if not self._is_complete() or (renew and damaged(self.copy, look)):
                     self._fetch(damaged, look)
         return self.copy
 
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
         return self.copy.is_file() and self.copy.stat().st_size == self.size
 
     def _fetch(self, damaged: Damaged, look: Look) -> None:

@@ -149,7 +149,7 @@ def _fetch(
 def _append_missing_bytes(
     url: str, part: Path, archive: Archive, progress: bool, timeout: float
 ) -> int | None:
-    """Append missing bytes to ``part``; return the size of the whole file if the server states it."""
+    """Append missing bytes to ``part``; return the size of the whole file, None if unknown."""
     have = _received_bytes(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)

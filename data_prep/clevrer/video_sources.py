@@ -53,7 +53,7 @@ class StoredFile:
 
     @property
     def place(self) -> str:
-        """Absolute path of the file. For a member of an archive: the archive's path and the name."""
+        """Absolute path of the file, or of its archive followed by the member's name."""
         return os.path.join(os.path.abspath(self.root), self.name)
 
     def changed_at(self) -> int:

@@ -128,7 +128,9 @@ class Stimuli:
 
     def none_found(self) -> str:
         """Return the error message for a file without a stimulus with times of presentation."""
-        return f"{self._file.path} has no stimulus with times at which it was shown; {self._what_to_give()}"
+        return (
+            f"{self._file.path} has no stimulus with times of presentation; {self._what_to_give()}"
+        )
 
     def _what_to_give(self) -> str:
         if usual := self.usual():

@@ -165,7 +165,7 @@ def _metal(
 
 
 def shadow_reach(item: SceneObject) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (low, high) of the ground that an object darkens, relative to the object."""
+    """Return the corners (low, high) of the ground that an object darkens, from its centre."""
     low, high = np.full(2, -item.reach - 0.15), np.full(2, item.reach + 0.15)
     for lamp in LAMPS:
         offset = lamp.fall * 2 * item.half_height

@@ -58,9 +58,10 @@ class SampleFetcher:
 
 
 def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool = False) -> None:
-    """Raise an error if more than :data:`FEW` and more than :data:`BROKEN_LIMIT` are broken.
+    """Raise an error if too many videos are broken.
 
-    :data:`FEW` is a number of videos, and :data:`BROKEN_LIMIT` a fraction of all videos.
+    The limits are :data:`FEW` videos and the fraction :data:`BROKEN_LIMIT` of all videos. The error
+    is raised if both limits are exceeded.
 
     Args:
         broken: name → why the video cannot be used.

@@ -148,9 +148,8 @@ def build_clips(
     line = short_videos_line(short, len(videos), config.short_videos)
     if line and os.environ.get("RANK", "0") == "0":
         logger.warning("%s", line)
-    return Clips(
-        clips[0], clips[1] if clips[1] else None
-    )  # without videos there is no held-out part
+    # Without held-out videos there is no held-out part.
+    return Clips(clips[0], clips[1] if clips[1] else None)
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:

@@ -311,7 +311,7 @@ def test_files_that_lack_something(tmp_path, capsys):
         return line([str(file), "--out", str(tmp_path / "s"), *parts.get("options", [])], capsys)
 
     assert "has no units" in refusal(units=[], stimuli=[film()])
-    assert "has no stimulus with times at which it was shown" in refusal()
+    assert "has no stimulus with times of presentation" in refusal()
     assert "1 different movie," in refusal(stimuli=[film()])
     both = [film("a"), film("b", starting_time=0.01)]
     assert "overlap at" in refusal(stimuli=both, options=["--stimulus", "a", "b"])

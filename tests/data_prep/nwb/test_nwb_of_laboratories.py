@@ -93,7 +93,7 @@ def test_a_template_alone_is_not_taken_as_shown(tmp_path, capsys):
     nwb.add_acquisition(movie("eye_camera"))
     path = str(saved(nwb, tmp_path))
     text = line([path, "--out", str(tmp_path / "s")], capsys)
-    assert "has no stimulus with times at which it was shown; if one of these was" in text
+    assert "has no stimulus with times of presentation; if one of these was" in text
     assert "name it by --stimulus: acquisition/eye_camera" in text
     text = line([path, "--out", str(tmp_path / "s"), "--stimulus", "movie_one"], capsys)
     assert "--stimulus movie_one is a template, which has no times" in text

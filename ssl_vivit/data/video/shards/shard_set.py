@@ -1,6 +1,6 @@
 """Random access to the samples of indexed webdataset shards.
 
-- At the start only the indices are read. Each sample needs one read at its offset.
+- At the start only the index files are read. Each sample needs one read at its offset.
 - In JPEG samples only the wanted frames are read. Neighbouring frames are read together.
 - Reads do not use a shared file position, so they are safe in forked and spawned workers.
 - All bytes are checked against the CRC in the index.
@@ -220,7 +220,7 @@ class ShardSet:
         return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
-        """Return (offset, size) in bytes of a sample's members: frames or video, then annotation."""
+        """Return (offset, size) in bytes of each member: frames or video, then annotation."""
         members = slice(self._first[i], self._first[i + 1])
         return list(
             zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
@@ -274,7 +274,7 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """Return the key of the first sample whose bytes in a file differ from the index, or None."""
+        """Return the first key whose bytes in a file differ from the index; None if all agree."""
         opened = _OpenShard(str(path))
         for i in np.flatnonzero(self.shard_of == number):
             look()

@@ -27,7 +27,8 @@ def command(stopped: str, *, shards: str = "SHARDS") -> Callable[[Main], Callabl
 
     Args:
         stopped: line to print after Ctrl-C.
-        shards: name of this command's argument for shards, which messages call ``--data.shards``.
+        shards: name of this command's argument for shards, which replaces ``--data.shards`` in
+            messages.
     """
 
     def decorated(main: Main) -> Callable[..., int]:
@@ -77,7 +78,7 @@ def start(main: Callable[[], int]) -> None:
 
 
 def option(setting: str) -> str:
-    """Return the name of a setting's option."""
+    """Return the command-line option of a setting."""
     return "--fps" if setting == "frames_per_second" else f"--{setting.replace('_', '-')}"
 
 

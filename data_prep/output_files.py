@@ -42,7 +42,7 @@ def writing(what: str) -> Iterator[None]:
 
 
 def refuse_other_settings(
-    what: str, before: Mapping[str, Any], now: Mapping[str, Any], mend: str
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], fix: str
 ) -> None:
     """Raise if existing output was made with other settings.
 
@@ -50,16 +50,16 @@ def refuse_other_settings(
         what: start of the message, such as "--out DIR contains videos rendered".
         before: saved settings by name.
         now: current settings by name.
-        mend: what to do instead, for the message.
+        fix: what to do instead, for the message.
 
     Raises:
-        DataError: if a setting differs; the message names the option of the first one.
+        DataError: if a setting differs; the message names the option of the first such setting.
     """
     for name, value in now.items():
         if before.get(name) != value:
             raise DataError(
-                f"{what} with {option(name)} {_words(before.get(name))}, now {_words(value)}; "
-                f"{mend}"
+                f"{what} with {option(name)} {_words(before.get(name))}, but it is now "
+                f"{_words(value)}; {fix}"
             )
 
 

@@ -155,8 +155,8 @@ class SessionWriter:
             tier: one of ``SENSORIUM_TIERS``.
             video: (T, H, W), uint8 or float in [0, 255]; floats are refused if all are at most 1.
             responses: (T, N); NaN is unknown. Spikes must be whole numbers of 0 or more.
-            behaviour: (T, K). It must be given for all trials or for none, and so must
-                ``pupil_centre`` and ``true_rates``.
+            behaviour: (T, K). ``behaviour``, ``pupil_centre`` and ``true_rates`` must each be given
+                for all trials or for none.
             pupil_centre: (T, 2) in the recording's units.
             true_rates: (T, N), expected responses, if they are known.
 
@@ -238,9 +238,8 @@ class SessionWriter:
                 raise DataError(f"{told} has shape {array.shape}; give {_AXES[name]}")
             if len(array) != frames:
                 raise DataError(
-                    f"{told} has {len(array)} frames, but its video has {frames}; the first axis "
-                    "of each "
-                    "array must be time"
+                    f"{told} has {len(array)} frames, but the video has {frames}; the first axis "
+                    "of each array must be time"
                 )
             if name in (RESPONSES, TRUE_RATES) and array.shape[1] != len(self._units):
                 raise DataError(
@@ -253,8 +252,7 @@ class SessionWriter:
             if not np.isfinite(finite).all():
                 raise DataError(
                     f"{told} has numbers that are not finite; interpolate them (only responses "
-                    "may be "
-                    "NaN)"
+                    "may be NaN)"
                 )
             if name == RESPONSES and self._kind == "spikes":
                 _check_counts(told, finite)
@@ -271,7 +269,7 @@ class SessionWriter:
             )  # fmt: skip
             raise DataError(
                 f"trial {trial}: {_ARGUMENTS.get(odd, odd)} {now}, but {before} in earlier "
-                "trials; it must be equal in all trials"
+                "trials; this must be equal in all trials"
             )
         self._shapes = shapes
 
@@ -281,8 +279,7 @@ def _check_counts(told: str, known: np.ndarray) -> None:
     if wrong.size:
         raise DataError(
             f"{told} has {wrong[0]:g}, which is not a spike count; give whole numbers of 0 or "
-            "more, or "
-            "kind='calcium' for another signal"
+            "more, or kind='calcium' for another signal"
         )
 
 
@@ -295,8 +292,7 @@ def _check_pixels(trial: int, video: np.ndarray) -> None:
     if video.dtype != np.uint8 and 0 < high <= 1:
         raise DataError(
             f"trial {trial}: video has values up to {high:g}, but pixels must be from 0 to 255; "
-            "give "
-            "video * 255, or uint8 if the frames are that dark"
+            "give video * 255, or uint8 if the frames are that dark"
         )
 
 
@@ -312,7 +308,7 @@ def _stored(name: str, array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Mean, variance, minimum and maximum of each row of an array; for videos of all pixels."""
+    """Mean, variance, minimum and maximum of each column; for videos, of all pixels together."""
 
     moments: Moments
     low: np.ndarray
@@ -320,7 +316,7 @@ class _Statistics:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> _Statistics:
-        """Compute the statistics of one trial over time, without NaN."""
+        """Compute the statistics of one trial over time; NaN values are ignored."""
         if name == VIDEOS:
             return cls(Moments.of_pixels(array), array.min(), array.max())
         return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))

@@ -36,7 +36,8 @@ def in_workers(
 
     Processes are spawned, not forked, since threads of the caller (such as torch's) do not survive
     a fork. Workers end with this call, also after an exception or if this process is killed: each
-    waits on a pipe and ends when its other end is closed. Signals are not delivered to them.
+    worker waits on a pipe and ends when this process has closed its end. Workers do not receive
+    signals.
 
     Args:
         work: a function of a module.
@@ -78,7 +79,7 @@ def in_workers(
 def _signals_held() -> Iterator[None]:
     """Block signals in processes that are started in the block, for their whole life.
 
-    The parent handles the signals; it receives those that arrive during the block after it.
+    The parent handles signals. Signals that arrive during the block reach the parent after it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED_BY_PARENT)
     try:
@@ -92,7 +93,7 @@ def _start_worker(parent: Connection) -> None:
 
 
 def _end_with(parent: Connection) -> None:
-    """End this process when the other end of the pipe is closed; no data are sent through it."""
+    """End this process when the other end of the pipe is closed. The pipe carries no data."""
     with suppress(EOFError, OSError):
         parent.recv_bytes()
     remove_unfinished()

@@ -19,7 +19,7 @@ GROUP = (
     "training is a group of settings and takes neither a value nor a file; give its settings one by "
     "one, such as --training.run_dir, or in a file by --config FILE"
 )
-NO_TAR = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
+NO_TAR = "pack shards with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 DEPTH = "damaged/config.json: depth 1000000000 must be a whole number of at most 1,000; export the "
 NO_RUN = (
     "holds none of metrics.jsonl, config.yaml, scores.json, comparison.json, probes.json, "

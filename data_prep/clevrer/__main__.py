@@ -51,7 +51,7 @@ def _pack(args: argparse.Namespace) -> int:
     )
     if passed := passed_over_line(report.passed_over):
         print(passed)
-    _name("skipped", report.skipped)
+    _print_reasons("skipped", report.skipped)
     if report.too_many_skipped:
         print(
             "more than 1 % of CLEVRER's videos were skipped: download the archive again, or set "
@@ -67,7 +67,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     failures = verify(args.shards, cache_dir=args.cache_dir, workers=args.workers)
     if failures:
-        _name("broken", failures, all_of_them=True)
+        _print_reasons("broken", failures, all_of_them=True)
         return 1
     print("all samples decode and all CRCs are correct")
     return 0
@@ -90,7 +90,7 @@ def _index(args: argparse.Namespace) -> int:
 
     left_out = index(args.shards)
     print(f"indexed {quantity(len(left_out), 'shard')}")
-    _name(
+    _print_reasons(
         "left out", {f"{k} in {s}": why for s, keys in left_out.items() for k, why in keys.items()}
     )
     return 0
@@ -98,12 +98,12 @@ def _index(args: argparse.Namespace) -> int:
 
 def _download(args: argparse.Namespace) -> int:
     paths = download(args.split, args.out, args.base_url)
-    print("have " + ", ".join(map(str, paths)))
+    print("complete archives: " + ", ".join(map(str, paths)))
     return 0
 
 
-def _name(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None:
-    """Print samples and reasons on standard error; only the first ones if there are many."""
+def _print_reasons(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None:
+    """Print names of samples and reasons on standard error, by default only the first ones."""
     if not reasons:
         return
     shown = list(reasons.items()) if all_of_them else list(reasons.items())[:_NAMED]
@@ -111,7 +111,7 @@ def _name(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None
     for name, why in shown:
         print(f"  {name}: {why}", file=sys.stderr)
     if len(shown) < len(reasons):
-        print(f"  … and {len(reasons) - len(shown)} more, in the indexes", file=sys.stderr)
+        print(f"  … and {len(reasons) - len(shown)} more, listed in the indexes", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         action=FrameSize,
         nargs="+",
         metavar="H W",
-        help="size of stored frames (default: unchanged)",
+        help="height and width of stored frames in pixels (default: unchanged)",
     )
     p.add_argument("--fps", type=float, help="frames kept per second (default: all)")
     p.add_argument(

@@ -13,8 +13,8 @@ from ssl_vivit.nested_text import read_json_text
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
     """Return CLEVRER's annotation with the numbers of the kept frames.
 
-    Trajectories of dropped frames are removed, those of repeated frames are repeated, and a
-    collision moves to the nearest kept frame.
+    Trajectories of dropped frames are removed, trajectories of repeated frames are repeated, and
+    collisions move to the nearest kept frame.
 
     Args:
         annotation: the annotation as JSON.

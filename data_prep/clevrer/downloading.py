@@ -115,27 +115,30 @@ def _fetch(
         return target
     left = attempts
     while True:
-        before = _have(part)
+        before = _received_bytes(part)
         try:
-            total = _go_on(url, part, archive, progress, timeout)
+            total = _append_missing_bytes(url, part, archive, progress, timeout)
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise DataError(f"{url}: the server answers {error.code} {error.reason}") from error
+                raise DataError(
+                    f"{url}: the server answers {error.code} {error.reason}; check --base-url"
+                ) from error
             reason: object = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
         except TimeoutError:
             reason = f"no data for {timeout:g} s"
         else:
-            have = _have(part)
+            have = _received_bytes(part)
             if total is None or have == total:
                 break
             reason = f"the connection ended at {have:,} of {total:,} bytes"
-        have = _have(part)
+        have = _received_bytes(part)
         left = attempts if have > before else left - 1
         if left <= 0:
             raise DataError(
-                f"{url}: {reason}; {have:,} bytes are kept in {part}, run again to continue"
+                f"{url}: {reason}; {have:,} bytes are kept in {part}; run the command again to "
+                "continue"
             )
     _check(archive, part, url)
     os.replace(part, target)
@@ -143,9 +146,11 @@ def _fetch(
     return target
 
 
-def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: float) -> int | None:
-    """Append the missing bytes; return the size of the whole file if the server states it."""
-    have = _have(part)
+def _append_missing_bytes(
+    url: str, part: Path, archive: Archive, progress: bool, timeout: float
+) -> int | None:
+    """Append missing bytes to ``part``; return the size of the whole file, None if unknown."""
+    have = _received_bytes(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)
     if have:
@@ -172,19 +177,18 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
             total = int(length) if length else archive.size
         if archive.size is not None and total is not None and total != archive.size:
             raise DataError(
-                f"{url} has {total:,} bytes, but CLEVRER's archive has {archive.size:,}: it is "
-                "another "
-                "file; check --base-url"
+                f"{url} has {total:,} bytes, but CLEVRER's archive has {archive.size:,}; check "
+                "--base-url"
             )
         room = shutil.disk_usage(part.parent).free
         if total is not None and total - have > room:
             raise DataError(
                 f"{part.parent} has {room:,} bytes of free space, but {archive.name} still needs "
-                f"{total - have:,}; free space or choose another --out"
+                f"{total - have:,} bytes; free space or choose another --out"
             )
         if not resumed:
-            # Remove it before the new validator is written: an interruption in between must not
-            # leave bytes of the old file with the validator of the new one.
+            # Remove the old bytes before the new validator is written: after an interruption, old
+            # bytes must not stay with the new validator.
             part.unlink(missing_ok=True)
         # Weak ETags do not guarantee equal bytes, and servers ignore them in If-Range.
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -209,7 +213,7 @@ def _go_on(url: str, part: Path, archive: Archive, progress: bool, timeout: floa
     return total
 
 
-def _have(part: Path) -> int:
+def _received_bytes(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
@@ -226,8 +230,8 @@ def _check(archive: Archive, part: Path, url: str) -> None:
         part.unlink()
         _validator_file(part).unlink(missing_ok=True)
         raise DataError(
-            f"{url} is not CLEVRER's archive but an error page or damaged; it was removed, run "
-            "again"
+            f"{url} returned an error page or a damaged file instead of CLEVRER's archive; the file "
+            "was removed; run the command again"
         )
 
 

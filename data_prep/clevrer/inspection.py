@@ -74,7 +74,7 @@ class _Tar:
         self._pictures = Counter(parts[1] for parts in pictures if parts)
 
     def unlike_the_index(self, videos: ShardSet, i: int) -> str | None:
-        """Describe how a sample's index entry differs from the tar; None if they agree."""
+        """Return how a sample's index entry differs from the tar; None if they agree."""
         key, total = videos.keys[i], int(videos.num_frames[i])
         places = videos.places(i)
         frames = places[: len(places) - int(videos.has_annotation[i])]
@@ -90,7 +90,7 @@ class _Tar:
                 shorter = key not in self._videos and name.startswith(f"{key}.")
                 fits = shorter or name.rpartition(".")[0] == key
             if not fits:
-                return f"its index entry points to {name}"
+                return f"the index entry points to {name}"
         if STORAGES[videos.storages[i]] == "jpeg":
             there = self._pictures[key]
         else:
@@ -100,7 +100,9 @@ class _Tar:
                     there = probe_video(read_at(file.fileno(), size, offset)).num_frames
                 except DecodingError as error:
                     return str(error)
-        return None if there == total else f"{there} frames, but its index entry has {total}"
+        if there == total:
+            return None
+        return f"the tar has {there} frames of the sample, but the index entry says {total}"
 
 
 def _undecodable(videos: ShardSet, i: int) -> str | None:
@@ -111,7 +113,10 @@ def _undecodable(videos: ShardSet, i: int) -> str | None:
         for start in range(0, total, _FRAMES_AT_ONCE):
             frames = videos.frames(i, range(start, min(total, start + _FRAMES_AT_ONCE)))
             if frames.shape[1:] != expected:
-                return f"{frames.shape[1]}×{frames.shape[2]} pixels, which differs from its index entry"
+                return (
+                    f"the frames have {frames.shape[1]}×{frames.shape[2]} pixels, but the index "
+                    f"entry says {expected[0]}×{expected[1]}"
+                )
     except DecodingError as error:
         return str(error)
     return None

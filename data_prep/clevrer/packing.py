@@ -125,7 +125,7 @@ def pack(
         )
     if source.is_clevrer and frames is None:
         frames = CLEVRER_FRAMES
-    _claim(out, prefix, source, encoding, frames, samples_per_shard)
+    _check_or_save_settings(out, prefix, source, encoding, frames, samples_per_shard)
     groups = [
         source.samples[at : at + samples_per_shard]
         for at in range(0, len(source.samples), samples_per_shard)
@@ -155,7 +155,7 @@ def pack(
     )
 
 
-def _claim(
+def _check_or_save_settings(
     out: Path,
     prefix: str,
     source: VideoSource,
@@ -163,7 +163,7 @@ def _claim(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Save the source and settings of this prefix's shards; raise if saved ones differ."""
+    """Save source and settings of the shards with a prefix; raise if other settings were saved."""
     settings: dict[str, Any] = {
         **asdict(encoding),
         "frames": frames,
@@ -178,8 +178,8 @@ def _claim(
             _refuse_other_settings(manifest, prefix, json.loads(json.dumps(settings)))
         elif any(out.glob(f"{prefix}-*.tar")):
             raise DataError(
-                f"{out} contains {prefix} shards of another program; choose another --out or "
-                "--prefix"
+                f"{out} contains shards {prefix}-*.tar that this command did not write; choose "
+                "another --out or --prefix"
             )
         else:
             write_json(manifest, settings, indent=1)
@@ -193,16 +193,16 @@ def _refuse_other_settings(manifest: Path, prefix: str, settings: dict[str, Any]
     try:
         found = read_json_text(manifest.read_text())
     except ValueError as error:
-        raise DataError(f"{manifest} is damaged; remove it and the {prefix} shards") from error
-    mend = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
+        raise DataError(f"{manifest} is damaged; remove it and {prefix}-*") from error
+    fix = f"choose another --out or --prefix, or remove {prefix}-* and {manifest.name}"
     what = f"{manifest.parent} contains {prefix} shards"
     if found.get("videos") != settings["videos"]:
-        raise DataError(f"{what} of other videos or annotations; {mend}")
-    refuse_other_settings(f"{what} packed", found, settings, mend)
+        raise DataError(f"{what} of other videos or annotations; {fix}")
+    refuse_other_settings(f"{what} packed", found, settings, fix)
 
 
 def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """Return (H, W) of the first readable video, which all videos must have."""
+    """Return (H, W) of the first readable video. All videos must have this size."""
     for sample in samples:
         try:
             info = probe_video(sample.video.read())
@@ -215,7 +215,7 @@ def _first_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 def _run(jobs: Sequence[_Job], workers: int, progress: bool) -> list[dict[str, Any]]:
     begun = progress and any(job.shard.exists() for job in jobs)
     with tqdm(jobs, desc="checking shards", unit="shard", leave=False, disable=not begun) as bar:
-        reports = [_whole(job) for job in bar]
+        reports = [_report_if_complete(job) for job in bar]
     missing = [place for place, report in enumerate(reports) if report is None]
     left = [jobs[place] for place in missing]
     if left:
@@ -259,7 +259,8 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(
-                f"no space left for {job.shard}; complete shards are kept, free space and run again"
+                f"no space left for {job.shard}; complete shards are kept; free space and run the "
+                "command again"
             ) from error
         raise DataError(f"{job.shard} cannot be written: {error}") from error
     return _report(index)
@@ -281,7 +282,7 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         info = probe_video(video)
         if (info.height, info.width) != job.source_size:
             raise DecodingError(
-                f"{info.height}×{info.width} pixels, but the other videos have "
+                f"has {info.height}×{info.width} pixels, but the other videos have "
                 f"{job.source_size[0]}×{job.source_size[1]}"
             )
     try:
@@ -293,7 +294,7 @@ def _members(job: _Job, sample: Sample) -> dict[str, bytes]:
         ) from error
 
 
-def _whole(job: _Job) -> dict[str, Any] | None:
+def _report_if_complete(job: _Job) -> dict[str, Any] | None:
     index_file = Path(index_path(str(job.shard)))
     if not (job.shard.is_file() and index_file.is_file()):
         return None

@@ -35,10 +35,11 @@ LARGEST_SIDE = 16384
 MOST_REPEATS = 100
 _MICROSECOND = Fraction(1, 1_000_000)
 H264 = {
-    # As close to the source as JPEG_QUALITY, in a quarter of the bytes.
+    # Frames are as close to the source as with JPEG_QUALITY, in a quarter of the bytes.
     "crf": "22",
     "preset": "veryfast",
-    # Decoding starts at a key frame: with one every 8 frames, 3.5 extra frames are decoded.
+    # A key frame every 8 frames. Decoding starts at a key frame, so on average 3.5 extra frames are
+    # decoded.
     "g": "8",
     "bf": "0",
     # Disables the slowest steps of decoding: CABAC and deblocking.
@@ -57,7 +58,8 @@ class Encoding:
             ``jpeg`` stores every frame as a picture.
         size: (H, W) of the stored frames; None keeps the size.
         fps: frames per second to keep: the frames shown at 0, 1/fps, 2/fps … by their time stamps.
-            None keeps all frames, and so does a rate above the video's, unless its rate varies.
+            None keeps all frames. A rate above the video's rate also keeps all frames, unless the
+            video's rate varies.
 
     Raises:
         DataError: if a value is out of range, or ``original`` is combined with ``size`` or ``fps``.
@@ -81,14 +83,19 @@ class Encoding:
                 f"--size {words} must be a height and a width from 1 to {LARGEST_SIDE} pixels"
             )
         if self.storage == "h264" and self.size and (self.size[0] % 2 or self.size[1] % 2):
-            raise DataError(f"--size {self.size[0]} {self.size[1]}: h264 needs even numbers")
+            raise DataError(
+                f"--size {self.size[0]} {self.size[1]}: --storage h264 needs an even height and an "
+                "even width"
+            )
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise DataError(f"--fps {self.fps} must be above 0; omit it to keep all frames")
 
     def members(
         self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None
     ) -> dict[str, bytes]:
-        """Return a sample's members by extension; all frames of the video are decoded as a check.
+        """Return a sample's members of the tar by extension.
+
+        All frames of the video are decoded as a check.
 
         Args:
             name: file name of the video.
@@ -146,9 +153,8 @@ def kept_frames(info: VideoInfo, fps: float | None) -> list[int]:
         if seconds * fps > MOST_REPEATS * info.num_frames:
             raise DecodingError(
                 f"its time stamps spread {info.num_frames} frames over {seconds:g} s; --fps "
-                f"{fps:g} "
-                f"would repeat each more than {MOST_REPEATS} times; lower --fps or fix the time "
-                "stamps"
+                f"{fps:g} would repeat each frame more than {MOST_REPEATS} times; lower --fps or "
+                "fix the time stamps"
             )
         return resampled(info.times, fps).tolist()
     if fps is None or not info.fps or fps >= info.fps:

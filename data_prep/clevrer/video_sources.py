@@ -45,7 +45,7 @@ _ZIP_ERRORS = (
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in a folder or a zip archive; it is read into memory, never unpacked to disk."""
+    """A file in a folder or a zip archive, which is read into memory and not unpacked to disk."""
 
     root: Path
     name: str
@@ -53,11 +53,11 @@ class StoredFile:
 
     @property
     def place(self) -> str:
-        """Absolute path of the file; in an archive, the archive's path and the member's name."""
+        """Absolute path of the file, or of its archive followed by the member's name."""
         return os.path.join(os.path.abspath(self.root), self.name)
 
     def changed_at(self) -> int:
-        """Modification time in nanoseconds; for a member of an archive, that of the archive."""
+        """Return the modification time of the file, or of its archive, in nanoseconds."""
         return (self.root / self.name if self.root.is_dir() else self.root).stat().st_mtime_ns
 
     def read(self) -> bytes:
@@ -120,7 +120,7 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
 
     Raises:
         DataError: if a path is missing, an archive is damaged or contains a name twice, there are
-            no videos, no annotation belongs to a video, or two files have one number.
+            no videos, no annotation belongs to a video, or two files have equal numbers.
     """
     root = Path(videos)
     found, passed_over = _list(root, "--videos")
@@ -195,8 +195,8 @@ def _unpacked(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:
     packed = min(entry.compress_size, archive_size)
     if entry.file_size > max(_SMALL, _LARGEST_RATIO * packed):
         raise OSError(
-            f"unpacks from {packed:,} to {entry.file_size:,} bytes, too much for a video; if it is "
-            "one, unpack the archive and give the folder"
+            f"unpacks from {packed:,} to {entry.file_size:,} bytes, too much for a video; if the "
+            "file is a video, unpack the archive and give the folder"
         )
     with archive.open(entry) as file:
         # The length limits how much is unpacked.
@@ -213,9 +213,8 @@ def _by_number(
             continue
         if number in found:
             raise DataError(
-                f"{option} {file.root} contains {found[number].name} and {file.name}, which have "
-                "one "
-                "number, but annotations are matched by number; pack the folders one by one"
+                f"{option} {file.root} contains {found[number].name} and {file.name} with equal "
+                "numbers, but annotations are matched by number; pack the folders one by one"
             )
         found[number] = file
     return found
@@ -227,7 +226,10 @@ def _number(pattern: re.Pattern[str], file: StoredFile) -> int | None:
 
 
 def _unique_keys(files: Sequence[StoredFile]) -> list[str]:
-    """Make keys from file names; keys that would be equal also get the names of their folders."""
+    """Return a key for each file, made from its name.
+
+    Keys that would be equal also contain the names of the folders.
+    """
     short = [_safe(PurePosixPath(file.name).stem) for file in files]
     long = [_safe(str(PurePosixPath(file.name).with_suffix(""))) for file in files]
     often = Counter(short)

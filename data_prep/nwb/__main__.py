@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frame-column",
         metavar="COLUMN",
-        help="column of the table that says which picture a row shows (default: the one of frame, "
-        "movie_frame_index, image_index and image_name that the table has)",
+        help="column of the table that says which picture a row shows (default: the column that is "
+        "named frame, movie_frame_index, image_index or image_name)",
     )
     parser.add_argument(
         "--external-movies",
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--behaviour", nargs="+", default=[], metavar="NAME", help="further TimeSeries of behaviour"
     )
     parser.add_argument(
-        "--rate", type=float, metavar="HZ", help="rate of bins (default: one bin per frame)"
+        "--rate", type=float, metavar="HZ", help="bins per second (default: one bin per frame)"
     )
     parser.add_argument(
         "--size",
@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         help="size of the frames (default: 36x64)",
     )
     parser.add_argument(
-        "--trials", metavar="TABLE", help="table of intervals (default: the file's trials, if any)"
+        "--trials",
+        metavar="TABLE",
+        help="table of intervals, one row per trial (default: the file's trials, if any)",
     )
     parser.add_argument(
         "--trial-seconds",
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tiers",
         metavar="COLUMN",
-        help="column of the table with each trial's tier (default: split by movie)",
+        help="column of the table of trials with each trial's tier (default: split by movie)",
     )
     parser.add_argument(
         "--held-out",

@@ -32,11 +32,12 @@ class MovieFile:
         if absolute or "://" in name or not self._path.is_relative_to(folder):
             raise DataError(
                 f"{nwb}: the movie {name} is outside the file's folder; move it beside the NWB "
-                "file "
-                "and give its relative path"
+                "file and give its relative path"
             )
         if not self._path.is_file():
-            raise DataError(f"{nwb}: the movie {name} is not in {nwb.parent}; put it there")
+            raise DataError(
+                f"{nwb}: the movie {name} is not in {nwb.parent}; put it into this folder"
+            )
         self._told = f"{nwb}: the movie {name}"
         try:
             info = probe_video(self._path)

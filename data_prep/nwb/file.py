@@ -31,7 +31,7 @@ class Signal:
     """A TimeSeries in its unit, after conversion and offset.
 
     Attributes:
-        name: its path in the file.
+        name: path of the series in the file.
         times: (S,) seconds, sorted.
         values: (S, K) float64.
     """
@@ -58,7 +58,7 @@ class NwbFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        # pynwb would write a pickle to the user's cache, and fail if that is damaged.
+        # pynwb would write a pickle to the user's cache, and fail if this pickle is damaged.
         os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
         try:
             import h5py
@@ -98,9 +98,13 @@ class NwbFile:
         trace: TracebackType | None,
     ) -> None:
         self._io.close()
-        if isinstance(error, OSError):  # h5py raises it for a truncated array or a missing decoder
+        # h5py raises OSError for a truncated array or a missing decoder.
+        if isinstance(error, OSError):
             why = " ".join(str(error).split())[:200]
-            raise DataError(f"{self.path} cannot be read to the end: {why}") from error
+            raise DataError(
+                f"{self.path} cannot be read to the end: {why}; copy the file again, or install "
+                "the missing HDF5 filter"
+            ) from error
 
     @property
     def identifier(self) -> str:
@@ -124,14 +128,14 @@ class NwbFile:
         table = self._file.units
         if table is None or not len(table):
             rois = self.roi_names()
-            mend = (
+            fix = (
                 f"for calcium imaging give --responses, one of {_names(rois)}"
                 if rois
-                else "sort its spikes and add them as `units` with spike_times"
+                else "sort the spikes and add them as `units` with spike_times"
             )
-            raise DataError(f"{self.path} has no units; {mend}")
+            raise DataError(f"{self.path} has no units; {fix}")
         if "spike_times" not in table.colnames:
-            raise DataError(f"{self.path}: its units have no spike_times column; add spike times")
+            raise DataError(f"{self.path}: the units have no column spike_times; add spike times")
         ids = self._ids(table, "unit")
         index = table["spike_times"]
         stops = self.numbers(index.data, "the index of spike_times").astype(np.int64)
@@ -152,7 +156,8 @@ class NwbFile:
             spikes = np.sort(np.asarray(table.get_unit_spike_times(row), np.float64))
             if not np.isfinite(spikes).all():
                 raise DataError(
-                    f"{self.path}: unit {number} has spike times that are not numbers; fix them"
+                    f"{self.path}: unit {number} has spike times that are not finite; remove these "
+                    "spikes"
                 )
             intervals = np.asarray(table.get_unit_obs_intervals(row)) if known else None
             if intervals is not None and (
@@ -160,8 +165,7 @@ class NwbFile:
             ):
                 raise DataError(
                     f"{self.path}: obs_intervals of unit {number} must be pairs of start and stop "
-                    "in "
-                    "seconds"
+                    "in seconds"
                 )
             units.append(Unit(number, spikes, intervals))
         return SpikingUnits(units, len(table))
@@ -196,7 +200,7 @@ class NwbFile:
             len(rows) and (rows.min() < 0 or rows.max() >= len(ids))
         ):
             raise DataError(
-                f"{self.path}: {path} names a region twice or a missing region; fix its regions"
+                f"{self.path}: {path} refers to a region twice or to a missing region; fix its rois"
             )
         chosen = np.flatnonzero(np.isin(rows, self._chosen(region.table, "regions", selection)))
         if not len(chosen):
@@ -274,8 +278,8 @@ class NwbFile:
         tables = self.tables()
         if table not in tables:
             raise DataError(
-                f"{option} {table}: {self.path} has "
-                f"{_names(list(tables), 'no tables of intervals')}"
+                f"{option} {table} is not in {self.path}, which has the tables of intervals "
+                f"{_names(list(tables), '(none)')}"
             )
         return self._column(tables[table], table, column)
 
@@ -283,7 +287,9 @@ class NwbFile:
         """Return start and stop of each row in seconds; NaN if a time is missing."""
         found = [self.column(table, name, option) for name in ("start_time", "stop_time")]
         if any(times.dtype.kind == "U" for times in found):
-            raise DataError(f"{self.path}: {table} has times that are texts; they must be seconds")
+            raise DataError(
+                f"{self.path}: {table} has times that are texts; times must be numbers in seconds"
+            )
         return found[0].astype(np.float64), found[1].astype(np.float64)
 
     def times(self, path: str, samples: int | None = None) -> np.ndarray:
@@ -340,7 +346,7 @@ class NwbFile:
         else:
             return
         more = f", further wrong times: {len(at) - 1}" if len(at) > 1 else ""
-        raise DataError(f"{self.path}: {path}: {told}{more}; fix its timestamps")
+        raise DataError(f"{self.path}: {path}: {told}{more}; fix the timestamps")
 
     def values(self, array: Any, what: str) -> np.ndarray:
         """Read a whole array.
@@ -374,9 +380,7 @@ class NwbFile:
             DataError: if the array is not one-dimensional, not numeric or too large.
         """
         if not _are_numbers(array):
-            raise DataError(
-                f"{self.path}: {what} must be a one-dimensional array of numbers; write them again"
-            )
+            raise DataError(f"{self.path}: {what} must be a one-dimensional array of numbers")
         return self.values(array, what)
 
     def find(self, name: str, option: str, among: list[str]) -> str:
@@ -396,8 +400,8 @@ class NwbFile:
         if len(found) == 1:
             return found[0]
         if found:
-            raise DataError(f"{option} {name} may be {_names(found)}; give one of these")
-        raise DataError(f"{option} {name}: {self.path} has {_names(among, 'none')}")
+            raise DataError(f"{option} {name} matches several objects; give one of {_names(found)}")
+        raise DataError(f"{option} {name} is not in {self.path}, which has {_names(among, 'none')}")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -406,8 +410,8 @@ class NwbFile:
         except DataError:
             raise
         except Exception as error:
-            # pynwb and hdmf raise many errors for files that violate the schema. One of them has
-            # the object as its first argument.
+            # pynwb and hdmf raise many errors for files that violate the schema. One kind of error
+            # has the object as its first argument.
             where = getattr(error.args[0], "path", "") if error.args else ""
             why = error.args[-1] if where else error
             told = " ".join(f"{where}: {why}".removeprefix(": ").split())[:300]
@@ -420,7 +424,7 @@ class NwbFile:
         chosen = np.flatnonzero(selection.rows(columns))
         if not len(chosen):
             held = "; ".join(
-                f"{name} holds {_names([str(v) for v in np.unique(values)])}"
+                f"{name} has the values {_names([str(v) for v in np.unique(values)])}"
                 for name, values in columns.items()
             )
             raise DataError(f"--units {selection.text!r} selects none of the {what}: {held}")
@@ -441,14 +445,16 @@ class NwbFile:
         # Refuse columns that are indexes or references to another table.
         if hasattr(data, "target") or hasattr(data, "table") or len(np.shape(data.data)) != 1:
             raise DataError(
-                f"{self.path}: {column} of {name} has not one number or text a row; choose another"
+                f"{self.path}: {column} of {name} does not have one number or text per row; choose "
+                "another column"
             )
         values = self.values(data, f"{column} of {name}")
         if values.dtype.kind in "OS":
             values = np.array([v.decode() if isinstance(v, bytes) else v for v in values.tolist()])
         if values.dtype.kind not in "fiubU" or values.shape != (len(table),):
             raise DataError(
-                f"{self.path}: {column} of {name} has not one number or text a row; choose another"
+                f"{self.path}: {column} of {name} does not have one number or text per row; choose "
+                "another column"
             )
         return values
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# An interval longer than this many usual intervals contains a pause without frames.
+# An interval longer than this multiple of the usual interval contains a pause without frames.
 PAUSE = 2.5
 # Fraction of a bin by which two times may differ and still count as one edge.
 _TOLERANCE = 1e-6

@@ -62,16 +62,15 @@ class GreyFrames:
         for piece in pieces:
             shape = tuple(piece.shape)
             if piece.dtype.kind not in "fiub":
-                raise DataError(f"{name} has pixels of type {piece.dtype}; write numbers")
+                raise DataError(f"{name} has pixels of type {piece.dtype}; pixels must be numbers")
             if (
                 len(shape) not in (3, 4)
                 or not all(shape)
                 or (len(shape) == 4 and shape[3] not in (1, 3, 4))
             ):
                 raise DataError(
-                    f"{name} has frames of shape {shape}; it must be (frames, rows, columns), "
-                    "optionally "
-                    "with 1, 3 or 4 channels at the end"
+                    f"{name} has frames of shape {shape}; the shape must be (frames, rows, "
+                    "columns), optionally with 1, 3 or 4 channels at the end"
                 )
             if shape[1] * shape[2] > _MOST_PIXELS:
                 raise DataError(
@@ -90,7 +89,7 @@ class GreyFrames:
         return int(self._starts[-1])
 
     def read(self, positions: np.ndarray) -> UInt8[np.ndarray, "f h w"]:
-        """Return the frames with the given numbers, grey and resized."""
+        """Return the frames with the given numbers, grey and resized; numbers may repeat."""
         wanted, order = np.unique(positions, return_inverse=True)
         piece = np.searchsorted(self._starts, wanted, side="right") - 1
         cuts = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(piece) != 0)) + 1
@@ -148,12 +147,13 @@ class GreyFrames:
         if low >= 0 and high <= 255:
             return 1.0, 0.0
         raise DataError(
-            f"{name} has pixels from {low:g} to {high:g}; write them in [0, 1], [−1, 1] or [0, 255]"
+            f"{name} has pixels from {low:g} to {high:g}; pixels must be in [0, 1], [−1, 1] or "
+            "[0, 255]"
         )
 
 
 def _chunks(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Yield parts of a range of frames that are small enough for the memory."""
+    """Yield (start, stop) of successive parts of a range of frames that fit into memory."""
     step = max(1, _VALUES_AT_ONCE // int(np.prod(shape[1:])))
     for first in range(int(start), int(stop), step):
         yield first, min(first + step, int(stop))

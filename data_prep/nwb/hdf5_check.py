@@ -16,7 +16,7 @@ _MOST_CHUNK_BYTES = 2**30
 
 
 def check_hdf5(path: str | Path) -> None:
-    """Refuse a file that refers to other files, has cyclic links, or states too large arrays.
+    """Raise an error if a file refers to other files, has cyclic links or states too large arrays.
 
     Args:
         path: an HDF5 file.
@@ -89,8 +89,8 @@ def _members(group: Any, path: str | Path) -> Iterator[tuple[str, Any]]:
 def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> None:
     if array.external or array.is_virtual:
         raise DataError(
-            f"{path}: the data of {place} are in another file, which is not read; copy them into "
-            "this file"
+            f"{path}: the data of {place} are in another file, which is not read; copy the data "
+            "into this file"
         )
     item = array.id.get_type().get_size()
     claimed = (array.size or 0) * item
@@ -98,7 +98,7 @@ def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> N
     if stored > file_bytes or claimed > max(_FREE_BYTES, _MOST_PACKED * stored):
         raise DataError(
             f"{path}: {place} states a size of {claimed:,} bytes, but the file contains at most "
-            f"{min(stored, file_bytes):,}; write it again with its data"
+            f"{min(stored, file_bytes):,}; write the array again"
         )
     if array.chunks is not None:
         chunk = item
@@ -107,6 +107,5 @@ def _check_array(array: Any, place: str, path: str | Path, file_bytes: int) -> N
         if chunk > _MOST_CHUNK_BYTES:
             raise DataError(
                 f"{path}: {place} is stored in chunks of {chunk:,} bytes, which are too large to "
-                "read; "
-                "write it with smaller chunks"
+                "read; write the array with smaller chunks"
             )

@@ -10,13 +10,13 @@ import numpy as np
 
 from ssl_vivit.errors import DataError
 
-# Two trials show one movie if they share this fraction of the shorter trial's frames: a repeat with
-# a dropped frame or another start must be recognised.
+# Two trials show one movie if they share this fraction of the shorter trial's frames. Repeats of a
+# movie may have dropped frames or another start.
 SAME_MOVIE = 0.5
 
 
 def frame_prints(video: np.ndarray) -> frozenset[bytes]:
-    """Return one digest for each distinct frame of a trial's video, without blank frames.
+    """Return one digest for each distinct frame of a trial's video; blank frames are left out.
 
     A frame is blank if all its pixels are equal.
 
@@ -38,7 +38,8 @@ def movies(prints: Iterable[frozenset[bytes]]) -> list[int]:
     """
     first: dict[frozenset[bytes], int] = {}
     trials = [first.setdefault(frames, number) for number, frames in enumerate(prints)]
-    # `above` maps a trial to an earlier trial of its movie (union-find); the first maps to itself.
+    # `above` maps a trial to an earlier trial of its movie (union-find). The first trial of a movie
+    # maps to itself.
     above = {number: number for number in first.values()}
     holders: dict[bytes, list[int]] = {}
     sizes = {number: len(frames) for frames, number in first.items()}

@@ -20,7 +20,7 @@ PICTURE_COLUMNS = ("frame", "movie_frame_index", "image_index", "image_name")
 GREY_PICTURE = -1
 UNKNOWN_PICTURE = -2
 _GREY_NAMES = ("omitted", "blank", "gray", "grey")
-# The screen is unknown in longer gaps, such as another block of the session.
+# Longest gap in seconds in which the screen is grey. In longer gaps the screen is unknown.
 _MOST_GREY_SECONDS = 3.0
 # Fraction of a usual row's duration by which times of neighbouring rows may be inconsistent.
 _JITTER = 0.5
@@ -75,8 +75,7 @@ def picture_numbers(
     if (rows := np.flatnonzero(wrong & ~np.isnan(column))).size:
         raise DataError(
             f"{where} is {column[rows[0]]:g} in row {rows[0]}, but there are {count} pictures; it "
-            "must "
-            f"be 0 to {count - 1}, or -1 for grey"
+            f"must be 0 to {count - 1}, or -1 for grey"
         )
     return numbers.astype(np.int64)
 
@@ -108,7 +107,10 @@ def place(
         left_out[f"rows of {table} show no picture of its template"] = unknown
     if not (pictures[rows] >= 0).any():
         told = "; ".join(f"{count} {why}" for why, count in left_out.items())
-        raise DataError(f"no row of {table} shows a picture ({told or 'all are grey'})")
+        raise DataError(
+            f"no row of {table} shows a picture ({told or 'all are grey'}); choose another table "
+            "by --stimulus"
+        )
     start, stop, picture = starts[rows], stops[rows], pictures[rows]
     usual = float(np.median((stop - start)[picture >= 0]))
     following = np.append(start[1:], np.inf)
@@ -120,7 +122,7 @@ def place(
             a, b = rows[at[0]], rows[at[0] + 1]
             raise DataError(
                 f"{table}: row {b} ({starts[b]:.6f} to {stops[b]:.6f} s) {told} row {a} "
-                f"({starts[a]:.6f} to {stops[a]:.6f} s); fix its times"
+                f"({starts[a]:.6f} to {stops[a]:.6f} s); fix the times of the table"
             )
     adjoins = following - stop < _JITTER * usual
     end = np.where(adjoins, following, stop)
@@ -128,7 +130,7 @@ def place(
     known = picture != UNKNOWN_PICTURE
     grey = known & np.append(known[1:] & (np.diff(rows) == 1), False) & ~adjoins
     grey &= following - stop <= _MOST_GREY_SECONDS
-    grey[grey] = ~_touched(stop[grey], following[grey], others, _JITTER * usual)
+    grey[grey] = ~_overlapping(stop[grey], following[grey], others, _JITTER * usual)
     begins = np.concatenate([start[known], stop[grey]])
     stays = np.concatenate([end[known], following[grey]]) - begins
     shows = np.concatenate([picture[known], np.full(int(grey.sum()), GREY_PICTURE)])
@@ -137,8 +139,8 @@ def place(
     parts = np.maximum(1, np.round(stays / usual))
     if parts.sum() > _MOST_FRAMES:
         raise DataError(
-            f"{table}: a row usually lasts {usual:.3g} s, but one lasts {stays.max():.3g} s, which "
-            "is too long for one stimulus; fix its times"
+            f"{table}: a row usually lasts {usual:.3g} s, but one row lasts {stays.max():.3g} s, "
+            "which is too long for one stimulus; fix the times of the table"
         )
     parts = parts.astype(np.int64)
     part = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -156,13 +158,15 @@ NO_INTERVAL = "are not intervals: a time is missing, or stop_time is not after s
 
 
 def intervals(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the numbers of the rows that are intervals, and the count of other rows."""
+    """Return the indices of rows with start before stop, and the number of other rows."""
     good = np.isfinite(starts) & np.isfinite(stops) & (starts < stops)
     return np.flatnonzero(good), int((~good).sum())
 
 
-def _touched(begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float) -> np.ndarray:
-    """Mark the gaps that overlap one of the other intervals by more than ``slack`` seconds."""
+def _overlapping(
+    begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float
+) -> np.ndarray:
+    """Return a mask of the gaps that overlap one of ``others`` by more than ``slack`` seconds."""
     touched = np.zeros(len(begins), bool)
     if len(others):
         others = others[np.argsort(others[:, 0])]

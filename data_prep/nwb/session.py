@@ -81,8 +81,8 @@ def convert(
         responses: RoiResponseSeries to use as responses; None uses spike counts of the units.
         units: condition on columns of the units' or regions' table, see :class:`UnitSelection`.
         running: TimeSeries of running speed, a channel of behaviour.
-        pupil: TimeSeries of the pupil. A series of two columns is its centre; a series of one
-            column is its size, a channel of behaviour.
+        pupil: TimeSeries of the pupil. A series of two columns is the pupil's centre. A series of
+            one column is the pupil's size, which becomes a channel of behaviour.
         behaviour: further TimeSeries; each column is a channel of behaviour.
         rate: bins per second; None for one bin per frame.
         size: (H, W) of the frames.
@@ -118,7 +118,7 @@ def convert(
         for stimulus in shown:
             left_out += stimulus.left_out
         if units is not None:
-            notes.append(f"--units chose {len(neurons.ids)} of {neurons.available}")
+            notes.append(f"--units selects {len(neurons.ids)} of {neurons.available} neurons")
         cut, given = _with_signals(cut, given, [*signals, *centre], left_out, notes)
         if isinstance(neurons, RoiSignals):
             cut, given = _with_responses(cut, given, neurons, left_out)
@@ -131,20 +131,19 @@ def convert(
         if isinstance(neurons, RoiSignals) and neurons.interval > 1.5 * bins.mean():
             notes.append(
                 f"{neurons.name} has {1 / neurons.interval:.4g} samples per second, fewer than "
-                "bins, so "
-                f"samples are repeated; --rate {1 / neurons.interval:.4g} gives one bin per sample"
+                "bins per second, so samples are repeated; "
+                f"--rate {1 / neurons.interval:.4g} gives one bin per sample"
             )
         grey = np.concatenate([trial.position for trial in cut]) < 0
         if grey.any():
             notes.append(
-                f"{grey.mean():.1%} of the frames are a grey screen ({GREY}): gaps between rows of "
-                "the table, and rows that show grey"
+                f"{grey.mean():.1%} of the frames are a grey screen (pixel value {GREY}): gaps "
+                "between rows of the table, and rows that show grey"
             )
         if any(_squeezed(f.source_size, size) for f in frames):
             notes.append(
                 f"frames of {frames[0].source_size[0]}×{frames[0].source_size[1]} pixels are "
-                "resized to "
-                f"{size[0]}×{size[1]}, which changes the aspect ratio"
+                f"resized to {size[0]}×{size[1]}, which changes the aspect ratio"
             )
         with SessionWriter(
             out,
@@ -241,7 +240,7 @@ class _Totals:
         raise DataError(
             f"{path}: there is no {what} in any of the {self._trials} trials, which are between "
             f"{trials[0].edges[0]:.6g} and {trials[-1].edges[-1]:.6g} s; check that responses and "
-            "stimulus are on one clock, or choose others by --units and --stimulus"
+            "stimulus are on one clock, or choose other neurons by --units or another --stimulus"
         )
 
     def notes(self, kind: str) -> list[str]:
@@ -252,14 +251,12 @@ class _Totals:
         if kind == "spikes" and self._silent_trials and silent < len(self._sum):
             notes.append(
                 f"{len(self._silent_trials)} of {self._trials} trials have no spike of any unit, "
-                "the "
-                f"first is trial {self._silent_trials[0]}; check that the recording was on"
+                f"the first is trial {self._silent_trials[0]}; check that the recording was on"
             )
         if self._unknown:
             notes.append(
                 f"{self._unknown / (self._known + self._unknown):.1%} of the responses are NaN: "
-                "the "
-                "file has no sample in the bin, or the unit was not recorded in it"
+                "the file has no sample in the bin, or the unit was not recorded in the bin"
             )
         if self._negative:
             notes.append(
@@ -279,7 +276,9 @@ def _check_settings(
     if rate is not None and not 0 < rate < 1e4:
         raise DataError(f"--rate {rate:g} must be above 0, in bins per second, such as 30")
     if min(size) < 1 or max(size) > 4096:
-        raise DataError(f"--size {size[0]}x{size[1]} must be rows and columns, such as 36x64")
+        raise DataError(
+            f"--size {size[0]}x{size[1]} must be rows and columns from 1 to 4096, such as 36x64"
+        )
     if trial_seconds is not None and not 0 < trial_seconds < np.inf:
         raise DataError(f"--trial-seconds {trial_seconds:g} must be above 0")
     if trial_seconds is not None and trials is not None:
@@ -320,7 +319,8 @@ def _signals(
         (signals if columns == 1 else centre).append(signal)
     if len(centre) > 1:
         raise DataError(
-            f"--pupil has two series of the centre, {centre[0].name} and {centre[1].name}; give one"
+            f"--pupil has two series of the centre, {centre[0].name} and {centre[1].name}; give "
+            "only one of them"
         )
     if running is not None:
         signals.append(file.signal(running, "--running"))
@@ -382,8 +382,7 @@ def _with_signals(
         left_out["trials begin before the first sample of a signal"] += keep.count(False)
     notes += [
         f"{name} has no sample for more than {_STALE_SECONDS:g} s in {count} trials; its last "
-        "value "
-        "is kept"
+        "value is kept"
         for name, count in stale.items()
         if count
     ]
@@ -428,8 +427,7 @@ def _clock_notes(bins: np.ndarray) -> list[str]:
         return []
     return [
         f"{odd:.1%} of the frames do not last the usual {usual:.4f} s; durations are "
-        f"{bins.min():.4f} "
-        f"to {bins.max():.4f} s; --rate {1 / bins.mean():.4g} gives even bins"
+        f"{bins.min():.4f} to {bins.max():.4f} s; --rate {1 / bins.mean():.4g} gives even bins"
     ]
 
 

@@ -54,8 +54,8 @@ class Stimuli:
         file: the opened file.
         template: name of the pictures that a table of presentations shows; None uses the table's
             name or its column ``stimulus_name``.
-        frame_column: column of the table that says which picture a row shows; None uses the one of
-            ``PICTURE_COLUMNS`` that the table has.
+        frame_column: column of the table that says which picture a row shows; None uses the only
+            column with a name in ``PICTURE_COLUMNS``.
         external_movies: read movies from files in the NWB file's folder.
     """
 
@@ -109,7 +109,7 @@ class Stimuli:
         if is_template and not any(n == name or n.endswith(f"/{name}") for n in names):
             raise DataError(
                 f"--stimulus {name} is a template, which has no times of presentation; "
-                f"{self._instead()}"
+                f"{self._what_to_give()}"
             )
         path = file.find(name, "--stimulus", names)
         if path not in file.series:
@@ -129,10 +129,10 @@ class Stimuli:
     def none_found(self) -> str:
         """Return the error message for a file without a stimulus with times of presentation."""
         return (
-            f"{self._file.path} has no stimulus with times at which it was shown; {self._instead()}"
+            f"{self._file.path} has no stimulus with times of presentation; {self._what_to_give()}"
         )
 
-    def _instead(self) -> str:
+    def _what_to_give(self) -> str:
         if usual := self.usual():
             return f"give --stimulus {', '.join(usual)}"
         if others := self.names():
@@ -192,13 +192,16 @@ class Stimuli:
         found = [name for name in PICTURE_COLUMNS if name in columns]
         if len(found) != 1:
             raise DataError(
-                f"{self._file.path}: {table} has {len(found)} columns for the picture of a row; "
-                f"choose one by --frame-column: {', '.join(found or columns)}"
+                f"{self._file.path}: {table} has {len(found)} columns that may say which picture a "
+                f"row shows; choose one by --frame-column: {', '.join(found or columns)}"
             )
         return found[0]
 
     def _template_of(self, table: str) -> tuple[str, np.ndarray | None]:
-        """Return the template of a table, and each row's stimulus name if rows differ in it."""
+        """Return the path of a table's template, and the stimulus name of each row.
+
+        The names are None if they do not tell which rows show the template.
+        """
         file, templates = self._file, self.templates()
         told = None
         if "stimulus_name" in file.tables()[table].colnames:
@@ -258,8 +261,7 @@ class Stimuli:
         ).size:
             raise DataError(
                 f"{file.path}: {path} refers to frame {numbers[wrong[0]]:g} at index {wrong[0]}, "
-                "but "
-                f"its template has {count} frames; indices must be 0 to {count - 1}"
+                f"but its template has {count} frames; indices must be 0 to {count - 1}"
             )
         return pieces, positions
 
@@ -267,7 +269,8 @@ class Stimuli:
         if (order := collection.order_of_images) is None:
             raise DataError(
                 f"{self._file.path}: images of {collection.name} have no order_of_images, so the "
-                f"numbers of {path} are ambiguous; add it, or a table with a column image_name"
+                f"numbers of {path} are ambiguous; add order_of_images, or a table with a column "
+                "image_name"
             )
         return list(order.data[:])
 
@@ -277,7 +280,8 @@ class Stimuli:
             return [series.data]
         if not (names := [str(name) for name in movies[:]]):
             raise DataError(
-                f"{file.path}: {path} has an empty external_file; write the movie's path into it"
+                f"{file.path}: {path} has an empty external_file; set external_file to the movie's "
+                "path"
             )
         if not self._external_movies:
             raise DataError(

@@ -15,7 +15,8 @@ from data_prep.nwb.stimuli import ShownFrames
 from ssl_vivit.errors import DataError
 
 _SAME_RATE = 0.01
-# Tolerance in seconds: trial tables and frame times are often written by different computers.
+# Tolerance as a fraction of a frame, since trial tables and frame times are often written by
+# different computers.
 _EARLY = 0.01
 _TOO_FEW = "rows show fewer than two frames of the stimulus"
 
@@ -64,7 +65,7 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
         rate: rate of the bins; None for one bin per frame, which requires equal frame rates.
 
     Raises:
-        DataError: if two were shown at once, or their rates differ and ``rate`` is None.
+        DataError: if two stimuli overlap, or their rates differ and ``rate`` is None.
     """
     usual = [float(np.median(np.diff(shown.onsets))) for shown in stimuli]
     rates = [frame_rate(shown.onsets) for shown in stimuli]
@@ -123,7 +124,7 @@ def cut_by_table(
         if last == first:
             left_out[_TOO_FEW] += 1
         elif _pauses(timeline, first, last):
-            left_out["rows hold a pause between frames"] += 1
+            left_out["rows contain a pause between frames"] += 1
         elif len((trial := _trial(timeline, first, last, rate, row)).position) < 2:
             left_out[_TOO_FEW] += 1
         else:
@@ -141,9 +142,9 @@ def _refuse_overlap(rows: np.ndarray, starts: np.ndarray, stops: np.ndarray, ear
         one, other = rows[together[0]], rows[together[0] + 1]
         raise DataError(
             f"rows {one} and {other} of the trials overlap: {starts[one]:.6g} to {stops[one]:.6g} "
-            "s "
-            f"and {starts[other]:.6g} to {stops[other]:.6g} s; each frame must belong to one "
-            "trial; fix the table, give another by --trials, or set --trial-seconds to cut evenly"
+            f"s and {starts[other]:.6g} to {stops[other]:.6g} s; each frame must belong to one "
+            "trial; fix the table, give another table by --trials, or set --trial-seconds to cut "
+            "evenly"
         )
 
 
@@ -164,11 +165,14 @@ def cut_evenly(
 
     Returns:
         The trials; and reason → number of pieces without a trial.
+
+    Raises:
+        DataError: if a frame lasts longer than ``seconds``.
     """
     if timeline.interval > seconds:
         raise DataError(
             f"frames last {timeline.interval:.4g} s, longer than --trial-seconds "
-            f"{seconds:g}; check that times are in seconds, or set longer trials"
+            f"{seconds:g}; check that times are in seconds, or raise --trial-seconds"
         )
     trials = []
     left_out: Counter[str] = Counter()

@@ -5,9 +5,10 @@
     python -m data_prep.sensorium movies sessions/* --out movies
 
 `convert` reads published archives or folders with one or more sessions each, and does not change
-their arrays; run again after an interruption, it continues. `check` reads a session like training
-and exits with 1 if the session cannot be used for training. `movies` writes the training stimuli as
-video files, for pretraining without responses; movies of validation and test trials are excluded.
+their arrays; run it again to continue after an interruption. `check` opens a session with all
+checks of training and exits with 1 if the session cannot be used. `movies` writes the training
+stimuli as video files, for pretraining without responses; movies of validation and test trials are
+excluded.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     written, there = convert(args.sources, args.out)
     for path in there:
-        print(f"have {path}")
+        print(f"already complete: {path}")
     for path in written:
         print(f"wrote {path}; next: python -m data_prep.sensorium check {path}")
     return 0
@@ -60,7 +61,7 @@ def _movies(args: argparse.Namespace) -> int:
     if found.held_out:
         print(f"excluded {found.held_out} movies that validation or test trials also show")
     if found.there:
-        print(f"have {len(found.there)} movies")
+        print(f"kept {len(found.there)} movies that already existed")
     print(
         f"wrote {len(found.written)} movies; next: python -m data_prep.clevrer pack --videos "
         f"{args.out} --storage original --out SHARDS"

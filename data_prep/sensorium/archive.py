@@ -64,7 +64,7 @@ def convert(
 
     Raises:
         DataError: if a source cannot be read, contains no session or has entries that lead out of
-            it, or if a session of that name exists with other content.
+            the source, or if a session of this name exists with other content.
     """
     plans: list[tuple[Path, str, list[_Member]]] = []
     for source in map(Path, sources):
@@ -72,7 +72,8 @@ def convert(
     names = [name for _, name, _ in plans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
-            f"{', '.join(twice)}: several sessions have this name; convert them to different --out"
+            f"{', '.join(twice)}: several sessions have this name; convert each session to another "
+            "--out"
         )
     written: list[Path] = []
     there: list[Path] = []
@@ -80,9 +81,10 @@ def convert(
         target = Path(out) / name
         if source.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
             raise DataError(
-                f"{source} is itself --out {out}: it is already converted; run `check` on it"
+                f"{source} is already a session in --out {out} and needs no conversion; run "
+                "`check` on it"
             )
-        (there if _is_there(source, target, members) else written).append(target)
+        (there if _is_converted(source, target, members) else written).append(target)
     for source, name, members in plans:
         if Path(out) / name in written:
             _write(source, members, Path(out) / name, progress)
@@ -95,9 +97,10 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
         sizes, passed_over = files_below(source)
         del passed_over["hidden"]
         if told := passed_over_line(passed_over):
-            # A missing part of a session would be taken as not recorded.
+            # Training would treat a missing part of a session as not recorded.
             raise DataError(
-                f"{source} cannot be converted completely ({told}); copy the linked files into it"
+                f"{source} cannot be converted completely ({told}); copy linked files into this "
+                "folder"
             )
         try:
             members = [
@@ -136,7 +139,8 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
         name = PurePosixPath(root).name or own
         if name in sessions:
             raise DataError(
-                f"{source} contains two sessions named {name}; convert them to different --out"
+                f"{source} contains two sessions named {name}; convert each session to another "
+                "--out"
             )
         sessions[name] = files
     return sessions
@@ -157,13 +161,14 @@ def _member(source: Path, entry: zipfile.ZipInfo) -> _Member:
     return _Member(name, "", entry.file_size, entry.CRC)
 
 
-def _is_there(source: Path, target: Path, members: Sequence[_Member]) -> bool:
+def _is_converted(source: Path, target: Path, members: Sequence[_Member]) -> bool:
     if not target.exists():
         return False
     if target.is_dir() and all(
-        _whole(target / m.name, m) and _has_content_of(source, m, target / m.name) for m in members
+        _is_complete(target / m.name, m) and _has_content_of(source, m, target / m.name)
+        for m in members
     ):
-        # It remains if a run was stopped after the last file.
+        # The manifest remains if a run was stopped after the last file.
         (target / _MANIFEST).unlink(missing_ok=True)
         return True
     raise DataError(
@@ -175,8 +180,8 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
     partial = target.with_name(f"{target.name}.partial")
     manifest = json.dumps([[m.name, m.size, m.mark] for m in members])
     try:
-        _claim(partial, manifest)
-        missing = [m for m in members if not _whole(partial / m.name, m)]
+        _prepare_partial(partial, manifest)
+        missing = [m for m in members if not _is_complete(partial / m.name, m)]
         needed, free = sum(m.size for m in missing), shutil.disk_usage(partial).free
         if needed > free:
             raise DataError(
@@ -200,11 +205,13 @@ def _write(source: Path, members: Sequence[_Member], target: Path, progress: boo
         raise DataError(f"{source} is damaged, download it again: {error}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise DataError(f"no space left for {target}; free space and run again") from error
+            raise DataError(
+                f"no space left for {target}; free space and run the command again"
+            ) from error
         raise DataError(f"{target} cannot be written: {error}") from error
 
 
-def _claim(partial: Path, manifest: str) -> None:
+def _prepare_partial(partial: Path, manifest: str) -> None:
     """Keep the files of an interrupted run of this source; remove files of another source."""
     note = partial / _MANIFEST
     if partial.exists():
@@ -219,7 +226,7 @@ def _claim(partial: Path, manifest: str) -> None:
         write_text(staging / _MANIFEST, manifest)
 
 
-def _whole(path: Path, member: _Member) -> bool:
+def _is_complete(path: Path, member: _Member) -> bool:
     return path.is_file() and path.stat().st_size == member.size
 
 

@@ -43,7 +43,9 @@ class SessionCheck:
 
 
 def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
-    """Read a whole session like training; if a trial is faulty, check all trials.
+    """Open a session with all checks of training, and summarise it.
+
+    If the session has an error, all trials are checked, to find all errors.
 
     Args:
         path: the session's folder.
@@ -68,7 +70,7 @@ def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
         "behaviour": _behaviour(session),
         "pupil centre": "measured" if session.has_pupil else "unmeasured",
     }
-    return SessionCheck(session, facts, [], [*session.notes, *_shared(session)])
+    return SessionCheck(session, facts, [], [*session.notes, *_notes_on_shared_movies(session)])
 
 
 def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 6) -> None:
@@ -121,7 +123,7 @@ def _figure(session: Session, trials: int, frames: int) -> Figure:
 
 
 def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
-    """Draw frames in two lines, each with its number."""
+    """Draw frames in two rows, each frame with its number."""
     columns = -(-len(frames) // 2)
     height, width = frames.shape[1:]
     pictures = np.full((2 * columns, height, width), 255, dtype=frames.dtype)
@@ -140,7 +142,7 @@ def _film(axis: Axes, numbers: np.ndarray, frames: np.ndarray) -> None:
 
 
 def _trial_problems(path: Path, progress: bool) -> list[str]:
-    """List the errors of all trials, if the rest of the folder can be read."""
+    """Return the errors of all trials; [] if the unit ids or tiers cannot be read."""
     there = {
         name: (path / "data" / name).is_dir() for name in (VIDEOS, RESPONSES, BEHAVIOUR, PUPIL)
     }
@@ -177,8 +179,8 @@ def _movies(session: Session) -> str:
     return f"{len(shown)} different{repeated}"
 
 
-def _shared(session: Session) -> list[str]:
-    """Return notes on movies that training shares with other tiers, by the tiers in tiers.npy."""
+def _notes_on_shared_movies(session: Session) -> list[str]:
+    """Return notes on movies of the tier train that other tiers of tiers.npy also show."""
     shown = {
         name: {*session.contents[session.tier_names == name].tolist()} - {-1}
         for name in _raw_tiers(session)

@@ -56,7 +56,9 @@ def write_movies(
     names = [session.name for session in opened]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"two sessions are called {name}; rename a folder")
+            raise DataError(
+                f"several sessions have the name {name}; rename their folders, so that names differ"
+            )
     held = {
         session.trials[int(trial)].content
         for session in opened
@@ -71,8 +73,7 @@ def write_movies(
     if not chosen:
         raise DataError(
             f"all {len(shown)} training movies are also shown in validation or test trials; no "
-            "movie "
-            "is left for pretraining"
+            "movie is left for pretraining"
         )
     found = WrittenMovies([], [], len(shown) - len(chosen))
     out = Path(out)

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 # Chosen so that ground tilt, horizon and object size match CLEVRER's frames. In the middle of the
-# frame, objects of 0.4 units are about a tenth of its width; +x points at the viewer, +y to the
-# right.
+# frame, an object of 0.4 units covers about a tenth of the frame's width. +x points at the viewer,
+# +y to the right.
 TARGET = (0.2, 0.0, 0.2)
 DISTANCE = 5.3
 ELEVATION = np.deg2rad(28.0)

@@ -18,12 +18,18 @@ MASS = 1.0
 STEPS_PER_SECOND = 500
 """Lowest rate of the simulation: a fast object moves about 2 % of its size per step."""
 SEPARATION = 0.02
-"""Gap after which two objects can collide again, so that a lasting touch is one collision."""
+"""Gap in scene units after which two objects can collide again: a lasting contact counts once."""
 
 
 @dataclass(frozen=True)
 class Collision:
-    """First touch of two objects: its frame (the first at or after it), objects and location."""
+    """First contact of two objects.
+
+    Args:
+        frame: first frame at or after the contact.
+        objects: indices of the two objects, ascending.
+        location: (x, y, z) of the contact in scene units.
+    """
 
     frame: int
     objects: tuple[int, int]
@@ -104,7 +110,7 @@ def simulate(objects: list[SceneObject], num_frames: int, fps: float) -> Motion:
                 spin[:2] = -body.velocity.y / RADIUS, body.velocity.x / RADIUS
                 if frame:
                     middle = (turn[frame - 1, number] + spin) / 2
-                    rotations[number] = _turned(middle / fps) @ rotations[number]
+                    rotations[number] = _rotation_matrix(middle / fps) @ rotations[number]
             else:
                 rotations[number] = _about_z(body.angle)
             location[frame, number] = *body.position, item.half_height
@@ -173,7 +179,7 @@ def _about_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _turned(turn: np.ndarray) -> np.ndarray:
+def _rotation_matrix(turn: np.ndarray) -> np.ndarray:
     """Return the rotation matrix of a rotation vector (Rodrigues' formula)."""
     angle = float(np.linalg.norm(turn))
     if angle == 0.0:

@@ -13,7 +13,7 @@ Pose = tuple[SceneObject, np.ndarray, float]
 """An object, its centre (3,) and its rotation about the vertical in radians."""
 
 NEAREST = 0.5
-"""Objects closer to the camera than this are below the lower edge of the view."""
+"""Distance in scene units; objects closer to the camera are below the lower edge of the view."""
 NOISE = 1.2
 """Standard deviation of the noise, in pixel values; all frames have equal noise, as in CLEVRER."""
 
@@ -65,7 +65,7 @@ class Renderer:
             uint8 (H, W, 3), RGB.
         """
         poses = list(zip(objects, locations, yaws, strict=True))
-        shadows = self._cast(poses)
+        shadows = self._shadowed_ground(poses)
         floor = self._floor.copy() if shadows else self._floor
         for box, factor in shadows:
             floor[:, *box] *= factor
@@ -114,8 +114,8 @@ class Renderer:
         light = shade(item, (x, y, z), normals, seen, others)
         self._color[:, *fine][:, nearer] = 255 * np.sqrt(np.clip(light, 0, 1))
 
-    def _cast(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-        """Return the boxes of the ground that objects darken, and the factors.
+    def _shadowed_ground(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+        """Return the boxes of ground pixels that shadows darken, each with factors (3, h, w).
 
         Shadows of resting objects are reused from the previous frame.
         """
@@ -135,7 +135,10 @@ class Renderer:
         return [shadow for shadow in shadows.values() if shadow is not None]
 
     def _resolve(self, box: tuple[slice, slice], floor: np.ndarray) -> np.ndarray:
-        """Return the pixels of a box: the mean of their samples, with the floor where none hits."""
+        """Return the pixels of a box, uint8 (h, w, 3).
+
+        A pixel is the mean of its samples. Samples without an object show the floor.
+        """
         n = self.samples
         depth, color = self._depth[self._fine(box)], self._color[:, *self._fine(box)]
         # Sums over strided views are several times faster than a mean over two inner axes.

@@ -99,7 +99,7 @@ def draw_scene(seed: int, index: int) -> list[SceneObject]:
 
 
 def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Generator) -> SceneObject:
-    """Place `kind` at random near the middle of the view, apart from the others."""
+    """Return `kind` at a random place near the middle of the view, apart from `others`."""
     while True:
         x, y = float(rng.uniform(-1.8, 1.4)), float(rng.uniform(-1.6, 1.6))
         if _is_free((x, y), others, 0.75):
@@ -109,7 +109,7 @@ def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Genera
 def _entering(
     kind: SceneObject, others: list[SceneObject], start: float, rng: np.random.Generator
 ) -> SceneObject:
-    """Place `kind` just outside the view, with a push towards another object or the middle."""
+    """Return `kind` just outside the view, with a push towards another object or the middle."""
     camera = Camera(1000, round(1000 * ASPECT))
     while True:
         side = rng.choice(["left", "right", "near"], p=[0.4, 0.4, 0.2])
@@ -125,7 +125,7 @@ def _entering(
         else:
             goal = np.array([rng.uniform(-1.6, 1.0), rng.uniform(-1.2, 1.2)])
         heading = (goal - edge) / np.linalg.norm(goal - edge)
-        # Move it out until neither the object nor its shadow is in view before the push.
+        # Move the object outwards until neither it nor its shadow is in view before the push.
         place = edge
         while _touches_view(camera, place, kind):
             place = place - 0.05 * heading

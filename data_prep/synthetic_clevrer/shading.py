@@ -58,7 +58,7 @@ class Lamp:
 
     @cached_property
     def fall(self) -> np.ndarray:
-        """Offset (2,) of the shadow of a point one unit above the ground from the point's foot."""
+        """Offset (2,) on the ground from a point's foot to its shadow, for a height of one unit."""
         x, y, z = self.direction
         return np.array([-x / z, -y / z])
 
@@ -131,8 +131,7 @@ def _metal(
     twice = 2 * (rays[0] * nx + rays[1] * ny + rays[2] * nz)
     rx, ry, rz = rays[0] - twice * nx, rays[1] - twice * ny, rays[2] - twice * nz
 
-    # Downwards metal reflects the floor, which is darker near the object's foot; upwards a dark
-    # room.
+    # Metal reflects the floor below, which is darker near the object's foot, and a dark room above.
     reach = points[2] / np.maximum(-rz, np.float32(1e-3))
     floor = GROUND * (0.45 + 0.55 * _smoothstep(0.0, 0.35, reach))
     hall = 0.06 + 0.16 * np.exp(-5.0 * np.maximum(rz, 0))
@@ -166,7 +165,7 @@ def _metal(
 
 
 def shadow_reach(item: SceneObject) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (low, high), relative to an object, of the ground that it darkens."""
+    """Return the corners (low, high) of the ground that an object darkens, from its centre."""
     low, high = np.full(2, -item.reach - 0.15), np.full(2, item.reach + 0.15)
     for lamp in LAMPS:
         offset = lamp.fall * 2 * item.half_height

@@ -25,7 +25,7 @@ from ssl_vivit.nested_text import read_json_text
 FOLDER_SIZE = 1000
 MANIFEST = "synthetic_clevrer.json"
 RENDERING = 1
-"""Increased whenever a change gives other videos for a seed and number."""
+"""Version of the renderer; increase it if a change alters the video of a seed and number."""
 # Disable macroblock-tree rate control, whose output is not always reproducible.
 QUALITY = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
 
@@ -88,9 +88,9 @@ def render(
         "seed": seed,
     }
     with writing(f"--out {out}"):
-        _claim(out, settings)
+        _check_or_save_settings(out, settings)
     indices = range(start_index, start_index + num_videos)
-    missing = [i for i in indices if not _is_whole(out, i)]
+    missing = [i for i in indices if not _is_complete(out, i)]
     if workers is None:
         workers = min(usable_cores(), math.ceil(len(missing) / 4))
     jobs = [(out, index, size, num_frames, fps, seed) for index in missing]
@@ -136,12 +136,11 @@ def _check(
         even = (max(16, height + height % 2), max(16, width + width % 2))
         raise DataError(
             f"--size {height} {width} does not fit the video format (yuv420p): height and width "
-            "must be "
-            f"even and at least 16; use --size {even[0]} {even[1]}"
+            f"must be even and at least 16; use --size {even[0]} {even[1]}"
         )
 
 
-def _claim(out: Path, settings: dict) -> None:
+def _check_or_save_settings(out: Path, settings: dict) -> None:
     """Write the manifest of a new folder; raise if the folder has videos with other settings."""
     manifest = out / MANIFEST
     if out.exists() and not out.is_dir():
@@ -162,7 +161,7 @@ def _claim(out: Path, settings: dict) -> None:
             f"--out {out} contains videos rendered",
             found,
             settings,
-            "choose another --out or the same settings",
+            "choose another --out, or the settings of the existing videos",
         )
         return
     if any(out.glob("video_*")) or any(out.glob("annotation_*")):
@@ -174,7 +173,7 @@ def _claim(out: Path, settings: dict) -> None:
     write_json(manifest, settings)
 
 
-def _is_whole(out: Path, index: int) -> bool:
+def _is_complete(out: Path, index: int) -> bool:
     # Files are written atomically, and the video after the annotation.
     return video_path(out, index).exists() and annotation_path(out, index).exists()
 

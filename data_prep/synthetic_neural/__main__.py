@@ -52,16 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--held-out-movies",
         type=int,
         metavar="N",
-        help="movies of each of the tiers oracle and live_test_main "
+        help="number of movies in each of the tiers oracle and live_test_main "
         f"(default: {default.held_out_movies})",
     )
     add(
         "--repeats",
         type=int,
         metavar="N",
-        help=f"repeats of each of these movies (default: {default.repeats})",
+        help=f"repeats of each movie of oracle and live_test_main (default: {default.repeats})",
     )
-    add("--seconds", type=float, help=f"length of a trial (default: {default.seconds:g})")
+    add(
+        "--seconds",
+        type=float,
+        help=f"length of a trial in seconds (default: {default.seconds:g})",
+    )
     add(
         "--fps",
         type=float,

@@ -6,7 +6,8 @@
   (Adelson & Bergen 1985, figures 9 and 10). Complex units add the squares of a quadrature pair;
   simple units square one rectified sum.
 - Divisive normalisation by the unit's drive and by the contrast around it (Heeger 1992).
-- Behaviour multiplies the response (Niell & Stryker 2010). A power and a baseline give the rate.
+- Exponent, behaviour and baseline: the normalised response is raised to a power and multiplied by a
+  gain of behaviour (Niell & Stryker 2010). A constant baseline is added.
 
 Before a trial's first frame the screen is grey.
 """
@@ -29,8 +30,8 @@ from ssl_vivit.data.randomness import named_generator
 GREY = 127.5
 KERNEL_SECONDS = 0.5
 _SURROUND_SECONDS = 0.1
-# At their best frequency the paper's kernels (3 and 5) are an eighth of a cycle apart, these a
-# quarter.
+# Orders of the two temporal kernels. At their best frequency these kernels are a quarter of a cycle
+# apart; kernels of orders 3 and 5, as in the paper, are an eighth apart.
 _ORDERS = (3, 7)
 # Standard deviation in pixels of the blur that defines local contrast; width of the surround in
 # widths of the receptive field.
@@ -244,7 +245,10 @@ class Filters:
 def normalised(
     population: Population, drive: Float[Tensor, "t n"], surround: Float[Tensor, "t n"]
 ) -> Float[Tensor, "t n"]:
-    """Apply divisive normalisation and the exponent; in [0, 1) (Heeger 1992, equation 8)."""
+    """Return the drive after divisive normalisation (Heeger 1992, equation 8) and the exponent.
+
+    The values are in [0, 1).
+    """
     power = (drive / population.drive_scale) ** 2
     around = (population.surround * surround / population.surround_scale) ** 2
     return (power / (1 + power + around)) ** population.exponent

@@ -17,7 +17,7 @@ def calcium_signal(
     resting: Float[np.ndarray, " n"],
     frames_per_second: float,
 ) -> Float[np.ndarray, "t n"]:
-    """Convolve Poisson spikes with an exponential kernel, and draw gamma noise with that mean.
+    """Draw a calcium signal: decaying responses to Poisson spikes, with gamma-distributed noise.
 
     Args:
         draw: random generator.

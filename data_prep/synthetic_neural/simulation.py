@@ -23,7 +23,7 @@ from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.errors import DataError
 
 SIMULATION = 1
-"""Increased whenever a change gives another session for given settings."""
+"""Version of the simulation; increase it if a change alters the session of given settings."""
 _CALIBRATION_MOVIES = 48
 
 
@@ -65,7 +65,7 @@ def simulate(
             f"--out {out} contains a session made",
             settings_of(out),
             settings,
-            "choose another --out or the same settings",
+            "choose another --out, or the settings of the existing session",
         )
         return out
     screen = Screen(
@@ -73,7 +73,7 @@ def simulate(
     )
     train, held_out = screen.plan(config.stimuli, config.train_trials, 2 * config.held_out_movies)
     # Use evenly spaced movies, so that both kinds of a mix are included.
-    chosen = [train[i] for i in _spread(len(train), _CALIBRATION_MOVIES)]
+    chosen = [train[i] for i in _evenly_spaced(len(train), _CALIBRATION_MOVIES)]
     population = calibrated(
         draw_population(
             config.neurons,
@@ -155,8 +155,8 @@ def _cortex(population: Population, seed: int) -> np.ndarray:
     return np.column_stack([place, draw.uniform(150.0, 350.0, len(population))])
 
 
-def _spread(length: int, most: int) -> list[int]:
-    """Return up to ``most`` positions in a list, both even and odd ones."""
+def _evenly_spaced(length: int, most: int) -> list[int]:
+    """Return up to ``most`` evenly spaced positions in a list of the given length."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 

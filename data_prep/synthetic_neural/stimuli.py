@@ -37,7 +37,7 @@ class Movie:
 
     Attributes:
         number: number of the movie in its session.
-        clips: sample numbers of the videos that it is made of, in order; empty for a texture.
+        clips: sample numbers of the movie's videos, in order; empty for a texture.
     """
 
     number: int
@@ -126,8 +126,7 @@ class Screen:
         if clips.held_by(films) >= len(order):
             raise DataError(
                 f"--videos contain {len(order)} videos, but {films} held-out movies and training "
-                "need up "
-                f"to {needed}: give more videos, or lower --seconds or --held-out-movies"
+                f"need up to {needed}: give more videos, or lower --seconds or --held-out-movies"
             )
         return clips
 
@@ -255,7 +254,7 @@ class _Clips:
         return tuple(clips)
 
     def held_by(self, movies: int) -> int:
-        """Return the number of videos that a number of movies needs."""
+        """Return the number of videos that the first ``movies`` movies use."""
         trial = _Clips(self._order, self._lengths, self._frames)
         for _ in range(movies):
             trial.next_movie()

@@ -59,7 +59,7 @@ class Ceiling:
         if counts:
             spikes = responses.sum(0)
             null = responses.mean(0)
-            # A neuron without spikes has no log term; it only loses its expected spikes.
+            # A neuron without spikes has no log term; its gain is minus its expected spikes.
             log_ratio = np.log(rates / np.where(null > 0, null, 1))
             gain = (responses * log_ratio).sum(0) - (rates - null).sum(0)
             neurons["bits_per_spike"] = _ratio(gain, spikes * np.log(2))

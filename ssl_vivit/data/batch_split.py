@@ -36,7 +36,7 @@ class BatchSplit:
             raise ValueError(
                 f"total_batch_size {self.total_batch_size} does not divide over {self.world_size} "
                 f"processes × {self.accumulation} accumulation steps; "
-                f"{' or '.join(map(str, near))} would"
+                f"set it to {' or '.join(map(str, near))}"
             )
 
     @property
@@ -44,6 +44,6 @@ class BatchSplit:
         return self.total_batch_size // (self.world_size * self.accumulation)
 
     def positions(self, micro_step: int) -> range:
-        """Return the positions of micro-batch ``micro_step`` of this process in the batch."""
+        """Return the positions of this process's micro-batch ``micro_step`` in the global batch."""
         start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 STALL_TIMEOUT = 30.0
 # Number of successive attempts without new data after which a download fails.
 _ATTEMPTS = 4
-# Seconds before the second attempt. Each further pause is twice as long as the one before.
+# Seconds before the second attempt. Each further pause is twice as long as the pause before it.
 _FIRST_PAUSE = 1.0
 # Longest wait in seconds that a server may request.
 _LONGEST_PAUSE = 60.0
@@ -46,14 +46,14 @@ def fetch(
     """Download a remote file into ``file``.
 
     Args:
-        address: address; see :func:`~ssl_vivit.data.remote_files.opener_of`.
+        address: address of the file; see :func:`~ssl_vivit.data.remote_files.opener_of`.
         file: file that is open for writing. Its content is replaced.
         size: expected size in bytes, from the index. None means the size that the server reports.
         stall_timeout: seconds without data after which an attempt fails.
         look: function that is called several times a second. It may raise to end the download.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the remote file does not exist.
         DataError: if the complete file cannot be downloaded; the message says what to do.
     """
     opener = opener_of(address, stall_timeout)
@@ -63,7 +63,7 @@ def fetch(
     while True:
         wait, total = 0.0, size
         try:
-            with closing(_arrivals(opener, file.tell(), version, stall_timeout, look)) as arrivals:
+            with closing(_received(opener, file.tell(), version, stall_timeout, look)) as arrivals:
                 for arrival in arrivals:
                     if isinstance(arrival, bytes):
                         file.write(arrival)
@@ -76,7 +76,7 @@ def fetch(
             if total is None or file.tell() == total:
                 return
             reason = f"the connection ended at {file.tell():,} of {total:,} bytes"
-        except _Broken as broken:
+        except _AttemptFailed as broken:
             reason, wait = str(broken), broken.wait
             if broken.changed:
                 _empty(file)
@@ -108,25 +108,25 @@ def _empty(file: BinaryIO) -> None:
     file.truncate()
 
 
-class _Broken(Exception):
-    """Raised for a failed attempt that may be repeated."""
+class _AttemptFailed(Exception):
+    """Raised if an attempt to download fails and another attempt may succeed."""
 
     def __init__(self, reason: str, wait: float = 0.0, changed: bool = False) -> None:
         super().__init__(reason)
         self.wait, self.changed = wait, changed
 
 
-def _arrivals(
+def _received(
     opener: Opener,
     start: int,
     version: str | None,
     stall_timeout: float,
     look: Callable[[], object],
 ) -> Generator[Body | bytes, None, None]:
-    """Yield the body of a response, then its bytes.
+    """Yield the :class:`Body` of a response, then its bytes.
 
-    They are received by a separate thread, since some waits cannot be interrupted, such as the wait
-    for a name server. When the iterator is closed, the thread is not joined and ends later.
+    A separate thread receives the response, since some waits cannot be interrupted, such as the
+    wait for a name server. Closing the iterator does not wait for the end of this thread.
     """
     arrivals: queue.Queue[Body | bytes | Exception | None] = queue.Queue(maxsize=4)
     left = threading.Event()
@@ -159,15 +159,15 @@ def _arrivals(
                 arrival = arrivals.get(timeout=min(stopping.INTERVAL, stall_timeout))
             except queue.Empty:
                 if time.monotonic() - last >= stall_timeout:
-                    raise _Broken(_stalled(stall_timeout)) from None
+                    raise _AttemptFailed(_stall_message(stall_timeout)) from None
                 continue
             if arrival is None:
                 return
             if isinstance(arrival, Exception):
                 if is_final(arrival):
                     raise arrival
-                raise _Broken(
-                    _said(arrival, stall_timeout),
+                raise _AttemptFailed(
+                    _reason(arrival, stall_timeout),
                     getattr(arrival, "wait", 0.0),
                     isinstance(arrival, Changed),
                 )
@@ -177,12 +177,12 @@ def _arrivals(
         left.set()
 
 
-def _said(error: Exception, stall_timeout: float) -> str:
+def _reason(error: Exception, stall_timeout: float) -> str:
     cause = getattr(error, "reason", None) or error
     if isinstance(cause, TimeoutError):
-        return _stalled(stall_timeout)
+        return _stall_message(stall_timeout)
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
-def _stalled(seconds: float) -> str:
+def _stall_message(seconds: float) -> str:
     return f"no data arrived for {seconds:g} s (stall_timeout)"

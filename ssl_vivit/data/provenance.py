@@ -29,7 +29,7 @@ def pretraining_data(
         config: settings of the data: the shards, and the fraction of held-out videos.
         videos: open shards, or a folder of videos, whose files are read and hashed.
         indices: indices of the training videos.
-        seed: seed of the run. The held-out videos do not depend on it.
+        seed: seed of the run. The choice of held-out videos does not depend on the seed.
 
     Returns:
         A dictionary with the number of ``videos``, the ``shards`` as in the config, the fraction
@@ -37,7 +37,7 @@ def pretraining_data(
         known), and ``contents``: for each shard a checksum of its annotations, followed by its file
         name.
     """
-    assert isinstance(videos, ShardSet | VideoFolder)  # others do not know their sources
+    assert isinstance(videos, ShardSet | VideoFolder)  # other sets of videos have no hashes
     shards = config.shards
     return {
         "videos": len(indices),

@@ -71,10 +71,11 @@ Opener = Callable[[int, str | None], AbstractContextManager[Body]]
 def opener_of(address: str, timeout: float) -> Opener:
     """Return a function that opens a remote file at an offset.
 
-    The function takes the offset and the version of the bytes before it. The body starts at 0 if
-    the server does not support ranges, or has another version. The function raises
-    FileNotFoundError if there is no such file. It raises Changed, Refused, Unavailable, another
-    OSError or HTTPException if the file cannot be opened.
+    The function takes the offset, and the version of the file from which the bytes before the
+    offset were downloaded (None if unknown). The body starts at 0 if the server does not support
+    ranges or has another version. The function raises FileNotFoundError if the file does not exist.
+    It raises Changed, Refused, Unavailable, another OSError or HTTPException if the file cannot be
+    opened.
 
     Args:
         address: an ``http://`` or ``https://`` address, or one of another file system of fsspec.
@@ -103,7 +104,7 @@ def _open_http(address: str, timeout: float, start: int, version: str | None) ->
         if response.status == http.client.PARTIAL_CONTENT:
             told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range") or "")
             if told is None or int(told[1]) != start or (version and now not in (None, version)):
-                raise Changed("the server returned another range than requested")
+                raise Changed("the server returned another range of bytes than requested")
             first, total = start, None if told[2] == "*" else int(told[2])
         yield Body(first, total, now, iter(lambda: response.read1(_PIECE), b""))
 

@@ -60,12 +60,17 @@ def new_flag() -> Any:
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """Return the arguments of :func:`follow`: all flags of this process, and its id."""
+    """Return the arguments of :func:`follow`: all flags, and the id of this process."""
     return (*_heard, flag), os.getpid()
 
 
 def follow(flags: Sequence[Any], parent: int) -> None:
-    """Make this worker process receive its parent's requests; see :func:`heard_by_workers`."""
+    """Make this worker process receive the requests of its parent process.
+
+    Args:
+        flags: shared flags that the parent sets; see :func:`heard_by_workers`.
+        parent: process id of the parent.
+    """
     global _parent
     _heard[:] = flags
     _parent = parent

@@ -1,4 +1,4 @@
-"""Asynchronous copies of batches to a GPU, beside the running training step."""
+"""Asynchronous copies of batches to a GPU, during the running training step."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_folders_of_others_are_left_alone(tmp_path, session):
             {"responses": np.zeros((6, 4))},
             "trial 1: responses has 4 neurons, but there are 3 unit_ids",
         ),
-        ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, but its video has 6"),
+        ({"responses": np.zeros((5, 3))}, "trial 1: responses has 5 frames, but the video has 6"),
         (
             {"behaviour": np.zeros((6, 3))},
             "trial 1: behaviour has 3 numbers per frame, but has 2 numbers per frame in earlier trials",

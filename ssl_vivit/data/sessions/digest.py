@@ -1,4 +1,4 @@
-"""Digest of a session's files, which identifies a session if its folder was moved."""
+"""Digest of a session's files, which identifies a session even if its folder was moved."""
 
 from __future__ import annotations
 

@@ -127,9 +127,10 @@ class SessionFacts:
             values["unit_ids"]
         ):
             raise SessionError(
-                f"facts of session {values['name']!r}: there must be as many unit_ids as "
-                f"mean_response, not {len(values['unit_ids'])} and {len(values['mean_response'])}, "
-                f"and frames_per_second {values['frames_per_second']} must be above 0"
+                f"facts of session {values['name']!r}: unit_ids has {len(values['unit_ids'])} and "
+                f"mean_response {len(values['mean_response'])} entries, frames_per_second is "
+                f"{values['frames_per_second']}; both lists must have one entry for each neuron, "
+                "and frames_per_second must be above 0"
             )
         split = {tier: tuple(trials) for tier, trials in values["split"].items()}
         return cls(**{**{name: _tuples(value) for name, value in values.items()}, "split": split})
@@ -157,7 +158,7 @@ def check_inputs(session: Session, core: SessionFacts) -> None:
     Raises:
         SessionError: if frame size or behaviour channels differ; the message says how.
     """
-    told = f"session {session.name} does not fit the core of core_from:"
+    told = f"session {session.name} does not fit the core of --core_from:"
     if session.frame_size != core.frame_size:
         sizes = ["×".join(map(str, size)) for size in (session.frame_size, core.frame_size)]
         raise SessionError(
@@ -170,9 +171,9 @@ def check_inputs(session: Session, core: SessionFacts) -> None:
     wanted = core.recorded_channels or max(least, session.behaviour_channels)
     if session.behaviour_channels != wanted:
         raise SessionError(
-            f"{told} it has {session.behaviour_channels} behaviour channels, but the core was "
-            f"fitted to {wanted}; record the channels of the core, or use a core that was fitted "
-            "with model.modulator.kind none"
+            f"{told} the session has {session.behaviour_channels} behaviour channels, but the core "
+            f"was fitted to {wanted}; write data/behavior with {wanted} channels, or use a core "
+            "that was fitted with model.modulator.kind none"
         )
 
 
@@ -260,18 +261,24 @@ def measured_facts(
 
 
 def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
-    """Return a checkpoint's facts of a session, without trials whose responses are withheld.
+    """Return the facts of a session from a checkpoint, without trials with withheld responses.
+
+    Args:
+        session: the open session.
+        facts: facts of all sessions in the checkpoint.
 
     Raises:
-        SessionError: if the session differs from the checkpoint's; the message says how.
+        SessionError: if the session is not in the checkpoint, or differs from the session in the
+            checkpoint; the message says how.
     """
     by_name = {fact.name: fact for fact in facts}
     fact = by_name.get(session.name)
     if fact is None:
         raise SessionError(
             f"session {session.name} ({len(session.unit_ids)} neurons) is not in the checkpoint, "
-            f"which has "
+            "which has "
             + ", ".join(f"{f.name} ({len(f.unit_ids)} neurons)" for f in by_name.values())
+            + "; give the folder of one of these sessions"
         )
     told = f"session {session.name} differs from the session in the checkpoint:"
     ids = tuple(session.unit_ids.tolist())
@@ -318,5 +325,5 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
 
 
 def _divisors(moments: Moments) -> Any:
-    """Return standard deviations as Python numbers; 1 for constants."""
+    """Return the standard deviation of each channel as Python numbers; 1 for constant channels."""
     return np.where(moments.varies, moments.std, 1.0).tolist()

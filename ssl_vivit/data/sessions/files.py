@@ -49,9 +49,9 @@ class Session:
         path: the session's folder.
         name: the session's name.
         frames_per_second: frame rate of video, responses and behaviour.
-        kind: "spikes" if responses are counts, else "calcium". It is read from
-            ``meta/session.json``. If that does not say it, responses are spikes if all training
-            responses are counts.
+        kind: "spikes" if responses are counts, else "calcium". The kind is read from
+            ``meta/session.json``. If it is absent there, it is "spikes" if all training responses
+            are counts (0, 1, 2, …).
         unit_ids: int64 (N,) ids of the neurons.
         coordinates: float64 (N, 3) cortical coordinates; None if absent or equal for all neurons.
         tier_names: tier of each trial as written in tiers.npy.
@@ -119,8 +119,8 @@ class Session:
         self.tiers = {tier: np.setdiff1d(self.tiers[tier], unknown) for tier in TIERS}
         if not len(self.tiers["train"]):
             raise SessionError(
-                f"all responses of the training trials of session {path} are NaN; give trials with "
-                "responses the tier 'train'"
+                f"all responses of the training trials of session {path} are NaN; set the tier of "
+                "trials with responses to 'train'"
             )
         self.withheld = self._tiers_of_zeros()
         for number in (number for trials in self.withheld.values() for number in trials):
@@ -131,7 +131,7 @@ class Session:
         if self.silent_units().all():
             raise SessionError(
                 f"all responses of the training trials of session {path} are 0, so they seem to be "
-                f"withheld; give trials with responses the tier 'train'"
+                f"withheld; set the tier of trials with responses to 'train'"
             )
         self.frame_size = self._same_frame_size()
         self.behaviour_channels = self._same_behaviour_channels() if behaviour else 0
@@ -202,7 +202,8 @@ class Session:
         return kept[start:stop].copy()
 
     def _map(self, part: str, trial: int) -> np.ndarray:
-        return map_array(self._data / part / f"{trial}.npy", "the session's trial needs it")
+        needed = "every used trial of the session needs this file"
+        return map_array(self._data / part / f"{trial}.npy", needed)
 
     def _tiers_of_zeros(self) -> dict[str, list[int]]:
         used = np.concatenate([self.tiers["validation"], self.tiers["test"]])
@@ -231,8 +232,8 @@ class Session:
         first = open_array(self._data / VIDEOS / f"{next(iter(self.trials))}.npy", 3)
         if first.dtype.kind == "f" and 0 < peak <= 1:
             raise SessionError(
-                f"no pixel of session {self.path} is above {peak:g}, but videos must have pixels "
-                "from 0 to 255; multiply them by 255"
+                f"no pixel of session {self.path} is above {peak:g}, but pixels must range from 0 "
+                "to 255; multiply the videos by 255"
             )
         return next(iter(sizes))
 
@@ -257,8 +258,9 @@ class Session:
         wrong = [number for number, trial in self.trials.items() if not trial.counts]
         if told == "spikes" and wrong:
             raise SessionError(
-                f"meta/session.json of {self.path} says that responses are spikes, but those of "
-                f"trial {wrong[0]} are not counts; fix the responses, or write 'calcium'"
+                f"meta/session.json of {self.path} says that responses are spikes, but trial "
+                f"{wrong[0]} has responses that are not counts; fix the responses, or set "
+                "responses to 'calcium'"
             )
         counted = all(self.trials[int(trial)].counts for trial in self.tiers["train"])
         return "spikes" if told == "spikes" or (told is None and counted) else "calcium"

@@ -51,9 +51,10 @@ class NeuralDataConfig:
             by the names of session and trial. For one seed, larger fractions include smaller ones.
         validation_share: fraction of the training movies that are used for validation, in sessions
             without a validation tier.
-        standardize: mean and standard deviation by which pixels are standardised. ``session`` takes
-            those of the sessions' training stimuli. ``encoder`` takes those with which an exported
-            encoder was trained. Other cores and fresh encoders always use those of the sessions.
+        standardize: mean and standard deviation by which pixels are standardised. ``session``
+            computes them from the sessions' training stimuli. ``encoder`` uses the values with
+            which an exported encoder was trained. A core without an exported encoder always uses
+            the values of the sessions.
         session_weights: ``responses`` gives every known response equal weight in the loss, so
             sessions with more windows and neurons have more weight. ``equal`` gives every session
             equal weight over an epoch.
@@ -164,7 +165,7 @@ def build_sessions(
         facts: facts of a checkpoint, whose split, statistics and held-out neurons are then used.
             The sessions must be among those of the checkpoint. None computes the facts.
         pixel_statistics: mean and standard deviation for pixels scaled to [0, 1], by which the
-            video is standardised. None means those of the training stimuli.
+            video is standardised. None computes them from the training stimuli.
         core: facts of a session to which a core was fitted. The sessions must have its frame size
             and number of behaviour channels, and the model uses the same channels. None means no
             fitted core.
@@ -235,8 +236,7 @@ def _check_together(sessions: Sequence[Session]) -> None:
         if names.count(name) > 1:
             raise SessionError(
                 f"{names.count(name)} sessions have the name {name}; rename their folders, since a "
-                "model "
-                f"identifies sessions by name"
+                "model identifies sessions by name"
             )
     sizes = {session.name: session.frame_size for session in sessions}
     if len(set(sizes.values())) > 1:
@@ -262,9 +262,8 @@ def _check_lengths(
             for trial in fact.split[tier]:
                 if session.lengths[trial] <= drop_first:
                     raise SessionError(
-                        f"data.drop_first {drop_first} drops all frames of trial {trial} of "
-                        f"{session.name}, which has "
-                        f"{session.lengths[trial]} frames; lower it"
+                        f"data.drop_first {drop_first} drops all {session.lengths[trial]} frames "
+                        f"of trial {trial} of session {session.name}; lower data.drop_first"
                     )
 
 
@@ -290,5 +289,6 @@ def _rates_note(sessions: Sequence[Session]) -> list[str]:
         return []
     told = ", ".join(f"{session.name} {session.frames_per_second:g} Hz" for session in sessions)
     return [
-        f"sessions have different frame rates ({told}); one frame of each is one step of the model"
+        f"sessions have different frame rates ({told}); one frame of each session is one time step "
+        "of the model"
     ]

@@ -29,10 +29,11 @@ def read_unit_ids(session: Path) -> np.ndarray:
     ids = _read(path)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         raise SessionError(
-            f"{path} contains {ids.dtype} {ids.shape}; expected one integer for each neuron"
+            f"{path} contains {ids.dtype} of shape {ids.shape}; it must contain one integer for "
+            "each neuron"
         )
     if len(np.unique(ids)) < len(ids):
-        raise SessionError(f"{path} contains some ids twice; ids must be unique")
+        raise SessionError(f"{path} contains an id more than once; ids must be unique")
     return ids.astype(np.int64)
 
 
@@ -44,10 +45,13 @@ def read_coordinates(session: Path, neurons: int) -> np.ndarray | None:
     coordinates = _read(path)
     if coordinates.shape != (neurons, 3):
         raise SessionError(
-            f"{path} has shape {coordinates.shape}; expected {(neurons, 3)}. Fix or delete the file"
+            f"{path} has shape {coordinates.shape}; it must have shape {(neurons, 3)}, x, y and z "
+            "of each neuron; fix or delete the file"
         )
     if not np.isfinite(coordinates).all():
-        raise SessionError(f"{path} is not finite; delete it if positions are unknown")
+        raise SessionError(
+            f"{path} contains values that are not finite; delete the file if positions are unknown"
+        )
     return None if (coordinates == coordinates[:1]).all() else coordinates.astype(np.float64)
 
 
@@ -64,21 +68,24 @@ def read_settings(session: Path) -> tuple[float, str | None]:
         raise SessionError(f"{path} must contain an object, such as {{'frames_per_second': 30.0}}")
     rate, kind = settings.get("frames_per_second", FRAMES_PER_SECOND), settings.get("responses")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e5:
-        raise SessionError(f"{path}: frames_per_second is {rate!r}; give a number of hertz")
+        raise SessionError(
+            f"{path}: frames_per_second is {rate!r}; it must be a number above 0 and below 100,000"
+        )
     if kind not in (None, "spikes", "calcium"):
-        raise SessionError(f"{path}: responses is {kind!r}; give 'spikes' or 'calcium'")
+        raise SessionError(f"{path}: responses is {kind!r}; it must be 'spikes' or 'calcium'")
     return float(rate), kind
 
 
 def read_tier_names(session: Path) -> np.ndarray:
-    """Return the tier of each trial as it is written, str (trials,)."""
+    """Return the tier of each trial as written in tiers.npy, str (trials,)."""
     path = session / TIER_NAMES
     names = _read(path)
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8")
     if names.ndim != 1 or names.dtype.kind != "U":
         raise SessionError(
-            f"{path} contains {names.dtype} {names.shape}; expected one name for each trial"
+            f"{path} contains {names.dtype} of shape {names.shape}; it must contain one tier name "
+            "for each trial"
         )
     extra = [
         int(file.stem)
@@ -88,13 +95,13 @@ def read_tier_names(session: Path) -> np.ndarray:
     if extra:
         raise SessionError(
             f"{path} has tiers of {len(names)} trials, but data/{VIDEOS} contains trial "
-            f"{max(extra)}; give every trial a tier"
+            f"{max(extra)}; set a tier for every trial"
         )
     return names
 
 
 def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the numbers of the trials of "train", "validation" and "test", ascending."""
+    """Return "train", "validation" and "test" → numbers of their trials, ascending."""
     try:
         known = {name: tier_of(str(name)) for name in np.unique(names)}
     except SessionError as error:
@@ -108,4 +115,4 @@ def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path) -> np.ndarray:
-    return np.array(map_array(path, "the session needs it"))
+    return np.array(map_array(path, "every session needs this file"))

@@ -20,7 +20,7 @@ from ssl_vivit.data.to_device import to_device
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames [start, start + length) of a trial; frames after its end are padding.
+    """Frames [start, start + length) of a trial; frames after the trial's end are padding.
 
     Args:
         session: index of the session.
@@ -49,11 +49,11 @@ def read_part(
         drop_first: number of frames at the start of a piece whose responses are replaced by NaN.
 
     Returns:
-        ``session``, ``video`` (b, T, H, W), ``behaviour`` (b, T, K) or None, ``pupil_centre`` (b,
-        T, 2) or None, ``responses`` (b, T, N), ``frames`` (b, T) with −1 for padding, ``trial``
-        (b,), ``content`` (b,) the number of the movie; ``shows``, for each piece the index of the
-        first piece with the same frames of the same movie; ``draw``, the names of each piece's
-        draws, if pieces have them.
+        A dictionary with ``session``, the name; ``video`` (b, T, H, W); ``behaviour`` (b, T, K) or
+        None; ``pupil_centre`` (b, T, 2) or None; ``responses`` (b, T, N); ``frames`` (b, T), −1 for
+        padding; ``trial`` (b,); ``content`` (b,), numbers of the movies; ``shows``, for each piece
+        the index of the first piece with equal frames of the same movie; ``draw``, the names of
+        each piece's random draws, only if pieces have draws.
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
     first: dict[tuple[int, int, int], int] = {}
@@ -95,7 +95,10 @@ def read_part(
 
 
 def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device) -> dict[str, Any]:
-    """Copy a part of :func:`read_part` to a device and standardise it; video is (b, 1, T, H, W)."""
+    """Copy a part of :func:`read_part` to a device and standardise it.
+
+    In the returned part ``video`` has shape (b, 1, T, H, W).
+    """
     behaviour, pupil = part["behaviour"], part["pupil_centre"]
     valid = rearrange(part["frames"] >= 0, "b t -> b t 1")
     # Standardise on the host: on a GPU, the copies of channels and statistics would block the host.
@@ -120,7 +123,11 @@ def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device)
 def finish_batch(
     parts: Sequence[dict[str, Any]], facts: Sequence[SessionFacts], device: torch.device
 ) -> dict[str, Any]:
-    """Finish all parts of a batch; see :class:`~ssl_vivit.data.sessions.windows.WindowBatches`."""
+    """Copy all parts of a batch to a device and standardise them.
+
+    Returns:
+        The batch, in the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`.
+    """
     finished = [finish_part(p, f, device) for p, f in zip(parts, facts, strict=True)]
     return {
         "parts": finished,

@@ -23,12 +23,13 @@ class TrialFacts:
     """Facts of one trial.
 
     Args:
-        length: number of frames without padding. Padding are the last frames in which at least one
-            file contains only NaN.
-        cut: number of frames with known responses that are padding because of another file.
+        length: number of frames without padding. The padding consists of the last frames in which
+            at least one file contains only NaN.
+        cut: number of frames with known responses that are padding because another file ends
+            earlier.
         content: hash of the movie.
         video: moments of all pixels, on the scale [0, 255].
-        brightest: largest pixel.
+        brightest: largest pixel value.
         behaviour: moments of each channel; None if absent.
         pupil: moments of x and y; None if absent.
         responses: moments of each neuron's known responses.
@@ -57,11 +58,11 @@ def open_array(path: Path, dimensions: int) -> np.ndarray:
         SessionError: if the file is missing or damaged, or does not contain a non-empty numeric
             array with the given number of dimensions.
     """
-    array = map_array(path, f"every trial needs this file, or tier 'none' in {TIER_NAMES}")
+    array = map_array(path, f"add the file, or set the trial's tier in {TIER_NAMES} to 'none'")
     if array.ndim != dimensions or array.dtype.kind not in "uif" or array.size == 0:
         raise SessionError(
-            f"{path} contains {array.dtype} {_shape(array)}; expected a non-empty numeric array "
-            f"with {dimensions} dimensions, time last"
+            f"{path} contains {array.dtype} of shape {_shape(array)}; it must contain a non-empty "
+            f"numeric array with {dimensions} dimensions, time last"
         )
     return array
 
@@ -71,7 +72,7 @@ def map_array(path: Path, needed: str) -> np.ndarray:
 
     Args:
         path: the file.
-        needed: why the file is needed, for the message if it is missing.
+        needed: end of the message if the file is missing: why it is needed, or what to do.
 
     Raises:
         SessionError: if the file is missing or damaged, or shorter than its header says.
@@ -119,7 +120,7 @@ def scan_trial(
         if array.shape[-1] != frames:
             raise SessionError(
                 f"{paths[name]} has {array.shape[-1]} frames, but the video of trial {trial} has "
-                f"{frames}; resample both to the same frames"
+                f"{frames}; resample both to the same frame times"
             )
     if responses.shape[0] != neurons:
         raise SessionError(
@@ -127,7 +128,9 @@ def scan_trial(
             f"has {neurons}; all trials must have the same neurons"
         )
     if PUPIL in others and others[PUPIL].shape[0] != 2:
-        raise SessionError(f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; expected 2, x and y")
+        raise SessionError(
+            f"{paths[PUPIL]} has {others[PUPIL].shape[0]} rows; it must have 2 rows, x and y"
+        )
 
     lengths = {
         name: recorded_frames(array.reshape(-1, frames))
@@ -142,11 +145,11 @@ def scan_trial(
     video, responses = video[..., :length], responses[:, :length]
     _check_pixels(video, paths[VIDEOS])
     known = ~np.isnan(responses)
-    _check_finite(np.where(known, responses, 0), paths[RESPONSES], "mark unknown responses by NaN")
+    _check_finite(np.where(known, responses, 0), paths[RESPONSES], "write unknown responses as NaN")
     moments = {}
     for name, array in others.items():
         values = array[:, :length]
-        _check_finite(values, paths[name], "interpolate it")
+        _check_finite(values, paths[name], "interpolate the value")
         moments[name] = Moments.of(values, axis=1)
     numbers = responses[known]
     return TrialFacts(
@@ -182,7 +185,11 @@ def movie_name(video: np.ndarray) -> str:
 
 
 def recorded_frames(array: np.ndarray) -> int:
-    """Return the number of frames up to the last that is not all NaN; array is (rows, frames)."""
+    """Return the number of frames up to the last frame that is not all NaN.
+
+    Args:
+        array: (rows, frames) values.
+    """
     if array.dtype.kind != "f":
         return array.shape[1]
     there = ~np.isnan(array).all(axis=0)
@@ -192,22 +199,22 @@ def recorded_frames(array: np.ndarray) -> int:
 def _check_pixels(video: np.ndarray, path: Path) -> None:
     if video.dtype == np.uint8:
         return
-    _check_finite(video.reshape(-1, video.shape[-1]), path, "fix the video")
+    _check_finite(video.reshape(-1, video.shape[-1]), path, "write finite pixels")
     low, high = float(video.min()), float(video.max())
     if low < 0 or high > 255:
         raise SessionError(
-            f"{path} has values from {low:g} to {high:g}; videos must be stored as pixels from 0 "
-            "to 255; do not standardise them"
+            f"{path} has values from {low:g} to {high:g}; pixels must range from 0 to 255 and must "
+            "not be standardised"
         )
 
 
-def _check_finite(values: np.ndarray, path: Path, mend: str) -> None:
-    """Refuse an array (rows, frames) with values that are not finite in float32."""
+def _check_finite(values: np.ndarray, path: Path, fix: str) -> None:
+    """Raise SessionError if an array (rows, frames) has values that are not finite in float32."""
     with np.errstate(over="ignore"):
         finite = np.all(np.isfinite(values.astype(np.float32, copy=False)), axis=0)
     if not finite.all():
         raise SessionError(
-            f"{path} is not finite at frame {int(np.argmin(finite))} of {len(finite)}; {mend}, or "
+            f"{path} is not finite at frame {int(np.argmin(finite))} of {len(finite)}; {fix}, or "
             f"set the trial's tier to 'none'"
         )
 

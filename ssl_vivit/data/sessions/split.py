@@ -66,7 +66,9 @@ def split_trials(
     moved = {
         movie
         for i in asking
-        for movie in _first(set(_movies(sessions[i], splits[i]["train"])) - fixed, validation_share)
+        for movie in _smallest_hashes(
+            set(_movies(sessions[i], splits[i]["train"])) - fixed, validation_share
+        )
     }
     for i in asking:
         session, train = sessions[i], splits[i]["train"]
@@ -74,33 +76,34 @@ def split_trials(
         if goes.all():
             raise SessionError(
                 f"session {session.name} has no validation tier, and all of its training movies "
-                "would be moved to validation; set tiers, or set validation_share "
-                "to 0"
+                "would be moved to validation; set the tier of some trials to 'oracle', or set "
+                "data.validation_share to 0"
             )
         splits[i] = {**splits[i], "train": train[~goes], "validation": train[goes]}
         notes.append(
             f"{session.name}: no validation tier; {goes.sum()} of {len(train)} training trials "
-            f"are used for validation, and their movies are in no other tier"
+            f"are moved to validation, and their movies are in no other tier"
             if goes.any()
-            else f"{session.name}: no validation tier, and no movie can be moved to one"
+            else f"{session.name}: no validation tier, and no training movie can be moved to "
+            "validation"
         )
     for session, split in zip(sessions, splits, strict=True):
         share = train_share
         if train_trials is not None:
-            share = _share_of(train_trials, session.name, len(split["train"]))
+            share = _train_fraction(train_trials, session.name, len(split["train"]))
         whole = split["validation"]
         for tier in ("train", "validation"):
-            split[tier] = _nested_share(session.name, split[tier], share, share_seed)
+            split[tier] = _nested_fraction(session.name, split[tier], share, share_seed)
         split["spared"] = np.setdiff1d(whole, split["validation"])
     if train_share < 1 or train_trials is not None:
         told = ", ".join(
             f"{s.name} {len(p['train'])} + {len(p['validation'])}"
             for s, p in zip(sessions, splits, strict=True)
         )
-        asked = f"train_share {train_share:g}"
+        asked = f"data.train_share {train_share:g}"
         if train_trials is not None:
-            asked = f"train_trials {train_trials}"
-        notes.append(f"{asked} leaves these training + validation trials: {told}")
+            asked = f"data.train_trials {train_trials}"
+        notes.append(f"{asked} leaves these numbers of training + validation trials: {told}")
     return splits, notes + _notes_on_shared_movies(sessions, splits)
 
 
@@ -109,8 +112,8 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
 
     Args:
         session: the session.
-        share: fraction of its neurons. The number is rounded. If the fraction is above 0, it is at
-            least one and never all.
+        share: fraction of the neurons that are held out. Their number is rounded. If the fraction
+            is above 0, at least one neuron and never all neurons are held out.
 
     Raises:
         SessionError: if neurons are to be held out of a session with one neuron.
@@ -118,7 +121,8 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
     number = len(session.unit_ids)
     if share and number < 2:
         raise SessionError(
-            f"session {session.name} has one neuron; held_out_neurons needs two or more"
+            f"session {session.name} has one neuron, but data.held_out_neurons {share:g} needs two "
+            "or more; set data.held_out_neurons to 0"
         )
     held = min(max(round(share * number), 1), number - 1) if share else 0
     order = np.argsort([name_fraction(f"{session.name}\x1f{unit}") for unit in session.unit_ids])
@@ -127,19 +131,19 @@ def held_out_units(session: Session, share: float) -> np.ndarray:
     return chosen
 
 
-def _share_of(wanted: int, name: str, there: int) -> float:
+def _train_fraction(wanted: int, name: str, there: int) -> float:
     if wanted > there:
         raise SessionError(
             f"data.train_trials is {wanted}, but session {name} has {there} training trials; lower "
-            "it, or remove the session"
+            "data.train_trials, or remove the session"
         )
     return wanted / there
 
 
-def _nested_share(name: str, trials: np.ndarray, share: float, seed: int | None) -> np.ndarray:
+def _nested_fraction(name: str, trials: np.ndarray, share: float, seed: int | None) -> np.ndarray:
     prefix = name if seed is None else f"{name}\x1f{seed}"
     order = np.argsort([name_fraction(f"{prefix}\x1ftrial {trial}") for trial in trials])
-    # 0.1 · 30 is a little more than 3 in floats.
+    # In floats 0.1 · 30 is slightly above 3, which ceil would round to 4.
     return np.sort(trials[order[: max(1, ceil(share * len(trials) - 1e-9))]])
 
 
@@ -147,8 +151,8 @@ def _movies(session: Session, trials: np.ndarray) -> list[str]:
     return [session.trials[int(trial)].content for trial in trials]
 
 
-def _first(movies: set[str], share: float) -> list[str]:
-    """Return the fraction of movies whose hashes come first: at least one movie, and never all."""
+def _smallest_hashes(movies: set[str], share: float) -> list[str]:
+    """Return a fraction of movie hashes, the smallest: at least one, and never all."""
     return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
 
 

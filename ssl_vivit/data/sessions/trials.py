@@ -15,7 +15,7 @@ from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 
 
 class TrialBatches:
-    """Whole trials in batches; the trials of a batch are of one session and one length.
+    """Whole trials in batches; all trials of a batch have one session and one length.
 
     Batches have the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`, with one
     part. They include the responses of held-out neurons.
@@ -44,21 +44,24 @@ class TrialBatches:
         return len(self.trials)
 
     def of_process(self, rank: int, world_size: int) -> TrialBatches:
-        """Return the trials of one process; every trial belongs to exactly one process."""
+        """Return batches of the trials of one process; each trial belongs to one process."""
         return self.only(self.trials[rank::world_size])
 
     def only(self, trials: Sequence[tuple[int, int]]) -> TrialBatches:
-        """Return only some trials, given as in the constructor."""
+        """Return batches of only the given trials, in the format of the constructor."""
         return TrialBatches(self.sessions, self.facts, trials, drop_first=self.drop_first)
 
     def of_session(self, name: str) -> TrialBatches:
-        """Return the trials of one session."""
+        """Return batches of the trials of one session."""
         return self.only([item for item in self.trials if self.sessions[item[0]].name == name])
 
     def once(
         self, batch_size: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """Yield all trials in batches of up to ``batch_size``: by session, short trials first."""
+        """Yield all trials once, in batches of up to ``batch_size``.
+
+        Trials are sorted by session, and within a session by length, short trials first.
+        """
         for pieces in self._schedule(batch_size):
             i = pieces[0].session
             nothing = np.zeros(len(self.sessions[i].unit_ids), dtype=bool)

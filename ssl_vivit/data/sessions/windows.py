@@ -1,7 +1,8 @@
 """Training windows of sessions, independent of the number of processes and of interruptions.
 
-- An epoch contains windows of each trial in proportion to its length, up to one window, so that all
-  frames have equal weight. Their starts depend only on (seed, epoch, session, trial, number).
+- The number of windows of a trial in an epoch is proportional to the trial's length, rounded up or
+  down, so that all frames have equal weight. The start of a window depends only on (seed, epoch,
+  session, trial, number of the window).
 - "mix": every global batch contains windows of all sessions in proportion to their frames.
 - "alternate": every global batch contains windows of one session. Sessions alternate in proportion
   to their frames.
@@ -61,7 +62,8 @@ class WindowBatches:
         batching: "mix" or "alternate".
         seed: seed of all random draws.
         drop_first: number of frames at the start of a window whose responses are replaced by NaN.
-        fit_held_out: return only the responses of held-out neurons, instead of those of all others.
+        fit_held_out: replace the responses of all neurons except the held-out ones by NaN, to fit
+            the readouts of held-out neurons. By default the responses of held-out neurons are NaN.
     """
 
     def __init__(
@@ -127,14 +129,14 @@ class WindowBatches:
         }
 
     def contents(self) -> dict[str, str]:
-        """Return the digests of the sessions, by the name of the setting that lists them."""
+        """Return "data.sessions" → names and digests of all sessions, as one text."""
         digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]
         return {"data.sessions": ", ".join(digests)}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """Yield micro-batches from an optimisation step on, without end.
+        """Yield the micro-batches of all optimisation steps from ``start_step`` on, without end.
 
         Each step has ``split.accumulation`` micro-batches. The batches of a step do not depend on
         ``start_step``.
@@ -178,14 +180,14 @@ class WindowBatches:
                 yield [self._piece(epoch, *batch[i]) for i in split.positions(micro_step)]
 
     def _counts(self, size: int) -> list[int]:
-        """Return how many windows of each session an epoch has, for batches of ``size`` windows."""
+        """Return the number of windows of each session in an epoch with batches of ``size``."""
         counts = self.windows_per_epoch()
         if self.batching == "alternate":
             return [count * -(-size // count) for count in counts]
         return [count * -(-size // sum(counts)) for count in counts]
 
     def _order(self, epoch: int, size: int) -> list[tuple[int, int, int]]:
-        """Return (session, trial, number of the window in the trial) of an epoch's windows."""
+        """Return the shuffled windows of an epoch, as (session, trial, number in the trial)."""
         windows, places = [], []
         for i, count in enumerate(self._counts(size)):
             name = self.sessions[i].name
@@ -200,12 +202,15 @@ class WindowBatches:
             block = size if self.batching == "alternate" else 1
             turns = count // block
             windows += [found[j] for j in np.argsort(keys, kind="stable")[: turns * block]]
-            # Evenly spaced places in the epoch, so that sessions are mixed evenly throughout.
+            # Space the windows of a session evenly, so that sessions are mixed in all of the epoch.
             places.append(np.repeat((np.arange(turns) + phase) / turns, block))
         return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
 
     def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
-        """Draw trials by systematic sampling, which rounds each trial's expected count."""
+        """Return the trials of ``count`` windows, drawn in proportion to the trials' lengths.
+
+        Sampling is systematic: a trial gets its expected number of windows, rounded up or down.
+        """
         name = self.sessions[i].name
         phase = named_generator(self.seed, epoch, name, "trials").random()
         ends = np.cumsum(self._weights[i])

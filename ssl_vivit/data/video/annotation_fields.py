@@ -26,11 +26,12 @@ class Field:
     path: str = ""
 
     def __getitem__(self, name: str) -> Field:
-        """Return a field of an object.
+        """Return the field ``name`` of the value, which must be a JSON object.
 
         Raises:
-            AnnotationError: if the value is not an object, or lacks the field. The methods below
-                raise it as well if the value has another type than the method returns.
+            AnnotationError: if the value is not an object, or lacks the field. ``items``,
+                ``number``, ``whole``, ``flag`` and ``word`` raise this error if the value does not
+                have the type that they return.
         """
         self.check(isinstance(self.value, dict), "an object")
         path = f"{self.path}.{name}" if self.path else name
@@ -39,38 +40,38 @@ class Field:
         return Field(self.value[name], path)
 
     def items(self) -> list[Field]:
-        """Return the entries of a list."""
+        """Return the entries of the value, which must be a list."""
         self.check(isinstance(self.value, list), "a list")
         return [Field(entry, f"{self.path}[{i}]") for i, entry in enumerate(self.value)]
 
     def number(self) -> float:
-        """Return a finite number with an absolute value of at most 1e6."""
+        """Return the value, which must be a number with an absolute value of at most 1e6."""
         is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
         holds = is_number and abs(self.value) <= _LARGEST  # NaN is not
         self.check(holds, f"a finite number of at most {_LARGEST:,.0f}")
         return float(self.value)
 
     def whole(self) -> int:
-        """Return a whole number."""
+        """Return the value, which must be a whole number."""
         number = self.number()
         self.check(number.is_integer(), "a whole number")
         return int(number)
 
     def flag(self) -> bool:
-        """Return a boolean."""
+        """Return the value, which must be a boolean."""
         self.check(isinstance(self.value, bool), "true or false")
         return self.value
 
     def word(self) -> str:
-        """Return a string."""
+        """Return the value, which must be a string."""
         self.check(isinstance(self.value, str), "a string")
         return self.value
 
     def check(self, holds: bool, expected: str) -> None:
-        """Refuse the value unless a condition is true.
+        """Raise an error with the field's path unless a condition holds.
 
         Args:
-            holds: the condition.
+            holds: whether the condition holds.
             expected: description of valid values, for the message.
 
         Raises:
@@ -78,7 +79,7 @@ class Field:
         """
         if not holds:
             raise AnnotationError(
-                f"{self.path or 'the whole'} is {_shown(self.value)}, not {expected}"
+                f"{self.path or 'the whole annotation'} is {_shown(self.value)}, not {expected}"
             )
 
 

@@ -39,10 +39,10 @@ class AugmentConfig:
         ratio: range of a crop's aspect ratio (width / height), relative to that of the output.
         flip_probability: probability of mirroring a clip left to right.
         jitter_probability: probability of changing the colours of a clip.
-        brightness: factors from [1 − x, 1 + x].
-        contrast: factors from [1 − x, 1 + x].
-        saturation: factors from [1 − x, 1 + x].
-        hue: rotations of the colour circle from [−x, x] turns, x up to 0.5.
+        brightness: half width x of the range [1 − x, 1 + x] from which the factor is drawn.
+        contrast: half width of the range of the contrast factor, which is centred at 1.
+        saturation: half width of the range of the saturation factor, which is centred at 1.
+        hue: largest rotation of the colour circle in either direction, in turns, up to 0.5.
         grey_probability: probability of converting a clip to grey.
         blur_probability: probability of blurring a clip.
         blur_sigma: range of the Gaussian's standard deviation in pixels of the output. The kernel
@@ -76,7 +76,7 @@ class AugmentConfig:
         if not 0 <= self.hue <= 0.5:
             refuse("hue", "between 0 and 0.5")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            refuse("scale", "two shares of the area, the smaller first, above 0 and up to 1")
+            refuse("scale", "two fractions of the area, the smaller first, above 0 and up to 1")
         for name in ("ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
@@ -134,8 +134,8 @@ class Augment:
     def draw(self, rng: np.random.Generator, height: int, width: int) -> dict[str, Tensor]:
         """Draw the parameters of the augmentation of one clip with frames of the given size.
 
-        The number of random numbers is constant, so that a setting does not change the draws of
-        others.
+        Every call takes equally many numbers from ``rng``, so that changing one setting does not
+        change the draws of other settings.
 
         Returns:
             The parameters by name.
@@ -184,10 +184,10 @@ class Augment:
     ) -> Float[Tensor, "n c t h w"]:
         """Apply drawn parameters to clips, on the device of the clips.
 
-        The host never waits for the device.
+        The host does not wait for the device.
 
         Args:
-            clips: RGB frames.
+            clips: RGB frames, uint8 (n, T, H, W, 3).
             params: parameters that :meth:`draw` returned, stacked over clips, on the CPU.
         """
         # Disable autocast, since half precision would quantise colours visibly.
@@ -305,7 +305,7 @@ class _Changes:
 def _changed(
     video: Tensor, which: Tensor, factors: Tensor | None, change: Callable[..., Tensor]
 ) -> Tensor:
-    """Change the clips with the given indices; in place unless all clips are changed."""
+    """Return the clips, with ``change`` applied to the indices ``which``; may work in place."""
     if len(which) in (0, len(video)):
         return change(video, factors).contiguous() if len(which) else video
     some = None if factors is None else factors[which]
@@ -320,7 +320,11 @@ def _aspects(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[float, 
 def _random_window(
     numbers: np.ndarray, height: int, width: int, size: tuple[int, int], config: AugmentConfig
 ) -> tuple[int, int, int, int]:
-    """Return a window as torchvision's ``RandomResizedCrop.get_params``, from given numbers."""
+    """Return (top, left, height, width) of a random crop.
+
+    The crop is computed as in torchvision's ``RandomResizedCrop.get_params``, from the uniform
+    random numbers (attempts, 4).
+    """
     aspects = _aspects(size, config.ratio)
     for area_at, aspect_at, top_at, left_at in numbers:
         share = config.scale[0] + (config.scale[1] - config.scale[0]) * area_at

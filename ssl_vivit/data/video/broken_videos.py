@@ -16,12 +16,16 @@ from ssl_vivit.errors import AnnotationError, DataError, DecodingError
 BROKEN_LIMIT = 0.01
 # This number of broken videos is always accepted, also in small sets of videos.
 FEW = 5
-# Replacements that are tried. In a set with 1 % broken videos, eight in a row are no accident.
+# Number of videos tried for one sample. If 1 % of videos are broken, eight broken videos in a row
+# are not a coincidence.
 _ATTEMPTS = 8
 
 
 class SampleFetcher:
-    """Dataset of a DataLoader that returns the sample of (index, epoch), or why there is none."""
+    """Dataset of a DataLoader that returns the sample of (index, epoch).
+
+    If no sample can be read, the dataset returns a dictionary of reasons.
+    """
 
     def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
         self.dataset, self.indices, self.replace = dataset, indices, replace
@@ -39,7 +43,7 @@ class SampleFetcher:
             except AnnotationError as error:
                 left_out["unlabelled"][self.dataset.videos.keys[index]] = str(error)
             except DataError as error:
-                # If it were raised here, the user would see a worker's traceback.
+                # Raising the error in the worker would show the user the worker's traceback.
                 return {"refusal": str(error)}
             except KeyboardInterrupt:
                 if stopping.is_orphan():
@@ -54,15 +58,16 @@ class SampleFetcher:
 
 
 def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool = False) -> None:
-    """Refuse videos if too many of them are broken.
+    """Raise an error if too many videos are broken.
 
-    The limits are :data:`FEW` videos and the fraction :data:`BROKEN_LIMIT` of all videos. An error
-    is raised if both are exceeded.
+    The limits are :data:`FEW` videos and the fraction :data:`BROKEN_LIMIT` of all videos. The error
+    is raised if both limits are exceeded.
 
     Args:
         broken: name → why the video cannot be used.
         total: number of all videos, including broken ones.
-        given_up: raise in any case, because no replacement was found for a broken video.
+        given_up: whether no replacement was found for a broken video; the error is then always
+            raised.
 
     Raises:
         DataError: if too many videos are broken; the message names some of them.
@@ -71,25 +76,25 @@ def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool 
         return
     limit = "" if given_up else f", more than {BROKEN_LIMIT:.0%} and more than {FEW}"
     raise DataError(
-        f"{len(broken)} of {total} videos cannot be used{limit}: {some_names(broken)} (the first: "
-        f"{next(iter(broken.values()))}); remove or repair them; for shards, "
-        "`python -m data_prep.clevrer verify` lists what is broken"
+        f"{len(broken)} of {total} videos cannot be used{limit}: {some_names(broken)} (reason of "
+        f"the first: {next(iter(broken.values()))}); remove or repair them; for shards, "
+        "`python -m data_prep.clevrer verify` lists broken videos"
     )
 
 
 def short_videos_line(names: Sequence[str], total: int, short_videos: ShortVideos) -> str | None:
-    """Return a line with number and names of the videos that are too short; None if there are none.
+    """Return a line with the number and names of short videos; None if there are none.
 
     Args:
-        names: names of the short videos.
+        names: names of the videos that are too short for the clips.
         total: number of all videos, including short ones.
-        short_videos: the setting of that name.
+        short_videos: the setting ``--data.short_videos``.
     """
     if not names:
         return None
     fate = "their last frame is repeated" if short_videos == "pad" else "they are left out"
     return (
-        f"{len(names)} of {total} videos are too short for the clips, {fate} "
+        f"{len(names)} of {total} videos are too short for the clips, so {fate} "
         f"(--data.short_videos {short_videos}): {some_names(names)}"
     )
 

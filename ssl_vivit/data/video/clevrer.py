@@ -115,14 +115,16 @@ def _labels(annotation: Field, frames: list[int]) -> dict[str, Tensor]:
     for entry in annotation["object_property"].items():
         identity, parts = entry["object_id"].whole(), ("color", "material", "shape")
         kind = " ".join(entry[part].word() for part in parts)
-        entry.check(identity not in kinds, "the only one of its object_id")
+        entry["object_id"].check(identity not in kinds, "unique")
         if kind not in _KIND_INDEX:
-            raise AnnotationError(f"{entry.path} is a {kind[:60]!r}, none of CLEVRER's kinds")
+            raise AnnotationError(
+                f"{entry.path} is a {kind[:60]!r}, which is not a kind of object in CLEVRER"
+            )
         kinds[identity] = _KIND_INDEX[kind]
     trajectory: dict[int, Field] = {}
     for entry in annotation["motion_trajectory"].items():
         frame = entry["frame_id"].whole()
-        entry.check(frame not in trajectory, "the only one of its frame_id")
+        entry["frame_id"].check(frame not in trajectory, "unique")
         trajectory[frame] = entry["objects"]
     visible: set[int] = set()
     speeds: list[float] = []
@@ -134,8 +136,8 @@ def _labels(annotation: Field, frames: list[int]) -> dict[str, Tensor]:
             if not entry["inside_camera_view"].flag():
                 continue
             identity = entry["object_id"].whole()
-            entry.check(identity not in here, "the only one of its object_id")
-            entry["object_id"].check(identity in kinds, "one that object_property lists")
+            entry["object_id"].check(identity not in here, "unique in the frame")
+            entry["object_id"].check(identity in kinds, "an object_id of object_property")
             here.add(identity)
             velocity = [part.number() for part in entry["velocity"].items()]
             entry["velocity"].check(len(velocity) == 3, "a list of three numbers")

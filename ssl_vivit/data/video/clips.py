@@ -62,7 +62,8 @@ class ClipConfig:
         """
         if self.num_frames is None:
             raise DataError(
-                "--data.clip.num_frames is null, and there is no encoder that determines it; set it"
+                "--data.clip.num_frames is null, and there is no encoder that determines it; set "
+                "--data.clip.num_frames"
             )
         return self.num_frames
 
@@ -107,7 +108,7 @@ def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]
         timeless = np.flatnonzero(~(np.isfinite(source_fps) & (source_fps > 0)))
         if len(timeless):
             raise DataError(
-                f"{_some(videos.keys, timeless)} has no frame rate, but --data.clip.fps "
+                f"{_example(videos.keys, timeless)} has no frame rate, but --data.clip.fps "
                 f"{fps:g} needs it; set --data.clip.fps to null or pack the videos "
                 "again"
             )
@@ -148,25 +149,25 @@ def start_counts(
     if len(short):
         worst = short[np.argmin(steps[short])]
         raise DataError(
-            f"{_some(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
+            f"{_example(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
             f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
-            f"{config.frame_stride} needs {config.span}; lower either, or set --data.short_videos "
-            "pad"
+            f"{config.frame_stride} needs {config.span} steps; lower one of them, or set "
+            "--data.short_videos pad"
         )
     few = np.flatnonzero(counts < config.views)
     if len(few):
         worst = few[np.argmin(counts[few])]
         raise DataError(
-            f"{_some(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
-            f"which clips of {config.span} can start at {counts[worst]} "
-            f"{'place' if counts[worst] == 1 else 'places'}; --data.clip.views {config.views} "
-            f"needs more; lower views, num_frames or frame_stride, or set "
+            f"{_example(videos.keys, few, worst)} has {_length(videos, worst, steps, config)}, in "
+            f"which a clip of {config.span} steps can start at {counts[worst]} "
+            f"{'place' if counts[worst] == 1 else 'places'}, but --data.clip.views {config.views} "
+            f"needs {config.views}; lower views, num_frames or frame_stride, or set "
             f"--data.short_videos pad"
         )
     return counts
 
 
-def _some(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> str:
+def _example(keys: Sequence[str], which: np.ndarray, first: int | None = None) -> str:
     named = keys[which[0] if first is None else first]
     return named if len(which) == 1 else f"{named} (one of {len(which)} such videos)"
 
@@ -194,12 +195,12 @@ def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
 def shortage(
     num_frames: int, source_fps: float, times: Float[np.ndarray, " n"] | None, clip: ClipConfig
 ) -> str:
-    """Return a text with the length of a video and the length that the clips need.
+    """Return a message with the length of a video and the length that the clips need.
 
     Args:
         num_frames: number of frames of the video.
         source_fps: frame rate of the video. Ignored if ``clip.fps`` is None.
-        times: times in seconds at which its frames begin. None if the rate is constant.
+        times: times in seconds at which the video's frames begin. None if the rate is constant.
         clip: settings of the clips.
     """
     steps = _needed_steps(clip) - 1
@@ -221,7 +222,7 @@ def shortage(
 
 
 def _needed_steps(clip: ClipConfig) -> int:
-    """Return the number of steps that a video needs for views with different starts."""
+    """Return the number of steps that a video must have so that all views can start differently."""
     return clip.span + clip.views - 1
 
 
@@ -230,11 +231,13 @@ def draw_starts(
 ) -> Int[np.ndarray, " views"]:
     """Draw the starts of the views of one video: distinct steps in [0, count), in random order.
 
-    "near" draws ``views`` distinct starts, with equal probability for every set. For any number of
-    views, the gap g ≥ 1 between two of them then has a probability proportional to count − g, the
-    linearly decreasing density of CVRL (Qian et al. 2021, Sec. 3.2). CVRL draws the gap first and
-    then a uniform start, which for two views gives an equal distribution. "uniform" draws the gap
-    between the first and the last view uniformly, then the place of both, then the views between.
+    "near" draws a set of ``views`` distinct starts; all sets have equal probability. The gap g ≥ 1
+    between two views then has a probability proportional to count − g, the linearly decreasing
+    density of CVRL (Qian et al. 2021, Sec. 3.2). CVRL draws the gap first and then a uniform start;
+    for two views the distributions are equal.
+
+    "uniform" draws the gap between the first and the last view uniformly, then the start of the
+    first view, then the views in between.
 
     Args:
         rng: random generator of the sample.
@@ -275,7 +278,7 @@ def clip_frames(
         starts: start of each clip, in steps.
         config: settings of the clips.
         source_fps: frames per second of the video.
-        times: times in seconds at which its frames begin. None if the rate is constant.
+        times: times in seconds at which the video's frames begin. None if the rate is constant.
     """
     steps = starts[:, None] + np.arange(config.length) * config.frame_stride
     if config.fps is None:

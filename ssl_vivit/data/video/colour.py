@@ -31,8 +31,9 @@ def _brightness(video: Tensor, factor: Tensor) -> Tensor:
 def _contrast(video: Tensor, factor: Tensor) -> Tensor:
     """Change the contrast about the clip's mean luma.
 
-    The mean is over all frames, while torchvision uses the mean of each image. Otherwise a bright
-    object that enters the scene would darken the frames in which it is visible.
+    The mean is over all frames, while torchvision uses the mean of each image. With the mean of
+    each frame, a bright object that enters the scene would darken the frames in which it is
+    visible.
     """
     return _blend(video, luma(video).mean((1, 2, 3, 4), keepdim=True), factor)
 

@@ -154,7 +154,10 @@ class ClipDataset:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples to one message; only clips are a tensor, so it needs one file descriptor."""
+    """Collate samples to one message from a worker.
+
+    Only the clips are a tensor, so that a message needs only one file descriptor.
+    """
     if any("stopped" in sample for sample in samples):
         return {"stopped": True}
     refusals = [sample["refusal"] for sample in samples if "refusal" in sample]

@@ -1,11 +1,11 @@
 """Decode chosen frames of a video file to RGB arrays.
 
-- Frames are numbered in presentation order, even if timestamps are unordered or have gaps. Random
-  access gives a frame the number that it has in a decode of the whole video.
+- Frames are numbered in presentation order, even if timestamps are unordered or have gaps. The
+  numbers are equal to those from decoding the whole video.
 - Only groups of pictures with a wanted frame are decoded, and only wanted frames are converted to
   RGB.
-- Rotation and mirroring flags are applied. Sizes are those of the stored pixels. If pixels are not
-  square, frames are not stretched.
+- Rotation and mirroring flags are applied. Frames have the stored number of pixels. Pixels that are
+  not square are not stretched.
 - Size and pixel format must not change within a video.
 - A call uses one thread, since the loader runs several workers.
 """
@@ -72,8 +72,8 @@ class _Layout(NamedTuple):
 
     Attributes:
         stamps: timestamps in ascending order. None if some are missing.
-        order: equal to ``stamps`` if timestamps identify the frames of packets. None if they do
-            not; frames can then only be numbered by decoding from the start.
+        order: equal to ``stamps`` if timestamps identify the frames of packets, else None. If it is
+            None, frames can only be numbered by decoding from the start.
     """
 
     stamps: list[int] | None
@@ -149,7 +149,7 @@ def decode_jpegs(pictures: Sequence[bytes], size: tuple[int, int] | None = None)
         uint8 RGB of shape (len(pictures), H, W, 3).
 
     Raises:
-        DecodingError: if one is not a JPEG picture, or pictures differ in size and ``size`` is
+        DecodingError: if a file is not a JPEG picture, or pictures differ in size and ``size`` is
             None.
     """
     codec = av.CodecContext.create("mjpeg", "r")
@@ -304,7 +304,11 @@ def _decode_groups(
     wanted: set[int],
     size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray] | None:
-    """Decode from the last key frame before each wanted frame; None if some were not decoded."""
+    """Decode wanted frames, each from the last key frame before it.
+
+    Returns:
+        Frame number → RGB array. None if a frame was not decoded.
+    """
     number = {order[i]: i for i in wanted}
     position = {p.pts: at for at, p in enumerate(packets) if p.pts in number and not p.is_discard}
     keys = [at for at, p in enumerate(packets) if p.is_keyframe and p.pts is not None]
@@ -379,7 +383,10 @@ class _Picture(NamedTuple):
         return cls(codec.height, codec.width, codec.pix_fmt)
 
     def check(self, frame: Any, number: int, total: int | None) -> None:
-        """Refuse a frame of another size or format, which a model would see as a sudden change."""
+        """Raise DecodingError if a frame has another size or pixel format.
+
+        A model would see a sudden change.
+        """
         found = _Picture(frame.height, frame.width, frame.format.name)
         if found != self:
             of = "" if total is None else f" of {total}"
@@ -461,7 +468,9 @@ def _torchcodec() -> Any:
 def _has_torchcodec(decoder: Decoder) -> bool:
     if _torchcodec() is None:
         if decoder == "torchcodec":
-            raise DecodingError("decoder torchcodec cannot be loaded; install it or choose pyav")
+            raise DecodingError(
+                "decoder torchcodec cannot be loaded; install torchcodec or set decoder to pyav"
+            )
         return False
     return True
 
@@ -469,7 +478,7 @@ def _has_torchcodec(decoder: Decoder) -> bool:
 def _decode_by_torchcodec(
     source: Source, stream: Any, indices: Sequence[int], order: Sequence[int]
 ) -> np.ndarray | None:
-    """Return the frames, or None if torchcodec fails or numbers frames differently."""
+    """Return frames decoded by torchcodec; None if it fails or numbers frames differently."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         video = _torchcodec()(

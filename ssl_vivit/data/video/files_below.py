@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ssl_vivit.wording import quantity
 
-# Singular of the kinds of skipped files whose name is a plural.
+# Kinds of skipped files: plural → singular.
 _SINGULAR = {
     "unreadable folders": "unreadable folder",
     "folders linked twice": "folder linked twice",
@@ -64,7 +64,7 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a part of a path is hidden, or is a folder of macOS metadata."""
+    """Return whether a file or one of its folders is hidden, or is a folder of macOS metadata."""
     parts = PurePosixPath(name).parts
     return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 

@@ -32,8 +32,8 @@ def rate_and_times(
 
     Returns:
         Frames per second and times. A rate fits if frame i begins at i / rate within half a frame.
-        If the header's rate or else the mean rate fits, it is returned with None as times. If
-        neither fits, the mean rate and all times are returned.
+        The header's rate is returned if it fits, else the mean rate. If one of them fits, times are
+        None. If neither fits, the mean rate and all times are returned.
     """
     if len(seconds) < 2 or not seconds[-1] > seconds[0]:
         return named, None
@@ -76,8 +76,8 @@ def frames_at(
 def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
     """Return the number of steps k ≥ 0 for which a frame is shown at k / fps seconds.
 
-    The last frame is assumed to last as long as the one before it, since few files store its
-    duration.
+    The last frame is assumed to last as long as the frame before it, since few files store the
+    duration of the last frame.
     """
     begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
     end = 2 * times[-1] - times[-2] - _STAMPS

@@ -5,8 +5,8 @@
 - Clips and their augmentation depend only on (seed, epoch, sample key). These names are also passed
   to the objective, for its own random draws.
 - Workers read and decode. The training process augments, on the training device.
-- A video that is broken, or lacks labels that are needed, is counted and replaced by another one,
-  which (seed, epoch, key, attempt) determine.
+- A video that is broken, or lacks needed labels, is counted and replaced by another video. The
+  replacement depends only on (seed, epoch, key, attempt).
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def build_clips(
     line = short_videos_line(short, len(videos), config.short_videos)
     if line and os.environ.get("RANK", "0") == "0":
         logger.warning("%s", line)
-    return Clips(clips[0], clips[1] if clips[1] else None)  # no videos, no held-out part
+    # Without held-out videos there is no held-out part.
+    return Clips(clips[0], clips[1] if clips[1] else None)
 
 
 def split_keys(keys: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -203,12 +204,12 @@ class ClipBatches:
         shuffle: whether each epoch has a new order. If false, the order is that of ``indices``.
         indices: indices of the videos to use, without those that the dataset skips as too short.
             None means all videos.
-        broken: name → reason of videos that were left out before.
+        broken: name → reason of videos that were found to be broken earlier.
 
     Attributes:
         broken: name → reason of all broken videos found so far.
-        unlabelled: name → reason of all videos found so far from whose annotation no labels can be
-            read.
+        unlabelled: name → reason of all videos found so far whose labels cannot be read from their
+            annotation.
     """
 
     def __init__(
@@ -245,14 +246,14 @@ class ClipBatches:
         return len(self.indices) // total_batch_size
 
     def contents(self) -> dict[str, str]:
-        """Return the digest of the shards, by the name of their setting; {} for other videos."""
+        """Return "data.shards" → digest of the shards; {} if the videos are not in shards."""
         videos = self.dataset.videos
         return {"data.shards": videos.digest()} if isinstance(videos, ShardSet) else {}
 
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device | str
     ) -> Generator[dict[str, Any], None, None]:
-        """Yield micro-batches from an optimisation step on, without end.
+        """Yield the micro-batches of all optimisation steps from ``start_step`` on, without end.
 
         Each step has ``split.accumulation`` micro-batches. The batches of a step do not depend on
         ``start_step``. Closing the iterator ends the workers.
@@ -285,7 +286,7 @@ class ClipBatches:
         return self._batches(schedule, torch.device(device), replace=False)
 
     def of_process(self, rank: int, world_size: int) -> ClipBatches:
-        """Return every ``world_size``-th video, starting with video number ``rank``."""
+        """Return the batches of one process: every ``world_size``-th video, from ``rank`` on."""
         if world_size == 1:
             return self
         indices = self.indices[rank::world_size]
@@ -346,8 +347,8 @@ class ClipBatches:
         others = set(multiprocessing.active_children())
         iterator = iter(loader)
         started = set(multiprocessing.active_children()) - others
-        # Workers ignore SIGTERM. If the interpreter ends while this generator is open, it waits for
-        # them.
+        # Workers ignore SIGTERM, and the interpreter waits for them at its end, so kill them first
+        # if this generator is still open.
         end_workers = functools.partial(_end, started)
         atexit.register(end_workers)
         shared_memory.started(self)
@@ -390,9 +391,13 @@ class ClipBatches:
                 self.unlabelled[name] = reason
                 count = len(self.unlabelled)
                 if count <= _NAMED:
-                    logger.warning("left out for lack of labels (%d so far): %s", count, reason)
+                    logger.warning(
+                        "video without labels is left out (%d so far): %s", count, reason
+                    )
                 elif count == _NAMED + 1:
-                    logger.warning("more than %d videos have no labels", _NAMED)
+                    logger.warning(
+                        "more than %d videos have no labels; further ones are not named", _NAMED
+                    )
         lost = {**self.broken, **self.unlabelled} if given_up else self.broken
         refuse_many_broken(lost, self._total, given_up=given_up)
 
@@ -415,14 +420,14 @@ class ClipBatches:
 
 def _end(workers: set[Any]) -> None:
     for worker in workers:
-        # A worker that is decoding a long video reacts to nothing else.
+        # Kill, since a worker that is decoding a long video does not react to other requests.
         if worker.is_alive():
             worker.kill()
         worker.join()
 
 
 def _start_worker(flags: Sequence[Any], parent: int, worker: int) -> None:
-    """Prepare a worker: it ignores signals, since the training process handles them."""
+    """Prepare a worker process, which ignores signals, since the training process handles them."""
     stopping.follow(flags, parent)
     torch.set_num_threads(1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -10,7 +10,7 @@ from torch import Tensor
 def resize_matrices(
     start: Float[Tensor, " n"], length: Float[Tensor, " n"], size_in: int, size_out: int
 ) -> Float[Tensor, "n out in"]:
-    """Return weights that crop a window of an axis and resize it with antialiasing.
+    """Return weights (n, out, in) that crop a window of an axis and resize it with antialiasing.
 
     The result equals ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` of the
     cropped window. The filter is a triangle, which is widened where the axis shrinks. Its weights
@@ -34,7 +34,7 @@ def resize_matrices(
 def blur_matrices(
     sigma: Float[Tensor, " n"], radius: int, size: int
 ) -> Float[Tensor, "n size size"]:
-    """Return weights of a Gaussian blur of an axis with reflected borders.
+    """Return weights (n, size, size) of a Gaussian blur of an axis with reflected borders.
 
     The result equals torchvision's ``gaussian_blur`` with a kernel of 2 · radius + 1 pixels.
 

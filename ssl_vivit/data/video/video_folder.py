@@ -59,7 +59,7 @@ class VideoFolder:
         if not infos:
             first = next(iter(self.broken.items()))
             raise DataError(
-                f"none of the {len(names)} videos in {option} {root} is readable; "
+                f"none of the {len(names)} videos in {option} {root} is readable; the first, "
                 f"{first[0]}: {first[1]}"
             )
         self.keys = list(infos)
@@ -79,7 +79,7 @@ class VideoFolder:
         return None
 
     def source(self, i: int) -> str:
-        """Return the hash of a video's file; shards store this hash of the original file."""
+        """Return the hash of a video's file, equal to the hash in shards that are made from it."""
         return content_hash((self.root / self.keys[i]).read_bytes())
 
     def times(self, i: int) -> np.ndarray | None:
@@ -102,7 +102,7 @@ class VideoFolder:
         # Threads help, since reading waits for the disk and FFmpeg releases Python's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = list(
-                tqdm(pool.map(look, names), total=len(names), desc="looking at videos",
+                tqdm(pool.map(look, names), total=len(names), desc="opening videos",
                      unit="video", leave=False, dynamic_ncols=True)
             )  # fmt: skip
         pairs = list(zip(names, found, strict=True))

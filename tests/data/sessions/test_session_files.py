@@ -214,7 +214,7 @@ def test_the_kind_is_told_or_found(tmp_path: Path) -> None:
     assert Session(folder(tmp_path, "s")).kind == "spikes"
     assert Session(folder(tmp_path, "c", calcium=True)).kind == "calcium"
     assert Session(folder(tmp_path, "t", settings={"responses": "calcium"})).kind == "calcium"
-    with pytest.raises(SessionError, match="says that responses are spikes, but those of trial 0"):
+    with pytest.raises(SessionError, match="says that responses are spikes, but trial 0 has"):
         Session(folder(tmp_path, "w", calcium=True, settings={"responses": "spikes"}))
 
 
@@ -257,27 +257,35 @@ def nan_at(row: int, frame: int):
         ("behavior", nan_at(1, 3), "behavior/2.npy is not finite at frame 3 of 12; interpolate"),
         ("behavior", lambda x: x[:1], r"different numbers of behaviour rows: 2 .*, 1 \(trial 2\)"),
         ("pupil_center", nan_at(0, 5), "pupil_center/2.npy is not finite at frame 5 of 12"),
-        ("pupil_center", lambda x: x[:1], "has 1 rows; expected 2, x and y"),
+        ("pupil_center", lambda x: x[:1], "has 1 rows; it must have 2 rows, x and y"),
         ("videos", nan_at(0, 4), "videos/2.npy is not finite at frame 4 of 12"),
         (
             "videos",
             lambda x: x / 1.0 - 300,
-            "has values from -.* to .*; videos must be stored as pixels from 0",
+            "has values from -.* to .*; pixels must range from 0",
         ),
         (
             "videos",
             lambda x: x[0],
-            "videos/2.npy contains uint8 4×12; expected a non-empty numeric array with 3",
+            "videos/2.npy contains uint8 of shape 4×12; it must contain a non-empty numeric array with 3",
         ),
         ("videos", lambda x: x[:, :2], r"different sizes: 3×4 \(trial 0\), 3×2 \(trial 2\)"),
         ("videos", lambda x: x * np.nan, "videos/2.npy contains only NaN"),
         ("behavior", lambda x: x * np.nan, "behavior/2.npy contains only NaN"),
         ("behavior", number_at(np.inf, 11), "behavior/2.npy is not finite at frame 11 of 12"),
         ("behavior", number_at(1e39, 2), "behavior/2.npy is not finite at frame 2 of 12"),
-        ("responses", number_at(np.inf, 7), "responses/2.npy is not finite at frame 7 of 12; mark"),
+        (
+            "responses",
+            number_at(np.inf, 7),
+            "responses/2.npy is not finite at frame 7 of 12; write",
+        ),
         ("responses", number_at(-np.inf, 11), "responses/2.npy is not finite at frame 11 of 12"),
-        ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; fix"),
-        ("responses", lambda x: x.astype(str), "contains <U.*; expected a non-empty numeric"),
+        ("videos", number_at(-np.inf, 6), "videos/2.npy is not finite at frame 6 of 12; write"),
+        (
+            "responses",
+            lambda x: x.astype(str),
+            "contains <U.*; it must contain a non-empty numeric",
+        ),
         ("responses", lambda x: x.astype(object), "is not a readable .npy file of numbers"),
     ],
 )
@@ -310,20 +318,20 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     save(path / "meta" / "trials" / "tiers.npy", tiers[:-1])
     refused("has tiers of 8 trials, but data/videos contains trial 8")
     save(path / "meta" / "trials" / "tiers.npy", np.array([*tiers, "train"]))
-    refused("videos/9.npy is missing; every trial needs this file")
+    refused("videos/9.npy is missing; add the file")
     save(path / "meta" / "trials" / "tiers.npy", np.full(9, "oracle"))
     refused("has no trial with tier 'train'")
     save(path / "meta" / "trials" / "tiers.npy", tiers)
 
     save(ids, np.array([1, 1, 2, 3, 4, 5]))
-    refused("contains some ids twice")
+    refused("contains an id more than once")
     ids.unlink()
     refused("unit_ids.npy is missing")
     save(ids, np.arange(6))
     for text, says in (
         ("[", "is not valid JSON"),
-        ('{"frames_per_second": 0}', "frames_per_second is 0; give a number of hertz"),
-        ('{"responses": "lfp"}', "responses is 'lfp'; give 'spikes' or 'calcium'"),
+        ('{"frames_per_second": 0}', "frames_per_second is 0; it must be a number above 0"),
+        ('{"responses": "lfp"}', "responses is 'lfp'; it must be 'spikes' or 'calcium'"),
     ):
         (path / "meta" / "session.json").write_text(text)
         refused(says)
@@ -341,7 +349,7 @@ def test_videos_of_another_range_are_refused(tmp_path: Path) -> None:
     path = folder(tmp_path)
     for trial in range(9):
         change(path, "videos", trial, lambda x: x / 255)
-    with pytest.raises(SessionError, match=r"no pixel of session .* is above 1, .* multiply them"):
+    with pytest.raises(SessionError, match=r"no pixel of session .* is above 1, .* multiply the"):
         Session(path)
 
 

@@ -418,7 +418,8 @@ def test_trials_are_given_by_number_too(tmp_path: Path, caplog: pytest.LogCaptur
     assert [len(trials) for trials in chosen(four)] == [4, 4]
     assert [len(trials) for trials in chosen(four, "validation")] == [2, 2]  # 4/3 is above 1
     assert (
-        "train_trials 4 leaves these training + validation trials: a 4 + 2, b 4 + 2" in caplog.text
+        "train_trials 4 leaves these numbers of training + validation trials: a 4 + 2, b 4 + 2"
+        in caplog.text
     )
     for i, (larger, smaller) in enumerate(
         zip(chosen(build(paths, train_trials=8)), chosen(four), strict=True)
@@ -514,8 +515,14 @@ def test_sessions_that_do_not_fit_a_core_are_refused(tmp_path: Path) -> None:
     for number, (settings, says) in enumerate(
         (
             ({"behaviour": 3, "size": (4, 4)}, "its videos are 4×4 .H×W., .*fitted to 3×4; resize"),
-            ({"behaviour": 2}, "it has 2 behaviour channels, but the core was fitted to 3; record"),
-            ({"behaviour": 0}, "it has 0 behaviour channels, but the core was fitted to 3; record"),
+            (
+                {"behaviour": 2},
+                "session has 2 behaviour channels, but the core was fitted to 3; write",
+            ),
+            (
+                {"behaviour": 0},
+                "session has 0 behaviour channels, but the core was fitted to 3; write",
+            ),
         )
     ):
         path = folder(tmp_path, f"new{number}", **settings)
@@ -546,7 +553,7 @@ def test_a_missing_validation_tier_is_split_off_by_movie(
         "validation": (5,),
         "test": (),
     }
-    assert "b: no validation tier; 6 of 30 training trials are used for validation" in caplog.text
+    assert "b: no validation tier; 6 of 30 training trials are moved to validation" in caplog.text
     assert "tiers have movies in common: 1 of 2 test movies are also in train" in caplog.text
     none = build([str(b)], validation_share=0.0)
     assert none.validation is None
@@ -573,7 +580,7 @@ def test_wrong_settings_are_named(paths: list[str]) -> None:
     for settings, says in (
         ({"window": 0}, "data.window is 0"),
         ({"drop_first": 10}, "data.drop_first is 10; .* below data.window 10"),
-        ({"window": 40, "drop_first": 20}, "data.drop_first 20 drops all frames of trial 0 of a"),
+        ({"window": 40, "drop_first": 20}, "data.drop_first 20 drops all 20 frames of trial 0 of"),
         ({"train_trials": 0}, "--data.train_trials is 0"),
         ({"train_trials": 3, "train_share": 0.5}, "both set the number of trials"),
         ({"train_share": 0.0}, r"data.train_share is 0.0; it must be in \(0, 1\]"),

@@ -109,10 +109,10 @@ FAULTS = {
     "motion_trajectory has no frame 29": lambda scene: scene["motion_trajectory"].pop(),
     "motion_trajectory is missing": lambda scene: scene.pop("motion_trajectory"),
     "object_property[0] is a 'pink": lambda scene: scene["object_property"][0].update(color="pink"),
-    "object_property[1] is an object, not the only one of its object_id": (
+    "object_property[1].object_id is 0, not unique": (
         lambda scene: scene["object_property"][1].update(object_id=0)
     ),
-    "motion_trajectory[29] is an object, not the only one of its frame_id": (
+    "motion_trajectory[29].frame_id is 0, not unique": (
         lambda scene: scene["motion_trajectory"][29].update(frame_id=0)
     ),
     "collision[2].frame_id is 1e+308, not a finite number of at most 1,000,000": (

@@ -109,7 +109,7 @@ def test_a_download_that_fails_leaves_no_file_and_one_line(server, tmp_path, way
 def test_a_missing_index_is_told_from_an_unreachable_one(server, tmp_path):
     server.always["/a-000001.json"] = Answer(status=404)
     with pytest.raises(
-        DataError, match=r"a-000001\.tar has no index beside it; make it from a copy"
+        DataError, match=r"a-000001\.tar has no index beside it; make the index from"
     ):
         ShardSet(pattern(server), tmp_path)
     server.always["/a-000001.json"] = Answer(silent=True)

@@ -120,10 +120,16 @@ def renumber(index):
 
 
 CLAIMS = {
-    "more frames than members": (set_in_a(num_frames=9), "num_frames is 9, but it holds 5"),
-    "fewer frames than members": (set_in_a(num_frames=3), "num_frames is 3, but it holds 5"),
-    "a frame fewer": (drop_frame, "num_frames is 5, but it holds 4"),
-    "a gap": (renumber, "its 5 frames are not numbered from 0 to 4"),
+    "more frames than members": (
+        set_in_a(num_frames=9),
+        "num_frames is 9, but the sample contains 5",
+    ),
+    "fewer frames than members": (
+        set_in_a(num_frames=3),
+        "num_frames is 3, but the sample contains 5",
+    ),
+    "a frame fewer": (drop_frame, "num_frames is 5, but the sample contains 4"),
+    "a gap": (renumber, "the 5 frames are not numbered from 0 to 4"),
     "another's frame": (take_frame_of_b, "members of a and b overlap"),
     "a part of another": (take_part_of_b, "members of a overlap"),
     "beyond the tar": (set_member("0001.jpg", [10**9, 9, 9]), "beyond the .* bytes of the tar"),
@@ -136,21 +142,21 @@ CLAIMS = {
     "a pair": (set_member("0001.jpg", [512, 9]), "members is not a mapping"),
     "members in a list": (set_in_a(members=[]), "members is not a mapping"),
     "no members": (set_in_a(members={}), "members is not a mapping"),
-    "frames in words": (set_in_a(num_frames="5"), "num_frames is '5', not a number"),
-    "frames yes": (set_in_a(num_frames=True), "num_frames is True, not a number"),
-    "no frames": (set_in_a(num_frames=0), "num_frames is 0, not a number"),
-    "no height": (set_in_a(height=None), "height is None, not a number"),
-    "a height of a billion": (set_in_a(height=10**9), "height is 1000000000, not a number"),
+    "frames in words": (set_in_a(num_frames="5"), "num_frames is '5', not a whole number"),
+    "frames yes": (set_in_a(num_frames=True), "num_frames is True, not a whole number"),
+    "no frames": (set_in_a(num_frames=0), "num_frames is 0, not a whole number"),
+    "no height": (set_in_a(height=None), "height is None, not a whole number"),
+    "a height of a billion": (set_in_a(height=10**9), "height is 1000000000, not a whole number"),
     "no rate": (set_in_a(fps=float("nan")), "fps is nan, not a number"),
     "a rate backward": (set_in_a(fps=-1), "fps is -1, not a number"),
     "a rate of 400 digits": (set_in_a(fps=10**400), "fps is 10+…, not a number"),
     "unknown storage": (set_in_a(storage=["jpeg"]), "storage is .*, not one of original, h264"),
-    "a video that is none": (set_in_a(storage="h264"), "it holds no video file"),
+    "a video that is none": (set_in_a(storage="h264"), "the sample contains no video file"),
     "two videos": (
         set_in_a(storage="original", members={"01.mp4": [512, 99, 1], "02.mp4": [1024, 99, 1]}),
-        r"it holds 2 video files \(01.mp4, 02.mp4\)",
+        r"the sample contains 2 video files \(01.mp4, 02.mp4\)",
     ),
-    "a number as source": (set_in_a(source=7), "source is 7, not a text"),
+    "a number as source": (set_in_a(source=7), "source is 7, not a string"),
 }
 
 
@@ -168,8 +174,8 @@ def test_an_index_that_its_members_do_not_bear_out_is_refused(two, claim):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i: i["samples"][1].update(key=""), "the key of sample 1 is '', not a text"),
-        (lambda i: i["samples"][1].pop("key"), "the key of sample 1 is None, not a text"),
+        (lambda i: i["samples"][1].update(key=""), "the key of sample 1 is '', not a name"),
+        (lambda i: i["samples"][1].pop("key"), "the key of sample 1 is None, not a name"),
         (lambda i: i.update(samples={}), "samples is not a list"),
         (lambda i: i.update(samples=[1]), "samples is not a list"),
         (lambda i: i.pop("bytes"), "bytes is None, not the size"),
@@ -194,7 +200,7 @@ def test_fields_that_are_not_known_pass(two):
 
 @pytest.mark.parametrize("text", [b"[1]", b"[" * 100_000, b"\xff\xfe", b"", b"null", b"7"])
 def test_texts_that_are_no_index(text):
-    with pytest.raises(DataError, match=r"x\.json is not a shard index; make it with"):
+    with pytest.raises(DataError, match=r"x\.json is not a shard index; make the index with"):
         parse_index(text, "x.json")
 
 
@@ -202,7 +208,7 @@ def test_pictures_of_another_size_than_the_index_states(two):
     """They are not resized to what it claims, nor is memory taken for it."""
     changed(two, set_in_a(height=60_000, width=60_000))
     shards = ShardSet(str(two))
-    with pytest.raises(DecodingError, match=r"a in .*8×8 pixels, its index says 60000×60000"):
+    with pytest.raises(DecodingError, match=r"a in .*8×8 pixels, but the index says 60000×60000"):
         shards.frames(0, [0])
     assert shards.frames(0, [0, 1], (4, 4)).shape == (2, 4, 4, 3)
     assert shards.frames(1, [], None).shape == (0, 8, 8, 3)
@@ -211,11 +217,11 @@ def test_pictures_of_another_size_than_the_index_states(two):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"num_frames": 7}, "num_frames is 7, but it holds 5 frames"),
+        ({"num_frames": 7}, "num_frames is 7, but the sample contains 5 frames"),
         ({"num_frames": "5"}, "num_frames is '5'"),
         ({"num_frames": 5.0}, "num_frames is 5.0"),
         ({"width": 9}, "its frames have 8×8 pixels, but its video.json says 8×9"),
-        ({"storage": "h264"}, "it holds no video file"),
+        ({"storage": "h264"}, "the sample contains no video file"),
         ({"fps": None}, "fps is None"),
     ],
 )

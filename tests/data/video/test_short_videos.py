@@ -53,7 +53,7 @@ def test_they_are_left_out_counted_and_named_in_one_line(folder, caplog) -> None
     with caplog.at_level(logging.WARNING):
         found = clips(folder)
     (line,) = caplog.messages
-    assert line.startswith("3 of 6 videos are too short for the clips, they are left out")
+    assert line.startswith("3 of 6 videos are too short for the clips, so they are left out")
     assert line.endswith("(--data.short_videos skip): short0, short1, short2")
     assert list(once(found)) == ["long0", "long1", "long2"]
     stream = found.train.stream(BatchSplit(2), start_step=0, device="cpu")

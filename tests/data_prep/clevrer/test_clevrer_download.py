@@ -127,7 +127,7 @@ def test_a_server_that_stalls(mirror, tmp_path):
 def test_giving_up_keeps_what_came(mirror, tmp_path):
     mirror.limits = [120_000, 0, 0, 0]
     with pytest.raises(
-        DataError, match=r"120,000 of .*120,000 bytes are kept in .*\.part, run again"
+        DataError, match=r"120,000 of .*120,000 bytes are kept in .*\.part; run the"
     ):
         fetch(mirror, tmp_path, attempts=3)
     assert not (tmp_path / "video_test.zip").exists()
@@ -181,7 +181,7 @@ def test_a_part_that_is_whole_or_too_long(mirror, tmp_path, extra):
 
 def test_what_is_no_zip_is_not_kept(mirror, tmp_path):
     mirror.files["videos/test/video_test.zip"] = b"<html>moved</html>"
-    with pytest.raises(DataError, match="is not CLEVRER's archive"):
+    with pytest.raises(DataError, match="damaged file instead of CLEVRER's archive"):
         fetch(mirror, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -196,7 +196,7 @@ def test_annotations_must_have_the_known_size_and_digest(mirror, tmp_path, monke
         download("train", tmp_path, mirror.url, progress=False)
     sized = replace(notes, size=len(content))
     monkeypatch.setitem(downloading.ARCHIVES, "train", (videos, sized))
-    with pytest.raises(DataError, match=r"annotation_train\.zip is not CLEVRER's archive"):
+    with pytest.raises(DataError, match=r"annotation_train\.zip returned an error page or"):
         download("train", tmp_path, mirror.url, progress=False)
     known = replace(sized, sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(downloading.ARCHIVES, "train", (videos, known))
@@ -223,7 +223,8 @@ def test_command_line(mirror, tmp_path, capsys):
     assert main([*arguments, "--split", "validation"]) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert errors == [
-        f"error: {mirror.url}/videos/validation/video_validation.zip: the server answers 404 Not Found"
+        f"error: {mirror.url}/videos/validation/video_validation.zip: the server answers 404 Not "
+        "Found; check --base-url"
     ]
 
 

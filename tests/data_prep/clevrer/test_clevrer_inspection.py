@@ -133,8 +133,8 @@ def test_index_makes_foreign_tars_readable(videos, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "indexed 1 shard\n" in captured.out
     assert f"d.mp4 in {tar}: no readable video" in captured.err
-    assert f"*.txt in {tar}: e.txt is no part of a sample" in captured.err
-    assert f"no ending in {tar}: README is no part of a sample" in captured.err
+    assert f"*.txt in {tar}: e.txt belongs to no sample" in captured.err
+    assert f"no ending in {tar}: README belongs to no sample" in captured.err
     shards = ShardSet(str(tar))
     assert shards.keys == ["folder/a.left", "b", "c"]
     assert shards.num_frames.tolist() == [10, 10, 10]

@@ -169,8 +169,8 @@ def test_another_process_may_stop_anywhere(archives, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"storage": "jpeg"}, "packed with --storage original, now jpeg"),
-        ({"samples_per_shard": 2}, "packed with --samples-per-shard 3, now 2"),
+        ({"storage": "jpeg"}, "packed with --storage original, but it is now jpeg"),
+        ({"samples_per_shard": 2}, "packed with --samples-per-shard 3, but it is now 2"),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(archives, tmp_path, options, message):
@@ -207,7 +207,7 @@ def test_odd_videos_of_clevrer_are_left_out_and_named(tmp_path, capsys):
     errors = capsys.readouterr().err
     assert "skipped: 3" in errors
     assert "video_10001.mp4: 60 frames, but 128 are asked for" in errors
-    assert "video_10002.mp4: 40×48 pixels, but the other videos have 32×48" in errors
+    assert "video_10002.mp4: has 40×48 pixels, but the other videos have 32×48" in errors
     assert "video_10003.mp4: " in errors
     assert "more than 1 %" in errors
     assert ShardSet(f"{tmp_path}/out/clevrer-validation-*.tar").keys == ["video_10000"]
@@ -241,7 +241,7 @@ def one_line(arguments, capsys):
         (["--videos", "own", "--annotations", "empty"], "contains no annotation of a video"),
         (["--videos", "own", "--fps", "5", "--storage", "original"], "--storage h264 or jpeg"),
         (["--videos", "own", "--fps", "0"], "--fps 0.0 must be above 0"),
-        (["--videos", "own", "--size", "15", "20", "--storage", "h264"], "needs even numbers"),
+        (["--videos", "own", "--size", "15", "20", "--storage", "h264"], "needs an even height"),
         (["--videos", "own", "--workers", "0"], "--workers 0 must be at least 1"),
         (["--videos", "own", "--samples-per-shard", "0"], "must be at least 1"),
         (["--videos", "own", "--prefix", "../x"], "may contain only letters"),

@@ -94,7 +94,7 @@ def test_two_videos_under_one_webdataset_key(tmp_path):
     ]
     found, left_out = indexed(write_tar(tmp_path / "s.tar", members))
     assert found == {"k.left": (0, None), "k.right": (1, 1), "single.video": (2, 2)}
-    assert left_out == {"*.json": "k.json is no part of a sample"}
+    assert left_out == {"*.json": "k.json belongs to no sample"}
 
 
 def test_a_name_twice_is_read_as_tar_unpacks_it(tmp_path):
@@ -105,14 +105,14 @@ def test_a_name_twice_is_read_as_tar_unpacks_it(tmp_path):
     found, left_out = indexed(path)
     assert found == {"k": (1, 0), "j": (2, None)}
     assert list(left_out) == ["k.mp4"]
-    assert "more than once; the last one is read" in left_out["k.mp4"]
+    assert "more than once; the last copy is read" in left_out["k.mp4"]
 
 
 def test_one_name_with_two_endings(tmp_path):
     members = [("a.mp4", FILMS[0]), ("a.mkv", FILMS[1])]
     found, left_out = indexed(write_tar(tmp_path / "s.tar", members))
     assert found == {"a": (0, None)}
-    assert left_out == {"a.mkv": "another video with this name is used, a.mp4"}
+    assert left_out == {"a.mkv": "a.mp4 has the same key and is used instead"}
 
 
 def test_links_and_holes(tmp_path):
@@ -131,8 +131,8 @@ def test_links_and_holes(tmp_path):
     found, left_out = indexed(tar)
     assert found == {"./a": (0, None)}
     assert left_out.keys() == {f"./{name}.mp4" for name in "bcdef"}
-    assert left_out["./b.mp4"].startswith("a link to ./a.mp4; tar's --dereference")
-    assert left_out["./e.mp4"] == left_out["./f.mp4"] == "a sparse or special file"
+    assert left_out["./b.mp4"].startswith("is a link to ./a.mp4; to store the file")
+    assert left_out["./e.mp4"] == left_out["./f.mp4"] == "is a sparse or special file"
 
 
 def test_other_files_are_counted_by_their_ending(tmp_path, capsys):
@@ -148,16 +148,19 @@ def test_other_files_are_counted_by_their_ending(tmp_path, capsys):
     found, left_out = indexed(tar)
     assert found == {"a": (0, None)}
     assert left_out == {
-        "*.txt": "2 of this ending, a.txt for one, are no part of a sample",
-        "*.npy": "v.npy is no part of a sample",
-        "no ending": "LICENSE is no part of a sample",
-        "*.jpg": "12 of this ending, v.0.jpg for one, are no part of a sample",
+        "*.txt": "2 files with this ending, such as a.txt, belong to no sample",
+        "*.npy": "v.npy belongs to no sample",
+        "no ending": "LICENSE belongs to no sample",
+        "*.jpg": "12 files with this ending, such as v.0.jpg, belong to no sample",
     }
-    assert f"*.jpg in {tar}: 12 of this ending" in capsys.readouterr().err
+    assert f"*.jpg in {tar}: 12 files with this ending" in capsys.readouterr().err
     bare = write_tar(tmp_path / "bare.tar", members[5:])
     assert main(["index", str(bare)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "bare.tar contains no readable video: *.jpg: 12 of this ending, v.0.jpg" in line
+    assert (
+        "bare.tar contains no readable video: *.jpg: 12 files with this ending, such as v.0.jpg"
+        in line
+    )
 
 
 def test_names_that_are_no_utf8(tmp_path, capsys):
@@ -246,9 +249,9 @@ def test_verify_compares_the_index_with_the_tar(folder, tmp_path, storage):
     path.write_text(json.dumps(whole))
     failures = verify(str(tmp_path / "out"), progress=False)
     assert failures.keys() == {"film0", "film1", "film2"}
-    assert failures["film0"] == "4 frames, but its index entry has 3"
-    assert "its index entry points to film1." in failures["film2"]
-    assert "its index entry points to film2." in failures["film1"]
+    assert failures["film0"] == "the tar has 4 frames of the sample, but the index entry says 3"
+    assert "the index entry points to film1." in failures["film2"]
+    assert "the index entry points to film2." in failures["film1"]
 
 
 def test_verify_knows_a_longer_name_of_another_video(tmp_path):
@@ -259,7 +262,7 @@ def test_verify_knows_a_longer_name_of_another_video(tmp_path):
     first["members"] = second["members"]
     index["samples"] = [first]
     tar.with_suffix(".json").write_text(json.dumps(index))
-    assert verify(str(tar), progress=False) == {"a": "its index entry points to a.b.mp4"}
+    assert verify(str(tar), progress=False) == {"a": "the index entry points to a.b.mp4"}
 
 
 def test_the_source_is_a_hash_of_the_file(folder, tmp_path):

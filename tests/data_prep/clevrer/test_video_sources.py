@@ -144,7 +144,7 @@ def test_a_number_of_two_videos_is_refused_where_annotations_go_by_it(video, tmp
     [
         (b"\xff\xfe\xfd", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[1, 2]", "the whole is a list, not an object"),
+        (b"[1, 2]", "the whole annotation is a list, not an object"),
         (b'{"motion_trajectory": null}', "motion_trajectory is null, not a list"),
         (b'{"motion_trajectory": [3]}', "motion_trajectory[0] is 3, not an object"),
         (b'{"motion_trajectory": [{"frame_id": NaN}]}', "[0].frame_id is NaN, not a finite"),

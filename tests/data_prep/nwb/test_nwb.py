@@ -271,9 +271,9 @@ def test_listing(recording, capsys):
     ("options", "expected"),
     [
         ([], "has 2 stimuli; choose by --stimulus: stimulus/presentation/movie_a"),
-        (["--stimulus", "movie_c"], "--stimulus movie_c: "),
-        (["--stimulus", "movie_a", "--running", "legs"], "--running legs: "),
-        (["--stimulus", "movie_a", "--trials", "blocks"], "--trials blocks: "),
+        (["--stimulus", "movie_c"], "--stimulus movie_c is not in "),
+        (["--stimulus", "movie_a", "--running", "legs"], "--running legs is not in "),
+        (["--stimulus", "movie_a", "--trials", "blocks"], "--trials blocks is not in "),
         (["--stimulus", "movie_a", "--tiers", "fold"], "no column 'fold'"),
         (["--stimulus", "movie_a", "--tiers", "start_time"], "use train, oracle"),
         (["--stimulus", "movie_a", "--rate", "0"], "--rate 0"),
@@ -311,7 +311,7 @@ def test_files_that_lack_something(tmp_path, capsys):
         return line([str(file), "--out", str(tmp_path / "s"), *parts.get("options", [])], capsys)
 
     assert "has no units" in refusal(units=[], stimuli=[film()])
-    assert "has no stimulus with times at which it was shown" in refusal()
+    assert "has no stimulus with times of presentation" in refusal()
     assert "1 different movie," in refusal(stimuli=[film()])
     both = [film("a"), film("b", starting_time=0.01)]
     assert "overlap at" in refusal(stimuli=both, options=["--stimulus", "a", "b"])

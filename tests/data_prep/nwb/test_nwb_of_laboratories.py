@@ -93,7 +93,7 @@ def test_a_template_alone_is_not_taken_as_shown(tmp_path, capsys):
     nwb.add_acquisition(movie("eye_camera"))
     path = str(saved(nwb, tmp_path))
     text = line([path, "--out", str(tmp_path / "s")], capsys)
-    assert "has no stimulus with times at which it was shown; if one of these was" in text
+    assert "has no stimulus with times of presentation; if one of these was" in text
     assert "name it by --stimulus: acquisition/eye_camera" in text
     text = line([path, "--out", str(tmp_path / "s"), "--stimulus", "movie_one"], capsys)
     assert "--stimulus movie_one is a template, which has no times" in text
@@ -132,7 +132,9 @@ def test_images_by_name_with_grey_between_them(tmp_path):
     expected[-1] = expected[-1][:5]
     np.testing.assert_array_equal(whole(session, "video"), np.concatenate(expected))
     assert session.frames_per_second == 20.0
-    assert any("% of the frames are a grey screen (128)" in note for note in report.notes)
+    assert any(
+        "% of the frames are a grey screen (pixel value 128)" in note for note in report.notes
+    )
 
 
 def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
@@ -175,7 +177,7 @@ def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
             {"template": "natural_set", "frame_column": "contrast"},
             "no order_of_images",
         ),
-        ({"image_name": SHOWN}, {"template": "none"}, "--template none: "),
+        ({"image_name": SHOWN}, {"template": "none"}, "--template none is not in "),
         (
             {"image_name": SHOWN, "stimulus_name": ["one", "two"] * 3},
             {"template": "natural_set"},
@@ -314,7 +316,7 @@ def test_units_are_chosen_by_their_columns(tmp_path, capsys):
     path = saved(nwb, tmp_path)
     argv = [str(path), "--out", str(tmp_path / "s"), "--trial-seconds", "0.5", "--size", "8x10"]
     assert main([*argv, "--units", 'quality == "good" and snr > 2']) == 0
-    assert "--units chose 1 of 3" in capsys.readouterr().out
+    assert "--units selects 1 of 3 neurons" in capsys.readouterr().out
     session = Session(tmp_path / "s")
     assert session.unit_ids.tolist() == [2]
     edges = np.arange(61) / 30
@@ -323,10 +325,10 @@ def test_units_are_chosen_by_their_columns(tmp_path, capsys):
     )
     argv[2] = str(tmp_path / "t")
     text = line([*argv, "--units", 'quality == "best"'], capsys)
-    assert "selects none of the units: quality holds good, noise" in text
+    assert "selects none of the units: quality has the values good, noise" in text
     assert "has no column 'kind'; it has" in line([*argv, "--units", "kind == 1"], capsys)
     text = line([*argv, "--units", "spike_times > 1"], capsys)
-    assert "spike_times of units has not one number or text a row" in text
+    assert "spike_times of units does not have one number or text per row" in text
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ def test_a_row_across_a_pause_is_left_out():
     timeline = join([shown([0, 0.1, 0.2, 0.3, 1.3, 1.4])], None)
     trials, left_out = cut_by_table(timeline, np.array([0.0, 0.0]), np.array([0.4, 2.0]), None)
     assert positions(trials) == [[0, 1, 2, 3]]
-    assert left_out == {"rows hold a pause between frames": 1}
+    assert left_out == {"rows contain a pause between frames": 1}
 
 
 def test_a_pause_before_the_last_frame_of_a_row_counts():
     timeline = join([shown([0, 0.1, 0.2, 0.3, 1.3, 1.4])], None)
     trials, left_out = cut_by_table(timeline, np.array([0.0]), np.array([1.35]), None)
     assert trials == []
-    assert left_out == {"rows hold a pause between frames": 1}
+    assert left_out == {"rows contain a pause between frames": 1}
 
 
 def test_rows_that_share_frames_are_refused():

@@ -209,7 +209,7 @@ def test_zip_to_folder(prefix, session, tmp_path, capsys):
     assert main(["check", str(tmp_path / "out/dynamic1")]) == 0
     capsys.readouterr()
     assert main(["convert", str(archive), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == f"have {tmp_path / 'out/dynamic1'}\n"
+    assert capsys.readouterr().out == f"already complete: {tmp_path / 'out/dynamic1'}\n"
 
 
 def test_several_sessions_in_one_zip_and_in_a_folder(session, tmp_path):
@@ -439,5 +439,5 @@ def test_movies_refuse_sessions_without_a_movie_of_their_own(tmp_path):
         DataError, match="all 1 training movies are also shown in validation or test"
     ):
         write_movies([path], tmp_path / "out")
-    with pytest.raises(DataError, match="two sessions are called a; rename a folder"):
+    with pytest.raises(DataError, match="several sessions have the name a; rename"):
         write_movies([path, path], tmp_path / "out")

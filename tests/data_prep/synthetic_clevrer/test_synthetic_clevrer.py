@@ -170,10 +170,10 @@ def test_impossible_settings_get_one_line_and_leave_nothing(tmp_path, capsys, op
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"size": (48, 64)}, "--size 48 72, now 48 64"),
-        ({"num_frames": 8}, "--num-frames 16, now 8"),
-        ({"seed": 1}, "--seed 0, now 1"),
-        ({"fps": 30}, "--fps 25, now 30"),
+        ({"size": (48, 64)}, "--size 48 72, but it is now 48 64"),
+        ({"num_frames": 8}, "--num-frames 16, but it is now 8"),
+        ({"seed": 1}, "--seed 0, but it is now 1"),
+        ({"fps": 30}, "--fps 25, but it is now 30"),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(sample, options, difference):

@@ -122,7 +122,9 @@ def test_a_session_that_is_there_is_left_alone_or_refused(session):
     before = {p: p.stat().st_mtime_ns for p in session.rglob("*")}
     assert make(session) == session
     assert {p: p.stat().st_mtime_ns for p in session.rglob("*")} == before
-    with pytest.raises(DataError, match=r"made with --neurons 12, now 13; choose another --out"):
+    with pytest.raises(
+        DataError, match=r"made with --neurons 12, but it is now 13; choose another --out"
+    ):
         make(session, neurons=13)
     with pytest.raises(DataError, match="exists and is not a simulated session"):
         make(session / "data")

@@ -61,8 +61,8 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
         storage: storage of video files without a ``KEY.video.json``.
 
     Returns:
-        The index. ``left_out`` maps the names of members that are not used to the reason. Files
-        that are neither video nor annotation are counted by their ending, such as ``*.txt``.
+        The index. Its entry ``left_out`` maps the names of unused members to the reason. Files that
+        are neither video nor annotation are counted by their ending, such as ``*.txt``.
 
     Raises:
         DataError: if the file is not a complete tar, or contains no readable video.
@@ -118,18 +118,16 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
                     continue
                 if entry.issym() or entry.islnk():
                     left_out[entry.name] = (
-                        f"a link to {entry.linkname}; tar's --dereference --hard-dereference store "
-                        "the file in its place"
+                        f"is a link to {entry.linkname}; to store the file instead of the link, "
+                        "call tar with --dereference --hard-dereference"
                     )
                 elif entry.issparse() or not entry.isfile():
-                    left_out[entry.name] = "a sparse or special file"
+                    left_out[entry.name] = "is a sparse or special file"
                 else:
                     if entry.offset_data + entry.size > size:
                         raise tarfile.ReadError(f"{entry.name} is truncated")
                     if entry.name in places:
-                        left_out[entry.name] = (
-                            "is in the tar more than once; the last one is read, as tar unpacks it"
-                        )
+                        left_out[entry.name] = "is in the tar more than once; the last copy is read"
                     places[entry.name] = Place(entry.offset_data, entry.size)
             end = opened.offset
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -137,7 +135,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
     if end >= size:
         left_out[tar.name] = "the tar has no end mark; it may be truncated after its last member"
     # tarfile stops without an error at a header that it cannot read.
-    if (rest := _after_zeros(tar, end)) is not None:
+    if (rest := _first_nonzero(tar, end)) is not None:
         raise DataError(
             f"{tar} is not a complete, uncompressed tar: the bytes after {end:,} are not a member "
             f"(first at byte {rest:,}); it is damaged, or tars were joined without tar -A"
@@ -145,7 +143,7 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
     return places, left_out
 
 
-def _after_zeros(tar: Path, start: int) -> int | None:
+def _first_nonzero(tar: Path, start: int) -> int | None:
     """Return the position of the first nonzero byte from ``start`` on; None if there is none."""
     with open(tar, "rb") as file:
         file.seek(start)
@@ -157,7 +155,7 @@ def _after_zeros(tar: Path, start: int) -> int | None:
 
 
 def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterator[_Found]:
-    """Yield the samples in the order of the tar; add those that are skipped to ``left_out``."""
+    """Yield the samples of a tar; add the reasons for skipped videos to ``left_out``."""
     frames: dict[str, dict[str, str]] = defaultdict(dict)
     videos = []
     for name in places:
@@ -190,7 +188,7 @@ def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterato
         yield found(key, pictures, f"{key}.{MEASURES}")
     for key, ending, name in videos:
         if key in taken:
-            left_out[name] = f"another video with this name is used, {taken[key]}"
+            left_out[name] = f"{taken[key]} has the same key and is used instead"
         else:
             yield found(key, {ending: name}, name)
 
@@ -246,14 +244,14 @@ def _facts(measures: bytes | None) -> dict[str, Any]:
 
 
 def _by_ending(names: Iterator[str]) -> dict[str, str]:
-    """Describe files that are no part of a sample, by ending such as ``*.txt``."""
+    """Return ending, such as ``*.txt`` → description of the files that belong to no sample."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parts = _NAME_AND_ENDING.fullmatch(name)
         groups[f"*.{parts[2].lower()}" if parts else "no ending"].append(name)
     return {
-        ending: f"{len(group)} of this ending, {group[0]} for one, are no part of a sample"
+        ending: f"{len(group)} files with this ending, such as {group[0]}, belong to no sample"
         if len(group) > 1
-        else f"{group[0]} is no part of a sample"
+        else f"{group[0]} belongs to no sample"
         for ending, group in groups.items()
     }

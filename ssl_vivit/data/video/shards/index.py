@@ -82,8 +82,7 @@ def refuse_other_file(target: Path) -> None:
     if target.exists() and not (target.is_file() and _is_index(_parsed(target.read_bytes()))):
         raise DataError(
             f"{target} is not a shard index and is not overwritten; move it elsewhere, since the "
-            "index "
-            f"of {target.with_suffix('.tar').name} needs this name"
+            f"index of {target.with_suffix('.tar').name} must have this name"
         )
 
 
@@ -113,12 +112,19 @@ def parse_index(text: bytes, name: str) -> dict[str, Any]:
 
 
 def remake(name: str) -> str:
-    """Return an instruction in one line to build an index again."""
+    """Return the end of a message: the command that builds the index of a shard again.
+
+    Args:
+        name: path or address of the shard or its index.
+    """
     shard = name.removesuffix(".json").removesuffix(".tar") + ".tar"
     if "://" in shard:
         local = shard.rpartition("/")[2]
-        return f"make it from a copy and upload it: python -m data_prep.clevrer index '{local}'"
-    return f"make it with: python -m data_prep.clevrer index '{shard}'"
+        return (
+            "make the index from a local copy of the shard and upload it: python -m "
+            f"data_prep.clevrer index '{local}'"
+        )
+    return f"make the index with: python -m data_prep.clevrer index '{shard}'"
 
 
 def check_sample(sample: dict[str, Any]) -> None:
@@ -130,14 +136,14 @@ def check_sample(sample: dict[str, Any]) -> None:
     for name, most in (("num_frames", math.inf), ("height", LARGEST_SIDE), ("width", LARGEST_SIDE)):
         value: Any = sample.get(name)
         if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{name} is {_shown(value)}, not a number of 1 or more")
+            raise ValueError(f"{name} is {_shown(value)}, not a whole number from 1 to {most}")
     fps, storage, source = sample.get("fps"), sample.get("storage"), sample.get("source")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 <= fps < 1e18:
         raise ValueError(f"fps is {_shown(fps)}, not a number of 0 or more")
     if storage not in STORAGES:
         raise ValueError(f"storage is {_shown(storage)}, not one of {', '.join(STORAGES)}")
     if source is not None and not isinstance(source, str):
-        raise ValueError(f"source is {_shown(source)}, not a text")
+        raise ValueError(f"source is {_shown(source)}, not a string")
     if "times" in sample:
         check_times(sample["times"], sample["num_frames"])
     _places(sample)
@@ -157,19 +163,24 @@ def frame_members(sample: dict[str, Any]) -> list[str]:
     if sample["storage"] != "jpeg":
         videos = list(filter(is_video, members))
         if not videos:
-            raise ValueError("it holds no video file")
+            raise ValueError("the sample contains no video file")
         if len(videos) > 1:  # earlier versions merged videos whose names contain dots
-            raise ValueError(f"it holds {len(videos)} video files ({', '.join(videos[:3])})")
+            raise ValueError(
+                f"the sample contains {len(videos)} video files ({', '.join(videos[:3])}) instead "
+                "of one"
+            )
         (video,) = videos
         if total > members[video][1]:
-            raise ValueError(f"num_frames is {total}, but its video has {members[video][1]} bytes")
+            raise ValueError(
+                f"num_frames is {total}, but the video has only {members[video][1]} bytes"
+            )
         return [video]
     pictures = [name for name in members if name.endswith(".jpg")]
     if len(pictures) != total:
-        raise ValueError(f"num_frames is {total}, but it holds {len(pictures)} frames")
+        raise ValueError(f"num_frames is {total}, but the sample contains {len(pictures)} frames")
     numbered = {int(name[:-4]): name for name in pictures if is_number(name[:-4])}
     if any(number not in numbered for number in range(total)):
-        raise ValueError(f"its {total} frames are not numbered from 0 to {total - 1}")
+        raise ValueError(f"the {total} frames are not numbered from 0 to {total - 1}")
     return [numbered[number] for number in range(total)]
 
 
@@ -192,7 +203,7 @@ def _is_index(index: Any) -> bool:
 def _check(index: dict[str, Any]) -> None:
     size, samples = index.get("bytes"), index.get("samples")
     if type(size) is not int or not 0 <= size < 1 << 63:
-        raise ValueError(f"bytes is {_shown(size)}, not the size of a tar")
+        raise ValueError(f"bytes is {_shown(size)}, not the size of a tar in bytes")
     if not isinstance(samples, list) or not all(isinstance(each, dict) for each in samples):
         raise ValueError("samples is not a list of samples")
     if not isinstance(index.get("left_out", {}), dict):
@@ -200,7 +211,7 @@ def _check(index: dict[str, Any]) -> None:
     keys = [sample.get("key") for sample in samples]
     for number, key in enumerate(keys):
         if not isinstance(key, str) or not key:
-            raise ValueError(f"the key of sample {number} is {_shown(key)}, not a text")
+            raise ValueError(f"the key of sample {number} is {_shown(key)}, not a name")
     for key, sample in zip(keys, samples, strict=True):
         try:
             check_sample(sample)
@@ -219,7 +230,7 @@ def _places(sample: dict[str, Any]) -> np.ndarray:
     if places.ndim != 2 or places.shape[1] != 3 or places.dtype != np.int64:
         raise ValueError("members is not a mapping of names to [offset, size, CRC]")
     if places.min() < 0 or places[:, 2].max() >= 1 << 32:
-        raise ValueError("members holds an offset, size or CRC out of range")
+        raise ValueError("members contains an offset, size or CRC out of range")
     return places
 
 

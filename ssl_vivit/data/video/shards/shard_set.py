@@ -1,7 +1,7 @@
 """Random access to the samples of indexed webdataset shards.
 
-- At the start only the index is read. Each sample needs one read at its offset.
-- Of JPEG samples only the wanted frames are read, and neighbouring frames in one read.
+- At the start only the index files are read. Each sample needs one read at its offset.
+- In JPEG samples only the wanted frames are read. Neighbouring frames are read together.
 - Reads do not use a shared file position, so they are safe in forked and spawned workers.
 - All bytes are checked against the CRC in the index.
 """
@@ -44,7 +44,7 @@ from ssl_vivit.data.video.shards.store import (
 from ssl_vivit.errors import DataError, DecodingError
 from ssl_vivit.nested_text import read_json_text
 
-# Largest gap in bytes over which one read is cheaper than two.
+# Largest gap in bytes between two members that are read together, since one read is cheaper.
 _GAP = 1 << 16
 _OPEN_SHARDS = 64
 
@@ -200,7 +200,8 @@ class ShardSet:
             frames = decode_jpegs(self._read(i, (start + distinct).tolist()), size)[place]
             if size is None and (found := frames.shape[1:3]) != stored:
                 raise DecodingError(
-                    f"{found[0]}×{found[1]} pixels, its index says {stored[0]}×{stored[1]}"
+                    f"the frames have {found[0]}×{found[1]} pixels, but the index says "
+                    f"{stored[0]}×{stored[1]}"
                 )
             return frames
         except DecodingError as error:
@@ -219,7 +220,7 @@ class ShardSet:
         return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
-        """Return offset and size of a sample's members: frames or video, then annotation."""
+        """Return (offset, size) in bytes of each member: frames or video, then annotation."""
         members = slice(self._first[i], self._first[i + 1])
         return list(
             zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
@@ -261,7 +262,7 @@ class ShardSet:
                 first, second = (self.shards[self.shard_of[k]] for k in (seen[key], i))
                 raise DataError(
                     f"the sample {key} is in {first} and again in {second}; keys must be unique: "
-                    "remove one shard, or pack its videos under other names"
+                    "remove one of the shards, or pack the videos under other names"
                 )
             seen[key] = i
 
@@ -273,7 +274,7 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """Return the first sample whose bytes in a file differ from the index, or None."""
+        """Return the first key whose bytes in a file differ from the index; None if all agree."""
         opened = _OpenShard(str(path))
         for i in np.flatnonzero(self.shard_of == number):
             look()
@@ -284,7 +285,10 @@ class ShardSet:
         return None
 
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
-        """Read and check members, given in ascending order; download a damaged copy again once."""
+        """Read members, given in ascending order, and check their CRC.
+
+        If the local copy of a remote shard is damaged, it is downloaded once more.
+        """
         number = int(self.shard_of[i])
         try:
             return self._read_from(self._open(self._local_path(number)), members)
@@ -316,13 +320,15 @@ class ShardSet:
                 at = int(self._offsets[member]) - start
                 content = bytes(span[at : at + int(self._sizes[member])])
                 if zlib.crc32(content) != self._crcs[member]:
-                    raise DecodingError("the bytes differ from the index's CRC; pack it again")
+                    raise DecodingError(
+                        "the bytes differ from the index's CRC; pack the shard again"
+                    )
                 contents.append(content)
         return contents
 
 
 class _OpenShard:
-    """File descriptor that stays open while it is used, even if the cache has dropped it."""
+    """File descriptor of a shard; it is closed when no reader refers to this object any more."""
 
     def __init__(self, path: str) -> None:
         self.handle = -1

@@ -24,9 +24,9 @@ from ssl_vivit.files import remove_older, temporary_beside
 Look = Callable[[], object]
 Damaged = Callable[[Path, Look], str | None]
 
-# Seconds after which a temporary file of any machine does not belong to a running download.
+# Age in seconds above which a temporary file does not belong to a running download.
 _ABANDONED = 86_400.0
-_HOW_TO_PACK = "pack some with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
+_HOW_TO_PACK = "pack shards with: python -m data_prep.clevrer pack --videos VIDEOS --out shards/"
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -99,7 +99,15 @@ class RemoteShard:
     def beside_index(
         cls, address: str, size: int, index: bytes, cache_dir: Path, stall_timeout: float
     ) -> RemoteShard:
-        """Create a shard whose copy is named by address and index, so both identify the copy."""
+        """Create a shard whose copy is named by a hash of the address and of the index.
+
+        Args:
+            address: address of the shard.
+            size: size of the shard in bytes.
+            index: bytes of the shard's index.
+            cache_dir: directory of the copy.
+            stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
+        """
         digest = hashlib.sha256(address.encode() + b"\0" + index).hexdigest()[:16]
         return cls(
             address, cache_dir / f"{digest}-{address.rpartition('/')[2]}", size, stall_timeout
@@ -109,23 +117,23 @@ class RemoteShard:
         """Return the path of the copy; download it if it is missing.
 
         Args:
-            damaged: function of a file and of a function that it must call several times a second.
-                It returns the name of a sample whose bytes differ from the index, or None.
+            damaged: function (file, look) that returns the name of a sample whose bytes in the file
+                differ from the index, or None. It must call ``look()`` several times a second.
             renew: whether to download the copy again if it is damaged.
 
         Raises:
             DataError: if the shard cannot be downloaded, or the downloaded shard is damaged.
         """
-        if self._is_whole() and not renew:
+        if self._is_complete() and not renew:
             return self.copy
         with _one_line(self.address):
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             with turn_to_fetch(self.copy, self.stall_timeout) as look:
-                if not self._is_whole() or (renew and damaged(self.copy, look)):
+                if not self._is_complete() or (renew and damaged(self.copy, look)):
                     self._fetch(damaged, look)
         return self.copy
 
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
         return self.copy.is_file() and self.copy.stat().st_size == self.size
 
     def _fetch(self, damaged: Damaged, look: Look) -> None:
@@ -152,7 +160,10 @@ class RemoteShard:
 
 
 def read_at(handle: int, size: int, offset: int) -> bytes:
-    """Read bytes at an offset, fewer at the end of the file; one ``pread`` reads at most 2 GiB."""
+    """Read ``size`` bytes at an offset, or fewer at the end of the file.
+
+    A single ``pread`` would read at most 2 GiB.
+    """
     content = os.pread(handle, size, offset)
     while len(content) < size and (
         more := os.pread(handle, size - len(content), offset + len(content))
@@ -171,7 +182,7 @@ def cut_off(shard: str, found: int, expected: int) -> str:
 
 @contextmanager
 def _one_line(address: str) -> Iterator[None]:
-    """Turn the errors of file systems into one line."""
+    """Turn errors that the block raises into a DataError with a message in one line."""
     try:
         yield
     except DataError:
@@ -180,12 +191,13 @@ def _one_line(address: str) -> Iterator[None]:
         raise DataError(f"{address} does not exist: {error}; check --data.shards") from error
     except ImportError as error:
         raise DataError(
-            f"{address} needs a package: {error}; pip install 'ssl_vivit[remote]'"
+            f"{address} needs a missing package: {error}; run pip install 'ssl_vivit[remote]'"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DataError(
-                f"no space left for {address}; set --data.cache_dir to a larger disk"
+                f"no space left for a copy of {address}; set --data.cache_dir to a directory on a "
+                "larger disk"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -197,7 +209,7 @@ def _one_line(address: str) -> Iterator[None]:
 def _braces(pattern: str) -> list[str]:
     if pattern.startswith("pipe:"):
         raise DataError(
-            f"--data.shards {pattern!r}: pipe: would run a command and is never read; "
+            f"--data.shards {pattern!r}: commands (pipe:) are not supported; "
             "give a path, a glob or an s3://, gs:// or https:// address"
         )
     try:
@@ -227,7 +239,7 @@ def _expand_remote(part: str) -> list[str]:
         return [part]
     if over_http:
         raise DataError(
-            f"--data.shards {part!r}: a web address has no listing to match * against; "
+            f"--data.shards {part!r}: wildcards are not supported over http and https; "
             "write the numbers as {000000..000009}"
         )
     with _one_line(part):

@@ -68,7 +68,7 @@ def _take(path: Path, stall_timeout: float) -> int:
 
 
 def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
-    """Wait for the lock; return whether another process held it."""
+    """Wait for the lock of file ``path``; return whether another process held it."""
     seen, since, waited = -1, time.monotonic(), False
     while True:
         try:
@@ -85,7 +85,6 @@ def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
         elif time.monotonic() - since > stall_timeout:
             raise DataError(
                 f"{path}: another process holds this lock and has made no progress for "
-                f"{stall_timeout:g} s; end that process, or set another "
-                "--data.cache_dir"
+                f"{stall_timeout:g} s; end that process, or set another --data.cache_dir"
             )
         stopping.sleep(stopping.INTERVAL)

@@ -47,8 +47,8 @@ from ssl_vivit.training.checkpoints.files import (
     write_checkpoint,
 )
 from ssl_vivit.training.checkpoints.state import TrainingState
-from ssl_vivit.training.run_directory import open_run
 from ssl_vivit.training.metrics.tracking import cut_off, read_metrics
+from ssl_vivit.training.run_directory import open_run
 
 ROOT = Path(__file__).parents[1]
 PARITY = Path(__file__).parent / "encoders" / "parity"

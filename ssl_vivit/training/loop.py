@@ -46,6 +46,8 @@ from ssl_vivit.training.checkpoints.state import (
 from ssl_vivit.training.checkpoints.writer import CheckpointWriter
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import resolve_settings
+from ssl_vivit.training.metrics.step_metrics import StepMetrics, clips_of
+from ssl_vivit.training.metrics.tracking import Tracking, wandb_mode
 from ssl_vivit.training.optim import (
     build_optimizer,
     peak_learning_rate,
@@ -68,8 +70,6 @@ from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.speed.profile import StepProfile
 from ssl_vivit.training.speed.throughput import Throughput
 from ssl_vivit.training.speed.utilisation import Utilisation, peak_flops
-from ssl_vivit.training.metrics.step_metrics import StepMetrics, clips_of
-from ssl_vivit.training.metrics.tracking import Tracking, wandb_mode
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ssl_vivit import load_encoder
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves
 from ssl_vivit.training import parse, to_plain
-from ssl_vivit.training.run_directory import without_names
 from ssl_vivit.training.metrics.tracking import read_metrics
+from ssl_vivit.training.run_directory import without_names
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "recipes" / "configs").glob("simclr_*.yaml"))

@@ -16,8 +16,8 @@ from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import fit
-from ssl_vivit.training.speed.throughput import Throughput
 from ssl_vivit.training.metrics.tracking import Tracking, unreachable, wandb_mode
+from ssl_vivit.training.speed.throughput import Throughput
 
 
 @pytest.fixture

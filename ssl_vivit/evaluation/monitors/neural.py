@@ -18,8 +18,8 @@ from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
 from ssl_vivit.neural.scoring.scores import NeuralScores
 from ssl_vivit.objectives.config import TuningConfig
 from ssl_vivit.training import Moment, Periodic
-from ssl_vivit.training.processes import Host
 from ssl_vivit.training.metrics.tracking import read_metrics
+from ssl_vivit.training.processes import Host
 
 # Smallest time between drawings of curves, in multiples of the duration of the last drawing, which
 # is longer than many steps of a small model.

@@ -11,6 +11,7 @@ builds it from its settings.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,10 +146,17 @@ def find_directory(path: Path, kind: Format) -> Path:
         mend = f"{inside[0]} is one"
     if (path / "config.yaml").is_file():  # a run that was stopped, or is still training
         mend += f"; the run writes {path / kind.inside_runs[0]} when it ends"
-    why = "there is no such directory"
+    why = f"there is no such directory{similar_entry(path)}"
     if path.exists():
         why = f"{missing[0]} is missing" if path.is_dir() else "it is a file, not a directory"
     raise MissingError(f"{path} is no {kind.name}: {why}; {mend}")
+
+
+def similar_entry(path: Path) -> str:
+    """Return a hint that names an entry of the parent directory that resembles a missing path."""
+    names = [entry.name for entry in path.parent.glob("*")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
 
 
 def read_config(path: Path, kind: Format) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from ssl_vivit.errors import ExportError, HubError
-from ssl_vivit.exported.directory import Format
+from ssl_vivit.exported.directory import Format, similar_entry
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Errors that the hub's client raises for a missing or unexpected answer. The first is the error
@@ -73,7 +73,7 @@ def locate(
         )
     except _FAILURES as error:
         raise HubError(
-            f"there is no directory {path}, and it cannot be loaded from the hub: "
+            f"there is no directory {path}{similar_entry(local)}, and it cannot be loaded from the hub: "
             f"{_reason(path, revision, error)}"
         ) from None
     return Path(found)

@@ -6,15 +6,12 @@ events that save or end a run (a signal, a loss that is not finite), so GPUs nev
 
 from __future__ import annotations
 
-import copy
 import math
-import platform
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,24 +27,13 @@ from ssl_vivit.evaluation_mode import evaluation_mode
 from ssl_vivit.objectives.contract import Objective, as_objective
 from ssl_vivit.training import random_state
 from ssl_vivit.training.batches import Batches, Recognised, repeated, split_batch
-from ssl_vivit.training.checkpoints.files import (
-    prune,
-    read_checkpoint,
-    read_generators,
-    step_of,
-    write_checkpoint,
-)
-from ssl_vivit.training.checkpoints.state import (
-    TrainingState,
-    gather_state,
-    gather_weights,
-    scatter_state,
-)
-from ssl_vivit.training.checkpoints.writer import CheckpointWriter
+from ssl_vivit.training.checkpoints.files import step_of
+from ssl_vivit.training.checkpoints.run_checkpoints import RunCheckpoints, copy_on_host
 from ssl_vivit.training.config import TrainingConfig, run_directory, to_plain
 from ssl_vivit.training.launcher import resolve_settings
+from ssl_vivit.training.metrics.run_log import RunLog, device_name
 from ssl_vivit.training.metrics.step_metrics import StepMetrics, clips_of
-from ssl_vivit.training.metrics.tracking import Tracking, wandb_mode
+from ssl_vivit.training.metrics.tracking import wandb_mode
 from ssl_vivit.training.optim import (
     build_optimizer,
     peak_learning_rate,
@@ -68,8 +54,6 @@ from ssl_vivit.training.processes import (
 from ssl_vivit.training.run_directory import check_claim, open_run, place
 from ssl_vivit.training.signals import Interruption
 from ssl_vivit.training.speed.profile import StepProfile
-from ssl_vivit.training.speed.throughput import Throughput
-from ssl_vivit.training.speed.utilisation import Utilisation, peak_flops
 
 
 @dataclass(frozen=True)
@@ -201,7 +185,7 @@ class _Run:
         interruption: Interruption,
     ) -> None:
         config, told = resolve_settings(config, join_processes().device)
-        self.config, self.periodic, self.card = config, periodic, card
+        self.config, self.periodic = config, periodic
         self.last = config.steps if until is None else min(until, config.steps)
         self.interruption, self.stopping = interruption, False
         # The reason that a periodic job gave for ending the run early.
@@ -232,15 +216,14 @@ class _Run:
 
         held.enter_context(locked_run(self.run_dir))
         found = self.host.from_main(claim)
-        self.checkpoint = Path(found) if found else None
-        self.step = step_of(self.checkpoint) if self.checkpoint else 0
-        if config.resume == "auto" and self.checkpoint is None:
+        checkpoint = Path(found) if found else None
+        self.step = step_of(checkpoint) if checkpoint else 0
+        if config.resume == "auto" and checkpoint is None:
             self._say(f"resume   no checkpoint in {self.run_dir}: the run starts at step 0")
 
-        # The weights of a checkpoint are loaded into a copy on the CPU, from which the writer exports
+        # The weights of a checkpoint are loaded into a copy on the CPU, from which a thread exports
         # while training continues.
-        self.exporter = _copy_on_host(objective) if self.host.is_main else objective
-        self.writer = CheckpointWriter()
+        exporter = copy_on_host(objective) if self.host.is_main else objective
         on_gpu = self.accelerator.device.type == "cuda"
         optimizer = build_optimizer(
             objective, config.optimizer, config.total_batch_size, fused=on_gpu
@@ -251,8 +234,12 @@ class _Run:
         self.forward = vars(objective).get("forward")
         self.model, self.optimizer = prepare(self.accelerator, objective, optimizer)
         random_state.seed_process(config.seed, self.step, self.host.rank)
-        if self.checkpoint is not None:
-            self._restore(self.checkpoint)
+        self.checkpoints = RunCheckpoints(
+            self.run_dir, config, card, self.model, self.optimizer, exporter,
+            self.accelerator, self.host, checkpoint,
+        )  # fmt: skip
+        if checkpoint is not None:
+            self.ended = self.checkpoints.restore(checkpoint, self._say)
 
         device = self.accelerator.device
         if isinstance(batches, Batches):
@@ -263,23 +250,8 @@ class _Run:
         # On a GPU the metrics of a step are read while the next step runs.
         self.lag = 1 if on_gpu else 0
         self.pending: deque[StepMetrics] = deque()
-        self.metrics: dict[str, float] = {}
-        self.tracking: Tracking | None = None
-        self.host.from_main(lambda: self._start_tracking(run_config))
         self._introduce()
-        self.progress = tqdm(
-            total=config.steps,
-            initial=self.step,
-            desc=self.run_dir.name,
-            unit="step",
-            disable=not self.host.is_main,
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        )
-        self.bar: dict[str, str] = {}
-        self.throughput = Throughput()
-        name = torch.cuda.get_device_name(device) if on_gpu else device.type
-        self.utilisation = Utilisation(peak_flops(name, config.precision))
+        self.log = RunLog(self.run_dir, config, run_config, self.step, self.accelerator, self.host)
         self.profile = StepProfile(
             self.step,
             config.profile if self.host.is_main else 0,
@@ -291,12 +263,10 @@ class _Run:
     def _introduce(self) -> None:
         """Print device, precision, steps and directory; warn of an unusual number of steps."""
         config, accelerator = self.config, self.accelerator
-        device = accelerator.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         processes = f"{self.host.world_size} processes" if self.host.world_size > 1 else "1 process"
         begun = f", from step {self.step}" if self.step else ""
-        self._say(f"device   {name}, {precision}, {processes}")
+        self._say(f"device   {device_name(accelerator.device)}, {precision}, {processes}")
         self._say(f"steps    {config.steps} of {config.total_batch_size} samples{begun}")
         self._say(f"results  {self.run_dir}")
         warmup = config.optimizer.warmup_steps
@@ -317,7 +287,7 @@ class _Run:
             self._run_periodic()
         while self.step < self.last and self.ended is None:
             self.profile.begin_step(self.step)
-            with phase("wait for data"), self.throughput.waiting():
+            with phase("wait for data"), self.log.throughput.waiting():
                 micro_batches, failure = self._fetch()
             with phase("logging"):
                 self._read_record(self.lag, failure)
@@ -333,9 +303,9 @@ class _Run:
         self.profile.begin_step(self.step)
         self.profile.end()
         self._read_all_records()
-        self._join_writer()
+        self.checkpoints.join()
         if self.ended is not None:
-            self.progress.close()  # An open bar would overwrite the line.
+            self.log.progress.close()  # An open bar would overwrite the line.
             self._say(f"ended    after step {self.step} of {self.config.steps}: {self.ended}")
         elif self.step < self.config.steps:
             return self._stopped()
@@ -350,13 +320,11 @@ class _Run:
         if isinstance(self.stream, Generator):
             self.stream.close()
         self.profile.end()
-        self.progress.close()
         try:
-            self.writer.close()
+            self.checkpoints.close()
         except UserError as error:  # another error has ended the run
             self._say(f"error: {error}")
-        if self.tracking is not None:
-            self.tracking.close()
+        self.log.close()
 
     def _advance(self, micro_batches: list[dict[str, Any]]) -> None:
         """Take one optimisation step."""
@@ -364,11 +332,11 @@ class _Run:
             self.config.optimizer, self.step, self.config.steps
         )
         self.objective.begin_step(self.step)
-        self.objective.logs_step = self._logs(self.step + 1)
+        self.objective.logs_step = self.log.due(self.step + 1)
         warmup = self.config.optimizer.warmup_steps
         set_learning_rate(self.optimizer, learning_rate, step=self.step, warmup_steps=warmup)
         steps = []
-        with self.utilisation.counting(sum(map(clips_of, micro_batches))):
+        with self.log.utilisation.counting(sum(map(clips_of, micro_batches))):
             for batch in micro_batches:
                 with self.accelerator.accumulate(self.model):
                     # Accelerate enters autocast itself, except for FSDP2 models.
@@ -402,7 +370,7 @@ class _Run:
         The error arose from the data, or from the checkpoint that this process is writing.
         """
         try:
-            self.writer.raise_failure()
+            self.checkpoints.raise_failure()
             return list(islice(self.stream, self.config.accumulation)), None
         except KeyboardInterrupt:
             if self.interruption.received is None:
@@ -439,30 +407,7 @@ class _Run:
         """Check the metrics of a step, averaged over processes, and log them."""
         losses, norm, metrics = record.split(means)
         self._refuse_nonfinite(record, losses, norm)
-        loss = sum(losses) / len(losses)
-        self.throughput.add(record.clips * self.host.world_size)
-        self.progress.update(record.step - self.progress.n)
-        if not self._logs(record.step):
-            return
-        speed = self.throughput.read()
-        self._on_bar(loss=f"{loss:.4f}", clips_per_s=f"{speed.clips_per_second:.1f}")
-        values = {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/lr": record.learning_rate,
-            "train/clips_per_second": speed.clips_per_second,
-            "train/data_wait": speed.data_wait,
-            **{f"train/{name}": value for name, value in metrics.items()},
-        }
-        if self.accelerator.device.type == "cuda":
-            values["system/gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
-        share = self.utilisation.share(speed.clips_per_second / self.host.world_size)
-        if share is not None:
-            values["system/mfu"] = share
-        self._log(record.step, values)
-
-    def _logs(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or step in (1, self.config.steps)
+        self.log.add(record, sum(losses) / len(losses), norm, metrics)
 
     def _read_all_records(self) -> None:
         while self.pending:
@@ -476,12 +421,12 @@ class _Run:
             return
         what = "gradient norm" if loss_is_fine else "loss"
         suspects = list(chain(*record.keys)) if loss_is_fine else record.suspects()
-        self._join_writer()
+        self.checkpoints.join()
         keys = sorted({key for part in self.host.gather(suspects) for key in part})
         shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
         raise RunError(
             f"the {what} is not finite at step {record.step}; batch: {shown or 'without keys'}; "
-            f"last good checkpoint: {self.checkpoint or 'none'}. Lower "
+            f"last good checkpoint: {self.checkpoints.newest or 'none'}. Lower "
             "--training.optimizer.learning_rate or try --training.precision fp32"
         )
 
@@ -491,20 +436,20 @@ class _Run:
             return
         self._read_all_records()
         moment = Moment(
-            self.step, self.model, self.run_dir, self.accelerator, self.host, self.progress,
+            self.step, self.model, self.run_dir, self.accelerator, self.host, self.log.progress,
             self._export, self._end, warming_up=self.step < self.config.optimizer.warmup_steps,
         )  # fmt: skip
-        with self.throughput.paused():
+        with self.log.throughput.paused():
             # Wait for the writer, since jobs may export with the objective that it uses. Jobs may
             # also fork worker processes, which could deadlock on a lock of the writer's thread.
-            self._join_writer()
+            self.checkpoints.join()
             for job in due:
                 with evaluation_mode(self.model), random_state.preserved(), torch.no_grad():
                     numbers = self._numbers_of(job, moment)
                 if numbers:
-                    self._log(self.step, numbers)
+                    self.log.log(self.step, numbers)
                     shown = {name: numbers[name] for name in job.on_bar if name in numbers}
-                    self._on_bar(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
+                    self.log.show(**{n.split("/")[-1]: f"{v:.3f}" for n, v in shown.items()})
 
     def _numbers_of(self, job: Periodic, moment: Moment) -> dict[str, float] | None:
         """Run a job and return its metrics; None if a signal ended the job's wait for a server."""
@@ -522,145 +467,12 @@ class _Run:
             self.ended = reason
 
     def _export(self, directory: Path) -> None:
-        """Export the current model; under FSDP2, gather its weights first."""
-        weights = gather_weights(self.model)
-
-        def write() -> None:
-            self.exporter.load_state_dict(weights)
-            try:
-                self.exporter.export(directory, training=self._card())
-            except OSError as error:
-                raise RunError(f"{directory} cannot be written: {error.strerror}") from error
-
-        self.host.from_main(write)
+        self.checkpoints.export(directory, self.step)
 
     def _save(self) -> None:
-        """Wait for the previous checkpoint, copy the state, and begin to write it to the next."""
         self._read_all_records()
-        with self.throughput.paused():
-            self._join_writer()
-            state = gather_state(self.model, self.optimizer.optimizer)  # type: ignore[attr-defined]
-            tensors, values = random_state.capture()
-            bytes_of = {name: tensor.tolist() for name, tensor in tensors.items()}
-            generators = self.host.gather({"tensors": bytes_of, "values": values})
-        step, facts, card = self.step, self._facts(), self._card()
-
-        def write() -> str:
-            if self.tracking is not None:
-                self.tracking.flush()
-            self.exporter.load_state_dict(state.model)
-            path = write_checkpoint(
-                self.run_dir / "checkpoints",
-                step,
-                state,
-                facts,
-                generators,
-                lambda directory: self.exporter.export(directory, training=card),  # type: ignore[operator]
-                self.export_name,
-            )
-            prune(path, self.config.keep_checkpoints)
-            return str(path)
-
-        if self.host.is_main:
-            self.writer.start(write)
-
-    def _join_writer(self) -> None:
-        """Wait for the checkpoint that is being written, if any. All processes must call this.
-
-        Raises:
-            RunError: on all processes, if the checkpoint cannot be written.
-        """
-        written = self.host.from_main(self.writer.join)
-        if written is not None:
-            self.checkpoint = Path(written)
-
-    def _restore(self, path: Path) -> None:
-        """Continue from a checkpoint, which the main process reads and sends to the others."""
-        state = TrainingState({}, {}, {})
-
-        def read() -> dict[str, Any]:
-            nonlocal state
-            state, facts = read_checkpoint(path)
-            alike = facts["world_size"] == self.host.world_size
-            ranks = range(self.host.world_size) if alike else ()
-            generators = [read_generators(path, rank) for rank in ranks]
-            return {"facts": facts, "groups": state.groups, "generators": generators}
-
-        try:
-            said = self.host.from_main(read)
-            facts, generators = said["facts"], said["generators"]
-            state = TrainingState(
-                self.host.tensors_of_main(state.model),
-                self.host.tensors_of_main(state.optimizer),
-                said["groups"],
-            )
-            self.ended = facts.get("ended")
-            scatter_state(self.model, self.optimizer.optimizer, state)  # type: ignore[attr-defined]
-            before, now = facts.get("precision"), self.config.precision
-            if before not in (None, now):
-                self._say(f"{path.name} was trained in {before}, training continues in {now}")
-            if self.accelerator.scaler is not None and facts["grad_scaler"]:
-                self.accelerator.scaler.load_state_dict(facts["grad_scaler"])
-            if generators:
-                own = generators[self.host.rank]
-                bytes_of = own["tensors"].items()
-                tensors = {name: torch.tensor(b, dtype=torch.uint8) for name, b in bytes_of}
-                random_state.restore(tensors, own["values"])
-            else:
-                self._say(
-                    f"{path.name} was saved by {facts['world_size']} processes, now there are "
-                    f"{self.host.world_size}: samples keep their order, random generators are "
-                    "seeded anew"
-                )
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(
-                f"checkpoint {path} cannot be read ({error}); remove it to continue from an earlier one"
-            ) from error
-
-    def _facts(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {
-            "data": {"next_step": self.step, "samples": self.step * self.config.total_batch_size},
-            "schedule": {
-                "peak_learning_rate": self.peak,
-                "steps": self.config.steps,
-                **to_plain(self.config.optimizer),
-            },
-            "seed": self.config.seed,
-            "ended": self.ended,
-            "world_size": self.host.world_size,
-            "total_batch_size": self.config.total_batch_size,
-            "accumulation": self.config.accumulation,
-            "precision": self.config.precision,
-            "grad_scaler": None if scaler is None else scaler.state_dict(),
-            "versions": _versions(),
-        }
-
-    def _card(self) -> dict[str, Any]:
-        return {
-            **self.card,
-            **({} if command.started_by is None else {"command": command.started_by}),
-            "seed": self.config.seed,
-            "steps": self.step,
-            "total_batch_size": self.config.total_batch_size,
-            "versions": _versions(),
-        }
-
-    def _start_tracking(self, run_config: dict[str, Any]) -> None:
-        config = self.config
-        self.tracking = Tracking(
-            self.run_dir, config.tracker, config.project, run_config, first_step=self.step
-        )
-
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        self.metrics = {**self.metrics, **values}
-        if self.tracking is not None:
-            self.tracking.log(step, values)
-
-    def _on_bar(self, **values: str) -> None:
-        """Add values to the progress bar."""
-        self.bar |= values
-        self.progress.set_postfix(self.bar, refresh=False)
+        with self.log.throughput.paused():
+            self.checkpoints.save(self.step, self.ended, self.log.flush)
 
     def _say(self, line: str) -> None:
         if self.host.is_main:
@@ -670,14 +482,16 @@ class _Run:
         """Save the step if a signal ended the run, and return a result without an export."""
         received = [name for name in self.host.gather(self.interruption.received) if name]
         if received:
-            saved = self.checkpoint is not None and step_of(self.checkpoint)
+            saved = self.checkpoints.newest is not None and step_of(self.checkpoints.newest)
             if self.step and saved != self.step:
                 self._save()
-                self._join_writer()
+                self.checkpoints.join()
             where = (
-                f"saved in {self.checkpoint.name}" if self.checkpoint else "before the first step"
+                f"saved in {self.checkpoints.newest.name}"
+                if self.checkpoints.newest
+                else "before the first step"
             )
-            self.progress.close()  # An open bar would be printed after the line.
+            self.log.progress.close()  # An open bar would be printed after the line.
             self._say(
                 f"{received[0]}: {self.run_dir} stopped after step {self.step}, {where}; "
                 f"continue with {command.continued_by or '--training.resume auto'}"
@@ -685,35 +499,13 @@ class _Run:
         return self._result(None, received[0] if received else None)
 
     def _finished(self) -> FitResult:
-        assert self.checkpoint is not None
+        assert self.checkpoints.newest is not None
         exported = self.run_dir / self.export_name
-        source = self.checkpoint / self.export_name
+        source = self.checkpoints.newest / self.export_name
         self.host.from_main(lambda: place(source, exported))
         return self._result(exported, None)
 
     def _result(self, encoder: Path | None, interrupted: str | None) -> FitResult:
         return FitResult(
-            self.run_dir, self.step, self.metrics, self.checkpoint, encoder, interrupted
+            self.run_dir, self.step, self.log.metrics, self.checkpoints.newest, encoder, interrupted
         )
-
-
-def _copy_on_host(objective: Objective) -> Objective:
-    """Copy an objective to the CPU.
-
-    Raises:
-        RunError: if it holds something that cannot be copied.
-    """
-    try:
-        return copy.deepcopy(objective).cpu()
-    except (TypeError, RuntimeError) as error:
-        raise RunError(
-            f"{type(objective).__name__} cannot be copied ({error}), but fit exports from a copy "
-            "during training: keep locks, open files, generators and tensors with a gradient "
-            "history out of the objective"
-        ) from error
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect the results."""
-    packages = ("ssl_vivit", "torch", "timm", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -17,6 +17,7 @@ import torch
 
 from ssl_vivit import VideoClassifier, create_encoder, load_encoder
 from ssl_vivit.encoders.vivit import ENCODER
+from ssl_vivit.errors import HubError
 from ssl_vivit.exported.hub import locate
 
 SETTINGS = {
@@ -347,3 +348,23 @@ def test_a_saved_directory_needs_no_hub(tmp_path):
     encoder = create_encoder("vivit_tiny", **SETTINGS)
     encoder.save_pretrained(tmp_path / "encoder")
     assert torch.equal(load_encoder(tmp_path / "encoder").tubelets.weight, encoder.tubelets.weight)
+
+
+def test_a_mistyped_directory_gets_the_name_of_a_similar_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo" / "encoder").mkdir(parents=True)
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("ssl_vivit.exported.hub.snapshot_download", unreachable)
+    with pytest.raises(
+        HubError, match=r"^there is no directory runs/dmo \(did you mean runs/demo\?\), and it"
+    ):
+        locate("runs/dmo", ENCODER)
+    with pytest.raises(HubError, match=r"^there is no directory org/dmo, and it"):
+        locate("org/dmo", ENCODER)
+    with pytest.raises(
+        FileNotFoundError, match=r"no such directory \(did you mean runs/demo/encoder\?\);"
+    ):
+        load_encoder("runs/demo/encodr")

@@ -16,7 +16,8 @@ from fake_cuda import FakeDevice
 from toy_objective import toy, toy_batches
 
 from ssl_vivit.errors import RunError
-from ssl_vivit.training import Periodic, fit, loop
+from ssl_vivit.training import Periodic, fit
+from ssl_vivit.training.checkpoints import run_checkpoints
 from ssl_vivit.training.checkpoints.files import fault, write_checkpoint
 from ssl_vivit.training.checkpoints.state import copies_on_host, gather_state
 from ssl_vivit.training.checkpoints.writer import CheckpointWriter
@@ -45,7 +46,7 @@ def release(monkeypatch) -> Iterator[threading.Event]:
         assert event.wait(PATIENCE)
         return write_checkpoint(*given, **named)
 
-    monkeypatch.setattr(loop, "write_checkpoint", write)
+    monkeypatch.setattr(run_checkpoints, "write_checkpoint", write)
     yield event
     event.set()
 
@@ -149,8 +150,8 @@ def test_an_error_of_the_writer_ends_the_run(config, monkeypatch, failing, last,
         if step == failing:
             wait([writers[0]._write], PATIENCE)
 
-    monkeypatch.setattr(loop, "write_checkpoint", write)
-    monkeypatch.setattr(loop, "CheckpointWriter", Seen)
+    monkeypatch.setattr(run_checkpoints, "write_checkpoint", write)
+    monkeypatch.setattr(run_checkpoints, "CheckpointWriter", Seen)
     with pytest.raises(RunError, match=r"^no space left$"):
         fit(toy(), Batches(before_step), config())
     assert steps[-1] == last
@@ -167,7 +168,7 @@ def test_an_error_of_the_writer_is_told_beside_another(config, monkeypatch, rele
             release.set()
             raise KeyError("a fault of the program")
 
-    monkeypatch.setattr(loop, "write_checkpoint", write)
+    monkeypatch.setattr(run_checkpoints, "write_checkpoint", write)
     with pytest.raises(KeyError, match="a fault of the program"):
         fit(toy(), Batches(before_step), config())
     assert "error: no space left" in capfd.readouterr().err

@@ -150,7 +150,9 @@ def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(name: str, peak: float | No
 
 
 def test_utilisation_is_counted_arithmetic_over_the_peak(config, monkeypatch) -> None:
-    monkeypatch.setattr("ssl_vivit.training.loop.peak_flops", lambda name, precision: 1e6)
+    monkeypatch.setattr(
+        "ssl_vivit.training.metrics.run_log.peak_flops", lambda name, precision: 1e6
+    )
     found = fit(toy(), toy_batches(), config(steps=3, log_every=1))
     model, (batch, *_) = toy(), toy_batches()
     with FlopCounterMode(display=False) as counter:

@@ -139,10 +139,10 @@ class FeatureFiles:
             )
 
     def begin(self, tell: Callable[[str], None]) -> None:
-        """Write an index if there is none, and remove damaged parts, which are then made again.
+        """Write an index if there is none, and remove damaged parts so that they are computed again.
 
         Args:
-            tell: function called with a message for each damaged part.
+            tell: function that is called with a message for each damaged part.
         """
         if not (self.directory / INDEX).is_file():
             write_index(self.directory, {**self.index, "complete": False, "skipped": {}})
@@ -156,7 +156,7 @@ class FeatureFiles:
                     part_path(self.directory, number).unlink()
 
     def missing(self) -> list[int]:
-        """Return the numbers of the parts that do not exist yet."""
+        """Return the indices of the parts whose files do not exist yet."""
         count = self.index["parts"]
         return [i for i in range(count) if not part_path(self.directory, i).exists()]
 

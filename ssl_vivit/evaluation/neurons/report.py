@@ -25,7 +25,7 @@ from ssl_vivit.evaluation.neurons.receptive_fields import (
     true_fields,
 )
 from ssl_vivit.evaluation.neurons.scoring import score, score_true_rates
-from ssl_vivit.evaluation.run_summary import text_table
+from ssl_vivit.evaluation.run_summary import first_and_last, text_table
 from ssl_vivit.files import write_json
 from ssl_vivit.neural.model import NeuralModel
 from ssl_vivit.neural.prediction import NeuralPredictor
@@ -178,7 +178,11 @@ def summary(
     rows = {"model": str(run_dir / "model")}
     best = best_score(run_dir)
     if best is not None:
-        rows["best on validation"] = f"step {best['step']}, {best['name']} {best['score']:.3f}"
+        scores = first_and_last(run_dir, best["name"])
+        before = f" ({scores[0]:.3f} before training)" if scores else ""
+        rows["best on validation"] = (
+            f"step {best['step']}, {best['name']} {best['score']:.3f}{before}"
+        )
     for fact in sessions.facts if made else []:
         for tier, own in made.tiers.items():  # type: ignore[union-attr]
             # Without test trials, validation trials are scored, which also selected the best step.

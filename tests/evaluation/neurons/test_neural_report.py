@@ -92,7 +92,13 @@ def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_
     (tmp_path / "best").mkdir()
     score = {"step": 40, "name": "val/correlation_mean", "score": 0.3}
     (tmp_path / "best" / "score.json").write_text(json.dumps(score))
+    logged = [(0, None), (0, 0.35), (40, 0.3), (80, 0.2)]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, score["name"]: value}) + "\n" for s, value in logged)
+    )
     lines = [" ".join(line.split()) for line in summary(tmp_path, made, sessions).splitlines()]
+    told = "best on validation step 40, val/correlation_mean 0.300 (0.350 before training)"
+    assert told in lines
     for tier in ("validation, which selected the step", "final_test_bonus"):
         told = "single-trial correlation -0.250; 0.500 with the true rates (ratio -0.50)"
         assert f"mouse, {tier}: {told}" in lines

@@ -517,5 +517,5 @@ def test_shares_of_other_sessions_are_refused():
 
 
 def test_facts_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"has sessions a\.1, b, but the facts are of b"):
+    with pytest.raises(ValueError, match=r"has sessions a\.1, b; the facts given are of b"):
         NeuralPrediction(model(), facts=facts({"b": 5}))

@@ -394,7 +394,7 @@ def test_absent_behaviour_is_the_mean(predictor):
         ({"frames_per_second": 25}, "is 25, but session 'a' has 30 frames per second.*resample"),
         ({"video": [np.zeros((5, 8, 12))], "behaviour": np.zeros((1, 5, 3))}, "give behaviour as"),
         ({"video": [np.zeros((5, 8, 12))] * 2, "behaviour": [np.zeros((5, 3))]}, "a list of 2 tri"),
-        ({"pupil_centre": np.zeros((1, 5, 2))}, "trained without its pupil's centre"),
+        ({"pupil_centre": np.zeros((1, 5, 2))}, "trained without the pupil's centre"),
     ],
 )
 def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):

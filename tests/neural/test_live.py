@@ -337,7 +337,7 @@ def test_streams_that_cannot_be_opened_are_refused_in_one_line():
     with pytest.raises(NeuralModelError, match="context is -1"):
         made.predict(recorded(4, (8, 12))[0][None], context=-1)
     without = NeuralPredictor(made.model, [facts((8, 12), pupil_mean=None, pupil_std=None)])
-    with pytest.raises(NeuralModelError, match="trained without its pupil's centre"):
+    with pytest.raises(NeuralModelError, match="trained without the pupil's centre"):
         without.stream().step(np.zeros((8, 12), np.uint8), None, np.zeros(2))
 
 

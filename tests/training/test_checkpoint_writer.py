@@ -194,7 +194,7 @@ def test_an_objective_that_cannot_be_copied_is_refused(config) -> None:
 def test_the_writer_refuses_a_second_write() -> None:
     writer = CheckpointWriter()
     writer.start(lambda: "first")
-    with pytest.raises(RuntimeError, match=r"join\(\) comes before start"):
+    with pytest.raises(RuntimeError, match=r"call join\(\) before start"):
         writer.start(lambda: "second")
     assert writer.join() == "first"
     assert writer.join() is None

@@ -268,7 +268,7 @@ def test_behaviour_that_is_not_given_is_its_mean():
         ),
         (lambda: LinearNonlinearConfig(lags=0), "baseline.ln.lags is 0; it must be at least 1"),
         (lambda: PooledPixels((9, 12), pool=2), "pool 2 must divide the frame size 9×12"),
-        (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12; the filters"),
+        (lambda: PooledPixels((4, 6)).dense(clip()), "1 channels of 8×12 pixels; the model needs"),
         (
             lambda: build_part("core", {"kind": "vgg"}),
             "'vgg' is unknown; known kinds: resnet, x3d, energy",

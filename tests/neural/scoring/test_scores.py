@@ -277,7 +277,7 @@ def test_a_resample_without_responses_of_a_neuron_scores_no_rounding():
     [
         ("z", NEURONS, None, "session 'z' is unknown; scores are for a"),
         ("a", 4, None, "has 5 neurons; rates have shape"),
-        ("a", NEURONS, [1], "2 trials have 1 movies"),
+        ("a", NEURONS, [1], "movies has 1 names for 2 trials"),
     ],
 )
 def test_what_does_not_fit_is_named(session, neurons, movies, said):

@@ -83,7 +83,8 @@ def main() -> None:
             "Without patch tokens",
             [
                 Table(
-                    "Shares of the cost with all patch tokens; time: median of the rounds and the range of their middle half.",
+                    "Cost as a fraction of the cost with all patch tokens. Time is the median of "
+                    "the rounds and the range of their middle half.",
                     head,
                     rows,
                 )

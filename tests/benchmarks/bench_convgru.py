@@ -68,7 +68,9 @@ def main() -> None:
         torch.testing.assert_close(model(map)[0], all_inside(model, map))
     cases: dict[str, Callable[[], object]] = {
         "ConvGRU": partial(backward, model, lambda video: model(video)[0], map),
-        "the same, all inside the loop": partial(backward, model, partial(all_inside, model), map),
+        "ConvGRU with the input convolutions inside the loop": partial(
+            backward, model, partial(all_inside, model), map
+        ),
     }
     if args.hidden == SHAPE[1]:
         convolutions = nn.ModuleList(

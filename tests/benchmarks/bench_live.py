@@ -85,7 +85,8 @@ def main() -> None:
             "A stream",
             [
                 Table(
-                    "A step of the live stream beside predicting a window or a clip anew.",
+                    "Time of a step of the live stream, as a fraction of the time in which a window "
+                    "or a clip is predicted.",
                     [*head, f"of a clip of {CLIP} frames"],
                     rows,
                 )

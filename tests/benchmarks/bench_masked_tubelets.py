@@ -112,7 +112,10 @@ def main() -> None:
         }
         share = f"{memory['masked'] / memory['unmasked']:.2f}"
         rows.append([f"{name}, small, 20×256×256, {mask}", ratio(*times.values()), share])
-    caption = "A step with nine tenths hidden from the encoder over one with all visible."
+    caption = (
+        "Cost of a step in which nine tenths of the tubelets are hidden, divided by the cost of a "
+        "step in which all are visible."
+    )
     head = ["0.9 hidden / all visible to the encoder", "time", "memory"]
     saved = Table(caption, head, rows)
 

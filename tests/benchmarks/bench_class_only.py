@@ -1,13 +1,14 @@
-"""What a vector a clip costs where no patch tokens are wanted: ours against computing them all.
+"""Cost of one vector per clip without patch tokens, compared with computing all tokens.
 
     python tests/benchmarks/bench_class_only.py [--device cuda]
 
-Models 1 and 2 with class tokens. "All tokens" is `encoder(video)`. The last row of each model is
-`encoder(video, tokens=False)`: class tokens alone go through time (Model 2), and the last (spatial)
-block computes the class query alone; for Model 2 the first of the two by itself stands between. The
-pooled vector is the same, which is asserted. Shares of all tokens: medians of rounds in turn, in
-brackets the range of their middle half; memory is what one more clip adds to the peak of forward
-with backward.
+The models are Models 1 and 2 with class tokens. "All tokens" is `encoder(video)`. The last row of
+each model is `encoder(video, tokens=False)`: in Model 2 only class tokens pass through the temporal
+transformer, and the last (spatial) block of both models computes only the class token. For Model 2,
+a row between them has the first of these two changes alone. The script checks that pooled vectors
+are equal. Costs are fractions of the cost of all tokens: medians of the rounds, in brackets the
+range of their middle half. Memory is the increase of the peak of forward with backward by one more
+clip.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 class _Way(nn.Module):
-    """One of the ways as a module, to be counted."""
+    """A module that computes pooled vectors in one of the ways, so that its FLOPs can be counted."""
 
     def __init__(self, encoder: nn.Module, tokens: bool, whole: bool) -> None:
         super().__init__()

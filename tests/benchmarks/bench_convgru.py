@@ -1,10 +1,10 @@
-"""The ConvGRU, its input convolutions hoisted out of the loop, against one that has all inside.
+"""ConvGRU with input convolutions before the loop, compared with convolutions inside the loop.
 
     python tests/benchmarks/bench_convgru.py [--device cuda] [--hidden 384]
 
-Forward with backward on tokens (1, 384, 75, 9, 16) in float32, one CPU thread, as multiples of one
-2048³ float32 matrix product; all contestants in turn, medians of the rounds, in brackets the range
-of their middle half.
+Forward with backward on tokens (1, 384, 75, 9, 16) in float32 on one CPU thread, as multiples of
+the time of one 2048³ float32 matrix product. All versions are measured in turn: medians of the
+rounds, in brackets the range of their middle half.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPE = (1, 384, 75, 9, 16)
 
 
 def all_inside(model: ConvGRU, map: Tensor) -> Tensor:
-    """The same numbers, with every convolution at its own step."""
+    """Compute the ConvGRU with every convolution inside the loop."""
     state = map.new_zeros(map.shape[0], model.hidden, *map.shape[3:])
     out = []
     for step in map.unbind(2):
@@ -35,7 +35,7 @@ def all_inside(model: ConvGRU, map: Tensor) -> Tensor:
 
 
 def textbook(layers: nn.ModuleList, map: Tensor) -> Tensor:
-    """The reset gate before the convolution: one for both gates and one for the candidate."""
+    """Compute a ConvGRU with the reset gate before the candidate's convolution."""
     gates, candidate = layers
     state = torch.zeros_like(map[:, :, 0])
     out = []

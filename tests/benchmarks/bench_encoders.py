@@ -1,12 +1,13 @@
-"""Models 1–4 against vit-pytorch's ViViT and transformers' VivitModel and VideoMAEModel.
+"""Models 1 to 4 compared with vit-pytorch's ViViT and transformers' VivitModel and VideoMAEModel.
 
     python tests/benchmarks/bench_encoders.py [--device cuda --bf16]
 
-Equal width, depth, heads and tokens, attention by scaled_dot_product_attention in all. Model 1
-gives all tokens, Models 2–4 one vector a clip. Forward without gradients, and forward with
-backward, all models in turn; ratios are medians of the rounds, in brackets the range of their
-middle half. Memory is what one more clip adds to the peak of forward with backward. On a CPU one
-thread computes a small size in float32; on a GPU it is ViViT-B/16x2.
+All models have equal width, depth, heads and tokens, and compute attention by
+scaled_dot_product_attention. Model 1 returns all tokens, Models 2 to 4 one vector per clip. The
+script measures the forward pass without gradients and the forward with the backward pass, all
+models in turn. Ratios are medians of the rounds, in brackets the range of their middle half. Memory
+is the increase of the peak of forward with backward by one more clip. On a CPU, the models are
+small and run in float32 on one thread; on a GPU they have the size of ViViT-B/16x2.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def forward_backward(model: Contestant, video: Tensor, bf16: bool) -> None:
 
 
 def against_products(count: int, device: str) -> Table:
-    """Cost of a training step of named sizes in units of one 2048³ float32 matrix product.
+    """Return the cost of training steps of named sizes in units of a 2048³ float32 matrix product.
 
-    The arithmetic is three times that of the forward pass. Its share of the measured time is the
-    share of the rate that one large matrix product reaches.
+    The arithmetic of a step is three times that of its forward pass. Arithmetic divided by time is
+    the fraction of the rate that one large matrix product reaches.
     """
     square = torch.rand(2048, 2048, device=device)
     calls: dict[str, Callable[[], object]] = {"product": partial(torch.mm, square, square)}

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_growth.py [--device cuda] [--out docs/published/benchmarks]
 
-Forward with backward of Models 1-4 and of the Gaussian readout, all cases in turn. Along each axis
-one number changes and the others stay at 16 frames, 112 pixels and a batch of 1. Time is the
-fastest of the rounds, memory the peak of what a step allocates, its gradients included. Exponents
-are slopes of least squares in log-log, over all values and over the last two. Exits with status 1 where Model 2's time or memory grows with
-frames by an exponent above 1.1. On a CPU one thread computes a small width.
+Forward with backward of Models 1 to 4 and of the Gaussian readout, all cases in turn. Along each
+axis one number changes; the others stay at 16 frames, 112 pixels and a batch of 1. Time is the
+shortest of the rounds. Memory is the peak of what a step allocates, including gradients. Exponents
+are slopes of least-squares lines of log cost over log value, over all values and over the last two.
+The script exits with status 1 if time or memory of Model 2 grows with frames by an exponent above
+1.1. On a CPU, the models are narrow and run on one thread.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Curve:
     """Time and memory of one model along one axis.
 
     Attributes:
-        values: along the axis.
-        seconds: of a step at each value.
+        values: values along the axis.
+        seconds: time of a step at each value.
         bytes: peak of what a step allocates at each value.
     """
 
@@ -57,12 +58,12 @@ class Curve:
 
 
 def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
-    """Slope of the least-squares line through log cost over log value."""
+    """Return the slope of the least-squares line of log cost over log value."""
     return float(np.polyfit(np.log(values), np.log(costs), 1)[0])
 
 
 def encoder_step(sizes: Sizes, model: str, batch: int, device: str) -> Callable[[], None]:
-    """Forward with backward of an encoder."""
+    """Run forward and backward pass of an encoder."""
     encoder = contestant(sizes, model, True).to(device)
     video = torch.randn(batch, 3, sizes.frames, sizes.side, sizes.side, device=device)
     return partial(_forward_backward, encoder, video)
@@ -74,7 +75,7 @@ def _forward_backward(encoder: Contestant, video: Tensor) -> None:
 
 
 def readout_step(neurons: int, device: str) -> Callable[[], None]:
-    """Forward with backward of a readout of 96 channels on a 9×16 grid at 75 time steps."""
+    """Run forward and backward pass of a readout of 96 channels on a 9×16 grid at 75 time steps."""
     readout = GaussianReadout(neurons, 96, mean_range=0.9).to(device)
     tokens = torch.randn(1, 96, 75, 9, 16, device=device, requires_grad=True)
 
@@ -87,7 +88,7 @@ def readout_step(neurons: int, device: str) -> Callable[[], None]:
 
 
 def all_steps(sizes: Sizes, device: str) -> dict[tuple[str, str, int], Callable[[], None]]:
-    """(model, axis, value) → its step; points that axes share are one step."""
+    """Return (model, axis, value) → step; a point that several axes share has one step."""
     steps: dict[tuple[str, str, int], Callable[[], None]] = {}
     for model in MODELS:
         shared: dict[tuple[Sizes, int], Callable[[], None]] = {}
@@ -108,7 +109,7 @@ def all_steps(sizes: Sizes, device: str) -> dict[tuple[str, str, int], Callable[
 
 
 def measure(sizes: Sizes, count: int, device: str) -> dict[tuple[str, str], Curve]:
-    """(model, axis) → its curve."""
+    """Return (model, axis) → curve."""
     steps = all_steps(sizes, device)
     different = {str(id(step)): step for step in steps.values()}
     times = seconds(different, count, device)
@@ -123,7 +124,7 @@ def measure(sizes: Sizes, count: int, device: str) -> dict[tuple[str, str], Curv
 
 
 def tables(curves: dict[tuple[str, str], Curve], gpu: bool) -> list[Table]:
-    """A table for each axis: costs as multiples of those at its smallest value, and exponents."""
+    """Return a table per axis: costs as multiples of that at the smallest value, and exponents."""
     made: list[Table] = []
     sizes = LARGE if gpu else SMALL
     for axis, values in AXES.items():
@@ -158,7 +159,7 @@ def tables(curves: dict[tuple[str, str], Curve], gpu: bool) -> list[Table]:
 
 
 def figure(curves: dict[tuple[str, str], Curve]) -> Figure:
-    """Time above memory, a column for each axis, as multiples of the smallest, in log-log."""
+    """Draw time and memory as multiples of the smallest, with a column for each axis."""
     drawn = Figure(figsize=(9, 5), layout="constrained")
     panels = drawn.subplots(2, len(AXES), sharex="col")
     styles = {model: (f"C{n}", "osD^v"[n]) for n, model in enumerate([*MODELS, READOUT])}

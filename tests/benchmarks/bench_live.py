@@ -1,12 +1,14 @@
-"""A step of a stream against predictions of whole clips and of a sliding window.
+"""A step of a stream, compared with predictions of whole clips and of a sliding window.
 
     python tests/benchmarks/bench_live.py [--device cuda] [--rounds 100]
 
-vivit_neural_small on frames of 36×64 at 30 frames a second, with ConvGRU, frame stream and 1,000 neurons, in
-float32, one CPU thread. The stream has a context of --window frames. Beside it, in turn: one prediction of a clip of
-300 frames, and one of the last --window frames, which a sliding window would compute anew at each frame. Steps are
-timed one by one. Three of four add a frame to a tubelet that is not complete, so the median is the time of these, and
-the 99th percentile that of a step that encodes a tubelet. Shares are of the medians of the other two.
+The model is vivit_neural_small with ConvGRU, frame stream and 1,000 neurons, on frames of 36×64 at
+30 frames per second, in float32 on one CPU thread. The stream has a context of --window frames. In
+turn with it, the script measures a prediction of a clip of 300 frames, and a prediction of the last
+--window frames, which a sliding window would compute again at each frame. Three of four steps add a
+frame to an incomplete tubelet, so the median is the time of such a step. The 99th percentile is the
+time of a step that encodes a tubelet. Both are given as fractions of the median time of the other
+two predictions.
 """
 
 from __future__ import annotations

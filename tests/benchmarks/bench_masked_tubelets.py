@@ -1,11 +1,12 @@
-"""A masked-tubelets step at 0.9 against one whose encoder sees everything, and against VideoMAE.
+"""A masked-tubelets step with 0.9 hidden, compared with an encoder that sees all, and with VideoMAE.
 
     python tests/benchmarks/bench_masked_tubelets.py [--device cuda]
 
-Forward with backward of the whole objective in float32, one CPU thread, all contestants in turn;
-ratios are medians of the rounds, in brackets the range of their middle half. The encoder that sees
-everything feeds the same decoder the same visible tokens. transformers' VideoMAEForPreTraining has
-the same sizes as our Model 1. The last table gives multiples of one 2048³ float32 matrix product.
+Forward with backward of the whole objective in float32 on one CPU thread, all models in turn.
+Ratios are medians of the rounds, in brackets the range of their middle half. The encoder that sees
+all tubelets passes only the visible ones to an equal decoder. transformers'
+VideoMAEForPreTraining has the sizes of our Model 1. The last table has multiples of the time of one
+2048³ float32 matrix product.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def masked(model: MaskedTubelets, video: Tensor) -> Tensor:
 
 
 def unmasked(model: MaskedTubelets, video: Tensor) -> Tensor:
-    """The same decoder and loss behind an encoder that sees every token."""
+    """Return the loss with an encoder that sees every token, and an equal decoder."""
     mask = model.draw_mask(video)
     out = model.encoder(video)
     visible, _ = mask.tokens(out.grid)

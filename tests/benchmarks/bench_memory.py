@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_memory.py [--gpus 8 24 80]
 
-Nothing is trained. For each pretraining preset the memory of a step in bfloat16 is computed, and the
-largest micro-batch, a power of two, that leaves a tenth of the GPU and 1 GiB for its context, the
-allocator's waste and kernels' workspace.
+Nothing is trained. For each pretraining preset, the script computes the memory of a step in
+bfloat16, and the largest micro-batch (a power of two) that leaves a tenth of the GPU and 1 GiB for
+its context, fragmentation of the allocator and the workspace of kernels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ GIB = 2**30
 
 
 def memory_of(preset: str, *, checkpointing: bool = False, bf16: bool = True) -> TrainingMemory:
-    """The memory of a preset's training step.
+    """Return the memory of a preset's training step.
 
     Args:
-        preset: its name.
+        preset: name of the preset.
         checkpointing: whether activations of blocks are computed again in the backward pass.
         bf16: whether the forward pass runs under autocast.
     """
@@ -56,7 +56,7 @@ def memory_of(preset: str, *, checkpointing: bool = False, bf16: bool = True) ->
 
 
 def main() -> None:
-    """Print the table, in Markdown."""
+    """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpus", type=float, nargs="+", default=[8, 24, 80], help="GiB")
     add_out(parser)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def cell(batch: int, available: float, plain: TrainingMemory, again: TrainingMemory) -> str:
-    """`--accumulation` for a preset's batch on one GPU; with checkpointing where it needs that."""
+    """Return `--accumulation` for a preset's batch on one GPU, with checkpointing if necessary."""
     for memory, mark in ((plain, ""), (again, " c")):
         largest = memory.largest(available)
         if largest:

@@ -1,11 +1,12 @@
-"""Size, speed and memory of the cores that models of neurons are built on, side by side in one run.
+"""Size, speed and memory of the cores of models of neurons.
 
     python tests/benchmarks/bench_neural_cores.py [--device cuda] [--rounds 3] [--bf16]
 
-A step is a prediction of the rates of 1,000 neurons for one window of 80 frames of 36×64, the Poisson loss and its
-gradients, without a modulator; in float32 on one CPU thread, or as asked for. Times are ratios to the step of the
-ResNet, memory is what a step allocates beside the model. ViViT is built by the presets named in each row, the other
-cores by recipes/configs/neural_sample.yaml.
+A step predicts the rates of 1,000 neurons for one window of 80 frames of 36×64, and computes the
+Poisson loss and its gradients, without a modulator; in float32 on one CPU thread by default. All
+cores are measured in turn. Times are ratios to the step of the ResNet. Memory is what a step
+allocates in addition to the model. The ViViT cores are those of the presets named in each row, the
+other cores those of recipes/configs/neural_sample.yaml.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ REFERENCE = "causal 3D ResNet"
 
 
 def model_of(core: str, preset: str, settings: dict[str, Any]) -> NeuralModel:
-    """A fresh model of one session."""
+    """Return a fresh model of one session."""
     config = training.parse(
         NeuralRecipe, ["--config", str(CONFIGS / f"{preset}.yaml"), "--core", core]
     )

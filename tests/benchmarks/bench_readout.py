@@ -1,13 +1,12 @@
-"""GaussianReadout of thousands of neurons against grid_sample and one product over all pixels.
+"""GaussianReadout compared with grid_sample and with one product over all pixels.
 
     python tests/benchmarks/bench_readout.py [--device cuda] [--neurons 8000] [--frames 300]
 
-Forward with backward in training, batch of one, 384 channels on a 9×16 grid, float32, one CPU
-thread, all contestants in turn; gradients to the map and to all parameters. Times are multiples of
-one 2048³ float32 matrix product: medians of the rounds, in brackets the range of their middle half.
-Memory is the peak of what is allocated in a step, map and parameters not counted. grid_sample reads
-every frame on its own, as neuralpredictors' FullGaussian2d does; with few frames to fit into memory,
-its share grows with their number.
+Forward with backward in training, with gradients to the map and to all parameters: a batch of one,
+384 channels on a 9×16 grid, float32, one CPU thread, all versions in turn. Times are multiples of
+the time of one 2048³ float32 matrix product: medians of the rounds, in brackets the range of their
+middle half. Memory is the peak of what a step allocates, without map and parameters. grid_sample
+reads every frame separately, as neuralpredictors' FullGaussian2d does.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def by_grid_sample(readout: GaussianReadout, map: Tensor) -> Tensor:
 
 
 def by_all_pixels(readout: GaussianReadout, map: Tensor) -> Tensor:
-    """Every neuron's features with every pixel, of which four are then picked."""
+    """Multiply the weights of all neurons with all pixels, then select four products per neuron."""
     pixel, weight = corners(readout.positions(1)[0], SIZE, align_corners=False)
     seen = torch.einsum("dtp,nd->tnp", map[0].flatten(2), readout.features)
     picked = seen.gather(2, pixel.expand(len(seen), -1, -1))
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=8000)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument(
-        "--alone", action="store_true", help="leave out the two that need gigabytes and minutes"
+        "--alone", action="store_true", help="measure only the two point readouts, in seconds"
     )
     add_out(parser)
     args = parser.parse_args()

@@ -1,13 +1,13 @@
-"""How fast clips are sampled from shards, by storage and decoder.
+"""Speed of sampling clips from shards, by storage and decoder.
 
-    python tests/benchmarks/bench_storage.py [VIDEOS] [--size 240 320] [--out docs/published/benchmarks]
+    python tests/benchmarks/bench_storage.py [VIDEOS] [--size 240 320] [--out DIR]
 
-Packs the videos (a folder or zip; without one, renders CLEVRER-like ones) as jpeg and h264 at one
-frame size, and as they came; then times random samples, two views of 16 frames at stride 2, on one
-core, all cases in turn, by PyAV and by torchcodec where it is installed. Beside them: decoding
-alone, without a resize, of the needed frames and of all; and the usual way, which decodes all frames
-of a video, resizes each, stacks them and takes the needed ones. The page cache is warm: on slow
-disks small files gain.
+The script packs videos (a folder or zip; by default it renders CLEVRER-like videos) as jpeg and
+h264 at one frame size, and unchanged. It then times random samples of two views of 16 frames at
+stride 2 on one core, all cases in turn, by PyAV and, if it is installed, by torchcodec. For
+comparison it times decoding alone, without a resize, of the needed frames and of all frames; and
+the usual way, which decodes all frames of a video, resizes each, stacks them and indexes the needed
+ones. The page cache is warm; on slow disks small files have an additional advantage.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ Way = Callable[[ShardSet, int, list[int]], np.ndarray]
 def needed(
     videos: ShardSet, i: int, wanted: list[int], size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Decode the needed frames alone, as the loader does."""
+    """Decode only the needed frames, as the loader does."""
     return videos.frames(i, wanted, size)
 
 
 def all_frames(videos: ShardSet, i: int, wanted: list[int]) -> np.ndarray:
-    """Decode the whole video, without a resize."""
+    """Decode the whole video without a resize."""
     return videos.frames(i, list(range(int(videos.num_frames[i]))))[wanted]
 
 
 def usual(videos: ShardSet, i: int, wanted: list[int], size: tuple[int, int]) -> np.ndarray:
-    """Decode all frames, resize each, stack, index."""
+    """Decode all frames, resize each, stack and index them."""
     frames = videos.frames(i, list(range(int(videos.num_frames[i]))))
     resized = [Image.fromarray(frame).resize(size[::-1], Image.Resampling.BOX) for frame in frames]
     return np.stack(resized)[wanted]
 
 
 class Sampling:
-    """Two random views of random videos; equally often called ones draw the same samples."""
+    """Draw two random views of random videos; equal numbers of calls draw equal samples."""
 
     def __init__(self, videos: ShardSet, way: Way, samples: int) -> None:
         self.videos, self.way, self.samples = videos, way, samples
@@ -74,7 +74,7 @@ class Sampling:
 
 
 def decoders() -> list[str]:
-    """Those that load; says of torchcodec why it does not."""
+    """Return the decoders that can be loaded; print why torchcodec cannot."""
     try:
         import torchcodec.decoders  # noqa: F401
     except ImportError:
@@ -89,7 +89,7 @@ def decoders() -> list[str]:
 
 
 def figure(rows: list[str], medians: dict[str, list[float | None]]) -> Figure:
-    """Bars of processor time a sample, a group for each way."""
+    """Draw bars of processor time per sample, with a group for each way."""
     drawn = Figure(figsize=(9, 4.5), layout="constrained")
     axes = drawn.subplots()
     height = 0.8 / len(medians)

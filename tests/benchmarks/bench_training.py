@@ -1,11 +1,12 @@
-"""Training by the recipes as users start them: speed, utilisation, memory and data wait.
+"""Speed, utilisation, memory and data wait of training by the recipes.
 
     python tests/benchmarks/bench_training.py [--device cuda] [--only simclr] [--steps 60]
 
-Each case is a run of a recipe, a process of its own, with the preset's settings but for the variant
-of the encoder and the batch. Videos are rendered, sessions simulated. Numbers come from metrics.jsonl;
-the first half of a run is left out, in which graphs are compiled. MFU counts the multiplications of
-the model, forward and backward, over the dense half-precision peak of the GPU's data sheet.
+Each case is a run of a recipe in a process of its own, with the settings of a preset except the
+variant of the encoder and the batch. Videos are rendered and sessions simulated. The numbers are
+read from metrics.jsonl. The first half of a run is left out, because graphs are compiled in it. MFU
+is the arithmetic of the model, forward and backward, divided by the dense half-precision peak in
+the GPU's data sheet.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Case:
     """A run of a recipe.
 
     Attributes:
-        name: in the table.
-        recipe: file name.
+        name: name in the table.
+        recipe: file name of the recipe.
         batch: samples in a step.
         words: further options.
     """
@@ -71,7 +72,7 @@ def neural_cases() -> list[Case]:
 
 
 def measure(case: Case, data: tuple[str, ...], steps: int, device: str, folder: Path) -> list[str]:
-    """Run a case and read what it logged."""
+    """Run a case and return the numbers that it logged."""
     run_dir = folder / case.name.replace(" ", "_").replace(",", "")
     options = {
         "training.steps": steps, "training.total_batch_size": case.batch, "training.log_every": 5,

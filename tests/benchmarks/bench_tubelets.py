@@ -1,10 +1,11 @@
-"""Tubelet embedding: one matrix product against Conv3d of the same numbers.
+"""Tubelet embedding by one matrix product, compared with an equal Conv3d.
 
     python tests/benchmarks/bench_tubelets.py [--device cuda]
 
-Contiguous video in, contiguous tokens (b, t, n, d) out, in float32 and bfloat16, one thread on a CPU,
-both in turn. Forward, and forward with the weights' gradients. Prints how many times longer Conv3d
-takes: the median of the rounds and the range of their middle half.
+The input is a contiguous video, the output contiguous tokens (b, t, n, d), in float32 and bfloat16,
+on one thread of a CPU. Both are measured in turn: forward, and forward with the gradients of the
+weights. The script prints the time of Conv3d divided by the time of the product: the median of the
+rounds and the range of their middle half.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ViViT encoders of this project and of others, of equal width, depth, heads and tokens."""
+"""ViViT encoders of this and other packages, of equal width, depth, heads and tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vivit.encoders import create_encoder
 
 @dataclass(frozen=True)
 class Sizes:
-    """What all of them have in common; Model 2 has its depth in two transformers."""
+    """Sizes of all encoders; Model 2 splits the depth between two transformers."""
 
     width: int = 384
     heads: int = 6
@@ -28,7 +28,7 @@ class Sizes:
 
 
 class Contestant(nn.Module):
-    """A model and how it is called: video (b, 3, T, H, W) → the tensor that a loss would be of."""
+    """A model and the call that returns its output: video (b, 3, T, H, W) → tensor."""
 
     def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Contestant(nn.Module):
 
 
 def ours(sizes: Sizes, variant: str, tokens: bool, **settings: Any) -> Contestant:
-    """Ours; ``tokens`` is whether all tokens are wanted."""
+    """Return an encoder of this package; with ``tokens`` it returns all tokens."""
     if variant == "factorized_encoder":
         settings["spatial_depth"] = sizes.depth - sizes.temporal_depth
         settings["temporal_depth"] = sizes.temporal_depth
@@ -65,7 +65,7 @@ def ours(sizes: Sizes, variant: str, tokens: bool, **settings: Any) -> Contestan
 
 
 def vit_pytorch(sizes: Sizes, variant: str, pool: str) -> Contestant:
-    """vit_pytorch.vivit.ViViT without its head; it returns one vector a clip."""
+    """Return vit_pytorch.vivit.ViViT without its head, which returns one vector per clip."""
     from vit_pytorch.vivit import ViViT
 
     model2 = variant == "factorized_encoder"
@@ -89,7 +89,7 @@ def vit_pytorch(sizes: Sizes, variant: str, pool: str) -> Contestant:
 
 
 def vivit_of_transformers(sizes: Sizes) -> Contestant:
-    """transformers.VivitModel, Model 1 with a class token."""
+    """Return transformers.VivitModel: Model 1 with a class token."""
     from transformers import VivitConfig, VivitModel
 
     config = VivitConfig(
@@ -107,7 +107,7 @@ def vivit_of_transformers(sizes: Sizes) -> Contestant:
 
 
 def videomae_of_transformers(sizes: Sizes) -> Contestant:
-    """transformers.VideoMAEModel, Model 1 without a class token, fixed sinusoids."""
+    """Return transformers.VideoMAEModel: Model 1 without a class token, with fixed sinusoids."""
     from transformers import VideoMAEConfig, VideoMAEModel
 
     config = VideoMAEConfig(
@@ -156,10 +156,10 @@ PEERS: dict[str, tuple[str, Callable[[Sizes], Contestant]]] = {
 
 
 def contestant(sizes: Sizes, model: str, ours: bool) -> Contestant:
-    """One of OURS or of PEERS.
+    """Return one of OURS or of PEERS.
 
     Raises:
-        ImportError: where the peer's package is missing.
+        ImportError: if the peer's package is missing.
     """
     torch.manual_seed(0)
     return OURS[model](sizes) if ours else PEERS[model][1](sizes)

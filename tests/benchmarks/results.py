@@ -1,4 +1,4 @@
-"""Results of benchmarks as files: JSON, and the documentation's page of them."""
+"""Files with the results of benchmarks: JSON, and the page of the documentation."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Table:
     """One table of a benchmark.
 
     Attributes:
-        caption: a sentence that says what its numbers are.
+        caption: a sentence that explains the numbers.
         head: names of the columns.
-        rows: their cells.
+        rows: cells of each row.
     """
 
     caption: str
@@ -39,11 +39,11 @@ class Results:
     """Results of a benchmark, with its command, chip and versions.
 
     Attributes:
-        name: of the benchmark's file, without ``bench_``.
+        name: name of the benchmark's file, without ``bench_``.
         title: heading on the page.
-        tables: what was measured.
-        figure: file name of a plot that lies beside the results; empty for none.
-        command: how to repeat it.
+        tables: tables with the results.
+        figure: file name of a plot in the folder of the results; empty for none.
+        command: command that repeats the benchmark.
         chip: name of the GPU or the CPU's architecture.
         versions: package → version.
     """
@@ -58,14 +58,15 @@ class Results:
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--out``, a folder for the results' files."""
+    """Add the option ``--out``, a folder for the files of results."""
     parser.add_argument("--out", type=Path, help="folder for JSON and plot; none by default")
 
 
 def publish(results: Results, device: str, out: Path | None) -> None:
     """Print the tables; with a folder, write ``NAME.json`` there, which :func:`page` reads.
 
-    Results of a GPU get its name at the end of theirs, so that both kinds lie side by side.
+    Names of results of a GPU end with the name of the GPU, so that they do not replace results of a
+    CPU.
     """
     results.chip = chip_name(device)
     if device == "cuda":
@@ -79,7 +80,7 @@ def publish(results: Results, device: str, out: Path | None) -> None:
 
 
 def section(results: dict) -> str:
-    """Markdown of one benchmark, with its command, chip and versions."""
+    """Return the Markdown of one benchmark, with its command, chip and versions."""
     lines = [f"## {results['title']}", ""]
     for each in results["tables"]:
         lines += [each["caption"], "", table(each["head"], each["rows"]), ""]
@@ -91,7 +92,7 @@ def section(results: dict) -> str:
 
 
 def page(folder: Path = RESULTS) -> str:
-    """The page of all stored results."""
+    """Return the page of all stored results."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     head = [
         "# Measured speed and memory",
@@ -111,7 +112,7 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def chip_name(device: str) -> str:
-    """Name of the GPU, or one thread of the CPU's architecture."""
+    """Return the name of the GPU, or the CPU's architecture with its one thread."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"one thread of an {platform.machine()} CPU"

@@ -1,4 +1,7 @@
-"""Time and memory of several things in one run, in turn, so that a machine's moods hit all alike."""
+"""Time and memory of several calls, measured in turn in one run.
+
+Measuring in turn spreads changes of the machine's speed evenly over all calls.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def rounds(text: str) -> int:
-    """How many rounds a command was asked for."""
+    """Parse the number of rounds of a command."""
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 2")
     return int(text)
 
 
 def device(text: str) -> str:
-    """Which device a command was asked for."""
+    """Parse the device of a command."""
     if text not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
     if text == "cuda" and not torch.cuda.is_available():
@@ -36,10 +39,10 @@ def device(text: str) -> str:
 def seconds(
     cases: dict[str, Callable[[], object]], count: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each of ``count`` rounds; before the first round, each is called once untimed.
+    """Return the seconds of each call in each of ``count`` rounds, after one call that is not timed.
 
-    Processor time of the one thread on CPUs, which other programs do not lengthen, and wall time
-    between two synchronisations on GPUs.
+    On CPUs this is the processor time of the one thread, which other programs do not lengthen; on
+    GPUs it is wall time between two synchronisations.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     for call in cases.values():
@@ -53,7 +56,7 @@ def seconds(
 
 
 def now(device: str) -> float:
-    """A clock that has waited for the device."""
+    """Return the time once the device has finished its work."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -61,7 +64,7 @@ def now(device: str) -> float:
 
 
 def ratio(times: list[float], reference: list[float]) -> str:
-    """Median of the rounds' ratios, and in brackets the range of their middle half."""
+    """Return the median of the rounds' ratios, and in brackets the range of their middle half."""
     ratios = [a / b for a, b in zip(times, reference, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
@@ -73,15 +76,16 @@ def mebibytes_a_clip(
     batches: tuple[int, int],
     device: str,
 ) -> float:
-    """By how much each further clip of a batch raises the peak of allocated memory.
+    """Return the increase of the peak of allocated memory by one more clip in a batch, in MiB.
 
-    Between two batch sizes, so that gradients and whatever else does not grow cancel. Tensors are
-    counted, not what the allocator keeps beside them; scratch space of matrix libraries is not.
+    It is computed from two batch sizes, so that gradients and other memory that does not grow
+    cancel. Only tensors are counted, not the reserve of the allocator or the workspace of matrix
+    libraries.
 
     Args:
-        step: called with a batch; leaves no gradients behind.
-        clips: makes so many clips.
-        batches: the two batch sizes, large enough that activations are what fills the memory.
+        step: function of a batch; must leave no gradients behind.
+        clips: function that makes a number of clips.
+        batches: the two batch sizes; activations must dominate the memory.
         device: cpu or cuda.
     """
     few, many = (peak_bytes(partial(step, clips(batch)), device) for batch in batches)
@@ -89,7 +93,7 @@ def mebibytes_a_clip(
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """The most that a call has allocated at once, beside what was there before."""
+    """Return the peak of what a call allocates in addition to earlier allocations, in bytes."""
     return _peak_on_gpu(call) if device == "cuda" else _peak_on_cpu(call)
 
 
@@ -101,7 +105,7 @@ def _peak_on_gpu(call: Callable[[], object]) -> int:
 
 
 def _peak_on_cpu(call: Callable[[], object]) -> int:
-    """The profiler knows each allocation; their running sum's highest value."""
+    """Return the largest running sum of the allocations that the profiler records."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -113,6 +117,6 @@ def _peak_on_cpu(call: Callable[[], object]) -> int:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

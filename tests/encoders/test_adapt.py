@@ -231,7 +231,7 @@ def test_a_change_of_causality_is_warned_of():
 
 def test_sinusoids_over_all_tokens_at_another_width_are_warned_of():
     encoder = encoder_of(variant="joint", joint_positions="sinusoidal")
-    with pytest.warns(UserWarning, match="at 4×3 tokens instead of 2×3 .* another location"):
+    with pytest.warns(UserWarning, match="with 4×3 tokens instead of 2×3, .* another location"):
         adapt(encoder, image_size=(64, 48))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -130,7 +130,7 @@ def test_grid(settings, grid):
                 "temporal_positions": "rotary",
                 "head_dim": 4,
             },
-            "at least 6 for rotary positions of rows, columns and time",
+            "at least 6 for rotary spatial_positions and temporal_positions",
         ),
     ],
 )

@@ -371,7 +371,7 @@ def test_sources_that_cannot_be_converted(session, tmp_path):
     ):
         with pytest.raises(DataError, match=expected):
             convert(sources, out, progress=False)
-    with pytest.raises(DataError, match="is already converted"):
+    with pytest.raises(DataError, match="is already a session in --out"):
         convert([session], session.parent, progress=False)
     (out / "dynamic1").mkdir(parents=True)
     with pytest.raises(DataError, match="already exists with other content"):

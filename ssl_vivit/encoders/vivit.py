@@ -452,7 +452,8 @@ class ViViT(nn.Module, HubModel):
     def attention_window(self, steps: int | None) -> Iterator[None]:
         """Context manager that limits attention over time to the last ``steps`` time steps.
 
-        The limit applies in every layer with attention over time. :meth:`step` returns equal tokens
+        The limit applies to patch tokens and frame vectors in every layer with attention over time;
+        class tokens of the clip attend to all time steps. :meth:`step` returns equal tokens
         with a cache of that window.
 
         Args:

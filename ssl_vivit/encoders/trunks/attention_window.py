@@ -13,23 +13,25 @@ _FIRST_ROOM = 8
 
 
 def band(
-    steps: int, window: int, *, registers: int, device: torch.device
+    steps: int, window: int, *, registers: int, class_tokens: int = 0, device: torch.device
 ) -> Bool[Tensor, "length length"]:
-    """Return the attention mask of a sequence [registers, time steps].
+    """Return the attention mask of a sequence [registers, time steps, class tokens].
 
     Row i is True in the columns that token i attends to. A time step attends to the registers and
     to the last ``window`` steps including itself; a register attends to itself and the registers
-    before it.
+    before it; a class token, which summarises the clip, attends to all tokens.
 
     Args:
         steps: number of time steps.
         window: number of time steps that a time step attends to, including itself.
         registers: number of registers at the start of the sequence.
+        class_tokens: number of class tokens at the end of the sequence.
         device: device of the mask.
     """
-    time = torch.arange(-registers, steps, device=device)
+    time = torch.arange(-registers, steps + class_tokens, device=device)
     ago = time[:, None] - time
-    return (ago >= 0) & ((ago < window) | (time < 0))
+    near = (ago < window) | (time < 0) | (time[:, None] >= steps)
+    return (ago >= 0) & near
 
 
 class KeyValueCache:

@@ -193,7 +193,9 @@ class FactorizedEncoder(nn.Module):
         before, after = self.config.register_tokens, int(self.temporal_class_token is not None)
         mask: Mask = "causal" if self.config.temporal_causal else None
         if self.attention_window is not None:
-            mask = band(t + after, self.attention_window, registers=before, device=x.device)
+            mask = band(
+                t, self.attention_window, registers=before, class_tokens=after, device=x.device
+            )
         count = m  # number of sequences per clip
         varying = places.varying
         if varying is not None:

@@ -133,7 +133,8 @@ class Joint(nn.Module):
         query, key = when[..., :, None], when[..., None, :]
         mask: Bool[Tensor, "... q k"] = query >= key
         if self.attention_window is not None:
-            mask = mask & ((key > query - self.attention_window) | (key < 0))
+            near = (key > query - self.attention_window) | (key < 0)
+            mask = mask & (near | (query == end))
         return mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:

@@ -192,3 +192,35 @@ def test_an_encoder_that_is_not_causal_has_no_window():
     ):
         causal(torch.randn(1, 1, 16, 8, 12, dtype=torch.float64), visible)
     assert causal.trunk.attention_window is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "joint", "depth": 1},
+        {"spatial_depth": 1, "temporal_depth": 1, "pooling": "temporal_cls"},
+    ],
+    ids=["joint", "factorized_encoder"],
+)
+@torch.no_grad()
+def test_the_class_token_of_a_clip_attends_to_all_steps(settings):
+    made = encoder(settings)
+    video = torch.randn(1, 1, 16, 8, 12, dtype=torch.float64)
+    whole = made(video)
+    with made.attention_window(2):
+        limited = made(video)
+    assert not torch.allclose(limited.tokens, whole.tokens, rtol=0, atol=1e-4)
+    torch.testing.assert_close(limited.pooled, whole.pooled, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_window_gives_listed_tokens_the_outputs_of_all_tokens():
+    made = encoder({"variant": "joint", "depth": 2, "register_tokens": 2})
+    video = torch.randn(2, 1, 16, 8, 12, dtype=torch.float64)
+    every = torch.arange(8 * 6).expand(2, -1)
+    with made.attention_window(2):
+        expected, listed = made(video), made(video, visible_tokens=every)
+        alone = made(video, visible_tokens=every, tokens=False)
+    torch.testing.assert_close(listed.tokens.flatten(1, 2), expected.tokens.flatten(1, 2))
+    torch.testing.assert_close(listed.pooled, expected.pooled, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone.pooled, expected.pooled, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Models on a GPU that is not there: fake tensors know shapes and devices, and hold no numbers."""
+"""Fake CUDA tensors, which have a shape and a device but no contents, for tests without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOST_READS = {
 
 
 class Waits(TorchDispatchMode):
-    """Record what would let the host wait for the GPU, with the line of the package that asks."""
+    """Record operations that would make the host wait for the GPU, with their line in the package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Waits(TorchDispatchMode):
 
 
 class FakeDevice:
-    """Fake tensors on a device, and what a computation there would let the host wait for.
+    """Fake tensors on a device, and a record of operations that would make the host wait.
 
     Args:
         device: ``cuda``, where forward passes run, under autocast too; or ``meta``, where backward
@@ -68,7 +68,7 @@ class FakeDevice:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
 
     def fake(self, value: Any) -> Any:
-        """A fake tensor, or a module or dictionary with fake ones in place of its own."""
+        """Replace a tensor, or all tensors of a module or dictionary, by fake tensors."""
         if isinstance(value, dict):
             return {name: self.fake(each) for name, each in value.items()}
         if isinstance(value, list):
@@ -90,7 +90,7 @@ class FakeDevice:
 
     @contextmanager
     def watched(self) -> Iterator[Waits]:
-        """Compute on the device, on CUDA under bfloat16 autocast, and record what waits."""
+        """Record operations that wait in a block; on CUDA the block runs under bfloat16 autocast."""
         waits = Waits()
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pinning(waits)))
@@ -117,7 +117,7 @@ def _pinning(waits: Waits):
 
 @contextmanager
 def _autocast() -> Iterator[None]:
-    """``torch.autocast("cuda", torch.bfloat16)``, which would switch itself off without a GPU."""
+    """Return ``torch.autocast("cuda", torch.bfloat16)`` that stays enabled without a GPU."""
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)
     try:

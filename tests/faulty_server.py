@@ -1,4 +1,4 @@
-"""A web server on this machine that serves files and fails in the ways that servers do."""
+"""A local web server that serves files and can fail in the ways in which servers fail."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Answer:
-    """How one request is answered.
+    """Answer to one request.
 
     Args:
-        status: of the answer; 200 becomes 206 where a range is asked for and given.
-        headers: further ones.
-        sends: bytes of the body after which the server does what ``then`` says; None is all.
+        status: status of the answer; 200 becomes 206 if a range is requested and served.
+        headers: further headers of the answer.
+        sends: number of bytes of the body that are sent before ``then``; None sends all.
         then: "ends" closes the connection, "hangs" keeps it open and sends nothing.
         silent: whether not even headers are sent.
-        rate: bytes a second; None is as fast as can be.
-        keeps_length: whether a body cut by ``sends`` is stated with the whole length.
+        rate: bytes per second; None sets no limit.
+        keeps_length: whether Content-Length states the full length of a body that ``sends`` cuts.
         content: replaces the file before the answer.
     """
 
@@ -40,19 +40,19 @@ class Answer:
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves ``files`` by their paths; requests of a path are answered as ``answers`` says in turn.
+    """Serves ``files`` by their paths, with the answers in ``answers`` one after the other.
 
     Attributes:
         files: path, such as ``/a.tar`` → content.
-        answers: path → answers of its first requests; later ones are answered well.
-        always: path → answer of all requests after those.
-        ranges: whether ranges are given.
+        answers: path → answers to the first requests; later requests succeed.
+        always: path → answer to all requests after those in ``answers``.
+        ranges: whether ranges are served.
         tags: whether answers have an ETag.
-        heeds_if_range: whether ranges of another version are withheld.
+        heeds_if_range: whether If-Range is checked, so that no range of another version is served.
         requests: (path, Range, If-Range) of each request.
-        times: seconds at which they came.
-        accounts: values of Authorization.
-        sent: bytes of bodies by path.
+        times: times of the requests in seconds.
+        accounts: values of the Authorization header.
+        sent: path → number of bytes of bodies that were sent.
     """
 
     daemon_threads = True
@@ -83,7 +83,7 @@ class FaultyServer(ThreadingHTTPServer):
             self.files[f"/{path.name}"] = path.read_bytes()
 
     def handle_error(self, request, client_address) -> None:
-        """Say nothing of clients that went away."""
+        """Ignore errors of clients that closed the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Changed copies of a small file, given to its reader in a process with a bound on time and memory."""
+"""Give changed copies of small files to their readers, in processes with limited time and memory."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Reader:
-    """One way in which a file of unknown origin is read.
+    """A function of the package that reads files of unknown origin.
 
     Args:
-        name: for messages, and the seed of its inputs.
-        make: writes a small valid folder.
-        files: those in the folder that are changed, one at a time.
-        read: reads the folder; it leaves it as it is.
-        quick: how many inputs the quick test tries.
-        mend: brings checksums of the folder up to date after a file was changed.
+        name: name for messages; also the seed of the inputs.
+        make: function that writes a small valid folder.
+        files: names of the files in the folder that are changed, one at a time.
+        read: function that reads the folder and does not change it.
+        quick: number of inputs in the quick test.
+        mend: function that updates the checksums of the folder after a file was changed.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How often a reader took an input and how often it refused one, and what it did beside that."""
+    """Number of inputs that a reader accepted and refused, and all other results."""
 
     accepted: int
     refused: int
@@ -69,7 +69,7 @@ class Outcome:
 
 
 def changed(content: bytes, draw: random.Random) -> bytes:
-    """A copy of a file with one to four changes, of its bytes or of the values that it holds."""
+    """Return a copy of a file with one to four changes of its bytes or values."""
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         kinds = [bytes_changed]
         if (tree := _tree(content)) is not None:
@@ -135,7 +135,7 @@ def tree_changed(tree: Any, draw: random.Random) -> Any:
 
 
 def header_changed(content: bytes, draw: random.Random) -> bytes:
-    """Change a value in the header of a safetensors file, whose length stays right."""
+    """Change a value in the header of a safetensors file, and update the length of the header."""
     size = struct.unpack("<Q", content[:8])[0]
     header = json.dumps(tree_changed(_header(content), draw)).encode()
     return struct.pack("<Q", len(header)) + header + content[8 + size :]
@@ -178,12 +178,12 @@ def _header(content: bytes) -> Any:
 
 
 def attack(reader: Reader, folder: Path, inputs: int, first: int = 0) -> Outcome:
-    """Give a reader changed files in a forked process that may take one GiB more than now.
+    """Give changed files to a reader in forked processes that may allocate one GiB.
 
     Args:
-        reader: what reads.
+        reader: the reader.
         folder: an empty one.
-        inputs: how many; each is drawn from its own number alone.
+        inputs: number of inputs; each input depends only on its own number.
         first: number of the first one.
     """
     valid = folder / "valid"
@@ -208,7 +208,7 @@ def attack(reader: Reader, folder: Path, inputs: int, first: int = 0) -> Outcome
 
 
 def _ended(pid: int, progress: Path) -> int:
-    """Wait for a process; end it where it has long passed the alarm, as within a library of C."""
+    """Wait for a process; kill it if it runs long after the alarm, for example in a C library."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -244,7 +244,7 @@ def _try_all(reader: Reader, valid: Path, folder: Path, numbers: range, progress
 
 
 def _told(reader: Reader, folder: Path) -> str:
-    """ "ok" for an input that was taken, "" for one refused in a line, otherwise the fault."""
+    """Return "ok" for an accepted input, "" for one that was refused in one line, else the fault."""
     begun = time.monotonic()
     try:
         reader.read(folder)

@@ -1,4 +1,4 @@
-"""Every way in which files of unknown origin are read, each with a small valid folder of them."""
+"""All functions of the package that read files of unknown origin, each with a small valid folder."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def read_run(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Bring the manifest up to date, as somebody would who means harm."""
+    """Update the manifest after a change of the files, as an attacker would."""
     place = folder / "checkpoints" / "step_00000008"
     manifest = json.loads((place / MANIFEST).read_text())
     for name in manifest["files"]:

@@ -1,4 +1,4 @@
-"""Run by test_many_gpus on every rank: counts what one step of each objective exchanges under DDP."""
+"""Script of test_many_gpus, run on every rank: count the bytes that a DDP step exchanges."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ GIVEN = {"allreduce_": 0, "allgather_": 1, "_allgather_base_": 1, "broadcast_": 
 
 
 class Exchanged(TorchDispatchMode):
-    """Bytes that this process gives to collectives of each kind."""
+    """Count the bytes that this process passes to collectives, by kind."""
 
     def __init__(self) -> None:
         super().__init__()

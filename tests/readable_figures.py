@@ -18,10 +18,10 @@ SMALLEST_FONT = 8.0
 
 
 def faults(figure: Figure) -> list[str]:
-    """Everything that keeps a figure from being read at 900 pixels; empty for a readable one.
+    """Return the reasons why a figure is not readable at a width of 900 pixels; empty if it is.
 
-    These are: a figure wider than the page; text that is small, cut off by the figure's edge or
-    overlaps other text; legends on lines; error bars of length zero without a cap.
+    Reasons are: a figure wider than the page; text that is small, is cut off by the figure's edge
+    or overlaps other text; legends on lines; error bars of length zero without a cap.
     """
     FigureCanvasAgg(figure).draw()
     found = []
@@ -61,7 +61,7 @@ def _shown_texts(figure: Figure) -> list[tuple[Text, Bbox]]:
 
 
 def _boxes(text: Text) -> list[Bbox]:
-    """The box of a text; of one that is flush left, a box for each of its lines."""
+    """Return the boxes of a text: one box, or a box for each line of text that is flush left."""
     whole, lines = text.get_window_extent(), text.get_text().split("\n")
     if len(lines) == 1 or text.get_rotation() or text.get_horizontalalignment() != "left":
         return [whole]
@@ -74,13 +74,13 @@ def _boxes(text: Text) -> list[Bbox]:
 
 
 def _overlap(one: Bbox, other: Bbox) -> bool:
-    """Whether boxes share more than their borders."""
+    """Return whether two boxes overlap by more than their borders."""
     common = Bbox.intersection(one, other)
     return common is not None and common.width > 1 and common.height > 1
 
 
 def _lines_below(legend: Legend, figure: Figure) -> list[str]:
-    """Lines of the figure that run below a legend."""
+    """Return the lines of the figure that a legend covers."""
     box = legend.get_window_extent()
     found = []
     for axes in figure.axes:

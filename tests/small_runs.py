@@ -39,13 +39,13 @@ NEURAL = {
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as words of the command line: strings as they are, other values as JSON."""
+    """Return settings as arguments of the command line: strings unchanged, other values as JSON."""
     given = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
     return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def launcher(main: Callable[[], None]) -> Callable:
-    """Fixture: a function that calls a command with these words and returns ``--out``, a new folder."""
+    """Return a fixture: a function that calls a command with arguments and returns its ``--out``."""
 
     @pytest.fixture
     def launch(monkeypatch, tmp_path):
@@ -61,7 +61,7 @@ def launcher(main: Callable[[], None]) -> Callable:
 
 
 def small_session(folder: Path, **changes: Any) -> str:
-    """Simulate neurons that watch textures for a second a trial; ``changes`` are further settings."""
+    """Simulate a session with textures and trials of one second; ``changes`` are further settings."""
     config = SimulationConfig(**{
         "neurons": 5, "train_trials": 4, "held_out_movies": 2, "repeats": 1, "seconds": 1.0,
         "size": (12, 20), "stimuli": "textures", "mean_rate": (10.0, 20.0), **changes,
@@ -80,7 +80,7 @@ def save_linear_model(
     held_out: float = 0.0,
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """Save a linear–nonlinear model, whose fresh parameters ``change`` sets, as a run leaves it."""
+    """Save a linear–nonlinear model in the layout of a run, after ``change`` has set its parameters."""
     facts = build_sessions(NeuralDataConfig(sessions=sessions, held_out_neurons=held_out)).facts
     baseline = BaselineConfig()
     if lags is not None:
@@ -96,7 +96,7 @@ def save_linear_model(
 
 
 def noise(scale: float) -> Callable[[NeuralModel], None]:
-    """Function that adds normal noise to all parameters of a model."""
+    """Return a function that adds normal noise to all parameters of a model."""
 
     def add(model: NeuralModel) -> None:
         for parameter in model.parameters():
@@ -106,6 +106,6 @@ def noise(scale: float) -> Callable[[NeuralModel], None]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file."""
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

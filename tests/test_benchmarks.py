@@ -1,4 +1,4 @@
-"""Benchmarks: the page of their results, what is computed from times, and their figures."""
+"""Tests of the benchmarks: page of results, numbers computed from times, figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_exponents_of_power_laws_are_found(load, power):
 
 
 def test_an_exponent_is_the_slope_of_least_squares(load):
-    """By the normal equations, for costs that follow no power law."""
+    """The exponent equals the solution of the normal equations for costs that follow no power law."""
     growth = load("bench_growth")
     values, costs = [8, 16, 32, 64], [1.0, 1.5, 2.4, 9.0]
     x, y = np.log2(values), np.log2(costs)
@@ -106,7 +106,7 @@ def test_figures_are_readable(load):
 
 
 def test_ways_of_storage_give_the_same_frames(load, tmp_path):
-    """The usual way resizes by boxes, as decoding does by areas: where it halves, they are near."""
+    """Pillow's box filter and the decoder's area filter give nearly equal frames at half size."""
     storage = load("bench_storage")
     render = importlib.import_module("data_prep.synthetic_clevrer.videos").render
     render(tmp_path / "videos", 1, size=(64, 96), num_frames=40, workers=1, progress=False)

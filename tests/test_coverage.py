@@ -1,4 +1,4 @@
-"""The coverage page: every name, option and test that it names exists, and it is what its script prints."""
+"""The coverage page equals the output of its script; the names, options and tests in it exist."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def found(name: str) -> bool:
 
 @functools.cache
 def options(command: str) -> set[str]:
-    """Options in a command's --help."""
+    """Return the options in a command's --help."""
     shown = subprocess.run(
         [sys.executable, command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The figure of `make demo`, without its runs."""
+"""The figure of `make demo`, drawn from small made-up runs."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What README and docs say of the tree: their links, and the files and names that they mention."""
+"""Links in README and docs resolve, and the files and names that they mention exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = [README, *DOCS]
 
 
 def relative_links(text: str) -> list[str]:
-    """Targets of links and images that name a file, without their anchors."""
+    """Return the targets of links and images to files, without anchors."""
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     inside = [t for t in targets if not re.match(r"[a-z]+:|#", t)]
     return [target.partition("#")[0] for target in inside]
@@ -49,7 +49,7 @@ def test_the_readme_is_short_and_leads_to_pages():
 
 
 def names_of(file: Path) -> set[str]:
-    """Functions and classes of a module, and methods as Class.method."""
+    """Return functions and classes of a module, and methods as Class.method."""
     found = set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

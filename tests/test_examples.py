@@ -1,4 +1,4 @@
-"""The examples run as they are written, on small inputs, and print what their docstrings say."""
+"""The examples run unchanged on small inputs and print what their docstrings state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = (
 
 @pytest.fixture
 def example(monkeypatch, capsys):
-    """Function that runs an example with arguments and returns what it printed."""
+    """Return a function that runs an example with arguments and returns its output."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -74,7 +74,7 @@ def test_a_folder_of_videos_becomes_an_encoder_and_an_own_objective_trains(examp
 
 
 def test_clips_shown_backwards_are_known_by_their_names():
-    """A clip and its mirror in time, turned by the same draws, swap their answers."""
+    """A clip and the reversed clip, with equal draws, get exchanged answers."""
     module = runpy.run_path(str(EXAMPLES / "own_objective.py"), run_name="example")
     encoder = load_encoder(ROOT / "weights" / "mae_model2")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Atomic writes: files and directories appear complete or not at all."""
 
 import os
 import platform
@@ -85,7 +85,7 @@ def test_a_process_removes_what_it_has_begun(tmp_path):
 
 @pytest.mark.parametrize("renames", [0, 1, 2, 3])
 def test_a_directory_killed_while_it_is_replaced(renames, tmp_path):
-    """Killed before the n-th rename: users' files stay, the next save is whole."""
+    """After a kill before the n-th rename, users' files are still there and the next save is complete."""
     place, own = tmp_path / "model", {"config.json"}
     with replaced_directory(place, own) as staging:
         (staging / "config.json").write_text("old")

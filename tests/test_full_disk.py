@@ -1,4 +1,4 @@
-"""A file system that refuses to write: one line that names the file, and earlier files as they were."""
+"""If the file system refuses to write, one line names the file, and earlier files are unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (8, 64, 64), np.uint8)
 
 @contextmanager
 def no_space_beyond(size: int) -> Iterator[None]:
-    """Refuse to let files grow beyond a size in bytes, as a full disk does in the middle of a file."""
+    """Limit files to a size in bytes, like a disk that becomes full in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Changed files of every kind: a reader takes them or refuses them in one line, in bounded time and memory."""
+"""Readers accept changed files or refuse them in one line, in bounded time and memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The rules that the tree itself keeps: which way imports run, what a module may be called, what
-no file may do with users' work."""
+"""Rules of the source tree: directions of imports, names of modules, and operations on users' files
+that are forbidden."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ MODULES = {module_of(path): path for path in SOURCES}
 
 
 def room_of(module: str) -> str:
-    """The part of the house that a module belongs to: its package, or a subpackage of ssl_vivit."""
+    """Return the package of a module, or its subpackage of ssl_vivit."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "ssl_vivit" else parts[0]
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the project that a file imports, at its top or inside a function."""
+    """Return the modules of the project that a file imports, at its top or inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -94,7 +94,7 @@ def test_a_folder_holds_at_most_fifteen_modules():
 
 
 def test_modules_import_each_other_in_no_circle():
-    """Also none through imports inside functions or under TYPE_CHECKING."""
+    """Imports inside functions and under TYPE_CHECKING count too."""
     above = {
         module: imports_of(path) & MODULES.keys() - {module} for module, path in MODULES.items()
     }
@@ -113,7 +113,7 @@ def test_the_rules_themselves_have_no_circle():
 
 
 def test_the_encoder_loads_without_the_rest_of_the_project():
-    """What is imported when it runs, whoever imports it: the encoders and grid alone."""
+    """At run time, importing the encoders loads only the packages that they need."""
     script = (
         "import sys, ssl_vivit\nssl_vivit.create_encoder\n"
         "print(*sorted(m for m in sys.modules if m.split('.')[0] in "
@@ -133,7 +133,7 @@ def test_a_module_is_named_for_what_it_serves(path):
 
 
 def hazards(text: str) -> list[str]:
-    """Lines that could execute what a file of a user holds."""
+    """Return lines that could execute the contents of a user's file."""
     found = []
     tree = ast.parse(text)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -1,4 +1,4 @@
-"""The example that draws rates as frames come, on a small model and a short film."""
+"""The example that draws rates frame by frame, on a small model and a short video."""
 
 import importlib.util
 import sys
@@ -32,7 +32,7 @@ def example(monkeypatch):
 
 @pytest.fixture
 def film(tmp_path):
-    """Two seconds at 15 frames a second, each of one grey."""
+    """Write a video of two seconds at 15 frames per second; each frame has one grey level."""
     with av.open(str(tmp_path / "film.mp4"), "w") as container:
         stream = container.add_stream("h264", rate=15)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"

@@ -1,4 +1,4 @@
-"""Bytes that processes exchange in a training step are those that the page computes."""
+"""The bytes that processes exchange in a training step equal the numbers on the docs page."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_page_shows_what_the_script_prints(preset):
 
 @pytest.mark.parametrize("processes", [2, 5])
 def test_rings_send_the_computed_bytes(processes):
-    """Rounds of a ring, one after another, until every process holds everything."""
+    """A simulated ring algorithm sends the computed number of bytes."""
     parts = [{rank} for rank in range(processes)]
     rounds = 0
     while any(len(held) < processes for held in parts):

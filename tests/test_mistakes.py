@@ -1,6 +1,6 @@
-"""Mistakes on the command lines of recipes and evaluations: for each its one line, and status 2.
+"""Mistakes on the command lines of recipes and evaluations end with one line and status 2.
 
-A line that ends with … is the start of one: names of settings and presets follow.
+An expected line that ends with … is only the start; names of settings and presets follow.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ TABLE["recipes.search_neural"]["--trials 0"] = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with one of each thing that the table names."""
+    """A folder with a file of each kind that the table of mistakes names."""
     made = tmp_path_factory.mktemp("mistakes")
     (made / "empty").mkdir()
     (made / "file.txt").write_text("a secret: of the user\n")

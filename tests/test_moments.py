@@ -1,4 +1,4 @@
-"""Merged moments against those of all numbers at once."""
+"""Merged moments equal the moments of all numbers at once."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Files of unknown origin: deep, aliased, of another kind, or pipes; each reader says so at once."""
+"""Readers of JSON and YAML refuse deep nesting, aliases, other types and pipes in one line."""
 
 from __future__ import annotations
 

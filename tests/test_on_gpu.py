@@ -1,4 +1,4 @@
-"""Training on a GPU: recipes, ways of wrapping, no waiting for the device, no new graphs."""
+"""Training on a GPU: recipes, DDP and FSDP2, no synchronisation, no recompilation."""
 
 from __future__ import annotations
 

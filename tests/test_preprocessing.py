@@ -1,4 +1,4 @@
-"""Frames → video: against the training pipeline without augmentation, and as a mapping."""
+"""Preprocessing of frames equals the training pipeline without augmentation; also as a mapping."""
 
 import json
 import math

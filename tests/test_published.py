@@ -50,7 +50,7 @@ def test_curves_are_readable():
 
 
 def test_masked_presets_beat_interpolation():
-    """The held-out error of each trained masked preset lies below both guesses from neighbours."""
+    """The held-out error of each trained masked preset is below both predictions from neighbours."""
     runs = sorted(RUNS.glob("mae_*/metrics*.jsonl"))
     assert len(runs) >= 7
     for run in runs:

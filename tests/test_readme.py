@@ -1,4 +1,4 @@
-"""The commands of README and docs that are marked as tested run in sequence, as they are written."""
+"""The commands in README and docs that are marked as tested run unchanged, in sequence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHORT_RUN = "--steps 2 --total_batch_size 4 --evaluation.every 2 --training.trac
 
 
 def marked_blocks(text: str) -> list[tuple[str, str]]:
-    """Kind (shell or python) and code of each marked block, in the order of the page."""
+    """Return kind (shell or python) and code of each marked block, in the order of the page."""
     found = []
     for part in text.split(MARK)[1:]:
         part = part.lstrip("\n")
@@ -47,7 +47,7 @@ def marked_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def shortened(command: str) -> str:
-    """The command with few videos, trials and steps."""
+    """Return the command with few videos, trials and steps."""
     for many, few in FEWER.items():
         command = command.replace(many, few)
     if "recipes/" in command:
@@ -99,7 +99,7 @@ def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
 
 @pytest.mark.slow
 def test_a_new_animal_is_fitted_on_the_core_of_others(tmp_path):
-    """The tutorial's commands, with few trials, neurons and steps."""
+    """The tutorial's commands run with few trials, neurons and steps."""
     (kind, block), (other, code) = marked_blocks(NEW_ANIMAL.read_text())
     assert (kind, other) == ("shell", "python")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -133,7 +133,7 @@ def test_a_new_animal_is_fitted_on_the_core_of_others(tmp_path):
 
 
 def call(words: list[str], folder: Path) -> str:
-    """Output of a command that ends well."""
+    """Run a command that must succeed, and return its output."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""One process at a time writes in a run's directory."""
+"""The lock of a run's directory: one process at a time writes in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads from a server that drops, stalls, refuses, ignores ranges or changes its file."""
+"""Downloads from a server that drops connections, stalls, refuses, ignores ranges or changes files."""
 
 from __future__ import annotations
 

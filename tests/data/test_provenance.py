@@ -1,4 +1,4 @@
-"""Which test videos a recorded run may have trained on."""
+"""Provenance: test videos on which a recorded run may have been trained."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from ssl_vivit.data.video.video_folder import VideoFolder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same twelve videos packed twice in three shards, others of the same names, and bare ones."""
+    """Shards of twelve videos, packed in two ways; other videos of equal names; videos without a source."""
     root = tmp_path_factory.mktemp("recorded")
     for name, seed in (("ours", 0), ("others", 1)):
         render(root / name, 12, size=(24, 36), num_frames=16, workers=1, progress=False, seed=seed)
@@ -54,7 +54,7 @@ def test_it_says_what_was_given(folder):
 
 @pytest.mark.parametrize("name", ["packed", "smaller", "bare"])
 def test_videos_that_were_not_held_out_may_have_been_seen(folder, name):
-    """However they are packed; where a shard has no annotations its name alone tells."""
+    """The check does not depend on packing; without annotations it uses the name of the video."""
     made, videos = record(folder, "packed", 0.3), opened(folder, name)
     kept, held_out = split_keys(videos.keys, 0.3)
     assert 0 < len(held_out) < 12
@@ -71,7 +71,7 @@ def test_other_videos_in_shards_of_the_same_names_were_not_seen(folder):
 
 @pytest.mark.parametrize("storage", ["original", "h264", "jpeg"])
 def test_copies_packed_under_other_names_are_told_by_content(folder, tmp_path, storage):
-    """Other storage, shards and keys, and some of the videos alone."""
+    """The copies have other storage, shards and keys; some shards hold only a part of the videos."""
     for path in sorted((folder / "ours").rglob("*.mp4"))[3:9]:
         (tmp_path / "some").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "some" / f"renamed.{path.name}")
@@ -90,7 +90,7 @@ def test_copies_packed_under_other_names_are_told_by_content(folder, tmp_path, s
 
 
 def test_rendering_again_gives_videos_that_were_seen(folder, tmp_path):
-    """The sample of the demo and the first rendering of a user have one seed."""
+    """The sample of the demo and a first rendering by a user have equal seeds."""
     render(tmp_path / "mine", 5, size=(24, 36), num_frames=16, workers=1, progress=False, seed=0)
     pack(tmp_path / "mine", tmp_path / "shards", frames=16, workers=1, progress=False,
          prefix="mine")  # fmt: skip
@@ -98,7 +98,7 @@ def test_rendering_again_gives_videos_that_were_seen(folder, tmp_path):
 
 
 def without_sources(folder, name, target):
-    """A copy of shards with indexes as earlier versions wrote them."""
+    """Return a copy of shards with the indexes of earlier versions."""
     shutil.copytree(folder / name, target / name)
     for path in (target / name).glob("*-0*.json"):
         index = json.loads(path.read_text())

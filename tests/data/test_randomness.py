@@ -1,4 +1,4 @@
-"""Generators and shares by name."""
+"""Random generators and splits that are seeded by names."""
 
 from __future__ import annotations
 

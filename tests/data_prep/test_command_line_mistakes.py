@@ -1,4 +1,4 @@
-"""A mistake on the command lines of data_prep: one line that names the setting, nothing left behind."""
+"""Mistakes on the command lines of data_prep end with one line that names the setting; no files stay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def videos(tmp_path_factory):
 
 
 def line(command, argv, capsys):
-    """Exit status and the one line on standard error, progress bars aside."""
+    """Return the exit status and the one line on standard error, without progress bars."""
     try:
         status = command(argv)
     except SystemExit as end:

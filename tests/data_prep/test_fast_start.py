@@ -1,4 +1,4 @@
-"""A command's --help waits for no library that only its work needs."""
+"""--help of a command loads no library that only its work needs."""
 
 from __future__ import annotations
 

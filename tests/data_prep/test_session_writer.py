@@ -1,4 +1,4 @@
-"""The session layout: what is stored where, exact statistics, nothing half-written."""
+"""SessionWriter: layout of the files, exact statistics, no incomplete session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopped commands: all processes end at once, nothing half-written, the rerun's bytes are right."""
+"""Stopped commands: all processes end, no file is incomplete, and a second start gives equal bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_to_the_end(module, words, *options):
 
 
 def contents(folder):
-    """Path → bytes, hidden files included."""
+    """Return path → bytes of all files, including hidden files."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -66,10 +66,11 @@ def started(*words):
 
 
 def stop(process, folder, way, delay, is_begun=None):
-    """Send a signal ``delay`` seconds after work has begun; return what standard error got.
+    """Send a signal ``delay`` seconds after work has begun; return standard error.
 
     Args:
-        is_begun: tells whether it has; by default a new temporary file in ``folder`` tells.
+        is_begun: returns whether work has begun; by default, whether ``folder`` has a new temporary
+            file.
     """
     number, send = way
     before, until = set(temporary_files(folder)), time.monotonic() + 60
@@ -91,7 +92,7 @@ def stop(process, folder, way, delay, is_begun=None):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folders of uninterrupted runs."""
+    """Return the folders of uninterrupted runs."""
     folder = tmp_path_factory.mktemp("whole")
     run_to_the_end(
         "data_prep.synthetic_clevrer", RENDERING.split(), "--out", str(folder / "render")
@@ -103,7 +104,7 @@ def whole(tmp_path_factory):
 
 
 def command(name, whole, tmp_path):
-    """Module, options, those of an interrupted run, and the folder of an uninterrupted run."""
+    """Return module, options, options of the interrupted run, and folder of an uninterrupted run."""
     if name == "render":
         options = [*RENDERING.split(), "--out", str(tmp_path / "out")]
         return "data_prep.synthetic_clevrer", options, ["--workers", "2"], whole / "render"
@@ -127,7 +128,7 @@ def command(name, whole, tmp_path):
 
 
 def interrupted_often(name, whole, tmp_path, ways, draw):
-    """Stop a command in each of the ways, finish it, compare with an uninterrupted run."""
+    """Stop a command in several ways, finish it, and compare it with an uninterrupted run."""
     module, options, workers, expected = command(name, whole, tmp_path)
     out = tmp_path / "out"
     out.mkdir()

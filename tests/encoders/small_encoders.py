@@ -53,7 +53,7 @@ CASES = {
 
 
 def make(**settings) -> ViViT:
-    """An encoder whose zero-initialised parts are random as well, so that all of it counts."""
+    """Make an encoder with random values in zero-initialised parts, so that all parts have an effect."""
     torch.manual_seed(0)
     encoder = ViViT(ViViTConfig(**settings)).double().eval()
     with torch.no_grad():

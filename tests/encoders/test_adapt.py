@@ -1,4 +1,4 @@
-"""One encoder at any geometry: same tokens where they can be the same, and nothing else changed."""
+"""Adapting an encoder to other geometries: tokens that can stay equal do, and nothing else changes."""
 
 import logging
 import warnings
@@ -49,7 +49,7 @@ def encoder_of(seed=0, **settings):
 
 
 def smooth_video(channels=3, size=(8, 32, 48), seed=1):
-    """Bandlimited noise, periods of no less than a few pixels and frames."""
+    """Return bandlimited noise with periods of at least a few pixels and frames."""
     generator = torch.Generator().manual_seed(seed)
     coarse = [max(2, side // 6) for side in size]
     noise = torch.randn(2, channels, *coarse, generator=generator, dtype=torch.float64)

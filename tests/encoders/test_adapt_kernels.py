@@ -1,4 +1,4 @@
-"""Tubelet kernels at another sampling: timm's in space, the pseudo-inverse on all axes."""
+"""Resampled tubelet kernels equal timm's in space, and the pseudo-inverse on all axes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""VideoClassifier: timm's protocol against the encoder and against shallower encoders."""
+"""VideoClassifier: timm's protocol, compared with the encoder and with shallower encoders."""
 
 import dataclasses
 from itertools import product
@@ -109,7 +109,7 @@ def test_dropout_before_the_head_acts_in_training_alone():
 
 
 def shallower(encoder: ViViT, index: int) -> ViViT:
-    """The encoder that ends after a block, with the same weights."""
+    """Return an encoder with these weights that ends after a block."""
     config = encoder.config
     if config.variant == "factorized_encoder":
         spatial = min(index + 1, config.spatial_depth)
@@ -258,7 +258,7 @@ def test_compiled_or_not_the_features_are_the_same():
 
 
 def depth_of(name: str, variant: str) -> int:
-    """Where a parameter stands in the order of the computation, counted by hand."""
+    """Return the depth of a parameter in the order of the computation, counted by hand."""
     if name.startswith(("representation.", "head.")):
         return {"factorized_encoder": 8}.get(variant, 5)
     name = name.removeprefix("encoder.")
@@ -361,7 +361,7 @@ def test_saved_and_rebuilt_from_its_directory(model, tmp_path):
 
 
 def test_the_call_of_a_public_model_3():
-    """Its 1,017,402 parameters, and the positions that it leaves out by mistake."""
+    """The import has 1,017,402 parameters and omits the positions that this public model omits."""
     settings = {
         "variant": "factorized_self_attention", "num_frames": 32, "image_size": (64, 64),
         "tubelet_size": (8, 4, 4), "embed_dim": 512, "depth": 6, "num_heads": 10, "head_dim": 3,
@@ -375,7 +375,7 @@ def test_the_call_of_a_public_model_3():
 
 
 def moving_squares() -> torch.Tensor:
-    """Eight clips of a bright square, each with a start and a direction of its own."""
+    """Return eight clips of a bright square, each with another start and direction."""
     video = torch.zeros(8, 3, 8, 16, 24)
     for index in range(8):
         for frame in range(8):

@@ -1,4 +1,4 @@
-"""ViViTConfig: what it resolves, what it refuses, and that it survives JSON."""
+"""ViViTConfig: defaults that it resolves, values that it refuses, and its conversion to JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every encoder on fake CUDA tensors: one device, nothing that the host waits for."""
+"""Encoders on fake CUDA tensors: all tensors on one device, and no operation makes the host wait."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_windows_of_attention_and_tube_masks_wait_for_nothing(name):
 
 
 def test_what_waits_is_found():
-    """The watch itself: each kind of waiting once."""
+    """The record finds each kind of operation that waits."""
     place = FakeDevice("cuda")
     there = place.fake(torch.empty(3))
     with place.mode:

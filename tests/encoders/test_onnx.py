@@ -1,4 +1,4 @@
-"""Exported graphs against the module: torch.export to the bit, ONNX in onnxruntime to rounding."""
+"""Exported graphs equal the module: torch.export bit for bit, ONNX in onnxruntime up to rounding."""
 
 import json
 import subprocess
@@ -108,7 +108,7 @@ def test_programs_are_of_the_eval_mode_and_leave_the_encoder_in_its_own():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """An exported directory, and the graph that the command makes of it."""
+    """Return an exported directory, and the graph that the command makes from it."""
     folder = tmp_path_factory.mktemp("exported")
     encoder = small(**MODEL3 | SHALLOW)
     encoder.save_pretrained(folder / "encoder", preprocessing={"mean": [0.5], "fps": 25.0})

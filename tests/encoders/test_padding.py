@@ -1,4 +1,4 @@
-"""Tubelets that the clip does not fill, completed with zeros: equal to a clip padded by hand."""
+"""Padding of clips that tubelets do not fill equals padding by hand."""
 
 from __future__ import annotations
 

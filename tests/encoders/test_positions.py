@@ -1,4 +1,4 @@
-"""Positions against their formulas."""
+"""Position embeddings, compared with their formulas."""
 
 import math
 
@@ -17,7 +17,7 @@ from ssl_vivit.encoders.positions import (
 
 
 def rotation(coordinates: torch.Tensor) -> Rotation:
-    """The axial rotation of heads of width 8 at (length, axes) coordinates."""
+    """Return the axial rotation of heads of width 8 at (length, axes) coordinates."""
     axes = coordinates.shape[1]
     parts = [angles(axis, 4 // axes, 100.0) for axis in coordinates.unbind(1)]
     return Rotation.of(torch.cat(parts, dim=-1), torch.float64)

@@ -1,4 +1,4 @@
-"""Dropout of patches, attention, MLP and whole branches: in training, scaled right, never in eval."""
+"""Dropout of patches, attention, MLP and branches: scale in training, no effect in eval mode."""
 
 import pytest
 import torch

@@ -216,7 +216,7 @@ def test_features_of_a_checkpoint_of_a_classifier_of_an_encoder_and_of_its_own(t
 
 @pytest.fixture
 def exported(tmp_path):
-    """A classifier, its directory, and that of its encoder."""
+    """Return a classifier, its directory, and the directory of its encoder."""
     settings = TINY | {"representation_size": 7, "drop_rate": 0.25, "num_classes": 5}
     model = timm.create_model("vivit_tiny", temporal_depth=1, **settings).eval()
     model.save_pretrained(tmp_path / "classifier")

@@ -1,4 +1,4 @@
-"""Tubelet embedding against Conv3d, a 2D patch embedding and its definition."""
+"""Tubelet embedding, compared with Conv3d, a 2D patch embedding and its definition."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_average_equals_the_2d_embedding_of_the_mean_frame():
 @torch.no_grad()
 @pytest.mark.parametrize("init", ["random", "central_frame", "average"])
 def test_fresh_weights_keep_the_power_of_the_pixels_that_they_read(init):
-    """LeCun-normal. A mean over frames keeps it where these are alike."""
+    """Fresh weights are LeCun-normal; a mean over frames keeps the power if frames are equal."""
     module = embedding(embed_dim=1024, tubelet_init=init)
     torch.nn.init.zeros_(module.bias)
     clip = video()
@@ -148,7 +148,7 @@ def test_uniform_frames_take_one_of_each_tubelet_unless_told():
 
 
 def test_a_float_step_can_give_one_frame_more_than_asked():
-    """As in google-research/scenic: 64 frames, 27 asked for, 28 taken."""
+    """As in google-research/scenic, 28 of 64 frames are taken if 27 are requested."""
     config = ViViTConfig(**(BASE | FRAMES), sampled_frames=27)
     assert config.grid_of(64, 12, 20).t == 28
     assert config.frames_of(64)[0] == 2

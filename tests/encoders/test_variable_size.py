@@ -1,4 +1,4 @@
-"""Clips of other sizes than configured: what positions allow, and the tables at those sizes."""
+"""Clips of other sizes than configured: sizes that positions allow, and their tables."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""ViViT as a module: sizes, checkpointing, compilation, precision, layer groups, refusals."""
+"""ViViT as a module: sizes, checkpointing, compilation, precision, layer groups, errors."""
 
 import pytest
 import torch

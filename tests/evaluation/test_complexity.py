@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against the paper's table and against products written out by hand."""
+"""Parameters and multiply-adds, compared with the paper's table and with products counted by hand."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_the_papers_table(variant: str) -> None:
 
 
 def products(sequences: int, length: int, queries: int) -> int:
-    """Attention's products of one axis: logits and weighted values, all heads together."""
+    """Return the multiply-adds of attention along one axis: logits and weighted values of all heads."""
     return 2 * sequences * queries * length * INNER
 
 
 def by_hand(variant: str, class_alone: bool, causal: bool = False) -> int:
-    """Multiply-adds of a classifier of SMALL with depth 2 (Model 2: 2 + 1), written out."""
+    """Return the multiply-adds of a classifier of SMALL with depth 2 (Model 2: 2 + 1)."""
     embedding = T * N * D * (3 * 2 * 8 * 8)
     head = D * CLASSES
     projections, mlp = 4 * D * INNER, 8 * D * D

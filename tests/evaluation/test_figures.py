@@ -1,4 +1,4 @@
-"""What figures are made of: that pixels are put back exactly."""
+"""Figures restore the pixels of normalised clips exactly."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Memory computed from shapes, against steps that are really taken."""
+"""Memory computed from shapes, compared with steps that are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories that version 0.1 wrote load, and give the outputs that they gave there."""
+"""Directories written by version 0.1 can be loaded and give the outputs of version 0.1."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Exported encoders: whole, loadable elsewhere bit for bit, and refused in one line when damaged."""
+"""Exported encoders: complete, loaded bit for bit, refused in one line if damaged."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The hub's client against a server that speaks enough of the hub's protocol."""
+"""The hub's client, tested with a local server for a part of the hub's protocol."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ TOKEN = "hf_stub"
 
 
 class StubHub(ThreadingHTTPServer):
-    """Models as branch → file name → bytes; every commit is kept under its hash."""
+    """A server with models as branch → file name → bytes; every commit is stored under its hash."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -40,7 +40,7 @@ class StubHub(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
     def sha(self, model, revision):
-        """The commit that a revision of a model means, or None."""
+        """Return the commit of a revision of a model, or None."""
         if revision in self.commits:
             return revision
         files = self.models[model].get(revision)
@@ -158,7 +158,7 @@ def cache(tmp_path_factory):
 
 
 def run(script, endpoint, cache, folder, **environment):
-    """What a fresh process prints, as JSON; the client reads its settings when it is imported."""
+    """Run a script in a new process, since the client reads its settings at import; return its JSON."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,

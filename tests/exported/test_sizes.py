@@ -20,7 +20,7 @@ WRITTEN = Path(__file__).parent / "written_by_0_1"
 
 
 def changed(kind, folder, **changes):
-    """A copy of an export whose config.json claims other values, given by dotted names."""
+    """Return a copy of an export with other values in config.json, given by dotted names."""
     path = folder / kind
     shutil.copytree(WRITTEN / kind, path)
     config = json.loads((path / "config.json").read_text())
@@ -60,7 +60,7 @@ def test_claims_beyond_the_weights_are_refused(kind, changes, load, tmp_path):
 
 
 def test_nothing_is_initialised(monkeypatch):
-    """Loading draws no numbers: weights come from the file alone."""
+    """Loading draws no random numbers: all weights come from the file."""
     state = torch.random.get_rng_state()
     for load, kind in ((load_encoder, "encoder"), (load_neural_model, "model_of_neurons")):
         load(WRITTEN / kind)
@@ -68,7 +68,7 @@ def test_nothing_is_initialised(monkeypatch):
 
 
 def test_the_mechanism_knows_no_model():
-    """It builds any module, and importing it imports no other room."""
+    """ssl_vivit.exported builds any module and imports no encoder."""
     linear = built_from(
         WRITTEN / "classifier" / "classifier.safetensors",
         "two layers",

@@ -1,4 +1,4 @@
-"""Commands killed from outside and started again, whose files are held against an uninterrupted run's."""
+"""Kill commands from outside, start them again, and compare their files with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Command:
     """A command line on tiny settings.
 
     Attributes:
-        words: after ``python``; paths of what it writes are relative.
-        inputs: fills the folder that it is started in; None where it reads other folders alone.
-        differs: names of files that need not be equal, since they hold times or process numbers.
+        words: arguments of ``python``; output paths are relative.
+        inputs: function that fills the working folder; None if the command reads only other folders.
+        differs: names of files that may differ, because they contain times or process numbers.
     """
 
     words: list[str]
@@ -42,9 +42,9 @@ class Whole:
     """An uninterrupted run.
 
     Attributes:
-        contents: of :func:`contents`.
-        operations: changes of files that it made, in order.
-        seconds: from the first of them to its end.
+        contents: result of :func:`contents`.
+        operations: its changes of files, in order.
+        seconds: time from the first change to the end.
     """
 
     contents: dict[str, bytes | None]
@@ -54,11 +54,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Kill:
-    """When a command is killed: before an operation on files, or some time after the first one.
+    """Time of a kill: before an operation on files, or some seconds after the first operation.
 
     Attributes:
-        operation: its number from 1 on; 0 is none.
-        seconds: after the first operation.
+        operation: number of the operation, from 1; 0 for none.
+        seconds: time after the first operation.
     """
 
     operation: int = 0
@@ -66,16 +66,16 @@ class Kill:
 
     @classmethod
     def drawn(cls, whole: Whole, draw: random.Random, timed: bool) -> Kill:
-        """Draw a moment of an uninterrupted run."""
+        """Draw the time of a kill within an uninterrupted run."""
         if timed:
             return cls(seconds=draw.uniform(0, whole.seconds))
         return cls(operation=draw.randint(1, len(whole.operations)))
 
 
 def contents(folder: Path, command: Command) -> dict[str, bytes | None]:
-    """Return path → bytes of everything below a folder, hidden files included; None for a folder.
+    """Return path → bytes of all files below a folder, including hidden files; None for a folder.
 
-    Numbers that a clock decides are left out of ``metrics.jsonl``.
+    Measured times are left out of ``metrics.jsonl``.
     """
     found: dict[str, bytes | None] = {}
     for path in sorted(folder.rglob("*")):
@@ -93,13 +93,13 @@ def contents(folder: Path, command: Command) -> dict[str, bytes | None]:
 
 
 def without_times(lines: str) -> bytes:
-    """Return the rows of a metrics.jsonl without what a clock decides."""
+    """Return the rows of a metrics.jsonl without measured times."""
     rows = [json.loads(line) for line in lines.splitlines()]
     return json.dumps([{k: v for k, v in row.items() if k not in TIMED} for row in rows]).encode()
 
 
 def differences(found: dict[str, bytes | None], expected: dict[str, bytes | None]) -> list[str]:
-    """Return what differs between two results of :func:`contents`, a word and a path each."""
+    """Return the differences of two results of :func:`contents`, as a word and a path each."""
     return [
         *(f"left {name}" for name in found.keys() - expected.keys()),
         *(f"missing {name}" for name in expected.keys() - found.keys()),
@@ -114,14 +114,14 @@ def started(
     last: int = 0,
     errors: int | IO[str] = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own.
+    """Start a command in a new process group.
 
     Args:
-        command: what is run.
-        folder: where it works.
-        log: file for its operations on files; an older one is removed.
-        last: number of the operation before which it is killed; 0 is none.
-        errors: where its standard error goes.
+        command: the command.
+        folder: the working folder.
+        log: file for the log of operations on files; an older log is removed.
+        last: number of the operation before which the command is killed; 0 for none.
+        errors: file for standard error.
     """
     log.unlink(missing_ok=True)
     return subprocess.Popen(
@@ -144,7 +144,7 @@ def started(
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """Wait for all processes of a group; return what standard error got."""
+    """Wait for all processes of a group; return standard error."""
     try:
         return process.communicate(timeout=PATIENCE)[1]
     finally:
@@ -179,7 +179,7 @@ def killed(command: Command, folder: Path, kill: Kill) -> str | None:
     """Start a command and kill its process group.
 
     Returns:
-        What it was about to do, or had done; None if it ended before.
+        The operation before or after which it was killed; None if it ended first.
     """
     log = folder.with_suffix(".log")
     process = started(command, folder, log, kill.operation)
@@ -200,17 +200,17 @@ def killed(command: Command, folder: Path, kill: Kill) -> str | None:
 def faults(
     command: Command, folder: Path, whole: Whole, kills: list[Kill]
 ) -> tuple[int, list[str]]:
-    """Kill a command at each of the moments in turn, start it until it ends, compare its files.
+    """Kill a command at several times, start it until it ends, and compare its files.
 
     Args:
-        command: what is run.
-        folder: a new one.
+        command: the command.
+        folder: a new folder.
         whole: the uninterrupted run.
-        kills: moments, each of one start.
+        kills: times of the kills, one per start.
 
     Returns:
-        How often it was killed, and what differs from the uninterrupted run; a line that says when
-        it was killed comes first.
+        The number of kills, and the differences from the uninterrupted run; the first line names the
+        times of the kills.
     """
     folder.mkdir()
     if command.inputs is not None:

@@ -38,14 +38,14 @@ OWN = {
 
 
 def memory(process: int) -> float:
-    """MB that a process holds for itself: heap and shared memory, without files that are mapped."""
+    """Return the memory of a process in MB: heap and shared memory, without mapped files."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon", "RssShmem")))
     return sum(int(value.split()[0]) for value in found.values()) / 1024
 
 
 def group(leader: int) -> list[int]:
-    """Processes of a group, the leader first."""
+    """Return the processes of a group, the leader first."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -58,7 +58,7 @@ def group(leader: int) -> list[int]:
 
 
 def reached(metrics: Path) -> int:
-    """The last step in a run's metrics.jsonl, by what it says first of each line."""
+    """Return the last step in a run's metrics.jsonl."""
     if not metrics.exists():
         return 0
     with metrics.open("rb") as file:
@@ -68,7 +68,7 @@ def reached(metrics: Path) -> int:
 
 
 def samples(process: subprocess.Popen[str], metrics: Path) -> np.ndarray:
-    """Step, MB of the main process and MB of its oldest worker, (n, 3), sampled while a run goes on.
+    """Sample step, MB of the main process and MB of its oldest worker, (n, 3), during a run.
 
     Evaluations have further workers, which end with them.
     """
@@ -85,7 +85,7 @@ def samples(process: subprocess.Popen[str], metrics: Path) -> np.ndarray:
 
 
 def slope(samples: np.ndarray) -> tuple[float, float]:
-    """MB in 1,000 steps after warming up, of the main process and of its workers: least squares."""
+    """Return the least-squares growth in MB per 1,000 steps after warm-up, of main process and workers."""
     kept = samples[(samples[:, 0] > WARM) & (samples[:, 0] < STEPS)]
     assert len(kept) > 50
     return tuple(1000 * np.polyfit(kept[:, 0], kept[:, 1:], 1)[0])

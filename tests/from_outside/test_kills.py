@@ -1,4 +1,5 @@
-"""All recipes and commands of data_prep, killed from outside: the same command gives the same files.
+"""Recipes and data_prep commands that are killed and started again write the files of an
+uninterrupted run.
 
 KILLS=100 python -m pytest -m slow tests/from_outside/test_kills.py -k simclr_clevrer -s
 """
@@ -40,7 +41,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mirror(inputs) -> Iterator[str]:
-    """Address of a server of CLEVRER's archives that takes a second for the test split."""
+    """Return the address of a server of CLEVRER's archives, which needs a second for the test split."""
     with FaultyServer() as server:
         content = (inputs / "session.zip").read_bytes()
         server.files["/videos/test/video_test.zip"] = content

@@ -1,4 +1,4 @@
-"""Every recipe and every command of data_prep that writes files, on settings that take seconds."""
+"""All recipes, and all commands of data_prep that write files, with settings that take seconds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SIMULATION = SimulationConfig(
 
 
 def make_inputs(made: Path) -> None:
-    """Fill a folder with what the commands read: videos, sessions, an encoder, a model of neurons."""
+    """Fill a folder with inputs of the commands: videos, sessions, an encoder, a model of neurons."""
     render(made / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
     pack(made / "videos", made / "shards", made / "videos", frames=32, workers=1,
          samples_per_shard=7, progress=False)  # fmt: skip
@@ -81,7 +81,7 @@ def prepared(module: str, *words: str | Path, inputs=None) -> Command:
 
 
 def recipes(inputs: Path) -> dict[str, Command]:
-    """Name → command of every recipe."""
+    """Return name → command for every recipe."""
     shards, session = str(inputs / "shards" / "*.tar"), str(inputs / "session")
     neurons = NEURONS | {"data.sessions": [session]}
     small = {"objective.hidden_dim": 16, "objective.output_dim": 8}
@@ -129,7 +129,7 @@ def recipes(inputs: Path) -> dict[str, Command]:
 
 
 def preparations(inputs: Path, mirror: str) -> dict[str, Command]:
-    """Name → command of data_prep that writes files."""
+    """Return name → command for every command of data_prep that writes files."""
     shards, videos, session = inputs / "shards", inputs / "videos", inputs / "session"
 
     def bare_tars(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small models of neurons, and what goes into them."""
+"""Small models of neurons and their inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VIDEO = (8, 12)
 
 
 class WholeMapReadout(nn.Module):
-    """Every neuron weighs every place: the slowest readout, in which nothing can hide."""
+    """A readout in which every neuron has a weight for every place of the map."""
 
     def __init__(self, neurons: int, channels: int, places: int = 6) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def encoder(variant="factorized_encoder", **settings):
 
 
 def model(core=None, *, neurons=5, randomised=True, **parts) -> NeuralModel:
-    """A model whose parts that start without effect are random as well, so that all of it counts."""
+    """Make a model with random values in zero-initialised parts, so that all parts have an effect."""
     torch.manual_seed(0)
     core = core or encoder()
     places = VIDEO[0] // 4 * (VIDEO[1] // 4)
@@ -59,6 +59,6 @@ def clip(batch=1, frames=10, channels=1, size=VIDEO) -> Tensor:
 
 
 def walk(batch=1, frames=10, channels=2) -> Tensor:
-    """Behaviour."""
+    """Return behaviour that varies smoothly over time."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(batch, frames, channels, generator=generator, dtype=torch.float64)

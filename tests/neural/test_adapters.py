@@ -1,4 +1,4 @@
-"""The adapter of the stimulus: identity at start, the right places, no aliasing."""
+"""The adapter of the stimulus: identity at the start, correct places, no aliasing."""
 
 import math
 
@@ -19,7 +19,7 @@ by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def places(height, width):
-    """x and y in pixels from the centre."""
+    """Return x and y of all pixels, relative to the centre."""
     y, x = torch.meshgrid(
         torch.arange(height) - (height - 1) / 2,
         torch.arange(width) - (width - 1) / 2,
@@ -54,7 +54,7 @@ def test_a_fresh_adapter_gives_its_input_back_bit_by_bit(kind, dtype, size):
     ],
 )
 def test_a_plane_wave_is_shown_at_the_places_that_the_matrix_says(matrix, shift):
-    """Away from the edges, where the wave would go on and the picture does not."""
+    """Compared away from the edges, because the image of the wave ends there."""
     x, y = places(40, 60)
 
     def wave(x, y):
@@ -79,7 +79,7 @@ def test_one_scale_is_the_affine_map_of_that_scale():
 @torch.no_grad()
 @pytest.mark.parametrize("factor", [2, 3])
 def test_what_shrinks_is_blurred_as_torchs_antialiased_interpolation_blurs(factor):
-    """A picture of factor times the size, resized by torch, is the middle of what the adapter shows."""
+    """torch's antialiased reduction of a larger image equals the middle of the adapter's output."""
     torch.manual_seed(0)
     small, size = 12, 12 * factor
     video = torch.rand(1, 1, 1, size, size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Models of neurons on disk: the same rates from the directory alone, and what is refused."""
+"""Models of neurons on disk: equal rates from the directory alone, and errors for damaged files."""
 
 import dataclasses
 import json

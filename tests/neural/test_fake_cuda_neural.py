@@ -1,4 +1,4 @@
-"""Every model of neurons on fake CUDA tensors: one device, nothing that the host waits for."""
+"""Models of neurons on fake CUDA tensors: all tensors on one device, no operation makes the host wait."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A fitted core under readouts of other sessions: the same features, bit by bit, and refusals."""
+"""A fitted core with readouts of other sessions: bit-identical features, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings at 240 frames a second: rates in their own frames, also by an encoder of 30."""
+"""Recordings at 240 Hz: rates for every recorded frame, also with an encoder at 30 Hz."""
 
 import numpy as np
 import pytest

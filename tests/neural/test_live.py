@@ -1,4 +1,4 @@
-"""A stream against whole-clip predictions: every preset and core, with context, resampling, padding."""
+"""A stream equals whole-clip predictions, for all presets and cores, contexts, resampling, padding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def facts(frame_size=(36, 64), **others):
 
 
 def predictor(preset, core="vivit", **overrides):
-    """A preset's model, in which no part is silent."""
+    """Return a preset's model in which all parts have an effect."""
     config = parse(NeuralRecipe, ["--config", str(preset)])
     choice = replace(config.encoder, overrides=config.encoder.overrides | overrides)
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_baselines_stream_too_and_a_context_leaves_them_as_they_are(core):
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_steps_are_the_model_in_double_precision(name, window):
-    """Variants, strides, resampling, adapters, layers: whatever causality is tested with."""
+    """The cases are those of the tests of causality: variants, strides, resampling, adapters, layers."""
     whole = built(CASES[name])
     # Learned positions end after 8 frames.
     frames = 11 if "learned" in name else 30
@@ -125,7 +125,7 @@ def test_steps_are_the_model_in_double_precision(name, window):
 
 
 def small(settings=None, rates=None, **parts):
-    """A model of frames of 8×12 whose attention counts, in float32."""
+    """Return a float32 model for frames of 8×12 in which attention has an effect."""
     core = encoder(spatial_depth=1, temporal_depth=2, **(settings or {}))
     stride = core.config.kernel_stride[0]
     parts.setdefault("modulator", ConvGRU(24, 2, stride, hidden=6, embedding=8))
@@ -203,7 +203,7 @@ def test_streams_of_one_model_do_not_meet():
 
 
 def held_bytes(past: Past) -> int:
-    """Memory of everything that a stream keeps, by the storage of its tensors."""
+    """Return the memory of all tensors that a stream keeps."""
     total = 0
     for kept in past.kept.values():
         for part in kept if isinstance(kept, tuple) else (kept,):

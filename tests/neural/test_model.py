@@ -1,4 +1,4 @@
-"""NeuralModel: which token a frame reads, what it adds, and what it refuses."""
+"""NeuralModel: the token that a frame reads, the sum of its parts, and errors."""
 
 import pytest
 import torch
@@ -125,7 +125,8 @@ def test_parts_that_do_not_fit_are_refused():
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_baseline_at_its_full_size():
-    """The published shapes: 300 frames of 36×64, 42 behavioural channels, 75×9×16 tokens of 384."""
+    """The shapes are the published ones: 300 frames of 36×64, 42 behaviour channels, 75×9×16 tokens of
+    width 384."""
     whole = NeuralModel(
         create_encoder("vivit_neural_baseline"),
         modulator=ConvGRU(384, 42, 4),

@@ -1,4 +1,4 @@
-"""ConvGRU and FiLM against step-by-step references; behaviour in its own time."""
+"""ConvGRU and FiLM, compared with step-by-step references; alignment of behaviour in time."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_in_half_precision_a_long_clip_stays_within_one_percent(half):
 
 
 class Launches(TorchDispatchMode):
-    """Names of the operators that would launch a kernel: all but views and questions of types."""
+    """Record the operators that would launch a kernel: all except views and queries of types."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ def test_a_fresh_modulator_is_the_identity_and_learns(kind):
 @torch.no_grad()
 @by_kind
 def test_the_order_of_behaviour_within_a_token_counts(kind):
-    """Which its mean over those frames would hide."""
+    """A mean over the frames of a token would not depend on the order."""
     modulator, map, behaviour = make(kind), tokens(), walk(2, 20)
     other = behaviour.clone()
     other[:, [8, 9]] = behaviour[:, [9, 8]]

@@ -1,4 +1,4 @@
-"""No rate has any gradient to a later frame or later behaviour, and each sees its own frame."""
+"""Rates have zero gradients to later frames and later behaviour, and nonzero ones to their own frame."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def built(case):
 
 
 def sees(whole, *, times=range(FRAMES)):
-    """For each frame: which frames of video, and of behaviour, its rates have any gradient to."""
+    """Return for each frame the frames of video, and of behaviour, to which its rates have gradients."""
     video, channels = clip(frames=FRAMES).requires_grad_(), max(whole.behaviour_channels, 2)
     behaviour = walk(frames=FRAMES, channels=channels).requires_grad_()
     torch.manual_seed(3)
@@ -101,7 +101,7 @@ def test_rates_see_their_own_frame_and_behaviour_and_no_later_one(case, training
 
 @by_case
 def test_rates_see_the_past_without_gaps(case):
-    """With all frames shown to the encoder, or else what the stream and the shown frames reach."""
+    """Each rate sees all earlier frames that the encoder and the frame stream can reach."""
     whole = built(case)
     rates = whole.frame_rates["a"]
     shown = set(range(FRAMES)) if rates is None else set(rates.shown(FRAMES).tolist())

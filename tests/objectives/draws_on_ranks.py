@@ -1,6 +1,6 @@
-"""Run by test_draws_on_ranks on every rank: one step of each objective on its share, under DDP.
+"""Script of test_draws_on_ranks, run on every rank: a DDP step of each objective.
 
-Batches come from the loaders that training uses, and every draw by names is switched on.
+Batches come from the loaders of training, and all draws by names are enabled.
 """
 
 import itertools
@@ -65,9 +65,9 @@ def masked(_):
 
 
 def neural(folders):
-    """Sessions of as many neurons each, all of whose responses are known.
+    """Return sessions with equal numbers of neurons and without unknown responses.
 
-    Micro-batches then have as many responses, and the mean of their losses is that of the batch.
+    Micro-batches then have equal numbers of responses, and their mean loss is the batch's loss.
     """
     found = build_sessions(NeuralDataConfig([str(path) for path in folders], window=8), seed=5)
     encoder = create_encoder(
@@ -92,7 +92,7 @@ def double(value):
 
 
 def one_step(name, folders, split):
-    """The loss and all gradients of an optimisation step in float64."""
+    """Return the loss and all gradients of an optimisation step in float64."""
     torch.manual_seed(0)
     objective, loader = OBJECTIVES[name](folders)
     objective = objective.double().train()

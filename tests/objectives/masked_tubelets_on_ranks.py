@@ -1,4 +1,4 @@
-"""Run by test_masked_tubelets on every rank: one step of each variant on its share, under DDP."""
+"""Script of test_masked_tubelets, run on every rank: a DDP step of each variant."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run by test_neural_prediction on every rank: one step on this rank's sessions, under DDP."""
+"""Script of test_neural_prediction, run on every rank: a DDP step on the rank's sessions."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run by test_neural_prediction on every rank: steps under FSDP2 with sessions of two frame rates."""
+"""Script of test_neural_prediction, run on every rank: FSDP2 steps with two frame rates."""
 
 import sys
 from datetime import timedelta
@@ -61,7 +61,7 @@ def part(session, seed):
 
 
 def of_rank(rank):
-    """One rank has both frame rates, the other one has one."""
+    """Return the sessions of a rank: one rank has both frame rates, the other rank only one."""
     parts = [part("fast", 1)] if rank == 0 else [part("slow", 2), part("fast", 3)]
     return {"parts": parts, "key": ["x"]}
 

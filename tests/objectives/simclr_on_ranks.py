@@ -1,4 +1,4 @@
-"""Run by test_simclr on every rank: one step on this rank's share, under DDP."""
+"""Script of test_simclr, run on every rank: a DDP step on the rank's part of the batch."""
 
 import sys
 from pathlib import Path

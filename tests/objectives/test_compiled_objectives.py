@@ -1,4 +1,4 @@
-"""Compiled encoders and decoders: no graph break, and few graphs whatever a run does."""
+"""Compiled encoders and decoders: no graph breaks, and a bounded number of graphs in a run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A step of training is the same however its batch is split, with every draw by names."""
+"""A training step does not depend on how its batch is split, with all draws by names."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from ssl_vivit.data.batch_split import BatchSplit
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two sessions; trials of one movie are as long as a window, so that clips show the same."""
+    """Write two sessions whose trials are as long as a window, so that clips of a movie are equal."""
     root = tmp_path_factory.mktemp("sessions")
     common = {"tiers": ("train",) * 6 + ("oracle",), "behaviour": 0, "size": (6, 8)}
     return [
@@ -55,7 +55,7 @@ def test_a_step_is_the_same_on_any_number_of_processes(processes, folders, tmp_p
 
 @pytest.mark.parametrize("objective", ["masked", "neural"])
 def test_a_step_is_the_same_with_accumulation(objective, folders):
-    """SimCLR's negatives come from one micro-batch, so its step is another one."""
+    """SimCLR is left out, because its negatives come from one micro-batch."""
     whole = one_step(objective, folders, BatchSplit(BATCH))
     split = one_step(objective, folders, BatchSplit(BATCH, accumulation=2))
     assert_equal(split, whole)

@@ -1,4 +1,4 @@
-"""Every objective on fake CUDA tensors: one device, nothing that the host waits for in a step."""
+"""Objectives on fake CUDA tensors: all tensors on one device, no operation makes the host wait."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Masked tubelets against transformers' VideoMAE, slow loops and invariants."""
+"""Masked tubelets, compared with transformers' VideoMAE, slow loops and invariants."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def small(variant="factorized_encoder", **settings):
 
 
 def small_objective(variant: str) -> MaskedTubelets:
-    """In float64, the same on every process."""
+    """Return an objective in float64 that is equal on all processes."""
     objective = MaskedTubelets(
         small(variant), mask="random", decoder_depth=2, preprocessing=IMAGENET
     )
@@ -60,7 +60,7 @@ def masks(kind: str, grid: Grid, ratio: float, count: int) -> TubeletMask:
 
 
 def masked_batch(objective: MaskedTubelets, part: slice) -> dict:
-    """Some of six clips, each with a mask of its own."""
+    """Return some of six clips, each with another mask."""
     generator = torch.Generator().manual_seed(1)
     clips = torch.randn(6, 1, 3, 8, 64, 96, dtype=torch.float64, generator=generator)
     visible, hidden, _ = objective.draw_mask(clips[:, 0], generator)
@@ -68,7 +68,7 @@ def masked_batch(objective: MaskedTubelets, part: slice) -> dict:
 
 
 def videomae() -> tuple[MaskedTubelets, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """transformers' VideoMAEForPreTraining as an objective, its state dict, and its numbers."""
+    """Return transformers' VideoMAEForPreTraining as an objective, its state dict, and its outputs."""
     config = json.loads((PARITY / "hf_videomae.json").read_text())["config"]
     state = load_file(PARITY / "hf_videomae.v5.safetensors")
     arrays = np.load(PARITY / "hf_videomae.npz")
@@ -95,14 +95,14 @@ def videomae() -> tuple[MaskedTubelets, dict[str, torch.Tensor], dict[str, torch
 
 
 def mask_from_bool(hidden: torch.Tensor) -> TubeletMask:
-    """The mask of (b, tokens) truth values, True where hidden, as many in every clip."""
+    """Return a mask from (b, tokens) booleans, True for hidden tokens; clips hide equal numbers."""
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
     visible = hidden.shape[1] - int(hidden[0].sum())
     return TubeletMask(order[:, :visible], order[:, visible:], by_token=True)
 
 
 def with_their_blocks(objective, state, config):
-    """The decoder's blocks with heads and MLP of VideoMAE's widths."""
+    """Replace the decoder's blocks by blocks with the heads and MLP widths of VideoMAE."""
     own = objective.decoder.trunk.config
     settings = own.to_dict() | {
         "num_heads": config["decoder_num_attention_heads"],
@@ -285,7 +285,7 @@ def test_masks_hide_an_exact_share_and_partition_the_tokens(kind, ratio, hidden)
 
 @pytest.mark.parametrize("total", [10, 49, 100, 196])
 def test_a_ratio_that_is_a_whole_count_hides_that_many(total):
-    """Products such as 0.29 · 100 lie below the whole number."""
+    """In floating point, products such as 0.29 · 100 are below the whole number."""
     counts = list(range(1, total))
     assert [hidden_count(total, count / total, "positions") for count in counts] == counts
     assert hidden_count(total, 1.9 / total, "positions") == 1
@@ -293,7 +293,7 @@ def test_a_ratio_that_is_a_whole_count_hides_that_many(total):
 
 @pytest.mark.parametrize("kind", ["tube", "block", "random"])
 def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
-    """Not on the clips beside it; epochs, samples and views have other ones."""
+    """The mask does not depend on other clips; it differs between epochs, samples and views."""
     objective = MaskedTubelets(small(), mask=kind)
     drawn = []
 
@@ -423,7 +423,7 @@ def test_a_tube_mask_is_the_mask_of_its_tokens(positions):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
-    """Equal queries and keys score by the offset between their places, most where it is none."""
+    """With equal queries and keys, attention is largest at offset zero."""
     objective = MaskedTubelets(small(variant), decoder_positions="rotary").double().eval()
     decoder, grid = objective.decoder, Grid(4, 4, 6)
     assert decoder.rotary is not None
@@ -451,7 +451,7 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 def test_a_decoder_tells_times_and_places_apart(variant, positions):
-    """All tokens are equal, so that predictions differ by their positions alone."""
+    """All tokens are equal, so predictions can differ only by positions."""
     objective = MaskedTubelets(small(variant), decoder_positions=positions).double().eval()
     grid, width = Grid(4, 4, 6), objective.encoder.embed_dim
     mask = masks("tube", grid, 0.75, 1)
@@ -683,7 +683,7 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_in_half_precision_on_the_device(variant):
-    """Near the loss in full precision, and every gradient finite."""
+    """The loss is near that in full precision, and all gradients are finite."""
     torch.manual_seed(0)
     objective = MaskedTubelets(small(variant), decoder_depth=2, preprocessing=IMAGENET).cuda()
     batch = {"clips": torch.randn(6, 1, 3, 8, 64, 96).cuda()}

@@ -1,4 +1,4 @@
-"""The Poisson objective against a slow loop, over sessions, processes and what is unknown."""
+"""The Poisson objective, compared with a slow loop: sessions, processes, unknown responses."""
 
 import copy
 import math
@@ -88,7 +88,7 @@ def batch(*parts):
 
 
 def slow_poisson(model, parts, eps=1e-12):
-    """One term after another."""
+    """Compute the loss term by term."""
     terms = []
     for given in parts:
         rates = model(given["video"], given["behaviour"], given["session"])
@@ -142,7 +142,7 @@ def test_a_batch_without_any_known_response_has_no_loss():
 
 
 def test_one_call_of_the_core_serves_all_parts_of_one_size():
-    """The same numbers as part by part, and no more calls than there are sizes."""
+    """The result equals one call per part, and the number of calls is the number of sizes."""
     parts = [part("a.1", seed=1), part("b", seed=2), part("a.1", frames=4, seed=3)]
     ours = NeuralPrediction(model(), facts=facts()).eval()
     calls = []
@@ -180,7 +180,7 @@ def test_a_movie_that_several_clips_show_is_encoded_once(monkeypatch):
 
 @pytest.mark.parametrize("frames", [8, 21])
 def test_patches_are_dropped_by_the_names_of_each_clip(frames):
-    """Clips beside it do not matter, even of the same movie, nor how many windows there are."""
+    """The draw of a clip does not depend on other clips of the batch or on the number of windows."""
     encoder = create_encoder(
         "vivit_neural_small", image_size=(4, 6), tubelet_size=(2, 2, 2), num_frames=8,
         embed_dim=8, num_heads=1, spatial_depth=1, temporal_depth=1, patch_dropout=0.5,
@@ -204,7 +204,7 @@ def test_patches_are_dropped_by_the_names_of_each_clip(frames):
 
 
 class MeanReadout(nn.Module):
-    """Every neuron weighs the mean of the map."""
+    """A readout in which every neuron reads the mean of the map."""
 
     def __init__(self, neurons, channels):
         super().__init__()
@@ -276,7 +276,7 @@ SHARES = {"a.1": 0.25, "b": 0.75}
 
 
 def slow_equal(model, parts, penalty=0.0):
-    """Each session's windows, one response after another."""
+    """Compute the loss with equal session weights, one response after another."""
     windows = sum(len(given["responses"]) for given in parts)
     loss = 0.0
     for name, share in SHARES.items():
@@ -320,7 +320,7 @@ def test_equal_weights_are_those_of_a_slow_loop(sessions):
 
 @pytest.mark.parametrize("shares", [None, SHARES])
 def test_processes_that_hold_the_same_have_the_loss_of_one(monkeypatch, shares):
-    """Their gradients are averaged, so each divides by the mean number of responses."""
+    """DDP averages gradients, so each process divides by the mean number of responses."""
     parts = [part("a.1", seed=1), part("b", count=3, seed=2)]
     alone = NeuralPrediction(model(), facts=facts(), session_shares=shares)(batch(*parts)).loss
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
@@ -332,7 +332,7 @@ def test_processes_that_hold_the_same_have_the_loss_of_one(monkeypatch, shares):
 
 
 def test_sessions_weigh_equally_over_an_epoch_whatever_they_hold():
-    """Batches of one session each, three of b for one of a.1, and more neurons in b."""
+    """Batches hold one session each, three of b for one of a.1, and b has more neurons."""
     parts = [part("a.1", seed=1), *(part("b", seed=seed, unknown=0.5) for seed in (2, 3, 4))]
     ours = NeuralPrediction(model(), facts=facts(), session_shares=SHARES)
     losses = [ours(batch(given)).loss.item() for given in parts]
@@ -385,7 +385,7 @@ def test_half_precision_rates_are_scored_in_full():
 
 
 def convolutional():
-    """A core with Gaussian readouts."""
+    """Return a convolutional core with Gaussian readouts."""
     torch.manual_seed(0)
     core = CausalResNet(CausalResNetConfig(widths=(4,), depths=(1,), strides=(1,)))
     readouts = {name: GaussianReadout(count, 4) for name, count in NEURONS.items()}
@@ -440,7 +440,7 @@ def on_two_processes(script, folder):
 
 
 def test_sharded_processes_with_other_frame_rates_equal_one(tmp_path):
-    """The process that lacks a frame rate would otherwise leave the other one waiting."""
+    """Without even calls, the process that lacks a frame rate would leave the other one waiting."""
     on_two_processes("sharded_on_ranks.py", tmp_path)
     found = load_file(tmp_path / "sharded.safetensors")
     whole = sharded_on_ranks.objective()
@@ -457,7 +457,7 @@ def test_sharded_processes_with_other_frame_rates_equal_one(tmp_path):
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
-    """Other sessions and other numbers of known responses on each; to 1e-10 in float64."""
+    """The processes have different sessions and numbers of known responses; equal to 1e-10 in float64."""
     on_two_processes("neural_prediction_on_ranks.py", tmp_path)
     config = NeuralPredictionConfig(regularisation={"filter_l2": 0.1})
     ours = NeuralPrediction(model(), config, facts=facts())

@@ -1,4 +1,4 @@
-"""SimCLR against lightly's numbers, a slow loop, and itself on several processes."""
+"""SimCLR, compared with lightly, a slow loop, and itself on several processes."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def batch(count=5) -> dict:
 
 
 def slow_ntxent(first, second, temperature):
-    """NT-Xent by its definition (Chen et al. 2020, Eq. 1), one term after another."""
+    """Compute NT-Xent term by term from its definition (Chen et al. 2020, Eq. 1)."""
     z = torch.nn.functional.normalize(torch.cat((first, second)), dim=1)
     count = len(first)
     terms = []
@@ -144,7 +144,7 @@ def test_exactly_the_unused_parameters_are_frozen(settings, features):
 
 
 def test_a_clip_that_is_not_finite_gives_a_loss_that_is_not():
-    """The loop then refuses the step and names the batch; nothing raises before."""
+    """The loss must not raise, because the loop refuses the step and names the batch."""
     bad = batch()
     bad["clips"][0, 0, 0, 0, 0, 0] = torch.nan
     step = objective()(bad)
@@ -164,7 +164,7 @@ def test_the_loss_is_computed_in_full_precision_under_autocast():
 
 
 def test_dropped_tubes_have_no_part_in_the_mean_of_tokens():
-    """What patch dropout left out scales nothing: the mean is that of the tokens which are there."""
+    """The mean is over the tokens that patch dropout kept."""
     simclr = objective({"patch_dropout": 0.5}, features="tokens")
     torch.manual_seed(2)
     features = simclr.features(batch())

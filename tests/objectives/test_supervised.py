@@ -1,4 +1,4 @@
-"""The supervised objective: losses by hand, numbers in their own units, several clips as one."""
+"""The supervised objective: losses computed by hand, units of numbers, several clips per video."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A frozen encoder gets no gradient and stays in eval mode; the optimiser knows when it joins."""
+"""Tuning modes: a frozen encoder has no gradient and stays in eval mode, and joins later if asked."""
 
 from __future__ import annotations
 

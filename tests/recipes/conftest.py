@@ -13,7 +13,7 @@ from data_prep.synthetic_clevrer.videos import render
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The numbers compared here must not depend on who else uses the machine."""
+    """Use one thread, because results of several threads may differ between runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> str:
-    """Pattern of shards of 14 rendered videos."""
+    """Return the pattern of shards with 14 rendered videos."""
     folder = tmp_path_factory.mktemp("rendered")
     render(folder / "videos", 14, size=(24, 36), num_frames=32, workers=1, progress=False)
     pack(folder / "videos", folder / "shards", folder / "videos", frames=32, workers=1,

@@ -1,4 +1,4 @@
-"""Comparing models of neurons: every run once, numbers of the table, refusals."""
+"""The recipe that compares models of neurons: one run per cell, numbers of the table, errors."""
 
 from __future__ import annotations
 

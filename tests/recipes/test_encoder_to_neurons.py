@@ -1,4 +1,4 @@
-"""From every pretraining preset to a model of neurons, with and without every neural preset."""
+"""Every pretraining preset leads to a model of neurons, with and without every neural preset."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHRUNK = {"embed_dim": 16, "num_heads": 2}
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> dict[str, str]:
-    """A simulated session whose size, frame rate and length no preset has, and a recorded one."""
+    """Return a simulated session whose size, frame rate and length no preset has, and a recorded session."""
     folder = tmp_path_factory.mktemp("sessions")
     config = SimulationConfig(
         neurons=3, train_trials=2, held_out_movies=1, repeats=1, seconds=2.4, size=(27, 45),
@@ -47,13 +47,13 @@ def sessions(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory) -> dict[str, Path]:
-    """The exported encoder of each pretraining preset, written by the preset's objective."""
+    """Return the exported encoder of each pretraining preset, written by the preset's objective."""
     folder = tmp_path_factory.mktemp("encoders")
     return {preset.stem: exported(preset, folder / preset.stem) for preset in PRETRAINING}
 
 
 def exported(preset: Path, directory: Path, **changes) -> Path:
-    """The encoder of a preset, with some settings changed, shrunk and written by its objective."""
+    """Export a smaller version of a preset's encoder, with some settings changed."""
     recipe = SimCLRRecipe if preset.stem.startswith("simclr") else MaskedTubeletsRecipe
     config = parse(recipe, ["--config", str(preset)])
     settings = config.encoder.overrides | changes
@@ -81,7 +81,7 @@ def exported(preset: Path, directory: Path, **changes) -> Path:
 
 
 def neural_config(preset: Path | None, encoder: Path, session: str, run_dir: Path) -> NeuralRecipe:
-    """A preset with its run made short; none is the recipe's own defaults."""
+    """Return a preset with a short run; None takes the defaults of the recipe."""
     told = [] if preset is None else ["--config", str(preset)]
     config = parse(NeuralRecipe, [*told, "--encoder.path", str(encoder)])
     modulator = replace(config.model.modulator, hidden=4)
@@ -102,7 +102,7 @@ def cases() -> list[tuple[Path, Path | None, str]]:
 
 
 def quick() -> list[tuple[Path, Path | None, str]]:
-    """Every pretraining preset with both sessions, and every neural preset with both."""
+    """Return each pretraining preset, and each neural preset, with both sessions."""
     chosen = []
     for place, pretraining in enumerate(PRETRAINING):
         for shift, session in enumerate(("simulated", "recorded")):
@@ -161,7 +161,7 @@ def test_every_other_pair_of_presets_does_so(
 
 
 def assert_goes_the_road(encoder: Path, preset: Path | None, path: str, folder: Path) -> None:
-    """Fine-tune, then score, causality and prediction after loading."""
+    """Fine-tune; then check scores, causality, and predictions of the loaded model."""
     config = neural_config(preset, encoder, path, folder / "run")
     table = fine_tune(config, PartialState())
     assert table is not None
@@ -187,7 +187,7 @@ def assert_goes_the_road(encoder: Path, preset: Path | None, path: str, folder: 
 
 
 def is_causal(model, frames: int, size: tuple[int, int]) -> None:
-    """The gradient to later frames is exactly zero, and to the frame itself it is not."""
+    """Return whether gradients to later frames are exactly zero, and those to the frame itself are not."""
     model = model.eval()
     video = torch.randn(1, 1, frames, *size, requires_grad=True)
     rates = model(video)

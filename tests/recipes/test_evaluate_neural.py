@@ -1,4 +1,4 @@
-"""The recipe that scores finished models of neurons: its files, comparisons, refusals."""
+"""The recipe that scores finished models of neurons: files, comparisons, errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def launch(monkeypatch, *words: str) -> None:
 
 
 def by_hand(path: str, session: str, tier: str):
-    """Predictions of raw recordings and responses of a tier: (trials, T, neurons), trials' numbers."""
+    """Return predictions from raw recordings, and responses of a tier, (trials, T, neurons); and trial
+    numbers."""
     predictor, recording = load_neural_model(path), Session(session)
     trials = np.flatnonzero(recording.tier_names == tier).tolist()
     rates = [
@@ -355,7 +356,7 @@ def test_models_that_were_trained_on_other_trials_are_not_compared(
 
 
 def test_movies_that_training_showed_are_counted(sessions, models, tmp_path, monkeypatch, capsys):
-    """Three trials of a tier are given the movies of training trials."""
+    """Three trials of the tier show movies of training trials."""
     again = tmp_path / "a"
     shutil.copytree(sessions[0], again)
     tiers = np.load(again / "meta/trials/tiers.npy")

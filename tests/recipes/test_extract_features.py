@@ -1,4 +1,4 @@
-"""Feature extraction: what is in the files, resuming after a kill, and the mistakes a person makes."""
+"""Feature extraction: contents of the files, resuming after a kill, and mistakes on the command line."""
 
 import json
 import shutil
@@ -180,7 +180,7 @@ def test_folder_and_shards_give_the_same_features(videos, encoder, tmp_path, cal
 
 
 def test_videos_of_any_kind_and_broken_ones(encoder, tmp_path, call, capsys):
-    """Several sizes, codecs and lengths; what cannot be read is named, and few are no reason to stop."""
+    """Videos have several sizes, codecs and lengths; unreadable ones are named and skipped."""
     call(words(encoder, tmp_path / "f", videos=str(ASSETS), clips=2, data__clip__frame_stride=1))
     found = load_features(tmp_path / "f")
     assert len(found.keys) + len(found.skipped) == 14

@@ -1,4 +1,4 @@
-"""The recipe for models of neurons: presets, a run and what it leaves, refusals."""
+"""The recipe for models of neurons: presets, files of a run, errors."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_run_leaves_a_model_scores_and_figures(sessions, tmp_path, monkeypatch
 
 
 def without_progress(curve: dict[int, float], patience: int, start: int = 0) -> tuple[int, int]:
-    """The best step, and the one at which a run ends, by going through its evaluations."""
+    """Return the best step and the last step of a run with patience, from its evaluations."""
     best, waited = (0, float("-inf")), 0
     for step, score in curve.items():
         if step and score > best[1]:
@@ -242,7 +242,7 @@ def test_a_run_without_progress_ends_with_the_best_model(sessions, tmp_path, mon
     ],
 )  # fmt: skip
 def test_patience_counts_evaluations_since_the_best_one(tmp_path, step, best, start, every, ends):
-    """From what is on disk alone; also where the best step was an end, or lies ahead."""
+    """Patience is counted from the files on disk, also if the best step is the last or a later step."""
     if best is not None:
         (tmp_path / "best").mkdir()
         (tmp_path / "best" / "score.json").write_text(json.dumps({"step": best, "score": 0.5}))
@@ -263,7 +263,7 @@ def test_patience_counts_evaluations_since_the_best_one(tmp_path, step, best, st
 
 
 def by_hand(predictor, path: str) -> float:
-    """Bits per spike of the test trials, from files and predictions of raw recordings."""
+    """Compute bits per spike of the test trials from files and predictions from raw recordings."""
     session = Session(path)
     rates, spikes = [], []
     for trial in session.tiers["test"].tolist():
@@ -620,7 +620,7 @@ def test_settings_are_checked_before_the_sample_is_simulated(tmp_path, monkeypat
 
 
 def test_an_encoder_that_is_not_there_is_named_on_resume(tmp_path, monkeypatch, capsys):
-    """Not as another setting than before, which it may be as well."""
+    """The message names the missing encoder, and not a changed setting."""
     (tmp_path / "run").mkdir()
     saved = to_plain(parse(NeuralRecipe, ["--encoder", "before"], preset=SAMPLE_PRESET))
     saved["data"]["sessions"] = [str(tmp_path / "before")]

@@ -59,7 +59,7 @@ def launched(sessions: list[str], run_dir: Path, config: str | None) -> Path:
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory) -> list[str]:
-    """An odd number of trials to score, so that processes do not get equally many."""
+    """Write sessions with an odd number of scored trials, which processes cannot divide evenly."""
     folder = tmp_path_factory.mktemp("sessions")
     made = []
     for name, movies, repeats in (("a", 1, 3), ("b", 1, 2)):

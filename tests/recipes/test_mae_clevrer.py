@@ -1,4 +1,4 @@
-"""The masked-tubelets recipe: presets, a run and what it leaves, exact resume, refusals."""
+"""The masked-tubelets recipe: presets, files of a run, exact resume, errors."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The probe recipe end to end on a few rendered videos, and the mistakes a person makes."""
+"""The probe recipe on a few rendered videos, and mistakes on its command line."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def call(monkeypatch, tmp_path):
 
 
 def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call, capsys):
-    """Of several clips and of one long one; a grey encoder of another geometry has its own rows."""
+    """Rows have several clips or one long clip; a grey encoder of another geometry has rows of its own."""
     grey = export(
         tmp_path / "grey" / "encoder", 1, in_channels=1, image_size=(24, 32), num_frames=2
     )
@@ -137,7 +137,7 @@ def test_the_same_call_gives_the_same_bytes_and_nothing_is_overwritten(
 
 
 def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
-    """Where pretraining held out fewer of the same shards; the same share is no reason to warn."""
+    """There is a warning if pretraining held out fewer videos of these shards, and none for equal fractions."""
     path = Path(export(tmp_path / "seen" / "encoder"))
     saved = json.loads((path / "config.json").read_text())
     videos = ShardSet(shards)
@@ -157,7 +157,7 @@ def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsy
 
 
 def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
-    """Packed under other names, in another storage and size, and lying in folders."""
+    """The copies have other names, another storage and size, or are files in folders."""
     path = Path(export(tmp_path / "seen" / "encoder"))
     saved = json.loads((path / "config.json").read_text())
     videos = ShardSet(shards)
@@ -205,7 +205,7 @@ def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
 
 
 def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, capsys):
-    """One that stands at the same place and has the same name, but other weights, is refused."""
+    """An encoder with other weights at this path is refused."""
     tune = {"finetune": {"steps": 1, "total_batch_size": 4}, "seeds": 1, "probes": ["knn"]}
     where = export(tmp_path / "it" / "encoder")
     call(words(shards, where, run_dir=tmp_path / "run", **tune))
@@ -356,7 +356,7 @@ def test_two_processes_print_one_table(shards, encoder, tmp_path):
 def test_odd_annotations_and_short_videos_leave_their_videos_out(
     tmp_path, encoder, call, capsys, caplog
 ):
-    """NaN for a list, a missing field, another length, a speed of 1e308; two videos of 5 frames."""
+    """Annotations have NaN instead of a list, a missing field, another length, or a speed of 1e308."""
     render(tmp_path / "v", 16, size=(24, 36), num_frames=32, workers=1, progress=False)
     notes = sorted((tmp_path / "v").rglob("annotation_*.json"))
     facts = [json.loads(path.read_text()) for path in notes]

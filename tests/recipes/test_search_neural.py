@@ -1,4 +1,4 @@
-"""Searching settings of models of neurons: trials, resuming, pruning, refusals."""
+"""The search of settings of models of neurons: trials, resuming, pruning, errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_best_of_all_trials_is_scored_on_neurons_that_none_has_seen(
 
 
 class Trained:
-    """Takes the place of a training: scores are given, or an exception to raise."""
+    """Replacement of a training, with given scores or an exception."""
 
     def __init__(self, *results: Any) -> None:
         self.results, self.recipes = list(results), []

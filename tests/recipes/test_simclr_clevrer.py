@@ -1,4 +1,4 @@
-"""The SimCLR recipe: presets, learning and the mistakes a person makes."""
+"""The SimCLR recipe: presets, learning, and mistakes on its command line."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_a_run_leaves_encoder_curves_and_figures(shards, tmp_path):
 
 
 def test_pretraining_on_real_footage(tmp_path):
-    """Real collisions, 512×512 yuv444p without annotations: packed, trained on, exported."""
+    """Real videos of collisions (512×512, yuv444p, no annotations) are packed and trained on."""
     clips = tmp_path / "clips"
     report = pack(COLLISIONS, clips, size=(32, 48), workers=1, progress=False)
     assert not report.skipped
@@ -192,7 +192,7 @@ def test_a_directory_with_another_run_is_left_alone(shards, tmp_path):
 
 
 def test_two_processes_make_one_run(shards, tmp_path):
-    """Both see each other before the loop starts: the sample is rendered by one of them."""
+    """The processes join before the loop starts, so only one of them renders the sample."""
     changes = {
         "objective__batch_norm": False, "training__steps": 2,
         "encoder__overrides": SMALL["encoder.overrides"] | {"drop_path": 0.0},
@@ -218,7 +218,7 @@ def test_two_processes_make_one_run(shards, tmp_path):
 
 
 def test_recipes_load_before_torch():
-    """OpenMP reads its wait policy once; see recipes/__init__.py."""
+    """Recipes are imported before torch, since OpenMP reads its wait policy once; see recipes/__init__.py."""
     script = (
         "import os, sys, runpy\n"
         "class Watch:\n"
@@ -237,7 +237,7 @@ def test_recipes_load_before_torch():
 
 @pytest.mark.slow
 def test_the_sample_preset_learns(tmp_path):
-    """Held-out videos' other views are found far above chance, and training's loss halves."""
+    """Retrieval on held-out videos is far above chance, and the training loss halves."""
     words = ["--run_dir", "run", "--tracker", "none", "--steps", "100"]
     recipe = str(ROOT / "recipes" / "simclr_clevrer.py")
     subprocess.run([sys.executable, recipe, *words], cwd=tmp_path, check=True)

@@ -1,4 +1,4 @@
-"""How recipes start: what holds before torch loads."""
+"""State of the process before recipes load torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread: the numbers compared here must not depend on who else uses the machine."""
+"""Use one thread, because results of several threads may differ between runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Callable[..., TrainingConfig]:
 @pytest.fixture
 def metrics() -> Callable[[Path | str], list[dict[str, float]]]:
     def read(run_dir: Path | str) -> list[dict[str, float]]:
-        """All lines but what the clock measured."""
+        """Return all lines of metrics.jsonl without measured times."""
         lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         return [{k: v for k, v in r.items() if k not in TIMED} for r in rows]

@@ -1,4 +1,4 @@
-"""What tests/training/test_several_processes.py starts through `accelerate launch`."""
+"""Script that tests/training/test_several_processes.py starts by `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(folder: Path, **changes) -> TrainingConfig:
 
 
 class Poisoned(ToyLoader):
-    """The last process's samples of step 5 are not numbers."""
+    """Batches in which the last process has NaN samples at step 5."""
 
     def stream(self, split, *, start_step, device):
         for micro, batch in enumerate(super().stream(split, start_step=start_step, device=device)):
@@ -46,7 +46,7 @@ class Poisoned(ToyLoader):
 
 
 class Broken(ToyLoader):
-    """The last process finds a fault in its data."""
+    """Batches in which the last process raises a data error."""
 
     def stream(self, split, *, start_step, device):
         for micro, batch in enumerate(super().stream(split, start_step=start_step, device=device)):
@@ -75,7 +75,7 @@ def embed(moment: Moment) -> dict[str, float]:
 
 
 def objective(seed: int, dropout: float = 0.0):
-    """Other weights on each process, so that the main one's must be handed round."""
+    """Return an objective with other weights on each process, so that they must be broadcast."""
     return toy(seed + 10 * RANK, dropout=dropout, dtype=torch.float64)
 
 

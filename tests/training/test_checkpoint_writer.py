@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, one at a time, and none of their errors is lost."""
+"""Checkpoints are written one at a time during training, and all errors of writing are raised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 30.0
 
 
 class Batches:
-    """The toy's batches; calls a function before each step, with the steps done."""
+    """The toy batches, with a function that is called before each step with the number of steps done."""
 
     def __init__(self, before_step: Any) -> None:
         self.before_step = before_step
@@ -39,7 +39,7 @@ class Batches:
 
 @pytest.fixture
 def release(monkeypatch) -> Iterator[threading.Event]:
-    """Writes of checkpoints wait for this event."""
+    """Return an event that all writes of checkpoints wait for."""
     event = threading.Event()
 
     def write(*given, **named) -> Path:
@@ -60,7 +60,7 @@ def _files(checkpoint: Path) -> dict[str, bytes]:
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(config, release) -> None:
-    """The write of step 4 ends after step 7, and has the weights of step 4."""
+    """The checkpoint of step 4 is written until after step 7 and has the weights of step 4."""
     settings = config("blocked", steps=8)
     saved = Path(settings.run_dir) / "checkpoints" / "step_00000004"
     seen: list[int] = []
@@ -97,7 +97,7 @@ def test_the_next_checkpoint_waits_for_the_one_before(config, release) -> None:
 
 
 def test_jobs_wait_for_the_checkpoint_before(config, release) -> None:
-    """They export by the objective that the writer uses."""
+    """Jobs export with the objective that the writer uses, so they must wait."""
     whole: list[bool] = []
     threading.Timer(0.5, release.set).start()
 
@@ -131,7 +131,7 @@ def test_a_signal_waits_for_a_whole_checkpoint(config, release) -> None:
 
 @pytest.mark.parametrize(("failing", "last"), [(4, 4), (12, 11)])
 def test_an_error_of_the_writer_ends_the_run(config, monkeypatch, failing, last, capfd) -> None:
-    """It ends the run at the next step, at the latest at the end."""
+    """The error ends the run at the next step, or at the end of the run."""
     writers: list[CheckpointWriter] = []
     steps: list[int] = []
 

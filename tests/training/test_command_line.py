@@ -1,4 +1,4 @@
-"""A config from files and dotted options; each mistake is one line that names what is allowed."""
+"""Configs from files and dotted options; mistakes end with one line that names the allowed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and run directories: noticed, named in one line, and nothing is overwritten."""
+"""Damaged checkpoints and run directories are reported in one line, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def contents(run_dir: Path) -> dict[Path, bytes]:
 
 
 def refused(config, run_dir: Path, **changes) -> str:
-    """The one line of a run that is refused, after which its directory is as before."""
+    """Return the one line of a refused run, and check that its directory is unchanged."""
     before = contents(run_dir)
     with pytest.raises(RunError) as caught:
         fit(toy(), toy_batches(), config(**{"steps": 12, "resume": "auto", **changes}))
@@ -32,7 +32,7 @@ def refused(config, run_dir: Path, **changes) -> str:
 
 @pytest.fixture
 def run_dir(config) -> Path:
-    """A run with checkpoints of steps 4 and 8."""
+    """Return a run directory with checkpoints of steps 4 and 8."""
     return fit(toy(), toy_batches(), config(steps=8)).run_dir
 
 
@@ -54,7 +54,7 @@ def test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_nothing(run_dir: Pa
 
 @pytest.mark.parametrize("processes", [0, -1, 100, "2"])
 def test_a_state_of_more_processes_than_files_is_damaged(processes, run_dir: Path) -> None:
-    """Its number of processes is not taken as the length of a list."""
+    """The stated number of processes must not become the length of a list."""
     checkpoint = run_dir / "checkpoints" / "step_00000008"
     state, manifest = (checkpoint / name for name in ("state.json", "manifest.json"))
     state.write_text(json.dumps(json.loads(state.read_text()) | {"world_size": processes}))

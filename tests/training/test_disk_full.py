@@ -1,4 +1,4 @@
-"""No space left while a checkpoint is written: one line, the last one stays whole."""
+"""A full disk while a checkpoint is written gives one line, and the last checkpoint stays complete."""
 
 from __future__ import annotations
 

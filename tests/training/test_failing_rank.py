@@ -1,4 +1,4 @@
-"""One process of a run fails: its error is shown once, with its rank, and all processes end."""
+"""If one process of a run fails, its error is shown once with its rank, and all processes end."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("failing_rank.py")
 
 
 def started(folder: Path, place: str, failing: int) -> tuple[list[int], str]:
-    """Status of each of two processes without a launcher, and all that they print."""
+    """Start two processes without a launcher; return their exit statuses and output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Parameters that join later, and shares of the learning rate that an objective declares."""
+"""Parameters that are trained from a later step, and learning-rate factors of an objective."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_vivit.training.run_directory import reached_step
 
 
 class Late(ToyObjective):
-    """The encoder joins after five steps, with a tenth of the learning rate."""
+    """An objective whose encoder is trained from step 5, with a tenth of the learning rate."""
 
     export_name = "model"
 
@@ -61,7 +61,7 @@ def test_two_calls_train_the_rest_and_then_all_to_the_same_bits_however_often_st
         pass
 
     def run(name: str, stops: tuple[int, ...] = ()) -> FitResult:
-        """A frozen encoder for five steps, then all; killed and called again after each stop."""
+        """Train with a frozen encoder for five steps, then everything; continue after each stop."""
         for stop in (*stops, None):
             settings = config(name, steps=9, checkpoint_every=3, resume="auto")
 

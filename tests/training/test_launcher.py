@@ -1,4 +1,4 @@
-"""What Accelerate was told before `fit` is followed or named, and is as before afterwards."""
+"""Settings of Accelerate made before `fit` are used or reported, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was told, whatever other tests did in this process."""
+    """Remove all settings of Accelerate that other tests made in this process."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
     AcceleratorState._shared_state.clear()

@@ -1,4 +1,4 @@
-"""The launcher configurations are ones that this Accelerate understands."""
+"""The launcher configurations are valid for the installed Accelerate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop against a hand-written one, and what it must not change or overlook."""
+"""The training loop, compared with a hand-written loop; errors; and state that it must not change."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ def test_batch_norm_over_cpu_processes_is_refused() -> None:
 
 
 def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> None:
-    """One that derives from nn.Module alone gets the defaults; its parameters keep their names."""
+    """A plain nn.Module gets the defaults of Objective, and its parameters keep their names."""
 
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -473,13 +473,13 @@ def test_float32_products_are_less_precise_in_half_precision_runs_alone(config) 
 
 
 class Blockless(nn.Linear):
-    """An objective without blocks."""
+    """An objective whose modules declare no blocks."""
 
     def __init__(self) -> None:
         super().__init__(2, 2)
 
     def export(self, directory, *, training) -> None:
-        """Nothing is written."""
+        """Write nothing."""
 
 
 def test_blocks_are_compiled_alone_where_hooks_stand_before_them() -> None:

@@ -1,4 +1,4 @@
-"""A continued run is the uninterrupted one, bit for bit."""
+"""A continued run equals the uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_optimiser_state_that_finds_no_parameter_is_refused(config, monkeypat
 
 
 def test_a_continued_run_seeds_by_its_step(config, monkeypatch) -> None:
-    """Draws of a run that goes on with another number of processes are none of its beginning."""
+    """A run that continues with another number of processes does not repeat its first random draws."""
     seeded = []
     seed = random_state.seed_process
     monkeypatch.setattr(
@@ -119,7 +119,7 @@ def _names_alone(model, optimizer, options) -> dict:
 
 
 class Moved:
-    """A loader of batches that knows their contents."""
+    """A loader that has digests of its contents."""
 
     def __init__(self, contents: str, setting: str = "data.shards") -> None:
         self.known = {setting: contents}
@@ -358,7 +358,7 @@ def _wait_for(process: subprocess.Popen, line: str) -> None:
 
 
 def test_killed_between_checkpoints(config, metrics, tmp_path: Path) -> None:
-    """SIGKILL, with a half-written checkpoint left behind as well."""
+    """A run continues after SIGKILL, also with an incomplete checkpoint."""
     whole = fit(toy(), toy_batches(), config("whole"))
     run_dir = tmp_path / "killed"
     process = _start(run_dir, pause=0.2)

@@ -1,4 +1,4 @@
-"""What is put into a run's directory, what stays there, and who may write there."""
+"""The run directory: files, leftovers, and the lock."""
 
 import os
 import subprocess

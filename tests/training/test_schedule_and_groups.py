@@ -1,4 +1,4 @@
-"""Learning rates and parameter groups against hand-written formulas and timm's own functions."""
+"""Learning rates and parameter groups, compared with formulas and timm's functions."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_adamw_step_is_torchs() -> None:
 
 
 class Linear(Objective):
-    """An objective of one layer, without any declaration."""
+    """An objective of one layer without declarations."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two gloo processes through `accelerate launch`, as DDP and as FSDP2, against one process."""
+"""Two gloo processes by `accelerate launch`, with DDP and FSDP2, compared with one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "accelerate"
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def launched(request, tmp_path_factory) -> Path:
-    """One launch a way of wrapping; it does all that the tests below look at."""
+    """Launch once per way of wrapping, and run everything that the tests below check."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
@@ -61,7 +61,7 @@ def _one_process(run_dir: Path, **changes) -> TrainingConfig:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """The same global batches in one process, four micro-batches a step as two by two above."""
+    """Train on equal global batches in one process, with four micro-batches per step."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     fit(toy(0, dropout=0.0, dtype=torch.float64), ToyLoader(), _one_process(run_dir))
     return run_dir
@@ -86,7 +86,7 @@ def test_weights_optimiser_and_encoder_equal_one_process(launched: Path, alone: 
 
 
 def test_half_precision_is_that_of_one_process(launched: Path, tmp_path: Path) -> None:
-    """Weights that FSDP2 gathered in half precision would also halve residuals and positions."""
+    """If FSDP2 gathered weights in half precision, residuals and positions would be in half precision."""
     one = _one_process(tmp_path / "run", precision="bf16")
     fit(toy(0, dropout=0.0), ToyLoader(torch.float32), one)
     ours, theirs = (
@@ -135,7 +135,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(launched: Path) -> None:
 
 
 def test_the_main_process_alone_opens_checkpoints(launched: Path) -> None:
-    """The other process continued, and saved, in an empty folder in place of the run's directory."""
+    """The other process continues and saves in an empty folder instead of the run's directory."""
     first, second = (report["directory"] for report in _reports(launched))
     assert {"checkpoints", "config.yaml", "encoder", "metrics.jsonl"} <= set(first)
     assert second == []

@@ -1,4 +1,4 @@
-"""Speed of a run: the profile of its steps, the wait for data, arithmetic."""
+"""Speed of a run: profile of steps, wait for data, utilisation."""
 
 from __future__ import annotations
 

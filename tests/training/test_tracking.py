@@ -1,4 +1,4 @@
-"""metrics.jsonl always, wandb without an account and without a prompt."""
+"""metrics.jsonl is always written; wandb works without an account and never prompts."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def test_a_failing_tracker_does_not_end_the_run(tmp_path: Path, capsys) -> None:
 
 @pytest.fixture
 def silent_address() -> Iterator[str]:
-    """An address that takes connections and never answers."""
+    """Return an address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What wandb.init is given, in place of starting it."""
+    """Replace wandb.init; return the arguments of its call."""
     import wandb
 
     arguments: dict = {}

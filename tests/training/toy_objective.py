@@ -1,4 +1,4 @@
-"""A small objective with dropout, unused and tied parts, and its batches."""
+"""A small objective with dropout, unused and tied parameters, and its batches."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def toy_batches(
 
 
 class ToyLoader:
-    """Sample i of the endless global order is a function of i; any split serves the same ones."""
+    """A loader whose sample i is a function of i, whatever the split."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype

@@ -1,4 +1,4 @@
-"""Writes small sessions for tests, straight from the layout's description."""
+"""Write small sessions for tests, directly from the description of the layout."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def folder(
     size: tuple[int, int] = SIZE,
     seed: int = 0,
 ) -> Path:
-    """A session of random numbers.
+    """Write a session of random numbers.
 
     Args:
-        root: where its folder goes.
-        name: of the folder.
-        tiers: of the trials.
-        lengths: of the trials, over and over.
-        padded: frames of all trials, filled with NaN; None pads nothing and stores uint8 videos.
-        neurons: how many.
-        behaviour: channels; 0 writes none.
+        root: parent of the session's folder.
+        name: name of the folder.
+        tiers: tiers of the trials.
+        lengths: lengths of the trials, repeated cyclically.
+        padded: length to which trials are padded with NaN; None pads nothing and stores uint8 videos.
+        neurons: number of neurons.
+        behaviour: number of behaviour channels; 0 writes none.
         pupil: whether to write a pupil centre.
         movies: number of the movie of each trial; all differ if None.
-        calcium: real numbers for responses instead of counts.
-        settings: of meta/session.json.
-        size: (H, W) of the videos.
-        seed: of the responses; movies depend on their number alone.
+        calcium: whether responses are real numbers instead of counts.
+        settings: content of meta/session.json.
+        size: size (H, W) of the videos.
+        seed: seed of the responses; movies depend only on their number.
     """
     path = root / name
     rng = np.random.default_rng(seed)
@@ -78,6 +78,6 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def change(path: Path, part: str, trial: int, edit: Any) -> None:
-    """Replace a trial's array by ``edit`` of it."""
+    """Replace a trial's array by the result of ``edit``."""
     file = path / "data" / part / f"{trial}.npy"
     np.save(file, edit(np.load(file)))

@@ -1,4 +1,4 @@
-"""Sessions on disk: what is read is what was written, and what is wrong is named."""
+"""Sessions on disk: arrays are read as they were written, and errors name the fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REAL = Path(__file__).parents[2] / "assets" / "mouse_v1_gratings" / "session_fov
 
 
 def stored(path: Path, part: str, trial: int) -> np.ndarray:
-    """Time first."""
+    """Return an array with time as its first axis."""
     return np.moveaxis(np.load(path / "data" / part / f"{trial}.npy"), -1, 0)
 
 

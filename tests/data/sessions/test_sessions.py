@@ -1,4 +1,4 @@
-"""Batches of sessions: the same on any number of processes, and made of what the files hold."""
+"""Batches of sessions do not depend on the number of processes, and equal the files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIERS = ("train",) * 7 + ("oracle",) * 2 + ("live_test_main",) * 3
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two sessions: other neurons, lengths, rates, numbers of trials, movies; one is padded."""
+    """Write two sessions that differ in neurons, lengths, rates, trials and movies; one is padded."""
     root = tmp_path_factory.mktemp("sessions")
     first = folder(root, "a", tiers=TIERS, lengths=(20, 31, 26), movies=range(12))
     second = folder(
@@ -68,7 +68,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def rows(batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A batch's windows by their keys, each with its own row of everything."""
+    """Return key → row of every array, for the windows of a batch."""
     windows = [
         {
             name: value[i] if isinstance(value, torch.Tensor) or name == "draw" else value
@@ -157,7 +157,7 @@ def test_shares_of_sessions_are_those_of_an_epoch(
 
 
 def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) -> None:
-    """Windows that an epoch takes of each trial: the trial's share, rounded up or down."""
+    """The number of windows of a trial in an epoch is its fraction of the frames, rounded up or down."""
     sessions = build(paths)
     counts: dict[str, list[int]] = {}
     starts: dict[str, set[int]] = {}
@@ -184,7 +184,7 @@ def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) ->
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_a_window_is_what_its_key_says(paths: list[str], name: str) -> None:
-    """Everything once more by hand from the files."""
+    """The expected window is read from the files by hand."""
     path = Path(paths["ab".index(name)])
     trained = range(7) if name == "a" else range(4)
 
@@ -487,7 +487,7 @@ def test_channels_without_variance_are_dropped_where_no_session_has_any(
 
 
 def test_a_core_gets_the_channels_that_it_was_fitted_to(tmp_path: Path) -> None:
-    """Also one that does not vary in the new session, and none that the core does not know."""
+    """A channel that is constant in the new session is kept, and unknown channels are left out."""
     first = folder(tmp_path, "a", behaviour=4)
     for trial in range(9):
         change(first, "behavior", trial, lambda x: np.concatenate([x[:2], 0 * x[2:3], x[3:]]))

@@ -1,4 +1,4 @@
-"""Augmentation against torchvision, clip by clip and operation by operation."""
+"""Augmentation, compared with torchvision clip by clip and operation by operation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RAW = {"mean": (0.0,), "std": (1.0,)}
 
 
 def some_clips(n: int, t: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth and rough parts, flat black, white and grey patches, saturated colours."""
+    """Return clips with smooth and rough parts, black, white and grey patches, and saturated colours."""
     generator = torch.Generator().manual_seed(seed)
     clips = torch.randint(0, 256, (n, t, height, width, 3), generator=generator, dtype=torch.uint8)
     clips[:, :, : height // 3, : width // 3] = 0
@@ -60,7 +60,7 @@ def frames_of(clip: Tensor) -> Tensor:
 
 
 def torchvision_clip(clip: Tensor, augment: Augment, params: dict[str, Tensor], i: int) -> Tensor:
-    """One clip, one operation after another, by torchvision: (C, T, h, w)."""
+    """Apply the operations to one clip by torchvision; return (C, T, h, w)."""
     top, left, height, width = params["crop"][i].tolist()
     x = F.resized_crop(
         frames_of(clip), top, left, height, width, list(augment.size), antialias=True
@@ -148,7 +148,7 @@ def test_everything_drawn_equals_torchvision(in_channels: int) -> None:
 
 
 def test_a_clip_is_treated_as_its_frames_are() -> None:
-    """Contrast alone looks at all frames together, and is left out here."""
+    """Contrast is left out, because it depends on all frames of the clip."""
     augment = Augment(AugmentConfig(contrast=0.0), (32, 32))
     clips = some_clips(8, 5, 40, 50)
     params = draw_many(augment, 8, 40, 50)
@@ -184,7 +184,7 @@ def test_a_batch_is_as_its_clips_one_by_one(
 
 
 class Traffic(TorchDispatchMode):
-    """Counts kernels, copies from the host and bytes that operations read and write."""
+    """Count kernels, copies from the host, and bytes that operations read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Traffic(TorchDispatchMode):
 
 
 def test_a_batch_on_a_device_keeps_to_its_budget() -> None:
-    """64 videos in two views of 16 frames of CLEVRER, as the small preset has them."""
+    """The batch has 64 videos with two views of 16 CLEVRER frames, as in the small preset."""
     augment = Augment(AugmentConfig(), (112, 112))
     params = draw_many(augment, 128, 320, 480)
     clips = torch.empty(128, 16, 320, 480, 3, dtype=torch.uint8, device="meta")

@@ -1,4 +1,4 @@
-"""Clip labels against slow loops over a made-up annotation in CLEVRER's schema."""
+"""Clip labels, compared with slow loops over a made-up annotation in CLEVRER's schema."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
 
 
 def test_no_value_of_any_field_makes_a_label_that_is_not_finite() -> None:
-    """Each field in turn holds each strange value, or is missing."""
+    """Each field in turn has each invalid value, or is missing."""
     scene = annotation(3, num_frames=2, num_objects=2)
     for frame in scene["motion_trajectory"]:
         for thing in frame["objects"]:

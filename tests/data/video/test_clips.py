@@ -1,4 +1,4 @@
-"""Clip sampling against brute-force enumeration and CVRL's own description."""
+"""Clip sampling, compared with brute-force enumeration and with CVRL's description."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_near_gaps_fall_linearly_between_any_two_views(views: int) -> None:
 
 
 def test_near_is_cvrls_gap_first_procedure() -> None:
-    """Draw the gap with a linear density, then the first start uniformly, then swap at random."""
+    """CVRL draws the gap with a linear density, then the first start uniformly, then swaps at random."""
     count, n = 8, 20_000
     rng = np.random.default_rng(1)
     gaps = rng.choice(np.arange(1, count), size=n, p=np.arange(count - 1, 0, -1) / 28)
@@ -194,7 +194,7 @@ def test_settings_out_of_range_are_named(name: str) -> None:
 
 
 def test_named_generators_depend_on_names_alone() -> None:
-    """The numbers are written down: another machine or version must give them as well."""
+    """The expected numbers are fixed, because other machines and versions must give them too."""
     assert named_generator(0, 1, "video_00007").integers(2**32, size=3).tolist() == PINNED
     assert named_generator(1).random() != named_generator("1").random()
     assert named_generator("a", "b").random() != named_generator("ab").random()

@@ -1,4 +1,4 @@
-"""Batches out of real shards: encoded videos in a webdataset tar with its index."""
+"""Batches from real shards: encoded videos in a webdataset tar with an index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_FRAMES = 24
 
 
 def encoded(seed: int) -> bytes:
-    """A bright square that moves over a coloured ground: h264 of 48×32 pixels at 25 Hz."""
+    """Encode a bright square that moves over a coloured ground as h264, 48×32 pixels at 25 Hz."""
     rng = np.random.default_rng(seed)
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:

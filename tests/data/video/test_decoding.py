@@ -1,4 +1,4 @@
-"""Decoded frames against a plain decode from the first frame on."""
+"""Decoded frames, compared with a plain decode from the first frame."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ TURNS = {
 
 
 def plain_decode(source, turns=0):
-    """Every frame, one after the other, as PyAV gives it."""
+    """Decode all frames in order with PyAV."""
     with av.open(source) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     return np.stack([np.rot90(frame, turns) for frame in frames])
 
 
 def moving_square(num_frames, height=48, width=64):
-    """Distinct frames: a bright square wanders over a gradient."""
+    """Return distinct frames: a bright square moves over a gradient."""
     y, x = np.mgrid[:height, :width]
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for i in range(num_frames):
@@ -116,7 +116,7 @@ def test_any_group_structure_equals_plain_decode(options):
 @pytest.mark.parametrize("b", [(0, 1), (0, -1), (1, 0), (-1, 0)], ids=str)
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_display_matrix(b, mirrored):
-    """Each of the eight orientations, against moving every pixel by the matrix."""
+    """The eight orientations equal moving every pixel by the matrix."""
     video = bytearray(encode(moving_square(2, 32, 48), g=1))
     upright = plain_decode(io.BytesIO(bytes(video)))[1]
     first = np.array([b[0], b[1]])
@@ -262,7 +262,7 @@ def test_torchcodec_gives_the_same_frames(name):
 
 
 def remuxed(video, container, *, shift=0, skip=0):
-    """The packets again, some seconds later and without the first ones, in another container."""
+    """Write the packets to another container, some seconds later and without the first packets."""
     file = io.BytesIO()
     options = {"avoid_negative_ts": "disabled"}
     with (
@@ -345,7 +345,7 @@ def test_torchcodec_is_believed_where_it_numbers_frames_alike(monkeypatch, late)
 
 
 def changing(**other):
-    """Forty frames, then forty of another size or format, in one elementary stream."""
+    """Encode forty frames, then forty frames of another size or format, in one elementary stream."""
     first = b_frames(container="mpegts", bf=0)
     shape = other.pop("shape", (48, 64))
     return first + encode(moving_square(40, *shape), container="mpegts", bf=0, g=12, **other)
@@ -377,7 +377,7 @@ def test_an_unknown_codec_is_named():
 
 
 def with_sound(cover, film=None):
-    """An mp4 of one second of silence, with a cover picture and a film as asked for."""
+    """Write an mp4 of one second of silence, optionally with a cover picture and a video."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         if cover:
@@ -433,7 +433,7 @@ def absurd_vp8():
 
 
 def absurd_later():
-    """The third picture of a motion JPEG film claims more than the others."""
+    """Return a motion JPEG video whose third picture claims a larger size than the others."""
     video = bytearray(encode(moving_square(3), "mjpeg", "mov", pix_fmt="yuvj420p"))
     at = video.rindex(b"\xff\xc0") + 5
     video[at : at + 4] = struct.pack(">HH", 16000, 16000)

@@ -1,4 +1,4 @@
-"""Folders as people put them together: links, loops, pipes, hidden files, many endings."""
+"""Folders with links, loops, pipes, hidden files and many file name endings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLIP = Path(__file__).parents[2] / "assets" / "collision_clips" / "example_0_new
 
 
 def linked(folder: Path) -> Path:
-    """A data set put together with links, as clusters have it; a loop and a link to nothing."""
+    """Make a data set of links, as on clusters, with a loop and a broken link."""
     real, root = folder / "elsewhere" / "inner", folder / "root"
     for path in (real, root / "own"):
         path.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Films of a varying frame rate, against the time stamps of a plain decode of the whole film."""
+"""Videos with a variable frame rate, compared with the time stamps of a plain decode."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BITS = 6
 
 
 def film(ticks, container="mp4", codec="libx264", **options):
-    """Frames whose number stands in six bands, a bit in each, at the given milliseconds."""
+    """Encode frames at the given milliseconds that show their number as six bits."""
     file, base = io.BytesIO(), Fraction(1, 1000)
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=30, options={"crf": "8", **options})
@@ -54,14 +54,14 @@ def numbers_in(pixels):
 
 
 def plain_times(video):
-    """Seconds of each frame from the first one on, by a plain decode."""
+    """Return the time of each frame after the first in seconds, by a plain decode."""
     with av.open(io.BytesIO(video)) as container:
         times = np.array([float(frame.time) for frame in container.decode(video=0)])
     return times - times[0]
 
 
 def shown(times, seconds):
-    """The last frame that has begun, one look at a time."""
+    """Return the last frame that has begun at each time."""
     return [max(i for i, begun in enumerate(times) if begun <= at + 1e-6) for at in seconds]
 
 
@@ -251,7 +251,7 @@ def test_a_screen_shows_the_latest_frame(folder, monkeypatch):
 
 
 def test_films_joined_by_cat_have_the_rate_of_their_header():
-    """Their time stamps begin again, so they place no frame in time."""
+    """The time stamps restart, so they do not determine the times of frames."""
     once = film(range(0, 1600, 40), "mpegts")
     info = probe_video(once + once)
     assert (info.num_frames, info.times) == (80, None)

@@ -1,4 +1,4 @@
-"""The loader's promises: the same batches for any workers, processes and resumption."""
+"""Batches of the loader do not depend on workers, processes and resumption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLIP = ClipConfig(num_frames=4, frame_stride=2, views=2)
 
 
 class MemoryVideos:
-    """Videos whose every frame is computed from its name and number."""
+    """Videos whose frames are computed from the video's name and the frame's number."""
 
     def __init__(
         self, n: int, broken: tuple[int, ...] = (), height: int = 12, width: int = 16
@@ -148,7 +148,7 @@ def test_an_epoch_holds_each_video_once_and_the_next_is_another_order() -> None:
 
 
 def test_a_batch_is_what_its_names_say() -> None:
-    """Frames, augmentation and rates, once more by hand for each view of each video."""
+    """Frames, augmentation and rates of each view equal a computation by hand."""
     clips = batches()
     videos, augment = clips.dataset.videos, clips.dataset.augment
     batch = take(clips, 1)[0]
@@ -233,7 +233,7 @@ def test_a_broken_video_is_replaced_named_and_counted_once(
 
 
 def test_a_replacement_is_another_clip_than_the_videos_own() -> None:
-    """Twice the same clip in a batch would be a negative that is the positive."""
+    """If a batch contained a clip twice, a negative pair would be a positive pair."""
     clips = batches(n=100, broken=(50,))
     taken = take(clips, 16)
     seen = [

@@ -1,4 +1,4 @@
-"""Remote shards from a faulty server: whole, fetched once, without files left, and in order."""
+"""Remote shards from a faulty server: complete, fetched once, in order, without leftover files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TAR = "/a-000000.tar"
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Folder with a-000000…2.tar of two videos each."""
+    """Return a folder with a-000000…2.tar of two videos each."""
     videos, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("packed")
     draw = np.random.default_rng(0)
     for number in range(NUM_VIDEOS):
@@ -60,7 +60,7 @@ def pattern(server):
 
 
 def files(cache):
-    """Names in the cache without the digest, hidden ones and locks included."""
+    """Return the names of files in the cache without the digest, including hidden files and locks."""
     return sorted(path.name.partition("-")[2] for path in cache.iterdir()) if cache.exists() else []
 
 
@@ -120,7 +120,7 @@ def test_a_missing_index_is_told_from_an_unreachable_one(server, tmp_path):
 
 
 def test_bytes_of_two_versions_are_never_joined(packed, server, tmp_path):
-    """The server states no version, so a resumed download can be seen by its checksums alone."""
+    """The server states no version, so only checksums can detect a mixed download."""
     content = server.files[TAR]
     server.tags = False
     server.answers[TAR] = [
@@ -284,7 +284,7 @@ class Mean(nn.Module):
 
 
 def _train_or_read(config, folder, trains):
-    """The program of a process with a terminal, a process group and signals of its own."""
+    """Train or read in a process with its own terminal, process group and signals."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = open(folder / "stderr", "w", buffering=1)  # noqa: SIM115
@@ -308,7 +308,7 @@ def wait_until(condition, seconds=20.0):
 
 
 def someone_lives(group):
-    """Return whether a process of a group runs; in containers ended ones may keep their number."""
+    """Return whether a process of a group runs; in containers, ended processes may keep their id."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
@@ -330,7 +330,7 @@ def someone_lives(group):
     ],
 )
 def test_a_signal_during_a_hanging_download(server, tmp_path, workers, trains, sent, status):
-    """All processes end within two seconds, and leave no files."""
+    """All processes end within two seconds and leave no files."""
     for n in range(3):
         server.always[f"/a-00000{n}.tar"] = Answer(sends=1000, then="hangs")
     cache = tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Statements of an index and of a shard's measures, against the members of the shard."""
+"""The index of a shard and the shard's measures, compared with the members of the shard."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_tar(path, members):
 
 
 def pictures(key, total, digits=4, start=0, **changes):
-    """Members of a JPEG sample in the order of their names, as webdataset writes them."""
+    """Return the members of a JPEG sample in the order of their names, as webdataset writes them."""
     levels = [jpeg(level) for level in range(LEVELS)]
     members = {f"{key}.{i:0{digits}d}.jpg": levels[(start + i) % LEVELS] for i in range(total)}
     measures = {"num_frames": total, "height": 8, "width": 8, "fps": 25, "storage": "jpeg"}
@@ -44,7 +44,7 @@ def pictures(key, total, digits=4, start=0, **changes):
 
 
 def written_before(path):
-    """The index that earlier versions wrote, from tarfile alone."""
+    """Return the index that earlier versions wrote."""
     samples = {}
     with tarfile.open(path) as tar:
         for entry in tar:
@@ -66,7 +66,7 @@ def written_before(path):
 @pytest.mark.parametrize("make", [build_index, written_before])
 @pytest.mark.parametrize(("total", "digits"), [(12, 1), (10_002, 4)])
 def test_frames_come_by_their_number(tmp_path, make, total, digits):
-    """With numbers of several lengths the order of the names is another one."""
+    """Frame numbers with different numbers of digits are not in the order of names."""
     tar = tmp_path / "s.tar"
     write_tar(tar, pictures("long", total, digits))
     save_index(make(tar), tar.with_suffix(".json"))
@@ -76,7 +76,7 @@ def test_frames_come_by_their_number(tmp_path, make, total, digits):
 
 @pytest.fixture
 def two(tmp_path):
-    """A shard with two JPEG samples, a and b, of 5 frames each."""
+    """Return a shard with two JPEG samples, a and b, of 5 frames each."""
     tar = tmp_path / "two.tar"
     write_tar(tar, [*pictures("a", 5), *pictures("b", 5, start=100)])
     save_index(build_index(tar), tar.with_suffix(".json"))
@@ -205,7 +205,7 @@ def test_texts_that_are_no_index(text):
 
 
 def test_pictures_of_another_size_than_the_index_states(two):
-    """They are not resized to what it claims, nor is memory taken for it."""
+    """Pictures are not resized to the stated size, and no memory is allocated for it."""
     changed(two, set_in_a(height=60_000, width=60_000))
     shards = ShardSet(str(two))
     with pytest.raises(DecodingError, match=r"a in .*8×8 pixels, but the index says 60000×60000"):

@@ -1,4 +1,4 @@
-"""Samples read out of shards, against the files that went in."""
+"""Samples read from shards, compared with the packed files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUM_VIDEOS, FRAMES, HEIGHT, WIDTH = 5, 20, 32, 48
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """CLEVRER-named videos of smooth noise, with annotations for all but number 3."""
+    """Write videos of smooth noise with CLEVRER's names, with annotations except for number 3."""
     folder = tmp_path_factory.mktemp("videos")
     draw = np.random.default_rng(0)
     for number in range(NUM_VIDEOS):
@@ -39,7 +39,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(videos, tmp_path_factory):
-    """Folder with original-000000…2.tar and jpeg-000000…2.tar."""
+    """Return a folder with original-000000…2.tar and jpeg-000000…2.tar."""
     out = tmp_path_factory.mktemp("packed")
     for storage in ("original", "jpeg"):
         pack(
@@ -58,7 +58,7 @@ def packed(videos, tmp_path_factory):
 
 @pytest.fixture
 def shards(packed, tmp_path):
-    """A copy that a test may damage."""
+    """Return a copy of the shards that a test may damage."""
     return Path(shutil.copytree(packed, tmp_path / "shards"))
 
 
@@ -196,7 +196,7 @@ def test_addresses_that_cannot_be_used(pattern, message, tmp_path):
 
 @pytest.fixture
 def remote(packed):
-    """The shards in fsspec's memory file system."""
+    """Copy the shards to fsspec's memory file system."""
     memory = fsspec.filesystem("memory")
     for path in packed.glob("original-*"):
         memory.pipe_file(f"/bucket/{path.name}", path.read_bytes())

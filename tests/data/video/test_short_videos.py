@@ -1,4 +1,4 @@
-"""Videos that are too short for the clips: skipped, padded or refused, by one setting."""
+"""Videos that are too short for the clips are skipped, padded or refused by one setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloading from a local server that resumes, stalls, breaks off, lies or changes its files."""
+"""Downloading from a local server that resumes, stalls, breaks off, or states wrong facts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def archive(seed, size=300_000):
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves ``files``; each connection sends at most ``limits``' next number of bytes."""
+    """A server of ``files``; each connection sends at most the next number of bytes in ``limits``."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""verify, info, index and the contact sheet, on shards whole, damaged and foreign."""
+"""verify, info, index and the contact sheet, on intact, damaged and foreign shards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_verify_names_what_is_broken(videos, capsys, storage, extension):
 
 
 def test_verify_decodes_every_frame(videos):
-    """A video whose bytes are as indexed, but which breaks off."""
+    """verify reports a truncated video whose bytes agree with the index."""
     shards = videos.parent / "foreign"
     shards.mkdir()
     with tarfile.open(shards / "a.tar", "w") as tar:

@@ -1,4 +1,4 @@
-"""Packing, from archives as CLEVRER publishes them and from folders of real footage."""
+"""Packing of archives in CLEVRER's published layout and of folders of real videos."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def note(number):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """video_train.zip and annotation_train.zip in the published layout."""
+    """Write video_train.zip and annotation_train.zip in the published layout."""
     folder = tmp_path_factory.mktemp("archives")
     with zipfile.ZipFile(folder / "video_train.zip", "w") as archive:
         for number in range(NUM_VIDEOS):
@@ -123,7 +123,7 @@ def test_same_bytes_for_any_number_of_workers(archives, tmp_path, storage):
 
 
 def test_encoding_again_gives_the_same_bytes():
-    """Decoding in between moves the frames about in memory."""
+    """Decoding between the two encodings changes the memory addresses of frames."""
     sources = [video(number) for number in range(4)]
     first = [encode_h264(iterate_frames(source), 25) for source in sources]
     for _ in range(12):
@@ -143,7 +143,7 @@ def test_running_again_makes_what_is_missing_and_keeps_the_rest(archives, tmp_pa
 
 
 def test_another_process_may_stop_anywhere(archives, tmp_path, monkeypatch):
-    """Whatever rename is the last, nothing half-written passes for a shard."""
+    """After a kill before any rename, no incomplete file has the name of a shard."""
     run(archives, tmp_path / "whole")
     replace = os.replace
     for allowed in range(7):
@@ -324,7 +324,7 @@ def test_real_awkward_files(tmp_path, capsys, storage):
 
 
 def test_a_video_that_changed_since_is_packed_again(tmp_path):
-    """Also where its size stays; shards of other videos, and touched ones, are kept."""
+    """A video of equal size with other contents is packed again; other shards are kept."""
     (tmp_path / "raw").mkdir()
     films = [video(number, num_frames=8) for number in range(2)]
     padded = max(map(len, films))
@@ -349,7 +349,7 @@ def test_a_video_that_changed_since_is_packed_again(tmp_path):
 
 
 def test_sources_that_are_broken_touched_or_mended(tmp_path):
-    """A link to nothing stays left out, a touched annotation is kept, mended files are packed."""
+    """A broken link stays out, an annotation with a new time stamp is kept, repaired files are packed."""
     raw = tmp_path / "raw"
     raw.mkdir()
     for number in range(2):

@@ -1,4 +1,4 @@
-"""Tars as other tools write them: each member is read, or named with the reason."""
+"""Tars of other tools: each member is read, or named with the reason why it is not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_vivit.data.video.shards.build import build_index
 
 
 def film(number):
-    """A video of 4 + number frames, unlike the others."""
+    """Encode a distinct video of 4 + ``number`` frames."""
     frames = np.full((4 + number, 16, 24, 3), 40 + 20 * number, np.uint8)
     return encode_h264(frames, 10)
 
@@ -34,7 +34,7 @@ def note(number):
 
 
 def write_tar(path, members, **options):
-    """Write (name, content) in this order; a text as content makes a link to it."""
+    """Write (name, content) in this order; a string as content makes a link to it."""
     with tarfile.open(path, "w", **options) as tar:
         for name, content in members:
             entry = tarfile.TarInfo(name)
@@ -48,7 +48,7 @@ def write_tar(path, members, **options):
 
 
 def indexed(path):
-    """The samples by their keys, as frames and annotations, and what was left out."""
+    """Return key → frames and annotation of each sample, and the members that were left out."""
     assert main(["index", str(path)]) == 0
     shards = ShardSet(str(path))
     assert verify(str(path), progress=False) == {}
@@ -83,7 +83,7 @@ def test_members_of_a_sample_that_stand_apart(tmp_path):
 
 
 def test_two_videos_under_one_webdataset_key(tmp_path):
-    """An annotation goes to the video of its name, or to the single one of webdataset's key."""
+    """An annotation belongs to the video of its name, or to the only video of webdataset's key."""
     members = [
         ("k.left.mp4", FILMS[0]),
         ("k.right.mp4", FILMS[1]),
@@ -173,7 +173,7 @@ def test_names_that_are_no_utf8(tmp_path, capsys):
 
 
 def test_a_tar_that_is_damaged_between_members(tmp_path, capsys):
-    """tarfile takes a header that it cannot read for the end."""
+    """tarfile treats an unreadable header as the end of the archive."""
     tar = write_tar(tmp_path / "s.tar", [("a.mp4", FILMS[0]), ("b.mp4", FILMS[1])])
     content = bytearray(tar.read_bytes())
     content[content.index(b"b.mp4")] ^= 1
@@ -235,7 +235,7 @@ def test_packing_leaves_a_file_of_the_user_too(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("storage", ["original", "h264", "jpeg"])
 def test_verify_compares_the_index_with_the_tar(folder, tmp_path, storage):
-    """Of three samples one claims too few frames and two have each other's bytes."""
+    """One of three samples states too few frames, and two have exchanged bytes."""
     pack(folder, tmp_path / "out", storage=storage, workers=1, progress=False)
     (path,) = (tmp_path / "out").glob("*0.json")
     whole = json.loads(path.read_text())
@@ -266,7 +266,7 @@ def test_verify_knows_a_longer_name_of_another_video(tmp_path):
 
 
 def test_the_source_is_a_hash_of_the_file(folder, tmp_path):
-    """The first half of the half of what sha256sum prints, in each storage and in plain tars."""
+    """The source is the start of the file's SHA-256, in each storage and in plain tars."""
     printed = subprocess.run(
         ["sha256sum", *sorted(folder.iterdir())], capture_output=True, text=True, check=True
     )
@@ -281,7 +281,7 @@ def test_the_source_is_a_hash_of_the_file(folder, tmp_path):
 
 
 def test_shards_stay_readable_without_the_project(folder, tmp_path):
-    """The tar holds the hash as well; the index can be made anew from it."""
+    """The tar contains the hash too, so the index can be rebuilt from it."""
     pack(folder, tmp_path / "out", storage="h264", workers=1, progress=False)
     (tar,) = (tmp_path / "out").glob("*.tar")
     shutil.move(tar, tmp_path / "moved.tar")

@@ -1,4 +1,4 @@
-"""Archives and annotations as other people write them, some to do harm."""
+"""Archives and annotations of unknown origin, including malicious ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def zip_of(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_DE
 
 
 def claim(path: Path, name: bytes, size: int) -> None:
-    """Let the archive's directory say another unpacked size for a member."""
+    """Change the unpacked size of a member in the archive's directory."""
     content = bytearray(path.read_bytes())
     at = content.rindex(name) - 46
     assert content[at : at + 4] == b"PK\1\2"

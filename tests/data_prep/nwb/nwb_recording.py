@@ -1,4 +1,4 @@
-"""A small recording written with pynwb, for tests: what it holds is known."""
+"""A small recording with known contents, written with pynwb."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIZE = (18, 32)
 
 @dataclass
 class Recording:
-    """Two movies of 300 frames shown by index, one film shown once, three units.
+    """Two movies of 300 frames shown by index, one movie shown once, three units.
 
     Attributes:
         templates: name → (F, H, W) uint8 frames.
-        onsets: name → seconds at which frames of the movie were shown, with jitter.
-        indices: name → which frame of the template.
-        spikes: unit id → sorted seconds, some of them exactly on onsets.
-        tiers: of each row of the trials table.
+        onsets: name → times of the frames of the movie in seconds, with jitter.
+        indices: name → index of each shown frame in the template.
+        spikes: unit id → sorted times in seconds, some of them exactly on onsets.
+        tiers: tier of each row of the trials table.
     """
 
     path: Path
@@ -137,7 +137,7 @@ def _in_order(images):
 
 
 def _point_to_series(path: Path, name: str, template: str) -> None:
-    """As files have it that were written before pynwb came to refuse it."""
+    """Point to the series as files of earlier versions of pynwb do; pynwb now refuses to write this."""
     import h5py
 
     with h5py.File(path, "r+") as file:

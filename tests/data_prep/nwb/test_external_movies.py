@@ -1,4 +1,4 @@
-"""Movies beside an NWB file: pixels against those that were encoded without loss."""
+"""External movies of an NWB file: pixels equal those that were encoded losslessly."""
 
 from __future__ import annotations
 

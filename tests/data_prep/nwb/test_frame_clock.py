@@ -1,4 +1,4 @@
-"""Binning against slow loops, with events exactly on the edges."""
+"""Binning, compared with slow loops, with events exactly on the edges."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_means_over_bins_against_a_loop():
 
 
 def test_means_do_not_look_ahead():
-    """A change of the signal from an edge on leaves every bin before that edge as it was."""
+    """A change of the signal after an edge does not change bins before the edge."""
     edges = clocks()["irregular"]
     times = np.sort(np.random.default_rng(5).uniform(edges[0] - 1, edges[-1], 90))
     values = np.random.default_rng(6).normal(size=(90, 1))

@@ -1,4 +1,4 @@
-"""Frames of every form against plain arithmetic."""
+"""Conversion of frames of all types to grey, compared with plain arithmetic."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_transposed_frames():
 
 
 def test_shrinking_averages():
-    """A checkerboard of single pixels becomes even grey: antialiased, not sampled."""
+    """A checkerboard of single pixels becomes uniform grey, because resizing averages."""
     board = np.indices((40, 40)).sum(0) % 2 * 255
     small = GreyFrames([board[None].astype(np.uint8)], (10, 10), "a").read(np.arange(0, 1))
     assert np.abs(small.astype(int) - 127.5).max() < 3

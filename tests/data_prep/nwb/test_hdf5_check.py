@@ -1,4 +1,4 @@
-"""Files that lead elsewhere, run in circles or claim more than they hold are refused unread."""
+"""HDF5 files with external links, cycles or false sizes are refused before they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No movie on both sides of a split, whatever was repeated, dropped or shifted."""
+"""No movie is in two parts of a split, with repeated, dropped and shifted frames."""
 
 from __future__ import annotations
 

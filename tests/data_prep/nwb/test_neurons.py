@@ -1,4 +1,4 @@
-"""Calcium signals read in parts against a loop over all samples."""
+"""Calcium signals that are read in parts, compared with a loop over all samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from data_prep.nwb.neurons import RoiSignals
 
 
 def test_trials_keep_recent_samples_from_before_them():
-    """Samples at 4 Hz, bins at 20 Hz; no sample between 5 and 8 s."""
+    """Samples are at 4 Hz, bins at 20 Hz, and there is no sample between 5 and 8 s."""
     times = np.concatenate([np.arange(0, 5, 0.25), np.arange(8, 10, 0.25)]) + 0.03
     samples = np.random.default_rng(0).normal(size=(len(times), 3))
     columns = np.array([2, 0])

@@ -1,4 +1,4 @@
-"""An NWB file written with pynwb and read back: every number against what was written."""
+"""Conversion of an NWB file written with pynwb, compared with the written numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recording(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(recording):
-    """Both movies, everything measured, tiers of the table, frames at their own size."""
+    """Convert both movies with all measurements, the tiers of the table and the original frame size."""
     out = recording.path.with_name("session")
     argv = [
         str(recording.path), "--out", str(out), "--stimulus", "movie_a", "movie_b", "--running", "speed",
@@ -107,7 +107,7 @@ def test_tiers_of_the_table_and_the_clock(recording, session):
 
 
 def test_repeats_are_held_out_whole(recording, tmp_path):
-    """movie_a's clip 0 was shown three times; no movie of train is in another tier."""
+    """Clip 0 of movie_a was shown three times; no movie of train is in another tier."""
     report = convert(
         recording.path, tmp_path / "s", stimuli=["movie_a"], held_out=0.8, progress=False
     )
@@ -180,7 +180,7 @@ def test_unit_that_was_not_recorded_throughout(recording, tmp_path):
 
 
 def film_and_speed(path, times, speed, spikes=(0.5, 1.5, 2.5, 3.5)):
-    """A film of 4 s at 30 Hz in the acquisition group, one unit, and running of two wheels."""
+    """Write a movie of 4 s at 30 Hz in the acquisition group, one unit, and two running signals."""
     from pynwb import TimeSeries
     from pynwb.image import ImageSeries
 
@@ -193,7 +193,7 @@ def film_and_speed(path, times, speed, spikes=(0.5, 1.5, 2.5, 3.5)):
 
 
 def test_a_session_in_which_no_unit_responds_is_refused(tmp_path):
-    """Spike times and stimulus may have clocks of their own."""
+    """A likely reason is that spike times and stimulus have different clocks."""
     film_and_speed(tmp_path / "f.nwb", np.arange(0, 4, 0.01), np.ones((400, 2)), spikes=[100.5])
     with pytest.raises(
         DataError, match="no spike in any of the 4 trials, which are between 0 and 4 s"

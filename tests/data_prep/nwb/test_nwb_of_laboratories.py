@@ -1,4 +1,4 @@
-"""Files as laboratories write them: templates, tables of presentations, calcium, odd clocks."""
+"""NWB files with templates, tables of presentations, calcium signals and unusual clocks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def movie(name="movie", data=FILM, **clock):
 
 
 def table(name, rows, **columns):
-    """Intervals of (start, stop), with further columns."""
+    """Return intervals of (start, stop), with further columns."""
     from pynwb.epoch import TimeIntervals
 
     made = TimeIntervals(name=name, description="presentations")
@@ -68,7 +68,7 @@ def movie_rows(start, repeats):
 
 
 def test_a_template_is_shown_when_its_table_says(tmp_path):
-    """Its own times start at 0 s; the rows of the table from 100 s on are what was shown."""
+    """The template's times start at 0 s; the rows of the table, from 100 s, give the presentations."""
     rows = movie_rows(100.0, 2)
     nwb = new_file()
     spikes = with_units(nwb)
@@ -101,7 +101,7 @@ def test_a_template_alone_is_not_taken_as_shown(tmp_path, capsys):
 
 
 def images_shown(tmp_path, template=None, **columns):
-    """Six rows of 0.25 s with 0.5 s between them."""
+    """Write six rows of 0.25 s with pauses of 0.5 s."""
     from pynwb.base import Images
     from pynwb.image import GrayscaleImage
 
@@ -138,7 +138,7 @@ def test_images_by_name_with_grey_between_them(tmp_path):
 
 
 def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
-    """Their frame numbers are of other pictures, and the screen was not grey meanwhile."""
+    """Their frame numbers refer to other pictures, and the screen was not grey at these times."""
     onsets = 5 + np.arange(140) / 30
     nwb = new_file()
     with_units(nwb)
@@ -400,7 +400,7 @@ def test_trials_without_any_spike_are_told(tmp_path):
 
 
 def test_images_share_one_range_of_pixels(tmp_path):
-    """A nearly black image among brighter ones in [0, 255] stays nearly black."""
+    """A nearly black image stays nearly black, because all images share the range [0, 255]."""
     from pynwb.base import ImageReferences, Images
     from pynwb.image import GrayscaleImage, IndexSeries
 

@@ -1,4 +1,4 @@
-"""Rows of tables placed on the clock: every frame worked out by hand."""
+"""Placement of table rows in time, compared with frames computed by hand."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_stimuli_of_other_rates_need_a_rate():
 
 
 def test_grey_stays_with_the_picture_before_it():
-    """Gaps of varying length between repeats do not cut them differently."""
+    """Grey gaps of varying length do not change how repeats are cut into trials."""
     repeats = [[*range(10), -1, -1], [*range(10), -1, -1, -1], [*range(10)]]
     order = [k for repeat in repeats for k in repeat]
     trials, _ = cut_evenly(join([shown(np.arange(35) / 10, order)], None), 0.5, None)

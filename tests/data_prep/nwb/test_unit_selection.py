@@ -1,4 +1,4 @@
-"""Conditions on columns against numpy, and texts that are no conditions."""
+"""Conditions on columns, compared with numpy, and invalid conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions unpacked from archives made here, and checked."""
+"""Unpacking and checking of sessions from archives that the tests write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIERS = ["train"] * 4 + ["oracle"] * 2 + ["live_test_main", "none"]
 
 
 def write_session(path):
-    """8 trials; trials 0, 4 and 5 show one movie; neuron 2 is silent, behaviour 1 is constant."""
+    """Write 8 trials; trials 0, 4 and 5 show one movie; neuron 2 is silent, behaviour 1 is constant."""
     rng = np.random.default_rng(0)
     movies = rng.integers(0, 256, (8, FRAMES, 6, 8), dtype=np.uint8)
     with SessionWriter(path, frames_per_second=30, kind="spikes", unit_ids=[5, 6, 7, 9]) as session:
@@ -168,7 +168,7 @@ def test_sheet_is_readable_and_numbers_frames(session):
 
 
 def test_sheet_lists_the_neurons_that_vary_most_in_training(tmp_path):
-    """In held-out trials the other neurons vary more; all rows show and label the former."""
+    """Neurons are ranked by training trials, although others vary more in held-out trials."""
     rng = np.random.default_rng(0)
     ids = [11, 12, 13, 14, 15, 16]
     in_training = np.array([1.0, 5.0, 2.0, 6.0, 3.0, 4.0])
@@ -227,7 +227,7 @@ def test_several_sessions_in_one_zip_and_in_a_folder(session, tmp_path):
 
 
 def damaged(session, archive, name):
-    """An archive with one wrong byte in one file, and the whole archive's bytes."""
+    """Return an archive with one wrong byte, and the bytes of the intact archive."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path, content in sorted(contents(session).items()):
             file.writestr(f"dynamic1/{path}", content)
@@ -238,7 +238,7 @@ def damaged(session, archive, name):
 
 
 def test_linked_folders_are_followed(session, tmp_path):
-    """A linked part of a session must not be taken for one that was not recorded."""
+    """A part of a session behind a link must not count as missing."""
     source = tmp_path / "source"
     shutil.copytree(session, source / "one")
     (source / "one/data/behavior").rename(tmp_path / "behavior")
@@ -290,7 +290,7 @@ def test_what_another_archive_left_is_not_kept(session, tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
-    """As where withheld responses, zeros at first, are published later."""
+    """This happens if withheld responses, stored as zeros, are published later."""
     source = pack(session, tmp_path / "s.zip") if zipped else session
     convert([source], tmp_path / "out", progress=False)
     assert convert([source], tmp_path / "out", progress=False)[1] == [tmp_path / "out/dynamic1"]
@@ -303,7 +303,7 @@ def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
 
 @pytest.mark.parametrize("call", range(12))
 def test_killed_between_any_two_steps_it_goes_on(call, session, tmp_path):
-    """The steps are writes, renames and removals of what another archive and this one left."""
+    """The steps are writes, renames and removals of leftovers."""
     out = tmp_path / "out"
     (out / "dynamic1.partial/data/videos").mkdir(parents=True)
     (out / "dynamic1.partial/unpacking.json").write_text("[]")

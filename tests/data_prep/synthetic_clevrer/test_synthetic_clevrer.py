@@ -1,4 +1,4 @@
-"""Files and command line of the CLEVRER stand-in."""
+"""Files and command line of the renderer of CLEVRER-like videos."""
 
 import json
 import platform

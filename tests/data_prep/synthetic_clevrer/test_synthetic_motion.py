@@ -1,4 +1,4 @@
-"""Scenes and physics of the CLEVRER stand-in."""
+"""Scenes and physics of the renderer of CLEVRER-like videos."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def motions():
 
 
 def rotation(angles):
-    """Rz @ Ry @ Rx from XYZ Euler angles, written out."""
+    """Return Rz @ Ry @ Rx from XYZ Euler angles."""
     (a, b, c), (s, t, u) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, a, -s], [0, s, a]])
     about_y = np.array([[b, 0, t], [0, 1, 0], [-t, 0, b]])
@@ -40,7 +40,7 @@ def rotation(angles):
 
 
 def gap(first, second, place, other_place, yaw, other_yaw):
-    """Distance between two footprints by brute force over outlines; negative inside is -1."""
+    """Return the distance of two footprints by brute force over outlines; -1 if they overlap."""
     outlines = []
     for item, at, turn in ((first, place, yaw), (second, other_place, other_yaw)):
         if item.shape == "cube":
@@ -59,7 +59,7 @@ def gap(first, second, place, other_place, yaw, other_yaw):
 
 
 def depth_inside(item, place, yaw, points):
-    """How deep points lie inside a footprint; negative outside."""
+    """Return the depth of points inside a footprint; negative outside."""
     offset = points - place
     if item.shape != "cube":
         return RADIUS - np.linalg.norm(offset, axis=-1)

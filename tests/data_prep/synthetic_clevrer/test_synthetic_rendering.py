@@ -1,4 +1,4 @@
-"""Camera, shapes and drawing of the CLEVRER stand-in."""
+"""Camera, shapes and drawing of the renderer of CLEVRER-like videos."""
 
 import contextlib
 import math
@@ -177,7 +177,7 @@ def test_metal_shines_and_rubber_does_not():
 
 
 def test_metal_tints_what_it_mirrors_by_its_paint(monkeypatch):
-    """Without lamps paints differ in their tint of the mirror alone, which sees floor and hall."""
+    """Without lamps, metal differs between paints only in the tint of the mirrored floor and hall."""
     monkeypatch.setattr(shading, "LAMPS", ())
     rng = np.random.default_rng(0)
     normals, rays = (each / np.linalg.norm(each, axis=0) for each in rng.normal(size=(2, 3, 50)))
@@ -221,7 +221,7 @@ def test_a_frame_after_an_interrupted_one_is_clean(name, monkeypatch):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_boxes_hold_all_pixels_of_objects(shape, monkeypatch):
-    """Against drawing every object in a box that is the whole picture."""
+    """Drawing objects in their boxes equals drawing them in the whole picture."""
     objects = [thing(shape), thing(shape, "blue")]
     locations = np.array([centre(objects[0], 0.3, -0.4), centre(objects[1], -1.2, 0.9)])
     found = Renderer(CAMERA).frame(objects, locations, np.array([0.5, 0.1]))

@@ -1,4 +1,4 @@
-"""Simulated sessions: what lies where, Poisson spikes, the ceiling, mistakes in one line."""
+"""Simulated sessions: files, Poisson spikes, ceiling, errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates of simulated neurons: a slow loop, causality to the bit, tuning, receptive fields found."""
+"""Rates of simulated neurons: slow loop, exact causality, tuning, measured receptive fields."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def noise(frames, size, seed=0):
 
 @pytest.fixture(scope="module")
 def population():
-    """Forty neurons of 24×32 pixels, calibrated on noise."""
+    """Return forty neurons for frames of 24×32 pixels, calibrated on noise."""
     drawn = draw_population(40, (24, 32), RATE, seed=3)
     return calibrated(drawn, [noise(60, (24, 32), seed) for seed in range(3)])
 
 
 def slow_rates(population, neuron, movie, behaviour):
-    """One neuron's rates by loops over frames, pixels and lags, from the docstrings' formulas."""
+    """Compute one neuron's rates by loops over frames, pixels and lags, from the documented formulas."""
     p = {name: value.double().numpy()[neuron] for name, value in population.tensors().items()}
     height, width = population.size
     frames = len(movie)
@@ -157,7 +157,7 @@ def test_behaviour_multiplies_what_the_stimulus_evokes(population):
 
 
 def grating(population, neuron, sign, frames=60, cycles_per_second=3.5):
-    """A grating that drifts in the neuron's preferred direction (sign 1) or against it."""
+    """Return a grating that drifts in the preferred direction (sign 1) or in the opposite direction."""
     height, width = population.size
     x, y = (torch.arange(width) + 0.5)[None, :], (torch.arange(height) + 0.5)[:, None]
     direction = population.direction[neuron]
@@ -169,7 +169,7 @@ def grating(population, neuron, sign, frames=60, cycles_per_second=3.5):
 
 
 def responses_to_gratings(population, neuron):
-    """Drive of the preferred and of the opposite motion once it has set in."""
+    """Return the steady drive of the preferred and of the opposite motion."""
     filters = Filters(population)
     return [
         filters.parts(filters.contrast(grating(population, neuron, sign)))[0][20:, neuron]
@@ -179,7 +179,7 @@ def responses_to_gratings(population, neuron):
 
 @pytest.fixture(scope="module")
 def central():
-    """Neurons in the middle of the frame, so that no envelope is cut off."""
+    """Return neurons in the middle of the frame, whose envelopes are not cut off."""
     drawn = draw_population(16, (36, 64), RATE, seed=5)
     return replace(drawn, center=drawn.center * 0.2, transience=torch.ones(16))
 
@@ -216,7 +216,7 @@ def test_slow_kernels_lag_by_about_a_quarter_of_a_cycle(central):
 
 
 def test_receptive_fields_lie_where_reverse_correlation_finds_them():
-    """Patches of 4×4 pixels show noise or grey, for four frames each, against the rates two later."""
+    """Patches of 4×4 pixels show noise or grey for four frames; rates two frames later are used."""
     draw = np.random.default_rng(0)
     on = (draw.random((300, 9, 16)) < 0.1).repeat(4, 0)
     texture = draw.normal(0, 80, (600, 18, 32)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -253,7 +253,7 @@ def test_receptive_fields_have_their_mass_around_the_noted_centre():
 
 
 def test_gaze_carries_receptive_fields_along(population):
-    """A gaze of two pixels right and one down sees the movie two pixels left and one up."""
+    """A gaze of two pixels right and one down shifts the movie two pixels left and one up."""
     movie = noise(20, (24, 32), 5)
     moved = np.pad(movie, ((0, 0), (0, 1), (0, 2)), mode="edge")[:, 1:, 2:]
     filters = Filters(population)

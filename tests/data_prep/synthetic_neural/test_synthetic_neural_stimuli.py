@@ -1,4 +1,4 @@
-"""Movies for the simulated neurons: timing of frames, window, motion, who sees which video."""
+"""Movies for simulated neurons: timing of frames, window, motion, split of the videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVELS, SOURCE_RATE = 25, 25.0
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Eight videos of one second at 25 Hz; frame k is evenly grey at 8·k + 10."""
+    """Write eight videos of one second at 25 Hz; frame k has the grey level 8·k + 10."""
     folder = tmp_path_factory.mktemp("videos")
     camera = Camera(48, 72)
     for number in range(8):
@@ -82,7 +82,7 @@ def test_textures_have_one_mean_and_contrast():
 
 
 def test_textures_move_in_one_direction():
-    """The energy of a cloud lies where f = −v·k: on one side of each spatial frequency."""
+    """The energy of a moving texture is at f = −v·k, on one side of each spatial frequency."""
     draw = np.random.default_rng(3)
     for _ in range(5):
         state = draw.bit_generator.state

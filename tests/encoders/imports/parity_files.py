@@ -1,4 +1,4 @@
-"""Files of reference numbers, for the tests of imports."""
+"""Files of reference numbers for the tests of imports."""
 
 import json
 from functools import cached_property
@@ -23,7 +23,7 @@ class ScenicCase:
         self.video_shape = tuple(facts["input_shape"][1:])
 
     def tree(self, kind: str = "param") -> dict[str, np.ndarray]:
-        """Parameters (``param``) or their gradients (``grad``) by flax name."""
+        """Return parameters (``param``) or their gradients (``grad``) by flax name."""
         return {
             name.removeprefix(f"{kind}/"): self.arrays[name]
             for name in self.arrays.files
@@ -42,5 +42,5 @@ class ScenicCase:
 
 
 def channels_first(video: np.ndarray) -> torch.Tensor:
-    """(B, T, H, W, C) → (B, C, T, H, W)."""
+    """Convert (B, T, H, W, C) to (B, C, T, H, W)."""
     return torch.from_numpy(video).permute(0, 4, 1, 2, 3).contiguous()

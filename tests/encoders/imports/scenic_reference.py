@@ -1,4 +1,4 @@
-"""Scenic's ViViT written out in numpy, for kinds of models that no reference file holds.
+"""Scenic's ViViT in numpy, for models without a reference file.
 
 Checked against the reference files in test_from_scenic.py before it is a reference itself.
 """
@@ -9,7 +9,7 @@ EPS = 1e-6
 
 
 def random_params(config, video_shape, num_classes, seed=0):
-    """Parameters under Scenic's names, of the shapes that its modules make."""
+    """Return random parameters with Scenic's names and shapes."""
     rng = np.random.default_rng(seed)
     params = {}
 
@@ -82,7 +82,7 @@ def random_params(config, video_shape, num_classes, seed=0):
 
 
 def scenic_vivit(params, config, video):
-    """(prelogits, logits) of videos (B, T, H, W, C); logits are None without a projection."""
+    """Return prelogits and logits of videos (B, T, H, W, C); logits are None without a projection."""
     kind, classifier = config["attention_config"]["type"], config["classifier"]
     tokens = embed(params, config, video)  # (B, t, h·w, d)
     batch, steps, places, width = tokens.shape
@@ -106,7 +106,7 @@ def scenic_vivit(params, config, video):
 
 
 def sampled(frames, count):
-    """Indices of uniformly sampled frames."""
+    """Return the indices of uniformly sampled frames."""
     if count >= frames:
         return np.arange(frames)
     step = frames / (count + 1)
@@ -114,7 +114,7 @@ def sampled(frames, count):
 
 
 def embed(params, config, video):
-    """Tokens by explicit patches: each is the sum over its pixels, times the kernel."""
+    """Return tokens as sums over the pixels of explicit patches, weighted by the kernel."""
     kernel, bias = params["embedding/kernel"], params["embedding/bias"]
     if kernel.ndim == 4:
         count = config["temporal_encoding_config"]["n_sampled_frames"]
@@ -134,7 +134,7 @@ def embed(params, config, video):
 
 
 def body(params, name, config, size, x):
-    """One of Model 2's transformers: class token, encoder, pooling."""
+    """Apply one of Model 2's transformers: class token, encoder, pooling."""
     if config["classifier"] == "token":
         x = np.concatenate([np.tile(params[f"cls_{name}"], (len(x), 1, 1)), x], axis=1)
     return pool(encoder(params, name, config, size, x, None), config["classifier"])
@@ -167,7 +167,7 @@ def encoder(params, name, config, size, x, steps):
 
 
 def over_axis(params, block, axis, x, steps):
-    """Model 3: attention along one axis of (B, t·n, d)."""
+    """Apply Model 3's attention along one axis of (B, t·n, d)."""
     batch, length, width = x.shape
     grid = x.reshape(batch, steps, length // steps, width)
     if axis == "time":
@@ -180,7 +180,7 @@ def over_axis(params, block, axis, x, steps):
 
 
 def attend(params, name, x, steps=None):
-    """Multi-head attention of (B, L, d); with ``steps`` half of the heads over time, half over space."""
+    """Apply multi-head attention to (B, L, d); with ``steps``, half of the heads attend over time."""
     query, key, value = (
         np.einsum("bld,dhk->bhlk", x, params[f"{name}/{part}/kernel"])
         + params[f"{name}/{part}/bias"][:, None]
@@ -213,5 +213,5 @@ def layer_norm(params, name, x):
 
 
 def gelu(x):
-    """The tanh approximation, flax's default."""
+    """Apply the tanh approximation of GELU, flax's default."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

@@ -1,4 +1,4 @@
-"""Scenic's models to the same numbers: from reference files, and from Scenic written out in numpy."""
+"""Imported Scenic models, compared with reference files and with Scenic's ViViT in numpy."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ SHAPE = (4, 8, 12, 3)
 
 
 def config(kind, classifier, **settings):
-    """A model config of Scenic."""
+    """Return a model config of Scenic."""
     base = {
         "hidden_size": 24,
         "patches": {"size": (4, 4, 2)},

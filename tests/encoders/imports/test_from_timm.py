@@ -1,4 +1,4 @@
-"""Image ViTs of timm inside video encoders."""
+"""Imported image ViTs of timm, compared with timm."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""ViViT and VideoMAE against reference files, and against transformers itself where it is there."""
+"""Imported ViViT and VideoMAE, compared with reference files, and with transformers if installed."""
 
 import json
 
@@ -36,7 +36,7 @@ def clips(frames=4, height=8, width=12, channels=3, dtype=torch.float64):
 
 
 def peer(make, **settings):
-    """A model of transformers with weights that are not small, in float64."""
+    """Return a model of transformers with large random weights, in float64."""
     torch.manual_seed(0)
     model = make(**settings)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The public Model 3 to the same numbers."""
+"""The imported public Model 3, compared with its reference numbers."""
 
 import json
 
@@ -29,7 +29,7 @@ def tiny():
 
 def backbone_state(t, h, w, patch_t, patch_h, patch_w, num_classes, dim, depth, heads, mlp_dim,
                    dim_head=3, channels=3, model=3):  # fmt: skip
-    """Random weights under the names and shapes of a ViViTBackbone."""
+    """Return random weights with the names and shapes of a ViViTBackbone."""
     torch.manual_seed(0)
     inner = heads * dim_head
     state = {}

@@ -1,4 +1,4 @@
-"""python -m ssl_vivit.encoders.imports: from checkpoints of others to directories that load."""
+"""python -m ssl_vivit.encoders.imports: conversion of checkpoints to directories that can be loaded."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def run(*arguments) -> int:
 
 
 def refused(capsys, *arguments) -> str:
-    """The one line that a mistake gets; nothing is left behind."""
+    """Return the one line of an error, and check that no files are left."""
     out = arguments[1]
     before = sorted(out.parent.rglob("*"))
     assert run(*arguments) == 2
@@ -276,7 +276,7 @@ def test_damaged_files_get_one_line(tmp_path, capsys):
 
 
 class Executed:
-    """What a pickle would run when it is opened."""
+    """Code that a pickle would run when it is opened."""
 
     def __reduce__(self):
         return os.mkdir, (os.environ["EXECUTED_MARK"],)

@@ -1,4 +1,4 @@
-"""Checkpoint files of Scenic: both layouts, chunked arrays, and files that are none."""
+"""Checkpoint files of Scenic: both layouts, chunked arrays, invalid files."""
 
 import os
 import tracemalloc
@@ -14,7 +14,7 @@ FILE = PARITY / "scenic_ckpt_model2_token_newparams.msgpack"
 
 
 def packed(array, code=1, dtype=None):
-    """An array as flax's serialisation packs it."""
+    """Return an array as flax serialises it."""
     array = np.asarray(array)
     content = (array.shape, dtype or array.dtype.name, array.tobytes("C"))
     return msgpack.ExtType(code, msgpack.packb(content, use_bin_type=True))

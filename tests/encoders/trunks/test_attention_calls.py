@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 
 
 def masked(mask):
-    """FrameBlocks that attend by one attention with the mask of their definition."""
+    """Return FrameBlocks.attend as one attention with the explicit mask."""
 
     def attend(self, attention, query, key, value):
         return F.scaled_dot_product_attention(
@@ -85,7 +85,7 @@ def test_batches_beyond_the_largest_are_split(monkeypatch, mask):
 
 @dataclasses.dataclass
 class Call:
-    """A call of attention."""
+    """Arguments of a call of attention."""
 
     batch: int
     dtypes: set
@@ -94,7 +94,7 @@ class Call:
 
 
 def spy(monkeypatch):
-    """The calls of attention from now on."""
+    """Record all further calls of attention."""
     calls, original = [], F.scaled_dot_product_attention
 
     def called(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False):
@@ -106,7 +106,7 @@ def spy(monkeypatch):
 
 
 def preset_encoders():
-    """Each preset that names an encoder."""
+    """Return each preset that names an encoder."""
     for path in sorted(CONFIGS.glob("*.yaml")):
         settings = yaml.safe_load(path.read_text())
         encoder = settings.get("encoder") or {}
@@ -116,7 +116,7 @@ def preset_encoders():
 
 @pytest.mark.parametrize("settings", list(preset_encoders()))
 def test_attention_of_each_preset(monkeypatch, settings):
-    """A batch of the whole preset on one GPU, under autocast: shapes without numbers."""
+    """Run a full batch of the preset on fake tensors of one GPU, under autocast."""
     encoder = settings["encoder"]
     config = named_config(encoder["name"], **encoder.get("overrides") or {})
     # Depth changes no shape.

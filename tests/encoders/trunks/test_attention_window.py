@@ -1,4 +1,4 @@
-"""Attention to the last time steps: the mask against a loop, and step by step against whole clips."""
+"""Attention to the last time steps: the mask equals a loop, and steps equal whole clips."""
 
 import math
 
@@ -66,7 +66,7 @@ def encoder(settings):
 
 
 def steps_of(made, video, window=None):
-    """Tokens of the last block, step by step, and the cache that is left."""
+    """Return the tokens of the last block, computed step by step, and the final cache."""
     config, cache, tokens = made.config, KeyValueCache(window), []
     size, stride = config.kernel_size[0], config.kernel_stride[0]
     padded = torch.cat(
@@ -130,7 +130,7 @@ def test_the_band_is_its_definition(window, registers):
 
 @torch.no_grad()
 def test_one_layer_with_a_window_sees_what_a_clip_of_its_length_shows():
-    """Rotary positions are relative, so the last token of a cut clip is that of the whole one."""
+    """Rotary positions are relative, so a shortened clip has an equal last token."""
     made = encoder(ROTARY | {"spatial_depth": 1, "temporal_depth": 1})
     video = torch.randn(1, 1, 16, 8, 12, dtype=torch.float64)
     found, _ = steps_of(made, video, 3)
@@ -157,7 +157,7 @@ def test_memory_is_bounded_by_a_window_and_grows_in_doubled_rooms_without():
 
 @torch.no_grad()
 def test_tokens_far_into_a_stream_are_as_those_at_its_start():
-    """After days, in float32: angles of rotary positions keep their digits."""
+    """Angles of rotary positions stay exact after days of streaming in float32."""
     made = encoder(ROTARY | VARIANTS["factorized_encoder"]).float()
     video = torch.randn(1, 1, 2, 8, 12)
     found = []

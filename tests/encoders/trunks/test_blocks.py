@@ -1,4 +1,4 @@
-"""Blocks with every option against their definitions, written one head and one row at a time."""
+"""Blocks with all options, compared with their definitions head by head and row by row."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def randomised(module):
 
 
 def turned(x, place):
-    """A head's vector at a coordinate: pair (i, i + 4) by place / 100^(i / 4)."""
+    """Rotate a head's vector: pair (i, i + 4) by the angle place / 100^(i / 4)."""
     out = x.clone()
     for i in range(4):
         angle = torch.tensor(place / 100 ** (i / 4), dtype=torch.float64)
@@ -42,7 +42,7 @@ def turned(x, place):
 
 
 def slow_heads(heads, query, key, value, causal):
-    """Attention of (n, 16) queries, keys and values in two heads of 8, normalised and turned."""
+    """Compute attention of (n, 16) queries, keys and values in two heads of 8, normalised and rotated."""
     rows = []
     for i in range(len(query)):
         row = []
@@ -180,7 +180,7 @@ def test_attention_pooling_without_biases():
 
 
 def test_parts_of_a_fused_projection_start_as_layers_of_their_own():
-    """Xavier-uniform: even between bounds of √(6 / (inputs + outputs)) of the part."""
+    """Xavier-uniform values have the bound √(6 / (inputs + outputs)) of the part."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 240)
     init_fused(layer, (40, 200))

@@ -1,4 +1,4 @@
-"""Causal encoders: no gradient to a later frame, exactly, and shorter clips are starts of longer."""
+"""Causal encoders: exactly zero gradients to later frames; tokens of shorter clips are equal."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ by_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
 def frames_seen(encoder, video):
-    """For each time step, which frames its tokens have any gradient to."""
+    """Return for each time step the frames to which its tokens have gradients."""
     for i in range(encoder.config.grid.t):
         output = encoder(video)
         values = output.tokens[:, i]

@@ -1,4 +1,4 @@
-"""Tube masks and token masks: nothing hidden changes nothing, and what is hidden stays hidden."""
+"""Tube masks and token masks: full masks change nothing, and hidden tokens have no effect."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The four models against slow versions of themselves: loops over frames, positions and heads."""
+"""The four models, compared with slow loops over frames, positions and heads."""
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ def one_head(query, key, value):
 
 @torch.no_grad()
 def test_model_4_equals_loops_over_frames_positions_and_heads():
-    """Registers join the sequences of their axis alone; the other axis adds nothing to them."""
+    """Registers belong to the sequences of one axis; attention of the other axis adds nothing to them."""
     encoder, video = make(**(MODEL4 | {"num_heads": 4}), register_tokens=1), clip(batch=1)
     x, grid = encoder.tubelets(video)
     x = (x + encoder.positions.spatial + encoder.positions.temporal[:, None])[0]
@@ -225,7 +225,7 @@ def test_a_parallel_block_of_two_axes_is_its_definition(model, causal):
 
 @pytest.mark.parametrize("block", ["pre_norm", "parallel"])
 def test_only_time_attention_of_model_3_starts_silent(block):
-    """Half of Model 4's heads would be lost if those over time started at zero too."""
+    """If Model 4's time heads started at zero, half of its heads would have no effect."""
     for model, silent in ((MODEL3, True), (MODEL4, False)):
         encoder = ViViT(ViViTConfig(**model, block=block)).eval()
         video = clip().float()

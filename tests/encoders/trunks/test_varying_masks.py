@@ -1,4 +1,4 @@
-"""Masks that differ from time step to time step, against all tokens with masked keys."""
+"""Masks that differ between time steps, compared with all tokens and masked keys."""
 
 import pytest
 import torch
@@ -18,19 +18,19 @@ both_ways = pytest.mark.parametrize("on_grid", [False, True], ids=["row", "grid"
 
 
 def random_visible(kept: int, batch: int = 2) -> Tensor:
-    """Other positions at every time step, in random order; position 5 is never visible."""
+    """Return other positions at every time step, in random order; position 5 is never visible."""
     generator = torch.Generator().manual_seed(3)
     return torch.rand(batch, STEPS, POSITIONS - 1, generator=generator).argsort(-1)[..., :kept]
 
 
 def compute(monkeypatch, on_grid: bool) -> None:
-    """Make attention over time run in one of its two ways."""
+    """Set which of the two implementations computes attention over time."""
     made = TimeSequences.of
     monkeypatch.setattr(TimeSequences, "of", lambda *args, **kw: made(*args, **kw, on_grid=on_grid))
 
 
 def with_masked_keys(monkeypatch, encoder, visible: Tensor) -> None:
-    """Let every attention of the encoder run over all tokens, hidden ones masked as keys."""
+    """Run every attention of the encoder over all tokens, with hidden tokens masked as keys."""
     config = encoder.config
     there = torch.zeros(len(visible), STEPS, POSITIONS, dtype=torch.bool).scatter(2, visible, True)
     framed = bool(config.class_token) or config.frame_pooling != "none"

@@ -1,4 +1,4 @@
-"""The clip that is drawn, where its maps lie on the frames, and what the rows say."""
+"""The attention figure: the clip, the extent of maps on frames, the values of the rows."""
 
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def test_maps_lie_on_the_pixels_that_their_tokens_see(geometry):
     base = encoder.tubelets(torch.zeros(1, 3, 8, 16, 24).double())[0]
 
     def seen(axis, length):
-        """(positions, t, n): does what stands there reach the token?"""
+        """Return (positions, t, n): whether the pixel at each position affects the token."""
         reached = []
         for position in range(length):
             video = torch.zeros(1, 3, 8, 16, 24).double()

@@ -1,4 +1,4 @@
-"""Attention maps against what the fast path computed, and rollout against products of dense matrices."""
+"""Attention maps reproduce the outputs of fused attention; rollout equals products of dense matrices."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ ALL = {
 
 
 def attention_calls(encoder, video):
-    """What each attention was given as values and returned, in the order of the calls."""
+    """Return values and outputs of each attention, in the order of the calls."""
     calls = []
 
     def record(module, args, kwargs, output):
@@ -84,7 +84,7 @@ def half_identity(weights):
 
 
 def dense_rollout(maps, b, read):
-    """Rollout of one clip with matrices over all tokens, special ones and all."""
+    """Compute the rollout of one clip with matrices over all tokens, including special tokens."""
     config, (t, h, w) = maps.config, maps.grid
     n, before, registers = h * w, maps.special_tokens, config.register_tokens
     if config.variant == "joint":
@@ -150,7 +150,7 @@ def dense_rollout(maps, b, read):
 
 
 def slow_read(encoder, maps, video, b):
-    """Where the pooled vector reads the sequences after the last layer, by the config's pooling."""
+    """Return the weights of the pooled vector on the sequences after the last layer."""
     config, (t, h, w) = maps.config, maps.grid
     n = h * w
     with torch.no_grad():

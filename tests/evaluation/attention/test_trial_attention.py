@@ -1,4 +1,4 @@
-"""Attention of a model of neurons in a trial, against closed forms and against the model's windows."""
+"""Attention of a model of neurons in a trial, compared with closed forms and the model's windows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def predictor(facts, *, layers=None, sampling="point", rates=None, **settings) -
 
 
 def even(model: NeuralPredictor) -> NeuralPredictor:
-    """The same with attention that is alike for all that may be seen."""
+    """Return a model with uniform attention over all tokens that may be attended to."""
     for name, parameter in model.model.encoder.named_parameters():
         if "fused_in" in name:  # queries, keys, values and the MLP's input
             torch.nn.init.zeros_(parameter)
@@ -89,7 +89,7 @@ def movie(frames: int) -> np.ndarray:
 
 
 def read_by_points(places: torch.Tensor) -> np.ndarray:
-    """Bilinear weights of the (2, 3) map, by sampling maps that are 1 at one place."""
+    """Return bilinear weights on the (2, 3) map, by sampling maps that are 1 at one place."""
     maps = torch.eye(6).reshape(6, 1, 2, 3)
     grid = places[None, :, None].expand(6, -1, -1, -1)
     seen = torch.nn.functional.grid_sample(maps, grid, align_corners=False)
@@ -140,7 +140,7 @@ def test_no_attention_goes_to_later_frames_and_none_depends_on_them(facts):
 
 
 def test_long_trials_have_the_windows_that_the_model_encodes(facts):
-    """Learned positions hold for 8 steps; a step comes from the window with its longest past."""
+    """Learned positions cover 8 steps; a step is taken from the window with its longest past."""
     model = predictor(facts, **PLAIN, temporal_positions="learned")
     chosen = chosen_of(model, None, None)
     assert core_of(model.model.encoder).context == 8

@@ -1,4 +1,4 @@
-"""A video file or its frames in one call, against a plain decode of the whole film."""
+"""encode_video of a file or of frames, compared with a plain decode of the whole video."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def encoder(settings=MODEL2, **changes):
 
 
 def plainly_decoded(path):
-    """All frames of a film, and the seconds at which they begin."""
+    """Return all frames of a video, and their times in seconds."""
     with av.open(str(path)) as container:
         found = [(f.to_ndarray(format="rgb24"), float(f.time)) for f in container.decode(video=0)]
     frames, seconds = zip(*found, strict=True)
@@ -40,7 +40,7 @@ def plainly_decoded(path):
 
 
 def by_hand(frames):
-    """The encoder's video of RGB frames: the central window of 2 : 3, resized, normalised."""
+    """Return the encoder's input for RGB frames: central crop of 2 : 3, resized, normalised."""
     _, height, width, _ = frames.shape
     tall = min(height, round(width * 2 / 3))
     top = (height - tall) // 2

@@ -1,4 +1,4 @@
-"""Features of clips: several clips against one by one, preparation from the encoder, labels."""
+"""Features of clips: several clips equal single clips; preparation by the encoder; labels."""
 
 import numpy as np
 import pytest

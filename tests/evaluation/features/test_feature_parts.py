@@ -1,4 +1,4 @@
-"""Damage to the files of extracted features: noticed, and named by file."""
+"""Damaged files of extracted features are reported by name."""
 
 import json
 
@@ -33,7 +33,7 @@ def part(number):
 
 @pytest.fixture
 def extracted(tmp_path):
-    """Finished features of two parts."""
+    """Return finished features of two parts."""
     out = tmp_path / "out"
     files = FeatureFiles(out, SETTINGS, 2)
     files.begin(print)

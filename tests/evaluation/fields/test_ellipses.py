@@ -1,4 +1,4 @@
-"""Ellipses of maps whose moments are known, with noise and without."""
+"""Ellipses of maps with known moments, with and without noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = (36, 64)
 
 
 def gaussian(centre, covariance, size=SIZE):
-    """A filter of Gaussian form; centre in pixels from the frame's corner."""
+    """Return a Gaussian filter; the centre is in pixels from the frame's corner."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     offset = np.stack([x - centre[0], y - centre[1]], -1)
     return np.exp(-0.5 * np.einsum("hwi,ij,hwj->hw", offset, np.linalg.inv(covariance), offset))

@@ -1,4 +1,4 @@
-"""The command that measures receptive fields: its files, its methods, refusals."""
+"""The command that measures receptive fields: files, methods, errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ launch = launcher(main)
 
 
 def spots(model: NeuralModel) -> None:
-    """Make the filters spots, strongest two frames back."""
+    """Set the filters to spots that are strongest at lag 2."""
     (readout,) = model.session_readouts
     readout.courses.zero_()
     readout.courses[:, 0, 1:4] = torch.tensor([0.5, 1.0, 0.5])
@@ -44,7 +44,7 @@ def linear_model(run: Path, session: str) -> str:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
-    """A model and its session."""
+    """Return a model and its session."""
     root = tmp_path_factory.mktemp("simulated")
     session = small_session(root / "sim")
     return linear_model(root / "run", session), session
@@ -111,7 +111,7 @@ def test_gradients_around_grey_are_taken_at_that_grey(simulated, launch, grey):
 
 
 def test_gradients_are_those_of_the_model(simulated):
-    """Against a difference of rates when one pixel of one earlier frame changes."""
+    """Gradients equal differences of rates after a change of one pixel in one earlier frame."""
     model, session = simulated
     chosen = choose_units(model, units=[2])
     clips = clips_of_movies([Session(session).video(0)], 1, 12)

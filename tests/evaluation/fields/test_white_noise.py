@@ -1,4 +1,4 @@
-"""White noise, and its correlation with rates of units whose filters are known."""
+"""White noise, and its correlation with rates of units with known filters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NOISE = WhiteNoise(SIZE, check=2, grey=100.0, contrast=0.5)
 
 
 def kernel() -> torch.Tensor:
-    """(lags, rows, columns), lag 0 first; strongest two frames back, at row 1 and column 6."""
+    """Return a kernel (lags, rows, columns) that is strongest at lag 2, row 1 and column 6."""
     y, x = torch.arange(6)[:, None] - 1.0, torch.arange(10)[None] - 6.0
     image = torch.exp(-(x**2 + y**2) / 4) * torch.cos(0.7 * x)
     return torch.tensor([0.1, 0.4, 1.0, 0.3, 0.0])[:, None, None] * image
 
 
 def rates(videos):
-    """A linear unit, an energy unit, and one that sees nothing, of squares of 2×2 pixels."""
+    """Return rates of a linear unit, an energy unit and a constant unit, for squares of 2×2 pixels."""
     contrast = (videos[:, :, ::2, ::2] - 100.0) / 50.0
     padded = torch.nn.functional.pad(contrast, (0, 0, 0, 0, LAGS - 1, 0)).unfold(1, LAGS, 1)
     drive = torch.einsum("bthwl,lhw->bt", padded.flip(-1), kernel())

@@ -1,4 +1,4 @@
-"""Run by test_over_processes on every rank: a held-out evaluation of videos on its part of them."""
+"""Script of test_over_processes, run on every rank: a held-out evaluation of the rank's videos."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from ssl_vivit.training.processes import Host
 
 
 def measured(count, batch_size, broken):
-    """Mean pixel and first frame number of each video, and the number of calls."""
+    """Return mean pixel and first frame number of each video, and the number of calls."""
     calls = 0
 
     def measure(batch):

@@ -1,4 +1,4 @@
-"""Features that spread and features that collapse, with known numbers."""
+"""Measures and warnings of collapse, for features with known spread."""
 
 import json
 from types import SimpleNamespace
@@ -78,7 +78,7 @@ def test_the_watch_is_silent_while_the_learning_rate_rises(tmp_path):
 
 
 def test_masked_features_that_predict_hidden_pixels_have_not_collapsed(tmp_path, monkeypatch):
-    """The line is printed where the error is above that of the nearest visible tubelets alone."""
+    """The warning is printed only if the error is above that of the nearest visible tubelets."""
     monkeypatch.setattr(masked, "reconstructions", lambda *args: None)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, STD: 0.3, RANK: 2.0}) + "\n")
     features = torch.ones(3, 1, 4) + 1e-3 * torch.eye(3, 4)[:, None]

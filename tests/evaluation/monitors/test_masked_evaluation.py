@@ -1,4 +1,4 @@
-"""The monitor of masked pretraining: its numbers against the objective's, batch by batch."""
+"""The monitor of masked pretraining, compared with the objective's numbers batch by batch."""
 
 from types import SimpleNamespace
 

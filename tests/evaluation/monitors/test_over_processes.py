@@ -1,4 +1,4 @@
-"""Held-out videos on several processes against one."""
+"""Evaluation of held-out videos on several processes equals one process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Figures of pretraining: that each file shows what it was given, and which pixels were hidden."""
+"""Figures of pretraining: they show the given clips, and the hidden pixels."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def colours(path) -> set[tuple[int, ...]]:
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The sheets as they were saved; they are written, too."""
+    """Return the sheets at saving; they are also written."""
     kept = []
     save = pretraining_figures.save
 
@@ -66,7 +66,7 @@ def test_view_pairs_show_every_view(tmp_path, drawn):
 
 
 def test_nearest_neighbours_show_the_closest_video(tmp_path, drawn):
-    """Red and green lie together, blue apart: red's one neighbour is green."""
+    """Features of red and green are close and blue is far, so green is the neighbour of red."""
     frames = torch.zeros(3, 1, 3, 8, 8)
     for i in range(3):
         frames[i, 0, i] = 1.0
@@ -93,7 +93,7 @@ def test_losses_that_fall_far_are_drawn_on_a_logarithmic_axis(last, scale, tmp_p
 
 
 def test_curves_show_whole_steps_and_chance(tmp_path, monkeypatch):
-    """train/top1 of 4 videos in two views has 7 candidates, retrieval among 10 of them 19."""
+    """Chance is 1/7 for train/top1 of 4 videos in two views, and 1/19 for retrieval among 10 videos."""
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     measured = {"val/retrieval_top1": 0.1, "val/retrieval_chance": 1 / 19}

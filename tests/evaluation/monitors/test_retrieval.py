@@ -1,4 +1,4 @@
-"""Retrieval against a slow loop over pairs."""
+"""Retrieval, compared with a slow loop over pairs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Intervals of bootstraps against tables of Student's t and textbook formulas."""
+"""Bootstrap intervals, compared with tables of Student's t and textbook formulas."""
 
 import math
 

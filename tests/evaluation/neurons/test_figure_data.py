@@ -1,4 +1,4 @@
-"""Where neurons look on the screen, and scores of true rates."""
+"""Positions of readouts on the screen, and scores of true rates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def simulated(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["scale", "affine"])
 def test_positions_are_seen_through_the_adapter(kind):
-    """What stands at the found place of the screen is what the neuron reads at its own."""
+    """The pixel at the reported place of the screen is the pixel that the neuron reads."""
     adapter = StimulusAdapter(kind)
     with torch.no_grad():
         if kind == "scale":
@@ -115,7 +115,7 @@ def test_true_rates_score_what_the_simulation_says_of_them(simulated):
 
 
 class OneOfTwo:
-    """The first of two processes; what the second would say is given."""
+    """The first of two processes, with given messages of the second process."""
 
     world_size, rank = 2, 0
 
@@ -127,7 +127,7 @@ class OneOfTwo:
 
 
 class Recording:
-    """The second process, whose words are kept."""
+    """The second process, which records its messages."""
 
     world_size, rank = 2, 1
 

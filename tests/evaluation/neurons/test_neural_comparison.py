@@ -1,4 +1,4 @@
-"""Tables of models of neurons, and the mean of training repeats that they are held against."""
+"""Tables of models of neurons, and the mean of training repeats as a reference."""
 
 from __future__ import annotations
 

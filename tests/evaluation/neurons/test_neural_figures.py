@@ -1,4 +1,4 @@
-"""Figures of models of neurons: what is drawn, read back from the axes' own data or the file."""
+"""Figures of models of neurons, checked by the data of their axes or by the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssl_vivit.evaluation.neurons.figures import (
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures as they were saved; they are written, too."""
+    """Return the figures at saving; they are also written."""
     kept = []
     save = neural_figures.save
 

@@ -1,4 +1,4 @@
-"""Report on a model of neurons: tiers of test trials stand on their own, everywhere."""
+"""Report on a model of neurons: all tiers of test trials are reported separately."""
 
 from __future__ import annotations
 

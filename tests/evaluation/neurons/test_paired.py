@@ -1,4 +1,4 @@
-"""Paired differences of two models: intervals against formulas of their variances, counts, figure."""
+"""Paired differences of two models: intervals, compared with formulas; counts; figure."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from ssl_vivit.evaluation.neurons.bootstrap import student_t
 
 
 def recorded(sizes=(40, 25, 60), seed=0):
-    """Session → difference of each neuron; sessions differ in mean and spread."""
+    """Return session → difference of each neuron; sessions differ in mean and spread."""
     draw = np.random.default_rng(seed)
     return {f"s{i}": draw.normal(0.1 * i, 0.2 + 0.1 * i, size) for i, size in enumerate(sizes)}
 

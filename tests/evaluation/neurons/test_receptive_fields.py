@@ -1,4 +1,4 @@
-"""Receptive fields from gradients, for units whose filters are known."""
+"""Receptive fields from gradients, for units with known filters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CENTRES = torch.tensor([[-0.5, 0.3], [0.4, -0.4]])  # (x, y)
 
 
 def gabor(centre: Tensor, phase: float) -> Tensor:
-    """(lags, H, W), strongest two frames back."""
+    """Return a filter (lags, H, W) that is strongest at lag 2."""
     y = ((2 * torch.arange(H) + 1) / H - 1)[:, None] - centre[1]
     x = ((2 * torch.arange(W) + 1) / W - 1)[None] - centre[0]
     image = torch.exp(-((x * 3) ** 2 + (y * 2) ** 2)) * torch.cos(7 * x + phase)
@@ -33,7 +33,7 @@ def drive(video: Tensor, kernel: Tensor) -> Tensor:
 
 
 def rates(video: Tensor) -> Tensor:
-    """A linear-nonlinear unit, and an energy unit, which has no gradient at a blank screen."""
+    """Return rates of a linear-nonlinear unit, and of an energy unit without gradient at a blank screen."""
     simple = F.softplus(drive(video, gabor(CENTRES[0], 0.4)))
     energy = sum(drive(video, gabor(CENTRES[1], phase)).square() for phase in (0.0, np.pi / 2))
     return torch.stack([simple, energy], 2)

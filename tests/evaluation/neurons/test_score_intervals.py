@@ -1,4 +1,4 @@
-"""Intervals of scores: those of correlations lie within the range of correlations."""
+"""Intervals of scores; intervals of correlations are limited to [-1, 1]."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Choice of the trials of a session that a finished model is scored on."""
+"""Selection of the trials on which a finished model is scored."""
 
 from dataclasses import replace
 

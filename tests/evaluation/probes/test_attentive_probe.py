@@ -1,4 +1,4 @@
-"""The attentive probe against timm's pooling, and on signals that a mean cannot see."""
+"""The attentive probe, compared with timm's pooling, and on signals that cancel in a mean."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def test_one_query_equals_timms_pooling_and_its_gradients(heads):
 
 
 def needle(n, seed, tmp_path, *, views=1):
-    """One token among many says the label, by a direction that cancels in the mean."""
+    """Return tokens in which one token has the label, in a direction that cancels in the mean."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(n, views, 24, 16, generator=generator)
     labels = (torch.rand(n, generator=generator) > 0.5).float()

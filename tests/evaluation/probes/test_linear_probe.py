@@ -1,4 +1,4 @@
-"""Probes and their figures against loops, closed forms and planted signals."""
+"""Probes, compared with loops and closed forms, and tested on planted signals."""
 
 import itertools
 import math
@@ -79,7 +79,7 @@ def test_ridge_equals_the_normal_equations_with_the_best_penalty_of_five_folds(d
 
 
 def planted(n, seed, signal=1.0):
-    """Features of which a few directions hold the labels."""
+    """Return features in which a few directions have the labels."""
     features = draw(n, 20, seed=seed)
     hidden = signal * features @ draw(20, 50, seed=99) / 20**0.5 + 0.3 * draw(n, 50, seed=seed + 50)
     labels = {
@@ -170,7 +170,7 @@ def test_presence_of_a_single_kind_is_its_average_precision():
 
 
 def test_large_scores_do_not_become_ties():
-    """As logits, scores beyond 40 would all be the same probability in float32."""
+    """Scores are not converted to probabilities, which are equal in float32 for logits above 40."""
     labels = torch.tensor([0.0, 1.0, 0.0, 1.0])
     scores = torch.tensor([[50.0], [60.0], [40.0], [70.0]])
     assert score(scores, labels, EVENT, labels) == 1.0

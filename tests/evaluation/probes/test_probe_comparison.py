@@ -1,4 +1,4 @@
-"""The comparison's rows against features and probes put together by hand."""
+"""Rows of the comparison, compared with features and probes computed by hand."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def one(parts):
 
 
 def by_hand(encoder, prepared, part, choose, epoch, spread=False):
-    """Pooled features of each video by itself, and labels of all its clips together."""
+    """Return pooled features of each video, and labels of all its clips together."""
     loader = part.batches(prepared, part.indices, spread=spread)
     labels, features = ClevrerLabels(part.videos), []
     batches = list(loader.once(1, "cpu", epoch=epoch))

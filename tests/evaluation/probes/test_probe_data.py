@@ -1,4 +1,4 @@
-"""Folders of videos, labelled folders, and the parts that probes are trained and tested on."""
+"""Folders of videos, labelled folders, and the training and test parts of probes."""
 
 import shutil
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_shards_without_annotations_name_the_command_that_adds_them(tmp_path):
 
 
 def test_one_video_in_training_and_test_shards_is_refused(tmp_path):
-    """Also under another name and in another storage."""
+    """The video has another name and storage in the second shard."""
     for name, note in (("video_00001", "annotation_00001"), ("video_00002", "annotation_00002")):
         folder = tmp_path / name
         folder.mkdir()
@@ -144,7 +144,7 @@ def test_one_video_in_training_and_test_shards_is_refused(tmp_path):
 
 
 class Uneven:
-    """A wide and a tall video whose pixels tell their place."""
+    """A wide and a tall video whose pixels encode their place."""
 
     def __init__(self):
         self.keys = ["wide", "tall"]

@@ -19,7 +19,7 @@ PIXELS = Row("raw pixels", "", "linear", baseline=True)
 
 
 def filled(ours, untrained, pixels, own=0.0, shared=0.0) -> ProbeScores:
-    """Scores that resamples move: each row's by ``own``, all rows' together by ``shared``."""
+    """Return scores whose resamples vary by ``own`` in each row and by ``shared`` in all rows together."""
     found = ProbeScores(TARGETS, facts={"train_videos": 8, "test_videos": 4, "seeds": 3})
     together = np.random.default_rng(0).standard_normal(4000)
     for place, (row, values) in enumerate(((OURS, ours), (BASE, untrained), (PIXELS, pixels)), 1):
@@ -56,7 +56,7 @@ def test_the_standard_error_is_over_seeds_and_videos():
     ],
 )
 def test_a_star_needs_two_standard_errors_above_each_baseline(untrained, pixels, beats):
-    """Seeds differ by 0.1, 0.1 and -0.2 more: a standard error of 0.173 / √3 = 0.1."""
+    """Seeds deviate by 0.1, 0.1 and -0.2, which gives a standard error of 0.173 / √3 = 0.1."""
     found = filled([0.5, 0.6, 0.7], untrained, pixels)
     assert found.beats_baselines(OURS, "mean_speed") == beats
     assert ("0.600 ± 0.058 *" in found.table()) == beats
@@ -64,7 +64,7 @@ def test_a_star_needs_two_standard_errors_above_each_baseline(untrained, pixels,
 
 
 def test_a_star_needs_more_where_test_videos_could_have_been_others():
-    """Seeds alone would leave 0.4 without any error; two of 0.15 · √2 are 0.42."""
+    """Over seeds, 0.4 has no error; over test videos, two standard errors are 2 · 0.15 · √2 = 0.42."""
     same = [0.2, 0.3, 0.4]
     assert filled([0.6, 0.7, 0.8], same, same, own=0.12).beats_baselines(OURS, "mean_speed")
     found = filled([0.6, 0.7, 0.8], same, same, own=0.15)

@@ -1,4 +1,4 @@
-"""Resampled scores against scores of parts that really repeat videos, and known standard errors."""
+"""Resampled scores equal scores of parts with repeated videos; standard errors are known."""
 
 import math
 
@@ -20,7 +20,7 @@ def draw(*shape, seed=0):
 
 
 def part(target, n, seed=0):
-    """Predictions that know a little, with ties, and labels."""
+    """Return labels, and predictions with ties that correlate with them."""
     hidden = draw(n, target.width, seed=seed)
     predicted = (hidden + draw(n, target.width, seed=seed + 1)).round(decimals=1)
     if target.kind == "kinds":

@@ -1,4 +1,4 @@
-"""Small run directories that reports are written of."""
+"""Small run directories for the tests of reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_vivit.evaluation.figures import draw_curves
 
 
 def neural_run(root: Path, *, repeats: int = 2) -> Path:
-    """A run of a small linear model on a simulated session."""
+    """Return a run of a small linear model on a simulated session."""
     session = small_session(root / "session", neurons=7, held_out_movies=3, repeats=repeats)
     run = root / "run"
     save_linear_model(
@@ -25,7 +25,7 @@ def neural_run(root: Path, *, repeats: int = 2) -> Path:
 
 
 def pretraining_run(root: Path) -> Path:
-    """A run that was stopped after 20 of 40 steps, with three sheets of one kind."""
+    """Return a run that was stopped after 20 of 40 steps, with three sheets of one kind."""
     run = root / "pretraining"
     lines = [{"step": step, "train/loss": 1 / step, "train/lr": 1e-5} for step in range(1, 21)]
     write_metrics(run, lines)

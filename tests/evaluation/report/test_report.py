@@ -1,4 +1,4 @@
-"""The report of a run: numbers, pictures, escaped text, and what it says of missing parts."""
+"""The report of a run: numbers, pictures, escaped text, notes on missing parts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def write(monkeypatch, capsys):
-    """Write a report with these options; returns the page and what was printed."""
+    """Write a report; return the page and the printed text."""
 
     def call(run: Path, *words: str) -> tuple[Page, str]:
         monkeypatch.setattr(sys, "argv", ["report", str(run), *words])

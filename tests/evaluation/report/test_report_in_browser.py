@@ -1,4 +1,4 @@
-"""The report in Chromium: pictures are drawn, tables sort, nothing is loaded, it prints."""
+"""The report in Chromium: pictures are drawn, tables sort, nothing is loaded, printing works."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(report):
-    """The page in a browser, the addresses that it asked for, and what the console said."""
+    """Return the page in a browser, the addresses that it requested, and the console's messages."""
     api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no chromium")

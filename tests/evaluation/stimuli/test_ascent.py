@@ -16,7 +16,7 @@ GREY, SIZE, FRAMES = 127.5, (12, 16), 6
 
 
 def gabors(phase: float = 0.0, frequency: float = 0.9) -> torch.Tensor:
-    """Filters (3, T, H, W) of three units that drift to the right at three places."""
+    """Return filters (3, T, H, W) of three units at three places, which drift to the right."""
     y, x = torch.arange(12)[:, None] - 5.5, torch.arange(16)[None] - 7.5
     time = torch.arange(FRAMES)[:, None, None]
     made = []
@@ -28,7 +28,7 @@ def gabors(phase: float = 0.0, frequency: float = 0.9) -> torch.Tensor:
 
 
 def drives(video: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """(b, T, n), by a loop over lags; grey before the first frame."""
+    """Return drives (b, T, n) by a loop over lags; frames before the first are grey."""
     contrast = (video - GREY) / 50
     frames = video.shape[1]
     padded = torch.cat([torch.zeros_like(contrast[:, : FRAMES - 1]), contrast], 1)
@@ -82,7 +82,7 @@ def test_the_optimum_of_a_linear_unit_is_its_filter():
 
 
 def test_steps_are_shares_of_the_norm_that_become_shorter():
-    """Against steps that are written out, for a unit whose gradient is its filter everywhere."""
+    """The steps are computed by hand for a unit whose gradient is its filter."""
     found, constraints = climb(lambda video: drives(video, gabors()), steps=4, step_size=0.4)
     presentation = Presentation("video", SIZE, GREY, 4, FRAMES, 1)
     references = measure_references(
@@ -136,7 +136,7 @@ def test_an_energy_unit_is_found_at_one_of_its_phases():
 
 
 def test_the_image_of_a_linear_unit_is_the_mean_over_time():
-    """Shown constantly, all frames weigh in as often as the window lets them."""
+    """For a constant image, the drive is the sum of the filter over the frames of the window."""
 
     def filters_summed(video: torch.Tensor) -> torch.Tensor:
         return drives(video, gabors())
@@ -178,7 +178,7 @@ def test_a_unit_without_a_gradient_stays_at_its_start():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_stimulus_is_worse_than_its_start(seed):
-    """Moved by one pixel, a chequerboard of single pixels is its own negative."""
+    """A checkerboard of single pixels, shifted by one pixel, is its own negative."""
     y, x = torch.arange(12)[:, None], torch.arange(16)
     checks = torch.zeros(3, FRAMES, *SIZE)
     checks[:, -1] = 1.0 - 2 * ((x + y) % 2)

@@ -1,4 +1,4 @@
-"""Contrast and range of stimuli against a bisection, smoothing against a padded convolution."""
+"""Contrast and range of stimuli, compared with a bisection; smoothing, with a padded convolution."""
 
 from __future__ import annotations
 

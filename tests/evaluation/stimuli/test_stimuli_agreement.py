@@ -1,4 +1,4 @@
-"""Correlations with true filters against filters written out, and against the simulation itself."""
+"""Correlations with true filters, compared with explicit filters and with the simulation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def videos() -> np.ndarray:
 
 
 def written_out(truth, unit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The preferred direction's pair and the opposite one's as (2, T, H, W) filters on a video."""
+    """Return the filter pairs of the preferred and the opposite direction, (2, T, H, W) each."""
     even, odd = truth["receptive_field"][unit], truth["receptive_field_odd"][unit]
     fast, slow = (truth[f"{name}_kernel"][unit][:FRAMES][::-1] for name in ("fast", "slow"))
 

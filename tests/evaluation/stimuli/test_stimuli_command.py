@@ -1,4 +1,4 @@
-"""The command that finds most exciting stimuli: its files, comparisons, refusals."""
+"""The command that finds most exciting stimuli: files, comparisons, errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def linear_model(run: Path, session: str) -> str:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
-    """A model and its session."""
+    """Return a model and its session."""
     root = tmp_path_factory.mktemp("simulated")
     session = small_session(root / "sim")
     return linear_model(root / "run", session), session

@@ -1,4 +1,4 @@
-"""Curves of neurons whose tuning is known: simulated ones, which stand for a perfect model."""
+"""Tuning curves of simulated neurons, which replace a perfect model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STIMULI = default_stimuli(
 
 
 class Neurons:
-    """A population that keeps count of what it was shown."""
+    """A population that counts the stimuli that it was shown."""
 
     def __init__(self) -> None:
         drawn = draw_population(UNITS, SIZE, 30.0, seed=5)

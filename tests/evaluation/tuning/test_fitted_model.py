@@ -1,4 +1,4 @@
-"""Tuning and receptive fields of a fitted model against the truth of its simulated neurons."""
+"""Tuning and receptive fields of a fitted model, compared with its simulated neurons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels of gratings, the frames that count, and which way movies drift."""
+"""Pixels of gratings, frames of the response window, drift directions of movies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Indices against hand-made numbers, fits against the parameters of their curves."""
+"""Indices, compared with numbers computed by hand; fits, with the parameters of their curves."""
 
 from __future__ import annotations
 

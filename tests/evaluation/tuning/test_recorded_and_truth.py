@@ -1,4 +1,4 @@
-"""Curves over movies with their controls, and measured tuning against parameters of simulations."""
+"""Curves over movies with controls; measured tuning, compared with parameters of simulations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that measures tuning: its files, agreement with recordings, refusals."""
+"""The command that measures tuning: files, agreement with recordings, errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh_model(run: Path, session: str) -> str:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> tuple[str, str]:
-    """A model and its session."""
+    """Return a model and its session."""
     root = tmp_path_factory.mktemp("simulated")
     session = small_session(root / "sim", repeats=3)
     return fresh_model(root / "run", session), session

@@ -1,4 +1,4 @@
-"""Baselines: causal to the bit, linear where they say so, of the size that their papers say."""
+"""Baselines: exactly causal, linear where documented, with the sizes of their papers."""
 
 import json
 
@@ -34,7 +34,7 @@ def linear(filters):
 
 
 def scrambled(module, seed=0):
-    """Weights that leave no branch silent."""
+    """Set random weights, so that all branches have an effect."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -143,7 +143,7 @@ def test_a_fresh_linear_model_fires_at_the_mean_rates(filters, nonlinearity):
 
 
 def slow_roughness(values, axis, *, edges):
-    """Squared second differences along one axis of (lags or images), one by one."""
+    """Sum squared second differences along one axis (lags or images) by a loop."""
     total, length = 0.0, values.shape[axis]
     moved = values.movedim(axis, 0)
     for middle in range(length):

@@ -1,4 +1,4 @@
-"""Blocks of an encoder that a model of neurons reads: which tokens, their sum, and refusals."""
+"""Blocks of an encoder that a model of neurons reads: tokens, weighted sum, errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ by_encoder = pytest.mark.parametrize("settings", DEEP.values(), ids=DEEP)
 
 
 def deep(settings):
-    """An encoder whose blocks and norms all do something of their own."""
+    """Return an encoder whose blocks and norms all have different effects."""
     torch.manual_seed(0)
     made = encoder(**settings).double().eval()
     with torch.no_grad():
@@ -57,7 +57,7 @@ def deep(settings):
 
 
 def features_of(core, video, norm=True):
-    """Maps (b, d, t, h, w) of all blocks."""
+    """Return maps (b, d, t, h, w) of all blocks."""
     return VideoClassifier(core, 0).forward_intermediates(video, norm=norm, intermediates_only=True)
 
 
@@ -78,7 +78,7 @@ def test_one_block_gives_its_normalised_tokens(settings):
 @torch.no_grad()
 @by_encoder
 def test_several_blocks_are_a_weighted_sum(settings):
-    """Against a loop over blocks and tokens, with the norm written out where the encoder has none."""
+    """The sum equals a loop over blocks and tokens, with an explicit norm if the encoder has none."""
     core, video = deep(settings), clip(frames=8)
     count = len(block_names(core))
     blocks = [0, count - 2, count - 1]

@@ -1,4 +1,4 @@
-"""Encoders made to take the video of sessions: what changes, what it is told to cost."""
+"""Adapting encoders to the video of sessions: changed settings and printed lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cached features equal computed ones, and are used for what is frozen alone."""
+"""Cached features equal computed features, and are used only for frozen parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE = 1.0  # gigabytes that hold everything here
 
 
 class Counted:
-    """Counts the clips that a module sees, and its calls."""
+    """Count the calls of a module, and its clips."""
 
     def __init__(self, module):
         self.clips, self.calls = 0, 0
@@ -34,7 +34,7 @@ def seeded_encoder(**settings):
 
 
 def made(cached=True, gigabytes=WHOLE, layers=None, core=None, **parts):
-    """A model with a frozen encoder in training, in the form that the objective leaves it in."""
+    """Return a model with a frozen encoder in training mode, as set up by the objective."""
     core = core or seeded_encoder()
     torch.manual_seed(1)
     modulator = ConvGRU(24, 2, 4, hidden=5)
@@ -53,14 +53,14 @@ def frozen_altogether(whole):
 
 
 def batches():
-    """Two epochs in which windows repeat in other batches, among some that are new."""
+    """Return two epochs in which windows repeat in other batches, with some new windows."""
     videos, behaviours = clip(batch=7, frames=11), walk(batch=7, frames=11)
     for rows in ([0, 1, 2], [3, 4], [2, 0, 5], [4, 4, 1], [3, 6]):
         yield videos[rows], behaviours[rows]
 
 
 def outcomes(whole):
-    """Rates and gradients of each batch."""
+    """Return rates and gradients of each batch."""
     found = []
     for video, behaviour in batches():
         whole.zero_grad()

@@ -1,4 +1,4 @@
-"""Resampling in time: what each resampled frame shows, and what each recorded frame may see."""
+"""Resampling in time: contents of resampled frames, and causality of recorded frames."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_tokens_meet_the_behaviour_of_the_frames_that_they_show(ratio):
 @by_rates
 @pytest.mark.parametrize("stride", [1, 4])
 def test_the_frame_stream_is_as_long_as_the_encoder_may_be_silent(rates, stride):
-    """From the last frame that a frame's token saw to the frame itself."""
+    """The stream covers the frames after the last frame of the token that a frame reads."""
     rates = FrameRates(*rates)
     shown, seen = rates.shown(200), rates.seen(200) // stride * stride
     gaps = [t - int(shown[seen[t] - 1]) for t in range(50, 200)]

@@ -1,4 +1,4 @@
-"""Motion energy: tuned as its channels say, phase invariant, causal, equal to a slow convolution."""
+"""Motion energy: tuning of its channels, phase invariance, causality, equal to a slow convolution."""
 
 import cmath
 import math
@@ -27,7 +27,7 @@ def bank(config=SMALL, rate=RATE):
 
 
 def grating(frequency, angle, hertz, frames=30, size=48):
-    """One of contrast 1 that drifts along an angle; the screen is grey before it."""
+    """Return a grating of contrast 1 that drifts along an angle, after a grey screen."""
     x = torch.arange(size, dtype=torch.float64)
     along = x * math.cos(angle) + x[:, None] * math.sin(angle)
     time = torch.arange(frames, dtype=torch.float64)[:, None, None] / RATE
@@ -35,7 +35,7 @@ def grating(frequency, angle, hertz, frames=30, size=48):
 
 
 def channel(config, spatial, orientation, temporal, back=False):
-    """Number of a channel, by the order that the docstring of ``energies`` says."""
+    """Return the index of a channel in the documented order of ``energies``."""
     moving = [f for f in config.temporal_frequencies if f]
     each = len(config.temporal_frequencies) + len(moving)
     pair = config.spatial_frequencies.index(spatial) * config.orientations + orientation
@@ -45,7 +45,7 @@ def channel(config, spatial, orientation, temporal, back=False):
 
 
 def middle(energies):
-    """After the onset's transient, (gratings, channels, frames)."""
+    """Return energies after the onset, (gratings, channels, frames)."""
     return energies[:, :, 20:, energies.shape[3] // 2, energies.shape[4] // 2]
 
 
@@ -97,7 +97,7 @@ def test_scenes_with_amplitudes_of_one_over_frequency_have_equal_energies_at_all
 
 
 def slow_energy(video, config, spatial, angle, hertz, time, row, column):
-    """The modulus of an explicit sum over frames and pixels at one place of the map."""
+    """Return the modulus of an explicit sum over frames and pixels at one place of the map."""
     sigma, latency = 0.56 / spatial, config.latency
     y, x = ((place + 0.5) * config.stride - 0.5 for place in (row, column))
     side = math.ceil(2.5 * sigma - config.stride / 2) + config.stride / 2

@@ -1,4 +1,4 @@
-"""Where readouts start: against true receptive fields, and by hand."""
+"""Initial positions of readouts, compared with true receptive fields and computed by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encoder_with(**changes):
 
 
 class Recording:
-    """Complex and simple units that watch noise whose contrast comes and goes in places."""
+    """Complex and simple units that see noise whose local contrast changes over time."""
 
     def __init__(self, neurons: int, trials: int, frames: int = 120) -> None:
         draw = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_the_search_is_told_which_neurons_are_held_out(monkeypatch):
 
 
 def test_readouts_start_where_the_map_shows_the_places_of_the_screen():
-    """Places are of the screen; the map reaches beyond it where tubelets are padded."""
+    """Positions refer to the screen; the map is larger than the screen if tubelets are padded."""
     readout = GaussianReadout(4, 2)
     before = readout.mean.detach().clone()
     centres = torch.tensor([[0.1, -0.5], [torch.nan, torch.nan], [-0.7, 0.9], [1.0, -1.0]])
@@ -139,7 +139,7 @@ def test_positions_from_the_cortex_are_left_alone(recording):
 
 
 def test_sixteen_trials_of_a_calcium_signal_place_most_neurons():
-    """80 neurons and 16 trials of 4 s, where a regression on all places at once finds 42."""
+    """For 80 neurons and 16 trials of 4 s, a regression on all places at once finds 42 neurons."""
     population, trials = calcium_session(80, 16)
     found = energy_centres(trials, frames_per_second=30.0)
     assert share_near(found.centres.numpy(), population.center.numpy(), SIZE) > 0.8
@@ -178,7 +178,7 @@ def test_held_out_neurons_have_no_part_in_the_places_of_others():
 
 
 def test_without_a_place_nothing_is_found():
-    """Noise, and neurons that follow the flicker or the contrast of the whole screen."""
+    """The neurons are noise, or follow the flicker or the contrast of the whole screen."""
     rng = np.random.default_rng(0)
     trials = []
     for movie in textures(20):

@@ -1,4 +1,4 @@
-"""GaussianReadout against neuralpredictors' numbers, grid_sample, slow loops and itself."""
+"""GaussianReadout, compared with neuralpredictors, grid_sample and slow loops."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def of_numbers(reference, kind, align, bias):
 
 
 def assert_as_good(ours, theirs):
-    """Equal to a millionth of the largest number: float32 on both sides."""
+    """Check equality to a millionth of the largest number, since both sides are float32."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
@@ -95,7 +95,7 @@ def test_units_shifts_and_draws_are_the_references(kind, align, bias):
 
 
 def by_grid_sample(readout, map, positions, shift=None):
-    """(b, t, n): every frame on its own, as (b t) images."""
+    """Read every frame separately, as (b t) images; return (b, t, n)."""
     b, t = map.shape[0], map.shape[2]
     images = map.transpose(1, 2).flatten(0, 1)
     places = positions[:, None].expand(-1, t, -1, -1)
@@ -174,7 +174,7 @@ def prefixed(parameters):
 
 
 def slow_mask(position, spread, size, align):
-    """One neuron's weights by the density of its Gaussian, a pixel after another."""
+    """Return one neuron's weights from the density of its Gaussian, pixel by pixel."""
     h, w = size
     pitch = [2 / (w - 1), 2 / (h - 1)] if align else [2 / w, 2 / h]
     covariance = spread @ spread.T

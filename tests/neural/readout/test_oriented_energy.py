@@ -1,4 +1,4 @@
-"""Oriented energy against a slow computation, and what gratings give."""
+"""Oriented energy, compared with a slow computation, and for gratings."""
 
 from __future__ import annotations
 

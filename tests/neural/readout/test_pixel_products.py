@@ -1,4 +1,4 @@
-"""Products of features with the pixels that are read: against a slow loop, however grouped."""
+"""Products of features with pixels equal a slow loop for any grouping."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ AREA = SIZE[0] * SIZE[1]
 
 
 def entries(count, times, seed=0):
-    """Any neuron reads any pixel with any weight, some more than once; some pixels nobody."""
+    """Return random readings: neurons may read a pixel repeatedly, and some pixels are not read."""
     generator = torch.Generator().manual_seed(seed)
     pixel = torch.randint(0, CLIPS * AREA, (count,), generator=generator)
     pixel[pixel == 4] = 5
@@ -39,7 +39,7 @@ def slowly(map, features, pixel, neuron, weight):
 
 
 def in_blocks(map, pixel):
-    """How other devices than CPUs group, a few blocks at a time."""
+    """Group readings as on GPUs, a few blocks at a time."""
     order = pixel.argsort(stable=True)
     group, listed = _blocks(pixel[order], order, CLIPS * AREA)
     yield from zip(group.split(3), listed.split(3), strict=True)

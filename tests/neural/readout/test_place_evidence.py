@@ -1,4 +1,4 @@
-"""Evidence of places against multivariate normal densities."""
+"""Evidence of places, compared with multivariate normal densities."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_widths_of_the_prior_are_averaged_by_their_evidence():
 
 
 def test_neurons_decide_together_how_many_have_a_place():
-    """Weak evidence of one place counts where others have strong evidence."""
+    """Weak evidence for a place is accepted if other neurons have strong evidence."""
     # One with weak evidence of a place, 19 with strong evidence or none.
     weak, strong = torch.zeros(5, 20).double(), torch.zeros(5, 20).double()
     weak[0], strong[0] = 1.2, 1.2

@@ -1,4 +1,4 @@
-"""Scores of neurons against other people's numbers and slow loops."""
+"""Scores of neurons, compared with published implementations and slow loops."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ CASES = sorted({name.split("|")[0] for name in NLB.files} - {"per_neuron_true_ra
 
 
 def of_repeats(repeats, predictions=None):
-    """Scores from (repeats, bins, neurons) of each movie; no predictions stand for zeros."""
+    """Return scores from (repeats, bins, neurons) of each movie; missing predictions are zeros."""
     predictions = predictions or [torch.zeros_like(each) for each in repeats]
     return RepeatScores([Repeats.of(*pair) for pair in zip(repeats, predictions, strict=True)])
 
@@ -35,7 +35,7 @@ def tensors(numbers, *names):
 
 
 def measured(prefix):
-    """Of each image (repeats, 1, neurons)."""
+    """Return the responses to each image, (repeats, 1, neurons)."""
     names = sorted(name for name in MEASURES.files if name.startswith(f"{prefix}_"))
     return [image[:, None] for image in tensors(MEASURES, *names)]
 
@@ -236,7 +236,7 @@ def test_cc_norm_is_that_of_the_papers_equations():
 
 
 def mean_over_pairs(product, repeats):
-    """Mean of a product over all ordered pairs of two different repeats."""
+    """Return the mean of a product over all ordered pairs of different repeats."""
     pairs = list(itertools.permutations(range(repeats), 2))
     return sum(product(one, other) for one, other in pairs) / len(pairs)
 
@@ -263,7 +263,7 @@ def test_predictions_that_differ_between_repeats_are_scored_by_pairs_of_repeats(
 
 
 def simulated(gain, repeats, bins=400, animals=60, neurons=10):
-    """Neurons of animals; those of one animal share a gain, which differs between repeats.
+    """Simulate neurons of animals; neurons of one animal share a gain, which differs between repeats.
 
     Returns:
         Rates and counts (repeats, bins, neurons), and the expectation of the rates over the gain

@@ -1,4 +1,4 @@
-"""Streamed scores: whatever the split over batches and processes, those of everything at once."""
+"""Streamed scores do not depend on the split over batches and processes."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def fact(name="a", neurons=NEURONS, kind="spikes", held_out=()):
 
 
 def recorded(neurons=NEURONS, seed=0, silent=1):
-    """Rates and counts; a silent neuron, unknown responses, and a movie that ends early."""
+    """Return rates and counts, with a silent neuron, unknown responses and a shorter movie."""
     generator = torch.Generator().manual_seed(seed)
     signal = torch.rand(4, FRAMES, neurons, generator=generator, dtype=torch.float64) * 3
     rates = signal[MOVIES]

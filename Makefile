@@ -1,8 +1,8 @@
-# Every target makes the environment first where it is missing.
+# Every target first makes the environment if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The environment, and what tests, linters, benchmarks and docs need beside it.
+# The environment, and the further packages that tests, linters, benchmarks and docs need.
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.ready-extras
 # A second environment, with the oldest versions that pyproject.toml allows.
@@ -18,11 +18,11 @@ MEASURED := docs/published/benchmarks
 .PHONY: help demo test test-slow test-oldest lint bench bench-gpu docs clean
 
 help:
-	@echo "make demo   from rendered videos over a pretrained encoder to a model of neurons, with a figure"
+	@echo "make demo   pretrain on rendered videos, fit models of neurons, draw a figure"
 	@echo "make test   run the test suite (make test-slow: the tests that take minutes;"
 	@echo "            make test-oldest: with the oldest versions that pyproject.toml allows)"
-	@echo "make lint   ruff and mypy"
-	@echo "make bench  speed and memory, as ratios measured side by side (make bench-gpu: on a GPU)"
+	@echo "make lint   run ruff and mypy"
+	@echo "make bench  measure speed and memory as ratios to other implementations (make bench-gpu: on a GPU)"
 	@echo "make docs   build the documentation into docs/_build"
 	@echo "make clean  remove the environments"
 

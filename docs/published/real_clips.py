@@ -29,7 +29,7 @@ def trained(run: Path) -> MaskedTubelets:
     )
     checkpoint = newest_whole(run / "checkpoints", print)
     if checkpoint is None:
-        raise SystemExit(f"{run / 'checkpoints'} has no whole checkpoint")
+        raise SystemExit(f"{run / 'checkpoints'} has no complete checkpoint")
     objective.load_state_dict(read_checkpoint(checkpoint)[0].model)
     return objective.eval()
 

@@ -9,13 +9,13 @@ from ssl_vivit.training.tracking import read_metrics
 
 
 def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
-    """Return the first and the last value of a metric in a run, or None without any."""
+    """Return the first and the last value of a metric, or None if the run did not log it."""
     values = [line[name] for line in read_metrics(run_dir / "metrics.jsonl") if name in line]
     return (values[0], values[-1]) if values else None
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows with the same number of cells as lines with aligned columns."""
+    """Format rows of cells as lines with aligned columns; rows must have equal lengths."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

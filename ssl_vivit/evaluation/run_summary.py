@@ -16,7 +16,7 @@ def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows with the same number of cells as lines with aligned columns."""
+    """Format rows of cells as lines with aligned columns; rows must have equal lengths."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

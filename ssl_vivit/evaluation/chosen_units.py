@@ -60,7 +60,7 @@ class ChosenUnits:
         return model(seen, None, self.facts.name)
 
     def centres(self) -> Float[np.ndarray, "n 2"] | None:
-        """Return receptive-field centres of the readout, (x, y) in [−1, 1], or None without any."""
+        """Return receptive-field centres (x, y) in [−1, 1], or None if the readout has none."""
         found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)
         return None if found is None else found[list(self.places)]
 

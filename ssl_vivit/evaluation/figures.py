@@ -81,7 +81,7 @@ def save(figure: Figure, path: Path) -> None:
         raise ValueError(f"{path} is a directory; give the name of a PNG file")
     with replaced_file(path) as part:
         FigureCanvasAgg(figure).print_png(part)
-    # Figures are reference cycles that hold their pixels; without this they fill the memory.
+    # Figures contain reference cycles. Without this call, their pixels would fill the memory.
     gc.collect()
 
 
@@ -183,7 +183,7 @@ def draw_curves(
             name = textwrap.fill(label, 45) if len(curves) <= 12 else None
             axis.plot(steps, heights, style, color=colour, marker=marker, ms=3, label=name)
             if label in level:
-                # An underscore keeps it out of the legend.
+                # A leading underscore excludes the line from the legend.
                 name = f"_{level_name} of {label}"
                 axis.axhline(level[label], color=colour, lw=1.2, ls=":", label=name)
         if level.keys() & curves.keys():
@@ -193,7 +193,7 @@ def draw_curves(
         if title in logarithmic and falls_far:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="optimisation step")
-        # Integer ticks, also if all values belong to one step.
+        # Integer ticks, even if all values belong to one step.
         axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         legend_below(axis)

@@ -1,4 +1,4 @@
-"""Memory of a training step, computed from shapes alone.
+"""Memory of a training step, computed from shapes without allocating tensors.
 
 A training step runs on fake tensors, which have no contents, and
 ``torch.distributed._tools.mem_tracker`` counts all live tensors. Two steps with different batch
@@ -41,7 +41,7 @@ class TrainingMemory(NamedTuple):
         return max(self.update, self.fixed + samples * self.per_sample)
 
     def largest(self, available: float) -> int:
-        """Return the largest power of two of samples that fits in ``available`` bytes, or 0."""
+        """Return the largest micro-batch size that is a power of two and fits; 0 if none fits."""
         samples = 0
         while self.of(max(1, 2 * samples)) <= available:
             samples = max(1, 2 * samples)
@@ -60,8 +60,8 @@ def training_memory(
             under ``FakeTensorMode``, in which tensors have no contents.
         bf16: whether the forward pass runs under autocast to bfloat16.
     """
-    samples = 2  # contrastive objectives need two
-    with _shapes_alone(objective):
+    samples = 2  # contrastive objectives need two or more
+    with _fake_weights(objective):
         passes, update = peaks(objective, batch(samples), bf16=bf16)
         # With few samples the peak is at the end of the backward pass, when all gradients exist.
         # With more samples it is at the start and grows by the activations of each sample.
@@ -83,7 +83,7 @@ def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[f
         batch: a batch for the objective.
         bf16: whether the forward pass runs under autocast to bfloat16.
     """
-    # Imported here because this module loads FSDP.
+    # Imported here because mem_tracker loads FSDP.
     from torch.distributed._tools.mem_tracker import MemTracker
 
     trained = [weight for weight in objective.parameters() if weight.requires_grad]
@@ -113,7 +113,7 @@ def peaks(objective: nn.Module, batch: dict[str, Any], *, bf16: bool) -> tuple[f
 
 
 @contextlib.contextmanager
-def _shapes_alone(objective: nn.Module) -> Iterator[None]:
+def _fake_weights(objective: nn.Module) -> Iterator[None]:
     """Replace a model's meta tensors by fake CPU tensors, which have no contents."""
     # Fake tensors have no contents, and checks of contents are skipped during compilation.
     with FakeTensorMode(), mock.patch("torch.compiler.is_compiling", return_value=True):

@@ -123,7 +123,7 @@ def test_a_vector_is_the_mean_of_patch_tokens_where_that_is_asked_for(
 def test_features_that_are_not_there_are_reported_in_one_line(videos, encoder, tmp_path, call):
     call(words(encoder, tmp_path / "f", videos=str(videos), part_size=9))
     with pytest.raises(
-        ValueError, match=r"f holds features pooled, not tokens; .* --features both"
+        ValueError, match=r"f holds only pooled features, not tokens; .* --features both"
     ):
         load_features(tmp_path / "f", "both")
     path = tmp_path / "f" / "features-00000.safetensors"
@@ -159,7 +159,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(videos, encoder, tmp_pa
     process.wait()
     parts = sorted(killed.glob("features-*.safetensors"))
     if len(parts) < 9:
-        with pytest.raises(ValueError, match="of 9 parts; run the command again"):
+        with pytest.raises(ValueError, match="of 9 feature files; run recipes"):
             load_features(killed)
     before = {path: path.stat().st_mtime_ns for path in parts}
     again = subprocess.run(
@@ -261,7 +261,7 @@ def test_damaged_parts_are_made_anew_and_a_torn_index_is_named(
     call(words(encoder, out, videos=str(videos), features="both"))
     assert contents(out) == before
     told = capsys.readouterr().out
-    assert "features-00001.safetensors is missing or damaged (checksum of tokens)" in told
+    assert "features-00001.safetensors is missing or damaged (the checksum of tokens" in told
     assert "features-00002.safetensors is missing or damaged" in told
     (out / "index.json").write_bytes(before["index.json"][:-20])
     with pytest.raises(SystemExit):

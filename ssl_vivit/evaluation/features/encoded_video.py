@@ -34,8 +34,8 @@ def encode_video(
 ) -> EncoderOutput:
     """Encode one or all clips of a video, prepared by ``encoder.preprocessing``.
 
-    Clips are cut at the encoder's frame rate by the time stamps of the frames. They are then
-    cropped to the largest central window of the encoder's shape, resized and normalised. If the
+    Frames are sampled at the encoder's frame rate, by their time stamps. Clips are then cropped to
+    the largest central window with the encoder's aspect ratio, resized and normalised. If the
     frame rate of the video or of the encoder is unknown, the encoder's stride counts frames of the
     video.
 
@@ -55,8 +55,8 @@ def encode_video(
         (n, 1, d), or None. ``map`` has the tokens as (n, d, t, h, w).
 
     Raises:
-        DataError: if the encoder has no preprocessing, if an array has another type or shape, or if
-            the video is shorter than a clip.
+        DataError: if the encoder has no preprocessing, if ``clips`` or ``fps`` is invalid, if an
+            array is not uint8 (T, H, W, 3), or if the video is shorter than a clip.
         DecodingError: if the file is not a video or is broken.
         MissingError: if the file does not exist.
         TypeError: if the encoder is not a ViViT.
@@ -143,7 +143,7 @@ def _measures(frames: Tensor, fps: float | None) -> VideoInfo:
 
 
 def _in_one_pass(path: str, numbers: Int[np.ndarray, "clips t"]) -> Iterator[np.ndarray]:
-    """Yield clips of a file while decoding it once; frame numbers must ascend and may repeat."""
+    """Yield clips of a file, decoded once; frame numbers must not decrease."""
     wanted = numbers.ravel()
     clip: list[np.ndarray] = []
     taken = 0

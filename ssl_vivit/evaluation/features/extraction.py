@@ -51,7 +51,7 @@ class EncoderFeatures:
     Args:
         encoder: the encoder; its device and mode are not changed.
         summary: vector of a clip: ``pooled``, the ``mean`` of its patch tokens, or ``both``
-            concatenated. Objectives train either the pooled vector or the patch tokens.
+            concatenated. An objective may train only the pooled vector or only the patch tokens.
     """
 
     def __init__(self, encoder: ViViT, summary: Summary = "both") -> None:
@@ -59,7 +59,7 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def __call__(self, clips: Float[Tensor, "b c T H W"], *, tokens: bool = False) -> BatchFeatures:
-        """Return features in float32: vectors (b, d), or (b, 2 d) for both; tokens (b, t, n, d)."""
+        """Return vectors (b, d), or (b, 2 d) for "both", and tokens (b, t, n, d), in float32."""
         wanted = tokens or self.summary != "pooled"
         with evaluation_mode(self.encoder), half_precision(clips.device):
             out = self.encoder(clips, tokens=wanted)
@@ -117,20 +117,20 @@ def _averaged(x: Float[Tensor, "b c T H W"], grid: Sequence[int], tokens: bool) 
 
 
 def half_precision(device: torch.device) -> Any:
-    """Return a context with autocast to bf16 on GPUs with bf16; elsewhere without effect."""
+    """Return a context manager for bf16 autocast on GPUs with bf16; it does nothing elsewhere."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 
 
 class TokenStore:
-    """Tokens of many clips in float16, in a temporary file to save memory.
+    """Temporary file that stores the tokens of many videos in float16, to save memory.
 
     The file has no name, so nothing is left behind if the process is killed.
 
     Args:
         folder: folder of the file.
-        shape: maximum shape (n, views, l, d).
+        shape: (n, views, l, d) for at most n videos, with l tokens of width d for each clip.
 
     Raises:
         RunError: if the disk has not enough space.
@@ -140,7 +140,7 @@ class TokenStore:
         size = torch.Size(shape).numel()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # A named file would remain if the process is killed.
+            # A file with a name would remain if the process is killed.
             with tempfile.TemporaryFile(dir=folder) as file:
                 # Writing to a mapped file on a full disk would kill the process without an error.
                 if hasattr(os, "posix_fallocate"):
@@ -155,12 +155,12 @@ class TokenStore:
         self.filled = 0
 
     def append(self, tokens: Float[Tensor, "b views l d"]) -> None:
-        """Append the tokens of clips."""
+        """Append the tokens of a batch of videos."""
         self._values[self.filled : self.filled + len(tokens)] = tokens
         self.filled += len(tokens)
 
     def read(self, index: Tensor, views: slice) -> Float[Tensor, "b l d"]:
-        """Return tokens of clips in float32; tokens of several views are concatenated."""
+        """Return the tokens of videos in float32, concatenated over the clips ``views``."""
         return rearrange(self._values[index][:, views].float(), "b v l d -> b (v l) d")
 
     @property
@@ -200,7 +200,7 @@ def clip_features(
         extractors: name → extractor.
         batches: batches with ``clips`` (b, views, C, T, H, W) and ``key``, on the encoders' device.
         labels: function from a batch to the labels of its videos, name → (b, …).
-        videos: maximum number of videos, for the progress bar and the space for tokens.
+        videos: maximum number of videos; sets the progress bar and the size of the token files.
         token_folder: folder for tokens; None computes no tokens.
         title: title of the progress bar.
 

@@ -1,4 +1,7 @@
-"""Writing and reading features of videos; see :mod:`ssl_vivit.evaluation.features.parts`."""
+"""Computing, writing and reading features of videos.
+
+:mod:`ssl_vivit.evaluation.features.parts` describes the files.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
     Args:
         directory: the recipe's ``--out``.
-        kept: features to read; None reads all stored features.
+        kept: "pooled", "tokens" or "both"; None reads all stored features.
 
     Raises:
         MissingError: if the directory has no index.
@@ -76,15 +79,15 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     if not index["complete"]:
         there = sum(part_path(directory, i).exists() for i in range(index["parts"]))
         raise DataError(
-            f"{directory} holds {there} of {index['parts']} parts; run the command again to "
-            "finish the extraction"
+            f"{directory} holds {there} of {index['parts']} feature files; run "
+            "recipes/extract_features.py again to finish the extraction"
         )
     wanted = ["frames"]
     wanted += [name for name in ("pooled", "tokens") if _is_kept(name, kept or index["features"])]
     if missing := [name for name in wanted[1:] if not _is_kept(name, index["features"])]:
         raise DataError(
-            f"{directory} holds features {index['features']}, not {missing[0]}; extract them by "
-            f"--features {kept} into another folder"
+            f"{directory} holds only {index['features']} features, not {missing[0]}; extract "
+            f"features by --features {kept} into another folder"
         )
     keys: list[str] = []
     tensors: dict[str, list[Tensor]] = {name: [] for name in wanted}
@@ -105,12 +108,12 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
 
 class FeatureFiles:
-    """Directory of features; an unfinished extraction is continued.
+    """Output directory of a feature extraction, in which an interrupted extraction is resumed.
 
     Args:
         directory: the directory.
         settings: all settings on which the features depend, as JSON values.
-        parts: number of parts.
+        parts: number of feature files (parts).
 
     Raises:
         RunError: if the directory holds other files, or features with other settings.
@@ -139,10 +142,12 @@ class FeatureFiles:
             )
 
     def begin(self, tell: Callable[[str], None]) -> None:
-        """Write an index if there is none, and remove damaged parts so that they are computed again.
+        """Write the index if it does not exist, and remove damaged feature files.
+
+        :meth:`missing` then lists the removed files.
 
         Args:
-            tell: function that is called with a message for each damaged part.
+            tell: function called with a message for each damaged file.
         """
         if not (self.directory / INDEX).is_file():
             write_index(self.directory, {**self.index, "complete": False, "skipped": {}})
@@ -156,17 +161,17 @@ class FeatureFiles:
                     part_path(self.directory, number).unlink()
 
     def missing(self) -> list[int]:
-        """Return the indices of the parts whose files do not exist yet."""
+        """Return the numbers of the feature files that do not exist yet."""
         count = self.index["parts"]
         return [i for i in range(count) if not part_path(self.directory, i).exists()]
 
     def write(
         self, number: int, keys: list[str], tensors: dict[str, Tensor], skipped: dict[str, str]
     ) -> None:
-        """Write a part atomically.
+        """Write one feature file atomically.
 
         Raises:
-            RunError: if the part cannot be written.
+            RunError: if the file cannot be written.
         """
         write_part(self.directory, number, Part(keys, skipped, tensors))
 
@@ -174,7 +179,7 @@ class FeatureFiles:
         """Write the index of a finished extraction and return it.
 
         Args:
-            skipped: name → reason of videos that were left out before the first part.
+            skipped: name of a video → reason why it was left out before the first part.
 
         Raises:
             DataError: if a part is missing or damaged.
@@ -197,17 +202,17 @@ def extract(
     summary: Summary,
     seen: Callable[[int], object],
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Compute features of the videos in some batches.
+    """Encode batches of clips and concatenate the features of their videos.
 
     Args:
         encoder: encoder on the batches' device.
         batches: batches with ``clips`` (b, clips, C, T, H, W), ``key`` and ``frames``.
-        kept: features to compute.
+        kept: "pooled", "tokens" or "both".
         summary: vector of a clip, see :class:`EncoderFeatures`.
         seen: function called with the number of videos of each batch.
 
     Returns:
-        Names of the videos, and the tensors of a part.
+        Names of the n videos, and name → tensor (n, …); see :class:`Features`.
     """
     features_of = EncoderFeatures(encoder, summary)
     keys: list[str] = []
@@ -243,18 +248,18 @@ def write_parts(
     device: torch.device,
     seen: Callable[[int], object],
 ) -> None:
-    """Compute and write parts one after the other.
+    """Compute features and write them to one file per part.
 
     Args:
         encoder: encoder on ``device``.
         dataset: the videos.
-        parts: number of a part → indices of its videos.
+        parts: number of a part → indices of its videos in ``dataset``.
         files: directory of the features.
-        kept: features to compute.
+        kept: "pooled", "tokens" or "both".
         summary: vector of a clip, see :class:`EncoderFeatures`.
         batch_size: number of videos in a batch.
         workers: number of processes that decode videos.
-        broken: name → reason of broken videos that are already left out.
+        broken: name of a video already known to be broken → reason.
         device: device of the computation.
         seen: function called with the number of videos of each batch.
     """

@@ -31,7 +31,7 @@ INDEX = "index.json"
 
 
 class Part(NamedTuple):
-    """Contents of a part.
+    """Contents of one feature file (a part).
 
     Attributes:
         keys: names of the part's n videos.
@@ -50,7 +50,7 @@ def part_path(directory: Path, number: int) -> Path:
 
 
 def write_part(directory: Path, number: int, part: Part) -> None:
-    """Write a part atomically to the directory of the index.
+    """Write a feature file atomically to the directory of the index.
 
     Raises:
         RunError: if the file cannot be written.
@@ -71,7 +71,7 @@ def write_part(directory: Path, number: int, part: Part) -> None:
 
 
 def read_part(directory: Path, number: int, wanted: Collection[str] | None = None) -> Part:
-    """Read a part and verify the checksums of the tensors that are read.
+    """Read a feature file and verify the checksums of the tensors that are read.
 
     Args:
         directory: directory of the features.
@@ -88,38 +88,39 @@ def read_part(directory: Path, number: int, wanted: Collection[str] | None = Non
             names = {"keys": facts["keys"], "skipped": facts["skipped"]}
             sums = facts.get("crc32", {})
             if sums.pop("names", None) not in (None, _json_crc32(names)):
-                raise ValueError("checksum of the names")
+                raise ValueError("the checksum of the names does not match")
             if wanted is None:
                 wanted = sums.keys() or file.keys()
             tensors = {name: file.get_tensor(name) for name in wanted if names["keys"]}
             for name, value in tensors.items():
                 if sums.get(name) not in (None, _tensor_crc32(value)):
-                    raise ValueError(f"checksum of {name}")
+                    raise ValueError(f"the checksum of {name} does not match")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is missing or damaged ({error}); run the command again to make it anew"
+            f"{path} is missing or damaged ({error}); run recipes/extract_features.py again to "
+            "recompute it"
         ) from None
     return Part(names["keys"], names["skipped"], tensors)
 
 
 def write_index(directory: Path, content: dict[str, Any]) -> None:
-    """Write the index with its checksum."""
+    """Write ``index.json`` with a checksum."""
     write_json(directory / INDEX, {**content, "crc32": _json_crc32(content)})
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """Read the index and verify its checksum.
+    """Read ``index.json`` and verify its checksum.
 
     Raises:
         DataError: if the index is damaged, since the settings of the parts are then unknown.
     """
-    mend = "restore a copy of it, or extract the features again into another folder"
-    index = read_json(directory / INDEX, mend)
+    fix = "restore a copy of it, or extract the features again into another folder"
+    index = read_json(directory / INDEX, fix)
     found = index.pop("crc32", None)
     kinds = {"complete": bool, "parts": int, "features": str, "skipped": dict}
     wrong = [name for name, kind in kinds.items() if type(index.get(name)) is not kind]
     if wrong or found not in (None, _json_crc32(index)):
-        raise DataError(f"{directory / INDEX} is damaged (checksum); {mend}")
+        raise DataError(f"{directory / INDEX} is damaged (wrong checksum); {fix}")
     return index
 
 

@@ -73,7 +73,7 @@ class Preparation:
         )
 
     def augment(self, config: AugmentConfig | None = None) -> Augment:
-        """Return a transform from frames to normalised clips; None applies no augmentation."""
+        """Return a transform from frames to normalised clips; no augmentation if config is None."""
         config = config or AugmentConfig(strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
@@ -93,8 +93,8 @@ def preparation(
 
     Frame rate and stride are taken from ``choice``, or from the encoder's ``preprocessing`` if
     ``choice`` does not set them. The defaults are the videos' rate and a stride of 1. The
-    encoder's rate is ignored if the rate of a video is unknown. Statistics are those of
-    ``preprocessing``, by default CLEVRER's.
+    encoder's rate is ignored if the rate of a video is unknown. Mean and standard deviation are
+    taken from ``preprocessing``; the default is CLEVRER's statistics.
 
     Args:
         encoder: the encoder, adapted to the clips; see :meth:`ReadingForEncoder.open_encoder`.
@@ -134,7 +134,7 @@ def preparation(
 
 
 def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
-    """Check that the encoder's clips show most of the frames, which the labels describe.
+    """Check that an encoder's clips show most of each frame, because labels describe whole frames.
 
     Args:
         encoder: the encoder, whose clips are central crops of the frames.
@@ -145,7 +145,7 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
         DataError: if clips show less than 80 % of a frame; the message suggests an image size.
     """
     frames = dataset.decoded_size
-    shown = _share_shown(encoder.config.image_size, frames)
+    shown = _fraction_shown(encoder.config.image_size, frames)
     if shown < LEAST_SHOWN:
         height, width = encoder.config.image_size
         fitting = _fitting_size(encoder, frames)
@@ -156,17 +156,18 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
         )
 
 
-def _share_shown(size: Sequence[int], frames: Sequence[int]) -> float:
+def _fraction_shown(size: Sequence[int], frames: Sequence[int]) -> float:
     """Return the fraction of a frame in its largest central crop with the shape of ``size``."""
     ours, theirs = size[1] / size[0], frames[1] / frames[0]
     return min(ours, theirs) / max(ours, theirs)
 
 
 def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
-    """Return an image size of whole tubelets that shows over 95 % of a frame.
+    """Return an image size whose central crop shows over 95 % of a frame.
 
-    Among such sizes, the number of pixels is closest to that of the encoder. If there is none, the
-    size that shows most of a frame is returned.
+    Tubelets cover the image size without remainder. Of all such sizes, the size with the number of
+    pixels closest to the encoder's is returned. If no size shows over 95 %, the size that shows
+    most of a frame is returned.
     """
     (height, width), (_, down, across) = encoder.config.image_size, encoder.config.kernel_stride
     (_, tall, wide) = encoder.config.kernel_size
@@ -175,7 +176,7 @@ def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
         for i in range(2 * height // down)
         for j in range(2 * width // across)
     ]
-    good = [size for size in sizes if _share_shown(size, frames) > 0.95]
+    good = [size for size in sizes if _fraction_shown(size, frames) > 0.95]
     if not good:
-        return max(sizes, key=lambda size: _share_shown(size, frames))
+        return max(sizes, key=lambda size: _fraction_shown(size, frames))
     return min(good, key=lambda size: abs(size[0] * size[1] - height * width))

@@ -40,7 +40,8 @@ class ClipCutting:
     def __init__(self, encoder: ViViT, info: VideoInfo, name: str) -> None:
         channels = encoder.config.in_channels
         known = encoder.preprocessing or Preprocessing()
-        known.statistics(channels)  # raises where `preparation` would use defaults
+        # Raises an error if statistics are missing; `preparation` would use defaults.
+        known.statistics(channels)
         self.clip = preparation(encoder, np.array([info.fps])).clip
         self._info, self._name = info, name
         self._times = None if info.times is None else np.array(info.times)
@@ -69,7 +70,8 @@ class ClipCutting:
         rate = self.clip.fps or self._info.fps
         if start and not rate:
             raise DataError(
-                f"{self._name} states no frame rate, so start {start:g} s is unknown; omit start"
+                f"{self._name} states no frame rate, so the frame at start {start:g} s is unknown; "
+                "omit start"
             )
         if self.clip.fps is None and self._times is not None:
             first = int(frames_at(np.array([start]), self._times)[0])
@@ -77,7 +79,8 @@ class ClipCutting:
             first = round(start * rate)
         if not 0 <= first < self._starts:
             raise self._misfit(
-                f", and does not fit from {start:g} s on", "take a longer video or an earlier start"
+                f", and does not fit at start {start:g} s",
+                "take a longer video or an earlier start",
             )
         return self._frames(np.array([first]))
 
@@ -95,9 +98,9 @@ class ClipCutting:
     def _frames(self, starts: Int[np.ndarray, " clips"]) -> Int[np.ndarray, "clips t"]:
         return clip_frames(starts, self.clip, self._info.fps, self._times)
 
-    def _misfit(self, where: str, mend: str) -> DataError:
+    def _misfit(self, where: str, fix: str) -> DataError:
         why = shortage(self._info.num_frames, self._info.fps, self._times, self.clip)
-        return DataError(f"{self._name} {why}{where}; {mend}")
+        return DataError(f"{self._name} {why}{where}; {fix}")
 
 
 def clip_of_video(
@@ -120,7 +123,7 @@ def clip_of_video(
 def numbered_clip(
     encoder: ViViT, path: str | Path, *, start: float | None = None
 ) -> tuple[Float[Tensor, "1 c T H W"], list[int]]:
-    """Read a clip as :func:`clip_of_video` does; return the clip and its frame numbers."""
+    """Read a clip like :func:`clip_of_video`; return the clip and the numbers of its frames."""
     cutting = ClipCutting(encoder, probe_video(path), str(path))
     (numbers,) = cutting.central() if start is None else cutting.at(start)
     return cutting.prepared(decode_frames(path, numbers.tolist()))[None], numbers.tolist()

@@ -90,7 +90,7 @@ def test_cut_off_files_are_named_and_parts_are_made_anew(extracted, keep):
     path = part_path(extracted, 0)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(
-        ValueError, match=r"features-00000\S+ is missing or damaged .* to make it anew"
+        ValueError, match=r"features-00000\S+ is missing or damaged .* to recompute it"
     ):
         load_features(extracted, "pooled")
     files = FeatureFiles(extracted, SETTINGS, 2)
@@ -120,7 +120,7 @@ def test_only_what_is_asked_for_is_read_and_compared(extracted):
     damaged[-1] ^= 1  # tokens lie behind the others
     path.write_bytes(damaged)
     assert torch.equal(load_features(extracted, "pooled").pooled[:2], part(0).tensors["pooled"])
-    with pytest.raises(DataError, match="checksum of tokens"):
+    with pytest.raises(DataError, match="the checksum of tokens does not match"):
         load_features(extracted, "tokens")
 
 

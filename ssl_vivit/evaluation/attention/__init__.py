@@ -1,6 +1,6 @@
 """Attention of ViViT encoders and of models of neurons with a ViViT core.
 
-``python -m ssl_vivit.evaluation.attention`` draws figures of it.
+``python -m ssl_vivit.evaluation.attention`` draws attention as figures.
 """
 
 from ssl_vivit.evaluation.attention.maps import AttentionMaps, attention_maps

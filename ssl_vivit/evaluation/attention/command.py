@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--columns is {args.columns}; it must be 1 or more")
     try:
         _check_files(args.out)
-        places = (Path(args.model), Path(args.model) / "model")  # of a run
+        places = (Path(args.model), Path(args.model) / "model")  # run/model
         if any(is_kind(place, MODEL_OF_NEURONS) for place in places):
             _refuse(args, _OF_ENCODERS, "an encoder", "a model of neurons")
             _draw_trial(load_neural_model(args.model), args)
@@ -65,13 +65,19 @@ def _parser() -> argparse.ArgumentParser:
         help="directory of an exported encoder or model of neurons, or an encoder's name on the hub",
     )
     parser.add_argument(
-        "video", help="a video file; for a model of neurons also the folder of its session"
+        "video", help="a video file; for a model of neurons, a session's folder is possible too"
     )
     parser.add_argument(
-        "out", type=Path, nargs="+", help="a PNG file; for a model of neurons also a GIF file"
+        "out",
+        type=Path,
+        nargs="+",
+        help="a PNG file; for a model of neurons a PNG file, a GIF file, or both",
     )
     parser.add_argument(
-        "--columns", type=int, default=8, help="most time steps shown (default: %(default)s)"
+        "--columns",
+        type=int,
+        default=8,
+        help="maximum number of time steps shown (default: %(default)s)",
     )
     encoders = parser.add_argument_group("encoders")
     encoders.add_argument(
@@ -79,11 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="start of the clip in seconds (default: a clip from the middle of the video)",
     )
-    encoders.add_argument("--heads", action="store_true", help="add a row for each head")
+    encoders.add_argument("--heads", action="store_true", help="add a row for each attention head")
     neurons = parser.add_argument_group("models of neurons")
-    neurons.add_argument("--session", help="session of the neurons (default: the only one)")
     neurons.add_argument(
-        "--trial", type=int, help="number of the trial (default: the first that was not trained on)"
+        "--session", help="session of the neurons (needed if the model has several)"
+    )
+    neurons.add_argument(
+        "--trial", type=int, help="number of the trial (default: first trial not trained on)"
     )
     neurons.add_argument(
         "--units", type=int, nargs="+", help="ids of the neurons that are averaged (default: all)"
@@ -111,7 +119,9 @@ def _refuse(args: argparse.Namespace, names: Sequence[str], whose: str, there: s
 def _draw_clip(encoder: ViViT, args: argparse.Namespace) -> None:
     gifs = [path for path in args.out if path.suffix.lower() == ".gif"]
     if gifs:
-        raise DataError(f"{gifs[0]}: an encoder's attention is drawn as PNG; name a PNG file")
+        raise DataError(
+            f"{gifs[0]}: an encoder's attention can only be drawn as PNG; give a PNG file"
+        )
     try:
         video, numbers = numbered_clip(encoder, args.video, start=args.start)
     except DecodingError as error:

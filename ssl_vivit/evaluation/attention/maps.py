@@ -1,4 +1,4 @@
-"""Attention weights of an encoder, computed explicitly because fused attention returns none."""
+"""Attention weights of an encoder, computed explicitly: fused attention does not return them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AttentionMaps:
     spatial blocks. Token sequences are those of the encoder: over space [class, registers,
     patches], over time [registers, time steps, temporal class], and in Model 1 [class, registers,
     patches of all time steps]. ``special_tokens`` and ``temporal_registers`` give the number of
-    leading tokens.
+    tokens before the patches and before the time steps.
 
     Attributes:
         config: the encoder's architecture.
@@ -136,7 +136,9 @@ class AttentionMaps:
         index = layer + num_layers(self.config) if layer < 0 else layer
         if index not in maps:
             there = ", ".join(map(str, sorted(maps))) or "none"
-            raise ValueError(f"layer {layer} has no such map; recorded layers: {there}")
+            raise ValueError(
+                f"layer {layer} has no recorded attention of this kind; layers with it: {there}"
+            )
         return maps[index]
 
 
@@ -195,7 +197,7 @@ def attention_maps(
         for name, module in encoder.trunk.named_modules():
             if not isinstance(module, HeadAttention):
                 continue
-            axis, layer = _place(name, config)
+            axis, layer = _axis_and_layer(name, config)
             if layer in wanted:
                 hook = partial(record, axis=axis, layer=layer)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -219,8 +221,8 @@ def _checked(layers: Sequence[int] | None, depth: int) -> set[int]:
     return {layer % depth for layer in layers}
 
 
-def _place(name: str, config: ViViTConfig) -> tuple[Axis, int]:
-    """Return axis and layer of an attention module from its name in the transformer."""
+def _axis_and_layer(name: str, config: ViViTConfig) -> tuple[Axis, int]:
+    """Return the axis and the layer index of an attention module, given its name."""
     group, index, *inner = name.split(".")
     if config.variant == "joint":
         return "joint", int(index)

@@ -33,7 +33,7 @@ class TrialAttention(NamedTuple):
     Attributes:
         where: (S, h, w), fraction of attention to each place, summed over past and present.
         when: (S, S), fraction of attention to each step (columns) at each read-out step (rows).
-        read: (T,), index of the step that is read out in each recorded frame; −1 before the first.
+        read: (T,), index of the step that is read out in each recorded frame; −1 before step 0.
     """
 
     where: Float[np.ndarray, "S h w"]
@@ -49,7 +49,7 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
     (:func:`~ssl_vivit.evaluation.attention.rollout.rollout`) of each time step to the tokens that
     the readouts use, averaged over units. If several blocks are read, they are averaged by their
     weights. Modulator and frame stream have no attention and are left out. The trial may have any
-    length. It is cut into the windows in which the model encodes it. If the position encoding
+    length. It is divided into the windows in which the model encodes it. If the position encoding
     allows any length, windows have 256 steps and overlap by half.
 
     Args:
@@ -82,18 +82,20 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
     steps = clip.shape[2] // core.temporal_stride
     if not steps or read[-1] < 0:
         raise NeuralModelError(
-            f"a trial of {len(video)} frames ends before the first token, which takes "
-            f"{core.temporal_stride} frames of the encoder; give a longer trial"
+            f"a trial of {len(video)} frames is too short for one token, which takes "
+            f"{core.temporal_stride} frames at the encoder's rate; give a longer trial"
         )
     grid = core.encoder.config.grid_of(core.temporal_stride, *clip.shape[3:])
-    places = _read_places(model.readouts[session], chosen.places, grid)
+    places = _position_weights(model.readouts[session], chosen.places, grid)
     where = np.zeros((steps, grid.h, grid.w))
     when = np.zeros((steps, steps))
     for start, first, last in _windows(steps, core.context or _WINDOW):
         frames = slice(start * core.temporal_stride, last * core.temporal_stride)
         maps = _of_all_heads(attention_maps(core.encoder, clip[:, :, frames]))
         for step in range(first, last):
-            shares = _shares(maps, core.reader, places, step - start).double().cpu().numpy()
+            shares = (
+                _tubelet_fractions(maps, core.reader, places, step - start).double().cpu().numpy()
+            )
             where[step] = shares.sum(0)
             when[step, start:last] = shares.sum((1, 2))
     return TrialAttention(where, when, np.minimum(read, steps - 1))
@@ -121,10 +123,10 @@ def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
     )
 
 
-def _shares(
+def _tubelet_fractions(
     maps: AttentionMaps, reader: BlockReader | None, places: Float[Tensor, " n"], step: int
 ) -> Float[Tensor, "t h w"]:
-    """Return the fraction of each input tubelet of a window in the tokens read out at one step."""
+    """Return the fraction that each tubelet contributes to the tokens read out at one step."""
     kinds = (maps.spatial, maps.temporal, maps.joint)
     some = next(iter({**maps.spatial, **maps.joint}.values()))
     patches = some.new_zeros(1, maps.grid.t, len(places))
@@ -136,12 +138,12 @@ def _shares(
     shares = patches.new_zeros(maps.grid)
     for block, weight in zip(reader.blocks, weights.to(patches), strict=True):
         until = ({k: v for k, v in kind.items() if k <= block} for kind in kinds)
-        shares += weight * rollout(_until(maps.config, block), maps.grid, read, *until)[0]
+        shares += weight * rollout(_truncated(maps.config, block), maps.grid, read, *until)[0]
     return shares
 
 
-def _until(config: ViViTConfig, block: int) -> ViViTConfig:
-    """Return the architecture up to a block, which is included."""
+def _truncated(config: ViViTConfig, block: int) -> ViViTConfig:
+    """Return the config of an encoder that ends after the given block."""
     if config.variant != "factorized_encoder":
         return config
     assert config.spatial_depth is not None
@@ -149,8 +151,8 @@ def _until(config: ViViTConfig, block: int) -> ViViTConfig:
     return replace(config, pooling=None, spatial_depth=spatial, temporal_depth=block + 1 - spatial)
 
 
-def _read_places(readout: nn.Module, units: Sequence[int], grid: Grid) -> Float[Tensor, " n"]:
-    """Return the readouts' weights of the places of the map, averaged over units; they sum to 1."""
+def _position_weights(readout: nn.Module, units: Sequence[int], grid: Grid) -> Float[Tensor, " n"]:
+    """Return the readouts' weight of each position, averaged over units; weights sum to 1."""
     size = (grid.h, grid.w)
     if not isinstance(readout, GaussianReadout):
         return torch.full((grid.h * grid.w,), 1 / (grid.h * grid.w))

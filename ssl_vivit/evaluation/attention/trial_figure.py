@@ -48,7 +48,7 @@ def draw_trial(
     cell = (PAGE_WIDTH - 0.9) / len(shown)
     figure = new_figure(PAGE_WIDTH, 2 * (cell * height / width + 0.3) + 2.9)
     rows = figure.add_gridspec(3, len(shown), height_ratios=[cell * height / width] * 2 + [2.2])
-    shares = _of_even(found.where)
+    shares = _relative_to_uniform(found.where)
     above = []
     for column, frame in enumerate(shown):
         for row in range(2):
@@ -82,7 +82,7 @@ def draw_trial(
         aspect="auto",
         cmap="inferno",
         # On a linear scale small values of the distant past would look black.
-        norm=PowerNorm(0.5, vmin=0, vmax=_usual_peak(lags)),
+        norm=PowerNorm(0.5, vmin=0, vmax=_median_peak(lags)),
         interpolation="nearest",
     )
     axis.set_title("attention to past frames, by time before the frame", fontsize=9, loc="left")
@@ -125,8 +125,8 @@ def animate_trial(
     Raises:
         ValueError: if ``path`` is a directory.
     """
-    shares, lags = _of_even(found.where), past_shares(found)
-    reach, top, brightest = _reach(lags), _usual_peak(lags), float(shares.max())
+    shares, lags = _relative_to_uniform(found.where), past_shares(found)
+    reach, top, brightest = _reach(lags), _median_peak(lags), float(shares.max())
     step = len(video) / frames_per_second / len(found.where)
     pictures = []
     for frame, pixels in enumerate(video):
@@ -153,7 +153,7 @@ def _overlaid(
     if shares is not None:
         height, width = grey.shape[:2]
         left, right, bottom, top = map_extent(config, (height, width), *shares.shape)
-        # Index of the map's pixel at each pixel of the frame; extents refer to pixel centres.
+        # Index of the map's pixel at each pixel of the frame. Extents refer to pixel centres.
         row, column = (
             np.floor((np.arange(length) - low) / (high - low) * count).astype(int)
             for length, low, high, count in (
@@ -186,7 +186,7 @@ def _draw_bars(
     draw.text((width - 24, base + 3), "now", fill="black")
 
 
-def _of_even(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
+def _relative_to_uniform(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
     """Convert attention to multiples of uniform attention over places."""
     total = where.sum((1, 2), keepdims=True)
     places = where.shape[1] * where.shape[2]
@@ -199,7 +199,7 @@ def _reach(lags: Float[np.ndarray, "S S"]) -> int:
     return int(np.searchsorted(np.cumsum(mean), _REACH * mean.sum()))
 
 
-def _usual_peak(lags: Float[np.ndarray, "S S"]) -> float:
+def _median_peak(lags: Float[np.ndarray, "S S"]) -> float:
     """Return the median over steps of a step's largest attention to one past step.
 
     The median is robust to the first steps, whose attention is spread over few past steps.

@@ -49,7 +49,7 @@ def video_of_trial(
 def video_of_file(path: str | Path, facts: SessionFacts) -> Float[np.ndarray, "T H W"]:
     """Return the pixels of a video file, converted to the format of a session's videos.
 
-    Frames are resampled to the session's frame rate; each one shows the latest frame of the file.
+    Frames are resampled to the session's frame rate, by repeating or skipping frames of the file.
     The largest central crop with the session's aspect ratio is resized to the session's frame size
     and converted to grey (ITU-R 601).
 

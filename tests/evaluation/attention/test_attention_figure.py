@@ -68,8 +68,8 @@ def test_clips_of_another_shape_are_cropped_in_the_middle_and_other_pixel_ranges
             None,
             r"125 frames at 25 frames/s \(5 s\); .* needs \d+ frames; take a longer",
         ),
-        ({}, 4.0, r"does not fit from 4 s on"),
-        ({}, -1.0, r"does not fit from -1 s on"),
+        ({}, 4.0, r"does not fit at start 4 s"),
+        ({}, -1.0, r"does not fit at start -1 s"),
         ({"mean": [0.5, 0.5]}, None, r"has 2 means and 3 stds for 3 channels"),
     ],
 )
@@ -81,7 +81,9 @@ def test_clips_that_cannot_be_are_refused(changes, start, message):
 def test_a_start_needs_a_frame_rate():
     cutting = ClipCutting(prepared(), VideoInfo(125, 512, 512, 0.0), "film")
     assert cutting.at(0.0)[0, 0] == 0
-    with pytest.raises(ValueError, match="film states no frame rate, so start 2 s is unknown"):
+    with pytest.raises(
+        ValueError, match="film states no frame rate, so the frame at start 2 s is unknown"
+    ):
         cutting.at(2.0)
 
 
@@ -223,7 +225,7 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
         ([str(tmp_path / "bare"), *arguments[1:]], "does not say how pixels are normalised"),
         ([arguments[0], str(broken), arguments[2]], "no readable video"),
         ([arguments[0], str(tmp_path / "none.mp4"), arguments[2]], "none.mp4"),
-        ([*arguments, "--start", "100"], "does not fit from 100 s on"),
+        ([*arguments, "--start", "100"], "does not fit at start 100 s"),
         ([*arguments[:2], str(tmp_path / "new.jpg")], "new.jpg must end in .png or .gif"),
         (
             [*arguments[:2], str(tmp_path / "new")],

@@ -202,7 +202,7 @@ def test_resampled_trials_read_the_steps_that_have_ended(facts):
 
 def test_models_and_trials_without_attention_are_refused(facts):
     chosen = chosen_of(predictor(facts, **PLAIN), None, None)
-    with pytest.raises(NeuralModelError, match="a trial of 1 frames ends before the first token"):
+    with pytest.raises(NeuralModelError, match="a trial of 1 frames is too short for one token"):
         trial_attention(chosen, movie(1))
     linear = NeuralPredictor(linear_nonlinear({"sim": 3}, SIZE, behaviour_channels=0), facts)
     with pytest.raises(
@@ -262,7 +262,7 @@ def test_mistakes_are_reported_in_one_line(session, facts, tmp_path, capsys):
         ([own, str(tmp_path / "none"), out], "none"),
         ([own, session, out, out], "2 output files; give one PNG file, one GIF file, or both"),
         ([str(tmp_path / "encoder"), str(VIDEO), out, "--units", "1"], "--units is for a model of neurons"),
-        ([str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "a.gif")], "drawn as PNG"),
+        ([str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "a.gif")], "only be drawn as PNG"),
     ):  # fmt: skip
         assert main(wrong) == 2
         error = capsys.readouterr().err

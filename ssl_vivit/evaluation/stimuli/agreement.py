@@ -28,7 +28,7 @@ class Agreement(NamedTuple):
         other_space: mean correlation with the filters of the session's other neurons; NaN without
             other neurons.
         drive: (n,), see :func:`drive_correlation`; None for images.
-        other_drive: mean ``drive`` for the filters of other neurons, as for ``other_space``.
+        other_drive: mean drive for the filters of other neurons; NaN for images.
         shuffled: (n,), ``drive`` of the videos with their frames in random order.
     """
 
@@ -39,7 +39,7 @@ class Agreement(NamedTuple):
     shuffled: Float[np.ndarray, " n"] | None = None
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Return numbers of units, medians over units, and the controls."""
+        """Return number of units, median over units, and controls of each correlation."""
         told: dict[str, dict[str, float]] = {
             "space": {
                 "units": len(self.space),
@@ -102,7 +102,7 @@ def _best_drive(
 
 
 def _of_others(correlations: Float[np.ndarray, "b n"], places: Sequence[int]) -> float:
-    """Return the mean over all pairs of a stimulus and the filter of another unit."""
+    """Return the mean over all pairs of a stimulus and the filter of another neuron."""
     others = np.ones_like(correlations, bool)
     others[np.arange(len(places)), places] = False
     return float(correlations[others].mean()) if others.any() else math.nan
@@ -120,9 +120,9 @@ def space_correlation(
         stimuli: videos, or images with T = 1, as deviations from grey.
         truth: tensors of ``meta/ground_truth.safetensors``.
     """
-    seen = _seen(stimuli, truth)
+    seen = _spatial_products(stimuli, truth)
     inside = einsum(
-        seen, np.linalg.inv(_spatial_gram(truth)), seen, "b t n i, n i j, b t n j -> b n"
+        seen, np.linalg.inv(_gabor_products(truth)), seen, "b t n i, n i j, b t n j -> b n"
     )
     return np.sqrt(np.maximum(inside, 0)) / _norms(stimuli)
 
@@ -134,8 +134,8 @@ def drive_correlation(
 
     The largest possible drive is the maximum over all videos of equal contrast. For a simple neuron
     the result is the correlation with its space-time filter, and 0 if this is negative. For a
-    complex neuron it is the square root of the motion energy, relative to its maximum. The opposite
-    direction contributes as far as the neuron responds to it. Divisive normalisation and the
+    complex neuron it is the square root of the motion energy, relative to its maximum. Motion in
+    the opposite direction has the weight 1 − ``selectivity``. Divisive normalisation and the
     surround are ignored.
 
     Args:
@@ -145,9 +145,9 @@ def drive_correlation(
     Returns:
         One value from 0 to 1 for each video and neuron.
     """
-    parts = _parts(videos, truth)
+    parts = _filter_products(videos, truth)
     energy, linear = _weights(truth)
-    root = np.linalg.cholesky(_gram(truth, videos.shape[1]))
+    root = np.linalg.cholesky(_pairwise_products(truth, videos.shape[1]))
     # Among videos of norm 1, the largest drive is that of a video in the span of the four filters.
     most_energy = np.linalg.eigvalsh(root.swapaxes(1, 2) @ energy @ root)[:, -1]
     most_linear = np.square(root.swapaxes(1, 2) @ linear[..., None]).sum((1, 2))
@@ -168,16 +168,16 @@ def nearest_filters(
     """
     units, frames = np.arange(len(stimuli)), stimuli.shape[1]
     if frames == 1:
-        seen = _seen(stimuli, truth)[units, :, units]
-        phase = einsum(np.linalg.inv(_spatial_gram(truth)), seen, "n i j, n t j -> n t i")
+        seen = _spatial_products(stimuli, truth)[units, :, units]
+        phase = einsum(np.linalg.inv(_gabor_products(truth)), seen, "n i j, n t j -> n t i")
     else:
-        parts = _parts(stimuli, truth)[units, units]
+        parts = _filter_products(stimuli, truth)[units, units]
         energy, linear = _weights(truth)
         along = np.where(truth["complex"][:, None] > 0, (energy @ parts[..., None])[..., 0], linear)
         kernels = _kernels(truth, frames)
         phase = einsum(along.reshape(-1, 2, 2), kernels, "n i k, n k l -> n l i")
         phase = np.pad(phase, ((0, 0), (0, frames - phase.shape[1]), (0, 0)))[:, ::-1]
-    found = einsum(phase, _pairs(truth), "n t i, n i h w -> n t h w")
+    found = einsum(phase, _gabors(truth), "n t i, n i h w -> n t h w")
     scale = _norms(stimuli) / np.maximum(_norms(found), 1e-12)
     return found * scale[..., None, None]
 
@@ -185,49 +185,52 @@ def nearest_filters(
 def _weights(
     truth: Mapping[str, np.ndarray],
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
-    """Return quadratic forms of complex neurons and weights of simple neurons over the filters."""
+    """Return each neuron's weights of its four filters, as a complex and as a simple cell.
+
+    A complex cell has a quadratic form (n, 4, 4), and a simple cell has a vector (n, 4).
+    """
     other = 1 - truth["selectivity"].astype(float)[:, None]
     energy = _PREFERRED.T @ _PREFERRED + other[..., None] * (_OPPOSITE.T @ _OPPOSITE)
     return energy, _PREFERRED[0] + other * _OPPOSITE[0]
 
 
 def _kernels(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 2 lags"]:
-    """Return temporal kernels, cut to a video's length; entry j is the weight at lag j."""
+    """Return the fast and slow temporal kernels for lags 0, 1, … below the number of frames."""
     return np.stack([truth["fast_kernel"], truth["slow_kernel"]], 1)[..., :frames].astype(float)
 
 
-def _parts(
+def _filter_products(
     videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b n 4"]:
-    """Return inner products of each video's last frames with the four filters of each neuron."""
+    """Return inner products of the last frames of each video with each neuron's four filters."""
     kernels = _kernels(truth, videos.shape[1])
-    latest = _seen(videos, truth)[:, ::-1][:, : kernels.shape[2]]
+    latest = _spatial_products(videos, truth)[:, ::-1][:, : kernels.shape[2]]
     parts = einsum(latest, kernels, "b l n i, n k l -> b n i k")
     return parts.reshape(*parts.shape[:2], 4)
 
 
-def _gram(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 4 4"]:
-    """Return inner products between the four filters of each neuron."""
+def _pairwise_products(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 4 4"]:
+    """Return the inner products of each neuron's four filters with each other."""
     kernels = _kernels(truth, frames)
     in_time = kernels @ kernels.swapaxes(1, 2)
-    return einsum(_spatial_gram(truth), in_time, "n i j, n k m -> n i k j m").reshape(-1, 4, 4)
+    return einsum(_gabor_products(truth), in_time, "n i j, n k m -> n i k j m").reshape(-1, 4, 4)
 
 
-def _seen(
+def _spatial_products(
     stimuli: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b T n 2"]:
-    """Return inner products of each frame with the even and odd Gabor function of each neuron."""
-    pairs = _pairs(truth)
+    """Return inner products of each frame with each neuron's even and odd Gabor function."""
+    pairs = _gabors(truth)
     flat = rearrange(stimuli.astype(float), "b t h w -> b t (h w)")
     return rearrange(flat @ rearrange(pairs, "n i h w -> (h w) (n i)"), "b t (n i) -> b t n i", i=2)
 
 
-def _pairs(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 H W"]:
+def _gabors(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 H W"]:
     return np.stack([truth["receptive_field"], truth["receptive_field_odd"]], 1).astype(float)
 
 
-def _spatial_gram(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 2"]:
-    pairs = _pairs(truth)
+def _gabor_products(truth: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n 2 2"]:
+    pairs = _gabors(truth)
     return einsum(pairs, pairs, "n i h w, n j h w -> n i j")
 
 

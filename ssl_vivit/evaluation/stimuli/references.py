@@ -1,4 +1,4 @@
-"""Reference responses for most exciting stimuli: to grey, random stimuli and recorded movies."""
+"""Responses to grey, random stimuli and movies, for comparison with most exciting stimuli."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "
 def movie_responses(
     rates: Sequence[Float[Tensor, "T n"]], response: int
 ) -> Float[np.ndarray, "windows n"]:
-    """Return mean rates in all windows of ``response`` frames; shorter movies are skipped."""
+    """Return mean rates in all windows of ``response`` frames; skip movies that are shorter."""
     long = [each.unfold(0, response, 1).mean(-1) for each in rates if len(each) >= response]
     return torch.cat(long).numpy() if long else np.zeros((0, rates[0].shape[1]))

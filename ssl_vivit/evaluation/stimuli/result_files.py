@@ -132,12 +132,12 @@ def _columns(kind: Kind, found: Found, unit_ids: Sequence[int]) -> dict[str, lis
 
 
 def _percentiles(responses: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the percentage of the other responses (k, n) that are smaller."""
+    """Return, for each unit, the percentage of k reference responses below its response."""
     return 100 * (others < responses).mean(0)
 
 
 def _response_lines(found: Mapping[Kind, Found]) -> list[str]:
-    """Return lines with medians over units and the number of units without a raised response."""
+    """Return lines of text with responses, as medians over units."""
     rows = [["medians over units", *(f"{kind}s" for kind in found)]]
     measured = [_columns(kind, each, range(len(each.responses))) for kind, each in found.items()]
     for name, label in {

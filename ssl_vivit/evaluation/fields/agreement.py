@@ -37,7 +37,8 @@ def compare(
         A dictionary of statistics for each pair of methods, with the key "one, other".
 
         - ``units``: number of units with an ellipse by both methods
-        - ``x``, ``y``: Pearson's r of the centres; ``size``: that of the logarithms of the sizes
+        - ``x``, ``y``: Pearson's r of the centres
+        - ``size``: Pearson's r of the logarithms of the sizes
         - ``distance``: median distance of the centres in pixels
         - ``near``: fraction of the ``units`` whose centres are within 4 pixels
 

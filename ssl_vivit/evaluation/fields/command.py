@@ -33,7 +33,7 @@ class FieldsCommand:
         units: ids of the neurons; null takes all neurons of the session.
         around: stimuli at which gradients are computed: noise, grey, or the folder of the session's
             recording, whose movies are used.
-        against: folder of a simulated session, whose true receptive fields are compared.
+        against: folder of a simulated session; its true receptive fields are also compared.
         past: seconds before a response that receptive fields cover; above 0 and at most 10.
         check: side of the squares of white noise in pixels.
         hold: number of frames for which a pattern of white noise is shown.
@@ -92,7 +92,8 @@ def main() -> None:
     )
     if config.hold >= lags:
         raise NeuralModelError(
-            f"--hold {config.hold} must be below {lags}, the frames in --past {config.past:g}"
+            f"--hold {config.hold} must be below {lags}, the number of frames in --past "
+            f"{config.past:g}"
         )
     truth = None
     if config.against is not None:

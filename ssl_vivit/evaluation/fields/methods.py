@@ -42,9 +42,9 @@ def by_position(chosen: ChosenUnits) -> Fields | None:
     """Return the readout's Gaussians in frame coordinates, or None for a readout without positions.
 
     The Gaussian is the distribution from which positions are drawn in training or, with
-    ``sampling="mask"``, the readout's spatial mask. The receptive field of a place of the map is
-    not included. The readout of a linear model has filters and no Gaussians; its ellipses have no
-    size.
+    ``sampling="mask"``, the readout's spatial mask. The encoder's receptive field at a position of
+    the feature map is not included. The readout of a linear model has filters and no Gaussians;
+    its ellipses have no size.
     """
     centres = chosen.centres()
     if centres is None:
@@ -102,14 +102,14 @@ def by_gradient(
 
 
 def by_noise(found: NoiseFields, noise: WhiteNoise) -> Fields:
-    """Convert results of :func:`~ssl_vivit.evaluation.fields.white_noise.reverse_correlation`."""
+    """Return receptive fields from correlations of rates with white noise."""
     unit, lag = np.arange(len(found.linear)), np.abs(found.linear).max((2, 3)).argmax(1)
     images = {"power": found.power, "filter": found.linear[unit, lag]}
     return Fields(found.ellipses(noise), found.kernels, images, noise.check)
 
 
 def clips_of_noise(noise: WhiteNoise, count: int, frames: int) -> Float[Tensor, "b T H W"]:
-    """Draw clips of white noise that differ from the clips of reverse correlation."""
+    """Draw clips of white noise that differ from the clips used for reverse correlation."""
     return torch.stack([noise.pixels(noise.draws(-1 - clip, frames)) for clip in range(count)])
 
 

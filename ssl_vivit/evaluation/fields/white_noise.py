@@ -104,7 +104,7 @@ class NoiseFields:
 
     @property
     def above(self) -> Float[np.ndarray, "n 2"]:
-        """Largest absolute value of ``linear`` and largest of ``squared``, divided by threshold."""
+        """Largest absolute value of ``linear`` and largest value of ``squared``, over threshold."""
         peaks = [np.abs(self.linear).max((1, 2, 3)), self.squared.max((1, 2, 3))]
         return np.stack(peaks, 1) / self.threshold
 
@@ -124,7 +124,7 @@ class NoiseFields:
 
         The power is the square of ``linear`` if :attr:`is_linear`, and ``squared`` otherwise; both
         are proportional to the square of the filter. It is summed over lags with a significant
-        correlation. Without any, the lag with the largest correlation is used.
+        correlation. If no lag has one, the lag with the largest correlation is used.
         """
         linear = self.is_linear[:, None, None, None]
         maps = np.where(linear, np.square(self.linear) - 1, self.squared)
@@ -135,7 +135,7 @@ class NoiseFields:
 
     @property
     def kernels(self) -> Float[np.ndarray, "n lags"]:
-        """Time courses at the peaks of ``power``; NaN for units without significant ones."""
+        """Time courses at the peak of ``power``; NaN for units without significant correlations."""
         maps = np.where(self.is_linear[:, None, None, None], self.linear, self.squared)
         return np.where(self.significant[:, None], at_peak(maps, self.power), np.nan)
 
@@ -188,8 +188,8 @@ def reverse_correlation(
     """
     if clip <= 2 * lags or noise.hold >= lags:
         raise ValueError(
-            f"clip {clip} must be above twice lags {lags}, and noise.hold must be below lags, "
-            f"not {noise.hold}"
+            f"clip {clip} must be above twice lags {lags}, and noise.hold {noise.hold} must be "
+            "below lags"
         )
     count = -(-frames // clip)
     own = torch.as_tensor(units)

@@ -34,7 +34,7 @@ class TuningCommand:
             with recorded ones. If the session is simulated, tuning is compared with the true
             tuning.
         tiers: tiers of trials of --against; null takes all tiers not used for training.
-        position: x and y of the patches of the size curve, from −1 to 1, the edges of the frame;
+        position: x and y of the patches of the size curve; −1 and 1 are the edges of the frame;
             null takes the receptive-field centre of each unit's readout.
         directions: number of directions; must be a multiple of 4 and at least 8.
         spatial_frequencies: spatial frequencies in cycles per pixel; null chooses them by the
@@ -127,12 +127,12 @@ def main() -> None:
         facts.frames_per_second,
         directions=config.directions,
         contrast=config.contrast,
-        **{name: _several(getattr(config, name)) for name in _SERIES},
+        **{name: _as_list(getattr(config, name)) for name in _SERIES},
     )
     known = None
     if config.against is not None:
         known = read_against(
-            chosen, config.against, _several(config.tiers), config.shuffles, config.seed
+            chosen, config.against, _as_list(config.tiers), config.shuffles, config.seed
         )
     curves = measure_curves(
         chosen.rates, protocol, stimuli, chosen.places,
@@ -146,7 +146,7 @@ def main() -> None:
     print("\n".join([*told, f"results  {out}"]))
 
 
-def _several(given: Any) -> Any:
+def _as_list(given: Any) -> Any:
     """Return a setting as a list; a single value becomes a list of one, None stays None."""
     return given if given is None or isinstance(given, list) else [given]
 

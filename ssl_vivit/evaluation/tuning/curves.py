@@ -116,7 +116,7 @@ def measure_curves(
 
 
 class _Shown:
-    """Show gratings in batches; yield response and modulation of all neurons to each grating."""
+    """Show gratings to a model in batches; yield the response and modulation of all neurons."""
 
     def __init__(self, predict: Predict, protocol: Protocol, batch_size: int) -> None:
         self.predict, self.protocol, self.batch_size = predict, protocol, batch_size
@@ -142,7 +142,7 @@ class _Shown:
 
 
 def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the curves in the grid that pass through each unit's best grating."""
+    """Return the curves of direction and frequencies through each unit's best grating."""
     unit, (d, s, t) = np.arange(len(means)), best.T
     direction = means[unit, :, s, t]
     half = direction.shape[1] // 2

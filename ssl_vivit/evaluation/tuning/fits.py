@@ -111,7 +111,7 @@ _AMPLITUDES = {"baseline", "amplitude", "opposite", "excitation", "inhibition"}
 def fit_all(
     values: Mapping[str, Values], responses: Mapping[str, Float[np.ndarray, "n k"]]
 ) -> dict[str, list[Fit | None]]:
-    """Fit every curve of every unit; return property → one fit, or None, for each unit."""
+    """Fit every curve of every unit; return property → list with a fit or None for each unit."""
     return {
         name: [fit(FUNCTIONS[name], values[name], curve) for curve in curves]
         for name, curves in responses.items()

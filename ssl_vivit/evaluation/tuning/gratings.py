@@ -54,8 +54,9 @@ class Protocol:
     """Timing of a trial, and the frames in which the response is measured.
 
     A trial shows grey for ``lead`` seconds, then the grating for ``seconds``. The first
-    ``transient`` seconds of the grating are ignored. The response is the mean rate over the last
-    whole cycles of the rest, minus the mean rate in these frames of a trial that shows only grey.
+    ``transient`` seconds of the grating are ignored. The window for the response is the last whole
+    number of cycles in the remaining frames. The response is the mean rate in the window, minus the
+    mean rate in the window of a trial that shows only grey.
 
     Args:
         frame_size: (H, W) in pixels.
@@ -104,8 +105,8 @@ class Protocol:
         """Return the frames in which the response is measured, a whole number of cycles.
 
         Raises:
-            NeuralModelError: if less than one cycle fits after the transient. Also if a cycle has
-                fewer than three frames, since the direction of motion is then ambiguous.
+            NeuralModelError: if less than one cycle fits after the transient, or if a cycle has
+                fewer than three frames, which makes the direction of motion ambiguous.
         """
         rate = self.frames_per_second
         if not 0 < temporal_frequency <= rate / 3:
@@ -117,7 +118,7 @@ class Protocol:
         cycles = math.floor(round((self.seconds - self.transient) * temporal_frequency, 6))
         if cycles < 1:
             raise NeuralModelError(
-                f"{self.seconds - self.transient:g} s after the transient are less than one cycle "
+                f"seconds {self.seconds:g} is below transient {self.transient:g} plus one cycle "
                 f"of {temporal_frequency:g} Hz; give at least "
                 f"{self.transient + 1 / temporal_frequency:.3g} seconds"
             )

@@ -49,7 +49,14 @@ def contrast_index(preferred: np.ndarray, other: np.ndarray) -> np.ndarray:
 def at_angle(
     responses: Responses, peak: Int[np.ndarray, " n"], degrees: float, *, period: float
 ) -> Float[np.ndarray, " n"]:
-    """Return responses ``degrees`` from the peak; the k angles must evenly cover the period."""
+    """Return each unit's response at ``degrees`` from its peak.
+
+    Args:
+        responses: responses to k evenly spaced angles, which cover the period.
+        peak: index of each unit's peak.
+        degrees: distance from the peak, rounded to a multiple of period / k.
+        period: period of the angles in degrees.
+    """
     count = responses.shape[1]
     steps = round(degrees / period * count)
     return responses[np.arange(len(responses)), (peak + steps) % count]

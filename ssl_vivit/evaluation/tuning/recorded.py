@@ -27,10 +27,10 @@ class Agreement(NamedTuple):
             without training trials.
         reliability: (n,), correlation of the recorded curves of two random halves of the trials,
             averaged over splits.
-        other_units: (shuffles,), as ``model`` with the predicted curves of other units, averaged
-            over units.
-        other_movies: (shuffles,), as ``model`` with the movies of predicted curves permuted,
-            averaged over units.
+        other_units: (shuffles,), correlation of the recorded curve and the predicted curve of
+            another unit, averaged over units.
+        other_movies: (shuffles,), correlation of the recorded curve and the predicted curve with
+            its movies permuted, averaged over units.
     """
 
     model: Float[np.ndarray, " n"]
@@ -65,9 +65,10 @@ def compare_curves(
 ) -> Agreement:
     """Correlate predicted and recorded curves over movies for each unit.
 
-    Exchanging units keeps only the structure over movies that all units share; no unit keeps its
-    own curve. Permuting movies keeps only the distribution of values; all units have the same
-    permutation.
+    Two controls are computed. The first pairs each recorded curve with the predicted curve of
+    another unit, which keeps only the structure over movies that all units share. The second
+    permutes the movies of the predicted curves, equally for all units, which keeps only the
+    distribution of values.
 
     Args:
         predicted: (n, k) mean responses of the model.
@@ -106,7 +107,7 @@ def correlation(one: Curves, two: Curves) -> Float[np.ndarray, " n"]:
 
 
 def _halves(recorded: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Correlate the means of two random halves of the trials; NaN if a movie has one trial."""
+    """Correlate means over two random halves of the trials; NaN if a movie has only one trial."""
     if min(map(len, recorded)) < 2:
         return np.full(recorded[0].shape[1], np.nan)
     mixed = [trials[rng.permutation(len(trials))] for trials in recorded]
@@ -153,8 +154,8 @@ def recorded_curves(
 ) -> RecordedCurves | None:
     """Read recorded responses to each movie, and predict them.
 
-    The onset is the first frame that is not uniform. Predictions use the mean behaviour, because
-    behaviour in a few trials of a movie is not tuning.
+    The onset is the first frame that is not uniform. Predictions use the mean behaviour, so that
+    they depend only on the movie.
 
     Args:
         chosen: the units.

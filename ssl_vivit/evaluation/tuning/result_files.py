@@ -70,7 +70,7 @@ def write_results(
             for name, each in found["truth"].items()
         ]
     write_csv(folder / "units.csv", table)
-    write_csv(folder / "tuning.csv", _long(curves, fits, unit_ids))
+    write_csv(folder / "tuning.csv", _long_table(curves, fits, unit_ids))
     arrays: dict[str, Any] = _arrays(curves, unit_ids)
     np.savez(folder / "tuning.npz", **arrays)
     draw_curves(curves, fits, names, rows, folder / "tuning.png")
@@ -80,7 +80,7 @@ def write_results(
 
 
 def _medians(table: Mapping[str, Any]) -> list[str]:
-    """Return lines with medians over units, and the number of units with a response above grey."""
+    """Return lines of text with medians over units and the number of responding units."""
     responsive = int((np.array(table["response"]) > 0).sum())
     rows = [["units with a response above grey", f"{responsive} of {len(table['unit'])}"]]
     for name in _TOLD:
@@ -110,7 +110,7 @@ def _recorded_lines(found: Mapping[str, Any]) -> list[str]:
     return text_table(rows).splitlines()
 
 
-def _long(
+def _long_table(
     curves: TuningCurves, fits: Mapping[str, Sequence[Fit | None]] | None, unit_ids: Sequence[int]
 ) -> dict[str, list[Any]]:
     """Return the columns of tuning.csv, with a row for each unit, property and value."""

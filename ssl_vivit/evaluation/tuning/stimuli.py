@@ -78,7 +78,7 @@ def default_stimuli(
     Args:
         frame_size: (H, W) in pixels.
         frames_per_second: frame rate of the model.
-        directions: number of directions; this and the further arguments are those of
+        directions: number of directions. For this and the following arguments see
             :class:`Stimuli`.
     """
     height, width = frame_size

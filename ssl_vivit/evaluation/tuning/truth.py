@@ -66,8 +66,8 @@ def _best_frequency(
 def angular_correlation(one: Column, two: Column, *, period: float) -> float:
     """Return the circular correlation of two angles over neurons, from −1 to 1.
 
-    It correlates the sines of the angles' differences over all pairs of neurons (Fisher & Lee 1983,
-    Biometrika 70:327). NaN for fewer than three neurons.
+    The correlation is computed from the sines of angle differences over all pairs of neurons
+    (Fisher & Lee 1983, Biometrika 70:327). NaN for fewer than three neurons.
 
     Args:
         one: first angle of each neuron.
@@ -102,8 +102,8 @@ def _linear_correlation(one: Column, two: Column) -> float:
 def agreement(units: Mapping[str, Any], true: TrueTuning) -> dict[str, dict[str, float]]:
     """Correlate measured and true tuning over neurons.
 
-    Angles have a circular correlation, and frequencies are correlated as logarithms. Directions are
-    compared only for neurons whose true ``selectivity`` is at least 0.5.
+    Angles are compared by circular correlation, and frequencies by the correlation of their
+    logarithms. Directions are compared only for neurons whose true ``selectivity`` is at least 0.5.
 
     Args:
         units: table from :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.

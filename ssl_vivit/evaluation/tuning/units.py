@@ -31,7 +31,8 @@ def measure_units(
       best and the orthogonal orientation.
     - ``dsi_vector``, ``osi_vector``: lengths of the vector sums.
     - ``vector_*``: angles of the vector sums.
-    - ``best_*``: the measured value with the largest response; ``preferred_*``: that of the fit.
+    - ``best_*``: the measured value with the largest response; ``preferred_*``: the value at the
+      peak of the fit.
     - ``*_octaves``, ``direction_width``: full width at half height of the fitted peak.
     - ``r2_*``: fraction of variance that the fit explains.
 

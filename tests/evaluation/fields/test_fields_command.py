@@ -151,7 +151,7 @@ def test_mistakes_are_reported_in_one_line(simulated, launch, tmp_path):
         ((model, "--around", "nois"), "nois is not a folder"),
         ((model, "--around", session, "--past", "1"), r"--around .*: no movie has 60 frames, twice --past 1"),
         ((model, "--check", "9"), "--check 9 must be from 1 to 6"),
-        ((model, "--hold", "6", "--past", "0.2"), "--hold 6 must be below 6, the frames in --past 0.2"),
+        ((model, "--hold", "6", "--past", "0.2"), "--hold 6 must be below 6, the number of frames in --past 0.2"),
         ((model, "--against", str(RECORDED)), "session_fov4_cut .* is not in the checkpoint"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=said) as error:

@@ -81,7 +81,7 @@ def test_whole_cycles_count():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PROTOCOL.window(0.5), r"0.8 s after the transient are less than one cycle of 0.5 Hz; give at least 2.2 s"),
+        (lambda: PROTOCOL.window(0.5), r"seconds 1 is below transient 0.2 plus one cycle of 0.5 Hz; give at least 2.2 s"),
         (lambda: PROTOCOL.window(11), "11 Hz cannot be shown at 30 frames a second; .* at most 10 Hz"),
         (lambda: Protocol((8, 8), 30.0, seconds=0.5, transient=0.5), "transient 0.5 must be below seconds 0.5"),
         (lambda: Protocol((8, 8), 30.0, grey=255), "grey 255 must be above 0 and below 255"),

@@ -26,7 +26,7 @@ _SHOWN = 6
 class ContrastiveEvaluation:
     """Retrieval of the positive view on held-out videos, and the figures of a run.
 
-    Retrieval uses views augmented as in training, which are equal in all evaluations. The figure of
+    Retrieval uses augmented views, drawn as in training and equal in all evaluations. The figure of
     nearest neighbours uses clips without augmentation.
 
     Args:

@@ -27,8 +27,8 @@ class MaskedEvaluation:
 
     ``val/error`` is the error of the prediction. Three reference predictions of a hidden tubelet
     are compared: ``val/copy_error`` is the error of the nearest visible tubelet,
-    ``val/interpolation_error`` that of a mean of the nearest visible tubelets, and
-    ``val/mean_error`` that of the hidden tubelet's own mean colour, an oracle.
+    ``val/interpolation_error`` is the error of a mean of the nearest visible tubelets, and
+    ``val/mean_error`` is the error of the hidden tubelet's own mean colour (an oracle).
 
     Args:
         config: settings of the evaluation.

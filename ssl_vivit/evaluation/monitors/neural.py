@@ -21,8 +21,8 @@ from ssl_vivit.training import Moment, Periodic
 from ssl_vivit.training.metrics.tracking import read_metrics
 from ssl_vivit.training.processes import Host
 
-# Smallest time between drawings of curves, in multiples of the duration of the last drawing, which
-# is longer than many steps of a small model.
+# Smallest time between drawings of curves, in multiples of the duration of the last drawing.
+# Drawing takes longer than many steps of a small model.
 LEAST_WAIT = 20.0
 
 

@@ -23,8 +23,8 @@ class OnlineProbe:
     """Nearest neighbours and ridge regression on one clip of each video, without augmentation.
 
     Scores are logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``; see
-    :func:`ssl_vivit.evaluation.probes.scores.score`. The progress bar shows those of ``presence``.
-    ``probe/chance_TARGET`` is the chance level.
+    :func:`ssl_vivit.evaluation.probes.scores.score`. The progress bar shows the scores
+    of ``presence``. ``probe/chance_TARGET`` is the chance level.
 
     Args:
         config: settings of the probes.

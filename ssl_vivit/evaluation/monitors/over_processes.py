@@ -25,7 +25,7 @@ def measure_videos(
         batch_size: number of videos in a batch.
         moment: the state of the run.
         measure: function from a batch to name → tensor (b, …) with a row for each video. It is
-            called equally often on all processes, which sharded weights require. Results of
+            called equally often on all processes, because sharded weights require it. Results of
             additional calls are discarded.
 
     Returns:

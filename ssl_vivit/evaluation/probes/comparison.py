@@ -156,7 +156,7 @@ def compare(
 
 
 def _check_long_clip(each: Subject, parts: Parts) -> None:
-    """Raise an error if the long clip does not fit; called before anything is measured."""
+    """Raise an error if the long clip does not fit an encoder or the videos."""
     prepared = each.prepared.one_long_clip()
     adapted_config(each.encoder.config, {"num_frames": prepared.clip.length})
     for part in parts:
@@ -171,7 +171,7 @@ def _check_long_clip(each: Subject, parts: Parts) -> None:
 
 @dataclass
 class _Pass:
-    """One pass over the videos with one seed, for encoders with equal clips."""
+    """Features and probe scores of one seed, for encoders with equal clips."""
 
     parts: Parts
     settings: ProbeSettings
@@ -198,7 +198,7 @@ class _Pass:
         for clips, chosen in views.items():
             self._probe(clips, encoders, train, test, chosen)
         if self.settings.long_clip:
-            # One clip with all frames, from the videos of the short clips and with their labels.
+            # One long clip of each video, with the labels of its short clips.
             prepared = prepared.one_long_clip()
             frames = prepared.clip.length
             longer = {name: adapt(each, num_frames=frames) for name, each in encoders.items()}
@@ -206,7 +206,7 @@ class _Pass:
                 videos[np.isin(np.array(part.videos.keys)[videos], short.keys)]
                 for part, videos, short in zip(self.parts, drawn, (train, test), strict=True)
             ]
-            labels = [_remembered(train), _remembered(test)]
+            labels = [_labels_of_short_clips(train), _labels_of_short_clips(test)]
             train, test = self._features(prepared, longer, same, labels, spread=True)
             self._probe(LONG, encoders, train, test, slice(0, 1))
         return len(train.keys), len(test.keys)
@@ -296,8 +296,8 @@ class _Pass:
             self.found.add(row, scores(*told), resampled_scores(*told, weights))
 
 
-def _remembered(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
-    """Return a function that looks up the labels of a batch's videos in the short clips."""
+def _labels_of_short_clips(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
+    """Return a function from a batch of long clips to the labels of the videos' short clips."""
     place = {key: i for i, key in enumerate(short.keys)}
 
     def labels(batch: dict[str, Any]) -> dict[str, Tensor]:

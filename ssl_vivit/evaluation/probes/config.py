@@ -1,4 +1,4 @@
-"""Settings of probes, of their videos, and of full fine-tuning.
+"""Settings of probes, their videos, and full fine-tuning.
 
 This module must not import encoders, not even for type checkers: jsonargparse would load them
 before it prints --help, which takes longer than loading torch.
@@ -24,7 +24,7 @@ class ProbeData(ReadingForEncoder):
         test_shards: shards with test videos; null takes a fraction ``held_out`` of ``shards``.
         folder: folder of videos with one subfolder for each class; replaces ``shards``.
         held_out: fraction of the videos used for testing, selected by a hash of their names. The
-            fraction used in pretraining selects the videos held out there.
+            fraction used in pretraining selects the held-out videos of pretraining.
     """
 
     shards: str | list[str] | None = None
@@ -66,10 +66,10 @@ class ProbeSettings:
 
     Args:
         probes: list of probes: knn, linear, attentive.
-        seeds: number of repetitions with other clips, fits and untrained weights.
+        seeds: number of repetitions, each with different clips, fits and untrained weights.
         clips: number of clips per video, spread over the video. Features of clips are averaged;
-            attentive probes see the tokens of all clips. Above 1, the middle clip is also scored by
-            itself.
+            attentive probes see the tokens of all clips. With several clips, the middle clip is
+            also scored separately.
         long_clip: also score one long clip from the middle of the video, with the number of frames
             of all clips and their stride. Its labels are those of the several clips: objects
             visible in any of them, and collisions from the first to the last.
@@ -94,7 +94,7 @@ class ProbeSettings:
         if not self.probes:
             raise ValueError("--probes is empty; choose from knn, linear, attentive")
         if self.long_clip and self.clips == 1:
-            raise ValueError("--long_clip compares with several clips; set --clips to 2 or more")
+            raise ValueError("--long_clip is compared with several clips; set --clips to 2 or more")
 
 
 @dataclass

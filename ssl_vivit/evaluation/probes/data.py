@@ -45,7 +45,7 @@ class Part(NamedTuple):
     config: ProbeData
 
     def drawn(self, seed: int, name: str) -> np.ndarray:
-        """Return the indices of at most ``limit`` videos, drawn by seed and name; ascending."""
+        """Return the ascending indices of at most ``limit`` videos, drawn by seed and name."""
         if len(self.indices) <= self.limit:
             return self.indices
         order = named_generator(seed, name).permutation(len(self.indices))
@@ -144,7 +144,7 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
         )
     if data.test_shards:
         test = data.open_shards(data.test_shards)
-        if both := _shared(train, test):
+        if both := _common_videos(train, test):
             raise DataError(
                 f"--data.shards and --data.test_shards have {len(both)} common videos, such as "
                 f"{both[0]}; give other --data.test_shards"
@@ -191,8 +191,8 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
     return None
 
 
-def _shared(train: ShardSet | VideoFolder, test: ShardSet) -> list[str]:
-    """Return keys of test videos that are also training videos, by their key or their source."""
+def _common_videos(train: ShardSet | VideoFolder, test: ShardSet) -> list[str]:
+    """Return names of test videos whose name or source file also occurs in training."""
     keys = set(train.keys)
     sources = {train.source(i) for i in range(len(train))} - {None}
     return sorted(

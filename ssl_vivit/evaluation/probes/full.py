@@ -1,4 +1,4 @@
-"""Full supervised fine-tuning, in which all weights are trained, as a row beside the probes."""
+"""Full supervised fine-tuning of an encoder, scored in the table of the probes."""
 
 from __future__ import annotations
 
@@ -113,9 +113,10 @@ def finetune(
 
 
 def _record(parts: Parts, train: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return a record of the training videos, stored in the exported encoder.
+    """Return a record of the training videos, to be stored in the exported encoder.
 
-    With it, :func:`~ssl_vivit.evaluation.probes.data.not_unseen` finds them among test videos.
+    :func:`~ssl_vivit.evaluation.probes.data.not_unseen` uses the record to find training videos
+    among test videos.
     """
     config = parts.train.config
     held_out = 0.0 if config.test_shards else config.held_out

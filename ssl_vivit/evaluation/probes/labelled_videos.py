@@ -117,7 +117,7 @@ class LabelledBatches:
     def stream(
         self, split: BatchSplit, *, start_step: int, device: torch.device
     ) -> Generator[dict[str, Any], None, None]:
-        """See :meth:`~ssl_vivit.data.video.loader.ClipBatches.stream`."""
+        """Yield labelled batches like :meth:`~ssl_vivit.data.video.loader.ClipBatches.stream`."""
         with closing(self.batches.stream(split, start_step=start_step, device=device)) as batches:
             for batch in batches:
                 told = {name: value.to(device) for name, value in self.labels(batch).items()}

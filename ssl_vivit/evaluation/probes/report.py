@@ -97,14 +97,14 @@ class ProbeScores:
         )
 
     def baselines(self, row: Row) -> list[Row]:
-        """Return baselines with the row's probe, and with its clips if any baseline has them."""
+        """Return the baselines of a row: with its probe and, if there are any, with its clips."""
         if row.baseline:
             return []
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]
         return [r for r in others if r.clips == row.clips] or others
 
     def beats_baselines(self, row: Row, target: str) -> bool:
-        """Return whether a row lies more than two standard errors above each baseline and chance.
+        """Return whether a row's score is over two standard errors above every baseline and chance.
 
         The standard error is that of the difference, over seeds and test videos.
         """
@@ -268,7 +268,7 @@ def _number(value: float) -> float | None:
 
 
 def distinct(names: Iterable[str]) -> dict[str, str]:
-    """Return path → shortest end of the path that distinguishes it from the other paths."""
+    """Return path → shortest suffix that distinguishes the path from the other paths."""
     names = list(names)
     parts = {name: name.rstrip("/").split("/") for name in names}
     longest = max(map(len, parts.values()), default=1)

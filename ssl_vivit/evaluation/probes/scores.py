@@ -100,8 +100,8 @@ def scores(
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
     """Return the score of predictions that do not depend on the clips.
 
-    - ``kinds``: the exact expectation of the mean average precision over random orders, which for
-      few clips is above the kinds' frequency
+    - ``kinds``: the expected mean average precision over random orders of the clips; for few clips
+      it exceeds the frequency of the kinds
     - ``event``: 1/2
     - ``number``: 0, the score of predicting the test part's mean
     - ``class``: the accuracy of predicting the most frequent class of the training part
@@ -151,10 +151,13 @@ def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
     return torch.where(spread > least, 1 - rest / spread, torch.nan)
 
 
-def _cumulated(
+def _cumulative_weights(
     scores: Tensor, positive: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
-    """Return cumulated weights of positives and of all clips, by descending score, at tie ends."""
+    """Return cumulative weights of positives and of all clips, by descending score.
+
+    Clips with equal scores share one entry.
+    """
     ordered, order = scores.sort(descending=True)
     ends = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))
     sorted_weights = weights[:, order]
@@ -163,7 +166,7 @@ def _cumulated(
 
 
 def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    hits, seen = _cumulated(scores, positive, weights)
+    hits, seen = _cumulative_weights(scores, positive, weights)
     false = seen - hits
     none = torch.zeros(len(weights), 1, dtype=weights.dtype)
     # Ties count half, by the trapezoidal rule.
@@ -173,8 +176,8 @@ def _auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
 
 
 def _average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """Return average precision; NaN if all counted clips are positive, or none is."""
-    hits, seen = _cumulated(scores, positive, weights)
+    """Return average precision; NaN if all counted clips are positive or all are negative."""
+    hits, seen = _cumulative_weights(scores, positive, weights)
     none = torch.zeros(len(weights), 1, dtype=weights.dtype)
     precision = hits / seen.clamp(min=1)
     found = (hits.diff(dim=1, prepend=none) * precision).sum(1) / hits[:, -1]

@@ -22,7 +22,7 @@ _CLIPS, _PAST, _CHECK = 32, 0.5, 2
 
 
 def fields(predictor: NeuralPredictor, session: str, units: Sequence[int], folder: Path) -> Section:
-    """Return the readout positions of all units, and receptive fields by gradient of some units.
+    """Return a section with figures of readout positions and of receptive fields by gradient.
 
     Args:
         predictor: the model.
@@ -52,7 +52,7 @@ def fields(predictor: NeuralPredictor, session: str, units: Sequence[int], folde
 
 
 def tuning(predictor: NeuralPredictor, session: str, units: Sequence[int], folder: Path) -> Section:
-    """Return tuning curves of some units for direction, frequencies, contrast and size.
+    """Return a section with tuning curves for direction, frequencies, contrast and size.
 
     Args:
         predictor: the model.

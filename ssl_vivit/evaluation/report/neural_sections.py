@@ -30,7 +30,7 @@ _DRAWN = 3
 
 
 class ShownMovie(NamedTuple):
-    """Responses to the movie of a tier that was shown most often.
+    """Recorded and predicted responses to the movie that was shown most often in a tier.
 
     Attributes:
         recorded: recorded responses, averaged over the movie's trials; NaN where unknown.
@@ -44,13 +44,13 @@ class ShownMovie(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A model of neurons, scored on all tiers that were not used for training.
+    """A model of neurons, and its scores on all tiers that were not used for training.
 
     Attributes:
         predictor: the model.
         tiers: tier → result.
         movies: (tier, session) → responses to one movie.
-        columns: column → values, a table with the scores of each unit on each tier.
+        columns: name of a column → values; a table with a row for each unit and tier.
     """
 
     predictor: NeuralPredictor
@@ -108,7 +108,7 @@ def score_model(run: RunFiles, predictor: NeuralPredictor, sessions: Sequence[st
 
 
 def scores(tiers: Mapping[str, TierResult]) -> Section:
-    """Return the scores of each tier with confidence intervals and ceilings."""
+    """Return a section with scores, confidence intervals and ceilings of each tier."""
     (head, *rows), notes = result_rows(tiers)
     body = "".join(map(paragraph, trial_lines(tiers))) + table(head, rows)
     body += "".join(map(paragraph, notes))
@@ -121,7 +121,7 @@ def scores(tiers: Mapping[str, TierResult]) -> Section:
 
 
 def stored_scores(run: RunFiles) -> Section | None:
-    """Return the scores in the run's scores.json, or None without such a file.
+    """Return a section with the scores in the run's scores.json, or None without this file.
 
     The file is written by recipes/evaluate_neural.py and recipes/finetune_neural.py.
     """
@@ -143,7 +143,7 @@ def stored_scores(run: RunFiles) -> Section | None:
 
 
 def units(scored: Scored) -> Section:
-    """Return the scores of each unit, in a sortable table for each tier."""
+    """Return a section with the scores of each unit, in a sortable table for each tier."""
     columns = scored.columns
     shown = ["session", "unit", *(name for name in LABELS if name in columns)]
     if any(columns.get("held_out", [])):
@@ -161,9 +161,9 @@ def units(scored: Scored) -> Section:
 
 
 def best_and_worst(scored: Scored, folder: Path) -> Section | None:
-    """Return recorded and predicted responses of units with the highest and lowest correlation."""
+    """Return a section with traces of the units with the highest and lowest correlations."""
     parts: list[str] = []
-    tier = _judged(scored)
+    tier = _shown_tier(scored)
     for fact in scored.predictor.facts:
         movie = scored.movies.get((tier, fact.name))
         values = _correlations(scored.columns, tier, fact.name)
@@ -192,7 +192,7 @@ def best_and_worst(scored: Scored, folder: Path) -> Section | None:
 
 def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
     """Return session → ids of the ``count`` units with the highest single-trial correlation."""
-    tier = _judged(scored)
+    tier = _shown_tier(scored)
     found = {}
     for fact in scored.predictor.facts:
         values = _correlations(scored.columns, tier, fact.name)
@@ -200,8 +200,8 @@ def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
     return found
 
 
-def _judged(scored: Scored) -> str:
-    """Return the first tier that was not used to select the model's step, or the first tier."""
+def _shown_tier(scored: Scored) -> str:
+    """Return the first tier that did not select the model in training; the first if all did."""
     tests = [tier for tier, own in scored.tiers.items() if not own.validation]
     return next(iter([*tests, *scored.tiers]))
 

@@ -146,7 +146,7 @@ def paragraph(text: str) -> str:
 
 
 def note(text: str) -> str:
-    """Return a paragraph about a missing part or a limitation."""
+    """Return a highlighted paragraph, for a missing part or a limitation."""
     return f'<p class="note">{escape(text)}</p>'
 
 

@@ -15,7 +15,7 @@ from ssl_vivit.nested_text import read_yaml_text
 from ssl_vivit.run_lock import LOCK
 from ssl_vivit.training.metrics.tracking import read_metrics
 
-# A directory with one of these files is a directory of results.
+# A run's directory has at least one of these files.
 _RESULTS = (
     "metrics.jsonl",
     "config.yaml",
@@ -49,11 +49,11 @@ class RunFiles:
 
     @property
     def going_on(self) -> bool:
-        """Return whether a process is writing in the directory."""
+        """Whether a process that writes to the directory is still running."""
         try:
             with (self.folder / LOCK).open("rb") as file:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:  # EAGAIN: the lock is held; other errors: no readable lock
+        except OSError as error:  # EAGAIN: another process holds the lock
             return error.errno == errno.EAGAIN
         return False
 
@@ -111,7 +111,7 @@ class RunFiles:
         return {}
 
     def figures(self) -> list[Path]:
-        """Return the figures of the run; of a series over steps, the first and the last figure."""
+        """Return the run's figures; of figures redrawn at several steps, only first and last."""
         found = [
             *sorted((self.folder / "figures").glob("*.png")),
             *sorted(self.folder.glob("*.png")),

@@ -14,7 +14,7 @@ _NOT_MEASURED = ("step",)
 
 
 def state(run: RunFiles) -> str:
-    """Return one line that says how far the run is."""
+    """Return a sentence with the state of the run: going on, ended, or ended early."""
     steps, planned = run.metrics[-1]["step"] if run.metrics else None, run.setting("training.steps")
     told = "" if steps is None else f"step {steps}" + (f" of {planned}" if planned else "")
     if run.going_on:
@@ -25,7 +25,7 @@ def state(run: RunFiles) -> str:
 
 
 def numbers(run: RunFiles) -> Section | None:
-    """Return the first, smallest, largest and last value of each training metric."""
+    """Return a section with first, smallest, largest and last value of each training metric."""
     series: dict[str, list[float]] = {}
     for line in run.metrics:
         for name, value in line.items():
@@ -42,7 +42,7 @@ def numbers(run: RunFiles) -> Section | None:
 
 
 def figures(run: RunFiles, folder: Path) -> Section | None:
-    """Return the figures of the run; curves are drawn from its metrics if it has no such figure.
+    """Return a section with the figures of the run; draw its metrics if there is no curves.png.
 
     Args:
         run: files of the run.
@@ -68,7 +68,7 @@ def _caption(path: Path) -> str:
 
 
 def probes(run: RunFiles) -> Section | None:
-    """Return the scores in probes.json, which recipes/probe_clevrer.py writes."""
+    """Return a section with the scores in probes.json from recipes/probe_clevrer.py."""
     found = run.json("probes.json")
     if found is None:
         return None
@@ -85,14 +85,14 @@ def probes(run: RunFiles) -> Section | None:
 
 
 def settings(run: RunFiles) -> Section | None:
-    """Return the run's config, including defaults."""
+    """Return a section with the run's config, including defaults."""
     if not run.config_text:
         return None
     return Section("Settings", folded("config.yaml", run.config_text))
 
 
 def environment(run: RunFiles) -> Section | None:
-    """Return command, seed, data and versions, as stored in the exported encoder or model."""
+    """Return a section with command, seed, data and versions from the exported model."""
     facts = run.exported
     if not facts:
         return None
@@ -109,7 +109,7 @@ def _fact_text(value: Any) -> str:
 
 
 def csv_section(path: Path, title: str) -> Section | None:
-    """Return a CSV file as a sortable table, or None without such a file."""
+    """Return a section with a CSV file as a sortable table, or None without this file."""
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:

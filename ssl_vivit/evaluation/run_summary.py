@@ -9,7 +9,7 @@ from ssl_vivit.training.metrics.tracking import read_metrics
 
 
 def first_and_last(run_dir: Path, name: str) -> tuple[float, float] | None:
-    """Return the first and the last finite value of a metric in a run, or None without any."""
+    """Return the first and the last finite value of a metric, or None if there is none."""
     logged = [line.get(name) for line in read_metrics(run_dir / "metrics.jsonl")]
     values = [value for value in logged if value is not None]
     return (values[0], values[-1]) if values else None

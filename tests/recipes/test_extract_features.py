@@ -131,7 +131,7 @@ def test_features_that_are_not_there_are_reported_in_one_line(videos, encoder, t
     index = tmp_path / "f" / "index.json"
     edited = json.loads(index.read_text()) | {"skipped": {"a": "cut"}}
     index.write_text(json.dumps(edited))
-    with pytest.raises(ValueError, match=r"index\.json is damaged \(checksum\)"):
+    with pytest.raises(ValueError, match=r"index\.json is damaged \(wrong checksum\)"):
         load_features(tmp_path / "f")
     index.write_text(json.dumps({name: edited[name] for name in edited if name != "crc32"}))
     with pytest.raises(ValueError, match=r"f holds features of no video: all 1 were skipped"):

@@ -50,7 +50,7 @@ class ChosenUnits:
         return rates
 
     def differentiable_rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
-        """Predict rates as :meth:`rates` does, with gradients to the pixels.
+        """Predict rates like :meth:`rates`, with gradients with respect to the pixels.
 
         Args:
             video: pixels from 0 to 255; the range is not checked.

@@ -137,7 +137,8 @@ class AttentionMaps:
         if index not in maps:
             there = ", ".join(map(str, sorted(maps))) or "none"
             raise ValueError(
-                f"layer {layer} has no recorded attention of this kind; layers with it: {there}"
+                f"layer {layer} does not compute this attention or was not recorded; recorded "
+                f"layers with this attention: {there}"
             )
         return maps[index]
 

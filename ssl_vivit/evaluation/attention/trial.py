@@ -47,10 +47,11 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
 
     The result is the attention rollout
     (:func:`~ssl_vivit.evaluation.attention.rollout.rollout`) of each time step to the tokens that
-    the readouts use, averaged over units. If several blocks are read, they are averaged by their
-    weights. Modulator and frame stream have no attention and are left out. The trial may have any
-    length. It is divided into the windows in which the model encodes it. If the position encoding
-    allows any length, windows have 256 steps and overlap by half.
+    the readouts use, averaged over units. If the readouts use several blocks, the rollouts of the
+    blocks are averaged with the model's block weights. The modulator and the frame stream have no
+    attention and are left out. A trial of any length is divided into the windows in which the model
+    encodes it. If the position encoding allows any length, windows have 256 steps and overlap by
+    half.
 
     Args:
         chosen: the units, of a model whose core is a ViViT.

@@ -179,7 +179,7 @@ class FeatureFiles:
         """Write the index of a finished extraction and return it.
 
         Args:
-            skipped: name of a video → reason why it was left out before the first part.
+            skipped: name of a video → reason why it was excluded before any features were computed.
 
         Raises:
             DataError: if a part is missing or damaged.

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 # height, and its smallest value in pixels. It must bridge the zeros between the lobes of a filter.
 _START, _LEAST_START = 0.12, 1.5
 _ROUNDS, _TOLERANCE = 200, 1e-4
-# Smallest standard deviation in pixels: that of a uniform distribution over one pixel.
+# Smallest standard deviation in pixels: a uniform distribution over one pixel has 1/√12 = 0.29.
 _NARROWEST = 0.29
 # Largest standard deviation as a fraction of the map's longer side. Wider shapes are an offset of
 # the whole map, not a field.

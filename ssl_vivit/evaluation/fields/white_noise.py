@@ -122,9 +122,10 @@ class NoiseFields:
     def power(self) -> Float[np.ndarray, "n rows columns"]:
         """Power of the receptive field in each square, minus the power expected by chance.
 
-        The power is the square of ``linear`` if :attr:`is_linear`, and ``squared`` otherwise; both
-        are proportional to the square of the filter. It is summed over lags with a significant
-        correlation. If no lag has one, the lag with the largest correlation is used.
+        The power is the square of ``linear`` for units with :attr:`is_linear`, and ``squared`` for
+        other units; both are proportional to the square of the filter. The power is summed over
+        lags with a significant correlation. If no lag has a significant correlation, only the lag
+        with the largest correlation is used.
         """
         linear = self.is_linear[:, None, None, None]
         maps = np.where(linear, np.square(self.linear) - 1, self.squared)

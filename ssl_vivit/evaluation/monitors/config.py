@@ -15,7 +15,8 @@ class EvaluationConfig:
     """Settings of the evaluation on held-out videos during training.
 
     Args:
-        every: steps between evaluations; there is one before the first step and one at the end.
+        every: steps between evaluations; the model is also evaluated before the first step and at
+            the end.
         videos: maximum number of held-out videos.
         batch_size: number of videos in a batch.
     """
@@ -53,8 +54,8 @@ class NeuralEvaluationConfig:
     """Settings of the evaluation during training and at its end.
 
     Args:
-        every: steps between evaluations on the validation trials; there is one before the first
-            step and one at the end.
+        every: steps between evaluations on the validation trials; the model is also evaluated
+            before the first step and at the end.
         batch_size: number of trials in a batch.
         keep_best: keep the model with the best score on validation trials instead of the last
             model. The score is bits per spike, or correlation if responses are not spikes.

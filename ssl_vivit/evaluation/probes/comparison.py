@@ -57,7 +57,7 @@ class Subject(NamedTuple):
 
     @property
     def encoder(self) -> ViViT:
-        """The first encoder."""
+        """First of ``encoders``, which have equal architecture and clips."""
         return self.encoders[0]
 
     def of_seed(self, seed: int) -> ViViT:

@@ -70,9 +70,9 @@ class ProbeSettings:
         clips: number of clips per video, spread over the video. Features of clips are averaged;
             attentive probes see the tokens of all clips. With several clips, the middle clip is
             also scored separately.
-        long_clip: also score one long clip from the middle of the video, with the number of frames
-            of all clips and their stride. Its labels are those of the several clips: objects
-            visible in any of them, and collisions from the first to the last.
+        long_clip: also score one long clip from the middle of the video. It has the total number
+            of frames of all clips, at their stride. It is labelled like the clips: objects visible
+            in any clip, and collisions from the first to the last clip.
         summary: vector of a clip for kNN and linear probes: pooled (the encoder's pooled vector),
             mean (over patch tokens), or both (concatenated).
         attentive: settings of the attentive probe. Tokens of all clips are stored in a temporary

@@ -44,7 +44,7 @@ def probe(
         test_features: features of the test part, (m, d), from other videos.
         test_labels: name → labels of the test part.
         kind: ``knn``, see :func:`nearest_neighbours`, or ``linear``, see :func:`ridge`.
-        targets: the targets to predict; both labels must have them.
+        targets: the targets to predict; both sets of labels must contain them.
         seed: seed of the folds that select the linear probe's penalty.
 
     Returns:

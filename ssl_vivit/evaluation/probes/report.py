@@ -97,7 +97,7 @@ class ProbeScores:
         )
 
     def baselines(self, row: Row) -> list[Row]:
-        """Return the baselines of a row: with its probe and, if there are any, with its clips."""
+        """Return the baselines with a row's probe; only those with its clips, if there are any."""
         if row.baseline:
             return []
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]

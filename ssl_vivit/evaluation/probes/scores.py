@@ -61,7 +61,7 @@ def weighted_score(
     train_labels: Tensor,
     weights: Float[Tensor, "rows n"],
 ) -> Float[Tensor, " rows"]:
-    """Score a target as :func:`score` does, with each clip counted as often as its weight.
+    """Score a target like :func:`score`, with each clip counted as often as ``weights`` says.
 
     Args:
         predicted, labels, target, train_labels: see :func:`score`.

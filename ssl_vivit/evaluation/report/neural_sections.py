@@ -201,7 +201,7 @@ def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
 
 
 def _shown_tier(scored: Scored) -> str:
-    """Return the first tier that did not select the model in training; the first if all did."""
+    """Return the first tier not used to select the model; the first tier if all were used."""
     tests = [tier for tier, own in scored.tiers.items() if not own.validation]
     return next(iter([*tests, *scored.tiers]))
 

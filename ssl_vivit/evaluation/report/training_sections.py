@@ -9,7 +9,7 @@ from typing import Any
 from ssl_vivit.evaluation.report.page import Cell, Section, folded, picture, table
 from ssl_vivit.evaluation.report.run_files import RunFiles
 
-# Entries of metrics.jsonl that are no metrics.
+# Entries of metrics.jsonl that are not metrics.
 _NOT_MEASURED = ("step",)
 
 

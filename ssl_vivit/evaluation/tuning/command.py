@@ -31,7 +31,7 @@ class TuningCommand:
         session: session of the neurons; null if the model has only one.
         units: ids of the neurons; null takes all neurons of the session.
         against: folder of the session's recording. Predicted responses to its movies are compared
-            with recorded ones. If the session is simulated, tuning is compared with the true
+            with recorded responses. If the session is simulated, tuning is compared with the true
             tuning.
         tiers: tiers of trials of --against; null takes all tiers not used for training.
         position: x and y of the patches of the size curve; −1 and 1 are the edges of the frame;
@@ -40,7 +40,8 @@ class TuningCommand:
         spatial_frequencies: spatial frequencies in cycles per pixel; null chooses them by the
             frame's width.
         temporal_frequencies: temporal frequencies in Hz; null chooses them by the frame rate.
-        contrasts: contrasts of the contrast curve; null takes seven, [] omits the curve.
+        contrasts: contrasts of the contrast curve; null takes seven values from 0.05 to 1,
+            [] omits the curve.
         sizes: diameters in pixels; null chooses them by the frame's height, [] omits the curve.
         contrast: contrast of gratings in the other curves; 1 is the largest that fits around the
             grey level.

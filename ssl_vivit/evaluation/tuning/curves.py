@@ -116,7 +116,7 @@ def measure_curves(
 
 
 class _Shown:
-    """Show gratings to a model in batches; yield the response and modulation of all neurons."""
+    """Shows gratings to a model in batches; yields response and modulation of all neurons."""
 
     def __init__(self, predict: Predict, protocol: Protocol, batch_size: int) -> None:
         self.predict, self.protocol, self.batch_size = predict, protocol, batch_size

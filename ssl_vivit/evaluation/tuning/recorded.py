@@ -134,7 +134,7 @@ class RecordedCurves(NamedTuple):
     """Mean responses to the movies of a session after the onset of the stimulus.
 
     Attributes:
-        directions: (k,), drift directions in degrees, ascending; NaN for movies that are no
+        directions: (k,), drift directions in degrees, ascending; NaN for movies that are not
             gratings.
         predicted: (n, k), responses of the model, with behaviour at its mean.
         recorded: for each movie, responses (trials, n) in trials outside training.

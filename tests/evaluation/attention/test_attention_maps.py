@@ -263,9 +263,9 @@ def test_views_of_the_others_leave_special_tokens_out():
     for place in range(6):
         got = maps.class_attention(0)[..., place // 3, place % 3]
         torch.testing.assert_close(got, maps.spatial[0][..., 0, 3 + place], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"layer 2 has no recorded attention .* with it: 0, 1"):
+    with pytest.raises(ValueError, match=r"layer 2 does not compute .* with this attention: 0, 1"):
         maps.within_frames(2)
-    with pytest.raises(ValueError, match=r"layer 0 has no recorded attention .* with it: 2, 3"):
+    with pytest.raises(ValueError, match=r"layer 0 does not compute .* with this attention: 2, 3"):
         maps.over_time(0)
 
 

@@ -148,7 +148,7 @@ def test_uniform_frames_take_one_of_each_tubelet_unless_told():
 
 
 def test_a_float_step_can_give_one_frame_more_than_asked():
-    """As in google-research/scenic, 28 of 64 frames are taken if 27 are requested."""
+    """google-research/scenic takes 28 of 64 frames if 27 are requested, and so does this function."""
     config = ViViTConfig(**(BASE | FRAMES), sampled_frames=27)
     assert config.grid_of(64, 12, 20).t == 28
     assert config.frames_of(64)[0] == 2

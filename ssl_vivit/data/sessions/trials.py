@@ -15,7 +15,7 @@ from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 
 
 class TrialBatches:
-    """Whole trials in batches; all trials of a batch have one session and one length.
+    """Batches of whole trials; all trials of a batch have one session and one length.
 
     Batches have the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`, with one
     part. They include the responses of held-out neurons.

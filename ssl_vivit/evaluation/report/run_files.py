@@ -49,7 +49,7 @@ class RunFiles:
 
     @property
     def going_on(self) -> bool:
-        """Whether a process that writes to the directory is still running."""
+        """Return whether a process that writes to the directory is still running."""
         try:
             with (self.folder / LOCK).open("rb") as file:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The model of a run with the best score on validation trials."""
+"""Selection of the model of a run that scores best on validation trials."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ BEST = "best"
 
 
 class BestModel:
-    """Storage of the best model in ``run_dir/best``, with its step and score in ``score.json``.
+    """Storage of the best model in ``run_dir/best``; ``score.json`` there has its step and score.
 
-    A resumed run compares with the stored score, so it selects the model of an uninterrupted run.
+    A resumed run compares new scores with the stored score. It therefore selects the model that an
+    uninterrupted run selects.
 
     Args:
         sessions: the sessions that are scored.
@@ -39,7 +40,7 @@ class BestModel:
             return
         found = numbers[self.criterion]
         known = host.from_main(lambda: best_score(moment.run_dir))
-        # An equal score is that of this step, computed again by a resumed run.
+        # The scores are equal if a resumed run evaluates the stored step again.
         if known is not None and found <= known["score"]:
             return
         moment.export(moment.run_dir / BEST / "model")
@@ -49,7 +50,7 @@ class BestModel:
 
 
 def best_score(run_dir: Path) -> dict[str, Any] | None:
-    """Return step, name and value of the best validation score of a run, or None without any.
+    """Return step, name and value of the best validation score of a run; None if none is stored.
 
     Raises:
         DataError: if the file is damaged.
@@ -61,12 +62,12 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
         path, mend := f"remove {path.parent} to select the best model from this step on"
     )
     if not isinstance(found.get("score"), float | int):
-        raise DataError(f"{path} is damaged (it holds no score); {mend}")
+        raise DataError(f"{path} is damaged (its entry 'score' is no number); {mend}")
     return found
 
 
 def place_best(run_dir: Path, host: Host) -> None:
-    """Replace the last model by the best model on validation trials, if there is one."""
+    """Replace the exported model of a run by its best model, if one is stored."""
 
     def work() -> None:
         if best_score(run_dir) is not None:

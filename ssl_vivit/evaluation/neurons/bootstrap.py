@@ -25,13 +25,16 @@ Interval = tuple[float, float]
 def movie_counts(
     movies: int, resamples: int, seed: int, *names: str
 ) -> Float[Tensor, "resamples movies"] | None:
-    """Draw the count of each movie in each resample; return None if either number is below 2.
+    """Draw how often each movie occurs in each resample.
 
     Args:
         movies: number of movies, and of draws with replacement in each resample.
         resamples: number of resamples.
-        seed: seed of the draws, with ``names``.
+        seed: seed of the draws, combined with ``names``.
         names: names of session and tier.
+
+    Returns:
+        The counts; None if ``movies`` or ``resamples`` is below 2.
     """
     if movies < 2 or resamples < 2:
         return None
@@ -47,7 +50,7 @@ def resampled_means(
 
     Args:
         values: values of the n neurons.
-        shape: shape of the result.
+        shape: shape (resamples, times) of the result.
         draw: random generator.
     """
     size = (shape[1], len(values))

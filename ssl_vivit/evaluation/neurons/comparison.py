@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {"bps_mean": "bits per spike", "correlation_mean": "single-trial correlation"}
-# Metric → prediction with the score 0.
+# Metric → name of the prediction that scores 0.
 ZEROS = {"bps_mean": "mean rate of each neuron", "correlation_mean": "chance"}
 MARKERS = "osD^vP"
 
@@ -30,7 +30,7 @@ MARKERS = "osD^vP"
 class NeuralComparison:
     """Test scores by tier, row of the table, number of training trials and seed.
 
-    The number of training trials is called share.
+    A share is a fraction of all training trials, or a number of training trials (see ``unit``).
 
     Attributes:
         metric: score that is shown, by its name in ``scores.json``.
@@ -53,12 +53,12 @@ class NeuralComparison:
         rows.setdefault(row, {}).setdefault(share, []).append(scores)
 
     def refer(self, tier: str, name: str, share: float, score: float | None) -> None:
-        """Add the score of a reference; None stands for an unknown score and adds nothing."""
+        """Add the score of a reference; nothing is added if the score is None."""
         if score is not None:
             self.references.setdefault(tier, {}).setdefault(name, {})[share] = score
 
     def estimate(self, tier: str, row: str, share: float) -> tuple[float, float]:
-        """Return mean and standard error over seeds; NaN if there are too few seeds."""
+        """Return mean and standard error over seeds; the error of a single seed is NaN."""
         return mean_and_error(
             [scores.get(self.metric, math.nan) for scores in self.scores[tier][row][share]]
         )
@@ -116,7 +116,7 @@ class NeuralComparison:
     def chart(self, path: Path) -> None:
         """Draw scores over the number of training trials, with one panel for each tier.
 
-        Error bars are standard errors. A line marks the score 0 if it is within the axis.
+        Error bars are standard errors. A line marks the score 0 if the axis includes it.
         """
         figure, axes = panel_figure(len(self.scores), height=4.4)
         once = False
@@ -134,8 +134,8 @@ class NeuralComparison:
             own = sorted(by_share)
             means, errors = np.array([self.estimate(tier, row, share) for share in own]).T
             once |= bool(np.isnan(errors).any())
-            # Shifted sideways, so that error bars do not hide each other. Caps are wider than
-            # markers, which would hide small errors.
+            # Points are shifted sideways, so that error bars do not hide each other. Caps are wider
+            # than markers, because markers would hide small errors.
             beside = 1.03 ** (place - (len(rows) - 1) / 2)
             axis.errorbar(
                 np.array(own) * beside, means, yerr=errors, capsize=5, label=row,
@@ -172,7 +172,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
-    """Score predictions of each test trial by the mean response in training trials of its movie.
+    """Score the mean response in the training trials of a movie as prediction of its test trials.
 
     Returns:
         Tier → scores by the names of ``NeuralScores.compute``. Tiers are left out if one of their

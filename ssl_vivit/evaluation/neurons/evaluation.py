@@ -1,9 +1,9 @@
 """Scores of a trained model of neurons on tiers of trials, with confidence intervals.
 
-95 % intervals are over the choice of test movies (:mod:`ssl_vivit.evaluation.neurons.bootstrap`). A
-movie is resampled with all of its trials, because repeats of a movie are not independent and a
-trial that is drawn twice would be its own repeat. Neurons and weights are not resampled. Sessions
-with one movie have no intervals.
+95 % intervals describe the uncertainty due to the choice of test movies; see
+:mod:`ssl_vivit.evaluation.neurons.bootstrap`. A movie is resampled with all of its trials, because
+repeats of a movie are not independent and a trial that is drawn twice would be its own repeat.
+Neurons and weights are not resampled. Sessions with one movie have no intervals.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LABELS = {
     "cc_norm": "normalised correlation (CC_norm)",
 }
 
-# Scores from -1 to 1, to which their intervals are limited. If CC_norm is beyond by chance, its
-# interval ends at the score.
+# Scores from -1 to 1; intervals are limited to this range. CC_norm can be outside the range by
+# chance. An end of its interval is then the score.
 CORRELATIONS = ("correlation", "correlation_to_average", "oracle", "cc_abs", "cc_norm")
 
-# An interval over fewer movies or sessions is marked with their number.
+# Intervals over fewer movies, neurons or sessions are marked with the number of these units.
 FEW = 5
 
 Units = Literal["trained", "held_out"]
@@ -53,11 +53,11 @@ class TierResult(NamedTuple):
         ceiling: name → score of the true rates; empty for recorded sessions.
         trials: session → number of trials.
         movies: session → number of movies in these trials.
-        trained_movies: session → number of these movies that are in training trials of any session.
+        trained_movies: session → number of these movies that training trials of any session show.
         neurons: name → number of neurons over which a score in ``scores`` is averaged.
         held_out_neurons: name → number of neurons over which a score in ``held_out`` is averaged.
-        validation: whether the tier has validation trials of the model. With
-            ``evaluation.keep_best`` their score selected the model's step.
+        validation: whether the tier has validation trials of the training run. With
+            ``evaluation.keep_best``, the score on these trials selected the model.
         of_neurons: scores of each neuron; None for a result that was read from a file.
     """
 
@@ -95,10 +95,11 @@ def evaluate(
         predictor: the loaded model.
         tiers: name → trials, from :func:`ssl_vivit.evaluation.neurons.scored_tiers.scored_tiers`.
         resamples: number of resamples of the movies; 0 gives no intervals.
-        seed: seed of the resamples, which do not depend on the model.
+        seed: seed of the resamples; all models are scored on equal resamples.
         batch_size: number of trials in a batch.
         device: device of the computation.
-        seen: function called with the tier, each part of a batch and its rates (b, T, neurons).
+        seen: function called for each part of a batch, with the tier, the part and the predicted
+            rates (b, T, neurons).
 
     Returns:
         Tier → result.
@@ -225,12 +226,12 @@ def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[s
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
     """Return a line for each tier and session with numbers of trials, movies and known movies.
 
-    Known movies are those that training trials also show.
+    Known movies are also shown in training trials.
     """
     return [
         f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
         + (f", {known} of them shown in training, too" if known and tier != "train" else "")
-        + ("; no intervals, which need two movies" if movies < 2 else "")
+        + ("; no intervals, since they need at least two movies" if movies < 2 else "")
         for tier, own in made.items()
         for session, trials in own.trials.items()
         for movies, known in [(own.movies[session], own.trained_movies[session])]

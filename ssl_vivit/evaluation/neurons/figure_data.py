@@ -1,4 +1,4 @@
-"""Computation of the figures of a run from a model of neurons and its trials."""
+"""Computation of the data in the figures of a run, from a model of neurons and trials."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ssl_vivit.neural.scoring.scores import NeuralScores
 
 Rates = Callable[[dict[str, Any]], Tensor]
 
-# Gradients: number of clips, frames of a clip, lags before the last frame of a clip.
+# For gradients: number of clips, frames of a clip, and lags up to the last frame of a clip.
 _CLIPS, _SPAN, _LAGS = 32, 24, 12
 
 
 def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
-    """Draw found against true receptive-field centres, if the session has true centres."""
+    """Draw found against true receptive-field centres, if both are known."""
     truth = true_fields(session)
     found = found_centres(model, session.name, session.frame_size)
     if truth is not None and found is not None:
@@ -76,7 +76,7 @@ def draw_traces(
     figures: Path,
     device: torch.device | str,
 ) -> None:
-    """Draw responses of the best, the median and the worst neuron in one of the trials."""
+    """Draw recorded and predicted responses of the best, median and worst neuron in one trial."""
     measure, values, ranked = _ranked(scores, session.name)
     if not len(ranked):
         return
@@ -111,7 +111,8 @@ def draw_fields(
 ) -> None:
     """Draw receptive fields of the ``count`` best neurons, with true filters if they are known.
 
-    The fields are gradients at clips of the session's ``trials``.
+    Fields are gradients of the rates at clips from ``trials``, which must be of this session.
+    Nothing is drawn if all trials are too short.
     """
     measure, values, ranked = _ranked(scores, session.name)
     units = ranked[:count]
@@ -122,7 +123,7 @@ def draw_fields(
         lambda video: model(video, None, session.name), clips, units.tolist(), lags=_LAGS
     )
     truth = true_fields(session)
-    # The lag at which each neuron's filter has the most energy.
+    # The lag is drawn at which a neuron's filter has the most energy.
     lags = found.filters.square().sum((2, 3)).argmax(1)
     neural_figures.fields(
         [
@@ -157,7 +158,11 @@ def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
 
 
 def _ranked(scores: NeuralScores, session: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Return label and values of the ranking score, and neurons with finite scores, best first."""
+    """Rank the neurons of a session by a score.
+
+    Returns:
+        Label of the score, its values, and indices of neurons with finite scores, best first.
+    """
     name = "bps" if _has(scores, session, "bps") else "correlation"
     values = scores.neurons(session)[name].numpy()
     order = np.argsort(-values, kind="stable")

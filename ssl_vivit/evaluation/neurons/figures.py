@@ -70,7 +70,7 @@ def fields(
 ) -> None:
     """Draw found receptive fields, with the true fields below, each scaled to its largest value.
 
-    There are three neurons per row. A cross marks a found centre, a ring a true centre.
+    There are three neurons per row. A cross marks a found centre, and a ring a true centre.
 
     Args:
         names: labels of the neurons.
@@ -168,8 +168,8 @@ def histogram(
         scores: title of a panel → scores of the neurons; values that are not finite are left out.
         path: path of the PNG file.
         label: label of the score, with its unit.
-        zero: name of the prediction with the score 0.
-        ceiling: title of a panel → scores of the true rates; panels without them may be missing.
+        zero: name of the prediction that scores 0.
+        ceiling: title of a panel → scores of the true rates; panels of recorded sessions may be missing.
     """
     ceiling = ceiling or {}
     figure, panels = panel_figure(len(scores), height=4.0)
@@ -182,8 +182,8 @@ def histogram(
         if not len(together):
             axis.set_axis_off()
             continue
-        # Limited to percentiles, because scores of silent neurons can be arbitrarily large or
-        # small.
+        # The axis is limited to percentiles, because scores of silent neurons can be arbitrarily
+        # large or small.
         low, high = np.percentile(together, [1, 99])
         bins = np.linspace(low, high if high > low else low + 1, 31)
         for name, (_, colour, line) in drawn.items():
@@ -227,7 +227,7 @@ def paired_scores(
         ends = (low - margin, high + margin)
         axis.plot(ends, ends, color=BLACK, lw=0.8, ls="--", label="equal")
         for place, (name, (second, first)) in enumerate(pairs.items()):
-            # Colours repeat after six sessions, with another marker.
+            # Colours repeat after six sessions, with a different marker.
             marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
             label = textwrap.shorten(name, 22, placeholder="…") if len(pairs) <= 12 else None
             axis.plot(second, first, marker, color=COLOURS[place % len(COLOURS)], ms=4, alpha=0.6,

@@ -37,7 +37,8 @@ def check_nwb() -> None:
     Raises:
         DataError: if pynwb is missing; the message says how to install it.
     """
-    # pynwb would store a pickle in the user's cache, and fail if this file is damaged.
+    # Without this variable, pynwb stores a pickle in the user's cache, and fails if that file is
+    # damaged.
     os.environ.setdefault("PYNWB_NO_CACHE_DIR", "1")
     try:
         import pynwb  # noqa: F401
@@ -97,10 +98,10 @@ def write_nwb(
                 unit="spikes per frame" if facts.kind == "spikes" else "response",
                 rate=rate,
                 starting_time=0.0,
-                description="(frames, units); columns are the rows of the table of units",
+                description="(frames, units); columns are in the order of the units table",
             )
         )
-    # Written in memory first, because the HDF5 library crashes when it closes a file on a full
+    # The file is written in memory first, because the HDF5 library crashes when it closes a file on a full
     # disk.
     with (
         h5py.File(str(path), "w", driver="core", backing_store=False) as memory,

@@ -32,7 +32,7 @@ class Difference(NamedTuple):
     Attributes:
         mean: mean over sessions of the mean over neurons.
         over_neurons: interval of the mean for these sessions.
-        over_sessions: interval of the mean for other sessions; None for a single session.
+        over_sessions: interval of the mean for other animals; None for a single session.
         wins: number of neurons that the first model predicts better.
         losses: number of neurons that the second model predicts better.
         ties: number of neurons with equal scores.
@@ -67,7 +67,7 @@ def difference(
     mean = float(np.mean([*means.values()]))
     over_neurons = over_sessions = None
     if resamples > 1:
-        # If a session is drawn several times, its neurons are resampled each time.
+        # If a resample contains a session several times, its neurons are drawn anew each time.
         drawn = np.stack(
             [
                 resampled_means(values, (resamples, len(known)), named_generator(seed, name))
@@ -130,7 +130,7 @@ def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[
 
 
 def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarray, " neurons"]]:
-    """Return session → a column's values on a tier; empty if the column does not exist."""
+    """Return session → values of a column on a tier; empty if the column does not exist."""
     values: dict[str, list[float]] = {}
     rows = zip(table["session"], table["tier"], table.get(column, []), strict=False)
     for session, found, value in rows:

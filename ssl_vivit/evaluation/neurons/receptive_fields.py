@@ -21,11 +21,11 @@ from ssl_vivit.neural.readout.linear import LinearReadout
 
 Rates = Callable[[Tensor], Tensor]
 
-# A readout within this distance in pixels of the true centre is near it. The distance is about the
-# standard deviation of a receptive field.
+# A readout is near the true centre if their distance in pixels is at most this value. The value is
+# about the standard deviation of a receptive field.
 NEAR_PIXELS = 4.0
-# Pixels below this fraction of the largest do not belong to the field. With them, the noise of the
-# whole frame would pull the centre of mass to the middle.
+# Pixels below this fraction of a map's maximum are ignored. Their noise would pull the centre of
+# mass to the middle of the frame.
 _FIELD = 0.3
 
 
@@ -33,9 +33,9 @@ class ReceptiveFields(NamedTuple):
     """Gradients of rates with respect to the video, over many stimuli.
 
     Attributes:
-        filters: (n, lags, H, W), first singular vector of the gradients over stimuli, times its
-            root mean square; the last lag is the current frame. For a linear unit this is its
-            filter, for an energy unit one phase of its filter.
+        filters: (n, lags, H, W), first singular vector of the gradients over stimuli, times the
+            root mean square of the gradients along it. The last lag is the current frame. For a
+            linear unit this is the filter, and for an energy unit one phase of the filter.
         energy: (n, H, W), mean square of the gradients, summed over lags.
         centres: (n, 2), (x, y) of the energy's centre of mass; −1 and 1 are the frame's edges.
     """
@@ -63,7 +63,7 @@ def receptive_fields(
             (b, T, neurons). Clips of a batch must not influence each other.
         videos: clips; the rate at the last frame of each clip is differentiated.
         units: indices of the neurons.
-        lags: number of frames up to the last one, which is included.
+        lags: number of frames at the end of a clip for which gradients are returned.
         batch_size: number of clips in a batch.
 
     Raises:
@@ -71,7 +71,8 @@ def receptive_fields(
     """
     if videos.shape[2] < lags:
         raise ValueError(
-            f"clips of {videos.shape[2]} frames are shorter than lags {lags}; reduce lags"
+            f"clips of {videos.shape[2]} frames are shorter than lags {lags}; set lags to at most "
+            f"{videos.shape[2]}"
         )
     found: list[list[Tensor]] = [[] for _ in units]
     for clips in videos.split(batch_size):
@@ -93,8 +94,8 @@ def _main_direction(gradients: Float[Tensor, "n b lags H W"]) -> Float[Tensor, "
     flat = rearrange(gradients, "n b t h w -> n b (t h w)")
     _, strength, directions = torch.linalg.svd(flat, full_matrices=False)
     main = directions[:, 0] * strength[:, :1] / flat.shape[1] ** 0.5
-    # The sign of a singular vector is arbitrary; that of the mean gradient makes excitation
-    # positive.
+    # The sign of a singular vector is arbitrary. It is chosen to agree with the mean gradient, so
+    # that excitation is positive.
     sign = torch.where(einsum(main, flat.mean(1), "n p, n p -> n") < 0, -1.0, 1.0)
     shape = gradients.shape[2:]
     return (main * sign[:, None]).reshape(len(main), *shape)
@@ -141,7 +142,7 @@ def found_centres(
 def readout_spreads(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2 2"] | None:
-    """Return covariances in pixels² of a Gaussian readout's distributions; None for other readouts.
+    """Return covariances (pixels²) of the positions of a Gaussian readout; None for other readouts.
 
     Args:
         model: the model.
@@ -153,8 +154,8 @@ def readout_spreads(
         return None
     with torch.no_grad():
         centres, widths = readout.centres(), readout.widths()
-        # The mapping from the map to the screen is affine, so it maps the columns of a square root
-        # of the covariance to those of the transformed covariance.
+        # The mapping from the feature map to the screen is affine. It therefore maps a square root
+        # of the covariance, column by column, to a square root of the transformed covariance.
         middle, *ends = (
             _on_screen(model, readout, places, frame_size)
             for places in (centres, centres + widths[..., 0], centres + widths[..., 1])
@@ -170,7 +171,10 @@ def _on_screen(
     places: Float[Tensor, "n 2"],
     frame_size: tuple[int, int],
 ) -> Float[Tensor, "n 2"]:
-    """Convert positions on the map to positions on the screen, through the adapter; in [−1, 1]."""
+    """Convert positions on the feature map to positions on the screen, before the adapter.
+
+    Both are (x, y); −1 and 1 are the edges.
+    """
     low, high = screen_span(model.encoder, frame_size, align_corners=readout.config.align_corners)
     seen = low + (places.cpu() + 1) / 2 * (high - low)
     adapter = model.adapter

@@ -65,7 +65,7 @@ class NeuralReport(NamedTuple):
     """Scores of a model on test trials, by tier.
 
     Attributes:
-        tiers: tier → scores, by the names of :meth:`Sessions.scored`.
+        tiers: tier, as named by :meth:`Sessions.scored` → scores.
         positions: session → agreement with the true receptive fields, for simulated sessions.
         started: ``positions`` of the model before training.
     """
@@ -202,7 +202,10 @@ def summary(
 
 
 def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
-    """Return a row for each score; scores of explainable variance have their number of neurons."""
+    """Return label → text of each score.
+
+    The texts of FEVE and CC_norm include the number of neurons in the mean.
+    """
     rows = {}
     for name, label in LABELS.items():
         key = f"{name}_{session}"

@@ -42,8 +42,8 @@ def check_parquet() -> None:
 def unit_columns(scores: Mapping[str, NeuralScores]) -> Columns:
     """Return a table of the scores of each neuron on each tier; NaN if a score is undefined.
 
-    FEVE and CC_norm are NaN for neurons with a fraction of explainable variance below 0.15, which
-    their means also leave out.
+    FEVE and CC_norm are NaN for neurons whose fraction of explainable variance is below 0.15. Means
+    over neurons also leave these neurons out.
 
     Args:
         scores: tier → scores.
@@ -130,7 +130,7 @@ class PredictionFile:
             trial: number of the trial.
             units: ids of the neurons.
             predicted: predicted mean responses per frame.
-            recorded: recorded responses per frame; NaN, for unknown, becomes a missing value.
+            recorded: recorded responses per frame; NaN (unknown) becomes a missing value.
         """
         frames, neurons = predicted.shape
         rows = frames * neurons

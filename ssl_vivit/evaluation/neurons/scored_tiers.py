@@ -13,21 +13,23 @@ from ssl_vivit.errors import SessionError
 
 
 def scored_tiers(sessions: Sessions, asked: Sequence[str] | None = None) -> dict[str, TrialBatches]:
-    """Return trials with responses by tier, as named in tiers.npy.
+    """Return the trials that have responses, grouped by the tiers in tiers.npy.
 
     All trials that the model was trained on belong to ``train``. Validation trials that were split
     off the training trials belong to ``validation``. Trials whose responses were withheld during
     training are included if the responses are now available.
 
     Args:
-        sessions: sessions that were opened with the model's facts.
+        sessions: sessions, opened with the statistics and split of the model's training.
         asked: names of tiers; None takes all but ``train``.
 
     Returns:
-        Tier → trials in all sessions, in the order of ``asked``, or in that of Sensorium's tiers.
+        Tier → trials in all sessions. Tiers are in the order of ``asked``; if it is None, in the
+        order of Sensorium 2023.
 
     Raises:
-        SessionError: if no session has a tier, or if a tier has no responses.
+        SessionError: if a tier does not exist or has no responses, or if ``asked`` is None and only
+            training trials have responses.
     """
     by_name: dict[str, list[tuple[int, int]]] = {}
     for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):
@@ -66,11 +68,11 @@ def _tiers_of_trials(session: Session, fact: SessionFacts) -> Iterable[tuple[str
 
 
 def _missing(name: str, sessions: Sequence[Session], known: Iterable[str]) -> str:
-    have = f"tiers with responses: {', '.join(known)}"
+    have = f"choose from the tiers with responses: {', '.join(known)}"
     holders = [each.name for each in sessions if name in each.tier_names]
     if holders:
         return (
-            f"--tiers {name}: all responses of that tier in {', '.join(holders)} are withheld "
+            f"--tiers {name}: all responses of this tier in {', '.join(holders)} are withheld "
             f"(0 or NaN), or its trials are not used; {have}"
         )
-    return f"--tiers {name}: no session has a tier of that name; {have}"
+    return f"--tiers {name}: no session has a tier of this name; {have}"

@@ -34,8 +34,8 @@ def score(
         host: the processes.
         batch_size: maximum number of trials in a batch.
         device: device of the model.
-        repeats: whether to compute scores that need repeated movies, such as FEVE; takes memory.
-        seen: function called with each part of this process's batches and its rates.
+        repeats: whether to compute scores of repeated movies, such as FEVE; this takes more memory.
+        seen: function called for each part of this process's batches, with the part and its rates.
 
     Returns:
         Scores over all trials, on all processes.
@@ -50,7 +50,7 @@ def score(
         if seen is not None:
             seen(part, predicted)
         last, calls = part, calls + 1
-    _keep_step(rates, last, calls, trials, host, device)
+    _equalise_calls(rates, last, calls, trials, host, device)
     return scores.over_processes(host.gather)
 
 
@@ -70,7 +70,7 @@ def score_true_rates(trials: TrialBatches, *, repeats: bool = False) -> NeuralSc
     return scores
 
 
-def _keep_step(
+def _equalise_calls(
     rates: Rates,
     last: dict[str, Any] | None,
     calls: int,
@@ -78,7 +78,10 @@ def _keep_step(
     host: Host,
     device: torch.device | str,
 ) -> None:
-    """Call the model equally often on all processes, which sharded weights require."""
+    """Repeat calls of ``rates`` until all processes have made equally many.
+
+    Sharded weights require this, since each call gathers weights from all processes.
+    """
     missing = max(host.gather(calls)) - calls
     if missing and last is None:
         (last,) = next(trials.once(1, device))["parts"]

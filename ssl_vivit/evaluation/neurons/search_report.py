@@ -27,7 +27,7 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
         metric: name of the score of a trial.
 
     Returns:
-        Whether ``importance.png`` was written, which needs two different scores.
+        True if ``importance.png`` was written; this needs at least two different scores.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -58,7 +58,7 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
 
 
 def value(trial: optuna.trial.FrozenTrial) -> float:
-    """Return the score of a trial; for a pruned trial, its last score."""
+    """Return the score of a trial, or the last score of a pruned trial; NaN if it has none."""
     return float("nan") if trial.value is None else trial.value
 
 
@@ -90,10 +90,10 @@ def draw_history(
 
 
 def draw_importance(importance: Mapping[str, float]) -> Figure:
-    """Draw the importance of each setting as a bar, the largest at the top.
+    """Draw a bar for the importance of each setting, with the largest at the top.
 
     Args:
-        importance: setting → importance; all sum to 1.
+        importance: setting → importance; the sum over settings is 1.
     """
     ordered = sorted(importance.items(), key=lambda item: item[1])
     figure = new_figure(7.0, 1.4 + 0.35 * len(ordered))

@@ -95,7 +95,7 @@ def test_position_correlation_is_numpys_and_leaves_out_what_is_unknown():
 
 
 def test_short_clips_are_refused(videos):
-    with pytest.raises(ValueError, match="9 frames are shorter than lags 12"):
+    with pytest.raises(ValueError, match="shorter than lags 12; set lags to at most 9"):
         receptive_fields(rates, videos, [0])
 
 

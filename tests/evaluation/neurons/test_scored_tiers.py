@@ -71,7 +71,7 @@ def test_responses_that_were_withheld_in_training_are_scored_later(tmp_path):
     before = opened(path)
     with pytest.raises(SessionError) as error:
         scored_tiers(before, ["final_test_main"])
-    assert "--tiers final_test_main: all responses of that tier in a are withheld" in str(
+    assert "--tiers final_test_main: all responses of this tier in a are withheld" in str(
         error.value
     )
     np.save(file, responses)
@@ -83,8 +83,8 @@ def test_an_unknown_tier_is_refused_with_those_that_there_are(tmp_path):
     with pytest.raises(SessionError) as error:
         scored_tiers(opened(folder(tmp_path, tiers=TIERS)), ["live_main"])
     assert str(error.value) == (
-        "--tiers live_main: no session has a tier of that name; tiers with responses: train, "
-        "oracle, live_test_main, final_test_main"
+        "--tiers live_main: no session has a tier of this name; choose from the tiers with "
+        "responses: train, oracle, live_test_main, final_test_main"
     )
     alone = folder(tmp_path, "b", tiers=("train",) * 4)
     config = NeuralDataConfig(sessions=[str(alone)], validation_share=0.0)

@@ -43,7 +43,7 @@ class Format:
         name: name of the kind in messages, such as ``exported encoder``.
         key: entry of config.json that marks a directory of this kind.
         version: format version; a directory of another version is refused.
-        inside_runs: paths of such a directory inside a run directory.
+        inside_runs: paths at which a run writes such a directory, relative to the run directory.
         files: further files that an export may contain.
         parts: subdirectories that are themselves exports.
     """
@@ -68,7 +68,7 @@ class Format:
 
 
 def check_place(directory: str | Path, kind: Format) -> None:
-    """Check that a directory can be exported to without overwriting anything but an export.
+    """Check that an export to a directory would overwrite nothing except an earlier export.
 
     Raises:
         ExportError: if the directory exists and is not an export of this kind, or if it cannot be
@@ -105,7 +105,7 @@ def write_directory(
 ) -> None:
     """Write an export atomically.
 
-    An older export in the directory is replaced; other files in it stay.
+    An older export in the directory is replaced. Other files in the directory are kept.
 
     Args:
         directory: the directory; missing parents are created.
@@ -116,7 +116,7 @@ def write_directory(
         parts: name of a subdirectory → function that writes it.
 
     Raises:
-        ExportError: as :func:`check_place`.
+        ExportError: if :func:`check_place` raises it.
     """
     check_place(directory, kind)
     with replaced_directory(directory, kind.own) as staging:
@@ -130,11 +130,11 @@ def write_directory(
 
 
 def find_directory(path: Path, kind: Format) -> Path:
-    """Return the directory of an export, given that directory or the run that contains it.
+    """Return ``path`` if it is a directory of an export.
 
     Raises:
-        MissingError: if neither contains config.json and weights. The message names a subdirectory
-            that does, if there is one.
+        MissingError: if config.json or the weights are missing. If ``path`` is a run directory, the
+            message names the export in it.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if not missing:
@@ -143,7 +143,7 @@ def find_directory(path: Path, kind: Format) -> Path:
     inside = [path / place for place in places if (path / place / CONFIG).is_file()]
     mend = f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
     if inside:
-        mend = f"{inside[0]} is one"
+        mend = f"give {inside[0]} instead"
     if (path / "config.yaml").is_file():  # a run that was stopped, or is still training
         mend += f"; the run writes {path / kind.inside_runs[0]} when it ends"
     why = f"there is no such directory{similar_entry(path)}"
@@ -153,7 +153,7 @@ def find_directory(path: Path, kind: Format) -> Path:
 
 
 def similar_entry(path: Path) -> str:
-    """Return a hint that names an entry of the parent directory that resembles a missing path."""
+    """Return a hint at an existing path with a name similar to a missing path; empty if none."""
     names = [entry.name for entry in path.parent.glob("*")]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""
@@ -163,7 +163,7 @@ def read_config(path: Path, kind: Format) -> dict[str, Any]:
     """Read config.json of an export.
 
     Raises:
-        MissingError: as :func:`find_directory`.
+        MissingError: if :func:`find_directory` raises it.
         ExportError: if the file is not valid JSON, or if it was written by another program or
             describes another kind or format version.
     """
@@ -182,7 +182,7 @@ def read_config(path: Path, kind: Format) -> dict[str, Any]:
     if not isinstance(saved, dict) or saved.get("format") != kind.version or kind.key not in saved:
         raise ExportError(
             f"{file} does not have {kind.name} format {kind.version}; it was written by another "
-            "program or a newer version of ssl_vivit"
+            "program or a newer version of ssl_vivit; update ssl_vivit, or export the model again"
         )
     return saved
 
@@ -204,20 +204,20 @@ def read_shapes(file: Path) -> Shapes:
 
 
 def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: str) -> None:
-    """Check that the weights in a file fit the described model.
+    """Check that the tensors in a file have the names and shapes of a model.
 
     Args:
-        expected: tensor name → shape by the description.
+        expected: tensor name → shape in the model.
         found: tensor name → shape in the file.
         file: name of the file, for the message.
-        described: name of the description, for the message.
+        described: name of the model, for the message, such as ``encoder of config.json``.
 
     Raises:
         ExportError: if tensors are missing, unexpected or of another shape; the message names at
             most ten.
     """
     wrong = [
-        f"{name} {found[name]} ≠ {shape}"
+        f"{name} has shape {found[name]} instead of {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -229,13 +229,13 @@ def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: s
 
 
 def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, described: str) -> None:
-    """Check that the weights in a file have the described number of blocks.
+    """Check that the weights in a file have as many blocks as a model.
 
     Args:
-        expected: prefix of tensor names, such as ``trunk.blocks.`` → number of blocks.
+        expected: prefix of tensor names, such as ``trunk.blocks.`` → number of blocks in the model.
         found: tensor name → shape in the file.
         file: name of the file, for the message.
-        described: name of the description, for the message.
+        described: name of the model, for the message, such as ``encoder of config.json``.
 
     Raises:
         ExportError: if the numbers differ; the message names both.
@@ -245,16 +245,16 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
         if len(numbers) != count:
             raise ExportError(
                 f"{file} does not fit the {described}: {prefix.rstrip('.')} has {len(numbers)} "
-                f"blocks ≠ {count}"
+                f"blocks instead of {count}"
             )
 
 
 @contextmanager
-def _at_most(tensors: int) -> Iterator[None]:
-    """Stop building a module that has far more parameters than a file has tensors.
+def _size_limit(tensors: int) -> Iterator[None]:
+    """Context manager that stops the building of a module far larger than ``tensors`` tensors.
 
     Raises:
-        ExportError: as soon as the limit is passed, before the rest of the module is built.
+        ExportError: as soon as there are far more parameters and submodules than tensors.
     """
     left = 1000 + 20 * tensors
 
@@ -263,9 +263,8 @@ def _at_most(tensors: int) -> Iterator[None]:
         left -= 1
         if left < 0:
             raise ExportError(
-                f"config.json describes a model with far more parts than the {tensors} tensors of "
-                "its "
-                "weights; export the model again"
+                f"config.json describes a model with far more parameters than the {tensors} "
+                "tensors in its weights file; export the model again"
             )
 
     registering = torch.nn.modules.module
@@ -285,12 +284,12 @@ def built_from(
 ) -> Module:
     """Build a module on the meta device and load its weights from a file.
 
-    No memory is allocated until all names and shapes have been compared. Weights keep the precision
-    of the file.
+    No memory is allocated for weights until all names and shapes have been compared. Weights keep
+    the precision of the file.
 
     Args:
         file: a safetensors file.
-        described: name of the description that ``make`` follows, for messages.
+        described: name of the model, for messages, such as ``encoder of config.json``.
         make: function that builds the module.
         outside: prefixes of tensor names that are not in the file; ``make`` loads these tensors.
 
@@ -299,14 +298,14 @@ def built_from(
 
     Raises:
         MissingError: if there is no such file.
-        ExportError: if the file is damaged, does not fit the description, or has weights that are
-            NaN or infinite.
+        ExportError: if the file is damaged, does not fit the module, or has weights that are NaN or
+            infinite.
     """
     found = read_shapes(file)
     try:
-        with torch.device("meta"), _at_most(len(found)):
+        with torch.device("meta"), _size_limit(len(found)):
             module = make()
-    except (RuntimeError, ArithmeticError, TypeError) as error:  # from sizes too large for torch
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # sizes are too large for torch
         if isinstance(error, UserError):
             raise
         raise ExportError(f"{file} does not fit the {described}: {error}") from None
@@ -316,7 +315,7 @@ def built_from(
         if not name.startswith(tuple(outside))
     }
     check_shapes(own, found, file, described)
-    # Cloned, since the memory alignment of a tensor affects the rounding of its products.
+    # Tensors are cloned, since their memory alignment affects the rounding of products.
     weights = {name: value.clone() for name, value in load_file(file).items()}
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:

@@ -23,7 +23,7 @@ from ssl_vivit.exported.directory import Format, similar_entry
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Errors that the hub's client raises for a missing or unexpected answer. The first is the error
-# class of the HTTP library that it uses.
+# class of the client's HTTP library.
 _FAILURES: tuple[type[BaseException], ...] = (
     HfHubHTTPError.__mro__[1],
     OSError,
@@ -119,8 +119,8 @@ class HubModel:
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch) / "export"
             self.save_pretrained(directory, **saved)
-            # Also delete files that the new export lacks, such as the head of an earlier
-            # classifier.
+            # Files in the repository that the new export lacks are deleted, such as the head of an
+            # earlier classifier.
             names = self.export_format.all_files
             stale = [name for name in names if not (directory / name).exists()]
             try:

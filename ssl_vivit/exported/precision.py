@@ -24,20 +24,24 @@ _PRECISIONS = {
 
 
 def shortened(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Convert weights to another precision.
+    """Return weights converted to another precision.
 
     Raises:
-        ExportError: if a value is too large for that precision.
+        ExportError: if a finite value becomes infinite in that precision.
     """
     short = {name: value.to(dtype) for name, value in weights.items()}
     large = [name for name, value in short.items() if not value.isfinite().all()]
     if large:
-        raise ExportError(f"{large[0]} has values too large for {dtype}; omit stored_dtype")
+        raise ExportError(
+            f"{large[0]} has values too large for stored_dtype {dtype}; omit stored_dtype"
+        )
     return short
 
 
 def computing_precision(saved: Mapping[str, Any]) -> torch.dtype | None:
-    """Return the precision of a loaded model by its config.json; None keeps that of the weights.
+    """Return the precision in which a loaded model computes, as given by its config.json.
+
+    None means the precision of the stored weights.
 
     Raises:
         ExportError: if the precision in config.json is unknown.

@@ -212,7 +212,7 @@ def damage(path, what):
         ("format", "does not have exported encoder format 1"),
         (
             "spatial_depth",
-            r"does not fit the encoder of config.json: trunk.spatial_blocks has 8 blocks ≠ 5",
+            r"does not fit the encoder of config.json: trunk.spatial_blocks has 8 blocks instead of 5",
         ),
         ("hidden_size", "encoder setting 'hidden_size' is unknown"),
     ],
@@ -409,7 +409,7 @@ def test_weights_beyond_half_precision_and_unknown_precisions_are_refused(tmp_pa
     with torch.no_grad():
         encoder.tubelets.weight[0] = 1e5
     with pytest.raises(
-        ValueError, match=r"tubelets\.weight has values too large for torch\.float16"
+        ValueError, match=r"tubelets\.weight has values too large for stored_dtype torch\.float16"
     ):
         encoder.save_pretrained(tmp_path / "large", stored_dtype=torch.float16)
     assert not (tmp_path / "large").exists()
@@ -428,5 +428,5 @@ def test_a_run_that_has_not_ended_is_named(tmp_path):
     best = tmp_path / "best" / "model"
     best.mkdir(parents=True)
     (best / "config.json").write_text("{}")
-    with pytest.raises(MissingError, match=r"/best/model is one; the run writes \S+/model when"):
+    with pytest.raises(MissingError, match=r"give \S+/best/model instead; the run writes "):
         find_directory(tmp_path, MODEL_OF_NEURONS)

@@ -434,7 +434,7 @@ def test_damaged_directories_are_reported_in_one_line(tmp_path):
         {"adapter": {"kind": "scale"}}, "does not fit the model of config.json: adapter.log_scale"
     )
     readouts = saved["readouts"] | {"mouse/2": saved["readouts"]["mouse/2"] | {"neurons": 5}}
-    refused({"readouts": readouts}, r"session_readouts\.1\.mean \(2, 2\) ≠ \(5, 2\)")
+    refused({"readouts": readouts}, r"1\.mean has shape \(2, 2\) instead of \(5, 2\)")
     (place / "config.json").write_text(json.dumps(saved))
     (place / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(NeuralModelError, match=r"model\.safetensors is damaged"):

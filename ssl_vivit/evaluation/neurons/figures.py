@@ -169,7 +169,7 @@ def histogram(
         path: path of the PNG file.
         label: label of the score, with its unit.
         zero: name of the prediction that scores 0.
-        ceiling: title of a panel → scores of the true rates; panels of recorded sessions may be missing.
+        ceiling: title of a panel → scores of the true rates; may lack recorded sessions.
     """
     ceiling = ceiling or {}
     figure, panels = panel_figure(len(scores), height=4.0)

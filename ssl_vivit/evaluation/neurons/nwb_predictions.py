@@ -101,8 +101,8 @@ def write_nwb(
                 description="(frames, units); columns are in the order of the units table",
             )
         )
-    # The file is written in memory first, because the HDF5 library crashes when it closes a file on a full
-    # disk.
+    # The file is written in memory first, because the HDF5 library crashes when it closes a file on
+    # a full disk.
     with (
         h5py.File(str(path), "w", driver="core", backing_store=False) as memory,
         pynwb.NWBHDF5IO(file=memory, mode="w") as opened,

@@ -8,8 +8,8 @@
 
 Every cell of the table is a run of recipes/finetune_neural.py, and all options of that recipe can
 be given here. Each run has a folder; finished runs are not repeated. --blocks all makes a row for
-each block of each encoder, for a model that reads this block; --tuning.mode frozen compares frozen
-blocks.
+each block of each encoder, whose model reads this block; with --tuning.mode frozen, the encoders
+are not trained.
 """
 
 from __future__ import annotations
@@ -171,15 +171,15 @@ def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> 
 
 
 def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
-    """Return name → recipe of each row, without the settings that differ between its runs.
+    """Return name → recipe of each row; the recipe lacks the settings that differ between runs.
 
     Raises:
-        RunError: if there are no rows, two rows have one name, or --blocks is given without
-            encoders.
+        RunError: if there are no rows, two rows have equal names, or --blocks is given without
+            --encoders or with --model.layers.
     """
     if config.blocks is not None and (not config.encoders or config.model.layers is not None):
         mend = "omit --model.layers" if config.encoders else "give encoders by --encoders"
-        raise RunError(f"--blocks {config.blocks} makes a row of each block of --encoders; {mend}")
+        raise RunError(f"--blocks {config.blocks} makes a row for each block of --encoders; {mend}")
     common = NeuralRecipe(**{name: getattr(config, name) for name in NAMES})
     last = replace(common.model, layers=None)  # cores other than encoders have no blocks
     rows: list[tuple[str, NeuralRecipe]] = [
@@ -200,7 +200,9 @@ def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
         rows.append((name, training.with_settings(common, settings, f"rows, {name}: ")))
     named = [name for name, _ in rows]
     if len({*named}) < len(named):
-        raise RunError(f"several rows have one name: {', '.join(named)}; rename a folder or a row")
+        raise RunError(
+            f"several rows have equal names: {', '.join(named)}; rename a folder or a row"
+        )
     if not rows:
         raise RunError("nothing to compare: give --cores, --encoders, --cores_from or --rows")
     return dict(rows)
@@ -234,7 +236,7 @@ def cells(config: ComparisonRecipe, run_dir: Path) -> list[Cell]:
     rows = rows_of(config)
     if unknown := config.learning_rates.keys() - rows.keys() - {*get_args(CoreKind)}:
         names = ", ".join(sorted(unknown))
-        raise RunError(f"learning_rates has unknown rows {names}; rows are {', '.join(rows)}")
+        raise RunError(f"learning_rates has unknown rows {names}; choose from {', '.join(rows)}")
     return [
         cell_of(config, run_dir, row, recipe, amount, seed)
         for seed in range(config.seeds)
@@ -259,7 +261,7 @@ def cell_of(
         row: name of the row.
         recipe: recipe of the row.
         amount: fraction of the training trials, or their number.
-        seed: number of the run's seed, from 0.
+        seed: index of the seed, from 0.
     """
     # A learning rate for a kind of core does not apply to fitted cores.
     kind = row if recipe.core_from is not None else recipe.core
@@ -275,11 +277,11 @@ def cell_of(
 
 
 def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
-    """Return the sorted numbers of the blocks of an exported encoder that ``blocks`` selects.
+    """Return the sorted numbers of the blocks that ``blocks`` selects in an exported encoder.
 
     Raises:
         RunError: if there is no encoder.
-        NeuralModelError: if it does not have these blocks.
+        NeuralModelError: if the encoder does not have these blocks.
     """
     # Imported here, since it loads timm, which --help does not need.
     from ssl_vivit.encoders import load_encoder
@@ -296,13 +298,13 @@ def finished(cell: Cell) -> bool:
     """Return True if a run has been scored.
 
     Raises:
-        RunError: if the run had other settings.
+        RunError: if the folder contains a run with other settings.
     """
     if not (cell.run_dir / "scores.json").is_file():
         return False
     stored = saved_settings(cell.run_dir / "config.yaml")
     asked = without_names(training.to_plain(cell.recipe))
-    # The setting changes no result, and runs of earlier versions lack it.
+    # feature_cache does not change results, and runs of earlier versions lack it.
     for settings in (stored.get("tuning", {}), asked["tuning"]):
         settings.pop("feature_cache", None)
     if wrong := changed_settings(stored, asked):
@@ -324,7 +326,7 @@ def collected(planned: list[Cell]) -> NeuralComparison:
         for tier, own in tiers.items():
             found.add(tier, cell.row, cell.share, own["scores"])
             found.refer(tier, "true rates", cell.share, own["ceiling"].get(metric))
-    # The trials of a fraction depend on the seed.
+    # Which trials belong to a fraction depends on the seed.
     draws = {(cell.share, cell.recipe.data.share_seed): cell for cell in planned}
     repeats: dict[tuple[str, float], list[float]] = {}
     for (share, _), cell in draws.items():
@@ -338,7 +340,7 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 def scores_of(cell: Cell) -> dict[str, Any]:
     """Return tier → scores of a run; runs of earlier versions have one tier ``test``."""
-    mend = "remove it and run the comparison again, which scores the run again"
+    mend = "remove this file, and run the comparison again to score the run"
     stored = read_json(cell.run_dir / "scores.json", mend)
     return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}
 

@@ -38,9 +38,9 @@ class EvaluationRecipe:
     """Score a fitted model of neurons on chosen tiers of its sessions.
 
     Args:
-        model: directory of a run or of an exported model; may be given as the first word.
-        sessions: folders of recordings that the model was trained on (or some of them); null uses
-            the sessions in config.yaml of the model's run, or else the simulated population.
+        model: directory of a run or of an exported model; may be given as first argument.
+        sessions: folders of recordings that the model was trained on (all or some of them); null
+            uses the sessions in config.yaml of the model's run, or else the simulated population.
         tiers: tiers to score, by their names in tiers.npy; null scores all tiers except train.
         against: a second model to compare on equal trials.
         run_dir: folder for the results; it must be new or empty.
@@ -155,17 +155,17 @@ def loaded(option: str, path: str) -> Any:
 
 
 def trained_sessions(model: str) -> str | list[str] | None:
-    """Return the folders of the sessions that the run of a model was trained on.
+    """Return the folders of the sessions on which a run trained its model.
 
     Args:
-        model: the run's directory, or ``model`` in it.
+        model: the run's directory, or its subdirectory ``model``.
 
     Returns:
-        The folders that config.yaml of the run names; None if there is no such file or it names none.
+        The folders in config.yaml of the run; None if the file does not exist or names no folder.
 
     Raises:
         RunError: if the file is damaged.
-        SessionError: if a folder is not there.
+        SessionError: if a folder does not exist.
     """
     path = Path(model)
     file = (path.parent if path.name == "model" else path) / "config.yaml"
@@ -174,12 +174,12 @@ def trained_sessions(model: str) -> str | list[str] | None:
     found = (saved_settings(file).get("data") or {}).get("sessions")
     folders = [Path(each) for each in ([found] if isinstance(found, str) else found or [])]
     missing = [folder for folder in folders if not folder.is_dir()]
-    if missing == [SAMPLE_SESSION]:  # it is made again
+    if missing == [SAMPLE_SESSION]:  # the caller creates it again
         return None
     if missing:
         raise SessionError(
-            f"{file} names session {missing[0]}, which is no folder here; name the folders by "
-            "--sessions"
+            f"{file} names session {missing[0]}, which is not a folder; give the folders of "
+            "the sessions by --sessions"
         )
     return found
 
@@ -207,7 +207,7 @@ def opened(
     """Open sessions with the statistics and the split of a model's training.
 
     Raises:
-        SessionError: if the model does not know a session, or a tier has no responses.
+        SessionError: if the model was not trained on a session, or if a tier has no responses.
     """
     from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
 

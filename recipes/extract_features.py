@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def extract(config: ExtractRecipe, processes: Any) -> None:
-    """Open encoder and videos, and write the missing files.
+    """Open encoder and videos, and write the feature files that are missing.
 
     Args:
         config: settings of the extraction.

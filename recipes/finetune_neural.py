@@ -124,7 +124,7 @@ class FittedModel(NamedTuple):
         sessions: the opened recordings.
         path: directory of the exported model.
         loop: settings of the loop, restricted to those that the core supports.
-        loss: settings of the loss, restricted in that way too.
+        loss: settings of the loss, restricted to those that the core supports.
         started: fraction of readouts whose initial position was near the true receptive field, for
             simulated sessions.
     """
@@ -232,7 +232,7 @@ def fit_model(
         first = training.fit(frozen, sessions.train, loop, until=tuning.readout_steps, **beside)
         if first.interrupted:
             return None
-        del frozen  # frees the memory of a second model
+        del frozen  # to free the memory of the copy
         loop = replace(loop, resume="auto")
     result = training.fit(objective, sessions.train, loop, **beside)
     if result.encoder is None:
@@ -384,7 +384,7 @@ def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None
 
 
 def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
-    """Return a line that lists settings that ``--encoder`` overrides.
+    """Return a line about settings of the encoder that have no effect because of ``--encoder``.
 
     Settings that have the value of the default preset are not listed.
     """
@@ -397,7 +397,14 @@ def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
 def core_statistics(
     config: NeuralRecipe, inputs: SessionFacts
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return :func:`encoder_statistics` for a core that was fitted to sessions like ``inputs``."""
+    """Return mean and std for the input pixels of a fitted core, and a line about them.
+
+    None means that the sessions' statistics are used.
+
+    Args:
+        config: settings of the run.
+        inputs: facts of a session that the core was fitted to.
+    """
     if config.data.standardize == "session":
         return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]
     mean, std = inputs.video_mean, inputs.video_std
@@ -412,7 +419,11 @@ def fit_held_out(
     tuning: TuningConfig,
     host: Any,
 ) -> bool:
-    """Fit readouts of held-out neurons and add them to the exported model; False if stopped."""
+    """Fit readouts of held-out neurons and add them to the exported model.
+
+    Returns:
+        False if the fit was stopped.
+    """
     fitted_model = neural.load_neural_model(model).model
     objective = objectives.HeldOutNeurons(fitted_model, loss, facts=sessions.facts)
     # The warm-up of a long training run can exceed the number of steps of this fit.

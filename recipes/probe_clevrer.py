@@ -40,7 +40,7 @@ class ProbeRecipe(ProbeSettings):
         data: labelled videos.
         train_videos: largest number of videos to train probes on; each seed draws them at random.
         test_videos: largest number of videos to test probes on.
-        finetune: settings of full supervised training, a further row.
+        finetune: settings of full supervised training, which adds a row.
         run_dir: folder for table, chart and JSON file.
     """
 

@@ -74,7 +74,7 @@ NAMES = [entry.name for entry in fields(NeuralRecipe)]
 
 
 def main() -> None:
-    """Run trials until there are enough, and score the best one."""
+    """Run the requested number of trials, and score the best trial."""
     config = training.parse(SearchRecipe, preset=SAMPLE_PRESET)
     common = common_recipe(config)
     check_space(config.space, common)
@@ -94,7 +94,7 @@ def main() -> None:
     build_sessions(common.data)
     study, lock = open_study(run_dir, shared_settings(config), config.prune)
     while (trial := next_trial(study, lock, config.trials)) is not None:
-        # Earlier versions gave continued trials new numbers, and kept their folder.
+        # Earlier versions gave a continued trial a new number, but kept its folder.
         folder = trial.user_attrs.get("folder", f"trial_{trial.number:04d}")
         trial.set_user_attr("folder", folder)
         processes.print(f"trial {trial.number + 1} of {config.trials}: {run_dir / folder}")
@@ -104,8 +104,7 @@ def main() -> None:
     if others := running(study):
         processes.print(
             f"{len(others)} trials are running in other workers; the last worker, or the next run "
-            "of "
-            "this command, scores the best model"
+            "of this command, scores the best model"
         )
         return
     conclude(study, common, config, run_dir, processes)
@@ -190,13 +189,13 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
         False if the trial was stopped.
 
     Raises:
-        UserError: if none of the first trials could be trained.
+        UserError: if no trial could be trained, after three or more trials.
     """
     from optuna.trial import TrialState
 
     from ssl_vivit.evaluation.neurons.best_model import best_score
 
-    # Scores that a continued trial has already reported.
+    # Step → score that a continued trial reported before it was interrupted.
     reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
     def watch(moment: training.Moment, score: float) -> None:

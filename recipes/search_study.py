@@ -25,9 +25,9 @@ PROCESS = "process"
 
 
 class StudyLock:
-    """A reentrant lock on a study's file, released when its process ends.
+    """A reentrant lock on a study's file, which is released when the locking process ends.
 
-    Optuna's own locks are files that remain if their process is killed.
+    Optuna's own locks are files, which remain if the locking process is killed.
 
     Args:
         path: the file, which is created if it is missing.
@@ -40,13 +40,13 @@ class StudyLock:
         """Wait until no other process holds the lock."""
         if not self._depth:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            with suppress(OSError):  # the file system has no locks; only one worker is safe
+            with suppress(OSError):  # a file system without locks supports one worker
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._depth += 1
         return True
 
     def release(self) -> None:
-        """Leave a block; the outermost block releases the lock."""
+        """Undo one ``acquire``; the lock is released when all are undone."""
         self._depth -= 1
         if not self._depth:
             os.close(self._descriptor)
@@ -59,11 +59,11 @@ class StudyLock:
         self.release()
 
     def cut_off_torn_line(self) -> None:
-        """Remove an incomplete last line, left by a killed process."""
+        """Remove an incomplete last line of the file, which a killed process has left."""
         with self:
             text = self.path.read_bytes()
             end = text.rfind(b"\n") + 1
-            if text[end:].startswith(b"{"):  # else the file is not a study
+            if text[end:].startswith(b"{"):  # lines of a study are JSON objects
                 os.truncate(self.path, end)
 
 

@@ -88,7 +88,7 @@ def test_sessions_are_those_of_the_run(sessions, models, tmp_path, monkeypatch):
     assert found["of_run"] == found["of_model"] == found["named"]
     settings["data"]["sessions"] = ["gone"]
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(UserError, match=r"config.yaml names session gone, which is no folder here"):
+    with pytest.raises(UserError, match=r"config.yaml names session gone, which is not a folder"):
         launch(monkeypatch, str(run), "--run_dir", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

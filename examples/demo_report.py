@@ -3,7 +3,8 @@
     python examples/demo_report.py runs/demo runs/demo_neurons runs/demo_neurons_fresh
 
 The arguments are a run of recipes/simclr_clevrer.py, a run of recipes/finetune_neural.py with its
-encoder, and such a run with random weights. The figure is written to the figures of the first run.
+encoder, and a run of finetune_neural.py with random weights. The figure is written to the folder
+figures of the first run.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Table and figure of `make demo`.")
     parser.add_argument("pretraining", type=Path, help="run of recipes/simclr_clevrer.py")
     parser.add_argument("neurons", type=Path, help="run of recipes/finetune_neural.py")
-    parser.add_argument("fresh", type=Path, help="such a run with --encoder.weights fresh")
+    parser.add_argument("fresh", type=Path, help="run of finetune_neural.py with random weights")
     runs = parser.parse_args()
     for run, file in (
         (runs.pretraining, "encoder/config.json"), (runs.neurons, "scores.json"),
@@ -72,7 +73,10 @@ def main() -> int:
             print(f"error: {run / file} is missing; the run did not finish", file=sys.stderr)
             return 1
     if first_and_last(runs.pretraining, RETRIEVAL) is None:
-        print(f"error: {runs.pretraining} has too few held-out videos; pack more", file=sys.stderr)
+        print(
+            f"error: {runs.pretraining} has too few held-out videos; pack more videos",
+            file=sys.stderr,
+        )
         return 1
     encoder = load_encoder(runs.pretraining / "encoder")
     videos = held_out_videos(encoder, runs.pretraining)

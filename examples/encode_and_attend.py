@@ -2,7 +2,7 @@
 
     python examples/encode_and_attend.py video.mp4 --out attention.png
 
-The encoder is one of weights/ by default, or any other given by --encoder. The script prints the
+By default the encoder is one of weights/; --encoder chooses another. The script prints the
 shapes of the features, the similarity of the video's clips, and the name of the figure. It takes
 seconds on a CPU. The notebook examples/encode_and_attend.ipynb does this step by step.
 """
@@ -34,7 +34,7 @@ def main() -> None:
 
     encoder = load_encoder(args.encoder)  # in eval mode
     middle = encode_video(args.video, encoder)  # the clip in the middle of the video
-    assert middle.tokens is not None  # only tokens=False leaves them out
+    assert middle.tokens is not None  # None only with tokens=False
     print(f"pooled   {tuple(middle.pooled.shape)}: one vector for the clip")
     print(f"tokens   {tuple(middle.tokens.shape)}: one for each tubelet, grid {middle.grid}")
 

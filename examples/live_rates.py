@@ -19,7 +19,7 @@ from ssl_vivit.neural import load_neural_model
 from ssl_vivit.neural.cores.frame_rates import FrameRates
 from ssl_vivit.preprocessing import LUMA
 
-SECONDS, NEURONS, PICTURES = 4, 4, 6  # seconds and neurons shown; pictures per second
+SECONDS, NEURONS, PICTURES = 4, 4, 6  # seconds and neurons drawn; pictures per second
 
 
 def grey_frames(source, height, width):
@@ -48,9 +48,9 @@ def main():
     parser.add_argument("model", help="a run or an exported model of neurons")
     parser.add_argument("source", help="a video file, or a camera such as /dev/video0")
     parser.add_argument("--session", help="session of the neurons, if the model has several")
-    parser.add_argument("--units", type=int, nargs="+", help="neurons by id; draws the first four")
-    parser.add_argument("--context", type=float, default=2.0, help="seconds seen (default: 2)")
-    parser.add_argument("--out", type=Path, help=".gif, or .png of the end; else a window opens")
+    parser.add_argument("--units", type=int, nargs="+", help="unit ids; the first four are drawn")
+    parser.add_argument("--context", type=float, default=2.0, help="past seconds seen (default: 2)")
+    parser.add_argument("--out", type=Path, help=".gif or .png (last picture); default: window")
     args = parser.parse_args()
     model = load_neural_model(args.model)
     stream = model.stream(args.session, context=args.context, units=args.units)

@@ -24,7 +24,7 @@ SIZE, FRAMES = (64, 64), 16  # pixels and frames of a clip
 
 
 class ArrowOfTime(Objective):
-    """Distinguishes clips that are shown backwards from others."""
+    """Objective that predicts whether a clip is shown backwards."""
 
     def __init__(self, encoder: ViViT, preprocessing: dict) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ArrowOfTime(Objective):
 
     def forward(self, batch: dict) -> Step:
         """Return cross entropy and accuracy of a batch of clips (b, views, C, T, H, W)."""
-        video = batch["clips"].flatten(0, 1)  # names give the draws: a resumed run repeats them
+        video = batch["clips"].flatten(0, 1)  # draws depend only on names, also after a resume
         names = names_of_views(batch, "arrow")
         assert names is not None
         backwards = (uniform(names, 1).to(video.device)[:, 0] < 0.5).to(video)

@@ -94,7 +94,7 @@ class Cell(NamedTuple):
         return Path(str(self.recipe.training.run_dir))
 
     def on(self, sessions: str | list[str] | None) -> Cell:
-        """Return a copy of the run on other sessions."""
+        """Return a copy of the run with other sessions."""
         data = replace(self.recipe.data, sessions=sessions)
         return self._replace(recipe=replace(self.recipe, data=data))
 
@@ -295,7 +295,7 @@ def blocks_of(path: str, blocks: int | list[int] | Literal["all"]) -> list[int]:
 
 
 def finished(cell: Cell) -> bool:
-    """Return True if a run has been scored.
+    """Return True if a run of the comparison has been scored.
 
     Raises:
         RunError: if the folder contains a run with other settings.

@@ -140,7 +140,7 @@ def next_trial(study: optuna.Study, lock: StudyLock, trials: int) -> optuna.Tria
 
 
 def is_left(trial: Any) -> bool:
-    """Return True if a trial has not ended and no process trains it."""
+    """Return True if no process trains an unfinished trial."""
     process = trial.user_attrs.get(PROCESS)
     return process is None or has_ended(process)
 

@@ -5,8 +5,8 @@ DIRECTORY/
   config.json         format version, settings of the model, facts about the run that made it
   README.md           model card
 
-A class of models describes its directories by a :class:`Format`, and passes the function that
-builds it from its settings.
+Each class of models describes its directories by a :class:`Format`, and supplies a function that
+builds a model from the settings.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class NeuralComparison:
         metric: score that is shown, by its name in ``scores.json``.
         scores: tier → row → share → one dictionary of scores for each seed.
         references: tier → name of a reference → share → score.
-        facts: facts of the comparison.
+        facts: entries of comparison.json about the comparison, such as its settings.
         unit: unit of the shares: "share" for a fraction of all training trials, "trials" for the
             number of training trials of each session.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def model_card(title: str, tags: Sequence[str], rows: Mapping[str, Any], body: str) -> str:
-    """Compose a model card.
+    """Return the text of a model card.
 
     Args:
         title: heading of the card.

@@ -101,7 +101,7 @@ def paired_columns(first: Columns, second: Columns) -> Columns:
         ``<score>_against`` and ``<score>_difference``.
     """
     names = ("session", "tier", "unit")
-    assert all(first[name] == second[name] for name in names), "tables of other neurons"
+    assert all(first[name] == second[name] for name in names), "sessions, tiers or units differ"
     table: Columns = {name: first[name] for name in names}
     for kind in LABELS:
         if kind in first:

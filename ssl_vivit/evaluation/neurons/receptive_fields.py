@@ -80,7 +80,8 @@ def receptive_fields(
             seen = clips.detach().requires_grad_(True)
             last = rates(seen)[:, -1]
             for index, unit in enumerate(units):
-                # Clips are independent, so the gradient of the sum has the gradient of each clip.
+                # The rate of a clip does not depend on other clips. The gradient of the summed rates
+                # therefore contains the gradient of each clip's rate.
                 (gradient,) = torch.autograd.grad(
                     last[:, unit].sum(), seen, retain_graph=index + 1 < len(units)
                 )

@@ -139,9 +139,9 @@ def compare(config: ComparisonRecipe, run_dir: Path, processes: Any) -> None:
     found.facts["settings"] = training.to_plain(config)
     found.write(run_dir)
     print(found.table())
-    told = f"{'at most ' if config.tuning.patience else ''}{config.training.steps}"
+    steps = f"{'at most ' if config.tuning.patience else ''}{config.training.steps}"
     seeds = "one seed" if config.seeds == 1 else f"mean over {config.seeds} seeds ± standard error"
-    print(f"{seeds}, {told} steps each")
+    print(f"{seeds}, {steps} steps each")
     print(f"scores  {run_dir / 'comparison.json'}\nchart   {run_dir / 'comparison.png'}")
 
 

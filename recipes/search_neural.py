@@ -100,7 +100,7 @@ def main() -> None:
         processes.print(f"trial {trial.number + 1} of {config.trials}: {run_dir / folder}")
         if not run_trial(study, trial, trial_recipe(common, study, trial, config, run_dir)):
             return
-        processes.print(told_result(study, trial.number))
+        processes.print(result_line(study, trial.number))
     if others := running(study):
         processes.print(
             f"{len(others)} trials are running in other workers; the last worker, or the next run "
@@ -233,19 +233,19 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
     return True
 
 
-def told_result(study: optuna.Study, number: int) -> str:
+def result_line(study: optuna.Study, number: int) -> str:
     """Return a line with the score of a trial and the best score so far."""
     from optuna.trial import TrialState
 
     trial = study.get_trials(deepcopy=False)[number]
     if "refused" in trial.user_attrs:
         return f"trial {number} has no score: {trial.user_attrs['refused']}"
-    told = f"trial {number} scores {trial.value:.4f}"
-    told += ", ended early" if trial.state == TrialState.PRUNED else ""
+    line = f"trial {number} scores {trial.value:.4f}"
+    line += ", ended early" if trial.state == TrialState.PRUNED else ""
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        return told
+        return line
     best = study.best_trial
-    return f"{told}; the best so far is trial {best.number} with {best.value:.4f}"
+    return f"{line}; the best so far is trial {best.number} with {best.value:.4f}"
 
 
 def conclude(

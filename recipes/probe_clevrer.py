@@ -38,7 +38,8 @@ class ProbeRecipe(ProbeSettings):
             one row of encoders that differ only in their pretraining seed; the probe's seeds use
             them in turn. null is runs/demo/encoder.
         data: labelled videos.
-        train_videos: largest number of videos to train probes on; each seed draws them at random.
+        train_videos: largest number of videos to train probes on, at least 5; each seed draws them at
+            random.
         test_videos: largest number of videos to test probes on.
         finetune: settings of full supervised training, which adds a row.
         run_dir: folder for table, chart and JSON file.
@@ -53,7 +54,7 @@ class ProbeRecipe(ProbeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, train_videos=1, test_videos=1)
+        check_least(self, train_videos=5, test_videos=1)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from ssl_vivit.data.video.files_below import (
     passed_over_line,
 )
 from ssl_vivit.data.video.shards.index import is_video
+from ssl_vivit.data.video.shards.sample_keys import safe_name, sample_keys
 from ssl_vivit.errors import DataError
 
 _CLEVRER_VIDEO = re.compile(r"video_(\d{5})\.mp4")
@@ -131,7 +132,11 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
     files.sort(key=lambda file: (PurePosixPath(file.name).name, file.name))
     numbers = [_number(_CLEVRER_VIDEO, file) for file in files]
     is_clevrer = None not in numbers and len(set(numbers)) == len(numbers)
-    keys = [PurePosixPath(f.name).stem for f in files] if is_clevrer else _unique_keys(files)
+    keys = (
+        [PurePosixPath(f.name).stem for f in files]
+        if is_clevrer
+        else sample_keys([f.name for f in files])
+    )
     by_number: dict[int, StoredFile] = {}
     if annotations is not None:
         found_too, passed_over_too = _list(Path(annotations), "--annotations")
@@ -225,33 +230,10 @@ def _number(pattern: re.Pattern[str], file: StoredFile) -> int | None:
     return int(match[1]) if match else None
 
 
-def _unique_keys(files: Sequence[StoredFile]) -> list[str]:
-    """Return a key for each file, made from its name.
-
-    Keys that would be equal also contain the names of the folders.
-    """
-    short = [_safe(PurePosixPath(file.name).stem) for file in files]
-    long = [_safe(str(PurePosixPath(file.name).with_suffix(""))) for file in files]
-    often = Counter(short)
-    keys: dict[str, None] = {}
-    for stem, path in zip(short, long, strict=True):
-        wished = stem if often[stem] == 1 else path
-        key, copies = wished, 1
-        while key in keys:
-            copies += 1
-            key = f"{wished}_{copies}"
-        keys[key] = None
-    return list(keys)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "video"
-
-
 def _prefix(root: Path, is_clevrer: bool) -> str:
     name = root.resolve().name
     stem = name.removesuffix(".zip")
     if not is_clevrer:
-        return _safe(stem)
+        return safe_name(stem)
     split = next((split for split in _SPLITS if split in stem.lower()), None)
     return f"clevrer-{split}" if split else "clevrer"

@@ -179,8 +179,7 @@ def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, 
         shutil.copy(film, target)
     folder = str(tmp_path / "classes")
     call(words(None, str(path), run_dir=tmp_path / "b", data__folder=folder, **few))
-    keys = [f"{'ab'[i % 2]}/{i}.mp4" for i in range(len(films))]
-    tested = len(split_keys(keys, 0.4)[1])
+    tested = len(split_keys([str(i) for i in range(len(films))], 0.4)[1])
     told = capsys.readouterr().out
     assert f"warning: {tested} of the {tested} test videos may have been used to train" in told
 

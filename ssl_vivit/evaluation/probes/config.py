@@ -24,7 +24,8 @@ class ProbeData(ReadingForEncoder):
         test_shards: shards with test videos; null takes a fraction ``held_out`` of ``shards``.
         folder: folder of videos with one subfolder for each class; replaces ``shards``.
         held_out: fraction of the videos used for testing, selected by a hash of their names. The
-            fraction used in pretraining selects the held-out videos of pretraining.
+            fraction used in pretraining selects the held-out videos of pretraining, also in a
+            folder from which the shards were packed.
     """
 
     shards: str | list[str] | None = None

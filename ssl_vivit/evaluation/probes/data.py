@@ -18,11 +18,13 @@ from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.files_below import passed_over_line
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.data.video.shards.sample_keys import sample_keys
 from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.errors import DataError
 from ssl_vivit.evaluation.features.preparation import Preparation
 from ssl_vivit.evaluation.probes.config import ProbeData
 from ssl_vivit.evaluation.probes.labelled_videos import ClevrerLabels, FolderLabels, Labels
+from ssl_vivit.evaluation.probes.linear import FOLDS
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class Parts(NamedTuple):
             The parts, and the names of all videos that are too short, including padded ones.
 
         Raises:
-            DataError: if no video of a part is long enough.
+            DataError: if the remaining videos are too few to train and test a probe.
         """
         parts: list[Part] = []
         names: set[str] = set()
@@ -107,6 +109,12 @@ class Parts(NamedTuple):
                     "--data.clip.frame_stride, omit --long_clip, or set --data.short_videos pad"
                 )
             parts.append(part)
+        count = len(parts[0].indices)
+        if count < FOLDS:
+            raise DataError(
+                f"a probe needs at least {FOLDS} training videos, but there are {count}; give more "
+                "videos, or lower --data.held_out"
+            )
         return Parts(*parts), sorted(names)
 
 
@@ -126,7 +134,11 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
     labels: Labels
     if data.folder is not None:
         if data.shards or data.test_shards:
-            raise DataError("--data.folder and --data.shards are both set; give one of them")
+            other = "--data.shards" if data.shards else "--data.test_shards"
+            raise DataError(
+                f"--data.folder and {other} are both set; omit one of them. Test videos are a part "
+                "of the folder (--data.held_out)"
+            )
         train = folder = data.open_folder(data.folder, "--data.folder")
         refuse_many_broken(folder.broken, len(folder) + len(folder.broken))
         if os.environ.get("RANK", "0") == "0":
@@ -154,7 +166,10 @@ def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 100
             Part(train, everything[0], labels, train_videos, data),
             Part(test, everything[1], _annotated(test), test_videos, data),
         )
-    kept, held_out = split_keys(train.keys, data.held_out)
+    # A folder is split like the shards that `pack` makes from it, so that videos held out in
+    # pretraining are the test videos.
+    keys = train.keys if data.folder is None else sample_keys(train.keys)
+    kept, held_out = split_keys(keys, data.held_out)
     if not len(kept) or not len(held_out):
         raise DataError(
             f"--data.held_out {data.held_out} splits {len(train)} videos into {len(kept)} training "
@@ -180,9 +195,10 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
             continue
         count = trained_on(record, test.videos, test.indices)
         if count:
-            share = record["held_out"]
-            mend = "give other videos by --data.test_shards"
-            if share and not test.config.test_shards:
+            config, share = test.config, record["held_out"]
+            option = "--data.folder" if config.folder is not None else "--data.test_shards"
+            mend = f"give other videos by {option}"
+            if 0 < share < config.held_out and not config.test_shards:
                 mend = f"set --data.held_out {share:g} as in its pretraining, or {mend}"
             return (
                 f"warning: {count} of the {len(test.indices)} test videos may have been used to "

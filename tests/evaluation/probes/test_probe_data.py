@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from data_prep.clevrer.packing import pack
+from ssl_vivit.data.provenance import pretraining_data
 from ssl_vivit.data.video.clips import ClipConfig, too_short
 from ssl_vivit.data.video.decoding import decode_frames
+from ssl_vivit.data.video.loader import DataConfig, split_keys
 from ssl_vivit.data.video.shards import ShardSet
 from ssl_vivit.data.video.video_folder import VideoFolder
 from ssl_vivit.data.video.videos import CentralWindows, Chosen
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.probes.data import Part, Parts, ProbeData, open_parts
+from ssl_vivit.evaluation.probes.data import Part, Parts, ProbeData, not_unseen, open_parts
 from ssl_vivit.evaluation.probes.labelled_videos import FolderLabels
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -42,17 +44,29 @@ def test_a_folder_lists_what_can_be_read_and_names_what_cannot():
     assert (found.heights[i], found.widths[i]) == direct.shape[1:3]
 
 
-@pytest.mark.parametrize(("short_videos", "kept"), [("skip", [1]), ("pad", [0, 1, 2])])
-def test_videos_too_short_for_any_of_the_clips_are_left_out_if_asked(short_videos, kept):
+@pytest.mark.parametrize("short_videos", ["skip", "pad"])
+def test_videos_too_short_for_any_of_the_clips_are_left_out_if_asked(short_videos):
     videos = SimpleNamespace(
-        keys=["nine", "thirty", "twelve"], num_frames=np.array([9, 30, 12]), fps=np.full(3, 25.0)
+        keys=["nine", *"abcde", "twelve"],
+        num_frames=np.array([9, 30, 30, 30, 30, 30, 12]),
+        fps=np.full(7, 25.0),
     )
-    part = Part(videos, np.arange(3), None, 9, ProbeData(shards="a", short_videos=short_videos))
+    part = Part(videos, np.arange(7), None, 9, ProbeData(shards="a", short_videos=short_videos))
     clips = [ClipConfig(10, views=1), ClipConfig(4, frame_stride=4, views=1)]  # 10 and 13 frames
-    parts, short = Parts(part, part._replace(indices=np.array([1, 2]))).long_enough(clips)
+    parts, short = Parts(part, part._replace(indices=np.array([1, 6]))).long_enough(clips)
     assert short == ["nine", "twelve"]
-    assert parts.train.indices.tolist() == kept
-    assert parts.test.indices.tolist() == [i for i in kept if i]
+    skipped = short_videos == "skip"
+    assert parts.train.indices.tolist() == list(range(1, 6) if skipped else range(7))
+    assert parts.test.indices.tolist() == ([1] if skipped else [1, 6])
+
+
+def test_too_few_training_videos_are_refused_before_features_are_computed():
+    videos = SimpleNamespace(keys=list("abcde"), num_frames=np.full(5, 30), fps=np.full(5, 25.0))
+    part = Part(videos, np.arange(4), None, 9, ProbeData(shards="a"))
+    test = part._replace(indices=np.arange(4, 5))
+    with pytest.raises(DataError, match="at least 5 training videos, but there are 4; give more"):
+        Parts(part, test).long_enough([ClipConfig(8, views=1)])
+    Parts(part._replace(indices=np.arange(5)), test).long_enough([ClipConfig(8, views=1)])
 
 
 def test_classes_are_folder_names(classes):
@@ -89,13 +103,13 @@ def test_folders_without_videos_are_refused(tmp_path, content):
 
 
 def test_parts_are_disjoint_and_draws_depend_on_the_seed(classes):
-    parts = open_parts(ProbeData(folder=str(classes), held_out=0.5), 3, 2)
+    parts = open_parts(ProbeData(folder=str(classes), held_out=0.5), 2, 2)
     assert not set(parts.train.indices) & set(parts.test.indices)
     assert len(parts.train.indices) + len(parts.test.indices) == len(CLIPS)
-    drawn = [tuple(parts.train.drawn(seed, "train videos")) for seed in (0, 0, 1, 2, 3)]
+    drawn = [tuple(parts.train.drawn(seed, "train videos")) for seed in (0, 0, 1, 4, 5)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1
-    assert all(list(d) == sorted(d) and len(d) <= 3 for d in drawn)
+    assert all(list(d) == sorted(d) and len(d) <= 2 for d in drawn)
 
 
 def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, caplog):
@@ -106,11 +120,29 @@ def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, cap
     assert "passed over: 2 .txt files, 1 .jpg file" in caplog.messages
 
 
+@pytest.mark.parametrize("held_out", [0.3, 0.5])
+def test_a_folder_is_split_like_the_shards_packed_from_it(classes, tmp_path, held_out):
+    """Pretraining on the shards held these videos out, so the probe may test on them."""
+    pack(classes, tmp_path, size=(16, 16), workers=1, progress=False)
+    shards = ShardSet(str(tmp_path / "*.tar"))
+    kept, _ = split_keys(shards.keys, held_out)
+    record = pretraining_data(DataConfig(shards=str(tmp_path), held_out=held_out), shards, kept, 0)
+    parts = open_parts(ProbeData(folder=str(classes), held_out=held_out))
+    trained = {shards.source(i) for i in kept}
+    assert {parts.train.videos.source(i) for i in parts.train.indices} == trained
+    assert not_unseen("e", {"data": record}, parts.test) is None
+    less = open_parts(ProbeData(folder=str(classes), held_out=0.9))
+    warning = not_unseen("e", {"data": record}, less.test)
+    assert f"set --data.held_out {held_out} as in its pretraining" in warning
+    assert warning.endswith("or give other videos by --data.folder")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({}, "--data.shards is not set"),
         ({"shards": "x", "folder": "y"}, "--data.folder and --data.shards are both set"),
+        ({"test_shards": "x", "folder": "y"}, "--data.folder and --data.test_shards are both set"),
         ({"folder": "here", "held_out": 0.0}, "0 test videos; choose another fraction"),
     ],
 )
@@ -175,8 +207,6 @@ def test_windows_are_central_and_of_one_size():
 
 
 def test_short_videos_are_named_and_left_out():
-    from ssl_vivit.data.video.clips import ClipConfig
-
     videos = Uneven()
     assert list(too_short(videos, ClipConfig(num_frames=5, frame_stride=2, views=1))) == []
     short = too_short(videos, ClipConfig(num_frames=5, frame_stride=2, views=2))

@@ -1,0 +1,36 @@
+"""Keys of videos in shards, made from their file names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+
+def sample_keys(files: Sequence[str]) -> list[str]:
+    """Return the key that each video has in shards; all keys differ.
+
+    The key is the file name without its ending. Keys that would be equal also contain the names of
+    the folders. Characters other than letters, digits, ``_`` and ``-`` become ``_``.
+
+    Args:
+        files: paths of all videos of the shards, with forward slashes.
+    """
+    short = [safe_name(PurePosixPath(file).stem) for file in files]
+    long = [safe_name(str(PurePosixPath(file).with_suffix(""))) for file in files]
+    often = Counter(short)
+    keys: dict[str, None] = {}
+    for stem, path in zip(short, long, strict=True):
+        wished = stem if often[stem] == 1 else path
+        key, copies = wished, 1
+        while key in keys:
+            copies += 1
+            key = f"{wished}_{copies}"
+        keys[key] = None
+    return list(keys)
+
+
+def safe_name(name: str) -> str:
+    """Return a name of letters, digits, ``_`` and ``-``, which are valid in keys and prefixes."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "video"

@@ -55,17 +55,25 @@ def test_the_docs_show_an_example(name):
     assert f"```{{literalinclude}} ../../examples/{name}.py" in PAGE.read_text()
 
 
-def test_a_folder_of_videos_becomes_an_encoder_and_an_own_objective_trains(example, tmp_path):
+def test_a_folder_of_videos_becomes_an_encoder_and_an_own_objective_trains(
+    example, tmp_path, capsys
+):
+    """The first file in alphabetical order is broken."""
     videos = tmp_path / "videos"
     videos.mkdir()
+    (videos / "broken.mp4").write_bytes((CLIPS / "example_0_new.mp4").read_bytes()[:2000])
     for clip in sorted(CLIPS.glob("example_1_*.mp4"))[:2]:
         (videos / clip.name).symlink_to(clip)
     said = example("pretrain_own_videos", videos, "--out", tmp_path / "mine", "--steps", 2)
     assert re.search(r"^loss +\d\.\d{4} after 2 steps$", said, re.MULTILINE)
-    assert "features  (1, 96) of " in said
+    assert f"features  (1, 96) of {videos}/example_1_" in said
     encoder = load_encoder(tmp_path / "mine" / "run" / "encoder")
     assert encoder.config.image_size == (64, 64)
     assert encoder.preprocessing["frame_stride"] == 2
+
+    with pytest.raises(SystemExit):
+        example("pretrain_own_videos", videos, "--out", tmp_path / "mine")
+    assert f"--out {tmp_path / 'mine'} contains a run; give a new folder" in capsys.readouterr().err
 
     shards = tmp_path / "mine" / "shards" / "*.tar"
     said = example("own_objective", shards, "--out", tmp_path / "arrow", "--steps", 2)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Start of the first line of a run's config.yaml. The name of the script follows.
@@ -29,6 +30,12 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def writer_of(config: Path) -> str | None:
+    """Return the script whose run wrote a config file; None if the file does not name one."""
+    first = config.read_text().partition("\n")[0]
+    return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
 
 
 def without_resume(words: Sequence[str]) -> list[str]:

@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export_onnx(model, args.out, opset=args.opset)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, RuntimeError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
         return 130

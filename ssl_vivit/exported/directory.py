@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,17 +139,25 @@ def find_directory(path: Path, kind: Format) -> Path:
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if not missing:
         return path
-    places = [*kind.inside_runs, *(f"best/{place}" for place in kind.inside_runs)]
-    inside = [path / place for place in places if (path / place / CONFIG).is_file()]
+    final = _exports([path], kind)
+    # Exports of a run that was stopped or is still training: the best step, and checkpoints.
+    checkpoints = sorted(path.glob("checkpoints/step_*"), key=lambda p: (len(p.name), p.name))
+    earlier = _exports([path / "best", *reversed(checkpoints)], kind)
     mend = f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
-    if inside:
+    if inside := final or earlier:
         mend = f"give {inside[0]} instead"
-    if (path / "config.yaml").is_file():  # a run that was stopped, or is still training
+    if not final and (path / "config.yaml").is_file():
         mend += f"; the run writes {path / kind.inside_runs[0]} when it ends"
     why = f"there is no such directory{similar_entry(path)}"
     if path.exists():
         why = f"{missing[0]} is missing" if path.is_dir() else "it is a file, not a directory"
     raise MissingError(f"{path} is no {kind.name}: {why}; {mend}")
+
+
+def _exports(parents: Iterable[Path], kind: Format) -> list[Path]:
+    """Return the existing exports at the paths ``kind.inside_runs`` below the directories."""
+    places = [parent / place for parent in parents for place in kind.inside_runs]
+    return [place for place in places if (place / CONFIG).is_file()]
 
 
 def similar_entry(path: Path) -> str:

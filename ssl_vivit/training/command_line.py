@@ -112,7 +112,7 @@ def parse(
         config = config_class(**vars(instantiate(namespace)))
     except (ArgumentError, ValueError, TypeError, OverflowError) as error:
         mistake = _explain(str(error), keys, [option.lstrip("-") for option in short])
-        _fail(f"{mistake}{_of_another_recipe(paths)}", status=2)
+        _fail(_of_another_recipe(paths, mistake) or mistake, status=2)
         raise AssertionError("unreachable") from error
     loop = getattr(config, "training", None)
     if isinstance(loop, TrainingConfig):
@@ -185,15 +185,21 @@ def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
             action.help = f"short for {short[option]}"
 
 
-def _of_another_recipe(paths: Sequence[Path]) -> str:
-    """Return a clause that names config files written by other recipes; empty if there are none."""
-    told = ""
+def _of_another_recipe(paths: Sequence[Path], mistake: str) -> str | None:
+    """Return a message if a config file was written by another recipe, else None.
+
+    Args:
+        paths: the config files.
+        mistake: message about a wrong setting. Its hints apply to this recipe and are left out.
+    """
     for path in paths:
-        first = path.read_text().partition("\n")[0]
-        script = first.removeprefix(command.WRITTEN_BY)
-        if script != first and Path(script).name != Path(sys.argv[0]).name:
-            told += f"; --config {path} was written by a run of {script}"
-    return told
+        script = command.writer_of(path)
+        if script is not None and Path(script).name != Path(sys.argv[0]).name:
+            return (
+                f"--config {path} was written by {script}, which has other settings "
+                f"({mistake.partition(';')[0]}); start {script} with it, or give another --config"
+            )
+    return None
 
 
 def _require_run_dir(paths: Sequence[Path], loop: TrainingConfig) -> None:
@@ -457,7 +463,11 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
     if match := _UNION.search(line):
         kinds = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("NoneType", "null")
         kinds = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", kinds)
-        return f"{match[1]}: expected one of {kinds}; got {_shortened(match[3])}"
+        kinds = kinds.replace("tuple[int, int]", "two integers")
+        hint = ""
+        if match[1].endswith("_size") and "two integers" in kinds:
+            hint = f"; give height and width in pixels, such as --{match[1]} 96 96"
+        return f"{match[1]}: expected one of {kinds}; got {_shortened(match[3])}{hint}"
     line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)

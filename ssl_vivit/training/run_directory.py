@@ -138,11 +138,20 @@ def _claimable(
     continues_here = inside or config.resume == "auto"
     held = run_dir.is_dir() and any(entry.name != LOCK for entry in run_dir.iterdir())
     if held and not continues_here:
+        _refuse_run_of_another_recipe(run_dir)
         raise RunError(
             f"{run_dir} holds another run; continue it with --training.resume auto, "
             "or choose another --training.run_dir"
         )
     return checkpoint
+
+
+def _refuse_run_of_another_recipe(run_dir: Path) -> None:
+    """Raise RunError if another recipe wrote the directory's config.yaml."""
+    path = run_dir / "config.yaml"
+    script = command.writer_of(path) if path.is_file() else None
+    if script and command.script and Path(script).name != Path(command.script).name:
+        raise RunError(f"{run_dir} holds a run of {script}; choose another --training.run_dir")
 
 
 def first_checkpoint(config: TrainingConfig, warn: Callable[[str], None]) -> Path | None:

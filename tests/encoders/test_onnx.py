@@ -255,13 +255,13 @@ def test_missing_packages_are_named_with_the_extra_that_brings_them(tmp_path, mo
     monkeypatch.setattr(
         graph.importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name)
     )
-    assert graph.main([str(tmp_path / "encoder"), str(tmp_path / "e.onnx")]) == 1
+    assert graph.main([str(tmp_path / "encoder"), str(tmp_path / "e.onnx")]) == 2
     expected = "error: ONNX export needs onnx; run `pip install 'ssl_vivit[onnx]'`\n"
     assert capsys.readouterr().err == expected
 
 
 def test_mistakes_of_the_command_are_one_line(tmp_path, capsys):
-    assert graph.main([str(tmp_path), str(tmp_path / "e.onnx")]) == 1
+    assert graph.main([str(tmp_path), str(tmp_path / "e.onnx")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "no exported encoder" in error

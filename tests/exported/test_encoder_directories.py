@@ -425,8 +425,17 @@ def test_a_run_that_has_not_ended_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("core: ln")
     with pytest.raises(MissingError, match=r"as RUN/model; the run writes \S+/model when it ends$"):
         find_directory(tmp_path, MODEL_OF_NEURONS)
-    best = tmp_path / "best" / "model"
-    best.mkdir(parents=True)
-    (best / "config.json").write_text("{}")
-    with pytest.raises(MissingError, match=r"give \S+/best/model instead; the run writes "):
+    # A later export replaces an earlier one in the message.
+    for place in ("checkpoints/step_00000900", "checkpoints/step_00001000", "best"):
+        _export_in(tmp_path / place / "model")
+        expected = rf"give \S+/{place}/model instead; the run writes \S+/model when it ends$"
+        with pytest.raises(MissingError, match=expected):
+            find_directory(tmp_path, MODEL_OF_NEURONS)
+    _export_in(tmp_path / "model")
+    with pytest.raises(MissingError, match=rf"give {tmp_path}/model instead$"):
         find_directory(tmp_path, MODEL_OF_NEURONS)
+
+
+def _export_in(directory):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")

@@ -235,9 +235,12 @@ def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_pa
 def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path, call, capsys):
     call(words(encoder, tmp_path / "f", videos=str(videos)))
     before = contents(tmp_path / "f")
+    changed = {"features": "tokens", "clips": 2, "data__clip__frame_stride": 2}
     with pytest.raises(SystemExit):
-        call(words(encoder, tmp_path / "f", videos=str(videos), features="tokens"))
-    assert "features (pooled → tokens)" in capsys.readouterr().err
+        call(words(encoder, tmp_path / "f", videos=str(videos), **changed))
+    told = "--features (pooled → tokens), --data.clip.frame_stride (3 → 2), --clips (1 → 2)"
+    said = capsys.readouterr().err
+    assert f"other settings: {told}; restore" in said
     call(words(encoder, tmp_path / "f", videos=str(videos)))
     assert contents(tmp_path / "f") == before
     (tmp_path / "mine").mkdir()

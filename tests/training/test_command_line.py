@@ -213,15 +213,19 @@ def test_a_config_that_another_recipe_wrote_is_named(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("# written by recipes/other.py\nsize: 3\n")
-    for script, told in (
-        ("recipes/job.py", f"; --config {file} was written by a run of recipes/other.py"),
-        ("elsewhere/other.py", ""),
+    mistake = "unknown setting size"
+    for script, line in (
+        (
+            "recipes/job.py",
+            f"--config {file} was written by recipes/other.py, which has other settings "
+            f"({mistake}); start recipes/other.py with it, or give another --config",
+        ),
+        ("elsewhere/other.py", f"{mistake}; allowed here: encoder, training"),
     ):
         monkeypatch.setattr(sys, "argv", [script])
         with pytest.raises(SystemExit):
             parse(Recipe, ["--config", str(file)])
-        line = "error: unknown setting size; allowed here: encoder, training"
-        assert capsys.readouterr().err == f"{line}{told}\n"
+        assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_the_first_line_names_the_config(

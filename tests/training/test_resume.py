@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from toy_objective import toy, toy_batches
 
+from ssl_vivit import command
 from ssl_vivit.errors import RunError
 from ssl_vivit.training import Periodic, fit, random_state
 from ssl_vivit.training.checkpoints import files
@@ -247,12 +248,19 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path: Path, monke
     assert newest_whole(tmp_path, pytest.fail) == tmp_path / "step_100000000"
 
 
-def test_a_run_directory_with_another_run_is_refused(config) -> None:
+def test_a_run_directory_with_another_run_is_refused(config, monkeypatch) -> None:
     settings = config()
     result = fit(toy(), toy_batches(), settings)
     before = {p: p.read_bytes() for p in result.run_dir.rglob("*") if p.is_file()}
     with pytest.raises(RunError, match=r"holds another run.*--training\.resume auto.*run_dir"):
         fit(toy(), toy_batches(), settings)
+    monkeypatch.setattr(command, "script", "recipes/other.py")
+    (result.run_dir / "config.yaml").write_text("# written by recipes/job.py\n")
+    with pytest.raises(
+        RunError, match=r"holds a run of recipes/job\.py; choose another --training"
+    ):
+        fit(toy(), toy_batches(), settings)
+    before[result.run_dir / "config.yaml"] = b"# written by recipes/job.py\n"
     assert {p: p.read_bytes() for p in result.run_dir.rglob("*") if p.is_file()} == before
 
 

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
         return 130
+    for path in args.out:
+        print(f"attention  {path}")
     return 0
 
 

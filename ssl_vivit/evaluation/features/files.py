@@ -32,11 +32,23 @@ from ssl_vivit.evaluation.features.parts import (
     write_part,
 )
 from ssl_vivit.run_lock import LOCK
+from ssl_vivit.training.run_directory import changed_settings
 
 if TYPE_CHECKING:
     from ssl_vivit.encoders import ViViT
 
 FORMAT = 1
+# Name of a setting in the index → option of recipes/extract_features.py, for messages.
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("encoder", "features", "summary", "part_size", "batch_size")},
+    **{
+        f"prepared.clip.{name}": f"--data.clip.{name}"
+        for name in ("num_frames", "frame_stride", "fps")
+    },
+    "prepared.clip.views": "--clips",
+    "frame_size": "--data.frame_size",
+    "videos_digest": "hash of the videos' names and lengths",
+}
 
 
 class Features(NamedTuple):
@@ -107,6 +119,12 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     )
 
 
+def _with_option(change: str) -> str:
+    """Replace the name of a setting in ``NAME (BEFORE → NOW)`` by the command's option."""
+    name, _, values = change.partition(" ")
+    return f"{_OPTIONS.get(name, name)} {values}"
+
+
 class FeatureFiles:
     """Output directory of a feature extraction, in which an interrupted extraction is resumed.
 
@@ -132,12 +150,11 @@ class FeatureFiles:
         if not (self.directory / INDEX).is_file():
             raise RunError(f"--out {self.directory} holds other files; choose another folder")
         saved = read_index(self.directory)
-        own = json.loads(json.dumps(self.index))
-        differing = [name for name in own if own[name] != saved.get(name)]
-        if differing:
-            changes = ", ".join(f"{name} ({saved.get(name)} → {own[name]})" for name in differing)
+        changes = changed_settings({name: saved.get(name) for name in self.index}, self.index)
+        if changes:
             raise RunError(
-                f"--out {self.directory} holds features with other settings: {changes}; restore "
+                f"--out {self.directory} holds features with other settings: "
+                f"{', '.join(map(_with_option, changes))}; restore "
                 "the settings to continue, or choose another folder"
             )
 

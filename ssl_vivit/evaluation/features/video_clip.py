@@ -54,7 +54,9 @@ class ClipCutting:
             steps = int(timeline_length(frames, rate, self.clip.fps)[0])
         self._starts = steps - self.clip.span + 1
         if self._starts < 1:
-            raise self._misfit("", "take a longer video")
+            raise self._misfit(
+                "", "take a longer video, or call load_encoder with a smaller num_frames"
+            )
 
     def central(self) -> Int[np.ndarray, "1 t"]:
         """Return the frame numbers of the clip in the middle of the video."""

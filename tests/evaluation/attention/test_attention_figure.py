@@ -216,6 +216,7 @@ def test_the_command_draws_a_video_and_answers_mistakes_in_one_line(tmp_path, ca
     arguments = [str(tmp_path / "encoder"), str(VIDEO), str(tmp_path / "new" / "out.png")]
     assert main([*arguments, "--heads"]) == 0
     assert Image.open(tmp_path / "new" / "out.png").format == "PNG"
+    assert capsys.readouterr().out == f"attention  {tmp_path / 'new' / 'out.png'}\n"
     encoder.preprocessing = None
     encoder.save_pretrained(tmp_path / "bare")
     broken = tmp_path / "broken.mp4"

@@ -448,8 +448,22 @@ class ViViTConfig:
         return cls(**settings)
 
 
+# timm's names of settings → their names in ViViTConfig.
+TIMM_SETTINGS = {
+    "in_chans": "in_channels",
+    "img_size": "image_size",
+    "drop_path_rate": "drop_path",
+    "patch_drop_rate": "patch_dropout",
+    "attn_drop_rate": "attention_dropout",
+    "proj_drop_rate": "mlp_dropout",
+    "global_pool": "pooling",
+}
+
+
 def unknown_name(what: str, name: str, names: list[str]) -> str:
     """Return an error message for an unknown name, with the nearest and all known names."""
-    near = difflib.get_close_matches(name, names, n=1)
+    # Tubelets are the patches of a video.
+    elsewhere = {**TIMM_SETTINGS, "patch_size": "tubelet_size"}.get(name)
+    near = [elsewhere] if elsewhere in names else difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{what} {name!r} is unknown{hint} Known: {listed(names)}"

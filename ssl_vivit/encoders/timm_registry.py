@@ -20,7 +20,7 @@ from ssl_vivit.encoders.classifier import (
     VideoClassifier,
     load_encoder_or_classifier,
 )
-from ssl_vivit.encoders.config import ViViTConfig, unknown_name
+from ssl_vivit.encoders.config import TIMM_SETTINGS, ViViTConfig, unknown_name
 from ssl_vivit.encoders.intermediates import block_indices
 from ssl_vivit.encoders.named_sizes import sizes
 from ssl_vivit.encoders.vivit import ARCHITECTURE, ENCODER, ViViT, create_encoder
@@ -28,16 +28,6 @@ from ssl_vivit.errors import ExportError, MissingError
 from ssl_vivit.exported.directory import read_config
 from ssl_vivit.exported.hub import locate
 
-# timm's names of settings → their names in ViViTConfig.
-TIMM_SETTINGS = {
-    "in_chans": "in_channels",
-    "img_size": "image_size",
-    "drop_path_rate": "drop_path",
-    "patch_drop_rate": "patch_dropout",
-    "attn_drop_rate": "attention_dropout",
-    "proj_drop_rate": "mlp_dropout",
-    "global_pool": "pooling",
-}
 HEAD_SETTINGS = ("num_classes", "representation_size", "drop_rate")
 FEATURE_SETTINGS = ("features_only", "out_indices")
 

@@ -160,6 +160,8 @@ def test_the_papers_average_pooling_row_needs_the_depth_alone():
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="encoder size 'vivit_smal' is unknown; did you mean "):
         create_encoder("vivit_smal")
+    with pytest.raises(ValueError, match="'patch_size' is unknown; did you mean 'tubelet_size'"):
+        named_config("vivit_tiny", patch_size=16)
     with pytest.raises(ValueError, match="'embed_dims' is unknown; did you mean 'embed_dim'"):
         create_encoder("vivit_small", embed_dims=4)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401
 from PIL import Image
 
 from ssl_vivit import load_encoder
@@ -29,16 +30,13 @@ SHORT = (
 @pytest.fixture
 def example(monkeypatch, capsys):
     """Return a function that runs an example with arguments and returns its output."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def ran(name: str, *words: object) -> str:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
-    yield ran
-    torch.set_num_threads(before)
+    return ran
 
 
 @pytest.mark.parametrize("name", SHORT)

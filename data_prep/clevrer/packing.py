@@ -267,7 +267,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
 
 
 class _Unreadable(Exception):
-    """A source file that cannot be read."""
+    """Raised for a source file that cannot be read."""
 
 
 def _members(job: _Job, sample: Sample) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """NeuralModel: predicts the rate of every neuron in every frame from video and behaviour.
 
-    video ─ adapter ─▶ encoder ─▶ tokens ─ modulator ─▶ held to frames ─▶ + ─ readout ─▶ rates
+    video ─ adapter ─▶ encoder ─▶ tokens ─ modulator ─▶ last per frame ─▶ + ─ readout ─▶ rates
                │                               ▲                          ▲
                │                           behaviour                      │
                └──────────────────────▶ frame stream ─────────────────────┘

@@ -1,25 +1,17 @@
-"""Use one thread, because results of several threads may differ between runs."""
+"""Fixtures of the tests of training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from one_thread import one_thread  # noqa: F401
 from toy_objective import TIMED
 
 from ssl_vivit.training import OptimConfig, TrainingConfig
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

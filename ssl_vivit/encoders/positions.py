@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
+from ssl_vivit.encoders.visible_tokens import Places
 from ssl_vivit.grid import Grid
 
 
@@ -132,56 +133,6 @@ def angles(
 def _exact(device: torch.device | None) -> torch.dtype:
     """Return the most precise float type of a device; Apple's GPUs have no float64."""
     return torch.float32 if device is not None and device.type == "mps" else torch.float64
-
-
-class Places(NamedTuple):
-    """Tokens of a clip and their positions.
-
-    Attributes:
-        grid: token grid of the whole clip.
-        visible: indices of kept spatial positions: (b, v) for all time steps, (b, t, v) for each
-            time step; None keeps all.
-        visible_tokens: (b, k) indices of kept tokens among t·h·w, or None.
-        start: time step of the first token; above 0 if the clip continues an earlier one.
-    """
-
-    grid: Grid
-    visible: Tensor | None = None
-    visible_tokens: Tensor | None = None
-    start: int = 0
-
-    @property
-    def varying(self) -> Tensor | None:
-        """Kept positions of each time step (b, t, v); None if all time steps keep equal ones."""
-        return self.visible if self.visible is not None and self.visible.ndim == 3 else None
-
-    @property
-    def space(self) -> Tensor | slice:
-        """Spatial position of each token: indices (b, v), (b, t, v) or (b, k), or a full slice."""
-        if self.visible_tokens is not None:
-            return self.visible_tokens % self.grid.n
-        return slice(None) if self.visible is None else self.visible
-
-    def steps(self, device: torch.device) -> Int[Tensor, " t"]:
-        """Return the numbers of all time steps of the clip."""
-        return torch.arange(self.start, self.start + self.grid.t, device=device)
-
-    def times(self, device: torch.device) -> Int[Tensor, "... length"]:
-        """Return the time step of each token in the flattened sequence, (t·n,) or (b, k)."""
-        if self.visible_tokens is not None:
-            return self.visible_tokens // self.grid.n
-        n = self.grid.n if self.visible is None else self.visible.shape[-1]
-        return self.steps(device).repeat_interleave(n, dim=0)
-
-    def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
-        """Select the rows of the kept tokens from a table over the whole grid."""
-        if self.visible_tokens is not None:
-            return table.flatten(0, 1)[self.visible_tokens][:, None]
-        if self.varying is not None:
-            return table[torch.arange(self.grid.t, device=table.device)[:, None], self.varying]
-        if self.visible is not None:
-            return table[:, self.visible].transpose(0, 1)
-        return table[None]
 
 
 class Positions(nn.Module):

@@ -37,7 +37,7 @@ from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.encoder_card import encoder_card
 from ssl_vivit.encoders.named_sizes import named_config
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
-from ssl_vivit.encoders.positions import Places, Positions
+from ssl_vivit.encoders.positions import Positions
 from ssl_vivit.encoders.trunks.attention_window import KeyValueCache
 from ssl_vivit.encoders.trunks.blocks import norm_layer
 from ssl_vivit.encoders.trunks.factorized_dot_product import factorized_dot_product
@@ -46,6 +46,7 @@ from ssl_vivit.encoders.trunks.factorized_self_attention import factorized_self_
 from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
 from ssl_vivit.encoders.tubelets import TubeletEmbedding
+from ssl_vivit.encoders.visible_tokens import Kept, Places, check_visible, drop_patches
 from ssl_vivit.errors import ExportError
 from ssl_vivit.exported import precision
 from ssl_vivit.exported.directory import (
@@ -219,7 +220,7 @@ class ViViT(nn.Module, HubModel):
                 random numbers do not fit the video.
         """
         self.check(video)
-        self._check_visible(video, visible, visible_tokens)
+        check_visible(self.config, video, visible, visible_tokens)
         # torch would interpret uint8 indices as a boolean mask.
         visible = None if visible is None else visible.long()
         visible_tokens = None if visible_tokens is None else visible_tokens.long()
@@ -369,49 +370,6 @@ class ViViT(nn.Module, HubModel):
                 f"video is {video.dtype} and the encoder {weights}; pass video.to({weights})"
             )
 
-    def _check_visible(
-        self, video: Tensor, visible: Tensor | None, visible_tokens: Tensor | None
-    ) -> None:
-        if visible_tokens is not None and self.config.variant != "joint":
-            raise ValueError(
-                f"visible_tokens is not supported by {self.config.variant}, which needs equal "
-                "numbers of tokens at all time steps; use visible, or variant='joint'"
-            )
-        if visible is not None and visible_tokens is not None:
-            raise ValueError("give visible or visible_tokens, not both")
-        for name, index in (("visible", visible), ("visible_tokens", visible_tokens)):
-            if index is None:
-                continue
-            if not isinstance(index, Tensor):
-                raise ValueError(f"{name} is a {type(index).__name__}; give a tensor of indices")
-            grid = self.config.grid_of(*video.shape[2:])
-            shapes, allowed = [(2, 1)], "(B, kept)"
-            if name == "visible":
-                shapes, allowed = [(2, 1), (3, grid.t)], f"(B, kept) or (B, {grid.t}, kept)"
-            fits = (index.ndim, index.shape[1] if index.ndim == 3 else 1) in shapes
-            if not fits or len(index) != len(video) or index.is_floating_point():
-                raise ValueError(
-                    f"{name} of shape {tuple(index.shape)} and {index.dtype} must be whole-number "
-                    f"indices of shape {allowed} with B = {len(video)}, the number of clips"
-                )
-            if index.dtype == torch.bool:
-                raise ValueError(f"{name} is a boolean mask; give the indices of visible positions")
-            if index.shape[-1] == 0:
-                raise ValueError(
-                    f"{name} of shape {tuple(index.shape)} hides all tokens; keep one or more"
-                )
-            # On a GPU this check would wait for the device, which checks bounds itself.
-            if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
-                count = grid.n if name == "visible" else grid.t * grid.n
-                low, high = int(index.min()), int(index.max())
-                if low < 0 or high >= count:
-                    raise ValueError(
-                        f"{name} has indices from {low} to {high}; for a clip of this size "
-                        f"indices must be 0 to {count - 1}"
-                    )
-                if (index.sort(dim=-1).values.diff(dim=-1) == 0).any():
-                    raise ValueError(f"{name} has an index twice; give each index once")
-
     def drop_patches(
         self,
         video: Tensor,
@@ -426,23 +384,8 @@ class ViViT(nn.Module, HubModel):
         """
         if not self.drops_patches:
             return None
-        grid = self.config.grid_of(*video.shape[2:])
-        given = visible if visible_tokens is None else visible_tokens
-        shape = (len(video), grid.n) if given is None else given.shape
-        total = shape[-1]
-        keep = max(1, total - int(total * self.config.patch_dropout))
-        if patch_draw is None:
-            patch_draw = torch.rand(shape, device=video.device)
-        elif patch_draw.shape != shape:
-            raise ValueError(
-                f"patch_draw of shape {tuple(patch_draw.shape)} must be {tuple(shape)}, one number "
-                "for each patch that may be dropped"
-            )
-        slots = patch_draw.argsort(-1)[..., :keep].sort(-1).values
-        index = slots if given is None else given.gather(-1, slots)
-        if visible_tokens is None:
-            return Kept(slots, total, index, None)
-        return Kept(slots, total, None, index)
+        grid, rate = self.config.grid_of(*video.shape[2:]), self.config.patch_dropout
+        return drop_patches(grid, rate, video, visible, visible_tokens, patch_draw)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
@@ -707,22 +650,6 @@ def _blocks(config: ViViTConfig) -> dict[str, int]:
         }
     assert config.depth is not None
     return {"trunk.blocks.": config.depth}
-
-
-class Kept(NamedTuple):
-    """Tokens that patch dropout kept: their indices among the requested tokens, and the mask."""
-
-    slots: Tensor
-    total: int
-    visible: Tensor | None
-    visible_tokens: Tensor | None
-
-    def restore(self, tokens: Float[Tensor, "b t k d"]) -> Float[Tensor, "b t n d"]:
-        """Insert zeros for the dropped tokens."""
-        b, t, _, d = tokens.shape
-        slots = self.slots if self.slots.ndim == 3 else self.slots[:, None]
-        index = slots[..., None].expand(b, t, -1, d)
-        return tokens.new_zeros(b, t, self.total, d).scatter(2, index, tokens)
 
 
 def create_encoder(name: str, **overrides: Any) -> ViViT:

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders import ViViTConfig
-from ssl_vivit.encoders.positions import Places, Positions, token_parameter
+from ssl_vivit.encoders.positions import Positions, token_parameter
 from ssl_vivit.encoders.trunks.factorized_dot_product import factorized_dot_product
 from ssl_vivit.encoders.trunks.joint import Joint
 from ssl_vivit.encoders.trunks.space_time import SpaceTimeTrunk
+from ssl_vivit.encoders.visible_tokens import Places
 from ssl_vivit.grid import Grid
 from ssl_vivit.objectives.config import DecoderPositions
 from ssl_vivit.objectives.masking import TubeletMask

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from ssl_vivit import Grid, ViViTConfig, create_encoder, load_encoder
 from ssl_vivit.encoders.imports.transformers import from_videomae
-from ssl_vivit.encoders.positions import Places
 from ssl_vivit.encoders.trunks.joint import Joint
+from ssl_vivit.encoders.visible_tokens import Places
 from ssl_vivit.objectives import MaskedTubelets
 from ssl_vivit.objectives.embedding_geometry import effective_rank
 from ssl_vivit.objectives.masking import (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
 from ssl_vivit.encoders.pooling import reduce_tokens
-from ssl_vivit.encoders.positions import Places, Positions, Rotation, token_parameter
+from ssl_vivit.encoders.positions import Positions, Rotation, token_parameter
 from ssl_vivit.encoders.trunks.attention_window import KeyValueCache, band
 from ssl_vivit.encoders.trunks.blocks import (
     Mask,
@@ -23,6 +23,7 @@ from ssl_vivit.encoders.trunks.blocks import (
     token_norm,
 )
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
+from ssl_vivit.encoders.visible_tokens import Places
 
 
 class FactorizedOutput(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vivit.encoders.config import ViViTConfig
-from ssl_vivit.encoders.positions import Places, Rotation, token_parameter
+from ssl_vivit.encoders.positions import Rotation, token_parameter
 from ssl_vivit.encoders.trunks.attention_window import KeyValueCache, band
 from ssl_vivit.encoders.trunks.blocks import (
     Activation,
@@ -27,6 +27,7 @@ from ssl_vivit.encoders.trunks.blocks import (
     token_norm,
 )
 from ssl_vivit.encoders.trunks.time_sequences import TimeSequences
+from ssl_vivit.encoders.visible_tokens import Places
 
 
 class SpaceTime(NamedTuple):

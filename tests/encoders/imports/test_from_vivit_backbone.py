@@ -10,7 +10,7 @@ from parity_files import PARITY
 from safetensors.torch import load_file
 
 from ssl_vivit.encoders.imports import from_vivit_backbone
-from ssl_vivit.encoders.positions import Places
+from ssl_vivit.encoders.visible_tokens import Places
 
 TINY = {
     "t": 4, "h": 8, "w": 12, "patch_t": 2, "patch_h": 4, "patch_w": 4, "dim": 24, "depth": 2,

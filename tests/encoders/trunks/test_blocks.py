@@ -6,10 +6,11 @@ from torch.nn.functional import layer_norm, linear
 
 from ssl_vivit import ViViT, ViViTConfig
 from ssl_vivit.encoders.pooling import AttentionPooling, reduce_tokens
-from ssl_vivit.encoders.positions import Places, Rotation, angles
+from ssl_vivit.encoders.positions import Rotation, angles
 from ssl_vivit.encoders.trunks.blocks import init_fused, make_block
 from ssl_vivit.encoders.trunks.factorized_self_attention import SpaceThenTimeBlock
 from ssl_vivit.encoders.trunks.space_time import SpaceTime
+from ssl_vivit.encoders.visible_tokens import Places
 
 SMALL = {
     "num_frames": 8,

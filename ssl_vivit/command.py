@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -21,11 +24,32 @@ continued_by: str | None = None
 class OneLineParser(argparse.ArgumentParser):
     """``ArgumentParser`` whose errors are one line that refers to ``--help``.
 
-    Abbreviated options are not accepted.
+    Abbreviated options are not accepted. The error for an unknown option names the option with the
+    most similar name.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; an unknown option is an error.
+
+        Options of a command with subcommands are checked by the subcommand's parser.
+        """
+        if self._subparsers is None:
+            self._refuse_unknown_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _refuse_unknown_options(self, words: Sequence[str]) -> None:
+        """Raise the error before ``argparse`` does, which first reports missing arguments."""
+        known = self._option_string_actions
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            option = word.partition("=")[0]
+            # Words with a space are values, as in argparse.
+            if option.startswith("--") and option not in known and " " not in word:
+                near = difflib.get_close_matches(option, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                self.error(f"unknown option {option}{hint}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

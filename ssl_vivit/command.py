@@ -41,15 +41,21 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _refuse_unknown_options(self, words: Sequence[str]) -> None:
-        """Raise the error before ``argparse`` does, which first reports missing arguments."""
-        known = self._option_string_actions
+        """Exit at the first unknown option.
+
+        ``argparse`` reports missing arguments first, although a misspelt option is often the reason
+        why an argument is missing.
+        """
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         for word in itertools.takewhile(lambda word: word != "--", words):
-            option = word.partition("=")[0]
             # Words with a space are values, as in argparse.
-            if option.startswith("--") and option not in known and " " not in word:
-                near = difflib.get_close_matches(option, known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                self.error(f"unknown option {option}{hint}")
+            if not word.startswith("--") or " " in word:
+                continue
+            name = word[2:].partition("=")[0]
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+                hint = f" (did you mean --{near[0]}?)" if near else ""
+                self.error(f"unknown option --{name}{hint}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

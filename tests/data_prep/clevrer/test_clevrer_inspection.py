@@ -28,7 +28,9 @@ def videos(tmp_path):
     folder.mkdir()
     y, x = np.mgrid[:32, :48]
     for number in range(4):
-        frames = np.stack([np.stack([x * 5, y * 8, x * 0 + 8 * t], -1) for t in range(10)])
+        frames = np.stack(
+            [np.stack([x * 5, y * 8, x * 0 + 8 * (t + number)], -1) for t in range(10)]
+        )
         (folder / f"clip{number}.mp4").write_bytes(encode_h264(frames.astype(np.uint8), 20))
     return folder
 

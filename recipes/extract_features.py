@@ -94,7 +94,7 @@ def extract(config: ExtractRecipe, processes: Any) -> None:
     refuse_many_broken(broken, len(videos) + len(broken))
     start_counts(videos, prepared.clip, data.short_videos)  # raises if all videos are too short
     short = {videos.keys[i]: why for i, why in too_short(videos, prepared.clip).items()}
-    if line := short_videos_line(list(short), len(videos), data.short_videos):
+    if line := short_videos_line(list(short), len(videos), data.short_videos, [prepared.clip]):
         processes.print(line)
     skipped = dict(broken)
     if data.short_videos == "skip":

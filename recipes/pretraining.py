@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssl_vivit.data.video.loader import Clips, DataConfig, build_clips
+from ssl_vivit.evaluation.features.preparation import LEAST_SHOWN, fitting_size, fraction_shown
 from ssl_vivit.evaluation.monitors.config import EvaluationConfig, OnlineProbeConfig
 from ssl_vivit.training import TrainingConfig
 
@@ -78,6 +79,9 @@ class PretrainingRecipe:
 def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: Clips) -> None:
     """Print a line about the encoder and a line about the data on standard error.
 
+    Further lines warn of few held-out videos, and of clips that show less than 80 % of a frame
+    because their aspect ratio differs.
+
     Args:
         processes: result of :func:`ssl_vivit.training.join_processes`.
         name: name of the encoder's size.
@@ -100,6 +104,15 @@ def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: 
             f"{held_out} held-out videos are too few for meaningful retrieval and probe scores; "
             "raise "
             f"--data.held_out ({data.held_out:g}) or add shards"
+        )
+    frames = clips.train.dataset.decoded_size
+    shown = fraction_shown(architecture.image_size, frames)
+    if shown < LEAST_SHOWN:
+        fitting = " ".join(map(str, fitting_size(encoder, frames)))
+        lines.append(
+            f"clips of {height}×{width} without augmentation show {shown:.0%} of frames of "
+            f"{frames[0]}×{frames[1]}, because the aspect ratios differ; for clips of whole "
+            f"frames, set --encoder.overrides.image_size {fitting}"
         )
     processes.print("\n".join(lines), file=sys.stderr)
 

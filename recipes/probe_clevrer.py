@@ -97,7 +97,7 @@ def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
         clips |= {each.prepared.one_long_clip().clip for each in subjects}
     total = sum(len(part.indices) for part in parts)
     parts, short = parts.long_enough(list(clips))
-    if line := short_videos_line(short, total, data.short_videos):
+    if line := short_videos_line(short, total, data.short_videos, clips):
         processes.print(line)
     tuned = []
     for seed in range(config.seeds if config.finetune.steps else 0):

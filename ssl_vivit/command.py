@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +25,38 @@ continued_by: str | None = None
 class OneLineParser(argparse.ArgumentParser):
     """``ArgumentParser`` whose errors are one line that refers to ``--help``.
 
-    Abbreviated options are not accepted.
+    Abbreviated options are not accepted. The error for an unknown option names the option with the
+    most similar name.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; an unknown option is an error.
+
+        Options of a command with subcommands are checked by the subcommand's parser.
+        """
+        if self._subparsers is None:
+            self._refuse_unknown_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _refuse_unknown_options(self, words: Sequence[str]) -> None:
+        """Exit at the first unknown option.
+
+        ``argparse`` reports missing arguments first, although a misspelt option is often the reason
+        why an argument is missing.
+        """
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            # Words with a space are values, as in argparse.
+            if not word.startswith("--") or " " in word:
+                continue
+            name = word[2:].partition("=")[0]
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+                hint = f" (did you mean --{near[0]}?)" if near else ""
+                self.error(f"unknown option --{name}{hint}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

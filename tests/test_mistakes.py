@@ -110,7 +110,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "ssl_vivit.evaluation.attention.command": {
         "damaged": f"the following arguments are required: video, out; {HELP}",
-        "damaged v.mp4 a.png --stepz 3": f"unrecognized arguments: --stepz 3; {HELP}",
+        "damaged v.mp4 a.png --stepz 3": f"unknown option --stepz; {HELP}",
         "damaged v.mp4 a.png --columns many": (
             f"argument --columns: invalid int value: 'many'; {HELP}"
         ),

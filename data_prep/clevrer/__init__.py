@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "PackReport": "data_prep.clevrer.packing",
+        "channel_statistics": "data_prep.clevrer.inspection",
         "contact_sheet": "data_prep.clevrer.inspection",
         "download": "data_prep.clevrer.downloading",
         "index": "data_prep.clevrer.indexing",

@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from data_prep.clevrer.downloading import ARCHIVES, BASE_URL, download
 from data_prep.clevrer.settings import CLEVRER_FRAMES, DEFAULT_STORAGE, Storage
@@ -24,7 +24,12 @@ from data_prep.command_line import FrameSize, command, png_file, start
 from ssl_vivit.command import OneLineParser
 from ssl_vivit.wording import quantity
 
+if TYPE_CHECKING:
+    from data_prep.clevrer.packing import PackReport
+
 _NAMED = 20
+# Mean rates of videos with varying rates differ slightly; smaller ratios of rates are not noted.
+_OTHER_RATE = 1.05
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -51,6 +56,8 @@ def _pack(args: argparse.Namespace) -> int:
     )
     if passed := passed_over_line(report.passed_over):
         print(passed)
+    for note in _notes(report):
+        print(f"note: {note}")
     _print_reasons("skipped", report.skipped)
     if report.too_many_skipped:
         print(
@@ -60,6 +67,25 @@ def _pack(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def _notes(report: PackReport) -> list[str]:
+    """Return sentences on packed videos whose frame sizes or frame rates differ."""
+    notes, sizes, rates = [], report.sizes, report.rates
+    if len(sizes) > 1:
+        (low, narrow), (high, wide) = sizes[0], sizes[-1]
+        notes.append(
+            f"the videos have {len(sizes)} frame sizes, from {low}×{narrow} to {high}×{wide} "
+            "(H×W), but training needs one; set --data.frame_size H W for training, or pack again "
+            "with --size H W"
+        )
+    if rates and rates[-1] > _OTHER_RATE * rates[0]:
+        notes.append(
+            f"the videos have frame rates from {rates[0]:.4g} to {rates[-1]:.4g} frames/s, but "
+            "--data.clip.frame_stride counts frames; set --data.clip.fps for training, or pack "
+            f"again with --fps {rates[0]:.4g} or lower"
+        )
+    return notes
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -74,7 +100,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from data_prep.clevrer.inspection import contact_sheet, info
+    from data_prep.clevrer.inspection import channel_statistics, contact_sheet, info
 
     if args.contact_sheet:
         contact_sheet(args.shards, args.contact_sheet, cache_dir=args.cache_dir)
@@ -82,6 +108,11 @@ def _info(args: argparse.Namespace) -> int:
         if isinstance(value, dict):
             value = ", ".join(f"{v} ({count})" for v, count in sorted(value.items()))
         print(f"{name:10} {value}")
+    if args.statistics:
+        found = channel_statistics(args.shards, cache_dir=args.cache_dir)
+        mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (found.mean, found.std))
+        sample = f"{quantity(found.frames, 'frame')} of {quantity(found.videos, 'video')}"
+        print(f"statistics --data.mean {mean} --data.std {std} ({sample})")
     return 0
 
 
@@ -167,6 +198,14 @@ def _parser() -> argparse.ArgumentParser:
         type=png_file,
         metavar="FILE.png",
         help="picture to write, with frames of some videos",
+    )
+
+    p.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also print mean and standard deviation of the channels, as options for training, "
+        "from 4 frames of each of at most 32 videos; remote shards that contain these videos are "
+        "downloaded",
     )
 
     p = commands.add_parser("index", help="write indexes for tars of videos made by other programs")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -149,6 +149,60 @@ def info(shards: str | Sequence[str], *, cache_dir: str | Path | None = None) ->
     }
 
 
+class ChannelStatistics(NamedTuple):
+    """Mean and standard deviation of the pixels of some frames.
+
+    Attributes:
+        mean: means of R, G and B, for pixels scaled to [0, 1].
+        std: standard deviations of R, G and B.
+        videos: number of videos that were read.
+        frames: number of frames that were read.
+    """
+
+    mean: list[float]
+    std: list[float]
+    videos: int
+    frames: int
+
+
+def channel_statistics(
+    shards: str | Sequence[str],
+    *,
+    cache_dir: str | Path | None = None,
+    videos: int = 32,
+    frames: int = 4,
+) -> ChannelStatistics:
+    """Compute mean and standard deviation of each channel from evenly spaced videos and frames.
+
+    All frames have equal weight, whatever their size.
+
+    Args:
+        shards: paths, patterns or URLs, see :class:`~ssl_vivit.data.video.shards.ShardSet`.
+        cache_dir: cache folder for remote shards.
+        videos: largest number of videos to read.
+        frames: largest number of frames to read from each video.
+
+    Raises:
+        DataError: if a shard cannot be opened.
+        DecodingError: if a chosen video is broken.
+    """
+    source = ShardSet(shards, cache_dir)
+    chosen = _evenly_spaced(len(source), videos)
+    moments = []
+    for i in chosen:
+        for frame in source.frames(i, _evenly_spaced(int(source.num_frames[i]), frames)):
+            pixels = frame.reshape(-1, 3) / 255
+            moments.append((pixels.mean(0), np.square(pixels).mean(0)))
+    mean, square = np.mean(moments, axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return ChannelStatistics(mean.tolist(), std.tolist(), len(chosen), len(moments))
+
+
+def _evenly_spaced(count: int, number: int) -> list[int]:
+    """Return at most ``number`` different indices from 0 to ``count`` − 1."""
+    return np.unique(np.linspace(0, count - 1, number).round().astype(int)).tolist()
+
+
 def contact_sheet(
     shards: str | Sequence[str],
     path: str | Path,
@@ -171,18 +225,15 @@ def contact_sheet(
         DecodingError: if a chosen video is broken.
     """
     source = ShardSet(shards, cache_dir)
-    rows = np.unique(np.linspace(0, len(source) - 1, videos).round().astype(int))
+    rows = _evenly_spaced(len(source), videos)
     # All videos are resized to the shape of the first one, at most 240 pixels wide.
-    width = min(240, source.widths[rows[0]])
-    size = (max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]])), int(width))
+    width = min(240, int(source.widths[rows[0]]))
+    size = (max(1, round(width * source.heights[rows[0]] / source.widths[rows[0]])), width)
     numbers = {
         i: np.linspace(0, source.num_frames[i] - 1, frames).astype(int).tolist() for i in rows
     }
     picture = labelled_sheet(
-        [
-            (source.keys[i], chosen, source.frames(int(i), chosen, size))
-            for i, chosen in numbers.items()
-        ]
+        [(source.keys[i], chosen, source.frames(i, chosen, size)) for i, chosen in numbers.items()]
     )
     with picture_file("--contact-sheet", path) as part:
         picture.save(part, format="PNG")

@@ -50,6 +50,8 @@ class PackReport:
             damaged archive.
         passed_over: kind of file (its ending, or for example ``hidden``) → number of files that
             were not read.
+        sizes: sizes (H, W) of stored frames in pixels, each once, ascending.
+        rates: known frame rates of the stored videos, each once, ascending.
     """
 
     shards: list[Path]
@@ -58,6 +60,8 @@ class PackReport:
     skipped: dict[str, str]
     too_many_skipped: bool
     passed_over: Counter[str]
+    sizes: list[tuple[int, int]]
+    rates: list[float]
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ def pack(
         skipped,
         source.is_clevrer and len(skipped) > BROKEN_LIMIT * len(source.samples),
         source.passed_over,
+        sorted(set().union(*(report["sizes"] for report in reports))),
+        sorted(set().union(*(report["rates"] for report in reports)) - {0.0}),
     )
 
 
@@ -250,7 +256,7 @@ def _pack_shard(job: _Job, advance: Any = lambda count: None) -> dict[str, Any]:
                         tar.write({"__key__": sample.key, **members})
                     advance(1)
             if len(skipped) == len(job.samples):
-                return {"packed": 0, "annotated": 0, "skipped": skipped}
+                return _report({"samples": [], "left_out": skipped})
             index = build_index(temporary, job.encoding.storage)
             index["left_out"] |= skipped
             # Write the index first: a tar without an index would be an unreadable shard.
@@ -341,4 +347,6 @@ def _report(index: dict[str, Any]) -> dict[str, Any]:
         "packed": len(index["samples"]),
         "annotated": sum(ANNOTATION in sample["members"] for sample in index["samples"]),
         "skipped": index.get("left_out", {}),
+        "sizes": {(sample["height"], sample["width"]) for sample in index["samples"]},
+        "rates": {float(sample["fps"]) for sample in index["samples"]},
     }

@@ -72,6 +72,29 @@ def test_usage_mistakes_are_one_line(argv, capsys):
     assert "--help" in text
 
 
+@pytest.mark.parametrize(
+    ("main", "argv", "message"),
+    [
+        (clevrer.main, ["pack", "--video", "x"], "--video (did you mean --videos?); see python -m data_prep.clevrer pack --help"),
+        (clevrer.main, ["pack", "--videos=x", "--outt=y"], "--outt (did you mean --out?); see"),
+        (clevrer.main, ["info", "x", "--contact-shet", "a.png"], "--contact-shet (did you mean --contact-sheet?); see"),
+        (clevrer.main, ["info", "x", "--zzz"], "--zzz; see"),
+        (synthetic_clevrer.main, ["--nun-videos", "3"], "--nun-videos (did you mean --num-videos?); see"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_names_the_nearest(main, argv, message, capsys):
+    status, text = line(main, argv, capsys)
+    assert status == 2
+    assert text.startswith(f"error: unknown option {message}")
+
+
+def test_values_that_begin_with_dashes_are_no_options(tmp_path, capsys):
+    """As in argparse, words with a space and words after ``--`` are values."""
+    for words in (["--a b*.tar"], ["--", "--ab*.tar"]):
+        _, text = line(clevrer.main, ["info", *words], capsys)
+        assert text.startswith("error: SHARDS ")
+
+
 def test_out_that_is_a_file(videos, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     out = ["--out", str(tmp_path / "file")]

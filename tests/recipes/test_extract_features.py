@@ -219,7 +219,10 @@ def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_pa
         "skipped short_1.mp4: has 5 frames at 25 frames/s (0.2 s); a clip of 4 frames at "
         "8.333 frames/s spans 0.36 s and needs 10 frames"
     ) in said
-    assert "6 of 16 videos are too short for the clips, so they are left out" in said
+    assert (
+        "6 of 16 videos are too short for the clips, so they are left out (--data.short_videos "
+        "skip; a clip of 4 frames at 8.333 frames/s spans 0.36 s): short_0.mp4"
+    ) in said
     assert "passed over: 10 .json files, 1 .txt file" in said
     call(words(encoder, tmp_path / "g", videos=str(tmp_path / "v"), data__short_videos="pad"))
     found = load_features(tmp_path / "g")

@@ -380,8 +380,9 @@ def test_odd_annotations_and_short_videos_leave_their_videos_out(
         words(pattern, encoder, run_dir=tmp_path / "run", seeds=1, probes=["knn", "linear"], clips=2,
               finetune={"steps": 2, "total_batch_size": 4})
     )  # fmt: skip
-    line = "2 of 16 videos are too short for the clips, so they are left out (--data.short_videos skip)"
-    assert f"{line}: video_00013, video_00014" in capsys.readouterr().out
+    line = "2 of 16 videos are too short for the clips, so they are left out (--data.short_videos skip; "
+    needed = "2 clips of 4 frames with different starts at 12.5 frames/s span 0.28 s"
+    assert f"{line}{needed}): video_00013, video_00014" in capsys.readouterr().out
     for number, field in (
         (2, "object_property is NaN, not a list"),
         (5, "collision is missing"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 from small_runs import options
 
 from data_prep.clevrer.packing import pack
+from recipes.pretraining import clips_for, introduce
 from recipes.simclr_clevrer import SAMPLE_PRESET, SimCLRRecipe
-from ssl_vivit import load_encoder
+from ssl_vivit import create_encoder, load_encoder
+from ssl_vivit.data.video.loader import DataConfig
 from ssl_vivit.encoders import ViViT
 from ssl_vivit.evaluation.monitors.pretraining_figures import learning_curves
 from ssl_vivit.training import parse, to_plain
@@ -87,6 +90,35 @@ def test_the_variant_can_be_set_by_dotted_keys():
              "--encoder.overrides.variant", "factorized_self_attention"]  # fmt: skip
     architecture = parse(SimCLRRecipe, words).encoder.config()
     assert (architecture.variant, architecture.depth) == ("factorized_self_attention", 12)
+
+
+@pytest.mark.parametrize(
+    ("size", "frame_size", "told"),
+    [
+        ((64, 64), None, "clips of 64×64 without augmentation show 67% of frames of 24×36"),
+        ((64, 96), None, None),
+        ((64, 80), None, None),
+        ((64, 64), (32, 32), None),
+        ((64, 96), (32, 32), "show 67% of frames of 32×32"),
+    ],
+)
+def test_clips_that_show_part_of_the_frames_are_told(shards, size, frame_size, told):
+    data = DataConfig(shards=shards, frame_size=frame_size, held_out=0.0)
+    overrides = {"num_frames": 4, "tubelet_size": (2, 8, 8), "depth": 1, "variant": "joint"}
+    printed: list[str] = []
+    processes = SimpleNamespace(print=lambda text, file: printed.append(text))
+
+    def start(image_size):
+        encoder = create_encoder("vivit_tiny", image_size=image_size, **overrides)
+        introduce(processes, "x", encoder, data, clips_for(encoder.config, data, 0))
+        return [line for line in printed.pop().splitlines() if "aspect ratio" in line]
+
+    lines = start(size)
+    assert len(lines) == (told is not None)
+    if told:
+        assert told in lines[0]
+        fitting = lines[0].partition(" --encoder.overrides.image_size ")[2].split()
+        assert start(tuple(map(int, fitting))) == []
 
 
 def test_a_run_leaves_encoder_curves_and_figures(shards, tmp_path):

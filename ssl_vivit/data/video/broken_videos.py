@@ -9,6 +9,7 @@ import numpy as np
 
 from ssl_vivit.data import stopping
 from ssl_vivit.data.randomness import named_generator
+from ssl_vivit.data.video.clips import ClipConfig, needed_length
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.videos import ShortVideos
 from ssl_vivit.errors import AnnotationError, DataError, DecodingError
@@ -82,20 +83,26 @@ def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool 
     )
 
 
-def short_videos_line(names: Sequence[str], total: int, short_videos: ShortVideos) -> str | None:
+def short_videos_line(
+    names: Sequence[str], total: int, short_videos: ShortVideos, clips: Iterable[ClipConfig]
+) -> str | None:
     """Return a line with the number and names of short videos; None if there are none.
+
+    The line also contains the length that the clips need.
 
     Args:
         names: names of the videos that are too short for the clips.
         total: number of all videos, including short ones.
         short_videos: the setting ``--data.short_videos``.
+        clips: settings of the clips.
     """
     if not names:
         return None
+    needed = " and ".join(sorted({needed_length(clip) for clip in clips}))
     fate = "their last frame is repeated" if short_videos == "pad" else "they are left out"
     return (
         f"{len(names)} of {total} videos are too short for the clips, so {fate} "
-        f"(--data.short_videos {short_videos}): {some_names(names)}"
+        f"(--data.short_videos {short_videos}; {needed}): {some_names(names)}"
     )
 
 

@@ -148,11 +148,14 @@ def start_counts(
     short = np.flatnonzero(counts < 1)
     if len(short):
         worst = short[np.argmin(steps[short])]
+        needed = f"{config.span} frames"
+        if config.fps is not None:
+            needed = f"{config.span} steps ({(config.span - 1) / config.fps:.4g} s)"
         raise DataError(
             f"{_example(videos.keys, short, worst)} has {_length(videos, worst, steps, config)}; "
             f"--data.clip.num_frames {config.num_frames} × --data.clip.frame_stride "
-            f"{config.frame_stride} needs {config.span} steps; lower one of them, or set "
-            "--data.short_videos pad"
+            f"{config.frame_stride} needs {needed}; lower one of them, or set --data.short_videos "
+            "pad"
         )
     few = np.flatnonzero(counts < config.views)
     if len(few):
@@ -203,22 +206,34 @@ def shortage(
         times: times in seconds at which the video's frames begin. None if the rate is constant.
         clip: settings of the clips.
     """
-    steps = _needed_steps(clip) - 1
-    clips = f"a clip of {clip.length} frames"
-    if clip.views > 1:
-        clips = f"{clip.views} clips of {clip.length} frames with different starts"
-    s = "s" if clip.views == 1 else ""
+    clips = needed_length(clip)
     if clip.fps is None:
-        return f"has {num_frames} frames; {clips} at stride {clip.frame_stride} need{s} {steps + 1}"
-    clips += f" at {clip.fps / clip.frame_stride:.4g} frames/s span{s} {steps / clip.fps:.4g} s"
+        return f"has {num_frames} frames; {clips}"
     if times is not None:
         lasts = 2 * times[-1] - times[-2]
         return f"has {num_frames} frames at a varying rate ({lasts:.4g} s); {clips}"
+    steps = _needed_steps(clip) - 1
+    s = "s" if clip.views == 1 else ""
     needed = int(np.floor(steps * source_fps / clip.fps + _ROUNDING)) + 1
     return (
         f"has {num_frames} frames at {source_fps:.4g} frames/s ({num_frames / source_fps:.4g} s); "
         f"{clips} and need{s} {needed} frames"
     )
+
+
+def needed_length(clip: ClipConfig) -> str:
+    """Return a clause with the length that a video needs, in frames, or in seconds with a rate.
+
+    For example ``a clip of 16 frames at stride 4 needs 61 frames``.
+    """
+    steps = _needed_steps(clip) - 1
+    clips, s = f"a clip of {clip.length} frames", "s"
+    if clip.views > 1:
+        clips, s = f"{clip.views} clips of {clip.length} frames with different starts", ""
+    if clip.fps is None:
+        return f"{clips} at stride {clip.frame_stride} need{s} {steps + 1} frames"
+    rate = clip.fps / clip.frame_stride
+    return f"{clips} at {rate:.4g} frames/s span{s} {steps / clip.fps:.4g} s"
 
 
 def _needed_steps(clip: ClipConfig) -> int:

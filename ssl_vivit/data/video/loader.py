@@ -65,9 +65,10 @@ class DataConfig(VideoReading):
         clip: settings of the clips.
         augment: settings of the augmentation.
         mean: mean of each channel for pixels scaled to [0, 1], or one number for all channels. The
-            default is for CLEVRER, where most pixels show the grey ground.
+            default is for CLEVRER, where most pixels show the grey ground. For other shards, ``python
+            -m data_prep.clevrer info SHARDS --statistics`` prints mean and std.
         std: standard deviation of each channel for pixels scaled to [0, 1], or one number for all
-            channels.
+            channels. ``info SHARDS --statistics`` prints std, too.
     """
 
     shards: str | list[str] | None = None
@@ -145,7 +146,7 @@ def build_clips(
 
     clips = batches(train, False), batches(held_out, True) if len(held_out) else None
     short = [videos.keys[i] for i in too_short(videos, clip)]
-    line = short_videos_line(short, len(videos), config.short_videos)
+    line = short_videos_line(short, len(videos), config.short_videos, [clip])
     if line and os.environ.get("RANK", "0") == "0":
         logger.warning("%s", line)
     # Without held-out videos there is no held-out part.

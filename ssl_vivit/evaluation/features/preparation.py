@@ -145,10 +145,10 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
         DataError: if clips show less than 80 % of a frame; the message suggests an image size.
     """
     frames = dataset.decoded_size
-    shown = _fraction_shown(encoder.config.image_size, frames)
+    shown = fraction_shown(encoder.config.image_size, frames)
     if shown < LEAST_SHOWN:
         height, width = encoder.config.image_size
-        fitting = _fitting_size(encoder, frames)
+        fitting = fitting_size(encoder, frames)
         raise DataError(
             f"{name} takes clips of {height}×{width}, which show {shown:.0%} of frames of "
             f"{frames[0]}×{frames[1]}, but labels describe whole frames; adapt the encoder by "
@@ -156,13 +156,13 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
         )
 
 
-def _fraction_shown(size: Sequence[int], frames: Sequence[int]) -> float:
+def fraction_shown(size: Sequence[int], frames: Sequence[int]) -> float:
     """Return the fraction of a frame in its largest central crop with the shape of ``size``."""
     ours, theirs = size[1] / size[0], frames[1] / frames[0]
     return min(ours, theirs) / max(ours, theirs)
 
 
-def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
     """Return an image size whose central crop shows over 95 % of a frame.
 
     Tubelets cover the image size without remainder. Of all such sizes, the size with the number of
@@ -176,7 +176,7 @@ def _fitting_size(encoder: ViViT, frames: tuple[int, int]) -> tuple[int, int]:
         for i in range(2 * height // down)
         for j in range(2 * width // across)
     ]
-    good = [size for size in sizes if _fraction_shown(size, frames) > 0.95]
+    good = [size for size in sizes if fraction_shown(size, frames) > 0.95]
     if not good:
-        return max(sizes, key=lambda size: _fraction_shown(size, frames))
+        return max(sizes, key=lambda size: fraction_shown(size, frames))
     return min(good, key=lambda size: abs(size[0] * size[1] - height * width))

@@ -138,7 +138,11 @@ def test_counts_of_starts() -> None:
         ([60, 50, 128], ClipConfig(num_frames=64), ["video_00001 (one of 2", "50 frames"]),
         ([128], ClipConfig(num_frames=128), ["1 place", "--data.clip.views 2"]),
         ([18, 40], ClipConfig(num_frames=16, views=4), ["video_00000", "3 places", "views 4"]),
-        ([60], ClipConfig(num_frames=80, fps=30.0), ["60 frames, 72 at --data.clip.fps 30"]),
+        (
+            [60],
+            ClipConfig(num_frames=76, fps=30.0),
+            ["60 frames, 72 at --data.clip.fps 30", "needs 76 steps (2.5 s)"],
+        ),
     ],
 )
 def test_videos_that_do_not_fit_are_named(
@@ -160,7 +164,7 @@ def test_a_short_video_and_its_clips_are_told_in_one_measure() -> None:
     }
     several = ClipConfig(num_frames=5, frame_stride=2, views=2)
     assert too_short(videos([9, 10]), several) == {
-        0: "has 9 frames; 2 clips of 5 frames with different starts at stride 2 need 10"
+        0: "has 9 frames; 2 clips of 5 frames with different starts at stride 2 need 10 frames"
     }
     times = np.array([0.0, 0.1, 0.2, 0.6, 1.0])
     assert shortage(5, 4.0, times, clip) == (

@@ -54,7 +54,10 @@ def test_they_are_left_out_counted_and_named_in_one_line(folder, caplog) -> None
         found = clips(folder)
     (line,) = caplog.messages
     assert line.startswith("3 of 6 videos are too short for the clips, so they are left out")
-    assert line.endswith("(--data.short_videos skip): short0, short1, short2")
+    assert line.endswith(
+        "(--data.short_videos skip; 2 clips of 4 frames with different starts at stride 4 need 14 "
+        "frames): short0, short1, short2"
+    )
     assert list(once(found)) == ["long0", "long1", "long2"]
     stream = found.train.stream(BatchSplit(2), start_step=0, device="cpu")
     seen = {key for _ in range(12) for key in next(stream)["key"]}
@@ -65,7 +68,7 @@ def test_they_are_left_out_counted_and_named_in_one_line(folder, caplog) -> None
 def test_their_last_frame_is_repeated(folder, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         found = once(clips(folder, short_videos="pad", augment=AugmentConfig(strength="none")))
-    assert "their last frame is repeated (--data.short_videos pad): short0" in caplog.text
+    assert "their last frame is repeated (--data.short_videos pad; " in caplog.text
     assert list(found) == list(LENGTHS)
     assert found["short0"][0].tolist() == [[0, 0, 0, 0]] * 2
     padded = sorted(found["short1"][0].tolist())
@@ -76,6 +79,14 @@ def test_their_last_frame_is_repeated(folder, caplog) -> None:
         plain = decode_frames(folder / "v" / f"{key}.mp4", frames.ravel().tolist())
         expected = torch.from_numpy(plain).permute(0, 3, 1, 2).float() / 255
         torch.testing.assert_close(pixels.transpose(1, 2).flatten(0, 1), expected)
+
+
+def test_the_needed_length_is_in_seconds_if_clips_have_a_rate(folder, caplog) -> None:
+    # Videos at 25 frames/s. The fourth frame of a clip at 5 frames/s is 15 frames after its first.
+    with caplog.at_level(logging.WARNING):
+        clips(folder, clip=ClipConfig(num_frames=4, frame_stride=2, views=1, fps=10.0))
+    (line,) = caplog.messages
+    assert "; a clip of 4 frames at 5 frames/s spans 0.6 s): short0, short1, short2" in line
 
 
 def test_they_end_the_run_where_that_is_asked_for(folder) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.clevrer import contact_sheet, info, pack, verify
+from data_prep.clevrer import channel_statistics, contact_sheet, info, pack, verify
 from data_prep.clevrer.__main__ import main
 from data_prep.clevrer.storage import encode_h264
+from recipes.simclr_clevrer import SimCLRRecipe
 from ssl_vivit.data.video.decoding import decode_frames
 from ssl_vivit.data.video.shards import ShardSet
+from ssl_vivit.training import parse
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -26,7 +28,9 @@ def videos(tmp_path):
     folder.mkdir()
     y, x = np.mgrid[:32, :48]
     for number in range(4):
-        frames = np.stack([np.stack([x * 5, y * 8, x * 0 + 8 * t], -1) for t in range(10)])
+        frames = np.stack(
+            [np.stack([x * 5, y * 8, x * 0 + 8 * (t + number)], -1) for t in range(10)]
+        )
         (folder / f"clip{number}.mp4").write_bytes(encode_h264(frames.astype(np.uint8), 20))
     return folder
 
@@ -94,6 +98,48 @@ def test_info_counts(videos, capsys):
     }
     assert main(["info", str(shards)]) == 0
     assert "32x48 (4)" in capsys.readouterr().out
+
+
+def test_statistics_equal_a_loop_over_pixels(videos, capsys):
+    shards = packed(videos, "original")
+    values: list[list[float]] = [[], [], []]
+    for video in (0, 2, 3):  # of 4 videos 0, 1.5 and 3
+        for frame in decode_frames(videos / f"clip{video}.mp4", [0, 3, 6, 9]):
+            for row in frame.tolist():
+                for pixel in row:
+                    for channel, value in enumerate(pixel):
+                        values[channel].append(value / 255)
+    found = channel_statistics(str(shards), videos=3, frames=4)
+    assert (found.videos, found.frames) == (3, 12)
+    for channel, numbers in enumerate(values):
+        mean = sum(numbers) / len(numbers)
+        variance = sum((value - mean) ** 2 for value in numbers) / len(numbers)
+        assert found.mean[channel] == pytest.approx(mean, rel=1e-9)
+        assert found.std[channel] == pytest.approx(variance**0.5, rel=1e-9)
+    assert len({round(value, 3) for value in (*found.mean, *found.std)}) == 6
+
+    # The printed options are read by the recipes.
+    assert main(["info", str(shards), "--statistics"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    name, *options = line.partition(" (")[0].split()
+    assert name == "statistics"
+    assert line.endswith("(16 frames of 4 videos)")
+    data = parse(SimCLRRecipe, options).data
+    whole = channel_statistics(str(shards))
+    assert data.mean == pytest.approx(whole.mean, abs=1e-4)
+    assert data.std == pytest.approx(whole.std, abs=1e-4)
+
+
+def test_statistics_weigh_frames_of_all_sizes_equally(tmp_path):
+    (tmp_path / "v").mkdir()
+    for name, size, value in (("a", 16, 0), ("b", 64, 255)):
+        frames = np.full((2, size, size, 3), value, np.uint8)
+        (tmp_path / "v" / f"{name}.mp4").write_bytes(encode_h264(frames, 25))
+    pack(tmp_path / "v", tmp_path / "s", workers=1, progress=False)
+    found = channel_statistics(str(tmp_path / "s"))
+    assert (found.videos, found.frames) == (2, 4)
+    assert found.mean == pytest.approx([0.5] * 3, abs=0.005)
+    assert found.std == pytest.approx([0.5] * 3, abs=0.005)
 
 
 def test_contact_sheet_shows_the_frames(videos, tmp_path):

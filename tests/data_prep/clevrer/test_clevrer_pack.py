@@ -323,6 +323,42 @@ def test_real_awkward_files(tmp_path, capsys, storage):
         assert np.abs(difference).mean() < (1e-9 if storage == "original" else 3)
 
 
+def test_videos_of_several_sizes_and_rates_are_noted(tmp_path, capsys):
+    folder, out = tmp_path / "v", ["--out", str(tmp_path / "s"), "--workers", "1"]
+    folder.mkdir()
+    for name, fps, size in (("a", 10, (16, 24)), ("b", 30, (24, 16)), ("c", 25, (16, 16))):
+        frames = np.zeros((4, *size, 3), np.uint8)
+        (folder / f"{name}.mp4").write_bytes(encode_h264(frames, fps))
+    notes = [
+        "note: the videos have 3 frame sizes, from 16×16 to 24×16 (H×W), but training needs one; "
+        "set --data.frame_size H W for training, or pack again with --size H W",
+        "note: the videos have frame rates from 10 to 30 frames/s, but --data.clip.frame_stride "
+        "counts frames; set --data.clip.fps for training, or pack again with --fps 10 or lower",
+    ]
+    for _ in range(2):  # packed, then found complete
+        assert main(["pack", "--videos", str(folder), *out]) == 0
+        assert capsys.readouterr().out.splitlines()[1:] == notes
+    # Both remedies; a rate above the lowest leaves the slower videos as they are.
+    for remedy, left in ((["--fps", "10"], []), (["--fps", "15"], ["from 10 to 15 frames/s"])):
+        out[1] = str(tmp_path / remedy[1])
+        assert main(["pack", "--videos", str(folder), *out, "--size", "16", "16", *remedy]) == 0
+        lines = capsys.readouterr().out.splitlines()[1:]
+        assert len(lines) == len(left)
+        assert all(words in line for words, line in zip(left, lines, strict=True))
+
+
+def test_rates_that_hardly_differ_are_not_noted(tmp_path, capsys):
+    (tmp_path / "v").mkdir()
+    for name, fps in (("a", 29.97), ("b", 30)):
+        frames = np.zeros((4, 16, 16, 3), np.uint8)
+        (tmp_path / "v" / f"{name}.mp4").write_bytes(encode_h264(frames, fps))
+    report = pack(tmp_path / "v", tmp_path / "s", workers=1, progress=False)
+    assert report.rates == pytest.approx([29.97, 30], abs=1e-3)
+    assert report.sizes == [(16, 16)]
+    assert main(["pack", "--videos", str(tmp_path / "v"), "--out", str(tmp_path / "s")]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_a_video_that_changed_since_is_packed_again(tmp_path):
     """A video of equal size with other contents is packed again; other shards are kept."""
     (tmp_path / "raw").mkdir()

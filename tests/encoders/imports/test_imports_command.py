@@ -241,7 +241,7 @@ def test_unknown_options_get_one_line(capsys):
         run("source", "out", "--confg", "{}")
     assert status.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: unrecognized arguments: --confg {}; see python -m ")
+    assert error.startswith("error: unknown option --confg (did you mean --config?); see python ")
     assert error.count("\n") == 1
 
 

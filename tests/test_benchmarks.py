@@ -19,7 +19,7 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def test_the_page_holds_the_stored_results(load):
+def test_the_page_contains_the_stored_results(load):
     results = load("results")
     assert results.PAGE.read_text() == results.page()
     figures = [json.loads(path.read_text())["figure"] for path in results.RESULTS.glob("*.json")]
@@ -52,7 +52,7 @@ def _power_laws(growth):
     return curves
 
 
-def test_tables_of_growth_hold_multiples_and_exponents(load):
+def test_tables_of_growth_contain_multiples_and_exponents(load):
     growth = load("bench_growth")
     frames, size, _, neurons = growth.tables(_power_laws(growth), gpu=False)
     assert frames.head == ["frames", "8", "16", "32", "64", "exponent", "of the last two"]

@@ -43,7 +43,7 @@ def options(command: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[\w.]+", shown.stdout))
 
 
-def test_the_page_is_what_its_script_prints():
+def test_the_page_equals_the_output_of_its_script():
     assert (ROOT / "docs/reference/coverage.md").read_text() == TABLE.page()
 
 

@@ -40,7 +40,7 @@ def example(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_an_example_is_short_and_says_how_it_is_run(name):
+def test_an_example_is_short_and_documents_its_command(name):
     text = (EXAMPLES / f"{name}.py").read_text()
     assert len(text.splitlines()) <= 75
     told = ast.get_docstring(ast.parse(text))
@@ -79,7 +79,7 @@ def test_a_folder_of_videos_becomes_an_encoder_and_an_own_objective_trains(
     assert "arrow of time" in (tmp_path / "arrow" / "encoder" / "README.md").read_text()
 
 
-def test_clips_shown_backwards_are_known_by_their_names():
+def test_clips_to_reverse_are_chosen_by_their_names():
     """A clip and the reversed clip, with equal draws, get exchanged answers."""
     module = runpy.run_path(str(EXAMPLES / "own_objective.py"), run_name="example")
     encoder = load_encoder(ROOT / "weights" / "mae_model2")

@@ -74,7 +74,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     unasked.communicate()
 
 
-def test_a_process_removes_what_it_has_begun(tmp_path):
+def test_a_process_removes_its_unfinished_files(tmp_path):
     with temporary_beside(tmp_path / "a") as file, temporary_beside(tmp_path / "b") as folder:
         file.write_text("half")
         folder.mkdir()
@@ -115,7 +115,7 @@ with replaced_directory({str(place)!r}, {own!r}) as staging:
     assert (place / "mine").read_text() == "mine"
 
 
-def test_a_leftover_of_a_killed_process_is_no_hindrance(tmp_path):
+def test_a_leftover_of_a_killed_process_does_not_block(tmp_path):
     place = tmp_path / "model"
     for text in ("old", "new"):
         left = tmp_path / f".model-old-{os.getpid()}"

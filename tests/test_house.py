@@ -87,7 +87,7 @@ def test_imports_run_one_way(path):
     assert not wrong, f"{module_of(path)} imports {', '.join(wrong)}"
 
 
-def test_a_folder_holds_at_most_fifteen_modules():
+def test_a_folder_has_at_most_fifteen_modules():
     counts = Counter(path.parent for path in SOURCES)
     full = {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > 15}
     assert not full
@@ -127,7 +127,7 @@ def test_the_encoder_loads_without_the_rest_of_the_project():
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_is_named_for_what_it_serves(path):
+def test_a_module_has_no_vague_name(path):
     vague = {"util", "utils", "helper", "helpers", "common", "misc"}
     assert not vague & {*path.relative_to(ROOT).with_suffix("").parts}
 

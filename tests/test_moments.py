@@ -31,6 +31,6 @@ def test_moments_of_pixels_need_no_float_copy():
         assert np.allclose([moments.mean, moments.std], [pixels.mean(), pixels.std()], rtol=1e-12)
 
 
-def test_rounding_is_no_variance():
+def test_rounding_does_not_count_as_variance():
     constant = Moments.merged([Moments.of(np.full((49, 1), np.float32(0.1)))] * 7)
     assert constant.varies.tolist() == [False]

@@ -87,7 +87,7 @@ def test_readers_refuse_deep_json(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", ["data/videos/0.npy", "data/responses/0.npy", "meta/session.json"])
-def test_a_pipe_in_a_session_is_no_file(tmp_path, name):
+def test_a_pipe_in_a_session_is_refused(tmp_path, name):
     session = tmp_path / "session"
     shutil.copytree(RECORDED, session)
     (session / name).unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def test_recipes_learn_in_half_precision(recipe, compiled, data, tmp_path) -> No
 
 @pytest.mark.parametrize("wrapping", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_one_wrapped_process_is_near_one_alone(recipe, wrapping, data, tmp_path) -> None:
+def test_one_wrapped_process_is_close_to_an_unwrapped_one(recipe, wrapping, data, tmp_path) -> None:
     config = ROOT / "recipes" / "configs" / "accelerate" / f"{wrapping}.yaml"
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(config),
                 "--num_processes", "1", "--main_process_port", "0")  # fmt: skip

@@ -40,7 +40,7 @@ def test_pixel_range_is_that_of_mean_and_std():
     assert bytes_.statistics(3) == ([0.4] * 3, [0.2] * 3)
 
 
-def test_it_reads_as_a_mapping_and_goes_through_json():
+def test_preprocessing_is_a_mapping_and_survives_json():
     known = {"mean": [0.5], "std": [0.2], "fps": 25.0, "frame_stride": 2}
     prepared = Preprocessing.of(known)
     assert prepared == known

@@ -66,7 +66,7 @@ def test_the_weights_are_small():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_load_in_single_precision_and_say_how_they_were_made(name):
+def test_weights_load_in_single_precision_with_their_provenance(name):
     encoder = load_encoder(WEIGHTS / name)
     assert {value.dtype for value in encoder.parameters()} == {torch.float32}
     facts = encoder.provenance

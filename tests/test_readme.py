@@ -60,14 +60,14 @@ def test_marked_blocks_are_found():
     assert marked_blocks(text) == [("shell", "one 1\ntwo\n"), ("python", "x = 1\n")]
 
 
-def test_marks_stand_where_blocks_are_run():
+def test_pages_with_marked_blocks():
     pages = [README, *(ROOT / "docs").rglob("*.md")]
     assert {page for page in pages if MARK in page.read_text()} == {
         README, TUTORIAL, NEW_ANIMAL,
     }  # fmt: skip
 
 
-def test_the_road_of_readme_and_tutorial_runs_in_sequence(tmp_path):
+def test_the_commands_of_readme_and_tutorial_run_in_sequence(tmp_path):
     blocks = marked_blocks(TUTORIAL.read_text())
     assert [kind for kind, _ in blocks] == ["shell", "python"]
     # README gives the tutorial's commands alone, so they run once for both.

@@ -130,7 +130,7 @@ refuse_locked(Path({str(tmp_path)!r}), "--run_dir")
     assert not others_are_refused()
 
 
-def test_a_forked_process_does_not_hold_its_parents_lock(tmp_path):
+def test_a_forked_process_does_not_inherit_the_lock(tmp_path):
     with locked(tmp_path, "--run_dir", silent):
         child = os.fork()
         if not child:
@@ -155,7 +155,7 @@ def test_a_file_that_its_holder_has_just_removed_is_not_taken(tmp_path, monkeypa
     assert removed == [None]
 
 
-def test_a_file_system_without_locks_is_told_in_a_line(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported_in_one_line(tmp_path, monkeypatch):
     def none(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

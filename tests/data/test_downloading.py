@@ -124,7 +124,7 @@ def test_a_file_that_shrinks_below_what_came(server):
 
 
 @pytest.mark.parametrize("size", [len(CONTENT) - 1, len(CONTENT) + 1])
-def test_another_size_than_the_index_says_is_refused_at_once(server, size):
+def test_a_size_that_differs_from_the_index_is_refused_at_once(server, size):
     with pytest.raises(DataError, match=rf"has 300,000 bytes, but its index says {size:,}"):
         fetched(server, size=size)
     assert server.count("/a.tar") == 1
@@ -188,7 +188,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
     assert time.monotonic() - begun < 3
 
 
-def test_pauses_grow_and_leave_the_random_generators_alone(server, monkeypatch):
+def test_pauses_grow_and_do_not_use_the_random_generators(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(stopping, "sleep", lambda seconds, look: pauses.append(seconds))
     states = random.getstate(), torch.get_rng_state()

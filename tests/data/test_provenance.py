@@ -44,7 +44,7 @@ def record(folder, name, held_out):
     return json.loads(json.dumps(made))
 
 
-def test_it_says_what_was_given(folder):
+def test_the_record_contains_the_given_settings(folder):
     made = record(folder, "packed", 0.3)
     assert (made["held_out"], made["seed"]) == (0.3, 3)
     assert made["shards"].endswith("packed/*.tar")
@@ -70,7 +70,7 @@ def test_other_videos_in_shards_of_the_same_names_were_not_seen(folder):
 
 
 @pytest.mark.parametrize("storage", ["original", "h264", "jpeg"])
-def test_copies_packed_under_other_names_are_told_by_content(folder, tmp_path, storage):
+def test_copies_under_other_names_are_recognised_by_content(folder, tmp_path, storage):
     """The copies have other storage, shards and keys; some shards hold only a part of the videos."""
     for path in sorted((folder / "ours").rglob("*.mp4"))[3:9]:
         (tmp_path / "some").mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def without_sources(folder, name, target):
     return target
 
 
-def test_names_tell_where_a_record_or_an_index_has_no_hashes(folder, tmp_path):
+def test_names_identify_videos_without_hashes(folder, tmp_path):
     old = without_sources(folder, "packed", tmp_path)
     earlier, made = record(old, "packed", 0.3), record(folder, "packed", 0.3)
     assert made["sources"]
@@ -123,7 +123,7 @@ def test_the_record_stays_small(folder):
     assert len(json.dumps(record(folder, "packed", 0.0)["sources"])) <= 20 * 12
 
 
-def test_a_digest_is_of_the_contents_wherever_they_lie(folder, tmp_path):
+def test_a_digest_depends_on_contents_and_not_on_the_path(folder, tmp_path):
     packed = opened(folder, "packed")
     shutil.copytree(folder / "packed", tmp_path / "moved")
     names = sorted(str(path) for path in (tmp_path / "moved").glob("*.tar"))

@@ -33,7 +33,7 @@ def line(command, argv, capsys):
     return status, lines[0]
 
 
-def test_settings_that_packed_nothing_do_not_stand_in_the_way(videos, tmp_path, capsys):
+def test_settings_that_packed_nothing_do_not_block_others(videos, tmp_path, capsys):
     out = ["--out", str(tmp_path), "--workers", "1"]
     status, text = line(clevrer.main, ["pack", "--videos", videos, *out], capsys)
     assert status == 2
@@ -88,7 +88,7 @@ def test_an_unknown_option_names_the_nearest(main, argv, message, capsys):
     assert text.startswith(f"error: unknown option {message}")
 
 
-def test_values_that_begin_with_dashes_are_no_options(tmp_path, capsys):
+def test_values_that_begin_with_dashes_are_not_options(tmp_path, capsys):
     """As in argparse, words with a space and words after ``--`` are values."""
     for words in (["--a b*.tar"], ["--", "--ab*.tar"]):
         _, text = line(clevrer.main, ["info", *words], capsys)
@@ -118,7 +118,7 @@ def test_contact_sheet_is_a_png_before_anything_is_printed(videos, tmp_path, cap
     assert "must end in .png" in text
 
 
-def test_shards_are_named_as_this_command_line_knows_them(tmp_path, capsys):
+def test_messages_use_the_commands_name_for_shards(tmp_path, capsys):
     status, text = line(clevrer.main, ["verify", str(tmp_path / "*.tar")], capsys)
     assert status == 2
     assert text.startswith("error: SHARDS ")

@@ -52,7 +52,7 @@ def session(tmp_path):
     return out
 
 
-def test_every_part_lies_where_sensorium_has_it(session):
+def test_every_file_has_its_place_in_the_sensorium_layout(session):
     names = sorted(str(p.relative_to(session)) for p in session.rglob("*.npy"))
     kinds = ("behavior", "pupil_center", "responses", "videos")
     expected = [f"data/{kind}/{n}.npy" for kind in kinds for n in range(3)]
@@ -86,7 +86,7 @@ def test_time_is_the_last_axis_on_disk(session):
     ("kind", "key"),
     [("responses", "responses"), ("behavior", "behaviour"), ("pupil_center", "pupil_centre")],
 )
-def test_statistics_are_those_of_the_training_trials_alone(session, kind, key):
+def test_statistics_are_computed_only_from_training_trials(session, kind, key):
     pooled = np.concatenate([trial(0, 6)[key], trial(2, 8)[key]]).astype(np.float64)
     for name, slow in [
         ("mean", np.nanmean),
@@ -154,7 +154,7 @@ def test_two_writers_of_a_session_do_not_meet(tmp_path):
     np.testing.assert_array_equal(np.moveaxis(stored, -1, 0), trial(1)["video"])
 
 
-def test_folders_of_others_are_left_alone(tmp_path, session):
+def test_folders_of_other_programs_are_unchanged(tmp_path, session):
     with pytest.raises(DataError, match="already exists; give another out, or remove it"):
         writer(session)
     for name in ("b.partial", ".b.part"):
@@ -262,7 +262,7 @@ def test_pixels_of_another_range_than_before_are_refused(tmp_path, change, messa
     write(tmp_path / "a", given)
 
 
-def test_a_session_that_is_there_is_named_by_the_argument(tmp_path):
+def test_an_existing_session_is_refused_and_the_argument_named(tmp_path):
     with pytest.raises(
         DataError, match=r"session \S+ already exists; give another out, or"
     ) as caught:

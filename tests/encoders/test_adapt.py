@@ -330,7 +330,7 @@ def test_preprocessing_names_the_new_sampling():
         ({"tubelet_stride": (8, 16, 16)}, "tubelet_stride .* exceeds tubelet_size"),
     ],
 )
-def test_what_is_no_geometry_is_refused_in_one_line(geometry, message):
+def test_invalid_geometries_are_refused_in_one_line(geometry, message):
     with pytest.raises(ValueError, match=message) as refusal:
         adapt(encoder_of(), **geometry)
     assert "\n" not in str(refusal.value)

@@ -81,7 +81,7 @@ def test_a_whole_forward_does_not_compute_what_only_patch_tokens_need():
 
 @torch.no_grad()
 @by_model
-def test_patches_dropped_in_training_are_no_features(model):
+def test_patches_dropped_in_training_have_no_features(model):
     model = classifier(**model, patch_dropout=0.5).train()
     torch.manual_seed(3)
     logits = model(clip())
@@ -98,7 +98,7 @@ def test_patches_dropped_in_training_are_no_features(model):
 
 
 @torch.no_grad()
-def test_dropout_before_the_head_acts_in_training_alone():
+def test_dropout_before_the_head_acts_only_in_training():
     model, features = classifier(drop_rate=0.5, **MODEL3), torch.ones(400, 1, 24).double()
     model.encoder.trunk.norm = torch.nn.Identity()
     kept = model.forward_head(features, pre_logits=True)
@@ -143,7 +143,7 @@ def test_features_of_a_block_are_those_of_the_encoder_that_ends_there(settings):
 
 @torch.no_grad()
 @by_model
-def test_without_norm_features_are_what_the_norm_receives(model):
+def test_features_without_norm_equal_the_input_of_the_norm(model):
     model, video = classifier(**model), clip()
     trunk = model.encoder.trunk
     norms = [trunk.norm] if hasattr(trunk, "norm") else [trunk.spatial_norm, trunk.temporal_norm]
@@ -446,7 +446,7 @@ def test_an_input_size_that_does_not_fit_is_refused_and_changes_nothing():
 
 @torch.no_grad()
 @by_model
-def test_an_encoder_alone_takes_another_input_size(model):
+def test_an_encoder_without_head_takes_another_input_size(model):
     encoder = classifier(**model).encoder
     encoder.preprocessing = {"mean": [0.5], "std": [0.2], "resize": encoder.config.image_size}
     encoder.set_grad_checkpointing()

@@ -149,7 +149,7 @@ def test_every_size_takes_one_table_in_place_of_its_own_positions(name, variant)
         named_config(name, variant=variant, joint_positions="learned", spatial_positions="rotary")
 
 
-def test_the_papers_average_pooling_row_needs_the_depth_alone():
+def test_the_papers_average_pooling_row_needs_only_the_depth():
     config = named_config("vivit_base_16x2", temporal_depth=0)
     assert (config.pooling, config.spatial_depth) == ("cls_mean", 12)
     assert named_config("vivit_base_16x2", frame_pooling="none").pooling == "temporal_cls"

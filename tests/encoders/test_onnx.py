@@ -142,7 +142,7 @@ def test_the_command_names_inputs_and_outputs_and_keeps_the_settings(exported):
     assert [file.name for file in (folder / "out").iterdir()] == ["e.onnx"]
 
 
-def test_graphs_hold_no_paths_of_this_machine_and_are_the_same_each_time(exported, tmp_path):
+def test_graphs_contain_no_local_paths_and_are_reproducible(exported, tmp_path):
     encoder, folder, _ = exported
     encoder.preprocessing = {"mean": [0.5], "fps": 25.0}
     written = (folder / "out" / "e.onnx").read_bytes()
@@ -172,7 +172,7 @@ def test_a_classifier_gives_its_logits_as_a_program_and_as_a_graph(settings, tmp
 
 
 @torch.no_grad()
-def test_the_command_gives_logits_where_the_directory_holds_a_classifier(tmp_path, capsys):
+def test_the_command_exports_logits_of_a_classifier(tmp_path, capsys):
     model = VideoClassifier(small(**MODEL1 | SHALLOW), num_classes=5).eval()
     model.save_pretrained(tmp_path / "classifier")
     assert graph.main([str(tmp_path / "classifier"), str(tmp_path / "c.onnx")]) == 0

@@ -45,7 +45,7 @@ def test_sinusoidal_2d_is_row_major_on_a_grid_that_is_not_square():
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-def test_rotary_scores_depend_on_differences_of_coordinates_alone(axes):
+def test_rotary_scores_depend_only_on_differences_of_coordinates(axes):
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
 

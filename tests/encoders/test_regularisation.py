@@ -11,7 +11,7 @@ by_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @by_model
 @pytest.mark.parametrize("block", [{}, PARALLEL])
 @pytest.mark.parametrize("name", ["patch_dropout", "attention_dropout", "mlp_dropout", "drop_path"])
-def test_regularisation_acts_in_training_alone(name, model, block):
+def test_regularisation_acts_only_in_training(name, model, block):
     encoder, video = make(**model, **block, **{name: 0.5}), clip()
     plain = make(**model, **block)
     assert torch.equal(encoder(video).tokens, plain(video).tokens)

@@ -37,7 +37,7 @@ def test_importing_the_encoders_registers_every_size():
         assert timm.model_entrypoint(name).__name__ == name
 
 
-def test_timm_knows_the_sizes_where_it_was_imported_before_the_package():
+def test_sizes_are_registered_if_timm_was_imported_first():
     code = "import timm, ssl_vivit; print(timm.is_model('vivit_tiny'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
@@ -73,7 +73,7 @@ def test_a_video_becomes_logits_or_features(variant):
         torch.testing.assert_close(found, expected)
 
 
-def test_timms_names_set_what_they_mean():
+def test_timms_names_set_the_corresponding_settings():
     # None of the values is a default, so a name that did nothing would show.
     given = {
         "in_chans": 1, "img_size": (32, 48), "drop_path_rate": 0.1, "patch_drop_rate": 0.2,
@@ -135,7 +135,7 @@ def test_mistakes_get_one_line(settings, message):
         ("text.bin", "text.bin is damaged or no checkpoint"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_gets_one_line(tmp_path, name, message):
+def test_a_file_that_is_not_a_checkpoint_gets_one_line(tmp_path, name, message):
     (tmp_path / "text.bin").write_text("no weights\n")
     overlay = {"file": str(tmp_path / name)}
     with pytest.raises(
@@ -249,7 +249,7 @@ def test_an_exported_directory_opens_by_timms_local_dir(exported):
 
 
 @torch.no_grad()
-def test_without_pretrained_the_directory_tells_the_architecture_alone(exported):
+def test_without_pretrained_only_the_architecture_is_read(exported):
     model, classifier, encoder = exported
     fresh = timm.create_model(classifier, img_size=(32, 48))
     assert fresh.encoder.config == dataclasses.replace(model.encoder.config, image_size=(32, 48))
@@ -299,7 +299,7 @@ def test_feature_extraction(variant, indices, blocks):
     assert learns == {name for name, p in net.named_parameters() if p.grad is not None}
 
 
-def test_the_last_three_blocks_unless_told():
+def test_the_last_three_blocks_are_the_default():
     net = timm.create_model("vivit_tiny", features_only=True, **TINY)
     names = [name.removeprefix("encoder.trunk.") for name in net.feature_info.module_name()]
     assert names == ["temporal_blocks.1", "temporal_blocks.2", "temporal_blocks.3"]
@@ -311,7 +311,7 @@ def test_all_blocks_of_an_encoder_that_has_fewer_than_three():
     assert len(net(video())) == len(net.feature_info.channels()) == 2
 
 
-def test_the_timm_calls_of_the_docs_run_as_they_stand():
+def test_the_timm_calls_of_the_docs_run_unchanged():
     page = Path(__file__).parents[2].joinpath("docs", "how_to", "classifier.md").read_text()
     block = next(b for b in page.split("```python\n")[1:] if "create_optimizer_v2" in b)
     calls = block.split("\n\ntuned")[0]  # what follows needs a trained encoder

@@ -92,7 +92,7 @@ def test_fresh_weights_keep_the_power_of_the_pixels_that_they_read(init):
     assert (tokens.var(-1) / power).mean() == pytest.approx(1, abs=0.05)
 
 
-def test_causal_tokens_end_where_the_design_says():
+def test_causal_tokens_end_at_the_documented_frame():
     """Token i ends at frame (i + 1) · stride − 1, and starts tubelet_size frames before."""
     module = embedding(tubelet_stride=(2, 4, 4), temporal_padding="causal")
     clip = video().requires_grad_()
@@ -139,7 +139,7 @@ def test_uniform_frames_are_patches_of_the_frames_taken(frames, count, indices):
                 torch.testing.assert_close(some[b, 0], image[b, visible[b]], rtol=0, atol=1e-12)
 
 
-def test_uniform_frames_take_one_of_each_tubelet_unless_told():
+def test_uniform_frames_take_one_frame_per_tubelet_by_default():
     module = embedding(**FRAMES, num_frames=16)
     for frames, steps in ((16, 4), (32, 8), (4, 1)):
         assert module(video(frames=frames))[1].t == steps

@@ -184,7 +184,7 @@ def test_wrong_video_is_refused(video, message):
         make(**MODEL2).float()(video)
 
 
-def test_video_in_half_precision_is_taken_under_autocast_alone():
+def test_video_in_half_precision_is_accepted_only_under_autocast():
     encoder, video = make(**MODEL2).float(), torch.rand(1, 3, 8, 16, 24).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         pooled = encoder(video).pooled
@@ -195,13 +195,13 @@ def test_video_in_half_precision_is_taken_under_autocast_alone():
         encoder(video)
 
 
-def test_masks_that_are_no_tensors_are_refused():
+def test_masks_that_are_not_tensors_are_refused():
     encoder, video = make(**MODEL2).float(), torch.rand(1, 3, 8, 16, 24)
     with pytest.raises(ValueError, match="visible is a list; give a tensor"):
         encoder(video, [[0, 1]])
 
 
-def test_coarse_layer_groups_hold_whole_transformers():
+def test_coarse_layer_groups_are_whole_transformers():
     from timm.models import group_parameters
 
     for settings in MODELS.values():

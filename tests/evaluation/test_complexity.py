@@ -86,7 +86,7 @@ def test_overlapping_tubelets_are_counted() -> None:
     assert multiply_adds(encoder.tubelets, video) == config.grid.t * N * D * (3 * 2 * 8 * 8)
 
 
-def test_patch_dropout_counts_in_training_alone() -> None:
+def test_patch_dropout_is_counted_only_in_training() -> None:
     encoder = create_encoder("vivit_tiny", **SMALL, class_token=False, patch_dropout=0.5)
     full = create_encoder("vivit_tiny", **SMALL, class_token=False)
     assert count(encoder.eval()) == count(full)

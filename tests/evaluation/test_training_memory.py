@@ -36,7 +36,7 @@ def batch(kind: type, samples: int) -> dict:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", [SimCLR, MaskedTubelets])
-def test_shapes_alone_give_the_memory_of_a_real_step(kind, bf16):
+def test_the_memory_of_a_real_step_follows_from_shapes(kind, bf16):
     with torch.device("meta"):
         made = objective(kind)
     found = training_memory(made, lambda samples: batch(kind, samples), bf16=bf16)

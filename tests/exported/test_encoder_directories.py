@@ -33,7 +33,7 @@ def exported(tmp_path):
     return encoder, tmp_path / "encoder"
 
 
-def test_the_directory_holds_safetensors_json_and_the_card_only(exported):
+def test_the_directory_contains_only_safetensors_json_and_the_card(exported):
     _, path = exported
     assert {file.name for file in path.iterdir()} == {
         "model.safetensors",
@@ -111,7 +111,7 @@ def test_a_second_export_replaces_the_first(exported):
     assert [file.name for file in path.parent.iterdir()] == ["encoder"]
 
 
-def test_files_beside_an_export_outlive_its_replacement(exported):
+def test_other_files_survive_the_replacement_of_an_export(exported):
     encoder, path = exported
     (path / "notes").mkdir()
     (path / "notes" / "a.txt").write_text("precious")
@@ -147,7 +147,7 @@ def test_nothing_but_an_export_is_ever_replaced(exported, monkeypatch):
     assert file.read_text() == (data / "session.npy").read_text() == "precious"
 
 
-def test_an_export_through_a_link_replaces_what_it_points_to(exported):
+def test_an_export_through_a_link_replaces_the_links_target(exported):
     encoder, path = exported
     link = path.parent / "latest"
     link.symlink_to(path)

@@ -67,7 +67,7 @@ def test_nothing_is_initialised(monkeypatch):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_mechanism_knows_no_model():
+def test_the_mechanism_imports_no_model():
     """ssl_vivit.exported builds any module and imports no encoder."""
     linear = built_from(
         WRITTEN / "classifier" / "classifier.safetensors",

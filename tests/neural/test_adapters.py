@@ -53,7 +53,7 @@ def test_a_fresh_adapter_gives_its_input_back_bit_by_bit(kind, dtype, size):
         ([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]], (0.0, 0.0)),
     ],
 )
-def test_a_plane_wave_is_shown_at_the_places_that_the_matrix_says(matrix, shift):
+def test_a_plane_wave_is_resampled_by_the_matrix(matrix, shift):
     """Compared away from the edges, because the image of the wave ends there."""
     x, y = places(40, 60)
 

@@ -119,7 +119,7 @@ def recorded(frames=9, batch=2):
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_a_directory_alone_gives_the_same_rates_bit_for_bit(make, tmp_path):
+def test_a_directory_gives_equal_rates_bit_for_bit(make, tmp_path):
     model = randomised(make)
     save_neural_model(model, tmp_path / "model", FACTS, training={"steps": 10})
     loaded = load_neural_model(tmp_path / "model")

@@ -59,14 +59,14 @@ def test_clips_shorter_than_a_tubelet_get_rates():
 
 
 @torch.no_grad()
-def test_rates_of_the_last_frame_alone_are_the_last_rates():
+def test_rates_of_only_the_last_frame_equal_the_last_rates():
     whole, video = model(), clip(batch=2)
     features = whole.core(video)
     torch.testing.assert_close(whole.read(features[:, :, -1]), whole(video)[:, -1])
 
 
 @pytest.mark.parametrize("nonlinearity", ["softplus", "elu"])
-def test_rates_are_positive_and_the_nonlinearity_is_what_it_is_called(nonlinearity):
+def test_rates_are_positive_and_equal_the_named_nonlinearity(nonlinearity):
     drive = torch.linspace(-200, 50, 501, requires_grad=True)
     rates = rate_of(drive, nonlinearity)
     assert (rates > 0).all()

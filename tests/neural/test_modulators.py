@@ -129,7 +129,7 @@ def test_a_step_of_the_convgru_launches_few_kernels(autocast, most):
     assert counts[1] - counts[0] == 10 * most
 
 
-def test_a_compiled_convgru_compiles_its_step_alone():
+def test_a_compiled_convgru_compiles_only_its_step():
     plain, map, behaviour = make("convgru"), tokens(12), walk(2, 48)
     compiled, counter = make("convgru"), CompileCounter()
     compiled.compile(backend=counter)
@@ -184,7 +184,7 @@ def test_no_behaviour_is_behaviour_of_zeros_and_a_rest_of_frames_is_left_out(kin
     assert torch.equal(modulator(map, behaviour)[0], modulator(map, behaviour[:, :20])[0])
 
 
-def test_convgru_works_without_behaviour_and_film_says_that_it_does_not():
+def test_convgru_works_without_behaviour_and_film_refuses():
     modulator = build_modulator(ModulatorConfig(), 6, 0, 4)
     assert modulator(tokens().float())[0].shape == (2, 6, 5, 3, 4)
     with pytest.raises(NeuralModelError, match=r"modulator\.kind 'film' needs behaviour"):
@@ -193,7 +193,7 @@ def test_convgru_works_without_behaviour_and_film_says_that_it_does_not():
 
 @torch.no_grad()
 @by_kind
-def test_a_modulator_is_rebuilt_from_what_it_says_of_itself(kind):
+def test_a_modulator_is_rebuilt_from_its_config(kind):
     modulator = make(kind, 42, embedding=9)
     config = json.loads(json.dumps(modulator.to_config()))
     other = build_part("modulator", config).double()
@@ -202,7 +202,7 @@ def test_a_modulator_is_rebuilt_from_what_it_says_of_itself(kind):
     assert torch.equal(other(map, behaviour)[0], modulator(map, behaviour)[0])
 
 
-def test_configs_say_which_modulator_and_mistakes_are_refused():
+def test_configs_select_the_modulator_and_mistakes_are_refused():
     assert build_modulator(ModulatorConfig("none"), 6, 2, 4) is None
     assert isinstance(build_modulator(ModulatorConfig("film"), 6, 2, 4), FiLM)
     assert isinstance(build_modulator(ModulatorConfig(), 6, 2, 4), ConvGRU)

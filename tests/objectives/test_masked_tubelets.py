@@ -292,7 +292,7 @@ def test_a_ratio_that_is_a_whole_count_hides_that_many(total):
 
 
 @pytest.mark.parametrize("kind", ["tube", "block", "random"])
-def test_the_mask_of_a_clip_depends_on_its_names_alone(kind, monkeypatch):
+def test_the_mask_of_a_clip_depends_only_on_its_names(kind, monkeypatch):
     """The mask does not depend on other clips; it differs between epochs, samples and views."""
     objective = MaskedTubelets(small(), mask=kind)
     drawn = []
@@ -351,7 +351,7 @@ def test_indices_among_all_tokens_are_in_the_order_of_time(kind):
             assert tokens[b].tolist() == [t * 24 + i for t in range(3) for i in at[t].tolist()]
 
 
-def test_every_position_is_hidden_as_often_and_blocks_hold_together():
+def test_every_position_is_hidden_equally_often_and_blocks_are_contiguous():
     grid = Grid(1, 8, 8)
     torch.manual_seed(0)
     hidden = {kind: torch.zeros(4000, 64).scatter(1, masks(kind, grid, 0.5, 4000).hidden, 1.0)
@@ -422,7 +422,7 @@ def test_a_tube_mask_is_the_mask_of_its_tokens(positions):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
+def test_attention_of_a_rotary_decoder_decreases_with_distance(variant):
     """With equal queries and keys, attention is largest at offset zero."""
     objective = MaskedTubelets(small(variant), decoder_positions="rotary").double().eval()
     decoder, grid = objective.decoder, Grid(4, 4, 6)
@@ -450,7 +450,7 @@ def test_attention_of_a_rotary_decoder_tells_near_from_far(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_a_decoder_tells_times_and_places_apart(variant, positions):
+def test_a_decoder_distinguishes_times_and_places(variant, positions):
     """All tokens are equal, so predictions can differ only by positions."""
     objective = MaskedTubelets(small(variant), decoder_positions=positions).double().eval()
     grid, width = Grid(4, 4, 6), objective.encoder.embed_dim
@@ -464,7 +464,7 @@ def test_a_decoder_tells_times_and_places_apart(variant, positions):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_without_sinusoids_a_rotary_decoder_alone_tells_places_apart(
+def test_without_sinusoids_only_a_rotary_decoder_distinguishes_places(
     variant, positions, monkeypatch
 ):
     objective = MaskedTubelets(

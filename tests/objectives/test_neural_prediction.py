@@ -115,7 +115,7 @@ def test_loss_and_gradients_are_those_of_a_slow_loop_over_what_is_known():
         torch.testing.assert_close(gradients(ours.model)[name], gradient, rtol=0, atol=1e-9)
 
 
-def test_what_stands_at_unknown_responses_and_their_frames_does_not_matter():
+def test_values_at_unknown_responses_have_no_effect():
     given = part("b")
     given["responses"][:, 4:] = math.nan
     shorter = {
@@ -319,7 +319,7 @@ def test_equal_weights_are_those_of_a_slow_loop(sessions):
 
 
 @pytest.mark.parametrize("shares", [None, SHARES])
-def test_processes_that_hold_the_same_have_the_loss_of_one(monkeypatch, shares):
+def test_processes_with_equal_batches_have_the_loss_of_one_process(monkeypatch, shares):
     """DDP averages gradients, so each process divides by the mean number of responses."""
     parts = [part("a.1", seed=1), part("b", count=3, seed=2)]
     alone = NeuralPrediction(model(), facts=facts(), session_shares=shares)(batch(*parts)).loss
@@ -331,7 +331,7 @@ def test_processes_that_hold_the_same_have_the_loss_of_one(monkeypatch, shares):
     assert objective.eval()(batch(*parts)).loss.item() == pytest.approx(alone.item())
 
 
-def test_sessions_weigh_equally_over_an_epoch_whatever_they_hold():
+def test_sessions_of_any_size_have_equal_weight_over_an_epoch():
     """Batches hold one session each, three of b for one of a.1, and b has more neurons."""
     parts = [part("a.1", seed=1), *(part("b", seed=seed, unknown=0.5) for seed in (2, 3, 4))]
     ours = NeuralPrediction(model(), facts=facts(), session_shares=SHARES)
@@ -410,7 +410,7 @@ def test_widths_go_to_one_in_equal_ratios_and_resume():
     assert float(again.model.readout("b").spread_scale) == pytest.approx(4)
 
 
-def test_widths_are_left_alone_unless_asked():
+def test_widths_are_unchanged_by_default():
     ours = NeuralPrediction(convolutional(), facts=facts())
     ours.model.readout("b").spread_scale = 3.0
     ours(batch(part("b")))
@@ -497,7 +497,7 @@ def test_settings_that_do_not_fit_are_named(config, said):
         NeuralPrediction(model(), NeuralPredictionConfig(**config), facts=facts())
 
 
-def test_windows_that_fill_no_tubelet_are_refused_in_training_alone():
+def test_windows_shorter_than_a_tubelet_are_refused_only_in_training():
     settings = {"embed_dim": 8, "num_heads": 1, "spatial_depth": 1, "temporal_depth": 1}
     encoder = create_encoder(
         "vivit_neural_small", image_size=(4, 6), tubelet_size=(4, 2, 2), num_frames=8, **settings

@@ -202,7 +202,7 @@ def test_features_come_with_their_views():
         simclr({"clips": clips})
 
 
-def test_export_holds_the_encoder_alone(tmp_path):
+def test_export_contains_only_the_encoder(tmp_path):
     torch.manual_seed(0)
     simclr = SimCLR(create_encoder("vivit_tiny", **TINY), preprocessing={"fps": 25.0})
     simclr.export(tmp_path / "encoder", training={"steps": 3})
@@ -256,6 +256,6 @@ def test_a_micro_batch_without_negatives_is_refused_before_training(tmp_path):
     assert fit(objective(), [batch(2)], config).metrics["train/grad_norm"] > 0
 
 
-def test_one_video_alone_is_refused_by_the_objective_itself():
+def test_a_batch_of_one_video_is_refused_by_the_objective():
     with pytest.raises(ValueError, match="SimCLR needs at least two videos in a batch"):
         objective()(batch(1))

@@ -138,7 +138,7 @@ def test_frozen_encoders_are_not_optimised_at_all() -> None:
     assert not inside & {id(p) for group in groups for p in group["params"]}
 
 
-def test_a_fitted_core_that_is_frozen_leaves_readouts_alone_to_learn() -> None:
+def test_with_a_frozen_fitted_core_only_readouts_learn() -> None:
     torch.manual_seed(4)
     whole = model(StimulusAdapter("affine"))
     whole.modulator = ConvGRU(8, 0, 4, hidden=4)
@@ -302,7 +302,7 @@ def test_blocks_that_there_are_not_are_refused() -> None:
         TunedNeuralPrediction(other, None, tuning, facts=[facts()])
 
 
-def test_the_optimiser_knows_when_and_how_fast_the_encoder_learns() -> None:
+def test_optimiser_groups_have_first_step_and_share_of_the_encoder() -> None:
     tuning = TuningConfig("readout_first", readout_steps=7, encoder_share=0.1)
     objective = TunedNeuralPrediction(model(), None, tuning, facts=[facts()])
     inside = {id(p) for p in objective.encoder.parameters()}
@@ -313,7 +313,7 @@ def test_the_optimiser_knows_when_and_how_fast_the_encoder_learns() -> None:
         assert group["lr_scale"] <= 0.1 if within == {True} else group["lr_scale"] == 1.0
 
 
-def test_weight_decay_leaves_positions_and_widths_alone() -> None:
+def test_weight_decay_does_not_apply_to_positions_and_widths() -> None:
     objective = TunedNeuralPrediction(model(StimulusAdapter("affine")), facts=[facts()])
     decayed = {
         id(p) for g in parameter_groups(objective, 0.1) if g["weight_decay"] for p in g["params"]

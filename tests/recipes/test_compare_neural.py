@@ -125,7 +125,7 @@ def test_scores_of_earlier_versions_are_those_of_all_test_trials(tmp_path):
     assert scores_of(cell) == {"final_test_main": pooled}
 
 
-def test_runs_differ_in_what_is_compared_alone(tmp_path):
+def test_runs_differ_only_in_the_compared_settings(tmp_path):
     told = ["--cores", '["vivit", "resnet"]', "--encoders", '["runs/a/encoder"]', "--shares",
             "[0.25, 1.0]", "--learning_rates", '{"vivit": 0.5, "a/encoder": 0.25}',
             "--encoder.overrides", '{"embed_dim": 8, "drop_path": 0.1}', "--seed", "5"]  # fmt: skip
@@ -263,7 +263,7 @@ def test_every_block_of_every_encoder_is_a_row(tmp_path):
     assert [c.recipe.model.layers for c in some] == [None, None, 0, 1, 0, 2]
 
 
-def test_blocks_that_are_read_are_those_of_encoders_alone(tmp_path):
+def test_only_cores_with_an_encoder_have_blocks_to_read(tmp_path):
     told = ["--cores", '["vivit", "ln"]', "--encoders", "runs/a/encoder", "--model.layers", "all"]
     planned = cells(parse(ComparisonRecipe, [*told, "--seeds", "1"]), tmp_path)
     assert [cell.recipe.model.layers for cell in planned] == ["all", None, "all"]

@@ -122,7 +122,7 @@ def test_an_encoder_becomes_a_model_of_neurons(
 
 
 @pytest.mark.parametrize("preset", PRETRAINING, ids=named)
-def test_positions_in_time_of_pretraining_presets_hold_for_any_length(preset):
+def test_positions_in_time_of_pretraining_presets_allow_any_length(preset):
     recipe = SimCLRRecipe if preset.stem.startswith("simclr") else MaskedTubeletsRecipe
     config = parse(recipe, ["--config", str(preset)]).encoder.config()
     assert "learned" not in (config.temporal_positions, config.joint_positions)

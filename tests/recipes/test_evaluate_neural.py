@@ -266,7 +266,7 @@ def test_predictions_are_read_back_from_nwb(sessions, models, tmp_path, monkeypa
         assert not pynwb.validate(io=opened)
 
 
-def test_mistakes_have_one_line_that_says_what_to_do(sessions, models, tmp_path, monkeypatch):
+def test_mistakes_have_one_line_with_the_fix(sessions, models, tmp_path, monkeypatch):
     encoder = tmp_path / "encoder"
     create_encoder(
         "vivit_tiny", num_frames=4, image_size=(32, 32), embed_dim=24, num_heads=2,

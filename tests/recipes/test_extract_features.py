@@ -202,7 +202,7 @@ def test_many_broken_videos_stop_it(videos, encoder, tmp_path, call, capsys):
     assert len(load_features(tmp_path / "f").keys) == 9
 
 
-def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_path, call, capsys):
+def test_any_number_of_short_videos_is_skipped_or_padded(videos, encoder, tmp_path, call, capsys):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "class_a").symlink_to(videos)
     (tmp_path / "v" / "notes.txt").touch()
@@ -235,7 +235,7 @@ def test_short_videos_are_skipped_or_padded_however_many(videos, encoder, tmp_pa
     assert "short_0.mp4 (one of 6 such videos) has 4 frames" in capsys.readouterr().err
 
 
-def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path, call, capsys):
+def test_other_settings_are_refused_and_other_files_kept(videos, encoder, tmp_path, call, capsys):
     call(words(encoder, tmp_path / "f", videos=str(videos)))
     before = contents(tmp_path / "f")
     changed = {"features": "tokens", "clips": 2, "data__clip__frame_stride": 2}
@@ -254,7 +254,7 @@ def test_other_settings_and_other_files_are_left_alone(videos, encoder, tmp_path
     assert contents(tmp_path / "mine") == {"notes.txt": b"keep"}
 
 
-def test_damaged_parts_are_made_anew_and_a_torn_index_is_named(
+def test_damaged_parts_are_recomputed_and_a_damaged_index_is_named(
     videos, encoder, tmp_path, call, capsys
 ):
     out = tmp_path / "f"

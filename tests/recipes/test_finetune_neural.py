@@ -301,7 +301,7 @@ def test_baselines_run_in_the_same_harness(sessions, tmp_path, monkeypatch, caps
     assert load_neural_model(tmp_path / "run").sessions == ("a",)
 
 
-def test_weights_of_blocks_are_learned_beside_a_frozen_encoder_of_another_geometry_and_rate(
+def test_weights_of_blocks_are_learned_with_a_frozen_encoder_of_another_geometry_and_rate(
     sessions, tmp_path, monkeypatch, capsys
 ):
     stored = create_encoder(
@@ -343,7 +343,7 @@ def test_a_feature_cache_changes_no_score(sessions, tmp_path, monkeypatch):
         assert scores["scores"] == pytest.approx(found[1][tier]["scores"], abs=1e-4)
 
 
-def test_a_feature_cache_says_where_it_has_no_use(sessions, tmp_path):
+def test_a_useless_feature_cache_is_reported(sessions, tmp_path):
     def notes(adapter=None, **changes):
         told = words(sessions[:1], tmp_path, tuning__mode="frozen", **changes)
         config = parse(NeuralRecipe, told)

@@ -71,7 +71,7 @@ def test_every_preset_builds_an_objective_that_fits_its_clips(preset):
     assert config.training.steps == yaml.safe_load(preset.read_text())["training"]["steps"]
 
 
-def test_the_sample_preset_holds_where_no_config_is_named():
+def test_the_sample_preset_is_used_without_a_config():
     bare = parse(MaskedTubeletsRecipe, [], preset=SAMPLE_PRESET)
     assert bare == parse(MaskedTubeletsRecipe, ["--config", str(SAMPLE_PRESET)])
 

@@ -83,7 +83,7 @@ def call(monkeypatch, tmp_path):
     return _call
 
 
-def test_two_encoders_beside_what_they_must_beat(shards, encoder, tmp_path, call, capsys):
+def test_two_encoders_are_compared_with_their_baselines(shards, encoder, tmp_path, call, capsys):
     """Rows have several clips or one long clip; a grey encoder of another geometry has rows of its own."""
     grey = export(
         tmp_path / "grey" / "encoder", 1, in_channels=1, image_size=(24, 32), num_frames=2
@@ -136,7 +136,7 @@ def test_the_same_call_gives_the_same_bytes_and_nothing_is_overwritten(
     assert (tmp_path / "a" / "probes.json").read_text() == texts[0]
 
 
-def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
+def test_test_videos_used_in_pretraining_are_reported(shards, tmp_path, call, capsys):
     """There is a warning if pretraining held out fewer videos of these shards, and none for equal fractions."""
     path = Path(export(tmp_path / "seen" / "encoder"))
     saved = json.loads((path / "config.json").read_text())
@@ -156,7 +156,7 @@ def test_test_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsy
     assert "warning" not in capsys.readouterr().out
 
 
-def test_copies_of_videos_that_pretraining_saw_are_told(shards, tmp_path, call, capsys):
+def test_copies_of_pretraining_videos_are_reported(shards, tmp_path, call, capsys):
     """The copies have other names, another storage and size, or are files in folders."""
     path = Path(export(tmp_path / "seen" / "encoder"))
     saved = json.loads((path / "config.json").read_text())
@@ -203,7 +203,7 @@ def test_finetuning_is_a_row_of_its_own(shards, encoder, tmp_path, call):
     assert {r["clips"] for r in saved["results"]} == {""}
 
 
-def test_finetuning_goes_on_with_the_same_encoder_alone(shards, tmp_path, call, capsys):
+def test_finetuning_continues_only_with_the_encoder_it_began_with(shards, tmp_path, call, capsys):
     """An encoder with other weights at this path is refused."""
     tune = {"finetune": {"steps": 1, "total_batch_size": 4}, "seeds": 1, "probes": ["knn"]}
     where = export(tmp_path / "it" / "encoder")

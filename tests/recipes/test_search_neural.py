@@ -247,7 +247,7 @@ def test_a_damaged_study_is_named(session, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'study.journal'} is not a readable study" in capsys.readouterr().err
 
 
-def test_a_search_that_was_killed_goes_on_with_the_trials_of_an_uninterrupted_one(
+def test_a_killed_search_continues_with_the_trials_of_an_uninterrupted_one(
     session, tmp_path, monkeypatch, trained
 ):
     space = RATES | {"model.layers": [None, "all"]}
@@ -280,7 +280,7 @@ def settings_of(recipe) -> tuple[float, Any, str]:
     return loop.optimizer.learning_rate, recipe.model.layers, Path(loop.run_dir).name
 
 
-def test_a_trial_that_ended_early_stays_so_when_it_is_told_after_a_kill(
+def test_a_trial_that_ended_early_stays_pruned_after_a_kill(
     session, tmp_path, monkeypatch, trained, capsys
 ):
     trained(*[[0.0, 0.5, 0.5]] * 5, [0.0, 0.1, 0.9])

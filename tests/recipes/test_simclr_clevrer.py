@@ -78,7 +78,7 @@ def test_every_preset_builds_an_encoder_that_fits_its_clips(preset):
     assert config.training.steps == given["training"]["steps"]
 
 
-def test_the_sample_preset_holds_where_no_config_is_named():
+def test_the_sample_preset_is_used_without_a_config():
     bare = parse(SimCLRRecipe, [], preset=SAMPLE_PRESET)
     assert bare == parse(SimCLRRecipe, ["--config", str(SAMPLE_PRESET)])
     named = parse(SimCLRRecipe, [f"--config={PRESETS[-1]}"], preset=SAMPLE_PRESET)
@@ -102,7 +102,7 @@ def test_the_variant_can_be_set_by_dotted_keys():
         ((64, 96), (32, 32), "show 67% of frames of 32×32"),
     ],
 )
-def test_clips_that_show_part_of_the_frames_are_told(shards, size, frame_size, told):
+def test_clips_that_show_part_of_the_frames_are_reported(shards, size, frame_size, told):
     data = DataConfig(shards=shards, frame_size=frame_size, held_out=0.0)
     overrides = {"num_frames": 4, "tubelet_size": (2, 8, 8), "depth": 1, "variant": "joint"}
     printed: list[str] = []
@@ -213,7 +213,7 @@ def test_mistakes_get_one_line(shards, tmp_path, monkeypatch, capsys, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_with_another_run_is_left_alone(shards, tmp_path):
+def test_a_directory_with_another_run_is_unchanged(shards, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     done = launch(shards, tmp_path / "run", cwd=tmp_path)

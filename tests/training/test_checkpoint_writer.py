@@ -59,7 +59,7 @@ def _files(checkpoint: Path) -> dict[str, bytes]:
     }
 
 
-def test_steps_go_on_while_a_checkpoint_is_written(config, release) -> None:
+def test_training_continues_while_a_checkpoint_is_written(config, release) -> None:
     """The checkpoint of step 4 is written until after step 7 and has the weights of step 4."""
     settings = config("blocked", steps=8)
     saved = Path(settings.run_dir) / "checkpoints" / "step_00000004"
@@ -158,7 +158,9 @@ def test_an_error_of_the_writer_ends_the_run(config, monkeypatch, failing, last,
     assert "no space left" not in capfd.readouterr().err  # it is raised, and told once
 
 
-def test_an_error_of_the_writer_is_told_beside_another(config, monkeypatch, release, capfd) -> None:
+def test_an_error_of_the_writer_is_reported_with_another_error(
+    config, monkeypatch, release, capfd
+) -> None:
     def write(*given: Any) -> Path:
         assert release.wait(PATIENCE)
         raise RunError("no space left")

@@ -95,7 +95,7 @@ def test_lists_may_be_several_words() -> None:
     assert parse(Lists, ["--names", "null"]) == Lists()
 
 
-def test_a_preset_holds_until_a_config_is_named(tmp_path: Path) -> None:
+def test_a_preset_is_used_without_a_config(tmp_path: Path) -> None:
     preset, other = tmp_path / "preset.yaml", tmp_path / "other.yaml"
     preset.write_text("training: {steps: 7, seed: 3}\n")
     other.write_text("training: {steps: 8}\n")
@@ -104,7 +104,7 @@ def test_a_preset_holds_until_a_config_is_named(tmp_path: Path) -> None:
     assert (named.steps, named.seed) == (8, TrainingConfig().seed)
 
 
-def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
+def test_options_override_files_at_any_position(tmp_path: Path) -> None:
     file, later = tmp_path / "a.yaml", tmp_path / "b[1].yaml"
     file.write_text("training: {steps: 7, seed: 3}\n")
     later.write_text("training: {seed: 4}\n")
@@ -187,7 +187,7 @@ def test_help_shows_what_a_bare_call_uses(presets: Path, capsys: pytest.CaptureF
         assert f"optimisation steps. (type: int, default: {steps})" in text
 
 
-def test_help_says_what_a_short_form_takes(capsys: pytest.CaptureFixture) -> None:
+def test_help_describes_a_short_form(capsys: pytest.CaptureFixture) -> None:
     @dataclass
     class Short:
         """Short forms.
@@ -356,7 +356,7 @@ def test_run_turns_mistakes_into_a_line_and_a_status(
     assert capsys.readouterr().err == "error: mend this\n"
 
 
-def test_run_leaves_faults_of_the_program_alone() -> None:
+def test_run_does_not_catch_errors_of_the_program() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
     run(lambda: None)
@@ -429,7 +429,7 @@ def test_the_command_of_a_run_leaves_out_that_it_was_continued(
     )
 
 
-def test_the_config_of_a_run_does_not_say_which_run_goes_on(
+def test_a_config_without_the_run_directory_is_refused_on_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
@@ -458,7 +458,7 @@ def test_the_config_of_a_run_does_not_say_which_run_goes_on(
         ([], "training:", "training"),
     ],
 )
-def test_a_group_of_settings_is_no_file(
+def test_a_group_of_settings_is_not_read_as_a_file(
     words: list[str],
     content: str | None,
     group: str,

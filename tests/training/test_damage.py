@@ -36,7 +36,7 @@ def run_dir(config) -> Path:
     return fit(toy(), toy_batches(), config(steps=8)).run_dir
 
 
-def test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_nothing(run_dir: Path) -> None:
+def test_any_flipped_bit_of_a_manifest_is_detected_or_has_no_effect(run_dir: Path) -> None:
     checkpoint = run_dir / "checkpoints" / "step_00000008"
     manifest = checkpoint / "manifest.json"
     whole = manifest.read_bytes()
@@ -75,7 +75,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_that_says_too_little_is_refused(run_dir: Path, name: str) -> None:
+def test_an_incomplete_manifest_is_refused(run_dir: Path, name: str) -> None:
     content, told = MANIFESTS[name]
     checkpoint = run_dir / "checkpoints" / "step_00000008"
     (checkpoint / "manifest.json").write_text(json.dumps(content))
@@ -167,7 +167,7 @@ def test_a_torn_tracker_file_is_named(config, run_dir: Path, text: str, monkeypa
     assert len(read_metrics(run_dir / "metrics.jsonl")) == 8
 
 
-def test_damaged_lines_of_metrics_are_left_out_and_told(tmp_path: Path, capsys) -> None:
+def test_damaged_lines_of_metrics_are_left_out_and_reported(tmp_path: Path, capsys) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = [b'{"step": 0, "a": 1.5}', b'{"step": 2}', b'{"step": 3}']
     damaged = [b'{"step": 1, "a', b"\xff{}", b"7", b'{"stfp": 1}', b'{"step": "1"}', b""]
@@ -186,7 +186,7 @@ def test_damaged_lines_of_metrics_are_left_out_and_told(tmp_path: Path, capsys) 
 
 @pytest.mark.parametrize("what", ["removed", "moved", "metrics replaced"])
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_a_run_directory_that_goes_while_the_run_goes_on(config, what: str, log_every: int) -> None:
+def test_a_run_directory_that_disappears_during_the_run(config, what: str, log_every: int) -> None:
     settings = config(log_every=log_every)
     run_dir = Path(settings.run_dir)
 

@@ -54,7 +54,7 @@ def test_refused_write_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path
         (errno.EACCES, "cannot be written"),
     ],
 )
-def test_file_system_errors_are_told_apart(tmp_path: Path, number: int, said: str) -> None:
+def test_file_system_errors_have_different_messages(tmp_path: Path, number: int, said: str) -> None:
     def export(directory: Path) -> None:
         directory.mkdir()
         raise OSError(number, os.strerror(number))

@@ -33,7 +33,7 @@ def late(seed: int = 0) -> Late:
     return Late(dropout=0.2)
 
 
-def test_groups_know_share_and_first_step() -> None:
+def test_groups_have_share_and_first_step() -> None:
     model = late()
     groups = parameter_groups(model, 0.1, layer_decay=0.5)
     encoder = {id(p) for p in model.encoder.parameters()}
@@ -54,7 +54,7 @@ def test_late_groups_warm_up_when_they_start() -> None:
     assert rates == pytest.approx([0, 0, 0, 0, 0, 0.2 / 3, 0.4 / 3, 0.2, 0.2])
 
 
-def test_two_calls_train_the_rest_and_then_all_to_the_same_bits_however_often_stopped(
+def test_two_calls_train_the_rest_and_then_all_to_equal_bits_after_any_stops(
     config, metrics
 ) -> None:
     class Kill(Exception):
@@ -110,12 +110,12 @@ def test_a_checkpoint_of_more_trained_parameters_is_refused(config) -> None:
         fit(resting, toy_batches(), config(steps=8, resume="auto"))
 
 
-def test_a_module_that_is_no_objective_is_refused(config) -> None:
+def test_a_module_that_is_not_an_objective_is_refused(config) -> None:
     with pytest.raises(RunError, match=r"Linear is not an objective; derive it from .*Objective"):
         fit(torch.nn.Linear(2, 2), toy_batches(), config())
 
 
-def test_the_export_has_the_objectives_name_and_can_be_made_beside_training(config) -> None:
+def test_the_export_has_the_objectives_name_and_can_be_made_during_training(config) -> None:
     def keep(moment) -> None:
         moment.export(moment.run_dir / "kept" / f"step_{moment.step}")
 

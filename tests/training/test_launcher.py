@@ -149,7 +149,7 @@ def test_two_fits_with_other_settings_of_one_objective(config) -> None:
     assert "forward" not in vars(objective)
 
 
-def test_an_accelerator_of_the_users_own_is_followed_and_left_alone(config, capfd) -> None:
+def test_an_existing_accelerator_is_used_and_unchanged(config, capfd) -> None:
     own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
     fitted = fit(toy(), toy_batches(size=2), config(steps=4))
     facts = json.loads((fitted.checkpoint / "state.json").read_text())
@@ -165,7 +165,7 @@ def test_an_accelerator_may_be_made_after_fit_with_other_settings(config) -> Non
     assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
 
 
-def test_processes_that_an_accelerator_left_alone_are_refused(config, monkeypatch) -> None:
+def test_processes_that_an_accelerator_did_not_join_are_refused(config, monkeypatch) -> None:
     fit(toy(), toy_batches(), config(steps=1))
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -174,7 +174,7 @@ def test_processes_that_an_accelerator_left_alone_are_refused(config, monkeypatc
     assert not Path(config("alone").run_dir).exists()
 
 
-def test_fit_in_a_thread_trains_and_says_what_it_lacks(config, capfd) -> None:
+def test_fit_in_a_thread_trains_and_reports_that_signals_are_ignored(config, capfd) -> None:
     expected = fit(toy(), toy_batches(), config("main"))
     assert "outside of the main thread" not in capfd.readouterr().err
     found = []

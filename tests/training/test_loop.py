@@ -188,7 +188,7 @@ def test_a_job_ends_a_run_as_if_the_step_were_the_last(config, metrics, capsys) 
         assert (again.encoder / file).is_file()
 
 
-def test_at_the_last_step_a_run_is_finished_whatever_a_job_says(config, capsys) -> None:
+def test_a_run_is_finished_at_the_last_step_even_if_a_job_ends_it(config, capsys) -> None:
     job = Periodic(12, lambda moment: moment.end("too late"))
     assert fit(toy(), toy_batches(), config(), periodic=[job]).step == 12
     assert "ended" not in capsys.readouterr().err
@@ -308,7 +308,7 @@ def test_a_run_shorter_than_its_warmup_is_named(config, capfd) -> None:
     assert result.metrics["train/lr"] == pytest.approx(0.75 * 0.5 * settings.total_batch_size / 256)
 
 
-def test_periodic_jobs_are_told_of_the_warmup(config) -> None:
+def test_periodic_jobs_receive_the_state_of_the_warmup(config) -> None:
     seen = []
     settings = config("told", steps=5)
     settings.optimizer.warmup_steps = 3
@@ -367,7 +367,7 @@ def test_compile_compiles_the_encoder(config, monkeypatch, compiles) -> None:
     assert compiled == ([objective.encoder] if compiles else [])
 
 
-def test_the_stream_is_closed_however_a_run_ends(config) -> None:
+def test_the_stream_is_closed_at_any_end_of_a_run(config) -> None:
     closed = []
 
     class Watched:
@@ -429,7 +429,7 @@ def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> No
     assert type(plain) is Plain
 
 
-def test_an_export_holds_the_command_and_the_seed_of_its_run(config, monkeypatch) -> None:
+def test_an_export_contains_command_and_seed_of_its_run(config, monkeypatch) -> None:
     monkeypatch.setattr(command, "started_by", "python mine.py --seed 5")
     found = fit(toy(), toy_batches(), config("run", steps=1, seed=5))
     facts = json.loads((found.run_dir / "encoder" / "config.json").read_text())
@@ -439,7 +439,7 @@ def test_an_export_holds_the_command_and_the_seed_of_its_run(config, monkeypatch
     assert "command" not in json.loads((found.run_dir / "encoder" / "config.json").read_text())
 
 
-def test_an_objective_is_told_which_steps_are_logged(config) -> None:
+def test_logs_step_is_true_in_logged_steps(config) -> None:
     class Sparing(ToyObjective):
         logged: tuple[bool, ...] = ()
 
@@ -456,7 +456,7 @@ def test_an_objective_is_told_which_steps_are_logged(config) -> None:
     assert logged == {1, 3, 6, 7}
 
 
-def test_float32_products_are_less_precise_in_half_precision_runs_alone(config) -> None:
+def test_float32_products_are_less_precise_only_in_half_precision_runs(config) -> None:
     class Seeing(ToyObjective):
         precision = ""
 
@@ -482,7 +482,7 @@ class Blockless(nn.Linear):
         """Write nothing."""
 
 
-def test_blocks_are_compiled_alone_where_hooks_stand_before_them() -> None:
+def test_blocks_with_hooks_are_compiled_separately() -> None:
     objective = toy()
     assert parts_to_compile(objective, by_block=False) == [objective.encoder]
     assert parts_to_compile(objective, by_block=True) == list(objective.encoder.blocks)
@@ -490,7 +490,7 @@ def test_blocks_are_compiled_alone_where_hooks_stand_before_them() -> None:
     assert parts_to_compile(blockless, by_block=True) == [blockless]
 
 
-def test_an_objective_is_told_of_each_step(config) -> None:
+def test_begin_step_is_called_before_each_step(config) -> None:
     class Told(ToyObjective):
         steps: tuple[int, ...] = ()
 

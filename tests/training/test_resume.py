@@ -132,7 +132,7 @@ class Moved:
         return iter(toy_batches())
 
 
-def test_data_that_moved_are_known_by_their_contents(config) -> None:
+def test_data_that_moved_are_recognised_by_their_contents(config) -> None:
     def run(shards: str, contents: str, steps: int, name: str = "run", **changes):
         given = {"data": {"shards": shards, "frames": 8}}
         settings = config(name, steps=steps, resume="auto", **changes)
@@ -158,7 +158,7 @@ def test_data_that_moved_are_known_by_their_contents(config) -> None:
     fit(toy(), Moved("abc"), branch, run_config={"data": {"shards": "c", "frames": 8}})
 
 
-def test_an_encoder_that_moved_is_known_by_its_weights(config, tmp_path: Path) -> None:
+def test_an_encoder_that_moved_is_recognised_by_its_weights(config, tmp_path: Path) -> None:
     def encoder(name: str, weights: bytes, card: str = "{}") -> str:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(weights)
@@ -211,7 +211,7 @@ def test_cut_off_checkpoint_is_skipped_and_named(config, metrics, capfd) -> None
     assert [row["step"] for row in metrics(again.run_dir)] == list(range(1, 9))
 
 
-def test_one_flipped_byte_is_noticed(config, capfd) -> None:
+def test_one_flipped_byte_is_detected(config, capfd) -> None:
     settings = config(steps=8)
     result = fit(toy(), toy_batches(), settings)
     path = result.checkpoint / "optimizer.safetensors"
@@ -223,7 +223,7 @@ def test_one_flipped_byte_is_noticed(config, capfd) -> None:
     assert "optimizer.safetensors is damaged" in capfd.readouterr().err
 
 
-def test_a_later_cut_off_checkpoint_does_not_push_out_whole_ones(config) -> None:
+def test_a_later_truncated_checkpoint_does_not_replace_complete_ones(config) -> None:
     settings = config(steps=8, keep_checkpoints=0)
     result = fit(toy(), toy_batches(), settings)
     os.remove(result.checkpoint / "manifest.json")
@@ -285,7 +285,7 @@ def test_workers_are_free_on_resume(config) -> None:
         fit(toy(), toy_batches(), settings, run_config={"data": {"workers": 0, "frames": 16}})
 
 
-def test_a_run_of_before_a_setting_goes_on(config) -> None:
+def test_a_run_from_before_a_setting_existed_continues(config) -> None:
     settings = config(steps=4)
     fit(toy(), toy_batches(), settings, run_config={"data": {"frames": 8}})
     settings.resume = "auto"

@@ -61,7 +61,7 @@ def test_a_directory_in_which_another_process_writes_is_refused(config):
     assert fit(toy(), toy_batches(), settings).step == 6
 
 
-def test_a_run_holds_its_directory_until_it_ends(config):
+def test_a_run_locks_its_directory_until_it_ends(config):
     settings = config(steps=3)
     run_dir, outcomes = Path(settings.run_dir), []
 

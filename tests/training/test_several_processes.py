@@ -114,7 +114,7 @@ def test_probes_call_the_wrapped_objective(launched: Path) -> None:
     assert first["embedded"][-1] == pytest.approx(expected, rel=1e-10)
 
 
-def test_a_method_is_wrapped_once_however_often_it_is_called(launched: Path) -> None:
+def test_a_method_called_repeatedly_is_wrapped_once(launched: Path) -> None:
     expected = [1, 1] if "fsdp2" in launched.name else [0, 0]
     assert [report["layers"] for report in _reports(launched)] == [expected] * 2
 
@@ -134,7 +134,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(launched: Path) -> None:
     assert [report["continued"] for report in _reports(launched)] == [6, 6]
 
 
-def test_the_main_process_alone_opens_checkpoints(launched: Path) -> None:
+def test_only_the_main_process_opens_checkpoints(launched: Path) -> None:
     """The other process continues and saves in an empty folder instead of the run's directory."""
     first, second = (report["directory"] for report in _reports(launched))
     assert {"checkpoints", "config.yaml", "encoder", "metrics.jsonl"} <= set(first)
@@ -184,7 +184,7 @@ def test_continued_by_one_process(launched: Path, alone: Path, tmp_path: Path, c
         _close(result.checkpoint / name, alone / "checkpoints" / "step_00000006" / name)
 
 
-def test_processes_that_do_not_divide_are_told_which_do(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_gets_the_numbers_of_processes_that_do(tmp_path: Path) -> None:
     from ssl_vivit.training.batches import split_batch
     from ssl_vivit.training.processes import Host
 

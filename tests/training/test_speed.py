@@ -44,7 +44,7 @@ def table(printed: str) -> dict[str, tuple[float, float]]:
     return {name: (float(ms), float(share)) for name, ms, share in rows}
 
 
-def test_a_profile_tells_where_the_time_of_a_step_goes(config, capsys) -> None:
+def test_a_profile_lists_the_times_of_a_steps_phases(config, capsys) -> None:
     job = Periodic(2, lambda moment: time.sleep(0.02))
     settings = config(steps=9, profile=4, log_every=100, checkpoint_every=100)
     found = fit(SlowForward(), SlowLoader(torch.float32), settings, periodic=[job])

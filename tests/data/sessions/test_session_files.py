@@ -44,7 +44,7 @@ def test_frames_are_those_of_the_files(tmp_path: Path, in_memory: bool) -> None:
     assert session.true_rates(0) is None
 
 
-def test_what_a_session_says_of_itself(tmp_path: Path) -> None:
+def test_facts_of_a_session(tmp_path: Path) -> None:
     session = Session(folder(tmp_path, settings={"frames_per_second": 16.0}))
     assert (session.name, session.frames_per_second, session.kind) == ("a", 16.0, "spikes")
     assert session.unit_ids.tolist() == [100, 101, 102, 103, 104, 105]
@@ -144,7 +144,7 @@ def test_a_tier_of_zeros_is_withheld_and_a_silent_trial_is_not(tmp_path: Path) -
     assert {*built.facts[0].split["validation"]} < {0, 1, 2, 3}
 
 
-def test_a_checkpoint_that_used_withheld_zeros_goes_on_without_them(tmp_path: Path) -> None:
+def test_a_checkpoint_trained_on_withheld_zeros_continues_without_them(tmp_path: Path) -> None:
     path = folder(tmp_path)
     known = build_sessions(NeuralDataConfig([str(path)], window=10)).facts
     assert known[0].split["test"] == (7,)
@@ -210,7 +210,7 @@ def test_silent_neurons_are_named(tmp_path: Path) -> None:
     assert session.notes == ["a: 1 of 6 neurons never respond in training trials (unit 104)"]
 
 
-def test_the_kind_is_told_or_found(tmp_path: Path) -> None:
+def test_the_kind_is_given_or_detected(tmp_path: Path) -> None:
     assert Session(folder(tmp_path, "s")).kind == "spikes"
     assert Session(folder(tmp_path, "c", calcium=True)).kind == "calcium"
     assert Session(folder(tmp_path, "t", settings={"responses": "calcium"})).kind == "calcium"
@@ -353,7 +353,7 @@ def test_videos_of_another_range_are_refused(tmp_path: Path) -> None:
         Session(path)
 
 
-def test_a_movie_is_known_by_its_frames(tmp_path: Path) -> None:
+def test_a_movie_is_identified_by_its_frames(tmp_path: Path) -> None:
     session = Session(folder(tmp_path, movies=[0, 1, 2, 1, 0, 3, 1, 2, 3]))
     assert session.contents.tolist() == [0, 1, 2, 1, 0, 3, 4, 5, -1]  # 6, 7: other lengths
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)

@@ -96,7 +96,7 @@ def test_a_stream_that_begins_later_continues_the_first(
 
 @BATCHING
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 3), (3, 2)])
-def test_the_global_batch_is_the_same_however_it_is_split(
+def test_the_global_batch_does_not_depend_on_its_split(
     paths: list[str], batching: str, world_size: int, accumulation: int
 ) -> None:
     whole = take(build(paths, batching=batching), 8)
@@ -183,7 +183,7 @@ def test_every_frame_of_the_training_trials_counts_the_same(paths: list[str]) ->
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_a_window_is_what_its_key_says(paths: list[str], name: str) -> None:
+def test_a_window_equals_the_frames_that_its_key_names(paths: list[str], name: str) -> None:
     """The expected window is read from the files by hand."""
     path = Path(paths["ab".index(name)])
     trained = range(7) if name == "a" else range(4)
@@ -312,7 +312,7 @@ def test_evaluation_gives_every_trial_once_and_whole(paths: list[str]) -> None:
         assert sorted(keys) == expected
 
 
-def test_held_out_neurons_are_hidden_from_training_alone(paths: list[str]) -> None:
+def test_held_out_neurons_are_hidden_only_from_training(paths: list[str]) -> None:
     sessions = build(paths, held_out_neurons=0.34)
     assert [len(fact.held_out_units) for fact in sessions.facts] == [2, 1]
     held = {
@@ -342,7 +342,7 @@ def test_held_out_neurons_are_chosen_by_their_names(tmp_path: Path) -> None:
     assert {*fact.held_out_units} == {*before[0]}
 
 
-def test_shares_of_training_are_nested_and_measured_alone(paths: list[str]) -> None:
+def test_shares_of_training_are_nested_and_determine_the_statistics(paths: list[str]) -> None:
     shares = [build(paths, train_share=share) for share in (0.1, 0.25, 0.5, 1.0)]
     for i, sizes in ((0, [1, 2, 4, 7]), (1, [1, 1, 2, 4])):
         chosen = [set(sessions.facts[i].split["train"]) for sessions in shares]
@@ -358,7 +358,7 @@ def chosen(sessions: Sessions, tier: str = "train") -> list[set[int]]:
     return [set(fact.split[tier]) for fact in sessions.facts]
 
 
-def test_each_seed_draws_other_trials_and_larger_shares_hold_smaller_ones(
+def test_each_seed_draws_other_trials_and_larger_shares_include_smaller_ones(
     tmp_path: Path,
 ) -> None:
     tiers = ("train",) * 12 + ("oracle",) * 6 + ("live_test_main",)
@@ -448,7 +448,7 @@ def test_without_test_trials_every_share_is_scored_on_all_validation_trials(tmp_
     ]
 
 
-def test_statistics_know_the_training_trials_alone(tmp_path: Path) -> None:
+def test_statistics_use_only_training_trials(tmp_path: Path) -> None:
     path = folder(tmp_path)
     before = build([str(path)]).facts
     for trial in (5, 6, 7):
@@ -679,7 +679,7 @@ def test_test_tiers_are_scored_one_by_one(tmp_path: Path) -> None:
     assert build_sessions(config).scored() == {}
 
 
-def test_moved_sessions_have_the_digests_of_before(paths: list[str], tmp_path: Path) -> None:
+def test_moved_sessions_have_their_earlier_digests(paths: list[str], tmp_path: Path) -> None:
     before = build(paths).train.contents()["data.sessions"]
     moved = [str(shutil.copytree(path, tmp_path / Path(path).name)) for path in paths]
     assert build(moved).train.for_held_out_units().contents()["data.sessions"] == before

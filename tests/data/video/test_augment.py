@@ -215,7 +215,7 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-def test_a_batch_on_a_device_keeps_to_its_budget() -> None:
+def test_augmentation_of_a_batch_stays_within_its_budget() -> None:
     """The batch has 64 videos with two views of 16 CLEVRER frames, as in the small preset."""
     augment = Augment(AugmentConfig(), (112, 112))
     params = draw_many(augment, 128, 320, 480)
@@ -247,7 +247,7 @@ def test_the_device_gives_what_the_cpu_gives() -> None:
     assert difference.mean() < 1e-4
 
 
-def test_draws_depend_on_the_generator_alone() -> None:
+def test_draws_depend_only_on_the_generator() -> None:
     augment = Augment(STRONG, (32, 32))
     torch.manual_seed(0)
     first = augment.draw(named_generator(3), 40, 50)

@@ -123,7 +123,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_annotations_that_tell_no_labels_name_video_and_field(message: str) -> None:
+def test_errors_of_annotations_name_video_and_field(message: str) -> None:
     scene = annotation(0)
     FAULTS[message](scene)
     with pytest.raises(AnnotationError) as caught:

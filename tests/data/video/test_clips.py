@@ -156,7 +156,7 @@ def test_videos_that_do_not_fit_are_named(
         assert word in message
 
 
-def test_a_short_video_and_its_clips_are_told_in_one_measure() -> None:
+def test_the_message_for_a_short_video_uses_one_unit() -> None:
     clip = ClipConfig(num_frames=16, frame_stride=2, views=1, fps=25.0)
     assert too_short(videos([33, 37], fps=30.0), clip) == {
         0: "has 33 frames at 30 frames/s (1.1 s); a clip of 16 frames at 12.5 frames/s spans 1.2 s "
@@ -197,7 +197,7 @@ def test_settings_out_of_range_are_named(name: str) -> None:
         ClipConfig(**{name: 0})
 
 
-def test_named_generators_depend_on_names_alone() -> None:
+def test_named_generators_depend_only_on_names() -> None:
     """The expected numbers are fixed, because other machines and versions must give them too."""
     assert named_generator(0, 1, "video_00007").integers(2**32, size=3).tolist() == PINNED
     assert named_generator(1).random() != named_generator("1").random()
@@ -207,7 +207,7 @@ def test_named_generators_depend_on_names_alone() -> None:
 PINNED = [361098701, 691085283, 1523197977]
 
 
-def test_the_encoder_says_how_long_a_clip_is():
+def test_the_encoder_determines_the_length_of_a_clip():
     config = ClipConfig(frame_stride=3)
     assert config.for_encoder(5).span == 13
     assert ClipConfig(num_frames=5).for_encoder(5).length == 5

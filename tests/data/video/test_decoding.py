@@ -213,7 +213,7 @@ def test_no_frames_asked_for():
     assert decode_frames(AWKWARD / "video_90.mov", [], decoder="pyav").shape == (0, 568, 320, 3)
 
 
-def test_what_is_no_video_or_names_other_files_is_refused(tmp_path):
+def test_files_that_are_not_videos_or_name_other_files_are_refused(tmp_path):
     secret = AWKWARD / "h265_video.mp4"
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n"
     concat = f"ffconcat version 1.0\nfile '{secret}'\n"
@@ -462,14 +462,14 @@ def test_claimed_pixels_of_a_jpeg_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
-def test_a_picture_is_no_film(kind):
+def test_a_picture_is_not_a_video(kind):
     file = io.BytesIO()
     Image.fromarray(moving_square(1)[0]).save(file, kind)
     with pytest.raises(DecodingError, match="no readable video"):
         probe_video(file.getvalue())
 
 
-def test_text_is_no_film():
+def test_text_is_not_a_video():
     for text in ("plain words\n" * 200, "1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 9):
         with pytest.raises(DecodingError, match="no readable video"):
             probe_video(text.encode())
@@ -483,7 +483,7 @@ def test_a_damaged_film_is_called_so_and_said_what_to_do_with():
         probe_video(bytes(damaged))
 
 
-def test_folders_and_indexes_go_on_past_films_that_cannot_be_read(tmp_path):
+def test_unreadable_videos_do_not_stop_folders_and_indexes(tmp_path):
     film = b_frames()
     at = film.index(b"avc1", film.index(b"stsd"))
     odd = {

@@ -85,7 +85,7 @@ def test_folder_and_pack_read_the_linked_videos_and_count_the_rest(tmp_path: Pat
     assert report.passed_over == videos.passed_over == expected
 
 
-def test_a_folder_of_other_files_says_which(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused_with_their_names(tmp_path: Path) -> None:
     for name in ("a.txt", "b.TXT", "c.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(

@@ -104,9 +104,7 @@ def test_a_stream_that_begins_later_continues_the_first(workers: int, start: int
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 3), (3, 2), (2, 3)])
-def test_the_global_batch_is_the_same_however_it_is_split(
-    world_size: int, accumulation: int
-) -> None:
+def test_the_global_batch_does_not_depend_on_its_split(world_size: int, accumulation: int) -> None:
     whole = take(batches(), 4)
     parts = [
         take(
@@ -126,7 +124,7 @@ def test_the_global_batch_is_the_same_however_it_is_split(
         assert [names for piece in pieces for names in piece["draw"]] == batch["draw"]
 
 
-def test_an_epoch_holds_each_video_once_and_the_next_is_another_order() -> None:
+def test_an_epoch_has_each_video_once_and_the_next_has_another_order() -> None:
     clips = batches()
     steps = clips.steps_per_epoch(6)
     assert steps == 3
@@ -147,7 +145,7 @@ def test_an_epoch_holds_each_video_once_and_the_next_is_another_order() -> None:
     assert sum(cut[0][key] == cut[1][key] for key in common) < len(common) / 2
 
 
-def test_a_batch_is_what_its_names_say() -> None:
+def test_a_batch_equals_a_computation_from_its_names() -> None:
     """Frames, augmentation and rates of each view equal a computation by hand."""
     clips = batches()
     videos, augment = clips.dataset.videos, clips.dataset.augment
@@ -165,7 +163,7 @@ def test_a_batch_is_what_its_names_say() -> None:
             assert torch.allclose(alone[0], batch["clips"][i, view], atol=1e-6)
 
 
-def test_seeds_differ_and_global_generators_are_left_alone() -> None:
+def test_seeds_differ_and_global_generators_are_unchanged() -> None:
     torch.manual_seed(1)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     taken = take(batches(workers=1), 2)
@@ -378,7 +376,7 @@ def test_shared_memory_is_checked_once_for_all_loaders(monkeypatch: pytest.Monke
     assert shared_memory.missing(large, 50, free=100) == 0
 
 
-def test_parts_of_processes_hold_each_video_once() -> None:
+def test_parts_of_processes_contain_each_video_once() -> None:
     whole = batches(n=23)
     parts = [whole.of_process(rank, 3) for rank in range(3)]
     assert sorted(int(i) for part in parts for i in part.indices) == sorted(whole.indices.tolist())

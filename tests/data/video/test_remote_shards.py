@@ -106,7 +106,7 @@ def test_a_download_that_fails_leaves_no_file_and_one_line(server, tmp_path, way
     assert files(tmp_path) == []
 
 
-def test_a_missing_index_is_told_from_an_unreachable_one(server, tmp_path):
+def test_a_missing_and_an_unreachable_index_have_different_messages(server, tmp_path):
     server.always["/a-000001.json"] = Answer(status=404)
     with pytest.raises(
         DataError, match=r"a-000001\.tar has no index beside it; make the index from"
@@ -133,7 +133,7 @@ def test_bytes_of_two_versions_are_never_joined(packed, server, tmp_path):
     assert next(tmp_path.iterdir()).read_bytes() == content
 
 
-def test_a_shard_unlike_its_index_is_refused(server, tmp_path):
+def test_a_shard_that_differs_from_its_index_is_refused(server, tmp_path):
     server.files[TAR] = flipped(server.files[TAR], 3000)
     with pytest.raises(
         DataError, match=r"the bytes of video_00000 differ from the index.*; upload"
@@ -209,7 +209,7 @@ def test_processes_that_wait_fail_with_the_one_that_fetches(server, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_process_that_holds_the_lock_and_does_nothing(server, tmp_path):
+def test_a_stalled_lock_holder_is_reported(server, tmp_path):
     shards = ShardSet(pattern(server), tmp_path, stall_timeout=0.5)
     shards.frames(0, [0])
     (copy,) = tmp_path.iterdir()

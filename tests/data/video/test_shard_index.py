@@ -199,7 +199,7 @@ def test_fields_that_are_not_known_pass(two):
 
 
 @pytest.mark.parametrize("text", [b"[1]", b"[" * 100_000, b"\xff\xfe", b"", b"null", b"7"])
-def test_texts_that_are_no_index(text):
+def test_texts_that_are_not_an_index(text):
     with pytest.raises(DataError, match=r"x\.json is not a shard index; make the index with"):
         parse_index(text, "x.json")
 

@@ -216,7 +216,7 @@ def test_remote_shards_come_through_the_cache(packed, remote, tmp_path):
     np.testing.assert_array_equal(shards.frames(3, [3, 4]), local.frames(3, [3, 4]))
 
 
-def test_a_remote_shard_packed_anew_is_fetched_anew(packed, remote, tmp_path):
+def test_a_remote_shard_packed_again_is_downloaded_again(packed, remote, tmp_path):
     address = "memory://bucket/original-000001.tar"
     ShardSet(address, tmp_path).frames(0, [0])
     for suffix in ("tar", "json"):

@@ -100,7 +100,7 @@ def test_nothing_but_short_videos_is_refused(folder) -> None:
     assert len(once(clips(folder, clip=ClipConfig(num_frames=31), short_videos="pad"))) == 6
 
 
-def test_a_held_out_part_of_short_videos_alone_is_none(folder) -> None:
+def test_a_held_out_part_of_only_short_videos_is_none(folder) -> None:
     long = {f"long{i}" for i in range(3)}
     for share in np.linspace(0.05, 0.95, 19):
         found = clips(folder, held_out=float(share))

@@ -141,7 +141,7 @@ def test_a_server_that_cannot_resume(mirror, tmp_path):
     assert mirror.sent == 100_000 + len(archive(0))
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(mirror, tmp_path):
+def test_a_file_that_changed_meanwhile_is_downloaded_again(mirror, tmp_path):
     mirror.limits = [100_000, 0]
     with pytest.raises(DataError):
         fetch(mirror, tmp_path, attempts=1)
@@ -179,7 +179,7 @@ def test_a_part_that_is_whole_or_too_long(mirror, tmp_path, extra):
     assert mirror.sent == (len(archive(0)) if extra else 0)
 
 
-def test_what_is_no_zip_is_not_kept(mirror, tmp_path):
+def test_a_file_that_is_not_a_zip_is_not_kept(mirror, tmp_path):
     mirror.files["videos/test/video_test.zip"] = b"<html>moved</html>"
     with pytest.raises(DataError, match="damaged file instead of CLEVRER's archive"):
         fetch(mirror, tmp_path)

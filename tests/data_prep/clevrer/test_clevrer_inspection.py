@@ -198,7 +198,7 @@ def test_index_again_gives_the_packed_index(videos, storage):
     assert {p.name: p.read_bytes() for p in shards.glob("*.json")} == before
 
 
-def test_index_refuses_what_is_no_whole_tar(videos, tmp_path, capsys):
+def test_index_refuses_incomplete_tars(videos, tmp_path, capsys):
     shards = packed(videos, "original")
     (tar, _) = sorted(shards.glob("*.tar"))
     index = tar.with_suffix(".json").read_bytes()

@@ -384,7 +384,7 @@ def test_a_video_that_changed_since_is_packed_again(tmp_path):
     np.testing.assert_array_equal(shards.frames(0, range(8)), shards.frames(1, range(8)))
 
 
-def test_sources_that_are_broken_touched_or_mended(tmp_path):
+def test_sources_that_are_broken_touched_or_repaired(tmp_path):
     """A broken link stays out, an annotation with a new time stamp is kept, repaired files are packed."""
     raw = tmp_path / "raw"
     raw.mkdir()

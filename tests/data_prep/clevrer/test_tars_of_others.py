@@ -77,7 +77,7 @@ def test_long_names(tmp_path, form):
     assert indexed(path) == ({name[:-4]: (i, None) for i, name in enumerate(names)}, {})
 
 
-def test_members_of_a_sample_that_stand_apart(tmp_path):
+def test_separated_members_of_a_sample_are_joined(tmp_path):
     members = [("q.json", note(1)), ("p.mp4", FILMS[0]), ("q.mp4", FILMS[1]), ("p.json", note(0))]
     assert indexed(write_tar(tmp_path / "s.tar", members)) == ({"p": (0, 0), "q": (1, 1)}, {})
 
@@ -163,7 +163,7 @@ def test_other_files_are_counted_by_their_ending(tmp_path, capsys):
     )
 
 
-def test_names_that_are_no_utf8(tmp_path, capsys):
+def test_names_that_are_not_utf8(tmp_path, capsys):
     members = [("\xe9.mp4", FILMS[0]), ("\xe8.mp4", b"junk")]
     options = {"format": tarfile.GNU_FORMAT, "encoding": "latin-1"}
     found, left_out = indexed(write_tar(tmp_path / "s.tar", members, **options))
@@ -254,7 +254,7 @@ def test_verify_compares_the_index_with_the_tar(folder, tmp_path, storage):
     assert "the index entry points to film2." in failures["film1"]
 
 
-def test_verify_knows_a_longer_name_of_another_video(tmp_path):
+def test_verify_distinguishes_a_longer_name_of_another_video(tmp_path):
     tar = tmp_path / "t.tar"
     write_tar(tar, [("a.mp4", film(1)), ("a.b.mp4", film(2))])
     index = build_index(tar)

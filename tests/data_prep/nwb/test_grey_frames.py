@@ -67,6 +67,6 @@ def test_frames_across_chunks():
 
 
 @pytest.mark.parametrize("frames", [GREY[0], COLOUR[..., :2], GREY[:0], GREY * 2.0, GREY - 300.0])
-def test_what_is_no_frames(frames):
+def test_invalid_frames_are_refused(frames):
     with pytest.raises(DataError, match=r"^film has"):
         GreyFrames([frames], (8, 6), "film")

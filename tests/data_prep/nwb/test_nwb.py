@@ -335,13 +335,13 @@ def test_files_that_lack_something(tmp_path, capsys):
     assert not (tmp_path / "s.partial").exists()
 
 
-def test_what_is_no_nwb_file(tmp_path, capsys):
+def test_files_that_are_not_nwb_are_refused(tmp_path, capsys):
     (tmp_path / "a.nwb").write_text("text")
     for name, expected in (("none.nwb", "is not a file"), ("a.nwb", "is not an HDF5 file")):
         assert expected in line([str(tmp_path / name), "--out", str(tmp_path / "s")], capsys)
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_without_the_extra_one_line_names_the_package_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(__import__("sys").modules, "pynwb", None)
     text = line([str(tmp_path / "a.nwb"), "--list"], capsys)
     assert text == "error: reading NWB files needs pynwb; run `pip install 'ssl_vivit[neural]'`"

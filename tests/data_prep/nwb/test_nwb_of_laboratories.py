@@ -67,7 +67,7 @@ def movie_rows(start, repeats):
     return np.stack([onsets, np.append(onsets[1:], onsets[-1] + 1 / 30)], axis=1)
 
 
-def test_a_template_is_shown_when_its_table_says(tmp_path):
+def test_a_template_is_shown_at_the_times_of_its_table(tmp_path):
     """The template's times start at 0 s; the rows of the table, from 100 s, give the presentations."""
     rows = movie_rows(100.0, 2)
     nwb = new_file()
@@ -86,7 +86,7 @@ def test_a_template_is_shown_when_its_table_says(tmp_path):
     assert session.contents.tolist() == [0, 1, 2, 3] * 2
 
 
-def test_a_template_alone_is_not_taken_as_shown(tmp_path, capsys):
+def test_a_template_without_presentations_is_not_a_stimulus(tmp_path, capsys):
     nwb = new_file()
     with_units(nwb)
     nwb.add_stimulus_template(movie("movie_one"))
@@ -368,7 +368,7 @@ def test_a_missing_clock_is_one_line(tmp_path, capsys):
     assert "either 'timestamps' or 'rate' must be specified" in text
 
 
-def test_trial_rows_that_are_no_interval_are_left_out_and_counted(tmp_path):
+def test_trial_rows_without_an_interval_are_left_out_and_counted(tmp_path):
     nwb = new_file()
     with_units(nwb)
     nwb.add_stimulus(movie())
@@ -388,7 +388,7 @@ def test_trial_rows_that_are_no_interval_are_left_out_and_counted(tmp_path):
     assert any(note.startswith("left out: 4 rows are not intervals") for note in report.notes)
 
 
-def test_trials_without_any_spike_are_told(tmp_path):
+def test_trials_without_any_spike_are_reported(tmp_path):
     nwb = new_file()
     with_units(nwb, stop=1.0)
     nwb.add_stimulus(movie())

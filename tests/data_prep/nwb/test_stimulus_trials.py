@@ -78,7 +78,7 @@ def test_cuts_at_pauses_restarts_and_other_stimuli():
     np.testing.assert_allclose(trials[1].edges[-1], 1.2)
 
 
-def test_images_in_random_order_are_no_movie_that_starts_again():
+def test_images_in_random_order_do_not_count_as_a_restarted_movie():
     order = np.random.default_rng(0).permutation(40)
     trials, _ = cut_evenly(join([shown(np.arange(40) / 4, order)], None), 5.0, None)
     assert positions(trials) == [order[:20].tolist(), order[20:].tolist()]

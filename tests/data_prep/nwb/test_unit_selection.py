@@ -62,7 +62,7 @@ def test_columns_of_a_condition():
         "quality == b'good'",
     ],
 )
-def test_what_is_no_condition(text):
+def test_invalid_conditions_are_refused(text):
     with pytest.raises(DataError, match=r"--units.*give comparisons of a column with a value"):
         UnitSelection(text)
 

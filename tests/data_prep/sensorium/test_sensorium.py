@@ -259,7 +259,7 @@ def test_linked_folders_are_followed(session, tmp_path):
         convert([source], tmp_path / "again", progress=False)
 
 
-def test_goes_on_where_it_was_stopped(session, tmp_path):
+def test_a_stopped_conversion_continues(session, tmp_path):
     archive = tmp_path / "dynamic1.zip"
     whole = damaged(session, archive, "data/videos/3.npy")
     with pytest.raises(DataError, match="is damaged"):
@@ -289,7 +289,7 @@ def test_what_another_archive_left_is_not_kept(session, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
+def test_other_contents_of_equal_size_are_detected(session, tmp_path, zipped):
     """This happens if withheld responses, stored as zeros, are published later."""
     source = pack(session, tmp_path / "s.zip") if zipped else session
     convert([source], tmp_path / "out", progress=False)
@@ -302,7 +302,7 @@ def test_other_contents_of_one_size_are_noticed(session, tmp_path, zipped):
 
 
 @pytest.mark.parametrize("call", range(12))
-def test_killed_between_any_two_steps_it_goes_on(call, session, tmp_path):
+def test_a_conversion_killed_at_any_step_continues(call, session, tmp_path):
     """The steps are writes, renames and removals of leftovers."""
     out = tmp_path / "out"
     (out / "dynamic1.partial/data/videos").mkdir(parents=True)

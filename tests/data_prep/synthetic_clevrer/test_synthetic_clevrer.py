@@ -119,7 +119,7 @@ def test_collisions_are_annotated(tmp_path):
         assert len(hit["location"]) == 3
 
 
-def test_missing_video_alone_is_made_again(sample, tmp_path):
+def test_only_a_missing_video_is_rendered_again(sample, tmp_path):
     render(tmp_path, 3, workers=1, **SMALL)
     before = contents(tmp_path)
     video_path(tmp_path, 1).unlink()

@@ -90,7 +90,7 @@ def test_resting_objects_have_any_number_in_the_scene():
     assert 5 < sum(first) < 35
 
 
-def test_scene_depends_on_seed_and_number_alone():
+def test_a_scene_depends_only_on_seed_and_number():
     assert draw_scene(0, 4) == draw_scene(0, 4)
     assert draw_scene(0, 4) != draw_scene(0, 5)
     assert draw_scene(0, 4) != draw_scene(1, 4)

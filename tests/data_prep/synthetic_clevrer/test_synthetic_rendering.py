@@ -89,7 +89,7 @@ def test_normals_are_unit_and_face_the_camera(shape):
         np.testing.assert_allclose(normals, expected, atol=2e-4)
 
 
-def test_red_pixels_lie_where_the_object_projects():
+def test_red_pixels_are_at_the_objects_projection():
     renderer = Renderer(Camera(96, 144))
     item = thing("sphere")
     for x, y in ((0.0, 0.0), (1.0, -1.0), (-1.0, 1.2)):
@@ -104,7 +104,7 @@ def test_red_pixels_lie_where_the_object_projects():
         assert radius == pytest.approx(expected, rel=0.1)
 
 
-def test_nearer_object_hides_the_other_whatever_the_order():
+def test_the_nearer_object_hides_the_other_in_any_order():
     renderer = Renderer(Camera(96, 144))
     near, far = thing("cylinder", "red"), thing("sphere", "blue")
     items = [near, far]
@@ -139,7 +139,7 @@ def test_frames_do_not_depend_on_what_was_drawn_before():
     )
 
 
-def test_objects_throw_a_shadow_and_leave_the_rest_of_the_floor_alone():
+def test_shadows_of_objects_do_not_change_the_rest_of_the_floor():
     renderer = Renderer(Camera(96, 144))
     item = thing("sphere", "gray")
     empty = renderer.frame([], np.zeros((0, 3)), np.zeros(0)).astype(int)
@@ -176,7 +176,7 @@ def test_metal_shines_and_rubber_does_not():
     assert brightest["rubber"] < 80
 
 
-def test_metal_tints_what_it_mirrors_by_its_paint(monkeypatch):
+def test_metal_tints_its_reflections_by_its_paint(monkeypatch):
     """Without lamps, metal differs between paints only in the tint of the mirrored floor and hall."""
     monkeypatch.setattr(shading, "LAMPS", ())
     rng = np.random.default_rng(0)
@@ -220,7 +220,7 @@ def test_a_frame_after_an_interrupted_one_is_clean(name, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_boxes_hold_all_pixels_of_objects(shape, monkeypatch):
+def test_boxes_contain_all_pixels_of_objects(shape, monkeypatch):
     """Drawing objects in their boxes equals drawing them in the whole picture."""
     objects = [thing(shape), thing(shape, "blue")]
     locations = np.array([centre(objects[0], 0.3, -0.4), centre(objects[1], -1.2, 0.9)])

@@ -118,7 +118,7 @@ def test_the_same_settings_give_the_same_bytes(session, tmp_path):
     assert other["data/responses/0.npy"] != contents(session)["data/responses/0.npy"]
 
 
-def test_a_session_that_is_there_is_left_alone_or_refused(session):
+def test_an_existing_session_is_kept_or_refused(session):
     before = {p: p.stat().st_mtime_ns for p in session.rglob("*")}
     assert make(session) == session
     assert {p: p.stat().st_mtime_ns for p in session.rglob("*")} == before
@@ -130,7 +130,7 @@ def test_a_session_that_is_there_is_left_alone_or_refused(session):
         make(session / "data")
 
 
-def test_the_ceiling_is_what_a_slow_loop_says(session):
+def test_the_ceiling_equals_a_slow_loop(session):
     chosen = np.flatnonzero(tiers(session) == "live_test_main")
     rates, spikes = (
         np.concatenate([arrays(session, kind)[n] for n in chosen], 1).astype(float)
@@ -177,7 +177,7 @@ def test_calcium_follows_its_expectation():
     assert drawn.min() >= 0
 
 
-def test_a_calcium_session_says_so(tmp_path):
+def test_a_calcium_session_states_its_kind(tmp_path):
     session = make(tmp_path / "calcium", calcium=True)
     assert json.loads((session / "meta/session.json").read_text())["responses"] == "calcium"
     ceiling = json.loads((session / "meta/ground_truth.json").read_text())["ceiling"]

@@ -215,7 +215,7 @@ def test_slow_kernels_lag_by_about_a_quarter_of_a_cycle(central):
     assert ((lag - math.pi / 2).abs() < math.pi / 8).all()
 
 
-def test_receptive_fields_lie_where_reverse_correlation_finds_them():
+def test_receptive_fields_agree_with_reverse_correlation():
     """Patches of 4×4 pixels show noise or grey for four frames; rates two frames later are used."""
     draw = np.random.default_rng(0)
     on = (draw.random((300, 9, 16)) < 0.1).repeat(4, 0)

@@ -63,7 +63,7 @@ def test_the_window_stays_within_the_frame_and_moves(videos):
         assert np.ptp(left) > 0
 
 
-def test_movies_are_the_same_in_whatever_order_and_differ_by_number_and_seed(videos):
+def test_movies_do_not_depend_on_order_and_differ_by_number_and_seed(videos):
     first = screen(videos)
     shown = {number: first.show(Movie(number)) for number in (0, 1)}
     again = screen()

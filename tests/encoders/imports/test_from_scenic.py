@@ -196,7 +196,7 @@ def test_training_never_moves_what_fills_up_the_narrower_transformer(name):
     assert filled > 0
 
 
-def test_one_pass_of_a_scenic_model_of_the_published_layout_is_read_from_its_arrays_alone():
+def test_a_scenic_model_is_read_only_from_its_arrays():
     case = ScenicCase("model2_token_lowvar")
     settings = copy.deepcopy(case.model_config)
     # A square grid of 3×3 tokens and 4 steps, as the arrays say by themselves.
@@ -224,7 +224,7 @@ def test_depths_are_read_from_the_arrays(spatial, temporal):
     assert depths == (spatial, temporal)
 
 
-def test_more_blocks_than_the_config_says_are_taken_with_a_warning():
+def test_more_blocks_than_in_the_config_are_accepted_with_a_warning():
     params, settings, shape = params_of("model2_depths")
     shallow = copy.deepcopy(settings)
     shallow["temporal_transformer"]["num_layers"] = 2

@@ -299,7 +299,7 @@ def test_a_class_token_that_the_image_model_lacks_is_refused():
         ({"scale_attn_norm": True}, "attn.norm is LayerNorm"),
     ],
 )
-def test_image_models_that_no_vivit_can_hold_are_refused(settings, message):
+def test_image_models_without_an_equivalent_vivit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         config_from_timm(image_model(**settings))
 

@@ -36,7 +36,7 @@ def nested(flat):
     return tree
 
 
-def test_the_published_file_holds_the_parameters_bit_for_bit():
+def test_the_published_file_contains_the_parameters_bit_for_bit():
     case = ScenicCase("model2_token")
     params = read_scenic_checkpoint(FILE)
     expected = case.tree()
@@ -137,7 +137,7 @@ GOOD = packed(np.zeros((2, 3), np.float32))
         ({"__msgpack_chunked_array__": True, "shape": 9}, "damaged chunked array"),
     ],
 )
-def test_a_parameter_that_is_no_array_is_named(tmp_path, leaf, message):
+def test_a_parameter_that_is_not_an_array_is_named(tmp_path, leaf, message):
     file = write(tmp_path / "checkpoint", {"params": {"block": {"b": GOOD, "a": leaf}}})
     with pytest.raises(ValueError, match=message) as caught:
         read_scenic_checkpoint(file)
@@ -207,7 +207,7 @@ def test_a_false_length_asks_for_no_memory(tmp_path):
     assert peak < 1 << 20
 
 
-def test_a_directory_and_a_missing_file_are_told_apart(tmp_path):
+def test_a_directory_and_a_missing_file_have_different_messages(tmp_path):
     with pytest.raises(ValueError, match="is a directory; give the checkpoint file in it"):
         read_scenic_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):

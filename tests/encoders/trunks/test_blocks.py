@@ -102,7 +102,7 @@ def test_a_parallel_block_is_its_definition(causal):
     torch.testing.assert_close(block(x[None], turn, mask, 2)[0], expected[:2], rtol=0, atol=1e-12)
 
 
-def test_layer_scale_starts_where_the_config_says():
+def test_layer_scale_starts_at_the_configured_value():
     block = make_block(ViViTConfig(**SMALL, layer_scale=0.3), 0.0)
     for branch in (block.attention_branch, block.mlp_branch):
         assert torch.equal(branch.scale.gamma.detach(), torch.full((24,), 0.3))
@@ -122,7 +122,7 @@ def test_rotary_bases_are_the_configs():
     assert time.sin[1, 1].asin().item() == pytest.approx(900.0**-0.25)
 
 
-def test_reductions_are_what_they_are_called():
+def test_reductions_of_tokens():
     x = torch.tensor([[[1.0, 8.0], [4.0, 2.0], [1.0, -4.0]]])
     expected = {"mean": [2.0, 2.0], "max": [4.0, 8.0], "sum": [6.0, 6.0], "first": [1.0, 8.0]}
     for how, values in expected.items():
@@ -155,7 +155,7 @@ def test_attention_pooling_is_one_query_over_all_tokens():
 
 @torch.no_grad()
 @pytest.mark.parametrize("final_norm", ["tokens", "pooled", "none"])
-def test_the_final_norm_stands_where_the_config_says(final_norm):
+def test_the_final_norm_has_its_configured_place(final_norm):
     torch.manual_seed(0)
     encoder = ViViT(ViViTConfig(**SMALL, final_norm=final_norm, pooling="mean")).eval()
     output = encoder(torch.randn(1, 3, 8, 16, 24))

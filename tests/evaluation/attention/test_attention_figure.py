@@ -102,7 +102,7 @@ GEOMETRIES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_maps_lie_on_the_pixels_that_their_tokens_see(geometry):
+def test_maps_cover_the_pixels_that_their_tokens_see(geometry):
     encoder = make(**MODEL2 | GEOMETRIES[geometry])
     config, grid = encoder.config, encoder.config.grid
     base = encoder.tubelets(torch.zeros(1, 3, 8, 16, 24).double())[0]

@@ -51,7 +51,7 @@ def attention_calls(encoder, video):
 
 @pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
 @pytest.mark.parametrize("case", ALL)
-def test_weights_times_values_are_what_each_attention_returned(case, causal):
+def test_weights_times_values_equal_the_output_of_each_attention(case, causal):
     encoder, video = make(**ALL[case], temporal_causal=causal), clip()
     maps = attention_maps(encoder, video)
     # By layer, and of a layer's two in the order in which each kind of block calls them.
@@ -213,7 +213,7 @@ def test_rollout_equals_the_product_of_dense_matrices(case, causal):
 
 
 @pytest.mark.parametrize("case", ["joint", "encoder", "self_attention", "dot_product, parallel"])
-def test_causal_maps_are_zero_above_the_diagonal_and_the_first_step_sees_itself_alone(case):
+def test_causal_maps_are_zero_above_the_diagonal_and_the_first_step_sees_only_itself(case):
     encoder, video = make(**ALL[case], temporal_causal=True), clip()
     maps = attention_maps(encoder, video)
     for layer in maps.joint | maps.temporal:

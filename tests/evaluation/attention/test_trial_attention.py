@@ -127,7 +127,7 @@ def test_masks_are_read_as_the_readout_reads_them(facts):
     assert found.where[1] == pytest.approx(0.5 * weights + 0.5 / 6, abs=1e-6)
 
 
-def test_no_attention_goes_to_later_frames_and_none_depends_on_them(facts):
+def test_attention_to_later_frames_is_zero_and_does_not_depend_on_them(facts):
     model = predictor(facts, **PLAIN)
     found = trial_attention(chosen_of(model, None, None), movie(16))
     assert not np.triu(found.when, 1).any()

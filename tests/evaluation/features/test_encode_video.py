@@ -199,7 +199,7 @@ def test_a_truncated_file_is_named(tmp_path, clips):
 
 
 @torch.no_grad()
-def test_the_calls_of_the_docs_run_as_they_stand(tmp_path, monkeypatch):
+def test_the_calls_of_the_docs_run_unchanged(tmp_path, monkeypatch):
     encoder().save_pretrained(tmp_path / "runs/demo/encoder")
     VideoClassifier(encoder(), 10).save_pretrained(tmp_path / "classifier")
     (tmp_path / "film.mp4").symlink_to(VIDEO)

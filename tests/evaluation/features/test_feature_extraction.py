@@ -112,7 +112,7 @@ def test_motion_energy_is_the_change_from_frame_to_frame_over_blocks():
     assert torch.equal(still, torch.zeros(1, 8 * 12))
 
 
-def test_clips_are_cut_as_in_pretraining_unless_told_otherwise(videos, encoder):
+def test_clips_are_cut_as_in_pretraining_by_default(videos, encoder):
     own = preparation(encoder, videos.fps)
     assert (own.clip.length, own.clip.frame_stride, own.clip.fps) == (4, 3, 25.0)
     assert (own.size, own.in_channels) == ((16, 24), 3)
@@ -166,7 +166,7 @@ def test_several_clips_are_labelled_as_one(videos, encoder, clips):
         assert seen.all()
 
 
-def test_untrained_twins_differ_by_seed_alone_and_draw_nothing_from_others(encoder):
+def test_untrained_copies_differ_only_by_seed_and_do_not_change_other_draws(encoder):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

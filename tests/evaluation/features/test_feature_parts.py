@@ -55,7 +55,7 @@ def flips(whole):
         yield bytes(damaged)
 
 
-def test_any_flipped_bit_of_a_part_is_noticed_or_changes_nothing(extracted):
+def test_any_flipped_bit_of_a_part_is_detected_or_has_no_effect(extracted):
     path = part_path(extracted, 1)
     whole, harmless = path.read_bytes(), 0
     for damaged in flips(whole):
@@ -70,7 +70,7 @@ def test_any_flipped_bit_of_a_part_is_noticed_or_changes_nothing(extracted):
     assert harmless < 0.1 * len(whole)
 
 
-def test_any_flipped_bit_of_the_index_is_noticed_or_changes_nothing(extracted):
+def test_any_flipped_bit_of_the_index_is_detected_or_has_no_effect(extracted):
     path = extracted / INDEX
     whole, expected, harmless = path.read_bytes(), read_index(extracted), 0
     for damaged in flips(whole):
@@ -85,7 +85,7 @@ def test_any_flipped_bit_of_the_index_is_noticed_or_changes_nothing(extracted):
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -2])
-def test_cut_off_files_are_named_and_parts_are_made_anew(extracted, keep):
+def test_truncated_files_are_named_and_parts_are_recomputed(extracted, keep):
     before = load_features(extracted)
     path = part_path(extracted, 0)
     path.write_bytes(path.read_bytes()[:keep])

@@ -136,7 +136,7 @@ def test_clips_are_spread_over_movies_and_time():
     assert clips_of_movies(videos, 6, 60) is None
 
 
-def test_the_readout_of_a_linear_model_has_centres_alone(simulated):
+def test_the_readout_of_a_linear_model_has_only_centres(simulated):
     found = by_position(choose_units(simulated[0]))
     assert np.isfinite(found.ellipses.centres).all()
     assert np.isnan(found.ellipses.covariances).all()

@@ -140,6 +140,6 @@ def test_noise_that_cannot_be_shown_is_refused(settings, message):
         WhiteNoise(SIZE, **settings)
 
 
-def test_clips_must_hold_the_lags():
+def test_clips_shorter_than_the_lags_are_refused():
     with pytest.raises(ValueError, match="clip 10 must be above twice lags 5"):
         reverse_correlation(rates, NOISE, [0], lags=5, clip=10)

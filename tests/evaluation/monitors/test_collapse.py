@@ -37,7 +37,7 @@ def test_the_rank_is_of_what_differs_between_videos():
     assert feature_geometry(features)[RANK] == pytest.approx(float(expected))
 
 
-def test_equal_and_collinear_features_are_told_apart():
+def test_equal_and_collinear_features_have_different_measures():
     same = feature_geometry(torch.ones(50, 1, 8) + 1e-4 * torch.randn(50, 1, 8))
     assert same[STD] < 1e-3
     assert "val/alignment" not in same

@@ -182,7 +182,7 @@ def test_rows_show_clip_what_was_visible_prediction_and_error(found):
                 torch.testing.assert_close(got, expected)
 
 
-def test_frames_are_numbered_as_in_the_video_and_true_colours_are_owned_up_to(found):
+def test_frames_are_numbered_as_in_the_video_and_true_colours_are_stated(found):
     """Every third frame of a clip of 18 was embedded."""
     sampled = found._replace(frames=list(range(1, 18, 3)), rescaled=True)
     numbers = torch.arange(50, 86, 2).expand(2, 18)

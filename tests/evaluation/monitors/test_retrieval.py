@@ -28,7 +28,7 @@ def test_top1_equals_a_loop_over_clips(n, views):
     assert retrieval_top1(features) == pytest.approx(hits / len(clips))
 
 
-def test_chance_is_what_random_features_reach():
+def test_chance_equals_the_score_of_random_features():
     torch.manual_seed(0)
     shares = [retrieval_top1(torch.randn(6, 3, 64)) for _ in range(400)]
     assert sum(shares) / len(shares) == pytest.approx(chance(6, 3), abs=0.015)

@@ -40,7 +40,7 @@ def test_the_interval_of_a_mean_is_students():
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.04
 
 
-def test_draws_depend_on_seed_and_names_alone():
+def test_draws_depend_only_on_seed_and_names():
     one = movie_counts(5, 50, 0, "a", "live")
     assert one.equal(movie_counts(5, 50, 0, "a", "live"))
     others = [(1, "a", "live"), (0, "b", "live"), (0, "a", "oracle")]

@@ -105,7 +105,7 @@ def test_linear_filters_are_found_by_their_centre_of_mass():
     assert np.allclose(found_centres(model, "s", (12, 20)), expected, atol=1e-6)
 
 
-def test_true_rates_score_what_the_simulation_says_of_them(simulated):
+def test_true_rates_have_the_stored_scores_of_the_simulation(simulated):
     session = simulated.sessions[0]
     told = json.loads((session.path / "meta" / "ground_truth.json").read_text())["ceiling"]
     ceiling = score_true_rates(simulated.test).compute()

@@ -49,7 +49,7 @@ def test_positions_show_both_axes_with_their_correlation(drawn, tmp_path):
     assert faults(drawn[0]) == []
 
 
-def test_fields_lie_on_the_frame_with_their_centres(drawn, tmp_path):
+def test_fields_and_centres_are_drawn_in_frame_coordinates(drawn, tmp_path):
     image = np.zeros((6, 10))
     image[0, 9] = -2.0  # the upper right corner
     images, centres = np.stack([image, image]), np.array([(0.9, -5 / 6), (0, 0)])

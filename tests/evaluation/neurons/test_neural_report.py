@@ -106,7 +106,7 @@ def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_
         assert f"mouse, {tier}: {told}" in lines
 
 
-def test_positions_are_stored_and_printed_beside_those_before_training(tmp_path, session):
+def test_positions_before_and_after_training_are_stored_and_printed(tmp_path, session):
     tier = TierScores({}, {}, {})
     started = {"mouse": PositionsFound(0.5, 0.25, 0.125)}
     made = NeuralReport(

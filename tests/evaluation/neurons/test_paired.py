@@ -39,7 +39,7 @@ def test_intervals_have_the_variances_of_drawing_neurons_and_sessions(sizes):
     assert sum(found.over_neurons) / 2 == pytest.approx(found.mean)
 
 
-def test_one_session_has_an_interval_over_its_neurons_alone():
+def test_one_session_has_only_an_interval_over_its_neurons():
     found = paired.difference(recorded((30,)), resamples=200, seed=0)
     assert found.over_sessions is None
     assert found.over_neurons[0] < found.mean < found.over_neurons[1]

@@ -34,6 +34,6 @@ def test_intervals_of_correlations_end_at_the_ends_of_their_range():
 
 
 @pytest.mark.parametrize(("movies", "mark"), [(2, " (2 movies)"), (4, " (4 movies)"), (5, "")])
-def test_an_interval_over_few_movies_says_so(movies, mark):
+def test_an_interval_over_few_movies_is_marked(movies, mark):
     assert interval_text((-0.5, 0.25), movies, "movies") == f"-0.500 to 0.250{mark}"
     assert interval_text(None, movies, "movies") == "–"

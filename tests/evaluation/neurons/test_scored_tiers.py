@@ -41,7 +41,7 @@ def test_frames_that_training_dropped_are_not_scored(tmp_path):
         assert part["responses"][:, 3:].isfinite().all()
 
 
-def test_what_was_split_off_for_validation_is_no_training_trial(tmp_path):
+def test_trials_split_off_for_validation_are_not_training_trials(tmp_path):
     path = folder(tmp_path, tiers=("train",) * 9 + ("live_test_main",))
     sessions = opened(path)
     moved = sorted(sessions.facts[0].split["validation"])

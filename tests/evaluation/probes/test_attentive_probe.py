@@ -54,7 +54,7 @@ def needle(n, seed, tmp_path, *, views=1):
     return tokens, store, {"has_collision": labels}
 
 
-def test_a_signal_is_found_that_the_mean_does_not_hold(tmp_path):
+def test_a_signal_that_the_mean_lacks_is_found(tmp_path):
     train, train_store, train_labels = needle(200, 1, tmp_path)
     test, test_store, test_labels = needle(80, 2, tmp_path)
     of_means = probe(train.mean((1, 2)), train_labels, test.mean((1, 2)), test_labels, "linear",

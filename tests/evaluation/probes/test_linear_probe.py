@@ -128,7 +128,7 @@ def test_scale_and_offset_of_features_change_nothing():
             torch.testing.assert_close(plain[name], moved[name], rtol=1e-5, atol=1e-6)
 
 
-def test_constant_features_say_nothing_and_break_nothing():
+def test_constant_features_predict_the_mean():
     train, test = standardised(torch.full((9, 2), 0.1), torch.tensor([[0.1, 7.0]]))
     assert not train.any()
     assert not test.any()

@@ -75,7 +75,7 @@ def test_several_clips_are_their_mean_and_one_is_the_middle_one(one, parts, tmp_
                 assert_scores(found, row, seed, expected)
 
 
-def test_a_single_clip_is_drawn_anew_for_each_seed(one, parts, tmp_path):
+def test_a_single_clip_is_drawn_for_each_seed(one, parts, tmp_path):
     each, found = found_by(one, parts, tmp_path, 1)
     every = []
     for seed in range(2):

@@ -77,7 +77,7 @@ def test_classes_are_folder_names(classes):
     assert torch.equal(labels({"key": keys})["class"], torch.tensor([1, 0]))
 
 
-def test_folders_that_are_no_classes_are_refused(tmp_path):
+def test_folders_without_classes_are_refused(tmp_path):
     shutil.copy(CLIPS[0], tmp_path)
     with pytest.raises(DataError, match=f"{CLIPS[0].name} is in no such folder"):
         FolderLabels(VideoFolder(tmp_path))
@@ -112,7 +112,7 @@ def test_parts_are_disjoint_and_draws_depend_on_the_seed(classes):
     assert all(list(d) == sorted(d) and len(d) <= 2 for d in drawn)
 
 
-def test_files_of_a_folder_that_are_no_videos_are_counted(classes, tmp_path, caplog):
+def test_other_files_in_a_folder_of_videos_are_counted(classes, tmp_path, caplog):
     shutil.copytree(classes, tmp_path / "classes")
     for name in ("a.txt", "b.txt", "c.jpg"):
         (tmp_path / "classes" / name).write_text("no video")

@@ -85,7 +85,7 @@ def test_one_seed_beats_nobody():
     assert not found.beats_baselines(OURS, "mean_speed")
 
 
-def test_files_hold_the_numbers_and_null_for_none(tmp_path):
+def test_files_contain_the_numbers_and_null_for_none(tmp_path):
     found = filled([0.5, 0.6, 0.7], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2])
     found.write(tmp_path)
     saved = json.loads((tmp_path / "probes.json").read_text())
@@ -110,14 +110,14 @@ def test_files_hold_the_numbers_and_null_for_none(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"probes.json", "probes.png"}
 
 
-def test_encoders_are_called_by_what_tells_them_apart():
+def test_encoders_have_their_shortest_distinct_names():
     assert distinct(["runs/demo/encoder"]) == {"runs/demo/encoder": "demo/encoder"}
     two = distinct(["a/demo/encoder", "b/demo/encoder"])
     assert list(two.values()) == ["a/demo/encoder", "b/demo/encoder"]
     assert distinct(["org/vivit"]) == {"org/vivit": "vivit"}
 
 
-def test_clipped_bars_carry_their_value_and_missing_errors_are_told(tmp_path, monkeypatch):
+def test_clipped_bars_have_their_value_and_missing_errors_are_explained(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
     filled([0.9, 0.8], [-2.5, -2.5], [0.1, 0.3], own=0.1).chart(tmp_path / "probes.png")

@@ -46,7 +46,7 @@ def test_each_resample_is_scored_as_the_videos_that_it_repeats(target):
         assert float(got[b]) == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
-def test_a_resample_without_different_labels_tells_nothing():
+def test_a_resample_with_constant_labels_has_no_score():
     weights = torch.tensor([[2.0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.float64)
     labels = torch.tensor([1.0, 0, 0, 1])
     for target in (EVENT, NUMBER):
@@ -54,7 +54,7 @@ def test_a_resample_without_different_labels_tells_nothing():
         assert got.isnan().all(), target
 
 
-def test_a_video_is_drawn_the_same_whatever_the_others_are():
+def test_draws_of_a_video_do_not_depend_on_other_videos():
     whole, some = video_weights(["a", "b", "c"]), video_weights(["c", "a"])
     assert torch.equal(some, whole[:, [2, 0]])
     assert not torch.equal(whole[:, 0], whole[:, 1])

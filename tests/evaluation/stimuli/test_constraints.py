@@ -28,7 +28,7 @@ def by_bisection(deviations: np.ndarray, grey: float, contrast: float) -> np.nda
 
 
 @pytest.mark.parametrize(("grey", "contrast"), [(127.5, 10.0), (90.0, 60.0), (200.0, 50.0)])
-def test_contrast_and_range_hold_exactly(grey, contrast):
+def test_contrast_and_range_are_exact(grey, contrast):
     given = heavy_tails(4)
     found = Constraints(SHAPE, grey, contrast).projected(given)
     assert found.flatten(1).square().mean(1).sqrt().numpy() == pytest.approx(
@@ -74,7 +74,7 @@ def test_smoothing_is_a_gaussian_with_reflecting_ends(length, sigma):
     assert matrix @ signal == pytest.approx(np.convolve(padded, kernel, "valid"), abs=1e-6)
 
 
-def test_smoothing_goes_over_time_and_space():
+def test_smoothing_acts_over_time_and_space():
     impulse = torch.zeros(1, *SHAPE)
     impulse[0, 2, 3, 4] = 1
     found = Constraints(SHAPE, 127.5, 20.0, blur=1.0, time_blur=0.5).smoothed(impulse)[0]

@@ -96,7 +96,7 @@ def test_the_true_filter_has_a_correlation_of_one(truth, videos):
     assert drive_correlation(-near, truth)[units, units][complex_] == pytest.approx(1, abs=1e-3)
 
 
-def test_space_is_what_lies_in_the_span_of_the_gabor_pair(truth, videos):
+def test_space_is_the_projection_on_the_gabor_pair(truth, videos):
     found = space_correlation(videos, truth)
     for unit in range(8):
         pair = np.stack([truth["receptive_field"][unit], truth["receptive_field_odd"][unit]])

@@ -36,7 +36,7 @@ def simulated(tmp_path_factory) -> tuple[str, str]:
     return linear_model(root / "run", session), session
 
 
-def test_files_hold_what_was_found(simulated, launch, capsys, monkeypatch):
+def test_files_contain_the_measured_fields(simulated, launch, capsys, monkeypatch):
     figures = []
     keep = stimuli_figure.save
     monkeypatch.setattr(

@@ -56,7 +56,7 @@ def response(neurons, grating, unit):
     return float(rates.mean() - grey.mean())
 
 
-def test_responses_are_those_to_each_grating_alone(measured):
+def test_responses_equal_those_to_single_gratings(measured):
     neurons, curves = measured
     centres = neurons.population.center.tolist()
     for unit in (0, 7):

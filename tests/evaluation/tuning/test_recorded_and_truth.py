@@ -36,7 +36,7 @@ def test_correlations_are_numpys():
     assert np.isnan(correlation(flat, flat)[0])
 
 
-def test_the_halves_of_trials_correlate_as_their_noise_says():
+def test_halves_of_trials_correlate_as_expected_from_their_noise():
     true, recorded = recording(units=400, noise=1.0, trials=8)
     found = compare_curves(true, recorded, shuffles=40)
     # Signal variance 1, noise variance 1 / 4 in the mean of four trials.

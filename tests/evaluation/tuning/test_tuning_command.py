@@ -34,7 +34,7 @@ def simulated(tmp_path_factory) -> tuple[str, str]:
     return fresh_model(root / "run", session), session
 
 
-def test_files_say_what_gratings_show(simulated, launch, capsys, monkeypatch):
+def test_files_contain_the_measured_curves(simulated, launch, capsys, monkeypatch):
     pytest.importorskip("scipy")
     figures = []
     keep = tuning_figure.save

@@ -50,7 +50,7 @@ def clip(channels=1, count=2):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("build", [resnet, x3d])
 @pytest.mark.parametrize("frame", range(FRAMES))
-def test_no_frame_of_a_core_knows_of_later_ones(build, frame, training):
+def test_no_frame_of_a_core_depends_on_later_frames(build, frame, training):
     core = scrambled(build(drop_path=0.2)).train(training)
     video = clip().requires_grad_()
     torch.manual_seed(2)
@@ -64,7 +64,7 @@ def test_no_frame_of_a_core_knows_of_later_ones(build, frame, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("build", [resnet, x3d])
-def test_a_core_of_the_first_frames_alone_gives_their_features(build, training):
+def test_features_of_a_shorter_clip_equal_the_first_features(build, training):
     core = scrambled(build()).train(training)
     whole, start = core.dense(clip()), core.dense(clip()[:, :, :4])
     torch.testing.assert_close(start, whole[:, :, :4], rtol=0, atol=1e-12)
@@ -72,7 +72,7 @@ def test_a_core_of_the_first_frames_alone_gives_their_features(build, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("filters", ["full", "separable"])
-def test_no_rate_of_a_linear_model_knows_of_later_frames_or_behaviour(filters, training):
+def test_no_rate_of_a_linear_model_depends_on_later_frames_or_behaviour(filters, training):
     model = scrambled(linear(filters)).train(training)
     video = clip().requires_grad_()
     behaviour = torch.randn(2, FRAMES, 2, dtype=torch.float64, requires_grad=True)
@@ -211,7 +211,7 @@ def test_parameter_counts_are_those_of_the_layers():
     assert count == stem + blocks + conv(6, 14) + 2 * 14
 
 
-def test_the_defaults_are_of_the_sizes_that_the_docs_say():
+def test_the_defaults_have_the_documented_sizes():
     counts = [sum(p.numel() for p in core.parameters()) for core in (CausalResNet(), CausalX3D())]
     assert counts == [2_065_888, 678_562]
 
@@ -226,7 +226,7 @@ def test_the_defaults_are_of_the_sizes_that_the_docs_say():
     ],
     ids=["resnet", "x3d", "energy", "pixels"],
 )
-def test_a_core_is_rebuilt_from_what_it_says_of_itself(core):
+def test_a_core_is_rebuilt_from_its_config(core):
     assert isinstance(core, Core)
     config = json.loads(json.dumps(core.to_config()))
     again = build_part("core", config)
@@ -239,7 +239,7 @@ def test_a_core_is_rebuilt_from_what_it_says_of_itself(core):
 
 
 @pytest.mark.parametrize("filters", ["full", "separable"])
-def test_a_linear_readout_is_rebuilt_from_what_it_says_of_itself(filters):
+def test_a_linear_readout_is_rebuilt_from_its_config(filters):
     readout = scrambled(linear(filters)).readout("s")
     again = build_part("readout", json.loads(json.dumps(readout.to_config()))).double()
     again.load_state_dict(readout.state_dict())

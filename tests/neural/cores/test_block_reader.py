@@ -121,7 +121,7 @@ def test_weights_start_equal_and_are_part_of_the_model():
 
 
 @torch.no_grad()
-def test_the_last_block_is_what_is_read_without_the_setting():
+def test_the_last_block_is_read_by_default():
     core, video = deep(DEEP["factorized_encoder"]), clip(frames=11)
     plain = model(core, modulator=ConvGRU(24, 2, 4, hidden=5))
     state = plain.state_dict()

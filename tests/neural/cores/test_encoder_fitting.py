@@ -64,7 +64,7 @@ def test_a_fresh_encoder_is_grey_causal_and_has_positions_for_the_window():
     assert not whole.notes
 
 
-def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path, caplog):
+def test_every_change_of_an_exported_encoder_is_reported_with_its_cost(tmp_path, caplog):
     path = stored(tmp_path, temporal_positions="rotary", fps=15.0)
     choice = NeuralEncoderChoice(path, overrides={"drop_path": 0.2})
     encoder, rates, notes = fit_encoder(choice, [FACTS], longest=300)
@@ -91,7 +91,7 @@ def test_every_change_of_an_exported_encoder_is_told_with_its_cost(tmp_path, cap
     assert "trained at 15 (encoder.match_fps false)" in unmatched.notes[-1]
 
 
-def test_sinusoids_over_all_tokens_are_told_to_mean_other_places(tmp_path):
+def test_changed_sinusoids_over_all_tokens_are_reported(tmp_path):
     path = stored(
         tmp_path, variant="joint", depth=1, spatial_depth=None, temporal_depth=None,
         joint_positions="sinusoidal",
@@ -100,7 +100,7 @@ def test_sinusoids_over_all_tokens_are_told_to_mean_other_places(tmp_path):
     assert sum("an index belongs to another location" in note for note in notes) == 1
 
 
-def test_nothing_is_told_of_an_encoder_that_fits(tmp_path):
+def test_nothing_is_reported_for_an_encoder_that_fits(tmp_path):
     create_encoder(
         "vivit_neural_small", image_size=(12, 20), num_frames=8, **SMALL
     ).save_pretrained(tmp_path / "e")
@@ -147,7 +147,7 @@ def test_geometry_changes_an_exported_encoder(tmp_path):
     assert fit_encoder(older, [FACTS], longest=8).encoder.config == config
 
 
-def test_fresh_weights_have_the_architecture_of_the_directory_alone(tmp_path):
+def test_fresh_weights_take_only_the_architecture_from_the_directory(tmp_path):
     path = stored(tmp_path, temporal_positions="rotary", fps=15.0)
     choice = NeuralEncoderChoice(path)
     pretrained = fit_encoder(choice, [FACTS], longest=8)

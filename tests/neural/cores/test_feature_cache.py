@@ -215,7 +215,7 @@ def test_autocast_has_features_of_its_own():
     assert len(whole.cache) == 4
 
 
-def test_the_cache_is_no_part_of_the_state():
+def test_the_cache_is_not_part_of_the_state():
     whole = made()
     outcomes(whole)
     assert whole.state_dict().keys() == made(cached=False).state_dict().keys()

@@ -70,7 +70,7 @@ def test_a_grating_has_most_energy_where_its_direction_and_frequencies_are_prefe
         assert preferred.max() / preferred.min() < 1.02
 
 
-def test_a_grating_that_stands_still_has_most_energy_at_zero_hertz():
+def test_a_static_grating_has_most_energy_at_zero_hertz():
     (energies,) = middle(bank(TUNED).energies(grating(0.125, math.pi / 4, 0.0)))
     still = channel(TUNED, 0.125, 1, 0.0)
     assert energies.mean(1).argmax() == still
@@ -162,7 +162,7 @@ def test_channels_are_compressed_energies_and_then_their_running_means():
 
 
 @pytest.mark.parametrize("frame", range(8))
-def test_no_frame_knows_of_later_ones(frame):
+def test_no_frame_depends_on_later_frames(frame):
     core = bank()
     video = clip().requires_grad_()
     mapped = core.dense(video)

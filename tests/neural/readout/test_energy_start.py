@@ -85,7 +85,7 @@ def facts_of(recording):
     )  # fmt: skip
 
 
-def test_the_search_is_told_which_neurons_are_held_out(monkeypatch):
+def test_the_search_receives_the_held_out_neurons(monkeypatch):
     told = []
 
     def search(trials, *, frames_per_second, pooled):
@@ -130,7 +130,7 @@ def test_readouts_start_at_the_true_receptive_fields(recording, tubelets):
     assert (np.median(pixels, axis=0) < 2).all()
 
 
-def test_positions_from_the_cortex_are_left_alone(recording):
+def test_positions_from_the_cortex_are_unchanged(recording):
     cortical = GaussianReadout(20, 8, coordinates=torch.rand(20, 3))
     before = cortical.mean.detach().clone()
     model = NeuralModel(encoder_with(), None, None, {"sim": cortical})
@@ -315,7 +315,7 @@ def test_peaks_are_where_most_mass_is_together():
     ("size", "stride"), [((4, 4, 4), None), ((4, 8, 12), (2, 4, 4)), ((4, 6, 6), (2, 3, 2))]
 )
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_the_map_lies_on_the_screen_where_its_tubelets_do(size, stride, align_corners):
+def test_the_map_has_the_place_of_its_tubelets_on_the_screen(size, stride, align_corners):
     encoder = encoder_with(tubelet_size=size, tubelet_stride=stride)
     low, high = screen_span(encoder, SIZE, align_corners=align_corners)
     config = encoder.config

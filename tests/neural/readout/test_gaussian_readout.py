@@ -292,7 +292,7 @@ def test_noise_that_is_given_makes_the_draws():
     assert torch.equal(readout(map, noise=noise), readout(map))
 
 
-def test_a_draw_holds_for_a_whole_clip_and_none_is_made_in_evaluation():
+def test_positions_are_drawn_once_per_clip_and_not_in_evaluation():
     readout = GaussianReadout(50, 4)
     map = torch.randn(1, 4, 1, 6, 6).expand(2, -1, 5, -1, -1)
     drive = readout(map)

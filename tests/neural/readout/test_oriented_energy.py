@@ -17,7 +17,7 @@ def grating(angle, frames=6, size=(36, 64), cycles=0.12):
     return (127.5 + 100 * torch.sin(phase - 0.5 * time)).round().to(torch.uint8)
 
 
-def test_cells_hold_the_structure_tensor_of_a_slow_computation():
+def test_cells_equal_a_slow_computation_of_the_structure_tensor():
     torch.manual_seed(0)
     video = torch.randint(0, 256, (3, 36, 64), dtype=torch.uint8)
     found = oriented_energy(video)

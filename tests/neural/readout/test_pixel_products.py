@@ -71,7 +71,7 @@ def test_numbers_and_gradients_are_those_of_a_slow_loop(count, times):
 
 
 @pytest.mark.parametrize("count", [1, 40, 1000, 20_000])
-def test_blocks_hold_every_entry_once_and_one_pixel_each(count):
+def test_blocks_contain_every_entry_once_and_one_pixel_each(count):
     pixels = 30
     generator = torch.Generator().manual_seed(count)
     # A crowd on few pixels, as at the start of training, and a few elsewhere.
@@ -84,7 +84,7 @@ def test_blocks_hold_every_entry_once_and_one_pixel_each(count):
     assert torch.equal(pixel[listed[filled]], owner)
 
 
-def test_the_operator_keeps_torchs_rules():
+def test_the_operator_passes_torchs_opcheck():
     map, features = parts()
     for times in (1, TIMES):
         torch.library.opcheck(pixel_products._products, (map, features, *entries(20, times)))

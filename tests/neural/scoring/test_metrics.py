@@ -56,7 +56,7 @@ def test_bits_per_spike_are_the_benchmarks(case):
         torch.testing.assert_close(given, kept, rtol=0, atol=0, equal_nan=True)
 
 
-def test_arrays_may_stand_for_tensors():
+def test_arrays_are_accepted_as_tensors():
     names = ("noisy_rates|rates", "noisy_rates|spikes")
     rates, spikes = (NLB[name] for name in names)
     null = spikes.mean((0, 1))
@@ -147,7 +147,7 @@ def test_correlation_leaves_unknown_responses_out():
         assert found[neuron].item() == pytest.approx(np.corrcoef(pair)[0, 1], abs=1e-12)
 
 
-def test_constants_have_a_correlation_of_zero_or_none():
+def test_constants_have_a_correlation_of_zero_or_nan():
     torch.manual_seed(0)
     responses = torch.rand(50, 3, dtype=torch.float64)
     rates = torch.rand(50, 3, dtype=torch.float64)
@@ -384,7 +384,7 @@ def test_scores_of_repeats_keep_their_digits_far_from_zero():
     )
 
 
-def test_without_repeats_there_is_no_score_of_them():
+def test_without_repeats_there_are_no_scores_of_repeats():
     responses, predictions = movies(repeats=(1, 1))
     scores = of_repeats(responses, predictions)
     assert scores.oracle().isnan().all()

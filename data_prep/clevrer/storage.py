@@ -93,19 +93,21 @@ class Encoding:
     def members(
         self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None
     ) -> dict[str, bytes]:
-        """Return a sample's members of the tar by extension.
+        """Return the members of the tar for one video: extension → content.
 
         All frames of the video are decoded as a check.
 
         Args:
             name: file name of the video.
             video: content of the file.
-            annotation: CLEVRER's annotation as JSON; ``fps`` changes its frame numbers too.
+            annotation: CLEVRER's annotation as JSON. Its frame numbers are changed if ``fps`` of
+                this encoding drops frames.
             num_frames: number of frames that the video must have; None allows any number.
 
         Raises:
-            DecodingError: if the video is broken or has another length, ``fps`` would fill gaps in
-                its time stamps with too many repeats, or the annotation is not JSON.
+            DecodingError: if the video is broken or has another length, or the annotation is not
+                JSON. Also if ``fps`` of this encoding would repeat frames too often, because the
+                time stamps have gaps.
         """
         info = probe_video(video)
         if num_frames is not None and info.num_frames != num_frames:

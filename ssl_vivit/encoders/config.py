@@ -438,7 +438,7 @@ class ViViTConfig:
         """Make a config from the settings that :meth:`to_dict` returned.
 
         Raises:
-            ValueError: for an unknown setting; the message lists the nearest and all names.
+            ValueError: for an unknown setting; the message has the most similar name and all names.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
@@ -479,7 +479,7 @@ TIMM_SETTINGS = {
 
 
 def unknown_name(what: str, name: str, names: list[str]) -> str:
-    """Return an error message for an unknown name, with the nearest and all known names."""
+    """Return an error message for an unknown name: the most similar name and all known names."""
     # Tubelets are the patches of a video.
     elsewhere = {**TIMM_SETTINGS, "patch_size": "tubelet_size"}.get(name)
     near = [elsewhere] if elsewhere in names else difflib.get_close_matches(name, names, n=1)

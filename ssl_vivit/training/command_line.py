@@ -482,7 +482,7 @@ def _shortened(value: str) -> str:
 
 
 def _unknown(key: str, keys: list[str], short: list[str]) -> str:
-    """Return an error message for an unknown setting, with the nearest and the allowed names."""
+    """Return an error message for an unknown setting: the most similar name and the allowed names."""
     if key.split(".")[-1] in _DEVICE_NAMES:
         return (
             f"unknown setting {key}; a GPU is used if there is one: set CUDA_VISIBLE_DEVICES=1 in the "

@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("video", help="a video file")
     parser.add_argument(
-        "--encoder", default=str(WEIGHTS), help="directory, run, or name on the hub"
+        "--encoder", default=str(WEIGHTS), help="an exported encoder, or its name on the hub"
     )
     parser.add_argument("--out", type=Path, default=Path("attention.png"), help="a PNG file")
     args = parser.parse_args()

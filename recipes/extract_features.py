@@ -26,7 +26,7 @@ from ssl_vivit.data.video.clips import start_counts, too_short
 from ssl_vivit.data.video.files_below import passed_over_line
 from ssl_vivit.data.video.videos import Chosen, Videos, of_one_size
 from ssl_vivit.errors import DataError
-from ssl_vivit.evaluation.features.config import Kept, ReadingForEncoder, Summary
+from ssl_vivit.evaluation.features.config import DEMO_ENCODER, Kept, ReadingForEncoder, Summary
 from ssl_vivit.evaluation.features.files import FeatureFiles, fingerprint, write_parts
 from ssl_vivit.evaluation.features.preparation import preparation
 from ssl_vivit.settings import check_least
@@ -50,7 +50,7 @@ class ExtractRecipe:
         data: how videos are read.
     """
 
-    encoder: str = "runs/demo/encoder"
+    encoder: str = DEMO_ENCODER
     videos: str | None = None
     shards: str | list[str] | None = None
     out: str = "features"

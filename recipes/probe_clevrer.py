@@ -20,12 +20,11 @@ from recipes.samples import sample_shards
 from ssl_vivit import training
 from ssl_vivit.data.video.broken_videos import short_videos_line
 from ssl_vivit.errors import RunError
+from ssl_vivit.evaluation.features.config import DEMO_ENCODER
 from ssl_vivit.evaluation.probes.config import FinetuneConfig, ProbeData, ProbeSettings
 from ssl_vivit.evaluation.probes.data import not_unseen, open_parts
 from ssl_vivit.evaluation.probes.report import claim, distinct
 from ssl_vivit.settings import check_least
-
-DEMO = "runs/demo/encoder"
 
 
 @dataclass
@@ -125,10 +124,12 @@ def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
 
 def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, list[Any]]]:
     """Load the encoders of each row; return pairs of name and ViViTs."""
-    paths: Sequence[str] = config.encoders or ([DEMO] if Path(DEMO).is_dir() else [])
+    paths: Sequence[str] = config.encoders or (
+        [DEMO_ENCODER] if Path(DEMO_ENCODER).is_dir() else []
+    )
     if not paths:
         tell(
-            f"no --encoders given, and {DEMO} does not exist (`make demo` creates it): a randomly "
+            f"no --encoders given, and {DEMO_ENCODER} does not exist (`make demo` creates it): a randomly "
             "initialised encoder is probed instead"
         )
         import torch

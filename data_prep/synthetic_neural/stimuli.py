@@ -75,8 +75,9 @@ class Screen:
     ) -> tuple[list[Movie], list[Movie]]:
         """Choose the movies of a session.
 
-        Every second movie of a mix is a texture. A held-out movie shares no video with any other
-        movie; training movies use the remaining videos, repeatedly if necessary.
+        With the kind ``mix``, every second movie is a texture. Other movies show videos of the
+        shards. A held-out movie shares no video with any other movie. Training movies use the
+        remaining videos, repeatedly if necessary.
 
         Args:
             kind: kind of stimuli.

@@ -133,21 +133,22 @@ def find_directory(path: Path, kind: Format) -> Path:
     """Return ``path`` if it is a directory of an export.
 
     Raises:
-        MissingError: if config.json or the weights are missing. If ``path`` is a run directory, the
-            message names the export in it.
+        MissingError: if config.json or the weights are missing. If ``path`` is a run directory, or
+            would be the export of a run that has not ended, the message names an export of the run.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if not missing:
         return path
-    final = _exports([path], kind)
+    run = path if path.exists() else path.parent
+    final = _exports([run], kind)
     # Exports of a run that was stopped or is still training: the best step, and checkpoints.
-    checkpoints = sorted(path.glob("checkpoints/step_*"), key=lambda p: (len(p.name), p.name))
-    earlier = _exports([path / "best", *reversed(checkpoints)], kind)
+    checkpoints = sorted(run.glob("checkpoints/step_*"), key=lambda p: (len(p.name), p.name))
+    earlier = _exports([run / "best", *reversed(checkpoints)], kind)
     mend = f"give the directory that a run writes as RUN/{kind.inside_runs[0]}"
     if inside := final or earlier:
         mend = f"give {inside[0]} instead"
-    if not final and (path / "config.yaml").is_file():
-        mend += f"; the run writes {path / kind.inside_runs[0]} when it ends"
+    if not final and (run / "config.yaml").is_file():
+        mend += f"; the run writes {run / kind.inside_runs[0]} when it ends"
     why = f"there is no such directory{similar_entry(path)}"
     if path.exists():
         why = f"{missing[0]} is missing" if path.is_dir() else "it is a file, not a directory"

@@ -136,7 +136,10 @@ class NeuralPredictor(nn.Module, HubModel):
     def _rates(
         self, facts: SessionFacts, *inputs: Any, trial: int = 0
     ) -> Float[Tensor, "B T neurons"]:
-        """Return the rates of trials of one length; error messages count trials from ``trial``."""
+        """Return the rates of trials of one length.
+
+        ``trial`` is the number of the first trial in error messages.
+        """
         like = next(self.parameters())
         given = recorded_inputs(facts, *inputs, like=like, first_trial=trial)
         if not given.recorded.numel():

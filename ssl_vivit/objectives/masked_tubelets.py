@@ -194,7 +194,10 @@ class MaskedTubelets(Objective):
     def predict(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> tuple[Float[Tensor, "b m p"], EncoderOutput]:
-        """Return predictions of hidden tubelets by time and mask, and the output of the encoder."""
+        """Return predictions of the hidden tubelets, and the output of the encoder.
+
+        Predictions are in the order of :meth:`TubeletMask.tokens`.
+        """
         out = self.encoder(video, **mask.for_encoder)
         return self.decoder(out.tokens, mask, out.grid), out
 

@@ -46,7 +46,10 @@ class TubeletMask(NamedTuple):
         return TubeletMask(visible, hidden, self.by_token)
 
     def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
-        """Return visible and hidden tubelets as indices among all t·h·w, by time and mask."""
+        """Return visible and hidden tubelets as indices among all t·h·w tubelets.
+
+        Tubelets are ordered by time step; within a time step they have the order of the mask.
+        """
         if self.by_token:
             return self.visible, self.hidden
         steps = torch.arange(grid.t, device=self.visible.device)[:, None] * grid.n

@@ -71,12 +71,13 @@ class TubeletDecoder(nn.Module):
         """Predict the hidden tubelets.
 
         Args:
-            tokens: tokens of the visible tubelets; (b, 1, v, d) if ``mask.by_token`` is true.
+            tokens: tokens of the visible tubelets, in the order of the encoder's output: (b, t, v,
+                d), or (b, 1, v, d) for Model 1 (``mask.by_token``).
             mask: masks of the clips.
             grid: grid of the tokens of a whole clip.
 
         Returns:
-            Predictions of the hidden tubelets, ordered by time and mask.
+            Predictions of the hidden tubelets, in the order of :meth:`TubeletMask.tokens`.
         """
         visible_at, hidden_at = (index[..., None] for index in mask.tokens(grid))
         # Use the precision of the residual stream also under autocast, as in the encoder.

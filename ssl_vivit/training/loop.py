@@ -425,7 +425,7 @@ class _Run:
         keys = sorted({key for part in self.host.gather(suspects) for key in part})
         shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
         raise RunError(
-            f"the {what} is not finite at step {record.step}; batch: {shown or 'without keys'}; "
+            f"the {what} is not finite at step {record.step}; samples: {shown or 'unknown'}; "
             f"last good checkpoint: {self.checkpoints.newest or 'none'}. Lower "
             "--training.optimizer.learning_rate or try --training.precision fp32"
         )

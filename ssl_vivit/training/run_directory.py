@@ -140,8 +140,8 @@ def _claimable(
     if held and not continues_here:
         _refuse_run_of_another_recipe(run_dir)
         raise RunError(
-            f"{run_dir} holds another run; continue it with --training.resume auto, "
-            "or choose another --training.run_dir"
+            f"{run_dir} already holds a run; continue it with --training.resume auto, or choose "
+            "another --training.run_dir"
         )
     return checkpoint
 

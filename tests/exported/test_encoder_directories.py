@@ -429,8 +429,9 @@ def test_a_run_that_has_not_ended_is_named(tmp_path):
     for place in ("checkpoints/step_00000900", "checkpoints/step_00001000", "best"):
         _export_in(tmp_path / place / "model")
         expected = rf"give \S+/{place}/model instead; the run writes \S+/model when it ends$"
-        with pytest.raises(MissingError, match=expected):
-            find_directory(tmp_path, MODEL_OF_NEURONS)
+        for path in (tmp_path, tmp_path / "model"):
+            with pytest.raises(MissingError, match=expected):
+                find_directory(path, MODEL_OF_NEURONS)
     _export_in(tmp_path / "model")
     with pytest.raises(MissingError, match=rf"give {tmp_path}/model instead$"):
         find_directory(tmp_path, MODEL_OF_NEURONS)

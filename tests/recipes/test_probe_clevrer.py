@@ -273,7 +273,7 @@ MISTAKES = {
     "a long clip longer than the videos": (
         {"clips": 5, "long_clip": True},
         None,
-        "too short for the clips of 39 steps; lower --clips or",
+        "spans 1.52 s; give longer videos, lower --clips or",
     ),
     "too few to fine-tune on": (
         {"finetune": {"steps": 1, "total_batch_size": 64}},

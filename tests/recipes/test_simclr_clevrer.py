@@ -218,7 +218,7 @@ def test_a_directory_with_another_run_is_unchanged(shards, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     done = launch(shards, tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2
-    assert "holds another run; continue it with --training.resume auto" in done.stderr
+    assert "already holds a run; continue it with --training.resume auto" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 

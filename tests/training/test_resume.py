@@ -252,7 +252,7 @@ def test_a_run_directory_with_another_run_is_refused(config, monkeypatch) -> Non
     settings = config()
     result = fit(toy(), toy_batches(), settings)
     before = {p: p.read_bytes() for p in result.run_dir.rglob("*") if p.is_file()}
-    with pytest.raises(RunError, match=r"holds another run.*--training\.resume auto.*run_dir"):
+    with pytest.raises(RunError, match=r"already holds a run.*--training\.resume auto.*run_dir"):
         fit(toy(), toy_batches(), settings)
     monkeypatch.setattr(command, "script", "recipes/other.py")
     (result.run_dir / "config.yaml").write_text("# written by recipes/job.py\n")

@@ -119,8 +119,8 @@ class Session:
         self.tiers = {tier: np.setdiff1d(self.tiers[tier], unknown) for tier in TIERS}
         if not len(self.tiers["train"]):
             raise SessionError(
-                f"all responses of the training trials of session {path} are NaN; set the tier of "
-                "trials with responses to 'train'"
+                f"all responses of the training trials of session {path} are NaN; give the tier "
+                "'train' to trials that have responses"
             )
         self.withheld = self._tiers_of_zeros()
         for number in (number for trials in self.withheld.values() for number in trials):
@@ -131,7 +131,7 @@ class Session:
         if self.silent_units().all():
             raise SessionError(
                 f"all responses of the training trials of session {path} are 0, so they seem to be "
-                f"withheld; set the tier of trials with responses to 'train'"
+                "withheld; give the tier 'train' to trials that have responses"
             )
         self.frame_size = self._same_frame_size()
         self.behaviour_channels = self._same_behaviour_channels() if behaviour else 0

@@ -31,13 +31,18 @@ class ClipChoice:
     fps: float | None = None
 
 
+# Encoder that `make demo` trains; the default of recipes that need an encoder.
+DEMO_ENCODER = "runs/demo/encoder"
+
+
 @dataclass(frozen=True)
 class ReadingForEncoder(VideoReading):
     """Settings for reading videos for an exported encoder.
 
     Args:
-        frame_size: height and width to which frames are decoded; null keeps the videos' size. If a
-            folder's videos have several sizes, null takes central crops of the encoder's shape.
+        frame_size: height and width to which frames are decoded; null keeps the videos' size. If
+            videos have several sizes, feature extraction takes central crops of the encoder's
+            shape; probes need a size here.
         clip: settings that replace those of the encoder's training clips.
         image_size: height and width to which the encoder is adapted, or one number for a square;
             null keeps the encoder's size.
@@ -62,4 +67,5 @@ class ReadingForEncoder(VideoReading):
         try:
             return load_encoder(path, **{name: value for name, value in geometry.items() if value})
         except FileNotFoundError as error:
-            raise RunError(f"{error}; `make demo` makes runs/demo/encoder") from None
+            hint = "; `make demo` makes it" if path == DEMO_ENCODER else ""
+            raise RunError(f"{error}{hint}") from None

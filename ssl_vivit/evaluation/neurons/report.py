@@ -65,7 +65,7 @@ class NeuralReport(NamedTuple):
     """Scores of a model on test trials, by tier.
 
     Attributes:
-        tiers: tier, as named by :meth:`Sessions.scored` → scores.
+        tiers: name of a tier (see :meth:`Sessions.scored`) → scores.
         positions: session → agreement with the true receptive fields, for simulated sessions.
         started: ``positions`` of the model before training.
     """
@@ -183,6 +183,12 @@ def summary(
         rows["best on validation"] = (
             f"step {best['step']}, {best['name']} {best['score']:.3f}{before}"
         )
+        if scores and best["score"] <= scores[0]:
+            rows["warning"] = (
+                "no score is above the score before training, so the model does not generalise; "
+                "lower --optimizer.learning_rate, raise the penalties (--objective.regularisation), "
+                "or give more trials"
+            )
     for fact in sessions.facts if made else []:
         for tier, own in made.tiers.items():  # type: ignore[union-attr]
             # Without test trials, validation trials are scored, which also selected the best step.

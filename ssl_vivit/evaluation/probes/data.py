@@ -12,8 +12,7 @@ import numpy as np
 from ssl_vivit.data.provenance import trained_on
 from ssl_vivit.data.randomness import named_generator
 from ssl_vivit.data.video.broken_videos import refuse_many_broken
-from ssl_vivit.data.video.clevrer import clip_labels
-from ssl_vivit.data.video.clips import ClipConfig, too_short
+from ssl_vivit.data.video.clips import ClipConfig, needed_length, too_short
 from ssl_vivit.data.video.dataset import ClipDataset
 from ssl_vivit.data.video.files_below import passed_over_line
 from ssl_vivit.data.video.loader import ClipBatches, split_keys
@@ -93,7 +92,8 @@ class Parts(NamedTuple):
             The parts, and the names of all videos that are too short, including padded ones.
 
         Raises:
-            DataError: if the remaining videos are too few to train and test a probe.
+            DataError: if the remaining videos are too few to train and test a probe, or if those of
+                a part are of one class.
         """
         parts: list[Part] = []
         names: set[str] = set()
@@ -103,11 +103,14 @@ class Parts(NamedTuple):
             if part.config.short_videos == "skip":
                 part = part._replace(indices=np.setdiff1d(part.indices, list(short)))
             if not len(part.indices):
+                longest = max(clips, key=lambda clip: clip.span / (clip.fps or 1))
                 raise DataError(
-                    "all videos of the training or the test part are too short for the clips "
-                    f"of {max(clip.span for clip in clips)} steps; lower --clips or "
-                    "--data.clip.frame_stride, omit --long_clip, or set --data.short_videos pad"
+                    "all videos of the training or the test part are too short: "
+                    f"{needed_length(longest)}; give longer videos, lower --clips or "
+                    "--data.clip.frame_stride, or set --data.short_videos pad"
                 )
+            if isinstance(part.labels, FolderLabels):
+                part.labels.refuse_one_class([part.videos.keys[i] for i in part.indices])
             parts.append(part)
         count = len(parts[0].indices)
         if count < FOLDS:
@@ -198,7 +201,8 @@ def not_unseen(name: str, provenance: dict[str, Any] | None, test: Part) -> str 
             config, share = test.config, record["held_out"]
             option = "--data.folder" if config.folder is not None else "--data.test_shards"
             mend = f"give other videos by {option}"
-            if 0 < share < config.held_out and not config.test_shards:
+            others = count < len(test.indices)
+            if others and 0 < share < config.held_out and not config.test_shards:
                 mend = f"set --data.held_out {share:g} as in its pretraining, or {mend}"
             return (
                 f"warning: {count} of the {len(test.indices)} test videos may have been used to "
@@ -218,5 +222,9 @@ def _common_videos(train: ShardSet | VideoFolder, test: ShardSet) -> list[str]:
 
 def _annotated(videos: ShardSet) -> ClevrerLabels:
     if not videos.has_annotation.all():
-        clip_labels(None, [], videos.keys[int(np.argmin(videos.has_annotation))])
+        raise DataError(
+            f"{videos.keys[int(np.argmin(videos.has_annotation))]} has no annotation, which gives "
+            "the labels of shards; pack the shards with `python -m data_prep.clevrer pack "
+            "--annotations …`, or give a folder of classes by --data.folder"
+        )
     return ClevrerLabels(videos)

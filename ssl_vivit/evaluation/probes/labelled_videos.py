@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -92,6 +92,19 @@ class FolderLabels:
                 f"each class; {what}"
             )
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
+
+    def refuse_one_class(self, keys: Sequence[str]) -> None:
+        """Raise DataError if videos are of a single class, since their scores mean nothing.
+
+        Args:
+            keys: names of the training or of the test videos.
+        """
+        found = {key.split("/")[0] for key in keys}
+        if len(found) == 1:
+            raise DataError(
+                f"all {len(keys)} videos of the training or the test part are of the class "
+                f"{found.pop()}; give more videos, or another --data.held_out"
+            )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the class index of each video of the batch, int64 (b,)."""

@@ -283,9 +283,10 @@ def claim(run_dir: Path) -> Path:
     """Check that a directory holds no results of probes, and return it.
 
     Raises:
-        RunError: if the directory is a file or holds probes.json.
+        RunError: if the directory is a file, or holds probes.json or a training run.
     """
-    if run_dir.is_file() or (run_dir / "probes.json").exists():
+    results = [run_dir / name for name in ("probes.json", "config.yaml")]
+    if run_dir.is_file() or any(path.exists() for path in results):
         raise RunError(
             f"--run_dir {run_dir} is a file or holds other results; choose another --run_dir"
         )

@@ -189,7 +189,7 @@ def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Ten
 
     The filters do not respond to uniform grey. Orientation k of n prefers gratings that vary along
     the angle π·k/n, where 0 is to the right and π/2 downwards. The centre of a filter is the centre
-    of a square of ``stride`` pixels.
+    of a square whose side is ``stride`` pixels.
 
     Args:
         frequency: spatial frequency in cycles per pixel.
@@ -244,7 +244,10 @@ def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 la
 def centred(
     images: Float[Tensor, "n 1 H W"], filters: Float[Tensor, "filters 1 y x"], stride: int
 ) -> Float[Tensor, "n filters h w"]:
-    """Correlate images, padded with zeros, with filters centred on squares of ``stride`` pixels."""
+    """Correlate images with filters at the centres of squares whose side is ``stride`` pixels.
+
+    Images are padded with zeros at their edges.
+    """
     height, width = images.shape[2:]
     padding = (filters.shape[-1] - stride) // 2
     right, below = padding + -width % stride, padding + -height % stride

@@ -60,7 +60,13 @@ def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
 
 
 def _averages(count: int, length: int, deviation: float) -> Float[Tensor, "count length"]:
-    """Return weights of ``count`` evenly spaced Gaussian averages of ``length`` pixels."""
+    """Return weights of ``count`` Gaussian averages, evenly spaced over an axis of pixels.
+
+    Args:
+        count: number of averages.
+        length: number of pixels of the axis.
+        deviation: standard deviation of the Gaussian in pixels.
+    """
     centres = (torch.arange(count) + 0.5) * length / count
     away = centres[:, None] - (torch.arange(length) + 0.5)
     weights = torch.exp(-0.5 * (away / deviation) ** 2)

@@ -152,7 +152,12 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
             {"frame_stride": 20},
             r"at 25 frames/s \(5 s\); .* and needs 281 frames; take a longer",
         ),
-        (SHORT, {}, {}, r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22 frames; take"),
+        (
+            SHORT,
+            {},
+            {},
+            r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22 frames; take",
+        ),
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
         (VIDEO, {"fps": 25.0}, {}, "fps 25.0 is for arrays of frames, .* omit fps"),
         (SHORT, {"fps": -1.0}, {}, r"fps -1\.0 must be above 0"),

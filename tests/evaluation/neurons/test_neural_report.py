@@ -99,6 +99,9 @@ def test_the_summary_marks_the_tier_that_chose_the_step_and_numbers_that_may_be_
     lines = [" ".join(line.split()) for line in summary(tmp_path, made, sessions).splitlines()]
     told = "best on validation step 40, val/correlation_mean 0.300 (0.350 before training)"
     assert told in lines
+    assert any(line.startswith("warning no score is above the score before") for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, score["name"]: 0.2}) + "\n")
+    assert "warning" not in summary(tmp_path, made, sessions)
     for tier in ("validation, which selected the step", "final_test_bonus"):
         told = "single-trial correlation -0.250; 0.500 with the true rates (ratio -0.50)"
         assert f"mouse, {tier}: {told}" in lines

@@ -60,6 +60,14 @@ def test_videos_too_short_for_any_of_the_clips_are_left_out_if_asked(short_video
     assert parts.test.indices.tolist() == ([1] if skipped else [1, 6])
 
 
+def test_a_part_with_videos_of_one_class_is_refused(classes):
+    parts = open_parts(ProbeData(folder=str(classes), held_out=0.4))
+    keys = parts.test.videos.keys
+    hits = np.array([i for i in range(len(keys)) if keys[i].startswith("hit/")])
+    with pytest.raises(DataError, match=r"all 4 videos of .* are of the class hit; give more"):
+        Parts(parts.train, parts.test._replace(indices=hits)).long_enough([ClipConfig(8, views=1)])
+
+
 def test_too_few_training_videos_are_refused_before_features_are_computed():
     videos = SimpleNamespace(keys=list("abcde"), num_frames=np.full(5, 30), fps=np.full(5, 25.0))
     part = Part(videos, np.arange(4), None, 9, ProbeData(shards="a"))
@@ -135,6 +143,13 @@ def test_a_folder_is_split_like_the_shards_packed_from_it(classes, tmp_path, hel
     warning = not_unseen("e", {"data": record}, less.test)
     assert f"set --data.held_out {held_out} as in its pretraining" in warning
     assert warning.endswith("or give other videos by --data.folder")
+    # If pretraining held out no video, no fraction selects videos that it did not see.
+    everything = pretraining_data(
+        DataConfig(shards=str(tmp_path), held_out=1e-6), shards, np.arange(len(shards)), 0
+    )
+    warning = not_unseen("e", {"data": everything}, less.test)
+    assert "--data.held_out" not in warning
+    assert warning.endswith("train e: give other videos by --data.folder")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -103,9 +105,11 @@ class SessionWriter:
                 f"session {out}: coordinates have shape {self._coordinates.shape}; give ({count}, "
                 "3)"
             )
-        if not (np.isfinite(frames_per_second) and frames_per_second > 0):
+        is_number = isinstance(frames_per_second, Real) and np.isfinite(frames_per_second)
+        if not is_number or frames_per_second <= 0:
             raise DataError(
-                f"session {out}: frames_per_second is {frames_per_second}; it must be above 0"
+                f"session {out}: frames_per_second is {frames_per_second!r}; it must be a number "
+                "above 0"
             )
         self._facts = {
             "frames_per_second": float(frames_per_second),
@@ -121,6 +125,7 @@ class SessionWriter:
         with writing(f"session {out}"):
             self.path = self._place.enter_context(temporary_beside(self.out))
             (self.path / "meta").mkdir(parents=True)
+        self._closed = False
 
     def __enter__(self) -> SessionWriter:
         return self
@@ -131,9 +136,18 @@ class SessionWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed = True
         with self._place:
             if error is None:
                 self.finish()
+
+    def __del__(self) -> None:
+        # Without a ``with`` block the hidden folder would be removed without a message.
+        if not getattr(self, "_closed", True) and self._tiers:
+            warnings.warn(
+                f"session {self.out} was not written; use `with SessionWriter(…) as session:`",
+                stacklevel=2,
+            )
 
     @property
     def trials(self) -> int:
@@ -168,7 +182,8 @@ class SessionWriter:
                 earlier trials; the message names the trial.
         """
         trial = self.trials
-        if tier not in SENSORIUM_TIERS:
+        if not isinstance(tier, str) or tier not in SENSORIUM_TIERS:
+            tier = tier if isinstance(tier, str) else type(tier).__name__
             raise DataError(
                 f"trial {trial}: tier {tier!r} is unknown; use {', '.join(SENSORIUM_TIERS)}"
             )
@@ -179,7 +194,9 @@ class SessionWriter:
             PUPIL: pupil_centre,
             TRUE_RATES: true_rates,
         }
-        arrays = {name: _stored(name, array) for name, array in given.items() if array is not None}
+        arrays = {
+            name: _stored(trial, name, array) for name, array in given.items() if array is not None
+        }
         self._check(trial, arrays)
         for name, array in arrays.items():
             with writing(f"session {self.out}"):
@@ -222,7 +239,7 @@ class SessionWriter:
             write_json(self.path / SETTINGS, self._facts)
             self._refuse_existing()
             os.rename(self.path, self.out)
-        self.path = self.out
+        self.path, self._closed = self.out, True
         return self.out
 
     def _refuse_existing(self) -> None:
@@ -250,10 +267,10 @@ class SessionWriter:
                 raise DataError(f"{told} has {array.shape[1]} columns; give two, x and y")
             finite = array if name != RESPONSES else array[~np.isnan(array)]
             if not np.isfinite(finite).all():
-                raise DataError(
-                    f"{told} has numbers that are not finite; interpolate them (only responses "
-                    "may be NaN)"
-                )
+                fix = "interpolate them (only responses may be NaN)"
+                if name == RESPONSES:
+                    fix = "give NaN for unknown responses"
+                raise DataError(f"{told} has numbers that are not finite; {fix}")
             if name == RESPONSES and self._kind == "spikes":
                 _check_counts(told, finite)
         _check_pixels(trial, arrays[VIDEOS])
@@ -301,9 +318,15 @@ def _save(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
-def _stored(name: str, array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    return array if name == VIDEOS and array.dtype == np.uint8 else array.astype(np.float32)
+def _stored(trial: int, name: str, array: np.ndarray) -> np.ndarray:
+    try:
+        array = np.asarray(array)
+        return array if name == VIDEOS and array.dtype == np.uint8 else array.astype(np.float32)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"trial {trial}: {_ARGUMENTS.get(name, name)} is not an array of numbers; give "
+            f"{_AXES[name]}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
         "behaviour": _behaviour(session),
         "pupil centre": "measured" if session.has_pupil else "unmeasured",
     }
-    return SessionCheck(session, facts, [], [*session.notes, *_notes_on_shared_movies(session)])
+    notes = [*session.notes, *_notes_on_missing_tiers(session), *_notes_on_shared_movies(session)]
+    return SessionCheck(session, facts, [], notes)
 
 
 def sheet(session: Session, path: str | Path, *, trials: int = 6, frames: int = 6) -> None:
@@ -177,6 +178,19 @@ def _movies(session: Session) -> str:
     often = [count for count in shown.values() if count > 1]
     repeated = f", {len(often)} of them repeated {_range(np.array(often))} times" if often else ""
     return f"{len(shown)} different{repeated}"
+
+
+def _notes_on_missing_tiers(session: Session) -> list[str]:
+    """Return notes on how training replaces validation and test trials that do not exist."""
+    fallbacks = {
+        "validation": "training uses a part of the training movies instead (data.validation_share)",
+        "test": "trained models are scored on validation trials, which also select the model",
+    }
+    return [
+        f"no trial has a tier for {tier}: {told}"
+        for tier, told in fallbacks.items()
+        if not len(session.tiers[tier])
+    ]
 
 
 def _notes_on_shared_movies(session: Session) -> list[str]:

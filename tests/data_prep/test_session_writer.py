@@ -118,6 +118,14 @@ def test_a_session_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_writer_without_a_with_block_warns_that_nothing_was_written(tmp_path):
+    session = writer(tmp_path / "a")
+    session.add("train", **trial(0))
+    with pytest.warns(UserWarning, match=r"a was not written; use `with SessionWriter"):
+        del session
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_session_without_training_trials_is_not_written(tmp_path):
     with pytest.raises(DataError, match="has no trial of tier 'train'"):
         write(tmp_path / "a", [{"tier": tier, **trial(0)} for tier in ("oracle", "none")])
@@ -182,7 +190,7 @@ def test_folders_of_other_programs_are_unchanged(tmp_path, session):
             "trial 1: behaviour is missing, but has 2 numbers per frame in earlier trials",
         ),
         ({"behaviour": np.full((6, 2), np.nan)}, "trial 1: behaviour has numbers that are not"),
-        ({"responses": np.full((6, 3), np.inf)}, "trial 1: responses has numbers that are not"),
+        ({"responses": np.full((6, 3), np.inf)}, "not finite; give NaN for unknown responses"),
         ({"pupil_centre": np.zeros((6, 3))}, "trial 1: pupil_centre has 3 columns"),
         (
             {"video": np.zeros((6, 4), np.uint8)},
@@ -194,6 +202,11 @@ def test_folders_of_other_programs_are_unchanged(tmp_path, session):
         ),
         ({"responses": np.full((6, 3), 0.5)}, "trial 1: responses has 0.5, .* kind='calcium'"),
         ({"tier": "trian"}, "trial 1: tier 'trian' is unknown; use train, oracle"),
+        ({"tier": np.zeros(3)}, "trial 1: tier 'ndarray' is unknown; use train, oracle"),
+        (
+            {"responses": "train"},
+            r"trial 1: responses is not an array of numbers; give \(T, N\)",
+        ),
     ],
 )
 def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
@@ -209,7 +222,8 @@ def test_a_trial_that_does_not_fit_is_named(tmp_path, change, message):
         ({"unit_ids": ["n0", "n1", "n2"]}, "unit_ids must be one integer for each neuron"),
         ({"unit_ids": []}, "unit_ids must be one integer for each neuron"),
         ({"coordinates": np.zeros((3, 2))}, r"coordinates have shape \(3, 2\); give \(3, 3\)"),
-        ({"frames_per_second": 0}, "frames_per_second is 0"),
+        ({"frames_per_second": 0}, "frames_per_second is 0; it must be a number above 0"),
+        ({"frames_per_second": "30"}, "frames_per_second is '30'; it must be a number above 0"),
         ({"kind": "spike"}, "kind 'spike' is unknown; give 'spikes' or 'calcium'"),
     ],
 )

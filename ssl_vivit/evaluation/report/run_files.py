@@ -62,6 +62,13 @@ class RunFiles:
         """Lines of metrics.jsonl; empty without such a file."""
         return read_metrics(self.folder / "metrics.jsonl")
 
+    @property
+    def last_step(self) -> int | None:
+        """Last step that was logged or saved in a checkpoint; None without both."""
+        logged = [line["step"] for line in self.metrics[-1:]]
+        names = (path.name.removeprefix("step_") for path in self.folder.glob("checkpoints/step_*"))
+        return max([*logged, *(int(name) for name in names if name.isdigit())], default=None)
+
     @cached_property
     def config_text(self) -> str:
         """Content of config.yaml; empty without such a file."""

@@ -15,7 +15,7 @@ _NOT_MEASURED = ("step",)
 
 def state(run: RunFiles) -> str:
     """Return a sentence with the state of the run: going on, ended, or ended early."""
-    steps, planned = run.metrics[-1]["step"] if run.metrics else None, run.setting("training.steps")
+    steps, planned = run.last_step, run.setting("training.steps")
     told = "" if steps is None else f"step {steps}" + (f" of {planned}" if planned else "")
     if run.going_on:
         return f"The run is still going on{': ' + told if told else ''}."

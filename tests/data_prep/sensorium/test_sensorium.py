@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from readable_figures import faults
+from session_folders import folder
 
 from data_prep import clevrer
 from data_prep.sensorium import check, checking, convert, write_movies
@@ -441,3 +442,12 @@ def test_movies_refuse_sessions_without_a_movie_of_their_own(tmp_path):
         write_movies([path], tmp_path / "out")
     with pytest.raises(DataError, match="several sessions have the name a; rename"):
         write_movies([path, path], tmp_path / "out")
+
+
+def test_missing_tiers_are_noted(tmp_path):
+    notes = {
+        name: check(folder(tmp_path, name, tiers=tiers)).notes
+        for name, tiers in (("a", ["train", "train", "oracle"]), ("b", ["train", "live_test_main"]))
+    }
+    assert [note[:28] for note in notes["a"]] == ["no trial has a tier for test"]
+    assert [note[:34] for note in notes["b"]] == ["no trial has a tier for validation"]

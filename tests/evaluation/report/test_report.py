@@ -204,6 +204,14 @@ def test_a_run_has_ended_early_before_its_last_step(step, told, tmp_path):
     assert state(RunFiles(tmp_path)) == f"The run {told}"
 
 
+def test_the_last_step_is_that_of_the_newest_checkpoint_if_no_later_step_was_logged(tmp_path):
+    write_config(tmp_path, {"training": {"steps": 40}})
+    write_metrics(tmp_path, [{"step": 20}])
+    for name in ("step_00000020", "step_00000023"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert state(RunFiles(tmp_path)) == "The run has ended early: step 23 of 40."
+
+
 def test_a_run_that_is_still_going(tmp_path, write):
     run = pretraining_run(tmp_path)
     code = (

@@ -299,6 +299,12 @@ def introduce(config: NeuralRecipe, objective: Any, sessions: Sessions, processe
         from ssl_vivit.neural.cores.block_reader import blocks_told
 
         lines.insert(2, f"blocks   {blocks_told(model.encoder, model.block_reader)}")
+    fresh = config.core == "vivit" and config.core_from is None and config.encoder.path is None
+    if fresh and config.tuning.mode == "frozen":
+        lines.append(
+            "warning  tuning.mode frozen keeps the random weights of the encoder; give a pretrained "
+            "one by --encoder, or set --tuning.mode full"
+        )
     processes.print("\n".join(lines), file=sys.stderr)
 
 

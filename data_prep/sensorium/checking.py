@@ -157,11 +157,19 @@ def _trial_problems(path: Path, progress: bool) -> list[str]:
     found = []
     for trial in tqdm(range(len(tiers)), desc="check", unit="trial", disable=not progress):
         try:
-            if tier_of(str(tiers[trial])) is not None:
+            if _may_be_used(str(tiers[trial])):
                 scan_trial(path / "data", trial, neurons=neurons, **parts)
         except SessionError as error:
             found.append(str(error))
     return found
+
+
+def _may_be_used(tier: str) -> bool:
+    """Return whether trials of a tier are used; True for an unknown name, which may be misspelt."""
+    try:
+        return tier_of(tier) is not None
+    except SessionError:
+        return True
 
 
 def _raw_tiers(session: Session) -> dict[str, int]:

@@ -138,6 +138,8 @@ def _claimable(
     continues_here = inside or config.resume == "auto"
     held = run_dir.is_dir() and any(entry.name != LOCK for entry in run_dir.iterdir())
     if held and not continues_here:
+        if not (run_dir / "config.yaml").exists():
+            raise RunError(f"{run_dir} holds other files; choose another --training.run_dir")
         _refuse_run_of_another_recipe(run_dir)
         raise RunError(
             f"{run_dir} already holds a run; continue it with --training.resume auto, or choose "
@@ -148,8 +150,7 @@ def _claimable(
 
 def _refuse_run_of_another_recipe(run_dir: Path) -> None:
     """Raise RunError if another recipe wrote the directory's config.yaml."""
-    path = run_dir / "config.yaml"
-    script = command.writer_of(path) if path.is_file() else None
+    script = command.writer_of(run_dir / "config.yaml")
     if script and command.script and Path(script).name != Path(command.script).name:
         raise RunError(f"{run_dir} holds a run of {script}; choose another --training.run_dir")
 
@@ -331,6 +332,7 @@ def _same_settings(
             before = saved.get(key, f"not in {path.name}")
             changes.append(f"{key} ({before} → {current.get(key)})")
     if changes:
+        _refuse_run_of_another_recipe(continued)
         raise RunError(
             f"the run in {continued} had other settings: {', '.join(changes)}; "
             "restore them to continue, or start a new run in another --training.run_dir"

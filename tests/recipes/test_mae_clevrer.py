@@ -142,7 +142,7 @@ def test_a_run_leaves_encoder_curves_and_reconstructions_and_continues_to_the_sa
         ({"objective.mask_ratio": 0.1}, "mask_ratio 0.1 hides 0 of 6 positions"),
         ({"objective.mask_rato": 0.5}, "mask_rato"),
         ({"evaluation.every": 0}, "evaluation.every"),
-        ({"data.held_out": 0.0}, "probe.every needs held-out videos; set data.held_out"),
+        ({"data.held_out": 0.0}, "probe.every needs held-out videos; set --data.held_out"),
         ({"probe.train_videos": 1}, "--probe.train_videos is 1; it must be at least 5"),
     ],
 )

@@ -213,14 +213,21 @@ def test_mistakes_get_one_line(shards, tmp_path, monkeypatch, capsys, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_with_another_run_is_unchanged(shards, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config.yaml", "already holds a run; continue it with --training.resume auto"),
+        ("clips-000000.tar", "holds other files; choose another --training.run_dir"),
+    ],
+)
+def test_a_directory_with_another_run_or_other_files_is_unchanged(name, told, shards, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "run" / name).write_text("{}\n")
     done = launch(shards, tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 2
-    assert "already holds a run; continue it with --training.resume auto" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
 
 
 def test_two_processes_make_one_run(shards, tmp_path):

@@ -260,7 +260,10 @@ def test_a_run_directory_with_another_run_is_refused(config, monkeypatch) -> Non
         RunError, match=r"holds a run of recipes/job\.py; choose another --training"
     ):
         fit(toy(), toy_batches(), settings)
-    before[result.run_dir / "config.yaml"] = b"# written by recipes/job.py\n"
+    (result.run_dir / "config.yaml").write_text("# written by recipes/job.py\nsize: 3\n")
+    with pytest.raises(RunError, match=r"holds a run of recipes/job\.py; choose another"):
+        fit(toy(), toy_batches(), config(resume="auto"))
+    before[result.run_dir / "config.yaml"] = b"# written by recipes/job.py\nsize: 3\n"
     assert {p: p.read_bytes() for p in result.run_dir.rglob("*") if p.is_file()} == before
 
 

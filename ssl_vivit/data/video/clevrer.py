@@ -66,7 +66,8 @@ def clip_labels(
     if annotation is None:
         raise DataError(
             f"{name} has no annotation, but labels need one; pack the shards with "
-            f"`python -m data_prep.clevrer pack --annotations …`"
+            "`python -m data_prep.clevrer pack --annotations …`, or set --probe.every 0 to pretrain "
+            "without probes"
         )
     with _naming(name):
         return _labels(Field(annotation), [int(frame) for frame in frames])

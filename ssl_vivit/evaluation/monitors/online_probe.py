@@ -39,7 +39,9 @@ class OnlineProbe:
         if not config.every:
             return
         if clips.held_out is None:
-            raise ValueError("probe.every needs held-out videos; set data.held_out above 0")
+            raise ValueError(
+                "probe.every needs held-out videos; set --data.held_out above 0, or --probe.every 0"
+            )
         plain = clips.held_out.dataset
         labelled = ClipDataset(
             plain.videos,

@@ -66,4 +66,6 @@ def refuse_other_settings(
 def _words(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if value is None:
+        return "not set"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -467,7 +467,9 @@ def _explain(message: str, keys: list[str], short: list[str]) -> str:
         hint = ""
         if match[1].endswith("_size") and "two integers" in kinds:
             hint = f"; give height and width in pixels, such as --{match[1]} 96 96"
-        return f"{match[1]}: expected one of {kinds}; got {_shortened(match[3])}{hint}"
+        kinds = kinds.replace("two integers, null", "two integers, or null")
+        one_of = "" if kinds.startswith("two integers") else "one of "
+        return f"{match[1]}: expected {one_of}{kinds}; got {_shortened(match[3])}{hint}"
     line = re.sub(r'Parser key "([\w.]+)":', r"\1:", line)
     line = re.sub(r"Expected a <class '(\w+)'>\.", r"expected \1;", line)
     line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1;", line)

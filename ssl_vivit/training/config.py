@@ -81,7 +81,7 @@ class TrainingConfig:
         optimizer: optimiser and learning-rate schedule.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         keep_checkpoints: number of newest checkpoints to keep; 0 keeps all checkpoints.
-        resume: never starts a new run. auto continues from the newest complete checkpoint in
+        resume: ``never`` starts a new run. ``auto`` continues from the newest complete checkpoint in
             run_dir, or starts a new run if there is none. A path continues from that checkpoint.
         profile: number of steps to profile, from the fourth step on; 0 profiles none. The time of
             each phase is printed, and a trace for ui.perfetto.dev is written to profile.json in

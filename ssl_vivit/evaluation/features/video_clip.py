@@ -54,9 +54,11 @@ class ClipCutting:
             steps = int(timeline_length(frames, rate, self.clip.fps)[0])
         self._starts = steps - self.clip.span + 1
         if self._starts < 1:
-            raise self._misfit(
-                "", "take a longer video, or call load_encoder with a smaller num_frames"
-            )
+            # The most frames that fit, in whole tubelets.
+            tubelet = encoder.config.tubelet_size[0]
+            most = ((steps - 1) // self.clip.frame_stride + 1) // tubelet * tubelet
+            shorter = f", or call load_encoder(…, num_frames={most})" if most > 0 else ""
+            raise self._misfit("", f"take a longer video{shorter}")
 
     def central(self) -> Int[np.ndarray, "1 t"]:
         """Return the frame numbers of the clip in the middle of the video."""

@@ -156,7 +156,8 @@ SHORT = np.zeros((7, 16, 24, 3), np.uint8)
             SHORT,
             {},
             {},
-            r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22 frames; take",
+            r"^the array has 7 frames; a clip of 8 frames at stride 3 needs 22 frames; take a longer "
+            r"video, or call load_encoder\(…, num_frames=2\)$",
         ),
         (VIDEO, {"clips": "every"}, {}, "clips 'every' is unknown; use 'central' or 'all'"),
         (VIDEO, {"fps": 25.0}, {}, "fps 25.0 is for arrays of frames, .* omit fps"),

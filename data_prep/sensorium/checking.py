@@ -58,7 +58,8 @@ def check(path: str | Path, *, progress: bool = True) -> SessionCheck:
         return SessionCheck(None, {}, list(dict.fromkeys(found)), [])
     facts = {
         "frames": f"{session.frame_size[0]}×{session.frame_size[1]} pixels, "
-        f"{session.frames_per_second:g} per second",
+        f"{session.frames_per_second:g} per second, largest pixel "
+        f"{max(trial.brightest for trial in session.trials.values()):g} of 255",
         "neurons": f"{len(session.unit_ids)}, {session.kind}, "
         + ("coordinates unmeasured" if session.coordinates is None else "with coordinates"),
         "trials": f"{len(session.tier_names)}, {_range(session.lengths[session.lengths > 0])} frames",

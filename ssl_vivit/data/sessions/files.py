@@ -298,9 +298,22 @@ class Session:
                 f"{self.name}: {len(silent)} of {len(self.unit_ids)} neurons never respond in "
                 f"training trials (unit {shown})"
             )
+        negative = (self._mean_responses() <= 0) & ~self.silent_units()
+        if negative.any():
+            notes.append(
+                f"{self.name}: {negative.sum()} of {len(self.unit_ids)} neurons have a mean "
+                "training response of 0 or less, but models predict positive rates; write signals "
+                "without subtracting their mean"
+            )
         if pupil and not self.has_pupil:
             notes.append(f"{self.name}: the pupil's centre is constant and treated as not measured")
         return notes
+
+    def _mean_responses(self) -> np.ndarray:
+        """Return the mean response (N,) of each neuron in the tier train; NaN if unknown."""
+        trials = [self.trials[int(trial)].responses for trial in self.tiers["train"]]
+        moments = Moments.merged(trials)
+        return np.where(moments.count > 0, moments.mean, np.nan)
 
     def silent_units(self) -> np.ndarray:
         """Return a boolean mask (N,) of neurons whose responses in the tier train are all 0."""

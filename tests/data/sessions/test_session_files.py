@@ -409,3 +409,12 @@ def test_recorded_neurons() -> None:
     assert np.array_equal(part["responses"][1].T, np.load(REAL / "data" / "responses" / "5.npy"))
     video = (np.load(REAL / "data" / "videos" / "5.npy") - videos.mean()) / videos.std()
     assert np.allclose(part["video"][1, 0], np.moveaxis(video, -1, 0), atol=1e-6)
+
+
+def test_signals_without_a_positive_mean_are_noted(tmp_path):
+    path = folder(tmp_path, calcium=True, neurons=4)
+    assert not [note for note in Session(path).notes if "mean training response" in note]
+    for trial in range(9):
+        change(path, "responses", trial, lambda signal: signal - [[9.0], [0], [9.0], [0]])
+    (note,) = [note for note in Session(path).notes if "mean training response" in note]
+    assert "2 of 4 neurons have a mean training response of 0 or less" in note

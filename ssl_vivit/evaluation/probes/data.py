@@ -92,8 +92,7 @@ class Parts(NamedTuple):
             The parts, and the names of all videos that are too short, including padded ones.
 
         Raises:
-            DataError: if the remaining videos are too few to train and test a probe, or if those of
-                a part are of one class.
+            DataError: if the remaining videos are too few to train and test a probe.
         """
         parts: list[Part] = []
         names: set[str] = set()
@@ -109,9 +108,8 @@ class Parts(NamedTuple):
                     f"{needed_length(longest)}; give longer videos, lower --clips or "
                     "--data.clip.frame_stride, or set --data.short_videos pad"
                 )
-            if isinstance(part.labels, FolderLabels):
-                part.labels.refuse_one_class([part.videos.keys[i] for i in part.indices])
             parts.append(part)
+        _warn_of_missing_classes(parts)
         count = len(parts[0].indices)
         if count < FOLDS:
             raise DataError(
@@ -119,6 +117,18 @@ class Parts(NamedTuple):
                 "videos, or lower --data.held_out"
             )
         return Parts(*parts), sorted(names)
+
+
+def _warn_of_missing_classes(parts: Sequence[Part]) -> None:
+    """Log a warning for a part that lacks classes of a labelled folder, in the main process."""
+    for what, part in zip(("training", "test"), parts, strict=True):
+        if isinstance(part.labels, FolderLabels) and os.environ.get("RANK", "0") == "0":
+            keys = [part.videos.keys[i] for i in part.indices]
+            if missing := part.labels.missing_classes(keys):
+                logger.warning(
+                    "the %d %s videos contain %s, so scores say little; give more videos, or "
+                    "another --data.held_out", len(keys), what, missing,
+                )  # fmt: skip
 
 
 def open_parts(data: ProbeData, train_videos: int = 2000, test_videos: int = 1000) -> Parts:

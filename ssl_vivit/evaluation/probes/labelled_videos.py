@@ -93,18 +93,10 @@ class FolderLabels:
             )
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
 
-    def refuse_one_class(self, keys: Sequence[str]) -> None:
-        """Raise DataError if videos are of a single class, since their scores mean nothing.
-
-        Args:
-            keys: names of the training or of the test videos.
-        """
-        found = {key.split("/")[0] for key in keys}
-        if len(found) == 1:
-            raise DataError(
-                f"all {len(keys)} videos of the training or the test part are of the class "
-                f"{found.pop()}; give more videos, or another --data.held_out"
-            )
+    def missing_classes(self, keys: Sequence[str]) -> str | None:
+        """Return a clause with the classes that none of the videos has; None if there are none."""
+        missing = sorted({*self.classes} - {key.split("/")[0] for key in keys})
+        return f"no video of the classes {', '.join(missing)}" if missing else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the class index of each video of the batch, int64 (b,)."""

@@ -101,7 +101,7 @@ def join(stimuli: Sequence[ShownFrames], rate: float | None) -> Timeline:
 def cut_by_table(
     timeline: Timeline, starts: np.ndarray, stops: np.ndarray, rate: float | None
 ) -> tuple[list[TrialFrames], Counter[str]]:
-    """Cut a trial for each row, with the frames whose onset is in [start, stop).
+    """Cut a trial for each row of a table, with the frames whose onset is in [start, stop).
 
     Args:
         timeline: the shown frames.

@@ -27,6 +27,6 @@ def phase(name: str) -> Iterator[None]:
 
 
 def record_phases(recorder: Recorder | None) -> None:
-    """Set the recorder that measures all phases from now on; None stops measuring."""
+    """Set the recorder that measures the duration of each :func:`phase`; None stops measuring."""
     global _recorder
     _recorder = recorder

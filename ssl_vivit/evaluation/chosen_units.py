@@ -26,7 +26,7 @@ class ChosenUnits:
 
     Attributes:
         predictor: the model.
-        facts: facts of the session, such as its frame rate and the ids of its units.
+        facts: ``SessionFacts`` of the session, such as its frame rate and the ids of its units.
         places: indices of the selected neurons among all neurons of the session.
     """
 

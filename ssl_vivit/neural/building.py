@@ -66,7 +66,7 @@ def build_neural_model(
         encoder: choice of the encoder. Baselines ignore its named size.
         config: settings of the parts around the core.
         baseline: settings of the baseline cores.
-        facts: facts of the sessions.
+        facts: ``SessionFacts`` of the sessions.
         longest: number of frames of the longest trial.
         window: number of frames of a training window. None means ``longest``.
 

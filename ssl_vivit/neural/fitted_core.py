@@ -92,7 +92,7 @@ def build_on_core(
     Args:
         fitted: the fitted model.
         config: settings, of which only ``readout`` and ``nonlinearity`` are used.
-        facts: facts of the new sessions, which must match :func:`core_inputs`.
+        facts: ``SessionFacts`` of the new sessions, which must match :func:`core_inputs`.
 
     Returns:
         The model and a note on its core. The neurons start at their mean rates.

@@ -31,12 +31,12 @@ class NeuralStream:
 
     Args:
         model: the model, on the device on which it is to run.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         context: how many seconds attention looks back in each layer. None means all frames so far.
         units: ids of the neurons whose rates are returned, in this order. None means all neurons.
 
     Attributes:
-        facts: facts of the session. Frames must have its frame size and frame rate.
+        facts: ``SessionFacts`` of the session. Frames must have its frame size and frame rate.
         unit_ids: ids of the neurons whose rates a step returns.
 
     Raises:
@@ -105,7 +105,7 @@ def attention_steps(model: NeuralModel, facts: SessionFacts, context: float | No
 
     Args:
         model: the model whose time steps are counted.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         context: seconds. None returns None.
 
     Raises:

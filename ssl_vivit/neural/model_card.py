@@ -19,7 +19,7 @@ def neural_model_card(
 
     Args:
         model: the model.
-        facts: facts of its sessions.
+        facts: ``SessionFacts`` of its sessions.
         training: further rows of the card's table, name → value.
     """
     blocks = {}

@@ -51,10 +51,10 @@ class NeuralPredictor(nn.Module, HubModel):
 
     Args:
         model: the model.
-        facts: facts of its sessions, in any order.
+        facts: ``SessionFacts`` of its sessions, in any order.
 
     Attributes:
-        facts: facts of the sessions, in the model's order.
+        facts: ``SessionFacts`` of the sessions, in the model's order.
         sessions: names of the sessions.
 
     Raises:

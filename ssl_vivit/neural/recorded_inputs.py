@@ -50,7 +50,7 @@ def recorded_inputs(
     consists only of NaN in them.
 
     Args:
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         video: (B, T, H, W) or (B, 1, T, H, W), uint8 or numbers from 0 to 255.
         behaviour: (B, T, K) all recorded channels, in recorded units.
         pupil_centre: (B, T, 2) in recorded units.
@@ -95,7 +95,7 @@ class RecordedFrames:
     wait for a GPU.
 
     Args:
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         like: tensor whose device and precision the results take.
 
     Attributes:

@@ -50,7 +50,7 @@ class NeuralPrediction(Objective):
     Args:
         model: the model of neurons.
         config: settings. None means the defaults.
-        facts: facts of each session of the model, for mean responses and export.
+        facts: ``SessionFacts`` of each session of the model, for mean responses and export.
         session_shares: session → its fraction of the training windows, to give sessions equal
             weight. None gives all known responses equal weight.
 

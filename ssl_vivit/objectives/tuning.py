@@ -31,7 +31,7 @@ class TunedNeuralPrediction(NeuralPrediction):
         model: the model of neurons.
         config: settings of the loss.
         tuning: settings of the encoder's training.
-        facts: facts of each session of the model.
+        facts: ``SessionFacts`` of each session of the model.
         fitted_core: whether adapter, modulator and frame stream come from a fitted model, like the
             encoder. ``last_blocks`` trains them in any case.
         session_shares: see :class:`NeuralPrediction`.

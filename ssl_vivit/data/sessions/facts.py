@@ -183,17 +183,17 @@ def measured_facts(
     held_out: float,
     behaviour_channels: Sequence[int] | None = None,
 ) -> tuple[list[SessionFacts], list[str]]:
-    """Compute the facts of sessions from their training trials.
+    """Compute the :class:`SessionFacts` of sessions from their training trials.
 
     Args:
         sessions: sessions of one model.
-        splits: split of each session, tier → trials.
+        splits: for each session: "train", "validation" and "test" → numbers of its trials.
         held_out: fraction of each session's neurons that are held out of training.
         behaviour_channels: indices of the recorded behaviour channels that the model uses. None
             means the channels that vary in at least one session.
 
     Returns:
-        The facts, and notes on channels and neurons that are left out.
+        The facts of each session, and notes on channels and neurons that are left out.
     """
     trained: list[list[TrialFacts]] = [
         [session.trials[int(trial)] for trial in split["train"]]
@@ -265,7 +265,7 @@ def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts
 
     Args:
         session: the open session.
-        facts: facts of all sessions in the checkpoint.
+        facts: ``SessionFacts`` of all sessions in the checkpoint.
 
     Raises:
         SessionError: if the session is not in the checkpoint, or differs from the session in the

@@ -115,7 +115,7 @@ class Sessions(NamedTuple):
         train: windows of the training trials.
         validation: whole validation trials. None if there are none.
         test: whole test trials. None if there are none.
-        facts: facts of each session, in the order of the config.
+        facts: ``SessionFacts`` of each session, in the order of the config.
         sessions: open sessions, in the order of the config.
         every_validation: all validation trials, including those that train_share or train_trials
             leaves out.
@@ -162,7 +162,7 @@ def build_sessions(
     Args:
         config: settings of sessions and batches.
         seed: seed of all random draws.
-        facts: facts of a checkpoint, whose split, statistics and held-out neurons are then used.
+        facts: ``SessionFacts`` of a checkpoint, whose split, statistics and held-out neurons are then used.
             The sessions must be among those of the checkpoint. None computes the facts.
         pixel_statistics: mean and standard deviation for pixels scaled to [0, 1], by which the
             video is standardised. None computes them from the training stimuli.

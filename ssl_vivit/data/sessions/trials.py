@@ -22,7 +22,7 @@ class TrialBatches:
 
     Args:
         sessions: open sessions.
-        facts: facts of each session.
+        facts: ``SessionFacts`` of each session.
         trials: (index of the session, number of the trial) of each trial.
         drop_first: number of frames at the start of a trial whose responses are replaced by NaN.
     """

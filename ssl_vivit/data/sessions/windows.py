@@ -57,7 +57,7 @@ class WindowBatches:
 
     Args:
         sessions: open sessions.
-        facts: facts of each session, with statistics and training trials.
+        facts: ``SessionFacts`` of each session, with statistics and training trials.
         window: number of frames of a window. Shorter trials are padded.
         batching: "mix" or "alternate".
         seed: seed of all random draws.

@@ -55,7 +55,7 @@ def video_of_file(path: str | Path, facts: SessionFacts) -> Float[np.ndarray, "T
 
     Args:
         path: the video file.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
 
     Raises:
         DataError: if the video states no frame rate.

@@ -78,7 +78,7 @@ def draw_maps(
         ellipses: method → ellipses of all units.
         names: labels of the selected units.
         rows: indices of the selected units.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         path: path of the PNG file.
     """
     height, width = facts.frame_size

@@ -40,7 +40,7 @@ def write_results(
     Args:
         folder: an empty folder.
         fields: method → fields; all methods must have the same units.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         unit_ids: ids of the units.
         truth: tensors of a simulated session for these units, or None.
         draw: number of units in the figure of maps; those with the largest gradients are drawn.

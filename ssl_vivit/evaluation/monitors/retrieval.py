@@ -29,10 +29,10 @@ class ViewFeatures(NamedTuple):
 
 
 def view_rows(features: Float[Tensor, "b views d"], batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the rows of :class:`ViewFeatures` for the videos of a batch, in float32.
+    """Return features and middle frames of a batch: the rows of :class:`ViewFeatures` for its videos.
 
     Args:
-        features: features of the batch.
+        features: features of each view, (b, views, d); converted to float32.
         batch: a batch with ``clips`` (b, views, C, T, H, W) and ``frames`` (b, views, T).
     """
     middle = batch["clips"].shape[3] // 2

@@ -61,7 +61,7 @@ def write_nwb(
 
     Args:
         path: path of the file.
-        facts: facts of the session.
+        facts: ``SessionFacts`` of the session.
         trials: the trials, in the order of the file.
         model: path of the model, for the file's description.
     """

@@ -53,7 +53,7 @@ def fit_encoder(
 
     Args:
         choice: choice of the encoder.
-        facts: facts of the sessions, which must have one frame size.
+        facts: ``SessionFacts`` of the sessions, which must have one frame size.
         longest: number of frames of the longest trial.
         window: number of frames of a training window. None means ``longest``.
 

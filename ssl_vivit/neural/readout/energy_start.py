@@ -65,7 +65,7 @@ def start_at_energy(
     Args:
         model: the model, whose readouts are modified. Its adapter must still be the identity.
         sessions: sessions of the model.
-        facts: facts of each session, with the split.
+        facts: ``SessionFacts`` of each session, with the split.
 
     Returns:
         Notes, one line for each session with estimates.

@@ -31,7 +31,7 @@ class NeuralScores:
     repeats take 48 bytes for each frame and neuron.
 
     Args:
-        facts: facts of each session. Its mean training responses are the null model of
+        facts: ``SessionFacts`` of each session. Its mean training responses are the null model of
             ``bps_train_null``.
         drop_first: number of frames at the start of each trial that are not scored.
     """
@@ -104,7 +104,10 @@ class NeuralScores:
         return together
 
     def movies(self, session: str) -> list[str]:
-        """Return the names of the movies of a session's trials, in the order of ``counts``."""
+        """Return the names of the movies of a session's trials.
+
+        The argument ``counts`` of :meth:`neurons` and :meth:`resampled` has this order.
+        """
         return [name for name in self._seen[session].movies if name != UNNAMED]
 
     def neurons(

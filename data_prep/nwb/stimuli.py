@@ -228,8 +228,8 @@ class Stimuli:
             if len(stimuli := np.unique(told)) > 1:
                 raise DataError(
                     f"{file.path}: rows of {table} show {len(stimuli)} stimuli "
-                    f"({', '.join(stimuli[:8])}), but {own} is not among them; set --template to "
-                    "one of these names, or give a table of one stimulus"
+                    f"({', '.join(stimuli[:8])}), but none with the name of the template, {own}; set "
+                    "--template to one of these names, or --stimulus to a table with one stimulus"
                 )
             told = None
         return template, told

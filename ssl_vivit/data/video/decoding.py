@@ -254,8 +254,8 @@ def _open(source: Source) -> Iterator[tuple[Any, Any]]:
                 raise ValueError("no frame can be decoded, or one has too many pixels")
             if codec.width * codec.height > MOST_PIXELS:
                 raise ValueError(
-                    f"claims frames of {codec.height}×{codec.width} pixels, more than the "
-                    f"{MOST_PIXELS} that are read"
+                    f"its header states frames of {codec.height}×{codec.width} pixels; at most "
+                    f"{MOST_PIXELS:,} pixels are supported"
                 )
             codec.thread_count = 1
             codec.options = _LIMIT

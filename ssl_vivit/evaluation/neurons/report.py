@@ -151,7 +151,7 @@ def report(
 
 
 def positions_found(model: NeuralModel, sessions: Sessions) -> dict[str, PositionsFound]:
-    """Return session → agreement of found and true positions, for sessions with true positions."""
+    """Return session → agreement of readout positions with true receptive fields, if these are known."""
     found = {}
     for session in sessions.sessions:
         truth = true_fields(session)

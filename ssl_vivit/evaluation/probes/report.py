@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 @dataclass
 class ProbeScores:
-    """Scores of all rows, targets and seeds.
+    """Scores of the table of probes: for each :class:`Row`, target and seed.
 
     Attributes:
         targets: columns of the table.

@@ -35,14 +35,15 @@ def bits_per_spike(
 
     Args:
         rates: expected spike counts per bin.
-        spikes: spike counts.
+        spikes: spike counts; NaN if unknown.
         null_rates: constant rate of each neuron. None means its mean of ``spikes``.
 
     Returns:
         Bits per spike. 0 means no better than constant rates. NaN if there are no spikes.
 
     Raises:
-        NeuralModelError: if the shapes differ, or a rate is negative or NaN for a known response.
+        NeuralModelError: if the shapes differ, or a rate is negative or NaN where the spike count
+            is known.
     """
     return PoissonSums.of(rates, spikes).bits_per_spike(null_rates)
 

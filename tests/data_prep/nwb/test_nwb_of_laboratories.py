@@ -181,7 +181,7 @@ def test_rows_of_another_stimulus_are_left_out_and_counted(tmp_path):
         (
             {"image_name": SHOWN, "stimulus_name": ["one", "two"] * 3},
             {"template": "natural_set"},
-            r"show 2 stimuli \(one, two\), but natural_set is not among them",
+            r"show 2 stimuli \(one, two\), but none with the name of the template, natural_set; set ",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def start(main: Callable[[], int]) -> None:
 
 
 def option(setting: str) -> str:
-    """Return the command-line option of a setting."""
+    """Return the command-line option of a setting: ``--mean-rate`` for ``mean_rate``."""
     return "--fps" if setting == "frames_per_second" else f"--{setting.replace('_', '-')}"
 
 

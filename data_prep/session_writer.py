@@ -5,7 +5,7 @@
 - Arrays are passed with time first, as everywhere in the project, and stored with time last, as in
   Sensorium.
 - Statistics are exact and computed from the tier ``train`` only. They are in
-  ``meta/statistics/KIND/all/{mean,std,min,max}.npy``.
+  ``meta/statistics/NAME/all/{mean,std,min,max}.npy`` for the arrays of the folder ``data/NAME``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SessionWriter:
         unit_ids: one unique integer per neuron.
         coordinates: (N, 3) positions in the brain in micrometres; None writes zeros, which mean
             that positions were not measured.
-        facts: further entries of ``meta/session.json``, such as the origin of the session.
+        facts: further values for ``meta/session.json`` by name, such as the origin of the session.
 
     Attributes:
         path: the folder that is being written, for additional files; finally ``out``.
@@ -331,7 +331,10 @@ def _stored(trial: int, name: str, array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Mean, variance, minimum and maximum of each column; for videos, of all pixels together."""
+    """Statistics of an array over time: mean, variance, minimum and maximum of each column.
+
+    The statistics of videos are those of all pixels together.
+    """
 
     moments: Moments
     low: np.ndarray
@@ -339,7 +342,7 @@ class _Statistics:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> _Statistics:
-        """Compute the statistics of one trial over time; NaN values are ignored."""
+        """Compute the statistics of one trial's array, whose first axis is time; NaN is ignored."""
         if name == VIDEOS:
             return cls(Moments.of_pixels(array), array.min(), array.max())
         return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))
@@ -350,7 +353,10 @@ class _Statistics:
         return _Statistics(moments, np.fmin(self.low, other.low), np.fmax(self.high, other.high))
 
     def values(self) -> dict[str, np.ndarray]:
-        """Return the statistics by file name; NaN if all values are unknown."""
+        """Return mean, std, min and max by these names.
+
+        A column without known values has NaN.
+        """
         known = self.moments.count > 0
         return {
             "mean": np.where(known, self.moments.mean, np.nan),

@@ -47,9 +47,9 @@ class HeldOut(NamedTuple):
     """Held-out videos of the pretraining run.
 
     Attributes:
-        found: features, names and middle frames of one clip per video.
-        clip: one of the clips, (1, C, T, H, W), normalised.
-        mean, std: mean and std of the clip's normalisation.
+        found: pooled features, names and middle frames of one clip per video.
+        clip: the clip with most motion, (1, C, T, H, W), normalised.
+        mean, std: mean and standard deviation of each channel, used to normalise clips.
     """
 
     found: ViewFeatures
@@ -156,7 +156,7 @@ def held_out_videos(encoder: ViViT, run: Path) -> HeldOut:
 
 
 def features(encoder: ViViT, batch: dict[str, Tensor]) -> Float[Tensor, "b views d"]:
-    """Return the pooled features of every view."""
+    """Return the pooled features, (b, views, d), of all clips of a batch."""
     clips = batch["clips"]
     return encoder(clips.flatten(0, 1), tokens=False).pooled.unflatten(0, clips.shape[:2])
 
@@ -225,7 +225,7 @@ def draw_attention(panel: SubFigure, encoder: ViViT, videos: HeldOut) -> None:
 
 
 def draw_fields(panel: SubFigure, run: Path) -> None:
-    """Draw the centres of receptive fields on the screen, estimated by readouts and true ones."""
+    """Draw the estimated and the true centre of each neuron's receptive field on the screen."""
     model = load_neural_model(run / "model").model
     sessions = parse(NeuralRecipe, ["--config", str(run / "config.yaml")]).data.sessions
     assert sessions is not None

@@ -2,9 +2,9 @@
 
     python examples/encode_and_attend.py video.mp4 --out attention.png
 
-By default the encoder is one of weights/; --encoder chooses another. The script prints the
-shapes of the features, the similarity of the video's clips, and the name of the figure. It takes
-seconds on a CPU. The notebook examples/encode_and_attend.ipynb does this step by step.
+By default the encoder is one from the folder weights/; --encoder chooses another. The script prints
+the shapes of the features, the similarity of the video's clips, and the name of the figure. It
+takes seconds on a CPU. The notebook examples/encode_and_attend.ipynb does this step by step.
 """
 
 import argparse

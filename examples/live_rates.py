@@ -31,7 +31,7 @@ def grey_frames(source, height, width):
 
 
 def picture(figure, frame, times, rates, units):
-    """Draw the newest frame and the last rates."""
+    """Draw the newest frame, and the predicted rates of the last seconds."""
     figure.clear()
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     left.imshow(frame, cmap="gray", vmin=0, vmax=255)

@@ -55,9 +55,9 @@ class ComparisonRecipe(NeuralRecipe):
         trials: numbers of training trials of each session, instead of shares.
         seeds: number of runs of each row and fraction. They differ in initial weights, windows,
             dropout and the chosen trials. All rows of one seed have equal trials.
-        learning_rates: row or core → learning rate used instead of
+        learning_rates: learning rates by name of a row or core, used instead of
             ``training.optimizer.learning_rate``; cores that are not compared may be named.
-        rows: name of a further row → its settings by dotted name, such as ``{"frozen":
+        rows: further rows by name, each with its settings by dotted name, such as ``{"frozen":
             {"encoder.path": "runs/mae/encoder", "tuning.mode": "frozen"}}``.
     """
 
@@ -171,7 +171,9 @@ def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> 
 
 
 def rows_of(config: ComparisonRecipe) -> dict[str, NeuralRecipe]:
-    """Return name → recipe of each row; the recipe lacks the settings that differ between runs.
+    """Return the recipe of each row of the table, by the row's name.
+
+    The settings in which the runs of one row differ, such as seed and directory, are not set yet.
 
     Raises:
         RunError: if there are no rows, two rows have equal names, or --blocks is given without
@@ -316,7 +318,11 @@ def finished(cell: Cell) -> bool:
 
 
 def collected(planned: list[Cell]) -> NeuralComparison:
-    """Collect the scores of all runs and the reference scores."""
+    """Collect the scores of all runs, and the reference scores.
+
+    References are the scores of the true rates of simulated sessions, and of the mean response to
+    the same movie in training trials.
+    """
     made = [scores_of(cell) for cell in planned]
     counts = all("bps_mean" in own["scores"] for tiers in made for own in tiers.values())
     metric = "bps_mean" if counts else "correlation_mean"
@@ -339,7 +345,10 @@ def collected(planned: list[Cell]) -> NeuralComparison:
 
 
 def scores_of(cell: Cell) -> dict[str, Any]:
-    """Return tier → scores of a run; runs of earlier versions have one tier ``test``."""
+    """Return the saved scores of a run, by tier.
+
+    Runs of earlier versions have the single tier ``test``.
+    """
     mend = "remove this file, and run the comparison again to score the run"
     stored = read_json(cell.run_dir / "scores.json", mend)
     return stored["tiers"] if "tiers" in stored else {stored["tier"]: stored}

@@ -126,8 +126,8 @@ class Scored(NamedTuple):
 
     Attributes:
         predictor: the model, a NeuralPredictor.
-        facts: session → facts about it that are saved with the model.
-        tiers: tier → trials.
+        facts: ``SessionFacts`` of each session, by its name.
+        tiers: batches of the trials of each scored tier, by its name.
     """
 
     predictor: Any
@@ -204,7 +204,16 @@ def refuse_without_sample(model: str, sessions: Sequence[str]) -> None:
 def opened(
     model: str, predictor: Any, sessions: str | list[str], config: EvaluationRecipe
 ) -> Scored:
-    """Open sessions with the statistics and the split of a model's training.
+    """Open the sessions on which a model is scored.
+
+    Their statistics, and their split into training and test trials, are those that were saved with
+    the model.
+
+    Args:
+        model: option and path of the model, for messages.
+        predictor: the model, a NeuralPredictor.
+        sessions: folders of the sessions.
+        config: settings of the evaluation.
 
     Raises:
         SessionError: if the model was not trained on a session, or if a tier has no responses.

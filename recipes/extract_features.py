@@ -140,7 +140,7 @@ def extract(config: ExtractRecipe, processes: Any) -> None:
 
 
 def _open(config: ExtractRecipe, tell: Callable[[str], None]) -> tuple[Videos, dict[str, str]]:
-    """Open the videos; also return name → reason for broken ones."""
+    """Open the videos; return them, and the reason for each broken video by its name."""
     data = config.data
     if (config.videos is None) == (config.shards is None):
         raise DataError("give either --videos FOLDER or --shards PATTERN")

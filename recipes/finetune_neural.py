@@ -371,9 +371,9 @@ def fresh_command(config: NeuralRecipe, run_dir: Path) -> str | None:
 
 
 def encoder_statistics(config: NeuralRecipe) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return mean and std for the encoder's input pixels, and a line about them.
+    """Return (mean, std) that standardise the encoder's input pixels, and a line about them.
 
-    None means that the sessions' statistics are used.
+    The pair is None if the sessions' statistics are used instead.
     """
     path = config.encoder.path
     if config.core != "vivit" or path is None:
@@ -403,13 +403,13 @@ def ignored_of_encoder(choice: NeuralEncoderChoice) -> list[str]:
 def core_statistics(
     config: NeuralRecipe, inputs: SessionFacts
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return mean and std for the input pixels of a fitted core, and a line about them.
+    """Return (mean, std) that standardise the input pixels of a fitted core, and a line about them.
 
-    None means that the sessions' statistics are used.
+    The pair is None if the sessions' statistics are used instead.
 
     Args:
         config: settings of the run.
-        inputs: facts of a session that the core was fitted to.
+        inputs: ``SessionFacts`` of a session on which the core was trained.
     """
     if config.data.standardize == "session":
         return None, ["pixels: standardised by the sessions' statistics (data.standardize session)"]

@@ -118,7 +118,7 @@ def introduce(processes: Any, name: str, encoder: Any, data: DataConfig, clips: 
 
 
 def clips_for(architecture: Any, data: DataConfig, seed: int) -> Clips:
-    """Open training and held-out clips with the geometry of a ViViTConfig."""
+    """Open training and held-out clips of the length, size and channels of a ViViTConfig."""
     return build_clips(
         data,
         num_frames=architecture.num_frames,

@@ -123,7 +123,11 @@ def probe(config: ProbeRecipe, run_dir: Path, processes: Any) -> None:
 
 
 def _encoders(config: ProbeRecipe, tell) -> list[tuple[str, list[Any]]]:
-    """Load the encoders of each row; return pairs of name and ViViTs."""
+    """Load the encoders to probe.
+
+    Returns:
+        The name and the encoders of each row of the table.
+    """
     paths: Sequence[str] = config.encoders or (
         [DEMO_ENCODER] if Path(DEMO_ENCODER).is_dir() else []
     )

@@ -55,10 +55,11 @@ class SearchRecipe(NeuralRecipe):
     """Search settings of models of neurons.
 
     Args:
-        space: dotted name of a setting → a list of values, or a range ``{low, high}``. A range
-            contains only integers if both ends are integers; ``log: true`` searches on a log scale.
+        space: values to try for each setting, by dotted name: a list, or a range ``{low, high}``.
+            A range contains only integers if both ends are integers; ``log: true`` searches on a
+            log scale.
         trials: number of trials of the whole search; a larger number continues a finished search.
-        prune: end a trial early if its score is below the median score of other trials at that
+        prune: end a trial early if its score is below the median score of other trials at the same
             step.
         held_out_neurons: fraction of the neurons that no trial uses; the best trial is scored on
             them.
@@ -189,7 +190,7 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, recipe: NeuralRecipe) ->
         False if the trial was stopped.
 
     Raises:
-        UserError: if no trial could be trained, after three or more trials.
+        UserError: if the search has three or more trials, and none of them could be trained.
     """
     from optuna.trial import TrialState
 

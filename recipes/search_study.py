@@ -140,7 +140,7 @@ def next_trial(study: optuna.Study, lock: StudyLock, trials: int) -> optuna.Tria
 
 
 def is_left(trial: Any) -> bool:
-    """Return True if no process trains an unfinished trial."""
+    """Return True if a trial that has not ended is not trained by any running process."""
     process = trial.user_attrs.get(PROCESS)
     return process is None or has_ended(process)
 
@@ -176,8 +176,8 @@ def suggested(
 
     Args:
         study: the study.
-        trial: one of its trials; a trial that already has values keeps them.
-        space: setting → its values, or its range.
+        trial: a trial of the study; if it already has values, it keeps them.
+        space: list of values, or range, of each setting, by the setting's dotted name.
         seed: seed of the search.
     """
     import optuna

@@ -70,7 +70,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _notes(report: PackReport) -> list[str]:
-    """Return sentences on packed videos whose frame sizes or frame rates differ."""
+    """Return warnings if the packed videos have different frame sizes or frame rates."""
     notes, sizes, rates = [], report.sizes, report.rates
     if len(sizes) > 1:
         (low, narrow), (high, wide) = sizes[0], sizes[-1]
@@ -134,7 +134,10 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _print_reasons(what: str, reasons: dict[str, str], all_of_them: bool = False) -> None:
-    """Print names of samples and reasons on standard error, by default only the first ones."""
+    """Print on standard error how many samples failed, their names, and the reasons.
+
+    Only the first samples are named, unless ``all_of_them`` is True.
+    """
     if not reasons:
         return
     shown = list(reasons.items()) if all_of_them else list(reasons.items())[:_NAMED]

@@ -11,9 +11,9 @@ from ssl_vivit.nested_text import read_json_text
 
 
 def renumbered(annotation: bytes, kept: list[int], num_frames: int) -> bytes:
-    """Return CLEVRER's annotation with the numbers of the kept frames.
+    """Renumber the frames of CLEVRER's annotation for a video with dropped or repeated frames.
 
-    Trajectories of dropped frames are removed, trajectories of repeated frames are repeated, and
+    Trajectory entries of dropped frames are removed, those of repeated frames are repeated, and
     collisions move to the nearest kept frame.
 
     Args:

@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Archive:
-    """A published file: path below the base URL, and size in bytes and digest if known."""
+    """A published file: its path below the base URL, its size in bytes and SHA-256 if known."""
 
     path: str
     size: int | None = None
@@ -149,7 +149,11 @@ def _fetch(
 def _append_missing_bytes(
     url: str, part: Path, archive: Archive, progress: bool, timeout: float
 ) -> int | None:
-    """Append missing bytes to ``part``; return the size of the whole file, None if unknown."""
+    """Download the bytes of an archive that the file ``part`` does not contain, and append them.
+
+    Returns:
+        Size of the complete archive in bytes; None if unknown.
+    """
     have = _received_bytes(part)
     request = urllib.request.Request(url)
     memo = _validator_file(part)

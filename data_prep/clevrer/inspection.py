@@ -42,7 +42,7 @@ def verify(
         progress: show a progress bar.
 
     Returns:
-        Key → error, for each sample that fails.
+        The error of each sample that fails, by the sample's key.
 
     Raises:
         DataError: if a shard cannot be opened or is not a complete tar.
@@ -63,7 +63,7 @@ def verify(
 
 
 class _Tar:
-    """Names of a tar's members by their position in the file, read from its headers."""
+    """The members of a tar: their names by position in the file, read from the tar's headers."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -74,7 +74,7 @@ class _Tar:
         self._pictures = Counter(parts[1] for parts in pictures if parts)
 
     def unlike_the_index(self, videos: ShardSet, i: int) -> str | None:
-        """Return how a sample's index entry differs from the tar; None if they agree."""
+        """Return a message if the index entry of sample ``i`` differs from the tar, else None."""
         key, total = videos.keys[i], int(videos.num_frames[i])
         places = videos.places(i)
         frames = places[: len(places) - int(videos.has_annotation[i])]

@@ -45,11 +45,11 @@ class PackReport:
         shards: paths of the tars.
         packed: number of samples in the shards.
         annotated: number of samples with an annotation.
-        skipped: file name → reason, for videos that were not packed.
+        skipped: reason for each video that was not packed, by file name.
         too_many_skipped: True if more than 1 % of CLEVRER's videos were skipped, which suggests a
             damaged archive.
-        passed_over: kind of file (its ending, or for example ``hidden``) → number of files that
-            were not read.
+        passed_over: number of files that were not read, by kind of file (the ending of the name,
+            or for example ``hidden``).
         sizes: sizes (H, W) of stored frames in pixels, each once, ascending.
         rates: known frame rates of the stored videos, each once, ascending.
     """
@@ -100,8 +100,9 @@ def pack(
         storage: see :class:`~data_prep.clevrer.storage.Encoding`.
         size: (H, W) of the stored frames; None keeps the size.
         fps: frames kept per second; None keeps all.
-        frames: number of frames that each video must have. None is 128 for videos with CLEVRER's
-            names, which must also have equal sizes, and any number for others.
+        frames: number of frames that each video must have. With None, videos with CLEVRER's names
+            must have 128 frames, and other videos may have any number. All videos with CLEVRER's
+            names must have one frame size.
         samples_per_shard: number of videos per shard, including skipped ones.
         workers: number of processes; None is one per usable core, and at most one per shard.
             Several processes are spawned, so a script must call this under ``if __name__ ==
@@ -169,7 +170,11 @@ def _check_or_save_settings(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Save source and settings of the shards with a prefix; raise if other settings were saved."""
+    """Save the settings and a digest of the source for the shards with a prefix.
+
+    Raises:
+        DataError: if ``out`` contains shards with this prefix and other settings or sources.
+    """
     settings: dict[str, Any] = {
         **asdict(encoding),
         "frames": frames,
@@ -316,7 +321,8 @@ def _report_if_complete(job: _Job) -> dict[str, Any] | None:
 def _has_changed(job: _Job, index: dict[str, Any]) -> bool:
     """Return True if a source file has changed since its shard was written.
 
-    Only files with a newer time stamp are compared, by content.
+    Files with a newer time stamp than the shard's are compared by content; others count as
+    unchanged.
     """
     written = job.shard.stat().st_mtime_ns
     stored = {sample["key"]: sample for sample in index["samples"]}

@@ -93,7 +93,7 @@ class Encoding:
     def members(
         self, name: str, video: bytes, annotation: bytes | None, num_frames: int | None
     ) -> dict[str, bytes]:
-        """Return the members of the tar for one video: extension → content.
+        """Return the files that store one video in a tar: contents by file extension.
 
         All frames of the video are decoded as a check.
 

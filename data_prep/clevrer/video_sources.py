@@ -94,8 +94,8 @@ class VideoSource:
         is_clevrer: True if all videos have CLEVRER's file names.
         prefix: default prefix of shards: ``clevrer-train`` and so on from the archive's name, or
             the name of the folder.
-        passed_over: kind of file (its ending, or for example ``hidden``) → number of files that are
-            not read.
+        passed_over: number of files that are not read, by kind of file (the ending of the name, or
+            for example ``hidden``).
     """
 
     samples: list[Sample]
@@ -104,7 +104,7 @@ class VideoSource:
     passed_over: Counter[str]
 
     def digest(self) -> str:
-        """Digest of the samples' keys, names and sizes."""
+        """Return a digest of the keys, file names and file sizes of all samples."""
         facts = [
             (s.key, s.video.name, s.video.size, s.annotation and s.annotation.size)
             for s in self.samples
@@ -113,7 +113,7 @@ class VideoSource:
 
 
 def open_source(videos: str | Path, annotations: str | Path | None = None) -> VideoSource:
-    """List the videos of a zip archive or folder, with their annotations by CLEVRER's video number.
+    """List the videos of a zip archive or folder, and match annotations by CLEVRER's numbers.
 
     Args:
         videos: zip archive or folder, searched at any depth.
@@ -121,7 +121,8 @@ def open_source(videos: str | Path, annotations: str | Path | None = None) -> Vi
 
     Raises:
         DataError: if a path is missing, an archive is damaged or contains a name twice, there are
-            no videos, no annotation belongs to a video, or two files have equal numbers.
+            no videos, or no annotation belongs to a video. With annotations, also if two videos or
+            two annotations have equal numbers.
     """
     root = Path(videos)
     found, passed_over = _list(root, "--videos")

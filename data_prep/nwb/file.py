@@ -48,7 +48,7 @@ class NwbFile:
         path: the file.
 
     Attributes:
-        kinds: the package pynwb, which has the classes.
+        kinds: the package pynwb, which defines the types of the file's objects.
         series: path → TimeSeries.
         images: path → Images, a collection of pictures.
 
@@ -284,7 +284,10 @@ class NwbFile:
         return self._column(tables[table], table, column)
 
     def interval_times(self, table: str, option: str = "--trials") -> tuple[np.ndarray, np.ndarray]:
-        """Return start and stop of each row in seconds; NaN if a time is missing."""
+        """Return start and stop of each row of a table of intervals, as two arrays (R,) in seconds.
+
+        A missing time is NaN.
+        """
         found = [self.column(table, name, option) for name in ("start_time", "stop_time")]
         if any(times.dtype.kind == "U" for times in found):
             raise DataError(

@@ -34,7 +34,7 @@ def frame_ends(onsets: np.ndarray) -> np.ndarray:
 def frame_rate(onsets: np.ndarray) -> float:
     """Return frames per second, from the mean of all intervals except pauses.
 
-    A median interval would be rounded if the clock has whole milliseconds.
+    The median interval would be inexact if onsets are stored in whole milliseconds.
 
     Args:
         onsets: (F,) seconds, at least two.
@@ -45,6 +45,11 @@ def frame_rate(onsets: np.ndarray) -> float:
 
 def even_edges(start: float, stop: float, rate: float) -> np.ndarray:
     """Return the edges of all whole bins of ``1 / rate`` seconds that fit between two times.
+
+    Args:
+        start: start of the first bin in seconds.
+        stop: latest end of the last bin in seconds.
+        rate: bins per second.
 
     Returns:
         (bins + 1,) seconds, ``start + k / rate``, without accumulated rounding errors.

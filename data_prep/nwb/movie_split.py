@@ -58,9 +58,9 @@ def split_movies(prints: list[frozenset[bytes]], held_out: float) -> list[str]:
     """Assign trials to tiers so that no movie of the training trials is shown in another tier.
 
     Movies that were shown repeatedly go to ``live_test_main`` and ``oracle`` alternately, the most
-    repeated first, if at least half of the trials remain for training. Each of the two tiers is
-    then filled with further movies, in the order of digests, up to half of ``held_out`` of the
-    trials. The remaining trials are ``train``.
+    repeated first, if at least half of the trials remain for training. Further movies, in the order
+    of their digests, are then added to these tiers, up to the fraction ``held_out / 2`` of all
+    trials in each tier. The remaining trials are ``train``.
 
     Args:
         prints: digests of each trial's frames, see :func:`frame_prints`.

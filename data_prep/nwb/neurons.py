@@ -24,7 +24,14 @@ class Neurons(Protocol):
     available: int
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Return responses (bins, N) float32; NaN in bins in which a neuron was not recorded."""
+        """Return the responses of all neurons in the bins between successive edges.
+
+        Args:
+            edges: (bins + 1,) seconds, increasing.
+
+        Returns:
+            (bins, N) float32; NaN in bins in which a neuron was not recorded.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,15 @@ class SpikingUnits:
         self.ids = np.array([unit.number for unit in units], np.int64)
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Return spike counts in [edge, next edge); NaN in bins without a recording of the unit."""
+        """Return spike counts in [edge, next edge).
+
+        Args:
+            edges: (bins + 1,) seconds, increasing.
+
+        Returns:
+            (bins, N) float32; NaN in bins that are not completely within a recorded
+                interval of the unit.
+        """
         responses = np.empty((len(edges) - 1, len(self._units)), np.float32)
         for column, unit in enumerate(self._units):
             responses[:, column] = spike_counts(unit.spike_times, edges)
@@ -105,10 +120,16 @@ class RoiSignals:
         self._shift = shift
 
     def responses(self, edges: np.ndarray) -> np.ndarray:
-        """Return the means of the samples in [edge, next edge).
+        """Return the mean of each region's samples in [edge, next edge).
 
         A bin without samples has the last sample before it if that is at most 1.5 sampling
         intervals old, else NaN.
+
+        Args:
+            edges: (bins + 1,) seconds, increasing.
+
+        Returns:
+            (bins, N) float32.
         """
         first, last = np.searchsorted(self.times, edges[[0, -1]], side="left").tolist()
         first = max(0, first - 1)

@@ -1,7 +1,7 @@
 """Convert rows of a table of presentations to frames with times, and grey frames between them.
 
 A row shows a picture from ``start_time`` to ``stop_time``. Between rows the screen is grey. If the
-gap is long or another stimulus was shown in it, the screen is unknown and the frames pause.
+gap is long or another stimulus was shown in it, the screen is unknown and the gap gets no frames.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MOST_FRAMES = 10**7
 
 @dataclass(frozen=True)
 class PlacedFrames:
-    """Frames on the recording's clock.
+    """Frames of a table of presentations, with their times on the recording's clock.
 
     Attributes:
         onsets: (F,) seconds, strictly increasing.
         ends: (F,) seconds, not after the next onset.
         positions: (F,) number of the picture; ``GREY_PICTURE`` for grey.
-        left_out: reason → number of rows without a frame.
+        left_out: number of rows of the table without a frame, by reason.
     """
 
     onsets: np.ndarray
@@ -47,10 +47,11 @@ class PlacedFrames:
 def picture_numbers(
     column: np.ndarray, count: int, names: Sequence[str] | None, where: str
 ) -> np.ndarray:
-    """Return the picture number of each row of a column.
+    """Return the number of the picture that each row of a table of presentations shows.
 
     Args:
-        column: (R,) names, or numbers from 0 on, with −1 for grey and NaN for no picture.
+        column: column of the table, (R,): names of pictures, or numbers from 0 on, with −1 for
+            grey and NaN for no picture.
         count: number of pictures.
         names: names of the pictures; None if they have no names.
         where: name of the column, for messages.
@@ -85,14 +86,14 @@ def place(
 ) -> PlacedFrames:
     """Convert a table's rows to frames, and fill the gaps between rows with grey frames.
 
-    A picture or gap that is longer than the median row is divided into several frames of about the
-    median length.
+    A picture or gap that lasts longer than the median row is divided into several frames of about
+    the median duration.
 
     Args:
         table: name of the table, for messages.
         starts: (R,) seconds.
         stops: (R,) seconds.
-        pictures: (R,), see :func:`picture_numbers`.
+        pictures: (R,) picture numbers, see :func:`picture_numbers`.
         others: (O, 2) start and stop in seconds of rows of other tables. A gap that contains one of
             them is not filled.
 
@@ -158,7 +159,10 @@ NO_INTERVAL = "are not intervals: a time is missing, or stop_time is not after s
 
 
 def intervals(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the indices of rows with start before stop, and the number of other rows."""
+    """Return the indices of a table's rows that are intervals, and the number of other rows.
+
+    A row is an interval if both times are known and the start is before the stop.
+    """
     good = np.isfinite(starts) & np.isfinite(stops) & (starts < stops)
     return np.flatnonzero(good), int((~good).sum())
 
@@ -166,7 +170,10 @@ def intervals(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, int]:
 def _overlapping(
     begins: np.ndarray, ends: np.ndarray, others: np.ndarray, slack: float
 ) -> np.ndarray:
-    """Return a mask of the gaps that overlap one of ``others`` by more than ``slack`` seconds."""
+    """Mark the gaps (G,) that overlap one of the intervals ``others`` (O, 2).
+
+    Overlaps of up to ``slack`` seconds are ignored.
+    """
     touched = np.zeros(len(begins), bool)
     if len(others):
         others = others[np.argsort(others[:, 0])]

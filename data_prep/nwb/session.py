@@ -34,7 +34,7 @@ class NwbReport:
     Attributes:
         path: the session's folder.
         neurons: number of units or regions of interest written.
-        tiers: tier → number of trials.
+        tiers: number of trials of each tier, by tier name.
         frames_per_second: rate of the bins.
         notes: lines on skipped or unusual data.
     """
@@ -210,7 +210,7 @@ class _Shown:
 
 
 class _Totals:
-    """Counts over the responses of all trials, and notes on unusual ones."""
+    """Sums over the responses of all trials, for notes on silent, unknown or negative responses."""
 
     def __init__(self, neurons: int) -> None:
         self._sum = np.zeros(neurons)
@@ -305,7 +305,10 @@ def _choose(stimuli: Stimuli, names: Sequence[str]) -> list[ShownFrames]:
 def _signals(
     file: NwbFile, running: str | None, pupil: Sequence[str], behaviour: Sequence[str]
 ) -> tuple[list[Signal], list[Signal]]:
-    """Return the channels of behaviour, and a list with the pupil's centre if there is one."""
+    """Return the series that are channels of behaviour, and those of the pupil's centre.
+
+    The second list has at most one series.
+    """
     signals: list[Signal] = []
     centre: list[Signal] = []
     for name in pupil:

@@ -36,7 +36,7 @@ class ShownFrames:
         ends: (F,) seconds, after the onset and not after the next onset.
         positions: (F,) number of the shown frame in ``pieces``; −1 for a grey screen.
         pieces: successive arrays of frames, not yet read.
-        left_out: reason → number of rows without a frame.
+        left_out: number of rows of a table of presentations without a frame, by reason.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Stimuli:
         return shown + self._tables()
 
     def templates(self) -> list[str]:
-        """Return the paths of templates."""
+        """Return the paths of the templates: sets of pictures without times of presentation."""
         series = [
             path
             for path, series in self._file.series.items()
@@ -198,9 +198,10 @@ class Stimuli:
         return found[0]
 
     def _template_of(self, table: str) -> tuple[str, np.ndarray | None]:
-        """Return the path of a table's template, and the stimulus name of each row.
+        """Return the path of a table's template, and the table's column ``stimulus_name``.
 
-        The names are None if they do not tell which rows show the template.
+        The column is None if the table has none, or if it does not tell which rows show the
+        template.
         """
         file, templates = self._file, self.templates()
         told = None
@@ -235,7 +236,11 @@ class Stimuli:
         return template, told
 
     def _others(self, table: str) -> np.ndarray:
-        """Return (O, 2) start and stop in seconds of the rows of all other presentation tables."""
+        """Return start and stop of the rows of all tables of presentations except ``table``.
+
+        Returns:
+            (O, 2) seconds.
+        """
         found = [np.zeros((0, 2))]
         for name in self._file.tables():
             if name != table and (name.endswith(_PRESENTATIONS) or name in self._tables()):

@@ -23,12 +23,12 @@ _TOO_FEW = "rows show fewer than two frames of the stimulus"
 
 @dataclass(frozen=True)
 class Timeline:
-    """All shown frames, in order.
+    """All shown frames of a recording, in order of time.
 
     Attributes:
         onsets: (F,) seconds.
         ends: (F,) seconds; the next onset, or one usual interval after the onset before a pause.
-        stimulus: (F,) number of the frame's stimulus.
+        stimulus: (F,) index of the frame's stimulus in the list of stimuli.
         position: (F,) number of the frame in its stimulus; −1 for a grey screen.
         interval: usual (median) seconds between frames.
     """
@@ -46,9 +46,9 @@ class TrialFrames:
 
     Attributes:
         edges: (T + 1,) seconds.
-        stimulus: (T,) number of the stimulus.
+        stimulus: (T,) index of the frame's stimulus in the list of stimuli.
         position: (T,) number of the frame in the stimulus; −1 for a grey screen.
-        row: row of the table of trials; None without a table.
+        row: index of the trial's row in the table of trials; None if no table was used.
     """
 
     edges: np.ndarray
@@ -105,12 +105,12 @@ def cut_by_table(
 
     Args:
         timeline: the shown frames.
-        starts: (R,) seconds.
-        stops: (R,) seconds.
-        rate: rate of even bins; None for one bin per frame.
+        starts: (R,) start of each row in seconds.
+        stops: (R,) stop of each row in seconds.
+        rate: number of even bins per second; None for one bin per frame.
 
     Returns:
-        The trials; and reason → number of rows without a trial.
+        The trials, and the number of rows without a trial, by reason.
     """
     early = _EARLY * timeline.interval
     trials, kept = [], []
@@ -154,17 +154,17 @@ def cut_evenly(
     """Cut the timeline into trials of about equal length.
 
     Trials end at pauses, at the start of another stimulus, and where a movie starts again. Each
-    part in between is divided evenly into pieces of about ``seconds``, so that all frames are used
-    and repeats are cut at equal frames. A grey screen belongs to the picture before it; parts with
-    only grey are dropped.
+    stretch between such ends is divided evenly into trials of about ``seconds``, so that all frames
+    are used and repeats of a movie are cut at equal frames. A grey screen belongs to the trial of
+    the picture before it. Stretches with only grey are dropped.
 
     Args:
         timeline: the shown frames.
-        seconds: target length of a trial.
-        rate: rate of even bins; None for one bin per frame.
+        seconds: target duration of a trial.
+        rate: number of even bins per second; None for one bin per frame.
 
     Returns:
-        The trials; and reason → number of pieces without a trial.
+        The trials, and the number of pieces that are too short for a trial, by reason.
 
     Raises:
         DataError: if a frame lasts longer than ``seconds``.

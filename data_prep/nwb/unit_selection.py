@@ -50,10 +50,11 @@ class UnitSelection:
         self.columns = list(dict.fromkeys(names))
 
     def rows(self, table: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Mark the rows that satisfy the condition.
+        """Mark the neurons, rows of the table, that satisfy the condition.
 
         Args:
-            table: column → (N,) numbers, booleans or texts; it must have all :attr:`columns`.
+            table: columns by name, (N,) numbers, booleans or texts; it must have all
+                :attr:`columns`.
 
         Returns:
             (N,) bool. A missing number (NaN) satisfies no comparison.
@@ -96,7 +97,7 @@ class UnitSelection:
 
 
 def _value(node: ast.AST) -> str | float | bool | None:
-    """Return the constant of a node; None if it is not a number, text or boolean."""
+    """Return the value of a node of the syntax tree; None if it is no number, text or boolean."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _value(node.operand)
         return -value if isinstance(value, int | float) else None

@@ -92,7 +92,7 @@ def convert(
 
 
 def _sessions(source: Path) -> dict[str, list[_Member]]:
-    """Return name → files for the sessions of a source."""
+    """Return the files of each session in a zip archive or folder, by the session's name."""
     if source.is_dir():
         sizes, passed_over = files_below(source)
         del passed_over["hidden"]
@@ -147,7 +147,11 @@ def _sessions(source: Path) -> dict[str, list[_Member]]:
 
 
 def _member(source: Path, entry: zipfile.ZipInfo) -> _Member:
-    """Return an archive's entry; raise if it is a link, encrypted or leads out of the archive."""
+    """Return the description of a file in a zip archive.
+
+    Raises:
+        DataError: if the file is a link, is encrypted, or has a path that leads out of the archive.
+    """
     name = entry.filename
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:

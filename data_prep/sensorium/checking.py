@@ -31,7 +31,7 @@ class SessionCheck:
 
     Attributes:
         session: the opened session; None if there are problems.
-        facts: heading → summary line.
+        facts: lines of the summary by heading; empty if there are problems.
         problems: error lines, each with the fix; empty if the session can be used.
         notes: lines on unusual properties that do not prevent training.
     """
@@ -166,7 +166,10 @@ def _trial_problems(path: Path, progress: bool) -> list[str]:
 
 
 def _may_be_used(tier: str) -> bool:
-    """Return whether trials of a tier are used; True for an unknown name, which may be misspelt."""
+    """Return True if training or scoring uses the trials of a tier.
+
+    An unknown name also gives True, since it may be a misspelt tier.
+    """
     try:
         return tier_of(tier) is not None
     except SessionError:
@@ -266,7 +269,7 @@ def _some_trials(session: Session, count: int) -> list[int]:
 
 
 def _traces(axis: Axes, seconds: np.ndarray, values: np.ndarray, labels: list[str]) -> None:
-    """Draw traces in units of their standard deviations, so that all fit one axis."""
+    """Draw each column of ``values`` in units of its standard deviation, all in one axis."""
     for column, label in zip(values.T, labels, strict=True):
         spread = float(np.nanstd(column)) if np.isfinite(column).any() else 0.0
         axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.8, label=label)

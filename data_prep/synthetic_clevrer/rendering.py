@@ -115,7 +115,7 @@ class Renderer:
         self._color[:, *fine][:, nearer] = 255 * np.sqrt(np.clip(light, 0, 1))
 
     def _shadowed_ground(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-        """Return the boxes of ground pixels that shadows darken, each with factors (3, h, w).
+        """Return the pixel box of each object's shadows, and factors (3, h, w) for its pixels.
 
         Shadows of resting objects are reused from the previous frame.
         """

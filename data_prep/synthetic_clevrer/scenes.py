@@ -99,7 +99,7 @@ def draw_scene(seed: int, index: int) -> list[SceneObject]:
 
 
 def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Generator) -> SceneObject:
-    """Return `kind` at a random place near the middle of the view, apart from `others`."""
+    """Return a copy of `kind` that rests near the middle of the view, apart from `others`."""
     while True:
         x, y = float(rng.uniform(-1.8, 1.4)), float(rng.uniform(-1.6, 1.6))
         if _is_free((x, y), others, 0.75):
@@ -109,7 +109,10 @@ def _resting(kind: SceneObject, others: list[SceneObject], rng: np.random.Genera
 def _entering(
     kind: SceneObject, others: list[SceneObject], start: float, rng: np.random.Generator
 ) -> SceneObject:
-    """Return `kind` just outside the view, with a push towards another object or the middle."""
+    """Return a copy of `kind` that starts just outside the view.
+
+    Its push is towards one of `others` that rests, or towards the middle of the view.
+    """
     camera = Camera(1000, round(1000 * ASPECT))
     while True:
         side = rng.choice(["left", "right", "near"], p=[0.4, 0.4, 0.2])

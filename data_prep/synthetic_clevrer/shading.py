@@ -36,8 +36,8 @@ class Lamp:
         elevation: degrees above the ground.
         strength: light on a surface that faces the lamp.
         shadow: fraction of the ground's light that its shadow removes.
-        softness: half-width of the shadow's edge at the object's foot in scene units, and its
-            increase along the shadow.
+        softness: half-width of the shadow's edge at the object's foot, and the increase of this
+            half-width up to the shadow's tip, both in scene units.
     """
 
     azimuth: float
@@ -58,7 +58,10 @@ class Lamp:
 
     @cached_property
     def fall(self) -> np.ndarray:
-        """Offset (2,) on the ground from a point's foot to its shadow, for a height of one unit."""
+        """Offset (2,) of a point's shadow on the ground, for a point one unit above the ground.
+
+        The offset starts at the place on the ground directly below the point.
+        """
         x, y, z = self.direction
         return np.array([-x / z, -y / z])
 
@@ -87,9 +90,9 @@ def shade(
 
     Args:
         item: the object.
-        points: components of the points.
-        normals: components of the unit normals at the points.
-        rays: components of the unit directions from the camera to the points.
+        points: x, y and z of the n points.
+        normals: x, y and z of the unit normals at the points.
+        rays: x, y and z of the unit directions from the camera to the points.
         others: other objects of the scene and their centres, which metal reflects.
 
     Returns:
@@ -165,7 +168,11 @@ def _metal(
 
 
 def shadow_reach(item: SceneObject) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (low, high) of the ground that an object darkens, from its centre."""
+    """Return a box that contains all ground that an object darkens.
+
+    Returns:
+        Lowest and highest (x, y) of the box in scene units, relative to the object's centre.
+    """
     low, high = np.full(2, -item.reach - 0.15), np.full(2, item.reach + 0.15)
     for lamp in LAMPS:
         offset = lamp.fall * 2 * item.half_height

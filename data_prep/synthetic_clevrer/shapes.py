@@ -25,7 +25,7 @@ def hit_distance(
         location: (3,), centre of the object.
         yaw: rotation of the object about the vertical, in radians.
         origin: (3,), origin of the rays.
-        rays: components of unit directions, of any shape.
+        rays: x, y and z of the unit directions, three arrays of equal shape.
     """
     o = (np.asarray(origin) - location).astype(np.float32)
     if item.shape == "sphere":
@@ -88,7 +88,7 @@ def shading_normals(
         item: the object.
         location: (3,), centre of the object.
         yaw: rotation of the object about the vertical, in radians.
-        points: components of points on the surface.
+        points: x, y and z of points on the surface.
     """
     x, y, z = (p - np.float32(c) for p, c in zip(points, location, strict=True))
     if item.shape == "sphere":
@@ -104,7 +104,14 @@ def shading_normals(
 
 
 def _rounded(inward: np.ndarray, half: float) -> np.ndarray:
-    """Return a component of the normal: 1 at the face, falling to 0 at one bevel's width inside."""
+    """Return the normal's component perpendicular to a face, before normalisation.
+
+    It is 1 at the face and falls linearly to about 0 at a depth of one bevel's width.
+
+    Args:
+        inward: distances of points from the object's centre, perpendicular to the face.
+        half: distance of the face from the centre.
+    """
     return np.clip((inward - np.float32(half - BEVEL)) / np.float32(BEVEL), 1e-4, 1)
 
 

@@ -141,7 +141,7 @@ def _check(
 
 
 def _check_or_save_settings(out: Path, settings: dict) -> None:
-    """Write the manifest of a new folder; raise if the folder has videos with other settings."""
+    """Save the settings in a new folder; raise if the folder has videos with other settings."""
     manifest = out / MANIFEST
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; give a folder")

@@ -1,4 +1,4 @@
-"""Model neurons of visual cortex with known receptive fields: movie and behaviour → rates.
+"""Compute rates of model neurons with known receptive fields from movies and behaviour.
 
 - Space: an even and an odd Gabor function with one envelope, both without response to grey.
 - Time: a fast and a slow causal kernel about a quarter of a cycle apart.
@@ -190,13 +190,14 @@ class Filters:
         behaviour: Float[np.ndarray, "t 2"] | None = None,
         shift: Float[np.ndarray, "t 2"] | None = None,
     ) -> Float[Tensor, "t n"]:
-        """Return expected responses per frame; they depend only on earlier and current frames.
+        """Return expected responses per frame, (T, N), from earlier and current frames only.
 
         Args:
-            movie: grey levels, 0 to 255.
-            behaviour: pupil size and running speed in standard deviations from their means; None is
-                the means.
-            shift: shift (x, y) of all receptive fields by gaze in each frame, in pixels.
+            movie: (T, H, W), grey levels, 0 to 255.
+            behaviour: (T, 2), pupil size and running speed in standard deviations from their means;
+                None is the means.
+            shift: (T, 2), shift (x, y) of all receptive fields by gaze, in pixels; None if gaze
+                does not move.
         """
         population = self.population
         drive, surround = self.parts(self.contrast(movie, shift))
@@ -210,7 +211,13 @@ class Filters:
     def contrast(
         self, movie: UInt8[np.ndarray, "t h w"], shift: Float[np.ndarray, "t 2"] | None = None
     ) -> Float[Tensor, "t h w"]:
-        """Return the contrast on the retina, −1 to 1: the movie shifted opposite to the gaze."""
+        """Return the contrast on the retina, (T, H, W), from about −1 to 1; 0 is grey.
+
+        Args:
+            movie: (T, H, W), grey levels, 0 to 255.
+            shift: (T, 2), shift (x, y) of the gaze in pixels, which moves the picture on the retina
+                in the opposite direction; None is no shift.
+        """
         contrast = (torch.as_tensor(movie).float() - GREY) / GREY
         if shift is None:
             return contrast
@@ -226,7 +233,14 @@ class Filters:
     def parts(
         self, contrast: Float[Tensor, "t h w"]
     ) -> tuple[Float[Tensor, "t n"], Float[Tensor, "t n"]]:
-        """Return the drive of the receptive field and the contrast of the surround, unscaled."""
+        """Return the receptive fields' drive and the surrounds' contrast, before scaling.
+
+        Args:
+            contrast: (T, H, W), see :meth:`contrast`.
+
+        Returns:
+            Drive and surrounding contrast, each (T, N).
+        """
         population = self.population
         seen = rearrange(contrast, "t h w -> t (h w)") @ self._flat
         even, odd = rearrange(seen, "t (pair n) -> pair t n", pair=2)
@@ -245,9 +259,15 @@ class Filters:
 def normalised(
     population: Population, drive: Float[Tensor, "t n"], surround: Float[Tensor, "t n"]
 ) -> Float[Tensor, "t n"]:
-    """Return the drive after divisive normalisation (Heeger 1992, equation 8) and the exponent.
+    """Return the normalised drive (Heeger 1992, equation 8), raised to each neuron's exponent.
 
-    The values are in [0, 1).
+    Args:
+        population: parameters of the neurons.
+        drive: (T, N), drive of the receptive fields.
+        surround: (T, N), contrast of the surrounds.
+
+    Returns:
+        (T, N), in [0, 1).
     """
     power = (drive / population.drive_scale) ** 2
     around = (population.surround * surround / population.surround_scale) ** 2
@@ -257,7 +277,10 @@ def normalised(
 def spatial_filters(
     population: Population,
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
-    """Return even and odd Gabor functions (unit norm, zero mean) and surround weights."""
+    """Return even and odd Gabor functions and surround weights, each (N, H, W).
+
+    Gabor functions have unit norm and zero mean; surround weights have sum 1.
+    """
     height, width = population.size
     column, row = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     place = (population.center + 1) / 2 * torch.tensor([width, height])
@@ -280,7 +303,7 @@ def spatial_filters(
 
 
 def temporal_kernels(population: Population) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
-    """Return fast and slow kernels of unit norm (Adelson & Bergen 1985, equation 1)."""
+    """Return fast and slow kernels, (N, L), of unit norm (Adelson & Bergen 1985, equation 1)."""
     rate = population.frames_per_second
     # Lags are measured from the middle of each frame.
     lag = (torch.arange(math.ceil(KERNEL_SECONDS * rate)) + 0.5) / rate
@@ -294,7 +317,10 @@ def temporal_kernels(population: Population) -> tuple[Float[Tensor, "n l"], Floa
 
 
 def causal(signal: Float[Tensor, "t n"], kernels: Float[Tensor, "n l"]) -> Float[Tensor, "t n"]:
-    """Convolve each column with its kernel; the signal is zero before the first frame."""
+    """Convolve each column of a signal (T, N) with its causal kernel, a row of ``kernels`` (N, L).
+
+    The signal is zero before the first frame.
+    """
     taps = kernels.shape[1]
     padded = functional.pad(rearrange(signal, "t n -> 1 n t"), (taps - 1, 0))
     done = functional.conv1d(padded, kernels.flip(1)[:, None], groups=len(kernels))

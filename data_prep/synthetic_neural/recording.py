@@ -21,12 +21,12 @@ def calcium_signal(
 
     Args:
         draw: random generator.
-        rates: expected spikes per frame.
-        resting: expected spikes per frame before the first frame.
+        rates: (T, N), expected spikes per frame.
+        resting: (N,), expected spikes per frame before the first frame.
         frames_per_second: frame rate of the movie.
 
     Returns:
-        Non-negative signal; the peak of one spike is 1.
+        (T, N), non-negative; without noise, the peak after a single spike is 1.
     """
     # Also simulate the time before the first frame, so that the signal is stationary.
     before = math.ceil(5 * _DECAY_SECONDS * frames_per_second)
@@ -38,7 +38,7 @@ def calcium_signal(
 def expected_calcium(
     rates: Float[np.ndarray, "t n"], resting: Float[np.ndarray, " n"], frames_per_second: float
 ) -> Float[np.ndarray, "t n"]:
-    """Return the expected value of :func:`calcium_signal`."""
+    """Return the expected value, (T, N), of :func:`calcium_signal` for the same arguments."""
     return _decaying(rates, resting, frames_per_second)
 
 

@@ -107,7 +107,7 @@ def _record(
     config: SimulationConfig,
     trials: Iterable[tuple[str, Movie]],
 ) -> Ceiling:
-    """Compute and write the responses to every trial's movie; return the ceiling on test trials."""
+    """Simulate and write all trials; return the scores of the true rates on the test trials."""
     ceiling = Ceiling()
     repeated: dict[int, np.ndarray] = {}
     for number, (tier, movie) in enumerate(trials):
@@ -149,7 +149,10 @@ def _trials(
 
 
 def _cortex(population: Population, seed: int) -> np.ndarray:
-    """Return positions in cortex in micrometres: a retinotopic map with scatter, and depth."""
+    """Return positions of the neurons in cortex, (N, 3) in micrometres.
+
+    The first two coordinates are a retinotopic map with scatter; the third is depth.
+    """
     draw = named_generator(seed, "cortex", len(population))
     place = population.center.numpy() * [400.0, -250.0] + draw.normal(0, 30.0, (len(population), 2))
     return np.column_stack([place, draw.uniform(150.0, 350.0, len(population))])

@@ -37,7 +37,8 @@ class Movie:
 
     Attributes:
         number: number of the movie in its session.
-        clips: sample numbers of the movie's videos, in order; empty for a texture.
+        clips: numbers of the videos in the shards that the movie shows, in order; empty for a
+            texture.
     """
 
     number: int
@@ -51,7 +52,7 @@ class Screen:
         size: (H, W) in pixels.
         frames: number of frames of a movie.
         frames_per_second: frame rate of a movie.
-        seed: seed of the window's path and of textures.
+        seed: seed of the path of the window over videos, and of textures.
         videos: source of the clips; None if all movies are textures.
     """
 
@@ -101,7 +102,7 @@ class Screen:
         return [movie(held_out + number, rest) for number in range(train)], held
 
     def show(self, movie: Movie) -> UInt8[np.ndarray, "t h w"]:
-        """Return a movie's grey levels.
+        """Return a movie's frames, (T, H, W) uint8 grey levels.
 
         Raises:
             DecodingError: if a clip is broken; the message names the sample.
@@ -175,7 +176,16 @@ class Screen:
     def _window(
         self, shape: tuple[int, ...], count: int, draw: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Return top, left, height and width of the window in source pixels for each frame."""
+        """Draw the path of the window that a movie shows of a video.
+
+        Args:
+            shape: (H, W) of the video's frames in pixels.
+            count: number of movie frames.
+            draw: random generator.
+
+        Returns:
+            Top, left, height and width of the window in pixels of the video, each (count,).
+        """
         seconds = np.arange(count) / self.rate
         # Height of the largest window with the aspect ratio of the movie.
         most = min(shape[0], shape[1] * self.size[0] / self.size[1])
@@ -236,7 +246,7 @@ class _Clips:
     """Distributes videos over movies, in order, and starts again after the last video.
 
     Args:
-        order: sample numbers of the videos.
+        order: numbers of the videos in the shards.
         lengths: number of movie frames that each video fills.
         frames: number of frames of a movie.
     """
@@ -255,14 +265,14 @@ class _Clips:
         return tuple(clips)
 
     def held_by(self, movies: int) -> int:
-        """Return the number of videos that the first ``movies`` movies use."""
+        """Return how many videos would be used by the first ``movies`` movies."""
         trial = _Clips(self._order, self._lengths, self._frames)
         for _ in range(movies):
             trial.next_movie()
         return trial._next
 
     def rest(self) -> _Clips:
-        """Return the videos that are not used yet."""
+        """Return a new distributor of the videos that no movie has used yet."""
         return _Clips(self._order[self._next :], self._lengths[self._next :], self._frames)
 
 

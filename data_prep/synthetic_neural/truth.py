@@ -28,7 +28,12 @@ class Ceiling:
         self._responses: list[np.ndarray] = []
 
     def add(self, rates: Float[np.ndarray, "t n"], responses: Float[np.ndarray, "t n"]) -> None:
-        """Add a trial to the scores."""
+        """Add a trial to the scores.
+
+        Args:
+            rates: (T, N), true expected responses per frame.
+            responses: (T, N), simulated responses.
+        """
         self._rates.append(rates)
         self._responses.append(responses)
 
@@ -39,11 +44,12 @@ class Ceiling:
             counts: True if responses are spike counts; a calcium signal has no bits per spike.
 
         Returns:
-            ``correlation``: mean over neurons of the correlation of true rate and response.
-            ``signal_share``: mean fraction of the responses' variance that is variance of the true
-            rate. ``bits_per_spike``: of all neurons together, relative to their mean rates on these
-            trials (Pei et al. 2021, Neural Latents Benchmark, equation 3). ``neurons``: the three
-            scores of each neuron.
+            A dictionary. ``correlation`` is the correlation of true rate and response, averaged
+            over neurons. ``signal_share`` is the fraction of the responses' variance that is
+            variance of the true rate, averaged over neurons. ``bits_per_spike`` is the score of the
+            true rates of all neurons together, relative to a model that predicts each neuron's
+            mean rate on these trials (Pei et al. 2021, Neural Latents Benchmark, equation 3).
+            ``neurons`` contains a list with one value per neuron for each of these scores.
         """
         rates = np.concatenate(self._rates).astype(np.float64)
         responses = np.concatenate(self._responses).astype(np.float64)

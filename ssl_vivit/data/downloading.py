@@ -48,7 +48,7 @@ def fetch(
     Args:
         address: address of the file; see :func:`~ssl_vivit.data.remote_files.opener_of`.
         file: file that is open for writing. Its content is replaced.
-        size: expected size in bytes, from the index. None means the size that the server reports.
+        size: expected size of the file in bytes. None means the size that the server reports.
         stall_timeout: seconds without data after which an attempt fails.
         look: function that is called several times a second. It may raise to end the download.
 
@@ -123,7 +123,7 @@ def _received(
     stall_timeout: float,
     look: Callable[[], object],
 ) -> Generator[Body | bytes, None, None]:
-    """Yield the :class:`Body` of a response, then its bytes.
+    """Open a remote file and yield the :class:`Body` of the response, then its bytes in pieces.
 
     A separate thread receives the response, since some waits cannot be interrupted, such as the
     wait for a name server. Closing the iterator does not wait for the end of this thread.

@@ -47,7 +47,13 @@ def is_orphan() -> bool:
 
 
 def sleep(seconds: float, look: Callable[[], object] = check) -> None:
-    """Wait for ``seconds`` seconds and call ``look`` several times a second meanwhile."""
+    """Wait for ``seconds`` seconds.
+
+    Args:
+        seconds: duration.
+        look: function that is called several times a second. It may raise to end the wait. The
+            default raises KeyboardInterrupt on a request to stop.
+    """
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         look()
@@ -60,7 +66,14 @@ def new_flag() -> Any:
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """Return the arguments of :func:`follow`: all flags, and the id of this process."""
+    """Return the arguments with which a worker process of this process must call :func:`follow`.
+
+    Args:
+        flag: flag for these worker processes, made by :func:`new_flag`.
+
+    Returns:
+        The shared flags that ask the worker to stop, and the process id of this process.
+    """
     return (*_heard, flag), os.getpid()
 
 

@@ -45,8 +45,8 @@ class NeuralDataConfig:
             numbers are rounded up in each session. A larger fraction includes all trials of a
             smaller one.
         train_trials: number of training trials that are used in each session, instead of the
-            fraction train_share. The same fraction of the session's validation trials is used; their
-            number is rounded up. null means that train_share is used.
+            fraction train_share. The same fraction of the session's validation trials is used,
+            rounded up. null means that train_share is used.
         share_seed: seed of the choice of trials for train_share or train_trials. null means that
             trials are chosen by a hash of the names of session and trial. With equal seeds, the
             trials of a larger fraction include those of a smaller fraction.

@@ -29,8 +29,9 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
         root: the folder.
 
     Returns:
-        Path below the root, with forward slashes → size in bytes. The size of a broken link is 0,
-        and reading it will fail. Also the numbers of skipped files by kind.
+        A dictionary from the path of each file below the root, with forward slashes, to the size in
+        bytes, and a counter of skipped files and folders by kind, such as ``hidden``. A broken link
+        is listed with size 0; it cannot be read.
     """
     sizes: dict[str, int] = {}
     passed_over: Counter[str] = Counter()
@@ -64,18 +65,25 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or one of its folders is hidden, or is a folder of macOS metadata."""
+    """Return whether a path should be skipped because a part of it is hidden.
+
+    Hidden parts start with ".", except "..", or with "__MACOSX", a folder of macOS metadata.
+    """
     parts = PurePosixPath(name).parts
     return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 
 
 def endings(names: Iterable[str]) -> Counter[str]:
-    """Count names by their ending."""
+    """Count file names by their ending in lower case, or as "without ending"."""
     return Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
 
 
 def passed_over_line(counts: Counter[str]) -> str | None:
-    """Return a line with the numbers of skipped files; None if there are none."""
+    """Return a line for the user with the numbers of skipped files; None if there are none.
+
+    Args:
+        counts: number of skipped files by their ending, or by a kind such as ``hidden``.
+    """
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))

@@ -69,7 +69,12 @@ def check_times(stored: Any, num_frames: int) -> Float[np.ndarray, " n"]:
 def frames_at(
     seconds: Float[np.ndarray, "*shape"], times: Float[np.ndarray, " n"]
 ) -> Int[np.ndarray, "*shape"]:
-    """Return the numbers of the frames that are shown at the given times."""
+    """Return the numbers of the frames that are shown at the given times.
+
+    Args:
+        seconds: times in seconds from the first frame, of any shape.
+        times: times in seconds at which the video's frames begin.
+    """
     return np.searchsorted(times, seconds + _ROUNDING, side="right") - 1
 
 
@@ -85,6 +90,11 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
 
 def resampled(times: Sequence[float], fps: float) -> Int[np.ndarray, " k"]:
-    """Return the numbers of the frames that are shown at 0, 1/fps, 2/fps, … seconds."""
+    """Return the numbers of the frames that are shown at 0, 1/fps, 2/fps, … seconds.
+
+    Args:
+        times: times in seconds at which the video's frames begin.
+        fps: frame rate of the result.
+    """
     there = np.asarray(times, dtype=np.float64)
     return frames_at(np.arange(covered_steps(there, fps)) / fps, there)

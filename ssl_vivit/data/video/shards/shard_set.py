@@ -163,7 +163,10 @@ class ShardSet:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
 
     def times(self, i: int) -> np.ndarray | None:
-        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
+        """Return the times in seconds at which the frames of sample ``i`` begin.
+
+        The result has shape (num_frames,). It is None if the frame rate is constant.
+        """
         return self._times.get(i)
 
     def frames(
@@ -172,9 +175,9 @@ class ShardSet:
         """Decode frames of a sample.
 
         Args:
-            i: sample number.
-            indices: frame numbers in presentation order; any order, repeats allowed.
-            size: (H, W) to resize to; None keeps the stored size.
+            i: index of the sample.
+            indices: frame numbers in presentation order. They may be in any order and repeat.
+            size: (H, W) to which frames are resized. None keeps the stored size.
 
         Returns:
             uint8 RGB of shape (len(indices), H, W, 3).
@@ -220,14 +223,17 @@ class ShardSet:
         return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
-        """Return (offset, size) in bytes of each member: frames or video, then annotation."""
+        """Return (offset, size) in bytes of each file of sample ``i`` in its tar.
+
+        The files are the pictures or the video, followed by the annotation if there is one.
+        """
         members = slice(self._first[i], self._first[i + 1])
         return list(
             zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
         )
 
     def stored_bytes(self, i: int) -> int:
-        """Return the total size in bytes of a sample's members."""
+        """Return the total size in bytes of the files of sample ``i`` in its tar."""
         return int(self._sizes[self._first[i] : self._first[i + 1]].sum())
 
     def _name(self, i: int) -> str:
@@ -274,7 +280,15 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """Return the first key whose bytes in a file differ from the index; None if all agree."""
+        """Return the key of the first sample of a shard that is damaged; None if there is none.
+
+        A sample is damaged if its bytes differ from the checksums in the index.
+
+        Args:
+            number: index of the shard.
+            path: copy of the shard.
+            look: function that is called before each sample. It may raise to stop.
+        """
         opened = _OpenShard(str(path))
         for i in np.flatnonzero(self.shard_of == number):
             look()
@@ -285,9 +299,10 @@ class ShardSet:
         return None
 
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
-        """Read members, given in ascending order, and check their CRC.
+        """Read files of sample ``i`` and check their CRC.
 
-        If the local copy of a remote shard is damaged, it is downloaded once more.
+        ``members`` are indices of the files over all samples of the set, in ascending order. If the
+        local copy of a remote shard is damaged, the shard is downloaded once more.
         """
         number = int(self.shard_of[i])
         try:

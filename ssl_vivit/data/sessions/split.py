@@ -110,7 +110,7 @@ def split_trials(
 
 
 def held_out_units(session: Session, share: float) -> np.ndarray:
-    """Return a boolean mask (N,) of held-out neurons, chosen by the names of session and unit.
+    """Return a boolean mask (N,) of held-out neurons, chosen by hashes of session and neuron id.
 
     Args:
         session: the session.

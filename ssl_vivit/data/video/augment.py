@@ -39,7 +39,7 @@ class AugmentConfig:
         ratio: range of a crop's aspect ratio (width / height), relative to that of the output.
         flip_probability: probability of mirroring a clip left to right.
         jitter_probability: probability of changing the colours of a clip.
-        brightness: half width x of the range [1 − x, 1 + x] from which the factor is drawn.
+        brightness: half width x of the range [1 − x, 1 + x] of the brightness factor.
         contrast: half width of the range of the contrast factor, which is centred at 1.
         saturation: half width of the range of the saturation factor, which is centred at 1.
         hue: largest rotation of the colour circle in either direction, in turns, up to 0.5.

@@ -161,8 +161,8 @@ class ClipDataset:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate the samples of a batch to one dictionary, which a worker sends to the main process.
 
-    Only the clips are a tensor, in shared memory, and all other arrays are NumPy arrays. The
-    dictionary therefore needs only one file descriptor.
+    Only the clips are a tensor, and all other arrays are NumPy arrays. A worker therefore needs
+    only one file descriptor to send the dictionary.
 
     Args:
         samples: results of :class:`~ssl_vivit.data.video.broken_videos.SampleFetcher`.

@@ -486,8 +486,8 @@ def _decode_by_torchcodec(
     """Decode frames with torchcodec.
 
     Returns:
-        uint8 RGB of shape (len(indices), H, W, 3). None if torchcodec fails, or its frame numbers,
-        times or frame size differ from those of PyAV.
+        uint8 RGB of shape (len(indices), H, W, 3). None if torchcodec fails, or finds another
+        number of frames, other frame times or another frame size than PyAV.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:

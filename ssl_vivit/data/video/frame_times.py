@@ -83,6 +83,10 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
     The last frame is assumed to last as long as the frame before it, since few files store the
     duration of the last frame.
+
+    Args:
+        times: times in seconds at which the video's frames begin.
+        fps: steps per second.
     """
     begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
     end = 2 * times[-1] - times[-2] - _STAMPS

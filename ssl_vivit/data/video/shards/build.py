@@ -162,7 +162,7 @@ def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterato
 
     Args:
         places: dictionary from the name of each file in the tar to its offset and size.
-        left_out: dictionary from a name to a reason, to which skipped videos are added.
+        left_out: dictionary from the names of skipped files to the reason. Videos are added to it.
     """
     frames: dict[str, dict[str, str]] = defaultdict(dict)
     videos = []

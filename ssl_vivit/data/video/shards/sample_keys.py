@@ -35,6 +35,7 @@ def sample_keys(files: Sequence[str]) -> list[str]:
 def safe_name(name: str) -> str:
     """Replace each run of characters other than letters, digits, ``_`` and ``-`` by one ``_``.
 
-    The result is valid in keys of samples and in file names of shards.
+    ``_`` at the start and end is removed, and an empty result becomes "video". The result is valid
+    in keys of samples and in file names of shards.
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "video"

@@ -45,10 +45,6 @@ class BatchSplit:
         return self.total_batch_size // (self.world_size * self.accumulation)
 
     def positions(self, micro_step: int) -> range:
-        """Return the positions in the global batch of the samples of one micro-batch.
-
-        Args:
-            micro_step: index of the micro-batch within the step of this process, from 0.
-        """
+        """Return the positions of this process's micro-batch ``micro_step`` in the global batch."""
         start = (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return range(start, start + self.micro_batch_size)

@@ -123,7 +123,7 @@ def _received(
     stall_timeout: float,
     look: Callable[[], object],
 ) -> Generator[Body | bytes, None, None]:
-    """Open a remote file and yield the :class:`Body` of the response, then its bytes in pieces.
+    """Yield the :class:`Body` of a response, then its bytes.
 
     A separate thread receives the response, since some waits cannot be interrupted, such as the
     wait for a name server. Closing the iterator does not wait for the end of this thread.

@@ -90,11 +90,7 @@ def trained_on(
 def _in_shards_of_the_same_names(
     record: Mapping[str, Any], videos: ShardSet | VideoFolder
 ) -> np.ndarray:
-    """Return a mask of videos whose shard has the name and annotations of a recorded shard.
-
-    Only the names are compared if the annotations of one of the two shards are incomplete. For a
-    folder of videos the mask is all False.
-    """
+    """Return a mask of videos whose shard has the name and annotations of a recorded shard."""
     if not isinstance(videos, ShardSet):
         return np.zeros(len(videos), bool)
     known: dict[str, set[str]] = {}

@@ -31,7 +31,7 @@ def name_fraction(name: str) -> float:
 
 
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Return a random permutation of 0 … length − 1, int64, which depends on seed and epoch."""
+    """Return a permutation of an epoch's samples, int64 (length,), given by seed and epoch."""
     numbers = named_generator(seed, epoch, "order").random(length)
     return np.argsort(numbers, kind="stable")
 

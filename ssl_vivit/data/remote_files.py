@@ -137,7 +137,7 @@ def _meaning(error: urllib.error.HTTPError, start: int) -> OSError:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Return the seconds to wait, from a Retry-After header (number or date); 0 if unknown."""
+    """Return the seconds of a Retry-After header, which is a number or a date."""
     if retry_after is None:
         return 0.0
     if retry_after.strip().isdecimal():

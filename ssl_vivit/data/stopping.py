@@ -47,13 +47,7 @@ def is_orphan() -> bool:
 
 
 def sleep(seconds: float, look: Callable[[], object] = check) -> None:
-    """Wait for ``seconds`` seconds.
-
-    Args:
-        seconds: duration.
-        look: function that is called several times a second. It may raise to end the wait. The
-            default raises KeyboardInterrupt on a request to stop.
-    """
+    """Wait for ``seconds`` seconds and call ``look`` several times a second meanwhile."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         look()

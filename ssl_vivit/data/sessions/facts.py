@@ -1,4 +1,4 @@
-"""Facts of sessions that are saved with a model: neurons, statistics and split of trials."""
+"""Facts of sessions that are saved with a model: units, statistics and split of trials."""
 
 from __future__ import annotations
 
@@ -70,23 +70,19 @@ class SessionFacts:
     recorded_channels: int | None = None
 
     def standardised_video(self, video: Shaped[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-        """Standardise pixels from 0 to 255, uint8 or float, by ``video_mean`` and ``video_std``."""
+        """Standardise pixels from 0 to 255, uint8 or float, for the model."""
         return (video.float() - 255 * self.video_mean) / (255 * self.video_std)
 
     def standardised_behaviour(
         self, behaviour: Float[Tensor, "*dims k_all"]
     ) -> Float[Tensor, "*dims k"]:
-        """Select the behaviour channels that the model uses, and standardise them.
-
-        Args:
-            behaviour: all recorded channels, along the last axis.
-        """
+        """Select the channels that the model uses from all recorded ones, and standardise them."""
         kept = behaviour[..., list(self.behaviour_channels)]
         mean, std = kept.new_tensor(self.behaviour_mean), kept.new_tensor(self.behaviour_std)
         return (kept - mean) / std
 
     def standardised_pupil(self, centre: Float[Tensor, "*dims 2"]) -> Float[Tensor, "*dims 2"]:
-        """Standardise x and y of the pupil's centre; the session must have a measured pupil."""
+        """Standardise the recorded pupil's centre; ``pupil_mean`` must not be None."""
         return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
 
     def to_json(self) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Return all numbers in nested lists or tuples as one flat list; other values are ignored."""
+    """Return all numbers in nested lists."""
     if isinstance(value, list | tuple):
         return [number for each in value for number in _numbers(each)]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []

@@ -56,7 +56,7 @@ def read_coordinates(session: Path, neurons: int) -> np.ndarray | None:
 
 
 def read_settings(session: Path) -> tuple[float, str | None]:
-    """Return the frames per second (default 30) and the kind of responses (None if not given)."""
+    """Return frames per second (default 30), and the kind of responses (None if not given)."""
     path = session / SETTINGS
     if not path.exists():
         return FRAMES_PER_SECOND, None

@@ -75,8 +75,7 @@ def map_array(path: Path, needed: str) -> np.ndarray:
 
     Args:
         path: the file.
-        needed: text for the message if the file is missing. It says why the file is needed, or what
-            to do.
+        needed: end of the message if the file is missing: why it is needed, or what to do.
 
     Raises:
         SessionError: if the file is missing or damaged, or shorter than its header says.

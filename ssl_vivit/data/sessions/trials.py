@@ -57,7 +57,7 @@ class TrialBatches:
         return TrialBatches(self.sessions, self.facts, trials, drop_first=self.drop_first)
 
     def of_session(self, name: str) -> TrialBatches:
-        """Return batches of the trials of the session with the given name."""
+        """Return batches of the trials of one session."""
         return self.only([item for item in self.trials if self.sessions[item[0]].name == name])
 
     def once(

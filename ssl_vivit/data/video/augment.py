@@ -141,8 +141,7 @@ class Augment:
             The parameters by name.
 
             - ``crop`` int64 (4,): top, left, height and width in pixels
-            - ``flip`` bool (): whether the clip is mirrored left to right
-        - ``grey`` bool (): whether the clip is converted to grey
+            - ``flip``, ``grey`` bool (): whether the clip is mirrored or converted to grey
             - ``jitter`` float32 (4,): factors of brightness, contrast and saturation, and shift of
               the hue in turns
             - ``order`` int64 (4,): order of these colour changes

@@ -75,7 +75,7 @@ def clip_labels(
 
 
 def video_labels(videos: Videos, i: int, clips: Iterable[Sequence[int]]) -> list[dict[str, Tensor]]:
-    """Return the labels of each clip of one video, as dictionaries; see :func:`clip_labels`.
+    """Return the labels of clips of one video; see :func:`clip_labels`.
 
     Args:
         videos: videos with annotations.

@@ -430,9 +430,7 @@ def _rgb(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Return how a decoded frame must be transposed and flipped, from its display matrix.
-
-    The result is (transpose, flip rows, flip columns), three booleans, to apply in this order.
+    """Return (transpose, flip rows, flip columns) from the display matrix, applied in this order.
 
     The matrix (a, b, u, c, d, v, x, y, w) maps x' = a·x + c·y, y' = b·x + d·y, with y pointing down
     (libavutil/display.h). Angles are rounded to quarter turns.
@@ -483,12 +481,7 @@ def _has_torchcodec(decoder: Decoder) -> bool:
 def _decode_by_torchcodec(
     source: Source, stream: Any, indices: Sequence[int], order: Sequence[int]
 ) -> np.ndarray | None:
-    """Decode frames with torchcodec.
-
-    Returns:
-        uint8 RGB of shape (len(indices), H, W, 3). None if torchcodec fails, or finds another
-        number of frames, other frame times or another frame size than PyAV.
-    """
+    """Return frames decoded by torchcodec; None if it fails or numbers frames differently."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         video = _torchcodec()(

@@ -74,16 +74,12 @@ def is_hidden(name: str) -> bool:
 
 
 def endings(names: Iterable[str]) -> Counter[str]:
-    """Count file names by their ending in lower case, or as "without ending"."""
+    """Count names by their ending."""
     return Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
 
 
 def passed_over_line(counts: Counter[str]) -> str | None:
-    """Return a line for the user with the numbers of skipped files; None if there are none.
-
-    Args:
-        counts: number of skipped files by their ending, or by a kind such as ``hidden``.
-    """
+    """Return a line with the numbers of skipped files; None if there are none."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))

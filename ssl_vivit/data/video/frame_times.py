@@ -69,12 +69,7 @@ def check_times(stored: Any, num_frames: int) -> Float[np.ndarray, " n"]:
 def frames_at(
     seconds: Float[np.ndarray, "*shape"], times: Float[np.ndarray, " n"]
 ) -> Int[np.ndarray, "*shape"]:
-    """Return the numbers of the frames that are shown at the given times.
-
-    Args:
-        seconds: times in seconds from the first frame, of any shape.
-        times: times in seconds at which the video's frames begin.
-    """
+    """Return the numbers of the frames that are shown at the given times."""
     return np.searchsorted(times, seconds + _ROUNDING, side="right") - 1
 
 
@@ -83,10 +78,6 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
     The last frame is assumed to last as long as the frame before it, since few files store the
     duration of the last frame.
-
-    Args:
-        times: times in seconds at which the video's frames begin.
-        fps: steps per second.
     """
     begun = math.floor((times[-1] + _ROUNDING) * fps) + 1
     end = 2 * times[-1] - times[-2] - _STAMPS
@@ -94,11 +85,6 @@ def covered_steps(times: Float[np.ndarray, " n"], fps: float) -> int:
 
 
 def resampled(times: Sequence[float], fps: float) -> Int[np.ndarray, " k"]:
-    """Return the numbers of the frames that are shown at 0, 1/fps, 2/fps, … seconds.
-
-    Args:
-        times: times in seconds at which the video's frames begin.
-        fps: frame rate of the result.
-    """
+    """Return the numbers of the frames that are shown at 0, 1/fps, 2/fps, … seconds."""
     there = np.asarray(times, dtype=np.float64)
     return frames_at(np.arange(covered_steps(there, fps)) / fps, there)

@@ -292,14 +292,7 @@ class ClipBatches:
         return self._batches(schedule, torch.device(device), replace=False)
 
     def of_process(self, rank: int, world_size: int) -> ClipBatches:
-        """Return batches of the videos of one process.
-
-        These are every ``world_size``-th video, from video ``rank`` on.
-
-        Args:
-            rank: rank of the process.
-            world_size: number of processes.
-        """
+        """Return the batches of one process: every ``world_size``-th video, from ``rank`` on."""
         if world_size == 1:
             return self
         indices = self.indices[rank::world_size]

@@ -77,7 +77,7 @@ class VideoReading:
         return ShardSet(shards, self.cache_dir, self.decoder, self.stall_timeout)
 
     def open_folder(self, root: str, option: str) -> VideoFolder:
-        """Open the folder ``root``; ``option`` is the setting that names it, for messages."""
+        """Open a folder of videos; ``option`` is the setting that names it, for messages."""
         return VideoFolder(root, decoder=self.decoder, option=option)
 
 

@@ -158,12 +158,7 @@ def _first_nonzero(tar: Path, start: int) -> int | None:
 
 
 def _find_samples(places: dict[str, Place], left_out: dict[str, str]) -> Iterator[_Found]:
-    """Yield the samples of a tar, found by the names of its files.
-
-    Args:
-        places: dictionary from the name of each file in the tar to its offset and size.
-        left_out: dictionary from the names of skipped files to the reason. Videos are added to it.
-    """
+    """Yield the samples of a tar; add the reasons for skipped videos to ``left_out``."""
     frames: dict[str, dict[str, str]] = defaultdict(dict)
     videos = []
     for name in places:

@@ -163,10 +163,7 @@ class ShardSet:
             raise DecodingError(f"{self._name(i)}: annotation: {error}") from error
 
     def times(self, i: int) -> np.ndarray | None:
-        """Return the times in seconds at which the frames of sample ``i`` begin.
-
-        The result has shape (num_frames,). It is None if the frame rate is constant.
-        """
+        """Seconds at which each frame begins, float (num_frames,); None at a constant rate."""
         return self._times.get(i)
 
     def frames(
@@ -175,9 +172,9 @@ class ShardSet:
         """Decode frames of a sample.
 
         Args:
-            i: index of the sample.
-            indices: frame numbers in presentation order. They may be in any order and repeat.
-            size: (H, W) to which frames are resized. None keeps the stored size.
+            i: sample number.
+            indices: frame numbers in presentation order; any order, repeats allowed.
+            size: (H, W) to resize to; None keeps the stored size.
 
         Returns:
             uint8 RGB of shape (len(indices), H, W, 3).
@@ -233,7 +230,7 @@ class ShardSet:
         )
 
     def stored_bytes(self, i: int) -> int:
-        """Return the total size in bytes of the files of sample ``i`` in its tar."""
+        """Return the total size in bytes of a sample's members."""
         return int(self._sizes[self._first[i] : self._first[i + 1]].sum())
 
     def _name(self, i: int) -> str:

@@ -174,7 +174,7 @@ def read_at(handle: int, size: int, offset: int) -> bytes:
 
 
 def cut_off(shard: str, found: int, expected: int) -> str:
-    """Return an error message for a shard whose size differs from the size in its index."""
+    """Return the message for a shard whose size differs from the size in its index."""
     return (
         f"{shard} has {found:,} bytes, but its index says {expected:,}: it is truncated or was "
         "changed; copy or pack it again"

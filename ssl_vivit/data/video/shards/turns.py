@@ -68,16 +68,7 @@ def _take(path: Path, stall_timeout: float) -> int:
 
 
 def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
-    """Wait until this process holds the lock of a lock file.
-
-    Args:
-        path: path of the lock file.
-        lock: descriptor of the open lock file.
-        stall_timeout: seconds to wait for a process that does not touch the lock file.
-
-    Returns:
-        Whether another process held the lock before.
-    """
+    """Wait for the lock of file ``path``; return whether another process held it."""
     seen, since, waited = -1, time.monotonic(), False
     while True:
         try:

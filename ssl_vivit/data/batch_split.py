@@ -10,14 +10,15 @@ class BatchSplit:
     """Part of every global batch that one process loads.
 
     The global batch of a step does not depend on the split. Micro-batch ``a`` of process ``r``
-    consists of the samples ``[(a · world_size + r) · micro_batch_size, … + micro_batch_size)`` of
-    the global batch.
+    consists of ``micro_batch_size`` samples of the global batch, from position
+    ``(a · world_size + r) · micro_batch_size`` on. All micro-batches have this size.
 
     Args:
-        total_batch_size: samples per optimisation step, over all processes and accumulation.
+        total_batch_size: number of samples of the global batch, over all processes and
+            micro-batches.
         world_size: number of processes.
         rank: rank of this process, 0 ≤ rank < world_size.
-        accumulation: micro-batches per step and process.
+        accumulation: number of micro-batches of each process in one optimisation step.
 
     Raises:
         ValueError: if the batch does not divide evenly; the message suggests sizes that do.

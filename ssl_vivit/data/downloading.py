@@ -48,7 +48,7 @@ def fetch(
     Args:
         address: address of the file; see :func:`~ssl_vivit.data.remote_files.opener_of`.
         file: file that is open for writing. Its content is replaced.
-        size: expected size in bytes, from the index. None means the size that the server reports.
+        size: expected size of the file in bytes. None means the size that the server reports.
         stall_timeout: seconds without data after which an attempt fails.
         look: function that is called several times a second. It may raise to end the download.
 

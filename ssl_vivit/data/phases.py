@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Recorder(Protocol):
-    """Protocol of an object that measures phases."""
+    """Protocol of an object that measures the duration of named phases of a training step."""
 
     def measured(self, name: str) -> AbstractContextManager[None]: ...
 
@@ -18,7 +18,10 @@ _recorder: Recorder | None = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Mark a block of code as a phase; it is measured only if a recorder is set."""
+    """Mark a block of code as a named phase of a training step.
+
+    The duration of the block is measured only if :func:`record_phases` has set a recorder.
+    """
     if _recorder is None:
         yield
         return

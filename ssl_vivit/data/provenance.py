@@ -32,10 +32,15 @@ def pretraining_data(
         seed: seed of the run. The choice of held-out videos does not depend on the seed.
 
     Returns:
-        A dictionary with the number of ``videos``, the ``shards`` as in the config, the fraction
-        ``held_out``, the ``seed``, the sorted hashes of the original files as ``sources`` (if
-        known), and ``contents``: for each shard a checksum of its annotations, followed by its file
-        name.
+        A dictionary with these entries.
+
+        - ``videos``: number of training videos
+        - ``shards``: the shards as in the config
+        - ``held_out``: fraction of held-out videos
+        - ``seed``: seed of the run
+        - ``sources``: sorted hashes of the original video files, as far as they are known
+        - ``contents``: for each shard, a text with the checksum of the annotations ("-" if
+          unknown) and the file name of the shard; empty for a folder
     """
     assert isinstance(videos, ShardSet | VideoFolder)  # other sets of videos have no hashes
     shards = config.shards
@@ -54,13 +59,15 @@ def trained_on(
     videos: ShardSet | VideoFolder,
     indices: Sequence[int] | np.ndarray,
 ) -> int:
-    """Count the videos on which a recorded run may have been trained.
+    """Return the number of given videos on which a recorded run may have been trained.
 
-    Videos are compared by the hash of the original file, which does not depend on packing. Shards
-    of earlier versions have no such hashes. If the record or the video lacks them, a video counts
-    if two conditions hold. Its shard must have the name and the annotations of a recorded shard
-    (only the name if one of them has no annotations), and the video must not be among those that
-    the run held out.
+    A video counts if the hash of its original file is in the record. The hash does not depend on
+    how the video is packed in shards. Shards of earlier versions contain no hashes. If the hash of
+    the video or of some recorded videos is unknown, a video also counts if both conditions hold:
+
+    - its shard has the name and the annotations of a recorded shard; only the names are compared
+      if the annotations of one of the two shards are incomplete;
+    - the run did not hold the video out of training.
 
     Args:
         record: record made by :func:`pretraining_data`.
@@ -100,7 +107,10 @@ def _in_shards_of_the_same_names(
 
 
 def _contents(videos: ShardSet | VideoFolder) -> list[tuple[str, str]]:
-    """Return checksum and file name of each shard; [] for a folder."""
+    """Return (checksum of the annotations, file name) of each shard; [] for a folder of videos.
+
+    The checksum is "-" if a sample of the shard has no annotation.
+    """
     if not isinstance(videos, ShardSet):
         return []
     crcs = videos.annotation_crcs

@@ -71,10 +71,11 @@ Opener = Callable[[int, str | None], AbstractContextManager[Body]]
 def opener_of(address: str, timeout: float) -> Opener:
     """Return a function that opens a remote file at an offset.
 
-    The function takes the offset, and the version of the file from which the bytes before the
-    offset were downloaded (None if unknown). The body starts at 0 if the server does not support
-    ranges or has another version. The function raises FileNotFoundError if the file does not exist.
-    It raises Changed, Refused, Unavailable, another OSError or HTTPException if the file cannot be
+    The function has two arguments: the offset in bytes, and the version of the file from which the
+    bytes before the offset were downloaded (None if unknown). It returns a context manager that
+    yields the :class:`Body`. If the server does not support ranges or has another version, the body
+    starts at offset 0. The context manager raises FileNotFoundError if the file does not exist. It
+    raises Changed, Refused, Unavailable, another OSError or HTTPException if the file cannot be
     opened.
 
     Args:

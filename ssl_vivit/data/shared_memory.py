@@ -13,7 +13,9 @@ _waiting: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 def missing(loader: Any, needed: int, free: int) -> int:
     """Return how many bytes of shared memory are missing for the workers of a loader.
 
-    A loader is checked only once, before its workers start. Later its own batches occupy memory.
+    Bytes that other checked loaders need, whose workers have not started, do not count as free.
+    Once the memory suffices for a loader, later calls for this loader return 0, because its own
+    batches then occupy shared memory.
 
     Args:
         loader: loader whose workers are to start.
@@ -21,8 +23,7 @@ def missing(loader: Any, needed: int, free: int) -> int:
         free: number of free bytes now.
 
     Returns:
-        Missing bytes, taking into account other loaders that were checked and have not started. 0
-        if the memory suffices.
+        Number of missing bytes; 0 if the memory suffices.
     """
     if loader in _checked:
         return 0
@@ -34,5 +35,8 @@ def missing(loader: Any, needed: int, free: int) -> int:
 
 
 def started(loader: Any) -> None:
-    """Record that the workers of a loader have started, so that its memory is no longer free."""
+    """Record that the workers of a loader have started.
+
+    The bytes that :func:`missing` reserved for the loader are then no longer reserved.
+    """
     _waiting.pop(loader, None)

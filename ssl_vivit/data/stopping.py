@@ -60,7 +60,14 @@ def new_flag() -> Any:
 
 
 def heard_by_workers(flag: Any) -> tuple[Sequence[Any], int]:
-    """Return the arguments of :func:`follow`: all flags, and the id of this process."""
+    """Return the arguments with which a worker process of this process must call :func:`follow`.
+
+    Args:
+        flag: flag for these worker processes, made by :func:`new_flag`.
+
+    Returns:
+        The shared flags that ask the worker to stop, and the process id of this process.
+    """
     return (*_heard, flag), os.getpid()
 
 

@@ -23,9 +23,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class Preparation:
     """Prepares batches on a separate CUDA stream, while a training step is running.
 
-    The host launches a training step without waiting for its end. While the GPU computes it, the
-    next batch is copied and augmented on the separate stream. On a CPU, batches are prepared
-    directly.
+    The host launches a training step without waiting for its end. While the GPU computes this
+    step, the next batch is copied and augmented on the separate stream. On a CPU, batches are
+    prepared directly.
 
     Args:
         device: device on which batches are prepared.
@@ -36,7 +36,7 @@ class Preparation:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Prepare a batch; the current stream waits for it before its next kernel.
+        """Prepare a batch; later kernels of the current CUDA stream wait until it is ready.
 
         Args:
             make: function that copies a batch to the device and augments it.

@@ -29,7 +29,7 @@ class SessionFacts:
 
     Args:
         name: name of the session.
-        unit_ids: ids of its neurons, in the order of the readout.
+        unit_ids: ids of the neurons, in the order of the neurons in the model's readout.
         frames_per_second: frame rate of video, responses and behaviour.
         kind: kind of responses, "spikes" or "calcium".
         frame_size: (H, W) of its videos in pixels.
@@ -44,7 +44,8 @@ class SessionFacts:
         pupil_std: standard deviations of x and y. None if the pupil was not measured.
         mean_response: mean response of each neuron per frame, over the session's training trials.
         coordinates: cortical coordinates (x, y, z) of each neuron. None if not measured.
-        split: tier ("train", "validation" or "test") → numbers of its trials.
+        split: dictionary from a tier ("train", "validation" or "test") to the numbers of the trials
+            in this tier.
         held_out_units: ids of the held-out neurons.
         recorded_channels: number of all recorded behaviour channels. None in models of earlier
             versions.
@@ -85,15 +86,17 @@ class SessionFacts:
         return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as a JSON-serialisable dictionary."""
+        """Return these ``SessionFacts`` as a JSON-serialisable dictionary."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SessionFacts:
-        """Rebuild facts from the dictionary of :meth:`to_json`, or from a JSON file of it.
+        """Rebuild ``SessionFacts`` from the dictionary that :meth:`to_json` returned.
+
+        The dictionary may have been written to a JSON file and read again.
 
         Raises:
-            SessionError: if entries are missing, unknown or invalid.
+            SessionError: if a field of ``SessionFacts`` is missing or invalid, or a key is unknown.
         """
         names = {field.name for field in fields(cls)}
         wrong = (values.keys() ^ names) - {"recorded_channels"}
@@ -152,8 +155,8 @@ def check_inputs(session: Session, core: SessionFacts) -> None:
 
     Args:
         session: the new session.
-        core: facts of a session to which the core was fitted. If they have no behaviour channels,
-            behaviour is not checked.
+        core: ``SessionFacts`` of a session to which the core was fitted. If the core uses no
+            behaviour channels, behaviour is not checked.
 
     Raises:
         SessionError: if frame size or behaviour channels differ; the message says how.
@@ -187,13 +190,15 @@ def measured_facts(
 
     Args:
         sessions: sessions of one model.
-        splits: for each session: "train", "validation" and "test" → numbers of its trials.
+        splits: for each session, a dictionary from "train", "validation" and "test" to the numbers
+            of the trials in this tier.
         held_out: fraction of each session's neurons that are held out of training.
         behaviour_channels: indices of the recorded behaviour channels that the model uses. None
             means the channels that vary in at least one session.
 
     Returns:
-        The facts of each session, and notes on channels and neurons that are left out.
+        The ``SessionFacts`` of each session, and notes for the user on behaviour channels that are
+        not used and on neurons that are held out.
     """
     trained: list[list[TrialFacts]] = [
         [session.trials[int(trial)] for trial in split["train"]]
@@ -261,7 +266,9 @@ def measured_facts(
 
 
 def known_facts(session: Session, facts: Sequence[SessionFacts]) -> SessionFacts:
-    """Return the facts of a session from a checkpoint, without trials with withheld responses.
+    """Return the ``SessionFacts`` that a checkpoint contains for a session.
+
+    Trials whose responses are withheld in the session are removed from the split.
 
     Args:
         session: the open session.

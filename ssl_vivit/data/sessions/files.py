@@ -1,6 +1,7 @@
-"""Open and check a recorded session; :mod:`ssl_vivit.data.sessions.layout` names its files.
+"""Open and check the folder of a recorded session.
 
-Arrays are memory-mapped from disk.
+The files of the folder are described in :mod:`ssl_vivit.data.sessions.layout`. Their arrays are
+memory-mapped.
 """
 
 from __future__ import annotations
@@ -49,22 +50,23 @@ class Session:
         path: the session's folder.
         name: the session's name.
         frames_per_second: frame rate of video, responses and behaviour.
-        kind: "spikes" if responses are counts, else "calcium". The kind is read from
-            ``meta/session.json``. If it is absent there, it is "spikes" if all training responses
-            are counts (0, 1, 2, …).
+        kind: kind of responses, "spikes" or "calcium", as given in ``meta/session.json``. If it is
+            not given there, the kind is "spikes" if all training responses are whole numbers ≥ 0,
+            else "calcium".
         unit_ids: int64 (N,) ids of the neurons.
         coordinates: float64 (N, 3) cortical coordinates; None if absent or equal for all neurons.
         tier_names: tier of each trial as written in tiers.npy.
-        tiers: "train", "validation" or "test" → numbers of its trials, int64, ascending.
+        tiers: dictionary from "train", "validation" and "test" to the numbers of the used trials in
+            this tier, int64, ascending.
         lengths: int64 (trials,) frames without the padding; 0 for trials that are not used.
         frame_size: (H, W) in pixels.
         behaviour_channels: number of behaviour channels, K; 0 if there is no behaviour.
         has_pupil: whether the pupil's centre was measured: its files exist and it is not constant.
         has_true_rates: whether the session was simulated and its true rates are known.
-        trials: number of each used trial → its facts.
-        withheld: name of a tier → numbers of its trials, for tiers other than train whose responses
-            are all 0. Data sets contain zeros in place of withheld responses, so these trials are
-            not used.
+        trials: dictionary from the number of each used trial to its ``TrialFacts``.
+        withheld: dictionary from the name of a tier in tiers.npy to the numbers of its trials, for
+            tiers other than train whose responses are all 0. Data sets contain zeros in place of
+            withheld responses, so these trials are not used.
         contents: int64 (trials,) number of the movie of each trial, equal for trials of one movie;
             −1 for trials that are not used.
         notes: notes for the user, one line each.
@@ -185,7 +187,16 @@ class Session:
         return self._frames(TRUE_RATES, trial, start, stop).astype(np.float32, copy=False)
 
     def _frames(self, part: str, trial: int, start: int, stop: int | None) -> np.ndarray:
-        """Return a copy of frames [start, stop) of a part, time first, without the padding."""
+        """Return a copy of frames [start, stop) of one file of a trial; time is the first axis.
+
+        Padding frames at the end of the trial are not included.
+
+        Args:
+            part: folder of the file, such as "videos" or "responses".
+            trial: number of the trial.
+            start: first frame.
+            stop: end of the frames. None means the end of the trial.
+        """
         length = int(self.lengths[trial])
         if not length:
             raise SessionError(

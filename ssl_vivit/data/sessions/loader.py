@@ -44,11 +44,12 @@ class NeuralDataConfig:
         train_share: fraction of the training and of the validation trials that are used. Both
             numbers are rounded up in each session. A larger fraction includes all trials of a
             smaller one.
-        train_trials: number of training trials of each session that are used, instead of
-            train_share. The same fraction of the validation trials is used, rounded up. null means
-            train_share.
-        share_seed: seed of the choice of trials for train_share or train_trials. null chooses them
-            by the names of session and trial. For one seed, larger fractions include smaller ones.
+        train_trials: number of training trials that are used in each session, instead of the
+            fraction train_share. The same fraction of the session's validation trials is used,
+            rounded up. null means that train_share is used.
+        share_seed: seed of the choice of trials for train_share or train_trials. null means that
+            trials are chosen by a hash of the names of session and trial. With equal seeds, the
+            trials of a larger fraction include those of a smaller fraction.
         validation_share: fraction of the training movies that are used for validation, in sessions
             without a validation tier.
         standardize: mean and standard deviation by which pixels are standardised. ``session``
@@ -129,12 +130,13 @@ class Sessions(NamedTuple):
     every_validation: TrialBatches | None = None
 
     def scored(self) -> dict[str, TrialBatches]:
-        """Return the trials on which a finished model is scored, by tier.
+        """Return the trials on which a finished model is scored.
 
-        Each test tier in tiers.npy is scored separately, because some contain other kinds of movies
-        than the training tier. If there are no test trials, all validation trials are returned,
-        independent of ``train_share``, so that models with different fractions are comparable. If
-        there are neither, the result is empty.
+        The result is a dictionary from the name of each test tier in tiers.npy to batches of its
+        trials. Test tiers are scored separately, because some contain other kinds of movies than
+        the training tier. If there are no test trials, the only key is "validation", with all
+        validation trials. These do not depend on ``train_share``, so that models with different
+        fractions are comparable. If there are no validation trials either, the result is empty.
         """
         if self.test is None:
             left = self.every_validation or self.validation
@@ -162,13 +164,14 @@ def build_sessions(
     Args:
         config: settings of sessions and batches.
         seed: seed of all random draws.
-        facts: ``SessionFacts`` of a checkpoint, whose split, statistics and held-out neurons are then used.
-            The sessions must be among those of the checkpoint. None computes the facts.
+        facts: ``SessionFacts`` of the sessions of a checkpoint. Their split, statistics and
+            held-out neurons are used, and every session of ``config`` must be among them. None
+            means that ``SessionFacts`` are computed from the sessions.
         pixel_statistics: mean and standard deviation for pixels scaled to [0, 1], by which the
             video is standardised. None computes them from the training stimuli.
-        core: facts of a session to which a core was fitted. The sessions must have its frame size
-            and number of behaviour channels, and the model uses the same channels. None means no
-            fitted core.
+        core: ``SessionFacts`` of a session to which a core was fitted. The sessions must have the
+            frame size and the number of behaviour channels of this session. The model uses the same
+            behaviour channels as the core. None means no fitted core.
 
     Raises:
         SessionError: if a session is invalid, or does not fit the other sessions, ``facts`` or

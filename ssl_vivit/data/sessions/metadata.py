@@ -101,7 +101,15 @@ def read_tier_names(session: Path) -> np.ndarray:
 
 
 def trials_by_tier(session: Path, names: np.ndarray) -> dict[str, np.ndarray]:
-    """Return "train", "validation" and "test" → numbers of their trials, ascending."""
+    """Return a dictionary from "train", "validation" and "test" to the numbers of their trials.
+
+    Args:
+        session: the session's folder, for messages.
+        names: tier of each trial as written in tiers.npy.
+
+    Raises:
+        SessionError: if the name of a tier is unknown, or no trial has the tier "train".
+    """
     try:
         known = {name: tier_of(str(name)) for name in np.unique(names)}
     except SessionError as error:

@@ -1,4 +1,7 @@
-"""Read pieces of trials as parts of a batch: padded, standardised and copied to the device."""
+"""Read sequences of frames of trials and make batches of them: padded, standardised, on a device.
+
+A batch has one part for each session: a dictionary of the stacked frames of this session.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ class Piece:
         trial: number of the trial.
         start: first frame.
         length: number of frames, including padding.
-        draw: names of the random draws for this piece in training. None for no draws.
+        draw: names that seed the random draws for this piece in training: (seed, epoch, session,
+            trial, number of the window). None if there are no random draws.
     """
 
     session: int
@@ -49,11 +53,21 @@ def read_part(
         drop_first: number of frames at the start of a piece whose responses are replaced by NaN.
 
     Returns:
-        A dictionary with ``session``, the name; ``video`` (b, T, H, W); ``behaviour`` (b, T, K) or
-        None; ``pupil_centre`` (b, T, 2) or None; ``responses`` (b, T, N); ``frames`` (b, T), −1 for
-        padding; ``trial`` (b,); ``content`` (b,), numbers of the movies; ``shows``, for each piece
-        the index of the first piece with equal frames of the same movie; ``draw``, the names of
-        each piece's random draws, only if pieces have draws.
+        A dictionary of the stacked pieces, on the CPU.
+
+        - ``session``: name of the session
+        - ``video`` (b, T, H, W): pixels from 0 to 255
+        - ``behaviour`` (b, T, K): all recorded channels; None if there are none
+        - ``pupil_centre`` (b, T, 2): None if it was not measured
+        - ``responses`` (b, T, N): NaN if unknown, replaced (see ``hidden`` and ``drop_first``), or
+          padding
+        - ``frames`` (b, T): number of each frame in its trial; −1 for padding
+        - ``trial`` (b,): number of the trial of each piece
+        - ``content`` (b,): number of the movie of each piece
+        - ``shows``: list with, for each piece, the index of the first piece that shows the same
+          frames of the same movie
+        - ``draw``: list of the names that seed the random draws of each piece; absent if pieces
+          have no random draws
     """
     videos, behaviours, pupils, responses, frames = [], [], [], [], []
     first: dict[tuple[int, int, int], int] = {}
@@ -95,9 +109,17 @@ def read_part(
 
 
 def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device) -> dict[str, Any]:
-    """Copy a part of :func:`read_part` to a device and standardise it.
+    """Standardise video, behaviour and pupil of one session in a batch, and copy them to a device.
 
-    In the returned part ``video`` has shape (b, 1, T, H, W).
+    Args:
+        part: dictionary that :func:`read_part` returned.
+        facts: ``SessionFacts`` of the session.
+        device: device of the result.
+
+    Returns:
+        A dictionary with the keys of ``part``, in which ``video`` has shape (b, 1, T, H, W).
+        ``behaviour`` and ``pupil_centre`` are 0 for padding, and None if they are absent in
+        ``part`` or not used by the model.
     """
     behaviour, pupil = part["behaviour"], part["pupil_centre"]
     valid = rearrange(part["frames"] >= 0, "b t -> b t 1")
@@ -123,7 +145,12 @@ def finish_part(part: dict[str, Any], facts: SessionFacts, device: torch.device)
 def finish_batch(
     parts: Sequence[dict[str, Any]], facts: Sequence[SessionFacts], device: torch.device
 ) -> dict[str, Any]:
-    """Copy all parts of a batch to a device and standardise them.
+    """Standardise the parts of a batch, one for each session, and copy them to a device.
+
+    Args:
+        parts: dictionaries that :func:`read_part` returned.
+        facts: ``SessionFacts`` of the session of each part.
+        device: device of the batch.
 
     Returns:
         The batch, in the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`.

@@ -20,18 +20,21 @@ from ssl_vivit.moments import Moments
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """Facts of one trial.
+    """Length, hash and statistics of one trial.
+
+    Moments are the count, the mean and the sum of squared deviations of values, over all frames of
+    the trial without padding.
 
     Args:
         length: number of frames without padding. The padding consists of the last frames in which
             at least one file contains only NaN.
-        cut: number of frames with known responses that are padding because another file ends
-            earlier.
+        cut: number of frames after ``length`` for which responses were recorded. They are not used,
+            because another file of the trial ends earlier.
         content: hash of the movie.
         video: moments of all pixels, on the scale [0, 255].
         brightest: largest pixel value.
-        behaviour: moments of each channel; None if absent.
-        pupil: moments of x and y; None if absent.
+        behaviour: moments of each behaviour channel; None if absent.
+        pupil: moments of x and y of the pupil's centre; None if absent.
         responses: moments of each neuron's known responses.
         counts: whether all known responses are counts (0, 1, 2, …).
         unknown: number of responses within the length that are NaN.
@@ -102,7 +105,7 @@ def scan_trial(
         pupil: whether the trial must have a file in ``pupil_center``.
 
     Returns:
-        The facts, or None if all responses are NaN.
+        The ``TrialFacts`` of the trial, or None if all responses are NaN.
 
     Raises:
         SessionError: if a file is missing or invalid; the message names the file.
@@ -185,10 +188,10 @@ def movie_name(video: np.ndarray) -> str:
 
 
 def recorded_frames(array: np.ndarray) -> int:
-    """Return the number of frames up to the last frame that is not all NaN.
+    """Return the number of frames up to and including the last frame that is not all NaN.
 
     Args:
-        array: (rows, frames) values.
+        array: (values, frames), such as (neurons, frames).
     """
     if array.dtype.kind != "f":
         return array.shape[1]
@@ -209,7 +212,7 @@ def _check_pixels(video: np.ndarray, path: Path) -> None:
 
 
 def _check_finite(values: np.ndarray, path: Path, fix: str) -> None:
-    """Raise SessionError if an array (rows, frames) has values that are not finite in float32."""
+    """Raise SessionError if an array (values, frames) has values that are not finite in float32."""
     with np.errstate(over="ignore"):
         finite = np.all(np.isfinite(values.astype(np.float32, copy=False)), axis=0)
     if not finite.all():

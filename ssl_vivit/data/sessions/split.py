@@ -29,9 +29,10 @@ def split_trials(
 ) -> tuple[list[Split], list[str]]:
     """Return the trials of each tier of each session.
 
-    In a session without validation trials, some training trials are moved to validation: all trials
-    of the movies whose content hashes come first. Movies that are shown in test trials, or in
-    training trials of sessions with a validation tier, are not moved. Then a fraction of the
+    In a session without validation trials, a fraction of the training movies is moved to
+    validation, with all of their training trials. These are the movies with the smallest content
+    hashes. Movies that are shown in test trials, or in training trials of sessions with a
+    validation tier, are not moved. Then a fraction of the
     training trials and of the validation trials is chosen by ``train_share`` or ``train_trials``.
     Trials are chosen by a hash of their names, so a larger fraction includes a smaller one.
 
@@ -45,8 +46,9 @@ def split_trials(
         share_seed: seed of the choice of trials. None chooses them only by their names.
 
     Returns:
-        For each session, tier → numbers of trials, int64, ascending. The entry ``spared`` contains
-        the validation trials that are not used. Also notes, one line each.
+        A list of splits, and a list of notes for the user, one line each. The split of a session is
+        a dictionary from a tier ("train", "validation" or "test") to the numbers of its trials,
+        int64, ascending. The key ``spared`` contains the validation trials that are not used.
 
     Raises:
         SessionError: if a session would have no training trials left, or has fewer than
@@ -108,7 +110,7 @@ def split_trials(
 
 
 def held_out_units(session: Session, share: float) -> np.ndarray:
-    """Return a boolean mask (N,) of held-out neurons, chosen by the names of session and unit.
+    """Return a boolean mask (N,) of held-out neurons, chosen by hashes of session and neuron id.
 
     Args:
         session: the session.
@@ -152,7 +154,11 @@ def _movies(session: Session, trials: np.ndarray) -> list[str]:
 
 
 def _smallest_hashes(movies: set[str], share: float) -> list[str]:
-    """Return a fraction of movie hashes, the smallest: at least one, and never all."""
+    """Return the smallest of the given movie hashes, in ascending order.
+
+    Their number is the fraction ``share`` of all hashes: at least one if there are two or more
+    hashes, and never all.
+    """
     return sorted(movies)[: min(max(1, round(share * len(movies))), len(movies) - 1)]
 
 
@@ -162,12 +168,12 @@ def shared_movies(
     """Count the movies that tiers have in common with a given tier.
 
     Args:
-        shown: tier → movies that its trials show.
-        other: the given tier.
+        shown: dictionary from each tier to the set of movies that its trials show.
+        other: the given tier, a key of ``shown``.
 
     Returns:
-        Tier → number of its movies that are also in ``other``, and number of all its movies. Tiers
-        without common movies are left out.
+        A dictionary from each other tier to a pair: the number of movies that the tier shares with
+        ``other``, and the number of all movies of the tier. Tiers that share no movie are left out.
     """
     compared = {tier: (movies & shown[other], movies) for tier, movies in shown.items()}
     return {

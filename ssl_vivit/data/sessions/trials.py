@@ -17,8 +17,9 @@ from ssl_vivit.data.sessions.reading import Piece, finish_batch, read_part
 class TrialBatches:
     """Batches of whole trials; all trials of a batch have one session and one length.
 
-    Batches have the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`, with one
-    part. They include the responses of held-out neurons.
+    Batches have the format of :class:`~ssl_vivit.data.sessions.windows.WindowBatches`. The list
+    ``parts`` contains one dictionary, since all trials of a batch have one session. Responses
+    include those of held-out neurons.
 
     Args:
         sessions: open sessions.
@@ -48,7 +49,11 @@ class TrialBatches:
         return self.only(self.trials[rank::world_size])
 
     def only(self, trials: Sequence[tuple[int, int]]) -> TrialBatches:
-        """Return batches of only the given trials, in the format of the constructor."""
+        """Return batches of only the given trials.
+
+        Args:
+            trials: (index of the session, number of the trial) of each trial.
+        """
         return TrialBatches(self.sessions, self.facts, trials, drop_first=self.drop_first)
 
     def of_session(self, name: str) -> TrialBatches:

@@ -36,9 +36,10 @@ _PREFETCH = 2
 class WindowBatches:
     """Endless stream of training batches of windows.
 
-    A batch is a dictionary. ``parts`` has one entry for each session in the batch. ``key``
-    ("session/trial@first frame") and ``trial``, int64 (b,), describe the windows of all parts in
-    order. A part contains
+    A batch is a dictionary with three keys. ``parts`` is a list with one dictionary for each
+    session in the batch. ``key`` is a list with a text "session/trial@first frame" for each window
+    of the batch. ``trial``, int64, contains the number of the trial of each window. Both are in the
+    order of the windows in ``parts``. The dictionary of a session contains
 
     - ``session``: name of the session;
     - ``video``: float (b, 1, T, H, W), standardised; padding repeats the last frame;
@@ -49,8 +50,10 @@ class WindowBatches:
     - ``frames``: int64 (b, T), number of each frame in its trial; −1 for padding;
     - ``trial``: int64 (b,), number of the trial;
     - ``content``: int64 (b,), number of the movie in the session;
-    - ``draw``: for each window the names (seed, epoch, session, trial, number) of an objective's
-      random draws.
+    - ``shows``: for each window, the index of the first window of the session in the batch that
+      shows the same frames of the same movie;
+    - ``draw``: for each window the names (seed, epoch, session, trial, number of the window in the
+      trial) that seed an objective's random draws.
 
     Do not pass this object to ``accelerator.prepare``, since it already splits batches over
     processes.
@@ -62,8 +65,9 @@ class WindowBatches:
         batching: "mix" or "alternate".
         seed: seed of all random draws.
         drop_first: number of frames at the start of a window whose responses are replaced by NaN.
-        fit_held_out: replace the responses of all neurons except the held-out ones by NaN, to fit
-            the readouts of held-out neurons. By default the responses of held-out neurons are NaN.
+        fit_held_out: whether the responses of all neurons except the held-out neurons are replaced
+            by NaN, to fit the readouts of held-out neurons. If false, the responses of the held-out
+            neurons are replaced by NaN.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class WindowBatches:
         self._hidden = [~units for units in held] if fit_held_out else held
 
     def for_held_out_units(self) -> WindowBatches:
-        """Return these windows with only the responses of the held-out neurons."""
+        """Return the same windows, in which only the responses of held-out neurons are not NaN."""
         return WindowBatches(
             self.sessions,
             self.facts,
@@ -129,7 +133,11 @@ class WindowBatches:
         }
 
     def contents(self) -> dict[str, str]:
-        """Return "data.sessions" → names and digests of all sessions, as one text."""
+        """Return a dictionary that identifies the data.
+
+        Its only key is "data.sessions". The value is a text with the name and digest of each
+        session.
+        """
         digests = [f"{session.name} {digest(session.path)}" for session in self.sessions]
         return {"data.sessions": ", ".join(digests)}
 
@@ -180,14 +188,28 @@ class WindowBatches:
                 yield [self._piece(epoch, *batch[i]) for i in split.positions(micro_step)]
 
     def _counts(self, size: int) -> list[int]:
-        """Return the number of windows of each session in an epoch with batches of ``size``."""
+        """Return the number of windows of each session in an epoch.
+
+        If the numbers of :meth:`windows_per_epoch` do not fill a global batch of ``size`` windows,
+        they are multiplied by the smallest whole number for which they do. With "alternate" this is
+        done for each session alone, with "mix" for all sessions together.
+        """
         counts = self.windows_per_epoch()
         if self.batching == "alternate":
             return [count * -(-size // count) for count in counts]
         return [count * -(-size // sum(counts)) for count in counts]
 
     def _order(self, epoch: int, size: int) -> list[tuple[int, int, int]]:
-        """Return the shuffled windows of an epoch, as (session, trial, number in the trial)."""
+        """Return the windows of an epoch in shuffled order.
+
+        Args:
+            epoch: number of the epoch.
+            size: number of windows of a global batch.
+
+        Returns:
+            (index of the session, number of the trial, number of the window in the trial) of each
+            window.
+        """
         windows, places = [], []
         for i, count in enumerate(self._counts(size)):
             name = self.sessions[i].name
@@ -207,9 +229,11 @@ class WindowBatches:
         return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
 
     def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
-        """Return the trials of ``count`` windows, drawn in proportion to the trials' lengths.
+        """Return the training trials of ``count`` windows of session ``i``, ascending.
 
-        Sampling is systematic: a trial gets its expected number of windows, rounded up or down.
+        Trials are drawn in proportion to their lengths and returned as indices into the training
+        trials of the session. Sampling is systematic: a trial gets its expected number of windows,
+        rounded up or down.
         """
         name = self.sessions[i].name
         phase = named_generator(self.seed, epoch, name, "trials").random()

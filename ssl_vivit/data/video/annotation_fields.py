@@ -29,9 +29,9 @@ class Field:
         """Return the field ``name`` of the value, which must be a JSON object.
 
         Raises:
-            AnnotationError: if the value is not an object, or lacks the field. ``items``,
-                ``number``, ``whole``, ``flag`` and ``word`` raise this error if the value does not
-                have the type that they return.
+            AnnotationError: if the value is not an object, or lacks the field. The methods
+                ``items``, ``number``, ``whole``, ``flag`` and ``word`` raise the same error if the
+                value does not have the required type.
         """
         self.check(isinstance(self.value, dict), "an object")
         path = f"{self.path}.{name}" if self.path else name
@@ -40,7 +40,7 @@ class Field:
         return Field(self.value[name], path)
 
     def items(self) -> list[Field]:
-        """Return the entries of the value, which must be a list."""
+        """Return the elements of the value, which must be a list, each as a :class:`Field`."""
         self.check(isinstance(self.value, list), "a list")
         return [Field(entry, f"{self.path}[{i}]") for i, entry in enumerate(self.value)]
 

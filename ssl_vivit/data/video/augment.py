@@ -39,7 +39,7 @@ class AugmentConfig:
         ratio: range of a crop's aspect ratio (width / height), relative to that of the output.
         flip_probability: probability of mirroring a clip left to right.
         jitter_probability: probability of changing the colours of a clip.
-        brightness: half width x of the range [1 − x, 1 + x] from which the factor is drawn.
+        brightness: half width x of the range [1 − x, 1 + x] of the brightness factor.
         contrast: half width of the range of the contrast factor, which is centred at 1.
         saturation: half width of the range of the saturation factor, which is centred at 1.
         hue: largest rotation of the colour circle in either direction, in turns, up to 0.5.
@@ -255,18 +255,19 @@ class Augment:
 
 
 class _Changes:
-    """Drawn parameters of a batch on its device: factors, and indices of the clips to change.
+    """Drawn augmentation parameters of the n clips of a batch, copied to the device of the clips.
 
-    The clips that an operation changes are selected on the host. Indices are copied to the device
-    in one copy and factors in another.
+    The clips that an operation changes are selected on the host. The indices of these clips are
+    copied to the device in one copy, all other parameters in another.
 
     Attributes:
-        box: top, left, bottom and right of the bounding box of all crops.
-        crop: (n, 4) top, left, height, width.
-        flip: bool (n,).
-        factors: factors (n, 1, 1, 1, 1) of each colour change.
-        sigma: standard deviations of the blur, (n, 1, 1, 1, 1).
-        jitters: colour changes in order, each with the indices of the clips to change.
+        box: top, left, bottom and right of the bounding box of all crops, in pixels, on the host.
+        crop: (n, 4), top, left, height and width of each crop in pixels.
+        flip: bool (n,), whether a clip is mirrored.
+        factors: dictionary from the name of a colour change to its factors (n, 1, 1, 1, 1).
+        sigma: (n, 1, 1, 1, 1), standard deviations of the blur in pixels; 0 for no blur.
+        jitters: list of (name of a colour change, indices of the clips to change), in the order in
+            which they are applied.
         grey: indices of the clips that are converted to grey.
         blurred: indices of the clips that are blurred.
     """
@@ -305,7 +306,14 @@ class _Changes:
 def _changed(
     video: Tensor, which: Tensor, factors: Tensor | None, change: Callable[..., Tensor]
 ) -> Tensor:
-    """Return the clips, with ``change`` applied to the indices ``which``; may work in place."""
+    """Return clips of which some are changed; the input may be modified in place.
+
+    Args:
+        video: clips (n, …).
+        which: indices of the clips to change.
+        factors: factor of each of the n clips. None if the change has no factor.
+        change: function (clips, their factors) that returns the changed clips.
+    """
     if len(which) in (0, len(video)):
         return change(video, factors).contiguous() if len(which) else video
     some = None if factors is None else factors[which]
@@ -313,7 +321,12 @@ def _changed(
 
 
 def _aspects(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[float, float]:
-    """Return limits of a window's aspect ratio, from limits relative to the output's."""
+    """Return the smallest and largest aspect ratio (width / height) of a crop.
+
+    Args:
+        size: (height, width) of the output.
+        ratio: smallest and largest aspect ratio, relative to the aspect ratio of the output.
+    """
     return ratio[0] * size[1] / size[0], ratio[1] * size[1] / size[0]
 
 
@@ -322,8 +335,15 @@ def _random_window(
 ) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a random crop.
 
-    The crop is computed as in torchvision's ``RandomResizedCrop.get_params``, from the uniform
-    random numbers (attempts, 4).
+    The crop is computed as in torchvision's ``RandomResizedCrop.get_params``. If the crops of all
+    attempts exceed the frame, a central crop is returned.
+
+    Args:
+        numbers: (attempts, 4) random numbers, uniform in [0, 1).
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
+        size: (height, width) of the output.
+        config: settings of the augmentation, with the ranges of area and aspect ratio.
     """
     aspects = _aspects(size, config.ratio)
     for area_at, aspect_at, top_at, left_at in numbers:

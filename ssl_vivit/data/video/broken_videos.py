@@ -23,9 +23,13 @@ _ATTEMPTS = 8
 
 
 class SampleFetcher:
-    """Dataset of a DataLoader that returns the sample of (index, epoch).
+    """Dataset of a DataLoader that returns a sample for the key (index of a video, epoch).
 
-    If no sample can be read, the dataset returns a dictionary of reasons.
+    If ``replace`` is true, a video that is broken or lacks needed labels is replaced by a randomly
+    drawn video. Each sample also contains ``broken`` and ``unlabelled``, two dictionaries from the
+    names of videos that could not be used to the reasons. If no video could be read, only these
+    two dictionaries are returned. If the data are refused or a stop is requested, a dictionary with
+    the single key ``refusal`` (a message) or ``stopped`` is returned.
     """
 
     def __init__(self, dataset: ClipDataset, indices: np.ndarray, replace: bool) -> None:
@@ -65,7 +69,7 @@ def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool 
     is raised if both limits are exceeded.
 
     Args:
-        broken: name → why the video cannot be used.
+        broken: dictionary from the name of each broken video to the reason why it cannot be used.
         total: number of all videos, including broken ones.
         given_up: whether no replacement was found for a broken video; the error is then always
             raised.
@@ -86,9 +90,9 @@ def refuse_many_broken(broken: Mapping[str, str], total: int, *, given_up: bool 
 def short_videos_line(
     names: Sequence[str], total: int, short_videos: ShortVideos, clips: Iterable[ClipConfig]
 ) -> str | None:
-    """Return a line with the number and names of short videos; None if there are none.
+    """Return a line for the user on the videos that are too short; None if there are none.
 
-    The line also contains the length that the clips need.
+    The line contains the number and names of these videos, and the length that the clips need.
 
     Args:
         names: names of the videos that are too short for the clips.

@@ -48,8 +48,9 @@ def clip_labels(
     Returns:
         The labels by name.
 
-        - ``presence`` float32 (48,): 1 for kinds of objects that are visible, in the order of
-          :data:`KINDS`, index ((shape · 8) + colour) · 2 + material
+        - ``presence`` float32 (48,): 1 for each visible kind of object, else 0. A kind is a shape
+          with a colour and a material, and has index ((shape · 8) + colour) · 2 + material, as in
+          :data:`KINDS`
         - ``num_objects`` int64 (): number of visible objects
         - ``num_collisions`` int64 (): number of collisions from the clip's first to its last
           frame, including those between its sampled frames

@@ -23,8 +23,8 @@ class ClipConfig:
 
     Args:
         num_frames: number of frames of a clip. null means the encoder's number.
-        frame_stride: steps from one frame of a clip to the next. Steps are frames of the video, or
-            frames at the rate ``fps`` if it is set.
+        frame_stride: number of time steps from one frame of a clip to the next. A time step is one
+            frame of the video, or 1 / ``fps`` seconds if ``fps`` is set.
         views: number of clips drawn from each video.
         fps: frame rate to which videos are resampled. Frames of slower videos are repeated, and
             frames of faster videos are skipped. null uses the frames of each video without
@@ -50,7 +50,7 @@ class ClipConfig:
 
     @property
     def span(self) -> int:
-        """Number of steps from a clip's first frame to its last, including both."""
+        """Number of time steps from a clip's first frame to its last frame, including both."""
         return (self.length - 1) * self.frame_stride + 1
 
     @property
@@ -85,10 +85,15 @@ class ClipConfig:
 def timeline_length(
     num_frames: Int[np.ndarray, " n"], source_fps: Float[np.ndarray, " n"], fps: float | None
 ) -> Int[np.ndarray, " n"]:
-    """Return the number of steps of the time grid that each video covers.
+    """Return the length of each video in time steps of 1 / ``fps`` seconds.
 
-    Step k is at k / fps seconds. It is covered if the video shows a frame at this time. If ``fps``
-    is None, a step is a frame of the video.
+    A video has time step k ≥ 0 if it shows a frame at k / fps seconds. If ``fps`` is None, the time
+    steps are the frames of the video.
+
+    Args:
+        num_frames: number of frames of each video.
+        source_fps: frame rate of each video, which must be constant. Ignored if ``fps`` is None.
+        fps: frame rate to which videos are resampled, or None.
     """
     frames = np.asarray(num_frames, dtype=np.int64)
     if fps is None:
@@ -98,7 +103,14 @@ def timeline_length(
 
 
 def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]:
-    """Return :func:`timeline_length` of each video, from its frame times if its rate varies.
+    """Return the length of each video in time steps of 1 / ``fps`` seconds.
+
+    If ``fps`` is None, the time steps are the frames of the video. For a video whose frame rate
+    varies, the length is computed from the times of its frames.
+
+    Args:
+        videos: the videos; none of them is opened.
+        fps: frame rate to which videos are resampled, or None.
 
     Raises:
         DataError: if ``fps`` is set and the frame rate of a video is unknown.
@@ -123,7 +135,7 @@ def timeline_lengths(videos: Videos, fps: float | None) -> Int[np.ndarray, " n"]
 def start_counts(
     videos: Videos, config: ClipConfig, short_videos: ShortVideos = "refuse"
 ) -> Int[np.ndarray, " n"]:
-    """Return the number of steps in each video at which a clip can start.
+    """Return the number of time steps in each video at which a clip can start.
 
     Args:
         videos: the videos; none of them is opened.
@@ -182,7 +194,9 @@ def _length(videos: Videos, i: int, steps: np.ndarray, config: ClipConfig) -> st
 
 
 def too_short(videos: Videos, clip: ClipConfig) -> dict[int, str]:
-    """Return the videos that are too short for the clips, as index → reason.
+    """Return the videos that are too short for the clips.
+
+    The result is a dictionary from the index of each such video to a text with the reason.
 
     Raises:
         DataError: if ``clip.fps`` is set and the frame rate of a video is unknown.
@@ -222,9 +236,10 @@ def shortage(
 
 
 def needed_length(clip: ClipConfig) -> str:
-    """Return a clause with the length that a video needs, in frames, or in seconds with a rate.
+    """Return a clause for a message: the length of a video that is needed for the clips.
 
-    For example ``a clip of 16 frames at stride 4 needs 61 frames``.
+    For example ``a clip of 16 frames at stride 4 needs 61 frames``. The length is in seconds if
+    ``clip.fps`` is set.
     """
     steps = _needed_steps(clip) - 1
     clips, s = f"a clip of {clip.length} frames", "s"
@@ -237,14 +252,14 @@ def needed_length(clip: ClipConfig) -> str:
 
 
 def _needed_steps(clip: ClipConfig) -> int:
-    """Return the number of steps that a video must have so that all views can start differently."""
+    """Return the number of time steps that a video needs for different starts of all views."""
     return clip.span + clip.views - 1
 
 
 def draw_starts(
     rng: np.random.Generator, count: int, views: int, view_gap: Literal["near", "uniform"]
 ) -> Int[np.ndarray, " views"]:
-    """Draw the starts of the views of one video: distinct steps in [0, count), in random order.
+    """Draw the starts of the views of one video: distinct time steps < ``count``, in random order.
 
     "near" draws a set of ``views`` distinct starts; all sets have equal probability. The gap g ≥ 1
     between two views then has a probability proportional to count − g, the linearly decreasing
@@ -272,7 +287,14 @@ def draw_starts(
 
 
 def even_starts(count: int, views: int) -> Int[np.ndarray, " views"]:
-    """Return evenly spaced starts from 0 to count − 1; a single view starts in the middle."""
+    """Return evenly spaced starts of the views of one video, from time step 0 to count − 1.
+
+    A single view starts in the middle.
+
+    Args:
+        count: number of time steps at which a clip can start.
+        views: number of starts.
+    """
     if views == 1:
         return np.array([(count - 1) // 2], dtype=np.int64)
     return np.arange(views, dtype=np.int64) * (count - 1) // (views - 1)
@@ -284,13 +306,14 @@ def clip_frames(
     source_fps: float,
     times: Float[np.ndarray, " n"] | None = None,
 ) -> Int[np.ndarray, "views t"]:
-    """Return the frame numbers of the clips that start at the given steps.
+    """Return the frame numbers (views, t) of the clips that start at the given time steps.
 
     Frame j of a clip is the frame that the video shows at (start + j · frame_stride) / fps seconds,
-    that is, the last frame that has begun by then. If ``config.fps`` is None, steps are frames.
+    that is, the last frame that has begun by then. If ``config.fps`` is None, time steps are frames
+    of the video, and frame j has the number start + j · frame_stride.
 
     Args:
-        starts: start of each clip, in steps.
+        starts: time step at which each clip starts.
         config: settings of the clips.
         source_fps: frames per second of the video.
         times: times in seconds at which the video's frames begin. None if the rate is constant.

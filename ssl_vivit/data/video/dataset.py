@@ -114,10 +114,15 @@ class ClipDataset:
                 number of the attempt.
 
         Returns:
-            ``clips`` uint8 (views, T, H, W, 3); ``params`` (views, …), parameters of the
-            augmentation by name; ``key``; ``draw``, the names ``(seed, epoch, *names)`` for further
-            random draws; ``frames`` int64 (views, T), frame numbers; ``fps``, the video's frame
-            rate; ``labels`` by name.
+            A dictionary that describes the views.
+
+            - ``clips``: uint8 (views, T, H, W, 3), RGB frames
+            - ``params``: dictionary of the parameters of the augmentation, each (views, …)
+            - ``key``: name of the video
+            - ``draw``: ``(seed, epoch, *names)``, names that seed an objective's random draws
+            - ``frames``: int64 (views, T), frame numbers
+            - ``fps``: frames per second of the video
+            - ``labels``: dictionary of labels, each (views, …); empty without labels
 
         Raises:
             DecodingError: if the video is broken.
@@ -154,9 +159,13 @@ class ClipDataset:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples to one message from a worker.
+    """Collate the samples of a batch to one dictionary, which a worker sends to the main process.
 
-    Only the clips are a tensor, so that a message needs only one file descriptor.
+    Only the clips are a tensor, and all other arrays are NumPy arrays. A worker therefore needs
+    only one file descriptor to send the dictionary.
+
+    Args:
+        samples: results of :class:`~ssl_vivit.data.video.broken_videos.SampleFetcher`.
     """
     if any("stopped" in sample for sample in samples):
         return {"stopped": True}

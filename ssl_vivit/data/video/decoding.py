@@ -71,9 +71,10 @@ class _Layout(NamedTuple):
     """Presentation timestamps of the shown frames, read from the packets.
 
     Attributes:
-        stamps: timestamps in ascending order. None if some are missing.
-        order: equal to ``stamps`` if timestamps identify the frames of packets, else None. If it is
-            None, frames can only be numbered by decoding from the start.
+        stamps: timestamps of the frames in ascending order. None if a timestamp is missing or
+            occurs twice, or the container stores no timestamps.
+        order: equal to ``stamps`` if the frame of each packet is known by its timestamp, else None.
+            Without ``order``, frames can only be numbered by decoding the video from the start.
     """
 
     stamps: list[int] | None
@@ -238,7 +239,8 @@ def probe_video(source: Source) -> VideoInfo:
 def _open(source: Source) -> Iterator[tuple[Any, Any]]:
     """Open a video and yield its container and video stream.
 
-    It is opened as a file object, so that FFmpeg does not interpret part of the name as a protocol.
+    The video is opened as a file object, so that FFmpeg does not interpret part of the name as a
+    protocol.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         # The limit also applies to the frames that FFmpeg decodes to detect the pixel format.
@@ -304,10 +306,11 @@ def _decode_groups(
     wanted: set[int],
     size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray] | None:
-    """Decode wanted frames, each from the last key frame before it.
+    """Decode the wanted frames with PyAV, each from the last key frame before the frame.
 
     Returns:
-        Frame number → RGB array. None if a frame was not decoded.
+        Dictionary from each frame number to the RGB frame, uint8 (H, W, 3). None if not all of the
+        wanted frames were decoded.
     """
     number = {order[i]: i for i in wanted}
     position = {p.pts: at for at, p in enumerate(packets) if p.pts in number and not p.is_discard}
@@ -383,9 +386,9 @@ class _Picture(NamedTuple):
         return cls(codec.height, codec.width, codec.pix_fmt)
 
     def check(self, frame: Any, number: int, total: int | None) -> None:
-        """Raise DecodingError if a frame has another size or pixel format.
+        """Raise DecodingError if a frame has another size or pixel format than the first frames.
 
-        A model would see a sudden change.
+        Otherwise the decoded video would change its appearance suddenly.
         """
         found = _Picture(frame.height, frame.width, frame.format.name)
         if found != self:

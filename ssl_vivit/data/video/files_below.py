@@ -29,8 +29,9 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
         root: the folder.
 
     Returns:
-        Path below the root, with forward slashes → size in bytes. The size of a broken link is 0,
-        and reading it will fail. Also the numbers of skipped files by kind.
+        A dictionary from the path of each file below the root, with forward slashes, to the size in
+        bytes, and a counter of skipped files and folders by kind, such as ``hidden``. A broken link
+        is listed with size 0; it cannot be read.
     """
     sizes: dict[str, int] = {}
     passed_over: Counter[str] = Counter()
@@ -64,7 +65,10 @@ def files_below(root: str | Path) -> tuple[dict[str, int], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or one of its folders is hidden, or is a folder of macOS metadata."""
+    """Return whether a path should be skipped because a part of it is hidden.
+
+    Hidden parts start with ".", except "..", or with "__MACOSX", a folder of macOS metadata.
+    """
     parts = PurePosixPath(name).parts
     return any(part != ".." and part.startswith((".", "__MACOSX")) for part in parts)
 

@@ -68,7 +68,7 @@ class DataConfig(VideoReading):
             default is for CLEVRER, where most pixels show the grey ground. For other shards, ``python
             -m data_prep.clevrer info SHARDS --statistics`` prints mean and std.
         std: standard deviation of each channel for pixels scaled to [0, 1], or one number for all
-            channels. ``info SHARDS --statistics`` prints std, too.
+            channels. The default is for CLEVRER, as for ``mean``.
     """
 
     shards: str | list[str] | None = None
@@ -192,8 +192,8 @@ class ClipBatches:
     - ``frames``: int64 (b, views, T), frame numbers;
     - ``fps``: float (b,), frame rates of the videos;
     - ``broken``: names of videos that were replaced or left out because they cannot be decoded;
-    - with labels, the entries of :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views,
-      …).
+    - if the dataset has labels, the labels of
+      :func:`~ssl_vivit.data.video.clevrer.clip_labels`, each (b, views, …).
 
     Do not pass this object to ``accelerator.prepare``, since it already splits batches over
     processes.
@@ -205,12 +205,13 @@ class ClipBatches:
         shuffle: whether each epoch has a new order. If false, the order is that of ``indices``.
         indices: indices of the videos to use, without those that the dataset skips as too short.
             None means all videos.
-        broken: name → reason of videos that were found to be broken earlier.
+        broken: dictionary from the name of each video that was found to be broken earlier to the
+            reason.
 
     Attributes:
-        broken: name → reason of all broken videos found so far.
-        unlabelled: name → reason of all videos found so far whose labels cannot be read from their
-            annotation.
+        broken: dictionary from the name of each broken video found so far to the reason.
+        unlabelled: dictionary from the name of each video found so far whose labels cannot be read
+            to the reason.
     """
 
     def __init__(
@@ -247,7 +248,11 @@ class ClipBatches:
         return len(self.indices) // total_batch_size
 
     def contents(self) -> dict[str, str]:
-        """Return "data.shards" → digest of the shards; {} if the videos are not in shards."""
+        """Return a dictionary that identifies the shards, with the key "data.shards".
+
+        The value is a digest of the shards. The dictionary is empty if the videos are not in
+        shards.
+        """
         videos = self.dataset.videos
         return {"data.shards": videos.digest()} if isinstance(videos, ShardSet) else {}
 
@@ -260,8 +265,8 @@ class ClipBatches:
         ``start_step``. Closing the iterator ends the workers.
 
         Raises:
-            DataError: if there are fewer videos than a batch needs, or shared memory is too small
-                for the workers. While running, also if too many videos are broken
+            DataError: if there are fewer videos than a batch needs, if shared memory is too small
+                for the workers, or, while reading, if too many videos are broken
                 (:func:`~ssl_vivit.data.video.broken_videos.refuse_many_broken`).
         """
         steps = self.steps_per_epoch(split.total_batch_size)
@@ -279,7 +284,7 @@ class ClipBatches:
         Args:
             batch_size: number of videos in a batch.
             device: device of the batches.
-            epoch: number on which random draws of the dataset depend.
+            epoch: number of the epoch, on which the dataset's random draws depend.
         """
         self._check_shared_memory(min(batch_size, len(self.indices)))
         pairs = [(int(index), epoch) for index in self.indices]
@@ -298,7 +303,7 @@ class ClipBatches:
     def _schedule(
         self, split: BatchSplit, start_step: int, steps: int
     ) -> Iterator[list[tuple[int, int]]]:
-        """Yield for each micro-batch a list of pairs (index, epoch)."""
+        """Yield for each micro-batch a list with (index of a video, epoch) for each sample."""
         size = split.total_batch_size
         order, order_epoch = self.indices, -1
         for step in itertools.count(start_step):

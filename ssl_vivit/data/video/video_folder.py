@@ -36,8 +36,9 @@ class VideoFolder:
         widths: int array (len,), in pixels.
         fps: float array (len,) of frame rates.
         has_annotation: bool array (len,), all False.
-        broken: name → reason of videos that were left out.
-        passed_over: number of skipped files by their ending, or by a kind such as ``hidden``.
+        broken: dictionary from the name of each video that was left out to the reason.
+        passed_over: dictionary from an ending, or a kind such as ``hidden``, to the number of
+            skipped files.
 
     Raises:
         DataError: if the folder does not exist, or contains no readable video.

@@ -18,13 +18,16 @@ ShortVideos = Literal["skip", "pad", "refuse"]
 
 
 class Videos(Protocol):
-    """Protocol of a set of videos: a ShardSet, a VideoFolder, or a class below.
+    """Protocol of a set of videos: ShardSet, VideoFolder, CentralWindows or Chosen.
 
     Attributes:
         keys: names of the videos, which are unique.
-        num_frames, heights, widths: int arrays (len,).
-        fps: float array (len,) of frame rates: the mean if it varies, 0 or NaN if unknown.
-        has_annotation: bool array (len,).
+        num_frames: int array (len,), number of frames of each video.
+        heights: int array (len,), in pixels.
+        widths: int array (len,), in pixels.
+        fps: float array (len,), frames per second: the mean if the rate varies, 0 or NaN if
+            unknown.
+        has_annotation: bool array (len,), whether a video has an annotation.
     """
 
     keys: list[str]

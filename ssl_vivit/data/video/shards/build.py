@@ -4,8 +4,9 @@ Samples are found by the names of the tar's members, in any order:
 
 - ``NAME.mp4`` (or another video ending) is a video with the key NAME, which may contain dots;
 - ``KEY.video.json`` with ``KEY.0000.jpg`` … is a video whose frames are stored as pictures;
-- ``KEY.json`` is the annotation. If it is missing, the annotation of webdataset's key is used,
-  which ends at the first dot of the base name, provided that only one video has this key.
+- ``KEY.json`` is the annotation of a video with the key KEY. If it is missing, ``SHORT.json`` is
+  used, where SHORT is the key that webdataset gives to the video: the part before the first dot of
+  the file name. ``SHORT.json`` is used only if no other video has this short key.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def build_index(tar: Path, storage: str = "original") -> dict[str, Any]:
         storage: storage of video files without a ``KEY.video.json``.
 
     Returns:
-        The index. Its entry ``left_out`` maps the names of unused members to the reason. Files that
-        are neither video nor annotation are counted by their ending, such as ``*.txt``.
+        The index, as a dictionary; see :mod:`ssl_vivit.data.video.shards.index`. Its key
+        ``left_out`` maps the names of unused files of the tar to the reason. Files that belong to
+        no sample are listed together by their ending, such as ``*.txt``.
 
     Raises:
         DataError: if the file is not a complete tar, or contains no readable video.
@@ -99,7 +101,8 @@ def list_members(tar: Path) -> tuple[dict[str, Place], dict[str, str]]:
         tar: the tar, which must be uncompressed.
 
     Returns:
-        Name → place, and name → reason for members that cannot be read. If a name occurs more than
+        A dictionary from the name of each file to its offset and size in bytes, and a dictionary
+        from the names of members that cannot be read to the reason. If a name occurs more than
         once, the last member is used, as when the tar is unpacked.
 
     Raises:
@@ -201,11 +204,17 @@ def _webdataset_key(name: str) -> str:
 def _sample(
     file: BinaryIO, found: _Found, places: dict[str, Place], storage: str
 ) -> dict[str, Any]:
-    """Build a sample's entry in the index from its bytes.
+    """Read the files of a sample in a tar, and return the description of the sample in the index.
+
+    Args:
+        file: the open tar.
+        found: key of the sample and names of its files in the tar.
+        places: dictionary from the name of each file in the tar to its offset and size.
+        storage: storage of a video file without a ``KEY.video.json``.
 
     Raises:
-        DecodingError: if its video or its first frame cannot be decoded.
-        ValueError: if ``video.json`` does not agree with the members.
+        DecodingError: if the video or the first frame of the sample cannot be decoded.
+        ValueError: if ``KEY.video.json`` does not agree with the frames of the sample.
     """
     members: dict[str, list[int]] = {}
     kept = {}
@@ -244,7 +253,11 @@ def _facts(measures: bytes | None) -> dict[str, Any]:
 
 
 def _by_ending(names: Iterator[str]) -> dict[str, str]:
-    """Return ending, such as ``*.txt`` → description of the files that belong to no sample."""
+    """Group files that belong to no sample by their ending.
+
+    Returns:
+        Dictionary from an ending, such as ``*.txt``, to a text that describes the files.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parts = _NAME_AND_ENDING.fullmatch(name)

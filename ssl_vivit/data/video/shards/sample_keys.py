@@ -9,10 +9,11 @@ from pathlib import PurePosixPath
 
 
 def sample_keys(files: Sequence[str]) -> list[str]:
-    """Return the key that each video has in shards; all keys differ.
+    """Return a unique key for each video, in the order of ``files``.
 
-    The key is the file name without its ending. Keys that would be equal also contain the names of
-    the folders. Characters other than letters, digits, ``_`` and ``-`` become ``_``.
+    The key is the file name without its ending. If several files would have equal keys, their keys
+    contain the names of the folders, and a number if they are still equal. Characters other than
+    letters, digits, ``_`` and ``-`` become ``_``.
 
     Args:
         files: paths of all videos of the shards, with forward slashes.
@@ -32,5 +33,9 @@ def sample_keys(files: Sequence[str]) -> list[str]:
 
 
 def safe_name(name: str) -> str:
-    """Return a name of letters, digits, ``_`` and ``-``, which are valid in keys and prefixes."""
+    """Replace each run of characters other than letters, digits, ``_`` and ``-`` by one ``_``.
+
+    ``_`` at the start and end is removed, and an empty result becomes "video". The result is valid
+    in keys of samples and in file names of shards.
+    """
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "video"

@@ -220,7 +220,10 @@ class ShardSet:
         return self._local_path(number)
 
     def places(self, i: int) -> list[tuple[int, int]]:
-        """Return (offset, size) in bytes of each member: frames or video, then annotation."""
+        """Return (offset, size) in bytes of each file of sample ``i`` in its tar.
+
+        The files are the pictures or the video, followed by the annotation if there is one.
+        """
         members = slice(self._first[i], self._first[i + 1])
         return list(
             zip(self._offsets[members].tolist(), self._sizes[members].tolist(), strict=True)
@@ -274,7 +277,15 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """Return the first key whose bytes in a file differ from the index; None if all agree."""
+        """Return the key of the first sample of a shard that is damaged; None if there is none.
+
+        A sample is damaged if its bytes differ from the checksums in the index.
+
+        Args:
+            number: index of the shard.
+            path: copy of the shard.
+            look: function that is called before each sample. It may raise to stop.
+        """
         opened = _OpenShard(str(path))
         for i in np.flatnonzero(self.shard_of == number):
             look()
@@ -285,9 +296,10 @@ class ShardSet:
         return None
 
     def _read(self, i: int, members: Sequence[int]) -> list[bytes]:
-        """Read members, given in ascending order, and check their CRC.
+        """Read files of sample ``i`` and check their CRC.
 
-        If the local copy of a remote shard is damaged, it is downloaded once more.
+        ``members`` are indices of the files over all samples of the set, in ascending order. If the
+        local copy of a remote shard is damaged, the shard is downloaded once more.
         """
         number = int(self.shard_of[i])
         try:

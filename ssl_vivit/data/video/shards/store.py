@@ -65,7 +65,7 @@ def read_remote(address: str, stall_timeout: float) -> bytes | None:
 
     Args:
         address: address of the file.
-        stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
+        stall_timeout: seconds without data after which an attempt to download fails.
 
     Raises:
         DataError: if the file cannot be downloaded.
@@ -87,7 +87,7 @@ class RemoteShard:
         address: address of the shard.
         copy: path of the copy.
         size: size of the shard in bytes.
-        stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
+        stall_timeout: seconds without data after which an attempt to download fails.
     """
 
     address: str
@@ -99,14 +99,14 @@ class RemoteShard:
     def beside_index(
         cls, address: str, size: int, index: bytes, cache_dir: Path, stall_timeout: float
     ) -> RemoteShard:
-        """Create a shard whose copy is named by a hash of the address and of the index.
+        """Create a RemoteShard whose copy is named by a hash of the address and of the index.
 
         Args:
             address: address of the shard.
             size: size of the shard in bytes.
             index: bytes of the shard's index.
             cache_dir: directory of the copy.
-            stall_timeout: seconds; see :func:`~ssl_vivit.data.downloading.fetch`.
+            stall_timeout: seconds without data after which an attempt to download fails.
         """
         digest = hashlib.sha256(address.encode() + b"\0" + index).hexdigest()[:16]
         return cls(
@@ -117,8 +117,9 @@ class RemoteShard:
         """Return the path of the copy; download it if it is missing.
 
         Args:
-            damaged: function (file, look) that returns the name of a sample whose bytes in the file
-                differ from the index, or None. It must call ``look()`` several times a second.
+            damaged: function (file, look) that checks a downloaded copy. It returns the name of a
+                sample whose bytes differ from the index, or None. It must call its argument
+                ``look`` several times a second.
             renew: whether to download the copy again if it is damaged.
 
         Raises:

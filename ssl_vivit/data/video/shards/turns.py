@@ -20,9 +20,9 @@ def turn_to_fetch(copy: Path, stall_timeout: float) -> Iterator[Callable[[], Non
 
     The block must call the yielded function several times a second. The function raises
     KeyboardInterrupt on a request to stop. It also touches the lock file, which shows waiting
-    processes that this process is alive. If the block fails, waiting processes raise its error
-    instead of trying again one by one. The lock file is removed at the end. A lock file that a
-    killed process left does not block.
+    processes that this process is alive. If the block raises a DataError, waiting processes raise
+    the same error instead of trying again one by one. The lock file is removed at the end. If a
+    process was killed and left its lock file, other processes do not wait for it.
 
     Args:
         copy: path of the shard's local copy.

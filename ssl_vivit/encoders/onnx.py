@@ -54,7 +54,7 @@ class TensorEncoder(nn.Module):
 
 
 class _Tensors(NamedTuple):
-    """A model called with a video, which returns a list of tensors.
+    """Callable that runs a model on a video, in eval mode, and returns a list of tensors.
 
     Attributes:
         module: module from video (B, C, T, H, W) to one or several tensors.
@@ -176,7 +176,7 @@ def export_onnx(
 
 
 def _clip(encoder: ViViT, batch: int) -> Float[Tensor, "b c T H W"]:
-    """Return a noise clip of the configured size; every call returns equal numbers."""
+    """Return ``batch`` noise clips of the configured size, drawn with a fixed seed."""
     config, weight = encoder.config, encoder.tubelets.weight
     shape = (batch, config.in_channels, config.num_frames, *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -208,7 +208,7 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
 
 
 def _describe(model: Any, encoder: ViViT) -> None:
-    """Add the encoder's settings to the graph's metadata, and remove the exporter's."""
+    """Add the encoder's settings to the metadata, and remove the exporter's metadata of the graph."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
     model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
     # The exporter's metadata are large and contain stack traces with local paths.

@@ -201,7 +201,7 @@ def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tenso
 
 
 def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
-    """Return the matrix (new, old) that interpolates ``old`` samples of an axis to ``new`` samples."""
+    """Return the matrix (new, old) that interpolates one axis from ``old`` to ``new`` samples."""
     # torch's antialiased interpolation is wrong for images of width 1, so use height 1.
     basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
     resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)

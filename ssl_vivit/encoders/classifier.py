@@ -405,7 +405,7 @@ def _head_shapes(
 
 
 def _token_sequence(encoded: Encoded) -> Float[Tensor, "b l d"]:
-    """Return the sequence [summary, patch tokens] of each clip; without summary the patch tokens."""
+    """Return [summary, patch tokens] of each clip as one sequence; the summary may be missing."""
     tokens = rearrange(encoded.tokens, "b t n d -> b (t n) d")
     if encoded.summary is None:
         return tokens

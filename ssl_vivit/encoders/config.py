@@ -48,9 +48,9 @@ class ViViTConfig:
         tubelet_init: initial tubelet kernel: ``random``, or a random image kernel (Sec. 3.4)
             applied to the tubelet's middle frame (``central_frame``) or to its mean frame
             (``average``).
-        temporal_padding: ``none``; or ``causal``: frames of zeros are added before the clip, so that
-            the tubelet of time step i ends at frame (i + 1) · stride − 1. Their number is
-            size − stride, with the temporal size and stride of a tubelet.
+        temporal_padding: ``none``, or ``causal``: size − stride frames of zeros are added before the
+            clip, with the temporal size and stride of a tubelet. The tubelet of time step i then
+            ends at frame (i + 1) · stride − 1.
         remainder: what to do with pixels and frames that do not fill a tubelet: ``error`` raises,
             ``crop`` drops them, ``pad`` adds zeros: in space half on each side, in time before the
             clip, so that the last token ends at the last frame.

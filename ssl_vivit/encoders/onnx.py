@@ -208,7 +208,7 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
 
 
 def _describe(model: Any, encoder: ViViT) -> None:
-    """Add the encoder's settings to the metadata, and remove the exporter's metadata of the graph."""
+    """Add the encoder's settings to the metadata of the ONNX model; remove those of the exporter."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
     model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
     # The exporter's metadata are large and contain stack traces with local paths.

@@ -82,7 +82,8 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
     """Make a classifier for ``timm.create_model``, or a :class:`VideoFeatures` for features_only.
 
     Args:
-        name: a named size, or ``vivit`` for an exported directory.
+        name: a named size, or ``vivit`` for an exported directory or a new encoder with other
+            settings.
         pretrained: load the weights of a file or of an exported directory.
         settings: further arguments of ``timm.create_model``.
     """

@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 
     Attributes:
         slots: indices of the kept tokens among the tokens before dropout.
-        total: number of tokens before dropout, of each time step or with ``visible_tokens`` of the
+        total: number of tokens before dropout: in each time step, or with ``visible_tokens`` in the
             clip.
         visible: indices of the kept spatial positions; None with ``visible_tokens``.
         visible_tokens: indices of the kept tokens among all t·h·w tokens, or None.

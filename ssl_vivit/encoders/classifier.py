@@ -405,7 +405,7 @@ def _head_shapes(
 
 
 def _token_sequence(encoded: Encoded) -> Float[Tensor, "b l d"]:
-    """Return [summary, patch tokens] of each clip as one sequence; the summary may be missing."""
+    """Return the sequence [summary, patch tokens] of each clip; the summary may be absent."""
     tokens = rearrange(encoded.tokens, "b t n d -> b (t n) d")
     if encoded.summary is None:
         return tokens

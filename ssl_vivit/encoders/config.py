@@ -48,7 +48,7 @@ class ViViTConfig:
         tubelet_init: initial tubelet kernel: ``random``, or a random image kernel (Sec. 3.4)
             applied to the tubelet's middle frame (``central_frame``) or to its mean frame
             (``average``).
-        temporal_padding: ``none``, or ``causal``: size − stride frames of zeros are added before the
+        temporal_padding: ``none``, or ``causal``: size − stride frames of zeros are added before a
             clip, with the temporal size and stride of a tubelet. The tubelet of time step i then
             ends at frame (i + 1) · stride − 1.
         remainder: what to do with pixels and frames that do not fill a tubelet: ``error`` raises,
@@ -482,7 +482,7 @@ TIMM_SETTINGS = {
 
 
 def unknown_name(what: str, name: str, names: list[str]) -> str:
-    """Return the error message for an unknown name; it has the most similar name and all names."""
+    """Return an error message for an unknown name: the most similar name and all known names."""
     # Tubelets are the patches of a video.
     elsewhere = {**TIMM_SETTINGS, "patch_size": "tubelet_size"}.get(name)
     near = [elsewhere] if elsewhere in names else difflib.get_close_matches(name, names, n=1)

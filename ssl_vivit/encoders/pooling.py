@@ -10,7 +10,7 @@ from ssl_vivit.encoders.config import ViViTConfig
 
 
 def reduce_tokens(x: Float[Tensor, "b n d"], how: str) -> Float[Tensor, "b d"]:
-    """Reduce tokens (b, n, d) to (b, d) by ``mean``, ``max``, ``sum`` or ``first`` (the first)."""
+    """Reduce the tokens of each sequence by ``mean``, ``max``, ``sum`` or ``first``."""
     if how == "mean":
         return x.mean(1)
     if how == "max":
@@ -37,7 +37,7 @@ class AttentionPooling(nn.Module):
 
 
 def _heads(config: ViViTConfig) -> int:
-    """Return the largest number of heads of equal width, which must be head_dim or more."""
+    """Return the largest number of heads that divides embed_dim into widths of at least head_dim."""
     assert config.head_dim is not None
     most = max(config.embed_dim // config.head_dim, 1)
     return max(h for h in range(1, most + 1) if config.embed_dim % h == 0)

@@ -95,7 +95,7 @@ class Rotation(NamedTuple):
         return cls(angle.cos().to(exact), angle.sin().to(exact))
 
     def of_tokens(self, chosen: slice) -> Rotation:
-        """Return the rotation of the tokens in the slice ``chosen`` of the sequence."""
+        """Return the rotation of a slice of the tokens."""
         return Rotation(self.cos[..., chosen, :], self.sin[..., chosen, :])
 
     def padded(self, before: int, after: int = 0) -> Rotation:

@@ -83,7 +83,7 @@ class Kept(NamedTuple):
     visible_tokens: Tensor | None
 
     def restore(self, tokens: Float[Tensor, "b t k d"]) -> Float[Tensor, "b t n d"]:
-        """Return the tokens with zeros at the places of the dropped tokens."""
+        """Insert zeros for the dropped tokens."""
         b, t, _, d = tokens.shape
         slots = self.slots if self.slots.ndim == 3 else self.slots[:, None]
         index = slots[..., None].expand(b, t, -1, d)

@@ -602,8 +602,8 @@ class ViViT(nn.Module, HubModel):
             card: facts about the run that made the weights, as a mapping from name to value
                 (objective, data, number of training steps, versions). They are written to the model
                 card and to config.json, as ``training``. The loaded encoder has them as its
-                ``provenance``. The ``provenance`` of this encoder is saved in ``training`` as
-                ``before``.
+                ``provenance``. If this encoder has a ``provenance`` itself, it is saved in
+                ``training`` as ``before``.
             stored_dtype: precision of the weights in the file, such as ``torch.float16`` for a file
                 of half the size; None is the precision of this encoder. The loaded encoder always
                 computes in the precision of this encoder.
@@ -646,7 +646,7 @@ class ViViT(nn.Module, HubModel):
 
 
 def _blocks(config: ViViTConfig) -> dict[str, int]:
-    """Return the number of blocks in each transformer, by the prefix of their parameter names."""
+    """Return the number of blocks in each transformer, keyed by prefix of parameter names."""
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
         assert config.temporal_depth is not None

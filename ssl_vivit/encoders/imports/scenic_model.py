@@ -70,7 +70,7 @@ class ScenicModel:
 
     @property
     def class_slots(self) -> int:
-        """Number of class tokens at the start of a sequence, 0 or 1."""
+        """Return the number of class tokens before the patches of a sequence."""
         return int(self.classifier == "token")
 
 

@@ -231,7 +231,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _preprocessing(directory: Path, model: VideoClassifier) -> Preprocessing | None:
-    """Read mean and std for pixels in [0, 1] from preprocessor_config.json; None without file."""
+    """Read mean and std for pixels in [0, 1] from preprocessor_config.json, if it exists."""
     file = directory / "preprocessor_config.json"
     if not file.is_file():
         return None

@@ -166,7 +166,9 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
 
 def _config(given: Mapping[str, Any], tubelet: tuple[int, ...]) -> dict[str, Any]:
-    """Return the settings of :class:`ViViTConfig` that are read alike for ViViT and VideoMAE.
+    """Return the settings of :class:`ViViTConfig` that have the same source in both models.
+
+    The models are ViViT and VideoMAE of transformers.
 
     Args:
         given: settings of transformers' config.

@@ -179,7 +179,7 @@ def _block(
 
 
 def _pair(weights: ForeignWeights, theirs: str, ours: str, *shape: int) -> dict[str, Tensor]:
-    """Return weight and bias of a linear layer or a norm, under the encoder's name ``ours``."""
+    """Return weight and bias of a linear layer or a norm."""
     return {
         f"{ours}.weight": weights.take(f"{theirs}.weight", *shape),
         f"{ours}.bias": weights.take(f"{theirs}.bias", shape[0]),

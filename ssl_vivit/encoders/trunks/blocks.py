@@ -329,7 +329,7 @@ def drop_path_rates(config: ViViTConfig, depth: int) -> list[float]:
 
 
 def run_block(block: nn.Module, recompute: bool, *args: Any) -> Any:
-    """Call a block with ``args``; ``recompute`` means gradient checkpointing of the block."""
+    """Call a block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False)
     return block(*args)

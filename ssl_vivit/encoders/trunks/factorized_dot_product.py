@@ -50,7 +50,7 @@ class DotProductAttention(nn.Module):
         temporal_rotation: Rotation | None,
         time_mask: Mask,
     ) -> SpaceTime:
-        """Return the attention outputs of tokens and registers; ``state`` is normalised."""
+        """Return the attention outputs of tokens and registers; ``state`` must be normalised."""
         tokens, spatial, temporal = state.each(self.qkv)
         first, second = slice(self.half_width), slice(self.half_width, None)
         over_time, on_temporal = attend_over_time(

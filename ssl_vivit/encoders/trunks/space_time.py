@@ -44,7 +44,7 @@ class SpaceTime(NamedTuple):
     temporal_registers: Tensor | None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> SpaceTime:
-        """Apply a function to the tokens and to both kinds of registers."""
+        """Apply a function to tokens and registers."""
         tokens, spatial, temporal = self
         return SpaceTime(
             function(tokens),
@@ -53,7 +53,7 @@ class SpaceTime(NamedTuple):
         )
 
     def plus(self, change: SpaceTime) -> SpaceTime:
-        """Return the sums with the tokens and registers of ``change``."""
+        """Add the tokens and both kinds of registers of ``change`` to those of this state."""
         tokens, spatial, temporal = (
             None if x is None or dx is None else x + dx for x, dx in zip(self, change, strict=True)
         )
@@ -263,7 +263,7 @@ def _qkv(projected: Tensor) -> QKV:
 
 
 def columns_of(layer: nn.Linear, x: Float[Tensor, "... part"], columns: slice) -> Tensor:
-    """Apply a linear layer to its inputs in the slice ``columns``; all other inputs are zero."""
+    """Apply a linear layer to only its inputs ``columns``; its other inputs count as zeros."""
     return nn.functional.linear(x, layer.weight[:, columns], layer.bias)
 
 

@@ -295,9 +295,9 @@ class Positions(nn.Module):
     ) -> Float[Tensor, "places d"]:
         """Return a sinusoidal table with dtype and device of ``like``; row 0 is position ``first``.
 
-        The table is cached, since computing it takes as long as a transformer block. There are two
-        exceptions. A compiled graph computes the table in one kernel. A table with ``first`` above
-        0 is used only once, when a video is encoded step by step.
+        The table is cached, since computing it takes as long as a transformer block. It is not
+        cached in a compiled graph, which computes it in one kernel. A table with ``first`` above 0
+        is not cached either: it is used only once, when a video is encoded step by step.
         """
         compiling, dim, device = torch.compiler.is_compiling(), self.config.embed_dim, like.device
         if first:

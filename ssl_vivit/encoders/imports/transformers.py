@@ -166,9 +166,9 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
 
 def _config(given: Mapping[str, Any], tubelet: tuple[int, ...]) -> dict[str, Any]:
-    """Return the settings of :class:`ViViTConfig` that have the same source in both models.
+    """Return settings of :class:`ViViTConfig` for transformers' config of a ViViT or VideoMAE.
 
-    The models are ViViT and VideoMAE of transformers.
+    These are the settings that are converted in the same way for both models.
 
     Args:
         given: settings of transformers' config.

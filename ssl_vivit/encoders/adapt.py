@@ -51,9 +51,11 @@ def adapt(encoder: Encoder, **geometry: Any) -> Encoder:
 
     An unchanged geometry leaves the weights bit-identical. A larger tubelet samples its content
     more finely: ``tubelet_size`` (8, 32, 32) instead of (4, 16, 16) suits video of twice the frame
-    rate and resolution, and ``preprocessing`` of the copy has the new rate and size. Rotary and
-    sinusoidal positions still count tokens. A learned table in time is resampled to the new number
-    of time steps; with ``temporal_causal`` a shorter table keeps the first rows of the old table.
+    rate and resolution, and ``preprocessing`` of the copy has the new rate and size.
+
+    Rotary and sinusoidal positions are not rescaled: neighbouring tokens still differ by 1. A
+    learned table of temporal positions is resampled to the new number of time steps. With
+    ``temporal_causal``, a shorter table is instead the start of the old table.
 
     If ``in_channels`` changes between colour and grey, a clip with three equal channels gives equal
     tokens in both encoders. Each encoder gets the clip normalised by its own ``preprocessing``; an
@@ -141,7 +143,11 @@ def adapted_config(old: ViViTConfig, geometry: dict[str, Any]) -> ViViTConfig:
 
 
 def _scaled_stride(old: ViViTConfig, size: Any) -> list[int] | None:
-    """Return the stride that keeps the ratio of stride to size; None if tubelets do not overlap."""
+    """Return the stride of tubelets of another size, at the old ratio of stride to size.
+
+    None is returned if the old tubelets do not overlap. ValueError is raised if the new stride
+    would not be whole numbers.
+    """
     if old.tubelet_stride == old.tubelet_size or not isinstance(size, tuple | list):
         return None
     assert old.tubelet_stride is not None
@@ -168,13 +174,13 @@ def resample_kernel(
     2212.08013, Sec. 3.4, there for images). For finer tubelets the products are equal.
 
     Args:
-        kernel: weights in Conv3d's layout; computed in float64, returned in its own precision.
+        kernel: weights (d, c, t, h, w). The result is computed in float64 and has their dtype.
         size: (t, h, w) of the new tubelet.
 
     Returns:
-        The kernel, and the fraction of the old kernel's energy (sum of squares) that tubelets of
-        the new size can represent: 1 for finer tubelets, less for coarser ones. Video with little
-        fine detail loses less.
+        The new kernel, and the fraction of the old kernel's energy (sum of squares) that tubelets
+        of the new size can represent: 1 for finer tubelets, less for coarser ones. Video with
+        little fine detail loses less.
     """
     resampled = projected = kernel.double()
     for axis, (new, mode) in enumerate(zip(size, ("bilinear", "bicubic", "bicubic"), strict=True)):
@@ -195,7 +201,7 @@ def _along(kernel: Tensor, axis: int, matrix: Float[Tensor, "old new"]) -> Tenso
 
 
 def _resize_matrix(old: int, new: int, mode: str) -> Float[Tensor, "new old"]:
-    """Return the interpolation of one axis as a matrix."""
+    """Return the matrix (new, old) that interpolates one axis from ``old`` to ``new`` samples."""
     # torch's antialiased interpolation is wrong for images of width 1, so use height 1.
     basis = rearrange(torch.eye(old, dtype=torch.float64), "i j -> i 1 1 j")
     resized = F.interpolate(basis, size=(1, new), mode=mode, antialias=True)
@@ -237,7 +243,10 @@ def _adapted_positions(
 
 
 def _split(table: Tensor, places: int) -> tuple[Tensor, Tensor]:
-    """Split a position table into rows of class tokens and the last ``places`` rows, in float64."""
+    """Split a position table into the rows of class tokens and the rows of patches, in float64.
+
+    The rows of patches are the last ``places`` rows.
+    """
     table = table.detach().double()
     return table[:-places], table[-places:]
 
@@ -260,7 +269,12 @@ class _Statistics(NamedTuple):
 def _channel_statistics(
     preprocessing: Preprocessing | None, channels: int
 ) -> tuple[_Statistics, _Statistics]:
-    """Return mean and std of the channels before and after a change between colour and grey."""
+    """Return mean and std of each channel before and after a change between colour and grey.
+
+    ``channels`` is the number of channels before the change. Every new channel has the average
+    of the old means and the average of the old stds. Without preprocessing the old mean is 0 and
+    the old std is 1.
+    """
     given: Mapping[str, Any] = preprocessing or {}
     old = []
     for name, neutral in (("mean", 0.0), ("std", 1.0)):
@@ -283,11 +297,12 @@ def _recoloured(
     old: _Statistics,
     new: _Statistics,
 ) -> tuple[Float[Tensor, "d c2 t h w"], Float[Tensor, " d"]]:
-    """Return kernel and bias that give the old tokens for clips with equal channels.
+    """Convert tubelet kernel and bias between colour and grey.
 
-    For a pixel value g, the old kernel computes Σ w_c (g − mean_c) / std_c. With g = std' · x +
-    mean' this is a kernel on x plus a constant, which is added to the bias. A grey kernel is
-    divided evenly over three channels.
+    Clips with equal channels keep their tokens. Let g be a pixel before normalisation. The old
+    kernel w computes Σ_c w_c (g − mean_c) / std_c. The new encoder gets x = (g − mean') / std', so
+    g = std' · x + mean'. The sum is then a kernel on x plus a constant, which is added to the bias.
+    If the new clips have three channels, each gets a third of this kernel.
     """
     old, new = (_Statistics(*(part.to(kernel.device) for part in each)) for each in (old, new))
     weights = kernel.double()

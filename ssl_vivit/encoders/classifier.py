@@ -99,7 +99,9 @@ class VideoClassifier(nn.Module, HubModel):
             video: (B, C, T, H, W) floats, normalised by ``encoder.preprocessing``.
 
         Returns:
-            (b, num_prefix_tokens + t·n, d); in training without dropped patches.
+            Tokens (b, num_prefix_tokens + t·n, d): the summary, if ``num_prefix_tokens`` is 1, and
+            the patch tokens in the order of time, row, column. Patches that patch dropout removes
+            in training are left out.
         """
         self.encoder.check(video)
         kept = self.encoder.drop_patches(video)
@@ -135,13 +137,13 @@ class VideoClassifier(nn.Module, HubModel):
         output_fmt: str = "NCTHW",
         intermediates_only: bool = False,
     ) -> list[Map] | list[tuple[Map, Tensor]] | tuple[Tensor, list[Any]]:
-        """Return the patch tokens after blocks; in Model 2 the spatial blocks come first.
+        """Return the patch tokens after each requested block of the encoder.
 
         Args:
             video: (B, C, T, H, W).
             indices: blocks to return: an int n for the last n, a sequence of indices (negative ones
-                count from the end), or None for all. The features are in the order of computation,
-                as in timm.
+                count from the end), or None for all. As in timm, the features are in the order of
+                computation; in Model 2 the spatial blocks come first.
             return_prefix_tokens: if the encoder has class tokens, return pairs (features, class
                 tokens), with class tokens (b, t, d) in Model 2 and (b, 1, d) in Model 1.
             norm: apply the norm that follows the transformer to the features of each block.
@@ -152,8 +154,9 @@ class VideoClassifier(nn.Module, HubModel):
             intermediates_only: do not return the final features.
 
         Returns:
-            The list of features with intermediates_only, else the pair (final features as in
-            :meth:`forward_features`, list). Patches dropped in training are zeros.
+            With ``intermediates_only`` the list of features, one entry for each block. Else the
+            pair (output of :meth:`forward_features`, list of features). In the list, patches
+            dropped in training are zeros.
 
         Raises:
             ValueError: for blocks that do not exist, for an unknown format, or if stop_early is set

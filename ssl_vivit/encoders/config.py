@@ -48,8 +48,9 @@ class ViViTConfig:
         tubelet_init: initial tubelet kernel: ``random``, or a random image kernel (Sec. 3.4)
             applied to the tubelet's middle frame (``central_frame``) or to its mean frame
             (``average``).
-        temporal_padding: ``causal`` adds tubelet_size − tubelet_stride zero frames before the clip,
-            so that token i ends at frame (i + 1) · stride − 1.
+        temporal_padding: ``none``, or ``causal``: size − stride frames of zeros are added before a
+            clip, with the temporal size and stride of a tubelet. The tubelet of time step i then
+            ends at frame (i + 1) · stride − 1.
         remainder: what to do with pixels and frames that do not fill a tubelet: ``error`` raises,
             ``crop`` drops them, ``pad`` adds zeros: in space half on each side, in time before the
             clip, so that the last token ends at the last frame.
@@ -61,7 +62,8 @@ class ViViTConfig:
         spatial_depth: number of spatial blocks of Model 2; None is 8.
         temporal_depth: number of temporal blocks of Model 2; None is 4; 0 averages over frames (the
             baseline of Table 3).
-        attention_order: order of the attention over space and over time in a block of Model 3.
+        attention_order: order of the two attentions in a block of Model 3, ``space_time`` or
+            ``time_space``.
         block: ``pre_norm``, or ``parallel``: attention and MLP side by side from one
             normalisation, with queries, keys, values and the MLP's input from one product
             (Dehghani et al. 2023, Sec. 2).
@@ -78,7 +80,7 @@ class ViViTConfig:
         layer_scale: initial value of a learned scale on each residual branch; None is no scale.
         class_token: use a class token for each time step (Model 2) or for the clip (Model 1); None
             is True for these two. Models 3 and 4 have no class token.
-        register_tokens: number of registers for each attention axis (Darcet et al. 2024).
+        register_tokens: number of register tokens in each attended sequence (Darcet et al. 2024).
         temporal_causal: tokens do not attend to tokens of later time steps.
         spatial_positions: positions within a frame. Rotary is axial in (row, column). None is
             ``learned``, or ``none`` if joint_positions is set.
@@ -349,11 +351,11 @@ class ViViTConfig:
 
     @property
     def grid(self) -> Grid:
-        """Token grid of a clip of the configured size."""
+        """Token grid (t, h, w) of a clip of the configured size."""
         return self.grid_of(self.num_frames, *self.image_size)
 
     def grid_of(self, frames: int, height: int, width: int) -> Grid:
-        """Return the token grid of a clip of T frames of H×W pixels.
+        """Return the token grid (t, h, w) of a clip, whose size is given in frames and pixels.
 
         Raises:
             ValueError: if tubelets do not fill the clip and ``remainder`` is ``error``, or if the
@@ -390,7 +392,7 @@ class ViViTConfig:
     def padding_of(
         self, frames: int, height: int, width: int
     ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Return numbers of zeros to add before and after a clip, along (time, height, width)."""
+        """Return the zero padding (before, after) of a clip along time, height and width."""
         assert self.tubelet_stride is not None
         padding = []
         for axis, size in enumerate((frames, height, width)):
@@ -438,7 +440,8 @@ class ViViTConfig:
         """Make a config from the settings that :meth:`to_dict` returned.
 
         Raises:
-            ValueError: for an unknown setting; the message has the most similar name and all names.
+            ValueError: for an unknown setting; the message has the most similar setting and the
+                names of all settings.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in settings:

@@ -21,7 +21,8 @@ def encoder_card(
     Args:
         config: architecture of the encoder.
         preprocessing: conversion of video frames to the encoder's input.
-        facts: further rows of the card's table, name → value.
+        facts: further rows of the card's table, as a mapping from name to value, such as the
+            objective and the data of training.
         num_classes: number of classes, if a classifier is exported.
     """
     channels, frames, (height, width) = config.in_channels, config.num_frames, config.image_size

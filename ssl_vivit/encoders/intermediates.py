@@ -80,14 +80,15 @@ def encode_with_blocks(
         encoder: the encoder.
         video: (B, C, T, H, W).
         indices: blocks, see :func:`block_indices`.
-        norm: apply the norm that follows the blocks.
+        norm: apply the norm that follows the transformer to the features of each block.
         stop_early: compute no block after the last requested one.
         patch_draw: random numbers for patch dropout, as in :meth:`ViViT.forward`.
 
     Returns:
-        The encoder's output before pooling, without patches dropped in training (None if the
-        encoder was stopped before its last block); and the features of the requested blocks in the
-        order of computation, with zeros for dropped patches.
+        Two values. The first is the encoder's output before pooling, or None if the encoder was
+        stopped before its last block; patches dropped in training are left out. The second is the
+        list of features of the requested blocks in the order of computation; patches dropped in
+        training are zeros.
 
     Raises:
         ValueError: if a block does not exist.

@@ -41,14 +41,16 @@ _NEURAL: dict[str, Any] = {
 def named_config(name: str, **overrides: Any) -> ViViTConfig:
     """Return the config of a named size, with settings overridden.
 
+    In Models 1, 3 and 4 the number of blocks is the sum of Model 2's spatial and temporal blocks.
+    In the paper's sizes it is the number of Model 2's spatial blocks, and one learned table has the
+    positions of all tokens. Model 4 needs an even number of heads, so ``vivit_tiny`` has 4 heads in
+    Model 4 and 3 heads in the others.
+
     Args:
-        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base``, ``vivit_large`` (the prefix is
-            optional), the paper's ``vivit_base_16x2`` and ``vivit_large_16x2``, or
-            ``vivit_neural_small`` and ``vivit_neural_baseline`` for 36×64 grey stimuli. The depth
-            of Models 1, 3 and 4 is the sum of the depths of Model 2's two transformers. In the
-            paper's sizes it is the depth of the spatial transformer, and all tokens have positions
-            from one learned table. Model 4 needs an even number of heads, so its ``vivit_tiny`` has
-            4.
+        name: ``vivit_tiny``, ``vivit_small``, ``vivit_base`` or ``vivit_large``; the paper's sizes
+            ``vivit_base_16x2`` or ``vivit_large_16x2``; or ``vivit_neural_small`` or
+            ``vivit_neural_baseline`` for grey stimuli of 36×64 pixels. The prefix ``vivit_`` is
+            optional.
         overrides: settings of :class:`ViViTConfig` to change.
 
     Raises:

@@ -54,7 +54,7 @@ class TensorEncoder(nn.Module):
 
 
 class _Tensors(NamedTuple):
-    """A model called with a video, which returns a list of tensors.
+    """Callable that runs a model on a video, in eval mode, and returns a list of tensors.
 
     Attributes:
         module: module from video (B, C, T, H, W) to one or several tensors.
@@ -208,7 +208,7 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
 
 
 def _describe(model: Any, encoder: ViViT) -> None:
-    """Add the encoder's settings to the graph's metadata, and remove the exporter's."""
+    """Add the encoder's settings to the ONNX model's metadata, and remove that of the exporter."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
     model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
     # The exporter's metadata are large and contain stack traces with local paths.

@@ -19,10 +19,11 @@ from ssl_vivit.grid import Grid
 def sinusoidal_1d(
     length: int, dim: int, first: int = 0, device: torch.device | None = None
 ) -> Float[Tensor, "length dim"]:
-    """Return a table of sines (even columns) and cosines (odd) (Vaswani et al. 2017, Sec. 3.5).
+    """Return a table (length, dim) of sinusoidal positions (Vaswani et al. 2017, Sec. 3.5).
 
-    The base is 10000. For indices of all t·h·w tokens the table is that of VideoMAE (Tong et al.
-    2022). Row 0 is position ``first``.
+    Row i is position ``first`` + i. Even columns are sines and odd columns cosines; the base is
+    10000. With one row for each of the t·h·w tokens of a clip, the table is that of VideoMAE (Tong
+    et al. 2022).
     """
     exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
     position = torch.arange(first, first + length, **exact)[:, None]
@@ -34,9 +35,10 @@ def sinusoidal_1d(
 def sinusoidal_2d(
     grid: Grid, dim: int, device: torch.device | None = None
 ) -> Float[Tensor, "n dim"]:
-    """Return a table of [sin x, cos x, sin y, cos y], each dim/4 wide (He et al. 2022).
+    """Return a table (h·w, dim) of sinusoidal positions in two dimensions (He et al. 2022).
 
-    x is the column and y the row.
+    A row of the table is [sin x, cos x, sin y, cos y], each dim/4 wide, where x is the column and y
+    the row of a token in the grid. Tokens are in row-major order.
     """
     exact: dict[str, Any] = {"dtype": _exact(device), "device": device}
     frequency = 10000.0 ** (-torch.arange(dim // 4, **exact) / (dim // 4))
@@ -54,9 +56,9 @@ def resample_spatial(
     Bicubic with antialiasing, as ``timm.layers.resample_abs_pos_embed``.
 
     Args:
-        table: positions, n = old[0] · old[1].
-        old: (h, w) of the table.
-        new: (h, w) of the result; if it equals ``old``, the table itself is returned.
+        table: positions (h·w, d) of the old grid.
+        old: (h, w) of the old grid.
+        new: (h, w) of the new grid; if it equals ``old``, the table itself is returned.
     """
     if tuple(old) == tuple(new):
         return table
@@ -69,10 +71,10 @@ def resample_spatial(
 
 
 def resample_temporal(table: Float[Tensor, "t d"], new: int) -> Float[Tensor, "new d"]:
-    """Resample a table of time steps to another length, by linear interpolation.
+    """Resample temporal positions (t, d) to ``new`` time steps, by linear interpolation.
 
-    Rows stand for the centres of time steps. If the length is unchanged, the table itself is
-    returned.
+    Each row of the table stands for the centre of its time step. If the number of time steps is
+    unchanged, the table itself is returned.
     """
     if len(table) == new:
         return table
@@ -102,7 +104,7 @@ class Rotation(NamedTuple):
         return Rotation(F.pad(self.cos, pad, value=1.0), F.pad(self.sin, pad))
 
     def apply(self, x: Float[Tensor, "b heads length head_dim"]) -> Tensor:
-        """Rotate the pairs (i, i + head_dim / 2) of ``x``."""
+        """Rotate the components i and i + head_dim / 2 of queries or keys ``x`` as pairs."""
         first, second = x.chunk(2, dim=-1)
         turned = (
             torch.addcmul(first * self.cos, second, self.sin, value=-1),
@@ -191,7 +193,11 @@ class Positions(nn.Module):
         return None if self.temporal is None else self.temporal[0]
 
     def rotations(self, places: Places, like: Tensor) -> tuple[Rotation | None, Rotation | None]:
-        """Return rotations of sequences over space and over time; special tokens are unrotated."""
+        """Return the rotary embeddings of sequences over space and of sequences over time.
+
+        Each is None if the positions of that axis are not rotary. Class tokens and registers are
+        not rotated.
+        """
         config = self.config
         assert config.head_dim is not None
         space = time = None
@@ -211,10 +217,11 @@ class Positions(nn.Module):
         return space, time
 
     def joint_rotation(self, places: Places, like: Tensor) -> Rotation | None:
-        """Return the rotation of Model 1's sequence of all tokens; special tokens are unrotated.
+        """Return the rotary embedding of Model 1's sequence of all tokens; None if not rotary.
 
-        If both axes are rotary, row, column and time each rotate a third of the pairs of a head,
-        and time also any remaining pairs.
+        Class tokens and registers are not rotated. If positions in space and in time are rotary,
+        row, column and time each rotate a third of the pairs of a head's components. Pairs that
+        remain are rotated by time.
         """
         config = self.config
         assert config.head_dim is not None
@@ -286,11 +293,11 @@ class Positions(nn.Module):
     def _sinusoid(
         self, like: Tensor, make: Callable[..., Tensor], size: Grid | int, first: int = 0
     ) -> Float[Tensor, "places d"]:
-        """Return a cached sinusoidal table with dtype and device of ``like``.
+        """Return a sinusoidal table with dtype and device of ``like``; row 0 is position ``first``.
 
-        It is cached because computing it takes as long as a transformer block. It is not cached in
-        a compiled graph, which computes it in one kernel, nor for ``first`` above 0, since a stream
-        needs each such table once.
+        The table is cached, since computing it takes as long as a transformer block. It is not
+        cached in a compiled graph, which computes it in one kernel. A table with ``first`` above 0
+        is not cached either: it is used only once, when a video is encoded step by step.
         """
         compiling, dim, device = torch.compiler.is_compiling(), self.config.embed_dim, like.device
         if first:
@@ -305,7 +312,11 @@ class Positions(nn.Module):
         return table
 
     def _in_time(self, table: Float[Tensor, "t d"], places: Places) -> Float[Tensor, "t d"]:
-        """Return a learned table for the clip's time steps."""
+        """Return the rows of a learned table for the clip's time steps.
+
+        They are resampled if the clip has another number of time steps than configured. A causal
+        encoder instead takes the rows of these time steps.
+        """
         config, grid = self.config, places.grid
         end = places.start + grid.t
         # In a causal encoder a shorter clip is the start of a longer one.

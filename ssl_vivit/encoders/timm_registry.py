@@ -35,12 +35,13 @@ FEATURE_SETTINGS = ("features_only", "out_indices")
 class VideoFeatures(nn.Module):
     """Feature extractor: video → a list of maps (b, d, t, h, w), one for each requested block.
 
-    Later blocks are not computed. Parameters that do not affect the maps are frozen, so that
-    distributed training does not wait for their gradients.
+    Blocks after the last requested block are not computed. Parameters that do not affect the maps
+    are frozen, so that distributed training does not wait for their gradients.
 
     Args:
         model: the classifier; its head is not used.
-        out_indices: see :func:`ssl_vivit.encoders.intermediates.block_indices`.
+        out_indices: requested blocks, as ``indices`` of
+            :func:`ssl_vivit.encoders.intermediates.block_indices`.
 
     Attributes:
         feature_info: timm's ``FeatureInfo``: names, widths and reductions of the maps.
@@ -78,7 +79,14 @@ class VideoFeatures(nn.Module):
 
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
-    """Make a classifier of a named size or an export, or its :class:`VideoFeatures`."""
+    """Make a classifier for ``timm.create_model``, or a :class:`VideoFeatures` for features_only.
+
+    Args:
+        name: a named size, or ``vivit`` for an exported directory or a new encoder with other
+            settings.
+        pretrained: load the weights of a file or of an exported directory.
+        settings: further arguments of ``timm.create_model``.
+    """
     # timm.create_model always passes these three arguments.
     source, overlay, cache_dir = (
         settings.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")

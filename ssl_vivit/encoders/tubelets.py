@@ -78,8 +78,8 @@ class TubeletEmbedding(nn.Module):
             visible_tokens: indices into all t·h·w tubelets, instead of ``visible``.
 
         Returns:
-            Tokens (b, t, n, d), with ``visible`` (b, t, v, d), with ``visible_tokens`` (b, 1, k,
-            d); and the grid of the whole clip.
+            The tokens and the token grid (t, h, w) of the whole clip. Tokens have the shape (b, t,
+            h·w, d); with ``visible`` (b, t, v, d); with ``visible_tokens`` (b, 1, k, d).
         """
         config = self.config
         grid = config.grid_of(*video.shape[2:])
@@ -102,7 +102,7 @@ class TubeletEmbedding(nn.Module):
                 the start of the video.
 
         Returns:
-            Tokens as in :meth:`forward`, and their grid.
+            The tokens (b, 1, h·w, d) of the time step, and its token grid (1, h, w).
         """
         sizes = (self.config.kernel_stride[0], *frames.shape[3:])
         grid = self.config.grid_of(*sizes)

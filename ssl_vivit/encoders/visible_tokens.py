@@ -13,14 +13,14 @@ from ssl_vivit.grid import Grid
 
 
 class Places(NamedTuple):
-    """Tokens of a clip and their positions.
+    """Token grid of a clip, and the indices of the tokens that are kept.
 
     Attributes:
-        grid: token grid of the whole clip.
-        visible: indices of kept spatial positions: (b, v) for all time steps, (b, t, v) for each
-            time step; None keeps all.
-        visible_tokens: (b, k) indices of kept tokens among t·h·w, or None.
-        start: time step of the first token; above 0 if the clip continues an earlier one.
+        grid: token grid (t, h, w) of the whole clip.
+        visible: indices of the kept spatial positions: (b, v) for all time steps, or (b, t, v) for
+            each time step; None keeps all.
+        visible_tokens: (b, k) indices of the kept tokens among all t·h·w tokens, or None.
+        start: time step of the first token; above 0 if the clip continues an earlier clip.
     """
 
     grid: Grid
@@ -30,29 +30,33 @@ class Places(NamedTuple):
 
     @property
     def varying(self) -> Tensor | None:
-        """Kept positions of each time step (b, t, v); None if all time steps keep equal ones."""
+        """Kept positions of each time step (b, t, v); None if all time steps keep the same."""
         return self.visible if self.visible is not None and self.visible.ndim == 3 else None
 
     @property
     def space(self) -> Tensor | slice:
-        """Spatial position of each token: indices (b, v), (b, t, v) or (b, k), or a full slice."""
+        """Spatial positions of the kept tokens.
+
+        Indices (b, v) or (b, t, v) with ``visible``, (b, k) with ``visible_tokens``, else a slice
+        of all positions.
+        """
         if self.visible_tokens is not None:
             return self.visible_tokens % self.grid.n
         return slice(None) if self.visible is None else self.visible
 
     def steps(self, device: torch.device) -> Int[Tensor, " t"]:
-        """Return the numbers of all time steps of the clip."""
+        """Return the indices of the clip's time steps, from ``start`` on."""
         return torch.arange(self.start, self.start + self.grid.t, device=device)
 
     def times(self, device: torch.device) -> Int[Tensor, "... length"]:
-        """Return the time step of each token in the flattened sequence, (t·n,) or (b, k)."""
+        """Return the time step of each token, (b, k) with ``visible_tokens``, else (t·n,)."""
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
         n = self.grid.n if self.visible is None else self.visible.shape[-1]
         return self.steps(device).repeat_interleave(n, dim=0)
 
     def spread(self, table: Float[Tensor, "t n d"]) -> Float[Tensor, "#b t n d"]:
-        """Select the rows of the kept tokens from a table over the whole grid."""
+        """Select the rows of the kept tokens from a position table (t, n, d) of the whole grid."""
         if self.visible_tokens is not None:
             return table.flatten(0, 1)[self.visible_tokens][:, None]
         if self.varying is not None:
@@ -63,7 +67,15 @@ class Places(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Tokens that patch dropout kept: their indices among the requested tokens, and the mask."""
+    """Tokens that patch dropout kept.
+
+    Attributes:
+        slots: indices of the kept tokens among the tokens before dropout.
+        total: number of tokens before dropout: in each time step, or with ``visible_tokens`` in the
+            clip.
+        visible: indices of the kept spatial positions; None with ``visible_tokens``.
+        visible_tokens: indices of the kept tokens among all t·h·w tokens, or None.
+    """
 
     slots: Tensor
     total: int
@@ -139,15 +151,16 @@ def drop_patches(
 
     Args:
         grid: token grid of a clip.
-        rate: fraction of the patches that are dropped, rounded down; at least one is kept.
+        rate: fraction of the patches to drop. Their number is rounded down; at least one patch is
+            kept.
         video: the clips, (B, C, T, H, W).
-        visible: see :meth:`ViViT.forward`. Patches are drawn from these positions; if both
-            arguments are None, from all spatial positions.
-        visible_tokens: see :meth:`ViViT.forward`. Patches are drawn from these tokens.
-        patch_draw: see :meth:`ViViT.forward`.
+        visible: spatial positions from which patches are drawn, as in :meth:`ViViT.forward`.
+            If ``visible`` and ``visible_tokens`` are None, patches are drawn from all positions.
+        visible_tokens: tokens from which patches are drawn, as in :meth:`ViViT.forward`.
+        patch_draw: random numbers that select the patches, as in :meth:`ViViT.forward`.
 
     Raises:
-        ValueError: if ``patch_draw`` has another shape than the positions.
+        ValueError: if ``patch_draw`` does not have one number for each patch to draw from.
     """
     given = visible if visible_tokens is None else visible_tokens
     shape = (len(video), grid.n) if given is None else given.shape

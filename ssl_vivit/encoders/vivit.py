@@ -278,10 +278,10 @@ class ViViT(nn.Module, HubModel):
     def step(
         self, frames: Float[Tensor, "b c pt H W"], cache: KeyValueCache, blocks: Sequence[int]
     ) -> tuple[list[Float[Tensor, "b 1 n d"]], Grid]:
-        """Encode the next time step of a video; tokens equal those of :meth:`encode`.
+        """Encode the next time step of a video.
 
-        Attention over time uses the keys and values of earlier steps in the cache. The encoder must
-        be causal and in eval mode.
+        The tokens equal those of :meth:`encode` for the whole video. Attention over time uses the
+        keys and values of earlier steps in the cache. The encoder must be causal and in eval mode.
 
         Args:
             frames: the frames of the step's tubelets, oldest first; zeros stand for frames before
@@ -291,8 +291,8 @@ class ViViT(nn.Module, HubModel):
                 of them is computed.
 
         Returns:
-            The patch tokens of each of these blocks, after the norm that follows the blocks; and
-            the token grid of the step.
+            The list of patch tokens (b, 1, n, d) of these blocks, after the norm that follows the
+            transformer; and the token grid (1, h, w) of the step.
 
         Raises:
             ValueError: if the step is beyond the end of learned positions in time.
@@ -322,7 +322,12 @@ class ViViT(nn.Module, HubModel):
     def pool(
         self, tokens: Float[Tensor, "b t n d"], summary: Float[Tensor, "b d"] | None
     ) -> Float[Tensor, "b d"]:
-        """Pool the tokens of :meth:`encode` to one vector per clip."""
+        """Pool the patch tokens of :meth:`encode` to one vector per clip.
+
+        Args:
+            tokens: patch tokens (b, t, n, d); not used if there is a summary.
+            summary: pooled class tokens or frame vectors (b, d), or None.
+        """
         if summary is None:
             summary = self._pooled(rearrange(tokens, "b t n d -> b (t n) d"))
         return self.pooled_norm(summary)
@@ -594,13 +599,14 @@ class ViViT(nn.Module, HubModel):
         Args:
             directory: the directory; missing parents are created.
             preprocessing: preprocessing to save; None saves the encoder's own.
-            card: facts about the run that made the weights, name → value (objective, data, steps,
-                versions). They become rows of the model card, and ``training`` in config.json,
-                which is the loaded encoder's ``provenance``. If this encoder has provenance itself,
-                it is saved in ``training`` as ``before``.
+            card: facts about the run that made the weights, as a mapping from name to value
+                (objective, data, number of training steps, versions). They are written to the model
+                card and to config.json, as ``training``. The loaded encoder has them as its
+                ``provenance``. If this encoder has a ``provenance`` itself, it is saved in
+                ``training`` as ``before``.
             stored_dtype: precision of the weights in the file, such as ``torch.float16`` for a file
-                of half the size; None is the encoder's. The loaded encoder always computes in the
-                precision of this encoder.
+                of half the size; None is the precision of this encoder. The loaded encoder always
+                computes in the precision of this encoder.
 
         Raises:
             ValueError: if the directory is not an export or cannot be written, or if weights are
@@ -640,7 +646,7 @@ class ViViT(nn.Module, HubModel):
 
 
 def _blocks(config: ViViTConfig) -> dict[str, int]:
-    """Return prefix of parameter names → number of blocks, for each list of blocks."""
+    """Return the number of blocks in each transformer, keyed by prefix of parameter names."""
     if config.variant == "factorized_encoder":
         assert config.spatial_depth is not None
         assert config.temporal_depth is not None

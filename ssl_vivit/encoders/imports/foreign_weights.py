@@ -42,7 +42,11 @@ class ForeignWeights:
         return name in self.arrays
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return an array as a copied tensor; half precision becomes float32."""
+        """Return a copy of the array ``name`` as a tensor; half precision becomes float32.
+
+        A missing array, another shape than ``shape`` and values that are not finite are recorded
+        as faults. In the first two cases the tensor returned is zeros.
+        """
         self._taken.add(name)
         if name not in self.arrays:
             near = difflib.get_close_matches(name, self.arrays, n=1, cutoff=0.95)
@@ -65,13 +69,14 @@ class ForeignWeights:
         return torch.zeros(shape)
 
     def finish(self, ignored: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise ValueError if arrays were missing, had another shape or were not taken.
+        """Check that :meth:`take` recorded no fault and was called for every array.
 
         Args:
-            ignored: returns True for names that need not be taken.
+            ignored: function that returns True for the names of arrays that need not be taken.
 
         Raises:
-            ValueError: if there is such an array; the message names at most ten.
+            ValueError: if there was a fault or an array was not taken; the message names at most
+                ten of these arrays.
         """
         extra = [name for name in self.arrays if name not in self._taken and not ignored(name)]
         wrong = self._wrong + [f"{name} unexpected" for name in extra]
@@ -79,7 +84,12 @@ class ForeignWeights:
             raise self._misfit(wrong)
 
     def _misfit(self, wrong: list[str], known: bool = True) -> ValueError:
-        """Return the error for faulty arrays; ``known``: whether ``wrong`` has all of them."""
+        """Return the error for faulty arrays.
+
+        Args:
+            wrong: description of each faulty array.
+            known: True if ``wrong`` describes all faulty arrays, so that their number is known.
+        """
         rest = len(wrong) - _SHOWN
         more = "" if rest <= 0 else f" and {rest} more" if known else " and more"
         return ValueError(

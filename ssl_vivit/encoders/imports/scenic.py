@@ -43,9 +43,9 @@ def from_scenic(
     Args:
         params: '/'-joined flax names → arrays, from :func:`read_scenic_checkpoint`.
         model_config: the model part of a Scenic config, as ml_collections config or dicts. Settings
-            that can be read from the arrays may be missing; None if all can.
-        video_shape: (T, H, W, C) of the clips. None is possible for Model 2: it is read from the
-            position tables, and the token grid is assumed to be square.
+            that can be read from the arrays may be missing. None stands for an empty config.
+        video_shape: (T, H, W, C) of the clips. It may be None for Model 2: the shape is then read
+            from the position tables, and the token grid is assumed to be square.
 
     Returns:
         :class:`VideoClassifier` in eval mode: video (B, C, T, H, W) with pixels in [−1, 1] → logits
@@ -53,7 +53,8 @@ def from_scenic(
 
     Raises:
         ValueError: if arrays are missing, unexpected (at most ten are named) or contradict the
-            config, or if Scenic's patches would cross the border between sampled frames.
+            config, or if frames are sampled from clips whose height is not a multiple of the
+            patch height.
     """
     model = scenic_model(params, {} if model_config is None else as_dict(model_config))
     shape = video_shape_of(params, model) if video_shape is None else tuple(video_shape)
@@ -173,7 +174,7 @@ def _stem(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> d
 
 
 def _tables(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> dict[str, Tensor]:
-    """Convert position tables; in both programs the class token's position comes first."""
+    """Convert Scenic's position tables; as in ViViT, the row of a class token comes first."""
     grid = config.grid
     if model.kind == "factorized_encoder":
         lengths = {"spatial": grid.n, "temporal": grid.t}

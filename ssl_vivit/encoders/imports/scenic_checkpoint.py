@@ -87,7 +87,10 @@ def _parameters(tree: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield arrays with their names, and remove each from the tree to free its memory."""
+    """Yield the '/'-joined name and the array of each leaf of a nested dict.
+
+    Each leaf is removed from the dict to free its memory.
+    """
     for key in list(tree):
         value = tree.pop(key)
         name = f"{prefix}{key}"

@@ -42,15 +42,17 @@ class ScenicModel:
     """Architecture of a Scenic ViViT.
 
     Args:
-        kind: attention_config.type.
-        classifier: token, 0 (the first token), gap, gmp or gsp.
+        kind: type of attention, ``attention_config.type`` of Scenic's config.
+        classifier: input of the head: ``token`` (a class token), ``0`` (the first token), or the
+            mean (``gap``), maximum (``gmp``) or sum (``gsp``) of the tokens.
         attention_order: time_space or space_time for Model 3; "" for the other models.
         kernel: (t, h, w) of a patch; t is 1 if frames are sampled.
         channels: number of channels of the video.
-        width: hidden_size.
-        sampled_frames: temporal_encoding_config.n_sampled_frames; None for tubelets.
-        transformers: name → size. Model 2 has SpatialTransformer and, unless it averages over
-            frames, TemporalTransformer; other models have Transformer.
+        width: width of a token.
+        sampled_frames: number of frames that are sampled from a clip; None for tubelets.
+        transformers: mapping from the name to the size of each transformer. Model 2 has
+            SpatialTransformer and, unless it averages over frames, TemporalTransformer; other
+            models have Transformer.
         representation_size: width of pre_logits, or None.
         num_classes: width of output_projection; 0 if there is none.
     """
@@ -279,7 +281,14 @@ def _shape(
 
 
 def _check_equal(name: str, given: Any, found: Any, none: bool = False) -> None:
-    """Raise ValueError if config and arrays differ; ``given`` None is ignored unless ``none`` is True."""
+    """Raise ValueError if a setting has different values in config and arrays.
+
+    Args:
+        name: name of the setting.
+        given: value in the config. None is not compared unless ``none`` is True.
+        found: value in the arrays.
+        none: compare ``given`` even if it is None.
+    """
     if (given is not None or none) and given != found:
         raise ValueError(
             f"{name} is {given} in the config but {found} in the arrays; give the config of this "

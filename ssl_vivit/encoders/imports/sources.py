@@ -171,7 +171,13 @@ def _of_timm(name: str, weights: Path | None, request: Request) -> tuple[VideoCl
 
 
 def _check_options(request: Request, what: str, *used: str) -> None:
-    """Raise ValueError if an option other than ``used`` is set; ``what`` is the kind of source."""
+    """Raise ValueError if an option is set that does not apply to the source.
+
+    Args:
+        request: options of the import.
+        what: kind of source, for the message.
+        used: names of the options that apply to this kind of source.
+    """
     options = {
         "config": "--config",
         "video_shape": "--video-shape",
@@ -225,7 +231,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _preprocessing(directory: Path, model: VideoClassifier) -> Preprocessing | None:
-    """Read mean and std of pixels in [0, 1] from preprocessor_config.json."""
+    """Read mean and std for pixels in [0, 1] from preprocessor_config.json, if it exists."""
     file = directory / "preprocessor_config.json"
     if not file.is_file():
         return None

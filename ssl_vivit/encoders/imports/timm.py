@@ -296,7 +296,7 @@ def _stem(model: VisionTransformer, config: ViViTConfig) -> dict[str, Tensor]:
 
 
 def _specials(model: VisionTransformer, config: ViViTConfig, encoder: ViViT) -> dict[str, Tensor]:
-    """Convert positions, class token and registers."""
+    """Return positions, class token and registers of the image model as weights of the encoder."""
     width, prefix = config.embed_dim, int(model.cls_token is not None)
     places = model.patch_embed.proj.weight.new_zeros(model.num_prefix_tokens, width)
     patches = None if model.pos_embed is None else model.pos_embed[0]

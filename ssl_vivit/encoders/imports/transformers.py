@@ -166,7 +166,14 @@ def from_videomae(state_dict: Mapping[str, Any], config: Any) -> VideoClassifier
 
 
 def _config(given: Mapping[str, Any], tubelet: tuple[int, ...]) -> dict[str, Any]:
-    """Return the settings of :class:`ViViTConfig` that both models share."""
+    """Return settings of :class:`ViViTConfig` for transformers' config of a ViViT or VideoMAE.
+
+    These are the settings that are converted in the same way for both models.
+
+    Args:
+        given: settings of transformers' config.
+        tubelet: (t, h, w) of a tubelet.
+    """
     activation = given["hidden_act"]
     if activation not in _ACTIVATIONS:
         raise ValueError(
@@ -213,9 +220,16 @@ def _block(
     config: ViViTConfig,
     biases: list[Any] | None,
 ) -> dict[str, Tensor]:
-    """Return a block's weights.
+    """Return the weights of one block, under the encoder's names.
 
-    ``biases`` holds the names of the biases of queries, keys and values; None stands for zeros.
+    Args:
+        weights: arrays of the checkpoint.
+        theirs: name of the block in the checkpoint.
+        index: index of the block.
+        names: names of the block's linear layers in the checkpoint, by their role.
+        config: config of the encoder.
+        biases: names of the biases of queries, keys and values. None in the list stands for zeros;
+            None instead of the list means no biases.
     """
     assert config.head_dim is not None
     width, inner = config.embed_dim, config.num_heads * config.head_dim

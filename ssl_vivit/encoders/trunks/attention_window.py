@@ -17,9 +17,10 @@ def band(
 ) -> Bool[Tensor, "length length"]:
     """Return the attention mask of a sequence [registers, time steps, class tokens].
 
-    Row i is True in the columns that token i attends to. A time step attends to the registers and
-    to the last ``window`` steps including itself; a register attends to itself and the registers
-    before it; a class token, which summarises the clip, attends to all tokens.
+    Element (i, j) is True if token i attends to token j. A time step attends to the registers and
+    to the last ``window`` time steps including itself. A register attends to itself and to the
+    registers before it. A class token summarises the clip, so it attends to all registers and time
+    steps, and to the class tokens up to itself.
 
     Args:
         steps: number of time steps.
@@ -35,15 +36,15 @@ def band(
 
 
 class KeyValueCache:
-    """Keys and values of earlier time steps, for every attention over time.
+    """Keys and values of earlier time steps, for every attention layer over time.
 
-    The cache is passed to blocks instead of a mask. Each attention appends the keys and values of
-    the new tokens, whose queries then attend to all cached keys. Keys are cached after their
-    rotation.
+    The cache is passed to blocks instead of a mask. Each attention layer appends the keys and
+    values of the new tokens. The queries of the new tokens then attend to all cached keys. Keys are
+    cached after their rotary embedding.
 
     Args:
-        window: number of newest time steps to keep. None keeps all, and buffers are
-            doubled when they are full.
+        window: number of newest time steps to keep. None keeps all; buffers that are full are then
+            doubled.
 
     Attributes:
         steps: number of time steps encoded so far.
@@ -61,12 +62,13 @@ class KeyValueCache:
         return sum(part.nbytes for kept in self._kept.values() for part in kept)
 
     def begin(self, registers: int, mask: Literal["causal"] | Tensor | None) -> None:
-        """Begin the cache with the layout of the first step's sequences.
+        """Prepare the cache for the first time step.
 
         Args:
-            registers: number of registers before the tokens of the step; they are always kept.
-            mask: attention mask of [registers, tokens] in the first step. Tokens of later steps
-                attend to all cached keys.
+            registers: number of registers before the tokens of the first step. Their keys and
+                values are always kept.
+            mask: attention mask of the sequence [registers, tokens] in the first step. Tokens of
+                later steps attend to all cached keys.
         """
         self._registers, self._first_mask = registers, mask
 
@@ -87,7 +89,8 @@ class KeyValueCache:
             value: values in the order of ``key``.
 
         Returns:
-            All cached keys and values, (b, heads, k, width) each, and the attention mask.
+            All cached keys and values, (b, heads, k, width) each, and the attention mask: that of
+            :meth:`begin` in the first step, else None.
         """
         count = key.shape[2]
         tokens = count - (0 if self.steps else self._registers)
@@ -111,7 +114,7 @@ class KeyValueCache:
 def _with_room(
     kept: tuple[Tensor, Tensor] | None, like: Float[Tensor, "b heads n width"], room: int
 ) -> tuple[Tensor, Tensor]:
-    """Return new buffers for ``room`` keys and values, which start with the cached ones."""
+    """Return new buffers for ``room`` tokens, which start with the cached keys and values."""
     keys, values = (like.new_empty(*like.shape[:2], room, like.shape[3]) for _ in range(2))
     if kept is not None:
         for whole, old in zip((keys, values), kept, strict=True):

@@ -117,7 +117,7 @@ class HeadAttention(nn.Module):
 
 
 def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
-    """Compute only the outputs ``rows`` of a linear layer."""
+    """Compute only the outputs of a linear layer whose indices are in the slice ``rows``."""
     return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
@@ -153,9 +153,9 @@ class Attention(nn.Module):
 
         Args:
             x: tokens (b, n, d), normalised.
-            rotation: rotary tables of length n.
-            mask: tokens that each token attends to.
-            num_queries: compute outputs of only this number of first tokens; None is all tokens.
+            rotation: rotary embedding of the n tokens, or None.
+            mask: mask that says to which tokens each token attends; None is all.
+            num_queries: compute outputs of only the first ``num_queries`` tokens; None is all.
         """
         if num_queries is None:
             query, key, value = self.qkv(x).chunk(3, dim=-1)

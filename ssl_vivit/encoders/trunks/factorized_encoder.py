@@ -83,13 +83,16 @@ class FactorizedEncoder(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         tokens: bool,
     ) -> FactorizedOutput:
-        """Apply the spatial transformer, and then the temporal one to frame vectors and patches.
+        """Apply the spatial transformer, then the temporal one to frame vectors and patches.
+
+        A frame vector is the class token or the pooled patches of a time step.
 
         Args:
-            x: embedded patches with their spatial positions.
-            places: kept tokens of the clip.
+            x: embedded patches (b, t, n, d) with spatial positions added.
+            places: token grid of the clip, and which tokens are kept.
             positions: position embedding, for class tokens and time steps.
-            rotations: rotations of sequences over space and over time.
+            rotations: rotary embeddings of sequences over space and of sequences over time; each
+                may be None.
             tokens: also apply the temporal transformer to patches. Without it the last spatial
                 block computes only the class token.
         """
@@ -126,19 +129,22 @@ class FactorizedEncoder(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         cache: KeyValueCache,
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Encode the patches of the next time step; equals a causal :meth:`forward`.
+        """Encode the patches of the next time step of a causal encoder.
 
-        Frame vectors are not passed to the temporal transformer, since no patch attends to them.
+        The patches equal those of :meth:`forward` on the whole clip. Frame vectors are not passed
+        to the temporal transformer, since no patch attends to them.
 
         Args:
-            x: embedded patches of the step with their spatial positions.
-            places: tokens of the step.
+            x: embedded patches (b, n, d) of the step with spatial positions added.
+            places: token grid of the step, and its time step.
             positions: position embedding, for class tokens and time steps.
-            rotations: rotations of sequences over space, and of [registers, step, temporal class].
+            rotations: rotary embeddings of the sequence over space and of the sequence [registers,
+                step, temporal class]; each may be None.
             cache: keys and values of the earlier steps.
 
         Yields:
-            The patches after each block, and the norm that follows its transformer.
+            For each block the patches after it (b, n, d), and the norm that follows its
+            transformer. The norm has not been applied to the patches.
         """
         batch, n, _ = x.shape
         x = self._with_spatial_specials(x, positions)
@@ -182,11 +188,14 @@ class FactorizedEncoder(nn.Module):
         positions: Positions,
         time_rotation: Rotation | None,
     ) -> tuple[Float[Tensor, "b t m d"], Float[Tensor, "b d"] | None]:
-        """Apply the temporal transformer to m sequences over time, one for each token position.
+        """Apply the temporal transformer to the m sequences over time in ``x`` (b, t, m, d).
 
-        Returns the tokens, and the temporal class token of the first sequence (None without one).
-        If visible positions differ between time steps, all positions of the grid have registers and
-        class tokens.
+        There is one sequence for each token position. If the visible positions differ between time
+        steps, registers and class tokens are added at all positions of the grid.
+
+        Returns:
+            The tokens (b, t, m, d), and the temporal class token (b, d) of the first sequence, or
+            None if there is none.
         """
         if not self.temporal_blocks:
             return x, None
@@ -229,7 +238,7 @@ class FactorizedEncoder(nn.Module):
         return patches, x[:, -count] if after else None
 
     def group_matcher(self) -> dict[str, str]:
-        """Return patterns that map parameter names to depths, in the order of computation."""
+        """Return regular expressions of parameter names for each group, in order of depth."""
         between = (
             r"^trunk\.(?:spatial_norm|temporal_class_token|temporal_registers)|^positions\.temporal"
         )

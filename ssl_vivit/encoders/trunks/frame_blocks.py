@@ -40,13 +40,13 @@ class FrameBlocks(NamedTuple):
         key: Float[Tensor, "b heads n width"],
         value: Float[Tensor, "b heads n width"],
     ) -> Float[Tensor, "b heads n width"]:
-        """Compute the attention of the whole sequence.
+        """Compute the attention of the whole sequence with this mask.
 
         Args:
-            attention: function of queries, keys and values, without a mask.
-            query: queries of all tokens.
-            key: keys of all tokens.
-            value: values of all tokens.
+            attention: function of queries, keys and values that computes attention without a mask.
+            query: queries of the whole sequence, (b, heads, length, width).
+            key: keys of the whole sequence, in the same shape.
+            value: values of the whole sequence, in the same shape.
         """
         first = self.class_tokens + self.registers
         specials = slice(self.class_tokens, first)
@@ -69,7 +69,10 @@ class FrameBlocks(NamedTuple):
 
     @staticmethod
     def _with_registers(x: Tensor, registers: slice, tokens: slice) -> Tensor:
-        """Return the keys or values of registers and of some tokens; a view if contiguous."""
+        """Return the keys or values ``x`` of the registers and of a range of tokens.
+
+        The result is a view of ``x`` if the two slices are adjacent.
+        """
         if registers.stop == tokens.start:
             return x[:, :, registers.start : tokens.stop]
         if registers.start == registers.stop:

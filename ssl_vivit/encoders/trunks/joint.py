@@ -59,11 +59,11 @@ class Joint(nn.Module):
         """Apply the blocks to all tokens.
 
         Args:
-            x: embedded tokens with their positions.
+            x: embedded tokens (b, k, d) with positions added.
             positions: position embedding, for the class token.
-            times: time step of each token, (k,) or (b, k).
+            times: time step of each token, (k,) for all clips or (b, k) for each clip.
             steps: number of time steps.
-            rotation: rotation of [class, registers, tokens].
+            rotation: rotary embedding of the sequence [class, registers, tokens], or None.
             class_only: return no tokens; the last block then computes only the class token.
 
         Returns:
@@ -93,17 +93,19 @@ class Joint(nn.Module):
     def step(
         self, x: Float[Tensor, "b n d"], rotation: Rotation | None, cache: KeyValueCache
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Apply the blocks to the next time step; equals a causal :meth:`forward`.
+        """Apply the blocks to the next time step of a causal encoder.
 
-        The class token is not computed, since no token attends to it.
+        The tokens equal those of :meth:`forward` on the whole clip. The class token is not
+        computed, since no token attends to it.
 
         Args:
-            x: embedded tokens of the step with their positions.
-            rotation: rotation of [class, registers, tokens].
+            x: embedded tokens (b, n, d) of the step with positions added.
+            rotation: rotary embedding of the sequence [class, registers, tokens], or None.
             cache: keys and values of the earlier steps.
 
         Yields:
-            The tokens after each block, and the norm that follows the blocks.
+            For each block the tokens after it (b, n, d), and the norm that follows the blocks. The
+            norm has not been applied to the tokens.
         """
         tokens, registers = x.shape[1], self.config.register_tokens
         if self.registers is not None and not cache.steps:
@@ -117,7 +119,11 @@ class Joint(nn.Module):
             yield x[:, -tokens:], self.norm
 
     def _mask(self, times: Int[Tensor, "... k"], steps: int) -> Mask:
-        """Return the mask: blocks if all clips have equal ``times``, else a tensor (b, 1, q, k)."""
+        """Return the causal mask of the sequence [class, registers, tokens].
+
+        It is :class:`FrameBlocks` if ``times`` (k,) is the same for all clips, else a tensor (b, 1,
+        length, length) that is True where token i attends to token j.
+        """
         if times.ndim == 1:
             class_tokens = int(self.class_token is not None)
             registers = self.config.register_tokens
@@ -138,7 +144,7 @@ class Joint(nn.Module):
         return mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:
-        """Return patterns that map parameter names to depths, in the order of computation."""
+        """Return regular expressions of parameter names for each group, in order of depth."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.(?:class_token|registers)$)",
             "blocks": r"^trunk\.blocks\.(\d+)",

@@ -53,7 +53,7 @@ class SpaceTime(NamedTuple):
         )
 
     def plus(self, change: SpaceTime) -> SpaceTime:
-        """Add tokens and registers of another state."""
+        """Add the tokens and both kinds of registers of ``change`` to those of this state."""
         tokens, spatial, temporal = (
             None if x is None or dx is None else x + dx for x, dx in zip(self, change, strict=True)
         )
@@ -70,13 +70,14 @@ def attend_over_space(
     """Attend within each time step over the sequence [registers, tokens].
 
     Args:
-        heads: the attention.
-        tokens: queries, keys and values of tokens, (b, t, n, inner).
-        registers: queries, keys and values of spatial registers, (b, t, r, inner), or None.
-        rotation: rotation of a sequence.
+        heads: the attention layer.
+        tokens: queries, keys and values of tokens, (b, t, n, inner) each.
+        registers: queries, keys and values of spatial registers, (b, t, r, inner) each, or None.
+        rotation: rotary embedding of the sequence, or None.
 
     Returns:
-        The outputs for tokens and for registers.
+        The attention outputs of the tokens (b, t, n, inner) and of the registers (b, t, r, inner),
+        with r = 0 without registers.
     """
     batch, before = tokens[0].shape[0], 0 if registers is None else registers[0].shape[2]
     query, key, value = (
@@ -97,15 +98,17 @@ def attend_over_time(
     """Attend at each position over the sequence [registers, time steps].
 
     Args:
-        heads: the attention.
-        tokens: queries, keys and values of tokens, (b, t, n, inner).
-        registers: queries, keys and values of temporal registers at all p positions, (b, r, p,
-            inner), or None.
-        rotation: rotation of a sequence.
-        mask: mask of a sequence; :class:`TimeSequences` if positions differ between time steps.
+        heads: the attention layer.
+        tokens: queries, keys and values of tokens, (b, t, n, inner) each.
+        registers: queries, keys and values of temporal registers at all p spatial positions, (b, r,
+            p, inner) each, or None.
+        rotation: rotary embedding of the sequence, or None.
+        mask: mask of the sequence; :class:`TimeSequences` if the visible positions differ between
+            time steps.
 
     Returns:
-        The outputs for tokens and for registers.
+        The attention outputs of the tokens (b, t, n, inner) and of the registers (b, r, p, inner),
+        with r = 0 without registers.
     """
     query, key, value = (
         over_time(x, r, mask) for r, x in zip(registers or (None,) * 3, tokens, strict=True)
@@ -117,14 +120,19 @@ def attend_over_time(
 def over_time(
     tokens: Float[Tensor, "b t n d"], registers: Float[Tensor, "b r p d"] | None, mask: Mask
 ) -> Float[Tensor, "s l d"]:
-    """Arrange registers and tokens as sequences over time, or as rows of :class:`TimeSequences`."""
+    """Concatenate registers and tokens to sequences over time.
+
+    Returns:
+        (b · n, r + t, d), one sequence for each clip and position. With a mask of
+        :class:`TimeSequences` (b, r · p + t · n, d), one row for each clip.
+    """
     if not isinstance(mask, TimeSequences):
         return rearrange(joined(registers, tokens, dim=1), "b t n d -> (b n) t d")
     return joined(None if registers is None else registers.flatten(1, 2), tokens.flatten(1, 2), 1)
 
 
 def by_clip(x: Float[Tensor, "s l d"], batch: int, mask: Mask) -> Float[Tensor, "b ..."]:
-    """Reshape sequences of :func:`over_time` so that the first axis is the clip."""
+    """Reshape the result of :func:`over_time` to (b, r + t, n, d), unless it has a row per clip."""
     if isinstance(mask, TimeSequences):
         return x
     return rearrange(x, "(b n) t d -> b t n d", b=batch)
@@ -133,7 +141,13 @@ def by_clip(x: Float[Tensor, "s l d"], batch: int, mask: Mask) -> Float[Tensor, 
 def split_over_time(
     x: Float[Tensor, "b ..."], tokens: Tensor, registers: Tensor | None, mask: Mask
 ) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b r p d"]]:
-    """Split the result of :func:`by_clip` into tokens and registers with the given shapes."""
+    """Split the result of :func:`by_clip` into tokens and registers.
+
+    ``tokens`` and ``registers`` give only the shapes.
+
+    Returns:
+        Tokens (b, t, n, d) and registers (b, r, p, d), with r = 0 without registers.
+    """
     before = 0 if registers is None else registers.shape[1]
     if not isinstance(mask, TimeSequences):
         return x[:, before:], x[:, :before]
@@ -152,16 +166,16 @@ def joined(registers: Tensor | None, tokens: Tensor, dim: int) -> Tensor:
 class ParallelSpaceTimeBlock(nn.Module):
     """Attention over time, MLP and attention over space in parallel, after one normalisation.
 
-    One product computes keys, values and queries of both axes and the MLP's input; another computes
-    the sum of the three branches (Dehghani et al. 2023, Sec. 2, for two axes). Their rows and
-    columns are in the order time, MLP, space, so that registers, which attend over one axis, use a
-    contiguous part.
+    One matrix product computes keys, values and queries of both axes and the MLP's input. Another
+    matrix product computes the sum of the three branches (Dehghani et al. 2023, Sec. 2, for two
+    axes). The parts of both matrices are in the order time, MLP, space. Registers attend over only
+    one axis, so they use two adjacent parts.
 
     Args:
         config: gives widths and options.
         drop_path: rate of stochastic depth.
         heads: number of attention heads of each axis.
-        zero_time: initialise the temporal part of the output with zeros.
+        zero_time: initialise the output weights of the attention over time with zeros.
     """
 
     def __init__(self, config: ViViTConfig, drop_path: float, heads: int, zero_time: bool) -> None:
@@ -289,10 +303,11 @@ class SpaceTimeTrunk(nn.Module):
         """Apply the blocks to patch tokens.
 
         Args:
-            x: embedded patches with spatial and temporal positions.
-            places: kept tokens of the clip. If positions differ between time steps, all positions
-                of the grid have temporal registers.
-            rotations: rotations of sequences over space and over time.
+            x: embedded patches (b, t, n, d) with spatial and temporal positions added.
+            places: token grid of the clip, and which tokens are kept. If the kept positions differ
+                between time steps, all positions of the grid have temporal registers.
+            rotations: rotary embeddings of sequences over space and of sequences over time; each
+                may be None.
         """
         t, n = x.shape[1:3]
         time_mask: Mask = "causal" if self.causal else None
@@ -315,15 +330,20 @@ class SpaceTimeTrunk(nn.Module):
         rotations: tuple[Rotation | None, Rotation | None],
         cache: KeyValueCache,
     ) -> Iterator[tuple[Float[Tensor, "b n d"], nn.Module]]:
-        """Apply the blocks to the next time step; equals a causal :meth:`forward`.
+        """Apply the blocks to the next time step of a causal encoder.
+
+        The patches equal those of :meth:`forward` on the whole clip.
 
         Args:
-            x: embedded patches of the step with spatial and temporal positions.
-            rotations: rotations of sequences over space, and of [registers, step].
+            x: embedded patches (b, 1, n, d) of the step with spatial and temporal positions
+                added.
+            rotations: rotary embeddings of the sequence over space and of the sequence [registers,
+                step]; each may be None.
             cache: keys and values of the earlier steps.
 
         Yields:
-            The patches after each block, and the norm that follows the blocks.
+            For each block the patches after it (b, n, d), and the norm that follows the blocks. The
+            norm has not been applied to the patches.
         """
         state, (over_space, over_time) = self._with_registers(x, x.shape[2]), rotations
         before = 0 if state.temporal_registers is None else state.temporal_registers.shape[1]
@@ -338,7 +358,11 @@ class SpaceTimeTrunk(nn.Module):
             yield state.tokens[:, 0], self.norm
 
     def _with_registers(self, x: Float[Tensor, "b t n d"], positions: int) -> SpaceTime:
-        """Return tokens with registers in each time step and at each of ``positions`` positions."""
+        """Return the tokens together with copies of the registers.
+
+        Spatial registers are copied for each time step, and temporal registers for each of the
+        ``positions`` spatial positions.
+        """
         if self.spatial_registers is None or self.temporal_registers is None:
             return SpaceTime(x, None, None)
         return SpaceTime(
@@ -348,7 +372,7 @@ class SpaceTimeTrunk(nn.Module):
         )
 
     def group_matcher(self) -> dict[str, str]:
-        """Return patterns that map parameter names to depths, in the order of computation."""
+        """Return regular expressions of parameter names for each group, in order of depth."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.\w+_registers)",
             "blocks": r"^trunk\.blocks\.(\d+)",

@@ -18,24 +18,28 @@ _COPYING = 100
 
 
 class TimeSequences(NamedTuple):
-    """Sequences over time, one for each position, with tokens at only some of the time steps.
+    """Sequences over time, one for each spatial position, with gaps at hidden tokens.
 
-    The k tokens of a clip are arranged in one row: registers, patch tokens and class tokens, each
-    in the order of slot and position. A sequence has one slot for each register, time step and
-    class token. Tokens attend to the tokens of their own position. Hidden tokens are not in the
-    row, so they neither attend nor are attended to.
+    A sequence [registers, time steps, class tokens] has one slot for each register, time step and
+    class token. The slots of hidden tokens are empty. Tokens attend only to the tokens of their own
+    spatial position.
+
+    The k tokens of a clip are stored as one row: first all registers, then the patch tokens, then
+    the class tokens. Each of these parts is ordered by slot. Within a slot, tokens are in the order
+    of position, and patch tokens in the order of ``visible`` of :meth:`of`. Hidden tokens are not
+    in the row.
 
     There are two ways to compute the attention, with equal results. Masked attention over the whole
-    row takes k² products. Attention on the grid of all slots takes positions · slots² products, and
-    queries, keys and values must be copied to the grid.
+    row takes k² products. Attention on the grid of all positions and slots takes
+    positions · slots² products, and queries, keys and values must be copied to the grid.
 
     Attributes:
-        cells: (b, k) index of each token of the row among positions · slots.
-        positions: number of positions.
+        cells: (b, k) cell of each token of the row in the grid: position · slots + slot.
+        positions: number of spatial positions.
         slots: number of slots of a sequence.
         mask: attention mask, (b, 1, k, k) over the row or (b · positions, 1, slots, slots) on the
             grid.
-        on_grid: whether attention is computed on the grid.
+        on_grid: True if attention is computed on the grid.
     """
 
     cells: Tensor
@@ -55,15 +59,16 @@ class TimeSequences(NamedTuple):
         causal: bool,
         on_grid: bool | None = None,
     ) -> TimeSequences:
-        """Arrange the sequences of a clip.
+        """Arrange the sequences of clips with the given visible tokens.
 
         Args:
-            visible: position of each visible token.
-            positions: number of positions.
-            before: number of registers of each position.
-            after: number of class tokens of each position.
-            causal: slots do not attend to later slots.
-            on_grid: compute attention on the grid; None chooses the cheaper way.
+            visible: (b, t, m) spatial position of each visible token.
+            positions: number of spatial positions.
+            before: number of registers at each position.
+            after: number of class tokens at each position.
+            causal: slots of a sequence do not attend to later slots.
+            on_grid: compute attention on the grid of positions and slots (True) or over the row of
+                tokens (False); None chooses the cheaper way.
         """
         batch, steps, _ = visible.shape
         everywhere = torch.arange(positions, device=visible.device)
@@ -90,14 +95,14 @@ class TimeSequences(NamedTuple):
         value: Float[Tensor, "b k inner"],
         rotation: Rotation | None,
     ) -> Float[Tensor, "b k inner"]:
-        """Compute the attention of the tokens of rows.
+        """Compute the attention of the k tokens of each clip.
 
         Args:
-            heads: attention within sequences, called with query, key, value, rotation and mask.
-            query: queries of the rows.
-            key: keys of the rows.
-            value: values of the rows.
-            rotation: rotation of a sequence of all slots.
+            heads: attention layer, called with query, key, value, rotation and mask.
+            query: queries (b, k, inner), one row of tokens for each clip.
+            key: keys in the same shape.
+            value: values in the same shape.
+            rotation: rotary embedding of a sequence of all slots, or None.
         """
         if not self.on_grid:
             if rotation is not None:

@@ -3,8 +3,9 @@
 - ConvGRU: a recurrent state on the token grid, driven by tokens and behaviour
 - FiLM: a gain and an offset for each channel, computed from current behaviour
 
-Both take behaviour at the encoder's frame rate. Token i gets the behaviour of the frames of its
-stride s, i·s … (i + 1)·s − 1, concatenated and not averaged. A new modulator is the identity.
+Both take behaviour at the encoder's frame rate. With a stride of s frames from one token to the
+next, token i gets the concatenated behaviour of frames i·s to (i + 1)·s − 1. A new modulator is the
+identity.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class BehaviourEmbedding(nn.Module):
         self.linear = nn.Linear(stride * channels, width)
 
     def forward(self, behaviour: Float[Tensor, "b T k"]) -> Float[Tensor, "b t e"]:
-        """Return the vectors of all tokens whose frames are all given."""
+        """Return one vector for each token; frames of an incomplete last token are ignored."""
         whole = behaviour.shape[1] // self.stride * self.stride
         windows = rearrange(behaviour[:, :whole], "b (t s) k -> b t (s k)", s=self.stride)
         return F.gelu(self.linear(windows))
@@ -169,7 +170,10 @@ class ConvGRU(nn.Module):
     def drive(
         self, map: Float[Tensor, "b d t h w"], behaviour: Float[Tensor, "b T k"] | None
     ) -> Float[Tensor, "t b gates h w"]:
-        """Return the input from tokens and behaviour to the three gates at all steps."""
+        """Return the input from tokens and behaviour to the three gates at all time steps.
+
+        The result is (t, b, 3 · hidden, h, w).
+        """
         frames = rearrange(map, "b d t h w -> (t b) d h w")
         drive = rearrange(self.input(frames), "(t b) g h w -> t b g h w", b=len(map))
         if self.behaviour is None or self.of_behaviour is None:
@@ -200,7 +204,7 @@ def _recurrence(
     state: Float[Tensor, "b e h w"],
     recurrent: nn.Conv2d,
 ) -> Float[Tensor, "t b e h w"]:
-    """Return the states at all steps, in the precision of ``state``.
+    """Return the states of the GRU at all time steps, in the precision of ``state``.
 
     Convolutions are computed in the precision of ``drive``.
     """
@@ -230,10 +234,12 @@ def gru_step(
 ) -> Float[Tensor, "b e h w"]:
     """Return the next state of the GRU.
 
+    The channels of inputs are those of the reset gate, the update gate and the candidate state.
+
     Args:
         drive: input from tokens and behaviour to the gates.
-        recurrent: input from the state to the gates.
-        state: the state.
+        recurrent: input from the previous state to the gates.
+        state: the previous state.
     """
     e = state.shape[1]
     reset, update = torch.sigmoid(drive[:, : 2 * e] + recurrent[:, : 2 * e]).chunk(2, dim=1)

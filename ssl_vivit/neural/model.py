@@ -216,7 +216,7 @@ class NeuralModel(nn.Module):
     ) -> Float[Tensor, "b d T h w"]:
         """Return the feature map of every frame.
 
-        Sessions with equal frame rates share this map.
+        The session affects this map only by its frame rate.
 
         Args:
             video: see :meth:`forward`.
@@ -280,7 +280,8 @@ class NeuralModel(nn.Module):
         """Return modulated tokens, and for each frame the number of time steps that end by then.
 
         The adapter must already have been applied to ``video``. The output of a frozen encoder is
-        taken from ``cache`` if it is stored there. For the other arguments see :meth:`core`.
+        taken from ``cache`` if it is stored there. ``rates`` is the resampling of the stimulus. For
+        the other arguments see :meth:`core`.
         """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]

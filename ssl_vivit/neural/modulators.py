@@ -85,10 +85,10 @@ class ConvGRU(nn.Module):
         h ← (1 − z) · n + z · h
 
     The reset gate is applied after the convolution, as in cuDNN's GRU, so one convolution per step
-    serves all three gates. The input convolutions of all steps are one call before the loop. A
-    projection of h gives each channel of a token an offset and, with ``gain``, a factor. The
-    projection starts at zero. The state is at least float32, also under autocast. If it were
-    rounded to bfloat16 at every step, it would drift by several percent over a clip.
+    serves all three gates. The input convolutions of all time steps are computed in one call before
+    the recurrence. A projection of h gives each channel of a token an offset and, with ``gain``, a
+    factor. The projection starts at zero. The state is at least float32, also under autocast. If it
+    were rounded to bfloat16 at every step, it would drift by several percent over a clip.
 
     Args:
         channels: width of the tokens.

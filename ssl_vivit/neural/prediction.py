@@ -258,7 +258,7 @@ class NeuralPredictor(nn.Module, HubModel):
             ) from None
 
     def _preprocessing(self) -> Preprocessing:
-        """Return the settings that turn recorded frames into the encoder's video, for its export."""
+        """Return the preprocessing of recorded frames, which is exported with the encoder."""
         facts = self.facts[0]
         rates = self.model.frame_rates[facts.name]
         return Preprocessing(

@@ -20,7 +20,7 @@ RATE_TOLERANCE = 0.005
 
 
 class RecordedInputs(NamedTuple):
-    """Inputs of :class:`ssl_vivit.neural.model.NeuralModel`.
+    """Checked and standardised inputs of :class:`ssl_vivit.neural.model.NeuralModel`.
 
     Attributes:
         video: (B, 1, T, H, W), standardised.
@@ -44,7 +44,7 @@ def recorded_inputs(
     like: Tensor,
     first_trial: int = 0,
 ) -> RecordedInputs:
-    """Check and standardise trials of one length.
+    """Check and standardise a batch of trials with equal numbers of frames.
 
     Frames at the end of a trial count as padding if the video, the behaviour or the pupil's centre
     consists only of NaN in them.
@@ -54,7 +54,7 @@ def recorded_inputs(
         video: (B, T, H, W) or (B, 1, T, H, W), uint8 or numbers from 0 to 255.
         behaviour: (B, T, K) all recorded channels, in recorded units.
         pupil_centre: (B, T, 2) in recorded units.
-        like: tensor whose device and precision the results take.
+        like: tensor whose device and data type the results have.
         first_trial: number of the first trial, for messages.
 
     Raises:
@@ -96,7 +96,7 @@ class RecordedFrames:
 
     Args:
         facts: ``SessionFacts`` of the session.
-        like: tensor whose device and precision the results take.
+        like: tensor whose device and data type the results have.
 
     Attributes:
         count: number of frames given so far.
@@ -111,7 +111,8 @@ class RecordedFrames:
     ) -> RecordedInputs | None:
         """Return the inputs of the next frame, with B = T = 1, or None for padding.
 
-        A frame is padding if one of its inputs consists only of NaN. Only padding may follow.
+        A frame is padding if one of its inputs consists only of NaN. Padding may only be followed
+        by padding.
 
         Args:
             frame: (H, W), uint8 or numbers from 0 to 255.
@@ -178,7 +179,7 @@ def check_rate(frames_per_second: float, facts: SessionFacts) -> None:
 
 
 def _pixels(video: Array, facts: SessionFacts) -> Tensor:
-    """Return the video as (B, 1, T, H, W), uint8 or float32."""
+    """Check the shape of a video, and return the video as (B, 1, T, H, W), uint8 or float32."""
     given = _tensor(video, "video")
     pixels = given[:, None] if given.ndim == 4 else given
     height, width = facts.frame_size
@@ -191,7 +192,7 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
 
 
 def _frame(frame: Array, facts: SessionFacts) -> Tensor:
-    """Return the frame as (H, W), uint8 or float32."""
+    """Check the shape of a frame, and return the frame as (H, W), uint8 or float32."""
     pixels = _tensor(frame, "frame")
     if tuple(pixels.shape) != tuple(facts.frame_size):
         height, width = facts.frame_size
@@ -213,7 +214,8 @@ def _numbers_of(pixels: Tensor) -> Tensor:
 def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = False) -> None:
     """Raise an error for pixels outside [0, 255].
 
-    Pixels that are all at most 1 are refused as well, unless ``dark`` is true.
+    Unless ``dark`` is true, raise an error also for floating-point pixels whose maximum is above 0
+    and at most 1, since these were probably scaled to [0, 1].
     """
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
@@ -237,9 +239,9 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the checked behaviour and pupil centre by name, without those that are None.
+    """Check behaviour and pupil centre, and return the given ones in a dictionary by name.
 
-    ``expected`` is (B, T), or () for a single frame.
+    Their leading axes must have the lengths ``expected``: (B, T), or () for a single frame.
     """
     parts = {}
     if behaviour is not None and facts.recorded_channels != 0:
@@ -254,7 +256,7 @@ def _signals(
 
 
 def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
-    """Return the behaviour as (B, T, K) or (K,), with all recorded channels."""
+    """Check the shape of behaviour, and return it as float32: (B, T, K), or (K,) for one frame."""
     given = _tensor(behaviour, "behaviour").float()
     exact, least = facts.recorded_channels, max(facts.behaviour_channels, default=-1) + 1
     fits = given.ndim == len(expected) + 1 and tuple(given.shape[:-1]) == expected
@@ -304,9 +306,9 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
-    """Return the number of each trial's frames up to the last frame that is not all NaN.
+    """Return, for each trial of ``values`` (B, T, n), the number of frames before its padding.
 
-    ``values`` are (B, T, n).
+    Frames at the end of a trial that consist only of NaN are padding.
     """
     if not values.is_floating_point() or not values.shape[2]:
         return torch.full((len(values),), values.shape[1], device=values.device)
@@ -315,7 +317,10 @@ def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
 
 
 def _check_finite(name: str, values: Tensor, recorded: Tensor, first_trial: int) -> None:
-    """Refuse values (B, T, n) that are not finite in a recorded frame, and trials of only NaN."""
+    """Raise an error for values (B, T, n) of recorded frames that are not finite.
+
+    Raise an error also for trials that consist only of NaN.
+    """
     if not values.is_floating_point() or not values.numel():
         return
     empty = values.isnan().flatten(1).all(1)

@@ -14,8 +14,9 @@ class FeatureCache:
     """Cache of features of clips, addressed by the contents of the clips.
 
     The key of a clip is a hash (BLAKE2b) of its values. A clip is therefore found only if all its
-    values repeat exactly. The clips of a batch that are not in the cache are computed in one call. Batches of different sizes may round differently, so cached features can differ from
-    computed ones by rounding.
+    values repeat exactly. The clips of a batch that are not in the cache are computed in one call.
+    Batches of different sizes may round differently, so cached features can differ from computed
+    ones by rounding.
 
     Args:
         gigabytes: capacity in units of 10⁹ bytes. When it is reached, further clips are not stored

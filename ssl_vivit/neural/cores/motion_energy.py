@@ -126,7 +126,7 @@ class MotionEnergy(nn.Module):
     def dense(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Return a map of each frame: log-compressed energies, then their running means, as channels.
+        """Return the map of each frame: log-compressed energies, then their running means.
 
         Channels of the video are averaged first. The video is padded with zeros, the mean grey,
         before the first frame and around the edges. Height and width of the map are those of the

@@ -127,7 +127,9 @@ def build_on_core(
 
 
 def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | None:
-    """Return the model's resampling of stimuli with the frame rate of ``fact``, or None.
+    """Return the model's resampling of stimuli with the frame rate of ``fact``.
+
+    None means that such stimuli are not resampled.
 
     Raises:
         NeuralModelError: if no session of the model has this frame rate.

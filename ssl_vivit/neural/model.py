@@ -216,7 +216,7 @@ class NeuralModel(nn.Module):
     ) -> Float[Tensor, "b d T h w"]:
         """Return the feature map of every frame.
 
-        The session affects this map only by its frame rate.
+        The map depends on the session only by the session's frame rate.
 
         Args:
             video: see :meth:`forward`.
@@ -277,7 +277,7 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Return modulated tokens, and for each frame the number of time steps that end by then.
+        """Return modulated tokens, and for each frame the number of time steps that have ended.
 
         The adapter must already have been applied to ``video``. The output of a frozen encoder is
         taken from ``cache`` if it is stored there. ``rates`` is the resampling of the stimulus. For

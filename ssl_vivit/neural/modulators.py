@@ -234,7 +234,7 @@ def gru_step(
 ) -> Float[Tensor, "b e h w"]:
     """Return the next state of the GRU.
 
-    The channels of inputs are those of the reset gate, the update gate and the candidate state.
+    Channels of the inputs are in the order reset gate, update gate, candidate state.
 
     Args:
         drive: input from tokens and behaviour to the gates.

@@ -303,7 +303,7 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
 
 
 def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
-    """Return ``part`` as a list with one array for each trial, or one None for each if it is None.
+    """Return one input for each trial: the elements of ``part``, or Nones if ``part`` is None.
 
     Args:
         part: behaviour or pupil centre for a list of videos.

@@ -20,11 +20,11 @@ RATE_TOLERANCE = 0.005
 
 
 class RecordedInputs(NamedTuple):
-    """Checked and standardised inputs of :class:`ssl_vivit.neural.model.NeuralModel`.
+    """Inputs of :class:`ssl_vivit.neural.model.NeuralModel`.
 
     Attributes:
         video: (B, 1, T, H, W), standardised.
-        behaviour: (B, T, k), standardised. None means the mean.
+        behaviour: (B, T, k), standardised. None means the session's mean in all frames.
         pupil_centre: (B, T, 2), standardised. None if it was not given.
         recorded: (B, T), False in padding frames at the end of a trial.
     """
@@ -54,7 +54,7 @@ def recorded_inputs(
         video: (B, T, H, W) or (B, 1, T, H, W), uint8 or numbers from 0 to 255.
         behaviour: (B, T, K) all recorded channels, in recorded units.
         pupil_centre: (B, T, 2) in recorded units.
-        like: tensor whose device and data type the results have.
+        like: tensor whose device and precision the results take.
         first_trial: number of the first trial, for messages.
 
     Raises:
@@ -96,7 +96,7 @@ class RecordedFrames:
 
     Args:
         facts: ``SessionFacts`` of the session.
-        like: tensor whose device and data type the results have.
+        like: tensor whose device and precision the results take.
 
     Attributes:
         count: number of frames given so far.
@@ -111,8 +111,7 @@ class RecordedFrames:
     ) -> RecordedInputs | None:
         """Return the inputs of the next frame, with B = T = 1, or None for padding.
 
-        A frame is padding if one of its inputs consists only of NaN. Padding may only be followed
-        by padding.
+        A frame is padding if one of its inputs consists only of NaN. Only padding may follow.
 
         Args:
             frame: (H, W), uint8 or numbers from 0 to 255.
@@ -179,7 +178,7 @@ def check_rate(frames_per_second: float, facts: SessionFacts) -> None:
 
 
 def _pixels(video: Array, facts: SessionFacts) -> Tensor:
-    """Check the shape of a video, and return the video as (B, 1, T, H, W), uint8 or float32."""
+    """Return the video as (B, 1, T, H, W), uint8 or float32."""
     given = _tensor(video, "video")
     pixels = given[:, None] if given.ndim == 4 else given
     height, width = facts.frame_size
@@ -192,7 +191,7 @@ def _pixels(video: Array, facts: SessionFacts) -> Tensor:
 
 
 def _frame(frame: Array, facts: SessionFacts) -> Tensor:
-    """Check the shape of a frame, and return the frame as (H, W), uint8 or float32."""
+    """Return the frame as (H, W), uint8 or float32."""
     pixels = _tensor(frame, "frame")
     if tuple(pixels.shape) != tuple(facts.frame_size):
         height, width = facts.frame_size
@@ -256,7 +255,7 @@ def _signals(
 
 
 def _behaviour(behaviour: Array, facts: SessionFacts, expected: tuple[int, ...]) -> Tensor:
-    """Check the shape of behaviour, and return it as float32: (B, T, K), or (K,) for one frame."""
+    """Return the behaviour as (B, T, K) or (K,), with all recorded channels."""
     given = _tensor(behaviour, "behaviour").float()
     exact, least = facts.recorded_channels, max(facts.behaviour_channels, default=-1) + 1
     fits = given.ndim == len(expected) + 1 and tuple(given.shape[:-1]) == expected
@@ -317,10 +316,7 @@ def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
 
 
 def _check_finite(name: str, values: Tensor, recorded: Tensor, first_trial: int) -> None:
-    """Raise an error for values (B, T, n) of recorded frames that are not finite.
-
-    Raise an error also for trials that consist only of NaN.
-    """
+    """Refuse values (B, T, n) that are not finite in a recorded frame, and trials of only NaN."""
     if not values.is_floating_point() or not values.numel():
         return
     empty = values.isnan().flatten(1).all(1)

@@ -152,10 +152,10 @@ class MotionEnergy(nn.Module):
     ) -> Float[Tensor, "b d T h w"]:
         """Return the energies of each frame, (b, channels / 2, T, h, w).
 
-        Channels are ordered by spatial frequency, then by orientation, then by temporal frequency.
-        Each orientation has first the channels of all temporal frequencies for motion along its
-        angle. Channels of frequencies above 0 Hz for the opposite direction follow. For the
-        arguments see :meth:`dense`.
+        Channels are ordered by spatial frequency, then by orientation. Within an orientation,
+        motion along its angle comes first, with one channel for each temporal frequency. Motion in
+        the opposite direction follows, with one channel for each temporal frequency above 0 Hz. For
+        the arguments see :meth:`dense`.
         """
         grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
         count, stride = len(self.config.spatial_frequencies), self.config.stride
@@ -189,8 +189,8 @@ def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Ten
     """Return an even and an odd Gabor function for each orientation, in float64.
 
     The filters do not respond to uniform grey. Orientation k of n prefers gratings that vary along
-    the angle π·k/n, where 0 is to the right and π/2 downwards. The side of a filter is
-    ``stride`` plus an even number of pixels, so that it can be centred on a square of ``stride`` ×
+    the angle π·k/n, where 0 is to the right and π/2 downwards. The side of a filter is ``stride``
+    plus an even number of pixels, so that the filter can be centred on a square of ``stride`` ×
     ``stride`` pixels.
 
     Args:
@@ -269,8 +269,8 @@ def causal(
 ) -> Float[Tensor, "b d k t h w"]:
     """Convolve each signal over time with each kernel, whose last weight is for the current frame.
 
-    The signals must include the frames before the first output that a kernel spans: its length
-    minus 1.
+    The signals must begin ``lag`` − 1 frames before the first output, where ``lag`` is the length
+    of a kernel in frames.
     """
     b, _, _, h, w = signals.shape
     rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")

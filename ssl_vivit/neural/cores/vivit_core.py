@@ -43,8 +43,8 @@ class Core(Protocol):
 class ViViTCore:
     """A causal ViViT as a core.
 
-    Learned position embeddings in time cover only the clip length in the encoder's config. With
-    such embeddings, a longer trial is encoded in windows of this length that overlap by half. Each
+    Learned positions in time exist only for the length for which the encoder is configured. With
+    such positions, a longer trial is encoded in windows of this length that overlap by half. Each
     token is taken from the earliest window that contains it, because this window has most frames
     before the token. Windows always begin at multiples of half their length, so tokens never depend
     on later frames.
@@ -95,7 +95,7 @@ class ViViTCore:
         return self.mixed(self.maps(video, patch_draw))
 
     def mixed(self, maps: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """Return the weighted sum of the maps that :meth:`maps` returned; one map is unchanged."""
+        """Return the weighted sum of the chosen blocks' maps; the map of one block is unchanged."""
         return maps if self.reader is None else self.reader.mixed(maps)
 
     def maps(
@@ -220,7 +220,7 @@ def core_of(encoder: nn.Module, reader: BlockReader | None = None) -> Core:
 def screen_span(
     encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Tensor, "2 2"]:
-    """Return the positions on the screen of the positions −1 and 1 on the feature map.
+    """Convert the positions −1 and 1 on the feature map to positions on the screen.
 
     The map of a ViViT with overlapping tubelets does not reach the edges of the screen, because its
     outermost pixels lie at the centres of the outermost tubelets. Maps of other cores span the

@@ -1,8 +1,8 @@
 """Lists of the pixels that neurons read in each clip, with their weights.
 
-An entry is a pixel that a neuron reads. The functions return e entries as three tensors: numbers of
-pixels (e,), numbers of neurons (e,) and weights, (e, 1) or (e, t). These tensors are arguments of
-:func:`ssl_vivit.neural.readout.pixel_products.read_pixels`. Pixel (x, y) of clip b has the number
+An entry is a pixel that a neuron reads. The functions return e entries as three tensors: indices of
+pixels (e,), indices of neurons (e,) and weights, (e, 1) or (e, t). These tensors are arguments of
+:func:`ssl_vivit.neural.readout.pixel_products.read_pixels`. Pixel (x, y) of clip b has the index
 b·h·w + y·w + x.
 """
 
@@ -20,12 +20,12 @@ def of_points(
     """List the pixels of neurons whose pixels do not change within a clip.
 
     Args:
-        pixel: number y·w + x of each pixel that a neuron reads in a clip.
+        pixel: index y·w + x of each pixel that a neuron reads in a clip.
         weight: weight of each pixel in each frame; t is 1 if the weights are constant.
         area: number of pixels of a map, h·w.
 
     Returns:
-        Numbers of pixels, numbers of neurons, and weights (e, t), for all clips together.
+        Indices of pixels (e,), indices of neurons (e,) and weights (e, t), for all clips together.
     """
     b, n, _ = pixel.shape
     clip = torch.arange(b, device=pixel.device)[:, None, None]
@@ -46,7 +46,7 @@ def of_masks(
         mask: weight of each pixel; t is 1 if the masks are constant over time.
 
     Returns:
-        Numbers of pixels, numbers of neurons, and weights (e, t), for all clips together.
+        Indices of pixels (e,), indices of neurons (e,) and weights (e, t), for all clips together.
     """
     b, _, n, area = mask.shape
     if mask.device.type != "cpu":

@@ -43,8 +43,8 @@ def read_pixels(
         map: feature map of the core. It is fastest with channels last in memory, as tokens are.
         features: features of each neuron. Under autocast, map and features are cast to its type;
             otherwise to the larger of their types.
-        pixel: number of the pixel of each entry.
-        neuron: number of the neuron of each entry.
+        pixel: index of the pixel of each entry.
+        neuron: index of the neuron of each entry.
         weight: (e, 1), or (e, t) with a weight for each frame; float32 or float64.
 
     Returns:
@@ -171,7 +171,7 @@ def _with_padding(rows: Tensor) -> Tensor:
 
 
 def _values(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
-    """Return all frames and channels of the map at the pixels with the numbers ``group``."""
+    """Return all frames and channels of the map at the pixels with the indices ``group``."""
     h, w = map.shape[-2:]
     pixels = rearrange(map, "b d t h w -> b h w t d")
     return pixels[group // (h * w), group // w % h, group % w].contiguous()
@@ -184,10 +184,10 @@ def _groups(
 
     Args:
         map: feature map of the core.
-        pixel: pixel of each of the e entries.
+        pixel: index of the pixel of each of the e entries.
 
     Yields:
-        Numbers of the pixels (k,), and numbers of their entries (k, size), padded with e.
+        Indices of the pixels (k,), and indices of their entries (k, size), padded with e.
     """
     b, d, t, h, w = map.shape
     order = pixel.argsort(stable=True)
@@ -215,12 +215,12 @@ def _blocks(
     blocks may be empty.
 
     Args:
-        pixel: pixel of each of the e entries, in ascending order.
-        order: number of each entry before sorting.
+        pixel: index of the pixel of each of the e entries, in ascending order.
+        order: index of each entry before sorting.
         pixels: total number of pixels.
 
     Returns:
-        The pixel of each block, and the numbers of its entries before sorting, padded with e.
+        The pixel of each block, and the indices of its entries before sorting, padded with e.
     """
     e = len(pixel)
     size = min(2 ** max(0, e // pixels - 1).bit_length(), _LARGEST_BLOCK)

@@ -40,8 +40,8 @@ class Explained(NamedTuple):
 class PlaceSums:
     """Sums of features, responses and their products, accumulated over trials.
 
-    These are plain sums and not :class:`ssl_vivit.moments.Moments`. Products of features of two
-    different places are not needed. The frames with known responses may differ between neurons.
+    :class:`ssl_vivit.moments.Moments` is not used, because products of features of two different
+    places are not needed, and the frames with known responses may differ between neurons.
     """
 
     def __init__(self) -> None:

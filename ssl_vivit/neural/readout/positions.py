@@ -30,7 +30,7 @@ def corners(
             edges.
 
     Returns:
-        Number of each pixel, y·w + x, and its weight, which is 0 outside the map.
+        Index y·w + x of each pixel, and the weight of each pixel, which is 0 outside the map.
     """
     pitch, centre = _pixels(size, align_corners, position)
     place = position * pitch + centre
@@ -53,7 +53,7 @@ class Neighbourhood(NamedTuple):
     Attributes:
         map: (b, d, t, h + 3, w + 3) map, padded with zeros. Each frame is moved by its shift, which
             is rounded down to whole pixels.
-        pixel: (b, n, 9) number of each pixel in a frame of this map.
+        pixel: (b, n, 9) index of each pixel in a frame of this map.
         weight: (b, t, n, 9) bilinear weights.
     """
 

@@ -133,9 +133,9 @@ class PoissonSums:
     def bits_of_neurons(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, " neurons"]:
-        """Return bits per spike of each neuron over ``null_rates``; NaN for one without spikes.
+        """Return bits per spike of each neuron; NaN for a neuron without spikes.
 
-        If ``null_rates`` is None, the mean responses are used.
+        The constant rates are ``null_rates``, or by default the mean responses.
         """
         return _bits(self._gain(null_rates), self.responses)
 
@@ -146,11 +146,11 @@ class PoissonSums:
     def bits_together(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, ...]:
-        """Return bits per spike of all neurons together, (...), from sums (..., neurons)."""
+        """Return bits per spike of all neurons together: (...) numbers from sums (..., neurons)."""
         return _bits(self._gain(null_rates).sum(-1), self.responses.sum(-1))
 
     def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
-        """Return each neuron's gain in log likelihood over constant rates, in nats."""
+        """Return the log likelihood of the rates minus that of constant rates."""
         if null_rates is None:
             null = self.responses / self.known.clamp(min=1)
         else:

@@ -48,7 +48,7 @@ class Repeats:
         responses: Float[Tensor, "repeats bins neurons"],
         rates: Float[Tensor, "repeats bins neurons"],
     ) -> Repeats:
-        """Compute the moments from complete trials of one movie; NaN responses are unknown."""
+        """Compute the moments of whole trials; NaN responses are unknown."""
         responses, rates = responses.double(), rates.double()
         known = ~responses.isnan()
         bins = known.sum(1, keepdim=True).clamp(min=1)
@@ -123,7 +123,7 @@ class RepeatScores:
         self.origin = known[:, 0] / self.used.sum(0).clamp(min=1)
 
     def oracle(self) -> Float[Tensor, " neurons"]:
-        """Return the correlation of each response with the mean response of the other repeats."""
+        """Return the correlation of responses with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
         total = self.mean * number
         squares = self.deviation + total.square() / number.clamp(min=1)

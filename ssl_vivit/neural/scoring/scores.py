@@ -227,7 +227,7 @@ class NeuralScores:
         return _by_name(by_session, means=len(by_session) == len(scored))
 
     def _scored(self, units: str) -> list[str]:
-        """Return names of the sessions with known responses and with neurons of ``units``."""
+        """Return the sessions with known responses and with neurons of the group ``units``."""
         return [
             name
             for name, fact in self.facts.items()

@@ -126,5 +126,5 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def build_adapter(config: AdapterConfig) -> StimulusAdapter | None:
-    """Build the adapter that a config describes; None for ``none``."""
+    """Build the adapter that a config describes. Return None if the kind is ``none``."""
     return None if config.kind == "none" else StimulusAdapter(config.kind)

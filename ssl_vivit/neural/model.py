@@ -426,10 +426,10 @@ class NeuralModel(nn.Module):
         return self.readouts[self.session_named(session)]
 
     def session_named(self, session: str | None) -> str:
-        """Return ``session``, or the name of the only session if it is None.
+        """Return ``session``, or the name of the only session if ``session`` is None.
 
         Raises:
-            NeuralModelError: if the session is unknown, or None in a model of several sessions.
+            NeuralModelError: if the session is unknown, or is None in a model of several sessions.
         """
         if session is None and len(self.sessions) == 1:
             return self.sessions[0]

@@ -296,7 +296,7 @@ class FiLM(nn.Module):
 def build_modulator(
     config: ModulatorConfig, channels: int, behaviour_channels: int, stride: int
 ) -> ConvGRU | FiLM | None:
-    """Build the modulator that a config describes; None for ``none``.
+    """Build the modulator that a config describes. Return None if the kind is ``none``.
 
     Args:
         config: the settings.

@@ -63,7 +63,7 @@ def read_pixels(
 def _products(
     map: Tensor, features: Tensor, pixel: Tensor, neuron: Tensor, weight: Tensor
 ) -> Tensor:
-    """Compute :func:`read_pixels` as (b, n, t), in a custom operator that is not traced."""
+    """Compute :func:`read_pixels` as (b, n, t). Compilers do not trace this custom operator."""
     (b, _, t, h, w), n = map.shape, len(features)
     out = weight.new_zeros(b * n, t)
     neuron, weight = _with_padding(neuron), _with_padding(weight)

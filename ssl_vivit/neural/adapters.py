@@ -47,7 +47,7 @@ class StimulusAdapter(nn.Module):
 
     Attributes:
         log_scale: only with ``scale``; A is exp(log_scale) times the identity.
-        matrix: only with ``affine``; A as [[x←u, x←v], [y←u, y←v]].
+        matrix: only with ``affine``; A, whose first row gives x and whose second row gives y.
         shift: only with ``affine``; s as (x, y), in fractions of width and height.
     """
 
@@ -103,11 +103,11 @@ def resampling(
         size: number of pixels along the axis.
         step: distance between neighbouring output pixels, in input pixels. A step above 1 widens
             the kernel.
-        offset: for each line, the place in the input that the centre of the output reads, in
-            pixels from the centre of the input.
+        offset: position in the input that the centre of the output reads, in pixels from the
+            centre of the input. Either one number, or one for each row or column of the image.
 
     Returns:
-        Weights; each row sums to 1.
+        (…, output pixels, input pixels) weights, which sum to 1 for each output pixel.
     """
     centre = (size - 1) / 2
     places = step * from_centre(size, step) + offset[..., None] + centre
@@ -126,5 +126,5 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def build_adapter(config: AdapterConfig) -> StimulusAdapter | None:
-    """Build the adapter that a config describes; None for ``none``."""
+    """Build the adapter that a config describes. Return None if the kind is ``none``."""
     return None if config.kind == "none" else StimulusAdapter(config.kind)

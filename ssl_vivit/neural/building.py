@@ -159,8 +159,8 @@ def build_readouts(
 def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str, float]:
     """Return the penalty weights that the readouts of this model use.
 
-    ``weights`` may name penalties of several kinds of readouts. A name that no kind of readout has
-    is kept, so that the objective raises an error for it.
+    Penalties of other kinds of readouts are left out. Names that no kind of readout has are kept,
+    so that the training objective raises an error for them.
     """
     known = {name for r in model.readouts.values() for name in r.regularisation()}  # type: ignore[operator]
     return {name: w for name, w in weights.items() if name in known or name not in PENALTIES}
@@ -168,7 +168,7 @@ def own_penalties(model: NeuralModel, weights: Mapping[str, float]) -> dict[str,
 
 @torch.no_grad()
 def start_at_mean_rates(model: NeuralModel, facts: Sequence[SessionFacts]) -> None:
-    """Set the biases so that a neuron without input has its mean rate of the training trials."""
+    """Set readout biases to the drives that give each neuron's mean rate in the training trials."""
     for fact in facts:
         means = torch.tensor(fact.mean_response, dtype=torch.float64).clamp(
             min=_LEAST_MEAN_RESPONSE

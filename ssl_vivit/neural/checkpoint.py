@@ -18,7 +18,9 @@ def save_neural_model(
     *,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Export a model with the facts of its sessions; see :meth:`NeuralPredictor.save_pretrained`.
+    """Export a model with the ``SessionFacts`` of its sessions.
+
+    For the arguments see :class:`NeuralPredictor` and :meth:`NeuralPredictor.save_pretrained`.
 
     Raises:
         NeuralModelError: if the facts describe other sessions or neurons than the model's.

@@ -33,8 +33,8 @@ class NeuralEncoderChoice:
         name: named size of a fresh encoder. null means vivit_neural_small.
         overrides: settings of ViViTConfig in which the fresh encoder differs from its named size.
         geometry: changes to the encoder of ``path``: ``tubelet_size``, ``tubelet_stride``,
-            ``temporal_padding`` or ``remainder``. Other changes follow from the sessions. A fresh
-            encoder ignores this setting.
+            ``temporal_padding`` or ``remainder``. Frame size and channels are always those of the
+            sessions. A fresh encoder ignores this setting.
         weights: ``pretrained`` uses the weights of ``path``. ``fresh`` draws random weights, to
             compare with the same architecture without pretraining.
         match_fps: resample the stimulus to the frame rate at which the exported encoder was

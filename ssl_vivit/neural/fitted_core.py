@@ -75,9 +75,10 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
 
 def core_inputs(fitted: NeuralPredictor) -> SessionFacts:
-    """Return the facts whose frame size and behaviour channels new sessions must match.
+    """Return ``SessionFacts`` with the frame size and behaviour channels required of new sessions.
 
-    They are the facts of the model's first session, without behaviour if the core uses none.
+    These are the facts of the model's first session. If the core uses no behaviour, their behaviour
+    channels are removed.
     """
     if fitted.model.behaviour_channels:
         return fitted.facts[0]
@@ -126,7 +127,13 @@ def build_on_core(
 
 
 def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | None:
-    """Return the resampling that the model uses at the frame rate of ``fact``; None for none."""
+    """Return the model's resampling of stimuli with the frame rate of ``fact``.
+
+    None means that such stimuli are not resampled.
+
+    Raises:
+        NeuralModelError: if no session of the model has this frame rate.
+    """
     for known in fitted.facts:
         if math.isclose(known.frames_per_second, fact.frames_per_second, rel_tol=RATE_TOLERANCE):
             return fitted.model.frame_rates[known.name]

@@ -174,7 +174,7 @@ class NeuralModel(nn.Module):
 
     @property
     def readouts(self) -> dict[str, nn.Module]:
-        """Readouts by session."""
+        """Readout modules by name of the session."""
         return dict(zip(self.sessions, self.session_readouts, strict=True))
 
     @property
@@ -193,7 +193,8 @@ class NeuralModel(nn.Module):
 
         Args:
             video: standardised with the mean and standard deviation of the session's facts.
-            behaviour: standardised. None means the mean. Ignored without a modulator.
+            behaviour: standardised. None means the session's mean in all frames. Ignored without a
+                modulator.
             session: name of the session whose neurons are predicted. None if the model has one
                 session.
             pupil_centre: standardised, for a readout that shifts with the pupil.
@@ -213,16 +214,18 @@ class NeuralModel(nn.Module):
         clips: Sequence[int] | None = None,
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """Return the feature map of every frame, which depends on a session only by its frame rate.
+        """Return the feature map of every frame.
+
+        The map depends on the session only by the session's frame rate.
 
         Args:
             video: see :meth:`forward`.
             behaviour: see :meth:`forward`.
-            session: a session whose entry in ``frame_rates`` applies. None if all sessions have the
-                same entry.
-            clips: index into ``video`` for each row of ``behaviour`` and of the result. Several
-                rows may use one movie, which is then encoded once. None means one row for each
-                movie.
+            session: name of the session whose resampling of the stimulus applies. None if all
+                sessions have equal resampling.
+            clips: for each clip of ``behaviour`` and of the result, the index of its movie in
+                ``video``. Several clips may use one movie, which is then encoded once. None means
+                one clip for each movie.
             patch_draw: random numbers for the patch dropout of a ViViT, one row for each movie; see
                 :meth:`ViViT.forward`. None draws them from torch's generator.
 
@@ -274,10 +277,11 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Return modulated tokens, and for each frame the number of tokens that end by this frame.
+        """Return modulated tokens, and for each frame the number of time steps that have ended.
 
         The adapter must already have been applied to ``video``. The output of a frozen encoder is
-        taken from ``cache`` if it is stored there.
+        taken from ``cache`` if it is stored there. ``rates`` is the resampling of the stimulus. For
+        the other arguments see :meth:`core`.
         """
         core = core_of(self.encoder, self.block_reader)
         frames = video.shape[2]
@@ -310,7 +314,7 @@ class NeuralModel(nn.Module):
     ) -> Float[Tensor, "b 1 neurons"]:
         """Return the expected response in the next frame of a stream.
 
-        The response equals that of :meth:`forward` for all frames so far, in its last frame.
+        The response equals the last frame of what :meth:`forward` returns for all frames so far.
 
         Args:
             frame: the next frame; for the other arguments see :meth:`forward`.
@@ -337,7 +341,10 @@ class NeuralModel(nn.Module):
         rates: FrameRates | None,
         past: Past,
     ) -> Float[Tensor, "b d 1 h w"]:
-        """Return the last modulated tokens that end by this frame, or zeros if there are none."""
+        """Return the modulated tokens of the last time step that ends by this frame.
+
+        Before the end of the first time step these are zeros.
+        """
         core: Any = core_of(self.encoder, self.block_reader)
         before, shown = past.frames, past.frames + 1
         if rates is not None:
@@ -419,10 +426,10 @@ class NeuralModel(nn.Module):
         return self.readouts[self.session_named(session)]
 
     def session_named(self, session: str | None) -> str:
-        """Return ``session``, or the name of the only session if it is None.
+        """Return ``session``, or the name of the only session if ``session`` is None.
 
         Raises:
-            NeuralModelError: if the session is unknown, or None in a model of several sessions.
+            NeuralModelError: if the session is unknown, or is None in a model of several sessions.
         """
         if session is None and len(self.sessions) == 1:
             return self.sessions[0]

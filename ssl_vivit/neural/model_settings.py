@@ -97,9 +97,11 @@ def build_from_settings(saved: dict[str, Any], encoder: ViViT | None) -> NeuralM
 
 
 def build_part(part: str, config: dict[str, Any] | None) -> Any:
-    """Build a module with fresh weights from the dictionary of its ``to_config``.
+    """Build a module with fresh weights from the dictionary that its ``to_config`` returned.
 
-    None returns None.
+    Args:
+        part: ``core``, ``adapter``, ``modulator`` or ``readout``.
+        config: the dictionary. None, for a model without this part, returns None.
 
     Raises:
         NeuralModelError: if the kind is unknown.

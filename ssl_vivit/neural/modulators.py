@@ -3,8 +3,9 @@
 - ConvGRU: a recurrent state on the token grid, driven by tokens and behaviour
 - FiLM: a gain and an offset for each channel, computed from current behaviour
 
-Both take behaviour at the encoder's frame rate. Token i gets the behaviour of the frames of its
-stride s, i·s … (i + 1)·s − 1, concatenated and not averaged. A new modulator is the identity.
+Both take behaviour at the encoder's frame rate. With a stride of s frames from one token to the
+next, token i gets the concatenated behaviour of frames i·s to (i + 1)·s − 1. A new modulator is the
+identity.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class BehaviourEmbedding(nn.Module):
         self.linear = nn.Linear(stride * channels, width)
 
     def forward(self, behaviour: Float[Tensor, "b T k"]) -> Float[Tensor, "b t e"]:
-        """Return the vectors of all tokens whose frames are all given."""
+        """Return one vector for each token; frames of an incomplete last token are ignored."""
         whole = behaviour.shape[1] // self.stride * self.stride
         windows = rearrange(behaviour[:, :whole], "b (t s) k -> b t (s k)", s=self.stride)
         return F.gelu(self.linear(windows))
@@ -84,10 +85,10 @@ class ConvGRU(nn.Module):
         h ← (1 − z) · n + z · h
 
     The reset gate is applied after the convolution, as in cuDNN's GRU, so one convolution per step
-    serves all three gates. The input convolutions of all steps are one call before the loop. A
-    projection of h gives each channel of a token an offset and, with ``gain``, a factor. The
-    projection starts at zero. The state is at least float32, also under autocast. If it were
-    rounded to bfloat16 at every step, it would drift by several percent over a clip.
+    serves all three gates. The input convolutions of all time steps are computed in one call before
+    the recurrence. A projection of h gives each channel of a token an offset and, with ``gain``, a
+    factor. The projection starts at zero. The state is at least float32, also under autocast. If it
+    were rounded to bfloat16 at every step, it would drift by several percent over a clip.
 
     Args:
         channels: width of the tokens.
@@ -169,7 +170,10 @@ class ConvGRU(nn.Module):
     def drive(
         self, map: Float[Tensor, "b d t h w"], behaviour: Float[Tensor, "b T k"] | None
     ) -> Float[Tensor, "t b gates h w"]:
-        """Return the input from tokens and behaviour to the three gates at all steps."""
+        """Return the input from tokens and behaviour to the three gates at all time steps.
+
+        The result is (t, b, 3 · hidden, h, w).
+        """
         frames = rearrange(map, "b d t h w -> (t b) d h w")
         drive = rearrange(self.input(frames), "(t b) g h w -> t b g h w", b=len(map))
         if self.behaviour is None or self.of_behaviour is None:
@@ -200,7 +204,7 @@ def _recurrence(
     state: Float[Tensor, "b e h w"],
     recurrent: nn.Conv2d,
 ) -> Float[Tensor, "t b e h w"]:
-    """Return the states at all steps, in the precision of ``state``.
+    """Return the states of the GRU at all time steps, in the precision of ``state``.
 
     Convolutions are computed in the precision of ``drive``.
     """
@@ -230,10 +234,12 @@ def gru_step(
 ) -> Float[Tensor, "b e h w"]:
     """Return the next state of the GRU.
 
+    Channels of the inputs are in the order reset gate, update gate, candidate state.
+
     Args:
         drive: input from tokens and behaviour to the gates.
-        recurrent: input from the state to the gates.
-        state: the state.
+        recurrent: input from the previous state to the gates.
+        state: the previous state.
     """
     e = state.shape[1]
     reset, update = torch.sigmoid(drive[:, : 2 * e] + recurrent[:, : 2 * e]).chunk(2, dim=1)
@@ -290,7 +296,7 @@ class FiLM(nn.Module):
 def build_modulator(
     config: ModulatorConfig, channels: int, behaviour_channels: int, stride: int
 ) -> ConvGRU | FiLM | None:
-    """Build the modulator that a config describes; None for ``none``.
+    """Build the modulator that a config describes. Return None if the kind is ``none``.
 
     Args:
         config: the settings.

@@ -258,7 +258,7 @@ class NeuralPredictor(nn.Module, HubModel):
             ) from None
 
     def _preprocessing(self) -> Preprocessing:
-        """Return the preprocessing that turns frames into the encoder's video."""
+        """Return the preprocessing of recorded frames, which is exported with the encoder."""
         facts = self.facts[0]
         rates = self.model.frame_rates[facts.name]
         return Preprocessing(
@@ -280,7 +280,7 @@ def _load_encoder(path: Path) -> ViViT:
 
 
 def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[SessionFacts]:
-    """Return the facts of a model's sessions, in the model's order.
+    """Return the ``SessionFacts`` of a model's sessions, in the order of ``model.sessions``.
 
     Raises:
         NeuralModelError: if the facts describe other sessions or other numbers of neurons.
@@ -303,7 +303,16 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
 
 
 def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
-    """Return the behaviour or pupil centre of each trial of a list of videos; None if unknown."""
+    """Return one input for each trial: the elements of ``part``, or Nones if ``part`` is None.
+
+    Args:
+        part: behaviour or pupil centre for a list of videos.
+        name: name of the argument, for messages.
+        trials: number of videos.
+
+    Raises:
+        NeuralModelError: if ``part`` is not a list with ``trials`` elements.
+    """
     if part is None:
         return [None] * trials
     if not isinstance(part, list | tuple) or len(part) != trials:
@@ -315,5 +324,5 @@ def _one_for_each(part: Any, name: str, trials: int) -> Sequence[Array | None]:
 
 
 def _as_batch(part: Any) -> Any:
-    """Return one trial's input as a batch of size 1; None for None."""
+    """Add a batch axis of size 1 to the input of one trial. None is returned unchanged."""
     return None if part is None else (part if isinstance(part, Tensor) else np.asarray(part))[None]

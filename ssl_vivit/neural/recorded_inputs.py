@@ -24,7 +24,7 @@ class RecordedInputs(NamedTuple):
 
     Attributes:
         video: (B, 1, T, H, W), standardised.
-        behaviour: (B, T, k), standardised. None means the mean.
+        behaviour: (B, T, k), standardised. None means the session's mean in all frames.
         pupil_centre: (B, T, 2), standardised. None if it was not given.
         recorded: (B, T), False in padding frames at the end of a trial.
     """
@@ -44,7 +44,7 @@ def recorded_inputs(
     like: Tensor,
     first_trial: int = 0,
 ) -> RecordedInputs:
-    """Check and standardise trials of one length.
+    """Check and standardise a batch of trials with equal numbers of frames.
 
     Frames at the end of a trial count as padding if the video, the behaviour or the pupil's centre
     consists only of NaN in them.
@@ -213,7 +213,8 @@ def _numbers_of(pixels: Tensor) -> Tensor:
 def _check_range(pixels: Float[Tensor, "*dims"], where: str, *, dark: bool = False) -> None:
     """Raise an error for pixels outside [0, 255].
 
-    Pixels that are all at most 1 are refused as well, unless ``dark`` is true.
+    Unless ``dark`` is true, raise an error also for floating-point pixels whose maximum is above 0
+    and at most 1, since these were probably scaled to [0, 1].
     """
     if pixels.dtype == torch.uint8 or not pixels.numel():
         return
@@ -237,9 +238,9 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the checked behaviour and pupil centre by name, without those that are None.
+    """Check behaviour and pupil centre, and return the given ones in a dictionary by name.
 
-    ``expected`` is (B, T), or () for a single frame.
+    Their leading axes must have the lengths ``expected``: (B, T), or () for a single frame.
     """
     parts = {}
     if behaviour is not None and facts.recorded_channels != 0:
@@ -304,9 +305,9 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _recorded_frames(values: Tensor) -> Int[Tensor, " B"]:
-    """Return the number of each trial's frames up to the last frame that is not all NaN.
+    """Return, for each trial of ``values`` (B, T, n), the number of frames before its padding.
 
-    ``values`` are (B, T, n).
+    Frames at the end of a trial that consist only of NaN are padding.
     """
     if not values.is_floating_point() or not values.shape[2]:
         return torch.full((len(values),), values.shape[1], device=values.device)

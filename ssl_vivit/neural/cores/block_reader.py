@@ -19,7 +19,7 @@ from ssl_vivit.errors import NeuralModelError
 
 
 class BlockReader(nn.Module):
-    """Feature map of chosen blocks of a ViViT; later blocks are not computed.
+    """Module that reads chosen blocks of a ViViT as a feature map. Later blocks are not computed.
 
     The encoder's final norm is applied to the tokens of each block, so the last block gives the
     encoder's own output. In Model 2 this is the norm after the spatial or the temporal blocks. The
@@ -83,7 +83,10 @@ class BlockReader(nn.Module):
     def _side_by_side(
         self, encoder: ViViT, tokens: list[Float[Tensor, "b t n d"]], height: int
     ) -> Float[Tensor, "b blocks_d t h w"]:
-        """Concatenate the blocks' tokens along channels, normalised if several will be summed."""
+        """Return the blocks' tokens as maps, concatenated along channels.
+
+        Tokens of several blocks are normalised, unless the encoder's final norm has done so.
+        """
         config = encoder.config
         if len(tokens) > 1 and config.final_norm != "tokens":
             tokens = [F.layer_norm(x, x.shape[-1:], eps=config.norm_eps) for x in tokens]
@@ -147,7 +150,10 @@ def chosen_blocks(
 def block_reader(
     encoder: ViViT, layers: int | Sequence[int] | Literal["all"] | None
 ) -> BlockReader | None:
-    """Build the reader of the blocks that ``model.layers`` selects; None for only the last block.
+    """Build a reader of the encoder blocks that ``layers`` selects.
+
+    Returns:
+        The reader. None if only the last block is selected.
 
     Raises:
         NeuralModelError: see :func:`chosen_blocks`.
@@ -160,7 +166,7 @@ def block_reader(
 
 
 def blocks_told(encoder: ViViT, reader: BlockReader | None) -> str:
-    """Return a text that names the blocks that are read, with their weights."""
+    """Return a text that names the encoder blocks that ``reader`` reads, with their weights."""
     if reader is None:
         told = "the last block"
     elif reader.logits is None:

@@ -59,7 +59,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels at each frame and place.
+    """LayerNorm over the channels, separately for each frame and each pixel of the map.
 
     A BatchNorm would not be causal: in training its statistics include later frames.
     """
@@ -88,8 +88,8 @@ def check_stages(
     """Check the settings of the stages of a convolutional network.
 
     Raises:
-        NeuralModelError: if the tuples differ in length or are empty, a value is below 1, or there
-            are more than 1,000 blocks.
+        NeuralModelError: if ``widths``, ``depths`` and ``strides`` are empty or differ in length,
+            a value is below 1, or the depths sum to more than 1,000 blocks.
     """
     if not len(widths) == len(depths) == len(strides) > 0:
         raise NeuralModelError(
@@ -108,10 +108,10 @@ def check_stages(
 
 
 def check_kernels(owner: str, **kernels: tuple[int, int, int]) -> None:
-    """Check kernels (t, h, w).
+    """Check the sizes (t, h, w) of convolution kernels.
 
     Raises:
-        NeuralModelError: if height or width of a kernel is even, or it spans no frame.
+        NeuralModelError: if the height or width of a kernel is even, or t is below 1.
     """
     for name, (frames, height, width) in kernels.items():
         if frames < 1 or height % 2 != 1 or width % 2 != 1:

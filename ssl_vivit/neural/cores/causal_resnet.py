@@ -2,7 +2,7 @@
 
 The stages are those of Hara et al. 2018 (arXiv 1711.09577, basic blocks), in pre-activation order
 (He et al. 2016). Three things differ: the frame rate is not reduced, all convolutions are causal,
-and norms use no other frame.
+and each frame is normalised separately.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def ignored_settings(choice: NeuralEncoderChoice, preset: NeuralEncoderChoice) -
         preset: settings of the preset, which are not reported because the user did not give them.
 
     Returns:
-        A list of one line, which also names the dropout rates that apply to the exported encoder.
-        Empty if there is nothing to report.
+        A list with one line of text, or an empty list. The line also names the dropout rates of
+        ``choice.overrides``, which do apply to the exported encoder.
     """
     older = () if choice.name else GEOMETRY
     given = [] if choice.name in (None, preset.name) else [f"encoder.name {choice.name}"]
@@ -188,10 +188,10 @@ def _exported(
 
 
 def _adapted(stored: ViViT, changes: dict[str, Any]) -> tuple[ViViT, list[str]]:
-    """Return the encoder with the changed geometry, and the warnings of :func:`adapt`.
+    """Return the encoder with the changed geometry, and the texts of warnings of :func:`adapt`.
 
-    Warnings about causality are dropped, and the log is silenced, since :func:`_change_notes`
-    reports causality and the kernel's energy.
+    Warnings about causality and messages to the log are dropped. :func:`_change_notes` reports
+    causality and the energy of the resampled kernel instead.
     """
     log = logging.getLogger(adapt.__module__)
     level = log.level
@@ -251,7 +251,10 @@ def _bounded(config: ViViTConfig) -> str:
 
 
 def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]) -> int:
-    """Return the largest number of whole time steps in ``frames`` frames of any session, or 1."""
+    """Return the number of time steps of tokens in ``frames`` recorded frames; at least 1.
+
+    If sessions are resampled to different numbers of frames, the largest number is used.
+    """
     shown = max(frames if r is None else len(r.shown(frames)) for r in rates.values())
     return max(shown // config.kernel_stride[0], 1)
 
@@ -259,7 +262,7 @@ def _steps(config: ViViTConfig, frames: int, rates: dict[str, FrameRates | None]
 def _changes(
     stored: ViViTConfig, geometry: dict[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return the settings in which the encoder for the sessions differs from the stored one."""
+    """Return the settings of an exported encoder that must change to fit the sessions."""
     wanted = _screen(size)
     if "tubelet_size" not in geometry:
         wanted |= _scaled_tubelets(stored, size)
@@ -365,7 +368,10 @@ def _change_notes(stored: ViViT, fitted: ViViT) -> list[str]:
 def _frame_rates(
     choice: NeuralEncoderChoice, encoder: ViViT, facts: Sequence[SessionFacts]
 ) -> tuple[dict[str, FrameRates | None], list[str]]:
-    """Return the resampling of each session's stimulus, and notes on rates that are resampled."""
+    """Return the resampling of each session's stimulus, or None for sessions without resampling.
+
+    The second result has one note for each session whose frame rate is not the encoder's.
+    """
     rates: dict[str, FrameRates | None] = {}
     notes = []
     for fact in facts:

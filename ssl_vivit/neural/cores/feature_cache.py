@@ -13,10 +13,10 @@ from torch import Tensor, nn
 class FeatureCache:
     """Cache of features of clips, addressed by the contents of the clips.
 
-    The key of a clip is a hash (BLAKE2b) of its values. Features are therefore always correct, but
-    only windows that repeat exactly are found. The missing clips of a batch are computed in one
-    call. Batches of different sizes may round differently, so cached features can differ from
-    computed ones by rounding.
+    The key of a clip is a hash (BLAKE2b) of its values. A clip is therefore found only if all its
+    values repeat exactly. The clips of a batch that are not in the cache are computed in one call.
+    Batches of different sizes may round differently, so cached features can differ from computed
+    ones by rounding.
 
     Args:
         gigabytes: capacity in units of 10⁹ bytes. When it is reached, further clips are not stored
@@ -106,7 +106,7 @@ def is_fixed(modules: Iterable[nn.Module]) -> bool:
 
 
 def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
-    """Return a hash for each row of the inputs, together with their types, shapes and ``about``."""
+    """Return the key of each clip: a hash of its inputs, their types and shapes, and ``about``."""
     hosted = [each.detach().cpu().contiguous() for each in inputs]
     told = repr((about, [(each.dtype, tuple(each.shape[1:])) for each in hosted])).encode()
     keys = []

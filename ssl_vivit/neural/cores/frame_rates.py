@@ -22,9 +22,9 @@ LARGEST_DENOMINATOR = 1001
 class FrameRates:
     """Causal resampling of a stimulus from its recorded rate r to an encoder's rate e.
 
-    Resampled frame j is recorded frame ⌊j·r/e⌋, the last frame that has begun at time j/e; frames
-    are not blended. The prediction for recorded frame t may use resampled frames that show frames
-    up to t. Predicted rates therefore stay at the recorded frame rate.
+    Resampled frame j is recorded frame ⌊j·r/e⌋, which is on the screen at time j/e. Frames are not
+    blended. Rates are predicted for each recorded frame t, from the resampled frames that show
+    recorded frames up to t.
 
     Args:
         recorded: frames per second of the recording.
@@ -46,35 +46,48 @@ class FrameRates:
 
     @property
     def recorded_per_resampled(self) -> Fraction:
-        """The ratio r/e as a fraction."""
+        """Number of recorded frames per resampled frame, r/e, as a fraction."""
         return _fraction(self.recorded) / _fraction(self.encoder)
 
     def resampled(self, frames: int) -> int:
-        """Return how many resampled frames show only the first ``frames`` recorded frames."""
+        """Return the number of resampled frames of a recording of ``frames`` frames."""
         return _ceil_of_product(frames, 1 / self.recorded_per_resampled)
 
     def shown(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " resampled"]:
-        """Return for each resampled frame the index of the recorded frame that it shows."""
+        """Return, for each resampled frame of a recording, the index of the recorded frame shown.
+
+        Args:
+            frames: number of recorded frames.
+            device: device of the result.
+        """
         ratio = self.recorded_per_resampled
         resampled = torch.arange(self.resampled(frames), device=device)
         return resampled * ratio.numerator // ratio.denominator
 
     def seen(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " T"]:
-        """Return for each recorded frame t how many resampled frames show no frame after t."""
+        """Return, for each recorded frame t, how many resampled frames show frames up to t.
+
+        Args:
+            frames: number of recorded frames.
+            device: device of the result.
+        """
         ratio = 1 / self.recorded_per_resampled
         ends = torch.arange(1, frames + 1, device=device)
         return -(-ends * ratio.numerator // ratio.denominator)
 
     def span(self, resampled: int) -> int:
-        """Return the number of recorded frames that ``resampled`` resampled frames span."""
+        """Return how many recorded frames ``resampled`` resampled frames span, rounded up.
+
+        The result is never below ``resampled`` or 1.
+        """
         return max(_ceil_of_product(resampled, self.recorded_per_resampled), resampled, 1)
 
 
 def match_fps(preprocessing: Mapping[str, Any] | None, recorded: float) -> FrameRates | None:
     """Return the resampling of a recording for an encoder, or None if none is needed.
 
-    The encoder's frame rate is ``fps`` divided by ``frame_stride``. If it is unknown, the recording
-    is not resampled.
+    The encoder's frame rate is ``fps`` divided by ``frame_stride`` of ``preprocessing``. If ``fps``
+    is unknown, the recording is not resampled.
 
     Args:
         preprocessing: preprocessing of the encoder, or None if unknown.

@@ -11,11 +11,12 @@ from ssl_vivit.neural.cores.past import Past, after_past
 
 
 class FrameStream(nn.Module):
-    """Features of each frame and a few frames before it, on the grid of an encoder's tokens.
+    """Network that computes features of each frame, on the spatial grid of an encoder's tokens.
 
-    The layers are a space-time convolution with stride 1 in time, a GELU, and a projection to the
-    width of the tokens. Behaviour in the frames of the kernel gives the hidden features a gain and
-    an offset. Initially the gain is 1 and the offset is 0.
+    The kernel spans the frame and a few frames before it. The layers are a space-time convolution
+    with stride 1 in time, a GELU, and a projection to the width of the tokens. Behaviour in the
+    frames of the kernel gives the hidden features a gain and an offset. Initially the gain is 1 and
+    the offset is 0.
 
     Args:
         in_channels: channels of the video.

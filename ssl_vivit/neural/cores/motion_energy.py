@@ -47,7 +47,7 @@ class MotionEnergyConfig:
         orientations: number of evenly spaced orientations.
         latency: time in seconds at which the temporal envelope peaks.
         memory: time constant in seconds of the running means of the energies.
-        stride: distance in pixels of the video between neighbouring places of the map.
+        stride: distance in pixels of the video between neighbouring pixels of the map.
     """
 
     spatial_frequencies: tuple[float, ...] = (0.0625, 0.125, 0.25)
@@ -126,7 +126,7 @@ class MotionEnergy(nn.Module):
     def dense(
         self, video: Float[Tensor, "b c T H W"], past: Past | None = None
     ) -> Float[Tensor, "b d T h w"]:
-        """Return the compressed energies of each frame and their running means, along channels.
+        """Return the map of each frame: log-compressed energies, then their running means.
 
         Channels of the video are averaged first. The video is padded with zeros, the mean grey,
         before the first frame and around the edges. Height and width of the map are those of the
@@ -152,9 +152,10 @@ class MotionEnergy(nn.Module):
     ) -> Float[Tensor, "b d T h w"]:
         """Return the energies of each frame, (b, channels / 2, T, h, w).
 
-        Channels are ordered by spatial frequency, then by orientation. Within these come all
-        temporal frequencies for motion in the direction of the orientation, then those above 0 Hz
-        for the opposite direction. For the arguments see :meth:`dense`.
+        Channels are ordered by spatial frequency, then by orientation. Within an orientation,
+        motion along its angle comes first, with one channel for each temporal frequency. Motion in
+        the opposite direction follows, with one channel for each temporal frequency above 0 Hz. For
+        the arguments see :meth:`dense`.
         """
         grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
         count, stride = len(self.config.spatial_frequencies), self.config.stride
@@ -188,8 +189,9 @@ def spatial_pairs(frequency: float, orientations: int, stride: int) -> Float[Ten
     """Return an even and an odd Gabor function for each orientation, in float64.
 
     The filters do not respond to uniform grey. Orientation k of n prefers gratings that vary along
-    the angle π·k/n, where 0 is to the right and π/2 downwards. The centre of a filter is the centre
-    of a square whose side is ``stride`` pixels.
+    the angle π·k/n, where 0 is to the right and π/2 downwards. The side of a filter is ``stride``
+    plus an even number of pixels, so that the filter can be centred on a square of ``stride`` ×
+    ``stride`` pixels.
 
     Args:
         frequency: spatial frequency in cycles per pixel.
@@ -216,7 +218,7 @@ def temporal_pairs(
 ) -> Float[Tensor, "filters lag"]:
     """Return temporal kernels: cosines of all frequencies, then sines, under a gamma envelope.
 
-    The kernels are float64, and lag 0 is last.
+    The kernels are float64, (2 · frequencies, lags). The last lag is 0, the current frame.
 
     Args:
         frequencies: temporal frequencies in Hz.
@@ -234,7 +236,14 @@ def temporal_pairs(
 
 
 def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 lag"]:
-    """Return exponentially decaying weights of a running mean, in float64; lag 0 is last."""
+    """Return exponentially decaying weights of a running mean over past frames, in float64.
+
+    The weights have the shape (1, lags). The last lag is 0, the current frame.
+
+    Args:
+        memory: time constant in seconds.
+        frames_per_second: frame rate of the averaged signal.
+    """
     frames = memory * frames_per_second
     lags = torch.arange(math.ceil(_SPAN * frames), dtype=torch.float64)
     weights = torch.exp(-lags / frames)
@@ -244,9 +253,10 @@ def running_mean(memory: float, frames_per_second: float) -> Float[Tensor, "1 la
 def centred(
     images: Float[Tensor, "n 1 H W"], filters: Float[Tensor, "filters 1 y x"], stride: int
 ) -> Float[Tensor, "n filters h w"]:
-    """Correlate images with filters at the centres of squares whose side is ``stride`` pixels.
+    """Cross-correlate images with filters, at one position for each square of the image.
 
-    Images are padded with zeros at their edges.
+    The squares measure ``stride`` × ``stride`` pixels and tile the image. Filters are centred on
+    them. Images are padded with zeros at their edges.
     """
     height, width = images.shape[2:]
     padding = (filters.shape[-1] - stride) // 2
@@ -257,10 +267,10 @@ def centred(
 def causal(
     signals: Float[Tensor, "b d lag_t h w"], kernels: Float[Tensor, "k lag"]
 ) -> Float[Tensor, "b d k t h w"]:
-    """Convolve each signal over time with each kernel; lag 0 is last.
+    """Convolve each signal over time with each kernel, whose last weight is for the current frame.
 
     The signals must begin ``lag`` − 1 frames before the first output, where ``lag`` is the length
-    of a kernel.
+    of a kernel in frames.
     """
     b, _, _, h, w = signals.shape
     rows = rearrange(signals, "b d t h w -> (b d) 1 t (h w)")

@@ -38,10 +38,10 @@ class PooledPixels(nn.Module):
         self.channels = self.pooled[0] * self.pooled[1] * self.pooled[2]
 
     def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d T 1 1"]:
-        """Return the pooled pixels of each frame as channels of a map with one place.
+        """Return the pooled pixels of each frame as the channels of a map of 1×1 pixel.
 
         Raises:
-            NeuralModelError: for video of another size.
+            NeuralModelError: if channels, height or width of the video differ from the settings.
         """
         channels, (height, width) = video.shape[1], video.shape[-2:]
         if (channels, height, width) != (self.in_channels, *self.image_size):
@@ -53,7 +53,7 @@ class PooledPixels(nn.Module):
         return rearrange(pixels, "b c t h w -> b (c h w) t 1 1")
 
     def step(self, frame: Float[Tensor, "b c 1 H W"], past: Past) -> Float[Tensor, "b d 1 1 1"]:
-        """Return the channels of the next frame of a stream; ``past`` is not used."""
+        """Return the pooled pixels of the next frame of a stream; ``past`` is not used."""
         return self.dense(frame)
 
     forward = dense
@@ -85,7 +85,10 @@ class AppendedBehaviour(nn.Module):
         behaviour: Float[Tensor, "b t k"] | None = None,
         state: None = None,
     ) -> tuple[Float[Tensor, "b dk t 1 1"], None]:
-        """Return the map with behaviour appended (zeros if it is None), and None for the state."""
+        """Return the map with behaviour as further channels, and None in place of a state.
+
+        If ``behaviour`` is None, these channels are 0.
+        """
         if behaviour is None:
             shape = (len(map), map.shape[2], self.behaviour_channels)
             behaviour = map.new_zeros(shape)

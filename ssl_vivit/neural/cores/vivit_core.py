@@ -26,15 +26,15 @@ class Core(Protocol):
 
     Attributes:
         channels: width d of the map.
-        temporal_stride: frames from one step of the map to the next. Step i must not depend on
-            frames after (i + 1) · temporal_stride − 1.
+        temporal_stride: number of video frames per time step of the map. Time step i must not
+            depend on frames after (i + 1) · temporal_stride − 1.
     """
 
     channels: int
     temporal_stride: int
 
     def dense(self, video: Float[Tensor, "b c T H W"]) -> Float[Tensor, "b d t h w"]:
-        """Return the feature map, with t = T // temporal_stride."""
+        """Return the feature map of T frames, which has t = T // temporal_stride time steps."""
 
     def to_config(self) -> dict[str, Any]:
         """Return ``kind`` and the settings from which a core is rebuilt."""
@@ -85,7 +85,7 @@ class ViViTCore:
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b d t h w"]:
-        """Return the tokens of all complete tubelets; there may be none.
+        """Return the tokens of all complete time steps as a map. A short video may have none.
 
         Args:
             video: video of any length.
@@ -95,7 +95,7 @@ class ViViTCore:
         return self.mixed(self.maps(video, patch_draw))
 
     def mixed(self, maps: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t h w"]:
-        """Return the weighted sum of the maps of the chosen blocks, or the only map."""
+        """Return the weighted sum of the chosen blocks' maps; the map of one block is unchanged."""
         return maps if self.reader is None else self.reader.mixed(maps)
 
     def maps(
@@ -103,7 +103,9 @@ class ViViTCore:
         video: Float[Tensor, "b c T H W"],
         patch_draw: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Return the maps of the chosen blocks along channels, which depend only on the encoder.
+        """Return the maps of the chosen blocks, concatenated along channels.
+
+        They do not depend on the weights of the sum, so maps of a frozen encoder can be cached.
 
         Args:
             video: see :meth:`dense`.
@@ -125,11 +127,14 @@ class ViViTCore:
     def step(
         self, frame: Float[Tensor, "b c 1 H W"], past: Past
     ) -> Float[Tensor, "b d 1 h w"] | None:
-        """Return the tokens that end with the next frame of a stream, or None if none do.
+        """Return the tokens of the time step that ends with the next frame of a stream.
 
         Args:
             frame: the next frame.
             past: state after the previous frames.
+
+        Returns:
+            (b, d, 1, h, w), or None if no time step ends with this frame.
         """
         config = self.encoder.config
         frames = after_past(frame, config.kernel_size[0] - 1, (self.encoder, "frames"), past)
@@ -167,7 +172,10 @@ class ViViTCore:
         steps: int,
         patch_draw: Float[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Return tokens of ``steps`` or more time steps, each from the earliest possible window."""
+        """Encode overlapping windows, and return the tokens of at least ``steps`` time steps.
+
+        Each token is taken from the earliest window that contains it.
+        """
         assert self.context is not None
         length, hop = self.context, max(self.context // 2, 1)
         count = 1 + -(-(steps - length) // hop)
@@ -212,7 +220,7 @@ def core_of(encoder: nn.Module, reader: BlockReader | None = None) -> Core:
 def screen_span(
     encoder: nn.Module, frame_size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Tensor, "2 2"]:
-    """Return the places on the screen that correspond to −1 and 1 on the map.
+    """Convert the positions −1 and 1 on the feature map to positions on the screen.
 
     The map of a ViViT with overlapping tubelets does not reach the edges of the screen, because its
     outermost pixels lie at the centres of the outermost tubelets. Maps of other cores span the
@@ -224,8 +232,8 @@ def screen_span(
         align_corners: whether −1 and 1 are the centres of the map's outermost pixels.
 
     Returns:
-        The place of −1 and that of 1, each as (x, y) in screen coordinates, which are −1 and 1 at
-        the edges.
+        (2, 2): the screen position (x, y) of the map position (−1, −1), then of (1, 1). On the
+        screen, −1 and 1 are the edges.
     """
     if not isinstance(encoder, ViViT):
         return torch.tensor([[-1.0, -1.0], [1.0, 1.0]])

@@ -1,1 +1,1 @@
-"""Readouts: modules that read a feature map for each neuron."""
+"""Readouts: modules that compute the drive of each neuron from a feature map."""

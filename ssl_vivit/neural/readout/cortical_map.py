@@ -19,10 +19,11 @@ class CorticalMap(nn.Module):
     Args:
         coordinates: cortical coordinates of each neuron, in any unit.
         hidden: width of each hidden layer (ELU). () gives an affine map.
-        zero: start with all positions at 0, for positions that are added to learned ones.
+        zero: whether all predicted positions start at 0. This suits a readout that adds them to
+            learned positions.
 
     Raises:
-        NeuralModelError: if coordinates are not finite, or all neurons have equal ones.
+        NeuralModelError: if coordinates are not finite, or are equal for all neurons.
     """
 
     coordinates: Tensor

@@ -42,11 +42,12 @@ _REACH = 1.33
 
 
 class FoundPlaces(NamedTuple):
-    """Centres of receptive fields.
+    """Estimated centres of receptive fields.
 
     Attributes:
-        centres: (x, y) on the screen, whose edges are −1 and 1. NaN if no centre was found.
-        known: whether a centre was found.
+        centres: (neurons, 2) position (x, y) on the screen, whose edges are −1 and 1. NaN for a
+            neuron without an estimate.
+        known: (neurons,) whether the neuron has an estimate.
     """
 
     centres: Float[Tensor, "n 2"]
@@ -112,11 +113,13 @@ def energy_centres(
         trials: at least one pair of a video, with grey levels from 0 to 255, and the responses in
             its frames (NaN if unknown). The iterable is read once.
         frames_per_second: frame rate of videos and responses.
-        pooled: neurons from which shared properties are estimated. None means all neurons.
+        pooled: mask of the neurons from which the delay, the autocorrelation and the prior are
+            estimated. None means all neurons.
 
     Returns:
-        The centres. A neuron has a centre if local energy explains its responses with a probability
-        above 0.5, rather than the energy of the whole screen or neither.
+        The centres. A neuron has an estimate if local energy explains its responses with a
+        probability above 0.5. The alternatives are the energy of the whole screen, and no
+        dependence on energy.
     """
     stream = (
         (oriented_energy(torch.as_tensor(video)), torch.as_tensor(responses).float())
@@ -148,7 +151,7 @@ def energy_centres(
 def peak_centres(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
     """Return the centre of mass around the peak of each map, (x, y) in [−1, 1] from edge to edge.
 
-    NaN for maps without mass.
+    The centre is NaN if a map is 0 everywhere.
     """
     height, width = maps.shape[1:]
     cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(maps)
@@ -167,8 +170,8 @@ class _Course(NamedTuple):
         mean: mean response of each neuron.
         deviation: standard deviation of each neuron's responses; 1 for constant responses.
         persistence: correlation of responses in successive frames, over all neurons.
-        inflation: number of frames that are worth one independent frame, after persistence is
-            removed.
+        inflation: number of successive, correlated frames that carry as much information as one
+            independent frame. It is computed from the results of :meth:`changes`.
     """
 
     mean: Float[Tensor, " n"]
@@ -209,7 +212,10 @@ class _Course(NamedTuple):
 
 
 def _correlations(trials: Sequence[Float[Tensor, "T n"]], frames: int) -> list[float]:
-    """Return autocorrelations at lags 1 to ``frames``, over neurons and known frames."""
+    """Return autocorrelations of responses at lags of 1 to ``frames``, averaged over neurons.
+
+    Frames with unknown responses (NaN) are ignored.
+    """
     mean = torch.cat([*trials]).nanmean(0)
     centred = [trial - mean for trial in trials]
     power = float(torch.cat(centred).square().nanmean().nan_to_num())
@@ -242,7 +248,7 @@ def _add(sums: PlaceSums, trial: _Trial, course: _Course, delay: tuple[int, int]
 
 
 def _past(energy: Float[Tensor, "T p"], first: int, last: int) -> Float[Tensor, "T p"]:
-    """Return, for each frame, the mean energy of the frames ``first`` to ``last`` before it.
+    """Return, for each frame, the mean energy at lags of ``first`` to ``last`` frames before it.
 
     The energy before the first frame is 0.
     """

@@ -82,7 +82,9 @@ class ReadoutConfig:
         coordinates: Float[Tensor, "n k"] | None = None,
         pupil: bool = False,
     ) -> GaussianReadout:
-        """Build the readout of one session, without the parts for which the session has no data.
+        """Build the readout of one session.
+
+        The cortical map and the pupil shifter are left out if the session has no data for them.
 
         Args:
             neurons: number of neurons of the session.
@@ -230,7 +232,11 @@ class GaussianReadout(nn.Module):
             return projected(sum(parts[1:], parts[0]))
 
     def widths(self) -> Float[Tensor, "n 2 2"]:
-        """Return the square roots of the covariances: ``spread`` times ``spread_scale``."""
+        """Return matrix square roots of the Gaussians' covariances, (neurons, 2, 2).
+
+        They are ``spread`` times ``spread_scale``. Only ``full`` Gaussians use elements off the
+        diagonal. The diagonal elements of ``isotropic`` Gaussians are averaged.
+        """
         spread = self.spread * self.spread_scale
         if self.config.gaussian == "full":
             return spread
@@ -242,7 +248,9 @@ class GaussianReadout(nn.Module):
     def positions(
         self, count: int, noise: Float[Tensor, "b n 2"] | None = None
     ) -> Float[Tensor, "b n 2"]:
-        """Return the positions that neurons read, which are drawn if :attr:`draws_positions`.
+        """Return the position that each neuron reads in each clip.
+
+        Positions are drawn if :attr:`draws_positions` is true. If not, they are the centres.
 
         Args:
             count: number of clips. Each clip has one draw for all its frames.
@@ -354,7 +362,7 @@ class GaussianReadout(nn.Module):
 
     @staticmethod
     def _times(map: Tensor) -> tuple[int, ...]:
-        """Return the leading shape: (b, t) for clips, (b,) for single frames."""
+        """Return the batch and time axes of a map: (b, t) for clips, (b,) for single frames."""
         return (map.shape[0], map.shape[2]) if map.ndim == 5 else (map.shape[0],)
 
 

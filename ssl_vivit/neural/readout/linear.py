@@ -124,7 +124,7 @@ class LinearReadout(nn.Module):
         }
 
     def spacetime(self) -> Float[Tensor, "neurons lags c h w"]:
-        """Return the filter of each neuron over pooled pixels."""
+        """Return the filter of each neuron over lags and pooled pixels; lag 0 is first."""
         if self.config.filters == "full":
             return self.filters
         return einsum(self.images, self.courses, "n r c h w, n r lag -> n lag c h w")
@@ -154,7 +154,13 @@ class LinearReadout(nn.Module):
 def _roughness(
     filters: Float[Tensor, "neurons ..."], axes: Sequence[int], *, edges: bool = False
 ) -> Float[Tensor, " neurons"]:
-    """Return the sum of squared second differences along the axes; ``edges`` pads with zeros."""
+    """Return each neuron's sum of squared second differences of its filters along some axes.
+
+    Args:
+        filters: filters of each neuron.
+        axes: axes of ``filters`` along which differences are taken.
+        edges: whether filters are padded with one zero at both ends of each axis.
+    """
     total = filters.new_zeros(len(filters))
     for axis in axes:
         moved = filters.movedim(axis, -1)

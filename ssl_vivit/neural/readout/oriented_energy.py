@@ -60,7 +60,9 @@ def oriented_energy(video: Shaped[Tensor, "T H W"]) -> Float[Tensor, "T h w 3"]:
 
 
 def _averages(count: int, length: int, deviation: float) -> Float[Tensor, "count length"]:
-    """Return weights of ``count`` Gaussian averages, evenly spaced over an axis of pixels.
+    """Return weights of ``count`` Gaussian windows that are evenly spaced along an axis of pixels.
+
+    Each window is one row of the result, (count, length), and sums to 1.
 
     Args:
         count: number of averages.

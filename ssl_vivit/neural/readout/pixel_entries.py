@@ -1,8 +1,9 @@
 """Lists of the pixels that neurons read in each clip, with their weights.
 
-The functions return entries as three tensors: pixel (e,), neuron (e,) and weight (e, 1) or (e, t).
-They are arguments of :func:`ssl_vivit.neural.readout.pixel_products.read_pixels`. Pixel (x, y) of
-clip b has the number b·h·w + y·w + x.
+An entry is a pixel that a neuron reads. The functions return e entries as three tensors: indices of
+pixels (e,), indices of neurons (e,) and weights, (e, 1) or (e, t). These tensors are arguments of
+:func:`ssl_vivit.neural.readout.pixel_products.read_pixels`. Pixel (x, y) of clip b has the index
+b·h·w + y·w + x.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from torch import Tensor
 def of_points(
     pixel: Int[Tensor, "b n corners"], weight: Float[Tensor, "b t n corners"], area: int
 ) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, "e t"]]:
-    """Return entries of neurons that read fixed pixels throughout a clip.
+    """List the pixels of neurons whose pixels do not change within a clip.
 
     Args:
-        pixel: pixels that each neuron reads in each clip.
+        pixel: index y·w + x of each pixel that a neuron reads in a clip.
         weight: weight of each pixel in each frame; t is 1 if the weights are constant.
         area: number of pixels of a map, h·w.
+
+    Returns:
+        Indices of pixels (e,), indices of neurons (e,) and weights (e, t), for all clips together.
     """
     b, n, _ = pixel.shape
     clip = torch.arange(b, device=pixel.device)[:, None, None]
@@ -33,10 +37,16 @@ def of_points(
 def of_masks(
     mask: Float[Tensor, "b t n p"],
 ) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, "e t"]]:
-    """Return entries of masks; t is 1 if the masks are constant over time.
+    """List the pixels of neurons that read the map under a mask.
 
-    On a CPU, weights below the rounding error are left out. On other devices all weights are kept,
-    since the host would have to wait for the number of entries.
+    On a CPU, pixels with weights below the rounding error are left out. On other devices all pixels
+    are listed, since the host would have to wait for their number.
+
+    Args:
+        mask: weight of each pixel; t is 1 if the masks are constant over time.
+
+    Returns:
+        Indices of pixels (e,), indices of neurons (e,) and weights (e, t), for all clips together.
     """
     b, _, n, area = mask.shape
     if mask.device.type != "cpu":

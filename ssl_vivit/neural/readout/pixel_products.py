@@ -28,20 +28,23 @@ def read_pixels(
 ) -> Float[Tensor, "b t n"]:
     """Multiply each neuron's features with the pixels it reads, and sum the products with weights.
 
-    Entry e adds ``weight[e] · features[neuron[e]] · map[b, :, t, y, x]`` to the result of neuron[e]
-    in every frame t of clip b, where pixel[e] = (b h + y) w + x. Entries are sorted by pixel. For
-    each pixel, all frames are multiplied with the features of its neurons in one matrix product,
-    which takes e·t·d multiplications in all and few copies. On a CPU pixels are processed one by
-    one if many entries read each pixel. In all other cases they are processed in padded blocks. The
-    function is differentiable once, with respect to the map, the features and the weights. Only the
-    arguments are stored for the backward pass.
+    An entry is a pixel that a neuron reads. Entry i adds
+    ``weight[i] · features[neuron[i]] · map[b, :, t, y, x]`` to the result of neuron[i] in every
+    frame t of clip b, where pixel[i] = (b·h + y)·w + x.
+
+    The function sorts the entries by pixel. For each pixel, all frames are multiplied with the
+    features of its neurons in one matrix product. This takes e·t·d multiplications for e entries,
+    and few copies. On a CPU pixels are processed one by one if each pixel has many entries. In all
+    other cases they are processed in padded blocks. The function is differentiable once, with
+    respect to the map, the features and the weights. Only the arguments are stored for the backward
+    pass.
 
     Args:
         map: feature map of the core. It is fastest with channels last in memory, as tokens are.
         features: features of each neuron. Under autocast, map and features are cast to its type;
             otherwise to the larger of their types.
-        pixel: number of the pixel of each entry.
-        neuron: number of the neuron of each entry.
+        pixel: index of the pixel of each entry.
+        neuron: index of the neuron of each entry.
         weight: (e, 1), or (e, t) with a weight for each frame; float32 or float64.
 
     Returns:
@@ -60,7 +63,7 @@ def read_pixels(
 def _products(
     map: Tensor, features: Tensor, pixel: Tensor, neuron: Tensor, weight: Tensor
 ) -> Tensor:
-    """Return the sums as (b, n, t); a custom operator, which compilers do not trace."""
+    """Compute :func:`read_pixels` as (b, n, t). Compilers do not trace this custom operator."""
     (b, _, t, h, w), n = map.shape, len(features)
     out = weight.new_zeros(b * n, t)
     neuron, weight = _with_padding(neuron), _with_padding(weight)
@@ -84,7 +87,11 @@ def _products_backward(
     by_map: bool,
     by_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients of map (b·h·w, t, d), features and weights; empty if not needed."""
+    """Return the gradients of :func:`_products` for map (b·h·w, t, d), features and weights.
+
+    The gradient of the map is empty if ``by_map`` is false, and that of the weights if
+    ``by_weight`` is false.
+    """
     (b, d, t, h, w), n, dtype = map.shape, len(features), map.dtype
     to_map = map.new_zeros((b * h * w, t, d) if by_map else 0)
     to_features = weight.new_zeros(n, d)
@@ -159,12 +166,12 @@ _products.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _with_padding(rows: Tensor) -> Tensor:
-    """Append a row of zeros, to which the unused entries of a block refer."""
+    """Append a row of zeros, which is read for the padding of blocks."""
     return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
 
 
 def _values(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[Tensor, "k t d"]:
-    """Return the values of the pixels with the numbers ``group``, in all frames."""
+    """Return all frames and channels of the map at the pixels with the indices ``group``."""
     h, w = map.shape[-2:]
     pixels = rearrange(map, "b d t h w -> b h w t d")
     return pixels[group // (h * w), group // w % h, group % w].contiguous()
@@ -173,7 +180,15 @@ def _values(map: Float[Tensor, "b d t h w"], group: Int[Tensor, " k"]) -> Float[
 def _groups(
     map: Float[Tensor, "b d t h w"], pixel: Int[Tensor, " e"]
 ) -> Iterator[tuple[Int[Tensor, " k"], Int[Tensor, "k size"]]]:
-    """Yield groups of pixels, with the numbers of the entries that read them; e marks padding."""
+    """Yield groups of k pixels, each with the entries that read these pixels.
+
+    Args:
+        map: feature map of the core.
+        pixel: index of the pixel of each of the e entries.
+
+    Yields:
+        Indices of the pixels (k,), and indices of their entries (k, size), padded with e.
+    """
     b, d, t, h, w = map.shape
     order = pixel.argsort(stable=True)
     kind = map.device.type
@@ -200,12 +215,12 @@ def _blocks(
     blocks may be empty.
 
     Args:
-        pixel: pixel of each entry, in ascending order.
-        order: number of each entry.
+        pixel: index of the pixel of each of the e entries, in ascending order.
+        order: index of each entry before sorting.
         pixels: total number of pixels.
 
     Returns:
-        The pixel of each block, and the numbers of its entries, padded with e.
+        The pixel of each block, and the indices of its entries before sorting, padded with e.
     """
     e = len(pixel)
     size = min(2 ** max(0, e // pixels - 1).bit_length(), _LARGEST_BLOCK)

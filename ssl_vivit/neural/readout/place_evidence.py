@@ -1,9 +1,10 @@
 """Evidence of Bayesian regressions of responses on the features of one place at a time.
 
-The responses of a neuron are explained by the features of one place, by the mean of the features
-over the screen, or by neither. Weights have a Gaussian prior. The width of the prior and the
-fraction of neurons with an explanation are estimated from all neurons together (empirical Bayes;
-Bishop 2006, Pattern Recognition and Machine Learning, sec. 3.5).
+A place is a cell of a coarse grid on the screen. The responses of a neuron are explained by the
+features of one place, by the mean of the features over the screen, or by neither. Weights have a
+Gaussian prior. The width of the prior and the fraction of neurons with an explanation are estimated
+from all neurons together (empirical Bayes; Bishop 2006, Pattern Recognition and Machine Learning,
+sec. 3.5).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class Explained(NamedTuple):
     """Posterior probabilities of the explanations of each neuron's responses.
 
     Attributes:
-        places: posterior probability of each place. One minus their sum is the probability of
-            the whole screen or of no explanation.
+        places: (places, neurons) posterior probability that the features of a place (a grid cell on
+            the screen) explain the responses. One minus the sum over places is the probability of
+            the two other explanations: features of the whole screen, or none.
         log_evidence: log evidence of all neurons together, relative to no explanation.
     """
 
@@ -38,8 +40,8 @@ class Explained(NamedTuple):
 class PlaceSums:
     """Sums of features, responses and their products, accumulated over trials.
 
-    These are plain sums and not :class:`ssl_vivit.moments.Moments`. Only products within a place
-    and with responses are needed, and each neuron may have its own known frames.
+    :class:`ssl_vivit.moments.Moments` is not used, because products of features of two different
+    places are not needed, and the frames with known responses may differ between neurons.
     """
 
     def __init__(self) -> None:
@@ -71,11 +73,14 @@ class PlaceSums:
             self.x_missing = self.x_missing + (flat @ (~known).float()).reshape(shape).double()
 
     def explained(self, pooled: Bool[Tensor, " n"], *, inflation: float = 1.0) -> Explained:
-        """Return the posterior of explanations, averaged over prior widths by their evidence.
+        """Return posterior probabilities of the explanations of each neuron's responses.
+
+        They are averaged over several widths of the prior, weighted by the evidence of each width.
 
         Args:
-            pooled: neurons from which the prior is estimated.
-            inflation: number of frames that are worth one independent frame; at least 1.
+            pooled: mask of the neurons from which the prior is estimated.
+            inflation: number of successive, correlated frames that carry as much information as one
+                independent frame; at least 1.
         """
         gram, cross, spread = self._standardised()
         varies = spread > 0
@@ -93,7 +98,8 @@ class PlaceSums:
     ) -> tuple[Float[Tensor, "p k k"], Float[Tensor, "p k n"], Float[Tensor, " n"]]:
         """Return centred sums: feature products, feature-response products and squared responses.
 
-        Each feature is scaled by one factor for all places, so that all places have one prior.
+        Each feature is divided by one number for all places, the square root of its mean variance,
+        so that one prior applies to all places.
         """
         known = self.known.clamp(min=1)
         frames = max(self.frames, 1)
@@ -118,7 +124,7 @@ def log_evidence(
     inflation: float,
     prior: float,
 ) -> Float[Tensor, "p n"]:
-    """Return the log evidence of each place's regression, minus that of a constant.
+    """Return the log evidence of a regression on each place's features, minus that of a constant.
 
     The noise variance is the one that maximises the likelihood. The prior variance of weights is
     ``prior`` times the noise variance.
@@ -128,7 +134,8 @@ def log_evidence(
         cross: centred products of features and responses.
         spread: sum of squares of centred responses.
         count: number of independent frames with a known response.
-        inflation: number of frames that are worth one independent frame.
+        inflation: number of successive, correlated frames that carry as much information as one
+            independent frame.
         prior: variance of weights, as a multiple of the noise variance.
     """
     gram, cross, spread = gram / inflation, cross / inflation, spread / inflation
@@ -144,9 +151,10 @@ def posterior_of_places(evidence: Float[Tensor, "q n"], pooled: Bool[Tensor, " n
     """Return posterior probabilities of places, with a prior estimated from the pooled neurons.
 
     Args:
-        evidence: log evidence of each place and, last, of the whole screen; −∞ for constant
-            responses.
-        pooled: neurons from which the fraction with an explanation is estimated.
+        evidence: log evidence of each place and, in the last row, of the whole screen. −∞ for
+            neurons with constant responses.
+        pooled: mask of the neurons from which the prior fraction of neurons with an explanation is
+            estimated.
     """
     places = evidence[:-1].logsumexp(0) + math.log((1 - _WHOLE_SCREEN) / (len(evidence) - 1))
     some = torch.logaddexp(places, evidence[-1] + math.log(_WHOLE_SCREEN))

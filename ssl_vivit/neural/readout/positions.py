@@ -26,10 +26,11 @@ def corners(
     Args:
         position: positions (x, y).
         size: height and width of the map.
-        align_corners: see the module docstring.
+        align_corners: whether −1 and 1 are the centres of the map's outermost pixels instead of its
+            edges.
 
     Returns:
-        Number of each pixel, y·w + x, and its weight, which is 0 outside the map.
+        Index y·w + x of each pixel, and the weight of each pixel, which is 0 outside the map.
     """
     pitch, centre = _pixels(size, align_corners, position)
     place = position * pitch + centre
@@ -45,12 +46,14 @@ def corners(
 
 
 class Neighbourhood(NamedTuple):
-    """Nine pixels around each position, which include the four pixels read in each frame.
+    """Nine pixels around each neuron's position, for positions that shift in each frame.
+
+    They include the four pixels that the neuron reads in each frame.
 
     Attributes:
-        map: (b, d, t, h + 3, w + 3) map, padded with zeros, with each frame moved by the whole
-            pixels of its shift.
-        pixel: (b, n, 9) number of each pixel in a frame of this map.
+        map: (b, d, t, h + 3, w + 3) map, padded with zeros. Each frame is moved by its shift, which
+            is rounded down to whole pixels.
+        pixel: (b, n, 9) index of each pixel in a frame of this map.
         weight: (b, t, n, 9) bilinear weights.
     """
 
@@ -68,15 +71,17 @@ def moving_corners(
 ) -> Neighbourhood:
     """Return pixels and weights, as :func:`corners` does, for positions that shift in each frame.
 
-    Each frame is moved by the whole pixels of its shift. The rest of the shift is less than a
-    pixel, so a neuron reads from nine pixels that are constant over time. The number of entries
-    then does not depend on the shifts, whose values the host would have to wait for.
+    Each frame of the map is moved by its shift, rounded down to whole pixels. The rest of the shift
+    is less than a pixel, so a neuron reads from nine pixels that are constant over time. The number
+    of pixels then does not depend on the values of the shifts, so the host need not wait for the
+    device.
 
     Args:
         map: feature map of the core.
         position: positions (x, y) on the map, in [−1, 1].
         shift: shift of all positions in each frame.
-        align_corners: see the module docstring.
+        align_corners: whether −1 and 1 are the centres of the map's outermost pixels instead of its
+            edges.
     """
     height, width = map.shape[3:]
     pitch, centre = _pixels((height, width), align_corners, position)
@@ -100,9 +105,9 @@ def moving_corners(
 def _moved(
     map: Float[Tensor, "b d t h w"], by: Int[Tensor, "b t 2"]
 ) -> Float[Tensor, "b d t h3 w3"]:
-    """Move each frame by whole pixels, and pad it with zeros.
+    """Move each frame by ``by`` = (x, y) whole pixels, and pad it with zeros to (h + 3, w + 3).
 
-    Pixel (y, x) of the result is pixel (y − 1, x − 1) + ``by`` of the map, or 0 outside the map.
+    Pixel (x, y) of the result is pixel (x − 1, y − 1) + ``by`` of the map, or 0 outside the map.
     """
     b, _, t, height, width = map.shape
     x, y = (
@@ -121,13 +126,13 @@ def _moved(
 def _pixels(
     size: tuple[int, int], align_corners: bool, like: Tensor
 ) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
-    """Return pixels per unit of position, and the pixel coordinate of position 0, as (x, y)."""
+    """Return factor and offset, each as (x, y), that convert positions to pixel coordinates."""
     outermost = _numbers(like, size[1] - 1, size[0] - 1)
     return (outermost if align_corners else outermost + 1) / 2, outermost / 2
 
 
 def _numbers(like: Tensor, *numbers: float) -> Tensor:
-    """Create a tensor on the device of ``like`` without a copy for which the host would wait."""
+    """Create a 1-D tensor of numbers on the device of ``like``, without a blocking copy to it."""
     return torch.stack([like.new_full((), number) for number in numbers])
 
 
@@ -138,7 +143,7 @@ def gaussian_mask(
     *,
     align_corners: bool,
 ) -> Float[Tensor, "*any n p"]:
-    """Return Gaussian weights over the pixels of the map, each with sum 1 over the map.
+    """Return the weight of each pixel of the map under a Gaussian. Weights sum to 1 over the map.
 
     The covariance is spread · spreadᵀ. A standard deviation below a quarter of a pixel along any
     axis is widened to this size, so a width of zero is allowed.
@@ -147,10 +152,11 @@ def gaussian_mask(
         position: centres (x, y).
         spread: square root of the covariance, in units of the positions.
         size: height and width of the map.
-        align_corners: see the module docstring.
+        align_corners: whether −1 and 1 are the centres of the map's outermost pixels instead of its
+            edges.
 
     Returns:
-        Weights of the pixels, in the order y·w + x.
+        (…, neurons, h·w) weights. Pixel (x, y) has the index y·w + x.
     """
     h, w = size
     pitch = [2 / (max(n - 1, 1) if align_corners else n) for n in (w, h)]
@@ -171,9 +177,10 @@ def gaussian_mask(
 def _widened(
     covariance: Float[Tensor, "n 2 2"], pitch: Float[Tensor, " 2"]
 ) -> Float[Tensor, "n 2 2"]:
-    """Add a multiple of the identity, in pixels, to covariances that are too narrow.
+    """Widen covariances whose smallest standard deviation is below a quarter of a pixel.
 
-    The added term has no gradient, so a narrow covariance gets the gradient of the widened one.
+    A multiple of the identity matrix, in squared pixels, is added. The added term has no gradient,
+    so a narrow covariance gets the gradient of the widened one.
     """
     in_pixels = covariance.detach() / torch.outer(pitch, pitch)
     a, b, c = in_pixels[..., 0, 0], in_pixels[..., 0, 1], in_pixels[..., 1, 1]

@@ -29,7 +29,7 @@ class PupilShift(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, pupil_centre: Float[Tensor, "*any 2"]) -> Float[Tensor, "*any 2"]:
-        """Return shifts in units of the positions, between −1 and 1 along each axis.
+        """Return the shift (x, y) of all positions, between −1 and 1. The map is 2 wide and 2 high.
 
         Args:
             pupil_centre: standardised.

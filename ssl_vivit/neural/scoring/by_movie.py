@@ -1,4 +1,7 @@
-"""Sums and moments of a session's trials for each movie, so that movies can be resampled."""
+"""Sums and moments of predicted rates and responses for each movie of a session.
+
+Scores are computed from them. Scores of resampled movies need no second pass over the trials.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,13 @@ UNNAMED = ""
 
 @dataclass(frozen=True)
 class Trials:
-    """Sums and moments of trials. If ``repeats`` is not None, all trials must show one movie."""
+    """Sums and moments of predicted rates and responses over trials, from which scores follow.
+
+    Attributes:
+        sums: sums for the Poisson likelihood.
+        moments: moments for the single-trial correlation.
+        repeats: moments for scores of repeats of one movie. None if the movies are unknown.
+    """
 
     sums: PoissonSums
     moments: PairedMoments
@@ -28,7 +37,10 @@ class Trials:
 
     @classmethod
     def of(cls, rates: Tensor, responses: Tensor, *, repeats: bool = False) -> Trials:
-        """Compute sums and moments of trials (b, T, neurons)."""
+        """Compute sums and moments of rates and responses, each (trials, frames, neurons).
+
+        If ``repeats`` is true, all trials must show one movie.
+        """
         flat = (values.double().flatten(0, 1) for values in (responses, rates))
         return cls(
             PoissonSums.of(rates, responses),
@@ -68,7 +80,8 @@ class TrialsByMovie:
         neurons: number of neurons of the session.
 
     Attributes:
-        movies: name of the movie → its trials, in the order in which movies were first added.
+        movies: dictionary from the name of a movie to the :class:`Trials` that showed it, in the
+            order in which movies were first added.
     """
 
     def __init__(self, neurons: int) -> None:
@@ -82,17 +95,30 @@ class TrialsByMovie:
         self.movies[movie] = trials if known is None else known + trials
 
     def sums(self, counts: Float[Tensor, "... movies"] | None = None) -> PoissonSums:
-        """Return the sums over all trials, with each movie counted ``counts`` times (default 1)."""
+        """Return the Poisson sums over all trials.
+
+        Args:
+            counts: number of times that each movie counts, in the order of :attr:`movies`. None
+                counts each movie once.
+        """
         parts = [trials.sums for trials in self._parts()]
         return PoissonSums.resampled(parts, self._once() if counts is None else counts)
 
     def moments(self, counts: Float[Tensor, "... movies"] | None = None) -> PairedMoments:
-        """Return the moments of all trials, with each movie counted ``counts`` times (default 1)."""
+        """Return the joint moments of responses and rates over all trials.
+
+        Args:
+            counts: see :meth:`sums`.
+        """
         parts = [trials.moments for trials in self._parts()]
         return PairedMoments.resampled(parts, self._once() if counts is None else counts)
 
     def of_repeats(self, counts: Float[Tensor, "... movies"] | None = None) -> RepeatScores | None:
-        """Return scores of the movies that were shown several times; None if there are none."""
+        """Return scores of the movies that were shown several times; None without such movies.
+
+        Args:
+            counts: see :meth:`sums`.
+        """
         repeated = [
             (place, trials.repeats)
             for place, trials in enumerate(self.movies.values())

@@ -53,7 +53,8 @@ def single_trial_correlation(
 ) -> Float[Tensor, " neurons"]:
     """Return Pearson's correlation of rates and responses over trials and time, for each neuron.
 
-    The correlation is NaN if a neuron's responses are constant, and 0 if only its rates are.
+    The correlation is NaN if the responses of a neuron are constant. It is 0 if only the rates of
+    the neuron are constant.
     """
     return PairedMoments.of_pairs(_binwise(responses), _binwise(rates)).correlation()
 
@@ -108,14 +109,19 @@ class PoissonSums:
         )
 
     def __getitem__(self, chosen: Tensor) -> PoissonSums:
-        """Return the sums of chosen neurons."""
+        """Return the sums of the neurons that a mask or an index tensor selects."""
         return PoissonSums(*(getattr(self, part.name)[..., chosen] for part in fields(self)))
 
     @classmethod
     def resampled(
         cls, parts: Sequence[PoissonSums], counts: Float[Tensor, "... parts"]
     ) -> PoissonSums:
-        """Return the sum of the parts, each multiplied by its count, (..., neurons)."""
+        """Return the weighted total of the sums of several parts of the data, (..., neurons).
+
+        Args:
+            parts: sums of each part, such as a movie.
+            counts: (..., parts) number of times that each part counts.
+        """
         return cls(
             *(counts @ torch.stack([getattr(p, part.name) for p in parts]) for part in fields(cls))
         )
@@ -127,7 +133,10 @@ class PoissonSums:
     def bits_of_neurons(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, " neurons"]:
-        """Return bits per spike of each neuron; NaN for a neuron without spikes."""
+        """Return bits per spike of each neuron; NaN for a neuron without spikes.
+
+        The constant rates are ``null_rates``, or by default the mean responses.
+        """
         return _bits(self._gain(null_rates), self.responses)
 
     def bits_per_spike(self, null_rates: Float[Tensor, " neurons"] | None = None) -> float:
@@ -137,7 +146,7 @@ class PoissonSums:
     def bits_together(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, ...]:
-        """Return bits per spike of all neurons together, for each entry of the leading axes."""
+        """Return bits per spike of all neurons together: (...) numbers from sums (..., neurons)."""
         return _bits(self._gain(null_rates).sum(-1), self.responses.sum(-1))
 
     def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
@@ -176,7 +185,12 @@ class PairedMoments(Moments):
     def resampled(
         cls, parts: Sequence[PairedMoments], counts: Float[Tensor, "... parts"]
     ) -> PairedMoments:
-        """Return the moments of all parts together, with each part counted ``counts`` times."""
+        """Return the moments of several parts of the data together.
+
+        Args:
+            parts: moments of each part, such as a movie.
+            counts: (..., parts) number of times that each part counts.
+        """
         count = torch.stack([part.count for part in parts])
         # Subtract an origin close to all means, so that squares lose no digits.
         origin = cls.merged(parts).mean
@@ -191,7 +205,7 @@ class PairedMoments(Moments):
 
     @staticmethod
     def squared(distance: Tensor) -> Tensor:
-        """Return squared responses, squared rates and their products."""
+        """Return squared responses, squared rates, and response · rate, stacked to (3, ...)."""
         response, rate = distance
         return torch.stack((response.square(), rate.square(), response * rate))
 
@@ -218,14 +232,15 @@ def correlation(first: Tensor, second: Tensor, both: Tensor) -> Tensor:
 
 
 def varying(variance: Tensor, mean: Tensor) -> Tensor:
-    """Return a variance, or 0 if it can result from rounding of a constant."""
+    """Return ``variance``, or 0 where rounding of constant data could have caused it."""
     return torch.where(variance > (1e-12 * mean).square(), variance, 0.0)
 
 
 def above_rounding(variance: Tensor, mean: Tensor) -> Tensor:
-    """Return a difference of mean square and squared mean, or 0 if it can result from rounding.
+    """Return ``variance``, or 0 where rounding could have caused it.
 
-    Such differences arise if a resample contains only movies to which a neuron did not respond.
+    Here the variance was computed as the mean square minus the squared mean, so rounding errors are
+    large. They matter if a resample contains only movies to which a neuron did not respond.
     """
     return torch.where(variance > 1e-10 * mean.square(), variance, 0.0)
 

@@ -58,7 +58,10 @@ class Repeats:
         return cls(PairedMoments.of_pairs(responses, rates), trial_variance)
 
     def merged(self, other: Repeats) -> Repeats:
-        """Return the moments of both sets of trials; missing bins of a shorter set are unknown."""
+        """Return the moments of the trials of ``self`` and ``other``, which show one movie.
+
+        If the numbers of bins differ, responses in missing bins are unknown.
+        """
         bins = max(len(self.moments.count), len(other.moments.count))
         moments = PairedMoments.merged(_padded(part.moments, bins) for part in (self, other))
         return Repeats(moments, self.trial_variance + other.trial_variance)
@@ -143,7 +146,7 @@ class RepeatScores:
 
         Cadena et al. subtract the responses' variance over repeats from the squared error and from
         the total variance. Here the variance of the residuals over repeats is subtracted from the
-        squared error instead. Both are equal if predictions do not differ between repeats. If
+        squared error instead. Both formulas agree if predictions do not differ between repeats. If
         predictions differ, because the model reads behaviour, residuals vary less than responses,
         and with the original formula the true rates would score above 1.
 
@@ -168,9 +171,10 @@ class RepeatScores:
     def normalised_correlation(self) -> NormalisedCorrelation:
         """Return CC_abs, CC_max and CC_norm.
 
-        Variances are computed within each movie and averaged over movies, weighted by their bins. A
-        movie does not count for a neuron whose number of known repeats differs between bins. With
-        one movie, and identical predictions for all repeats, these are the paper's equations.
+        Variances are computed within each movie and averaged over movies, weighted by the numbers
+        of bins. A movie does not count for a neuron whose number of known repeats differs between
+        bins. With one movie, and identical predictions for all repeats, these are the equations of
+        Schoppe et al. 2016.
         """
         powers = [_powers(movie) for movie in self.movies]
         bins = torch.stack([each.bins for each in powers])
@@ -188,7 +192,11 @@ class RepeatScores:
         )
 
     def _sum(self, values: Float[Tensor, "*dims bins neurons"]) -> Tensor:
-        """Return the sum over the bins of all movies, (*dims, ..., neurons)."""
+        """Sum over the bins of each movie, then over movies, which are weighted by ``counts``.
+
+        Only bins with at least two known responses enter. The result is (*dims, ..., neurons), with
+        the leading axes of ``counts``.
+        """
         lengths = [len(movie.moments.count) for movie in self.movies]
         parts = values.masked_fill(~self.used, 0).split(lengths, dim=-2)
         return self.counts @ torch.stack([part.sum(-2) for part in parts], -2)
@@ -197,7 +205,7 @@ class RepeatScores:
         return self._sum(values) / self.bins
 
     def _over_repeats(self, deviation: Tensor) -> Tensor:
-        """Return the variance over repeats, averaged over bins."""
+        """Convert sums of squared deviations over repeats to a variance, averaged over bins."""
         return self._over_bins(deviation / (self.count - 1).clamp(min=1))
 
     def _noise_variance(self) -> Tensor:
@@ -216,7 +224,8 @@ class _Powers(NamedTuple):
     Attributes:
         bins: (neurons) number of bins that count.
         of_means: (3, neurons) variances and covariance of means over repeats.
-        of_signals: (3, neurons) variances and covariance of the signals.
+        of_signals: (3, neurons) variances and covariance of the signals, which are the parts that
+            all repeats have in common.
     """
 
     bins: Tensor

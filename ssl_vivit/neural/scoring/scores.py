@@ -31,8 +31,8 @@ class NeuralScores:
     repeats take 48 bytes for each frame and neuron.
 
     Args:
-        facts: ``SessionFacts`` of each session. Its mean training responses are the null model of
-            ``bps_train_null``.
+        facts: ``SessionFacts`` of each session. The null model of the score ``bps_train_null`` is
+            the mean response of each neuron in the training trials.
         drop_first: number of frames at the start of each trial that are not scored.
     """
 
@@ -48,7 +48,7 @@ class NeuralScores:
         responses: Float[Tensor, "b T neurons"],
         movies: Sequence[str | int] | Int[Tensor, " b"] | None = None,
     ) -> None:
-        """Add whole trials.
+        """Add the predicted rates and the responses of complete trials.
 
         Args:
             session: name of the session.
@@ -117,8 +117,8 @@ class NeuralScores:
 
         Args:
             session: name of the session.
-            counts: how many times the trials of each movie of :meth:`movies` count. None means
-                once.
+            counts: number of times that each movie counts, in the order of :meth:`movies`. None
+                counts each movie once.
 
         Returns:
             ``poisson`` and ``correlation``. If responses are spike counts, also ``bps`` and
@@ -203,12 +203,13 @@ class NeuralScores:
     ) -> dict[str, Float[np.ndarray, " resamples"]]:
         """Return scores on resampled movies, by the names of :meth:`compute`; NaN if undefined.
 
-        Sessions that are missing in ``counts`` are left out. If any is missing, means over sessions
-        are left out as well. Neurons with enough explainable variance are chosen again in each
-        resample.
+        Sessions that are missing in ``counts`` are left out. If a session is missing, means over
+        sessions are left out as well. Neurons with enough explainable variance are chosen again in
+        each resample.
 
         Args:
-            counts: session → how many times each movie of :meth:`movies` counts in each resample.
+            counts: dictionary from the name of a session to the number of times that each movie
+                counts in each resample, (resamples, movies), in the order of :meth:`movies`.
             units: see :meth:`compute`.
         """
         scored = self._scored(units)
@@ -242,7 +243,7 @@ class NeuralScores:
     def _of_session(
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, ...]]:
-        """Return mean scores over the chosen neurons."""
+        """Return scores of one session by name, each the mean over the chosen neurons."""
         scores = self._used(name, chosen, counts)
         means = {key: _mean_of_defined(values) for key, values in scores.items()}
         if "bps" in scores:
@@ -255,7 +256,10 @@ class NeuralScores:
     def _used(
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, "... used"]]:
-        """Return the scores that enter means; NaN if a neuron does not count for a score."""
+        """Return the scores of each chosen neuron that is not silent.
+
+        Scores that divide by explainable variance are NaN for neurons with too little of it.
+        """
         scores = self.neurons(name, counts)
         if "fev" in scores:
             # Choose neurons again in each resample, so that no score divides by nearly 0.
@@ -271,7 +275,7 @@ class NeuralScores:
 
 
 class _Chosen(NamedTuple):
-    """Masks (neurons) that decide which neurons of a session enter its means.
+    """Boolean masks (neurons,) that select the neurons of a session for mean scores.
 
     Attributes:
         units: neurons of the requested group.
@@ -296,7 +300,11 @@ def _means(fact: SessionFacts) -> Tensor:
 
 
 def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True) -> dict[str, Any]:
-    """Return ``<score>_<session>``, and ``<score>_mean`` over the sessions with this score."""
+    """Return scores by the names ``<score>_<session>`` and ``<score>_mean``.
+
+    ``<score>_mean`` is the mean over the sessions that have this score. If ``means`` is false, no
+    means are returned.
+    """
     kinds = dict.fromkeys(score for scores in by_session.values() for score in scores if means)
     over_sessions = {
         f"{score}_mean": _mean([own[score] for own in by_session.values() if score in own])
@@ -311,11 +319,11 @@ def _by_name(by_session: Mapping[str, Mapping[str, Any]], *, means: bool = True)
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Return the mean of defined numbers, or of arrays entry by entry."""
+    """Return the elementwise mean of numbers or of arrays, ignoring values that are not finite."""
     stacked = torch.as_tensor(np.stack(values))
     return _mean_of_defined(stacked.movedim(0, -1)).numpy()
 
 
 def _mean_of_defined(values: Float[Tensor, "... neurons"]) -> Float[Tensor, ...]:
-    """Return the mean of the defined values over the last axis; NaN if there are none."""
+    """Return the mean of the finite values over the last axis; NaN if no value is finite."""
     return values.masked_fill(~values.isfinite(), torch.nan).nanmean(-1)

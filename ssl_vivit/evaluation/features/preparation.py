@@ -73,7 +73,11 @@ class Preparation:
         )
 
     def augment(self, config: AugmentConfig | None = None) -> Augment:
-        """Return a transform from frames to normalised clips; no augmentation if config is None."""
+        """Return a transform from the frames of clips to augmented and normalised clips.
+
+        Args:
+            config: settings of the augmentation; None only crops, resizes and normalises.
+        """
         config = config or AugmentConfig(strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 

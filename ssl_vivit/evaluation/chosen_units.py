@@ -62,7 +62,10 @@ class ChosenUnits:
         return model(seen, None, self.facts.name)
 
     def centres(self) -> Float[np.ndarray, "n 2"] | None:
-        """Return receptive-field centres (x, y) in [−1, 1], or None if the readout has none."""
+        """Return receptive-field centres (x, y) of the n selected neurons, (n, 2).
+
+        −1 and 1 are the edges of the frame. The result is None if the readout has no centres.
+        """
         found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)
         return None if found is None else found[list(self.places)]
 

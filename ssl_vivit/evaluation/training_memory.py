@@ -27,7 +27,7 @@ class TrainingMemory(NamedTuple):
 
     Attributes:
         fixed: memory of the forward and backward pass that does not depend on the batch size:
-            parameters, gradients and moments.
+            parameters, gradients and the optimiser's moments.
         per_sample: memory of each sample of a micro-batch in the forward and backward pass.
         update: peak memory of the optimiser's step, which does not depend on the batch size.
     """

@@ -55,8 +55,8 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
     the readouts use, averaged over units. If the readouts use several blocks, the rollouts of the
     blocks are averaged with the model's block weights. The modulator and the frame stream have no
     attention and are left out. A trial of any length is divided into the windows in which the model
-    encodes it. If the position encoding allows any length, windows have 256 steps and overlap by
-    half.
+    encodes it. If the position encoding allows any length, windows have 256 time steps and overlap
+    by half.
 
     Args:
         chosen: the units, of a model whose core is a ViViT.
@@ -137,7 +137,14 @@ def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
 def _tubelet_fractions(
     maps: AttentionMaps, reader: BlockReader | None, places: Float[Tensor, " n"], step: int
 ) -> Float[Tensor, "t h w"]:
-    """Return the fraction that each tubelet contributes to the tokens read out at one step."""
+    """Return the fraction (t, h, w) of each tubelet in the tokens read out at one time step.
+
+    Args:
+        maps: attention weights of a clip.
+        reader: reader of the blocks whose tokens are read out; None for the encoder's output.
+        places: weights of the n positions of the token grid in the readouts, which sum to 1.
+        step: index of the time step.
+    """
     kinds = (maps.spatial, maps.temporal, maps.joint)
     some = next(iter({**maps.spatial, **maps.joint}.values()))
     patches = some.new_zeros(1, maps.grid.t, len(places))

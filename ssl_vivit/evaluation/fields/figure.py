@@ -35,7 +35,8 @@ def draw_ellipses(fields: Mapping[str, Ellipses], frame_size: tuple[int, int], p
     """Draw ellipses of one standard deviation over the frame, with one panel for each method.
 
     Args:
-        fields: method → ellipses of the same units. At most 60 units are drawn, evenly spaced.
+        fields: ellipses by name of the method, of the same units for all methods. At most 60 units
+            are drawn; their indices are evenly spaced.
         frame_size: (H, W) in pixels.
         path: path of the PNG file.
     """

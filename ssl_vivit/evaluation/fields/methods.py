@@ -44,8 +44,8 @@ def by_position(chosen: ChosenUnits) -> Fields | None:
 
     The Gaussian is the distribution from which positions are drawn in training or, with
     ``sampling="mask"``, the readout's spatial mask. The encoder's receptive field at a position of
-    the feature map is not included. The readout of a linear model has filters and no Gaussians;
-    its ellipses have no size.
+    the feature map is not included. The readout of a linear model has filters and no Gaussians.
+    For such a model, ellipses have centres and no sizes.
     """
     centres = chosen.centres()
     if centres is None:

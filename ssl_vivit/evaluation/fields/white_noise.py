@@ -89,7 +89,7 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class NoiseFields:
-    """Correlations of the rates of n units with the squares of white noise.
+    """Correlations of the rates of n units with white noise, for each square of its patterns.
 
     Correlations are given in standard deviations of the correlations that arise by chance.
     Rates of a causal model do not depend on later frames. The correlations with later frames

@@ -40,10 +40,12 @@ class ChosenUnits:
         return tuple(self.facts.unit_ids[place] for place in self.places)
 
     def rates(self, video: Float[Tensor, "b T H W"]) -> Float[Tensor, "b T N"]:
-        """Predict rates of all neurons of the session, with behaviour at its mean.
+        """Predict rates (b, T, neurons) of all neurons of the session from its video.
+
+        Behavioural variables are set to their means.
 
         Args:
-            video: pixels from 0 to 255.
+            video: pixels from 0 to 255, (b, T, H, W).
         """
         rates = self.predictor.predict(video, session=self.facts.name)
         assert isinstance(rates, Tensor)
@@ -53,14 +55,17 @@ class ChosenUnits:
         """Predict rates like :meth:`rates`, with gradients with respect to the pixels.
 
         Args:
-            video: pixels from 0 to 255; the range is not checked.
+            video: pixels from 0 to 255, (b, T, H, W); the range is not checked.
         """
         model = self.predictor.model
         seen = self.facts.standardised_video(video)[:, None].to(next(model.parameters()))
         return model(seen, None, self.facts.name)
 
     def centres(self) -> Float[np.ndarray, "n 2"] | None:
-        """Return receptive-field centres (x, y) in [−1, 1], or None if the readout has none."""
+        """Return receptive-field centres (x, y) of the n selected neurons, (n, 2).
+
+        −1 and 1 are the edges of the frame. The result is None if the readout has no centres.
+        """
         found = found_centres(self.predictor.model, self.facts.name, self.facts.frame_size)
         return None if found is None else found[list(self.places)]
 

@@ -96,7 +96,7 @@ def multiply_adds(model: nn.Module, *inputs: Tensor, **options: Any) -> int:
 
 @contextmanager
 def whole_blocks(model: nn.Module) -> Iterator[None]:
-    """Make blocks compute all tokens, even if only the class token is read."""
+    """Context in which blocks compute all tokens, even if only the class token is read."""
 
     def all_queries(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, rotation, mask, *_ = args

@@ -1,4 +1,4 @@
-"""Functions that all figures use: PNG and GIF files, pixels, sheets of images, curves."""
+"""Functions for figures: write PNG and GIF files, convert pixels, draw images and curves."""
 
 from __future__ import annotations
 
@@ -153,11 +153,13 @@ def draw_curves(
 
     Args:
         metrics: lines of metrics.jsonl. None, which stands for a non-finite value, leaves a gap.
-        panels: title → metric → label of its curve.
+        panels: one mapping for each panel, by the panel's title. A mapping gives the label of the
+            curve for each name of a metric.
         path: path of the PNG file.
         logarithmic: titles of panels whose axis is logarithmic if all values are positive and the
             largest is at least 30 times the smallest.
-        levels: title → label → reference value of a curve, drawn dotted in the curve's colour.
+        levels: reference values of curves, such as chance levels, by the panel's title and the
+            curve's label. They are drawn as dotted lines in the curve's colour.
         level_name: name of the reference values in the legend.
     """
     levels = levels or {}

@@ -29,7 +29,7 @@ def run_summary(run_dir: Path, measured: dict[str, str]) -> str:
 
     Args:
         run_dir: the run's directory.
-        measured: label → measured value, as text.
+        measured: measured values as text, by their labels in the summary.
     """
     speeds = [
         line["train/clips_per_second"]

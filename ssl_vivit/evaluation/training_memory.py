@@ -27,7 +27,7 @@ class TrainingMemory(NamedTuple):
 
     Attributes:
         fixed: memory of the forward and backward pass that does not depend on the batch size:
-            parameters, gradients and moments.
+            parameters, gradients and the optimiser's moments.
         per_sample: memory of each sample of a micro-batch in the forward and backward pass.
         update: peak memory of the optimiser's step, which does not depend on the batch size.
     """
@@ -41,7 +41,10 @@ class TrainingMemory(NamedTuple):
         return max(self.update, self.fixed + samples * self.per_sample)
 
     def largest(self, available: float) -> int:
-        """Return the largest micro-batch size that is a power of two and fits; 0 if none fits."""
+        """Return the largest micro-batch size that fits in ``available`` bytes of memory.
+
+        Only powers of two are considered. The result is 0 if not even one sample fits.
+        """
         samples = 0
         while self.of(max(1, 2 * samples)) <= available:
             samples = max(1, 2 * samples)

@@ -81,7 +81,10 @@ def attention_over_frames(
 
 
 def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]:
-    """Return maps of the first clip as multiples of uniform attention, by row title."""
+    """Return the attention maps of a clip, as multiples of uniform attention, by row title.
+
+    If there are several clips, the maps are those of the first.
+    """
     config, (t, h, w) = maps.config, maps.grid
     rollout = maps.rollout()[0]
     last = (config.spatial_depth or config.depth or 1) - 1

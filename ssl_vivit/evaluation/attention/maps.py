@@ -26,22 +26,30 @@ Axis = Literal["spatial", "temporal", "joint"]
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention weights of the recorded layers; each row sums to 1.
+    """Attention weights of the recorded layers of an encoder, for b clips.
 
-    Layers are numbered in the order of computation; in Model 2 the temporal blocks follow the
-    spatial blocks. Token sequences are those of the encoder: over space [class, registers,
-    patches], over time [registers, time steps, temporal class], and in Model 1 [class, registers,
-    patches of all time steps]. ``special_tokens`` and ``temporal_registers`` give the number of
-    tokens before the patches and before the time steps.
+    The weights of a query over all keys sum to 1. Layers are numbered in the order of computation;
+    in Model 2 the temporal blocks follow the spatial blocks.
+
+    The q queries and the k keys are the tokens of a sequence, in this order:
+
+    - over space: class token, registers, patches of one time step
+    - over time: registers, time steps, temporal class token
+    - in Model 1: class token, registers, patches of all time steps
+
+    ``special_tokens`` is the number of tokens before the patches. ``temporal_registers`` is the
+    number of tokens before the time steps.
 
     Attributes:
         config: the encoder's architecture.
-        grid: token grid of the clips.
+        grid: size (t, h, w) of the token grid of a clip.
         readout: weights of the tokens in the pooled vector.
-        spatial: layer → (b, t, heads, q, k), attention within each time step (Models 2 to 4).
-        temporal: layer → (b, m, heads, q, k), attention over time at each of m positions (Models 2
-            to 4). In Model 2 the first position is that of the class token or pooled frame vector.
-        joint: layer → (b, heads, q, k), attention over all tokens (Model 1).
+        spatial: attention within each of t time steps (Models 2 to 4), as tensors
+            (b, t, heads, q, k) by layer.
+        temporal: attention over time at each of m positions (Models 2 to 4), as tensors
+            (b, m, heads, q, k) by layer. The last h·w positions are those of the patches. In Model
+            2 the class token or the pooled frame vector, if there is one, is the first position.
+        joint: attention over all tokens (Model 1), as tensors (b, heads, q, k) by layer.
     """
 
     config: ViViTConfig
@@ -62,9 +70,11 @@ class AttentionMaps:
         return self.config.register_tokens
 
     def within_frames(self, layer: int) -> Float[Tensor, "b t heads n n"]:
-        """Return attention between patches of the same time step, without special tokens.
+        """Return attention between the n patches of each time step, (b, t, heads, n, n).
 
-        In Model 1 attention to other time steps is left out, so rows sum to less than 1.
+        The last axis is that of the keys. Class tokens and registers are left out. In Model 1 the
+        patches of other time steps are left out as well. If keys are left out, the weights of a
+        query sum to less than 1.
 
         Raises:
             ValueError: if the layer has no attention over space or was not recorded.
@@ -81,10 +91,11 @@ class AttentionMaps:
         return self._of(self.spatial, layer)[..., before:, before:]
 
     def over_time(self, layer: int) -> Float[Tensor, "b n heads t t"]:
-        """Return attention of patches to time steps, without special tokens.
+        """Return attention of patches to time steps, (b, n, heads, t, t), for n patch positions.
 
-        In Model 1 attention is summed over the patches of a time step. In the other models a patch
-        attends only to its own position.
+        The last axis is that of the time steps that are attended to. Class tokens and registers are
+        left out. In Model 1 attention is summed over the patches of each time step. In the other
+        models a patch attends only to patches at its own position.
 
         Raises:
             ValueError: if the layer has no attention over time or was not recorded.
@@ -99,7 +110,10 @@ class AttentionMaps:
         return weights[..., steps, steps]
 
     def class_attention(self, layer: int) -> Float[Tensor, "b t heads h w"]:
-        """Return attention of the class token to the patches of its frame (Model 1: of the clip).
+        """Return attention of class tokens to patches, (b, t, heads, h, w).
+
+        In Model 1 the clip has one class token, which attends to the patches of all t time steps.
+        In the other models each time step has a class token, which attends to its patches.
 
         Raises:
             ValueError: if the encoder has no class token, or if the layer has no attention over
@@ -164,8 +178,8 @@ def attention_maps(
     Args:
         encoder: the encoder, compiled or not.
         video: (B, C, T, H, W), normalised as ``encoder.preprocessing`` says.
-        layers: indices of the layers to record, −1 for the last; None records all. A layer takes
-            heads · L² numbers for each sequence of L tokens.
+        layers: indices of the layers to record, −1 for the last; None records all. The weights of
+            a layer are heads · L² numbers for each sequence of L tokens.
 
     Raises:
         ValueError: if a layer does not exist.

@@ -48,8 +48,9 @@ def readout(config: ViViTConfig, out: EncoderOutput, seen: dict[str, Tensor]) ->
     Args:
         config: the architecture.
         out: output of the encoder, with tokens.
-        seen: recorded tensors: ``pooling`` (b, k), the weights of attention pooling; ``frames``
-            ((b t), k, d), the special tokens and the patches that frame_pooling="max" pools.
+        seen: tensors that were recorded in the forward pass, by name. ``pooling`` (b, k) holds the
+            weights of attention pooling. ``frames`` (b·t, k, d) holds the tokens of each time step
+            that frame_pooling="max" pools, with the patches last.
     """
     assert out.tokens is not None
     b, t, n, _ = out.tokens.shape
@@ -90,23 +91,29 @@ def rollout(
 ) -> Float[Tensor, "b t h w"]:
     """Return the fraction of the pooled vector that comes from each input tubelet.
 
-    Fractions are not negative. They sum to 1 without special tokens. With special tokens the sum is
-    smaller, since the fractions of class tokens and registers, which are no input, are left out. As
-    in the paper, MLPs and norms are ignored and all values count equally. Extensions of the paper:
+    A layer is described by the matrix ½·A + ½·I, where A is its attention averaged over heads. The
+    matrices of all layers are multiplied. MLPs and norms are ignored and all values count equally,
+    as in the paper (Abnar & Zuidema 2020, arXiv 2005.00928).
 
-    - Model 2: back through the temporal layers at each position, then through the spatial layers in
+    Fractions are not negative. They sum to 1 without special tokens. With special tokens the sum is
+    smaller, since the fractions of class tokens and registers, which are no input, are left out.
+
+    The paper is extended to attention over one axis:
+
+    - Model 2: the matrices of temporal layers apply at each position, those of spatial layers in
       each time step.
-    - Model 3: two attention layers per block, one for each axis, in the order of the block.
+    - Model 3: a block has two matrices, one for space and one for time, in the order of the block.
     - Parallel attention over both axes (Model 4, parallel blocks of Model 3): the mean of the two
       axes' matrices. A register belongs to one axis and uses only the matrix of that axis.
 
     Args:
         config: the architecture.
-        grid: token grid of the clips.
+        grid: size (t, h, w) of the token grid of a clip.
         read: weights of the tokens in the pooled vector.
-        spatial: layer → weights (b, t, heads, q, k), of all layers.
-        temporal: layer → weights (b, m, heads, q, k), of all layers.
-        joint: layer → weights (b, heads, q, k), of all layers.
+        spatial: attention weights (b, t, heads, q, k) over space, by layer; see
+            :class:`~ssl_vivit.evaluation.attention.maps.AttentionMaps`. All layers are needed.
+        temporal: attention weights (b, m, heads, q, k) over time at m positions, by layer.
+        joint: attention weights (b, heads, q, k) over all tokens (Model 1), by layer.
     """
     if config.variant == "joint":
         shares = _through_joint(config, read, joint)
@@ -166,9 +173,11 @@ def _through_factorized_encoder(
 def _row_over_time(
     config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
 ) -> Float[Tensor, "b m k"]:
-    """Return the pooled vector's weights of the tokens in sequences over time.
+    """Return the weights in the pooled vector of the tokens of Model 2's sequences over time.
 
-    The sequences are [registers, time steps, temporal class].
+    There is a sequence of k tokens at each of m positions: registers, time steps and, with
+    pooling="temporal_cls", the temporal class token. Without temporal layers there are only time
+    steps.
     """
     if read.patches is not None:
         steps[:, -grid.n :] = rearrange(read.patches, "b t n -> b n t")

@@ -30,10 +30,15 @@ _WINDOW = 256
 class TrialAttention(NamedTuple):
     """Attention of the readouts to the encoder's input, at each of S time steps of a trial.
 
+    Time steps are those of the encoder's tokens. Fractions refer to the readout at one time step.
+
     Attributes:
-        where: (S, h, w), fraction of attention to each place, summed over past and present.
-        when: (S, S), fraction of attention to each step (columns) at each read-out step (rows).
-        read: (T,), index of the step that is read out in each recorded frame; −1 before step 0.
+        where: (S, h, w), fraction of attention to each position of the token grid, summed over all
+            time steps that the readout attends to.
+        when: (S, S), fraction of attention to each time step (columns) by the readout at each time
+            step (rows), summed over positions.
+        read: (T,), index of the time step that is read out in each of T recorded frames; −1 before
+            the first time step is complete.
     """
 
     where: Float[np.ndarray, "S h w"]
@@ -50,8 +55,8 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
     the readouts use, averaged over units. If the readouts use several blocks, the rollouts of the
     blocks are averaged with the model's block weights. The modulator and the frame stream have no
     attention and are left out. A trial of any length is divided into the windows in which the model
-    encodes it. If the position encoding allows any length, windows have 256 steps and overlap by
-    half.
+    encodes it. If the position encoding allows any length, windows have 256 time steps and overlap
+    by half.
 
     Args:
         chosen: the units, of a model whose core is a ViViT.
@@ -103,7 +108,12 @@ def trial_attention(chosen: ChosenUnits, video: Shaped[np.ndarray, "T H W"]) -> 
 
 
 def _windows(steps: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the windows of ViViTCore in a trial: (start, first step used from the window, end)."""
+    """Yield the windows in which a trial of ``steps`` time steps is encoded, as in ViViTCore.
+
+    Successive windows overlap by half. A window is a tuple (start, first, end). It covers the time
+    steps from ``start`` to ``end`` − 1. Its results are used from the time step ``first`` on, since
+    the preceding windows give the results of earlier time steps.
+    """
     hop, taken = max(length // 2, 1), 0
     for start in range(0, steps, hop):
         end = min(start + length, steps)
@@ -127,7 +137,14 @@ def _of_all_heads(maps: AttentionMaps) -> AttentionMaps:
 def _tubelet_fractions(
     maps: AttentionMaps, reader: BlockReader | None, places: Float[Tensor, " n"], step: int
 ) -> Float[Tensor, "t h w"]:
-    """Return the fraction that each tubelet contributes to the tokens read out at one step."""
+    """Return the fraction (t, h, w) of each tubelet in the tokens read out at one time step.
+
+    Args:
+        maps: attention weights of a clip.
+        reader: reader of the blocks whose tokens are read out; None for the encoder's output.
+        places: weights of the n positions of the token grid in the readouts, which sum to 1.
+        step: index of the time step.
+    """
     kinds = (maps.spatial, maps.temporal, maps.joint)
     some = next(iter({**maps.spatial, **maps.joint}.values()))
     patches = some.new_zeros(1, maps.grid.t, len(places))
@@ -153,7 +170,11 @@ def _truncated(config: ViViTConfig, block: int) -> ViViTConfig:
 
 
 def _position_weights(readout: nn.Module, units: Sequence[int], grid: Grid) -> Float[Tensor, " n"]:
-    """Return the readouts' weight of each position, averaged over units; weights sum to 1."""
+    """Return the weight of each of the token grid's n positions in the readouts of the units.
+
+    Weights are averaged over units and sum to 1. Readouts that are not Gaussian weigh all positions
+    equally.
+    """
     size = (grid.h, grid.w)
     if not isinstance(readout, GaussianReadout):
         return torch.full((grid.h * grid.w,), 1 / (grid.h * grid.w))

@@ -29,10 +29,13 @@ def draw_trial(
     *,
     columns: int = 6,
 ) -> None:
-    """Draw frames of a trial, attention over them, and attention to the past over the whole trial.
+    """Draw the attention of readouts in a trial as a figure with three rows.
+
+    The first row shows frames of the trial, the second row the attention over these frames, and the
+    third row the attention to past time steps during the whole trial.
 
     Args:
-        found: the attention.
+        found: attention of the readouts in the trial.
         video: pixels from 0 to 255.
         config: config of the encoder.
         frames_per_second: frame rate of the trial.
@@ -94,9 +97,10 @@ def draw_trial(
 
 
 def past_shares(found: TrialAttention) -> Float[np.ndarray, "S S"]:
-    """Return the attention of each step to the steps 0, 1, 2 … earlier, (steps, lags).
+    """Return the attention of each time step (rows) by the lag of the attended time step (columns).
 
-    Entries before the start of the trial are 0.
+    Column k holds the attention to the time step k steps earlier; lag 0 is the present. Attention
+    to time steps before the start of the trial is 0.
     """
     steps = len(found.when)
     place = np.arange(steps)[:, None] - np.arange(steps)
@@ -110,13 +114,13 @@ def animate_trial(
     frames_per_second: float,
     path: Path,
 ) -> None:
-    """Write a GIF of the trial at its frame rate, with attention over each frame and to the past.
+    """Write a GIF of a trial at its frame rate, with the attention of readouts over each frame.
 
     Bars below a frame show the attention to past time steps, with the present at the right.
     :func:`~ssl_vivit.evaluation.figures.save_gif` limits the frame rate.
 
     Args:
-        found: the attention.
+        found: attention of the readouts in the trial.
         video: pixels from 0 to 255.
         config: config of the encoder.
         frames_per_second: frame rate of the trial.
@@ -173,7 +177,7 @@ def _overlaid(
 def _draw_bars(
     canvas: Image.Image, top: int, heights: Float[np.ndarray, " k"], time: str, seconds: float
 ) -> None:
-    """Draw attention to the past as bars below the frame, from right to left."""
+    """Draw attention to past time steps as bars below a frame, with the present at the right."""
     draw = ImageDraw.Draw(canvas)
     width, base, room = canvas.width, top + _STRIP - 16, _STRIP - 20
     each = width / len(heights)
@@ -187,21 +191,21 @@ def _draw_bars(
 
 
 def _relative_to_uniform(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray, "S h w"]:
-    """Convert attention to multiples of uniform attention over places."""
+    """Convert attention to multiples of uniform attention over the positions of the token grid."""
     total = where.sum((1, 2), keepdims=True)
     places = where.shape[1] * where.shape[2]
     return where * places / np.where(total > 0, total, 1)
 
 
 def _reach(lags: Float[np.ndarray, "S S"]) -> int:
-    """Return the number of past steps that hold 99 % of the mean attention."""
+    """Return the smallest lag, in time steps, up to which lags hold 99 % of the mean attention."""
     mean = lags.mean(0)
     return int(np.searchsorted(np.cumsum(mean), _REACH * mean.sum()))
 
 
 def _median_peak(lags: Float[np.ndarray, "S S"]) -> float:
-    """Return the median over steps of a step's largest attention to one past step.
+    """Return the largest attention of a time step to a single lag, as a median over time steps.
 
-    The median is robust to the first steps, whose attention is spread over few past steps.
+    The median is robust to the first time steps, whose attention is spread over few lags.
     """
     return float(np.median(lags.max(1))) or 1.0

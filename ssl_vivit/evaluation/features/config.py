@@ -1,4 +1,4 @@
-"""Settings of features: the clips for an encoder, and the features that are stored.
+"""Settings of feature extraction: the clips that an encoder gets and the features to store.
 
 This module must not import encoders, not even for type checkers: jsonargparse would load them
 before it prints --help, which takes longer than loading torch.
@@ -22,7 +22,7 @@ class ClipChoice:
 
     Args:
         num_frames: frames in a clip; the encoder's position embeddings are adapted to it.
-        frame_stride: steps between a clip's frames, in frames at the rate ``fps``.
+        frame_stride: distance between successive frames of a clip, in frames at the rate ``fps``.
         fps: frame rate, in frames per second, at which clips are cut from videos.
     """
 

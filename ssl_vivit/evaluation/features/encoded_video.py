@@ -112,7 +112,7 @@ def encode_video(
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Add the name of the video to errors of the decoder."""
+    """Context that adds the name of the video to errors of the decoder."""
     try:
         yield
     except DecodingError as error:
@@ -143,7 +143,11 @@ def _measures(frames: Tensor, fps: float | None) -> VideoInfo:
 
 
 def _in_one_pass(path: str, numbers: Int[np.ndarray, "clips t"]) -> Iterator[np.ndarray]:
-    """Yield clips of a file, decoded once; frame numbers must not decrease."""
+    """Yield the clips (t, H, W, 3) of a video file, and decode the file only once.
+
+    ``numbers`` holds the frame numbers of each clip. They must not decrease within a clip or from
+    clip to clip.
+    """
     wanted = numbers.ravel()
     clip: list[np.ndarray] = []
     taken = 0

@@ -29,8 +29,8 @@ class BatchFeatures(NamedTuple):
     """Features of a batch of clips.
 
     Attributes:
-        vectors: one vector per clip, (b, d).
-        tokens: tokens of each clip, (b, t, n, d), or None if not requested.
+        vectors: one vector for each of b clips, (b, d).
+        tokens: n tokens for each of t time steps of a clip, (b, t, n, d); None if not requested.
     """
 
     vectors: Tensor
@@ -130,7 +130,8 @@ class TokenStore:
 
     Args:
         folder: folder of the file.
-        shape: (n, views, l, d) for at most n videos, with l tokens of width d for each clip.
+        shape: (n, views, l, d) for at most n videos with ``views`` clips each, and l tokens of
+            width d for each clip.
 
     Raises:
         RunError: if the disk has not enough space.
@@ -160,7 +161,14 @@ class TokenStore:
         self.filled += len(tokens)
 
     def read(self, index: Tensor, views: slice) -> Float[Tensor, "b l d"]:
-        """Return the tokens of videos in float32, concatenated over the clips ``views``."""
+        """Return the tokens of videos in float32, (b, l, d).
+
+        The tokens of a video's clips are concatenated.
+
+        Args:
+            index: indices of the b videos.
+            views: slice that selects clips of each video.
+        """
         return rearrange(self._values[index][:, views].float(), "b v l d -> b (v l) d")
 
     @property
@@ -173,9 +181,10 @@ class ClipFeatures(NamedTuple):
     """Features and labels of videos.
 
     Attributes:
-        vectors: extractor → vectors (n, views, d), float32 on the CPU.
-        tokens: extractor → :class:`TokenStore`; empty if tokens were not requested.
-        labels: name → labels (n, …).
+        vectors: vectors (n, views, d) of the videos' clips by name of the extractor, in float32 on
+            the CPU.
+        tokens: a :class:`TokenStore` by name of the extractor; empty if tokens were not requested.
+        labels: labels (n, …) by their name.
         keys: names of the n videos.
     """
 
@@ -197,9 +206,9 @@ def clip_features(
     """Compute features with several extractors in one pass over batches of clips.
 
     Args:
-        extractors: name → extractor.
+        extractors: the extractors by name.
         batches: batches with ``clips`` (b, views, C, T, H, W) and ``key``, on the encoders' device.
-        labels: function from a batch to the labels of its videos, name → (b, …).
+        labels: function that takes a batch and returns labels (b, …) of its videos by their name.
         videos: maximum number of videos; sets the progress bar and the size of the token files.
         token_folder: folder for tokens; None computes no tokens.
         title: title of the progress bar.

@@ -60,7 +60,7 @@ class Features(NamedTuple):
         pooled: vectors, averaged over clips, (n, d), or (n, 2 d) with ``--summary both``; None if
             not stored.
         tokens: patch tokens, float16 (n, clips, t, h·w, d); None if not stored.
-        skipped: name → reason why a video has no features.
+        skipped: reason why a video has no features, by name of the video.
     """
 
     keys: list[str]
@@ -74,13 +74,13 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
     """Read features that ``recipes/extract_features.py`` wrote.
 
     Args:
-        directory: the recipe's ``--out``.
+        directory: output directory, which the recipe was given as ``--out``.
         kept: "pooled", "tokens" or "both"; None reads all stored features.
 
     Raises:
         MissingError: if the directory has no index.
-        DataError: if the extraction did not finish, if the index or a part is missing or damaged,
-            if no video has features, or if ``kept`` was not extracted.
+        DataError: if the extraction did not finish, if the index is damaged, if a feature file is
+            missing or damaged, if no video has features, or if ``kept`` was not extracted.
     """
     directory = Path(directory)
     if not (directory / INDEX).is_file():
@@ -120,7 +120,11 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
 
 def _with_option(change: str) -> str:
-    """Replace the name of a setting in ``NAME (BEFORE → NOW)`` by the command's option."""
+    """Describe a changed setting by the option of the command that sets it.
+
+    The argument and the result have the form ``NAME (BEFORE → NOW)``. In the result, NAME is the
+    option. A setting without an option keeps its name.
+    """
     name, _, values = change.partition(" ")
     return f"{_OPTIONS.get(name, name)} {values}"
 
@@ -196,10 +200,11 @@ class FeatureFiles:
         """Write the index of a finished extraction and return it.
 
         Args:
-            skipped: name of a video → reason why it was excluded before any features were computed.
+            skipped: reason why a video was excluded before any features were computed, by name of
+                the video.
 
         Raises:
-            DataError: if a part is missing or damaged.
+            DataError: if a feature file is missing or damaged.
         """
         count = 0
         skipped = dict(skipped)
@@ -229,7 +234,8 @@ def extract(
         seen: function called with the number of videos of each batch.
 
     Returns:
-        Names of the n videos, and name → tensor (n, …); see :class:`Features`.
+        Names of the n videos, and a dictionary of tensors (n, …) with the keys ``frames``,
+        ``pooled`` and ``tokens``, as far as they are kept; see :class:`Features`.
     """
     features_of = EncoderFeatures(encoder, summary)
     keys: list[str] = []
@@ -265,18 +271,18 @@ def write_parts(
     device: torch.device,
     seen: Callable[[int], object],
 ) -> None:
-    """Compute features and write them to one file per part.
+    """Compute features of videos and write them to several feature files (parts).
 
     Args:
         encoder: encoder on ``device``.
         dataset: the videos.
-        parts: number of a part → indices of its videos in ``dataset``.
+        parts: indices in ``dataset`` of the videos of a feature file, by number of the file.
         files: directory of the features.
         kept: "pooled", "tokens" or "both".
         summary: vector of a clip, see :class:`EncoderFeatures`.
         batch_size: number of videos in a batch.
         workers: number of processes that decode videos.
-        broken: name of a video already known to be broken → reason.
+        broken: reasons for videos that are already known to be broken, by name of the video.
         device: device of the computation.
         seen: function called with the number of videos of each batch.
     """

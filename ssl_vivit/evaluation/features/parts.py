@@ -1,4 +1,6 @@
-"""Files of extracted features: an index and parts, with checksums.
+"""Files of extracted features, with checksums: an index, and feature files called parts.
+
+A part holds the features of n videos, with clips of T frames and tokens on a grid (t, h, w):
 
 out/
   index.json               settings, skipped videos with reasons, whether the extraction is complete
@@ -35,8 +37,9 @@ class Part(NamedTuple):
 
     Attributes:
         keys: names of the part's n videos.
-        skipped: name → reason why a video of the part has no features.
-        tensors: name → tensor (n, …); empty if the part has no videos.
+        skipped: reason why a video of the part has no features, by name of the video.
+        tensors: ``frames``, ``pooled`` and ``tokens`` of the n videos, as far as they are stored
+            and read; empty if the part has no videos with features.
     """
 
     keys: list[str]

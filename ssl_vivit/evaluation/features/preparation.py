@@ -73,7 +73,11 @@ class Preparation:
         )
 
     def augment(self, config: AugmentConfig | None = None) -> Augment:
-        """Return a transform from frames to normalised clips; no augmentation if config is None."""
+        """Return a transform from the frames of clips to augmented and normalised clips.
+
+        Args:
+            config: settings of the augmentation; None only crops, resizes and normalises.
+        """
         config = config or AugmentConfig(strength="none")
         return Augment(config, self.size, self.in_channels, self.mean, self.std)
 
@@ -157,7 +161,7 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
 
 
 def fraction_shown(size: Sequence[int], frames: Sequence[int]) -> float:
-    """Return the fraction of a frame in its largest central crop with the shape of ``size``."""
+    """Return the fraction of a frame in its largest central crop with ``size``'s aspect ratio."""
     ours, theirs = size[1] / size[0], frames[1] / frames[0]
     return min(ours, theirs) / max(ours, theirs)
 

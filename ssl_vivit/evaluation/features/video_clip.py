@@ -89,14 +89,21 @@ class ClipCutting:
         return self._frames(np.array([first]))
 
     def consecutive(self) -> Int[np.ndarray, "clips t"]:
-        """Return the frame numbers of consecutive clips from the start of the video, ascending.
+        """Return the frame numbers (clips, t) of consecutive clips from the start of the video.
 
-        A remainder shorter than a clip is left out.
+        Frame numbers ascend. A remainder shorter than a clip is left out.
         """
         return self._frames(np.arange(0, self._starts, self.clip.length * self.clip.frame_stride))
 
     def prepared(self, frames: UInt8[Tensor, "t h w 3"] | np.ndarray) -> Float[Tensor, "c T H W"]:
-        """Convert a clip's RGB frames to the encoder's input."""
+        """Crop, resize and normalise a clip for the encoder.
+
+        Args:
+            frames: RGB frames, uint8 (T, H, W, 3) of the video's size.
+
+        Returns:
+            The clip (c, T, H, W), of the encoder's size.
+        """
         return self._prepare(torch.as_tensor(frames))
 
     def _frames(self, starts: Int[np.ndarray, " clips"]) -> Int[np.ndarray, "clips t"]:

@@ -30,11 +30,12 @@ def compare(
     """Compare all pairs of methods by correlations over units and by distances of centres.
 
     Args:
-        fields: method → ellipses; all methods must have the same units.
+        fields: ellipses by name of the method; all methods must have the same units.
         frame_size: (H, W) in pixels.
 
     Returns:
-        A dictionary of statistics for each pair of methods, with the key "one, other".
+        A dictionary of statistics for each pair of methods, by the names of the two methods joined
+        with ", ".
 
         - ``units``: number of units with an ellipse by both methods
         - ``x``, ``y``: Pearson's r of the centres
@@ -66,10 +67,20 @@ def kernel_correlation(
     fast: Float[np.ndarray, "n lags"],
     slow: Float[np.ndarray, "n lags"],
 ) -> Float[np.ndarray, " n"]:
-    """Correlate each kernel with the best linear combination of the unit's two true kernels.
+    """Correlate the temporal kernel of each unit with the unit's two true kernels.
 
-    The proportion of the two true kernels depends on the position in the receptive field. A kernel
-    of pure noise gives about √(2 / lags). NaN for kernels that are zero or not finite.
+    The true proportion of the fast and the slow kernel depends on the position in the receptive
+    field. A kernel is therefore correlated with the best linear combination of the two. Means are
+    not subtracted.
+
+    Args:
+        kernels: measured kernels, (n, lags).
+        fast: true fast kernel of each unit, (n, lags).
+        slow: true slow kernel of each unit, (n, lags).
+
+    Returns:
+        Correlations (n,) from 0 to 1: about √(2 / lags) for a kernel of pure noise, NaN for a
+        kernel that is zero or not finite.
     """
     lags = min(kernels.shape[1], fast.shape[1])
     found = []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FieldsCommand:
-    """Measure receptive fields of a model of neurons by position, by gradient and by white noise.
+    """Measure receptive fields of a model of neurons by readouts, gradients and white noise.
 
     Args:
         model: directory of a run or an exported model; may be given as the first argument.

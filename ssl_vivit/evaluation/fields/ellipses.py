@@ -58,7 +58,7 @@ class Ellipses(NamedTuple):
 
 
 def ellipses_of(power: Float[np.ndarray, "n h w"]) -> Ellipses:
-    """Return the ellipse of each unit's filter, given the square of the filter.
+    """Return the ellipse of each unit's spatial filter, given a map of the filter's square.
 
     Second moments over a whole frame are dominated by noise, so moments are computed under a
     Gaussian weight. Its centre and covariance are iterated until the covariance is twice that of
@@ -68,10 +68,13 @@ def ellipses_of(power: Float[np.ndarray, "n h w"]) -> Ellipses:
     square, the result is the Gaussian envelope.
 
     Args:
-        power: maps whose mean must be 0 outside the field; noise may be negative.
+        power: maps (n, h, w) of the squared filter, in pixels of the frame. The mean of a map must
+            be 0 outside the receptive field, so noise may be negative.
 
     Returns:
-        Ellipses, with NaN for units whose iteration left the map, vanished or did not converge.
+        Ellipses. They are NaN for a unit if its map is not finite or has no positive values, if the
+        Gaussian leaves the map, becomes too wide or loses all weight, or if the iteration does not
+        converge.
     """
     height, width = power.shape[1:]
     row, column = np.mgrid[:height, :width]

@@ -35,7 +35,8 @@ def draw_ellipses(fields: Mapping[str, Ellipses], frame_size: tuple[int, int], p
     """Draw ellipses of one standard deviation over the frame, with one panel for each method.
 
     Args:
-        fields: method → ellipses of the same units. At most 60 units are drawn, evenly spaced.
+        fields: ellipses by name of the method, of the same units for all methods. At most 60 units
+            are drawn; their indices are evenly spaced.
         frame_size: (H, W) in pixels.
         path: path of the PNG file.
     """
@@ -68,16 +69,20 @@ def draw_maps(
     facts: SessionFacts,
     path: Path,
 ) -> None:
-    """Draw maps and time courses of selected units, one row for each unit.
+    """Draw receptive fields of selected units in three columns, one row for each unit.
 
-    The first map is the gradient's filter at its strongest lag. The second is the power by white
-    noise, or by gradients without white noise. Ellipses of all methods are drawn over both maps.
+    - first column: the spatial filter from gradients, at its strongest lag
+    - second column: the power measured by white noise, or by gradients if ``fields`` has no white
+      noise
+    - third column: time courses by gradients and by white noise
+
+    Ellipses of all methods are drawn over the first two columns.
 
     Args:
-        fields: method → fields of all units.
-        ellipses: method → ellipses of all units.
+        fields: receptive fields of all units, by name of the method.
+        ellipses: ellipses of all units, by name of the method.
         names: labels of the selected units.
-        rows: indices of the selected units.
+        rows: indices of the selected units among all units.
         facts: ``SessionFacts`` of the session.
         path: path of the PNG file.
     """

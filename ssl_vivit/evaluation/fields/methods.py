@@ -28,7 +28,8 @@ class Fields:
         ellipses: positions and sizes.
         kernels: (n, lags), time courses at the peak; lag 0 is the current frame. None for a method
             without time courses.
-        images: name → (n, h, w), maps from which the ellipses are computed.
+        images: maps (n, h, w) by name: ``power``, from which the ellipses are computed, and
+            ``filter``, the spatial filter at its strongest lag. Empty for a method without maps.
         pixel: width of a pixel of the maps, in pixels of the frame.
     """
 
@@ -43,8 +44,8 @@ def by_position(chosen: ChosenUnits) -> Fields | None:
 
     The Gaussian is the distribution from which positions are drawn in training or, with
     ``sampling="mask"``, the readout's spatial mask. The encoder's receptive field at a position of
-    the feature map is not included. The readout of a linear model has filters and no Gaussians;
-    its ellipses have no size.
+    the feature map is not included. The readout of a linear model has filters and no Gaussians.
+    For such a model, ellipses have centres and no sizes.
     """
     centres = chosen.centres()
     if centres is None:
@@ -70,7 +71,8 @@ def by_gradient(
     Args:
         chosen: the units.
         clips: pixels from 0 to 255; the rate of the last frame of each clip is differentiated.
-        lags: number of frames up to the last one, which is included.
+        lags: number of frames at the end of a clip whose gradients are used; lag 0 is the last
+            frame.
         batch_size: number of clips in a batch.
         progress: whether to show a progress bar.
     """

@@ -35,14 +35,15 @@ def write_results(
     *,
     draw: int,
 ) -> list[str]:
-    """Write all files and return a summary as lines of text.
+    """Write all result files of measured receptive fields; return a summary as lines of text.
 
     Args:
         folder: an empty folder.
-        fields: method → fields; all methods must have the same units.
+        fields: receptive fields by name of the method; all methods must have the same units.
         facts: ``SessionFacts`` of the session.
         unit_ids: ids of the units.
-        truth: tensors of a simulated session for these units, or None.
+        truth: true receptive fields of these units in a simulated session, as arrays by name; None
+            if they are unknown or not compared.
         draw: number of units in the figure of maps; those with the largest gradients are drawn.
     """
     ellipses = {name: each.ellipses for name, each in fields.items()}

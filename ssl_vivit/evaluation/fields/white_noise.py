@@ -69,7 +69,12 @@ class WhiteNoise:
         return height, width
 
     def draws(self, clip: int, frames: int) -> Int8[np.ndarray, "T rows columns"]:
-        """Draw −1, 0 or 1 for each square in each frame of a clip."""
+        """Draw −1 (dark), 0 (grey) or 1 (bright) for each square in each frame of a clip.
+
+        Args:
+            clip: number of the clip; the same number gives the same patterns.
+            frames: number of frames.
+        """
         draw = named_generator(self.seed, "white noise", clip)
         fresh = draw.integers(-1, 2, (-(-frames // self.hold), *self.grid), dtype=np.int8)
         return np.repeat(fresh, self.hold, 0)[:frames]
@@ -84,8 +89,9 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class NoiseFields:
-    """Correlations of rates with white noise, in standard deviations of chance correlations.
+    """Correlations of the rates of n units with white noise, for each square of its patterns.
 
+    Correlations are given in standard deviations of the correlations that arise by chance.
     Rates of a causal model do not depend on later frames. The correlations with later frames
     therefore measure chance.
 
@@ -104,7 +110,11 @@ class NoiseFields:
 
     @property
     def above(self) -> Float[np.ndarray, "n 2"]:
-        """Largest absolute value of ``linear`` and largest value of ``squared``, over threshold."""
+        """Largest correlation of each unit divided by ``threshold``, (n, 2).
+
+        The first column is that of the absolute values of ``linear``, the second that of
+        ``squared``. A correlation is significant if its ratio is above 1.
+        """
         peaks = [np.abs(self.linear).max((1, 2, 3)), self.squared.max((1, 2, 3))]
         return np.stack(peaks, 1) / self.threshold
 
@@ -115,7 +125,10 @@ class NoiseFields:
 
     @property
     def is_linear(self) -> Bool[np.ndarray, " n"]:
-        """Whether ``above`` of each unit is at least as large for ``linear`` as for ``squared``."""
+        """Whether each unit correlates at least as strongly with contrast as with squared contrast.
+
+        This compares the two columns of :attr:`above`.
+        """
         return np.asarray(self.above[:, 0] >= self.above[:, 1])
 
     @property
@@ -123,9 +136,9 @@ class NoiseFields:
         """Power of the receptive field in each square, minus the power expected by chance.
 
         The power is the square of ``linear`` for units with :attr:`is_linear`, and ``squared`` for
-        other units; both are proportional to the square of the filter. The power is summed over
-        lags with a significant correlation. If no lag has a significant correlation, only the lag
-        with the largest correlation is used.
+        other units. Both are proportional to the square of the unit's filter. The power is summed
+        over lags with a significant correlation. If no lag has a significant correlation, only the
+        lag with the largest correlation is used.
         """
         linear = self.is_linear[:, None, None, None]
         maps = np.where(linear, np.square(self.linear) - 1, self.squared)
@@ -141,7 +154,11 @@ class NoiseFields:
         return np.where(self.significant[:, None], at_peak(maps, self.power), np.nan)
 
     def ellipses(self, noise: WhiteNoise) -> Ellipses:
-        """Return ellipses; NaN for units without significant correlations."""
+        """Return the ellipses of the receptive fields; NaN without significant correlations.
+
+        Args:
+            noise: the white noise with which the rates were correlated.
+        """
         height, width = noise.frame_size
         # Upsampled to pixels of the frame, since a field may be narrower than a square.
         fine = self.power.repeat(noise.check, 1).repeat(noise.check, 2)[:, :height, :width]
@@ -151,7 +168,12 @@ class NoiseFields:
 def at_peak(
     maps: Float[np.ndarray, "n lags h w"], power: Float[np.ndarray, "n h w"]
 ) -> Float[np.ndarray, "n lags"]:
-    """Return the time course of each map at the place of its largest power."""
+    """Return the time course of each unit at the position of its largest power, (n, lags).
+
+    Args:
+        maps: maps of the n units at each lag, (n, lags, h, w).
+        power: power of the units at each position, (n, h, w).
+    """
     place = power.reshape(len(power), -1).argmax(1)
     return rearrange(maps, "n lags h w -> n (h w) lags")[np.arange(len(maps)), place]
 
@@ -174,7 +196,7 @@ def reverse_correlation(
     spikes, and thus without spiking noise.
 
     Args:
-        predict: the model.
+        predict: function from pixels (b, T, H, W) from 0 to 255 to rates (b, T, neurons).
         noise: the white noise.
         units: indices of the units among the neurons that ``predict`` returns.
         lags: number of lags; lag 0 is the current frame.

@@ -20,7 +20,7 @@ _LITTLE_RANK = 2.0
 
 
 def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
-    """Measure the spread of features of length 1.
+    """Measure the spread of features over videos, after scaling each feature vector to length 1.
 
     Args:
         features: features of n ≥ 2 videos, (n, views, d).
@@ -65,7 +65,7 @@ def warn_of_collapse(numbers: dict[str, float], moment: Moment) -> None:
 
 
 def collapse_warning(numbers: dict[str, float], run_dir: Path, step: int) -> str | None:
-    """Return a warning if features collapse, else None.
+    """Return a warning if features of different videos become too similar (collapse), else None.
 
     Args:
         numbers: current result of :func:`feature_geometry`.

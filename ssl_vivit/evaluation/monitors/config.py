@@ -15,8 +15,8 @@ class EvaluationConfig:
     """Settings of the evaluation on held-out videos during training.
 
     Args:
-        every: steps between evaluations; the model is also evaluated before the first step and at
-            the end.
+        every: optimisation steps between evaluations; the model is also evaluated before the first
+            step and at the end of training.
         videos: maximum number of held-out videos.
         batch_size: number of videos in a batch.
     """
@@ -34,7 +34,8 @@ class OnlineProbeConfig:
     """Settings of probes during training, on detached features of the objective.
 
     Args:
-        every: steps between probes; 0 turns them off. The videos need CLEVRER's annotations.
+        every: optimisation steps between probes; 0 turns probes off. Otherwise the videos need
+            CLEVRER's annotations.
         train_videos: maximum number of training videos for fitting a probe.
         test_videos: maximum number of held-out videos for testing a probe.
         batch_size: number of videos in a batch.
@@ -51,11 +52,11 @@ class OnlineProbeConfig:
 
 @dataclass(frozen=True)
 class NeuralEvaluationConfig:
-    """Settings of the evaluation during training and at its end.
+    """Settings of the evaluation of a model of neurons during training and at its end.
 
     Args:
-        every: steps between evaluations on the validation trials; the model is also evaluated
-            before the first step and at the end.
+        every: optimisation steps between evaluations on the validation trials; the model is also
+            evaluated before the first step and at the end of training.
         batch_size: number of trials in a batch.
         keep_best: keep the model with the best score on validation trials instead of the last
             model. The score is bits per spike, or correlation if responses are not spikes.

@@ -53,7 +53,10 @@ class ContrastiveEvaluation:
         return Periodic(self.config.every, self, at_start=True)
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Measure on all processes, and draw on the main process; return the metrics."""
+        """Evaluate the model, draw the figures and return the metrics.
+
+        Must be called on all processes, which share the videos. The main process draws.
+        """
         drawing = moment.accelerator.is_main_process
         figures = moment.run_dir / "figures"
         if moment.step == 0 and drawing:

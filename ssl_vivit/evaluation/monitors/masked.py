@@ -25,10 +25,12 @@ _SHOWN = 4
 class MaskedEvaluation:
     """Errors on hidden tubelets of held-out videos, with fixed masks, and figures.
 
-    ``val/error`` is the error of the prediction. Three reference predictions of a hidden tubelet
-    are compared: ``val/copy_error`` is the error of the nearest visible tubelet,
-    ``val/interpolation_error`` is the error of a mean of the nearest visible tubelets, and
-    ``val/mean_error`` is the error of the hidden tubelet's own mean colour (an oracle).
+    Errors are mean squared errors on the scale of the model's targets. ``val/error`` is the error
+    of the model. Three simple predictions of a hidden tubelet serve as references:
+
+    - ``val/copy_error``: error of the nearest visible tubelet
+    - ``val/interpolation_error``: error of a mean of the nearest visible tubelets
+    - ``val/mean_error``: error of the hidden tubelet's own mean colour (an oracle)
 
     Args:
         config: settings of the evaluation.
@@ -49,7 +51,10 @@ class MaskedEvaluation:
         return Periodic(self.config.every, self, at_start=True)
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Measure on all processes, and draw on the main process; return the metrics."""
+        """Measure the errors, draw the figures and return the metrics.
+
+        Must be called on all processes, which share the videos. The main process draws.
+        """
         numbers = {} if self.clips is None else self._measured(moment)
         if moment.accelerator.is_main_process:
             logged = read_metrics(moment.run_dir / "metrics.jsonl")

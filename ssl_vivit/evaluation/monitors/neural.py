@@ -69,7 +69,10 @@ class NeuralEvaluation:
         self._draw_again = -math.inf
 
     def periodic(self) -> list[Periodic]:
-        """Return the evaluation as a job of the training loop; empty without validation trials."""
+        """Return the periodic jobs of the training loop.
+
+        The list holds the evaluation; it is empty if there are no validation trials.
+        """
         if self.sessions.validation is None:
             return []
         return [Periodic(self.config.every, self, at_start=True, on_bar=(self.best.criterion,))]

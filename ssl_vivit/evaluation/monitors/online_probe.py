@@ -20,11 +20,12 @@ _NAMES = tuple(target.name for target in CLEVRER_TARGETS)
 
 
 class OnlineProbe:
-    """Nearest neighbours and ridge regression on one clip of each video, without augmentation.
+    """Probes of CLEVRER's labels by nearest neighbours and by ridge regression during pretraining.
 
-    Scores are logged as ``probe/knn_TARGET`` and ``probe/linear_TARGET``; see
-    :func:`ssl_vivit.evaluation.probes.scores.score`. The progress bar shows the scores
-    of ``presence``. ``probe/chance_TARGET`` is the chance level.
+    The features are those of one clip of each video, without augmentation. Scores are logged as
+    ``probe/knn_TARGET`` and ``probe/linear_TARGET``, and chance levels as ``probe/chance_TARGET``;
+    see :func:`ssl_vivit.evaluation.probes.scores.score`. The progress bar shows the scores of the
+    target ``presence``.
 
     Args:
         config: settings of the probes.
@@ -62,13 +63,19 @@ class OnlineProbe:
         )
 
     def periodic(self) -> list[Periodic]:
-        """Return the probe as a job of the training loop; empty if the probe is turned off."""
+        """Return the periodic jobs of the training loop.
+
+        The list holds the probe; it is empty if the probe is turned off.
+        """
         if not self.config.every:
             return []
         return [Periodic(self.config.every, self, at_start=True, on_bar=_ON_BAR)]
 
     def __call__(self, moment: Moment) -> dict[str, float]:
-        """Probe the encoder; features are computed on all processes. Return the metrics."""
+        """Fit and test the probes on the encoder's features, and return the metrics.
+
+        Must be called on all processes, which share the computation of features.
+        """
         train, test = (self._features(part, moment) for part in (self.train, self.test))
         found = {kind: probe(*train, *test, kind=kind) for kind in get_args(ProbeKind)}
         found["chance"] = chances(test[1], train[1], CLEVRER_TARGETS)

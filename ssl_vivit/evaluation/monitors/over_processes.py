@@ -24,13 +24,13 @@ def measure_videos(
         clips: the videos.
         batch_size: number of videos in a batch.
         moment: the state of the run.
-        measure: function from a batch to name → tensor (b, …) with a row for each video. It is
-            called equally often on all processes, because sharded weights require it. Results of
-            additional calls are discarded.
+        measure: function that takes a batch of b videos and returns a dictionary of tensors
+            (b, …). It is called equally often on all processes, because models with sharded weights
+            require this. Results of additional calls are discarded.
 
     Returns:
-        Names of the videos that could be decoded, in the order of ``clips``, and name → rows of
-        these videos, on the CPU.
+        Names of the n videos that could be decoded, in the order of ``clips``, and a dictionary of
+        their results: tensors (n, …) on the CPU, with the keys of ``measure``.
     """
     host, device = moment.host, moment.accelerator.device
     found: list[dict[str, Tensor]] = []

@@ -188,7 +188,12 @@ def reconstruction_sheet(
 
 
 def upsampled(hidden: Bool[Tensor, "b t h w"], shape: Sequence[int]) -> Bool[Tensor, "b T H W"]:
-    """Return the mask of hidden pixels for clips of ``shape`` (b, c, T, H, W)."""
+    """Return the mask of hidden pixels (b, T, H, W), given the mask of hidden tubelets.
+
+    Args:
+        hidden: True for hidden tubelets, (b, t, h, w).
+        shape: shape (b, c, T, H, W) of the clips.
+    """
     for axis, length in enumerate(shape[2:], start=1):
         hidden = hidden.repeat_interleave(length // hidden.shape[axis], axis)
     return hidden

@@ -29,7 +29,10 @@ class ViewFeatures(NamedTuple):
 
 
 def view_rows(features: Float[Tensor, "b views d"], batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return features and middle frames of a batch: the rows of :class:`ViewFeatures` for its videos.
+    """Return features, middle frames and frame numbers of the b videos of a batch.
+
+    The result is a dictionary of tensors (b, views, …). Its keys are the tensor attributes of
+    :class:`ViewFeatures`.
 
     Args:
         features: features of each view, (b, views, d); converted to float32.
@@ -48,11 +51,12 @@ def collect(
     features: Callable[[dict[str, Any]], Float[Tensor, "b views d"]],
     batches: Iterable[dict[str, Any]],
 ) -> ViewFeatures:
-    """Apply a feature function to batches in one process.
+    """Compute the features of the views of all videos in one process.
 
     Args:
         features: function from a batch to features (b, views, d).
-        batches: batches as for :func:`view_rows`, with the additional key ``key``.
+        batches: batches with ``clips`` (b, views, C, T, H, W), ``frames`` (b, views, T) and
+            ``key``, the names of the videos.
     """
     rows, keys = [], []
     for batch in batches:
@@ -79,14 +83,27 @@ def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
 
 
 def chance(n: int, views: int) -> float:
-    """Return the chance level: the fraction of all other views that are of the same video."""
+    """Return the chance level of retrieval among n videos with ``views`` views each.
+
+    It is the fraction of all other views that are of the same video as a view.
+    """
     return (views - 1) / (n * views - 1)
 
 
 def nearest_videos(
     features: Float[Tensor, "n d"], queries: Int[Tensor, " q"], count: int
 ) -> tuple[Int[Tensor, "q count"], Float[Tensor, "q count"]]:
-    """Return the nearest other videos of each query, nearest first, and cosine similarities."""
+    """Find the videos with the features most similar to those of query videos.
+
+    Args:
+        features: one vector for each of n videos, (n, d).
+        queries: indices of the q query videos.
+        count: number of videos to find for each query; at most n − 1 are found.
+
+    Returns:
+        Indices (q, count) of the found videos, the most similar first, and their cosine
+        similarities to the query (q, count). A query does not find itself.
+    """
     z = F.normalize(features, dim=1)
     similarity = z[queries] @ z.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf

@@ -122,9 +122,9 @@ def found_centres(
 ) -> Float[np.ndarray, "n 2"] | None:
     """Return receptive-field centres of a session's readout, (x, y) in [−1, 1].
 
-    For a Gaussian readout these are its positions, converted to frame coordinates through the
-    adapter. For a linear readout they are the centres of mass of its filters. Other readouts give
-    None.
+    −1 and 1 are the edges of the frame. A Gaussian readout gives its positions, converted from the
+    feature map to the recorded frame, before the stimulus adapter. A linear readout gives the
+    centres of mass of its filters. Other readouts give None.
 
     Args:
         model: the model.
@@ -143,7 +143,9 @@ def found_centres(
 def readout_spreads(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2 2"] | None:
-    """Return covariances (pixels²) of the positions of a Gaussian readout; None for other readouts.
+    """Return the covariance matrices (n, 2, 2) of the positions of a Gaussian readout, in pixels².
+
+    Other readouts give None.
 
     Args:
         model: the model.
@@ -172,9 +174,10 @@ def _on_screen(
     places: Float[Tensor, "n 2"],
     frame_size: tuple[int, int],
 ) -> Float[Tensor, "n 2"]:
-    """Convert positions on the feature map to positions on the screen, before the adapter.
+    """Convert positions on the encoder's feature map to positions on the screen.
 
-    Both are (x, y); −1 and 1 are the edges.
+    Positions on the screen refer to the recorded frame, before the stimulus adapter transforms it.
+    All positions are (x, y), where −1 and 1 are the edges of the feature map or of the frame.
     """
     low, high = screen_span(model.encoder, frame_size, align_corners=readout.config.align_corners)
     seen = low + (places.cpu() + 1) / 2 * (high - low)

@@ -208,9 +208,10 @@ def summary(
 
 
 def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
-    """Return label → text of each score.
+    """Return the scores of a session on a tier as rows of the summary: label → text.
 
-    The texts of FEVE and CC_norm include the number of neurons in the mean.
+    A text has the model's score, and the scores of the true rates and of held-out neurons if they
+    are known. For FEVE and CC_norm it has the number of neurons over which the score is averaged.
     """
     rows = {}
     for name, label in LABELS.items():

@@ -130,7 +130,7 @@ def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[
 
 
 def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarray, " neurons"]]:
-    """Return session → values of ``column`` in rows of ``tier``; empty if there is no such column."""
+    """Return session → values of ``column`` in rows of ``tier``; empty without this column."""
     values: dict[str, list[float]] = {}
     rows = zip(table["session"], table["tier"], table.get(column, []), strict=False)
     for session, found, value in rows:

@@ -198,7 +198,7 @@ def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Ten
 def _statistics(
     store: TokenStore, views: slice, index: Tensor, batch_size: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Return mean and standard deviation of each feature over the tokens of the videos ``index``."""
+    """Return mean and standard deviation of each feature over tokens of the videos ``index``."""
     count, total = 0, torch.zeros(2, store.shape[-1], dtype=torch.float64)
     for some in index.split(batch_size):
         tokens = store.read(some, views).flatten(0, 1).double()

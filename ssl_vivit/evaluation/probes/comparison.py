@@ -47,8 +47,8 @@ class Subject(NamedTuple):
 
     Attributes:
         name: name in the table.
-        encoders: encoders on the device, in eval mode. They have equal architecture and clips. Seeds
-            of the probes use them in turn.
+        encoders: encoders on the device, in eval mode, with equal architecture and clips. Seeds of
+            the probes use them in turn.
         prepared: how clips for the encoders are prepared.
     """
 
@@ -183,7 +183,7 @@ class _Pass:
     scratch: Path
 
     def measure(self, prepared: Preparation, encoders: Mapping[str, ViViT]) -> tuple[int, ...]:
-        """Compute features, and fit and score probes; return numbers of training and test videos."""
+        """Compute features, fit and score probes; return numbers of training and test videos."""
         drawn = [
             part.drawn(self.seed, name)
             for part, name in zip(self.parts, ("train videos", "test videos"), strict=True)

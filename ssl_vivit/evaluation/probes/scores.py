@@ -43,8 +43,8 @@ def score(
     - ``class``: accuracy
 
     Args:
-        predicted: predictions, (n, width). For numbers they are in the units of the labels. For other
-            targets only the order of their values matters, as of logits.
+        predicted: predictions, (n, width). For ``number`` they are in the units of the labels. For
+            other kinds larger values mean a higher probability, as in logits.
         labels: labels of the test part; see :class:`Target` for their shape.
         target: the target.
         train_labels: labels of the training part.

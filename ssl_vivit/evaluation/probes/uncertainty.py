@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
     def of(
         cls, scores: Sequence[float], resampled: Sequence[Float[np.ndarray, " resamples"]]
     ) -> Estimate:
-        """Compute an estimate from the scores of all seeds; seeds without a finite score are ignored.
+        """Compute an estimate over seeds; seeds without a finite score are ignored.
 
         Args:
             scores: score of each seed.

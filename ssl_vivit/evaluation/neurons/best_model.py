@@ -54,7 +54,7 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
     """Return step, name and value of the best validation score of a run; None if none is stored.
 
     Raises:
-        DataError: if the file is damaged.
+        DataError: if the file ``best/score.json`` is damaged.
     """
     path = run_dir / BEST / "score.json"
     if not path.exists():

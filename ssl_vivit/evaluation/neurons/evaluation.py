@@ -3,8 +3,8 @@
 95 % intervals describe the uncertainty due to the choice of test movies; see
 :mod:`ssl_vivit.evaluation.neurons.bootstrap`. All trials of a movie are resampled together.
 Single trials are not resampled: repeats of a movie are not independent, and a trial that is drawn
-twice would count as a repeat of itself.
-Neurons and weights are not resampled. Sessions with one movie have no intervals.
+twice would count as a repeat of itself. Neurons and weights are not resampled. Sessions with one
+movie have no intervals.
 """
 
 from __future__ import annotations
@@ -180,11 +180,11 @@ def result_table(made: Mapping[str, TierResult]) -> str:
 
 
 def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[str]]:
-    """Return a table with a row for each tier, session and score, and notes that explain its marks.
+    """Return a table with a row for each tier, session and score, and notes on the marks in it.
 
-    A row has the value, its interval, the number of neurons in the mean, and the score of the true
-    rates. Marks are set on validation tiers and on intervals over fewer than five movies. The first
-    row has the names of the columns.
+    The first row has the names of the columns. Each further row has the value of the score, the
+    interval, the number of neurons over which the score is averaged, and the score of the true
+    rates. Marks are set on validation tiers and on intervals over fewer than five movies.
     """
     lines = [["tier", "session", "score", "value", "95 % interval", "neurons", "true rates"]]
     few = False

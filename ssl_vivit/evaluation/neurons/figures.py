@@ -126,10 +126,10 @@ def traces(
 
     Args:
         names: labels of the neurons.
-        recorded: responses in one trial; NaN where unknown.
-        predicted: predicted rates.
+        recorded: responses (T, n) in one trial; NaN where unknown.
+        predicted: predicted rates (T, n).
         path: path of the PNG file.
-        true: true rates, or None if unknown.
+        true: true rates (T, n), or None if unknown.
         frames_per_second: frame rate of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """

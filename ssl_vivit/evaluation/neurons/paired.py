@@ -31,8 +31,8 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: mean over sessions of the mean over neurons.
-        over_neurons: interval of the mean for these sessions.
-        over_sessions: interval of the mean for other animals; None for a single session.
+        over_neurons: 95 % interval of the mean, for these sessions.
+        over_sessions: 95 % interval of the mean, for other animals; None for a single session.
         wins: number of neurons that the first model predicts better.
         losses: number of neurons that the second model predicts better.
         ties: number of neurons with equal scores.

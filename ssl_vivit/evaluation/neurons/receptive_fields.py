@@ -201,9 +201,10 @@ def true_fields(session: Session) -> dict[str, np.ndarray] | None:
 def position_correlation(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"]
 ) -> tuple[float, float]:
-    """Return Pearson's r of found and true positions over neurons, for x and for y.
+    """Return Pearson's r over neurons of receptive-field positions in a model and true positions.
 
-    NaN with fewer than three neurons, or if a coordinate does not vary.
+    The two results are for x and for y. They are NaN with fewer than three neurons, or if the
+    coordinate does not vary.
     """
     known = np.isfinite(found).all(1) & np.isfinite(true).all(1)
     rs = []
@@ -217,10 +218,12 @@ def position_correlation(
 def share_near(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], frame_size: tuple[int, int]
 ) -> float:
-    """Return the fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
+    """Return the fraction of neurons that a model locates close to the true position.
+
+    The distance of a close position is at most ``NEAR_PIXELS`` pixels.
 
     Args:
-        found: found positions, (x, y) in [−1, 1]; NaN counts as not near.
+        found: receptive-field positions in the model, (x, y) in [−1, 1]; NaN counts as not close.
         true: true positions, (x, y) in [−1, 1].
         frame_size: (H, W) of the recorded video in pixels.
     """

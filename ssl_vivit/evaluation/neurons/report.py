@@ -51,9 +51,10 @@ class PositionsFound(NamedTuple):
     """Agreement of the readouts' positions with the true receptive fields.
 
     Attributes:
-        x: Pearson's r of found and true x over neurons.
-        y: Pearson's r of found and true y over neurons.
-        near: fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
+        x: Pearson's r of readout and true x over neurons.
+        y: Pearson's r of readout and true y over neurons.
+        near: fraction of neurons whose readout is within ``NEAR_PIXELS`` pixels of the true
+            position.
     """
 
     x: float
@@ -101,7 +102,7 @@ def report(
         predictor: the loaded model.
         sessions: sessions that the model was trained on.
         run_dir: the run's directory.
-        host: the processes.
+        host: the processes of the run.
         started: result of :func:`positions_found` before training.
         batch_size: number of trials in a batch.
         fields: number of neurons whose receptive fields are drawn.

@@ -32,7 +32,7 @@ def score(
         rates: function from a part of a batch to rates (b, T, neurons). A part is a dictionary with
             trials of one session.
         trials: whole trials.
-        host: the processes.
+        host: the processes of the run.
         batch_size: maximum number of trials in a batch.
         device: device of the model.
         repeats: whether to compute scores of repeated movies, such as FEVE; this takes more memory.

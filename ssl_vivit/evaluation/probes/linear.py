@@ -109,10 +109,11 @@ def nearest_neighbours(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Float[Tensor, "m k"]:
-    """Return the weighted mean label of the training clips nearest to each test clip by cosine.
+    """Return for each test clip the weighted mean label of the nearest training clips.
 
-    Weights are exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4). If
-    labels are indicators of classes, the largest mean is the class that Wu et al. predict.
+    The nearest clips have the largest cosine similarity of features. Weights are
+    exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4). If labels are
+    indicators of classes, the largest mean is the class that Wu et al. predict.
 
     Args:
         train, test: features.

@@ -67,8 +67,8 @@ def weighted_score(
 
     Args:
         predicted, labels, target, train_labels: see :func:`score`.
-        weights: (rows, n), float64 integers. A row has the number of times that each clip counts in
-            one resample.
+        weights: (rows, n), whole numbers as float64. A row has the number of times that each clip
+            counts in one resample.
 
     Returns:
         Scores (rows,) in float64, one per resample. NaN if a score is undefined because the labels

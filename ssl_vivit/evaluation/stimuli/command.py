@@ -54,8 +54,8 @@ class StimuliCommand:
         jitter: largest random shift of the stimulus in each step, in pixels; 0 for none.
         steps: number of steps of the ascent.
         step_size: length of the first step as a fraction of the stimulus' norm.
-        random: number of random stimuli. The ascent of a unit starts at the random stimulus with the
-            largest response.
+        random: number of random stimuli. The ascent of a unit starts at the random stimulus with
+            the largest response.
         draw: number of units in the figure stimuli.png.
         seed: seed of random stimuli and jitter.
         batch_size: number of units in a batch.

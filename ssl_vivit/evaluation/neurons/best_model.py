@@ -17,13 +17,14 @@ BEST = "best"
 
 
 class BestModel:
-    """Storage of the best model in ``run_dir/best``; ``score.json`` there has its step and score.
+    """Stores the best model of a run in ``run_dir/best``.
 
-    A resumed run compares new scores with the stored score. It therefore selects the model that an
-    uninterrupted run selects.
+    This folder also holds ``score.json`` with the training step and the score of the model. A
+    resumed run compares new scores with the stored score. It therefore selects the same model as an
+    uninterrupted run.
 
     Args:
-        sessions: the sessions that are scored.
+        sessions: the sessions of the run; the kind of their responses determines ``criterion``.
 
     Attributes:
         criterion: name of the score that selects the model: bits per spike if all responses are
@@ -53,7 +54,7 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
     """Return step, name and value of the best validation score of a run; None if none is stored.
 
     Raises:
-        DataError: if the file is damaged.
+        DataError: if the file ``best/score.json`` is damaged.
     """
     path = run_dir / BEST / "score.json"
     if not path.exists():
@@ -67,7 +68,7 @@ def best_score(run_dir: Path) -> dict[str, Any] | None:
 
 
 def place_best(run_dir: Path, host: Host) -> None:
-    """Replace the exported model of a run by its best model, if one is stored."""
+    """Replace the model in ``run_dir/model`` by the best model, if a best model is stored."""
 
     def work() -> None:
         if best_score(run_dir) is not None:

@@ -4,8 +4,8 @@ An interval is the estimate ± Student's t times the standard deviation over res
 independent units t has n − 1 degrees of freedom, and the variance is scaled by n / (n − 1) (Efron &
 Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 12). Percentile intervals are
 biased and too narrow with few units, since a resample contains fewer distinct movies. In
-simulations (12 neurons, 4 to 20 movies) these 95 % intervals contained the score on many movies in
-77 to 97 % of cases, and percentile intervals in 15 to 90 %.
+simulations (12 neurons, 4 to 20 movies) the true score was measured on many movies. These 95 %
+intervals contained it in 77 to 97 % of cases, and percentile intervals in 15 to 90 %.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def movie_counts(
     """Draw how often each movie occurs in each resample.
 
     Args:
-        movies: number of movies, and of draws with replacement in each resample.
+        movies: number of movies. Each resample draws this number of movies with replacement.
         resamples: number of resamples.
         seed: seed of the draws, combined with ``names``.
-        names: names of session and tier.
+        names: name of the session and name of the tier.
 
     Returns:
-        The counts; None if ``movies`` or ``resamples`` is below 2.
+        Counts (resamples, movies); None if ``movies`` or ``resamples`` is below 2.
     """
     if movies < 2 or resamples < 2:
         return None
@@ -46,11 +46,11 @@ def movie_counts(
 def resampled_means(
     values: Float[np.ndarray, " n"], shape: tuple[int, int], draw: np.random.Generator
 ) -> Float[np.ndarray, "resamples times"]:
-    """Return bootstrap means: each is the mean of n values drawn with replacement.
+    """Return means of bootstrap resamples; each resample is n values drawn with replacement.
 
     Args:
         values: values of the n neurons.
-        shape: shape (resamples, times) of the result.
+        shape: shape of the result; a new resample is drawn for each of its elements.
         draw: random generator.
     """
     size = (shape[1], len(values))
@@ -83,7 +83,8 @@ def interval(
 def student_t(degrees: int, probability: float = 0.975) -> float:
     """Return a quantile of Student's t distribution.
 
-    With t = √degrees · tan θ the density of θ is proportional to cos(θ) ** (degrees − 1).
+    It is computed by numerical integration over θ, where t = √degrees · tan θ. The density of θ is
+    proportional to cos(θ) ** (degrees − 1).
 
     Args:
         degrees: degrees of freedom.

@@ -28,9 +28,11 @@ MARKERS = "osD^vP"
 
 @dataclass
 class NeuralComparison:
-    """Test scores by tier, row of the table, number of training trials and seed.
+    """Test scores of models by tier, model, amount of training trials and seed.
 
-    A share is a fraction of all training trials, or a number of training trials (see ``unit``).
+    A row is the name of a model, which has one row in the text table. A share is the amount of
+    training trials, either a fraction or a number (see ``unit``). A reference is a score without a
+    trained model, such as the score of the true rates.
 
     Attributes:
         metric: score that is shown, by its name in ``scores.json``.
@@ -48,28 +50,32 @@ class NeuralComparison:
     unit: Literal["share", "trials"] = "share"
 
     def add(self, tier: str, row: str, share: float, scores: dict[str, float]) -> None:
-        """Add the scores of one run on a tier."""
+        """Add the test scores on a tier of one training run, that is, of one seed."""
         rows = self.scores.setdefault(tier, {})
         rows.setdefault(row, {}).setdefault(share, []).append(scores)
 
     def refer(self, tier: str, name: str, share: float, score: float | None) -> None:
-        """Add the score of a reference; nothing is added if the score is None."""
+        """Add the score of a reference, such as the true rates; a score of None is not added."""
         if score is not None:
             self.references.setdefault(tier, {}).setdefault(name, {})[share] = score
 
     def estimate(self, tier: str, row: str, share: float) -> tuple[float, float]:
-        """Return mean and standard error over seeds; the error of a single seed is NaN."""
+        """Return a model's mean score over seeds and its standard error, NaN for a single seed."""
         return mean_and_error(
             [scores.get(self.metric, math.nan) for scores in self.scores[tier][row][share]]
         )
 
     def shares(self) -> list[float]:
-        """Return all shares of the training trials, ascending."""
+        """Return all amounts of training trials in the comparison, in ascending order."""
         rows = [by_share for by_row in self.scores.values() for by_share in by_row.values()]
         return sorted({share for by_share in rows for share in by_share})
 
     def table(self) -> str:
-        """Return a text table of mean ± standard error over seeds, with references by tier."""
+        """Return the scores as a text table, with one block of rows for each tier.
+
+        A cell has the mean ± standard error over seeds. Columns are amounts of training trials.
+        Below the models of a tier are the references, such as the score of the true rates.
+        """
         label, shares = LABELS.get(self.metric, self.metric), self.shares()
         lines = []
         for tier, rows in self.scores.items():
@@ -172,11 +178,11 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
-    """Score the mean response in the training trials of a movie as prediction of its test trials.
+    """Score a reference: the mean response to a movie in training trials predicts its test trials.
 
     Returns:
-        Tier → scores by the names of ``NeuralScores.compute``. Tiers are left out if one of their
-        movies has no training trials.
+        Tier → scores, which are named as by ``NeuralScores.compute``. A tier is left out if
+        training trials do not show all of its movies.
     """
     repeats: dict[tuple[int, str], list[np.ndarray]] = {}
     for place, (session, fact) in enumerate(zip(sessions.sessions, sessions.facts, strict=True)):

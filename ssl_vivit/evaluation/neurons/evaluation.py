@@ -1,9 +1,10 @@
 """Scores of a trained model of neurons on tiers of trials, with confidence intervals.
 
 95 % intervals describe the uncertainty due to the choice of test movies; see
-:mod:`ssl_vivit.evaluation.neurons.bootstrap`. A movie is resampled with all of its trials, because
-repeats of a movie are not independent and a trial that is drawn twice would be its own repeat.
-Neurons and weights are not resampled. Sessions with one movie have no intervals.
+:mod:`ssl_vivit.evaluation.neurons.bootstrap`. All trials of a movie are resampled together.
+Single trials are not resampled: repeats of a movie are not independent, and a trial that is drawn
+twice would count as a repeat of itself. Neurons and weights are not resampled. Sessions with one
+movie have no intervals.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class TierResult(NamedTuple):
         ceiling: name → score of the true rates; empty for recorded sessions.
         trials: session → number of trials.
         movies: session → number of movies in these trials.
-        trained_movies: session → number of these movies that training trials of any session show.
+        trained_movies: session → number of these movies that are also shown in training trials, of
+            this or another session.
         neurons: name → number of neurons over which a score in ``scores`` is averaged.
         held_out_neurons: name → number of neurons over which a score in ``held_out`` is averaged.
         validation: whether the tier has validation trials of the training run. With
@@ -98,8 +100,9 @@ def evaluate(
         seed: seed of the resamples; all models are scored on equal resamples.
         batch_size: number of trials in a batch.
         device: device of the computation.
-        seen: function called for each part of a batch, with the tier, the part and the predicted
-            rates (b, T, neurons).
+        seen: function called after each prediction. Its arguments are the tier, the part of the
+            batch (a dictionary with trials of one session), and the predicted rates
+            (b, T, neurons).
 
     Returns:
         Tier → result.
@@ -144,14 +147,16 @@ def evaluate(
 def intervals(
     scores: NeuralScores, draws: Mapping[str, Tensor], units: Units
 ) -> dict[str, Interval]:
-    """Return score → 95 % interval; intervals of correlations are limited to [-1, 1].
+    """Return the 95 % intervals of scores, as a dictionary from the name of the score.
 
-    The mean over sessions has an interval if all sessions have one. Its degrees of freedom are
-    those of the session with the fewest movies.
+    Intervals of correlations are limited to [-1, 1]. A mean over sessions has an interval if all
+    sessions have one. The degrees of freedom for this mean are those of the session with the fewest
+    movies.
 
     Args:
         scores: scores of one tier.
-        draws: session → counts of its movies in each resample.
+        draws: session → counts (resamples, movies): how often each movie of the session occurs in
+            each resample. Sessions with a single movie are left out.
         units: "trained" or "held_out" neurons.
     """
     values = scores.compute(units)
@@ -175,11 +180,11 @@ def result_table(made: Mapping[str, TierResult]) -> str:
 
 
 def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[str]]:
-    """Return a table with a row for each tier, session and score, and notes that explain its marks.
+    """Return a table with a row for each tier, session and score, and notes on the marks in it.
 
-    A row has the value, its interval, the number of neurons in the mean, and the score of the true
-    rates. Marks are set on validation tiers and on intervals over fewer than five movies. The first
-    row has the names of the columns.
+    The first row has the names of the columns. Each further row has the value of the score, the
+    interval, the number of neurons over which the score is averaged, and the score of the true
+    rates. Marks are set on validation tiers and on intervals over fewer than five movies.
     """
     lines = [["tier", "session", "score", "value", "95 % interval", "neurons", "true rates"]]
     few = False
@@ -224,9 +229,10 @@ def result_rows(made: Mapping[str, TierResult]) -> tuple[list[list[str]], list[s
 
 
 def trial_lines(made: Mapping[str, TierResult]) -> list[str]:
-    """Return a line for each tier and session with numbers of trials, movies and known movies.
+    """Return one line of text for each tier and session.
 
-    Known movies are also shown in training trials.
+    A line has the number of trials, the number of movies in these trials, and the number of these
+    movies that are also shown in training trials.
     """
     return [
         f"{tier}, {session}: {quantity(trials, 'trial')} of {quantity(movies, 'movie')}"
@@ -256,7 +262,10 @@ def _of_tier(seen: Callable[[str, dict[str, Any], Tensor], None], tier: str) -> 
 
 
 def _trained_movies(trials: TrialBatches) -> dict[str, int]:
-    """Return session → number of its movies that are also in training trials of any session."""
+    """Return session → number of its movies in ``trials`` that training trials also show.
+
+    These may be training trials of any session.
+    """
     trained = {
         session.trials[trial].content
         for session, fact in zip(trials.sessions, trials.facts, strict=True)

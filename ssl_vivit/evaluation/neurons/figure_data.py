@@ -28,7 +28,11 @@ _CLIPS, _SPAN, _LAGS = 32, 24, 12
 
 
 def draw_positions(model: NeuralModel, session: Session, figures: Path) -> None:
-    """Draw found against true receptive-field centres, if both are known."""
+    """Draw the receptive-field centres of the model's readout against the true centres.
+
+    Nothing is drawn for recorded sessions, whose true centres are unknown, or for readouts without
+    centres.
+    """
     truth = true_fields(session)
     found = found_centres(model, session.name, session.frame_size)
     if truth is not None and found is not None:
@@ -109,10 +113,11 @@ def draw_fields(
     *,
     count: int,
 ) -> None:
-    """Draw receptive fields of the ``count`` best neurons, with true filters if they are known.
+    """Draw receptive fields of the ``count`` neurons with the highest scores.
 
-    Fields are gradients of the rates at clips from ``trials``, which must be of this session.
-    Nothing is drawn if all trials are too short.
+    True filters are drawn below if the session is simulated. Receptive fields are computed from
+    gradients of the rates with respect to clips of the movies in ``trials``, which must be trials
+    of ``session``. Nothing is drawn if all movies are too short.
     """
     measure, values, ranked = _ranked(scores, session.name)
     units = ranked[:count]
@@ -140,7 +145,10 @@ def draw_fields(
 
 
 def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
-    """Return standardised clips (b, 1, T, H, W) from all movies, or None if all are too short."""
+    """Return clips (b, 1, T, H, W) of standardised pixels, cut from all movies in the trials.
+
+    None if all movies are shorter than a clip.
+    """
     videos: dict[int, Tensor] = {}
     for batch in trials.once(1, device):
         (part,) = batch["parts"]
@@ -158,10 +166,11 @@ def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
 
 
 def _ranked(scores: NeuralScores, session: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Rank the neurons of a session by a score.
+    """Rank the neurons of a session by bits per spike, or else by single-trial correlation.
 
     Returns:
-        Label of the score, its values, and indices of neurons with finite scores, best first.
+        Label of the score, scores of all neurons, and indices of the neurons with finite scores,
+        best first.
     """
     name = "bps" if _has(scores, session, "bps") else "correlation"
     values = scores.neurons(session)[name].numpy()

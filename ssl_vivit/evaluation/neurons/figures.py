@@ -31,10 +31,10 @@ MARKERS = "os^D"
 def positions(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], path: Path, *, title: str
 ) -> None:
-    """Draw found against true centres of receptive fields, in one panel for x and one for y.
+    """Draw receptive-field centres of a model against true centres, with a panel each for x and y.
 
     Args:
-        found: found centres, (x, y) of each neuron in [−1, 1].
+        found: centres in the model, (x, y) of each neuron in [−1, 1].
         true: true centres, (x, y) of each neuron in [−1, 1].
         path: path of the PNG file.
         title: title of the figure.
@@ -68,16 +68,17 @@ def fields(
     true: Float[np.ndarray, "n H W"] | None = None,
     true_centres: Float[np.ndarray, "n 2"] | None = None,
 ) -> None:
-    """Draw found receptive fields, with the true fields below, each scaled to its largest value.
+    """Draw receptive fields of neurons in a model, with the true fields below if they are known.
 
-    There are three neurons per row. A cross marks a found centre, and a ring a true centre.
+    Each field is scaled to its largest absolute value. There are three neurons per row. A cross
+    marks the centre in the model, and a ring the true centre.
 
     Args:
         names: labels of the neurons.
-        found: signed receptive fields.
-        centres: found centres, (x, y) in [−1, 1].
+        found: signed receptive fields of the model, (n, H, W).
+        centres: centres of these receptive fields, (x, y) in [−1, 1].
         path: path of the PNG file.
-        true: signed true receptive fields, or None if unknown.
+        true: signed true receptive fields (n, H, W), or None if unknown.
         true_centres: true centres, (x, y) in [−1, 1], or None if unknown.
     """
     rows = {"found (gradient)": found} | ({} if true is None else {"true filter": true})
@@ -125,10 +126,10 @@ def traces(
 
     Args:
         names: labels of the neurons.
-        recorded: responses in one trial; NaN where unknown.
-        predicted: predicted rates.
+        recorded: responses (T, n) in one trial; NaN where unknown.
+        predicted: predicted rates (T, n).
         path: path of the PNG file.
-        true: true rates, or None if unknown.
+        true: true rates (T, n), or None if unknown.
         frames_per_second: frame rate of the session.
         kind: "spikes" are drawn as bars, "calcium" as a line.
     """
@@ -168,8 +169,9 @@ def histogram(
         scores: title of a panel → scores of the neurons; values that are not finite are left out.
         path: path of the PNG file.
         label: label of the score, with its unit.
-        zero: name of the prediction that scores 0.
-        ceiling: title of a panel → scores of the true rates; may lack recorded sessions.
+        zero: description of a prediction with the score 0, such as "chance", for the legend.
+        ceiling: title of a panel → scores of the true rates, an upper limit for models. Panels of
+            recorded sessions are left out, since their true rates are unknown.
     """
     ceiling = ceiling or {}
     figure, panels = panel_figure(len(scores), height=4.0)

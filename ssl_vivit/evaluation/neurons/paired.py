@@ -31,8 +31,8 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: mean over sessions of the mean over neurons.
-        over_neurons: interval of the mean for these sessions.
-        over_sessions: interval of the mean for other animals; None for a single session.
+        over_neurons: 95 % interval of the mean, for these sessions.
+        over_sessions: 95 % interval of the mean, for other animals; None for a single session.
         wins: number of neurons that the first model predicts better.
         losses: number of neurons that the second model predicts better.
         ties: number of neurons with equal scores.
@@ -51,10 +51,10 @@ class Difference(NamedTuple):
 def difference(
     by_session: Mapping[str, Float[np.ndarray, " neurons"]], *, resamples: int, seed: int
 ) -> Difference | None:
-    """Summarise the differences of neurons; return None if no difference is finite.
+    """Summarise the differences of neurons' scores between two models; None if none is finite.
 
     Args:
-        by_session: session → difference of each neuron; NaN if a model has no score.
+        by_session: session → difference of each neuron's score; NaN if a model has no score.
         resamples: number of resamples of the bootstrap; below 2 gives no intervals.
         seed: seed of the bootstrap.
     """
@@ -112,7 +112,7 @@ def paired_columns(first: Columns, second: Columns) -> Columns:
 
 
 def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[str, Difference]]:
-    """Return tier → score → summary of the differences in a table.
+    """Summarise the differences in a table, as a dictionary: tier → name of the score → summary.
 
     Args:
         table: table from :func:`paired_columns`.
@@ -130,7 +130,7 @@ def differences(table: Columns, *, resamples: int, seed: int) -> dict[str, dict[
 
 
 def of_tier(table: Columns, column: str, tier: str) -> dict[str, Float[np.ndarray, " neurons"]]:
-    """Return session → values of a column on a tier; empty if the column does not exist."""
+    """Return session → values of ``column`` in rows of ``tier``; empty without this column."""
     values: dict[str, list[float]] = {}
     rows = zip(table["session"], table["tier"], table.get(column, []), strict=False)
     for session, found, value in rows:

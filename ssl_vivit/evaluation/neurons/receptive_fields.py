@@ -122,9 +122,9 @@ def found_centres(
 ) -> Float[np.ndarray, "n 2"] | None:
     """Return receptive-field centres of a session's readout, (x, y) in [−1, 1].
 
-    For a Gaussian readout these are its positions, converted to frame coordinates through the
-    adapter. For a linear readout they are the centres of mass of its filters. Other readouts give
-    None.
+    −1 and 1 are the edges of the frame. A Gaussian readout gives its positions, converted from the
+    feature map to the recorded frame, before the stimulus adapter. A linear readout gives the
+    centres of mass of its filters. Other readouts give None.
 
     Args:
         model: the model.
@@ -143,7 +143,9 @@ def found_centres(
 def readout_spreads(
     model: NeuralModel, session: str, frame_size: tuple[int, int]
 ) -> Float[np.ndarray, "n 2 2"] | None:
-    """Return covariances (pixels²) of the positions of a Gaussian readout; None for other readouts.
+    """Return the covariance matrices (n, 2, 2) of the positions of a Gaussian readout, in pixels².
+
+    Other readouts give None.
 
     Args:
         model: the model.
@@ -172,9 +174,10 @@ def _on_screen(
     places: Float[Tensor, "n 2"],
     frame_size: tuple[int, int],
 ) -> Float[Tensor, "n 2"]:
-    """Convert positions on the feature map to positions on the screen, before the adapter.
+    """Convert positions on the encoder's feature map to positions on the screen.
 
-    Both are (x, y); −1 and 1 are the edges.
+    Positions on the screen refer to the recorded frame, before the stimulus adapter transforms it.
+    All positions are (x, y), where −1 and 1 are the edges of the feature map or of the frame.
     """
     low, high = screen_span(model.encoder, frame_size, align_corners=readout.config.align_corners)
     seen = low + (places.cpu() + 1) / 2 * (high - low)
@@ -198,9 +201,10 @@ def true_fields(session: Session) -> dict[str, np.ndarray] | None:
 def position_correlation(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"]
 ) -> tuple[float, float]:
-    """Return Pearson's r of found and true positions over neurons, for x and for y.
+    """Return Pearson's r over neurons of receptive-field positions in a model and true positions.
 
-    NaN with fewer than three neurons, or if a coordinate does not vary.
+    The two results are for x and for y. They are NaN with fewer than three neurons, or if the
+    coordinate does not vary.
     """
     known = np.isfinite(found).all(1) & np.isfinite(true).all(1)
     rs = []
@@ -214,10 +218,12 @@ def position_correlation(
 def share_near(
     found: Float[np.ndarray, "n 2"], true: Float[np.ndarray, "n 2"], frame_size: tuple[int, int]
 ) -> float:
-    """Return the fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
+    """Return the fraction of neurons that a model locates close to the true position.
+
+    The distance of a close position is at most ``NEAR_PIXELS`` pixels.
 
     Args:
-        found: found positions, (x, y) in [−1, 1]; NaN counts as not near.
+        found: receptive-field positions in the model, (x, y) in [−1, 1]; NaN counts as not close.
         true: true positions, (x, y) in [−1, 1].
         frame_size: (H, W) of the recorded video in pixels.
     """

@@ -51,9 +51,10 @@ class PositionsFound(NamedTuple):
     """Agreement of the readouts' positions with the true receptive fields.
 
     Attributes:
-        x: Pearson's r of found and true x over neurons.
-        y: Pearson's r of found and true y over neurons.
-        near: fraction of neurons found within ``NEAR_PIXELS`` pixels of the true position.
+        x: Pearson's r of readout and true x over neurons.
+        y: Pearson's r of readout and true y over neurons.
+        near: fraction of neurons whose readout is within ``NEAR_PIXELS`` pixels of the true
+            position.
     """
 
     x: float
@@ -101,7 +102,7 @@ def report(
         predictor: the loaded model.
         sessions: sessions that the model was trained on.
         run_dir: the run's directory.
-        host: the processes.
+        host: the processes of the run.
         started: result of :func:`positions_found` before training.
         batch_size: number of trials in a batch.
         fields: number of neurons whose receptive fields are drawn.
@@ -208,9 +209,10 @@ def summary(
 
 
 def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
-    """Return label → text of each score.
+    """Return the scores of a session on a tier as rows of the summary: label → text.
 
-    The texts of FEVE and CC_norm include the number of neurons in the mean.
+    A text has the model's score, and the scores of the true rates and of held-out neurons if they
+    are known. For FEVE and CC_norm it has the number of neurons over which the score is averaged.
     """
     rows = {}
     for name, label in LABELS.items():

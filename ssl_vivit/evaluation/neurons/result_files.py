@@ -40,10 +40,11 @@ def check_parquet() -> None:
 
 
 def unit_columns(scores: Mapping[str, NeuralScores]) -> Columns:
-    """Return a table of the scores of each neuron on each tier; NaN if a score is undefined.
+    """Return a table (column → values) with a row for each neuron and tier.
 
-    FEVE and CC_norm are NaN for neurons whose fraction of explainable variance is below 0.15. Means
-    over neurons also leave these neurons out.
+    The table has a column for each score, with NaN where the score is undefined. FEVE and CC_norm
+    are NaN for neurons whose fraction of explainable variance is below 0.15. Means over neurons
+    also leave these neurons out.
 
     Args:
         scores: tier → scores.

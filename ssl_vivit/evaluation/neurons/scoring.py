@@ -29,13 +29,15 @@ def score(
     """Score a model on all trials, which are divided among the processes.
 
     Args:
-        rates: function from a part of a batch to rates (b, T, neurons).
+        rates: function from a part of a batch to rates (b, T, neurons). A part is a dictionary with
+            trials of one session.
         trials: whole trials.
-        host: the processes.
+        host: the processes of the run.
         batch_size: maximum number of trials in a batch.
         device: device of the model.
         repeats: whether to compute scores of repeated movies, such as FEVE; this takes more memory.
-        seen: function called for each part of this process's batches, with the part and its rates.
+        seen: function called after each prediction of this process, with the part of the batch and
+            the predicted rates.
 
     Returns:
         Scores over all trials, on all processes.
@@ -78,9 +80,9 @@ def _equalise_calls(
     host: Host,
     device: torch.device | str,
 ) -> None:
-    """Repeat calls of ``rates`` until all processes have made equally many.
+    """Repeat calls of ``rates`` until all processes have made the same number of calls.
 
-    Sharded weights require this, since each call gathers weights from all processes.
+    This is necessary if weights are sharded, since each call gathers weights from all processes.
     """
     missing = max(host.gather(calls)) - calls
     if missing and last is None:

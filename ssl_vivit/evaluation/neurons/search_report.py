@@ -1,4 +1,4 @@
-"""Report of a search over settings: table of trials, scores, and importance of settings."""
+"""Report of an Optuna search over settings: table of trials, scores, importance of settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def value(trial: optuna.trial.FrozenTrial) -> float:
 def draw_history(
     finished: Sequence[tuple[int, float]], pruned: Sequence[tuple[int, float]], label: str
 ) -> Figure:
-    """Draw the score of each trial and the best score so far.
+    """Draw the score of each trial of a search, and the best score so far.
 
     Args:
         finished: number and score of each completed trial.

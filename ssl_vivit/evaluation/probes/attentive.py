@@ -27,10 +27,11 @@ MOMENTS = 20
 
 
 class OneQuery(AttentionPoolLatent):
-    """timm's latent pooling for one latent, without computing keys and values of all tokens.
+    """timm's ``AttentionPoolLatent`` for one latent query, without keys and values of all tokens.
 
-    For one query q and weights w, q·(W x) = (Wᵀ q)·x and Σ w (W x) = W (Σ w x). The results are
-    equal to timm's, with less computation and memory.
+    Keys and values are products W x of a matrix and the tokens x. For a query q and attention
+    weights w, q·(W x) = (Wᵀ q)·x and Σ w (W x) = W (Σ w x). The results are equal to timm's, with
+    less computation and memory.
     """
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:  # type: ignore[override]
@@ -89,14 +90,15 @@ def attentive_predict(
     Args:
         train, test: tokens of the training and of the test part, which must have different videos.
         train_labels: target → labels of the training part.
-        views: the clips of each video to use; their tokens are concatenated.
+        views: slice that selects clips of each video; the tokens of these clips are concatenated.
         targets: the targets; each has its own probe.
         config: settings of training; None takes the defaults.
         seed: seed of the validation part, the weights and the order of the videos.
         device: device on which the probes are trained.
 
     Returns:
-        Target → predictions (m, width), as logits or as numbers in the labels' units.
+        Target → predictions (m, width) for the m test videos. Targets that are numbers have
+        predictions in the units of the labels, and other targets have one logit per output.
 
     Raises:
         ValueError: if there are too few videos, or if tokens are not finite.
@@ -196,7 +198,7 @@ def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Ten
 def _statistics(
     store: TokenStore, views: slice, index: Tensor, batch_size: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Return mean and standard deviation of each feature over the tokens of the training part."""
+    """Return mean and standard deviation of each feature over tokens of the videos ``index``."""
     count, total = 0, torch.zeros(2, store.shape[-1], dtype=torch.float64)
     for some in index.split(batch_size):
         tokens = store.read(some, views).flatten(0, 1).double()

@@ -43,11 +43,12 @@ PIXELS, MOTION = "raw pixels", "motion energy"
 
 
 class Subject(NamedTuple):
-    """One row of the comparison: an encoder, or several encoders with different pretraining seeds.
+    """Subject of the comparison: an encoder, or several encoders with different pretraining seeds.
 
     Attributes:
         name: name in the table.
-        encoders: encoders on the device, in eval mode; probe seeds use them in turn.
+        encoders: encoders on the device, in eval mode, with equal architecture and clips. Seeds of
+            the probes use them in turn.
         prepared: how clips for the encoders are prepared.
     """
 
@@ -57,11 +58,11 @@ class Subject(NamedTuple):
 
     @property
     def encoder(self) -> ViViT:
-        """First of ``encoders``, which have equal architecture and clips."""
+        """First encoder; the others have the same architecture and clips."""
         return self.encoders[0]
 
     def of_seed(self, seed: int) -> ViViT:
-        """Return the encoder that the probe of this seed uses; random baselines have one per seed."""
+        """Return the encoder for a seed of the probes; seeds use the encoders in turn."""
         return self.encoders[seed % len(self.encoders)]
 
 
@@ -72,13 +73,13 @@ def subject(
     choice: ClipChoice | None = None,
     clips: int = 1,
 ) -> Subject:
-    """Combine encoders into one row of the comparison.
+    """Combine encoders with different pretraining seeds into one subject of the comparison.
 
     Args:
         name: name in the table.
         encoders: encoders with equal architecture and clips.
-        parts: labelled videos.
-        choice: settings that replace those of the encoder's clips.
+        parts: labelled videos for training and for testing the probes.
+        choice: settings of clips that replace the settings stored with the encoders.
         clips: number of clips per video.
 
     Raises:
@@ -171,7 +172,7 @@ def _check_long_clip(each: Subject, parts: Parts) -> None:
 
 @dataclass
 class _Pass:
-    """Features and probe scores of one seed, for encoders with equal clips."""
+    """Computation of features and probe scores for one seed and for encoders with equal clips."""
 
     parts: Parts
     settings: ProbeSettings
@@ -182,7 +183,7 @@ class _Pass:
     scratch: Path
 
     def measure(self, prepared: Preparation, encoders: Mapping[str, ViViT]) -> tuple[int, ...]:
-        """Compute features and fit probes; return the numbers of training and of test videos."""
+        """Compute features, fit and score probes; return numbers of training and test videos."""
         drawn = [
             part.drawn(self.seed, name)
             for part, name in zip(self.parts, ("train videos", "test videos"), strict=True)
@@ -212,7 +213,10 @@ class _Pass:
         return len(train.keys), len(test.keys)
 
     def _extractors(self, encoders: Mapping[str, ViViT]) -> dict[str, FeatureExtractor]:
-        """Return the encoders, untrained copies of each architecture, pixels and motion energy."""
+        """Return name → feature extractor for the encoders and the baselines.
+
+        Baselines are an untrained copy of each architecture, raw pixels and motion energy.
+        """
         architectures: dict[ViViTConfig, str] = {}
         for name, encoder in encoders.items():
             architectures.setdefault(encoder.config, name)
@@ -263,7 +267,7 @@ class _Pass:
         test: ClipFeatures,
         views: slice,
     ) -> None:
-        """Fit and score all probes on the features of all extractors for the clips ``views``."""
+        """Fit and score all probes on all features of the clips that ``views`` selects."""
         targets = self.found.targets
         weights = video_weights(test.keys)
         fits = tqdm(
@@ -297,7 +301,10 @@ class _Pass:
 
 
 def _labels_of_short_clips(short: ClipFeatures) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
-    """Return a function from a batch of long clips to the labels of the videos' short clips."""
+    """Return a function that gives long clips the labels of the short clips of the same videos.
+
+    The function takes a batch of long clips and returns target → labels.
+    """
     place = {key: i for i, key in enumerate(short.keys)}
 
     def labels(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -23,9 +23,9 @@ class ProbeData(ReadingForEncoder):
         shards: shards with CLEVRER's annotations; see ``python -m data_prep.clevrer pack``.
         test_shards: shards with test videos; null takes a fraction ``held_out`` of ``shards``.
         folder: folder of videos with one subfolder for each class; replaces ``shards``.
-        held_out: fraction of the videos used for testing, selected by a hash of their names. The
-            fraction used in pretraining selects the held-out videos of pretraining, also in a
-            folder from which the shards were packed.
+        held_out: fraction of the videos used for testing, selected by a hash of their names. With
+            the fraction used in pretraining, the test videos are those that were held out in
+            pretraining. This is true of shards, and of a folder from which they were packed.
     """
 
     shards: str | list[str] | None = None

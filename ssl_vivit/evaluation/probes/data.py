@@ -34,7 +34,7 @@ class Part(NamedTuple):
     Attributes:
         videos: shards or folder with the videos.
         indices: indices of the part's videos.
-        labels: labels of the videos.
+        labels: function from a batch to the labels of its videos.
         limit: maximum number of videos to use.
         config: settings for reading videos.
     """
@@ -46,17 +46,22 @@ class Part(NamedTuple):
     config: ProbeData
 
     def drawn(self, seed: int, name: str) -> np.ndarray:
-        """Return the ascending indices of at most ``limit`` videos, drawn by seed and name."""
+        """Return indices of the videos to use, in ascending order.
+
+        These are all videos, or ``limit`` videos that are drawn at random. The draw depends on
+        ``seed`` and ``name``.
+        """
         if len(self.indices) <= self.limit:
             return self.indices
         order = named_generator(seed, name).permutation(len(self.indices))
         return np.sort(self.indices[order[: self.limit]])
 
     def dataset(self, prepared: Preparation, *, spread: bool = False) -> ClipDataset:
-        """Return the data set of clips.
+        """Return the data set of clips of the videos.
 
-        Several clips are evenly spaced. A single clip starts at a random position in each epoch, or
-        is in the middle with ``spread``."""
+        Several clips per video are evenly spaced. A single clip starts at a random position in each
+        epoch, or is in the middle of the video if ``spread`` is true.
+        """
         return prepared.dataset(
             self.videos,
             labels=self.labels.annotated,
@@ -68,7 +73,10 @@ class Part(NamedTuple):
     def batches(
         self, prepared: Preparation, indices: np.ndarray, *, spread: bool = False
     ) -> ClipBatches:
-        """Return a loader over the videos with these indices, in order; see :meth:`dataset`."""
+        """Return a loader of clips of the videos ``indices``, in this order.
+
+        For the other arguments see :meth:`dataset`.
+        """
         workers = self.config.workers
         dataset = self.dataset(prepared, spread=spread)
         return ClipBatches(dataset, workers=workers, shuffle=False, indices=indices)
@@ -81,15 +89,17 @@ class Parts(NamedTuple):
     test: Part
 
     def long_enough(self, clips: Sequence[ClipConfig]) -> tuple[Parts, list[str]]:
-        """Leave out videos that are too short for any of the clips, if ``short_videos`` is "skip".
+        """Leave out videos that are too short for any of the clips.
 
-        All encoders are thus evaluated on the videos that are long enough for all of them.
+        All encoders are thus evaluated on the videos that are long enough for all of them. Videos
+        are left out only if ``short_videos`` in the part's ``config`` is "skip".
 
         Args:
             clips: clips of the encoders.
 
         Returns:
-            The parts, and the names of all videos that are too short, including padded ones.
+            The parts, and the names of all videos that are too short, including videos that are
+            padded instead of left out.
 
         Raises:
             DataError: if the remaining videos are too few to train and test a probe.

@@ -46,8 +46,8 @@ def finetune(
     """Train a copy of an encoder on the training part and score it on the test part.
 
     Args:
-        subject: the encoder, of which a copy is trained.
-        parts: labelled videos.
+        subject: the encoder, of which a copy is trained; of several encoders, that of ``seed``.
+        parts: labelled videos for training and for testing.
         config: settings of fine-tuning.
         seed: seed of the head, the clips and the selection of videos.
         run_dir: directory of the training run; an interrupted run is resumed.
@@ -55,8 +55,8 @@ def finetune(
         fresh: train the architecture from random weights, with one learning rate for all layers.
 
     Returns:
-        The row, its scores, and its scores on resampled test videos; None if a signal ended the
-        run.
+        The row of the table of probes, target → score, and target → scores on resampled test
+        videos. None if a signal ended the run.
 
     Raises:
         ValueError: if there are fewer training videos than ``config.total_batch_size``.

@@ -21,7 +21,7 @@ from ssl_vivit.objectives.targets import Target
 
 
 class Labels(Protocol):
-    """Function from a batch to the labels of its videos.
+    """Function from a batch of clips to target → labels of the videos.
 
     Attributes:
         targets: the targets that have labels.
@@ -35,7 +35,7 @@ class Labels(Protocol):
 
 
 class ClevrerLabels:
-    """Labels of :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
+    """Labels from CLEVRER's annotations, see :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
 
     Several clips of a video have one label: objects visible in any frame of the clips, and
     collisions from the first to the last clip.
@@ -94,7 +94,10 @@ class FolderLabels:
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
 
     def missing_classes(self, keys: Sequence[str]) -> str | None:
-        """Return a clause with the classes that none of the videos has; None if there are none."""
+        """Return a phrase for a message that names the classes without any of the videos ``keys``.
+
+        None if all classes have videos.
+        """
         missing = sorted({*self.classes} - {key.split("/")[0] for key in keys})
         return f"no video of the classes {', '.join(missing)}" if missing else None
 

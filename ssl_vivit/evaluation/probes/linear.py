@@ -39,10 +39,10 @@ def probe(
 
     Args:
         train_features: features of the training part, (n, d).
-        train_labels: name → labels (n,) or (n, kinds), as returned by
+        train_labels: target → labels, (n,) or (n, kinds of objects), as returned by
             :func:`~ssl_vivit.data.video.clevrer.clip_labels`.
         test_features: features of the test part, (m, d), from other videos.
-        test_labels: name → labels of the test part.
+        test_labels: target → labels of the test part.
         kind: ``knn``, see :func:`nearest_neighbours`, or ``linear``, see :func:`ridge`.
         targets: the targets to predict; both sets of labels must contain them.
         seed: seed of the folds that select the linear probe's penalty.
@@ -109,10 +109,11 @@ def nearest_neighbours(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Float[Tensor, "m k"]:
-    """Return the weighted mean label of the training clips nearest to each test clip by cosine.
+    """Return for each test clip the weighted mean label of the nearest training clips.
 
-    Weights are exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4). If
-    labels are indicators of classes, the largest mean is the class that Wu et al. predict.
+    The nearest clips have the largest cosine similarity of features. Weights are
+    exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978, Sec. 3.4). If labels are
+    indicators of classes, the largest mean is the class that Wu et al. predict.
 
     Args:
         train, test: features.

@@ -36,7 +36,7 @@ _LOWEST, _HIGHEST = -0.5, 1.05
 
 
 class Row(NamedTuple):
-    """A row of the table: features, clips and probe.
+    """A row of the table of probes, identified by the source of features, the clips and the probe.
 
     Attributes:
         subject: name of the encoder or baseline.
@@ -53,14 +53,14 @@ class Row(NamedTuple):
 
 @dataclass
 class ProbeScores:
-    """Scores of the table of probes: for each :class:`Row`, target and seed.
+    """Scores in the table of probes, for each :class:`Row`, target and seed.
 
     Attributes:
         targets: columns of the table.
         rows: row → target → one score per seed.
         resampled: row → target → scores on resampled test videos, one array per seed.
         chance: target → chance level, one per seed.
-        facts: facts of the measurement, such as numbers of videos and seeds.
+        facts: settings and sizes of the measurement, such as the numbers of videos and of seeds.
     """
 
     targets: tuple[Target, ...]
@@ -72,12 +72,12 @@ class ProbeScores:
     def add(
         self, row: Row, scores: Mapping[str, float], resampled: Mapping[str, np.ndarray]
     ) -> None:
-        """Add one seed's scores of a row, and its scores on resampled test videos."""
+        """Add the scores of a row for one seed, and the scores on resampled test videos."""
         _append(self.rows.setdefault(row, {}), scores)
         _append(self.resampled.setdefault(row, {}), resampled)
 
     def add_chance(self, levels: Mapping[str, float]) -> None:
-        """Add one seed's chance levels."""
+        """Add the chance level of each target for one seed."""
         _append(self.chance, levels)
 
     def estimate(self, row: Row, target: str) -> Estimate:
@@ -97,7 +97,11 @@ class ProbeScores:
         )
 
     def baselines(self, row: Row) -> list[Row]:
-        """Return the baselines with a row's probe; only those with its clips, if there are any."""
+        """Return the baselines with which a row is compared; empty for a baseline.
+
+        These are the baselines with the row's probe and clips. If there are none, they are all
+        baselines with the row's probe.
+        """
         if row.baseline:
             return []
         others = [r for r in self.rows if r.baseline and r.probe == row.probe]

@@ -35,14 +35,16 @@ def score(
 
     The score depends on the target's kind:
 
-    - ``kinds``: average precision, averaged over the kinds of :func:`scored_kinds`
-    - ``event``: area under the ROC curve
+    - ``kinds`` (several binary labels): average precision, averaged over the labels selected by
+      :func:`scored_kinds`
+    - ``event`` (one binary label): area under the ROC curve
     - ``number``: R², the fraction of the test part's variance that is explained; below 0 is worse
       than predicting the mean
     - ``class``: accuracy
 
     Args:
-        predicted: predictions; only their order matters, except for numbers.
+        predicted: predictions, (n, width). For ``number`` they are in the units of the labels. For
+            other kinds larger values mean a higher probability, as in logits.
         labels: labels of the test part; see :class:`Target` for their shape.
         target: the target.
         train_labels: labels of the training part.
@@ -61,14 +63,16 @@ def weighted_score(
     train_labels: Tensor,
     weights: Float[Tensor, "rows n"],
 ) -> Float[Tensor, " rows"]:
-    """Score a target like :func:`score`, with each clip counted as often as ``weights`` says.
+    """Score a target like :func:`score`, on several resamples of the test clips.
 
     Args:
         predicted, labels, target, train_labels: see :func:`score`.
-        weights: integers as float64; each row gives one score.
+        weights: (rows, n), whole numbers as float64. A row has the number of times that each clip
+            counts in one resample.
 
     Returns:
-        Scores (rows,) in float64; NaN if labels do not vary over the counted clips of a row.
+        Scores (rows,) in float64, one per resample. NaN if a score is undefined because the labels
+        of the counted clips do not vary.
     """
     predicted, labels = predicted.double().cpu(), labels.cpu()
     if target.kind == "class":
@@ -91,7 +95,7 @@ def scores(
     train_labels: Mapping[str, Tensor],
     targets: tuple[Target, ...],
 ) -> dict[str, float]:
-    """Return target → :func:`score`."""
+    """Return target → score on the test part, as computed by :func:`score`."""
     return {
         t.name: score(predicted[t.name], labels[t.name], t, train_labels[t.name]) for t in targets
     }
@@ -100,9 +104,9 @@ def scores(
 def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
     """Return the score of predictions that do not depend on the clips.
 
-    - ``kinds``: the expected mean average precision over random orders of the clips; for few clips
-      it exceeds the frequency of the kinds
-    - ``event``: 1/2
+    - ``kinds`` (several binary labels): the expected mean average precision over random orders of
+      the clips; for few clips it exceeds the fraction of positive labels
+    - ``event`` (one binary label): 1/2
     - ``number``: 0, the score of predicting the test part's mean
     - ``class``: the accuracy of predicting the most frequent class of the training part
     """
@@ -124,9 +128,13 @@ def chance(labels: Tensor, target: Target, train_labels: Tensor) -> float:
 def scored_kinds(
     labels: Float[Tensor, "n kinds"], train_labels: Float[Tensor, "m kinds"]
 ) -> Bool[Tensor, " kinds"]:
-    """Return which kinds can be scored.
+    """Return which of several binary labels, such as kinds of objects, can be scored.
 
     A kind must be in some training clips, and in some but not all test clips.
+
+    Args:
+        labels: labels of the test part.
+        train_labels: labels of the training part.
     """
     return (labels > 0).any(0) & ~(labels > 0).all(0) & (train_labels > 0).any(0)
 
@@ -136,7 +144,7 @@ def chances(
     train_labels: Mapping[str, Tensor],
     targets: tuple[Target, ...],
 ) -> dict[str, float]:
-    """Return target → :func:`chance`."""
+    """Return target → chance level, as computed by :func:`chance`."""
     return {t.name: chance(test_labels[t.name], t, train_labels[t.name]) for t in targets}
 
 
@@ -154,9 +162,11 @@ def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
 def _cumulative_weights(
     scores: Tensor, positive: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
-    """Return cumulative weights of positives and of all clips, by descending score.
+    """Sum the weights of all clips with a score at or above each distinct score.
 
-    Clips with equal scores share one entry.
+    Returns:
+        Sums over positive clips and sums over all clips, both (resamples, distinct scores), in
+        descending order of the score.
     """
     ordered, order = scores.sort(descending=True)
     ends = torch.cat((ordered[1:] != ordered[:-1], torch.tensor([True])))

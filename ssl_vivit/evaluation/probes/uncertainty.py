@@ -2,8 +2,8 @@
 
 This is a Poisson bootstrap (Chamandy et al. 2012, "Estimating uncertainty for massive data
 streams"). In each resample, the count of a video is a Poisson number with mean 1, drawn by a
-generator that is seeded with the video's name. All rows and seeds thus have equal resamples, and
-differences between rows are paired.
+generator that is seeded with the video's name. All rows of the table of probes and all seeds thus
+have equal resamples, and differences between rows are paired.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class Estimate(NamedTuple):
     def of(
         cls, scores: Sequence[float], resampled: Sequence[Float[np.ndarray, " resamples"]]
     ) -> Estimate:
-        """Return the estimate from the finite scores of all seeds, and from their resamples."""
+        """Compute an estimate over seeds; seeds without a finite score are ignored.
+
+        Args:
+            scores: score of each seed.
+            resampled: scores of each seed on resampled test videos.
+        """
         known = [value for value in scores if math.isfinite(value)]
         if not known:
             return cls(math.nan, math.nan, math.nan)
@@ -60,7 +65,7 @@ class Estimate(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error over seeds and test videos; their variances are added."""
+        """Standard error over seeds and test videos combined, by adding the two variances."""
         return math.hypot(self.over_seeds, self.over_videos)
 
     def __str__(self) -> str:
@@ -89,7 +94,7 @@ def resampled_scores(
     targets: tuple[Target, ...],
     weights: Float[Tensor, "resamples videos"],
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """Return target → scores on the resamples of the test part; see :func:`weighted_score`."""
+    """Return target → scores (resamples,) on resampled test videos; see :func:`weighted_score`."""
     return {
         t.name: weighted_score(
             predicted[t.name], labels[t.name], t, train_labels[t.name], weights

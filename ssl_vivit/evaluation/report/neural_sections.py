@@ -49,7 +49,7 @@ class Scored(NamedTuple):
     Attributes:
         predictor: the model.
         tiers: tier → result.
-        movies: (tier, session) → responses to one movie.
+        movies: (tier, session) → responses to the movie that was shown most often.
         columns: name of a column → values; a table with a row for each unit and tier.
     """
 
@@ -201,7 +201,11 @@ def best_units(scored: Scored, count: int) -> dict[str, list[int]]:
 
 
 def _shown_tier(scored: Scored) -> str:
-    """Return the first tier not used to select the model; the first tier if all were used."""
+    """Return the tier whose units are ranked and drawn.
+
+    This is the first tier whose scores were not used to select the model. If there is none, it is
+    the first tier.
+    """
     tests = [tier for tier, own in scored.tiers.items() if not own.validation]
     return next(iter([*tests, *scored.tiers]))
 

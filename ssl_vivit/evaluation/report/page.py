@@ -110,7 +110,7 @@ def table(
         head: names of the columns.
         rows: rows with one cell per column.
         caption: caption above the table.
-        sortable: whether buttons in the head sort by a column; a sortable table also scrolls.
+        sortable: whether the head has buttons that sort the rows by a column. Such a table scrolls.
     """
     heads = []
     for column, name in enumerate(head):

@@ -28,7 +28,7 @@ _RESULTS = (
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's directory.
+    """Access to the files in a run's directory.
 
     Args:
         folder: the directory.
@@ -64,7 +64,7 @@ class RunFiles:
 
     @property
     def last_step(self) -> int | None:
-        """Last step that was logged or saved in a checkpoint; None without both."""
+        """Last training step that was logged or saved in a checkpoint; None if there is none."""
         logged = [line["step"] for line in self.metrics[-1:]]
         names = (path.name.removeprefix("step_") for path in self.folder.glob("checkpoints/step_*"))
         return max([*logged, *(int(name) for name in names if name.isdigit())], default=None)
@@ -110,7 +110,7 @@ class RunFiles:
 
     @property
     def exported(self) -> dict[str, Any]:
-        """Facts of training stored in the exported encoder or model; empty without one."""
+        """Record of training in config.json of the exported model or encoder; empty without it."""
         for name in ("model", "encoder"):
             found = self.json(f"{name}/config.json")
             if found is not None and isinstance(found.get("training"), dict):
@@ -118,7 +118,11 @@ class RunFiles:
         return {}
 
     def figures(self) -> list[Path]:
-        """Return the run's figures; of figures redrawn at several steps, only first and last."""
+        """Return paths of the run's figures.
+
+        Of a figure that was drawn at several training steps, only the first and the last are
+        returned.
+        """
         found = [
             *sorted((self.folder / "figures").glob("*.png")),
             *sorted(self.folder.glob("*.png")),

@@ -42,7 +42,9 @@ def numbers(run: RunFiles) -> Section | None:
 
 
 def figures(run: RunFiles, folder: Path) -> Section | None:
-    """Return a section with the figures of the run; draw its metrics if there is no curves.png.
+    """Return a section with the figures of the run.
+
+    If the run has no figure curves.png, learning curves are drawn from metrics.jsonl.
 
     Args:
         run: files of the run.

@@ -21,15 +21,18 @@ _OPPOSITE = np.array([[0, 1, -1, 0], [1, 0, 0, 1]], float)
 
 
 class Agreement(NamedTuple):
-    """Correlations of the stimuli of n units with true filters.
+    """Correlations of the stimuli of n simulated units with true filters, and their controls.
 
     Attributes:
-        space: (n,), correlation with the unit's own filter; see :func:`space_correlation`.
-        other_space: mean correlation with the filters of the session's other neurons; NaN without
-            other neurons.
-        drive: (n,), see :func:`drive_correlation`; None for images.
-        other_drive: mean drive for the filters of other neurons; NaN for images.
-        shuffled: (n,), ``drive`` of the videos with their frames in random order.
+        space: (n,), spatial correlation of a unit's stimulus with the unit's own filter; see
+            :func:`space_correlation`.
+        other_space: control, the mean spatial correlation of stimuli with the filters of other
+            neurons in the session; NaN without other neurons.
+        drive: (n,), drive of the unit's own filter by its video, as a fraction of the largest
+            possible drive; see :func:`drive_correlation`. None for images.
+        other_drive: control, the mean drive of the filters of other neurons; NaN for images.
+        shuffled: (n,), control, ``drive`` of the videos with their frames in random order; None for
+            images.
     """
 
     space: Float[np.ndarray, " n"]
@@ -39,7 +42,7 @@ class Agreement(NamedTuple):
     shuffled: Float[np.ndarray, " n"] | None = None
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Return number of units, median over units, and controls of each correlation."""
+        """Return the median over units and the controls of each correlation, as JSON values."""
         told: dict[str, dict[str, float]] = {
             "space": {
                 "units": len(self.space),
@@ -102,7 +105,7 @@ def _best_drive(
 
 
 def _of_others(correlations: Float[np.ndarray, "b n"], places: Sequence[int]) -> float:
-    """Return the mean over all pairs of a stimulus and the filter of another neuron."""
+    """Return the mean correlation over all pairs of a stimulus and the filter of another neuron."""
     others = np.ones_like(correlations, bool)
     others[np.arange(len(places)), places] = False
     return float(correlations[others].mean()) if others.any() else math.nan
@@ -160,10 +163,12 @@ def drive_correlation(
 def nearest_filters(
     stimuli: Float[np.ndarray, "n T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "n T H W"]:
-    """Return the true filter of each stimulus' unit, with the stimulus' phase and contrast.
+    """Return the true filter of each unit, with the phase and the contrast of the unit's stimulus.
+
+    For videos these are space-time filters. For images (T = 1) they are Gabor functions.
 
     Args:
-        stimuli: deviations from grey. For images (T = 1) the nearest Gabor function is returned.
+        stimuli: stimuli of n units, as deviations from grey.
         truth: tensors of ``meta/ground_truth.safetensors``, for the units of the stimuli.
     """
     units, frames = np.arange(len(stimuli)), stimuli.shape[1]
@@ -185,9 +190,11 @@ def nearest_filters(
 def _weights(
     truth: Mapping[str, np.ndarray],
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n 4"]]:
-    """Return each neuron's weights of its four filters, as a complex and as a simple cell.
+    """Return the weights that turn the responses of a neuron's four filters into its drive.
 
-    A complex cell has a quadratic form (n, 4, 4), and a simple cell has a vector (n, 4).
+    The first result (n, 4, 4) is the quadratic form of the motion energy, for complex cells. The
+    second result (n, 4) is the vector of linear weights, for simple cells. The four filters are
+    products of an even or odd spatial filter and a fast or slow temporal filter.
     """
     other = 1 - truth["selectivity"].astype(float)[:, None]
     energy = _PREFERRED.T @ _PREFERRED + other[..., None] * (_OPPOSITE.T @ _OPPOSITE)
@@ -195,14 +202,17 @@ def _weights(
 
 
 def _kernels(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 2 lags"]:
-    """Return the fast and slow temporal kernels for lags 0, 1, … below the number of frames."""
+    """Return the fast and the slow temporal kernel of each neuron, for lags below ``frames``."""
     return np.stack([truth["fast_kernel"], truth["slow_kernel"]], 1)[..., :frames].astype(float)
 
 
 def _filter_products(
     videos: Float[np.ndarray, "b T H W"], truth: Mapping[str, np.ndarray]
 ) -> Float[np.ndarray, "b n 4"]:
-    """Return inner products of the last frames of each video with each neuron's four filters."""
+    """Return inner products of the last frames of each video with each neuron's four filters.
+
+    See :func:`_weights` for the four filters.
+    """
     kernels = _kernels(truth, videos.shape[1])
     latest = _spatial_products(videos, truth)[:, ::-1][:, : kernels.shape[2]]
     parts = einsum(latest, kernels, "b l n i, n k l -> b n i k")
@@ -210,7 +220,7 @@ def _filter_products(
 
 
 def _pairwise_products(truth: Mapping[str, np.ndarray], frames: int) -> Float[np.ndarray, "n 4 4"]:
-    """Return the inner products of each neuron's four filters with each other."""
+    """Return the inner products of each neuron's four space-time filters with each other."""
     kernels = _kernels(truth, frames)
     in_time = kernels @ kernels.swapaxes(1, 2)
     return einsum(_gabor_products(truth), in_time, "n i j, n k m -> n i k j m").reshape(-1, 4, 4)

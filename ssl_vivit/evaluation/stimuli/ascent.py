@@ -45,8 +45,9 @@ class Ascent:
         deviations: (n, T, H, W), the stimuli as deviations from grey.
         responses: (n, steps + 1), responses to the shifted stimulus before each step; the last
             entry is the response to the stimulus in ``deviations``.
-        raised: (n,), whether the ascent raised the unit's response. If not, the stimulus is the
-            start. Reasons are a gradient of zero, or a gradient removed by jitter and smoothing.
+        raised: (n,), whether the ascent raised the unit's response. If not, the result is the
+            initial stimulus. Reasons are a gradient of zero, or a gradient removed by jitter and
+            smoothing.
     """
 
     deviations: Float[Tensor, "n T H W"]
@@ -72,7 +73,8 @@ def ascend(
     does not depend on the other units of the batch.
 
     Args:
-        rates: the model.
+        rates: the model, a differentiable function from pixels (b, T, H, W), 0 to 255, to rates
+            (b, T, neurons).
         presentation: how a stimulus is shown.
         constraints: constraints on the stimulus.
         starts: initial stimuli as deviations from grey, one for each unit.

@@ -54,7 +54,8 @@ class StimuliCommand:
         jitter: largest random shift of the stimulus in each step, in pixels; 0 for none.
         steps: number of steps of the ascent.
         step_size: length of the first step as a fraction of the stimulus' norm.
-        random: number of random stimuli; the best one for a unit starts its ascent.
+        random: number of random stimuli. The ascent of a unit starts at the random stimulus with
+            the largest response.
         draw: number of units in the figure stimuli.png.
         seed: seed of random stimuli and jitter.
         batch_size: number of units in a batch.
@@ -132,7 +133,7 @@ def main() -> None:
 def _shown(
     config: StimuliCommand, facts: SessionFacts, kind: Kind
 ) -> tuple[Presentation, Constraints]:
-    """Return the presentation and the constraints of one kind of stimulus."""
+    """Return how a kind of stimulus (video or image) is shown, and its constraints."""
     from ssl_vivit.evaluation.stimuli.constraints import Constraints
     from ssl_vivit.evaluation.stimuli.presentation import Presentation
 

@@ -27,13 +27,13 @@ def draw_sheet(
     frames_per_second: float,
     path: Path,
 ) -> None:
-    """Draw stimuli of units, one row for each unit: frames of the video, and the image.
+    """Draw stimuli of units, with a row for each unit: frames of its video, and its image.
 
     Frames of a video are evenly spaced and include the last one.
 
     Args:
-        rows: pairs of a label and stimuli as deviations from grey. All rows must have the kinds of
-            the first row.
+        rows: for each unit its label, and its stimuli as deviations from grey: kind → stimulus.
+            The kinds are "video", "image" or both, equal for all units.
         grey: grey level from which deviations are measured.
         frames_per_second: frame rate of the videos.
         path: path of the PNG file.

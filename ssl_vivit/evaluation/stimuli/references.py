@@ -101,6 +101,13 @@ def movie_rates(chosen: ChosenUnits, sessions: Sessions) -> list[Float[Tensor, "
 def movie_responses(
     rates: Sequence[Float[Tensor, "T n"]], response: int
 ) -> Float[np.ndarray, "windows n"]:
-    """Return mean rates in all windows of ``response`` frames; skip movies that are shorter."""
+    """Return mean rates in all windows of ``response`` consecutive frames of all movies.
+
+    Movies that are shorter than a window are left out.
+
+    Args:
+        rates: rates of n units for each movie, from :func:`movie_rates`.
+        response: number of frames in a window.
+    """
     long = [each.unfold(0, response, 1).mean(-1) for each in rates if len(each) >= response]
     return torch.cat(long).numpy() if long else np.zeros((0, rates[0].shape[1]))

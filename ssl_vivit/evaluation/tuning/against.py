@@ -41,10 +41,10 @@ def read_against(
     """Read a session's recording and compare it with the model.
 
     Args:
-        chosen: the units.
+        chosen: the model and the selected units.
         folder: folder of the session.
         tiers: names of tiers in tiers.npy; None takes all tiers that were not used for training.
-        shuffles: number of shuffles of each control.
+        shuffles: number of random shuffles for each control; see :func:`compare_curves`.
         seed: seed of the shuffles.
 
     Raises:

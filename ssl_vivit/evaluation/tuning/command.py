@@ -52,7 +52,7 @@ class TuningCommand:
         transient: seconds at the start of each grating that are excluded from the response.
         fits: whether to fit descriptive functions to the curves; needs SciPy.
         draw: number of units in the figures.
-        shuffles: number of shuffles of each control of --against.
+        shuffles: number of random shuffles for each control in the comparison with --against.
         seed: seed of the shuffles.
         batch_size: number of trials in a batch.
     """
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def _as_list(given: Any) -> Any:
-    """Return a setting as a list; a single value becomes a list of one, None stays None."""
+    """Return a setting as a list; a single value becomes a list with one value, None stays None."""
     return given if given is None or isinstance(given, list) else [given]
 
 

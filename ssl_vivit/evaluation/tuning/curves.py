@@ -62,11 +62,13 @@ def measure_curves(
     """Show gratings to a model and measure tuning curves of selected neurons.
 
     Args:
-        predict: the model.
+        predict: the model, a function from pixels (b, T, H, W), 0 to 255, to rates (b, T, N) of all
+            neurons.
         protocol: timing of a trial.
-        stimuli: values of each property; empty sizes or contrasts omit that curve.
+        stimuli: values of each property of the gratings. Empty sizes omit the size curve, and empty
+            contrasts the contrast curve.
         units: indices of the units among the neurons that ``predict`` returns.
-        centres: (x, y) of each unit's patch in [−1, 1]; needed for sizes.
+        centres: (x, y) in [−1, 1] of the patches of each unit; needed for the size curve.
         batch_size: number of trials in a batch.
         progress: whether to show a progress bar.
 
@@ -116,7 +118,10 @@ def measure_curves(
 
 
 class _Shown:
-    """Shows gratings to a model in batches; yields response and modulation of all neurons."""
+    """Function that shows gratings to a model; yields (response, modulation) for each grating.
+
+    Response and modulation have one value for each neuron (N,), as in :class:`TuningCurves`.
+    """
 
     def __init__(self, predict: Predict, protocol: Protocol, batch_size: int) -> None:
         self.predict, self.protocol, self.batch_size = predict, protocol, batch_size
@@ -142,7 +147,14 @@ class _Shown:
 
 
 def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the curves of direction and frequencies through each unit's best grating."""
+    """Return property → curves (n, k) through each unit's best grating.
+
+    Properties are direction, orientation, spatial frequency and temporal frequency.
+
+    Args:
+        means: responses (n, directions, spatial frequencies, temporal frequencies).
+        best: (n, 3), indices of each unit's best grating.
+    """
     unit, (d, s, t) = np.arange(len(means)), best.T
     direction = means[unit, :, s, t]
     half = direction.shape[1] // 2

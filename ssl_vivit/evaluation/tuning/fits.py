@@ -23,9 +23,12 @@ class Function:
 
     Attributes:
         names: names of the parameters.
-        curve: (x, *parameters) → responses.
-        limits: (x, y) → smallest and largest value of each parameter.
-        starts: (x, y) → initial parameters of several fits, of which the best is used.
+        curve: function from values x of the stimulus property, and from the parameters as further
+            arguments, to responses.
+        limits: function from values x and responses y of a measured curve to the smallest values
+            and the largest values of all parameters.
+        starts: function from x and y to a list of initial parameters. A fit is made from each, and
+            the best fit is used.
     """
 
     names: tuple[str, ...]
@@ -36,11 +39,11 @@ class Function:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted function.
+    """A descriptive function with parameters that were fitted to a tuning curve.
 
     Attributes:
-        function: the function.
-        parameters: name → value.
+        function: the descriptive function.
+        parameters: name of a parameter → fitted value.
         r2: fraction of the variance over the curve's points that the function explains.
     """
 

@@ -13,13 +13,14 @@ def vector_sum(
 ) -> Complex[np.ndarray, " n"]:
     """Return the vector sum of responses, divided by the sum of responses.
 
-    The length is one minus the circular variance (Mazurek, Kager & Van Hooser 2014, Front. Neural
-    Circuits 8:92, equations 2 and 4): L_ori with a period of 180 degrees, L_dir with 360. The angle
-    times period / 360 is the preferred angle. Negative responses count as 0.
+    The length of the complex result is one minus the circular variance (Mazurek, Kager & Van Hooser
+    2014, Front. Neural Circuits 8:92, equations 2 and 4). It is L_ori of this article for a period
+    of 180 degrees, and L_dir for 360 degrees. Its angle in degrees, times period / 360, is the
+    preferred angle. Negative responses count as 0.
 
     Args:
         responses: responses to k evenly spaced angles.
-        degrees: the angles in degrees.
+        degrees: these k angles in degrees.
         period: period of the angles in degrees.
 
     Returns:

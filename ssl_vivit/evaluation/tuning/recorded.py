@@ -23,8 +23,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         model: (n,), correlation of the predicted and the recorded curve.
-        training: (n,), correlation of the mean over training trials and the recorded curve; NaN
-            without training trials.
+        training: (n,), correlation of two recorded curves, the mean over training trials and the
+            mean over trials outside training; NaN without training trials.
         reliability: (n,), correlation of the recorded curves of two random halves of the trials,
             averaged over splits.
         other_units: (shuffles,), correlation of the recorded curve and the predicted curve of
@@ -107,7 +107,7 @@ def correlation(one: Curves, two: Curves) -> Float[np.ndarray, " n"]:
 
 
 def _halves(recorded: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Correlate means over two random halves of the trials; NaN if a movie has only one trial."""
+    """Correlate recorded curves of two random halves of trials; NaN if a movie has one trial."""
     if min(map(len, recorded)) < 2:
         return np.full(recorded[0].shape[1], np.nan)
     mixed = [trials[rng.permutation(len(trials))] for trials in recorded]

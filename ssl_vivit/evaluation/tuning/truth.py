@@ -104,14 +104,17 @@ def agreement(units: Mapping[str, Any], true: TrueTuning) -> dict[str, dict[str,
 
     Angles are compared by circular correlation, and frequencies by the correlation of their
     logarithms. Directions are compared only for neurons whose true ``selectivity`` is at least 0.5.
+    The direction selectivity index is correlated with the true ``selectivity``, and the suppression
+    index with the true ``surround``.
 
     Args:
         units: table from :func:`~ssl_vivit.evaluation.tuning.units.measure_units`.
         true: true tuning of these neurons.
 
     Returns:
-        Property → ``units``, the number of neurons, and ``correlation``. Angles also have
-        ``median_difference``, the median absolute difference in degrees.
+        For each property a dictionary with two entries: ``units``, the number of neurons, and
+        ``correlation``. Direction and orientation have a third entry ``median_difference``, the
+        median absolute difference in degrees.
     """
 
     def column(*names: str) -> Column:

@@ -105,10 +105,11 @@ class Host:
         ]
 
     def gather_rows(self, own: Tensor) -> list[Tensor]:
-        """Return the rows of all processes, in order of rank.
+        """Return the tensors of all processes, in order of rank.
 
         Args:
-            own: CPU tensor (rows, …). Only the number of rows may differ between processes.
+            own: CPU tensor of this process. Only the length of the first axis may differ between
+                processes.
         """
         if self._group is None:
             return [own]
@@ -174,8 +175,9 @@ def join_processes() -> PartialState:
     """Join the processes that the launcher started.
 
     ``fit`` does this itself. Call the function to exchange data between processes before ``fit``.
-    Accelerate keeps the settings of its first call, and joins processes on CPUs only with
-    ``cpu=True``. After ``PartialState()`` without it, the processes could not be joined any more.
+    Do not create accelerate's ``PartialState()`` instead: it joins processes on CPUs only with
+    ``cpu=True``, and keeps the settings of its first call, so the processes could not be joined any
+    more.
 
     Raises:
         RunError: if an ``Accelerator`` was made before that did not join the processes.
@@ -326,12 +328,12 @@ def name_blocks(objective: nn.Module) -> None:
 
 
 def parts_to_compile(objective: Objective, *, by_block: bool) -> list[nn.Module]:
-    """List the modules that ``training.compile`` compiles, each to its own graph.
+    """List the modules that ``training.compile`` compiles, each to a graph of its own.
 
     Args:
         objective: the objective.
-        by_block: compile each block separately. FSDP2 needs this, since it gathers the weights of
-            a block in a hook, and a hook inside a graph would break the graph.
+        by_block: compile each transformer block separately. FSDP2 needs this: it gathers the
+            weights of a block in a hook, and a hook inside a graph would split the graph.
     """
     whole = objective.to_compile()
     return (by_block and _blocks(whole)) or [whole]

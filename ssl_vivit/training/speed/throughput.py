@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Speed(NamedTuple):
-    """Speed of training between two readings.
+    """Speed of training between two calls of :meth:`Throughput.read`.
 
     Attributes:
         clips_per_second: clips trained on per second, without pauses.
@@ -21,18 +21,18 @@ class Speed(NamedTuple):
 
 
 class Throughput:
-    """Measures the speed of training; time inside :meth:`paused` is not counted."""
+    """Measures the speed of training; time in blocks of :meth:`paused` is not counted."""
 
     def __init__(self) -> None:
         self._clips, self._waited = 0, 0.0
         self._since = time.perf_counter()
 
     def add(self, clips: int) -> None:
-        """Add the clips of a finished step."""
+        """Add a number of clips, those of a finished step."""
         self._clips += clips
 
     def read(self) -> Speed:
-        """Return the speed since the last reading."""
+        """Return the speed since the last call of this method, or since the start."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         speed = Speed(self._clips / seconds, min(1.0, self._waited / seconds))

@@ -306,7 +306,7 @@ def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
 
 
 def _retire(old: Path, directory: Path, own: Collection[str]) -> None:
-    """Remove the older directory after its replacement, and move files of other owners.
+    """Remove the older directory after its replacement, but keep files that are not ``own``.
 
     If there is no directory at ``directory``, ``old`` is renamed back instead.
 

@@ -52,8 +52,8 @@ class Reconstruction(NamedTuple):
         predicted: (b, c, T, H, W) clips with hidden tubelets replaced by predictions.
         hidden: (b, t, h, w) mask, True for hidden tubelets.
         frames: indices of the T frames in the clip.
-        rescaled: whether predictions have been rescaled by the mean and spread of the hidden
-            pixels.
+        rescaled: whether predictions have been rescaled by mean and standard deviation of the true
+            pixels of the hidden tubelet.
     """
 
     video: Tensor
@@ -130,9 +130,10 @@ class MaskedTubelets(Objective):
                 these names then seed the masks. Without ``draw``, torch's generator draws them.
 
         Returns:
-            Loss and metrics. The metrics are the effective rank and the standard deviation over
-            clips of the visible tokens' mean, which fall if the encoder collapses, and
-            ``pooled_distance``. If ``logs_step`` is false, there are no metrics.
+            Loss and metrics. ``effective_rank`` and ``feature_std`` (standard deviation over clips)
+            are computed from the mean visible token of each clip, and fall if the encoder
+            collapses. ``pooled_distance`` is the mean of :meth:`pooled_distance`. If ``logs_step``
+            is false, there are no metrics.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if "mask" in batch:
@@ -372,8 +373,8 @@ def _pixels_at(
     """Return the pixels (b, m, c, p) of m selected tubelets of each clip.
 
     Args:
-        pixels: pixels of all tubelets, for t time steps with n tubelets each.
-        index: indices of the selected tubelets among the t·n tubelets of the clip.
+        pixels: pixels of all tubelets (b, t, n, c, p), for t time steps with n tubelets each.
+        index: indices (b, m) of the selected tubelets among the t·n tubelets of the clip.
     """
     flat = rearrange(pixels, "b t n c p -> b (t n) c p")
     return flat.gather(1, index[..., None, None].expand(-1, -1, *flat.shape[2:]))

@@ -111,7 +111,7 @@ def draw_mask(
         ratio: fraction of the h·w positions that are hidden. The number of hidden positions is
             rounded down.
         numbers: random numbers (b, count), uniform in [0, 1); :func:`mask_numbers` gives the count.
-            The mask of a clip depends only on its row.
+            The mask of a clip depends only on the row of that clip.
 
     Raises:
         ValueError: if the ratio would hide no or all positions.

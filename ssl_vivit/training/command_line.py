@@ -173,7 +173,7 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
 
 
 def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
-    """Describe short forms in --help.
+    """Describe short forms of options, such as ``--encoder`` for ``--encoder.path``, in --help.
 
     jsonargparse would otherwise describe the name of a nested dataclass as the path of a config
     file.
@@ -263,10 +263,10 @@ def _config_path(name: str, preset: Path | None) -> Path:
 
 
 def _recipes_of(preset: Path) -> str:
-    """Return the recipes to which a preset belongs, as a text such as ``recipes/simclr.py``.
+    """Return the recipes to which a preset belongs, such as ``recipes/simclr_clevrer.py``.
 
-    The first word of the preset's name is a word of the names of their scripts: ``simclr`` for
-    ``simclr_vivit_small``.
+    The file names of these recipes contain the first word of the preset's name, such as ``simclr``
+    of ``simclr_vivit_small``.
     """
     folder, family = preset.parent.parent, preset.stem.partition("_")[0]
     scripts = sorted(p for p in folder.glob("*.py") if family in p.stem.split("_"))

@@ -322,7 +322,10 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
 
 
 def name_blocks(objective: nn.Module) -> None:
-    """Tell FSDP to shard the blocks that parts of the objective declare (``_no_split_modules``)."""
+    """Tell FSDP which transformer blocks to shard, each as one unit.
+
+    Submodules of the objective name the classes of their blocks in ``_no_split_modules``.
+    """
     names = {type(part).__name__ for part in _blocks(objective)}
     objective._no_split_modules = sorted(names)  # type: ignore[assignment]
 

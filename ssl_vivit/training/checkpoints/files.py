@@ -157,7 +157,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Return the reason why a checkpoint directory is not complete; None if it is."""
+    """Return the reason why a checkpoint directory is incomplete; None if it is complete."""
     try:
         manifest = read_json_text(read_whole(path / MANIFEST))
         files = {
@@ -181,7 +181,12 @@ def fault(path: Path) -> str | None:
 
 
 def _misfit(path: Path, files: Collection[str]) -> str | None:
-    """Return how state.json contradicts the checkpoint's name or files; None if it does not."""
+    """Return how state.json contradicts the checkpoint's name or files; None if it fits them.
+
+    Args:
+        path: the checkpoint.
+        files: names of the files in the manifest.
+    """
     try:
         state = _read_object(path / STATE)
         step, world_size = state["step"], state["world_size"]

@@ -40,7 +40,7 @@ class TubeletMask(NamedTuple):
 
     @property
     def for_encoder(self) -> dict[str, Tensor]:
-        """Keyword argument for the call of an encoder, which then encodes only visible tubelets."""
+        """Keyword argument of an encoder that selects the visible tubelets."""
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:

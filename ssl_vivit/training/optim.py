@@ -104,8 +104,8 @@ def parameter_groups(
     by ``no_weight_decay()`` of the objective or of its submodules. If ``layer_decay`` is below 1,
     the parameters of the first submodule that is :class:`Layered` get timm's layer-wise factors.
     All other parameters, such as the head, have factor 1. These factors are multiplied by those of
-    the objective's ``learning_rate_shares()``. The objective's ``first_steps()`` gives the step before
-    which a parameter is not updated.
+    the objective's ``learning_rate_shares()``. The objective's ``first_steps()`` gives the
+    step before which a parameter is not updated.
 
     Returns:
         Parameter groups with ``weight_decay``, ``lr_scale`` (the learning-rate factor) and

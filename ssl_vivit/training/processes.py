@@ -331,12 +331,12 @@ def name_blocks(objective: nn.Module) -> None:
 
 
 def parts_to_compile(objective: Objective, *, by_block: bool) -> list[nn.Module]:
-    """List the modules that ``training.compile`` compiles, each to a graph of its own.
+    """List the modules that ``training.compile`` compiles, each to its own graph.
 
     Args:
         objective: the objective.
-        by_block: compile each transformer block separately. FSDP2 needs this: it gathers the
-            weights of a block in a hook, and a hook inside a graph would split the graph.
+        by_block: compile each block separately. FSDP2 needs this, since it gathers the weights of
+            a block in a hook, and a hook inside a graph would break the graph.
     """
     whole = objective.to_compile()
     return (by_block and _blocks(whole)) or [whole]

@@ -126,7 +126,7 @@ class StepProfile:
             record_phases(self._times)
 
     def end(self) -> None:
-        """End a profile that has begun: print a table of times and write the trace."""
+        """End a profile that has begun: print the table and write the trace."""
         if self._times is None:
             return
         record_phases(None)

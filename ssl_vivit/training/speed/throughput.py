@@ -21,14 +21,14 @@ class Speed(NamedTuple):
 
 
 class Throughput:
-    """Measures the speed of training; time in blocks of :meth:`paused` is not counted."""
+    """Measures the speed of training; time inside :meth:`paused` is not counted."""
 
     def __init__(self) -> None:
         self._clips, self._waited = 0, 0.0
         self._since = time.perf_counter()
 
     def add(self, clips: int) -> None:
-        """Add a number of clips, those of a finished step."""
+        """Add the clips of a finished step."""
         self._clips += clips
 
     def read(self) -> Speed:
